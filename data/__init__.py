@@ -1,0 +1,1 @@
+"""What is true on disk. Imports no other room and never torch."""

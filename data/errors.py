@@ -1,0 +1,11 @@
+"""The one exception whose text is meant for the person at the terminal."""
+
+from __future__ import annotations
+
+
+class ColdstillError(Exception):
+    """A mistake or a fault that the user can act on.
+
+    The text is one line: *where: what is wrong, the value, what was expected; what to do*.
+    The command line prints it without a traceback and exits with status 1.
+    """

@@ -1,0 +1,1 @@
+"""What a processor does: one file per stage, named as its command."""
