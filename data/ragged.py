@@ -1,4 +1,4 @@
-"""Rows of unequal length as one flat array and its offsets, the way Arrow lays out a list column."""
+"""Rows of unequal length as one flat array and its offsets, as Arrow lays out a list column."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Targets:
     entropy: NDArray[np.float32]
     """[M] the teacher's entropy, in nats."""
     log_norm: NDArray[np.float32]
-    """[M, C] `logsumexp(log p / temperature)` over the whole vocabulary, per captured temperature."""
+    """[M, C] `logsumexp(log p / T)` over the whole vocabulary, per captured temperature T."""
 
     def __len__(self) -> int:
         return len(self.log_tail)

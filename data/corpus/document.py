@@ -26,6 +26,12 @@ class Document:
         """Whether there is nothing to learn from it."""
         return not self.text and not self.messages
 
+    @property
+    def size(self) -> int:
+        """UTF-8 bytes of all its text, for figures per byte."""
+        contents = (str(message.get("content") or "") for message in self.messages)
+        return sum(len(text.encode()) for text in (self.prompt, self.text, *contents))
+
     def digest(self) -> bytes:
         """SHA-256 of the content alone: the same text has the same digest wherever it is found."""
         content = [self.prompt, self.text, list(self.messages)]

@@ -1,0 +1,79 @@
+"""The table that every store holds: one row a sequence, flat columns or lists.
+
+This file names the columns. A codec decides what stands in those of the targets, a store how any
+of them lie on disk; neither knows the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .ragged import Ragged
+from .schema import Sequences, sequence_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+Columns = dict[str, "NDArray[Any] | Ragged"]
+"""Column name to one value per sequence `[N]`, or one list per sequence (`Ragged`)."""
+
+_SEQUENCE_COLUMNS = {
+    "sequence_id": "ids",
+    "token_ids": "tokens",
+    "document_starts": "document_starts",
+    "document_ids": "document_ids",
+    "positions": "positions",
+    "sequence_hash": "hashes",
+}
+
+
+def from_sequences(sequences: Sequences) -> Columns:
+    """The columns that describe the sequences themselves."""
+    return {column: getattr(sequences, name) for column, name in _SEQUENCE_COLUMNS.items()}
+
+
+def to_sequences(columns: Mapping[str, Any]) -> Sequences:
+    """Rebuild the sequences of a block; `check_hashes` says whether they are what was written."""
+    return Sequences(**{name: columns[c] for c, name in _SEQUENCE_COLUMNS.items()})
+
+
+def check_hashes(sequences: Sequences) -> None:
+    """Check each sequence against its own hash.
+
+    Raises
+        ValueError: one is not what was written (which)
+    """
+    for row in range(len(sequences)):
+        expected = sequence_hash(
+            sequences.tokens[row], sequences.document_starts[row], sequences.positions[row]
+        )
+        if expected != int(sequences.hashes[row]):
+            raise ValueError(
+                f"sequence {int(sequences.ids[row])} is not what was written: its tokens, document "
+                "borders or positions do not match their hash"
+            )
+
+
+def from_positions(values: Mapping[str, NDArray[Any]], positions: Ragged) -> Columns:
+    """Give each per-position array `[M, ...]` the row borders of the supervised positions."""
+    return {name: Ragged(array, positions.offsets) for name, array in values.items()}
+
+
+def to_positions(columns: Mapping[str, Any], positions: Ragged) -> dict[str, NDArray[Any]]:
+    """The per-position arrays `[M, ...]` of a block.
+
+    Raises
+        ValueError: a column does not have one entry for each supervised position
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, column in columns.items():
+        if name in _SEQUENCE_COLUMNS:
+            continue
+        if not isinstance(column, Ragged) or not np.array_equal(column.offsets, positions.offsets):
+            raise ValueError(f"column '{name}' does not have one entry per supervised position")
+        arrays[name] = column.values
+    return arrays

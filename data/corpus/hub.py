@@ -1,0 +1,102 @@
+"""Datasets fetched by the `datasets` package, the only file that knows it.
+
+`hub:ORG/NAME?name=CONFIG&split=SPLIT&revision=REVISION`; a local folder that `load_dataset`
+understands may stand for `ORG/NAME` when it is written as one: `/...`, `./...`, `../...`, `~/...`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ColdstillError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_OPTIONS = ("name", "revision", "split")
+
+
+def check_hub_entry(entry: str, base: Path) -> None:
+    """Find what is wrong with an entry before anything is fetched.
+
+    Raises
+        ColdstillError: it is misspelled, its folder is not there, `datasets` is not installed
+    """
+    _parse(entry)
+    folder = local_folder(entry, base)
+    if folder is not None and not folder.is_dir():
+        raise ColdstillError(f"{entry}: no such folder: {folder}; check corpus.files")
+    if importlib.util.find_spec("datasets") is None:
+        raise ColdstillError(
+            f"{entry}: needs the package 'datasets', which is not installed; "
+            "pip install 'coldstill[hub]'"
+        )
+
+
+def local_folder(entry: str, base: Path) -> Path | None:
+    """The folder that an entry means, or None for a name on the hub."""
+    name, _ = _parse(entry)
+    is_path = name.startswith(("/", "./", "../", "~")) or Path(name).is_absolute()
+    return base / Path(name).expanduser() if is_path else None
+
+
+def load_hub(entry: str, folder: Path | None) -> Any:
+    """The one split that an entry means, as a `datasets.Dataset`.
+
+    Raises
+        ColdstillError: it cannot be loaded, or has several splits and none is named
+    """
+    import datasets
+
+    name, options = _parse(entry)
+    try:
+        with _quiet_without_a_terminal(datasets):
+            loaded = datasets.load_dataset(str(folder or name), **options)
+    # Anything can come out of here: the network, the hub, a damaged file, a wrong split.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ColdstillError(
+            f"{entry}: cannot be loaded: {reason}; check its name, split and your access to it"
+        ) from error
+    if not isinstance(loaded, dict):
+        return loaded
+    if len(loaded) > 1:
+        first = "train" if "train" in loaded else next(iter(loaded))
+        raise ColdstillError(
+            f"{entry}: has several splits ({', '.join(loaded)}); name the one to read: "
+            f"{entry}{'&' if '?' in entry else '?'}split={first}"
+        )
+    return next(iter(loaded.values()))
+
+
+def _parse(entry: str) -> tuple[str, dict[str, str]]:
+    name, _, query = entry.removeprefix("hub:").partition("?")
+    options: dict[str, str] = {}
+    # Not a URL's query: in `split=train+test` and `split=train[:10%]` nothing is escaped.
+    for option in query.split("&") if query else ():
+        key, _, value = option.partition("=")
+        if key not in _OPTIONS or not value:
+            raise ColdstillError(
+                f"{entry}: cannot read {option!r}, expected one of "
+                f"{', '.join(f'{known}=...' for known in _OPTIONS)}"
+            )
+        options[key] = value
+    if not name:
+        raise ColdstillError(f"{entry}: no name; write hub:ORG/NAME or hub:./folder")
+    return name, options
+
+
+@contextlib.contextmanager
+def _quiet_without_a_terminal(datasets: Any) -> Iterator[None]:
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -1,0 +1,59 @@
+"""In which order a student sees a store: a pure function of seed, epoch and sizes.
+
+Because it is pure, going on in the middle of an epoch is arithmetic: two integers say it all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WINDOW = 8
+"""How many shards are mixed with one another: enough to break up their order, few enough to stay
+in the page cache."""
+
+
+def epoch_order(
+    seed: int, epoch: int, sequences: int, shard_sequences: int, *, window: int = WINDOW
+) -> NDArray[np.int64]:
+    """[N] every sequence exactly once: shards shuffled, then sequences within a window of shards.
+
+    sequences        N, how many the store holds
+    shard_sequences  how many a shard holds (the last may hold fewer)
+    """
+    random = np.random.Generator(np.random.PCG64([seed, epoch]))
+    shards = random.permutation(-(-sequences // shard_sequences))
+    order = []
+    for start in range(0, len(shards), window):
+        rows = np.concatenate(
+            [
+                np.arange(s * shard_sequences, min((s + 1) * shard_sequences, sequences))
+                for s in shards[start : start + window]
+            ]
+        )
+        order.append(random.permutation(rows))
+    return np.concatenate(order) if order else np.zeros(0, np.int64)
+
+
+def uniform(seed: int, ids: NDArray[np.int64], positions: NDArray[np.int32]) -> NDArray[np.float64]:
+    """[M] one number in [0, 1) per (seed, sequence id, position), and a function of nothing else.
+
+    Counter-based (the finalizer of SplitMix64, applied once per input), so that a position's
+    sample does not depend on batch size, order or number of workers.
+    """
+    with np.errstate(over="ignore"):
+        state = _mix(np.full(len(ids), seed & (2**64 - 1), dtype=np.uint64))
+        state = _mix(state ^ ids.astype(np.uint64))
+        state = _mix(state ^ positions.astype(np.uint64))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

@@ -1,0 +1,171 @@
+"""A corpus after tokenising and packing: two files of sequences and a record of how they came."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+
+from .columns import check_hashes, from_sequences, to_sequences
+from .errors import ColdstillError
+from .files import read_json
+from .packing import TokenizedDocument, build_sequences
+from .schema import Sequences
+from .stores.arrow import ArrowStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from .columns import Columns
+
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+
+BLOCK_SEQUENCES = 64
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRecord:
+    """What one split holds."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    documents: _Count
+    bytes: _Count
+    """UTF-8 bytes of its text."""
+    sequences: _Count
+    tokens: _Count
+    positions: _Count
+    content: str
+    """SHA-256 over the content of its documents, in order."""
+    packing: str
+    """SHA-256 over its sequences."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusRecord:
+    """How a corpus was made: written last, so its presence says that both files are whole."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    settings: dict[str, Any]
+    """What the recipe said, and the tokenizer's fingerprint."""
+    sources: list[list[Any]]
+    """Each source's name, bytes and time of change."""
+    together: bool
+    separator: list[int]
+    """The ids put after each plain document."""
+    splits: dict[str, SplitRecord]
+    counts: dict[str, int]
+    """empty_documents, cut_documents, unlearnable_pieces."""
+
+
+_RECORD = TypeAdapter(CorpusRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusLayout:
+    """Where everything of a prepared corpus lies."""
+
+    root: Path
+
+    @property
+    def record(self) -> Path:
+        """Written last."""
+        return self.root / "corpus.json"
+
+    def split(self, split: Split) -> Path:
+        """The sequences of one split."""
+        return self.root / f"{split}.arrow"
+
+    def read_record(self) -> CorpusRecord | None:
+        """The record, or None if the corpus is not there."""
+        if not self.record.exists():
+            return None
+        try:
+            return _RECORD.validate_python(read_json(self.record))
+        except ValidationError as error:
+            raise ColdstillError(
+                f"{self.record}: damaged ({error.error_count()} fields); delete the folder "
+                f"{self.root} to prepare the corpus anew"
+            ) from error
+
+    def open(self, split: Split) -> SequenceFile:
+        """The sequences of one split."""
+        return SequenceFile(self.split(split))
+
+
+class SequenceWriter:
+    """Takes sequences in any portions and writes them in blocks of `BLOCK_SEQUENCES`."""
+
+    def __init__(self, add: Callable[[Columns], None]) -> None:
+        """Hand every block to `add`, as `ArrowStore.create` gives it."""
+        self._add = add
+        self._waiting: list[list[TokenizedDocument]] = []
+        self._digest = hashlib.sha256()
+        self.sequences = self.tokens = self.positions = 0
+
+    def add(self, pieces: list[TokenizedDocument]) -> None:
+        """Take one packed sequence."""
+        self._waiting.append(pieces)
+        if len(self._waiting) == BLOCK_SEQUENCES:
+            self._flush()
+
+    def finish(self) -> str:
+        """Write what waits; return the SHA-256 over all sequences."""
+        if self._waiting:
+            self._flush()
+        return self._digest.hexdigest()
+
+    def _flush(self) -> None:
+        block = build_sequences(self.sequences, self._waiting)
+        self._add(from_sequences(block))
+        self._digest.update(block.hashes.astype("<u8").tobytes())
+        self.sequences += len(block)
+        self.tokens += len(block.tokens.values)
+        self.positions += len(block.positions.values)
+        self._waiting = []
+
+
+class SequenceFile:
+    """A mapped file of sequences: a length, and random reads."""
+
+    def __init__(self, path: Path) -> None:
+        """Map it; raises ColdstillError if it is not whole."""
+        self._path = path
+        self._shard = ArrowStore().open(path)
+        blocks = self._shard.blocks
+        last = len(to_sequences(self._shard.read(blocks - 1)))
+        self._length = (blocks - 1) * BLOCK_SEQUENCES + last
+
+    def __len__(self) -> int:
+        """How many sequences it holds."""
+        return self._length
+
+    def read(self, rows: NDArray[np.int64]) -> Sequences:
+        """The chosen sequences in the order given; raises ColdstillError on damage."""
+        rows = np.asarray(rows, dtype=np.int64)
+        parts, found = [], []
+        for block in np.unique(rows // BLOCK_SEQUENCES):
+            chosen = np.flatnonzero(rows // BLOCK_SEQUENCES == block)
+            whole = to_sequences(self._shard.read(int(block)))
+            parts.append(whole.take(rows[chosen] % BLOCK_SEQUENCES))
+            found.append(chosen)
+        sequences = Sequences.concatenate(parts) if len(parts) > 1 else parts[0]
+        sequences = sequences.take(np.argsort(np.concatenate(found), kind="stable"))
+        try:
+            check_hashes(sequences)
+        except ValueError as error:
+            raise ColdstillError(f"{self._path}: {error}") from error
+        return sequences
+
+    def batches(self, size: int) -> Iterator[Sequences]:
+        """Every sequence once, in order."""
+        for start in range(0, len(self), size):
+            yield self.read(np.arange(start, min(start + size, len(self))))

@@ -1,0 +1,254 @@
+"""The output head, the losses and their gradient in one pass, a chunk of positions at a time.
+
+The usual way makes logits for every position, keeps them for the backward pass, and makes their
+gradient as large again. Here a chunk's logits are turned into its gradient in place, multiplied
+into the gradients of hidden states and head, and forgotten: neither time nor memory is spent on
+anything that lives longer than its chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .losses.sparse import StudentSoftmax
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .losses import Loss
+    from .output_head import OutputHead
+    from .targets import TargetTensors
+
+COUNTS = ("teacher_mass", "student_mass", "agreement", "accuracy")
+"""Sums that come with every loss: mass inside the head (both models), positions whose most probable
+token is the teacher's, and positions whose most probable token is the label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One loss of the objective."""
+
+    loss: Loss
+    weight: float
+    temperature: float = 1.0
+
+
+def chunked_loss(
+    head: OutputHead, hidden_MD: torch.Tensor, target: TargetTensors, terms: Sequence[Term]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The objective summed over M positions, and its parts.
+
+    hidden_MD  hidden states of the supervised positions, in the order of `target`
+
+    Returns the weighted sum (differentiable by hidden states, head weight and bias; the T^2 factor
+    of tempered losses is in it) and, as float64 sums, each loss unweighted and `COUNTS`.
+    """
+    total, sums = _ChunkedLoss.apply(hidden_MD, head.weight, head.bias, head, target, tuple(terms))
+    names = [term.loss.name for term in terms] + list(COUNTS)
+    return total, dict(zip(names, sums.unbind(), strict=True))
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Computes the gradient in the forward pass, where the logits are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        head: OutputHead,
+        target: TargetTensors,
+        terms: tuple[Term, ...],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted = ctx.needs_input_grad
+        grads = _Gradients(hidden_MD, weight, bias, head, wanted) if any(wanted[:3]) else None
+        sums = torch.zeros(len(terms) + len(COUNTS), dtype=torch.float64, device=hidden_MD.device)
+        states, buffer = hidden_MD.detach(), head.buffer(len(hidden_MD), hidden_MD.device)
+        # inside autocast the hidden states decide the precision; nothing below is cast again
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            for start in range(0, len(hidden_MD), head.chunk):
+                rows = slice(start, min(start + head.chunk, len(hidden_MD)))
+                logits = head.logits(states[rows], buffer)
+                finished = logits.clone() if grads and head.softcap is not None else None
+                part, gradient = _chunk(
+                    logits, target.rows(rows.start, rows.stop), terms, want=grads is not None
+                )
+                sums += part
+                if grads and gradient is not None:
+                    grads.add(rows, gradient, finished)
+        ctx.grads = grads
+        weights = sums.new_tensor([t.weight * t.temperature**2 for t in terms])
+        ctx.mark_non_differentiable(sums)
+        return (sums[: len(terms)] * weights).sum().float(), sums
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        scale = grad_outputs[0]
+        grads: _Gradients = ctx.grads
+        ctx.grads = None
+        parts = (grads.hidden, grads.weight, grads.bias)
+        return (*[None if g is None else g.mul_(scale) for g in parts], None, None, None)
+
+
+class _Gradients:
+    """Sums of the gradients by hidden states, head weight and head bias."""
+
+    def __init__(
+        self,
+        hidden_MD: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        head: OutputHead,
+        wanted: Sequence[bool],
+    ) -> None:
+        self._head, self._states, self._full = head, hidden_MD.detach(), weight
+        self._compute = (
+            None if weight is None else weight.detach()[: head.vocabulary].to(hidden_MD.dtype)
+        )
+        self.hidden = torch.empty_like(hidden_MD) if wanted[0] else None
+        # rows past the vocabulary are padding: nothing reads them, so their gradient stays zero
+        self.weight = torch.zeros_like(weight) if weight is not None and wanted[1] else None
+        self.bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None
+
+    def add(self, rows: slice, gradient_MV: torch.Tensor, finished_MV: torch.Tensor | None) -> None:
+        """Carry one chunk's gradient by its logits through the head."""
+        head = self._head
+        if head.whole:
+            if self.hidden is not None:
+                self.hidden[rows] = gradient_MV
+            return
+        if finished_MV is not None:
+            assert head.softcap is not None
+            # d/dz of c tanh(z / c), with the capped value at hand: 1 - (value / c)^2
+            gradient_MV.mul_(finished_MV.div_(head.softcap).square_().neg_().add_(1.0))
+        if head.scale != 1.0:
+            gradient_MV.mul_(head.scale)
+        assert self._compute is not None
+        gradient = gradient_MV.to(self._compute.dtype)
+        if self.hidden is not None:
+            torch.mm(gradient, self._compute, out=self.hidden[rows])
+        if self.weight is not None:
+            real = self.weight[: head.vocabulary]
+            if real.dtype == gradient.dtype:
+                real.addmm_(gradient.t(), self._states[rows])
+            else:
+                real.add_(gradient.t() @ self._states[rows])
+        if self.bias is not None:
+            self.bias[: head.vocabulary].add_(gradient_MV.sum(0))
+
+
+def _chunk(
+    logits_MV: torch.Tensor, target: TargetTensors, terms: Sequence[Term], *, want: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The sums of one chunk and the gradient by its logits. Overwrites the logits."""
+    by_temperature: dict[float, list[Term]] = {}
+    for term in terms:
+        by_temperature.setdefault(term.temperature, []).append(term)
+    values: dict[str, torch.Tensor] = {}
+    counts, gradient = None, None
+    for index, (temperature, group) in enumerate(sorted(by_temperature.items())):
+        last = index == len(by_temperature) - 1
+        own = logits_MV if last else logits_MV.clone()
+        part, counts_here = _group(own, target, group, temperature, values, want=want)
+        counts = counts_here if counts is None else counts
+        if part is not None:
+            gradient = part if gradient is None else gradient.add_(part)
+    assert counts is not None
+    parts = [values[term.loss.name].double().sum() for term in terms]
+    return torch.stack([*parts, *counts]), gradient
+
+
+def _group(
+    logits_MV: torch.Tensor,
+    target: TargetTensors,
+    terms: Sequence[Term],
+    temperature: float,
+    values: dict[str, torch.Tensor],
+    *,
+    want: bool,
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    """All losses at one temperature, from one softmax. Overwrites the logits."""
+    if temperature != 1.0:
+        logits_MV.div_(temperature)
+    # the gradient by the logits carries T^2 from the loss and 1/T from the division
+    factors = [term.weight * temperature for term in terms]
+    dense = None
+    if any(not hasattr(term.loss, "gradient") for term in terms):
+        dense = _by_autograd(logits_MV, target, terms, factors, temperature, values, want=want)
+    student, top = softmax_in_place(logits_MV, target)
+    counts = _counts(student, top, target)
+    softmax_weight = torch.zeros_like(student.label_logprob)
+    entries = []
+    for term, factor in zip(terms, factors, strict=True):
+        closed_form = getattr(term.loss, "gradient", None)
+        if closed_form is None:
+            continue
+        sparse = closed_form(student, target, temperature)
+        values[term.loss.name] = sparse.value
+        softmax_weight += factor * sparse.softmax_weight
+        entries.append((sparse.ids, factor * sparse.entries))
+    if not want:
+        return None, counts
+    gradient = student.probs_MV.mul_(softmax_weight[:, None])
+    for ids, added in entries:
+        gradient.scatter_add_(1, ids, added)
+    return gradient if dense is None else gradient.add_(dense), counts
+
+
+def softmax_in_place(
+    logits_MV: torch.Tensor, target: TargetTensors
+) -> tuple[StudentSoftmax, torch.Tensor]:
+    """Turn logits into probabilities, keeping log-probabilities where the target needs them.
+
+    Also returns `[M]` the most probable token. The normaliser is read off at that token, whose
+    probability is never small: `log Z = z_max - log q_max`.
+    """
+    k, r = target.head_ids.shape[1], target.tail_ids.shape[1]
+    ids = torch.cat([target.head_ids, target.tail_ids, target.labels[:, None]], 1)
+    chosen = logits_MV.gather(1, ids)
+    top, top_ids = logits_MV.max(1)
+    torch.softmax(logits_MV, 1, out=logits_MV)  # row by row, so it may overwrite its input
+    log_norm = top - logits_MV.gather(1, top_ids[:, None])[:, 0].log()
+    logprobs = chosen - log_norm[:, None]
+    student = StudentSoftmax(logits_MV, logprobs[:, :k], logprobs[:, k : k + r], logprobs[:, k + r])
+    return student, top_ids
+
+
+def _counts(
+    student: StudentSoftmax, top: torch.Tensor, target: TargetTensors
+) -> list[torch.Tensor]:
+    has_head = target.head_ids.shape[1] > 0
+    agreement = top == target.head_ids[:, 0] if has_head else torch.zeros_like(top)
+    return [
+        target.head_logprobs.exp().double().sum(),
+        student.head_logprobs.exp().double().sum(),
+        agreement.double().sum(),
+        (top == target.labels).double().sum(),
+    ]
+
+
+def _by_autograd(
+    logits_MV: torch.Tensor,
+    target: TargetTensors,
+    terms: Sequence[Term],
+    factors: Sequence[float],
+    temperature: float,
+    values: dict[str, torch.Tensor],
+    *,
+    want: bool,
+) -> torch.Tensor | None:
+    """The generic path: any loss that can be written down, differentiated for this chunk only."""
+    with torch.set_grad_enabled(want):
+        leaf = logits_MV.detach().clone().requires_grad_(want)
+        logprobs = leaf.log_softmax(1)
+        total = leaf.new_zeros(())
+        for term, factor in zip(terms, factors, strict=True):
+            if not hasattr(term.loss, "gradient"):
+                value = term.loss.value(logprobs, target, temperature)
+                values[term.loss.name] = value.detach()
+                total = total + factor * value.sum()
+        return torch.autograd.grad(total, leaf)[0] if want else None

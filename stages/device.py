@@ -1,0 +1,71 @@
+"""The processor a stage runs on, and how much memory it took there."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe_machine() -> str:
+    """One line for whoever reads a measurement later."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+
+
+@dataclass(slots=True)
+class PeakMemory:
+    """Filled when the block ends."""
+
+    bytes: int = 0
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
+    """Measure the most memory that the block took on top of what was in use before it.
+
+    On a GPU the allocator counts; on Linux the kernel's high-water mark of resident memory is reset
+    first; elsewhere the mark since the process began is all there is, so small blocks read as 0.
+    """
+    result = PeakMemory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield result
+        result.bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    _reset_high_water_mark()
+    before = _resident("VmRSS")
+    yield result
+    result.bytes = max(0, _resident("VmHWM") - before)
+
+
+def _reset_high_water_mark() -> None:
+    # a kernel without this file leaves the mark of the whole process, which is still an upper bound
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _resident(field: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

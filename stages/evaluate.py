@@ -1,0 +1,227 @@
+"""How good a student is on the held-out store, and how the teacher's own record compares.
+
+Everything about the teacher is read from the store; it is never loaded. With the held-out store's
+exact head and its tail samples (whose log-probabilities are kept there) every figure is exact on
+the head and unbiased on the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..data.alignment import labels
+from ..data.files import read_json
+from .chunked_loss import softmax_in_place
+from .device import best_device
+from .feed import flat_positions
+from .isolation import model_inputs
+from .losses.forward_kl import ForwardKL
+from .models import load_model
+from .output_head import connect_head
+from .report import Report, Reporter, silent
+from .speed import forward_speed
+from .targets import TargetTensors, target_tensors
+from .train_student import student_isolation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from ..data.reader import StoreReader
+    from .output_head import OutputHead
+
+STAGE = "evaluate"
+ECE_BINS = 21
+"""Equal bins of top-1 confidence (as in Distillation Scaling Laws, arXiv 2502.08606)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One row of the comparison."""
+
+    name: str
+    role: str
+    """`teacher` or `student`."""
+    parameters: int
+    bytes: int
+    """Of its weight files."""
+    positions: int
+    loss: float
+    """Mean -log p(label), in nats."""
+    perplexity: float
+    kl: float
+    """Mean KL(teacher || model), in nats."""
+    agreement: float
+    """Share of positions whose most probable token is the teacher's."""
+    accuracy: float
+    """Share of positions whose most probable token is the label."""
+    acceptance: float
+    """Expected acceptance in speculative decoding: mean of sum_i min(p_i, q_i)."""
+    ece: float
+    """Expected calibration error of top-1 confidence."""
+    tokens_per_second: float
+    peak_memory_bytes: int
+    machine: str
+
+
+def evaluate_student(
+    name: str, model_folder: Path, store: StoreReader, report: Reporter = silent
+) -> Evaluation:
+    """Measure a trained student on the held-out store.
+
+    Raises
+        ColdstillError: the model cannot be loaded, or the store is damaged
+    """
+    model = load_model(str(model_folder), f"students.{name}", precision="fp32").to(best_device())
+    head = connect_head(model, store.manifest.tokenizer.size, report)
+    isolation = student_isolation(model, store, f"students.{name}")
+    size = max(1, 8192 // store.manifest.packing.sequence_length)
+    sums, calibration = _Sums(), Calibration()
+    for block in store.batches(size):
+        inputs = model_inputs(block.sequences, isolation, model.dtype)
+        positions = flat_positions(block.sequences, inputs["input_ids"].shape[1])
+        tensors = target_tensors(block.sequences, block.targets)
+        target = TargetTensors.of({**tensors, "capture": block.capture})
+        _add_batch(head, inputs, positions, target, sums, calibration)
+        report(
+            Report(
+                stage=f"{STAGE} {name}",
+                done=sums.positions,
+                total=store.positions,
+                unit="positions",
+            )
+        )
+    speed = forward_speed(head, _sample(store, size), isolation)
+    return Evaluation(
+        name=name,
+        role="student",
+        parameters=model.num_parameters(),
+        bytes=sum(f.stat().st_size for f in model_folder.glob("*.safetensors")),
+        **sums.means(),
+        ece=calibration.error(),
+        tokens_per_second=speed.tokens_per_second,
+        peak_memory_bytes=speed.peak_memory_bytes,
+        machine=speed.machine,
+    )
+
+
+def evaluate_teacher(store: StoreReader) -> Evaluation:
+    """The teacher's own figures, from what the store recorded."""
+    calibration = Calibration()
+    for block in store.batches(256):
+        if block.capture.head:
+            confidence = np.exp(block.targets.head_logprobs[:, 0].astype(np.float64))
+            calibration.add(confidence, block.targets.head_ids[:, 0] == labels(block.sequences))
+    statistics, count = store.statistics, store.positions
+    measured = _measurements(store)
+    teacher = store.manifest.teacher
+    loss = statistics.loss / count
+    return Evaluation(
+        name="teacher",
+        role="teacher",
+        parameters=teacher.parameters,
+        bytes=teacher.bytes,
+        positions=count,
+        loss=loss,
+        perplexity=float(np.exp(loss)),
+        kl=0.0,
+        agreement=1.0,
+        accuracy=statistics.correct / count,
+        acceptance=1.0,
+        ece=calibration.error(),
+        tokens_per_second=float(measured.get("tokens_per_second", 0.0)),
+        peak_memory_bytes=int(measured.get("peak_memory_bytes", 0)),
+        machine=str(measured.get("machine", "")),
+    )
+
+
+class Calibration:
+    """Expected calibration error: mean over bins of |accuracy - confidence|, by share."""
+
+    def __init__(self) -> None:
+        """Start with empty bins."""
+        self._count, self._confidence, self._correct = (np.zeros(ECE_BINS) for _ in range(3))
+
+    def add(self, confidence: NDArray[Any], correct: NDArray[Any]) -> None:
+        """Take top-1 probabilities `[M]` and whether each was right `[M]`."""
+        bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+        self._count += np.bincount(bins, minlength=ECE_BINS)
+        self._confidence += np.bincount(bins, weights=confidence, minlength=ECE_BINS)
+        self._correct += np.bincount(bins, weights=correct, minlength=ECE_BINS)
+
+    def error(self) -> float:
+        """The error so far, between 0 and 1."""
+        total = self._count.sum()
+        return float(np.abs(self._correct - self._confidence).sum() / total) if total else 0.0
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums over positions, in float64."""
+
+    positions: int = 0
+    loss: float = 0.0
+    kl: float = 0.0
+    agreement: float = 0.0
+    accuracy: float = 0.0
+    acceptance: float = 0.0
+
+    def means(self) -> dict[str, Any]:
+        count = self.positions
+        names = ("loss", "kl", "agreement", "accuracy", "acceptance")
+        means = {name: getattr(self, name) / count for name in names}
+        return {**means, "positions": count, "perplexity": float(np.exp(means["loss"]))}
+
+
+@torch.no_grad()
+def _add_batch(
+    head: OutputHead,
+    inputs: dict[str, Any],
+    positions: torch.Tensor,
+    target: TargetTensors,
+    sums: _Sums,
+    calibration: Calibration,
+) -> None:
+    device = head.model.device
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    hidden_MD = head.hidden(inputs).flatten(0, 1)[positions.to(device)]
+    buffer = head.buffer(len(hidden_MD), device)
+    for start in range(0, len(hidden_MD), len(buffer)):
+        rows = slice(start, start + len(buffer))
+        chunk = target.rows(rows.start, rows.stop).to(device)
+        student, top = softmax_in_place(head.logits(hidden_MD[rows], buffer), chunk)
+        confidence = student.probs_MV.gather(1, top[:, None])[:, 0]
+        right = top == chunk.labels
+        calibration.add(confidence.double().cpu().numpy(), right.cpu().numpy())
+        sums.positions += len(chunk)
+        sums.loss -= float(student.label_logprob.double().sum())
+        sums.accuracy += float(right.sum())
+        sums.agreement += float((top == chunk.head_ids[:, 0]).sum())
+        sums.acceptance += float(_acceptance(student, chunk).double().sum())
+        # last: it borrows the memory of the probabilities
+        sums.kl += float(ForwardKL().gradient(student, chunk, 1.0).value.double().sum())
+
+
+def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:
+    """[M] `sum_i min(p_i, q_i)`: exact on the head; each sample stands for `rest / R` of the
+    teacher's mass, of which the share `min(1, q / p)` is accepted."""
+    exact = torch.minimum(target.head_logprobs, student.head_logprobs).exp().sum(1)
+    if target.tail_logprobs is None:
+        return exact
+    ratio = (student.tail_logprobs - target.tail_logprobs).clamp_(max=0.0).exp()
+    return exact + target.log_tail.exp() * ratio.mean(1)
+
+
+def _sample(store: StoreReader, size: int) -> Any:
+    return store.read(np.arange(min(size, len(store)))).sequences
+
+
+def _measurements(store: StoreReader) -> dict[str, Any]:
+    path = store.layout.measurements
+    forward = read_json(path).get("forward", {}) if path.exists() else {}
+    return forward if isinstance(forward, dict) else {}

@@ -1,0 +1,107 @@
+"""From a store or a corpus to the tensors of a training step. Never imports a teacher."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from ..data.order import epoch_order
+from .isolation import Isolation, model_inputs
+from .targets import target_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..data.prepared import SequenceFile
+    from ..data.reader import StoreReader
+    from ..data.schema import Sequences, Targets
+
+Rows = tuple["Sequences", "Targets | None"]
+
+
+class StoreDataset(Dataset[Rows]):
+    """Sequences with the teacher's targets."""
+
+    def __init__(self, store: StoreReader) -> None:
+        """Read from an open store."""
+        self._store = store
+        self.shard_sequences = store.manifest.shard_sequences
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> Rows:
+        """One sequence."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Rows:
+        """A batch: the data loader asks for it whole, so neighbours are read together."""
+        block = self._store.read(np.array(indices))
+        return block.sequences, block.targets
+
+
+class CorpusDataset(Dataset[Rows]):
+    """Sequences without targets, for models that learn from the text itself."""
+
+    def __init__(self, sequences: SequenceFile) -> None:
+        """Read from a prepared corpus."""
+        self._sequences = sequences
+        self.shard_sequences = 1024
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __getitem__(self, index: int) -> Rows:
+        """One sequence."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Rows:
+        """A batch."""
+        return self._sequences.read(np.array(indices)), None
+
+
+class Collate:
+    """Rows to what the model's forward takes, besides `use_cache`."""
+
+    def __init__(self, isolation: Isolation, dtype: torch.dtype, capture: Any) -> None:
+        """Build inputs in the way that keeps this model's documents apart."""
+        self._isolation, self._dtype, self._capture = isolation, dtype, capture
+
+    def __call__(self, rows: Rows) -> dict[str, Any]:
+        """Inputs `[B, T]`; `positions` `[M]`, indices into the flattened `B * T`; targets."""
+        sequences, targets = rows
+        inputs = model_inputs(sequences, self._isolation, self._dtype)
+        return {
+            **inputs,
+            "positions": flat_positions(sequences, inputs["input_ids"].shape[1]),
+            **target_tensors(sequences, targets),
+        }
+
+
+def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
+    """[M] where the supervised positions lie in a flattened `[B * length]` batch."""
+    row_M = np.repeat(np.arange(len(sequences)), sequences.positions.lengths)
+    return torch.from_numpy(row_M * length + sequences.positions.values.astype(np.int64))
+
+
+class EpochSampler(Sampler[int]):
+    """The order of `data.order`, epoch by epoch; going on in the middle is the trainer's skip."""
+
+    def __init__(self, sequences: int, shard_sequences: int, seed: int) -> None:
+        """Order `sequences` rows."""
+        self._sequences, self._shard_sequences, self._seed = sequences, shard_sequences, seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._sequences
+
+    def __iter__(self) -> Iterator[int]:
+        order = epoch_order(self._seed, self._epoch, self._sequences, self._shard_sequences)
+        return iter(order.tolist())

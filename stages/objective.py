@@ -1,0 +1,67 @@
+"""What a model is trained to match, attached to its own forward."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from ..data.errors import ColdstillError
+from .chunked_loss import Term, chunked_loss
+from .losses import LOSSES
+from .targets import TargetTensors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..data.schema import Capture
+    from .config import ObjectiveConfig
+    from .output_head import OutputHead
+
+_TARGET_NAMES = (
+    "labels", "head_ids", "head_logprobs", "log_tail", "tail_ids", "tail_logprobs", "entropy",
+    "log_norm",
+)  # fmt: skip
+
+
+def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[Term]:
+    """The losses of an objective.
+
+    Raises
+        ColdstillError: nothing is asked for, or the record cannot support what is
+    """
+    terms = []
+    for name, weight in objective.weights.items():
+        loss = LOSSES[name]
+        temperature = objective.temperature if loss.needs_targets else 1.0
+        if reason := loss.refuse(capture, temperature):
+            raise ColdstillError(f"{where}: {name}: {reason}")
+        terms.append(Term(loss, weight, temperature))
+    if not terms:
+        raise ColdstillError(f"{where}: all weights are 0, so there is nothing to learn")
+    return terms
+
+
+def attach_objective(head: OutputHead, terms: Sequence[Term], capture: Capture) -> None:
+    """Make the model's forward compute the objective when it is called with `positions`.
+
+    The loss has to be computed inside the forward that data-parallel wrappers see, or they would
+    neither gather the head's weights nor average its gradient. The model stays what it is: it
+    saves, loads and generates as before, and without `positions` its forward is its own.
+    """
+    model = head.model
+    own_forward = model.forward
+
+    @functools.wraps(own_forward)
+    def forward(*args: Any, **inputs: Any) -> Any:
+        if "positions" not in inputs:
+            return own_forward(*args, **inputs)
+        positions = inputs.pop("positions")
+        target = {name: inputs.pop(name) for name in _TARGET_NAMES if name in inputs}
+        inputs.pop("num_items_in_batch", None)
+        hidden = head.hidden(inputs).flatten(0, 1)[positions]
+        loss, sums = chunked_loss(
+            head, hidden, TargetTensors.of({**target, "capture": capture}), terms
+        )
+        return {"loss": loss, "sums": sums}
+
+    model.forward = forward

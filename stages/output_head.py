@@ -1,0 +1,129 @@
+"""From hidden states to logits as the model itself does it, for any number of positions at a time.
+
+Full logits `[B, T, V]` are most of the memory of a small model, so nobody here makes them: the
+transformer runs without its head, and the head is applied to a few hundred positions at a time.
+Some models do more after the head (soft-capping, scaling); `connect_head` tries what it knows
+against the model's own logits and, if none agrees, falls back to calling the whole model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from .report import Report, Reporter, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CHUNK_ELEMENTS = 1 << 25
+"""Logits computed at a time: 128 MB in fp32. Smaller chunks make the matrix products slower,
+larger ones only take memory (measured at V = 32,000 and 128,256)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutputHead:
+    """A model split at its output head. Its logits cover the real vocabulary only."""
+
+    model: Any
+    vocabulary: int
+    """V; rows of the head past it are padding and never computed."""
+    scale: float = 1.0
+    softcap: float | None = None
+    """Logits become `softcap * tanh(logits / softcap)`."""
+    whole: bool = False
+    """The fallback: `hidden` gives finished logits and `logits` hands them through."""
+
+    @property
+    def weight(self) -> torch.Tensor | None:
+        """[>= V, D] the output embedding, or None in the fallback."""
+        return None if self.whole else self.model.get_output_embeddings().weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[>= V] its bias, if it has one."""
+        return None if self.whole else getattr(self.model.get_output_embeddings(), "bias", None)
+
+    @property
+    def chunk(self) -> int:
+        """How many positions to take at a time."""
+        return max(1, CHUNK_ELEMENTS // self.vocabulary)
+
+    def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """[B, T, D] what the head would be applied to (in the fallback: [B, T, V] logits)."""
+        if self.whole:
+            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
+            return logits[..., : self.vocabulary]
+        states: torch.Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        return states
+
+    def buffer(self, positions: int, device: torch.device) -> torch.Tensor:
+        """[chunk, V] memory for `logits` to write into, chunk after chunk: on a CPU fresh memory
+        of this size costs more than the arithmetic done in it."""
+        return torch.empty(min(self.chunk, positions), self.vocabulary, device=device)
+
+    def logits(self, hidden_MD: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+        """[M, V] fp32 logits of the given positions, in the first rows of `buffer`."""
+        logits = buffer[: len(hidden_MD)]
+        if self.whole:
+            return logits.copy_(hidden_MD)
+        assert self.weight is not None
+        weight = self.weight.detach()[: self.vocabulary].to(hidden_MD.dtype)
+        if hidden_MD.dtype == logits.dtype:
+            torch.mm(hidden_MD, weight.t(), out=logits)
+        else:
+            logits.copy_(functional.linear(hidden_MD, weight))
+        if self.bias is not None:
+            logits.add_(self.bias.detach()[: self.vocabulary])
+        return self.finish(logits)
+
+    def finish(self, logits_MV: torch.Tensor) -> torch.Tensor:
+        """Apply, in place, what the model does after its head."""
+        if self.scale != 1.0:
+            logits_MV.mul_(self.scale)
+        if self.softcap is not None:
+            logits_MV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits_MV
+
+
+def connect_head(model: Any, vocabulary: int, report: Reporter = silent) -> OutputHead:
+    """Split `model` at its head, or fall back to its full logits and say so."""
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
+    guess = OutputHead(model, vocabulary, scale=scale / divisor, softcap=softcap)
+    try:
+        if _agrees(guess):
+            return guess
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        pass  # a model that is not built this way: the fallback serves it
+    report(
+        Report(
+            stage="head",
+            note=f"{config.model_type}: its head does something unknown after the last layer; "
+            "computing full logits, which takes more memory",
+            warning=True,
+        )
+    )
+    return OutputHead(model, vocabulary, whole=True)
+
+
+@torch.no_grad()
+def _agrees(head: OutputHead) -> bool:
+    model = head.model
+    if model.base_model is model:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, head.vocabulary, (1, 8), generator=generator).to(model.device)
+    training = model.training
+    model.eval()
+    own = model(input_ids=tokens, use_cache=False).logits[0, :, : head.vocabulary].float()
+    hidden = head.hidden({"input_ids": tokens})[0]
+    ours = head.logits(hidden, head.buffer(len(hidden), hidden.device))
+    model.train(training)
+    tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
+    return bool((own - ours).abs().max() <= tolerance * own.abs().max())

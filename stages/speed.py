@@ -1,0 +1,61 @@
+"""How fast a model reads: the same measurement for teacher and students."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .device import describe_machine, peak_memory
+from .isolation import model_inputs
+
+if TYPE_CHECKING:
+    from ..data.schema import Sequences
+    from .isolation import Isolation
+    from .output_head import OutputHead
+
+_REPEATS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardSpeed:
+    """One forward pass of a batch, logits included, median of several after a warm-up."""
+
+    tokens_per_second: float
+    peak_memory_bytes: int
+    """On top of what was in use before, weights not counted."""
+    batch_tokens: int
+    machine: str
+
+
+@torch.no_grad()
+def forward_speed(head: OutputHead, sequences: Sequences, isolation: Isolation) -> ForwardSpeed:
+    """Time the model on the given sequences, padding counted as tokens: it is computed too."""
+    device = head.model.device
+    inputs = model_inputs(sequences, isolation, head.model.dtype)
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    count = inputs["input_ids"].numel()
+    seconds = []
+    with peak_memory(device) as memory:
+        for _ in range(_REPEATS + 1):
+            started = time.perf_counter()
+            _forward(head, inputs)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - started)
+    return ForwardSpeed(
+        tokens_per_second=round(count / statistics.median(seconds[1:]), 1),
+        peak_memory_bytes=memory.bytes,
+        batch_tokens=count,
+        machine=describe_machine(),
+    )
+
+
+def _forward(head: OutputHead, inputs: dict[str, torch.Tensor]) -> None:
+    hidden_MD = head.hidden(inputs).flatten(0, 1)
+    buffer = head.buffer(len(hidden_MD), hidden_MD.device)
+    for start in range(0, len(hidden_MD), len(buffer)):
+        head.logits(hidden_MD[start : start + len(buffer)], buffer)

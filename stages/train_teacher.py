@@ -1,0 +1,76 @@
+"""Train a teacher on the corpus, where there is none to load."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..data.errors import ColdstillError
+from ..data.files import whole_folder
+from ..data.schema import Capture
+from .config import ObjectiveConfig
+from .device import best_device
+from .feed import CorpusDataset
+from .isolation import choose_isolation
+from .models import build_model, vocabulary_size
+from .objective import terms_of
+from .output_head import connect_head
+from .report import Report, Reporter, silent
+from .training import TrainingJob, train
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..data.prepared import SequenceFile
+    from .config import ArchitectureConfig, TrainConfig
+
+STAGE = "train-teacher"
+
+
+def train_teacher(
+    folder: Path,
+    architecture: ArchitectureConfig,
+    config: TrainConfig,
+    tokenizer: Any,
+    sequences: SequenceFile,
+    *,
+    sequence_length: int,
+    together: bool,
+    seed: int,
+    report: Reporter = silent,
+) -> None:
+    """Train a new model by cross-entropy; write it to `folder/model`, which then is whole.
+
+    Raises
+        ColdstillError: an architecture that cannot be made, or that cannot keep packed documents
+            apart
+    """
+    model = build_model(architecture, tokenizer, sequence_length, seed, "teacher.architecture")
+    model.to(best_device())
+    vocabulary = vocabulary_size(tokenizer)
+    isolation = choose_isolation(model, vocabulary, sequence_length) if together else "single"
+    if together and isolation == "single":
+        raise ColdstillError(
+            f"teacher.architecture: a {architecture.family!r} model cannot keep packed documents "
+            "apart; set corpus.pack = false"
+        )
+    capture = Capture(head=0, tail=0)
+    objective = ObjectiveConfig(kl=0.0, cross_entropy=1.0)
+    train(
+        TrainingJob(
+            stage=STAGE,
+            head=connect_head(model, vocabulary, report),
+            dataset=CorpusDataset(sequences),
+            isolation=isolation,
+            capture=capture,
+            terms=terms_of(objective, capture, "teacher"),
+            config=config,
+            sequence_length=sequence_length,
+            seed=seed,
+            folder=folder,
+        ),
+        report,
+    )
+    with whole_folder(folder / "model") as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+    report(Report(stage=STAGE, note=f"{model.num_parameters():,} parameters trained"))

@@ -1,0 +1,72 @@
+"""A byte-pair tokenizer from the corpus itself, for teachers that are made here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ..data.corpus import is_held_out, list_sources, read_documents
+from ..data.errors import ColdstillError
+from ..data.files import whole_folder
+from .report import Report, Reporter, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .config import CorpusConfig, TokenizerConfig
+
+STAGE = "tokenizer"
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(
+    folder: Path,
+    config: TokenizerConfig,
+    corpus: CorpusConfig,
+    base: Path,
+    report: Reporter = silent,
+) -> Any:
+    """Learn merges from the training documents (never the held-out ones) and save them.
+
+    Raises
+        ColdstillError: the corpus cannot be read, or is too small for that many tokens
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(corpus, base, report), trainer)
+    size = tokenizer.get_vocab_size()
+    if size < config.vocabulary:
+        raise ColdstillError(
+            f"teacher.tokenizer.vocabulary: the corpus gives only {size} tokens, asked for "
+            f"{config.vocabulary}; ask for no more than {size}"
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
+    with whole_folder(folder) as scratch:
+        fast.save_pretrained(scratch)
+    report(Report(stage=STAGE, note=f"{size:,} tokens learned"))
+    return fast
+
+
+def _texts(corpus: CorpusConfig, base: Path, report: Reporter) -> Iterator[str]:
+    sources = list_sources(corpus.files, base)
+    for count, document in enumerate(read_documents(sources, corpus.columns), 1):
+        report(Report(stage=STAGE, done=count, unit="documents"))
+        if not document.is_empty and not is_held_out(document.digest(), corpus.holdout):
+            yield from _contents(document)
+
+
+def _contents(document: Any) -> Iterator[str]:
+    yield document.prompt
+    yield document.text
+    for message in document.messages:
+        yield str(message.get("content") or "")

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from coldstill.data.corpus import Document, is_held_out
+
+CHAT = ({"role": "user", "content": "hi"},)
+
+
+def test_the_digest_depends_on_every_part_of_the_content() -> None:
+    plain = Document(where="a:1", text="one", prompt="two", messages=CHAT)
+    changed = [
+        replace(plain, text="One"),
+        replace(plain, prompt="Two"),
+        replace(plain, messages=({"role": "user", "content": "ho"},)),
+        replace(plain, messages=({"role": "system", "content": "hi"},)),
+        replace(plain, messages=CHAT * 2),
+        replace(plain, text="two", prompt="one"),
+    ]
+    assert len({document.digest() for document in [plain, *changed]}) == 7
+
+
+def test_the_digest_does_not_depend_on_where_the_text_was_found() -> None:
+    document = Document(where="a:1", text="one")
+    assert document.digest() == replace(document, where="b:9").digest()
+
+
+def test_the_digest_does_not_depend_on_the_order_of_a_messages_keys() -> None:
+    turned = ({"content": "hi", "role": "user"},)
+    assert (
+        Document(where="", messages=CHAT).digest() == Document(where="", messages=turned).digest()
+    )
+
+
+def test_a_prompt_alone_is_nothing_to_learn_from() -> None:
+    assert Document(where="", prompt="why?").is_empty
+    assert not Document(where="", text="because").is_empty
+    assert not Document(where="", messages=CHAT).is_empty
+
+
+def test_adding_documents_moves_none_across_the_split() -> None:
+    def held_out(texts: list[str]) -> set[str]:
+        return {t for t in texts if is_held_out(Document(where="", text=t).digest(), 0.2)}
+
+    some = [f"text {i}" for i in range(500)]
+    more = [f"another {i}" for i in range(500)]
+    assert held_out(some)
+    assert held_out(more + some[::-1]) & set(some) == held_out(some)
+
+
+def test_about_the_asked_share_is_held_out() -> None:
+    digests = [Document(where="", text=str(i)).digest() for i in range(20_000)]
+    for share, spread in ((0.02, 0.004), (0.5, 0.014)):  # four standard deviations
+        held = sum(is_held_out(digest, share) for digest in digests) / len(digests)
+        assert abs(held - share) < spread
+
+
+def test_a_larger_share_only_adds_to_what_is_held_out() -> None:
+    digests = [Document(where="", text=str(i)).digest() for i in range(2_000)]
+    small = {digest for digest in digests if is_held_out(digest, 0.1)}
+    large = {digest for digest in digests if is_held_out(digest, 0.3)}
+    assert small < large
+
+
+def test_the_ends_of_the_share_hold_out_none_and_all() -> None:
+    for digest in (bytes(32), b"\xff" * 32):
+        assert not is_held_out(digest, 0.0)
+        assert is_held_out(digest, 1.0)

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+import pydantic
+import pytest
+from coldstill.data.corpus import Columns, Document
+from coldstill.data.corpus.records import to_document, used_columns
+from coldstill.data.errors import ColdstillError
+
+USER = {"role": "user", "content": "hi"}
+ASSISTANT = {"role": "assistant", "content": "hello"}
+
+
+def read(record: Any, **columns: Any) -> Document:
+    return to_document("a.jsonl:7", record, Columns(**columns))
+
+
+def refusal(record: Any, **columns: Any) -> str:
+    with pytest.raises(ColdstillError) as caught:
+        read(record, **columns)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt", "text"),
+    [
+        ({"text": "t", "id": 4}, "", "t"),
+        ({"prompt": "p", "completion": "c"}, "p", "c"),
+        ({"instruction": "i", "response": "r"}, "i", "r"),
+        ({"instruction": "i", "output": "o"}, "i", "o"),
+        ({"instruction": "i", "output": "o", "input": "n"}, "i\n\nn", "o"),
+        ({"instruction": "i", "output": "o", "input": ""}, "i", "o"),
+        ({"instruction": "i", "output": "o", "input": None}, "i", "o"),
+        ({"question": "q", "answer": "a"}, "q", "a"),
+    ],
+)
+def test_an_unmapped_record_is_recognised_by_its_columns(
+    record: dict[str, Any], prompt: str, text: str
+) -> None:
+    assert read(record) == Document(where="a.jsonl:7", prompt=prompt, text=text)
+
+
+def test_the_first_match_wins() -> None:
+    by_rank: list[tuple[dict[str, Any], str]] = [
+        ({"messages": [{"role": "user", "content": "m"}]}, "m"),
+        ({"conversations": [{"role": "user", "content": "v"}]}, "v"),
+        ({"prompt": "p", "completion": "c"}, "c"),
+        ({"instruction": "i", "response": "r"}, "r"),
+        ({"instruction": "i", "output": "o"}, "o"),
+        ({"question": "q", "answer": "a"}, "a"),
+        ({"text": "t"}, "t"),
+    ]
+    record: dict[str, Any] = {}
+    for columns, expected in reversed(by_rank):
+        record |= columns
+        document = read(record)
+        assert (document.text or document.messages[0]["content"]) == expected
+
+
+def test_prompt_and_completion_are_taken_exactly_as_they_are() -> None:
+    document = read({"prompt": " a\r\n", "completion": "\tb \u2028\x00"})
+    assert (document.prompt, document.text) == (" a\r\n", "\tb \u2028\x00")
+
+
+def test_a_null_column_does_not_hide_one_that_is_filled() -> None:
+    assert read({"messages": None, "prompt": None, "completion": None, "text": "t"}).text == "t"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": ""},
+        {"text": None},
+        {"messages": []},
+        {"messages": None},
+        {"question": "q", "answer": None},
+        {"prompt": "p", "completion": ""},
+    ],
+)
+def test_a_record_without_text_is_an_empty_document(record: dict[str, Any]) -> None:
+    assert read(record).is_empty
+
+
+def test_a_null_prompt_leaves_the_completion() -> None:
+    assert read({"prompt": None, "completion": "c"}) == Document(where="a.jsonl:7", text="c")
+
+
+def test_a_mapped_column_is_the_only_one_used() -> None:
+    record = {"messages": [USER], "text": "t", "body": "b", "q": "ask", "a": "say"}
+    assert read(record, text="body") == Document(where="a.jsonl:7", text="b")
+    assert read(record, prompt="q", completion="a").prompt == "ask"
+    assert read({"chat": [USER], "text": "t"}, messages="chat").messages == (USER,)
+
+
+def test_a_mapped_instruction_is_not_joined_with_the_input() -> None:
+    record = {"instruction": "i", "input": "n", "output": "o"}
+    assert read(record, prompt="instruction", completion="output").prompt == "i"
+
+
+def test_messages_keep_their_other_keys() -> None:
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"name": "f", "arguments": {"x": None}}],
+    }
+    tool = {"role": "tool", "content": "3", "name": "f"}
+    assert read({"messages": [call, tool]}).messages == (call, tool)
+
+
+def test_the_words_of_other_chat_formats_are_understood() -> None:
+    conversation = [
+        {"from": who, "value": who} for who in ("system", "human", "gpt", "bot", "chatgpt", "user")
+    ]
+    roles = [message["role"] for message in read({"conversations": conversation}).messages]
+    assert roles == ["system", "user", "assistant", "assistant", "assistant", "user"]
+    first = read({"messages": conversation}).messages[0]
+    assert first == {"role": "system", "content": "system"}
+
+
+def test_mapped_message_keys_become_role_and_content() -> None:
+    record = {"messages": [{"speaker": "human", "said": "hi", "at": 1}]}
+    assert read(record, role="speaker", content="said").messages == (USER | {"at": 1},)
+
+
+def test_mapped_message_keys_are_not_guessed_around() -> None:
+    assert "no 'speaker' (have: from, value)" in refusal(
+        {"messages": [{"from": "human", "value": "hi"}]}, role="speaker"
+    )
+
+
+def test_prompt_and_completion_may_both_be_messages() -> None:
+    assert read({"prompt": [USER], "completion": [ASSISTANT]}).messages == (USER, ASSISTANT)
+
+
+def test_messages_may_be_written_as_json() -> None:
+    each = [json.dumps(USER), json.dumps(ASSISTANT)]
+    assert read({"messages": each}).messages == (USER, ASSISTANT)
+    assert read({"messages": json.dumps([USER])}).messages == (USER,)
+
+
+def test_null_keys_of_a_message_are_dropped_as_a_table_invents_them() -> None:
+    from_table = read({"messages": [USER | {"name": None, "tool_calls": None}]})
+    assert from_table.digest() == read({"messages": [USER]}).digest()
+
+
+def test_a_null_content_says_nothing() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    without = {"role": "assistant", "tool_calls": [{"name": "f"}]}
+    for message in (call, without):
+        assert read({"messages": [message]}).messages[0]["content"] == ""
+
+
+def test_times_inside_a_message_do_not_break_its_digest() -> None:
+    when = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
+    document = read({"messages": [USER | {"meta": {"at": [when], "score": 0.5, 3: b"x"}}]})
+    assert document.messages[0]["meta"] == {
+        "at": ["2024-05-01 00:00:00+00:00"], "score": 0.5, "3": "b'x'"
+    }  # fmt: skip
+    assert len(document.digest()) == 32
+
+
+def test_a_missing_column_names_those_that_are_there_and_how_to_map() -> None:
+    assert refusal({"id": 1, "body": "b"}) == (
+        "a.jsonl:7: missing column 'text' (have: id, body); map it in the recipe: "
+        '[corpus.columns] text = "..."'
+    )
+    assert refusal({}).startswith("a.jsonl:7: missing column 'text' (have: none);")
+    assert refusal({"text": "t"}, text="body").endswith('[corpus.columns] text = "..."')
+    assert "missing column 'x' (have: p)" in refusal({"p": ""}, prompt="p", completion="x")
+    assert refusal({"p": ""}, prompt="p", completion="x").endswith('completion = "..."')
+    assert refusal({"x": ""}, prompt="p", completion="x").endswith('prompt = "..."')
+    assert refusal({"x": ""}, messages="p").endswith('messages = "..."')
+
+
+@pytest.mark.parametrize("half", [{"prompt": "p"}, {"instruction": "i"}, {"answer": "a"}])
+def test_half_a_pair_is_not_recognised(half: dict[str, Any]) -> None:
+    assert "missing column 'text'" in refusal(half)
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ([1], "a.jsonl:7: list [1] is no record, expected an object"),
+        ("text", "a.jsonl:7: str 'text' is no record"),
+        (None, "a.jsonl:7: NoneType None is no record"),
+        ({"text": 42}, "a.jsonl:7: column 'text' holds int 42, expected a string"),
+        ({"text": ["a"]}, "column 'text' holds list ['a'], expected a string"),
+        ({"text": list(range(99))}, "7, 8, 9, 10, 11..., expected a string"),
+        ({"prompt": "p", "completion": 1}, "column 'completion' holds int 1"),
+        ({"prompt": [USER], "completion": "c"}, "column 'prompt' holds list"),
+        ({"instruction": "i", "output": "o", "input": 3}, "column 'input' holds int 3"),
+        ({"messages": "hi"}, "column 'messages' holds str 'hi', expected a list of messages"),
+        ({"messages": USER}, "column 'messages' holds dict"),
+        ({"messages": ["hi"]}, "a.jsonl:7: messages[0]: str 'hi' is no message"),
+        ({"messages": [USER, {"role": "user"}]}, "messages[1]: no 'content' (have: role); map it"),
+        ({"messages": [{"content": "c"}]}, "messages[0]: no 'role' (have: content); map it"),
+        ({"messages": [{"from": "human"}]}, "messages[0]: no 'content' (have: from)"),
+        ({"messages": [{}]}, "messages[0]: no 'role' (have: none)"),
+        ({"messages": [{"role": 1, "content": "c"}]}, "messages[0]: column 'role' holds int 1"),
+        ({"messages": [{"role": "user", "content": [1]}]}, "column 'content' holds list [1]"),
+        ({"conversations": [{"from": "gpt", "value": 1}]}, "column 'value' holds int 1"),
+        ({"text": "ab\ud83d"}, "column 'text' has half a surrogate pair at character 2"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(record: Any, told: str) -> None:
+    assert told in refusal(record)
+
+
+@pytest.mark.parametrize(
+    ("mapped", "told"),
+    [
+        ({"prompt": "p"}, "completion is not mapped"),
+        ({"completion": "c"}, "prompt is not mapped"),
+        ({"text": "t", "messages": "m"}, "text and messages are both mapped"),
+        (
+            {"prompt": "p", "completion": "c", "messages": "m"},
+            "prompt and messages are both mapped",
+        ),
+    ],
+)
+def test_a_contradictory_mapping_is_refused_when_it_is_made(
+    mapped: dict[str, str], told: str
+) -> None:
+    with pytest.raises(ColdstillError, match=rf"^corpus\.columns: .*{told}"):
+        Columns(**mapped)
+
+
+def test_a_pydantic_model_refuses_unknown_columns() -> None:
+    class Model(pydantic.BaseModel):
+        columns: Columns = Columns()
+
+    assert Model.model_validate({"columns": {"text": "body"}}).columns == Columns(text="body")
+    with pytest.raises(pydantic.ValidationError, match="txet"):
+        Model.model_validate({"columns": {"txet": "body"}})
+
+
+def test_only_the_columns_that_matter_are_read_from_a_table() -> None:
+    names = ["id", "text", "image", "messages", "input", "body"]
+    assert used_columns("t", names, Columns()) == ["text", "messages", "input"]
+    assert used_columns("t", names, Columns(text="body")) == ["body"]
+    assert used_columns("t", names, Columns(prompt="id", completion="id")) == ["id"]
+    with pytest.raises(ColdstillError, match=r"^t: missing column 'text' \(have: id\)"):
+        used_columns("t", ["id"], Columns())
