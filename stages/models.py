@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
@@ -126,18 +128,34 @@ def tokenizer_identity(tokenizer: Any) -> TokenizerIdentity:
     )
 
 
-def teacher_identity(model: Any, name: str) -> TeacherIdentity:
-    """What a store records of its teacher: everything that decides what it says."""
-    weights = _weight_files(name)
-    config = model.config.to_diff_dict()
+def teacher_identity(name: str, where: str, *, dtype: str, revision: str) -> TeacherIdentity:
+    """What a store records of its teacher: everything that decides what it says. Reads its files,
+    but does not load it.
+
+    Raises
+        ColdstillError: there is no such model
+    """
+    _expect_present(name, where)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = Path(str(cached_file(name, "config.json", revision=revision))).parent
+    except Exception as error:  # transformers raises whatever its many loaders raise
+        raise ColdstillError(f"{where}: cannot load {name}: {_first_line(error)}") from error
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not weights:
+        raise ColdstillError(f"{where}: {folder} holds no *.safetensors or *.bin weights")
+    settings = config.to_diff_dict()
     for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
-        config.pop(key, None)
+        settings.pop(key, None)
+    own = str(getattr(config, "dtype", None) or torch.float32)
     return TeacherIdentity(
-        name=Path(name).name if Path(name).is_dir() else name,
-        fingerprint=json_sha256([files_sha256(weights), config]),
-        family=model.config.model_type,
-        dtype=str(model.dtype).removeprefix("torch."),
-        parameters=sum(p.numel() for p in model.parameters()),
+        name=folder.name if Path(name).is_dir() else name,
+        fingerprint=json_sha256([files_sha256(weights), settings]),
+        family=config.model_type,
+        dtype=(own if dtype == "auto" else str(DTYPES[dtype])).removeprefix("torch."),
+        parameters=sum(_count_parameters(path) for path in weights),
         bytes=sum(path.stat().st_size for path in weights),
     )
 
@@ -168,15 +186,12 @@ def _expect_present(name: str, where: str) -> None:
         raise ColdstillError(f"{where}: no folder {name}")
 
 
-def _weight_files(name: str) -> list[Path]:
-    folder = Path(name)
-    if not folder.is_dir():
-        found = cached_file(name, "config.json")
-        folder = Path(found).parent
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not files:
-        raise ColdstillError(f"{folder}: no *.safetensors or *.bin weights")
-    return files
+def _count_parameters(path: Path) -> int:
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as tensors:
+            return sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+    state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    return sum(tensor.numel() for tensor in state.values())
 
 
 def _first_line(error: Exception) -> str:

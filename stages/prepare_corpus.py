@@ -33,18 +33,24 @@ _BATCH = 256
 """Documents tokenised at a time: enough to keep every processor busy."""
 
 
-def corpus_is_current(
-    folder: Path, config: CorpusConfig, base: Path, tokenizer: Any, *, together: bool
-) -> bool:
-    """Whether the prepared corpus is what preparing it again would give.
+def difference_in_corpus(
+    record: CorpusRecord, config: CorpusConfig, base: Path, tokenizer: Any
+) -> str | None:
+    """What preparing the corpus again would do differently, or None.
 
     Sources are compared by name, size and time of change; their content is not read again.
     """
-    record = CorpusLayout(folder).read_record()
-    if record is None:
-        return False
-    now = _settings(config, tokenizer), _listing(list_sources(config.files, base)), together
-    return (record.settings, record.sources, record.together) == now
+    now = _settings(config, tokenizer)
+    for key, value in now.items():
+        if record.settings.get(key) != value:
+            return f"corpus.{key} was {record.settings.get(key)!r}, is {value!r}"
+    old = {name: rest for name, *rest in record.sources}
+    new = {name: rest for name, *rest in _listing(list_sources(config.files, base))}
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            what = "is new" if name not in old else "is gone" if name not in new else "has changed"
+            return f"the file {name} {what}"
+    return None
 
 
 def prepare_corpus(
@@ -183,9 +189,8 @@ def _settings(config: CorpusConfig, tokenizer: Any) -> dict[str, Any]:
     settings = asdict(config)
     settings["files"] = list(config.files)
     settings["tokenizer"] = tokenizer_identity(tokenizer).fingerprint
-    settings["chat_template"] = hashlib.sha256(
-        str(tokenizer.chat_template or "").encode()
-    ).hexdigest()
+    template = str(tokenizer.chat_template or "")
+    settings["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
     return settings
 
 

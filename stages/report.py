@@ -20,6 +20,8 @@ class Report:
     done: int = 0
     total: int = 0
     """Both in `unit`; a total of 0 means that there is nothing to count, only a note."""
+    step: int = 0
+    """How much of `done` is new since the last report: what a resumed bar starts from."""
     unit: str = "tokens"
     note: str = ""
     """A sentence for the user."""

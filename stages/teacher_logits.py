@@ -15,15 +15,17 @@ import torch
 
 from ..data.alignment import labels
 from ..data.errors import ColdstillError
-from ..data.files import write_json
-from ..data.manifest import CorpusIdentity, Manifest, Packing, TeacherIdentity
+from ..data.files import whole_folder, write_json
+from ..data.layout import StoreLayout
+from ..data.manifest import CorpusIdentity, Manifest, Packing, read_manifest
 from ..data.order import uniform
+from ..data.reader import read_commits
 from ..data.schema import Block, Targets
 from ..data.writer import StoreWriter
 from .device import describe_machine, peak_memory
 from .feed import flat_positions
 from .isolation import model_inputs
-from .models import context_length, tokenizer_identity
+from .models import tokenizer_identity
 from .report import Report, Reporter, silent
 from .selection import select, to_targets
 from .speed import forward_speed
@@ -32,7 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from ..data.commit import Commit
+    from ..data.manifest import TeacherIdentity
     from ..data.prepared import CorpusRecord, SequenceFile, Split
     from ..data.schema import Capture, Sequences
     from .isolation import Isolation
@@ -46,29 +51,36 @@ a document that way, and the student would learn nonsense there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaptureJob:
-    """Everything one split's capture needs."""
+class CapturePlan:
+    """Everything that decides one split's store, known before the teacher is loaded."""
 
     split: Split
-    head: OutputHead
-    """The teacher, split at its head."""
     teacher: TeacherIdentity
+    context: int | None
+    """The longest input the teacher takes."""
     tokenizer: Any
-    isolation: Isolation
     corpus: CorpusRecord
     sequences: SequenceFile
-    rows: np.ndarray[Any, Any]
+    rows: NDArray[np.int64]
     """Which of the split's sequences are captured, increasing."""
     capture: Capture
     sequence_length: int
     shard_tokens: int
     batch_tokens: int
-    codec: dict[str, Any]
-    store: dict[str, Any]
+    codec: str
+    store: str
     folder: Path
 
 
-def chosen_rows(available: int, wanted: int | None, seed: int) -> np.ndarray[Any, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """The loaded teacher."""
+
+    head: OutputHead
+    isolation: Isolation
+
+
+def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64]:
     """The sequences to capture: all, or a seeded sample of them in corpus order."""
     if wanted is None or wanted >= available:
         return np.arange(available)
@@ -76,15 +88,15 @@ def chosen_rows(available: int, wanted: int | None, seed: int) -> np.ndarray[Any
     return np.sort(random.choice(available, wanted, replace=False))
 
 
-def make_manifest(job: CaptureJob) -> Manifest:
-    """What the store will say of itself; a function of the job alone.
+def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
+    """What the store will say of itself; a function of its arguments alone.
 
     Raises
         ColdstillError: a head or tail that the vocabulary cannot give, or a sequence longer than
             the teacher's context
     """
-    tokenizer = tokenizer_identity(job.tokenizer)
-    capture, size = job.capture, tokenizer.size
+    tokenizer = tokenizer_identity(plan.tokenizer)
+    capture, size = plan.capture, tokenizer.size
     if capture.head > size:
         raise ColdstillError(
             f"logits.head: {capture.head} is more than the vocabulary's {size} tokens"
@@ -94,79 +106,97 @@ def make_manifest(job: CaptureJob) -> Manifest:
             f"logits.tail: a head of {size} is the whole vocabulary, nothing is left to sample; "
             "set tail = 0"
         )
-    longest = context_length(job.head.model.config)
-    if longest is not None and job.sequence_length > longest:
+    longest = plan.context
+    if longest is not None and plan.sequence_length > longest:
         raise ColdstillError(
-            f"corpus.sequence_length: {job.sequence_length} is more than the teacher's context of "
+            f"corpus.sequence_length: {plan.sequence_length} is more than the teacher's context of "
             f"{longest}; choose at most {longest}"
         )
-    split = job.corpus.splits[job.split]
-    per_shard = max(1, job.shard_tokens // job.sequence_length)
+    split = plan.corpus.splits[plan.split]
+    per_shard = max(1, plan.shard_tokens // plan.sequence_length)
     return Manifest(
-        teacher=job.teacher,
+        teacher=plan.teacher,
         tokenizer=tokenizer,
         corpus=CorpusIdentity(
-            fingerprint=split.content, split=job.split, documents=split.documents
+            fingerprint=split.content, split=plan.split, documents=split.documents
         ),
         packing=Packing(
-            sequence_length=job.sequence_length,
-            together=job.corpus.together,
-            isolation=job.isolation,
-            separator=tuple(job.corpus.separator),
+            sequence_length=plan.sequence_length,
+            together=plan.corpus.together,
+            isolation=isolation,
+            separator=tuple(plan.corpus.separator),
             fingerprint=split.packing,
         ),
         capture=capture,
-        sequences=len(job.rows),
+        sequences=len(plan.rows),
         shard_sequences=per_shard,
-        block_sequences=min(per_shard, max(1, 16384 // job.sequence_length)),
-        codec=job.codec,
-        store=job.store,
+        block_sequences=min(per_shard, max(1, 16384 // plan.sequence_length)),
+        codec={"name": plan.codec},
+        store={"name": plan.store},
     )
 
 
-def capture_split(job: CaptureJob, report: Reporter = silent) -> None:
-    """Capture the shards that are missing; do nothing if none is.
+def is_captured(plan: CapturePlan) -> bool:
+    """Whether the store is whole already. Needs no teacher.
+
+    Raises
+        ColdstillError: it was made by another teacher, tokenizer, corpus, packing or capture
+    """
+    layout = StoreLayout(plan.folder)
+    if not layout.manifest.exists():
+        make_manifest(plan, "positions")  # refuse what cannot be captured before loading anything
+        return False
+    # the way of isolation is the teacher's doing and part of its fingerprint's consequences
+    isolation = read_manifest(layout.manifest).packing.isolation
+    manifest = make_manifest(plan, isolation)
+    StoreWriter(plan.folder, manifest).check()
+    return len(read_commits(layout, manifest)) == manifest.shards
+
+
+def capture_split(plan: CapturePlan, teacher: Teacher, report: Reporter = silent) -> None:
+    """Capture the shards that are missing.
 
     Raises
         ColdstillError: the store was made otherwise, the teacher gives no numbers, the disk is full
     """
-    manifest = make_manifest(job)
-    stage = f"{STAGE} {job.split}"
-    with StoreWriter(job.folder, manifest) as writer:
+    manifest = make_manifest(plan, teacher.isolation)
+    stage = f"{STAGE} {plan.split}"
+    with StoreWriter(plan.folder, manifest) as writer:
         if not writer.layout.tokenizer.exists():
-            job.tokenizer.save_pretrained(writer.layout.tokenizer)
+            with whole_folder(writer.layout.tokenizer) as scratch:
+                plan.tokenizer.save_pretrained(scratch)
         missing = writer.missing()
-        if not missing:
-            report(Report(stage=stage, note=f"complete: {manifest.shards} shards in {job.folder}"))
-            return
-        total = sum(len(manifest.shard_rows(i)) for i in missing) * job.sequence_length
         if len(missing) < manifest.shards:
             found = manifest.shards - len(missing)
             report(Report(stage=stage, note=f"going on: {found} of {manifest.shards} shards done"))
+        total = sum(len(manifest.shard_rows(i)) for i in missing) * plan.sequence_length
         done, started = 0, time.perf_counter()
-        with peak_memory(job.head.model.device) as memory:
+        with peak_memory(teacher.head.model.device) as memory:
             for shard in missing:
                 parts = []
-                for part in _capture_shard(job, manifest.shard_rows(shard)):
+                for part in _capture_shard(plan, teacher, manifest.shard_rows(shard)):
                     parts.append(part)
-                    done += len(part) * job.sequence_length
-                    report(Report(stage=stage, done=done, total=total))
+                    new = len(part) * plan.sequence_length
+                    done += new
+                    report(Report(stage=stage, done=done, total=total, step=new))
                 commit = writer.write(shard, Block.concatenate(parts))
-                _warn_of_separator(commit, job, report)
-        seconds = time.perf_counter() - started
-        measured = _measure(job, done / seconds, memory.bytes)
-        write_json(writer.layout.measurements, measured)
+                _tell_of_separator(commit, plan, report)
+        if missing:
+            seconds = time.perf_counter() - started
+            measured = _measure(plan, teacher, done / seconds, memory.bytes)
+            write_json(writer.layout.measurements, measured)
+    report(Report(stage=stage, note=f"{manifest.shards} shards in {plan.folder}"))
 
 
-def _capture_shard(job: CaptureJob, places: range) -> Iterator[Block]:
+def _capture_shard(plan: CapturePlan, teacher: Teacher, places: range) -> Iterator[Block]:
     """The shard's batches, with targets."""
-    size = max(1, job.batch_tokens // job.sequence_length)
-    buffer = job.head.buffer(size * job.sequence_length, job.head.model.device)
+    size = max(1, plan.batch_tokens // plan.sequence_length)
+    buffer = teacher.head.buffer(size * plan.sequence_length, teacher.head.model.device)
     for start in range(places.start, places.stop, size):
-        rows = job.rows[start : min(start + size, places.stop)]
-        sequences = job.sequences.read(rows)
-        targets = capture_batch(job.head, sequences, job.isolation, job.capture, buffer)
-        yield Block(sequences=sequences, targets=targets, capture=job.capture)
+        rows = plan.rows[start : min(start + size, places.stop)]
+        sequences = plan.sequences.read(rows)
+        targets = capture_batch(teacher.head, sequences, teacher.isolation, plan.capture, buffer)
+        yield Block(sequences=sequences, targets=targets, capture=plan.capture)
 
 
 @torch.no_grad()
@@ -215,12 +245,12 @@ def _expect_numbers(targets: Targets, sequences: Sequences) -> None:
         )
 
 
-def _warn_of_separator(commit: Commit, job: CaptureJob, report: Reporter) -> None:
+def _tell_of_separator(commit: Commit, plan: CapturePlan, report: Reporter) -> None:
     sums = commit.statistics
     if commit.shard != 0 or not sums.separators:
         return
     mean = sums.separator_mass / sums.separators
-    token = job.tokenizer.decode(list(job.corpus.separator)[:1])
+    token = plan.tokenizer.decode(list(plan.corpus.separator)[:1])
     known = mean >= RARE_SEPARATOR
     note = f"the teacher expects the separator {token!r} with mean probability {mean:.2g} where it"
     note += (
@@ -231,13 +261,15 @@ def _warn_of_separator(commit: Commit, job: CaptureJob, report: Reporter) -> Non
             'corpus.separator to that, or to "" for none'
         )
     )
-    report(Report(stage=f"{STAGE} {job.split}", note=note, warning=not known))
+    report(Report(stage=f"{STAGE} {plan.split}", note=note, warning=not known))
 
 
-def _measure(job: CaptureJob, tokens_per_second: float, memory: int) -> dict[str, Any]:
-    size = max(1, job.batch_tokens // job.sequence_length)
-    sample = job.sequences.read(job.rows[: min(size, len(job.rows))])
-    forward = forward_speed(job.head, sample, job.isolation)
+def _measure(
+    plan: CapturePlan, teacher: Teacher, tokens_per_second: float, memory: int
+) -> dict[str, Any]:
+    size = max(1, plan.batch_tokens // plan.sequence_length)
+    sample = plan.sequences.read(plan.rows[: min(size, len(plan.rows))])
+    forward = forward_speed(teacher.head, sample, teacher.isolation)
     return {
         "machine": describe_machine(),
         "capture_tokens_per_second": round(tokens_per_second, 1),

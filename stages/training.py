@@ -200,26 +200,28 @@ class _Metrics(TrainerCallback):
     def __init__(self, job: TrainingJob, report: Reporter, start: int) -> None:
         self.stage = job.stage
         self._report, self._steps = report, job.config.steps
-        self._names = [t.loss.name for t in job.terms] + ["teacher_mass", "student_mass"]
-        self._names += ["agreement", "accuracy"]
-        self._has_targets = any(t.loss.needs_targets for t in job.terms) or bool(job.capture.head)
+        self._step_tokens = (
+            sequences_per_step(job.config, job.sequence_length) * job.sequence_length
+        )
         self._has_head = job.capture.head > 0
         self._path = job.folder / "metrics.jsonl"
-        self._sums: torch.Tensor | None = None
+        self._sums: dict[str, torch.Tensor] | None = None
         self._positions = self._tokens = 0
-        self._all_tokens, self._since, self._shown = 0, time.perf_counter(), {}
+        self._since = time.perf_counter()
+        self._shown: dict[str, float] = {}
         self._keep_until(start)
 
-    def add(self, sums: torch.Tensor, inputs: dict[str, Any]) -> None:
+    def add(self, sums: dict[str, torch.Tensor], inputs: dict[str, Any]) -> None:
         """Take one micro-batch."""
-        self._sums = sums.clone() if self._sums is None else self._sums + sums
+        old = self._sums
+        self._sums = sums if old is None else {name: old[name] + sums[name] for name in sums}
         self._positions += len(inputs["labels"])
         self._tokens += inputs["input_ids"].numel()
 
     def take(self) -> dict[str, float]:
         """Means per position since the last time, and tokens per second."""
         assert self._sums is not None
-        means = dict(zip(self._names, (self._sums / self._positions).tolist(), strict=True))
+        means = {name: float(value) / self._positions for name, value in self._sums.items()}
         if not self._has_head:
             for name in ("teacher_mass", "student_mass", "agreement"):
                 del means[name]
@@ -235,9 +237,9 @@ class _Metrics(TrainerCallback):
         self._report(
             Report(
                 stage=self.stage,
-                done=state.global_step,
-                total=self._steps,
-                unit="steps",
+                done=state.global_step * self._step_tokens,
+                total=self._steps * self._step_tokens,
+                step=self._step_tokens,
                 figures=self._shown,
             )
         )
@@ -245,7 +247,7 @@ class _Metrics(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
-        self._shown = {k: logs[k] for k in ("loss", "tokens_per_second")}
+        self._shown = {"loss": logs["loss"], "step": state.global_step}
         line = {"step": state.global_step, **logs}
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")

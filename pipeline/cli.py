@@ -1,0 +1,256 @@
+"""The command line: parse, call one function, print. Heavy imports live inside the commands."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import __version__
+from ..data.errors import ColdstillError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .steps import Work
+
+
+class _Group(click.Group):
+    """Turns our errors into one line and the promised exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ColdstillError as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _fail(
+                f"{error.filename or 'disk'}: the disk is full; what was finished is kept, free "
+                "some space and run the same command again"
+            )
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().main(*args, **{**options, "standalone_mode": False})
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("\ninterrupted; run the same command again to go on", err=True)
+            sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="coldstill")
+def main() -> None:
+    """Offline distillation: run the teacher once, train students from what it said.
+
+    RECIPE is the name of a built-in recipe, a TOML file, or a run's folder.
+    """
+
+
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument and options of every command that works on a recipe."""
+
+    @click.argument("recipe")
+    @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+    @click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
+    @functools.wraps(command)
+    def wrapped(recipe: str, settings: tuple[str, ...], runs: str, **options: Any) -> None:
+        from .progress import Progress
+
+        with Progress() as progress:
+            command(recipe=recipe, settings=settings, runs=runs, progress=progress, **options)
+
+    return wrapped
+
+
+def student_option(many: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Which students a command is about."""
+    return click.option(
+        "--student", "students", multiple=many, metavar="NAME", help="Only this student."
+    )
+
+
+def _work(
+    recipe: str,
+    settings: tuple[str, ...],
+    runs: str,
+    progress: Any,
+    student: str | None = None,
+    *,
+    record: bool = True,
+) -> Work:
+    from .recipe import load_recipe
+    from .run import open_run
+    from .steps import Work
+
+    loaded = load_recipe(recipe, settings, student)
+    folder = Path(recipe)
+    is_run = (folder / "recipe.resolved.json").exists()
+    run = open_run(
+        folder.parent if is_run else Path(runs), folder.name if is_run else loaded.recipe.name
+    )
+    if record:
+        _quiet_libraries()
+        run.record(loaded)
+    return Work(loaded, run, progress)
+
+
+def _quiet_libraries() -> None:
+    """One voice on the terminal: ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@main.command()
+@click.argument("name")
+def init(name: str) -> None:
+    """Write a recipe to start from, NAME.toml.
+
+    Example: coldstill init my-run
+    """
+    from .starter import write_starter
+
+    click.echo(f"wrote {write_starter(Path.cwd(), name)}; next: coldstill plan {name}.toml")
+
+
+@main.command()
+@recipe_options
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def plan(recipe: str, settings: Any, runs: str, progress: Any, as_json: bool) -> None:
+    """Tell what a recipe will do and how large it gets; loads no weights.
+
+    Example: coldstill plan demo
+    """
+    from .plan import plan as make_plan
+    from .plan import text
+
+    work = _work(recipe, settings, runs, progress, record=False)
+    facts = make_plan(work.loaded, work.run)
+    click.echo(json.dumps(facts, indent=2) if as_json else text(facts))
+
+
+@main.command("train-teacher")
+@recipe_options
+def train_teacher(recipe: str, settings: Any, runs: str, progress: Any) -> None:
+    """Train the teacher, where the recipe makes it here.
+
+    Example: coldstill train-teacher demo
+    """
+    from . import steps
+
+    steps.train_teacher(_work(recipe, settings, runs, progress))
+
+
+@main.command("teacher-logits")
+@recipe_options
+def teacher_logits(recipe: str, settings: Any, runs: str, progress: Any) -> None:
+    """Stage one: run the teacher once over the corpus and store what it believes.
+
+    Example: coldstill teacher-logits demo
+    """
+    from . import steps
+
+    steps.teacher_logits(_work(recipe, settings, runs, progress))
+
+
+@main.command("train-student")
+@recipe_options
+@student_option(many=True)
+def train_student(
+    recipe: str, settings: Any, runs: str, progress: Any, students: tuple[str, ...]
+) -> None:
+    """Stage two: train students from the store, without the teacher.
+
+    A NAME that the recipe lacks makes a variant of the one student that --set changes.
+
+    Example: coldstill train-student demo --student small
+    """
+    from . import steps
+
+    new = next((name for name in students), None) if len(students) == 1 else None
+    steps.train_students(_work(recipe, settings, runs, progress, new), students)
+
+
+@main.command()
+@recipe_options
+@student_option(many=True)
+def evaluate(
+    recipe: str, settings: Any, runs: str, progress: Any, students: tuple[str, ...]
+) -> None:
+    """Measure trained students on held-out documents, without the teacher.
+
+    Example: coldstill evaluate demo
+    """
+    from . import steps
+
+    steps.evaluate(_work(recipe, settings, runs, progress), students)
+
+
+@main.command()
+@recipe_options
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def compare(recipe: str, settings: Any, runs: str, progress: Any, as_json: bool) -> None:
+    """Print all models of a run side by side.
+
+    Example: coldstill compare demo
+    """
+    from .compare import compare as make_rows
+    from .compare import table
+
+    rows = make_rows(_work(recipe, settings, runs, progress, record=False).run)
+    click.echo(json.dumps(rows, indent=2) if as_json else table(rows))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Tell what a store holds: teacher, corpus, capture, shards, and what the teacher said.
+
+    Example: coldstill inspect runs/demo/logits
+    """
+    from .inspect_store import describe_store, text
+
+    store = describe_store(path)
+    click.echo(json.dumps(store, indent=2) if as_json else text(store))
+
+
+@main.command()
+@recipe_options
+def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
+    """Carry out a whole recipe: teacher, logits, students, evaluation, comparison.
+
+    Example: coldstill run demo
+    """
+    from . import steps
+    from .compare import compare as make_rows
+    from .compare import table
+
+    work = _work(recipe, settings, runs, progress)
+    steps.train_teacher(work)
+    steps.teacher_logits(work)
+    steps.train_students(work, ())
+    steps.evaluate(work, ())
+    click.echo(table(make_rows(work.run)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Draws what the stages report: bars on a terminal, sentences anywhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ..stages.report import Report
+
+
+class Progress:
+    """A reporter: call it with reports; leaving the context closes the last bar."""
+
+    def __init__(self) -> None:
+        """Draw bars only where somebody watches."""
+        self._watched = sys.stderr.isatty()
+        self._bar: Any = None
+        self._stage = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def __call__(self, report: Report) -> None:
+        """Draw one report."""
+        if report.note:
+            self._close()
+            sign = "warning: " if report.warning else ""
+            click.echo(f"{report.stage}: {sign}{report.note}", err=True)
+        elif self._watched:
+            self._advance(report)
+
+    def _advance(self, report: Report) -> None:
+        if self._bar is None or self._stage != report.stage:
+            self._close()
+            self._stage = report.stage
+            self._bar = tqdm(
+                desc=report.stage,
+                total=report.total or None,
+                initial=max(0, report.done - report.step),
+                unit=" " + report.unit,
+                unit_scale=True,
+                dynamic_ncols=True,
+                mininterval=0.2,
+            )
+        if report.figures:
+            shown = {name: f"{value:,.4g}" for name, value in report.figures.items()}
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(report.done - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,134 @@
+"""The folder that a recipe produces. No other file builds a path inside one."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.errors import ColdstillError
+from ..data.files import whole_file, write_json
+
+if TYPE_CHECKING:
+    from .recipe import LoadedRecipe
+
+_ROOMS = ("pipeline", "stages", "data", "tests")
+
+
+@dataclass(frozen=True, slots=True)
+class StudentFolder:
+    """One student's part of a run."""
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        """What it is trained with: written before training, compared ever after."""
+        return self.root / "student.json"
+
+    @property
+    def model(self) -> Path:
+        """The finished model; it exists only when training has ended."""
+        return self.root / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        """Its figures on the held-out store."""
+        return self.root / "evaluation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All places of a run."""
+
+    root: Path
+
+    @property
+    def teacher(self) -> Path:
+        """Only if it is trained here: tokenizer, checkpoints, metrics, model."""
+        return self.root / "teacher"
+
+    @property
+    def teacher_settings(self) -> Path:
+        """What the teacher is trained with."""
+        return self.teacher / "teacher.json"
+
+    @property
+    def teacher_model(self) -> Path:
+        """The trained teacher, with its tokenizer."""
+        return self.teacher / "model"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer that was trained here."""
+        return self.teacher / "tokenizer"
+
+    @property
+    def corpus(self) -> Path:
+        """The tokenised, packed corpus."""
+        return self.root / "corpus"
+
+    @property
+    def logits(self) -> Path:
+        """The store that students are trained from."""
+        return self.root / "logits"
+
+    @property
+    def heldout(self) -> Path:
+        """The store that they are evaluated on."""
+        return self.root / "heldout"
+
+    @property
+    def students(self) -> Path:
+        """One folder per student."""
+        return self.root / "students"
+
+    def student(self, name: str) -> StudentFolder:
+        """One student's folder."""
+        return StudentFolder(self.students / name)
+
+    @property
+    def student_names(self) -> list[str]:
+        """Those that have a folder, in alphabetical order."""
+        return sorted(p.parent.name for p in self.students.glob("*/student.json"))
+
+    @property
+    def comparison(self) -> Path:
+        """The table as JSON; beside it the same as Markdown."""
+        return self.root / "comparison.json"
+
+    def record(self, loaded: LoadedRecipe) -> None:
+        """Write down the recipe as it was given and as it was understood, and the machine."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.root / "recipe.toml") as scratch:
+            scratch.write_text(loaded.text, encoding="utf-8")
+        resolved = json.loads(loaded.recipe.model_dump_json())
+        write_json(
+            self.root / "recipe.resolved.json", {"recipe": resolved, "base": str(loaded.base)}
+        )
+        write_json(self.root / "env.json", _environment())
+
+
+def open_run(folder: Path, name: str) -> Run:
+    """The run `name` below `folder`; raises ColdstillError where no run may be."""
+    root = folder / name
+    source = Path(__file__).resolve().parent.parent
+    for room in _ROOMS:
+        if root.resolve().is_relative_to(source / room):
+            raise ColdstillError(
+                f"{root}: inside coldstill's own source ({room}/); choose another folder with --runs"
+            )
+    return Run(root)
+
+
+def _environment() -> dict[str, str]:
+    packages = ("coldstill", "torch", "transformers", "pyarrow", "numpy", "tokenizers")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        **{package: version(package) for package in packages},
+    }
