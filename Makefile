@@ -1,0 +1,58 @@
+# make demo            the whole pipeline on this machine's own Python sources
+# make teacher-logits  stage one;  make train-student  stage two
+# RECIPE= a built-in recipe, a TOML file or a run's folder;  STUDENT= one student;  SET= overrides
+
+RECIPE ?= demo
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+COLDSTILL := $(BIN)/coldstill
+INSTALLED := $(VENV)/.installed
+OPTIONS = $(RECIPE) $(foreach setting,$(SET),--set '$(setting)')
+STUDENTS = $(foreach name,$(STUDENT),--student '$(name)')
+
+.PHONY: help install demo run init plan train-teacher teacher-logits train-student evaluate compare inspect test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "coldstill needs Python 3.11 or newer; name one with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(COLDSTILL) run demo
+
+run plan train-teacher teacher-logits compare: $(INSTALLED)
+	$(COLDSTILL) $@ $(OPTIONS)
+
+train-student evaluate: $(INSTALLED)
+	$(COLDSTILL) $@ $(OPTIONS) $(STUDENTS)
+
+init: $(INSTALLED)
+	$(COLDSTILL) init $(RECIPE)
+
+inspect: $(INSTALLED)
+	$(COLDSTILL) inspect $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# The repository is the package, whatever its folder is called; mypy finds it by this link.
+check: $(INSTALLED)
+	@mkdir -p .links && ln -sfn .. .links/coldstill
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p coldstill.data -p coldstill.stages -p coldstill.pipeline
+	$(BIN)/mypy tests
+
+bench: $(INSTALLED)
+	$(BIN)/python tests/bench/run.py
+
+clean:
+	rm -rf $(VENV) .links build *.egg-info

@@ -1,0 +1,127 @@
+"""Fixtures: a byte-pair tokenizer, small random models and short texts, made once per session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from coldstill.stages.config import CorpusConfig, TokenizerConfig
+from coldstill.stages.train_tokenizer import train_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VOCABULARY = 320
+WORDS = [
+    "the",
+    "teacher",
+    "speaks",
+    "once",
+    "and",
+    "every",
+    "student",
+    "listens",
+    "for",
+    "as",
+    "long",
+    "as",
+    "it",
+    "likes",
+    "to",
+    "learn",
+]
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+torch.set_num_threads(2)
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Some texts of different lengths, no two alike."""
+    random = np.random.default_rng(seed)
+    return [
+        f"{i}: " + " ".join(random.choice(WORDS, int(random.integers(3, 60)))) for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 short text files."""
+    folder = tmp_path_factory.mktemp("texts")
+    for i, text in enumerate(sentences(60)):
+        (folder / f"{i:02d}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-pair tokenizer of `VOCABULARY` tokens, saved."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    corpus = CorpusConfig(files=(str(texts),))
+    train_tokenizer(folder, TokenizerConfig(vocabulary=VOCABULARY), corpus, texts)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> Any:
+    """The same, loaded."""
+    from coldstill.stages.models import load_tokenizer
+
+    return load_tokenizer(str(tokenizer_folder), "test")
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
+    "llama": {"tie_word_embeddings": False},
+    "llama-tied": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": 64},
+    "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64},
+    "gpt_neox": {"rotary_pct": 0.25},
+}
+"""Small configurations by family; the tests ask each for everything."""
+
+
+def make_model(name: str, vocabulary: int, seed: int = 0) -> Any:
+    """A small model of `FAMILIES` with random weights large enough for confident logits."""
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+    }
+    family = name.split("-")[0]
+    if family in ("gpt2", "gpt_neox"):
+        sizes.pop("num_key_value_heads")
+    if family == "gpt2":
+        for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            sizes.pop(key)
+        sizes.pop("max_position_embeddings")
+    config = AutoConfig.for_model(family, **{**sizes, **FAMILIES[name]})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with a vocabulary padded past the tokenizer, saved with it."""
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    make_model("llama", VOCABULARY + 16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
