@@ -49,7 +49,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p coldstill.data -p coldstill.stages -p coldstill.pipeline
-	$(BIN)/mypy tests
+	$(BIN)/mypy --explicit-package-bases tests
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/bench/run.py

@@ -11,6 +11,7 @@ from .errors import ColdstillError
 from .files import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -54,6 +55,14 @@ class Commit:
     bytes: _Count
     sha256: str
     statistics: ShardStatistics
+
+
+def total(commits: Iterable[Commit]) -> ShardStatistics:
+    """The sums over all of them."""
+    sums = ShardStatistics()
+    for commit in commits:
+        sums = sums.plus(commit.statistics)
+    return sums
 
 
 _COMMIT = TypeAdapter(Commit)

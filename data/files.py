@@ -55,7 +55,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 old = path.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(4)}-{path.name}")
                 path.replace(old)
-                scratch.replace(path)
+                try:
+                    scratch.replace(path)
+                except BaseException:
+                    old.replace(path)
+                    raise
                 shutil.rmtree(old)
             else:
                 scratch.replace(path)
@@ -82,7 +86,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ColdstillError(f"{path}: not there") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ColdstillError(f"{path}: cannot be read as JSON: {error}") from error
 
 

@@ -47,3 +47,9 @@ class StoreLayout:
     def commit(self, index: int) -> Path:
         """Its commit record, written last: without it the shard does not exist."""
         return self.shards / f"{index:05d}.json"
+
+    def committed(self) -> list[int]:
+        """Which commit records are there, in order."""
+        names = [path.stem for path in self.shards.glob("*.json")]
+        indices = [int(name) for name in names if name.isdecimal()]
+        return sorted(index for index in indices if self.commit(index).exists())

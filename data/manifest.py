@@ -6,6 +6,7 @@ names a student: any number of them read the same store.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -111,13 +112,20 @@ class Manifest:
         start = shard * self.shard_sequences
         return range(start, min(start + self.shard_sequences, self.sequences))
 
+    def block_rows(self, shard: int, block: int) -> range:
+        """Which of the store's sequences block number `block` of that shard holds."""
+        start = block * self.block_sequences
+        return self.shard_rows(shard)[start : start + self.block_sequences]
+
     def make_codec(self, where: Path) -> Codec:
         """The codec object this store was written with."""
-        return _registered(CODECS, self.codec, f"{where}: codec")
+        codec: Codec = _registered(CODECS, self.codec, f"{where}: codec")
+        return codec
 
     def make_store(self, where: Path) -> Store:
         """The shard format this store was written with."""
-        return _registered(STORES, self.store, f"{where}: store")
+        store: Store = _registered(STORES, self.store, f"{where}: store")
+        return store
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value with sorted, plain contents: equal manifests give equal bytes."""
@@ -145,14 +153,11 @@ def read_manifest(path: Path) -> Manifest:
     content = {k: v for k, v in value.items() if k not in ("format", "version")}
     try:
         # JSON has no tuples; everything else must already have its own type
-        return _MANIFEST.validate_json(_MANIFEST_JSON.dump_json(content))
+        return _MANIFEST.validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ColdstillError(f"{path}: {place}: {first['msg']} ({first['input']!r:.60})") from error
-
-
-_MANIFEST_JSON = TypeAdapter(Any)
 
 
 def difference(old: Manifest, new: Manifest) -> str | None:
@@ -168,8 +173,9 @@ def difference(old: Manifest, new: Manifest) -> str | None:
 def _telling_first(key: str) -> tuple[int, str]:
     # a changed corpus also changes the packing's fingerprint and the counts: name the cause
     order = ["teacher", "tokenizer", "corpus", "packing", "capture", "codec", "store"]
+    order += ["sequences", "shard_sequences"]
     section = key.split(".")[0]
-    is_digest = key.endswith("fingerprint")
+    is_digest = key.endswith(("fingerprint", "bytes", "parameters"))
     return (order.index(section) * 2 + is_digest if section in order else 99, key)
 
 
@@ -190,7 +196,7 @@ def _short(value: Any) -> str:
 def _registered(table: dict[str, Any], value: dict[str, Any], where: str) -> Any:
     settings = dict(value)
     name = settings.pop("name", None)
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         known = ", ".join(sorted(table))
         raise ColdstillError(f"{where} {name!r} is not known to this version (known: {known})")
     try:

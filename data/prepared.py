@@ -57,11 +57,11 @@ class CorpusRecord:
     settings: dict[str, Any]
     """What the recipe said, and the tokenizer's fingerprint."""
     sources: list[list[Any]]
-    """Each source's name, bytes and time of change."""
+    """Each source's name, bytes, time of change and SHA-256."""
     together: bool
     separator: list[int]
     """The ids put after each plain document."""
-    splits: dict[str, SplitRecord]
+    splits: dict[Split, SplitRecord]
     counts: dict[str, int]
     """empty_documents, cut_documents, unlearnable_pieces."""
 
@@ -141,31 +141,43 @@ class SequenceFile:
         self._path = path
         self._shard = ArrowStore().open(path)
         blocks = self._shard.blocks
-        last = len(to_sequences(self._shard.read(blocks - 1)))
-        self._length = (blocks - 1) * BLOCK_SEQUENCES + last
+        self._length = (blocks - 1) * BLOCK_SEQUENCES + len(self._block(blocks - 1))
 
     def __len__(self) -> int:
         """How many sequences it holds."""
         return self._length
 
     def read(self, rows: NDArray[np.int64]) -> Sequences:
-        """The chosen sequences in the order given; raises ColdstillError on damage."""
+        """The chosen sequences in the order given.
+
+        Raises
+            IndexError: there is no such sequence
+            ColdstillError: the file is damaged
+        """
         rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(self):
+            raise IndexError(f"sequences {rows.tolist()} of {len(self)}")
         parts, found = [], []
         for block in np.unique(rows // BLOCK_SEQUENCES):
             chosen = np.flatnonzero(rows // BLOCK_SEQUENCES == block)
-            whole = to_sequences(self._shard.read(int(block)))
-            parts.append(whole.take(rows[chosen] % BLOCK_SEQUENCES))
+            parts.append(self._block(int(block), rows[chosen] % BLOCK_SEQUENCES))
             found.append(chosen)
         sequences = Sequences.concatenate(parts) if len(parts) > 1 else parts[0]
-        sequences = sequences.take(np.argsort(np.concatenate(found), kind="stable"))
-        try:
-            check_hashes(sequences)
-        except ValueError as error:
-            raise ColdstillError(f"{self._path}: {error}") from error
-        return sequences
+        return sequences.take(np.argsort(np.concatenate(found), kind="stable"))
 
     def batches(self, size: int) -> Iterator[Sequences]:
         """Every sequence once, in order."""
         for start in range(0, len(self), size):
             yield self.read(np.arange(start, min(start + size, len(self))))
+
+    def _block(self, number: int, rows: NDArray[np.int64] | None = None) -> Sequences:
+        """A block, or the chosen rows of it, checked."""
+        columns = self._shard.read(number)
+        try:
+            sequences = to_sequences(columns)
+            if rows is not None:
+                sequences = sequences.take(rows)
+                check_hashes(sequences)
+        except (ValueError, KeyError, IndexError) as error:
+            raise ColdstillError(f"{self._path}: block {number}: {error}") from error
+        return sequences

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .columns import check_hashes, to_positions, to_sequences
-from .commit import Commit, ShardStatistics, read_commit
+from .commit import Commit, ShardStatistics, read_commit, total
 from .errors import ColdstillError
 from .fingerprint import file_sha256
 from .layout import StoreLayout
@@ -48,10 +48,7 @@ class StoreReader:
     @property
     def statistics(self) -> ShardStatistics:
         """The teacher's sums over all positions."""
-        total = ShardStatistics()
-        for commit in self.commits.values():
-            total = total.plus(commit.statistics)
-        return total
+        return total(self.commits.values())
 
     def read(self, rows: NDArray[np.int64]) -> Block:
         """The chosen sequences with their targets, in the order given.
@@ -88,6 +85,9 @@ class StoreReader:
         columns = self._shard(shard).read(number)
         try:
             sequences = to_sequences(columns)
+            expected = len(self.manifest.block_rows(shard, number))
+            if len(sequences) != expected:
+                raise ValueError(f"holds {len(sequences)} sequences, expected {expected}")
             arrays = to_positions(columns, sequences.positions)
             targets = self._codec.decode(arrays, self.manifest.capture)
             whole = Block(sequences=sequences, targets=targets, capture=self.manifest.capture)
@@ -106,7 +106,11 @@ class StoreReader:
                     f"{path}: damaged: its checksum is not the one it was written with; delete "
                     f"{self.layout.commit(index).name} beside it and run teacher-logits again"
                 )
-            self._open[index] = self._store.open(path)
+            opened = self._store.open(path)
+            blocks = -(-self.commits[index].sequences // self.manifest.block_sequences)
+            if opened.blocks != blocks:
+                raise ColdstillError(f"{path}: has {opened.blocks} blocks, expected {blocks}")
+            self._open[index] = opened
         return self._open[index]
 
 
@@ -134,10 +138,10 @@ def read_commits(layout: StoreLayout, manifest: Manifest) -> dict[int, Commit]:
     """The commit records that are there, each checked against the manifest and its shard's size."""
     suffix = manifest.make_store(layout.root).suffix
     commits = {}
-    for index in range(manifest.shards):
-        record, shard = layout.commit(index), layout.shard(index, suffix)
-        if not record.exists():
+    for index in layout.committed():  # not the shards promised: a damaged manifest promises any
+        if index >= manifest.shards:
             continue
+        record, shard = layout.commit(index), layout.shard(index, suffix)
         commit = read_commit(record)
         size = shard.stat().st_size if shard.exists() else None
         rows = len(manifest.shard_rows(index))

@@ -65,15 +65,15 @@ class StoreWriter:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(self._lock)
+            self._release()
             raise ColdstillError(
                 f"{self.layout.root}: another process is writing this store; wait for it"
             ) from error
-        self.check()  # it may have been made while nobody held the lock
-        if not self.layout.manifest.exists():
-            write_json(self.layout.manifest, self.manifest.to_json())
-        self.layout.shards.mkdir(exist_ok=True)
-        remove_scratch(self.layout.shards)
+        try:
+            self._prepare()
+        except BaseException:
+            self._release()
+            raise
         return self
 
     def __exit__(
@@ -83,9 +83,7 @@ class StoreWriter:
         trace: TracebackType | None,
     ) -> None:
         """Let go of the lock."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._release()
 
     def missing(self) -> list[int]:
         """The shards without a commit record, in order."""
@@ -114,6 +112,19 @@ class StoreWriter:
         )
         write_json(self.layout.commit(shard), asdict(commit))
         return commit
+
+    def _prepare(self) -> None:
+        self.check()  # it may have been made while nobody held the lock
+        remove_scratch(self.layout.root)
+        if not self.layout.manifest.exists():
+            write_json(self.layout.manifest, self.manifest.to_json())
+        self.layout.shards.mkdir(exist_ok=True)
+        remove_scratch(self.layout.shards)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _blocks(self, block: Block) -> Sequence[Block]:
         step = self.manifest.block_sequences

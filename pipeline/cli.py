@@ -18,7 +18,7 @@ from ..data.errors import ColdstillError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .steps import Work
+    from .work import Work
 
 
 class _Group(click.Group):
@@ -30,12 +30,14 @@ class _Group(click.Group):
         except ColdstillError as error:
             _fail(str(error))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno == errno.EPIPE:  # whoever reads our output has seen enough
                 raise
-            _fail(
-                f"{error.filename or 'disk'}: the disk is full; what was finished is kept, free "
-                "some space and run the same command again"
-            )
+            _fail(_system_error(error))
+        except KeyboardInterrupt:
+            # caught before click sees it, which would add an empty line of its own
+            start = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
+            click.echo(f"{start}interrupted; run the same command again to go on", err=True)
+            sys.exit(130)
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:
@@ -43,14 +45,24 @@ class _Group(click.Group):
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            click.echo("\ninterrupted; run the same command again to go on", err=True)
+        except click.Abort:
             sys.exit(130)
 
 
 def _fail(message: str) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
     sys.exit(1)
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused, as one line."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{error.filename or 'disk'}: the disk is full; what was finished is kept, free some "
+            "space and run the same command again"
+        )
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,21 +104,20 @@ def _work(
     progress: Any,
     student: str | None = None,
     *,
-    record: bool = True,
+    loads_models: bool = True,
 ) -> Work:
-    from .recipe import load_recipe
+    from .recipe import RESOLVED, load_recipe
     from .run import open_run
-    from .steps import Work
+    from .work import Work
 
     loaded = load_recipe(recipe, settings, student)
     folder = Path(recipe)
-    is_run = (folder / "recipe.resolved.json").exists()
+    is_run = (folder / RESOLVED).is_file()
     run = open_run(
         folder.parent if is_run else Path(runs), folder.name if is_run else loaded.recipe.name
     )
-    if record:
+    if loads_models:
         _quiet_libraries()
-        run.record(loaded)
     return Work(loaded, run, progress)
 
 
@@ -142,7 +153,7 @@ def plan(recipe: str, settings: Any, runs: str, progress: Any, as_json: bool) ->
     from .plan import plan as make_plan
     from .plan import text
 
-    work = _work(recipe, settings, runs, progress, record=False)
+    work = _work(recipe, settings, runs, progress, loads_models=False)
     facts = make_plan(work.loaded, work.run)
     click.echo(json.dumps(facts, indent=2) if as_json else text(facts))
 
@@ -154,9 +165,9 @@ def train_teacher(recipe: str, settings: Any, runs: str, progress: Any) -> None:
 
     Example: coldstill train-teacher demo
     """
-    from . import steps
+    from .ground import train_teacher as step
 
-    steps.train_teacher(_work(recipe, settings, runs, progress))
+    step(_work(recipe, settings, runs, progress))
 
 
 @main.command("teacher-logits")
@@ -166,9 +177,9 @@ def teacher_logits(recipe: str, settings: Any, runs: str, progress: Any) -> None
 
     Example: coldstill teacher-logits demo
     """
-    from . import steps
+    from .capture import teacher_logits as step
 
-    steps.teacher_logits(_work(recipe, settings, runs, progress))
+    step(_work(recipe, settings, runs, progress))
 
 
 @main.command("train-student")
@@ -183,10 +194,10 @@ def train_student(
 
     Example: coldstill train-student demo --student small
     """
-    from . import steps
+    from .students import train_students
 
     new = next((name for name in students), None) if len(students) == 1 else None
-    steps.train_students(_work(recipe, settings, runs, progress, new), students)
+    train_students(_work(recipe, settings, runs, progress, new), students)
 
 
 @main.command()
@@ -199,9 +210,9 @@ def evaluate(
 
     Example: coldstill evaluate demo
     """
-    from . import steps
+    from .students import evaluate as step
 
-    steps.evaluate(_work(recipe, settings, runs, progress), students)
+    step(_work(recipe, settings, runs, progress), students)
 
 
 @main.command()
@@ -215,7 +226,7 @@ def compare(recipe: str, settings: Any, runs: str, progress: Any, as_json: bool)
     from .compare import compare as make_rows
     from .compare import table
 
-    rows = make_rows(_work(recipe, settings, runs, progress, record=False).run)
+    rows = make_rows(_work(recipe, settings, runs, progress, loads_models=False).run)
     click.echo(json.dumps(rows, indent=2) if as_json else table(rows))
 
 
@@ -240,15 +251,15 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
 
     Example: coldstill run demo
     """
-    from . import steps
+    from . import capture, ground, students
     from .compare import compare as make_rows
     from .compare import table
 
     work = _work(recipe, settings, runs, progress)
-    steps.train_teacher(work)
-    steps.teacher_logits(work)
-    steps.train_students(work, ())
-    steps.evaluate(work, ())
+    ground.train_teacher(work)
+    capture.teacher_logits(work)
+    students.train_students(work, ())
+    students.evaluate(work, ())
     click.echo(table(make_rows(work.run)))
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
 from ..data.files import read_json, whole_file, write_json
-from ..data.reader import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,12 +35,10 @@ def compare(run: Run) -> list[Row]:
     Raises
         ColdstillError: nothing is evaluated yet
     """
-    from ..stages.evaluate import evaluate_teacher
-
     evaluated = [n for n in run.student_names if run.student(n).evaluation.exists()]
     if not evaluated:
         raise ColdstillError(f"{run.root}: no student is evaluated yet; run coldstill evaluate")
-    teacher = dataclasses.asdict(evaluate_teacher(open_store(run.heldout)))
+    teacher = read_json(run.teacher_evaluation)
     students = [read_json(run.student(name).evaluation) for name in evaluated]
     rows = [teacher, *sorted(students, key=lambda row: row["loss"])]
     write_json(run.comparison, rows)
@@ -86,7 +82,7 @@ def _cell(key: str, value: Any) -> str:
     if key == "name":
         return str(value)
     if key in ("bytes", "peak_memory_bytes"):
-        return size(value)
+        return size(value) if value else "-"  # too little to be measured
     if key in ("parameters", "tokens_per_second"):
         return f"{value:,.0f}"
     if key in ("agreement", "acceptance", "ece"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..data.commit import ShardStatistics
+from ..data.commit import total
 from ..data.errors import ColdstillError
 from ..data.layout import StoreLayout
 from ..data.manifest import read_manifest
@@ -30,9 +30,7 @@ def describe_store(path: Path) -> dict[str, Any]:
         )
     manifest = read_manifest(layout.manifest)
     commits = read_commits(layout, manifest)
-    sums = ShardStatistics()
-    for commit in commits.values():
-        sums = sums.plus(commit.statistics)
+    sums = total(commits.values())
     positions = sum(c.positions for c in commits.values())
     stored = sum(c.bytes for c in commits.values())
     per = max(1, positions)
@@ -63,7 +61,11 @@ def text(store: dict[str, Any]) -> str:
     missing = store["shards_missing"]
     gaps = f", missing {_ranges(missing)}" if missing else ", complete"
     temperatures = ", ".join(str(t) for t in (1.0, *capture["temperatures"]))
-    together = "packed together" if packing["together"] else "one document each"
+    together = (
+        f"documents packed together, kept apart by {packing['isolation']}"
+        if packing["together"]
+        else "one document each"
+    )
     rows = [
         ("store", f"{store['path']} ({manifest['store']['name']}, {manifest['codec']['name']})"),
         (
@@ -79,7 +81,7 @@ def text(store: dict[str, Any]) -> str:
         ),
         (
             "packing",
-            f"up to {packing['sequence_length']} tokens, {together}, {packing['isolation']}",
+            f"up to {packing['sequence_length']} tokens, {together}",
         ),
         ("capture", f"head {capture['head']}, tail {capture['tail']}, temperatures {temperatures}"),
         ("shards", f"{store['shards_done']} of {store['shards']}{gaps}"),

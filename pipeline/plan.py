@@ -90,7 +90,7 @@ def text(facts: dict[str, Any]) -> str:
     """The same for a person."""
     about = "" if facts["counted"] else "about "
     lines = [
-        f"corpus       {facts['sources']:,} files, {size(facts['source_bytes'])}, "
+        f"corpus       {_counted(facts['sources'], 'file')}, {size(facts['source_bytes'])}, "
         f"{about}{sum(facts['sequences'].values()):,} sequences",
         f"teacher      {facts['teacher']}{'' if facts['teacher_done'] else ', not yet'}",
     ]
@@ -105,11 +105,20 @@ def text(facts: dict[str, Any]) -> str:
     for name, student in facts["students"].items():
         state = "trained" if student["done"] else "to do"
         lines.append(
-            f"student      {name}: {student['steps']:,} steps, {student['tokens']:,} tokens, {state}"
+            f"student      {name}: {student['steps']:,} steps of "
+            f"{student['tokens'] // student['steps']:,} tokens, {state}"
         )
     needed = sum(s["bytes"] for s in facts["stores"].values())
-    lines.append(f"disk         {size(needed)} for both stores, {size(facts['free_bytes'])} free")
+    enough = "" if needed <= facts["free_bytes"] else ": not enough"
+    lines.append(
+        f"disk         {size(needed)} for both stores, {size(facts['free_bytes'])} free{enough}"
+    )
     return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _progress(folder: Path) -> tuple[int, int | None]:

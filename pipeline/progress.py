@@ -22,6 +22,7 @@ class Progress:
         self._watched = sys.stderr.isatty()
         self._bar: Any = None
         self._stage = ""
+        self._said: set[str] = set()
 
     def __enter__(self) -> Progress:
         return self
@@ -38,10 +39,15 @@ class Progress:
         """Draw one report."""
         if report.note:
             self._close()
-            sign = "warning: " if report.warning else ""
-            click.echo(f"{report.stage}: {sign}{report.note}", err=True)
+            self._say(f"{report.stage}: {'warning: ' if report.warning else ''}{report.note}")
         elif self._watched:
             self._advance(report)
+
+    def _say(self, sentence: str) -> None:
+        # steps that rest on one another tell the same: once is enough
+        if sentence not in self._said:
+            self._said.add(sentence)
+            click.echo(sentence, err=True)
 
     def _advance(self, report: Report) -> None:
         if self._bar is None or self._stage != report.stage:

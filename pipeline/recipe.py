@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..data.codecs import CODECS
 from ..data.errors import ColdstillError
+from ..data.files import read_json
 from ..data.stores import STORES
 from ..stages.config import (
     ArchitectureConfig,
@@ -28,6 +29,9 @@ from ..stages.config import (
     TokenizerConfig,
     TrainConfig,
 )
+
+VERBATIM, RESOLVED = "recipe.toml", "recipe.resolved.json"
+"""A run's own copies of its recipe: as it was written, and as it was understood."""
 
 BUILT_IN = Path(__file__).parent / "recipes"
 
@@ -51,8 +55,11 @@ class TeacherTable(_Table):
     attention: str | None = None
     """Any `attn_implementation` of transformers; its own choice unless given."""
     architecture: ArchitectureConfig | None = None
+    """Of a model that is made here,"""
     tokenizer: TokenizerConfig | None = None
+    """its tokenizer,"""
     train: TrainConfig | None = None
+    """and how it is trained."""
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> TeacherTable:
@@ -106,7 +113,9 @@ class EvaluationTable(_Table):
     """What is kept of the teacher on held-out documents: more, so that figures are sharp."""
 
     head: Size = 128
+    """Most probable tokens kept exactly, or the whole vocabulary where it is smaller."""
     tail: Size = 32
+    """Samples of the rest."""
     sequences: Size | None = None
     """Evaluate on so many held-out sequences; all unless given."""
 
@@ -117,10 +126,13 @@ class StudentTable(_Table):
     like: str | None = None
     """Another student of the recipe whose settings are taken where this one says nothing."""
     architecture: ArchitectureConfig | None = None
+    """A new model of these sizes, or"""
     model: str | None = None
-    """A folder or hub name to start from, instead of an architecture."""
+    """a folder (relative to the recipe) or hub name to start from."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """What it is asked to match."""
     train: TrainConfig
+    """How long and how fast."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudentTable:
@@ -133,12 +145,25 @@ class Recipe(_Table):
     """Everything about a run."""
 
     name: Name
+    """Of the run: its folder below `runs`."""
     seed: Whole = 0
+    """Of weights, orders and samples."""
     corpus: CorpusConfig
+    """What is read."""
     teacher: TeacherTable
+    """Who speaks."""
     logits: LogitsTable = LogitsTable()
+    """What is kept of it."""
     evaluation: EvaluationTable = EvaluationTable()
+    """What is kept of it on held-out documents."""
     students: dict[Name, StudentTable] = Field(default_factory=dict)
+    """Who listens, by name: any number, all from the same store."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Recipe:
+        if "teacher" in self.students:
+            raise ValueError("students: 'teacher' is the teacher's name in every table")
+        return self
 
     def student(self, name: str) -> StudentTable:
         """One of its students; raises ColdstillError naming those there are."""
@@ -174,15 +199,18 @@ def load_recipe(
         ColdstillError: no such recipe, not TOML, unknown keys, bad values
     """
     path, base = _locate(name)
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":  # a run's own record
-        stored = json.loads(text)
-        table, base = stored["recipe"], Path(stored["base"])
-        source = path.with_name("recipe.toml")
-        text = source.read_text(encoding="utf-8") if source.exists() else text
+    if path.name == RESOLVED:
+        stored, source = read_json(path), path.with_name(VERBATIM)
+        match stored:
+            case {"recipe": dict() as table, "base": str() as folder}:
+                base = Path(folder)
+            case _:
+                raise ColdstillError(f"{path}: not what a run writes; pass its recipe file instead")
+        text = _read(source if source.exists() else path)
     else:
+        text = _read(path)
         try:
-            table = tomllib.loads(text)
+            table = tomllib.loads(text.removeprefix("\ufeff"))
         except tomllib.TOMLDecodeError as error:
             raise ColdstillError(f"{path}: not valid TOML: {error}") from error
     original = json.loads(json.dumps(table))
@@ -200,19 +228,27 @@ def _locate(name: str) -> tuple[Path, Path]:
     path = Path(name)
     if path.is_file():
         return path, path.resolve().parent
-    if path.is_dir():
-        record = path / "recipe.resolved.json"
-        if record.exists():
-            return record, path
-        raise ColdstillError(f"{name}: a folder without recipe.resolved.json, so not a run")
+    if (path / RESOLVED).is_file():
+        return path / RESOLVED, path
     built_in = BUILT_IN / f"{name}.toml"
     if built_in.is_file():
         return built_in, Path.cwd()
+    if path.is_dir():
+        raise ColdstillError(f"{name}: a folder without {RESOLVED}, so not a run")
     have = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.toml")))
     raise ColdstillError(
         f"{name}: no recipe file, no run folder and no built-in recipe of that name (built in: "
         f"{have}); write one with coldstill init NAME"
     )
+
+
+def _read(path: Path) -> str:
+    try:  # not read_text, which would change line endings
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ColdstillError(
+            f"{path}: byte {error.start} is not valid UTF-8, so this is no recipe"
+        ) from error
 
 
 def _set(table: dict[str, Any], setting: str) -> None:
@@ -236,14 +272,17 @@ def _make_variant(
     original: dict[str, Any], table: dict[str, Any], settings: tuple[str, ...], student: str | None
 ) -> None:
     students = table.get("students", {})
-    if student is None or student in students:
+    if student is None or not isinstance(students, dict) or student in students:
         return
     changed = {s.split(".")[1] for s in settings if re.match(r"students\.[^.=]+\.", s)}
     if len(changed) == 1:
-        base = changed.pop()
-        students[student] = students[base]
-        if base in original.get("students", {}):
-            students[base] = original["students"][base]
+        base, before = changed.pop(), original.get("students", {})
+        if base not in before:
+            raise ColdstillError(
+                f"--set students.{base}: no student '{base}' to make '{student}' of (have: "
+                f"{', '.join(before) or 'none'})"
+            )
+        students[student], students[base] = students[base], before[base]
 
 
 def _resolve_likeness(table: dict[str, Any], where: str) -> None:
@@ -261,7 +300,7 @@ def _resolve_likeness(table: dict[str, Any], where: str) -> None:
                 if name not in seen
                 else f"{where}: students.{name}.like goes round in a circle: {chain}"
             )
-        if "like" not in own:
+        if own.get("like") is None:
             return own
         base = dict(resolved(str(own["like"]), (*seen, name)))
         for origin, other in (("model", "architecture"), ("architecture", "model")):
@@ -269,9 +308,9 @@ def _resolve_likeness(table: dict[str, Any], where: str) -> None:
                 base.pop(other, None)
         return _merged(base, own)
 
-    for name, student in list(students.items()):
-        if isinstance(student, dict) and "like" in student:
-            students[name] = resolved(name, ())
+    whole = {name: resolved(name, ()) for name in students if isinstance(students[name], dict)}
+    for name, student in whole.items():
+        students[name] = {key: value for key, value in student.items() if key != "like"}
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -285,12 +324,15 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(error: ValidationError, where: str) -> str:
     """The first mistake, as one line that says what to do."""
-    first = error.errors(include_url=False)[0]
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    mistakes = error.errors(include_url=False)
+    # a misspelled key is also a missing one: tell the cause
+    first = next((mistake for mistake in mistakes if mistake["type"] in unknown), mistakes[0])
     place = [str(part) for part in first["loc"]]
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in unknown:
         section, key = ".".join(place[:-1]), place[-1]
         known = _keys_at(place[:-1])
-        near = difflib.get_close_matches(key, known, 1)
+        near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
         guess = f"; did you mean '{near[0]}'?" if near else ""
         return (
             f"{where}: {section or 'recipe'}: unknown key '{key}'{guess} (have: {', '.join(known)})"

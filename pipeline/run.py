@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..data.errors import ColdstillError
 from ..data.files import whole_file, write_json
+from .recipe import RESOLVED, VERBATIM
 
 if TYPE_CHECKING:
     from .recipe import LoadedRecipe
@@ -97,19 +98,21 @@ class Run:
         return sorted(p.parent.name for p in self.students.glob("*/student.json"))
 
     @property
+    def teacher_evaluation(self) -> Path:
+        """The teacher's own figures on the held-out store."""
+        return self.root / "teacher.evaluation.json"
+
+    @property
     def comparison(self) -> Path:
         """The table as JSON; beside it the same as Markdown."""
         return self.root / "comparison.json"
 
     def record(self, loaded: LoadedRecipe) -> None:
         """Write down the recipe as it was given and as it was understood, and the machine."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.root / "recipe.toml") as scratch:
-            scratch.write_text(loaded.text, encoding="utf-8")
+        with whole_file(self.root / VERBATIM) as scratch:
+            scratch.write_bytes(loaded.text.encode())
         resolved = json.loads(loaded.recipe.model_dump_json())
-        write_json(
-            self.root / "recipe.resolved.json", {"recipe": resolved, "base": str(loaded.base)}
-        )
+        write_json(self.root / RESOLVED, {"recipe": resolved, "base": str(loaded.base)})
         write_json(self.root / "env.json", _environment())
 
 
@@ -120,7 +123,8 @@ def open_run(folder: Path, name: str) -> Run:
     for room in _ROOMS:
         if root.resolve().is_relative_to(source / room):
             raise ColdstillError(
-                f"{root}: inside coldstill's own source ({room}/); choose another folder with --runs"
+                f"{root}: inside coldstill's own source ({room}/); choose another folder with "
+                "--runs"
             )
     return Run(root)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .losses.sparse import StudentSoftmax
+from .targets import tempered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from .targets import TargetTensors
 
 COUNTS = ("teacher_mass", "student_mass", "agreement", "accuracy")
-"""Sums that come with every loss: mass inside the head (both models), positions whose most probable
-token is the teacher's, and positions whose most probable token is the label."""
+"""Sums that come with every loss: mass inside the head (both models, at temperature 1 or, where no
+loss is, at the first one), positions whose most probable token is the teacher's, and positions
+whose most probable token is the label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ def chunked_loss(
     Returns the weighted sum (differentiable by hidden states, head weight and bias; the T^2 factor
     of tempered losses is in it) and, as float64 sums, each loss unweighted and `COUNTS`.
     """
-    total, sums = _ChunkedLoss.apply(hidden_MD, head.weight, head.bias, head, target, tuple(terms))
+    apply: Any = _ChunkedLoss.apply  # torch leaves it untyped
+    total, sums = apply(hidden_MD, head.weight, head.bias, head, target, tuple(terms))
     names = [term.loss.name for term in terms] + list(COUNTS)
     return total, dict(zip(names, sums.unbind(), strict=True))
 
@@ -150,7 +153,8 @@ def _chunk(
         by_temperature.setdefault(term.temperature, []).append(term)
     values: dict[str, torch.Tensor] = {}
     counts, gradient = None, None
-    for index, (temperature, group) in enumerate(sorted(by_temperature.items())):
+    ordered = sorted(by_temperature.items(), key=lambda item: (item[0] != 1.0, item[0]))
+    for index, (temperature, group) in enumerate(ordered):
         last = index == len(by_temperature) - 1
         own = logits_MV if last else logits_MV.clone()
         part, counts_here = _group(own, target, group, temperature, values, want=want)
@@ -180,7 +184,7 @@ def _group(
     if any(not hasattr(term.loss, "gradient") for term in terms):
         dense = _by_autograd(logits_MV, target, terms, factors, temperature, values, want=want)
     student, top = softmax_in_place(logits_MV, target)
-    counts = _counts(student, top, target)
+    counts = _counts(student, top, target, temperature)
     softmax_weight = torch.zeros_like(student.label_logprob)
     entries = []
     for term, factor in zip(terms, factors, strict=True):
@@ -219,12 +223,12 @@ def softmax_in_place(
 
 
 def _counts(
-    student: StudentSoftmax, top: torch.Tensor, target: TargetTensors
+    student: StudentSoftmax, top: torch.Tensor, target: TargetTensors, temperature: float
 ) -> list[torch.Tensor]:
     has_head = target.head_ids.shape[1] > 0
     agreement = top == target.head_ids[:, 0] if has_head else torch.zeros_like(top)
     return [
-        target.head_logprobs.exp().double().sum(),
+        tempered(target, temperature).head.double().sum(),
         student.head_logprobs.exp().double().sum(),
         agreement.double().sum(),
         (top == target.labels).double().sum(),

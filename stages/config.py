@@ -27,6 +27,7 @@ class ArchitectureConfig:
     family: str = "llama"
     """Any causal language model type of transformers that has the usual sizes."""
     layers: Size
+    """Transformer blocks."""
     hidden: Size
     """Width of the residual stream."""
     heads: Size
@@ -51,11 +52,13 @@ class TrainConfig:
     batch_tokens: Size = 8192
     """Tokens per optimiser step over all processes, as whole sequences."""
     learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-3
+    """The highest, at the end of the warm-up."""
     warmup: Share = 0.05
     """Share of the steps in which the learning rate climbs."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How it falls afterwards."""
     weight_decay: Weight = 0.1
+    """How strongly weights are pulled to zero (AdamW)."""
     gradient_clip: Weight = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
     micro_batch_tokens: Size | None = None
@@ -63,6 +66,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What matrix products are computed in; weights and losses stay fp32."""
     log_every: Size = 10
+    """Optimiser steps between lines of metrics.jsonl."""
     checkpoint_every: Size = 200
     """Optimiser steps between checkpoints."""
     seed: int | None = None

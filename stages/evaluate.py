@@ -214,7 +214,8 @@ def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:
     if target.tail_logprobs is None:
         return exact
     ratio = (student.tail_logprobs - target.tail_logprobs).clamp_(max=0.0).exp()
-    return exact + target.log_tail.exp() * ratio.mean(1)
+    accepted: torch.Tensor = exact + target.log_tail.exp() * ratio.mean(1)
+    return accepted
 
 
 def _sample(store: StoreReader, size: int) -> Any:

@@ -30,7 +30,9 @@ def load_tokenizer(name: str, where: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # transformers raises whatever its many loaders raise
-        raise ColdstillError(f"{where}: no tokenizer in {name}: {_first_line(error)}") from error
+        raise ColdstillError(
+            f"{where}: no tokenizer in {_searched(name)}: {_first_line(error)}"
+        ) from error
     if not tokenizer.is_fast:
         raise ColdstillError(
             f"{where}: the tokenizer of {name} is of a slow kind that cannot tell which characters "
@@ -57,7 +59,9 @@ def load_model(
             name, dtype=dtype, revision=revision, **options
         )
     except Exception as error:  # likewise
-        raise ColdstillError(f"{where}: cannot load {name}: {_first_line(error)}") from error
+        raise ColdstillError(
+            f"{where}: cannot load {_searched(name)}: {_first_line(error)}"
+        ) from error
     return model.eval()
 
 
@@ -142,10 +146,18 @@ def teacher_identity(name: str, where: str, *, dtype: str, revision: str) -> Tea
         if not folder.is_dir():
             folder = Path(str(cached_file(name, "config.json", revision=revision))).parent
     except Exception as error:  # transformers raises whatever its many loaders raise
-        raise ColdstillError(f"{where}: cannot load {name}: {_first_line(error)}") from error
+        raise ColdstillError(
+            f"{where}: cannot load {_searched(name)}: {_first_line(error)}"
+        ) from error
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not weights:
         raise ColdstillError(f"{where}: {folder} holds no *.safetensors or *.bin weights")
+    try:
+        parameters = sum(_count_parameters(path) for path in weights)
+    except Exception as error:  # likewise of its many formats
+        raise ColdstillError(
+            f"{where}: damaged weights in {folder}: {_first_line(error)}; fetch or save them again"
+        ) from error
     settings = config.to_diff_dict()
     for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
         settings.pop(key, None)
@@ -155,7 +167,7 @@ def teacher_identity(name: str, where: str, *, dtype: str, revision: str) -> Tea
         fingerprint=json_sha256([files_sha256(weights), settings]),
         family=config.model_type,
         dtype=(own if dtype == "auto" else str(DTYPES[dtype])).removeprefix("torch."),
-        parameters=sum(_count_parameters(path) for path in weights),
+        parameters=parameters,
         bytes=sum(path.stat().st_size for path in weights),
     )
 
@@ -184,6 +196,11 @@ def _expect_present(name: str, where: str) -> None:
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local and not Path(name).expanduser().is_dir() and "/" in name:
         raise ColdstillError(f"{where}: no folder {name}")
+
+
+def _searched(name: str) -> str:
+    """Where a model was looked for: a misspelled folder reads like a name on the hub."""
+    return name if Path(name).is_dir() else f"{name} (no folder here, so taken for one on a hub)"
 
 
 def _count_parameters(path: Path) -> int:

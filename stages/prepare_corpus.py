@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.corpus import is_held_out, list_sources, read_documents
 from ..data.errors import ColdstillError
 from ..data.files import whole_folder, write_json
+from ..data.fingerprint import file_sha256
 from ..data.packing import Packer
 from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord, SequenceWriter, SplitRecord
 from ..data.stores.arrow import ArrowStore
@@ -38,19 +39,33 @@ def difference_in_corpus(
 ) -> str | None:
     """What preparing the corpus again would do differently, or None.
 
-    Sources are compared by name, size and time of change; their content is not read again.
+    Sources are compared by name, size and time of change; the content of one is read again only
+    where its size has stayed and its time has not.
     """
     now = _settings(config, tokenizer)
     for key, value in now.items():
-        if record.settings.get(key) != value:
-            return f"corpus.{key} was {record.settings.get(key)!r}, is {value!r}"
-    old = {name: rest for name, *rest in record.sources}
-    new = {name: rest for name, *rest in _listing(list_sources(config.files, base))}
+        if record.settings.get(key) == value:
+            continue
+        if key in ("tokenizer", "chat_template"):  # known by their digests
+            return f"the {key.replace('_', ' ')} is another"
+        return f"corpus.{key} was {record.settings.get(key)!r}, is {value!r}"
+    old = {str(name): rest for name, *rest in record.sources}
+    new = {source.name: source for source in list_sources(config.files, base)}
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            what = "is new" if name not in old else "is gone" if name not in new else "has changed"
-            return f"the file {name} {what}"
+        if name not in old:
+            return f"the file {name} is new"
+        if name not in new:
+            return f"the file {name} is gone"
+        if _has_changed(new[name], *old[name]):
+            return f"the file {name} has changed"
     return None
+
+
+def _has_changed(source: Source, size: int, modified_ns: int, digest: str) -> bool:
+    if (source.bytes, source.modified_ns) == (size, modified_ns):
+        return False
+    # a copy or a checkout touches files without changing them
+    return source.bytes != size or _digest(source) != digest
 
 
 def prepare_corpus(
@@ -110,7 +125,7 @@ def summary(record: CorpusRecord) -> str:
     """One sentence about a prepared corpus, with everything that was left out."""
     parts = [
         f"{split}: {r.documents:,} documents, {r.tokens:,} tokens in {r.sequences:,} sequences"
-        for split, r in record.splits.items()
+        for split, r in ((split, record.splits[split]) for split in SPLITS)
     ]
     names = {
         "empty_documents": "empty documents skipped",
@@ -173,15 +188,21 @@ def _add(
 
 def _expect_something(splits: dict[Split, SplitRecord], config: CorpusConfig) -> None:
     where = ", ".join(config.files)
+    counts = {name: split.documents for name, split in splits.items()}
+    if sum(counts.values()) == 1:
+        raise ColdstillError(
+            f"{where}: holds one document, expected several: some to learn from, others to "
+            "evaluate on; divide it into more files or JSON lines"
+        )
     if splits["train"].sequences == 0:
         raise ColdstillError(
-            f"{where}: nothing to learn: {splits['train'].documents} documents, none of which has "
-            "a token to predict"
+            f"{where}: nothing to learn: of {sum(counts.values())} documents {counts['train']} are "
+            "not held out, and none of these has a token to predict"
         )
     if splits["heldout"].sequences == 0:
         raise ColdstillError(
-            f"{where}: no document fell into the held-out share of {config.holdout}; raise "
-            "corpus.holdout so that there is something to evaluate on"
+            f"{where}: none of {sum(counts.values())} documents fell into the held-out share of "
+            f"{config.holdout}; raise corpus.holdout so that there is something to evaluate on"
         )
 
 
@@ -195,4 +216,8 @@ def _settings(config: CorpusConfig, tokenizer: Any) -> dict[str, Any]:
 
 
 def _listing(sources: Sequence[Source]) -> list[list[Any]]:
-    return [[source.name, source.bytes, source.modified_ns] for source in sources]
+    return [[s.name, s.bytes, s.modified_ns, _digest(s)] for s in sources]
+
+
+def _digest(source: Source) -> str:
+    return "" if source.path is None or source.path.is_dir() else file_sha256(source.path)

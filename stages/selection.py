@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _BLOCK = 128
+_LOST = -69.0
+"""Log of the tail mass (1e-30) below which its parts have lost their digits to underflow."""
 _CACHE_ELEMENTS = 1 << 19
 """On a CPU so many logits are worked on at a time: 2 MB stay in cache from one pass to the next,
 which made the selection ten times faster than over a whole chunk."""
@@ -58,38 +60,45 @@ def select(
 def _select(
     logits_MV: torch.Tensor, labels_M: torch.Tensor, uniform_M: torch.Tensor, capture: Capture
 ) -> Selected:
-    blocks_MNB = _in_blocks(logits_MV)
-    maxima_MN = blocks_MNB.amax(2)
-    top_M = maxima_MN.amax(1, keepdim=True)
-    head_logits, head_ids = _largest(blocks_MNB, maxima_MN, capture.head)
+    vocabulary = logits_MV.shape[1]
+    logits_MNB = _in_blocks(logits_MV)
+    maxima_MN = logits_MNB.amax(2)
+    top_M = maxima_MN.amax(1)
+    # measured from the largest logit, so that sums below neither overflow nor lose digits
+    logits_MNB -= top_M[:, None, None]
+    maxima_MN -= top_M[:, None]
+    shifted = logits_MNB.view(len(logits_MV), -1)
+    head_logits, head_ids = _largest(logits_MNB, maxima_MN, capture.head)
 
-    shifted_MV = logits_MV - top_M
-    weights_MNB = torch.exp(blocks_MNB - top_M[:, :, None])
-    flat = weights_MNB.view(len(logits_MV), -1)
-    label_ids = labels_M[:, None]
-    head_weights = flat.gather(1, head_ids)
-    dots = torch.linalg.vecdot(flat[:, : logits_MV.shape[1]], shifted_MV)
-    flat.scatter_(1, head_ids, 0.0)  # from here on the weights are those of the complement
-    block_mass_MN = weights_MNB.sum(2)
-    tail_M = block_mass_MN.sum(1)
-    total_M = tail_M + head_weights.sum(1)
-    log_total_M = total_M.log()
-    log_norm_M = log_total_M + top_M[:, 0]
+    # softmax is one fused pass where exp alone is a slower one; its value at the largest logit
+    # gives the normaliser, log sum exp(shifted)
+    probs = shifted.softmax(1)
+    log_sum_M = -probs.amax(1).log()
+    dots_M = torch.linalg.vecdot(probs[:, :vocabulary], shifted[:, :vocabulary])
+    probs.scatter_(1, head_ids, 0.0)  # from here on they are those of the complement
+    probs_MNB = probs.view_as(logits_MNB)
+    mass_MN = probs_MNB.sum(2)
+    log_tail_M = mass_MN.sum(1).log()
+    lost = torch.nonzero(log_tail_M < _LOST)[:, 0]
+    if len(lost) and capture.head < vocabulary:
+        # too small for fp32 beside the largest probability: looked at on its own scale
+        outside = shifted[lost].scatter(1, head_ids[lost], -torch.inf)
+        log_tail_M[lost] = outside.logsumexp(1) - log_sum_M[lost]
+        probs_MNB[lost] = outside.softmax(1).view_as(probs_MNB[lost])
+        mass_MN[lost] = probs_MNB[lost].sum(2)
 
-    tail_ids = _systematic(weights_MNB, block_mass_MN, uniform_M, capture.tail)
-    log_tail = _log_tail(tail_M, log_total_M, logits_MV, head_ids, log_norm_M)
-    tail_logprobs = (
-        logits_MV.gather(1, tail_ids) - log_norm_M[:, None] if capture.keeps_tail_logprobs else None
-    )
+    tail_ids = _systematic(probs_MNB, mass_MN, uniform_M, capture.tail)
+    tail_logprobs = shifted.gather(1, tail_ids) - log_sum_M[:, None]
+    label_logits_M = shifted.gather(1, labels_M[:, None])[:, 0]
     return Selected(
         head_ids=head_ids,
-        head_logprobs=head_logits - log_norm_M[:, None],
-        log_tail=log_tail,
+        head_logprobs=head_logits - log_sum_M[:, None],
+        log_tail=log_tail_M.clamp_(max=0.0),
         tail_ids=tail_ids,
-        tail_logprobs=tail_logprobs,
-        label_logprob=(logits_MV.gather(1, label_ids)[:, 0] - log_norm_M),
-        entropy=(log_total_M - dots / total_M).clamp_(min=0.0),
-        log_norm=_log_norms(shifted_MV, log_total_M, capture.temperatures),
+        tail_logprobs=tail_logprobs if capture.keeps_tail_logprobs else None,
+        label_logprob=label_logits_M - log_sum_M,
+        entropy=(log_sum_M - dots_M).clamp_(min=0.0),
+        log_norm=_log_norms(shifted, log_sum_M, capture.temperatures),
     )
 
 
@@ -115,10 +124,11 @@ def to_targets(parts: Sequence[Selected], capture: Capture) -> Targets:
 
 
 def _in_blocks(logits_MV: torch.Tensor) -> torch.Tensor:
-    """[M, N, B] with -inf where the last block reaches past the vocabulary."""
+    """[M, N, B], a copy, with -inf where the last block reaches past the vocabulary."""
     count, vocabulary = logits_MV.shape
-    missing = -vocabulary % _BLOCK
-    padded = torch.nn.functional.pad(logits_MV, (0, missing), value=-torch.inf)
+    padded = logits_MV.new_empty(count, -(-vocabulary // _BLOCK) * _BLOCK)
+    padded[:, :vocabulary] = logits_MV
+    padded[:, vocabulary:] = -torch.inf
     return padded.view(count, -1, _BLOCK)
 
 
@@ -174,28 +184,11 @@ def _first_beyond(ends: torch.Tensor, points: torch.Tensor, mass: torch.Tensor) 
     return torch.minimum(found, last)
 
 
-def _log_tail(
-    tail_M: torch.Tensor,
-    log_total_M: torch.Tensor,
-    logits_MV: torch.Tensor,
-    head_ids: torch.Tensor,
-    log_norm_M: torch.Tensor,
-) -> torch.Tensor:
-    """[M] log of the mass outside the head; -inf when the head is the whole vocabulary."""
-    log_tail = tail_M.log() - log_total_M
-    # a tail too small for fp32 next to the largest logit is summed again on its own scale
-    lost = torch.nonzero(tail_M < 1e-30)[:, 0]
-    if len(lost) and head_ids.shape[1] < logits_MV.shape[1]:
-        outside = logits_MV[lost].scatter(1, head_ids[lost], -torch.inf)
-        log_tail[lost] = outside.logsumexp(1) - log_norm_M[lost]
-    return log_tail.clamp_(max=0.0)
-
-
 def _log_norms(
-    shifted_MV: torch.Tensor, log_total_M: torch.Tensor, temperatures: Sequence[float]
+    shifted: torch.Tensor, log_sum_M: torch.Tensor, temperatures: Sequence[float]
 ) -> torch.Tensor:
     """[M, C] `logsumexp(log p / T)`, from logits shifted by their maximum."""
     if not temperatures:
-        return shifted_MV.new_zeros(len(shifted_MV), 0)
-    norms = [(shifted_MV / t).logsumexp(1) - log_total_M / t for t in temperatures]
+        return shifted.new_zeros(len(shifted), 0)
+    norms = [(shifted / t).logsumexp(1) - log_sum_M / t for t in temperatures]
     return torch.stack(norms, 1)

@@ -113,8 +113,9 @@ def tempered(target: TargetTensors, temperature: float) -> Tempered:
     if target.tail_logprobs is None:
         tail = rest.new_zeros(shape)
     else:
-        ratio = (target.tail_logprobs * (1.0 / temperature - 1.0) - log_norm).exp()
-        tail = (rest / samples)[:, None] * ratio
+        log_ratio = target.tail_logprobs * (1.0 / temperature - 1.0) - log_norm
+        # one exponential of the sum: near nothing, each factor alone would be 0 or infinite
+        tail = (log_ratio + target.log_tail[:, None]).exp() / samples
     head = log_head.exp()
     # exact up to the rounding of the head's own sum; a tail that is empty at T = 1 is empty at any
     left = (1.0 - head.sum(1)).clamp_(min=0.0)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..data.alignment import labels
+from ..data.commit import total
 from ..data.errors import ColdstillError
 from ..data.files import whole_folder, write_json
 from ..data.layout import StoreLayout
@@ -31,7 +32,7 @@ from .selection import select, to_targets
 from .speed import forward_speed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -92,26 +93,10 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
     """What the store will say of itself; a function of its arguments alone.
 
     Raises
-        ColdstillError: a head or tail that the vocabulary cannot give, or a sequence longer than
-            the teacher's context
+        ColdstillError: as `expect_capturable`
     """
     tokenizer = tokenizer_identity(plan.tokenizer)
-    capture, size = plan.capture, tokenizer.size
-    if capture.head > size:
-        raise ColdstillError(
-            f"logits.head: {capture.head} is more than the vocabulary's {size} tokens"
-        )
-    if capture.head == size and capture.tail:
-        raise ColdstillError(
-            f"logits.tail: a head of {size} is the whole vocabulary, nothing is left to sample; "
-            "set tail = 0"
-        )
-    longest = plan.context
-    if longest is not None and plan.sequence_length > longest:
-        raise ColdstillError(
-            f"corpus.sequence_length: {plan.sequence_length} is more than the teacher's context of "
-            f"{longest}; choose at most {longest}"
-        )
+    expect_capturable(plan.capture, tokenizer.size, plan.sequence_length, plan.context)
     split = plan.corpus.splits[plan.split]
     per_shard = max(1, plan.shard_tokens // plan.sequence_length)
     return Manifest(
@@ -127,13 +112,38 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
             separator=tuple(plan.corpus.separator),
             fingerprint=split.packing,
         ),
-        capture=capture,
+        capture=plan.capture,
         sequences=len(plan.rows),
         shard_sequences=per_shard,
         block_sequences=min(per_shard, max(1, 16384 // plan.sequence_length)),
         codec={"name": plan.codec},
         store={"name": plan.store},
     )
+
+
+def expect_capturable(
+    capture: Capture, size: int, sequence_length: int, longest: int | None
+) -> None:
+    """Refuse what a teacher of `size` tokens and a context of `longest` cannot give.
+
+    Raises
+        ColdstillError: a head or tail that the vocabulary cannot give, or a sequence longer than
+            the teacher's context
+    """
+    if capture.head > size:
+        raise ColdstillError(
+            f"logits.head: {capture.head} is more than the vocabulary's {size} tokens"
+        )
+    if capture.head == size and capture.tail:
+        raise ColdstillError(
+            f"logits.tail: a head of {size} is the whole vocabulary, nothing is left to sample; "
+            "set tail = 0"
+        )
+    if longest is not None and sequence_length > longest:
+        raise ColdstillError(
+            f"corpus.sequence_length: {sequence_length} is more than the teacher's context of "
+            f"{longest}; choose at most {longest}"
+        )
 
 
 def is_captured(plan: CapturePlan) -> bool:
@@ -153,8 +163,15 @@ def is_captured(plan: CapturePlan) -> bool:
     return len(read_commits(layout, manifest)) == manifest.shards
 
 
-def capture_split(plan: CapturePlan, teacher: Teacher, report: Reporter = silent) -> None:
+def capture_split(
+    plan: CapturePlan,
+    teacher: Teacher,
+    report: Reporter = silent,
+    begin: Callable[[], None] = lambda: None,
+) -> None:
     """Capture the shards that are missing.
+
+    begin  called once, when nothing can be refused any more
 
     Raises
         ColdstillError: the store was made otherwise, the teacher gives no numbers, the disk is full
@@ -162,6 +179,7 @@ def capture_split(plan: CapturePlan, teacher: Teacher, report: Reporter = silent
     manifest = make_manifest(plan, teacher.isolation)
     stage = f"{STAGE} {plan.split}"
     with StoreWriter(plan.folder, manifest) as writer:
+        begin()
         if not writer.layout.tokenizer.exists():
             with whole_folder(writer.layout.tokenizer) as scratch:
                 plan.tokenizer.save_pretrained(scratch)
@@ -179,13 +197,13 @@ def capture_split(plan: CapturePlan, teacher: Teacher, report: Reporter = silent
                     new = len(part) * plan.sequence_length
                     done += new
                     report(Report(stage=stage, done=done, total=total, step=new))
-                commit = writer.write(shard, Block.concatenate(parts))
-                _tell_of_separator(commit, plan, report)
+                writer.write(shard, Block.concatenate(parts))
         if missing:
             seconds = time.perf_counter() - started
             measured = _measure(plan, teacher, done / seconds, memory.bytes)
             write_json(writer.layout.measurements, measured)
-    report(Report(stage=stage, note=f"{manifest.shards} shards in {plan.folder}"))
+    shards = "1 shard" if manifest.shards == 1 else f"{manifest.shards} shards"
+    report(Report(stage=stage, note=f"{shards} in {plan.folder}"))
 
 
 def _capture_shard(plan: CapturePlan, teacher: Teacher, places: range) -> Iterator[Block]:
@@ -245,23 +263,23 @@ def _expect_numbers(targets: Targets, sequences: Sequences) -> None:
         )
 
 
-def _tell_of_separator(commit: Commit, plan: CapturePlan, report: Reporter) -> None:
-    sums = commit.statistics
-    if commit.shard != 0 or not sums.separators:
+def _tell_of_separator(commits: Iterable[Commit], plan: CapturePlan, report: Reporter) -> None:
+    sums = total(commits)
+    # once is enough: the held-out split is captured first, and the teacher is the same
+    if plan.split != "heldout" or not sums.separators:
         return
     mean = sums.separator_mass / sums.separators
     token = plan.tokenizer.decode(list(plan.corpus.separator)[:1])
-    known = mean >= RARE_SEPARATOR
-    note = f"the teacher expects the separator {token!r} with mean probability {mean:.2g} where it"
-    note += (
-        " stands"
-        if known
-        else (
-            " stands: it hardly knows it, so it was probably trained with another; set "
-            'corpus.separator to that, or to "" for none'
-        )
+    note = (
+        f"where a document ends with {token!r}, the teacher gives it a mean probability {mean:.2g}"
     )
-    report(Report(stage=f"{STAGE} {plan.split}", note=note, warning=not known))
+    known = mean >= RARE_SEPARATOR
+    if not known:
+        note += (
+            ": it hardly knows this separator; set corpus.separator to the one it was trained "
+            'with, or to "" for none'
+        )
+    report(Report(stage=STAGE, note=note, warning=not known))
 
 
 def _measure(

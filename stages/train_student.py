@@ -20,9 +20,10 @@ from .models import (
 from .objective import terms_of
 from .output_head import connect_head
 from .report import Report, Reporter, silent
-from .training import TrainingJob, train
+from .training import TrainingJob, full_disk_told, train
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from ..data.reader import StoreReader
@@ -45,6 +46,8 @@ class StudentJob:
     config: TrainConfig
     seed: int
     folder: Path
+    begin: Callable[[], None] = lambda: None
+    """Called once, when everything is checked and nothing is written yet."""
 
 
 def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent) -> None:
@@ -76,10 +79,11 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
             sequence_length=length,
             seed=job.seed,
             folder=job.folder,
+            begin=job.begin,
         ),
         report,
     )
-    with whole_folder(job.folder / "model") as scratch:
+    with whole_folder(job.folder / "model") as scratch, full_disk_told(job.folder / "model"):
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
     report(

@@ -15,9 +15,10 @@ from .models import build_model, vocabulary_size
 from .objective import terms_of
 from .output_head import connect_head
 from .report import Report, Reporter, silent
-from .training import TrainingJob, train
+from .training import TrainingJob, full_disk_told, train
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from ..data.prepared import SequenceFile
@@ -37,8 +38,11 @@ def train_teacher(
     together: bool,
     seed: int,
     report: Reporter = silent,
+    begin: Callable[[], None] = lambda: None,
 ) -> None:
     """Train a new model by cross-entropy; write it to `folder/model`, which then is whole.
+
+    begin  called once, when everything is checked and nothing is written yet
 
     Raises
         ColdstillError: an architecture that cannot be made, or that cannot keep packed documents
@@ -67,10 +71,11 @@ def train_teacher(
             sequence_length=sequence_length,
             seed=seed,
             folder=folder,
+            begin=begin,
         ),
         report,
     )
-    with whole_folder(folder / "model") as scratch:
+    with whole_folder(folder / "model") as scratch, full_disk_told(folder / "model"):
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
     report(Report(stage=STAGE, note=f"{model.num_parameters():,} parameters trained"))

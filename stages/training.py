@@ -7,6 +7,7 @@ by their count over all micro-batches and ranks) and the measurements.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -25,7 +27,7 @@ from .objective import attach_objective
 from .report import Report, Reporter, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..data.schema import Capture
     from .chunked_loss import Term
@@ -55,6 +57,8 @@ class TrainingJob:
     seed: int
     folder: Path
     """Where `checkpoints/` and `metrics.jsonl` go."""
+    begin: Callable[[], None] = lambda: None
+    """Called once, when everything is checked and nothing is written yet."""
 
 
 def train(job: TrainingJob, report: Reporter = silent) -> None:
@@ -68,13 +72,17 @@ def train(job: TrainingJob, report: Reporter = silent) -> None:
     arguments = _arguments(job, checkpoints)
     attach_objective(job.head, job.terms, job.capture)
     metrics = _Metrics(job, report, start=0 if last is None else _step_of(last))
-    trainer = _Trainer(
-        model=job.head.model,
-        args=arguments,
-        train_dataset=job.dataset,
-        data_collator=Collate(job.isolation, job.head.model.dtype, job.capture),
-        callbacks=[metrics],
-    )
+    try:
+        trainer = _Trainer(
+            model=job.head.model,
+            args=arguments,
+            train_dataset=job.dataset,
+            data_collator=Collate(job.isolation, job.head.model.dtype, job.capture),
+            callbacks=[metrics],
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise _refusal(job, error) from error
+    job.begin()
     trainer.metrics = metrics
     trainer.sampler_seed = job.seed
     trainer.remove_callback(PrinterCallback)
@@ -144,11 +152,15 @@ def _arguments(job: TrainingJob, checkpoints: Path) -> TrainingArguments:
     try:
         return TrainingArguments(**(settings | config.trainer))
     except (TypeError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0].replace("TrainingArguments.__init__() ", "")
-        raise ColdstillError(f"{job.stage}: train.trainer: {reason}") from error
+        raise _refusal(job, error) from error
 
 
-class _Trainer(Trainer):
+def _refusal(job: TrainingJob, error: Exception) -> ColdstillError:
+    reason = str(error).splitlines()[0].replace("TrainingArguments.__init__() ", "")
+    return ColdstillError(f"{job.stage}: train.trainer: {reason.strip()}")
+
+
+class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     """`Trainer` with a sum for a loss, positions for its count, and the store's order."""
 
     metrics: _Metrics
@@ -179,7 +191,7 @@ class _Trainer(Trainer):
         loss = output["loss"] / num_items_in_batch * self.args.world_size
         if not torch.isfinite(loss):
             raise ColdstillError(
-                f"{self.metrics.stage}: the loss is {float(loss)} after step "
+                f"{self.metrics.stage}: the loss is {loss.item()} after step "
                 f"{self.state.global_step}; the last checkpoint is kept, lower the learning rate"
             )
         return (loss, output) if return_outputs else loss
@@ -188,13 +200,17 @@ class _Trainer(Trainer):
         """Not counted: the estimate of transformers walks over every parameter at every step."""
         return 0
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with full_disk_told(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self.metrics.take()
         super().log(logs, start_time)
 
 
-class _Metrics(TrainerCallback):
+class _Metrics(TrainerCallback):  # type: ignore[misc]  # likewise
     """Adds up what the loss measures; writes a line per log step; reports progress."""
 
     def __init__(self, job: TrainingJob, report: Reporter, start: int) -> None:
@@ -266,6 +282,25 @@ class _Metrics(TrainerCallback):
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         with whole_file(self._path) as scratch:
             scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """torch and safetensors have errors of their own for a disk that takes no more.
+
+    Raises
+        ColdstillError: something could not be saved
+    """
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch trips over what Ctrl-C left
+            raise error.__context__ from None
+        reason = str(error).splitlines()[0]
+        raise ColdstillError(
+            f"{folder}: cannot be written, most likely the disk is full ({reason}); what was "
+            "finished is kept, free some space and run the same command again"
+        ) from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -190,6 +190,8 @@ def _file(name: str, path: Path, *, named: bool) -> Source:
 
 
 def _source(name: str, path: Path, kind: str, compression: str | None = None) -> Source:
+    if os.fsencode(name) != name.encode(errors="replace"):
+        raise ColdstillError(f"{name!a}: its file name is not valid UTF-8; rename the file")
     if not os.access(path, os.R_OK):
         raise ColdstillError(f"{name}: no permission to read the file; change its mode or owner")
     stat = path.stat()

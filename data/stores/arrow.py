@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ..columns import Columns
 
 
+_DAMAGE = (pa.ArrowException, OSError, ValueError)
+"""What pyarrow raises on bytes that are not what they should be."""
+
+
 @dataclass(frozen=True, slots=True)
 class ArrowStore:
     """Uncompressed, so that a read is a view of the mapped file."""
@@ -50,7 +54,7 @@ class ArrowStore:
         """Map the file and read its footer."""
         try:
             return ArrowShard(path, pa.ipc.open_file(pa.memory_map(str(path))))
-        except (pa.ArrowInvalid, OSError) as error:
+        except _DAMAGE as error:
             raise ColdstillError(f"{path}: not a whole Arrow file: {error}") from error
 
 
@@ -71,12 +75,12 @@ class ArrowShard:
         """One record batch as views of the file."""
         try:
             batch = self._reader.get_batch(block)
-        except (pa.ArrowInvalid, OSError) as error:
+            return {
+                name: _from_arrow(column)
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            }
+        except _DAMAGE as error:
             raise ColdstillError(f"{self._path}: block {block} is damaged: {error}") from error
-        return {
-            name: _from_arrow(column)
-            for name, column in zip(batch.schema.names, batch.columns, strict=True)
-        }
 
 
 def _to_arrow(column: NDArray[Any] | Ragged) -> Any:
@@ -95,6 +99,9 @@ def _from_arrow(column: Any) -> NDArray[Any] | Ragged:
         return flat_column
     offsets = column.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
     values = column.values
+    # Arrow trusts these; unchecked, one damaged bit asks for gigabytes
+    if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
+        raise ValueError("the borders of its lists do not fit their values")
     if pa.types.is_fixed_size_list(values.type):
         width = values.type.list_size
         return Ragged(values.values.to_numpy(zero_copy_only=True).reshape(-1, width), offsets)

@@ -1,0 +1,161 @@
+"""The steps of stage one: settle what is to be captured, load the teacher only if it must be."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord
+from ..data.schema import Capture
+from .ground import prepared, tokenizer_of, train_missing_teacher
+
+if TYPE_CHECKING:
+    from ..data.manifest import TeacherIdentity
+    from ..data.prepared import Split
+    from ..stages.teacher_logits import CapturePlan, Teacher
+    from .work import Work
+
+
+def teacher_logits(work: Work) -> None:
+    """Run the teacher over both splits; first train it if it is made here and is not yet."""
+    recipe, run = work.recipe, work.run
+    if recipe.teacher.model is None:
+        train_missing_teacher(work)
+    from ..stages.teacher_logits import capture_split, is_captured
+
+    tokenizer = tokenizer_of(work)
+    # before the corpus is read: what is wrong with the teacher should not cost an hour of reading
+    source = _source(work, tokenizer)
+    record = prepared(work, tokenizer, together=recipe.corpus.pack)
+    plans = _capture_plans(work, tokenizer, record, source)
+    if all(is_captured(plan) for plan in plans):
+        work.say("teacher-logits", f"complete: {run.logits} and {run.heldout}")
+        return
+    teacher = _load_teacher(work, tokenizer)
+    if record.together and teacher.isolation == "single":
+        work.say(
+            "teacher-logits",
+            f"a {plans[0].teacher.family!r} model cannot keep packed documents apart: one document "
+            "per sequence from here on",
+        )
+        record = prepared(work, tokenizer, together=False)
+        plans = _capture_plans(work, tokenizer, record, source)
+    if not record.together:
+        teacher = dataclasses.replace(teacher, isolation="single")
+    # the small one first: what is wrong with a teacher shows there, at little cost
+    for plan in reversed(plans):
+        if is_captured(plan):
+            work.say(f"teacher-logits {plan.split}", f"complete: {plan.folder}")
+        else:
+            capture_split(plan, teacher, work.report, work.begin)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What is to be captured from whom: known before the corpus is read."""
+
+    identity: TeacherIdentity
+    context: int | None
+    captures: dict[Split, Capture]
+
+
+def _source(work: Work, tokenizer: Any) -> _Source:
+    from ..stages.models import teacher_identity, vocabulary_size
+    from ..stages.teacher_logits import expect_capturable
+
+    recipe = work.recipe
+    logits, table = recipe.logits, recipe.teacher
+    name = _teacher_name(work)
+    identity = teacher_identity(name, "teacher.model", dtype=table.dtype, revision=table.revision)
+    if table.model is None:  # its folder is called the same in every run
+        identity = dataclasses.replace(identity, name=f"teacher of {recipe.name}")
+    context = _context(name, table.revision)
+    size = vocabulary_size(tokenizer)
+    heldout_head = min(recipe.evaluation.head, size)
+    captures: dict[Split, Capture] = {
+        "train": Capture(
+            head=logits.head,
+            tail=logits.tail,
+            temperatures=logits.temperatures,
+            seed=recipe.seed,
+        ),
+        "heldout": Capture(
+            head=heldout_head,
+            tail=recipe.evaluation.tail if heldout_head < size else 0,
+            tail_logprobs=True,
+            seed=recipe.seed,
+        ),
+    }
+    for capture in captures.values():
+        expect_capturable(capture, size, recipe.corpus.sequence_length, context)
+    return _Source(identity=identity, context=context, captures=captures)
+
+
+def _capture_plans(
+    work: Work, tokenizer: Any, record: CorpusRecord, source: _Source
+) -> list[CapturePlan]:
+    from ..stages.teacher_logits import CapturePlan, chosen_rows
+
+    recipe, run = work.recipe, work.run
+    logits = recipe.logits
+    wanted = {"train": logits.sequences, "heldout": recipe.evaluation.sequences}
+    folders = {"train": run.logits, "heldout": run.heldout}
+    plans = []
+    for split in SPLITS:
+        sequences = CorpusLayout(run.corpus).open(split)
+        plans.append(
+            CapturePlan(
+                split=split,
+                teacher=source.identity,
+                context=source.context,
+                tokenizer=tokenizer,
+                corpus=record,
+                sequences=sequences,
+                rows=chosen_rows(len(sequences), wanted[split], recipe.seed),
+                capture=source.captures[split],
+                sequence_length=recipe.corpus.sequence_length,
+                shard_tokens=logits.shard_tokens,
+                batch_tokens=logits.batch_tokens,
+                codec=logits.codec,
+                store=logits.store,
+                folder=folders[split],
+            )
+        )
+    return plans
+
+
+def _context(name: str, revision: str) -> int | None:
+    from transformers import AutoConfig
+
+    from ..stages.models import context_length
+
+    return context_length(AutoConfig.from_pretrained(name, revision=revision))
+
+
+def _load_teacher(work: Work, tokenizer: Any) -> Teacher:
+    from ..stages.device import best_device
+    from ..stages.isolation import choose_isolation
+    from ..stages.models import load_model, vocabulary_size
+    from ..stages.output_head import connect_head
+    from ..stages.teacher_logits import Teacher
+
+    table = work.recipe.teacher
+    model = load_model(
+        _teacher_name(work),
+        "teacher.model",
+        precision=table.dtype,
+        attention=table.attention,
+        revision=table.revision,
+    ).to(best_device())
+    size = vocabulary_size(tokenizer)
+    length = work.recipe.corpus.sequence_length
+    return Teacher(
+        head=connect_head(model, size, work.report),
+        isolation=choose_isolation(model, size, length),
+    )
+
+
+def _teacher_name(work: Work) -> str:
+    model = work.recipe.teacher.model
+    return str(work.run.teacher_model) if model is None else work.local(model)

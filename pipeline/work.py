@@ -1,0 +1,95 @@
+"""A recipe being carried out, and how a step knows that it is done.
+
+A finished thing is never made again and never overwritten. What is there but was made with other
+settings is refused, naming the setting.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.errors import ColdstillError
+from ..data.files import read_json, write_json
+from ..stages.report import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..stages.report import Reporter
+    from .recipe import LoadedRecipe, Recipe
+    from .run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A recipe being carried out in a run."""
+
+    loaded: LoadedRecipe
+    run: Run
+    report: Reporter
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is asked for."""
+        return self.loaded.recipe
+
+    def say(self, stage: str, note: str) -> None:
+        """Tell the user a sentence."""
+        self.report(Report(stage=stage, note=note))
+
+    def begin(self) -> None:
+        """Record the recipe in the run: called when something is about to be made, so that a
+        command that is refused leaves the run as it was."""
+        self.run.record(self.loaded)
+
+    def local(self, model: str) -> str:
+        """A model's folder relative to the recipe, or its hub name as it is."""
+        folder = self.loaded.base / Path(model).expanduser()
+        return str(folder) if folder.is_dir() else model
+
+
+def beginning(work: Work, record: Path, settings: dict[str, Any]) -> Callable[[], None]:
+    """What training does first, once nothing can be refused any more."""
+
+    def begin() -> None:
+        work.begin()
+        write_json(record, settings)
+
+    return begin
+
+
+def is_done(record: Path, product: Path, settings: Any, where: str, remedy: str) -> bool:
+    """Whether `product` is there, made with these settings.
+
+    Raises
+        ColdstillError: it was made, or begun, with others (the first that differs)
+    """
+    settings = json.loads(json.dumps(settings))
+    if record.exists():
+        changed = first_difference(read_json(record), settings)
+        if changed is not None:
+            raise ColdstillError(
+                f"{record.parent}: {where} was trained with {changed}; train another under a new "
+                f"name ({remedy}), or delete this folder to train it anew"
+            )
+        return product.exists()
+    return False
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> str | None:
+    """The first leaf in which two JSON values differ, as `key = old, now new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            inner = f"{key}.{name}" if key else name
+            if found := first_difference(old.get(name), new.get(name), inner):
+                return found
+        return None
+    return None if old == new else f"{key} = {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:13] + "..."

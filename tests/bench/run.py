@@ -1,0 +1,11 @@
+"""All benchmarks, each in a process of its own: `make bench`."""
+
+from __future__ import annotations
+
+import student_step
+import teacher_forward
+from measure import alone
+
+if __name__ == "__main__":
+    for benchmark in (student_step, teacher_forward):
+        alone(benchmark.main)

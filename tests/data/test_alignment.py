@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+from coldstill.data.alignment import labels, supervised_positions
+from coldstill.data.packing import TokenizedDocument, build_sequences
+
+
+def brute_force(learned: list[bool], starts: list[int]) -> list[int]:
+    """A position is supervised if the token after it is learned and of the same document."""
+    found = []
+    for position in range(len(learned) - 1):
+        following = position + 1
+        if learned[following] and following not in starts:
+            found.append(position)
+    return found
+
+
+def test_supervised_positions_are_those_of_a_loop() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        size = int(random.integers(1, 20))
+        learned = random.random(size) < 0.6
+        others = np.flatnonzero(random.random(size) < 0.2)
+        starts = np.unique(np.concatenate([[0], others])).astype(np.int32)
+        found = supervised_positions(learned, starts)
+        assert found.tolist() == brute_force(learned.tolist(), starts.tolist())
+        assert found.dtype == np.int32
+
+
+def test_finding_positions_leaves_the_mask_alone() -> None:
+    learned = np.ones(4, np.bool_)
+    supervised_positions(learned, np.array([0, 2], np.int32))
+    assert learned.all()
+
+
+def test_the_answer_is_shifted_by_one() -> None:
+    learned = np.array([False, False, False, True, True, False])
+    assert supervised_positions(learned, np.array([0], np.int32)).tolist() == [2, 3]  # not [3, 4]
+    document = TokenizedDocument(0, np.array([10, 11, 12, 13, 14, 15], np.int32), learned)
+    assert labels(build_sequences(0, [[document]])).tolist() == [13, 14]  # not [12, 13]
+
+
+def test_labels_are_those_of_a_loop_over_sequences_and_documents() -> None:
+    random = np.random.default_rng(1)
+    for _ in range(100):
+        packed, expected, number = [], [], 0
+        for _ in range(int(random.integers(1, 5))):
+            pieces = []
+            for _ in range(int(random.integers(1, 4))):
+                size = int(random.integers(1, 7))
+                tokens = np.arange(number, number + size, dtype=np.int32)  # no two alike
+                number += size
+                learned = random.random(size) < 0.7
+                pieces.append(TokenizedDocument(0, tokens, learned))
+                expected += [int(tokens[i]) for i in range(1, size) if learned[i]]
+            packed.append(pieces)
+        assert labels(build_sequences(0, packed)).tolist() == expected
+
+
+def test_the_first_token_of_a_document_is_nobodys_label() -> None:
+    first = TokenizedDocument(0, np.array([1, 2, 3], np.int32), np.ones(3, np.bool_))
+    second = TokenizedDocument(1, np.array([4, 5], np.int32), np.ones(2, np.bool_))
+    sequences = build_sequences(0, [[first, second], [second, first]])
+    assert labels(sequences).tolist() == [2, 3, 5, 5, 2, 3]
+    assert [row.tolist() for row in sequences.positions] == [[0, 1, 3], [0, 2, 3]]

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from coldstill.data.codecs import CODECS
+from coldstill.data.codecs.plain import PlainCodec
+from coldstill.data.errors import ColdstillError
+from coldstill.data.files import write_json
+from coldstill.data.manifest import Manifest, difference, read_manifest
+from coldstill.data.writer import StoreWriter
+from oracles import digests, manifest_for, random_block, write_missing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MANIFEST = manifest_for(random_block(0, 10))
+CHOICES = {"corpus.split": "heldout", "packing.isolation": "mask", "codec.name": "other"}
+
+
+def leaves(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= (
+            leaves(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {prefix + key: inner}
+        )
+    return found
+
+
+def changed(field: str, value: Any) -> dict[str, Any]:
+    """The manifest as JSON, with one field changed."""
+    content: dict[str, Any] = json.loads(json.dumps(MANIFEST.to_json()))
+    *sections, key = field.split(".")
+    inner = content
+    for section in sections:
+        inner = inner[section]
+    inner[key] = value
+    return content
+
+
+def another(field: str, value: Any) -> Any:
+    """Another value that the field may have."""
+    if field in CHOICES:
+        return CHOICES[field]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    return (
+        [*value, 7.0 if "temperatures" in field else 7]
+        if isinstance(value, (list, tuple))
+        else f"x{value}"
+    )
+
+
+FIELDS = [f for f in leaves(MANIFEST.to_json()) if f not in ("format", "version")]
+IDENTITY = [field for field in FIELDS if field not in ("teacher.name", "store.name")]
+
+
+def read_back(tmp_path: Path, content: Any) -> Manifest:
+    path = tmp_path / "manifest.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_manifest(path)
+
+
+def refusal(tmp_path: Path, content: Any) -> str:
+    with pytest.raises(ColdstillError) as caught:
+        read_back(tmp_path, content)
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'manifest.json'}: ")
+    assert "\n" not in text
+    return text
+
+
+def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    write_json(path, MANIFEST.to_json())
+    assert read_manifest(path) == MANIFEST
+    assert difference(read_manifest(path), MANIFEST) is None
+    assert not any(field.startswith("student") for field in FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "shard", "block"), [(0, 1, 1), (1, 5, 2), (10, 4, 3), (12, 4, 4), (7, 3, 9)]
+)
+def test_shards_and_blocks_divide_the_sequences(sequences: int, shard: int, block: int) -> None:
+    manifest = replace(MANIFEST, sequences=sequences, shard_sequences=shard, block_sequences=block)
+    found: list[int] = []
+    for index in range(manifest.shards):
+        rows = manifest.shard_rows(index)
+        assert 0 < len(rows) <= shard
+        blocks = [manifest.block_rows(index, b) for b in range(-(-len(rows) // block))]
+        assert all(0 < len(b) <= block for b in blocks)
+        assert [row for b in blocks for row in b] == list(rows)
+        found += rows
+    assert found == list(range(sequences))
+
+
+@pytest.mark.parametrize("field", IDENTITY)
+def test_reopening_under_a_changed_field_is_refused_and_the_field_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setitem(CODECS, "other", PlainCodec)
+    root = tmp_path / "store"
+    block = random_block(0, 10)
+    write_missing(root, MANIFEST, block)
+    before = digests(root)
+    old = leaves(MANIFEST.to_json())[field]
+    now = another(field, old)
+    other = read_back(tmp_path, changed(field, now))
+    with pytest.raises(ColdstillError) as caught, StoreWriter(root, other):
+        pass
+    text = str(caught.value)
+    assert text.startswith(f"{root}: made differently: {field}: ")
+    assert "\n" not in text
+    for value in (old, now):
+        shown = str(tuple(value) if isinstance(value, (list, tuple)) else value)
+        assert (shown if len(shown) <= 16 else f"{shown[:12]}...") in text
+    assert digests(root) == before
+
+
+def test_every_field_is_compared() -> None:
+    other = replace(MANIFEST, store={"name": "other", "level": 3})
+    assert difference(MANIFEST, other) == "store.level: None in the store, 3 now"
+    assert "store.name" in str(difference(MANIFEST, replace(MANIFEST, store={"name": "other"})))
+    assert len(FIELDS) > 20
+
+
+def test_a_teacher_may_move_to_another_folder(tmp_path: Path) -> None:
+    write_missing(tmp_path, MANIFEST, random_block(0, 10))
+    moved = replace(MANIFEST, teacher=replace(MANIFEST.teacher, name="elsewhere/teacher"))
+    assert difference(MANIFEST, moved) is None
+    with StoreWriter(tmp_path, moved) as writer:
+        assert writer.missing() == []
+
+
+def test_the_cause_is_named_and_not_what_follows_from_it() -> None:
+    other = replace(
+        MANIFEST,
+        sequences=99,
+        packing=replace(MANIFEST.packing, fingerprint="x", sequence_length=64),
+        corpus=replace(MANIFEST.corpus, fingerprint="y"),
+    )
+    assert str(difference(MANIFEST, other)).startswith("corpus.fingerprint")
+    cause = replace(other, corpus=MANIFEST.corpus)
+    assert str(difference(MANIFEST, cause)).startswith("packing.sequence_length: 12 in the store")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_of_another_type_is_named(tmp_path: Path, field: str) -> None:
+    if field in ("codec.name", "store.name"):
+        return  # these are checked when the codec and the store are made
+    for wrong in ({"a": 1}, None, 1.5 if field != "capture.temperatures" else "x"):
+        assert f": {field}" in refusal(tmp_path, changed(field, wrong))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sequences", -1),
+        ("sequences", "10"),
+        ("sequences", 2**70),
+        ("sequences", 1e300),
+        ("shard_sequences", 0),
+        ("block_sequences", 2**31),
+        ("tokenizer.size", 0),
+        ("packing.sequence_length", 1),
+        ("packing.separator", [-1]),
+        ("corpus.split", "test"),
+        ("capture.head", True),
+        ("teacher.surname", "x"),
+        ("students", 3),
+    ],
+)
+def test_a_field_out_of_bounds_or_unknown_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    assert f": {field}" in refusal(tmp_path, changed(field, value))
+
+
+def test_a_field_that_is_missing_is_named(tmp_path: Path) -> None:
+    content = MANIFEST.to_json()
+    del content["teacher"]["fingerprint"]
+    assert ": teacher.fingerprint: " in refusal(tmp_path, content)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, 10**30])
+def test_another_version_of_the_format_is_refused(tmp_path: Path, version: Any) -> None:
+    text = refusal(tmp_path, changed("version", version))
+    assert f"format version {version!r}, this coldstill reads 1" in text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"format": "other"}', "[" * 100_000])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
+    text = refusal(tmp_path, content)
+    assert "not the manifest of a coldstill store" in text or "cannot be read as JSON" in text
+
+
+def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    refusal(tmp_path, changed("teacher.name", "\ud800"))
+
+
+@pytest.mark.parametrize("part", ["codec", "store"])
+@pytest.mark.parametrize("value", [{"name": "zip"}, {"name": ["x"]}, {"name": None}, {}, {"x": 1}])
+def test_an_unknown_codec_or_store_is_named_with_the_known_ones(
+    tmp_path: Path, part: str, value: dict[str, Any]
+) -> None:
+    manifest = read_back(tmp_path, changed(part, value))
+    make = manifest.make_codec if part == "codec" else manifest.make_store
+    with pytest.raises(ColdstillError) as caught:
+        make(tmp_path)
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path}: {part} {value.get('name')!r} is not known")
+    assert ("plain" if part == "codec" else "arrow") in text
+
+
+def test_an_unknown_setting_of_a_codec_is_named(tmp_path: Path) -> None:
+    manifest = replace(MANIFEST, codec={"name": "plain", "bits": 3})
+    with pytest.raises(ColdstillError, match=r"codec 'plain': .*'bits'"):
+        manifest.make_codec(tmp_path)

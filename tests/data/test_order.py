@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from coldstill.data.order import WINDOW, epoch_order, uniform
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Grid = tuple["NDArray[np.int64]", "NDArray[np.int32]"]
+
+SIZES = [(0, 1), (0, 5), (1, 1), (1, 9), (7, 7), (8, 7), (40, 1), (97, 5), (200, 16), (33, 100)]
+sizes = pytest.mark.parametrize(("sequences", "shard_sequences"), SIZES)
+
+
+@sizes
+def test_an_epoch_visits_every_sequence_once(sequences: int, shard_sequences: int) -> None:
+    for epoch in range(4):
+        for window in (1, 3, WINDOW):
+            order = epoch_order(5, epoch, sequences, shard_sequences, window=window)
+            assert sorted(order.tolist()) == list(range(sequences))
+            assert order.dtype == np.int64
+
+
+@sizes
+def test_no_more_shards_than_the_window_are_open_at_once(
+    sequences: int, shard_sequences: int
+) -> None:
+    for window in (1, 3):
+        order = epoch_order(1, 0, sequences, shard_sequences, window=window)
+        shard_N = order // shard_sequences
+        spans = [np.flatnonzero(shard_N == shard)[[0, -1]] for shard in np.unique(shard_N)]
+        for place in range(sequences):
+            assert sum(first <= place <= last for first, last in spans) <= window
+
+
+def test_shards_of_a_window_are_mixed_and_all_shards_are_shuffled() -> None:
+    shard_N = epoch_order(0, 0, 64 * 16, 16, window=4) // 16
+    for start in range(0, len(shard_N), 64):
+        assert len(set(shard_N[start : start + 64].tolist())) == 4
+        assert (np.diff(shard_N[start : start + 64]) != 0).sum() > 24
+    first_seen = list(dict.fromkeys(shard_N.tolist()))
+    assert first_seen != sorted(first_seen)
+
+
+def test_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
+    orders = {(s, e): tuple(epoch_order(s, e, 50, 8)) for s in range(4) for e in range(4)}
+    assert len(set(orders.values())) == len(orders)
+    assert orders == {(s, e): tuple(epoch_order(s, e, 50, 8)) for s, e in orders}
+
+
+def grid(sequences: int, positions: int, first: int = 0) -> Grid:
+    ids = np.repeat(np.arange(first, first + sequences), positions)
+    return ids, np.tile(np.arange(positions, dtype=np.int32), sequences)
+
+
+def split_mix(state: int) -> int:
+    """SplitMix64 in Python's own integers."""
+    mask = 2**64 - 1
+    state = (state + 0x9E3779B97F4A7C15) & mask
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+    return state ^ (state >> 31)
+
+
+def test_numbers_are_those_of_plain_integer_arithmetic() -> None:
+    for seed in (0, 1, 2**63 + 5):
+        ids, positions = grid(4, 3, first=2**40)
+        expected = [
+            (split_mix(split_mix(split_mix(seed) ^ int(i)) ^ int(p)) >> 11) / 2**53
+            for i, p in zip(ids, positions, strict=True)
+        ]
+        assert uniform(seed, ids, positions).tolist() == expected
+
+
+def test_numbers_are_uniform() -> None:
+    numbers = uniform(3, *grid(1000, 200))
+    assert numbers.dtype == np.float64
+    assert 0.0 <= numbers.min() < 1e-4
+    assert 1 - 1e-4 < numbers.max() < 1.0
+    deviation = np.sqrt(1 / 12 / len(numbers))
+    assert abs(numbers.mean() - 0.5) < 4 * deviation
+    assert abs(numbers.var() - 1 / 12) < 0.001
+    counts, _ = np.histogram(numbers, bins=100, range=(0, 1))
+    chi_squared = ((counts - 2000.0) ** 2 / 2000.0).sum()
+    assert 55 < chi_squared < 160  # 99 degrees of freedom, five deviations either way
+
+
+def test_no_two_places_share_a_number_and_neighbours_are_unrelated() -> None:
+    numbers = uniform(0, *grid(400, 256)).reshape(400, 256)
+    assert len(np.unique(numbers)) == numbers.size
+    next_seed = uniform(1, *grid(400, 256)).reshape(400, 256)
+    pairs = {
+        "positions": (numbers[:, :-1], numbers[:, 1:]),
+        "sequences": (numbers[:-1], numbers[1:]),
+        "seeds": (numbers, next_seed),
+        "swapped": (numbers[:256], numbers[:256].T),
+    }
+    for name, (one, other) in pairs.items():
+        off_diagonal = one.ravel() != other.ravel()
+        related = np.corrcoef(one.ravel()[off_diagonal], other.ravel()[off_diagonal])[0, 1]
+        assert abs(related) < 0.02, name
+
+
+def test_a_number_does_not_depend_on_its_batch() -> None:
+    ids, positions = grid(9, 7)
+    whole = uniform(2, ids, positions)
+    shuffled = np.random.default_rng(0).permutation(len(ids))
+    assert np.array_equal(uniform(2, ids[shuffled], positions[shuffled]), whole[shuffled])
+    one_by_one = [uniform(2, ids[i : i + 1], positions[i : i + 1])[0] for i in range(len(ids))]
+    assert one_by_one == whole.tolist()
+    assert len(uniform(2, ids[:0], positions[:0])) == 0

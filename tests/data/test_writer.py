@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from coldstill.data.alignment import labels
+from coldstill.data.errors import ColdstillError
+from coldstill.data.files import SCRATCH_PREFIX
+from coldstill.data.schema import Block, Capture
+from coldstill.data.writer import StoreWriter, statistics
+from oracles import digests, manifest_for, random_block, write_missing
+
+BLOCK = random_block(0, 10)  # three shards, of which the last is short, of two blocks each
+MANIFEST = manifest_for(BLOCK)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a store looks like that was never interrupted."""
+    root = tmp_path_factory.mktemp("whole")
+    write_missing(root, MANIFEST, BLOCK)
+    return digests(root)
+
+
+def scratch_in(root: Path) -> list[str]:
+    return [path.name for path in root.rglob(f"{SCRATCH_PREFIX}*")]
+
+
+def test_a_store_is_a_manifest_and_shards_with_their_records(whole: dict[str, str]) -> None:
+    shards = [f"shards/0000{i}{end}" for i in range(3) for end in (".arrow", ".json")]
+    assert sorted(whole) == sorted(["manifest.json", *shards])
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class DyingDisk:
+    """Counts what changes the disk; from event number `last` on nothing changes it any more.
+
+    Nothing cleans up after a process that was killed, so the clean-up must fail like the rest.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, last: int) -> None:
+        self._patch, self.last, self.events = patch, last, 0
+        self._kill(os, "fsync")
+        for name in ("replace", "unlink", "write_text", "mkdir"):
+            self._kill(Path, name)
+        self._kill(shutil, "rmtree")
+        self._kill(StoreWriter, "_columns")  # between the blocks of a shard
+
+    def _kill(self, owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            self.events += 1
+            if self.events >= self.last:
+                raise Killed
+            return original(*arguments, **options)
+
+        self._patch.setattr(owner, name, wrapped)
+
+
+def test_a_store_killed_at_any_point_and_finished_is_byte_identical(
+    tmp_path: Path, whole: dict[str, str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        disk = DyingDisk(patch, last=sys.maxsize)
+        write_missing(tmp_path / "counted", MANIFEST, BLOCK)
+    assert disk.events > 30
+    seen = set()
+    for last in range(1, disk.events + 1):
+        root = tmp_path / str(last)
+        with pytest.MonkeyPatch.context() as patch:
+            DyingDisk(patch, last)
+            with pytest.raises(Killed):
+                write_missing(root, MANIFEST, BLOCK)
+        for record in root.glob("shards/0*.json"):  # whatever has a record is whole
+            shard = str(record.with_suffix(".arrow").relative_to(root))
+            assert digests(root)[shard] == whole[shard]
+        seen.add(len(list(root.glob("shards/0*.json"))))
+        write_missing(root, MANIFEST, BLOCK)
+        assert scratch_in(root) == [], last
+        assert digests(root) == whole, last
+    assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("x"), MemoryError()])
+def test_an_error_between_blocks_leaves_the_shard_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, whole: dict[str, str]
+) -> None:
+    columns, calls = StoreWriter._columns, []
+
+    def sometimes(self: StoreWriter, block: Block) -> Any:
+        calls.append(block)
+        if len(calls) == 4:  # the second block of the second shard
+            raise error
+        return columns(self, block)
+
+    monkeypatch.setattr(StoreWriter, "_columns", sometimes)
+    with pytest.raises(type(error)):
+        write_missing(tmp_path, MANIFEST, BLOCK)
+    assert scratch_in(tmp_path) == []
+    with StoreWriter(tmp_path, MANIFEST) as writer:
+        assert writer.missing() == [1, 2]
+    write_missing(tmp_path, MANIFEST, BLOCK)
+    assert digests(tmp_path) == whole
+
+
+def test_shards_may_be_written_in_any_order(tmp_path: Path, whole: dict[str, str]) -> None:
+    for shard in (2, 0, 1):
+        with StoreWriter(tmp_path, MANIFEST) as writer:
+            assert shard in writer.missing()
+            writer.write(shard, BLOCK.take(np.array(MANIFEST.shard_rows(shard))))
+            assert shard not in writer.missing()
+    assert digests(tmp_path) == whole
+
+
+def test_a_shard_whose_record_was_deleted_is_written_again(
+    tmp_path: Path, whole: dict[str, str]
+) -> None:
+    write_missing(tmp_path, MANIFEST, BLOCK)
+    (tmp_path / "shards" / "00001.json").unlink()
+    (tmp_path / "shards" / "00001.arrow").write_bytes(b"damaged")
+    write_missing(tmp_path, MANIFEST, BLOCK)
+    assert digests(tmp_path) == whole
+
+
+WRITE_SLOWLY = """
+import sys, time
+from pathlib import Path
+from coldstill.data.writer import StoreWriter
+from oracles import manifest_for, random_block, write_missing
+
+columns, calls = StoreWriter._columns, []
+
+def slowly(self, block):
+    calls.append(block)
+    if len(calls) == 4:
+        print("writing", flush=True)
+        time.sleep(60)
+    return columns(self, block)
+
+StoreWriter._columns = slowly
+block = random_block(0, 10)
+write_missing(Path(sys.argv[1]), manifest_for(block), block)
+"""
+
+
+def test_a_process_killed_while_writing_loses_one_shard_and_its_lock(
+    tmp_path: Path, whole: dict[str, str]
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE_SLOWLY, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        text=True,
+    )
+    assert process.stdout is not None
+    with process, process.stdout:
+        try:
+            assert process.stdout.readline() == "writing\n"
+            assert len(scratch_in(tmp_path)) == 1
+            with (
+                pytest.raises(ColdstillError, match="another process is writing this store"),
+                StoreWriter(tmp_path, MANIFEST),
+            ):
+                pass
+            assert len(scratch_in(tmp_path)) == 1  # the refused one has cleared nothing away
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert sorted(path.name for path in tmp_path.glob("shards/0*")) == ["00000.arrow", "00000.json"]
+    with StoreWriter(tmp_path, MANIFEST) as writer:
+        assert scratch_in(tmp_path) == []
+        assert writer.missing() == [1, 2]
+    write_missing(tmp_path, MANIFEST, BLOCK)
+    assert digests(tmp_path) == whole
+
+
+def test_two_writers_at_once_are_one_too_many(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, MANIFEST):
+        with (
+            pytest.raises(ColdstillError) as caught,
+            StoreWriter(tmp_path, MANIFEST),
+        ):
+            pass
+        assert str(caught.value).startswith(f"{tmp_path}: another process is writing")
+        assert "\n" not in str(caught.value)
+    with StoreWriter(tmp_path, MANIFEST):
+        pass
+
+
+def test_a_writer_that_cannot_begin_lets_go_of_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ColdstillError, match="the disk is full"):
+            write_missing(tmp_path, MANIFEST, BLOCK)
+    assert scratch_in(tmp_path) == []
+    write_missing(tmp_path, MANIFEST, BLOCK)
+
+
+def test_a_full_disk_keeps_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, str]
+) -> None:
+    fsync, calls = os.fsync, []
+
+    def filling_up(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 6:  # file and folder of: the manifest, a shard, its record
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", filling_up)
+        with pytest.raises(ColdstillError) as caught:
+            write_missing(tmp_path, MANIFEST, BLOCK)
+    assert str(caught.value).startswith(f"{tmp_path}/shards/00001.arrow: the disk is full")
+    assert scratch_in(tmp_path) == []
+    write_missing(tmp_path, MANIFEST, BLOCK)
+    assert digests(tmp_path) == whole
+
+
+def test_shards_without_a_manifest_are_left_alone(tmp_path: Path) -> None:
+    write_missing(tmp_path, MANIFEST, BLOCK)
+    (tmp_path / "manifest.json").unlink()
+    before = digests(tmp_path)
+    with pytest.raises(ColdstillError) as caught, StoreWriter(tmp_path, MANIFEST):
+        pass
+    assert str(caught.value) == f"{tmp_path}: holds shards but no manifest.json; move it away"
+    assert digests(tmp_path) == before
+
+
+def test_checking_a_store_writes_nothing(tmp_path: Path) -> None:
+    StoreWriter(tmp_path / "store", MANIFEST).check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_of_a_store_is_never_written_again(tmp_path: Path) -> None:
+    write_missing(tmp_path, MANIFEST, BLOCK)
+    before = (tmp_path / "manifest.json").stat()
+    renamed = replace(MANIFEST, teacher=replace(MANIFEST.teacher, name="other"))
+    write_missing(tmp_path, renamed, BLOCK)
+    after = (tmp_path / "manifest.json").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_a_shard_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
+    with (
+        StoreWriter(tmp_path, MANIFEST) as writer,
+        pytest.raises(ValueError, match="shard 2 holds 2 sequences, got 4"),
+    ):
+        writer.write(2, BLOCK.take(np.arange(4)))
+    assert scratch_in(tmp_path) == []
+
+
+def test_the_record_counts_what_the_shard_holds(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, MANIFEST) as writer:
+        part = BLOCK.take(np.array(MANIFEST.shard_rows(1)))
+        commit = writer.write(1, part)
+    path = tmp_path / "shards" / "00001.arrow"
+    assert commit.shard == 1
+    assert commit.sequences == 4
+    assert commit.documents == sum(len(row) for row in part.sequences.document_ids)
+    assert commit.tokens == sum(len(row) for row in part.sequences.tokens)
+    assert commit.positions == sum(len(row) for row in part.sequences.positions)
+    assert commit.bytes == path.stat().st_size
+    assert commit.sha256 == digests(tmp_path)["shards/00001.arrow"]
+    record = json.loads((tmp_path / "shards" / "00001.json").read_text())
+    assert set(record) == {f.name for f in fields(commit)}
+
+
+@pytest.mark.parametrize("head", [0, 3])
+def test_statistics_are_those_of_a_loop(head: int) -> None:
+    block = random_block(4, 9, Capture(head=head, tail=2))
+    targets, labels_M = block.targets, labels(block.sequences)
+    separator = int(labels_M[0])
+    sums = dict.fromkeys(["loss", "entropy", "head", "correct", "mass", "separators"], 0.0)
+    for m, label in enumerate(labels_M):
+        sums["loss"] -= float(targets.label_logprob[m])
+        sums["entropy"] += float(targets.entropy[m])
+        sums["head"] += sum(float(np.exp(float(x))) for x in targets.head_logprobs[m])
+        sums["correct"] += head > 0 and int(targets.head_ids[m][0]) == int(label)
+        if label == separator:
+            sums["separators"] += 1
+            sums["mass"] += float(np.exp(float(targets.label_logprob[m])))
+    found = statistics(block, (separator, 99))
+    assert found.loss == pytest.approx(sums["loss"])
+    assert found.entropy == pytest.approx(sums["entropy"])
+    assert found.head_mass == pytest.approx(sums["head"])
+    assert found.correct == sums["correct"]
+    assert found.separators == sums["separators"] > 0
+    assert found.separator_mass == pytest.approx(sums["mass"])
+    assert statistics(block, ()).separators == 0

@@ -1,0 +1,215 @@
+"""The command line on a desk of its own: what the tests of the pipeline work with."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+from coldstill.pipeline.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from signal import Signals
+
+    from click.testing import Result
+
+RECIPE = """\
+name = "r"
+[corpus]
+files = ["{texts}"]
+sequence_length = 32
+holdout = 0.2
+[teacher]
+{teacher}
+[logits]
+head = 4
+tail = 4
+shard_tokens = 640
+[evaluation]
+head = 16
+tail = 8
+sequences = 12
+[students.small]
+architecture = {{ layers = 1, hidden = 32, heads = 2 }}
+train = {{ steps = 3, batch_tokens = 256, log_every = 1, checkpoint_every = 1 }}
+[students.baseline]
+like = "small"
+objective = {{ kl = 0.0, cross_entropy = 1.0 }}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """A folder in which somebody types commands."""
+
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        """The run of the recipe `r.toml`."""
+        return self.root / "runs" / "r"
+
+    def coldstill(self, *arguments: str) -> Result:
+        """Whatever comes of a command typed here."""
+        with contextlib.chdir(self.root):
+            return CliRunner().invoke(main, arguments)
+
+    def done(self, *arguments: str) -> Result:
+        """A command that must succeed."""
+        result = self.coldstill(*arguments)
+        assert result.exit_code == 0, (result.stderr, result.exception)
+        return result
+
+    def refused(self, *arguments: str) -> str:
+        """The one line by which a command must be refused, touching nothing."""
+        before = self.snapshot()
+        result = self.coldstill(*arguments)
+        assert isinstance(result.exception, SystemExit), repr(result.exception)
+        assert result.exit_code == 1, result.output
+        *before_it, line = result.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert not any(text.startswith("error: ") for text in before_it)
+        assert "Traceback" not in result.output
+        assert result.stdout == ""
+        assert self.snapshot() == before
+        return line
+
+    def snapshot(self) -> dict[str, tuple[str, int]]:
+        """Content and time of change of every file here."""
+        files = (path for path in sorted(self.root.rglob("*")) if path.is_file())
+        return {
+            str(path.relative_to(self.root)): (
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+                path.stat().st_mtime_ns,
+            )
+            for path in files
+        }
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Put a file here."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def edit(self, old: str, new: str) -> None:
+        """Change the recipe, as one would in an editor."""
+        path = self.root / "r.toml"
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    def json(self, *path: str) -> Any:
+        """A JSON file of the run."""
+        return json.loads(self.run.joinpath(*path).read_text(encoding="utf-8"))
+
+
+_DOOR = """
+import json, os, sys
+import coldstill.pipeline.work
+import coldstill.stages.teacher_logits
+import coldstill.stages.train_student
+from coldstill.pipeline.cli import main
+for line in sys.stdin:
+    folder, output, arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        screen = os.open(output, os.O_RDWR | os.O_CREAT, 0o644)
+        for descriptor in (0, 1, 2):
+            os.dup2(screen, descriptor)
+        main(arguments)
+        sys.exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Begins a process for each line it reads. Loading torch takes seconds, once here for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Commands in real processes, for what only those can show: signals and terminals."""
+
+    door: subprocess.Popen[str]
+
+    def begin(self, desk: Desk, output: str, *arguments: str) -> int:
+        """Begin a command on a desk; its process id."""
+        assert self.door.stdin is not None
+        self.door.stdin.write(json.dumps([str(desk.root), output, arguments]) + "\n")
+        self.door.stdin.flush()
+        return self._answer()
+
+    def end(self) -> int:
+        """Wait for it; its exit code, or the signal that ended it, negative."""
+        return self._answer()
+
+    def stopped(
+        self, desk: Desk, how: Signals, sign: Path, *arguments: str
+    ) -> tuple[int, list[str]]:
+        """Stop a command as soon as `sign` is there; its exit code and what it said."""
+        said = desk.root.parent / f"{desk.root.name}.said"
+        process = self.begin(desk, str(said), *arguments)
+        deadline = time.monotonic() + 60
+        while not sign.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(process, how)
+        return self.end(), said.read_text(encoding="utf-8").splitlines()
+
+    def _answer(self) -> int:
+        assert self.door.stdout is not None
+        return int(self.door.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    """Real processes, quickly begun."""
+    command = [sys.executable, "-c", _DOOR]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as door:
+        yield Processes(door)
+        assert door.stdin is not None
+        door.stdin.close()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, texts: Path, teacher_folder: Path) -> Desk:
+    """A desk with the recipe `r.toml` on it: a teacher from a folder, two students."""
+    desk = Desk(tmp_path)
+    desk.write("r.toml", RECIPE.format(texts=texts, teacher=f'model = "{teacher_folder}"'))
+    return desk
+
+
+@pytest.fixture(scope="session")
+def _finished(
+    tmp_path_factory: pytest.TempPathFactory, texts: Path, teacher_folder: Path
+) -> tuple[Desk, Result]:
+    desk = Desk(tmp_path_factory.mktemp("finished"))
+    # a teacher of its own, so that a test may take it away
+    shutil.copytree(teacher_folder, desk.root / "teacher")
+    desk.write("r.toml", RECIPE.format(texts=texts, teacher='model = "teacher"'))
+    return desk, desk.done("run", "r.toml")
+
+
+@pytest.fixture
+def finished(_finished: tuple[Desk, Result], tmp_path: Path) -> Desk:
+    """A desk where `coldstill run r.toml` has just ended; its teacher is the folder `teacher`."""
+    shutil.copytree(_finished[0].root, tmp_path, dirs_exist_ok=True)
+    return Desk(tmp_path)
+
+
+@pytest.fixture
+def first_run(_finished: tuple[Desk, Result]) -> Result:
+    """What that run has printed."""
+    return _finished[1]

@@ -1,0 +1,134 @@
+"""Small random records and the stores that hold them. No torch, so that child processes start fast.
+
+Every block is a true sparse distribution: made from dense float64 logits, the slow and obvious way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from coldstill.data.alignment import labels
+from coldstill.data.manifest import (
+    CorpusIdentity,
+    Manifest,
+    Packing,
+    TeacherIdentity,
+    TokenizerIdentity,
+)
+from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.schema import Block, Capture, Sequences, Targets
+from coldstill.data.writer import StoreWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+VOCABULARY = 40
+LENGTH = 12
+FULL = Capture(head=4, tail=3, temperatures=(0.5, 2.0), tail_logprobs=True, seed=7)
+
+
+def random_sequences(seed: int, count: int, length: int = LENGTH) -> Sequences:
+    """Some packed sequences of 1 to 3 documents; some have nothing to learn."""
+    random = np.random.default_rng(seed)
+    packed = []
+    for row in range(count):
+        sizes = random.integers(1, length // 3 + 1, int(random.integers(1, 4)))
+        pieces = [
+            TokenizedDocument(
+                index=row * 3 + place,
+                tokens_T=random.integers(0, VOCABULARY, size).astype(np.int32),
+                learned_T=random.random(size) < 0.7,
+            )
+            for place, size in enumerate(sizes)
+        ]
+        packed.append(pieces)
+    return build_sequences(0, packed)
+
+
+def random_targets(seed: int, labels_M: NDArray[Any], capture: Capture) -> Targets:
+    """What a teacher with random logits believes, computed densely in float64."""
+    random = np.random.default_rng([seed, 1])
+    logits_MV = random.normal(0.0, 3.0, (len(labels_M), VOCABULARY))
+    logprobs_MV = logits_MV - np.log(np.exp(logits_MV).sum(1, keepdims=True))
+    order_MV = np.argsort(-logprobs_MV, axis=1, kind="stable")
+    head_ids, outside = order_MV[:, : capture.head], order_MV[:, capture.head :]
+    rows = np.arange(len(labels_M))[:, None]
+    draws = random.integers(0, max(1, outside.shape[1]), (len(labels_M), capture.tail))
+    tail_ids = np.sort(outside[rows, draws], axis=1) if capture.tail else draws
+    with np.errstate(divide="ignore"):  # nothing is left outside a head of the whole vocabulary
+        log_tail = np.log(np.exp(logprobs_MV[rows, outside]).sum(1))
+    log_norm = [np.log(np.exp(logprobs_MV / t).sum(1)) for t in capture.temperatures]
+    return Targets(
+        head_ids=head_ids.astype(np.int32),
+        head_logprobs=logprobs_MV[rows, head_ids].astype(np.float32),
+        log_tail=log_tail.astype(np.float32),
+        tail_ids=tail_ids.astype(np.int32),
+        tail_logprobs=(
+            logprobs_MV[rows, tail_ids].astype(np.float32) if capture.keeps_tail_logprobs else None
+        ),
+        label_logprob=logprobs_MV[rows[:, 0], labels_M].astype(np.float32),
+        entropy=-(np.exp(logprobs_MV) * logprobs_MV).sum(1).astype(np.float32),
+        log_norm=np.array(log_norm, np.float32).reshape(-1, len(labels_M)).T.copy(),
+    )
+
+
+def random_block(seed: int, count: int, capture: Capture = FULL) -> Block:
+    """Sequences with their targets."""
+    sequences = random_sequences(seed, count)
+    targets = random_targets(seed, labels(sequences), capture)
+    return Block(sequences=sequences, targets=targets, capture=capture)
+
+
+def manifest_for(
+    block: Block,
+    *,
+    shard_sequences: int = 4,
+    block_sequences: int = 3,
+    codec: str = "plain",
+    store: str = "arrow",
+) -> Manifest:
+    """The manifest of a store that is to hold exactly this block."""
+    return Manifest(
+        teacher=TeacherIdentity(
+            name="ORG/teacher",
+            fingerprint="1" * 64,
+            family="llama",
+            dtype="float32",
+            parameters=1000,
+            bytes=4000,
+        ),
+        tokenizer=TokenizerIdentity(fingerprint="2" * 64, size=VOCABULARY),
+        corpus=CorpusIdentity(fingerprint="3" * 64, split="train", documents=9),
+        packing=Packing(
+            sequence_length=LENGTH,
+            together=True,
+            isolation="positions",
+            separator=(0,),
+            fingerprint="4" * 64,
+        ),
+        capture=block.capture,
+        sequences=len(block),
+        shard_sequences=shard_sequences,
+        block_sequences=block_sequences,
+        codec={"name": codec},
+        store={"name": store},
+    )
+
+
+def write_missing(root: Path, manifest: Manifest, block: Block) -> None:
+    """Write the shards that a store still lacks, as stage one does."""
+    with StoreWriter(root, manifest) as writer:
+        for shard in writer.missing():
+            writer.write(shard, block.take(np.array(manifest.shard_rows(shard))))
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Every file of a store but its lock, by content."""
+    files = [path for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }

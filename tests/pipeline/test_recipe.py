@@ -1,0 +1,413 @@
+"""Reading recipes: where they come from, how they are overridden, what is wrong with them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import coldstill.pipeline.recipe
+import coldstill.stages.config
+import pytest
+from coldstill.data.errors import ColdstillError
+from coldstill.pipeline.recipe import BUILT_IN, load_recipe
+
+WHOLE = """\
+name = "r"
+seed = 3
+[corpus]
+files = ["texts"]
+[teacher]
+model = "ORG/NAME"
+[students.small]
+architecture = { layers = 2, hidden = 64, heads = 4 }
+train = { steps = 5, learning_rate = 2e-3 }
+"""
+
+
+def load(text: str, folder: Path, *settings: str, student: str | None = None) -> Any:
+    """The recipe of a text, with overrides."""
+    path = folder / "r.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_recipe(str(path), settings, student).recipe
+
+
+def fault(text: str, folder: Path, *settings: str, student: str | None = None) -> str:
+    """What is said against a text."""
+    with pytest.raises(ColdstillError) as caught:
+        load(text, folder, *settings, student=student)
+    said = str(caught.value)
+    assert "\n" not in said
+    return said.replace(str(folder / "r.toml"), "r.toml")
+
+
+@pytest.mark.parametrize("path", sorted(BUILT_IN.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_built_in_recipe_loads_by_its_name(path: Path) -> None:
+    loaded = load_recipe(path.stem)
+    assert loaded.recipe.name == path.stem
+    assert loaded.base == Path.cwd()
+    assert loaded.text == path.read_text(encoding="utf-8")
+
+
+def test_a_folder_that_is_no_run_does_not_hide_a_built_in_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert load_recipe("demo").recipe.name == "demo"
+
+
+def test_relative_paths_of_a_recipe_start_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(WHOLE, encoding="utf-8")
+    assert load_recipe(str(tmp_path / "r.toml")).base == tmp_path
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_a_recipe_from_any_editor_is_read_and_kept_as_it_is(
+    tmp_path: Path, mark: bytes, end: str
+) -> None:
+    content = mark + WHOLE.replace("\n", end).encode()
+    (tmp_path / "r.toml").write_bytes(content)
+    loaded = load_recipe(str(tmp_path / "r.toml"))
+    assert loaded.recipe.seed == 3
+    assert loaded.text.encode() == content
+
+
+def test_a_run_folder_gives_the_recipe_as_it_was_understood(tmp_path: Path) -> None:
+    text = WHOLE + '[students.other]\nlike = "small"\nobjective = { cross_entropy = 1.0 }\n'
+    loaded = load_recipe(_written(tmp_path, text), ("seed=9",))
+    run = tmp_path / "run"
+    run.mkdir()
+    stored = {"recipe": json.loads(loaded.recipe.model_dump_json()), "base": str(loaded.base)}
+    (run / "recipe.resolved.json").write_text(json.dumps(stored), encoding="utf-8")
+    (run / "recipe.toml").write_text(text, encoding="utf-8")
+    again = load_recipe(str(run))
+    assert again == loaded
+    assert again.recipe.seed == 9
+
+
+def _written(folder: Path, text: str) -> str:
+    path = folder / "r.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", "{}", '{"recipe": {}}', '{"recipe": [], "base": 1}']
+)
+def test_a_damaged_record_of_a_run_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "recipe.resolved.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ColdstillError, match=r"recipe\.resolved\.json: "):
+        load_recipe(str(tmp_path))
+
+
+def test_what_is_no_recipe_is_named_with_what_would_be_one(tmp_path: Path) -> None:
+    with pytest.raises(ColdstillError, match=r"nothing\.toml: no recipe file.*built in: .*demo"):
+        load_recipe("nothing.toml")
+    with pytest.raises(ColdstillError, match=r"a folder without recipe\.resolved\.json, so not a"):
+        load_recipe(str(tmp_path))
+    (tmp_path / "r.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(ColdstillError, match="byte 8 is not valid UTF-8"):
+        load_recipe(str(tmp_path / "r.toml"))
+
+
+def test_a_recipe_that_is_not_toml_is_refused_with_the_line(tmp_path: Path) -> None:
+    assert re.fullmatch(
+        r"r\.toml: not valid TOML: .*\(at line 2, column \d+\)", fault("name = 'r'\n= 3", tmp_path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seed", "sede", "recipe: unknown key 'sede'; did you mean 'seed'? (have: name, seed, "),
+        ("files", "file", "corpus: unknown key 'file'; did you mean 'files'? (have: files, "),
+        ("model", "modell", "teacher: unknown key 'modell'; did you mean 'model'? (have: model, "),
+        ("[teacher]", "[teachers]", "recipe: unknown key 'teachers'; did you mean 'teacher'?"),
+        ("hidden", "hiden", "students.small.architecture: unknown key 'hiden'; did you mean 'hid"),
+        ("learning_rate", "lr", "students.small.train: unknown key 'lr' (have: steps, batch_to"),
+        ("architecture =", "arch =", "students.small: unknown key 'arch'; did you mean 'archite"),
+        (
+            "[teacher]",
+            "[corpus.columns]\ntxt = 'a'\n[teacher]",
+            "corpus.columns: unknown key 'txt'; did you mean 'text'? (have: text, prompt, ",
+        ),
+        ("[teacher]", "[logits]\nheads = 2\n[teacher]", "logits: unknown key 'heads'; did you me"),
+        ("[teacher]", "[evaluation]\nhaed = 2\n[teacher]", "evaluation: unknown key 'haed'; did "),
+        ("train =", "objective = { kll = 1 }\ntrain =", "students.small.objective: unknown key 'k"),
+        (
+            'model = "ORG/NAME"',
+            "architecture = { layers = 1, hidden = 8, heads = 1 }\ntokenizer = { size = 300 }\n"
+            "train = { steps = 1 }",
+            "teacher.tokenizer: unknown key 'size' (have: vocabulary)",
+        ),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_right_one_and_those_there_are(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    assert fault(WHOLE.replace(old, new, 1), tmp_path).startswith(f"r.toml: {said}")
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('name = "r"\n', "name"),
+        ('[corpus]\nfiles = ["texts"]\n', "corpus"),
+        ('files = ["texts"]\n', "corpus.files"),
+        ("steps = 5, ", "students.small.train.steps"),
+        ("hidden = 64, ", "students.small.architecture.hidden"),
+        ("train = { steps = 5, learning_rate = 2e-3 }\n", "students.small.train"),
+    ],
+)
+def test_a_missing_key_is_named(tmp_path: Path, line: str, key: str) -> None:
+    assert line in WHOLE
+    said = fault(WHOLE.replace(line, ""), tmp_path)
+    assert said == f"r.toml: {key}: missing, and it has no default"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("seed=many", "seed: input should be a valid integer"),
+        ("seed=-1", "seed: input should be greater than or equal to 0, not -1"),
+        ("corpus.files=[]", "corpus.files: tuple should have at least 1 item"),
+        ("corpus.files=texts", "corpus.files: input should be a valid tuple, not 'texts'"),
+        ("corpus.holdout=1", "corpus.holdout: input should be less than 1, not 1"),
+        ("corpus.holdout=0", "corpus.holdout: input should be greater than 0, not 0"),
+        ("corpus.pack=perhaps", "corpus.pack: input should be a valid boolean"),
+        ("corpus.sequence_length=1", "corpus.sequence_length: input should be greater than or "),
+        ("logits.head=-1", "logits.head: input should be greater than or equal to 0, not -1"),
+        ("logits.temperatures=[0]", "logits.temperatures.0: input should be greater than 0"),
+        ("logits.codec=zip", "logits: codec = 'zip' is unknown (have: plain"),
+        ("logits.store=tar", "logits: store = 'tar' is unknown (have: arrow"),
+        ("teacher.dtype=fp8", "teacher.dtype: input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
+        ("students.small.train.learning_rate=0", "students.small.train.learning_rate: input shou"),
+        ("students.small.train.learning_rate=nan", "students.small.train.learning_rate: input "),
+        ("students.small.train=5", "students.small.train: "),
+        ("students.small=5", "students.small: "),
+        ("students=5", "students: "),
+        ("corpus=5", "corpus: "),
+        ("name=", "name: string should match pattern"),
+        ("name=a/b", "name: string should match pattern"),
+        ("name=..", "name: string should match pattern"),
+        ("name=3", "name: input should be a valid string, not 3"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_what_was_expected(
+    tmp_path: Path, setting: str, said: str
+) -> None:
+    assert fault(WHOLE, tmp_path, setting).startswith(f"r.toml: {said}")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "a b", "-x"])
+def test_a_student_has_a_name_that_can_be_a_folder(tmp_path: Path, name: str) -> None:
+    said = fault(WHOLE.replace("students.small", f'students."{name}"'), tmp_path)
+    assert f"'{name}'" in said
+    assert "students" in said
+
+
+def test_head_and_tail_cannot_both_be_nothing(tmp_path: Path) -> None:
+    assert "keep nothing" in fault(WHOLE, tmp_path, "logits.head=0", "logits.tail=0")
+
+
+@pytest.mark.parametrize("temperatures", ["[1.0]", "[2, 2]", "[2, 1]"])
+def test_temperatures_are_given_once_and_without_1(tmp_path: Path, temperatures: str) -> None:
+    said = fault(WHOLE, tmp_path, f"logits.temperatures={temperatures}")
+    assert said.endswith("must differ from one another and from 1, always kept")
+
+
+def test_a_teacher_is_named_or_made_but_not_both(tmp_path: Path) -> None:
+    sizes = "architecture = { layers = 1, hidden = 8, heads = 1 }\n"
+    both = fault(WHOLE.replace("[teacher]\n", f"[teacher]\n{sizes}"), tmp_path)
+    assert both.startswith("r.toml: teacher: has both 'model' and a table for making one")
+    half = fault(WHOLE.replace('model = "ORG/NAME"\n', sizes), tmp_path)
+    assert half == (
+        "r.toml: teacher: needs either 'model' or all of 'architecture', 'tokenizer' and 'train'"
+    )
+
+
+def test_a_student_has_one_origin(tmp_path: Path) -> None:
+    said = fault(WHOLE.replace("train =", 'model = "x/y"\ntrain ='), tmp_path)
+    assert said == "r.toml: students.small: needs either 'architecture' or 'model'"
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("seed=7", {"seed": 7}),
+        ("name=other-name", {"name": "other-name"}),
+        ('name="quoted"', {"name": "quoted"}),
+        ("name = spaced ", {"name": "spaced"}),
+        ("corpus.holdout=2e-1", {"corpus": {"holdout": 0.2}}),
+        ('corpus.separator=""', {"corpus": {"separator": ""}}),
+        ("corpus.separator==", {"corpus": {"separator": "="}}),
+        ("corpus.pack=false", {"corpus": {"pack": False}}),
+        ('corpus.files=["a b", "c"]', {"corpus": {"files": ["a b", "c"]}}),
+        ("logits.temperatures=[2, 4.0]", {"logits": {"temperatures": [2.0, 4.0]}}),
+        ("corpus.columns.text=body", {"corpus": {"columns": {"text": "body"}}}),
+        ("students.small.train.steps=9", {"students": {"small": {"train": {"steps": 9}}}}),
+        ("students.small.train.trainer.tf32=true", {}),
+        (
+            'students.new={ like = "small", objective = { kl = 0.5 } }',
+            {"students": {"new": {"objective": {"kl": 0.5}}}},
+        ),
+        ("students.new.like=small", {"students": {"new": {"train": {"steps": 5}}}}),
+    ],
+)
+def test_any_key_can_be_overridden(tmp_path: Path, setting: str, expected: dict[str, Any]) -> None:
+    found = load(WHOLE, tmp_path, setting).model_dump(mode="json")
+    assert _part(found, expected) == expected
+    if expected:
+        assert _part(load(WHOLE, tmp_path).model_dump(mode="json"), expected) != expected
+
+
+def _part(found: Any, like: Any) -> Any:
+    """The keys of `found` that `like` has."""
+    if isinstance(like, dict):
+        found = found if isinstance(found, dict) else {}
+        return {key: _part(found.get(key), inner) for key, inner in like.items()}
+    return found
+
+
+def test_later_overrides_win(tmp_path: Path) -> None:
+    assert load(WHOLE, tmp_path, "seed=1", "seed=2").seed == 2
+
+
+@pytest.mark.parametrize("setting", ["seed", "=3", "a..b=3", ".seed=3", "a b=3", "seed.=1", ""])
+def test_an_override_without_a_key_is_refused(tmp_path: Path, setting: str) -> None:
+    assert fault(WHOLE, tmp_path, setting) == f"--set {setting}: expected section.key=value"
+
+
+def test_an_override_below_a_value_is_refused(tmp_path: Path) -> None:
+    said = fault(WHOLE, tmp_path, "seed.high=3")
+    assert said == "--set seed.high=3: 'seed' is a value, not a table"
+
+
+LIKE = WHOLE.replace("heads = 4", "heads = 4, kv_heads = 2") + "[students.other]\n"
+
+
+def test_like_takes_over_what_a_student_leaves_unsaid(tmp_path: Path) -> None:
+    text = LIKE + 'like = "small"\narchitecture = { layers = 1 }\ntrain = { steps = 7 }\n'
+    students = load(text, tmp_path).students
+    assert students["other"].architecture.layers == 1
+    assert students["other"].architecture.kv_heads == 2
+    assert students["other"].train.steps == 7
+    assert students["other"].train.learning_rate == 2e-3
+    assert students["small"].architecture.layers == 2
+    assert students["small"].train.steps == 5
+
+
+def test_like_can_be_chained_in_any_order(tmp_path: Path) -> None:
+    text = LIKE + 'like = "third"\n[students.third]\nlike = "small"\nobjective = { kl = 0.5 }\n'
+    students = load(text, tmp_path).students
+    assert students["other"] == students["third"]
+    assert students["other"].objective.kl == 0.5
+    assert students["other"].architecture == students["small"].architecture
+
+
+def test_like_follows_an_override_of_what_it_is_like(tmp_path: Path) -> None:
+    recipe = load(LIKE + 'like = "small"\n', tmp_path, "students.small.train.steps=9")
+    assert recipe.students["other"].train.steps == 9
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('model = "x/y"', "architecture = { layers = 2, hidden = 64, heads = 4 }"),
+        ("architecture = { layers = 2, hidden = 64, heads = 4 }", 'model = "x/y"'),
+    ],
+)
+def test_a_students_own_origin_replaces_the_one_it_would_take_over(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    base = WHOLE.replace("architecture = { layers = 2, hidden = 64, heads = 4 }", first)
+    recipe = load(f'{base}[students.other]\nlike = "small"\n{second}\n', tmp_path)
+    assert (recipe.students["small"].model is None) != (recipe.students["other"].model is None)
+
+
+def test_like_an_unknown_student_or_itself_is_refused(tmp_path: Path) -> None:
+    unknown = fault(LIKE + 'like = "smal"\n', tmp_path)
+    assert unknown.startswith("r.toml: students.other.like: no student 'smal'")
+    circle = fault(LIKE + 'like = "third"\n[students.third]\nlike = "other"\n', tmp_path)
+    assert circle.startswith("r.toml: students.")
+    assert "goes round in a circle: other -> third -> other" in circle
+    assert "circle: other -> other" in fault(LIKE + 'like = "other"\n', tmp_path)
+
+
+def test_a_new_name_makes_a_variant_and_leaves_the_old_student_as_it_was(tmp_path: Path) -> None:
+    settings = ("students.small.train.steps=9", "students.small.objective.kl=0.5")
+    recipe = load(WHOLE, tmp_path, *settings, student="small2")
+    plain = load(WHOLE, tmp_path)
+    assert recipe.students["small"] == plain.students["small"]
+    assert recipe.students["small2"].train.steps == 9
+    assert recipe.students["small2"].objective.kl == 0.5
+    assert recipe.students["small2"].architecture == plain.students["small"].architecture
+
+
+def test_a_variant_of_a_student_that_is_like_another(tmp_path: Path) -> None:
+    text = LIKE + 'like = "small"\nobjective = { kl = 0.5 }\n'
+    recipe = load(text, tmp_path, "students.other.train.steps=9", student="third")
+    assert recipe.students["third"].objective.kl == 0.5
+    assert recipe.students["third"].train.steps == 9
+    assert recipe.students["other"].train.steps == 5
+
+
+def test_the_name_of_a_known_student_makes_no_variant(tmp_path: Path) -> None:
+    recipe = load(WHOLE, tmp_path, "students.small.train.steps=9", student="small")
+    assert list(recipe.students) == ["small"]
+    assert recipe.students["small"].train.steps == 9
+
+
+def test_a_variant_of_no_known_student_is_refused(tmp_path: Path) -> None:
+    said = fault(WHOLE, tmp_path, "students.smal.train.steps=9", student="small2")
+    assert said == "--set students.smal: no student 'smal' to make 'small2' of (have: small)"
+    nobody = fault(WHOLE.partition("[students")[0], tmp_path, "students.a.like=b", student="c")
+    assert nobody == "--set students.a: no student 'a' to make 'c' of (have: none)"
+    assert "students: " in fault(
+        "students = 5\n" + WHOLE.partition("[st")[0], tmp_path, student="c"
+    )
+    with pytest.raises(ColdstillError, match=r"r: no student 'small2' \(have: small\); a variant"):
+        load(WHOLE, tmp_path, student="small2").student("small2")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".."])
+def test_a_variant_needs_a_name_too(tmp_path: Path, name: str) -> None:
+    said = fault(WHOLE, tmp_path, "students.small.train.steps=9", student=name)
+    assert f"'{name}'" in said
+
+
+@pytest.mark.parametrize("module", [coldstill.pipeline.recipe, coldstill.stages.config])
+def test_every_key_of_a_recipe_says_what_it_is(module: Any) -> None:
+    """A string stands under each field, unless the field is a table with a docstring of its own."""
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    tables = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    tables = [t for t in tables if re.search(r"(Config|Table|^Recipe)$", t.name)]
+    assert len(tables) >= 5
+    bare = [
+        f"{table.name}.{field}"
+        for table in tables
+        for field, documented in _fields(table)
+        if not documented
+    ]
+    assert bare == []
+
+
+def _fields(table: ast.ClassDef) -> list[tuple[str, bool]]:
+    fields = []
+    for node, after in zip(table.body, [*table.body[1:], None], strict=True):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        if node.target.id.startswith("_") or node.target.id == "model_config":
+            continue
+        said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        fields.append((node.target.id, said))
+    return fields
+
+
+def test_the_recipes_in_these_tests_are_toml() -> None:
+    assert tomllib.loads(LIKE)["students"].keys() == {"small", "other"}

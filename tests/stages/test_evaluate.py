@@ -1,0 +1,163 @@
+"""Figures of students and of the teacher against dense computation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dense
+import numpy as np
+import pytest
+import torch
+from coldstill.data.schema import Capture
+from coldstill.stages.config import ArchitectureConfig
+from coldstill.stages.evaluate import ECE_BINS, Calibration, evaluate_student, evaluate_teacher
+from coldstill.stages.models import build_model, load_model
+from conftest import VOCABULARY
+from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldstill.data.reader import StoreReader
+    from coldstill.stages.report import Report
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
+    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def teacher(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def student(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher with noise on its weights, so that every figure lies between its ends."""
+    folder = tmp_path_factory.mktemp("student")
+    save_teacher(folder / "teacher", tokenizer)
+    model = load_model(str(folder / "teacher"), "student", precision="fp32")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15 * parameter.std())
+    model.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def store(
+    corpus: SmallCorpus, teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StoreReader:
+    """The held-out split with the teacher's whole distribution."""
+    folder = tmp_path_factory.mktemp("run") / "heldout"
+    capture = Capture(head=VOCABULARY, tail=0, tail_logprobs=True)
+    return capture_store(corpus, teacher, folder, capture, split="heldout")
+
+
+@torch.no_grad()
+def logits(folder: Path, store: StoreReader) -> tuple[torch.Tensor, torch.Tensor]:
+    model = load_model(str(folder), "model", precision="fp32")
+    sequences = store.read(np.arange(len(store))).sequences
+    logits_MV, labels_M = dense.logits_alone(model, sequences, VOCABULARY)
+    return logits_MV.double(), labels_M
+
+
+def test_a_students_figures_are_those_of_whole_logits(
+    store: StoreReader, teacher: Path, student: Path
+) -> None:
+    said: list[Report] = []
+    found = evaluate_student("small", student, store, said.append)
+    teacher_MV, labels_M = logits(teacher, store)
+    student_MV, _ = logits(student, store)
+    p, q = teacher_MV.softmax(1), student_MV.softmax(1)
+    loss = float(dense.cross_entropy(student_MV, labels_M).mean())
+    expected = {
+        "loss": loss,
+        "perplexity": float(np.exp(loss)),
+        "kl": float(dense.forward_kl(teacher_MV, student_MV).mean()),
+        "agreement": float((p.argmax(1) == q.argmax(1)).double().mean()),
+        "accuracy": float((q.argmax(1) == labels_M).double().mean()),
+        "acceptance": float(torch.minimum(p, q).sum(1).mean()),
+        "ece": dense.calibration_error(q, labels_M, ECE_BINS),
+    }
+    for name, value in expected.items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert 0.1 < found.agreement < 0.9
+    assert 0.1 < found.acceptance < 0.9
+    assert found.kl > 0.1
+    assert found.positions == len(labels_M) == said[-1].done == said[-1].total
+    model = load_model(str(student), "model", precision="fp32")
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.bytes == sum(f.stat().st_size for f in student.glob("*.safetensors"))
+    assert found.tokens_per_second > 0
+
+
+def test_the_teachers_row_comes_from_the_store_alone(store: StoreReader, teacher: Path) -> None:
+    found = evaluate_teacher(store)
+    teacher_MV, labels_M = logits(teacher, store)
+    p = teacher_MV.softmax(1)
+    loss = float(dense.cross_entropy(teacher_MV, labels_M).mean())
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    assert found.perplexity == pytest.approx(float(np.exp(loss)), rel=1e-4)
+    accuracy = float((p.argmax(1) == labels_M).double().mean())
+    assert found.accuracy == pytest.approx(accuracy)
+    assert found.ece == pytest.approx(dense.calibration_error(p, labels_M, ECE_BINS), abs=1e-5)
+    assert (found.kl, found.agreement, found.acceptance) == (0.0, 1.0, 1.0)
+    assert found.positions == len(labels_M)
+    model = load_model(str(teacher), "model", precision="fp32")
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.tokens_per_second > 0
+
+
+def test_the_teacher_as_a_student_equals_its_own_row(store: StoreReader, teacher: Path) -> None:
+    found, own = evaluate_student("itself", teacher, store), evaluate_teacher(store)
+    assert abs(found.kl) < 1e-6
+    assert found.agreement == 1.0
+    assert found.acceptance == pytest.approx(1.0, abs=1e-5)
+    for name in ("loss", "accuracy", "ece", "parameters", "bytes", "positions"):
+        assert getattr(found, name) == pytest.approx(getattr(own, name), rel=1e-5), name
+
+
+def test_a_sampled_record_gives_the_same_figures_on_average(
+    corpus: SmallCorpus, store: StoreReader, teacher: Path, student: Path, tmp_path: Path
+) -> None:
+    exact = evaluate_student("small", student, store)
+    capture = Capture(head=2, tail=64, tail_logprobs=True)
+    sampled = capture_store(corpus, teacher, tmp_path / "heldout", capture, split="heldout")
+    found = evaluate_student("small", student, sampled)
+    assert found.kl == pytest.approx(exact.kl, rel=0.03)
+    assert found.acceptance == pytest.approx(exact.acceptance, rel=0.003)
+    for name in ("loss", "agreement", "accuracy", "ece"):
+        assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=1e-5), name
+    cut = capture_store(corpus, teacher, tmp_path / "cut", Capture(head=2, tail=0), split="heldout")
+    assert evaluate_student("small", student, cut).acceptance < 0.8 * exact.acceptance
+
+
+def test_evaluation_runs_over_other_families(
+    store: StoreReader, tokenizer: Any, tmp_path: Path
+) -> None:
+    architecture = ArchitectureConfig(family="gpt2", layers=1, hidden=32, heads=2)
+    build_model(architecture, tokenizer, LENGTH, 0, "s").save_pretrained(tmp_path / "model")
+    found = evaluate_student("other", tmp_path / "model", store)
+    student_MV, labels_M = logits(tmp_path / "model", store)
+    assert found.loss == pytest.approx(
+        float(dense.cross_entropy(student_MV, labels_M).mean()), rel=1e-5
+    )
+
+
+def test_calibration_is_the_sum_over_bins() -> None:
+    random = torch.Generator().manual_seed(0)
+    probs_MV = (torch.randn(500, 30, generator=random, dtype=torch.float64) * 3).softmax(1)
+    probs_MV[:3] = 0.0
+    probs_MV[:3, 4] = 1.0  # a confidence of one belongs to the last bin
+    labels_M = torch.randint(0, 30, (500,), generator=random)
+    calibration = Calibration()
+    assert calibration.error() == 0.0
+    for rows in (slice(0, 123), slice(123, 500)):
+        confidence, top = probs_MV[rows].max(1)
+        calibration.add(confidence.numpy(), (top == labels_M[rows]).numpy())
+    expected = dense.calibration_error(probs_MV, labels_M, ECE_BINS)
+    assert calibration.error() == pytest.approx(expected)
+    assert 0.1 < expected < 1.0

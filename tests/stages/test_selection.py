@@ -1,0 +1,196 @@
+"""Selection against sorting, summing and sampling the whole vocabulary in float64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from coldstill.data.order import uniform
+from coldstill.data.schema import Capture
+from coldstill.stages.selection import select, to_targets
+from dense import record
+
+if TYPE_CHECKING:
+    from coldstill.data.schema import Targets
+
+TEMPERATURES = (0.5, 2.0, 4.0)
+
+
+def selected(
+    logits_MV: torch.Tensor, capture: Capture, labels_M: torch.Tensor, uniform_M: torch.Tensor
+) -> Targets:
+    before = logits_MV.clone()
+    targets = to_targets(list(select(logits_MV, labels_M, uniform_M, capture)), capture)
+    assert torch.equal(logits_MV.nan_to_num(7.0), before.nan_to_num(7.0))  # read only
+    return targets
+
+
+def draw(rows: int, vocabulary: int, seed: int = 0, scale: float = 3.0) -> tuple[torch.Tensor, ...]:
+    """Logits, labels and shifts."""
+    generator = torch.Generator().manual_seed(seed)
+    logits_MV = torch.randn(rows, vocabulary, generator=generator) * scale
+    labels_M = torch.randint(0, vocabulary, (rows,), generator=generator)
+    return logits_MV, labels_M, torch.rand(rows, generator=generator, dtype=torch.float64)
+
+
+def expect_dense(
+    logits_MV: torch.Tensor, capture: Capture, labels_M: torch.Tensor, uniform_M: torch.Tensor
+) -> None:
+    """Everything that was selected is what the dense way finds."""
+    ours = selected(logits_MV, capture, labels_M, uniform_M)
+    dense = record(logits_MV, labels_M, uniform_M, capture)
+    logprobs_MV = logits_MV.double().log_softmax(1)
+    label_logprob = logprobs_MV.gather(1, labels_M[:, None])[:, 0]
+    for name, expected in {
+        "head_logprobs": dense.head_logprobs,
+        "log_tail": dense.log_tail,
+        "entropy": dense.entropy,
+        "label_logprob": label_logprob,
+        "log_norm": dense.log_norm,
+    }.items():
+        found = getattr(ours, name)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected.numpy(), rtol=2e-6, atol=4e-6, err_msg=name)
+    # ids of equal logits may come in any order, their logits may not
+    head_ids = torch.from_numpy(ours.head_ids).long()
+    assert all(len(set(row)) == capture.head for row in head_ids.tolist())
+    assert torch.equal(logits_MV.gather(1, head_ids), logits_MV.gather(1, dense.head_ids))
+    expect_systematic(ours, logprobs_MV, uniform_M)
+    if ours.tail_logprobs is not None:
+        expected = logprobs_MV.gather(1, torch.from_numpy(ours.tail_ids).long())
+        np.testing.assert_allclose(ours.tail_logprobs, expected.numpy(), rtol=2e-6, atol=4e-6)
+
+
+def expect_systematic(ours: Targets, logprobs_MV: torch.Tensor, uniform_M: torch.Tensor) -> None:
+    """Every sample lies where its point falls, up to the rounding of fp32 weights."""
+    samples = ours.tail_ids.shape[1]
+    for row, (ids, head) in enumerate(zip(ours.tail_ids, ours.head_ids, strict=True)):
+        assert not set(ids.tolist()) & set(head.tolist())
+        outside_V = logprobs_MV[row].scatter(0, torch.from_numpy(head).long(), -torch.inf)
+        ends_V = outside_V.softmax(0).cumsum(0).numpy()
+        for j, token in enumerate(ids.tolist()):
+            point = (float(uniform_M[row]) + j) / samples
+            assert (ends_V[token - 1] if token else 0.0) - 1e-6 <= point <= ends_V[token] + 1e-6
+
+
+@pytest.mark.parametrize("vocabulary", [50, 128, 129, 300, 4097])
+@pytest.mark.parametrize(
+    ("head", "tail"), [(16, 16), (1, 0), (0, 12), (0, 0), (49, 3), (-1, 0), (4, 50)]
+)
+def test_selection_is_what_sorting_everything_finds(vocabulary: int, head: int, tail: int) -> None:
+    capture = Capture(head=vocabulary if head < 0 else head, tail=tail, temperatures=TEMPERATURES)
+    logits_MV, labels_M, uniform_M = draw(9, vocabulary, seed=vocabulary + head)
+    expect_dense(logits_MV, capture, labels_M, uniform_M)
+
+
+@pytest.mark.parametrize("vocabulary", [50, 128, 300, 1000])
+@pytest.mark.parametrize("head", [0, 1, 3])
+def test_one_overwhelming_token_leaves_an_exact_tail(vocabulary: int, head: int) -> None:
+    """e^-200 is nothing in fp32, and still has a logarithm and tokens to draw."""
+    capture = Capture(head=head, tail=4, temperatures=TEMPERATURES)
+    logits_MV, labels_M, uniform_M = draw(6, vocabulary, scale=1.0)
+    for row, token in enumerate([0, 1, vocabulary - 1, vocabulary // 2, 5, 7]):
+        logits_MV[row, token] = 200.0
+    expect_dense(logits_MV, capture, labels_M, uniform_M)
+
+
+def test_tails_below_the_smallest_number_are_drawn_from_on_their_own_scale() -> None:
+    """Several steps of a hundred nats between head, second best and the rest."""
+    logits_MV, labels_M, uniform_M = draw(5, 200, scale=1.0)
+    logits_MV[:, 3], logits_MV[:, 150], logits_MV[:, 151] = 300.0, 299.0, 150.0
+    expect_dense(logits_MV, Capture(head=2, tail=8), labels_M, uniform_M)
+    expect_dense(logits_MV, Capture(head=3, tail=8), labels_M, uniform_M)
+
+
+def test_a_head_of_the_whole_vocabulary_leaves_nothing() -> None:
+    logits_MV, labels_M, uniform_M = draw(3, 129)
+    targets = selected(logits_MV, Capture(head=129, tail=0), labels_M, uniform_M)
+    assert (targets.log_tail == -np.inf).all()
+    assert targets.tail_ids.shape == (3, 0)
+    assert targets.tail_logprobs is None
+
+
+def test_ties_are_kept_once_each() -> None:
+    logits_MV, labels_M, uniform_M = draw(4, 300)
+    logits_MV[0] = 1.0
+    logits_MV[1] = logits_MV[1].round()
+    logits_MV[2, 100:250] = 9.0
+    expect_dense(logits_MV, Capture(head=20, tail=20, tail_logprobs=True), labels_M, uniform_M)
+
+
+def test_shifting_all_logits_changes_nothing() -> None:
+    logits_MV, labels_M, uniform_M = draw(4, 300)
+    capture = Capture(head=5, tail=5, temperatures=(2.0,))
+    ours = selected(logits_MV.round(), capture, labels_M, uniform_M)
+    moved = selected(logits_MV.round() - 512.0, capture, labels_M, uniform_M)
+    np.testing.assert_array_equal(ours.tail_ids, moved.tail_ids)
+    np.testing.assert_allclose(ours.head_logprobs, moved.head_logprobs, atol=1e-4)
+    np.testing.assert_allclose(ours.log_norm, moved.log_norm, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", [0, 4])
+def test_samples_are_unbiased_and_vary_less_than_independent_draws(head: int) -> None:
+    """Mean counts over many shifts against the exact probabilities."""
+    vocabulary, tail, trials = 150, 8, 4000
+    logits_V = draw(1, vocabulary, scale=1.5)[0][0]
+    shifts = torch.from_numpy(
+        uniform(7, np.arange(trials, dtype=np.int64), np.arange(trials, dtype=np.int32))
+    )
+    logits_MV = logits_V.expand(trials, -1).contiguous()
+    labels_M = torch.zeros(trials, dtype=torch.long)
+    targets = selected(logits_MV, Capture(head=head, tail=tail), labels_M, shifts)
+    outside_V = logits_V.double().scatter(
+        0, torch.from_numpy(targets.head_ids[0]).long(), -torch.inf
+    )
+    expected_V = outside_V.softmax(0).numpy() * tail
+    counts_MV = np.zeros((trials, vocabulary))
+    np.add.at(counts_MV, (np.arange(trials)[:, None], targets.tail_ids), 1)
+    mean_V, variance_V = counts_MV.mean(0), counts_MV.var(0)
+    independent_V = expected_V * (1 - expected_V / tail)
+    possible = expected_V > 0
+    z = (mean_V - expected_V)[possible] / np.sqrt(independent_V[possible] / trials)
+    assert abs(z).max() < 5
+    assert (z**2).mean() < 1.3  # chi-square over its degrees of freedom
+    assert variance_V[~possible].max(initial=0.0) == mean_V[~possible].max(initial=0.0) == 0
+    assert variance_V.sum() < 0.9 * independent_V.sum()
+    assert (variance_V <= independent_V * 1.2 + 0.01).all()
+
+
+def test_the_sample_does_not_depend_on_how_rows_are_cut() -> None:
+    logits_MV, labels_M, uniform_M = draw(40, 500)
+    capture = Capture(head=6, tail=9, temperatures=(2.0,))
+    whole = selected(logits_MV, capture, labels_M, uniform_M)
+    parts = [
+        part
+        for rows in (slice(0, 1), slice(1, 18), slice(18, 40))
+        for part in select(logits_MV[rows], labels_M[rows], uniform_M[rows], capture)
+    ]
+    cut = to_targets(parts, capture)
+    for name in ("head_ids", "tail_ids", "head_logprobs", "log_tail", "log_norm", "entropy"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(cut, name), err_msg=name)
+
+
+def test_the_same_numbers_draw_the_same_and_others_draw_others() -> None:
+    logits_MV, labels_M, _ = draw(30, 500)
+    ids_M, positions_M = np.arange(30, dtype=np.int64), np.arange(30, dtype=np.int32)
+    capture = Capture(head=2, tail=8)
+
+    def ids(seed: int) -> list[list[int]]:
+        shifts = torch.from_numpy(uniform(seed, ids_M, positions_M))
+        found: list[list[int]] = selected(logits_MV, capture, labels_M, shifts).tail_ids.tolist()
+        return found
+
+    assert ids(0) == ids(0)
+    assert ids(0) != ids(1)
+
+
+def test_logits_that_are_no_numbers_end_in_an_entropy_that_is_none() -> None:
+    """Whoever calls can then say where; nothing may break on the way."""
+    logits_MV, labels_M, uniform_M = draw(4, 300)
+    logits_MV[1, 5], logits_MV[2] = torch.nan, torch.nan
+    logits_MV[3, 7] = torch.inf
+    capture = Capture(head=3, tail=3, tail_logprobs=True)
+    targets = selected(logits_MV[:, :300], capture, labels_M, uniform_M)
+    assert np.isfinite(targets.entropy).tolist() == [True, False, False, False]

@@ -1,0 +1,293 @@
+"""What is stored is what the teacher says of each document by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from coldstill.data.errors import ColdstillError
+from coldstill.data.order import uniform
+from coldstill.data.reader import open_store
+from coldstill.data.schema import Block, Capture
+from coldstill.stages.models import load_model
+from coldstill.stages.teacher_logits import capture_split, chosen_rows, is_captured, make_manifest
+from conftest import FAMILIES, VOCABULARY, make_model
+from dense import documents, logits_alone, record
+from small_runs import (
+    LENGTH,
+    SmallCorpus,
+    capture_store,
+    load_teacher,
+    plan_capture,
+    prepare,
+    save_teacher,
+)
+
+if TYPE_CHECKING:
+    from coldstill.data.reader import StoreReader
+    from coldstill.stages.report import Report
+
+CAPTURE = Capture(head=6, tail=5, temperatures=(2.0,), seed=3)
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
+    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def store(
+    corpus: SmallCorpus, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StoreReader:
+    return capture_store(corpus, teacher_folder, tmp_path_factory.mktemp("run") / "logits", CAPTURE)
+
+
+def everything(store: StoreReader) -> Block:
+    return store.read(np.arange(len(store)))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a store, except what the run measured of itself."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "measurements.json"
+    }
+
+
+def test_the_corpus_has_what_alignment_can_get_wrong(
+    corpus: SmallCorpus, store: StoreReader
+) -> None:
+    sequences = everything(store).sequences
+    assert corpus.record.counts["cut_documents"] > 0
+    assert store.manifest.shards > 2
+    assert len(sequences) % store.manifest.shard_sequences  # the last shard is not full
+    lengths = [end - start for _, start, end in documents(sequences)]
+    assert len(set(lengths)) > 5
+    assert len(lengths) > len(sequences)  # several to a sequence
+    assert sequences.tokens.lengths.min() < LENGTH  # padding
+    supervised = len(sequences.positions.values)
+    assert supervised < sum(lengths) - len(lengths)  # prompts are not learned
+
+
+def test_no_position_looks_into_the_next_document(store: StoreReader) -> None:
+    sequences = everything(store).sequences
+    for row, _, end in documents(sequences):
+        assert end - 1 not in sequences.positions[row]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_record_is_what_the_model_says_of_each_document_alone(
+    family: str, corpus: SmallCorpus, tokenizer: Any, tmp_path: Path
+) -> None:
+    teacher = save_teacher(tmp_path / "teacher", tokenizer, family)
+    store = capture_store(corpus, teacher, tmp_path / "logits", CAPTURE)
+    block = everything(store)
+    model = load_model(str(teacher), "teacher", precision="fp32")
+    with torch.no_grad():
+        logits_MV, labels_M = logits_alone(model, block.sequences, VOCABULARY)
+        whole, _ = logits_alone(model, block.sequences, VOCABULARY + 16)
+    assert (whole.argmax(1) >= VOCABULARY).any()
+    ids_M = np.repeat(block.sequences.ids, block.sequences.positions.lengths)
+    shifts = torch.from_numpy(uniform(3, ids_M, block.sequences.positions.values))
+    ours, dense = block.targets, record(logits_MV, labels_M, shifts, CAPTURE)
+    scale = float(logits_MV.abs().max())
+    names = ("label_logprob", "entropy", "log_tail", "head_logprobs", "log_norm")
+    expected = {name: getattr(dense, name, None) for name in names}
+    expected["label_logprob"] = logits_MV.double().log_softmax(1).gather(1, labels_M[:, None])[:, 0]
+    for name in names:
+        ours_of = torch.from_numpy(getattr(ours, name).copy()).double()
+        torch.testing.assert_close(ours_of, expected[name], atol=2e-5 * scale, rtol=1e-4, msg=name)
+    assert (ours.head_ids == dense.head_ids.numpy()).mean() > 0.999
+    assert (ours.tail_ids == dense.tail_ids.numpy()).mean() > 0.995
+    # the shifted answer is another one
+    label_logprob = ours.label_logprob
+    assert np.abs(label_logprob[1:] - label_logprob[:-1]).mean() > 0.1
+
+
+def test_rows_past_the_vocabulary_are_never_kept(store: StoreReader) -> None:
+    targets = everything(store).targets
+    assert max(targets.head_ids.max(), targets.tail_ids.max()) < VOCABULARY
+
+
+def test_a_capture_that_was_killed_leaves_the_same_bytes(
+    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader, tmp_path: Path
+) -> None:
+    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
+    teacher = load_teacher(teacher_folder)
+    per_shard = store.manifest.shard_sequences * LENGTH
+
+    def killed(report: Report) -> None:
+        if report.done > per_shard:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture_split(plan, teacher, killed)
+    assert len(list((tmp_path / "logits/shards").glob("*.json"))) == 1
+    assert not is_captured(plan)
+    with pytest.raises(ColdstillError, match=f"incomplete, 1 of {store.manifest.shards} shards"):
+        open_store(tmp_path / "logits")
+    notes: list[str] = []
+    capture_split(plan, teacher, lambda report: notes.append(report.note))
+    assert notes[0] == f"going on: 1 of {store.manifest.shards} shards done"
+    assert contents(tmp_path / "logits") == contents(store.layout.root)
+
+
+def test_a_whole_store_is_not_written_again(
+    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader
+) -> None:
+    plan = plan_capture(corpus, teacher_folder, store.layout.root, CAPTURE)
+    assert is_captured(plan)
+    before = {path: path.stat().st_mtime_ns for path in store.layout.root.rglob("*.*")}
+    capture_split(plan, load_teacher(teacher_folder))
+    assert {path: path.stat().st_mtime_ns for path in store.layout.root.rglob("*.*")} == before
+
+
+def test_a_changed_teacher_is_refused(
+    corpus: SmallCorpus, store: StoreReader, tokenizer: Any, tmp_path: Path
+) -> None:
+    make_model("llama", VOCABULARY + 16, seed=9).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    plan = plan_capture(corpus, tmp_path / "other", store.layout.root, CAPTURE)
+    with pytest.raises(ColdstillError, match=r"made differently: teacher\.fingerprint: ") as error:
+        is_captured(plan)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ColdstillError, match=r"teacher\.fingerprint"):
+        capture_split(plan, load_teacher(tmp_path / "other"))
+
+
+def test_a_changed_capture_is_refused(
+    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader
+) -> None:
+    plan = plan_capture(corpus, teacher_folder, store.layout.root, Capture(head=7, tail=5))
+    with pytest.raises(ColdstillError, match=r"capture\.head: 6 in the store, 7 now"):
+        is_captured(plan)
+
+
+def test_logits_that_are_no_numbers_are_refused_with_their_place(
+    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+) -> None:
+    teacher = load_teacher(teacher_folder)
+    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
+    sequences = plan.sequences.read(np.arange(8))
+    row, position = 4, int(sequences.positions[4][5])
+    spoiled = int(sequences.tokens[row][position])
+    places = [
+        (int(sequences.ids[r]), p)
+        for r in range(8)
+        for p in sequences.positions[r].tolist()
+        if sequences.tokens[r][p] == spoiled
+    ]
+
+    def spoil(module: Any, inputs: Any, output: Any) -> Any:
+        output.last_hidden_state[teacher_inputs[0] == spoiled] = torch.nan
+        return output
+
+    teacher_inputs: list[torch.Tensor] = []
+    model = teacher.head.model.base_model
+    model.register_forward_pre_hook(
+        lambda module, arguments, inputs: teacher_inputs.insert(0, inputs["input_ids"]),
+        with_kwargs=True,
+    )
+    model.register_forward_hook(spoil)
+    with pytest.raises(ColdstillError) as error:
+        capture_split(plan, teacher)
+    first = f"not finite at sequence {places[0][0]}, position {places[0][1]}; try teacher.dtype"
+    assert first in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "logits/shards").iterdir())
+
+
+def test_what_cannot_be_captured_is_refused_before_anything_is_written(
+    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+) -> None:
+    def refused(capture: Capture, **changes: Any) -> str:
+        plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", capture, **changes)
+        with pytest.raises(ColdstillError) as error:
+            is_captured(plan)
+        with pytest.raises(ColdstillError):
+            make_manifest(plan, "positions")
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    whole = refused(Capture(head=VOCABULARY + 1, tail=0))
+    assert whole == f"logits.head: {VOCABULARY + 1} is more than the vocabulary's 320 tokens"
+    assert refused(Capture(head=VOCABULARY, tail=1)).startswith("logits.tail: a head of 320 is")
+    long = refused(CAPTURE, sequence_length=129)
+    assert long.startswith("corpus.sequence_length: 129 is more than the teacher's context of 128")
+    assert not (tmp_path / "logits").exists()
+
+
+def test_an_unknown_separator_is_warned_of(
+    corpus: SmallCorpus, tokenizer: Any, tmp_path: Path
+) -> None:
+    """The separator's row of the head decides how probable it is."""
+    warnings = {}
+    for name, bias in (("known", 1.0), ("unknown", -60.0)):
+        model = make_model("llama", VOCABULARY, seed=1)
+        separator = tokenizer.eos_token_id
+        model.lm_head = torch.nn.Linear(32, VOCABULARY, bias=True)
+        with torch.no_grad():
+            model.lm_head.weight.mul_(0.1)
+            model.lm_head.bias.zero_()
+            model.lm_head.bias[separator] = bias
+        make_model("llama", VOCABULARY, seed=1).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        teacher = load_teacher(tmp_path / name)
+        teacher.head.model.lm_head = model.lm_head
+        said: list[Report] = []
+        folder = tmp_path / f"{name}-logits"
+        plan = plan_capture(corpus, tmp_path / name, folder, CAPTURE, split="heldout")
+        capture_split(plan, teacher, said.append)
+        notes = [report for report in said if "mean probability" in report.note]
+        assert len(notes) == 1
+        assert "<|endoftext|>" in notes[0].note
+        warnings[name] = notes[0].warning
+    assert warnings == {"known": False, "unknown": True}
+
+
+@pytest.mark.parametrize("batch", [1, 5, 100])
+def test_the_batch_size_does_not_change_the_record(
+    batch: int, corpus: SmallCorpus, teacher_folder: Path, store: StoreReader, tmp_path: Path
+) -> None:
+    other = capture_store(
+        corpus, teacher_folder, tmp_path / "logits", CAPTURE, batch_tokens=batch * LENGTH
+    )
+    ours, theirs = everything(store).targets, everything(other).targets
+    assert (ours.head_ids == theirs.head_ids).mean() > 0.999
+    assert (ours.tail_ids == theirs.tail_ids).mean() > 0.999
+    for name in ("log_tail", "entropy", "label_logprob", "log_norm", "head_logprobs"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-4)
+
+
+def test_a_sample_of_the_sequences_says_the_same_of_them(
+    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader, tmp_path: Path
+) -> None:
+    rows = chosen_rows(len(store), 7, seed=1)
+    assert len(rows) == 7
+    assert (np.diff(rows) > 0).all()
+    some = everything(
+        capture_store(corpus, teacher_folder, tmp_path / "logits", CAPTURE, rows=rows)
+    )
+    same = everything(store).take(rows)
+    np.testing.assert_array_equal(some.sequences.ids, rows)
+    np.testing.assert_array_equal(some.targets.tail_ids, same.targets.tail_ids)
+    np.testing.assert_allclose(
+        some.targets.head_logprobs, same.targets.head_logprobs, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_store_carries_its_tokenizer_and_the_run_its_measurements(store: StoreReader) -> None:
+    from coldstill.stages.models import load_tokenizer
+
+    assert load_tokenizer(str(store.layout.tokenizer), "store").get_vocab()["<|endoftext|>"] == 0
+    text = Path(store.layout.measurements).read_text()
+    assert '"capture_tokens_per_second"' in text

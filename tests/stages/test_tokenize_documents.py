@@ -1,0 +1,189 @@
+"""What of a document is learned decodes to exactly what was meant to be learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from coldstill.data.corpus import Document
+from coldstill.data.errors import ColdstillError
+from coldstill.stages.models import load_tokenizer
+from coldstill.stages.tokenize_documents import DocumentTokenizer
+from conftest import sentences
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldstill.data.packing import TokenizedDocument
+
+END = "<|endoftext|>"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}" + END + "{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHAT = (
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "the teacher speaks"},
+    {"role": "assistant", "content": "once and for all ✓"},
+    {"role": "user", "content": "and the student"},
+    {"role": "assistant", "content": "listens"},
+)
+
+
+@pytest.fixture
+def own(tokenizer_folder: Path) -> Any:
+    """A tokenizer that a test may change."""
+    return load_tokenizer(str(tokenizer_folder), "test")
+
+
+def tokenize(
+    tokenizer: Any, documents: list[Document], separator: str | None = None, first: int = 0
+) -> list[TokenizedDocument]:
+    return DocumentTokenizer(tokenizer, separator, "corpus.separator")(documents, first)
+
+
+def learned(tokenizer: Any, document: TokenizedDocument) -> str:
+    return str(tokenizer.decode(document.tokens_T[document.learned_T]))
+
+
+def whole(tokenizer: Any, document: TokenizedDocument) -> str:
+    return str(tokenizer.decode(document.tokens_T))
+
+
+def test_plain_text_is_learned_whole_with_its_end(own: Any) -> None:
+    documents = [Document(where="a", text=text) for text in [*sentences(3), "ünïcödé 🙂"]]
+    found = tokenize(own, documents, first=7)
+    assert [document.index for document in found] == [7, 8, 9, 10]
+    for document, one in zip(documents, found, strict=True):
+        assert one.tokens_T.dtype == np.int32
+        assert one.learned_T.all()
+        assert whole(own, one) == document.text + END
+
+
+@pytest.mark.parametrize(
+    ("separator", "end"), [(None, END), ("", ""), ("\n\n", "\n\n"), ("§", "§")]
+)
+def test_the_separator_is_the_tokenizers_own_or_another_or_none(
+    separator: str | None, end: str, own: Any
+) -> None:
+    tokenizer = DocumentTokenizer(own, separator, "corpus.separator")
+    assert own.decode(tokenizer.separator) == end
+    (one,) = tokenizer([Document(where="a", text="as it likes")], 0)
+    assert whole(own, one) == "as it likes" + end
+    assert len(one.tokens_T) == len(one.learned_T)
+
+
+def test_a_separator_that_stands_there_already_is_not_put_twice(own: Any) -> None:
+    (one,) = tokenize(own, [Document(where="a", text="to learn" + END)])
+    assert whole(own, one) == "to learn" + END
+    (one,) = tokenize(own, [Document(where="a", text="to learn\n\n")], "\n\n")
+    assert whole(own, one) == "to learn\n\n"
+
+
+def test_a_tokenizer_without_an_end_separates_with_nothing(own: Any) -> None:
+    own.eos_token = None
+    tokenizer = DocumentTokenizer(own, None, "corpus.separator")
+    assert tokenizer.separator == ()
+
+
+def test_a_separator_without_tokens_is_refused(own: Any) -> None:
+    class Mute:
+        """Encodes everything to nothing."""
+
+        ids: tuple[int, ...] = ()
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: self
+
+    class Tokenizer:
+        backend_tokenizer = Mute()
+
+    with pytest.raises(ColdstillError, match=r"^corpus\.separator: .* no tokens for '§'$"):
+        DocumentTokenizer(Tokenizer(), "§", "corpus.separator")
+
+
+@pytest.mark.parametrize("completion", [" for as long", "élan ✓ vital"])
+def test_of_a_prompt_with_completion_only_the_completion_is_learned(
+    completion: str, own: Any
+) -> None:
+    document = Document(where="a", prompt="every student listens", text=completion)
+    (one,) = tokenize(own, [document])
+    assert whole(own, one) == "every student listens" + completion + END
+    assert learned(own, one) == completion + END
+    assert not one.learned_T.all()
+
+
+def test_a_token_that_covers_both_sides_of_the_border_is_learned(own: Any) -> None:
+    """The merge reaches into the prompt: leaving it out would leave out text to be learned."""
+    (one,) = tokenize(own, [Document(where="a", prompt="the teac", text="her speaks")])
+    covering = learned(own, one)
+    assert covering.endswith("her speaks" + END)
+    assert len(covering) > len("her speaks" + END)  # this tokenizer knows the word
+    assert not one.learned_T[0]
+
+
+def test_of_a_chat_only_what_the_assistant_says_is_learned(own: Any) -> None:
+    own.chat_template = TEMPLATE
+    (one,) = tokenize(own, [Document(where="a", messages=CHAT)])
+    said = "".join(f"<{m['role']}>{m['content']}{END}" for m in CHAT)
+    assert whole(own, one) == said  # and no separator on top of the template's own
+    assert learned(own, one) == f"once and for all ✓{END}listens{END}"
+
+
+def test_chats_and_texts_of_one_batch_keep_their_order(own: Any) -> None:
+    own.chat_template = TEMPLATE
+    documents = [
+        Document(where="a", text="every student"),
+        Document(where="b", messages=CHAT[1:3]),
+        Document(where="c", prompt="as", text=" long"),
+        Document(where="d", messages=CHAT[3:]),
+    ]
+    found = tokenize(own, documents, "\n")
+    assert [learned(own, one) for one in found] == [
+        "every student\n", f"once and for all ✓{END}", " long\n", f"listens{END}",
+    ]  # fmt: skip
+    assert [one.index for one in found] == [0, 1, 2, 3]
+
+
+def test_a_batch_says_what_single_documents_say(own: Any) -> None:
+    documents = [Document(where="a", text=text) for text in sentences(20)]
+    together = tokenize(own, documents)
+    for i, document in enumerate(documents):
+        (alone,) = tokenize(own, [document], first=i)
+        np.testing.assert_array_equal(alone.tokens_T, together[i].tokens_T)
+
+
+def test_a_template_that_writes_no_prompt_to_answer_is_understood(own: Any) -> None:
+    own.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    (one,) = tokenize(own, [Document(where="a", messages=CHAT[1:3])])
+    assert learned(own, one).endswith("once and for all ✓\n")
+    assert "the teacher speaks" not in learned(own, one)
+
+
+def refused(tokenizer: Any, messages: tuple[dict[str, Any], ...]) -> str:
+    with pytest.raises(ColdstillError) as error:
+        tokenize(tokenizer, [Document(where="chats.jsonl:12", messages=messages)])
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("chats.jsonl:12: ")
+    return str(error.value)
+
+
+def test_a_chat_without_a_template_is_refused_with_its_place(own: Any) -> None:
+    assert own.chat_template is None
+    assert "the tokenizer has no chat template" in refused(own, CHAT)
+
+
+def test_a_template_that_raises_is_quoted_with_the_chats_place(own: Any) -> None:
+    own.chat_template = "{{ raise_exception('roles must\nalternate') }}"
+    assert refused(own, CHAT).endswith("cannot render this chat: roles must")
+    own.chat_template = "{% for m in messages %}{{ m['content'] + 3 }}{% endfor %}"
+    assert "cannot render this chat: " in refused(own, CHAT)
+
+
+def test_a_template_that_rewrites_the_past_is_refused(own: Any) -> None:
+    """Some templates drop earlier turns: then nobody can say where a turn stands."""
+    own.chat_template = (
+        "{% for m in messages[-2:] %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    )
+    assert "writes message 2 differently once more follow" in refused(own, CHAT[1:])

@@ -1,0 +1,259 @@
+"""A student trained from a store learns what one trained beside the living teacher would."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dense
+import numpy as np
+import pytest
+import torch
+from coldstill.data.errors import ColdstillError
+from coldstill.data.order import epoch_order
+from coldstill.data.schema import Capture
+from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
+from coldstill.stages.feed import Collate, StoreDataset
+from coldstill.stages.isolation import choose_isolation
+from coldstill.stages.models import load_model, load_tokenizer
+from coldstill.stages.objective import attach_objective, terms_of
+from coldstill.stages.output_head import connect_head
+from coldstill.stages.train_student import (
+    StudentJob,
+    make_student,
+    student_isolation,
+    train_student,
+)
+from coldstill.stages.training import read_metrics
+from conftest import VOCABULARY, make_model
+from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldstill.data.reader import StoreReader
+    from coldstill.data.schema import Sequences
+
+SMALL = ArchitectureConfig(layers=1, hidden=32, heads=2)
+OBJECTIVES = {
+    "kl": ObjectiveConfig(),
+    "kl at 2": ObjectiveConfig(temperature=2.0),
+    "mixed at 2": ObjectiveConfig(kl=0.7, cross_entropy=0.4, temperature=2.0),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
+    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def store(
+    corpus: SmallCorpus, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StoreReader:
+    """The teacher's whole distribution."""
+    capture = Capture(head=VOCABULARY, tail=0, temperatures=(2.0,))
+    return capture_store(corpus, teacher_folder, tmp_path_factory.mktemp("run") / "full", capture)
+
+
+def student_job(folder: Path, **changes: Any) -> StudentJob:
+    settings: dict[str, Any] = {
+        "name": "small",
+        "architecture": SMALL,
+        "model": None,
+        "objective": ObjectiveConfig(),
+        "config": gradient_step(),
+        "seed": 5,
+        "folder": folder,
+    }
+    return StudentJob(**(settings | changes))
+
+
+def gradient_step(**changes: Any) -> TrainConfig:
+    """One step whose change of the weights is the gradient itself."""
+    settings: dict[str, Any] = {
+        "steps": 1,
+        "batch_tokens": 4 * LENGTH,
+        "learning_rate": 1.0,
+        "warmup": 0.0,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "gradient_clip": 0.0,
+        "log_every": 1,
+        "trainer": {"optim": "sgd"},
+    }
+    return TrainConfig(**(settings | changes))
+
+
+def new_student(store: StoreReader, seed: int = 5) -> Any:
+    """What the job above starts from."""
+    tokenizer = load_tokenizer(str(store.layout.tokenizer), "store")
+    job = student_job(store.layout.root, seed=seed)
+    return make_student(job, tokenizer, LENGTH, VOCABULARY)
+
+
+def online(
+    student: Any, teacher: Any, sequences: Sequences, objective: ObjectiveConfig
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients with the teacher alive: whole logits, one document at a time."""
+    with torch.no_grad():
+        teacher_MV, _ = dense.logits_alone(teacher, sequences, VOCABULARY)
+    student_MV, labels_M = dense.logits_alone(student, sequences, VOCABULARY)
+    t = objective.temperature
+    loss = objective.kl * t**2 * dense.forward_kl(teacher_MV, student_MV, t).mean()
+    loss = loss + objective.cross_entropy * dense.cross_entropy(student_MV, labels_M).mean()
+    return float(loss.detach()), gradients(student, loss)
+
+
+def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def expect_close(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float
+) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        error = float((ours[name] - expected).norm() / expected.norm())
+        assert error < tolerance, name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_a_batch_from_the_store_gives_the_loss_and_gradient_of_the_living_teacher(
+    objective: ObjectiveConfig, store: StoreReader, teacher_folder: Path
+) -> None:
+    student, capture = new_student(store), store.manifest.capture
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(4.0)  # a student with opinions, so that a shift would be seen
+    rows = [3, 0, 7, 8, 5]
+    sequences, targets = StoreDataset(store).__getitems__(rows)
+    expected, expected_gradients = online(
+        student, load_model(str(teacher_folder), "teacher", precision="fp32"), sequences, objective
+    )
+    isolation = student_isolation(student, store, "student")
+    batch = Collate(isolation, torch.float32, capture)((sequences, targets))
+    attach_objective(connect_head(student, VOCABULARY), terms_of(objective, capture, "s"), capture)
+    output = student(**batch)
+    loss = output["loss"] / len(batch["labels"])
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    expect_close(gradients(student, loss), expected_gradients, 1e-5)
+    # the unshifted answer is another one
+    moved = batch | {"positions": batch["positions"] + 1}
+    assert float(student(**moved)["loss"].detach()) != pytest.approx(
+        float(output["loss"].detach()), rel=1e-2
+    )
+
+
+def test_a_step_of_training_follows_the_gradient_of_the_living_teacher(
+    store: StoreReader, teacher_folder: Path, tmp_path: Path
+) -> None:
+    config = gradient_step(micro_batch_tokens=2 * LENGTH, learning_rate=100.0)
+    before = new_student(store)
+    train_student(student_job(tmp_path, config=config), store)
+    after = load_model(str(tmp_path / "model"), "student", precision="fp32")
+    rows = epoch_order(5, 0, len(store), store.manifest.shard_sequences)[:4]
+    expected, gradient = online(
+        before,
+        load_model(str(teacher_folder), "teacher", precision="fp32"),
+        store.read(rows).sequences,
+        ObjectiveConfig(),
+    )
+    assert read_metrics(tmp_path)[0]["loss"] == pytest.approx(expected, rel=1e-4)
+    assert read_metrics(tmp_path)[0]["kl"] == pytest.approx(expected, rel=1e-5)
+    names = load_tokenizer(str(tmp_path / "model"), "student").get_vocab()
+    assert names == load_tokenizer(str(store.layout.tokenizer), "store").get_vocab()
+    old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    step = {name: (old[name] - new[name]).detach() / 100.0 for name in gradient}
+    expect_close(step, gradient, 1e-4)  # rounded once more, where it was added to the weights
+
+
+@pytest.mark.parametrize("head", [VOCABULARY, 16])
+def test_the_teacher_has_nothing_to_learn_from_itself(
+    head: int,
+    corpus: SmallCorpus,
+    store: StoreReader,
+    teacher_folder: Path,
+    tmp_path: Path,
+) -> None:
+    if head < VOCABULARY:
+        capture = Capture(head=head, tail=0)
+        store = capture_store(corpus, teacher_folder, tmp_path / "logits", capture)
+    job = student_job(tmp_path, architecture=None, model=str(teacher_folder))
+    train_student(job, store)
+    metrics = read_metrics(tmp_path)[0]
+    assert abs(metrics["kl"]) < 1e-6
+    assert metrics["agreement"] == 1.0
+    assert metrics["student_mass"] == pytest.approx(metrics["teacher_mass"], abs=1e-6)
+    old = load_model(str(teacher_folder), "teacher", precision="fp32")
+    new = load_model(str(tmp_path / "model"), "student", precision="fp32")
+    for before, after in zip(old.parameters(), new.parameters(), strict=True):
+        assert float((before - after).detach().abs().max()) < 2e-6
+
+
+def test_a_sampled_store_points_where_the_living_teacher_does(
+    corpus: SmallCorpus, store: StoreReader, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Over all positions the noise of the samples averages out, that of truncation does not."""
+    rows = np.arange(len(store))
+    full = StoreDataset(store).__getitems__(rows.tolist())
+
+    def gradient(store: StoreReader) -> torch.Tensor:
+        student, capture = new_student(store), store.manifest.capture
+        batch = Collate("positions", torch.float32, capture)(
+            StoreDataset(store).__getitems__(rows.tolist())
+        )
+        terms = terms_of(ObjectiveConfig(), capture, "s")
+        attach_objective(connect_head(student, VOCABULARY), terms, capture)
+        found = gradients(student, student(**batch)["loss"] / len(batch["labels"]))
+        return torch.cat([g.flatten() for g in found.values()])
+
+    sampled = Capture(head=8, tail=24)
+    ours = gradient(capture_store(corpus, teacher_folder, tmp_path / "logits", sampled))
+    angle, ratio = dense.angle_and_ratio(ours, gradient(store))
+    assert len(full[0]) == len(store)
+    assert angle < 10
+    assert ratio == pytest.approx(1.0, abs=0.03)
+
+
+def test_students_that_do_not_fit_the_store_are_refused(
+    store: StoreReader, teacher_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    def refused(**changes: Any) -> str:
+        with pytest.raises(ColdstillError) as error:
+            train_student(student_job(tmp_path / "out", **changes), store)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists()
+        return str(error.value)
+
+    assert "temperature 3.0 was not captured" in refused(objective=ObjectiveConfig(temperature=3.0))
+    assert "nothing to learn" in refused(objective=ObjectiveConfig(kl=0.0))
+    short = ArchitectureConfig(layers=1, hidden=32, heads=2, context=LENGTH - 1)
+    assert "its context of 47 tokens is shorter" in refused(architecture=short)
+    make_model("llama", VOCABULARY - 10).save_pretrained(tmp_path / "narrow")
+    tokenizer.save_pretrained(tmp_path / "narrow")
+    narrow = refused(architecture=None, model=str(tmp_path / "narrow"))
+    assert narrow == "students.small: its head has 310 rows, the tokenizer has 320 tokens"
+
+
+def test_a_student_that_leaks_is_refused_packed_documents(
+    store: StoreReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = new_student(store)
+    assert choose_isolation(student, VOCABULARY, LENGTH) == "positions"
+    forward = student.forward
+
+    def leaking(**inputs: Any) -> Any:
+        return forward(**{k: v for k, v in inputs.items() if k == "input_ids"}, **_shown(inputs))
+
+    def _shown(inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"use_cache": False, "output_hidden_states": inputs["output_hidden_states"]}
+
+    monkeypatch.setattr(student, "forward", leaking)
+    with pytest.raises(ColdstillError, match=r"cannot keep packed documents apart.*pack = false"):
+        student_isolation(student, store, "students.small")
