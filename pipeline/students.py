@@ -75,7 +75,8 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         raise ColdstillError(
             f"{work.run.root}: no student is trained yet; run coldstill train-student"
         )
-    write_json(work.run.teacher_evaluation, dataclasses.asdict(evaluate_teacher(store)))
+    if not work.run.teacher_evaluation.exists():
+        write_json(work.run.teacher_evaluation, dataclasses.asdict(evaluate_teacher(store)))
     for name in list(names) or trained:
         folder = work.run.student(name)
         if folder.evaluation.exists():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..data.alignment import labels
-from ..data.commit import total
+from ..data.commit import total as total_of
 from ..data.errors import ColdstillError
 from ..data.files import whole_folder, write_json
 from ..data.layout import StoreLayout
@@ -202,6 +202,7 @@ def capture_split(
             seconds = time.perf_counter() - started
             measured = _measure(plan, teacher, done / seconds, memory.bytes)
             write_json(writer.layout.measurements, measured)
+        _tell_of_separator(read_commits(writer.layout, manifest).values(), plan, report)
     shards = "1 shard" if manifest.shards == 1 else f"{manifest.shards} shards"
     report(Report(stage=stage, note=f"{shards} in {plan.folder}"))
 
@@ -264,7 +265,7 @@ def _expect_numbers(targets: Targets, sequences: Sequences) -> None:
 
 
 def _tell_of_separator(commits: Iterable[Commit], plan: CapturePlan, report: Reporter) -> None:
-    sums = total(commits)
+    sums = total_of(commits)
     # once is enough: the held-out split is captured first, and the teacher is the same
     if plan.split != "heldout" or not sums.separators:
         return

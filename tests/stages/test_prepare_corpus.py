@@ -222,6 +222,9 @@ def test_a_difference_is_named_by_its_file(tmp_path: Path, tokenizer: Any) -> No
     (tmp_path / "c.jsonl").unlink()
     assert difference() == "None"
     os.utime(tmp_path / "b.jsonl", ns=(1, 1))
+    assert difference() == "None"  # touched, not changed
+    changed = (tmp_path / "b.jsonl").read_bytes()
+    (tmp_path / "b.jsonl").write_bytes(changed.replace(b"0", b"9"))  # of the same size
     assert difference().endswith("b.jsonl has changed")
     (tmp_path / "b.jsonl").unlink()
     assert difference().endswith("b.jsonl is gone")
