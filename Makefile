@@ -1,6 +1,6 @@
 # make demo            the whole pipeline on this machine's own Python sources
 # make teacher-logits  stage one;  make train-student  stage two
-# RECIPE= a built-in recipe, a TOML file or a run's folder;  STUDENT= one student;  SET= overrides
+# RECIPE= a recipe's name or file, or a run's folder;  STUDENT= students;  SET= overrides;  STORE= for inspect
 
 RECIPE ?= demo
 PYTHON ?= python3

@@ -110,7 +110,7 @@ def _work(
     from .run import open_run
     from .work import Work
 
-    loaded = load_recipe(recipe, settings, student)
+    loaded = load_recipe(recipe, settings, student, Path(runs))
     folder = Path(recipe)
     is_run = (folder / RESOLVED).is_file()
     run = open_run(
@@ -124,8 +124,10 @@ def _work(
 def _quiet_libraries() -> None:
     """One voice on the terminal: ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -139,7 +141,7 @@ def init(name: str) -> None:
     """
     from .starter import write_starter
 
-    click.echo(f"wrote {write_starter(Path.cwd(), name)}; next: coldstill plan {name}.toml")
+    click.echo(f"wrote {write_starter(Path.cwd(), name)}; next: coldstill plan {name}")
 
 
 @main.command()

@@ -40,6 +40,10 @@ def compare(run: Run) -> list[Row]:
         raise ColdstillError(f"{run.root}: no student is evaluated yet; run coldstill evaluate")
     teacher = read_json(run.teacher_evaluation)
     students = [read_json(run.student(name).evaluation) for name in evaluated]
+    for row, name in zip([teacher, *students], ["", *evaluated], strict=True):
+        if not isinstance(row, dict) or any(key not in row for key, _ in _COLUMNS):
+            path = run.student(name).evaluation if name else run.teacher_evaluation
+            raise ColdstillError(f"{path}: damaged; delete it and run coldstill evaluate")
     rows = [teacher, *sorted(students, key=lambda row: row["loss"])]
     write_json(run.comparison, rows)
     with whole_file(run.comparison.with_suffix(".md")) as scratch:

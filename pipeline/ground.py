@@ -63,7 +63,9 @@ def tokenizer_of(work: Work) -> Any:
 
     recipe, run = work.recipe, work.run
     if recipe.teacher.model is not None:
-        return load_tokenizer(work.local(recipe.teacher.model), "teacher.model")
+        return load_tokenizer(
+            work.local(recipe.teacher.model), "teacher.model", recipe.teacher.revision
+        )
     assert recipe.teacher.tokenizer is not None
     if not run.tokenizer.exists():
         if built_on := _built_on_corpus(run):

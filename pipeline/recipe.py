@@ -187,7 +187,7 @@ class LoadedRecipe:
 
 
 def load_recipe(
-    name: str, settings: tuple[str, ...] = (), student: str | None = None
+    name: str, settings: tuple[str, ...] = (), student: str | None = None, runs: Path = Path("runs")
 ) -> LoadedRecipe:
     """Load a recipe by the name of a built-in one, its file, or a run's folder.
 
@@ -198,7 +198,7 @@ def load_recipe(
     Raises
         ColdstillError: no such recipe, not TOML, unknown keys, bad values
     """
-    path, base = _locate(name)
+    path, base = _locate(name, runs)
     if path.name == RESOLVED:
         stored, source = read_json(path), path.with_name(VERBATIM)
         match stored:
@@ -224,15 +224,20 @@ def load_recipe(
         raise ColdstillError(_explain(error, str(path))) from error
 
 
-def _locate(name: str) -> tuple[Path, Path]:
+def _locate(name: str, runs: Path) -> tuple[Path, Path]:
     path = Path(name)
     if path.is_file():
         return path, path.resolve().parent
     if (path / RESOLVED).is_file():
         return path / RESOLVED, path
+    beside = Path(f"{name}.toml")
+    if beside.is_file():
+        return beside, beside.resolve().parent
     built_in = BUILT_IN / f"{name}.toml"
     if built_in.is_file():
         return built_in, Path.cwd()
+    if (runs / name / RESOLVED).is_file():
+        return runs / name / RESOLVED, runs / name
     if path.is_dir():
         raise ColdstillError(f"{name}: a folder without {RESOLVED}, so not a run")
     have = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.toml")))

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
-from ..data.files import write_json
+from ..data.files import read_json, write_json
 from ..data.fingerprint import json_sha256
 from ..data.layout import StoreLayout
 from ..data.reader import open_store
@@ -54,7 +54,7 @@ def train_students(work: Work, names: Sequence[str]) -> None:
             config=student.train,
             seed=settings[name]["seed"],
             folder=folder.root,
-            begin=beginning(work, folder.settings, settings[name]),
+            begin=beginning(work, folder.settings, settings[name], folder.evaluation),
         )
         train_student(job, store, work.report)
 
@@ -75,16 +75,27 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         raise ColdstillError(
             f"{work.run.root}: no student is trained yet; run coldstill train-student"
         )
-    if not work.run.teacher_evaluation.exists():
-        write_json(work.run.teacher_evaluation, dataclasses.asdict(evaluate_teacher(store)))
+    # figures belong to the store they were measured on: another held-out store asks for new ones
+    heldout = json_sha256(store.manifest.to_json())
+    if not _is_measured(work.run.teacher_evaluation, heldout):
+        figures = dataclasses.asdict(evaluate_teacher(store))
+        write_json(work.run.teacher_evaluation, {**figures, "heldout": heldout})
     for name in list(names) or trained:
         folder = work.run.student(name)
-        if folder.evaluation.exists():
+        if _is_measured(folder.evaluation, heldout):
             work.say(f"evaluate {name}", f"already done: {folder.evaluation}")
             continue
         result = evaluate_student(name, folder.model, store, work.report)
-        write_json(folder.evaluation, dataclasses.asdict(result))
+        write_json(folder.evaluation, {**dataclasses.asdict(result), "heldout": heldout})
         work.say(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:.4f}")
+
+
+def _is_measured(record: Path, heldout: str) -> bool:
+    """Whether these figures are there and are of this held-out store."""
+    if not record.exists():
+        return False
+    figures = read_json(record)
+    return isinstance(figures, dict) and figures.get("heldout") == heldout
 
 
 def open_made(folder: Path, work: Work) -> StoreReader:

@@ -48,14 +48,24 @@ class Work:
     def local(self, model: str) -> str:
         """A model's folder relative to the recipe, or its hub name as it is."""
         folder = self.loaded.base / Path(model).expanduser()
+        looks_like_a_hub_name = model[0] not in "./~" and model.count("/") == 1
+        if looks_like_a_hub_name and not folder.is_dir() and folder.parent.is_dir():
+            raise ColdstillError(f"{model}: no such folder in {folder.parent}, so no model there")
         return str(folder) if folder.is_dir() else model
 
 
-def beginning(work: Work, record: Path, settings: dict[str, Any]) -> Callable[[], None]:
-    """What training does first, once nothing can be refused any more."""
+def beginning(
+    work: Work, record: Path, settings: dict[str, Any], stale: Path | None = None
+) -> Callable[[], None]:
+    """What training does first, once nothing can be refused any more.
+
+    stale  figures of a model that was there before: they say nothing of the next one
+    """
 
     def begin() -> None:
         work.begin()
+        if stale is not None:
+            stale.unlink(missing_ok=True)
         write_json(record, settings)
 
     return begin

@@ -186,6 +186,8 @@ def _group(
     student, top = softmax_in_place(logits_MV, target)
     counts = _counts(student, top, target, temperature)
     softmax_weight = torch.zeros_like(student.label_logprob)
+    head_weight = torch.zeros_like(softmax_weight)  # of the terms that say nothing else there
+    head_gradient = None
     entries = []
     for term, factor in zip(terms, factors, strict=True):
         closed_form = getattr(term.loss, "gradient", None)
@@ -194,10 +196,18 @@ def _group(
         sparse = closed_form(student, target, temperature)
         values[term.loss.name] = sparse.value
         softmax_weight += factor * sparse.softmax_weight
+        if sparse.head_gradient is None:
+            head_weight += factor * sparse.softmax_weight
+        else:
+            own = factor * sparse.head_gradient
+            head_gradient = own if head_gradient is None else head_gradient + own
         entries.append((sparse.ids, factor * sparse.entries))
     if not want:
         return None, counts
     gradient = student.probs_MV.mul_(softmax_weight[:, None])
+    if head_gradient is not None:
+        head_gradient += head_weight[:, None] * student.head_logprobs.exp()
+        gradient.scatter_(1, target.head_ids, head_gradient)
     for ids, added in entries:
         gradient.scatter_add_(1, ids, added)
     return gradient if dense is None else gradient.add_(dense), counts

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from dataclasses import dataclass
@@ -50,10 +52,19 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
         yield result
         result.bytes = torch.cuda.max_memory_allocated(device) - before
         return
+    _give_back_freed_memory()
     _reset_high_water_mark()
     before = _resident("VmRSS")
     yield result
     result.bytes = max(0, _resident("VmHWM") - before)
+
+
+def _give_back_freed_memory() -> None:
+    # what the C library keeps for later is resident already, and would hide what the block takes
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_high_water_mark() -> None:

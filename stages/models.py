@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .config import ArchitectureConfig
 
 
-def load_tokenizer(name: str, where: str) -> Any:
+def load_tokenizer(name: str, where: str, revision: str = "main") -> Any:
     """The tokenizer of a folder or a hub name.
 
     Raises
@@ -28,7 +28,7 @@ def load_tokenizer(name: str, where: str) -> Any:
     """
     _expect_present(name, where)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:  # transformers raises whatever its many loaders raise
         raise ColdstillError(
             f"{where}: no tokenizer in {_searched(name)}: {_first_line(error)}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..data.errors import ColdstillError
 from .chunked_loss import Term, chunked_loss
 from .losses import LOSSES
@@ -59,6 +61,8 @@ def attach_objective(head: OutputHead, terms: Sequence[Term], capture: Capture) 
         target = {name: inputs.pop(name) for name in _TARGET_NAMES if name in inputs}
         inputs.pop("num_items_in_batch", None)
         hidden = head.hidden(inputs).flatten(0, 1)[positions]
+        if torch.is_autocast_enabled(hidden.device.type):  # a last norm leaves its output in fp32
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         loss, sums = chunked_loss(
             head, hidden, TargetTensors.of({**target, "capture": capture}), terms
         )

@@ -80,6 +80,8 @@ class DocumentTokenizer:
         ids = encoding.ids
         learned = np.ones(len(ids), np.bool_) if spans is None else _covers(encoding.offsets, spans)
         ends = len(self.separator)
+        if not closed and ends and tuple(ids[-ends:]) == self.separator:
+            learned[-ends:] = True  # the tokenizer's own, which covers no characters
         if not closed and ends and tuple(ids[-ends:]) != self.separator:
             ids = [*ids, *self.separator]
             learned = np.concatenate([learned, np.ones(ends, np.bool_)])
@@ -115,12 +117,20 @@ class DocumentTokenizer:
         if not whole.startswith(before):
             before = self._apply(messages[:i])
         after = self._apply(messages[: i + 1])
-        if not (whole.startswith(before) and whole.startswith(after)):
+        if whole.startswith(before) and whole.startswith(after):
+            return len(before), len(after)
+        # a template that writes earlier turns differently (without their thoughts, say): what the
+        # assistant said still stands there, followed by the same end of turn
+        content = str(messages[i]["content"])
+        begin = whole.find(content, len(before)) if whole.startswith(before) else -1
+        if not content or begin < 0:
             raise ColdstillError(
                 f"{where}: the chat template writes message {i + 1} differently once more follow, "
                 "so what the assistant said cannot be located; split the chat there"
             )
-        return len(before), len(after)
+        closing = after[after.rfind(content) + len(content) :]
+        end = begin + len(content)
+        return begin, end + len(closing) if whole.startswith(closing, end) else end
 
     def _apply(self, messages: list[Any], **options: Any) -> str:
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .isolation import Isolation
     from .output_head import OutputHead
 
+_FREE = {"report_to", "save_total_limit", "save_strategy", "dataloader_pin_memory", "use_cpu"}
+"""Trainer arguments that have a value here and may be given another."""
 _WHOLE = "whole.json"
 """Written into a checkpoint after everything else: without it, the checkpoint was cut short."""
 
@@ -149,6 +151,11 @@ def _arguments(job: TrainingJob, checkpoints: Path) -> TrainingArguments:
         "disable_tqdm": True,
         "report_to": "none",
     }
+    if ours := sorted((settings.keys() - _FREE) & config.trainer.keys()):
+        raise ColdstillError(
+            f"{job.stage}: train.trainer: {ours[0]!r} follows from the keys of train itself "
+            "(steps, batch_tokens, learning_rate and so on); set those"
+        )
     try:
         return TrainingArguments(**(settings | config.trainer))
     except (TypeError, ValueError, ImportError) as error:

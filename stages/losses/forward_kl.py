@@ -69,8 +69,10 @@ class ForwardKL:
         value = _value(target, temperature, head, tail, rest.log())
         # a teacher with no mass outside its head asks nothing of the student's there: q itself
         share = torch.where(teacher.rest > 0, teacher.rest / rest, torch.zeros_like(rest))
-        entries = head.exp() * share[:, None] - teacher.head
-        return SparseGradient(value, 1.0 - share, target.head_ids, entries)
+        nothing = target.head_ids[:, :0]
+        return SparseGradient(
+            value, 1.0 - share, nothing, head[:, :0], head_gradient=head.exp() - teacher.head
+        )
 
 
 def _value(

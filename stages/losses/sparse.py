@@ -46,3 +46,6 @@ class SparseGradient:
     """[M, J] where entries are added; an id may come twice."""
     entries: torch.Tensor
     """[M, J] what is added there."""
+    head_gradient: torch.Tensor | None = None
+    """[M, K] the whole gradient at the target's head, for a loss whose `softmax_weight` holds only
+    off it: the difference of the two can be of any size, so it must not be left to subtraction."""

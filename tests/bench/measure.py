@@ -6,12 +6,10 @@ minute, belongs to the code.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import multiprocessing
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,10 +102,6 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _peak(call: Callable[[], Any]) -> int:
-    gc.collect()
-    if sys.platform == "linux":
-        # memory that the C library keeps for later would hide what the call takes again
-        ctypes.CDLL(None).malloc_trim(0)
     with peak_memory(best_device()) as memory:
         call()
     return memory.bytes

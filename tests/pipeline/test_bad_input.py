@@ -497,3 +497,28 @@ def test_a_folder_that_may_not_be_written(desk: Desk, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert "Permission denied" in desk.refused(*LOGITS)
+
+
+def test_damaged_figures_are_named(finished: Desk) -> None:
+    path = finished.run / "students" / "small" / "evaluation.json"
+    path.write_text("{}", encoding="utf-8")
+    line = finished.refused("compare", "r.toml")
+    assert line.endswith("small/evaluation.json: damaged; delete it and run coldstill evaluate")
+
+
+def test_a_trainer_argument_that_a_key_decides_is_refused(finished: Desk) -> None:
+    line = finished.refused(
+        "train-student",
+        "r.toml",
+        "--student",
+        "new",
+        "--set",
+        "students.small.train.trainer={max_steps=2}",
+    )
+    assert "train.trainer: 'max_steps' follows from the keys of train itself" in line
+
+
+def test_a_misspelled_folder_is_not_asked_of_a_hub(finished: Desk) -> None:
+    (finished.root / "models").mkdir()
+    line = finished.refused("teacher-logits", "r.toml", "--set", "teacher.model=models/typo")
+    assert line.startswith("error: models/typo: no such folder in ")

@@ -304,3 +304,30 @@ def test_a_stopped_training_goes_on_from_its_last_checkpoint(
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 61))
     assert (folder / "model" / "model.safetensors").exists()
+
+
+def test_another_heldout_store_asks_for_new_figures(finished: Desk) -> None:
+    before = finished.json("students", "small", "evaluation.json")["positions"]
+    shutil.rmtree(finished.run / "heldout")
+    finished.edit("sequences = 12", "sequences = 5")
+    finished.done("teacher-logits", "r.toml")
+    finished.done("evaluate", "r.toml")
+    rows = json.loads(finished.done("compare", "r.toml", "--json").stdout)
+    assert len(rows) == 3
+    assert all(0 < row["positions"] < before for row in rows)
+
+
+def test_a_student_that_is_trained_anew_loses_its_old_figures(finished: Desk) -> None:
+    folder = finished.run / "students" / "small"
+    for part in ("model", "checkpoints"):
+        shutil.rmtree(folder / part)
+    finished.done("train-student", "r.toml", "--student", "small")
+    assert (folder / "model").exists()
+    assert not (folder / "evaluation.json").exists()
+
+
+def test_a_recipe_is_found_by_its_name_alone(finished: Desk) -> None:
+    by_file = finished.done("plan", "r.toml").stdout
+    assert finished.done("plan", "r").stdout == by_file
+    (finished.root / "r.toml").unlink()
+    assert "small" in finished.done("compare", "r").stdout  # now by the run of that name

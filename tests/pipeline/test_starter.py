@@ -22,7 +22,7 @@ def test_the_starter_is_a_recipe_once_its_placeholders_are_filled_in(
     desk: Desk, texts: Path, teacher_folder: Path
 ) -> None:
     result = desk.done("init", "mine")
-    assert result.stdout == f"wrote {desk.root}/mine.toml; next: coldstill plan mine.toml\n"
+    assert result.stdout == f"wrote {desk.root}/mine.toml; next: coldstill plan mine\n"
     path = desk.root / "mine.toml"
     text = path.read_text(encoding="utf-8")
     assert load_recipe(str(path)).recipe.name == "mine"

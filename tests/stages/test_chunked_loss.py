@@ -295,3 +295,32 @@ def test_bf16_states_agree_up_to_their_rounding() -> None:
         assert float((ours.float() - theirs).norm() / theirs.norm()) < 2e-2
     weight: Any = model.head.weight.grad
     assert weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("confidence", [5.0, 20.0, 30.0, 45.0])
+def test_the_bucket_keeps_its_digits_however_sure_of_the_head_the_student_is(
+    confidence: float,
+) -> None:
+    """The teacher leaves far more beside its head than the student: nothing may cancel."""
+    generator = torch.Generator().manual_seed(0)
+    teacher_MV = torch.randn(ROWS, VOCABULARY, generator=generator)
+    labels_M = torch.randint(0, VOCABULARY, (ROWS,), generator=generator)
+    capture = Capture(head=8, tail=0)
+    exact = dense.record(teacher_MV, labels_M, torch.zeros(ROWS), capture)
+    student_MV = torch.randn(ROWS, VOCABULARY, generator=generator)
+    student_MV.scatter_add_(1, exact.head_ids, torch.full((ROWS, 8), confidence))
+    terms = [Term(LOSSES["kl"], 0.7), Term(LOSSES["cross_entropy"], 0.3)]
+
+    leaf = student_MV.double().requires_grad_()
+    logprobs = leaf.log_softmax(1)
+    values = [t.weight * t.loss.value(logprobs, exact, 1.0).sum() for t in terms]
+    torch.autograd.backward(torch.stack(values).sum())
+
+    # logits as hidden states of a head that hands them through
+    states = student_MV.clone().requires_grad_()
+    head = OutputHead(Headed(), VOCABULARY, whole=True)
+    total, _ = chunked_loss(head, states, dense.cast(exact, torch.float32), terms)
+    torch.autograd.backward(total)
+    assert leaf.grad is not None
+    assert states.grad is not None
+    torch.testing.assert_close(states.grad.double(), leaf.grad, rtol=0.0, atol=2e-6)

@@ -51,6 +51,8 @@ def closed_form(
         student, target, temperature
     )
     whole = sparse.softmax_weight[:, None] * probs_MV
+    if sparse.head_gradient is not None:
+        whole = whole.scatter(1, target.head_ids, sparse.head_gradient)
     return sparse, whole.scatter_add(1, sparse.ids, sparse.entries)
 
 

@@ -187,3 +187,26 @@ def test_a_template_that_rewrites_the_past_is_refused(own: Any) -> None:
         "{% for m in messages[-2:] %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     )
     assert "writes message 2 differently once more follow" in refused(own, CHAT[1:])
+
+
+def test_a_template_that_drops_earlier_thoughts_is_understood(own: Any) -> None:
+    """Reasoning models' templates write only the last answer with its (here empty) thoughts."""
+    own.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>"
+        "{% if loop.last and m['role'] == 'assistant' %}[thoughts]{% endif %}"
+        "{{ m['content'] }}" + END + "{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    (found,) = tokenize(own, [Document(where="a", messages=CHAT)])
+    assert learned(own, found) == f"once and for all ✓{END}[thoughts]listens{END}"
+
+
+def test_an_end_that_the_tokenizer_puts_itself_is_learned(own: Any) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, own.eos_token_id)]
+    )
+    (found,) = tokenize(own, [Document(where="a", prompt="to learn ", text="it likes")])
+    assert whole(own, found) == f"to learn it likes{END}"
+    assert learned(own, found).endswith(END)
