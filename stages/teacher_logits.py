@@ -271,9 +271,7 @@ def _tell_of_separator(commits: Iterable[Commit], plan: CapturePlan, report: Rep
         return
     mean = sums.separator_mass / sums.separators
     token = plan.tokenizer.decode(list(plan.corpus.separator)[:1])
-    note = (
-        f"where documents end with {token!r}, the teacher's mean probability of it is {mean:.2g}"
-    )
+    note = f"where documents end with {token!r}, the teacher's mean probability of it is {mean:.2g}"
     known = mean >= RARE_SEPARATOR
     if not known:
         note += (
