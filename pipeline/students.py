@@ -99,6 +99,7 @@ def _is_measured(record: Path, heldout: str) -> bool:
 
 
 def open_made(folder: Path, work: Work) -> StoreReader:
+    """A whole store of this run; raises ColdstillError with the command that makes it."""
     if not StoreLayout(folder).manifest.exists():
         raise ColdstillError(
             f"{folder}: no store there; make it first with coldstill teacher-logits "

@@ -68,14 +68,17 @@ class _ChunkedLoss(torch.autograd.Function):
         terms: tuple[Term, ...],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = ctx.needs_input_grad
-        grads = _Gradients(hidden_MD, weight, bias, head, wanted) if any(wanted[:3]) else None
         sums = torch.zeros(len(terms) + len(COUNTS), dtype=torch.float64, device=hidden_MD.device)
         states, buffer = hidden_MD.detach(), head.buffer(len(hidden_MD), hidden_MD.device)
+        compute = head.real_weight(hidden_MD.dtype)  # cast once, not once a chunk
+        grads = None
+        if any(wanted[:3]):
+            grads = _Gradients(states, compute, weight, bias, head, wanted)
         # inside autocast the hidden states decide the precision; nothing below is cast again
         with torch.autocast(hidden_MD.device.type, enabled=False):
             for start in range(0, len(hidden_MD), head.chunk):
                 rows = slice(start, min(start + head.chunk, len(hidden_MD)))
-                logits = head.logits(states[rows], buffer)
+                logits = head.logits(states[rows], buffer, compute)
                 finished = logits.clone() if grads and head.softcap is not None else None
                 part, gradient = _chunk(
                     logits, target.rows(rows.start, rows.stop), terms, want=grads is not None
@@ -102,17 +105,15 @@ class _Gradients:
 
     def __init__(
         self,
-        hidden_MD: torch.Tensor,
+        states_MD: torch.Tensor,
+        compute_VD: torch.Tensor | None,
         weight: torch.Tensor | None,
         bias: torch.Tensor | None,
         head: OutputHead,
         wanted: Sequence[bool],
     ) -> None:
-        self._head, self._states, self._full = head, hidden_MD.detach(), weight
-        self._compute = (
-            None if weight is None else weight.detach()[: head.vocabulary].to(hidden_MD.dtype)
-        )
-        self.hidden = torch.empty_like(hidden_MD) if wanted[0] else None
+        self._head, self._states, self._compute = head, states_MD, compute_VD
+        self.hidden = torch.empty_like(states_MD) if wanted[0] else None
         # rows past the vocabulary are padding: nothing reads them, so their gradient stays zero
         self.weight = torch.zeros_like(weight) if weight is not None and wanted[1] else None
         self.bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None

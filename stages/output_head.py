@@ -65,13 +65,22 @@ class OutputHead:
         of this size costs more than the arithmetic done in it."""
         return torch.empty(min(self.chunk, positions), self.vocabulary, device=device)
 
-    def logits(self, hidden_MD: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-        """[M, V] fp32 logits of the given positions, in the first rows of `buffer`."""
+    def real_weight(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """[V, D] the head without its padding rows, as a constant in the given precision."""
+        return None if self.weight is None else self.weight.detach()[: self.vocabulary].to(dtype)
+
+    def logits(
+        self, hidden_MD: torch.Tensor, buffer: torch.Tensor, weight_VD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[M, V] fp32 logits of the given positions, in the first rows of `buffer`.
+
+        weight_VD  `real_weight` of these positions' precision, where the caller has it at hand
+        """
         logits = buffer[: len(hidden_MD)]
         if self.whole:
             return logits.copy_(hidden_MD)
-        assert self.weight is not None
-        weight = self.weight.detach()[: self.vocabulary].to(hidden_MD.dtype)
+        weight = self.real_weight(hidden_MD.dtype) if weight_VD is None else weight_VD
+        assert weight is not None
         if hidden_MD.dtype == logits.dtype:
             torch.mm(hidden_MD, weight.t(), out=logits)
         else:

@@ -73,7 +73,7 @@ def train(job: TrainingJob, report: Reporter = silent) -> None:
     last = last_whole_checkpoint(checkpoints)
     arguments = _arguments(job, checkpoints)
     attach_objective(job.head, job.terms, job.capture)
-    metrics = _Metrics(job, report, start=0 if last is None else _step_of(last))
+    metrics = _Metrics(job, report)
     try:
         trainer = _Trainer(
             model=job.head.model,
@@ -85,15 +85,18 @@ def train(job: TrainingJob, report: Reporter = silent) -> None:
     except (ValueError, RuntimeError, ImportError) as error:
         raise _refusal(job, error) from error
     job.begin()
+    metrics.keep_until(0 if last is None else _step_of(last))
     trainer.metrics = metrics
     trainer.sampler_seed = job.seed
     trainer.remove_callback(PrinterCallback)
     if last is not None:
         report(Report(stage=job.stage, note=f"going on from step {_step_of(last)}"))
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    # the model leaves as it came: without the objective, and ready to be asked
-    del job.head.model.forward
-    job.head.model.eval()
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    finally:
+        # the model leaves as it came: without the objective, and ready to be asked
+        del job.head.model.forward
+        job.head.model.eval()
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -220,7 +223,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 class _Metrics(TrainerCallback):  # type: ignore[misc]  # likewise
     """Adds up what the loss measures; writes a line per log step; reports progress."""
 
-    def __init__(self, job: TrainingJob, report: Reporter, start: int) -> None:
+    def __init__(self, job: TrainingJob, report: Reporter) -> None:
         self.stage = job.stage
         self._report, self._steps = report, job.config.steps
         self._step_tokens = (
@@ -232,7 +235,6 @@ class _Metrics(TrainerCallback):  # type: ignore[misc]  # likewise
         self._positions = self._tokens = 0
         self._since = time.perf_counter()
         self._shown: dict[str, float] = {}
-        self._keep_until(start)
 
     def add(self, sums: dict[str, torch.Tensor], inputs: dict[str, Any]) -> None:
         """Take one micro-batch."""
@@ -280,7 +282,7 @@ class _Metrics(TrainerCallback):  # type: ignore[misc]  # likewise
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_json(folder / _WHOLE, {"step": state.global_step})
 
-    def _keep_until(self, step: int) -> None:
+    def keep_until(self, step: int) -> None:
         """Drop the lines that a resumed run is about to write again."""
         if not self._path.exists():
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -197,7 +197,9 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    refusal(tmp_path, changed("teacher.name", "\ud800"))
+    text = refusal(tmp_path, changed("teacher.name", "\ud800"))
+    assert "manifest.json" in text
+    assert len(text.splitlines()) == 1
 
 
 @pytest.mark.parametrize("part", ["codec", "store"])

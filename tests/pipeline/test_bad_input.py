@@ -178,8 +178,10 @@ def test_a_student_that_cannot_be_trained(finished: Desk, setting: str, said: st
 
 def test_a_student_that_was_refused_can_be_corrected(finished: Desk) -> None:
     variant = (*STUDENT, "--student", "n", "--set")
-    finished.refused(*variant, "students.small.architecture.heads=3")
+    line = finished.refused(*variant, "students.small.architecture.heads=3")
+    assert "hidden = 32 is not a multiple of heads = 3" in line
     finished.done(*variant, "students.small.architecture.heads=4")
+    assert (finished.run / "students" / "n" / "model").is_dir()
 
 
 def test_a_student_with_another_tokenizer(finished: Desk) -> None:
@@ -347,7 +349,9 @@ def test_a_student_with_other_settings_than_it_was_trained_with(finished: Desk) 
 
 def test_one_wrong_student_stops_all_before_any_is_trained(finished: Desk) -> None:
     shutil.rmtree(finished.run / "students" / "baseline")
-    finished.refused(*STUDENT, "--set", "students.small.train.weight_decay=0.2")
+    line = finished.refused(*STUDENT, "--set", "students.small.train.weight_decay=0.2")
+    assert "student.train.weight_decay = 0.1, now 0.2" in line
+    assert not (finished.run / "students" / "baseline").exists()
 
 
 def test_evaluation_before_training_and_comparison_before_evaluation(finished: Desk) -> None:
