@@ -34,5 +34,10 @@ def supervised_positions(
 def labels(sequences: Sequences) -> NDArray[np.int32]:
     """[M] the token that really came next at each supervised position."""
     starts_M = np.repeat(sequences.tokens.offsets[:-1], sequences.positions.lengths)
-    flat: NDArray[np.int32] = sequences.tokens.values[starts_M + sequences.positions.values + 1]
+    flat: NDArray[np.int32] = sequences.tokens.values[starts_M + label_places(sequences)]
     return flat
+
+
+def label_places(sequences: Sequences) -> NDArray[np.int32]:
+    """[M] where in its sequence that token stands."""
+    return sequences.positions.values + np.int32(1)

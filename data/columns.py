@@ -1,7 +1,8 @@
 """The table that every store holds: one row a sequence, flat columns or lists.
 
-This file names the columns. A codec decides what stands in those of the targets, a store how any
-of them lie on disk; neither knows the other.
+A codec decides which columns there are, a store how they lie on disk; neither knows the other. The
+columns that describe sequences, as `plain` writes them, are named here: a prepared corpus has no
+others.
 """
 
 from __future__ import annotations
@@ -64,16 +65,29 @@ def from_positions(values: Mapping[str, NDArray[Any]], positions: Ragged) -> Col
 
 
 def to_positions(columns: Mapping[str, Any], positions: Ragged) -> dict[str, NDArray[Any]]:
-    """The per-position arrays `[M, ...]` of a block.
+    """The per-position arrays `[M, ...]` of a block: the lists that have its row borders."""
+    return {
+        name: column.values
+        for name, column in columns.items()
+        if isinstance(column, Ragged) and np.array_equal(column.offsets, positions.offsets)
+    }
+
+
+def expect_column(
+    arrays: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...], dtype: Any
+) -> NDArray[Any]:
+    """One per-position array; without width it need not be there.
 
     Raises
-        ValueError: a column does not have one entry for each supervised position
+        ValueError: it is not there, or of another shape or type
     """
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, column in columns.items():
-        if name in _SEQUENCE_COLUMNS:
-            continue
-        if not isinstance(column, Ragged) or not np.array_equal(column.offsets, positions.offsets):
-            raise ValueError(f"column '{name}' does not have one entry per supervised position")
-        arrays[name] = column.values
-    return arrays
+    if 0 in shape[1:]:
+        return np.zeros(shape, dtype)
+    array = arrays.get(name)
+    if array is None or array.shape != shape or array.dtype != dtype:
+        found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+        raise ValueError(
+            f"column '{name}' should be {np.dtype(dtype).name} {shape}, an entry for each "
+            f"supervised position: {found}"
+        )
+    return array

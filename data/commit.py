@@ -8,75 +8,96 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from .errors import ColdstillError
-from .files import read_json
+from .files import json_bytes, parse_json
+from .fingerprint import file_sha256
+from .seal import expect_seal, sealed, unsealed
+from .statistics import ShardStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
+_STRICT: Any = {"extra": "forbid", "strict": True}
+# a name below the shard's own folder, never a way out of it; empty where the shard is one file
+_PART = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+_Name = Annotated[str, Field(pattern=rf"^({_PART}(/{_PART})*)?$")]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardStatistics:
-    """Sums over a shard's supervised positions: means need no second look at the data."""
+class ShardFile:
+    """One file of a shard's data."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
-    loss: float = 0.0
-    """Sum of the teacher's -log p(label), in nats."""
-    entropy: float = 0.0
-    """Sum of the teacher's entropy, in nats."""
-    head_mass: float = 0.0
-    """Sum of the probability inside the head."""
-    correct: int = 0
-    """Positions whose most probable token is the label (0 if there is no head)."""
-    separator_mass: float = 0.0
-    """Sum of the teacher's probability of the separator where one comes next."""
-    separators: int = 0
-    """How many such positions there are."""
+    __pydantic_config__: ClassVar[Any] = _STRICT
+    name: _Name
+    """Below the shard's folder, or "" where the shard is one file."""
+    bytes: _Count
+    sha256: _Sha256
 
-    def plus(self, other: ShardStatistics) -> ShardStatistics:
-        """The sums over both."""
-        ours, theirs = asdict(self), asdict(other)
-        return ShardStatistics(**{name: ours[name] + theirs[name] for name in ours})
+    def path(self, shard: str) -> str:
+        """Its name in the store, of a shard called `shard`."""
+        return f"{shard}/{self.name}" if self.name else shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """Counts and checksum of one whole shard."""
+    """Counts and checksums of one whole shard."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = _STRICT
     shard: _Count
     sequences: _Count
     documents: _Count
     """Pieces of documents: one that was cut counts once per piece."""
     tokens: _Count
     positions: _Count
-    bytes: _Count
-    sha256: str
+    files: Annotated[tuple[ShardFile, ...], Field(min_length=1)]
+    """In order of their names."""
     statistics: ShardStatistics
 
-
-def total(commits: Iterable[Commit]) -> ShardStatistics:
-    """The sums over all of them."""
-    sums = ShardStatistics()
-    for commit in commits:
-        sums = sums.plus(commit.statistics)
-    return sums
+    @property
+    def bytes(self) -> int:
+        """Size of all its files."""
+        return sum(file.bytes for file in self.files)
 
 
 _COMMIT = TypeAdapter(Commit)
 
 
-def read_commit(path: Path) -> Commit:
-    """Read a commit record.
+def shard_files(made: Path) -> tuple[ShardFile, ...]:
+    """What a finished file or folder consists of."""
+    inner = sorted(path for path in made.rglob("*") if path.is_file()) if made.is_dir() else [made]
+    return tuple(
+        ShardFile(
+            name="" if path == made else path.relative_to(made).as_posix(),
+            bytes=path.stat().st_size,
+            sha256=file_sha256(path),
+        )
+        for path in inner
+    )
+
+
+def commit_json(commit: Commit) -> bytes:
+    """The content of its file."""
+    return json_bytes(sealed(asdict(commit)))
+
+
+def parse_commit(content: bytes, where: str) -> Commit:
+    """A commit record from its bytes.
 
     Raises
         ColdstillError: it is damaged
     """
+    value = parse_json(content, where)
+    if not isinstance(value, dict):
+        raise ColdstillError(f"{where}: not a commit record")
     try:
-        return _COMMIT.validate_python(read_json(path))
+        # from JSON, which has no tuples
+        commit = _COMMIT.validate_json(json_bytes(unsealed(value)))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ColdstillError(f"{path}: {place}: {first['msg']}") from error
+        raise ColdstillError(f"{where}: {place}: {first['msg']}") from error
+    except ValueError as error:  # numbers and text that JSON does not have
+        raise ColdstillError(f"{where}: {error}") from error
+    expect_seal(value, where)
+    return commit

@@ -30,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         ColdstillError: the disk is full or the folder cannot be written
     """
     scratch = path.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(4)}-{path.name}")
-    with _told_where(path):
+    with told_where(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield scratch
@@ -46,12 +46,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; one that already stands at `path` is replaced."""
     scratch = path.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(4)}-{path.name}")
-    with _told_where(path):
+    with told_where(path):
         try:
             scratch.mkdir(parents=True)
             yield scratch
-            for file in sorted(scratch.rglob("*")):
-                _sync(file)
+            sync_tree(scratch)
             if path.exists():
                 old = path.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(4)}-{path.name}")
                 path.replace(old)
@@ -69,11 +68,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole; the same value always gives the same bytes."""
+def json_bytes(value: Any) -> bytes:
+    """A JSON value as the content of a file; the same value always gives the same bytes."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole."""
     with whole_file(path) as scratch:
-        scratch.write_text(text + "\n", encoding="utf-8")
+        scratch.write_bytes(json_bytes(value))
 
 
 def read_json(path: Path) -> Any:
@@ -83,11 +87,19 @@ def read_json(path: Path) -> Any:
         ColdstillError: it is not there or is not JSON
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise ColdstillError(f"{path}: not there") from error
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
         raise ColdstillError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """The value of a JSON file's content; raises ColdstillError if it is none."""
+    try:
+        return json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ColdstillError(f"{where}: cannot be read as JSON: {error}") from error
 
 
 def remove_scratch(folder: Path) -> None:
@@ -100,7 +112,8 @@ def remove_scratch(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told_where(path: Path) -> Iterator[None]:
+def told_where(path: Path) -> Iterator[None]:
+    """Turn a full disk and a folder that cannot be written into one clear line."""
     try:
         yield
     except OSError as error:
@@ -112,6 +125,14 @@ def _told_where(path: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             raise ColdstillError(f"{path}: cannot be written: {error.strerror}") from error
         raise
+
+
+def sync_tree(path: Path, *, contents: bool = True) -> None:
+    """Bring a file, or a folder and what it holds, to the disk."""
+    if contents and path.is_dir():
+        for inner in sorted(path.rglob("*")):
+            _sync(inner)
+    _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -1,55 +1,36 @@
-"""Where everything of a store lies. No other file builds a path inside one."""
+"""Where everything of a store lies. No other file builds a name inside one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable
+
+MANIFEST = "manifest.json"
+"""Written first; without it the folder is no store."""
+TOKENIZER = "tokenizer"
+"""A folder that `transformers` and `tokenizers` load."""
+SHARDS = "shards"
+"""The folder of the data."""
+MEASUREMENTS = "measurements.json"
+"""What the capturing run measured of itself (speed, memory); no part of the record."""
+LOCK = ".lock"
+"""Held by the process that writes."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoreLayout:
-    """The names inside a store's folder."""
+def shard_name(index: int, suffix: str) -> str:
+    """The data of one shard: a file, or a folder of files."""
+    return f"{SHARDS}/{index:05d}{suffix}"
 
-    root: Path
 
-    @property
-    def manifest(self) -> Path:
-        """Written first; without it the folder is no store."""
-        return self.root / "manifest.json"
+def commit_name(index: int) -> str:
+    """Its commit record, written last: without it the shard does not exist."""
+    return f"{SHARDS}/{index:05d}.json"
 
-    @property
-    def tokenizer(self) -> Path:
-        """A folder that `transformers` and `tokenizers` load."""
-        return self.root / "tokenizer"
 
-    @property
-    def shards(self) -> Path:
-        """The folder of the data."""
-        return self.root / "shards"
-
-    @property
-    def measurements(self) -> Path:
-        """What the capturing run measured of itself (speed, memory); no part of the record."""
-        return self.root / "measurements.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that writes."""
-        return self.root / ".lock"
-
-    def shard(self, index: int, suffix: str) -> Path:
-        """The data of one shard."""
-        return self.shards / f"{index:05d}{suffix}"
-
-    def commit(self, index: int) -> Path:
-        """Its commit record, written last: without it the shard does not exist."""
-        return self.shards / f"{index:05d}.json"
-
-    def committed(self) -> list[int]:
-        """Which commit records are there, in order."""
-        names = [path.stem for path in self.shards.glob("*.json")]
-        indices = [int(name) for name in names if name.isdecimal()]
-        return sorted(index for index in indices if self.commit(index).exists())
+def committed(names: Iterable[str]) -> list[int]:
+    """Which shards have a commit record, in order, from the names in the folder of the data."""
+    stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+    indices = (int(stem) for stem in stems if stem.isascii() and stem.isdecimal())
+    return sorted(i for i in indices if commit_name(i).rpartition("/")[2] in names)

@@ -6,22 +6,27 @@ names a student: any number of them read the same store.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from .codecs import CODECS, Codec
 from .errors import ColdstillError
-from .files import read_json
+from .fidelity import CodecError
+from .files import json_bytes, parse_json
+from .layout import MANIFEST
 from .schema import Capture
+from .seal import expect_seal, sealed, unsealed
 from .stores import STORES, Store
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
-FORMAT_VERSION = 1
+    from .place import Place
+
+FORMAT_VERSION = 2
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 _Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -84,6 +89,21 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one of several stores gave to a store that was merged from them."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+    corpus: str
+    """The fingerprint of its corpus, within which a sequence id means one sequence."""
+    documents: _Count
+    """How many documents that corpus has."""
+    packing: str
+    """The fingerprint of its packing."""
+    sequences: _Count
+    """How many of the store's sequences are its; those of the first part come first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything a reader needs besides the shards."""
 
@@ -100,7 +120,13 @@ class Manifest:
     block_sequences: _Size
     """How many a block inside a shard holds, likewise."""
     codec: dict[str, Any] = field(default_factory=lambda: {"name": "plain"})
+    """Its name and settings (`codec_settings`)."""
     store: dict[str, Any] = field(default_factory=lambda: {"name": "arrow"})
+    """Its name and settings (`store_settings`)."""
+    error: CodecError = field(default_factory=CodecError)
+    """How far the stored numbers may be, and were at first, from those captured."""
+    parts: tuple[Part, ...] = ()
+    """Of a merged store; empty in others."""
 
     @property
     def shards(self) -> int:
@@ -117,12 +143,12 @@ class Manifest:
         start = block * self.block_sequences
         return self.shard_rows(shard)[start : start + self.block_sequences]
 
-    def make_codec(self, where: Path) -> Codec:
+    def make_codec(self, where: object) -> Codec:
         """The codec object this store was written with."""
         codec: Codec = _registered(CODECS, self.codec, f"{where}: codec")
         return codec
 
-    def make_store(self, where: Path) -> Store:
+    def make_store(self, where: object) -> Store:
         """The shard format this store was written with."""
         store: Store = _registered(STORES, self.store, f"{where}: store")
         return store
@@ -130,43 +156,102 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """A JSON value with sorted, plain contents: equal manifests give equal bytes."""
         value: dict[str, Any] = asdict(self)
-        return {"format": "coldstill", "version": FORMAT_VERSION, **value}
+        return sealed({"format": "coldstill", "version": FORMAT_VERSION, **value})
 
 
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read and check a manifest.
+def read_manifest(place: Place) -> Manifest:
+    """Read and check the manifest of a store.
 
     Raises
         ColdstillError: not there, not JSON, of another format or version, or malformed
     """
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("format") != "coldstill":
-        raise ColdstillError(f"{path}: not the manifest of a coldstill store")
-    if value.get("version") != FORMAT_VERSION:
+    where = place.path(MANIFEST)
+    try:
+        content = place.read(MANIFEST)
+    except FileNotFoundError as error:
         raise ColdstillError(
-            f"{path}: format version {value.get('version')!r}, this coldstill reads "
+            f"{place}: no manifest.json there, so not a store; a run's stores are its folders "
+            "logits and heldout"
+        ) from error
+    return parse_manifest(content, where)
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """A manifest from its bytes; raises as `read_manifest`."""
+    value = parse_json(content, where)
+    if not isinstance(value, dict) or value.get("format") != "coldstill":
+        raise ColdstillError(f"{where}: not the manifest of a coldstill store")
+    version = value.get("version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise ColdstillError(
+            f"{where}: format version {version!r:.60}, this coldstill reads "
             f"{FORMAT_VERSION}; use the version that wrote it"
         )
-    content = {k: v for k, v in value.items() if k not in ("format", "version")}
+    fields = {k: v for k, v in unsealed(value).items() if k not in ("format", "version")}
     try:
-        # JSON has no tuples; everything else must already have its own type
-        return _MANIFEST.validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ColdstillError(f"{path}: {place}: {first['msg']} ({first['input']!r:.60})") from error
+        # from JSON, which has no tuples; everything else must already have its own type
+        manifest = _MANIFEST.validate_json(json_bytes(fields))
+    except (ValidationError, ValueError) as error:
+        raise ColdstillError(f"{where}: {_first_mistake(error)}") from error
+    expect_seal(value, where)
+    manifest.make_codec(where)
+    manifest.make_store(where)
+    return manifest
 
 
-def difference(old: Manifest, new: Manifest) -> str | None:
-    """The first field that differs, as `field: old, new`, or None; names are not identity."""
+def _first_mistake(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']} ({first['input']!r:.60})"
+
+
+def format_settings(
+    codec: str | dict[str, Any], store: str | dict[str, Any], vocabulary: int, capture: Capture
+) -> dict[str, dict[str, Any]]:
+    """`codec` and `store` of a manifest, for what a recipe or a command says of them: a name, or a
+    table of a name and settings.
+
+    Raises
+        ColdstillError: an unknown name or setting
+    """
+    codec_name, wanted = _named(codec)
+    kind = _known(CODECS, codec_name, "codec")
+    made = _made(
+        lambda: kind.fitting(vocabulary=vocabulary, capture=capture, **wanted),
+        f"codec {codec_name!r}",
+    )
+    store_name, wanted = _named(store)
+    fitting = _known(STORES, store_name, "store").fitting(compress=made.compress)
+    stored = _made(lambda: replace(fitting, **wanted), f"store {store_name!r}")
+    return {"codec": codec_settings(made), "store": store_settings(stored)}
+
+
+def codec_settings(codec: Codec) -> dict[str, Any]:
+    """What a manifest says of a codec."""
+    return {"name": codec.name, **asdict(codec)}  # type: ignore[call-overload]
+
+
+def store_settings(store: Store) -> dict[str, Any]:
+    """What a manifest says of a store."""
+    return {"name": store.name, **asdict(store)}  # type: ignore[call-overload]
+
+
+def difference(
+    old: Manifest, new: Manifest, sides: tuple[str, str] = ("in the store", "now")
+) -> str | None:
+    """The first field that differs, as `field: old in the store, new now`, or None."""
     flat_old, flat_new = _flat(old.to_json()), _flat(new.to_json())
     for key in sorted(flat_old | flat_new, key=_telling_first):
         before, now = flat_old.get(key), flat_new.get(key)
-        if before != now and key != "teacher.name":
-            return f"{key}: {_short(before)} in the store, {_short(now)} now"
+        # neither a name nor a measured error is identity
+        named = key == "teacher.name" or key.startswith("error.") or key == "seal"
+        if before != now and not named:
+            return f"{key}: {_short(before)} {sides[0]}, {_short(now)} {sides[1]}"
     return None
 
 
@@ -194,12 +279,27 @@ def _short(value: Any) -> str:
 
 
 def _registered(table: dict[str, Any], value: dict[str, Any], where: str) -> Any:
-    settings = dict(value)
-    name = settings.pop("name", None)
+    name, settings = _named(value)
+    kind = _known(table, name, where)
+    return _made(lambda: kind(**settings), f"{where} {name!r}")
+
+
+def _named(value: str | dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    if isinstance(value, str):
+        return value, {}
+    return value.get("name"), {key: v for key, v in value.items() if key != "name"}
+
+
+def _known(table: dict[str, Any], name: Any, where: str) -> Any:
     if not isinstance(name, str) or name not in table:
         known = ", ".join(sorted(table))
-        raise ColdstillError(f"{where} {name!r} is not known to this version (known: {known})")
+        raise ColdstillError(f"{where} {name!r:.60} is not known to this version (known: {known})")
+    return table[name]
+
+
+def _made(make: Callable[[], Any], where: str) -> Any:
     try:
-        return table[name](**settings)
-    except TypeError as error:
-        raise ColdstillError(f"{where} {name!r}: {error}") from error
+        return make()
+    except (TypeError, ValueError) as error:
+        reason = re.sub(r"^\S+\(\) ", "", str(error))
+        raise ColdstillError(f"{where}: {reason}") from error

@@ -14,28 +14,43 @@ if TYPE_CHECKING:
 
 WINDOW = 8
 """How many shards are mixed with one another: enough to break up their order, few enough to stay
-in the page cache."""
+in the page cache, or in the local cache of a distant store."""
+MIXED_BLOCKS = 16
+"""How many blocks of a window sequences are drawn from at a time: each block is then read and
+decoded once an epoch, and these few are all that must be in memory."""
 
 
 def epoch_order(
-    seed: int, epoch: int, sequences: int, shard_sequences: int, *, window: int = WINDOW
+    seed: int,
+    epoch: int,
+    sequences: int,
+    shard_sequences: int,
+    block_sequences: int,
+    *,
+    window: int = WINDOW,
 ) -> NDArray[np.int64]:
-    """[N] every sequence exactly once: shards shuffled, then sequences within a window of shards.
+    """[N] every sequence exactly once: shards are shuffled, then the blocks of a window of shards,
+    then the sequences of a few blocks.
 
     sequences        N, how many the store holds
     shard_sequences  how many a shard holds (the last may hold fewer)
+    block_sequences  how many a block of a shard holds, likewise
     """
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     shards = random.permutation(-(-sequences // shard_sequences))
-    order = []
+    order: list[NDArray[np.int64]] = []
     for start in range(0, len(shards), window):
-        rows = np.concatenate(
-            [
-                np.arange(s * shard_sequences, min((s + 1) * shard_sequences, sequences))
-                for s in shards[start : start + window]
-            ]
+        blocks = [
+            np.arange(first, min(first + block_sequences, end))
+            for shard in shards[start : start + window].tolist()
+            for end in (min((shard + 1) * shard_sequences, sequences),)
+            for first in range(shard * shard_sequences, end, block_sequences)
+        ]
+        mixed = [blocks[i] for i in random.permutation(len(blocks))]
+        order.extend(
+            random.permutation(np.concatenate(mixed[few : few + MIXED_BLOCKS]))
+            for few in range(0, len(mixed), MIXED_BLOCKS)
         )
-        order.append(random.permutation(rows))
     return np.concatenate(order) if order else np.zeros(0, np.int64)
 
 

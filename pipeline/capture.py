@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..data.place import place_at
 from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..data.schema import Capture
 from .ground import prepared, tokenizer_of, train_missing_teacher
@@ -30,7 +31,8 @@ def teacher_logits(work: Work) -> None:
     record = prepared(work, tokenizer, together=recipe.corpus.pack)
     plans = _capture_plans(work, tokenizer, record, source)
     if all(is_captured(plan) for plan in plans):
-        work.say("teacher-logits", f"complete: {run.logits} and {run.heldout}")
+        stores = f"{place_at(run.logits)} and {place_at(run.heldout)}"
+        work.say("teacher-logits", f"complete: {stores}")
         return
     teacher = _load_teacher(work, tokenizer)
     if record.together and teacher.isolation == "single":
@@ -46,7 +48,7 @@ def teacher_logits(work: Work) -> None:
     # the small one first: what is wrong with a teacher shows there, at little cost
     for plan in reversed(plans):
         if is_captured(plan):
-            work.say(f"teacher-logits {plan.split}", f"complete: {plan.folder}")
+            work.say(f"teacher-logits {plan.split}", f"complete: {place_at(plan.folder)}")
         else:
             capture_split(plan, teacher, work.report, work.begin)
 
@@ -117,7 +119,8 @@ def _capture_plans(
                 sequence_length=recipe.corpus.sequence_length,
                 shard_tokens=logits.shard_tokens,
                 batch_tokens=logits.batch_tokens,
-                codec=logits.codec,
+                # what everything is judged by is kept as it was; it is small
+                codec=logits.codec if split == "train" else "plain",
                 store=logits.store,
                 folder=folders[split],
             )

@@ -14,6 +14,7 @@ import click
 
 from .. import __version__
 from ..data.errors import ColdstillError
+from .inspect_command import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +115,9 @@ def _work(
     folder = Path(recipe)
     is_run = (folder / RESOLVED).is_file()
     run = open_run(
-        folder.parent if is_run else Path(runs), folder.name if is_run else loaded.recipe.name
+        folder.parent if is_run else Path(runs),
+        folder.name if is_run else loaded.recipe.name,
+        loaded,
     )
     if loads_models:
         _quiet_libraries()
@@ -233,20 +236,6 @@ def compare(recipe: str, settings: Any, runs: str, progress: Any, as_json: bool)
 
 
 @main.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def inspect(path: Path, as_json: bool) -> None:
-    """Tell what a store holds: teacher, corpus, capture, shards, and what the teacher said.
-
-    Example: coldstill inspect runs/demo/logits
-    """
-    from .inspect_store import describe_store, text
-
-    store = describe_store(path)
-    click.echo(json.dumps(store, indent=2) if as_json else text(store))
-
-
-@main.command()
 @recipe_options
 def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
     """Carry out a whole recipe: teacher, logits, students, evaluation, comparison.
@@ -264,6 +253,8 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
     students.evaluate(work, ())
     click.echo(table(make_rows(work.run)))
 
+
+main.add_command(inspect)
 
 if __name__ == "__main__":
     main()

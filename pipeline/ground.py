@@ -6,6 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
+from ..data.layout import MANIFEST
+from ..data.place import place_at
 from ..data.prepared import CorpusLayout, CorpusRecord
 from .work import beginning, is_done
 
@@ -114,5 +116,7 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
 
 def _built_on_corpus(run: Run) -> str | None:
     """The first thing that would no longer fit if the corpus were another."""
-    made = (run.teacher_settings, run.logits, run.heldout)
-    return next((path.name for path in made if path.exists()), None)
+    if run.teacher_settings.exists():
+        return run.teacher_settings.name
+    stores = {"logits": run.logits, "heldout": run.heldout}
+    return next((n for n, at in stores.items() if place_at(at).exists(MANIFEST)), None)

@@ -1,112 +1,215 @@
-"""What a store holds, without loading anything but its own records."""
+"""What a store holds, from its own records: no sequence of it is read."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..data.commit import total
 from ..data.errors import ColdstillError
-from ..data.layout import StoreLayout
-from ..data.manifest import read_manifest
-from ..data.reader import read_commits
+from ..data.files import parse_json
+from ..data.layout import MEASUREMENTS
+from ..data.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
 from .compare import size
+from .inspect_shard import columns_of_shard
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
+
+    from ..data.commit import Commit
+    from ..data.reader import StoreReader
+    from ..data.statistics import ShardStatistics
+    from .inspect_path import Subject
+
+Facts = dict[str, Any]
 
 
-def describe_store(path: Path) -> dict[str, Any]:
+def describe(subject: Subject) -> Facts:
     """Manifest, counts and the teacher's own figures, as a JSON value.
 
     Raises
-        ColdstillError: no store there, or a damaged one
+        ColdstillError: a commit record is damaged, or the shard that is looked at
     """
-    layout = StoreLayout(path)
-    if not layout.manifest.exists():
-        raise ColdstillError(
-            f"{path}: no manifest.json there, so not a store; a run's stores are its folders "
-            "logits and heldout"
-        )
-    manifest = read_manifest(layout.manifest)
-    commits = read_commits(layout, manifest)
-    sums = total(commits.values())
-    positions = sum(c.positions for c in commits.values())
-    stored = sum(c.bytes for c in commits.values())
-    per = max(1, positions)
-    return {
-        "path": str(path),
+    store, manifest = subject.store, subject.store.manifest
+    commits = [store.commit(index) for index in subject.shards]
+    facts: Facts = {
+        "path": subject.path,
+        "note": subject.note,
+        "shard": subject.shard,
         "manifest": manifest.to_json(),
         "shards": manifest.shards,
-        "shards_done": len(commits),
-        "shards_missing": [i for i in range(manifest.shards) if i not in commits],
-        "sequences": sum(c.sequences for c in commits.values()),
-        "document_pieces": sum(c.documents for c in commits.values()),
-        "tokens": sum(c.tokens for c in commits.values()),
+        "shards_done": len(store.done),
+        "shards_missing": sorted(set(range(manifest.shards)) - set(store.done)),
+        **_counts(commits),
+        **_figures(total(commit.statistics for commit in commits), commits, manifest.capture.head),
+        "measurements": _measurements(store),
+    }
+    if subject.shard is not None:
+        rows = manifest.shard_rows(subject.shard)
+        facts |= {"rows": [rows.start, rows.stop], "columns": columns_of_shard(subject)}
+    return facts
+
+
+def _counts(commits: Sequence[Commit]) -> Facts:
+    positions = sum(commit.positions for commit in commits)
+    stored = sum(commit.bytes for commit in commits)
+    return {
+        "sequences": sum(commit.sequences for commit in commits),
+        "document_pieces": sum(commit.documents for commit in commits),
+        "tokens": sum(commit.tokens for commit in commits),
         "positions": positions,
         "bytes": stored,
-        "bytes_per_position": stored / per,
-        "teacher_loss": sums.loss / per,
-        "teacher_perplexity": math.exp(sums.loss / per),
-        "teacher_entropy": sums.entropy / per,
-        "teacher_accuracy": sums.correct / per if manifest.capture.head else None,
-        "head_mass": sums.head_mass / per,
+        "bytes_per_position": stored / positions if positions else None,
     }
 
 
-def text(store: dict[str, Any]) -> str:
-    """The same for a person."""
-    manifest = store["manifest"]
+def _figures(sums: ShardStatistics, commits: Sequence[Commit], head: int) -> Facts:
+    """Means over all positions, none where there is none; histograms with the bins' lower ends."""
+    positions = sum(commit.positions for commit in commits)
+
+    def mean(value: float) -> float | None:
+        return value / positions if positions else None
+
+    return {
+        "teacher_loss": mean(sums.loss),
+        "teacher_perplexity": math.exp(sums.loss / positions) if positions else None,
+        "teacher_entropy": mean(sums.entropy),
+        "teacher_accuracy": mean(sums.correct) if head else None,
+        "head_mass": mean(sums.head_mass),
+        "codec_kl": mean(sums.distortion),
+        "histograms": {
+            "entropy": {
+                "from": [place * ENTROPY_BIN_WIDTH for place in range(ENTROPY_BINS)],
+                "positions": _padded(sums.entropy_bins, ENTROPY_BINS),
+            },
+            "head_mass": {
+                "from": [place / MASS_BINS for place in range(MASS_BINS)],
+                "positions": _padded(sums.mass_bins, MASS_BINS),
+            },
+        },
+    }
+
+
+def _padded(counts: Sequence[int], bins: int) -> list[int]:
+    return [*counts, *[0] * (bins - len(counts))]
+
+
+def _measurements(store: StoreReader) -> Facts:
+    """What the capture measured of itself; no part of the record, so a damaged one is none."""
+    if not store.place.exists(MEASUREMENTS):
+        return {}
+    try:
+        value = parse_json(store.place.read(MEASUREMENTS), store.place.path(MEASUREMENTS))
+    except ColdstillError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def table(facts: Facts) -> list[tuple[str, str]]:
+    """The same for a person: a name and a sentence each."""
+    manifest = facts["manifest"]
+    rows = [("store", f"{facts['path']} ({_settings(manifest['store'])})")]
+    rows += _identities(manifest)
+    missing = facts["shards_missing"]
+    gaps = f", missing {ranges(missing)}" if missing else ", complete"
+    rows.append(("shards", f"{facts['shards_done']} of {facts['shards']}{gaps}"))
+    if facts["shard"] is not None:
+        first, end = facts["rows"]
+        rows.append(
+            (
+                "this shard",
+                f"{facts['shard']}: sequences {first} to {end - 1}; the rest is of it alone",
+            )
+        )
+    rows.append(
+        (
+            "holds",
+            f"{counted(facts['sequences'], 'sequence')} ({facts['document_pieces']:,} documents or "
+            f"pieces of them), {facts['tokens']:,} tokens, {facts['positions']:,} positions",
+        )
+    )
+    if facts["positions"]:
+        per = facts["bytes_per_position"]
+        rows.append(("size", f"{size(facts['bytes'])}, {per:.1f} bytes a position"))
+        rows += _beliefs(facts)
+    return rows + _speed(facts["measurements"])
+
+
+def _identities(manifest: Facts) -> list[tuple[str, str]]:
     teacher, capture, packing = manifest["teacher"], manifest["capture"], manifest["packing"]
-    missing = store["shards_missing"]
-    gaps = f", missing {_ranges(missing)}" if missing else ", complete"
-    temperatures = ", ".join(str(t) for t in (1.0, *capture["temperatures"]))
+    tokenizer, corpus = manifest["tokenizer"], manifest["corpus"]
     together = (
         f"documents packed together, kept apart by {packing['isolation']}"
         if packing["together"]
         else "one document each"
     )
-    rows = [
-        ("store", f"{store['path']} ({manifest['store']['name']}, {manifest['codec']['name']})"),
+    temperatures = ", ".join(str(t) for t in (1.0, *capture["temperatures"]))
+    known = ", samples with their log-probabilities" if capture["tail_logprobs"] else ""
+    return [
         (
             "teacher",
             f"{teacher['name']} ({teacher['family']}, {teacher['parameters']:,} parameters, "
             f"{teacher['dtype']}, {teacher['fingerprint'][:12]})",
         ),
-        ("tokenizer", f"{manifest['tokenizer']['size']:,} tokens"),
+        ("tokenizer", f"{tokenizer['size']:,} tokens ({tokenizer['fingerprint'][:12]})"),
         (
             "corpus",
-            f"{manifest['corpus']['split']}, {manifest['corpus']['documents']:,} documents "
-            f"({manifest['corpus']['fingerprint'][:12]})",
+            f"{corpus['split']}, {corpus['documents']:,} documents ({corpus['fingerprint'][:12]})",
         ),
+        ("packing", f"up to {packing['sequence_length']} tokens, {together}"),
         (
-            "packing",
-            f"up to {packing['sequence_length']} tokens, {together}",
+            "capture",
+            f"head {capture['head']}, tail {capture['tail']}, temperatures {temperatures}{known}",
         ),
-        ("capture", f"head {capture['head']}, tail {capture['tail']}, temperatures {temperatures}"),
-        ("shards", f"{store['shards_done']} of {store['shards']}{gaps}"),
-        (
-            "holds",
-            f"{store['sequences']:,} sequences, {store['tokens']:,} tokens, "
-            f"{store['positions']:,} positions",
-        ),
-        ("size", f"{size(store['bytes'])}, {store['bytes_per_position']:.1f} bytes a position"),
+        ("codec", _settings(manifest["codec"])),
     ]
-    if store["positions"]:
-        accuracy = store["teacher_accuracy"]
-        top = "" if accuracy is None else f", top-1 accuracy {accuracy:.1%}"
-        rows += [
-            (
-                "says",
-                f"loss {store['teacher_loss']:.4f}, perplexity {store['teacher_perplexity']:.2f}, "
-                f"entropy {store['teacher_entropy']:.4f} nats{top}",
-            ),
-            ("head holds", f"{store['head_mass']:.2%} of the probability"),
-        ]
-    return "\n".join(f"{name:<11} {value}" for name, value in rows)
 
 
-def _ranges(numbers: list[int]) -> str:
+def _beliefs(facts: Facts) -> list[tuple[str, str]]:
+    error, accuracy = facts["manifest"]["error"], facts["teacher_accuracy"]
+    top = "" if accuracy is None else f", top-1 accuracy {accuracy:.1%}"
+    exact = (
+        "none, "
+        if error["maximum"] == 0.0
+        else (f"at most {error['maximum']:.4f} in sqrt(p), {error['measured']:.4f} measured, ")
+    )
+    return [
+        ("error", f"{exact}mean KL {facts['codec_kl']:.2g} nats a position"),
+        (
+            "says",
+            f"loss {facts['teacher_loss']:.4f}, perplexity {facts['teacher_perplexity']:.2f}, "
+            f"entropy {facts['teacher_entropy']:.4f} nats{top}",
+        ),
+        ("head holds", f"{facts['head_mass']:.2%} of the probability"),
+    ]
+
+
+def _speed(measured: Facts) -> list[tuple[str, str]]:
+    parts = []
+    if isinstance(speed := measured.get("capture_tokens_per_second"), float | int):
+        parts.append(f"captured at {speed:,.0f} tokens/s")
+    forward = measured.get("forward")
+    alone = forward.get("tokens_per_second") if isinstance(forward, dict) else None
+    if isinstance(alone, float | int):
+        parts.append(f"the teacher's forward pass alone {alone:,.0f}")
+    if isinstance(memory := measured.get("capture_peak_memory_bytes"), int) and memory:
+        parts.append(f"peak memory {size(memory)}")
+    if isinstance(machine := measured.get("machine"), str):
+        parts.append(machine)
+    return [("speed", ", ".join(parts))] if parts else []
+
+
+def _settings(value: Facts) -> str:
+    """`compact, levels 127` for a codec or a store."""
+    others = [f"{key} {v:,}" if isinstance(v, int) else f"{key} {v}" for key, v in value.items()]
+    return ", ".join([value["name"], *(text for text in others if not text.startswith("name "))])
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 sequence`, `2 sequences`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def ranges(numbers: Sequence[int]) -> str:
     """`0-3, 7` for [0, 1, 2, 3, 7]."""
     parts: list[list[int]] = []
     for number in numbers:

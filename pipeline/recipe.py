@@ -15,8 +15,9 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ..data.cache_settings import byte_count
 from ..data.codecs import CODECS
 from ..data.errors import ColdstillError
 from ..data.files import read_json
@@ -37,6 +38,7 @@ BUILT_IN = Path(__file__).parent / "recipes"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Whole = Annotated[int, Field(ge=0)]
+Bytes = Annotated[int, BeforeValidator(byte_count)]
 
 
 class _Table(BaseModel):
@@ -79,10 +81,10 @@ class TeacherTable(_Table):
 class LogitsTable(_Table):
     """What is kept of the teacher."""
 
-    store: str = "arrow"
-    """How shards lie on disk."""
-    codec: str = "plain"
-    """How targets become columns."""
+    store: str | dict[str, Any] = "arrow"
+    """How shards lie on disk: a name, or a table of a name and settings."""
+    codec: str | dict[str, Any] = "compact"
+    """How targets become columns, likewise."""
     head: Whole = 16
     """Most probable tokens kept exactly at each position."""
     tail: Whole = 16
@@ -95,18 +97,31 @@ class LogitsTable(_Table):
     """Tokens per shard: what a killed run loses at most, and what a reader verifies at once."""
     batch_tokens: Size = 8192
     """Tokens per forward pass of the teacher."""
+    path: str | None = None
+    """Where the store is instead of `logits` in the run: an address such as s3://bucket/store, or a
+    folder (relative to the recipe)."""
+    cache: Bytes = byte_count("20 GB")
+    """How much of stores that have an address is kept on this machine at most."""
+    cache_folder: str | None = None
+    """Where; `$COLDSTILL_CACHE` or `~/.cache/coldstill` unless given."""
 
     @model_validator(mode="after")
     def _known(self) -> LogitsTable:
         for key, table in (("store", STORES), ("codec", CODECS)):
             value = getattr(self, key)
-            if value not in table:
-                raise ValueError(f"{key} = {value!r} is unknown (have: {', '.join(table)})")
+            name = value.get("name") if isinstance(value, dict) else value
+            if name not in table:
+                raise ValueError(f"{key} = {name!r} is unknown (have: {', '.join(table)})")
         if self.head == 0 and self.tail == 0:
             raise ValueError("head = 0 and tail = 0 keep nothing; set one of them")
         if len(set(self.temperatures)) < len(self.temperatures) or 1.0 in self.temperatures:
             raise ValueError("temperatures must differ from one another and from 1, always kept")
         return self
+
+    @property
+    def codec_name(self) -> str:
+        """The codec without its settings."""
+        return str(self.codec["name"]) if isinstance(self.codec, dict) else self.codec
 
 
 class EvaluationTable(_Table):
@@ -118,6 +133,8 @@ class EvaluationTable(_Table):
     """Samples of the rest."""
     sequences: Size | None = None
     """Evaluate on so many held-out sequences; all unless given."""
+    path: str | None = None
+    """Where this store is instead of `heldout` in the run: an address or a folder, as above."""
 
 
 class StudentTable(_Table):

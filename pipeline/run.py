@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.cache_settings import CacheSettings
 from ..data.errors import ColdstillError
 from ..data.files import whole_file, write_json
-from .recipe import RESOLVED, VERBATIM
+from .recipe import RESOLVED, VERBATIM, load_recipe
 
 if TYPE_CHECKING:
     from .recipe import LoadedRecipe
@@ -47,6 +48,12 @@ class Run:
     """All places of a run."""
 
     root: Path
+    logits_at: str | Path | None = None
+    """The address or folder of the store, if it is elsewhere;"""
+    heldout_at: str | Path | None = None
+    """likewise of the other."""
+    cache: CacheSettings | None = None
+    """What is kept of them here, if they are far away."""
 
     @property
     def teacher(self) -> Path:
@@ -74,14 +81,14 @@ class Run:
         return self.root / "corpus"
 
     @property
-    def logits(self) -> Path:
+    def logits(self) -> str | Path:
         """The store that students are trained from."""
-        return self.root / "logits"
+        return self.logits_at or self.root / "logits"
 
     @property
-    def heldout(self) -> Path:
+    def heldout(self) -> str | Path:
         """The store that they are evaluated on."""
-        return self.root / "heldout"
+        return self.heldout_at or self.root / "heldout"
 
     @property
     def students(self) -> Path:
@@ -116,8 +123,12 @@ class Run:
         write_json(self.root / "env.json", _environment())
 
 
-def open_run(folder: Path, name: str) -> Run:
-    """The run `name` below `folder`; raises ColdstillError where no run may be."""
+def open_run(folder: Path, name: str, loaded: LoadedRecipe | None = None) -> Run:
+    """The run `name` below `folder`, with its stores where the recipe says.
+
+    Raises
+        ColdstillError: no run may be there
+    """
     root = folder / name
     source = Path(__file__).resolve().parent.parent
     for room in _ROOMS:
@@ -126,7 +137,30 @@ def open_run(folder: Path, name: str) -> Run:
                 f"{root}: inside coldstill's own source ({room}/); choose another folder with "
                 "--runs"
             )
-    return Run(root)
+    return Run(root) if loaded is None else _with_stores(root, loaded)
+
+
+def recorded_run(root: Path) -> Run:
+    """The run in a folder, with its stores where the recipe it was made by says."""
+    is_recorded = (root / RESOLVED).is_file()
+    return _with_stores(root, load_recipe(str(root))) if is_recorded else Run(root)
+
+
+def _with_stores(root: Path, loaded: LoadedRecipe) -> Run:
+    logits, evaluation = loaded.recipe.logits, loaded.recipe.evaluation
+
+    def place(path: str | None) -> str | Path | None:
+        if path is None or "://" in path:
+            return path
+        return loaded.base / Path(path).expanduser()
+
+    folder = place(logits.cache_folder)
+    return Run(
+        root,
+        logits_at=place(logits.path),
+        heldout_at=place(evaluation.path),
+        cache=CacheSettings(folder=None if folder is None else Path(folder), bytes=logits.cache),
+    )
 
 
 def _environment() -> dict[str, str]:

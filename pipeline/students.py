@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ..data.errors import ColdstillError
 from ..data.files import read_json, write_json
 from ..data.fingerprint import json_sha256
-from ..data.layout import StoreLayout
+from ..data.layout import MANIFEST
+from ..data.place import place_at
 from ..data.reader import open_store
 from .work import beginning, is_done
 
@@ -41,6 +42,8 @@ def train_students(work: Work, names: Sequence[str]) -> None:
         )
         for name in chosen
     }
+    if not all(done.values()):
+        store.expect_room()
     for name, student in students.items():
         folder = work.run.student(name)
         if done[name]:
@@ -98,14 +101,17 @@ def _is_measured(record: Path, heldout: str) -> bool:
     return isinstance(figures, dict) and figures.get("heldout") == heldout
 
 
-def open_made(folder: Path, work: Work) -> StoreReader:
+def open_made(address: str | Path, work: Work) -> StoreReader:
     """A whole store of this run; raises ColdstillError with the command that makes it."""
-    if not StoreLayout(folder).manifest.exists():
+    place = place_at(address)
+    if not place.exists(MANIFEST):
         raise ColdstillError(
-            f"{folder}: no store there; make it first with coldstill teacher-logits "
+            f"{place}: no store there; make it first with coldstill teacher-logits "
             f"{work.recipe.name}"
         )
-    return open_store(folder)
+    store = open_store(address, cache=work.run.cache)
+    store.expect_sizes()
+    return store
 
 
 def _student_settings(work: Work, student: StudentTable, store: StoreReader) -> dict[str, Any]:

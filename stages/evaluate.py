@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from ..data.alignment import labels
-from ..data.files import read_json
+from ..data.files import parse_json
+from ..data.layout import MEASUREMENTS
 from .chunked_loss import softmax_in_place
 from .device import best_device
 from .feed import flat_positions
@@ -223,6 +224,8 @@ def _sample(store: StoreReader, size: int) -> Any:
 
 
 def _measurements(store: StoreReader) -> dict[str, Any]:
-    path = store.layout.measurements
-    forward = read_json(path).get("forward", {}) if path.exists() else {}
+    if not store.place.exists(MEASUREMENTS):
+        return {}
+    measured = parse_json(store.place.read(MEASUREMENTS), store.place.path(MEASUREMENTS))
+    forward = measured.get("forward", {}) if isinstance(measured, dict) else {}
     return forward if isinstance(forward, dict) else {}

@@ -9,11 +9,14 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..data.order import epoch_order
+from ..data.prepared import BLOCK_SEQUENCES
 from .isolation import Isolation, model_inputs
 from .targets import target_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from ..data.prepared import SequenceFile
     from ..data.reader import StoreReader
@@ -28,10 +31,15 @@ class StoreDataset(Dataset[Rows]):
     def __init__(self, store: StoreReader) -> None:
         """Read from an open store."""
         self._store = store
-        self.shard_sequences = store.manifest.shard_sequences
 
     def __len__(self) -> int:
         return len(self._store)
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """[N] the sequences of an epoch; a distant store begins to send them."""
+        order = self._store.order(seed, epoch)
+        self._store.will_read(order)
+        return order
 
     def __getitem__(self, index: int) -> Rows:
         """One sequence."""
@@ -49,10 +57,13 @@ class CorpusDataset(Dataset[Rows]):
     def __init__(self, sequences: SequenceFile) -> None:
         """Read from a prepared corpus."""
         self._sequences = sequences
-        self.shard_sequences = 1024
 
     def __len__(self) -> int:
         return len(self._sequences)
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """[N] the sequences of an epoch."""
+        return epoch_order(seed, epoch, len(self._sequences), 1024, BLOCK_SEQUENCES)
 
     def __getitem__(self, index: int) -> Rows:
         """One sequence."""
@@ -88,11 +99,11 @@ def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
 
 
 class EpochSampler(Sampler[int]):
-    """The order of `data.order`, epoch by epoch; going on in the middle is the trainer's skip."""
+    """The dataset's order, epoch by epoch; going on in the middle is the trainer's skip."""
 
-    def __init__(self, sequences: int, shard_sequences: int, seed: int) -> None:
-        """Order `sequences` rows."""
-        self._sequences, self._shard_sequences, self._seed = sequences, shard_sequences, seed
+    def __init__(self, dataset: StoreDataset | CorpusDataset, seed: int) -> None:
+        """Order the rows of a dataset."""
+        self._dataset, self._seed = dataset, seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -100,8 +111,7 @@ class EpochSampler(Sampler[int]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self._sequences
+        return len(self._dataset)
 
     def __iter__(self) -> Iterator[int]:
-        order = epoch_order(self._seed, self._epoch, self._sequences, self._shard_sequences)
-        return iter(order.tolist())
+        return iter(self._dataset.order(self._seed, self._epoch).tolist())

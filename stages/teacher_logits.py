@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from ..data.alignment import labels
-from ..data.commit import total as total_of
 from ..data.errors import ColdstillError
-from ..data.files import whole_folder, write_json
-from ..data.layout import StoreLayout
-from ..data.manifest import CorpusIdentity, Manifest, Packing, read_manifest
+from ..data.files import json_bytes
+from ..data.layout import MANIFEST, MEASUREMENTS, TOKENIZER
+from ..data.manifest import CorpusIdentity, Manifest, Packing, format_settings, read_manifest
 from ..data.order import uniform
-from ..data.reader import read_commits
+from ..data.place import place_at
+from ..data.reader import open_store
 from ..data.schema import Block, Targets
-from ..data.writer import StoreWriter
+from ..data.writer import StoreWriter, with_error
 from .device import describe_machine, peak_memory
 from .feed import flat_positions
 from .isolation import model_inputs
@@ -32,20 +32,22 @@ from .selection import select, to_targets
 from .speed import forward_speed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from ..data.commit import Commit
     from ..data.manifest import TeacherIdentity
     from ..data.prepared import CorpusRecord, SequenceFile, Split
     from ..data.schema import Capture, Sequences
+    from ..data.statistics import ShardStatistics
     from .isolation import Isolation
     from .output_head import OutputHead
     from .selection import Selected
 
 STAGE = "teacher-logits"
+BLOCK_TOKENS = 16_384
+"""Tokens of a block inside a shard: the unit of a read. Half as many cost a tenth in decoding."""
 RARE_SEPARATOR = 1e-3
 """Below this mean probability the teacher does not know the separator: it was never trained to end
 a document that way, and the student would learn nonsense there."""
@@ -68,9 +70,11 @@ class CapturePlan:
     sequence_length: int
     shard_tokens: int
     batch_tokens: int
-    codec: str
-    store: str
-    folder: Path
+    codec: str | dict[str, Any]
+    """Its name, or a table of its name and settings; `store` likewise."""
+    store: str | dict[str, Any]
+    folder: str | Path
+    """A path or an address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +103,7 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
     expect_capturable(plan.capture, tokenizer.size, plan.sequence_length, plan.context)
     split = plan.corpus.splits[plan.split]
     per_shard = max(1, plan.shard_tokens // plan.sequence_length)
+    settings = format_settings(plan.codec, plan.store, tokenizer.size, plan.capture)
     return Manifest(
         teacher=plan.teacher,
         tokenizer=tokenizer,
@@ -115,9 +120,9 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
         capture=plan.capture,
         sequences=len(plan.rows),
         shard_sequences=per_shard,
-        block_sequences=min(per_shard, max(1, 16384 // plan.sequence_length)),
-        codec={"name": plan.codec},
-        store={"name": plan.store},
+        block_sequences=min(per_shard, max(1, BLOCK_TOKENS // plan.sequence_length)),
+        codec=settings["codec"],
+        store=settings["store"],
     )
 
 
@@ -150,17 +155,20 @@ def is_captured(plan: CapturePlan) -> bool:
     """Whether the store is whole already. Needs no teacher.
 
     Raises
-        ColdstillError: it was made by another teacher, tokenizer, corpus, packing or capture
+        ColdstillError: it was made by another teacher, tokenizer, corpus, packing or capture, or
+            a shard is not what was committed
     """
-    layout = StoreLayout(plan.folder)
-    if not layout.manifest.exists():
+    place = place_at(plan.folder)
+    if not place.exists(MANIFEST):
         make_manifest(plan, "positions")  # refuse what cannot be captured before loading anything
         return False
     # the way of isolation is the teacher's doing and part of its fingerprint's consequences
-    isolation = read_manifest(layout.manifest).packing.isolation
+    isolation = read_manifest(place).packing.isolation
     manifest = make_manifest(plan, isolation)
     StoreWriter(plan.folder, manifest).check()
-    return len(read_commits(layout, manifest)) == manifest.shards
+    store = open_store(plan.folder, incomplete=True)
+    store.expect_sizes()
+    return len(store.done) == manifest.shards
 
 
 def capture_split(
@@ -177,12 +185,15 @@ def capture_split(
         ColdstillError: the store was made otherwise, the teacher gives no numbers, the disk is full
     """
     manifest = make_manifest(plan, teacher.isolation)
+    if not place_at(plan.folder).exists(MANIFEST) and len(plan.rows):
+        manifest = with_error(manifest, _first_batch(plan, teacher))
     stage = f"{STAGE} {plan.split}"
     with StoreWriter(plan.folder, manifest) as writer:
         begin()
-        if not writer.layout.tokenizer.exists():
-            with whole_folder(writer.layout.tokenizer) as scratch:
-                plan.tokenizer.save_pretrained(scratch)
+        if not writer.place.exists(TOKENIZER):
+            with writer.place.scratch() as folder:
+                plan.tokenizer.save_pretrained(folder / TOKENIZER)
+                writer.place.adopt(folder / TOKENIZER, TOKENIZER)
         missing = writer.missing()
         if len(missing) < manifest.shards:
             found = manifest.shards - len(missing)
@@ -201,10 +212,16 @@ def capture_split(
         if missing:
             seconds = time.perf_counter() - started
             measured = _measure(plan, teacher, done / seconds, memory.bytes)
-            write_json(writer.layout.measurements, measured)
-        _tell_of_separator(read_commits(writer.layout, manifest).values(), plan, report)
+            writer.place.write(MEASUREMENTS, json_bytes(measured))
+        _tell_of_separator(open_store(plan.folder).statistics, plan, report)
     shards = "1 shard" if manifest.shards == 1 else f"{manifest.shards} shards"
-    report(Report(stage=stage, note=f"{shards} in {plan.folder}"))
+    report(Report(stage=stage, note=f"{shards} in {writer.place}"))
+
+
+def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
+    """What the codec's error is measured on."""
+    size = max(1, plan.batch_tokens // plan.sequence_length)
+    return next(_capture_shard(plan, teacher, range(min(size, len(plan.rows)))))
 
 
 def _capture_shard(plan: CapturePlan, teacher: Teacher, places: range) -> Iterator[Block]:
@@ -264,8 +281,7 @@ def _expect_numbers(targets: Targets, sequences: Sequences) -> None:
         )
 
 
-def _tell_of_separator(commits: Iterable[Commit], plan: CapturePlan, report: Reporter) -> None:
-    sums = total_of(commits)
+def _tell_of_separator(sums: ShardStatistics, plan: CapturePlan, report: Reporter) -> None:
     # once is enough: the held-out split is captured first, and the teacher is the same
     if plan.split != "heldout" or not sums.separators:
         return

@@ -61,8 +61,8 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
     manifest = store.manifest
     terms = terms_of(job.objective, manifest.capture, f"{where}.objective")
     if store.positions == 0:
-        raise ColdstillError(f"{store.layout.root}: no supervised position, nothing to learn")
-    tokenizer = load_tokenizer(str(store.layout.tokenizer), str(store.layout.root))
+        raise ColdstillError(f"{store.place}: no supervised position, nothing to learn")
+    tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
     length = manifest.packing.sequence_length
     model = make_student(job, tokenizer, length, manifest.tokenizer.size)
     model.to(best_device())

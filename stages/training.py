@@ -179,7 +179,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
-        return EpochSampler(len(dataset), dataset.shard_sequences, self.sampler_seed)
+        return EpochSampler(dataset, self.sampler_seed)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """Supervised positions over all micro-batches and ranks: what the sum is divided by."""

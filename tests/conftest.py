@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 VOCABULARY = 320
@@ -46,6 +47,14 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [
         f"{i}: " + " ".join(random.choice(WORDS, int(random.integers(3, 60)))) for i in range(count)
     ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Distant stores of the tests never meet the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLDSTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ Every block is a true sparse distribution: made from dense float64 logits, the s
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from coldstill.data.manifest import (
     Packing,
     TeacherIdentity,
     TokenizerIdentity,
+    format_settings,
 )
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Sequences, Targets
@@ -92,6 +95,7 @@ def manifest_for(
     store: str = "arrow",
 ) -> Manifest:
     """The manifest of a store that is to hold exactly this block."""
+    settings = format_settings(codec, store, VOCABULARY, block.capture)
     return Manifest(
         teacher=TeacherIdentity(
             name="ORG/teacher",
@@ -114,16 +118,25 @@ def manifest_for(
         sequences=len(block),
         shard_sequences=shard_sequences,
         block_sequences=block_sequences,
-        codec={"name": codec},
-        store={"name": store},
+        codec=settings["codec"],
+        store=settings["store"],
     )
 
 
-def write_missing(root: Path, manifest: Manifest, block: Block) -> None:
+def write_missing(root: str | Path, manifest: Manifest, block: Block) -> None:
     """Write the shards that a store still lacks, as stage one does."""
     with StoreWriter(root, manifest) as writer:
         for shard in writer.missing():
             writer.write(shard, block.take(np.array(manifest.shard_rows(shard))))
+
+
+def cached_bytes(folder: Path) -> int:
+    """What a cache takes of the disk, while nobody makes room in it."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # something has just come to its end
+                return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def digests(root: Path) -> dict[str, str]:

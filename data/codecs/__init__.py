@@ -1,4 +1,4 @@
-"""How targets become columns. One file a codec, one line below.
+"""How a block becomes columns. One file a codec, one line below.
 
 A codec is a frozen dataclass: its fields are exactly what the manifest records about it.
 """
@@ -7,30 +7,49 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from .compact import CompactCodec
 from .plain import PlainCodec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
-    from ..schema import Capture, Targets
+    from ..columns import Columns
+    from ..schema import Block, Capture
 
 
 class Codec(Protocol):
-    """Turns targets into per-position arrays and back."""
+    """Turns a block into the columns of a store and back."""
 
     name: ClassVar[str]
+    compress: ClassVar[bool]
+    """Whether its columns are meant to be compressed by the store, or mapped as they are."""
+    rounding: ClassVar[float]
+    """No log-probability of a label or a sample, and no entropy, comes back further off, in nats."""
 
-    def encode(self, targets: Targets) -> dict[str, NDArray[Any]]:
-        """Arrays whose first axis is the position, `[M, ...]`."""
+    @classmethod
+    def fitting(cls, *, vocabulary: int, capture: Capture, **settings: Any) -> Codec:
+        """The codec for a store of this capture; `settings` are what the recipe says of it.
+
+        Raises
+            TypeError, ValueError: a setting that it does not have or cannot take, or a vocabulary
+                that it cannot hold
+        """
         ...
 
-    def decode(self, arrays: Mapping[str, NDArray[Any]], capture: Capture) -> Targets:
-        """The targets; raises ValueError where the arrays do not fit the capture."""
+    def maximum_error(self, capture: Capture) -> float:
+        """No |sqrt(p stored) - sqrt(p captured)| of a head entry is larger, at temperature 1."""
+        ...
+
+    def encode(self, block: Block) -> Columns:
+        """One row a sequence; everything of the block."""
+        ...
+
+    def decode(self, columns: Mapping[str, Any], capture: Capture) -> Block:
+        """The block; raises ValueError or KeyError where the columns do not fit the capture."""
         ...
 
 
 CODECS: dict[str, type[Codec]] = {
+    "compact": CompactCodec,
     "plain": PlainCodec,
 }

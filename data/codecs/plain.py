@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..schema import Capture, Targets
+from ..columns import expect_column, from_positions, from_sequences, to_positions, to_sequences
+from ..schema import Block, Capture, Targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
+    from ..columns import Columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +21,21 @@ class PlainCodec:
     """Every number as it was captured."""
 
     name: ClassVar[str] = "plain"
+    compress: ClassVar[bool] = False
+    rounding: ClassVar[float] = 0.0
 
-    def encode(self, targets: Targets) -> dict[str, NDArray[Any]]:
+    @classmethod
+    def fitting(cls, *, vocabulary: int, capture: Capture, **settings: Any) -> PlainCodec:
+        """It has no settings and takes every capture."""
+        return cls(**settings)
+
+    def maximum_error(self, capture: Capture) -> float:
+        """It is exact."""
+        return 0.0
+
+    def encode(self, block: Block) -> Columns:
         """One column a field; a field without width (k = 0, r = 0, no temperatures) has none."""
+        targets = block.targets
         arrays = {
             "head_ids": targets.head_ids,
             "head_logprobs": targets.head_logprobs,
@@ -33,24 +46,21 @@ class PlainCodec:
             "entropy": targets.entropy,
             "log_norm": targets.log_norm,
         }
-        return {n: a for n, a in arrays.items() if a is not None and 0 not in a.shape[1:]}
+        wide = {n: a for n, a in arrays.items() if a is not None and 0 not in a.shape[1:]}
+        return from_sequences(block.sequences) | from_positions(wide, block.sequences.positions)
 
-    def decode(self, arrays: Mapping[str, NDArray[Any]], capture: Capture) -> Targets:
+    def decode(self, columns: Mapping[str, Any], capture: Capture) -> Block:
         """Views of the columns, nothing copied."""
-        count = len(arrays["log_tail"])
+        sequences = to_sequences(columns)
+        arrays = to_positions(columns, sequences.positions)
+        count = len(sequences.positions.values)
 
-        def column(name: str, width: int | None, dtype: type[np.generic]) -> NDArray[Any]:
+        def column(name: str, width: int | None, dtype: type[np.generic]) -> Any:
             shape = (count,) if width is None else (count, width)
-            if width == 0:
-                return np.zeros(shape, dtype)
-            array = arrays.get(name)
-            if array is None or array.shape != shape or array.dtype != dtype:
-                found = "nothing" if array is None else f"{array.dtype} {array.shape}"
-                raise ValueError(f"column '{name}' should be {dtype.__name__} {shape}: {found}")
-            return array
+            return expect_column(arrays, name, shape, dtype)
 
         keeps_logprobs = capture.keeps_tail_logprobs
-        return Targets(
+        targets = Targets(
             head_ids=column("head_ids", capture.head, np.int32),
             head_logprobs=column("head_logprobs", capture.head, np.float32),
             log_tail=column("log_tail", None, np.float32),
@@ -62,3 +72,4 @@ class PlainCodec:
             entropy=column("entropy", None, np.float32),
             log_norm=column("log_norm", len(capture.temperatures), np.float32),
         )
+        return Block(sequences=sequences, targets=targets, capture=capture)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from .arrow import ArrowStore
+from .zarr import ZarrStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,11 @@ class Shard(Protocol):
         ...
 
     def read(self, block: int) -> Columns:
-        """One block, as views of the mapped file where the format allows it."""
+        """One block, as views of the mapped file where the format allows it.
+
+        Raises
+            ColdstillError: it is damaged, or there is no such block
+        """
         ...
 
 
@@ -35,9 +40,20 @@ class Store(Protocol):
 
     name: ClassVar[str]
     suffix: ClassVar[str]
+    is_folder: ClassVar[bool]
+    """Whether a shard is a folder of files rather than one file."""
+
+    @classmethod
+    def fitting(cls, *, compress: bool) -> Store:
+        """The settings for columns that compress well, or for those that other tools should map."""
+        ...
 
     def create(self, path: Path) -> AbstractContextManager[Callable[[Columns], None]]:
-        """Write a shard at a path that is nobody's yet: gives a function that adds a block."""
+        """Write a shard at a path that is nobody's yet: gives a function that adds a block.
+
+        A folder may already be there if it is empty. Blocks have the same columns, of the same
+        types, and stay unchanged until the context ends.
+        """
         ...
 
     def open(self, path: Path) -> Shard:
@@ -47,4 +63,5 @@ class Store(Protocol):
 
 STORES: dict[str, type[Store]] = {
     "arrow": ArrowStore,
+    "zarr": ZarrStore,
 }

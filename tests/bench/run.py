@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import store_codecs
+import store_opening
 import student_step
 import teacher_forward
 from measure import alone
 
 if __name__ == "__main__":
-    for benchmark in (student_step, teacher_forward):
+    for benchmark in (store_codecs, store_opening, student_step, teacher_forward):
         alone(benchmark.main)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
 from coldstill.data.codecs import CODECS
-from coldstill.data.schema import Capture, Targets
+from coldstill.data.fidelity import distortion, largest_error, measure
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Block, Capture, Sequences, Targets
 from oracles import VOCABULARY, random_block
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from coldstill.data.codecs import Codec
     from numpy.typing import NDArray
 
 CAPTURES = {
@@ -26,106 +30,227 @@ CAPTURES = {
     "temperatures": Capture(head=3, tail=2, temperatures=(0.5, 2.0, 4.0)),
     "temperatures without a tail": Capture(head=3, tail=0, temperatures=(2.0,)),
 }
-PROBABILITIES = ("head_logprobs", "tail_logprobs", "log_tail", "label_logprob")
+captures = pytest.mark.parametrize("capture", CAPTURES.values(), ids=list(CAPTURES))
+
+
+def random_record(
+    vocabulary: int, count: int, capture: Capture, *, spread: float = 3.0, seed: int = 0
+) -> Targets:
+    """Records of a large vocabulary, without its logits: the head's tokens and the samples are
+    anywhere in it, its first and last token among them."""
+    random = np.random.default_rng([seed, vocabulary])
+    width = capture.head + capture.tail
+    ids = np.stack([random.choice(vocabulary, width, replace=False) for _ in range(count)])
+    if width > 1:
+        ids[0, :2] = 0, vocabulary - 1
+        ids[1:3, 0] = vocabulary - 1, 0
+        for row in (0, 1, 2):  # still distinct
+            ids[row, 2:] = random.choice(np.arange(1, vocabulary - 1), width - 2, replace=False)
+    logits = np.sort(random.normal(0.0, spread, (count, capture.head)), axis=1)[:, ::-1]
+    rest = random.normal(0.0, spread, (count, 1))
+    norm = np.logaddexp.reduce(np.concatenate([logits, rest], axis=1), axis=1)[:, None]
+    return Targets(
+        head_ids=ids[:, : capture.head].astype(np.int32),
+        head_logprobs=(logits - norm).astype(np.float32),
+        log_tail=(rest - norm)[:, 0].astype(np.float32),
+        tail_ids=np.sort(ids[:, capture.head :], axis=1).astype(np.int32),
+        tail_logprobs=None,
+        label_logprob=(-random.exponential(3.0, count)).astype(np.float32),
+        entropy=random.exponential(2.0, count).astype(np.float32),
+        log_norm=np.zeros((count, 0), np.float32),
+    )
+
+
+def with_targets(targets: Targets, capture: Capture) -> Block:
+    """A block of one sequence in which every token but the first is learned."""
+    count = len(targets)
+    whole = np.array([0, count + 1])
+    return Block(
+        sequences=Sequences(
+            ids=np.zeros(1, np.int64),
+            tokens=Ragged(np.zeros(count + 1, np.int32), whole),
+            document_starts=Ragged(np.zeros(1, np.int32), np.array([0, 1])),
+            document_ids=Ragged(np.zeros(1, np.int64), np.array([0, 1])),
+            positions=Ragged(np.arange(count, dtype=np.int32), np.array([0, count])),
+            hashes=np.zeros(1, np.uint64),
+        ),
+        targets=targets,
+        capture=capture,
+    )
+
+
+def record(**changes: Any) -> tuple[Targets, Capture]:
+    """One position with two tokens and two samples."""
+    capture = Capture(head=2, tail=2, tail_logprobs=True)
+    targets = Targets(
+        head_ids=np.array([[5, 3]], np.int32),
+        head_logprobs=np.array([[0.0, -103.0]], np.float32),
+        log_tail=np.array([-110.0], np.float32),
+        tail_ids=np.array([[7, 7]], np.int32),
+        tail_logprobs=np.array([[-111.0, -111.0]], np.float32),
+        label_logprob=np.array([-111.0], np.float32),
+        entropy=np.array([0.0], np.float32),
+        log_norm=np.zeros((1, 0), np.float32),
+    )
+    arrays = {name: np.array(value, np.float32) for name, value in changes.items()}
+    return replace(targets, **arrays), capture
 
 
 class CodecTests:
-    """The subclass names the codec and the largest error it states, by field."""
+    """The subclass names the codec and the largest error of what is beside the head."""
 
     name: ClassVar[str]
     stated_error: ClassVar[Mapping[str, float]] = {}
-    """Of a log-probability: the largest difference in sqrt(p); of the rest: in the value itself."""
+    """Of tail, log of sin: in sqrt(p); of the rest: in the value itself. 0 is exact."""
 
-    def round_trip(self, targets: Targets, capture: Capture) -> Targets:
-        codec = CODECS[self.name]()
-        return codec.decode(codec.encode(targets), capture)
+    def codec(self, capture: Capture, vocabulary: int = VOCABULARY, **settings: Any) -> Codec:
+        return CODECS[self.name].fitting(vocabulary=vocabulary, capture=capture, **settings)
 
-    def check(self, found: Targets, wanted: Targets) -> None:
+    def round_trip(self, block: Block, vocabulary: int = VOCABULARY) -> Block:
+        codec = self.codec(block.capture, vocabulary)
+        return codec.decode(codec.encode(block), block.capture)
+
+    def check(self, found: Block, wanted: Block) -> None:
+        for f in fields(Sequences):
+            one: Any = getattr(found.sequences, f.name)
+            other: Any = getattr(wanted.sequences, f.name)
+            if isinstance(other, Ragged):
+                assert np.array_equal(one.offsets, other.offsets), f.name
+                one, other = one.values, other.values
+            assert one.dtype == other.dtype, f.name
+            assert np.array_equal(one, other), f.name
+        self.check_targets(found.targets, wanted.targets, wanted.capture)
+
+    def check_targets(self, found: Targets, wanted: Targets, capture: Capture) -> None:
+        for f in fields(Targets):
+            one, other = getattr(found, f.name), getattr(wanted, f.name)
+            assert (one is None) is (other is None), f.name
+            if other is not None:
+                assert (one.shape, one.dtype) == (other.shape, other.dtype), f.name
         order, expected = np.argsort(found.head_ids, 1), np.argsort(wanted.head_ids, 1)
         assert np.array_equal(rows(found.head_ids, order), rows(wanted.head_ids, expected))
         assert np.array_equal(found.tail_ids, wanted.tail_ids)
+        assert np.array_equal(found.head_ids[:, :1], wanted.head_ids[:, :1])
+        assert not np.isnan(found.head_logprobs).any()
         assert (np.diff(found.head_logprobs, axis=1) <= 0).all()
-        self.close(
-            "head_logprobs", rows(found.head_logprobs, order), rows(wanted.head_logprobs, expected)
-        )
-        assert (found.tail_logprobs is None) is (wanted.tail_logprobs is None)
+        assert largest_error(wanted, found) <= self.codec(capture).maximum_error(capture) + 1e-7
+        mass = np.exp(found.head_logprobs.astype(float)).sum(1) + np.exp(found.log_tail)
+        assert mass.max(initial=0.0) <= 1 + 2e-6
+        assert np.array_equal(found.log_tail == -np.inf, wanted.log_tail == -np.inf)
         for field in ("log_tail", "tail_logprobs", "label_logprob", "entropy", "log_norm"):
             if getattr(wanted, field) is not None:
                 self.close(field, getattr(found, field), getattr(wanted, field))
 
     def close(self, field: str, found: NDArray[Any], wanted: NDArray[Any]) -> None:
-        assert found.shape == wanted.shape, field
-        assert found.dtype == wanted.dtype, field
         error = self.stated_error.get(field, 0.0)
         if error == 0.0:
             assert np.array_equal(found, wanted), field
-        elif field in PROBABILITIES:
-            difference = np.exp(found.astype(float) / 2) - np.exp(wanted.astype(float) / 2)
-            assert np.abs(difference).max(initial=0.0) <= error, field
-        else:
-            difference = found.astype(float) - wanted.astype(float)
-            assert np.abs(difference).max(initial=0.0) <= error, field
+            return
+        if field == "log_tail":
+            found, wanted = np.exp(found / 2), np.exp(wanted / 2)
+        difference = found.astype(float) - wanted.astype(float)
+        assert np.abs(difference).max(initial=0.0) <= error, field
 
-    @pytest.mark.parametrize("capture", CAPTURES.values(), ids=list(CAPTURES))
+    @captures
     def test_ids_are_exact_and_numbers_within_the_stated_error(self, capture: Capture) -> None:
         for seed in range(5):
-            targets = random_block(seed, 9, capture).targets
-            self.check(self.round_trip(targets, capture), targets)
+            block = random_block(seed, 9, capture)
+            self.check(self.round_trip(block), block)
 
-    @pytest.mark.parametrize("capture", CAPTURES.values(), ids=list(CAPTURES))
+    @captures
     @pytest.mark.parametrize("count", [0, 1])
     def test_no_position_and_one_position_are_no_special_case(
         self, count: int, capture: Capture
     ) -> None:
         targets = random_block(0, 9, capture).targets.take(np.arange(count))
-        found = self.round_trip(targets, capture)
-        assert len(found) == count
-        self.check(found, targets)
+        block = with_targets(targets, capture)
+        found = self.round_trip(block)
+        assert len(found.targets) == count
+        self.check(found, block)
 
-    @pytest.mark.parametrize("capture", CAPTURES.values(), ids=list(CAPTURES))
-    def test_every_array_has_one_entry_per_position_and_a_plain_type(
-        self, capture: Capture
+    def test_sequences_without_anything_to_learn_stay_in_their_place(self) -> None:
+        block = random_block(3, 12)
+        lengths = block.sequences.positions.lengths
+        for rows_ in ([], [int(np.argmin(lengths))], [0, int(np.argmin(lengths)), 1]):
+            part = block.take(np.array(rows_, np.int64))
+            self.check(self.round_trip(part), part)
+
+    @pytest.mark.parametrize("border", [256, 65_536, 131_072, 2**18, 2**24])
+    @pytest.mark.parametrize("beside", [-1, 0, 1])
+    def test_ids_up_to_the_last_one_of_any_vocabulary_come_back(
+        self, border: int, beside: int
     ) -> None:
-        targets = random_block(0, 9, capture).targets
-        for name, array in CODECS[self.name]().encode(targets).items():
-            assert len(array) == len(targets), name
+        vocabulary = min(border + beside, 2**24)
+        for capture in (Capture(head=5, tail=4), Capture(head=1, tail=0), Capture(head=0, tail=1)):
+            targets = random_record(vocabulary, 20, capture)
+            block = with_targets(targets, capture)
+            self.check_targets(self.round_trip(block, vocabulary).targets, targets, capture)
+
+    @pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 30.0])
+    @pytest.mark.parametrize("head", [1, 2, 50, 300])
+    def test_flat_and_peaked_heads_of_any_size_keep_their_promises(
+        self, head: int, spread: float
+    ) -> None:
+        capture = Capture(head=head, tail=3)
+        targets = random_record(50_000, 200, capture, spread=spread)
+        self.check_targets(
+            self.round_trip(with_targets(targets, capture), 50_000).targets, targets, capture
+        )
+
+    @captures
+    def test_every_column_has_a_row_a_sequence_and_a_plain_type(self, capture: Capture) -> None:
+        block = random_block(0, 9, capture)
+        for name, column in self.codec(capture).encode(block).items():
+            assert len(column) == 9, name
+            array = column.values if isinstance(column, Ragged) else column
             assert array.dtype.kind in "iuf", name
             assert array.ndim <= 2, name
             assert 0 not in array.shape[1:], name
 
-    def test_encoding_is_deterministic_and_leaves_the_targets_alone(self) -> None:
+    def test_encoding_is_deterministic_and_leaves_the_block_alone(self) -> None:
         capture = CAPTURES["temperatures"]
-        targets, twin = (random_block(0, 9, capture).targets for _ in range(2))
-        codec = CODECS[self.name]()
-        once, again = codec.encode(targets), codec.encode(targets)
-        assert {n: a.tobytes() for n, a in once.items()} == {
-            n: a.tobytes() for n, a in again.items()
-        }
-        assert np.array_equal(targets.head_ids, twin.head_ids)
-        assert np.array_equal(targets.head_logprobs, twin.head_logprobs)
+        block, twin = (random_block(0, 9, capture) for _ in range(2))
+        codec = self.codec(capture)
+        once, again = (as_bytes(codec.encode(block)) for _ in range(2))
+        assert once == again
+        for f in fields(Targets):
+            one, other = getattr(block.targets, f.name), getattr(twin.targets, f.name)
+            assert np.array_equal(one, other), f.name
 
-    def test_certainty_and_next_to_nothing_survive(self) -> None:
-        capture = Capture(head=2, tail=2, tail_logprobs=True)
-        targets = Targets(
-            head_ids=np.array([[5, 3]], np.int32),
-            head_logprobs=np.array([[0.0, -103.0]], np.float32),
-            log_tail=np.array([-110.0], np.float32),
-            tail_ids=np.array([[7, 7]], np.int32),
-            tail_logprobs=np.array([[-111.0, -111.0]], np.float32),
-            label_logprob=np.array([-111.0], np.float32),
-            entropy=np.array([0.0], np.float32),
-            log_norm=np.zeros((1, 0), np.float32),
-        )
-        found = self.round_trip(targets, capture)
-        self.check(found, targets)
-        assert not np.isnan(found.head_logprobs).any()
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"log_tail": [-np.inf]},
+            {"head_logprobs": [[-0.9328, -0.9328]], "log_tail": [-1.5464]},
+            {"head_logprobs": [[-16.0, -16.0]], "log_tail": [-2.3e-7]},
+            {"head_logprobs": [[-90.0, -90.5]], "log_tail": [0.0]},
+            {"head_logprobs": [[-0.6931472, -0.6931472]], "log_tail": [-np.inf]},
+        ],
+        ids=["certain", "certain, no tail", "flat", "all tail", "nothing but tail", "no tail"],
+    )
+    def test_certainty_and_next_to_nothing_survive(self, changes: dict[str, Any]) -> None:
+        targets, capture = record(**changes)
+        found = self.round_trip(with_targets(targets, capture)).targets
+        self.check_targets(found, targets, capture)
+        assert np.isfinite(found.head_logprobs).all()
 
     @pytest.mark.parametrize("changed", [{"head": 9}, {"tail": 9}, {"temperatures": (2.0, 3.0)}])
-    def test_arrays_of_another_capture_are_refused(self, changed: dict[str, Any]) -> None:
-        codec = CODECS[self.name]()
-        arrays = codec.encode(random_block(0, 5, Capture(head=4, tail=3)).targets)
-        with pytest.raises(ValueError, match="column"):
-            codec.decode(arrays, Capture(**({"head": 4, "tail": 3} | changed)))
+    def test_columns_of_another_capture_are_refused(self, changed: dict[str, Any]) -> None:
+        capture = Capture(head=4, tail=3)
+        codec = self.codec(capture)
+        columns = codec.encode(random_block(0, 5, capture))
+        with pytest.raises((ValueError, KeyError), match="column"):
+            codec.decode(columns, Capture(**({"head": 4, "tail": 3} | changed)))
+
+    def test_a_missing_column_is_named(self) -> None:
+        codec, block = self.codec(CAPTURES["temperatures"]), random_block(0, 5)
+        codec = self.codec(block.capture)
+        columns = codec.encode(block)
+        for name in columns:
+            fewer = {n: c for n, c in columns.items() if n != name}
+            with pytest.raises((ValueError, KeyError), match=name):
+                codec.decode(fewer, block.capture)
 
 
 def rows(array_MK: NDArray[Any], order_MK: NDArray[Any]) -> NDArray[Any]:
@@ -133,13 +258,27 @@ def rows(array_MK: NDArray[Any], order_MK: NDArray[Any]) -> NDArray[Any]:
     return taken
 
 
+def as_bytes(columns: Mapping[str, Any]) -> dict[str, tuple[bytes, bytes]]:
+    return {
+        name: (c.values.tobytes(), c.offsets.tobytes())
+        if isinstance(c, Ragged)
+        else (b"", c.tobytes())
+        for name, c in columns.items()
+    }
+
+
 class TestPlain(CodecTests):
     name = "plain"
 
     def test_ids_are_int32_and_probabilities_float32(self) -> None:
-        arrays = CODECS[self.name]().encode(random_block(0, 5).targets)
-        kinds = {name: str(array.dtype) for name, array in arrays.items()}
+        block = random_block(0, 5)
+        columns = self.codec(block.capture).encode(block)
+        kinds = {n: str(c.values.dtype) for n, c in columns.items() if isinstance(c, Ragged)}
         assert kinds == {
+            "token_ids": "int32",
+            "document_starts": "int32",
+            "document_ids": "int64",
+            "positions": "int32",
             "head_ids": "int32",
             "head_logprobs": "float32",
             "log_tail": "float32",
@@ -152,22 +291,114 @@ class TestPlain(CodecTests):
 
     def test_decoding_copies_nothing(self) -> None:
         block = random_block(0, 5)
-        codec = CODECS[self.name]()
-        arrays = codec.encode(block.targets)
-        found = codec.decode(arrays, block.capture)
-        assert np.shares_memory(found.head_logprobs, arrays["head_logprobs"])
+        codec = self.codec(block.capture)
+        columns: Any = codec.encode(block)
+        found = codec.decode(columns, block.capture)
+        assert np.shares_memory(found.targets.head_logprobs, columns["head_logprobs"].values)
 
     def test_a_column_of_another_type_is_named(self) -> None:
         block = random_block(0, 5)
-        codec = CODECS[self.name]()
-        arrays = codec.encode(block.targets)
-        arrays["entropy"] = arrays["entropy"].astype(np.float64)
+        codec = self.codec(block.capture)
+        columns: Any = codec.encode(block)
+        entropy = columns["entropy"]
+        columns["entropy"] = Ragged(entropy.values.astype(np.float64), entropy.offsets)
         with pytest.raises(ValueError, match="'entropy' should be float32"):
-            codec.decode(arrays, block.capture)
-        del arrays["entropy"]
-        with pytest.raises(ValueError, match=r"'entropy' should be float32 .*: nothing"):
-            codec.decode(arrays, block.capture)
+            codec.decode(columns, block.capture)
+
+
+class TestCompact(CodecTests):
+    name = "compact"
+    # half a step of an angle; half a 64th of a nat, and float32's own rounding of it
+    stated_error: ClassVar[Mapping[str, float]] = {
+        "log_tail": np.pi / 4 / 4095 + 4e-4,
+        "tail_logprobs": 0.0079,
+        "label_logprob": 0.0079,
+        "entropy": 0.0079,
+    }
+
+    @pytest.mark.parametrize("levels", [15, 64, 127, 254])
+    def test_more_levels_cost_less_and_the_head_always_has_its_mass(self, levels: int) -> None:
+        capture = Capture(head=50, tail=0)
+        targets = random_record(4096, 500, capture, spread=2.0)
+        codec = self.codec(capture, 4096, levels=levels)
+        block = with_targets(targets, capture)
+        found = codec.decode(codec.encode(block), capture)
+        error = measure(block, found, codec.maximum_error(capture))
+        assert error.measured <= error.maximum
+        # KL is twice the squared error of sqrt(p); each of 50 is off by a step's variance at most
+        assert 0 < error.kl < 2 * 50 / levels**2 / 12 * 1.5
+        mass = np.exp(found.targets.head_logprobs.astype(float)).sum(1)
+        assert np.allclose(mass, 1 - np.exp(found.targets.log_tail.astype(float)), atol=1e-6)
+
+    def test_the_error_is_nearly_the_same_for_every_temperature(self) -> None:
+        capture = Capture(head=30, tail=0, temperatures=(4.0,))
+        targets = random_record(4096, 500, capture, spread=3.0)
+        targets = replace(targets, log_norm=np.zeros((500, 1), np.float32))
+        block = with_targets(targets, capture)
+        found = self.round_trip(block, 4096).targets
+
+        def tempered(t: Targets) -> NDArray[Any]:
+            order = np.argsort(t.head_ids, 1)
+            p = np.exp(rows(t.head_logprobs, order).astype(float) / 4.0)
+            return p / p.sum(1, keepdims=True)
+
+        p, q = tempered(targets), tempered(found)
+        kl = (p * np.log(p / q)).sum(1).mean()
+        assert kl < 2e-3
+        # steps of sqrt(p) alone would lose the small ones, which count at a temperature of 4
+        coarse = CODECS["compact"](vocabulary=4096)  # type: ignore[call-arg]
+        q = tempered(coarse.decode(coarse.encode(block), capture).targets)
+        assert (p * np.log(p / q)).sum(1).mean() > 10 * kl
+
+    def test_a_tie_is_broken_in_favour_of_the_most_probable(self) -> None:
+        targets, capture = record(
+            head_logprobs=[[np.log(0.3001), np.log(0.3)]], log_tail=[np.log(0.3999)]
+        )
+        found = self.round_trip(with_targets(targets, capture)).targets
+        assert found.head_ids.tolist() == [[5, 3]]
+        assert found.head_logprobs[0, 0] > found.head_logprobs[0, 1]
+
+    def test_ids_of_small_vocabularies_take_two_bytes(self) -> None:
+        for vocabulary, dtype in ((65_536, "uint16"), (65_537, "uint32")):
+            capture = Capture(head=3, tail=2)
+            block = with_targets(random_record(vocabulary, 5, capture), capture)
+            columns: Any = self.codec(capture, vocabulary).encode(block)
+            for name in ("head_ids", "tail_ids", "token_ids"):
+                assert columns[name].values.dtype == dtype
+
+    def test_damaged_columns_never_pass_for_a_record(self) -> None:
+        block = random_block(0, 5, Capture(head=4, tail=2))
+        codec = self.codec(block.capture)
+        for name, value in (("tail_angle", 5000), ("tail_angle", 4095), ("run_lengths", 0)):
+            columns: Any = codec.encode(block)
+            columns[name].values[-1] = value
+            with pytest.raises(ValueError, match=name.split("_")[0]):
+                codec.decode(columns, block.capture)
 
 
 def test_every_codec_has_its_tests() -> None:
     assert {tests.name for tests in CodecTests.__subclasses__()} == set(CODECS)
+
+
+def test_distortion_is_that_of_a_loop() -> None:
+    capture = Capture(head=4, tail=2)
+    block = random_block(1, 6, capture)
+    codec = CODECS["compact"].fitting(vocabulary=VOCABULARY, capture=capture, levels=20)
+    found, wanted = codec.decode(codec.encode(block), capture).targets, block.targets
+    for m, value in enumerate(distortion(wanted, found)):
+        order = [found.head_ids[m].tolist().index(i) for i in wanted.head_ids[m].tolist()]
+        kl = np.exp(float(wanted.log_tail[m])) * float(wanted.log_tail[m] - found.log_tail[m])
+        for place, logprob in zip(order, wanted.head_logprobs[m].tolist(), strict=True):
+            kl += np.exp(logprob) * (logprob - float(found.head_logprobs[m, place]))
+        assert value == pytest.approx(max(kl, 0.0), abs=1e-7)
+    assert distortion(wanted, wanted).max() == 0.0
+
+
+def test_an_id_that_does_not_come_back_is_named_by_its_position() -> None:
+    targets = random_block(1, 6, Capture(head=4, tail=2)).targets
+    for field in ("head_ids", "tail_ids"):
+        ids = getattr(targets, field).copy()
+        ids[3, 1] = 39 if ids[3, 1] != 39 else 38
+        changed = replace(targets, **{field: ids})
+        with pytest.raises(ValueError, match="ids of position 3 do not come back"):
+            distortion(targets, changed)

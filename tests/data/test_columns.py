@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from coldstill.data.columns import (
     check_hashes,
+    expect_column,
     from_positions,
     from_sequences,
     to_positions,
@@ -41,15 +42,26 @@ def test_position_columns_have_the_borders_of_the_positions() -> None:
     assert isinstance(column, Ragged)
     assert column.lengths.tolist() == sequences.positions.lengths.tolist()
     assert to_positions(columns, sequences.positions)["x"] is values
-    assert list(to_positions(columns, sequences.positions)) == ["x"]
+    assert list(to_positions(columns, sequences.positions)) == ["positions", "x"]
 
 
-def test_a_column_with_other_borders_is_named() -> None:
+def test_a_column_with_other_borders_is_none_of_the_positions() -> None:
     sequences = random_sequences(0, 5)
-    shifted = Ragged(sequences.positions.values, np.roll(sequences.positions.offsets, 1))
-    for wrong in (shifted, np.arange(5)):
-        with pytest.raises(ValueError, match="'x' does not have one entry per supervised position"):
-            to_positions({"x": wrong}, sequences.positions)
+    positions = sequences.positions
+    shifted = Ragged(positions.values, np.roll(positions.offsets, 1))
+    arrays = to_positions({"x": shifted, "y": np.arange(5), "z": positions}, positions)
+    assert list(arrays) == ["z"]
+
+
+def test_a_column_that_is_not_what_it_should_be_is_named() -> None:
+    arrays = {"x": np.zeros((3, 2), np.int32)}
+    assert expect_column(arrays, "x", (3, 2), np.int32) is arrays["x"]
+    assert expect_column(arrays, "none", (3, 0), np.int32).shape == (3, 0)
+    for shape, dtype in (((3, 3), np.int32), ((2, 2), np.int32), ((3, 2), np.uint32)):
+        with pytest.raises(ValueError, match=r"'x' should be .*: int32 \(3, 2\)"):
+            expect_column(arrays, "x", shape, dtype)
+    with pytest.raises(ValueError, match=r"'y' should be .*: nothing"):
+        expect_column(arrays, "y", (3, 2), np.int32)
 
 
 @pytest.mark.parametrize("name", ["tokens", "document_starts", "positions"])

@@ -8,8 +8,12 @@ import pytest
 from coldstill.data.codecs import CODECS
 from coldstill.data.codecs.plain import PlainCodec
 from coldstill.data.errors import ColdstillError
+from coldstill.data.fidelity import CodecError
 from coldstill.data.files import write_json
-from coldstill.data.manifest import Manifest, difference, read_manifest
+from coldstill.data.manifest import Manifest, difference, format_settings, read_manifest
+from coldstill.data.place import LocalPlace
+from coldstill.data.schema import Capture
+from coldstill.data.seal import sealed
 from coldstill.data.writer import StoreWriter
 from oracles import digests, manifest_for, random_block, write_missing
 
@@ -17,7 +21,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST = manifest_for(random_block(0, 10))
-CHOICES = {"corpus.split": "heldout", "packing.isolation": "mask", "codec.name": "other"}
+CHOICES: dict[str, Any] = {
+    "corpus.split": "heldout",
+    "packing.isolation": "mask",
+    "codec.name": "other",
+    "parts": [{"corpus": "x", "documents": 9, "packing": "y", "sequences": 10}],
+}
 
 
 def leaves(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -55,14 +64,19 @@ def another(field: str, value: Any) -> Any:
     )
 
 
-FIELDS = [f for f in leaves(MANIFEST.to_json()) if f not in ("format", "version")]
-IDENTITY = [field for field in FIELDS if field not in ("teacher.name", "store.name")]
+FIELDS = [f for f in leaves(MANIFEST.to_json()) if f not in ("format", "version", "seal")]
+IDENTITY = [
+    field
+    for field in FIELDS
+    if field not in ("teacher.name", "store.name") and not field.startswith("error.")
+]
 
 
 def read_back(tmp_path: Path, content: Any) -> Manifest:
     path = tmp_path / "manifest.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return read_manifest(path)
+    value = sealed(content) if isinstance(content, dict) else content
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return read_manifest(LocalPlace(tmp_path))
 
 
 def refusal(tmp_path: Path, content: Any) -> str:
@@ -75,10 +89,10 @@ def refusal(tmp_path: Path, content: Any) -> str:
 
 
 def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "manifest.json"
-    write_json(path, MANIFEST.to_json())
-    assert read_manifest(path) == MANIFEST
-    assert difference(read_manifest(path), MANIFEST) is None
+    write_json(tmp_path / "manifest.json", MANIFEST.to_json())
+    place = LocalPlace(tmp_path)
+    assert read_manifest(place) == MANIFEST
+    assert difference(read_manifest(place), MANIFEST) is None
     assert not any(field.startswith("student") for field in FIELDS)
 
 
@@ -150,9 +164,10 @@ def test_the_cause_is_named_and_not_what_follows_from_it() -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_of_another_type_is_named(tmp_path: Path, field: str) -> None:
-    if field in ("codec.name", "store.name"):
+    if field.startswith(("codec.", "store.")):
         return  # these are checked when the codec and the store are made
-    for wrong in ({"a": 1}, None, 1.5 if field != "capture.temperatures" else "x"):
+    is_number = field == "capture.temperatures" or field.startswith("error.")
+    for wrong in ({"a": 1}, None, "x" if is_number else 1.5):
         assert f": {field}" in refusal(tmp_path, changed(field, wrong))
 
 
@@ -184,16 +199,29 @@ def test_a_field_that_is_missing_is_named(tmp_path: Path) -> None:
     assert ": teacher.fingerprint: " in refusal(tmp_path, content)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 10**30])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, True, 10**30])
 def test_another_version_of_the_format_is_refused(tmp_path: Path, version: Any) -> None:
     text = refusal(tmp_path, changed("version", version))
-    assert f"format version {version!r}, this coldstill reads 1" in text
+    assert f"format version {version!r}, this coldstill reads 2" in text
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"format": "other"}', "[" * 100_000])
 def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
     text = refusal(tmp_path, content)
     assert "not the manifest of a coldstill store" in text or "cannot be read as JSON" in text
+
+
+def test_a_manifest_that_does_not_match_its_seal_is_refused(tmp_path: Path) -> None:
+    content = MANIFEST.to_json()
+    content["capture"]["seed"] += 1
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ColdstillError, match="damaged: its contents do not match their seal"):
+        read_manifest(LocalPlace(tmp_path))
+
+
+def test_a_measured_error_is_not_identity() -> None:
+    other = replace(MANIFEST, error=CodecError(maximum=0.1, measured=0.01, kl=0.001))
+    assert difference(MANIFEST, other) is None
 
 
 def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -207,12 +235,8 @@ def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_codec_or_store_is_named_with_the_known_ones(
     tmp_path: Path, part: str, value: dict[str, Any]
 ) -> None:
-    manifest = read_back(tmp_path, changed(part, value))
-    make = manifest.make_codec if part == "codec" else manifest.make_store
-    with pytest.raises(ColdstillError) as caught:
-        make(tmp_path)
-    text = str(caught.value)
-    assert text.startswith(f"{tmp_path}: {part} {value.get('name')!r} is not known")
+    text = refusal(tmp_path, changed(part, value))
+    assert f": {part} {value.get('name')!r} is not known" in text
     assert ("plain" if part == "codec" else "arrow") in text
 
 
@@ -220,3 +244,54 @@ def test_an_unknown_setting_of_a_codec_is_named(tmp_path: Path) -> None:
     manifest = replace(MANIFEST, codec={"name": "plain", "bits": 3})
     with pytest.raises(ColdstillError, match=r"codec 'plain': .*'bits'"):
         manifest.make_codec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"levels": 14},
+        {"levels": 255},
+        {"levels": "many"},
+        {"levels": 100.5},
+        {"vocabulary": 0},
+        {"vocabulary": 2**24 + 1},
+        {"temperature": 0.5},
+        {"temperature": None},
+    ],
+)
+def test_a_setting_that_a_codec_cannot_take_is_refused(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    value = {"name": "compact", "vocabulary": 40, "levels": 127, "temperature": 1.0} | settings
+    assert ": codec 'compact': " in refusal(tmp_path, changed("codec", value))
+
+
+def test_a_name_becomes_the_settings_that_fit_the_capture() -> None:
+    capture = Capture(temperatures=(0.5, 4.0))
+    made = format_settings("compact", "arrow", 50_000, capture)
+    codec = {"name": "compact", "vocabulary": 50_000, "levels": 127, "temperature": 4.0}
+    assert made == {"codec": codec, "store": {"name": "arrow", "zstd": 3}}
+    plain = format_settings("plain", {"name": "arrow", "zstd": 9}, 50_000, capture)
+    assert plain == {"codec": {"name": "plain"}, "store": {"name": "arrow", "zstd": 9}}
+    fewer = format_settings({"name": "compact", "levels": 64}, "arrow", 9, Capture())
+    assert fewer["codec"]["levels"] == 64
+
+
+@pytest.mark.parametrize(
+    ("codec", "store", "message"),
+    [
+        ("zip", "arrow", "codec 'zip' is not known"),
+        ("plain", "zip", "store 'zip' is not known"),
+        ({"name": "compact", "level": 3}, "arrow", "codec 'compact': .*'level'"),
+        ({"name": "plain", "levels": 3}, "arrow", "codec 'plain': .*'levels'"),
+        ({"name": "compact", "levels": 9}, "arrow", "codec 'compact': levels 9: 15 to 254"),
+        ("plain", {"name": "arrow", "zstd": 99}, "store 'arrow': zstd 99"),
+        ({}, "arrow", "codec None is not known"),
+    ],
+)
+def test_what_a_recipe_may_not_say_of_a_format_is_one_line(
+    codec: Any, store: Any, message: str
+) -> None:
+    with pytest.raises(ColdstillError, match=message) as caught:
+        format_settings(codec, store, 50_000, Capture())
+    assert "\n" not in str(caught.value)

@@ -4,40 +4,54 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from coldstill.data.order import WINDOW, epoch_order, uniform
+from coldstill.data.order import MIXED_BLOCKS, WINDOW, epoch_order, uniform
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Grid = tuple["NDArray[np.int64]", "NDArray[np.int32]"]
 
-SIZES = [(0, 1), (0, 5), (1, 1), (1, 9), (7, 7), (8, 7), (40, 1), (97, 5), (200, 16), (33, 100)]
-sizes = pytest.mark.parametrize(("sequences", "shard_sequences"), SIZES)
+SIZES = [(0, 1, 1), (0, 5, 2), (1, 1, 1), (1, 9, 4), (7, 7, 7), (8, 7, 3), (40, 1, 1), (97, 5, 2)]
+SIZES += [(200, 16, 16), (200, 16, 5), (33, 100, 7), (33, 100, 200), (900, 64, 4)]
+sizes = pytest.mark.parametrize(("sequences", "shard", "block"), SIZES)
 
 
 @sizes
-def test_an_epoch_visits_every_sequence_once(sequences: int, shard_sequences: int) -> None:
+def test_an_epoch_visits_every_sequence_once(sequences: int, shard: int, block: int) -> None:
     for epoch in range(4):
         for window in (1, 3, WINDOW):
-            order = epoch_order(5, epoch, sequences, shard_sequences, window=window)
+            order = epoch_order(5, epoch, sequences, shard, block, window=window)
             assert sorted(order.tolist()) == list(range(sequences))
             assert order.dtype == np.int64
 
 
 @sizes
 def test_no_more_shards_than_the_window_are_open_at_once(
-    sequences: int, shard_sequences: int
+    sequences: int, shard: int, block: int
 ) -> None:
     for window in (1, 3):
-        order = epoch_order(1, 0, sequences, shard_sequences, window=window)
-        shard_N = order // shard_sequences
-        spans = [np.flatnonzero(shard_N == shard)[[0, -1]] for shard in np.unique(shard_N)]
-        for place in range(sequences):
-            assert sum(first <= place <= last for first, last in spans) <= window
+        shard_N = epoch_order(1, 0, sequences, shard, block, window=window) // shard
+        assert open_at_once(shard_N) <= window
+
+
+@sizes
+def test_no_more_blocks_than_are_mixed_are_open_at_once(
+    sequences: int, shard: int, block: int
+) -> None:
+    order = epoch_order(1, 0, sequences, shard, block)
+    per_shard = -(-shard // block)
+    assert open_at_once(order // shard * per_shard + order % shard // block) <= MIXED_BLOCKS
+
+
+def open_at_once(part_N: NDArray[np.int64]) -> int:
+    """How many parts have begun and not ended, at most, if each opens once and stays open."""
+    spans = [np.flatnonzero(part_N == part)[[0, -1]] for part in np.unique(part_N)]
+    places = range(len(part_N))
+    return max((sum(first <= p <= last for first, last in spans) for p in places), default=0)
 
 
 def test_shards_of_a_window_are_mixed_and_all_shards_are_shuffled() -> None:
-    shard_N = epoch_order(0, 0, 64 * 16, 16, window=4) // 16
+    shard_N = epoch_order(0, 0, 64 * 16, 16, 4, window=4) // 16
     for start in range(0, len(shard_N), 64):
         assert len(set(shard_N[start : start + 64].tolist())) == 4
         assert (np.diff(shard_N[start : start + 64]) != 0).sum() > 24
@@ -46,9 +60,9 @@ def test_shards_of_a_window_are_mixed_and_all_shards_are_shuffled() -> None:
 
 
 def test_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
-    orders = {(s, e): tuple(epoch_order(s, e, 50, 8)) for s in range(4) for e in range(4)}
+    orders = {(s, e): tuple(epoch_order(s, e, 50, 8, 3)) for s in range(4) for e in range(4)}
     assert len(set(orders.values())) == len(orders)
-    assert orders == {(s, e): tuple(epoch_order(s, e, 50, 8)) for s, e in orders}
+    assert orders == {(s, e): tuple(epoch_order(s, e, 50, 8, 3)) for s, e in orders}
 
 
 def grid(sequences: int, positions: int, first: int = 0) -> Grid:

@@ -1,18 +1,23 @@
-"""What every store promises; a new one inherits `StoreTests` and says how to damage a shard."""
+"""What every store promises; a new one inherits `StoreTests` and gives its name and settings."""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import tracemalloc
+from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.files import whole_file
+from coldstill.data.files import whole_file, whole_folder
 from coldstill.data.ragged import Ragged
 from coldstill.data.stores import STORES
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from coldstill.data.columns import Columns
@@ -49,29 +54,46 @@ def assert_same(found: Columns, wanted: Columns) -> None:
         assert np.array_equal(other, column), name
 
 
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file of a shard by its name inside it."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return {str(f.relative_to(path)): f.read_bytes() for f in files if f.is_file()}
+
+
 class StoreTests:
-    """The subclass names the store."""
+    """The subclass names the store, and its settings where they are not the defaults."""
 
     name: ClassVar[str]
+    settings: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def store(self) -> Any:
+        return STORES[self.name](**self.settings)
 
     def write(self, path: Path, blocks: list[Columns]) -> None:
-        with STORES[self.name]().create(path) as add:
+        with self.store.create(path) as add:
             for block in blocks:
                 add(block)
 
-    def truncate(self, path: Path, share: float) -> None:
-        """Lose the end of what was written."""
-        whole = path.read_bytes()
-        path.write_bytes(whole[: int(len(whole) * share)])
+    def whole(self, path: Path) -> AbstractContextManager[Path]:
+        return whole_folder(path) if self.store.is_folder else whole_file(path)
+
+    def refusal(self, path: Path) -> str:
+        """What is said when the first block is read."""
+        with pytest.raises(ColdstillError) as caught:
+            self.store.open(path).read(0)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
 
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
-        return tmp_path / f"shard{STORES[self.name].suffix}"
+        return tmp_path / f"shard{self.store.suffix}"
 
     def test_blocks_come_back_by_number_in_any_order(self, path: Path) -> None:
         blocks = [random_columns(seed, count) for seed, count in enumerate((5, 1, 7, 3))]
         self.write(path, blocks)
-        shard = STORES[self.name]().open(path)
+        shard = self.store.open(path)
         assert shard.blocks == 4
         for number in (2, 0, 3, 1, 2):
             assert_same(shard.read(number), blocks[number])
@@ -82,16 +104,34 @@ class StoreTests:
     ) -> None:
         blocks = [random_columns(0, count, longest=0), random_columns(1, 3)]
         self.write(path, blocks)
-        shard = STORES[self.name]().open(path)
+        shard = self.store.open(path)
         for number, block in enumerate(blocks):
             assert_same(shard.read(number), block)
 
+    def test_a_shard_without_any_value_is_no_special_case(self, path: Path) -> None:
+        block = random_columns(0, 4, longest=0)
+        self.write(path, [block, block])
+        assert_same(self.store.open(path).read(1), block)
+
+    def test_a_shard_is_one_file_or_one_folder(self, path: Path) -> None:
+        self.write(path, [random_columns(0, 4)])
+        assert path.is_dir() == self.store.is_folder
+        assert list(path.parent.iterdir()) == [path]
+
+    @pytest.mark.parametrize("compress", [False, True])
+    def test_fitting_settings_make_a_store(self, path: Path, compress: bool) -> None:
+        fitting = STORES[self.name].fitting(compress=compress)
+        block = random_columns(0, 9)
+        with fitting.create(path) as add:
+            add(block)
+        assert_same(self.store.open(path).read(0), block)
+
     def test_the_same_blocks_give_the_same_bytes(self, path: Path) -> None:
-        blocks = [random_columns(seed, 4) for seed in range(2)]
+        blocks = [random_columns(seed, 3000) for seed in range(2)]
         twin = path.with_name(f"twin{path.suffix}")
         self.write(path, blocks)
         self.write(twin, blocks)
-        assert path.read_bytes() == twin.read_bytes()
+        assert contents(path) == contents(twin)
 
     def test_arrays_that_are_views_are_written_like_any_other(self, path: Path) -> None:
         wide = np.arange(24, dtype=np.float32).reshape(4, 6)
@@ -100,27 +140,45 @@ class StoreTests:
             "some columns": Ragged(wide[:, ::2], np.array([0, 1, 1, 4])),
         }
         self.write(path, [block])
-        assert_same(STORES[self.name]().open(path).read(0), block)
+        assert_same(self.store.open(path).read(0), block)
 
     @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-    def test_a_shard_cut_short_is_refused_by_name(self, path: Path, share: float) -> None:
+    def test_a_shard_with_any_file_cut_short_is_refused_by_name(
+        self, path: Path, share: float
+    ) -> None:
         self.write(path, [random_columns(0, 50)])
-        self.truncate(path, share)
-        with pytest.raises(ColdstillError) as caught:
-            STORES[self.name]().open(path).read(0)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
+        for name, whole in contents(path).items():
+            (path / name).write_bytes(whole[: int(len(whole) * share)])
+            self.refusal(path)
+            (path / name).write_bytes(whole)
+        assert self.store.open(path).blocks == 1
+
+    def test_a_shard_with_any_file_missing_is_refused_by_name(self, path: Path) -> None:
+        self.write(path, [random_columns(0, 50)])
+        for name, whole in contents(path).items():
+            (path / name).unlink()
+            self.refusal(path)
+            (path / name).write_bytes(whole)
+
+    def test_a_shard_with_any_file_of_other_bytes_is_refused_by_name(self, path: Path) -> None:
+        self.write(path, [random_columns(0, 50)])
+        random = np.random.default_rng(0)
+        for name, whole in contents(path).items():
+            for other in (bytes(len(whole)), random.bytes(len(whole))):
+                (path / name).write_bytes(other)
+                self.refusal(path)
+            (path / name).write_bytes(whole)
 
     def test_a_shard_or_block_that_is_not_there_is_refused_by_name(self, path: Path) -> None:
         with pytest.raises(ColdstillError, match=r"shard\."):
-            STORES[self.name]().open(path)
+            self.store.open(path)
         self.write(path, [random_columns(0, 5)])
         with pytest.raises(ColdstillError, match=r"shard\..*block 1 "):
-            STORES[self.name]().open(path).read(1)
+            self.store.open(path).read(1)
 
     def test_a_writer_that_raises_midway_leaves_nothing(self, path: Path) -> None:
         def half_written() -> None:
-            with whole_file(path) as scratch, STORES[self.name]().create(scratch) as add:
+            with self.whole(path) as scratch, self.store.create(scratch) as add:
                 add(random_columns(0, 5))
                 raise ZeroDivisionError
 
@@ -129,9 +187,15 @@ class StoreTests:
         assert list(path.parent.iterdir()) == []
 
     def test_a_shard_without_blocks_is_refused(self, path: Path) -> None:
-        with pytest.raises(ValueError, match="at least one block"), whole_file(path) as scratch:
+        with pytest.raises(ValueError, match="at least one block"), self.whole(path) as scratch:
             self.write(scratch, [])
         assert list(path.parent.iterdir()) == []
+
+    @pytest.mark.parametrize("level", [-1, 23])
+    def test_a_level_that_zstd_does_not_have_is_refused(self, level: int) -> None:
+        store: Any = STORES[self.name]
+        with pytest.raises(ValueError, match=str(level)):
+            store(zstd=level)
 
 
 class TestArrow(StoreTests):
@@ -139,7 +203,7 @@ class TestArrow(StoreTests):
 
     def test_reading_is_a_view_of_the_mapped_file(self, path: Path) -> None:
         self.write(path, [random_columns(0, 20_000)])
-        shard = STORES[self.name]().open(path)
+        shard = self.store.open(path)
         before = pa.total_allocated_bytes()
         columns = shard.read(0)
         assert pa.total_allocated_bytes() - before < 10_000
@@ -159,14 +223,264 @@ class TestArrow(StoreTests):
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
         with pytest.raises(ColdstillError, match="block 0 is damaged"):
-            STORES[self.name]().open(path).read(0)
+            self.store.open(path).read(0)
 
     def test_what_was_read_outlives_its_shard(self, path: Path) -> None:
         block = random_columns(0, 5)
         self.write(path, [block])
-        columns = STORES[self.name]().open(path).read(0)
+        columns = self.store.open(path).read(0)
         path.unlink()
         assert_same(columns, block)
+
+
+class TestArrowCompressed(StoreTests):
+    name = "arrow"
+    settings: ClassVar[dict[str, Any]] = {"zstd": 3}
+
+
+NUMBERS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+NUMBERS += ["float32", "float64"]
+
+
+def any_columns(seed: int) -> list[Columns]:
+    """Some blocks with a flat column and a list of every type; half of the lists share borders."""
+    random = np.random.default_rng(seed)
+
+    def numbers(kind: str, *shape: int) -> Any:
+        if kind.startswith("float"):
+            return random.normal(size=shape).astype(kind)
+        limits = np.iinfo(kind)
+        return random.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
+
+    widths = random.integers(-1, 4, len(NUMBERS)).tolist()  # -1: one number an entry
+    blocks = []
+    for count in random.integers(0, 40, int(random.integers(1, 5))).tolist():
+        borders = np.zeros((2, count + 1), np.int64)
+        np.cumsum(random.integers(0, 6, (2, count)), axis=1, out=borders[:, 1:])
+        block: Columns = {}
+        for i, (kind, width) in enumerate(zip(NUMBERS, widths, strict=True)):
+            offsets = borders[i % 2]
+            shape = [int(offsets[-1])] + [width] * (width >= 0)
+            block[f"flat {kind}"] = numbers(kind, count)
+            block[f"list {kind}"] = Ragged(numbers(kind, *shape), offsets)
+        blocks.append(block)
+    return blocks
+
+
+class TestZarr(StoreTests):
+    name = "zarr"
+
+    def group(self, path: Path, mode: str = "r") -> Any:
+        import zarr
+
+        return zarr.open(path, mode=mode)
+
+    def replace(self, path: Path, name: str, values: Any) -> None:
+        """Other values in an array, everything else in agreement with them."""
+        group = self.group(path, "r+")
+        group[name][:] = values
+        size = (path / name / "c" / "0").stat().st_size
+        group.attrs["bytes"] = {**group.attrs["bytes"], name: size}
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_any_types_and_shapes_come_back_and_other_tools_see_them(
+        self, path: Path, seed: int
+    ) -> None:
+        blocks = any_columns(seed)
+        self.write(path, blocks)
+        shard = self.store.open(path)
+        assert shard.blocks == len(blocks)
+        for number, block in enumerate(blocks):
+            found = shard.read(number)
+            assert_same(found, block)
+            assert list(found) == list(block)
+        tensorstore = pytest.importorskip("tensorstore")
+        for name, array in self.group(path).arrays():
+            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path / name)}}
+            found = tensorstore.open(spec).result().read().result()
+            assert found.dtype == array.dtype, name
+            assert np.array_equal(found, array[...]), name
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_zarr_alone_sees_whole_columns(self, path: Path, seed: int) -> None:
+        blocks = any_columns(seed)
+        self.write(path, blocks)
+        group = self.group(path)
+        assert group.attrs["block_rows"] == [
+            sum(len(block["flat int8"]) for block in blocks[:end]) for end in range(len(blocks) + 1)
+        ]
+        for name in blocks[0]:
+            parts: list[Any] = [block[name] for block in blocks]
+            if name.startswith("flat"):
+                assert dict(group[name].attrs) == {}
+                assert np.array_equal(group[name][:], np.concatenate(parts)), name
+                continue
+            whole = Ragged.concatenate(parts)
+            assert np.array_equal(group[name][:], whole.values), name
+            assert np.array_equal(group[group[name].attrs["offsets"]][:], whole.offsets), name
+
+    @pytest.mark.parametrize("level", [1, 2, 9, 22])
+    def test_every_level_keeps_every_number(self, path: Path, level: int) -> None:
+        block = random_columns(0, 100)
+        store: Any = STORES[self.name]
+        with store(zstd=level).create(path) as add:
+            add(block)
+        assert_same(self.store.open(path).read(0), block)
+
+    def test_borders_that_columns_share_are_written_once(self, path: Path) -> None:
+        offsets = np.array([0, 2, 2, 5])
+        block: Columns = {
+            "ids": np.arange(3),
+            "tokens": Ragged(np.arange(9), np.array([0, 3, 6, 9])),
+            "positions": Ragged(np.arange(5), offsets),
+            "head": Ragged(np.zeros((5, 4)), offsets.copy()),
+        }
+        self.write(path, [block, block])
+        group = self.group(path)
+        names = {"ids", "tokens", "tokens.offsets", "positions", "positions.offsets", "head"}
+        assert set(group.array_keys()) == names
+        assert group["head"].attrs["offsets"] == "positions.offsets"
+        assert group["positions.offsets"][:].tolist() == [0, 2, 2, 5, 7, 7, 10]
+        assert group["positions.offsets"].dtype == np.int64
+        assert len(contents(path)) == 2 * len(names) + 1
+
+    def test_an_array_of_zeros_is_data_like_any_other(self, path: Path) -> None:
+        self.write(path, [{"zeros": np.zeros(1000)}])
+        (path / "zeros" / "c" / "0").unlink()
+        assert "'zeros' has 0 bytes of data" in self.refusal(path)
+
+    def test_data_that_vanish_after_opening_never_become_zeros(self, path: Path) -> None:
+        self.write(path, [random_columns(0, 9)])
+        shard = self.store.open(path)
+        (path / "list" / "c" / "0").unlink()
+        with pytest.raises(ColdstillError, match="block 0 is damaged: 'list' has 0 bytes"):
+            shard.read(0)
+
+    def test_one_flipped_bit_in_any_array_is_found(self, path: Path) -> None:
+        self.write(path, [random_columns(0, 20)])
+        random = np.random.default_rng(0)
+        for name, whole in contents(path).items():
+            if name.endswith("zarr.json"):
+                continue
+            for place in random.integers(0, len(whole), 8).tolist():
+                changed = bytearray(whole)
+                changed[place] ^= 1 << int(random.integers(8))
+                (path / name).write_bytes(changed)
+                assert "block 0 is damaged" in self.refusal(path)
+            (path / name).write_bytes(whole)
+
+    @pytest.mark.parametrize(
+        ("name", "shape"),
+        [
+            ("list", [2**40]),
+            ("list", [8, 1]),
+            ("list", []),
+            ("list of rows", [2**40, 3]),
+            ("list of rows", [8, 2**40]),
+            ("list.offsets", [2**40]),
+            ("int64", [2**40]),
+        ],
+    )
+    def test_a_damaged_shape_is_refused_before_it_asks_for_memory(
+        self, path: Path, name: str, shape: list[int]
+    ) -> None:
+        self.write(path, [random_columns(0, 5)])
+        described = path / name / "zarr.json"
+        described.write_text(json.dumps(json.loads(described.read_text()) | {"shape": shape}))
+        tracemalloc.start()
+        assert "not a whole Zarr group" in self.refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+        tracemalloc.stop()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"block_rows": []},
+            {"block_rows": [0, 2**40]},
+            {"block_rows": [0, 4]},
+            {"block_rows": [1, 5]},
+            {"block_rows": [0, 6, 5]},
+            {"block_rows": [0, -1, 5]},
+            {"block_rows": "five"},
+            {"block_rows": None},
+            {"bytes": None},
+            {"bytes": {"weather": 5}},
+            {"bytes": {"int64": 10**9}},
+            {"bytes": {"list": 10**9}},
+        ],
+    )
+    def test_a_group_that_says_something_else_is_refused(
+        self, path: Path, change: dict[str, Any]
+    ) -> None:
+        self.write(path, [random_columns(0, 5)])
+        self.group(path, "r+").attrs.update(change)
+        assert "not a whole Zarr group" in self.refusal(path)
+
+    def test_a_group_that_was_never_finished_is_refused(self, path: Path) -> None:
+        self.write(path, [random_columns(0, 5)])
+        self.group(path, "r+").attrs.put({})
+        assert "not a whole Zarr group" in self.refusal(path)
+
+    def test_an_array_whose_borders_are_not_there_is_refused(self, path: Path) -> None:
+        self.write(path, [random_columns(0, 5)])
+        self.group(path, "r+")["bytes"].attrs["offsets"] = "weather"
+        assert "'bytes' lacks its borders 'weather'" in self.refusal(path)
+
+    @pytest.mark.parametrize("offsets", [[0, 2**40, 3], [0, 2, 1], [0, -1, 3], [1, 2, 3]])
+    def test_lists_with_impossible_borders_are_refused(
+        self, path: Path, offsets: list[int]
+    ) -> None:
+        self.write(path, [{"x": Ragged(np.arange(3), np.array([0, 2, 3]))}])
+        self.replace(path, "x.offsets", offsets)
+        assert "block 0 is damaged: 'x" in self.refusal(path)
+
+    @pytest.mark.parametrize("block", [-1, 2])
+    def test_a_block_that_is_not_there_is_told_from_damage(self, path: Path, block: int) -> None:
+        self.write(path, [random_columns(0, 5), random_columns(1, 5)])
+        with pytest.raises(ColdstillError, match=f"block {block} is damaged: there are 2"):
+            self.store.open(path).read(block)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"a": np.zeros(3)},
+            {"a": np.zeros(3, np.int32), "b": np.zeros(3)},
+            {"a": Ragged(np.zeros(3, np.int32), np.array([0, 1, 2, 3]))},
+            {"b": np.zeros(3, np.int32)},
+        ],
+    )
+    def test_blocks_that_differ_in_their_columns_are_refused(
+        self, path: Path, wrong: Columns
+    ) -> None:
+        with pytest.raises(ValueError, match="differ"):
+            self.write(path, [{"a": np.zeros(3, np.int32)}, wrong])
+        assert not path.exists()
+
+    @pytest.mark.parametrize("dtype", ["bool", "object", "complex64", "U3", "M8[s]", "float16"])
+    def test_what_is_no_plain_number_is_refused(self, path: Path, dtype: str) -> None:
+        with pytest.raises(ValueError, match="x: "):
+            self.write(path, [{"x": np.zeros(3).astype(dtype)}])
+
+    def test_columns_of_unequal_rows_are_refused(self, path: Path) -> None:
+        with pytest.raises(ValueError, match="rows"):
+            self.write(path, [{"x": np.zeros(3), "y": np.zeros(4)}])
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+    @pytest.mark.parametrize("start", ["fork", "spawn"])
+    def test_an_open_shard_is_read_on_in_other_processes(self, path: Path, start: str) -> None:
+        blocks = [random_columns(seed, 50) for seed in range(4)]
+        self.write(path, blocks)
+        shard = self.store.open(path)
+        assert_same(shard.read(0), blocks[0])  # the thread that zarr reads with is running now
+        context = multiprocessing.get_context(start)
+        with ProcessPoolExecutor(2, mp_context=context) as pool:
+            for block, found in zip(blocks, pool.map(shard.read, range(4)), strict=True):
+                assert_same(found, block)
+        assert_same(shard.read(3), blocks[3])
+
+
+class TestZarrUncompressed(TestZarr):
+    settings: ClassVar[dict[str, Any]] = {"zstd": 0}
 
 
 def test_every_store_has_its_tests() -> None:

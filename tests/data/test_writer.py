@@ -9,16 +9,20 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.data.alignment import labels
+from coldstill.data.codecs import CODECS
+from coldstill.data.codecs.plain import PlainCodec
+from coldstill.data.commit import shard_files
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import SCRATCH_PREFIX
-from coldstill.data.schema import Block, Capture
-from coldstill.data.writer import StoreWriter, statistics
+from coldstill.data.writer import StoreWriter
 from oracles import digests, manifest_for, random_block, write_missing
+
+if TYPE_CHECKING:
+    from coldstill.data.schema import Block, Capture
 
 BLOCK = random_block(0, 10)  # three shards, of which the last is short, of two blocks each
 MANIFEST = manifest_for(BLOCK)
@@ -54,10 +58,10 @@ class DyingDisk:
     def __init__(self, patch: pytest.MonkeyPatch, last: int) -> None:
         self._patch, self.last, self.events = patch, last, 0
         self._kill(os, "fsync")
-        for name in ("replace", "unlink", "write_text", "mkdir"):
+        for name in ("replace", "unlink", "write_bytes", "mkdir"):
             self._kill(Path, name)
         self._kill(shutil, "rmtree")
-        self._kill(StoreWriter, "_columns")  # between the blocks of a shard
+        self._kill(PlainCodec, "encode")  # between the blocks of a shard
 
     def _kill(self, owner: Any, name: str) -> None:
         original = getattr(owner, name)
@@ -99,15 +103,15 @@ def test_a_store_killed_at_any_point_and_finished_is_byte_identical(
 def test_an_error_between_blocks_leaves_the_shard_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, whole: dict[str, str]
 ) -> None:
-    columns, calls = StoreWriter._columns, []
+    encode, calls = PlainCodec.encode, []
 
-    def sometimes(self: StoreWriter, block: Block) -> Any:
+    def sometimes(self: PlainCodec, block: Block) -> Any:
         calls.append(block)
         if len(calls) == 4:  # the second block of the second shard
             raise error
-        return columns(self, block)
+        return encode(self, block)
 
-    monkeypatch.setattr(StoreWriter, "_columns", sometimes)
+    monkeypatch.setattr(PlainCodec, "encode", sometimes)
     with pytest.raises(type(error)):
         write_missing(tmp_path, MANIFEST, BLOCK)
     assert scratch_in(tmp_path) == []
@@ -139,19 +143,19 @@ def test_a_shard_whose_record_was_deleted_is_written_again(
 WRITE_SLOWLY = """
 import sys, time
 from pathlib import Path
-from coldstill.data.writer import StoreWriter
+from coldstill.data.codecs.plain import PlainCodec
 from oracles import manifest_for, random_block, write_missing
 
-columns, calls = StoreWriter._columns, []
+encode, calls = PlainCodec.encode, []
 
 def slowly(self, block):
     calls.append(block)
     if len(calls) == 4:
         print("writing", flush=True)
         time.sleep(60)
-    return columns(self, block)
+    return encode(self, block)
 
-StoreWriter._columns = slowly
+PlainCodec.encode = slowly
 block = random_block(0, 10)
 write_missing(Path(sys.argv[1]), manifest_for(block), block)
 """
@@ -279,30 +283,33 @@ def test_the_record_counts_what_the_shard_holds(tmp_path: Path) -> None:
     assert commit.tokens == sum(len(row) for row in part.sequences.tokens)
     assert commit.positions == sum(len(row) for row in part.sequences.positions)
     assert commit.bytes == path.stat().st_size
-    assert commit.sha256 == digests(tmp_path)["shards/00001.arrow"]
+    assert commit.files == shard_files(path)
     record = json.loads((tmp_path / "shards" / "00001.json").read_text())
-    assert set(record) == {f.name for f in fields(commit)}
+    assert set(record) == {f.name for f in fields(commit)} | {"seal"}
 
 
-@pytest.mark.parametrize("head", [0, 3])
-def test_statistics_are_those_of_a_loop(head: int) -> None:
-    block = random_block(4, 9, Capture(head=head, tail=2))
-    targets, labels_M = block.targets, labels(block.sequences)
-    separator = int(labels_M[0])
-    sums = dict.fromkeys(["loss", "entropy", "head", "correct", "mass", "separators"], 0.0)
-    for m, label in enumerate(labels_M):
-        sums["loss"] -= float(targets.label_logprob[m])
-        sums["entropy"] += float(targets.entropy[m])
-        sums["head"] += sum(float(np.exp(float(x))) for x in targets.head_logprobs[m])
-        sums["correct"] += head > 0 and int(targets.head_ids[m][0]) == int(label)
-        if label == separator:
-            sums["separators"] += 1
-            sums["mass"] += float(np.exp(float(targets.label_logprob[m])))
-    found = statistics(block, (separator, 99))
-    assert found.loss == pytest.approx(sums["loss"])
-    assert found.entropy == pytest.approx(sums["entropy"])
-    assert found.head_mass == pytest.approx(sums["head"])
-    assert found.correct == sums["correct"]
-    assert found.separators == sums["separators"] > 0
-    assert found.separator_mass == pytest.approx(sums["mass"])
-    assert statistics(block, ()).separators == 0
+class Forgetful(PlainCodec):
+    """Returns another id than it was given."""
+
+    def decode(self, columns: Any, capture: Capture) -> Block:
+        block = super().decode(columns, capture)
+        ids = block.targets.head_ids.copy()
+        ids[-1, 0] ^= 1
+        return replace(block, targets=replace(block.targets, head_ids=ids))
+
+
+def test_what_does_not_come_back_from_its_codec_is_never_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CODECS, "plain", Forgetful)
+    with pytest.raises(ValueError, match=r"head ids of position .* do not come back"):
+        write_missing(tmp_path, MANIFEST, BLOCK)
+    assert list(tmp_path.glob("shards/*")) == []
+    assert scratch_in(tmp_path) == []
+
+
+def test_a_store_where_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("mine")
+    with pytest.raises(ColdstillError, match="store: a file, where a store's folder should be"):
+        write_missing(tmp_path / "store", MANIFEST, BLOCK)
+    assert (tmp_path / "store").read_text() == "mine"

@@ -183,7 +183,7 @@ def test_a_missing_key_is_named(tmp_path: Path, line: str, key: str) -> None:
         ("corpus.sequence_length=1", "corpus.sequence_length: input should be greater than or "),
         ("logits.head=-1", "logits.head: input should be greater than or equal to 0, not -1"),
         ("logits.temperatures=[0]", "logits.temperatures.0: input should be greater than 0"),
-        ("logits.codec=zip", "logits: codec = 'zip' is unknown (have: plain"),
+        ("logits.codec=zip", "logits: codec = 'zip' is unknown (have: compact, plain"),
         ("logits.store=tar", "logits: store = 'tar' is unknown (have: arrow"),
         ("teacher.dtype=fp8", "teacher.dtype: input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
         ("students.small.train.learning_rate=0", "students.small.train.learning_rate: input shou"),

@@ -9,8 +9,10 @@ import pytest
 import torch
 from coldstill.data.order import epoch_order
 from coldstill.data.prepared import CorpusLayout
+from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
 from coldstill.stages.feed import Collate, CorpusDataset, EpochSampler, StoreDataset, flat_positions
+from oracles import manifest_for, random_block, write_missing
 from small_runs import SmallCorpus, capture_store, prepare
 
 if TYPE_CHECKING:
@@ -77,11 +79,14 @@ def test_positions_count_from_the_start_of_their_row(store: StoreReader) -> None
     assert found == expected
 
 
-def test_every_epoch_has_its_own_order() -> None:
-    sampler = EpochSampler(23, 5, seed=4)
+def test_every_epoch_has_its_own_order(tmp_path: Path) -> None:
+    block = random_block(0, 23)
+    manifest = manifest_for(block, shard_sequences=5, block_sequences=2)
+    write_missing(tmp_path, manifest, block)
+    sampler = EpochSampler(StoreDataset(open_store(tmp_path)), seed=4)
     assert len(sampler) == 23
     first = list(sampler)
-    assert first == list(sampler) == epoch_order(4, 0, 23, 5).tolist()
+    assert first == list(sampler) == epoch_order(4, 0, 23, 5, 2).tolist()
     sampler.set_epoch(1)
-    assert list(sampler) == epoch_order(4, 1, 23, 5).tolist() != first
+    assert list(sampler) == epoch_order(4, 1, 23, 5, 2).tolist() != first
     assert sorted(first) == list(range(23))

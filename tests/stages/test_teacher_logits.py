@@ -138,17 +138,17 @@ def test_a_capture_that_was_killed_leaves_the_same_bytes(
     notes: list[str] = []
     capture_split(plan, teacher, lambda report: notes.append(report.note))
     assert notes[0] == f"going on: 1 of {store.manifest.shards} shards done"
-    assert contents(tmp_path / "logits") == contents(store.layout.root)
+    assert contents(tmp_path / "logits") == contents(Path(str(store.place)))
 
 
 def test_a_whole_store_is_not_written_again(
     corpus: SmallCorpus, teacher_folder: Path, store: StoreReader
 ) -> None:
-    plan = plan_capture(corpus, teacher_folder, store.layout.root, CAPTURE)
+    plan = plan_capture(corpus, teacher_folder, Path(str(store.place)), CAPTURE)
     assert is_captured(plan)
-    before = {path: path.stat().st_mtime_ns for path in store.layout.root.rglob("*.*")}
+    before = {path: path.stat().st_mtime_ns for path in Path(str(store.place)).rglob("*.*")}
     capture_split(plan, load_teacher(teacher_folder))
-    assert {path: path.stat().st_mtime_ns for path in store.layout.root.rglob("*.*")} == before
+    assert {path: path.stat().st_mtime_ns for path in Path(str(store.place)).rglob("*.*")} == before
 
 
 def test_a_changed_teacher_is_refused(
@@ -156,7 +156,7 @@ def test_a_changed_teacher_is_refused(
 ) -> None:
     make_model("llama", VOCABULARY + 16, seed=9).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    plan = plan_capture(corpus, tmp_path / "other", store.layout.root, CAPTURE)
+    plan = plan_capture(corpus, tmp_path / "other", Path(str(store.place)), CAPTURE)
     with pytest.raises(ColdstillError, match=r"made differently: teacher\.fingerprint: ") as error:
         is_captured(plan)
     assert "\n" not in str(error.value)
@@ -167,7 +167,7 @@ def test_a_changed_teacher_is_refused(
 def test_a_changed_capture_is_refused(
     corpus: SmallCorpus, teacher_folder: Path, store: StoreReader
 ) -> None:
-    plan = plan_capture(corpus, teacher_folder, store.layout.root, Capture(head=7, tail=5))
+    plan = plan_capture(corpus, teacher_folder, Path(str(store.place)), Capture(head=7, tail=5))
     with pytest.raises(ColdstillError, match=r"capture\.head: 6 in the store, 7 now"):
         is_captured(plan)
 
@@ -203,7 +203,7 @@ def test_logits_that_are_no_numbers_are_refused_with_their_place(
     first = f"not finite at sequence {places[0][0]}, position {places[0][1]}; try teacher.dtype"
     assert first in str(error.value)
     assert "\n" not in str(error.value)
-    assert not list((tmp_path / "logits/shards").iterdir())
+    assert not (tmp_path / "logits").exists()  # not even begun
 
 
 def test_what_cannot_be_captured_is_refused_before_anything_is_written(
@@ -288,6 +288,6 @@ def test_a_sample_of_the_sequences_says_the_same_of_them(
 def test_the_store_carries_its_tokenizer_and_the_run_its_measurements(store: StoreReader) -> None:
     from coldstill.stages.models import load_tokenizer
 
-    assert load_tokenizer(str(store.layout.tokenizer), "store").get_vocab()["<|endoftext|>"] == 0
-    text = Path(store.layout.measurements).read_text()
+    assert load_tokenizer(str(store.tokenizer_folder()), "store").get_vocab()["<|endoftext|>"] == 0
+    text = store.place.read("measurements.json").decode()
     assert '"capture_tokens_per_second"' in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dense
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.data.order import epoch_order
 from coldstill.data.schema import Capture
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.feed import Collate, StoreDataset
@@ -28,8 +28,6 @@ from conftest import VOCABULARY, make_model
 from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from coldstill.data.reader import StoreReader
     from coldstill.data.schema import Sequences
 
@@ -91,8 +89,8 @@ def gradient_step(**changes: Any) -> TrainConfig:
 
 def new_student(store: StoreReader, seed: int = 5) -> Any:
     """What the job above starts from."""
-    tokenizer = load_tokenizer(str(store.layout.tokenizer), "store")
-    job = student_job(store.layout.root, seed=seed)
+    tokenizer = load_tokenizer(str(store.tokenizer_folder()), "store")
+    job = student_job(Path(str(store.place)), seed=seed)
     return make_student(job, tokenizer, LENGTH, VOCABULARY)
 
 
@@ -157,7 +155,7 @@ def test_a_step_of_training_follows_the_gradient_of_the_living_teacher(
     before = new_student(store)
     train_student(student_job(tmp_path, config=config), store)
     after = load_model(str(tmp_path / "model"), "student", precision="fp32")
-    rows = epoch_order(5, 0, len(store), store.manifest.shard_sequences)[:4]
+    rows = store.order(5, 0)[:4]
     expected, gradient = online(
         before,
         load_model(str(teacher_folder), "teacher", precision="fp32"),
@@ -167,7 +165,7 @@ def test_a_step_of_training_follows_the_gradient_of_the_living_teacher(
     assert read_metrics(tmp_path)[0]["loss"] == pytest.approx(expected, rel=1e-4)
     assert read_metrics(tmp_path)[0]["kl"] == pytest.approx(expected, rel=1e-5)
     names = load_tokenizer(str(tmp_path / "model"), "student").get_vocab()
-    assert names == load_tokenizer(str(store.layout.tokenizer), "store").get_vocab()
+    assert names == load_tokenizer(str(store.tokenizer_folder()), "store").get_vocab()
     old, new = dict(before.named_parameters()), dict(after.named_parameters())
     step = {name: (old[name] - new[name]).detach() / 100.0 for name in gradient}
     expect_close(step, gradient, 1e-4)  # rounded once more, where it was added to the weights

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.data.order import epoch_order
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages import train_teacher as module
 from coldstill.stages.config import ArchitectureConfig, TrainConfig
+from coldstill.stages.feed import CorpusDataset
 from coldstill.stages.models import build_model, load_model, load_tokenizer
 from coldstill.stages.train_teacher import train_teacher
 from coldstill.stages.training import read_metrics
@@ -50,7 +50,7 @@ def test_the_first_loss_is_the_models_own_cross_entropy_of_each_document(
     run(tmp_path, corpus, tokenizer)
     model = build_model(ARCHITECTURE, tokenizer, LENGTH, 2, "teacher")
     file = CorpusLayout(corpus.folder).open("train")
-    sequences = file.read(epoch_order(2, 0, len(file), 1024)[:4])
+    sequences = file.read(CorpusDataset(file).order(2, 0)[:4])
     with torch.no_grad():
         logits_MV, labels_M = dense.logits_alone(model, sequences, VOCABULARY)
     expected = float(dense.cross_entropy(logits_MV, labels_M).mean())

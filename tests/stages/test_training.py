@@ -55,7 +55,7 @@ def run(
     **settings: Any,
 ) -> Weights:
     """Train a new small model; its weights afterwards."""
-    tokenizer = load_tokenizer(str(store.layout.tokenizer), "store")
+    tokenizer = load_tokenizer(str(store.tokenizer_folder()), "store")
     architecture = ArchitectureConfig(family=family, layers=1, hidden=32, heads=2)
     model = build_model(architecture, tokenizer, LENGTH, 3, "test")
     capture = store.manifest.capture
@@ -266,7 +266,7 @@ def test_micro_batches_that_do_not_divide_a_step_are_refused(
 
 
 def test_the_model_leaves_training_as_it_came(store: StoreReader, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(str(store.layout.tokenizer), "store")
+    tokenizer = load_tokenizer(str(store.tokenizer_folder()), "store")
     architecture = ArchitectureConfig(family="gpt2", layers=1, hidden=32, heads=2)
     model = build_model(architecture, tokenizer, LENGTH, 3, "test")
     capture = store.manifest.capture

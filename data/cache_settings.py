@@ -1,0 +1,43 @@
+"""Where shards of distant stores are kept, and how many of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
+_UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """A folder that all stores and all processes of a machine may share."""
+
+    folder: Path | None = None
+    """`$COLDSTILL_CACHE` or `~/.cache/coldstill` unless given."""
+    bytes: int = 20 * 1000**3
+    """What it may hold at most."""
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        named = os.environ.get("COLDSTILL_CACHE")
+        return self.folder or (Path(named) if named else Path.home() / ".cache" / "coldstill")
+
+
+def byte_count(value: Any) -> int:
+    """Bytes, of a number or a text such as `20 GB` or `512 MiB`.
+
+    Raises
+        ValueError: it is neither
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", str(value).lower())
+    if found is None or found[2] not in _UNITS or float(found[1]) == 0:
+        raise ValueError(f"{value!r} is no size; write a number and a unit, such as '20 GB'")
+    return max(1, round(float(found[1]) * _UNITS[found[2]]))

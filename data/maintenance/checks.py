@@ -1,0 +1,271 @@
+"""What must be true of one block, whatever codec and store it came through.
+
+Shapes and dtypes come first: a block that fails there is not looked at further, because nothing
+else would mean anything.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..alignment import labels
+from ..columns import check_hashes
+from ..ragged import Ragged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from ..schema import Block, Capture, Sequences, Targets
+
+_FLOAT = 1e-5
+"""What float32 may add to a log-probability, or to the square root of a probability."""
+_MASS = 1e-4
+"""How far from 1 a record's probabilities may sum. (Measured at V = 262,144 on a CPU: 1.2e-5; fp32
+sums over a vocabulary are not better.)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a block is checked against."""
+
+    vocabulary: int
+    """V."""
+    sequence_length: int
+    capture: Capture
+    maximum: float
+    """How far sqrt(p) of a head entry may be from what was captured (`data.fidelity`)."""
+    rounding: float
+    """How far the log-probabilities of labels and samples may be, and entropies, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One rule that a block breaks, and where it does so first."""
+
+    what: str
+    row: int | None = None
+    """Which sequence of the block."""
+    position: int | None = None
+    """Which position of that sequence."""
+    count: int = 1
+    """At how many places of the block."""
+
+
+def check_block(block: Block, rows: int, rules: Rules) -> list[Finding]:
+    """Everything that is wrong with a block that should hold `rows` sequences."""
+    shapes = list(_shapes(block, rows, rules))
+    if shapes:
+        return shapes
+    found = list(_sequences(block.sequences, rules))
+    # a label that lies outside its sequence cannot be looked up
+    aligned = not any(finding.what == _MISPLACED for finding in found)
+    return found + list(_targets(block, aligned, rules))
+
+
+def _shapes(block: Block, rows: int, rules: Rules) -> Iterator[Finding]:
+    if len(block) != rows:
+        yield Finding(f"holds {len(block)} sequences, expected {rows}")
+        return
+    flat = {"ids": np.int64, "hashes": np.uint64}
+    ragged = {"tokens": np.int32, "document_starts": np.int32, "positions": np.int32}
+    for name, dtype in ({**flat, **ragged, "document_ids": np.int64}).items():
+        value = getattr(block.sequences, name)
+        is_list = isinstance(value, Ragged)
+        array = value.values if isinstance(value, Ragged) else value
+        if is_list is (name in flat) or array.dtype != dtype or array.ndim != 1:
+            yield Finding(f"'{name}' should be {np.dtype(dtype).name}, is {array.dtype}")
+        elif len(value) != rows:
+            yield Finding(f"'{name}' has {len(value)} rows, expected {rows}")
+    capture, count = rules.capture, len(block.sequences.positions.values)
+    widths = {"head_ids": capture.head, "head_logprobs": capture.head, "tail_ids": capture.tail}
+    widths |= {"tail_logprobs": capture.tail, "log_norm": len(capture.temperatures)}
+    for field in fields(block.targets):
+        array = getattr(block.targets, field.name)
+        if field.name == "tail_logprobs" and not capture.keeps_tail_logprobs:
+            continue
+        shape = (count, widths[field.name]) if field.name in widths else (count,)
+        dtype = np.int32 if field.name.endswith("_ids") else np.float32
+        if array is None or array.shape != shape or array.dtype != dtype:
+            is_ = "nothing" if array is None else f"{array.dtype} {array.shape}"
+            yield Finding(f"'{field.name}' should be {np.dtype(dtype).name} {shape}, is {is_}")
+
+
+_MISPLACED = "supervised positions do not increase, or have no next token in their document"
+
+
+def _sequences(sequences: Sequences, rules: Rules) -> Iterator[Finding]:
+    tokens, starts, positions = sequences.tokens, sequences.document_starts, sequences.positions
+    outside = (tokens.values < 0) | (tokens.values >= rules.vocabulary)
+    lengths_N = tokens.lengths
+    rows_N = {
+        f"token ids outside the vocabulary of {rules.vocabulary:,}": _rows(outside, tokens),
+        f"holds no token, or more than {rules.sequence_length:,}": (
+            (lengths_N < 1) | (lengths_N > rules.sequence_length)
+        ),
+        "document borders do not begin at 0 and increase inside the sequence": (
+            _misordered(starts, lengths_N, smallest=0)
+            | (starts.lengths < 1)
+            | ~_rows(starts.values == 0, starts)
+        ),
+        "documents are not one for each border, or below 0": (
+            (sequences.document_ids.lengths != starts.lengths)
+            | _rows(sequences.document_ids.values < 0, sequences.document_ids)
+        ),
+        _MISPLACED: _misordered(positions, lengths_N - 1, smallest=0) | _cut(sequences),
+    }
+    for what, bad_N in rows_N.items():
+        if bad_N.any():
+            yield Finding(what, row=int(bad_N.argmax()), count=int(bad_N.sum()))
+    for row in range(len(sequences)):
+        try:
+            check_hashes(sequences.take(np.array([row])))
+        except ValueError as error:
+            yield Finding(str(error), row=row)
+
+
+def _rows(bad_S: NDArray[np.bool_], column: Ragged) -> NDArray[np.bool_]:
+    """[N] which rows hold a value that is bad."""
+    places = np.searchsorted(column.offsets, np.flatnonzero(bad_S), side="right") - 1
+    rows = np.zeros(len(column), np.bool_)
+    rows[places] = True
+    return rows
+
+
+def _misordered(column: Ragged, ends_N: NDArray[np.int64], smallest: int) -> NDArray[np.bool_]:
+    """[N] which rows do not increase from `smallest` or more to less than their end."""
+    values, row_S = column.values, np.repeat(np.arange(len(column)), column.lengths)
+    same_row = np.diff(row_S, prepend=-1) == 0
+    back = same_row & (np.diff(values, prepend=0) <= 0)
+    return _rows(back | (values < smallest) | (values >= ends_N[row_S]), column)
+
+
+def _cut(sequences: Sequences) -> NDArray[np.bool_]:
+    """[N] which rows have a position whose next token begins another document."""
+    starts, positions = sequences.document_starts, sequences.positions
+    # one number for each (row, place): rows are far apart
+    stride = 1 << 32
+    borders = starts.values + stride * np.repeat(np.arange(len(starts)), starts.lengths)
+    wanted = positions.values + 1 + stride * np.repeat(np.arange(len(positions)), positions.lengths)
+    return _rows(np.isin(wanted, borders), positions)
+
+
+def _targets(block: Block, aligned: bool, rules: Rules) -> Iterator[Finding]:
+    targets, positions = block.targets, block.sequences.positions
+    bad = _head(targets, rules) | _tail(targets, rules) | _scalars(targets, rules)
+    if aligned:
+        bad |= _label(targets, labels(block.sequences), rules)
+    for what, bad_M in bad.items():
+        if bad_M.any():
+            place = int(bad_M.argmax())
+            row = int(np.searchsorted(positions.offsets, place, side="right")) - 1
+            yield Finding(what, row, int(positions.values[place]), int(bad_M.sum()))
+
+
+def _outside(ids: NDArray[np.int32], rules: Rules) -> NDArray[np.bool_]:
+    return ((ids < 0) | (ids >= rules.vocabulary)).any(1)
+
+
+def _no_logprob(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where a value is above 0, infinite or not a number."""
+    return ~((values <= _FLOAT) & (values > -np.inf))
+
+
+def _head(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
+    ids, logprobs = targets.head_ids, targets.head_logprobs
+    with np.errstate(invalid="ignore", over="ignore"):
+        mass_M = np.exp(logprobs.astype(np.float64)).sum(1)
+        mass_M += np.exp(targets.log_tail.astype(np.float64))
+        rising_M = ~(np.diff(logprobs, axis=1) <= 0).all(1)
+    whole = rules.capture.head == rules.vocabulary
+    log_tail = targets.log_tail
+    return {
+        "head ids outside the vocabulary": _outside(ids, rules),
+        "head ids that repeat": (np.diff(np.sort(ids, axis=1), axis=1) == 0).any(1),
+        "head log-probabilities above 0, or no numbers": _no_logprob(logprobs).any(1),
+        "head log-probabilities that increase": rising_M,
+        "a tail beside a head of the whole vocabulary"
+        if whole
+        else "a tail mass above 1, or none": (
+            log_tail != -np.inf if whole else _no_logprob(log_tail)
+        ),
+        "head and tail that do not sum to 1": ~(np.abs(mass_M - 1.0) <= _MASS),
+    }
+
+
+def _tail(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
+    head_ids, ids, logprobs = targets.head_ids, targets.tail_ids, targets.tail_logprobs
+    row_M = np.arange(len(targets))[:, None] * np.int64(1 << 32)
+    bad = {
+        "tail ids outside the vocabulary": _outside(ids, rules),
+        "tail ids that do not increase": (np.diff(ids, axis=1) < 0).any(1),
+        "tail ids that are in the head": np.isin(ids + row_M, head_ids + row_M).any(1),
+    }
+    if logprobs is not None:
+        bad["tail log-probabilities above 0, or no numbers"] = _no_logprob(logprobs).any(1)
+        least = _root(logprobs) - _slack(logprobs, rules) - rules.maximum
+        bad["tail samples above the head's last entry"] = (least > _last_root(targets)).any(1)
+    return bad
+
+
+def _scalars(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
+    most = math.log(rules.vocabulary)
+    slack = rules.rounding + _FLOAT * max(1.0, most)
+    entropy = targets.entropy
+    bad = {
+        "an entropy that is not in [0, log V]": ~((entropy >= 0) & (entropy <= most + slack)),
+        "a label log-probability above 0, or no number": _no_logprob(targets.label_logprob),
+    }
+    for place, temperature in enumerate(rules.capture.temperatures):
+        # sum p^(1/T) lies between its values for a certain and for an even distribution
+        norm_M, even = targets.log_norm[:, place], (1.0 - 1.0 / temperature) * most
+        low, high = min(0.0, even) - slack, max(0.0, even) + slack
+        bad[f"a log_norm that temperature {temperature:g} cannot have"] = ~(
+            (norm_M >= low) & (norm_M <= high)
+        )
+    return bad
+
+
+def _label(
+    targets: Targets, labels_M: NDArray[np.int32], rules: Rules
+) -> dict[str, NDArray[np.bool_]]:
+    label = targets.label_logprob[:, None]
+    is_label = targets.head_ids == labels_M[:, None]
+    gap = np.abs(_root(targets.head_logprobs) - _root(label))
+    slack = rules.maximum + _slack(label, rules)
+    above = _root(label) - slack > _last_root(targets)
+    bad = {
+        "a label's log-probability is not its entry in the head": (is_label & (gap > slack)).any(1),
+        "a label outside the head is above the head's last entry": above[:, 0] & ~is_label.any(1),
+    }
+    if targets.tail_logprobs is not None:
+        is_sample = targets.tail_ids == labels_M[:, None]
+        off = np.abs(targets.tail_logprobs - label)
+        wrong = is_sample & (off > 2 * rules.rounding + _FLOAT * np.maximum(1.0, np.abs(label)))
+        bad["a label's log-probability is not that of its tail sample"] = wrong.any(1)
+    return bad
+
+
+def _root(logprobs: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The square root of a probability; not a number where the log-probability is none."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        root: NDArray[np.float64] = np.exp(logprobs.astype(np.float64) / 2)
+    return root
+
+
+def _slack(logprobs: NDArray[np.float32], rules: Rules) -> NDArray[np.float64]:
+    """How far the root of a rounded log-probability may be from what was captured."""
+    slack: NDArray[np.float64] = _root(logprobs) * math.expm1(rules.rounding / 2) + _FLOAT
+    return slack
+
+
+def _last_root(targets: Targets) -> NDArray[np.float64]:
+    """[M, 1] root of the least probable head entry; nothing outside the head may be above it."""
+    if targets.head_logprobs.shape[1] == 0:
+        return np.full((len(targets), 1), np.inf)
+    return _root(targets.head_logprobs[:, -1:])

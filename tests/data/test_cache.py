@@ -1,0 +1,383 @@
+"""The local cache of distant shards: bounded, shared, and never wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import coldstill.data.cache
+import pytest
+from coldstill.data.cache import ShardCache
+from coldstill.data.cache_entry import Entry
+from coldstill.data.cache_settings import CacheSettings, byte_count
+from coldstill.data.commit import shard_files
+from coldstill.data.errors import ColdstillError
+from oracles import cached_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SIZE = 100
+
+
+class Source:
+    """Shards that can be fetched, and how often each was."""
+
+    def __init__(self, folder: Path, count: int = 12) -> None:
+        self.folder, self.fetched = folder, [0] * count
+        self.entries = []
+        folder.mkdir()
+        for i in range(count):
+            path = folder / f"{i:05d}.arrow"
+            path.write_bytes(bytes([i]) * SIZE)
+            self.entries.append(
+                Entry(key=f"{i:04x}", address=f"s3://b/{i}", name="x", files=shard_files(path))
+            )
+
+    def download(self, index: int) -> Callable[[Path], None]:
+        def bring(target: Path) -> None:
+            self.fetched[index] += 1
+            shutil.copyfile(self.folder / f"{index:05d}.arrow", target)
+
+        return bring
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return Source(tmp_path / "source")
+
+
+def cache_of(tmp_path: Path, shards: float = 3) -> ShardCache:
+    return ShardCache(tmp_path / "cache", round(shards * SIZE))
+
+
+def get(cache: ShardCache, source: Source, index: int, *, ahead: int | None = None) -> bytes:
+    path = cache.get(source.entries[index], source.download(index), ahead=ahead)
+    return path.read_bytes()
+
+
+def kept(cache: ShardCache) -> set[int]:
+    """Which entries are whole."""
+    return {int(path.parent.name.split("-")[0], 16) for path in cache.folder.glob("*/x")}
+
+
+def test_what_is_there_is_not_fetched_again(tmp_path: Path, source: Source) -> None:
+    for _ in range(3):
+        assert get(cache_of(tmp_path), source, 4) == bytes([4]) * SIZE
+    assert sum(source.fetched) == 1
+
+
+def test_what_was_used_longest_ago_makes_room(tmp_path: Path, source: Source) -> None:
+    cache = cache_of(tmp_path, 3.9)
+    for index in (0, 1, 2):
+        get(cache, source, index)
+    get(cache_of(tmp_path, 3.9), source, 0)  # another process
+    get(cache, source, 3)
+    assert kept(cache) == {0, 2, 3}
+    with cache.reading(source.entries[2]) as is_there:
+        assert is_there
+    get(cache, source, 4)
+    assert kept(cache) == {2, 3, 4}
+
+
+def test_it_never_holds_more_than_its_limit_even_while_fetching(
+    tmp_path: Path, source: Source
+) -> None:
+    cache, seen = cache_of(tmp_path, 2.5), []
+
+    def watched(index: int) -> Callable[[Path], None]:
+        def bring(target: Path) -> None:
+            source.download(index)(target)
+            seen.append(cached_bytes(cache.folder))
+
+        return bring
+
+    for index in [*range(12), *range(12)]:
+        cache.get(source.entries[index], watched(index))
+        seen.append(cached_bytes(cache.folder))
+    assert max(seen) == 2 * SIZE
+    assert source.fetched == [2] * 12
+
+
+def test_a_smaller_limit_is_kept_from_then_on(tmp_path: Path, source: Source) -> None:
+    for index in range(5):
+        get(cache_of(tmp_path, 5), source, index)
+    smaller = cache_of(tmp_path, 2)
+    get(smaller, source, 6)
+    assert kept(smaller) == {4, 6}
+
+
+def test_a_shard_larger_than_the_limit_is_refused(tmp_path: Path, source: Source) -> None:
+    cache = cache_of(tmp_path, 0.5)
+    with pytest.raises(ColdstillError) as caught:
+        get(cache, source, 0)
+    assert str(caught.value) == (
+        f"s3://b/0: 100 bytes, the cache in {cache.folder} may hold 50; set logits.cache (or "
+        "cache= of open_store) to more"
+    )
+    assert not cache.folder.exists()
+
+
+def test_what_was_fetched_ahead_goes_last(tmp_path: Path, source: Source) -> None:
+    cache = cache_of(tmp_path)
+    get(cache, source, 0, ahead=time.time_ns())
+    for index in (1, 2, 3, 4):
+        get(cache, source, index)
+    assert kept(cache) == {0, 3, 4}
+    get(cache, source, 0)
+    for index in (5, 6, 7):
+        get(cache, source, index)
+    assert kept(cache) == {5, 6, 7}
+
+
+def test_what_is_being_read_is_not_deleted(tmp_path: Path, source: Source) -> None:
+    cache = cache_of(tmp_path, 2)
+    get(cache, source, 0)
+    with cache.reading(source.entries[0]) as is_there:
+        assert is_there
+        for index in (1, 2, 3):
+            get(cache, source, index)
+        assert kept(cache) == {0, 3}
+    get(cache, source, 4)
+    assert kept(cache) == {3, 4}
+    with cache.reading(source.entries[0]) as is_there:
+        assert not is_there
+
+
+def test_when_all_of_it_is_in_use_it_waits_and_then_says_so(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_of(tmp_path, 1)
+    get(cache, source, 0)
+    with ThreadPoolExecutor(1) as pool:
+        with cache.reading(source.entries[0]):
+            with monkeypatch.context() as patch:
+                patch.setattr(coldstill.data.cache, "_PATIENCE", 0.0)
+                with pytest.raises(ColdstillError, match="no room for s3://b/1, all of it is in"):
+                    get(cache, source, 1)
+            waiting = pool.submit(get, cache, source, 1)
+            time.sleep(0.1)
+            assert not waiting.done()
+        assert waiting.result() == bytes([1]) * SIZE
+    assert kept(cache) == {1}
+
+
+def test_many_threads_fetch_each_shard_once(tmp_path: Path, source: Source) -> None:
+    caches = [cache_of(tmp_path, 12) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        wanted = [(cache, source, index) for index in range(12) for cache in caches]
+        found = list(pool.map(lambda arguments: get(*arguments), wanted))
+    assert found == [bytes([index]) * SIZE for index in range(12) for _ in caches]
+    assert source.fetched == [1] * 12
+
+
+def test_many_threads_stay_inside_a_small_limit(tmp_path: Path, source: Source) -> None:
+    cache, seen, over = cache_of(tmp_path, 3), [], threading.Event()
+    get(cache, source, 0)
+
+    def watch() -> None:
+        while not over.wait(0.001):
+            seen.append(cached_bytes(cache.folder))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(6) as pool:
+        wanted = [index % 12 for index in range(60)]
+        reads = [pool.submit(read_held, cache, source, index) for index in wanted]
+        assert [read.result() for read in reads] == [bytes([i]) * SIZE for i in wanted]
+    over.set()
+    watcher.join()
+    assert max(seen) <= 3 * SIZE
+
+
+def read_held(cache: ShardCache, source: Source, index: int) -> bytes:
+    """As a reader does: ask, hold, and ask again if it is gone."""
+    while True:
+        path = cache.get(source.entries[index], source.download(index))
+        with cache.reading(source.entries[index]) as is_there:
+            if is_there:
+                return path.read_bytes()
+
+
+FETCH = """
+import sys, time
+from pathlib import Path
+from coldstill.data.cache import ShardCache
+from coldstill.data.cache_entry import Entry
+from coldstill.data.commit import shard_files
+
+source, folder, log = map(Path, sys.argv[1:])
+cache = ShardCache(folder, 10**6)
+print("ready", flush=True)
+sys.stdin.readline()
+for path in sorted(source.iterdir()):
+    def download(target):
+        with log.open("a") as stream:
+            stream.write(path.name + "\\n")
+        time.sleep(0.02)
+        target.write_bytes(path.read_bytes())
+    entry = Entry(key=path.stem, address=path.name, name="x", files=shard_files(path))
+    assert cache.get(entry, download).read_bytes() == path.read_bytes()
+print("done")
+"""
+
+
+def test_two_processes_share_it_and_fetch_each_shard_once(tmp_path: Path, source: Source) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", FETCH, str(source.folder), str(tmp_path / "c"), str(log)]
+    pipe = subprocess.PIPE
+    both = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:  # both wait for a line: they begin together
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate()[0] for process in both]
+    assert answers == ["done\n", "done\n"]
+    assert sorted(log.read_text().split()) == [f"{i:05d}.arrow" for i in range(12)]
+
+
+def test_what_a_killed_process_left_is_nobodys(tmp_path: Path, source: Source) -> None:
+    cache = cache_of(tmp_path, 2)
+    half = cache.folder / source.entries[0].label
+    half.mkdir(parents=True)
+    (half / ".unfinished-x").write_bytes(b"half")
+    doomed = cache.folder / ".unfinished-0123"
+    doomed.mkdir()
+    (doomed / "x").write_bytes(b"whole once")
+    assert get(cache, source, 1) == bytes([1]) * SIZE
+    assert not doomed.exists()
+    assert get(cache, source, 0) == bytes([0]) * SIZE
+    assert get(cache, source, 2) == bytes([2]) * SIZE
+    assert cached_bytes(cache.folder) == 2 * SIZE
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut short", "emptied", "missing", "a folder"])
+def test_a_copy_that_was_spoiled_on_disk_is_fetched_again(
+    tmp_path: Path, source: Source, damage: str
+) -> None:
+    path = cache_of(tmp_path).get(source.entries[0], source.download(0))
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        content = {"changed": b"x" * SIZE, "cut short": bytes(SIZE - 1), "emptied": b""}
+        path.write_bytes(content[damage])
+    assert get(cache_of(tmp_path), source, 0) == bytes([0]) * SIZE  # another process
+    assert source.fetched[0] == 2
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_arrives_wrong_is_fetched_again(tmp_path: Path, source: Source, times: int) -> None:
+    def spoiled(target: Path) -> None:
+        source.download(0)(target)
+        if source.fetched[0] <= times:
+            target.write_bytes(b"wrong")
+
+    cache = cache_of(tmp_path)
+    assert cache.get(source.entries[0], spoiled).read_bytes() == bytes(SIZE)
+    assert source.fetched[0] == times + 1
+
+
+def test_what_always_arrives_wrong_is_an_error_and_leaves_nothing(
+    tmp_path: Path, source: Source
+) -> None:
+    cache = cache_of(tmp_path)
+    with pytest.raises(ColdstillError) as caught:
+        cache.get(source.entries[0], source.download(1))
+    assert str(caught.value).startswith("s3://b/0: damaged: its checksum is not the one it was")
+    assert (source.fetched[1], cached_bytes(cache.folder), kept(cache)) == (4, 0, set())
+    assert get(cache, source, 0) == bytes(SIZE)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ColdstillError("no"), OSError("odd")])
+def test_a_fetch_that_fails_leaves_nothing(
+    tmp_path: Path, source: Source, error: BaseException
+) -> None:
+    def fails(target: Path) -> None:
+        target.write_bytes(b"half")
+        raise error
+
+    cache = cache_of(tmp_path)
+    with pytest.raises(type(error)):
+        cache.get(source.entries[0], fails)
+    assert cached_bytes(cache.folder) == 0
+    assert get(cache, source, 0) == bytes(SIZE)
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path, source: Source) -> None:
+    def full(target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    cache = cache_of(tmp_path)
+    with pytest.raises(ColdstillError) as caught:
+        cache.get(source.entries[0], full)
+    assert str(caught.value).startswith(f"{cache.folder}: the disk is full; ")
+    assert cached_bytes(cache.folder) == 0
+
+
+def test_a_shard_of_many_files_is_whole_or_not_there(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    (made / "c" / "0").mkdir(parents=True)
+    (made / "c" / "0" / "1").write_bytes(b"12345")
+    (made / "zarr.json").write_bytes(b"{}")
+    entry = Entry(key="ab", address="s3://b/z", name="z.zarr", files=shard_files(made))
+
+    def bring(target: Path) -> None:
+        for file in entry.files:
+            shutil.copyfile(made / file.name, target / file.name)
+
+    path = cache_of(tmp_path).get(entry, bring)
+    assert path == tmp_path / "cache" / "ab-7" / "z.zarr"
+    (path / "c" / "0" / "1").unlink()
+    path = cache_of(tmp_path).get(entry, bring)
+    assert (path / "c" / "0" / "1").read_bytes() == b"12345"
+
+
+def test_a_deleted_cache_is_made_again(tmp_path: Path, source: Source) -> None:
+    cache = cache_of(tmp_path)
+    get(cache, source, 0)
+    shutil.rmtree(cache.folder)
+    with cache.reading(source.entries[0]) as is_there:
+        assert not is_there
+    assert get(cache, source, 0) == bytes(SIZE)
+
+
+def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLDSTILL_CACHE", str(tmp_path / "named"))
+    assert CacheSettings().place == tmp_path / "named"
+    assert CacheSettings(folder=tmp_path).place == tmp_path
+    monkeypatch.delenv("COLDSTILL_CACHE")
+    assert CacheSettings().place == Path(os.path.expanduser("~/.cache/coldstill"))
+    assert CacheSettings().bytes == 20 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("20 GB", 20 * 10**9),
+        ("1.5gib", 3 * 2**29),
+        ("512", 512),
+        (7, 7),
+        (" 1 kB ", 1000),
+        (2.5e3, 2500),
+    ],
+)
+def test_sizes_are_read_with_their_units(text: object, count: int) -> None:
+    assert byte_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "20 potatoes", "-1 GB", "0", 0, -5, True, None])
+def test_what_is_no_size_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is no size; write a number and a unit, such as '20 GB'"):
+        byte_count(text)

@@ -1,0 +1,133 @@
+"""What is written with the `plain` codec is read by other tools, none of which knows coldstill.
+
+Each reads in a process of its own, so that nothing of this project can help it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from coldstill.data.stores import STORES
+from oracles import manifest_for, random_block, write_missing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BLOCK = random_block(0, 10)
+
+ARROW_READERS = {
+    "polars": """
+import polars
+table = polars.concat([polars.read_ipc(file) for file in files])
+rows = table.select("token_ids", "head_ids", "head_logprobs").to_dicts()
+""",
+    "duckdb": """
+import duckdb, pyarrow.dataset
+shards = pyarrow.dataset.dataset(files, format="ipc")
+found = duckdb.sql("SELECT token_ids, head_ids, head_logprobs FROM shards ORDER BY sequence_id")
+rows = [dict(zip(found.columns, row)) for row in found.fetchall()]
+""",
+    "pandas": """
+import numpy, pandas
+frame = pandas.concat([pandas.read_feather(file) for file in files])
+def plain(value):
+    return [plain(v) for v in value] if isinstance(value, numpy.ndarray) else value.item()
+frame = frame[["token_ids", "head_ids", "head_logprobs"]].map(plain)
+rows = frame.to_dict("records")
+""",
+    "datasets": """
+import datasets
+datasets.disable_progress_bars()
+found = datasets.load_dataset("arrow", data_files=files, split="train", cache_dir="cache")
+rows = found.select_columns(["token_ids", "head_ids", "head_logprobs"]).to_list()
+""",
+}
+"""How each tool makes `rows`, a dictionary a sequence, of the shards in `files`."""
+
+ZARR_READERS = {
+    "zarr": """
+import zarr
+def opened(file):
+    group = zarr.open(file, mode="r")
+    return lambda name: group[name][...], lambda name: group[name].attrs["offsets"]
+""",
+    "tensorstore": """
+import tensorstore
+def opened(file):
+    def read(name):
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{file}/{name}"}}
+        return tensorstore.open(spec).result().read().result()
+    def offsets(name):
+        with open(f"{file}/{name}/zarr.json") as described:
+            return json.load(described)["attributes"]["offsets"]
+    return read, offsets
+""",
+}
+"""How each tool gives the arrays of a shard by name, and the name of a list's offsets."""
+
+ZARR_ROWS = """
+rows = []
+for file in files:
+    array, offsets = opened(file)
+    columns = {}
+    for name in ("token_ids", "head_ids", "head_logprobs"):
+        values, borders = array(name), array(offsets(name))
+        lists = [values[a:b].tolist() for a, b in zip(borders[:-1], borders[1:])]
+        columns[name] = lists
+    rows += [dict(zip(columns, row)) for row in zip(*columns.values())]
+"""
+
+
+def expected() -> list[dict[str, Any]]:
+    """The block, one dictionary a sequence."""
+    sequences, targets = BLOCK.sequences, BLOCK.targets
+    borders = sequences.positions.offsets
+    return [
+        {
+            "token_ids": sequences.tokens[row].tolist(),
+            "head_ids": targets.head_ids[borders[row] : borders[row + 1]].tolist(),
+            "head_logprobs": targets.head_logprobs[borders[row] : borders[row + 1]].tolist(),
+        }
+        for row in range(len(BLOCK))
+    ]
+
+
+def read_elsewhere(code: str, tmp_path: Path, store: str) -> Any:
+    """What another process makes of a store's shards; it has nothing of coldstill."""
+    manifest = manifest_for(BLOCK, codec="plain", store=store)
+    write_missing(tmp_path / "store", manifest, BLOCK)
+    suffix = STORES[store].suffix
+    shards = sorted(str(shard) for shard in (tmp_path / "store" / "shards").glob(f"*{suffix}"))
+    assert len(shards) == 3
+    script = (
+        f"import json, sys\nfiles = sys.argv[1:]\n{code}\n"
+        "assert not any(name.split('.')[0] == 'coldstill' for name in sys.modules)\n"
+        "print(json.dumps(rows))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *shards],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("tool", list(ARROW_READERS))
+def test_the_arrow_store_is_read_by(tool: str, tmp_path: Path) -> None:
+    pytest.importorskip(tool)
+    assert read_elsewhere(ARROW_READERS[tool], tmp_path, "arrow") == expected()
+
+
+@pytest.mark.parametrize("tool", list(ZARR_READERS))
+def test_the_zarr_store_is_read_by(tool: str, tmp_path: Path) -> None:
+    pytest.importorskip(tool)
+    assert read_elsewhere(ZARR_READERS[tool] + ZARR_ROWS, tmp_path, "zarr") == expected()

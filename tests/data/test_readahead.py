@@ -1,0 +1,255 @@
+"""Reading a distant store through a small cache: the same batches, in the space and with the
+fetches that the order allows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from coldstill.data.cache_settings import CacheSettings
+from coldstill.data.errors import ColdstillError
+from coldstill.data.objects import Objects
+from coldstill.data.order import WINDOW, epoch_order
+from coldstill.data.reader import StoreReader, open_store
+from oracles import cached_bytes, manifest_for, random_block, write_missing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from coldstill.data.schema import Block
+    from distance import Distance
+
+pytest_plugins = ("distance",)
+
+SHARDS, EACH = 12, 6
+BLOCK = random_block(3, SHARDS * EACH)
+MANIFEST = manifest_for(BLOCK, shard_sequences=EACH, block_sequences=2)
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each shard was fetched."""
+    counts: Counter[str] = Counter()
+    download = Objects.download
+
+    def counted(self: Objects, files: dict[str, Path]) -> None:
+        counts.update({name.split("/")[1] for name in files})
+        download(self, files)
+
+    monkeypatch.setattr(Objects, "download", counted)
+    return counts
+
+
+@pytest.fixture
+def near(tmp_path: Path) -> StoreReader:
+    """The same store on this disk."""
+    write_missing(tmp_path / "near", MANIFEST, BLOCK)
+    return open_store(tmp_path / "near")
+
+
+def largest(store: StoreReader) -> int:
+    return max(commit.bytes for commit in store.commits())
+
+
+def opened(distance: Distance, limit: float) -> StoreReader:
+    """The store, with a cache of so many bytes."""
+    cache = CacheSettings(folder=distance.cache.place, bytes=round(limit))
+    return open_store(f"{distance.url}/store", cache=cache)
+
+
+def write(distance: Distance, manifest: Any = MANIFEST) -> None:
+    write_missing(f"{distance.url}/store", manifest, BLOCK)
+
+
+def assert_same(one: Block, other: Block) -> None:
+    assert np.array_equal(one.sequences.ids, other.sequences.ids)
+    assert np.array_equal(one.targets.head_logprobs, other.targets.head_logprobs)
+    assert np.array_equal(one.targets.tail_ids, other.targets.tail_ids)
+
+
+def settled(condition: Callable[[], bool]) -> bool:
+    """Whether something comes true before long."""
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def windowed(store: StoreReader, epoch: int, window: int) -> Any:
+    """An epoch's order in which only so many shards are mixed."""
+    return epoch_order(5, epoch, len(store), EACH, 2, window=window)
+
+
+@pytest.mark.parametrize(("kind", "shards"), [("arrow", 2.5), ("arrow", 4.2), ("zarr", 4.2)])
+def test_an_epoch_through_a_small_cache_is_the_same_and_fetches_each_shard_once(
+    memory: Distance, near: StoreReader, fetched: Counter[str], kind: str, shards: float
+) -> None:
+    write(memory, manifest_for(BLOCK, shard_sequences=EACH, block_sequences=2, store=kind))
+    limit = shards * largest(opened(memory, 10**9))
+    store = opened(memory, limit)
+    for epoch in range(2):
+        fetched.clear()
+        order = windowed(store, epoch, 2)
+        store.will_read(order)
+        for start in range(0, len(order), 5):
+            rows = order[start : start + 5]
+            assert_same(store.read(rows), near.read(rows))
+            assert cached_bytes(memory.cache.place) <= limit
+        # what was left from before need not be fetched at all
+        assert set(fetched.values()) == {1}
+        assert len(fetched) >= SHARDS - int(shards) if epoch else len(fetched) == SHARDS
+
+
+def test_the_whole_thing_over_s3(s3: Distance, near: StoreReader) -> None:
+    write(s3)
+    limit = 8.5 * largest(near)
+    store = opened(s3, limit)
+    store.expect_room()
+    s3.network.log.clear()
+    s3.network.spoil("flipped", r"GET .*0\.arrow", times=2)
+    s3.network.spoil("cut", r"GET .*1\.arrow", times=2)
+    s3.network.spoil("slow", r"GET .*\.arrow", times=5, seconds=0.05)
+    pairs = zip(store.batches(7, seed=1), near.batches(7, seed=1), strict=True)
+    for one, other in pairs:
+        assert_same(one, other)
+        assert cached_bytes(s3.cache.place) <= limit
+    assert SHARDS + 4 <= s3.network.count(r"GET .*\.arrow") <= SHARDS + 6
+    assert not any(fault.times for fault in s3.network.faults)
+
+
+def test_a_cache_smaller_than_the_window_is_slower_and_still_right(
+    memory: Distance, near: StoreReader, fetched: Counter[str]
+) -> None:
+    write(memory)
+    limit = 1.5 * largest(near)
+    store = opened(memory, limit)
+    for one, other in zip(store.batches(9, seed=0), near.batches(9, seed=0), strict=True):
+        assert_same(one, other)
+        assert cached_bytes(memory.cache.place) <= limit
+    assert fetched.total() > SHARDS
+
+
+def test_training_through_a_cache_smaller_than_the_window_is_refused(
+    memory: Distance, near: StoreReader
+) -> None:
+    write(memory)
+    sizes = sorted(commit.bytes for commit in near.commits())
+    needed = sum(sizes[-WINDOW:])
+    opened(memory, needed).expect_room()
+    near.expect_room()
+    with pytest.raises(ColdstillError) as caught:
+        opened(memory, needed - 1).expect_room()
+    assert str(caught.value) == (
+        f"{memory.url}/store: logits.cache: {needed - 1:,} bytes are too few, a student mixes 8 "
+        f"shards at a time; set it to at least {needed:,}, twice that to fetch ahead"
+    )
+
+
+def test_shards_come_before_they_are_asked_for(
+    memory: Distance, fetched: Counter[str], near: StoreReader
+) -> None:
+    write(memory)
+    store = opened(memory, 10 * largest(near))
+    store.will_read(np.arange(len(store)))
+    assert settled(lambda: fetched.total() == 5)  # half of the cache, and no more
+    time.sleep(0.2)
+    assert fetched.total() == 5
+    assert list(fetched) == [f"{i:05d}.arrow" for i in range(5)]
+    store.read(np.arange(2 * EACH))
+    assert fetched["00001.arrow"] == 1
+    assert settled(lambda: fetched.total() == 7)
+
+
+def test_what_is_in_use_is_not_pushed_out_by_what_comes(
+    memory: Distance, fetched: Counter[str], near: StoreReader
+) -> None:
+    write(memory)
+    store = opened(memory, 3 * largest(near))
+    order = windowed(store, 0, 3)
+    store.will_read(order)
+    store.read(order[: 3 * EACH])  # the first window, all of which may still be in use
+    time.sleep(0.3)
+    assert fetched.total() == 3
+    store.read(order[3 * EACH : 3 * EACH + 1])
+    assert settled(lambda: fetched.total() >= 5)
+
+
+def test_a_new_order_replaces_the_old_one(
+    memory: Distance, fetched: Counter[str], near: StoreReader
+) -> None:
+    write(memory)
+    store = opened(memory, 4 * largest(near))
+    store.will_read(np.arange(len(store)))
+    assert settled(lambda: fetched.total() == 2)
+    store.will_read(np.arange(len(store))[::-1])
+    assert settled(lambda: fetched.total() == 4)
+    assert list(fetched)[2:] == ["00011.arrow", "00010.arrow"]
+
+
+def test_the_thread_that_reads_ahead_sees_what_other_processes_use(
+    memory: Distance, fetched: Counter[str], near: StoreReader
+) -> None:
+    write(memory)
+    limit = 4 * largest(near)
+    sampler, worker = opened(memory, limit), opened(memory, limit)
+    sampler.will_read(np.arange(len(sampler)))
+    for shard in range(SHARDS):
+        assert settled(lambda: fetched.total() >= min(shard + 2, SHARDS))  # noqa: B023
+        worker.read(np.arange(EACH) + shard * EACH)
+    assert set(fetched.values()) == {1}
+
+
+def test_an_error_while_reading_ahead_is_met_by_whoever_needs_the_shard(
+    memory: Distance, near: StoreReader
+) -> None:
+    write(memory)
+    memory.place().write("shards/00002.arrow", b"damaged")
+    store = opened(memory, 10**9)
+    store.will_read(np.arange(len(store)))
+    assert_same(store.read(np.arange(2 * EACH)), near.read(np.arange(2 * EACH)))
+    with pytest.raises(ColdstillError, match=r"shards/00002\.arrow: damaged: 7 bytes, its commit"):
+        store.read(np.array([2 * EACH]))
+    row = np.array([3 * EACH])
+    assert_same(store.read(row), near.read(row))
+
+
+def test_no_thread_stays_once_all_is_used(memory: Distance, near: StoreReader) -> None:
+    def ours() -> int:
+        return sum(thread.name == "coldstill read-ahead" for thread in threading.enumerate())
+
+    write(memory)
+    before = ours()
+    store = opened(memory, 10**9)
+    for _ in range(3):
+        list(store.batches(5))
+    assert settled(lambda: ours() <= before)
+
+
+def test_two_readers_in_threads_share_a_small_cache(
+    memory: Distance, near: StoreReader, fetched: Counter[str]
+) -> None:
+    write(memory)
+    limit = 3.5 * largest(near)
+    wrong: list[BaseException] = []
+
+    def read(seed: int) -> None:
+        try:
+            store, own = opened(memory, limit), open_store(str(near.place))
+            for one, other in zip(
+                store.batches(5, seed=seed), own.batches(5, seed=seed), strict=True
+            ):
+                assert_same(one, other)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

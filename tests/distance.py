@@ -1,0 +1,121 @@
+"""Stores at a distance: in memory, and behind the S3 protocol on loopback with a bad network."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import coldstill.data.remote
+import pytest
+from coldstill.data.cache_settings import CacheSettings
+from coldstill.data.faults import Patience
+from coldstill.data.layout import LOCK
+from coldstill.data.remote import RemotePlace
+from faulty_proxy import FaultyProxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+QUICK = Patience(tries=6, delay=0.001, longest=0.01)
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """Somewhere far away, with a cache here."""
+
+    url: str
+    cache: CacheSettings
+    proxy: FaultyProxy | None = None
+
+    def place(self, name: str = "store", **options: Any) -> RemotePlace:
+        """One folder there."""
+        return RemotePlace(f"{self.url}/{name}", self.cache, **options)
+
+    @property
+    def network(self) -> FaultyProxy:
+        """The bad network, where there is one."""
+        assert self.proxy is not None
+        return self.proxy
+
+    def digests(self, name: str = "store") -> dict[str, str]:
+        """Every object of a store but its lock, by content."""
+        place = self.place(name)
+        return {
+            inner.removeprefix("./"): hashlib.sha256(
+                place.read(inner.removeprefix("./"))
+            ).hexdigest()
+            for inner in place.sizes(".")
+            if inner != f"./{LOCK}"
+        }
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for long between two tries."""
+    monkeypatch.setattr(coldstill.data.remote, "PATIENCE", QUICK)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Distance:
+    """The `memory://` of this process."""
+    pytest.importorskip("fsspec")
+    cache = CacheSettings(folder=tmp_path / "cache")
+    return Distance(f"memory://coldstill-{next(_numbers)}", cache)
+
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "nobody",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": "/nowhere",
+    "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+    "NO_PROXY": "127.0.0.1",
+}
+"""Dummy credentials, and nothing of the user's own."""
+
+
+@pytest.fixture(scope="session")
+def _s3_network() -> Iterator[FaultyProxy]:
+    """A server that speaks S3, in this process, behind a bad network."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    with FaultyProxy(*running.get_host_and_port()) as proxy:
+        yield proxy
+    running.stop()
+
+
+@pytest.fixture
+def s3(
+    _s3_network: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Distance]:
+    """A bucket of its own."""
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": _s3_network.url}.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{next(_numbers)}"
+    connect().mkdir(bucket)
+    _s3_network.log.clear()
+    yield Distance(f"s3://{bucket}", CacheSettings(folder=tmp_path / "cache"), _s3_network)
+    _s3_network.faults.clear()
+
+
+def connect() -> Any:
+    """The file system of the server, besides the project's own connections."""
+    import fsspec
+
+    return fsspec.filesystem("s3", use_listings_cache=False)
+
+
+@pytest.fixture(params=["memory", "s3"])
+def far(request: pytest.FixtureRequest) -> Distance:
+    """Either."""
+    found: Distance = request.getfixturevalue(request.param)
+    return found

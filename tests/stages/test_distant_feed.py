@@ -1,0 +1,54 @@
+"""Workers of a data loader that read a distant store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from coldstill.data.cache_settings import CacheSettings
+from coldstill.data.reader import open_store
+from coldstill.stages.feed import EpochSampler, StoreDataset
+from oracles import manifest_for, random_block, write_missing
+from torch.utils.data import BatchSampler, DataLoader
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from distance import Distance
+
+pytest_plugins = ("distance",)
+
+
+def first(rows: Any) -> Any:
+    """What the data loader sends: something that travels."""
+    return rows[0].ids.tolist(), rows[1].head_logprobs.tolist()
+
+
+def batches(store: Any, workers: int) -> list[Any]:
+    dataset = StoreDataset(store)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=BatchSampler(EpochSampler(dataset, 3), 4, drop_last=False),
+        num_workers=workers,
+        collate_fn=first,
+        multiprocessing_context="fork" if workers else None,
+    )
+    return [*loader, *loader]  # two epochs: workers are forked while shards come ahead
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_workers_read_the_same_batches_and_share_what_is_fetched(
+    s3: Distance, tmp_path: Path
+) -> None:
+    block = random_block(1, 36)
+    manifest = manifest_for(block, shard_sequences=6, block_sequences=2)
+    write_missing(tmp_path / "near", manifest, block)
+    write_missing(f"{s3.url}/store", manifest, block)
+    near = open_store(tmp_path / "near")
+    limit = 2 * sum(commit.bytes for commit in near.commits())
+    cache = CacheSettings(folder=s3.cache.place, bytes=limit)
+    far = open_store(f"{s3.url}/store", cache=cache)
+    torch.manual_seed(0)
+    assert batches(far, 2) == batches(near, 0)
+    assert s3.network.count(r"GET .*\.arrow") == manifest.shards
