@@ -66,9 +66,7 @@ def largest_error(captured: Targets, stored: Targets) -> float:
     return float(np.abs(np.exp(found / 2) - np.exp(wanted / 2)).max(initial=0.0))
 
 
-def measure(
-    captured: Block, stored: Block, maximum: float, rounding: float = 0.0
-) -> CodecError:
+def measure(captured: Block, stored: Block, maximum: float, rounding: float = 0.0) -> CodecError:
     """The error of one block."""
     kl_M = distortion(captured.targets, stored.targets)
     return CodecError(

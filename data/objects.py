@@ -191,6 +191,8 @@ class Objects:
         from fsspec.core import url_to_fs
 
         protocol = self._url.partition("://")[0].partition("::")[0]
+        if not self._url.partition("://")[2].strip("/"):
+            raise ColdstillError(f"{self}: names no bucket or folder; give {protocol}://NAME/...")
         options = {**_OWN_OPTIONS.get(protocol.removesuffix("a"), {}), **self._options}
         try:
             system, root = url_to_fs(self._url, use_listings_cache=False, **options)
@@ -202,8 +204,6 @@ class Objects:
             ) from error
         except ValueError as error:
             raise ColdstillError(f"{self}: no such address: {reason(error)}") from error
-        if not root.strip("/"):
-            raise ColdstillError(f"{self}: names no bucket or folder; give {protocol}://NAME/...")
         if protocol in ("s3", "s3a"):
             system.retries = 1  # likewise
         return system, root.rstrip("/")

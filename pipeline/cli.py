@@ -14,6 +14,7 @@ import click
 
 from .. import __version__
 from ..data.errors import ColdstillError
+from .cli_store import store
 from .inspect_command import inspect
 
 if TYPE_CHECKING:
@@ -255,6 +256,7 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
 
 
 main.add_command(inspect)
+main.add_command(store)
 
 if __name__ == "__main__":
     main()

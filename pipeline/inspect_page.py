@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .inspect_tokens import TokenTexts
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPTS = ("inspect_text.js", "inspect_panel.js")
 _STEP = 0.5
 """Nats a colour."""
 _LEVELS = 17
@@ -65,7 +66,7 @@ def write_page(
 def page(facts: dict[str, Any], passages: Sequence[Passage], texts: TokenTexts, top: int) -> str:
     """The page as HTML."""
     style = (_TEMPLATES / "inspect.css").read_text(encoding="utf-8")
-    script = (_TEMPLATES / "inspect.js").read_text(encoding="utf-8")
+    script = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     policy = (
         f"default-src 'none'; base-uri 'none'; form-action 'none'; "
         f"style-src {_digest(style)}; script-src {_digest(script)}"

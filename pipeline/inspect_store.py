@@ -176,7 +176,7 @@ def _beliefs(facts: Facts) -> list[tuple[str, str]]:
         ("error", f"{exact}mean KL {facts['codec_kl']:.2g} nats a position"),
         (
             "says",
-            f"loss {facts['teacher_loss']:.4f}, perplexity {facts['teacher_perplexity']:.2f}, "
+            f"loss {facts['teacher_loss']:.4f}, perplexity {facts['teacher_perplexity']:,.2f}, "
             f"entropy {facts['teacher_entropy']:.4f} nats{top}",
         ),
         ("head holds", f"{facts['head_mass']:.2%} of the probability"),

@@ -38,6 +38,8 @@ HOSTILE = (
 TOKENS = (*HOSTILE, *(f" word{i}" for i in range(len(HOSTILE), VOCABULARY)))
 """The text of each id."""
 SEQUENCES = 10
+LONG = 1
+"""The sequence with most in it: ten tokens of three documents, seven of them labels."""
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -53,7 +55,7 @@ def write_store(
     root: Path, capture: Capture = FULL, *, codec: str = "plain", store: str = "arrow"
 ) -> Block:
     """A store of ten sequences in three shards, with that tokenizer; and what is in it."""
-    block = random_block(5, SEQUENCES, capture)
+    block = random_block(7, SEQUENCES, capture)
     write_missing(root, manifest_for(block, codec=codec, store=store), block)
     write_tokenizer(root / TOKENIZER)
     return open_store(root).read(np.arange(SEQUENCES))

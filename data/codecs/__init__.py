@@ -24,7 +24,7 @@ class Codec(Protocol):
     compress: ClassVar[bool]
     """Whether its columns are meant to be compressed by the store, or mapped as they are."""
     rounding: ClassVar[float]
-    """No log-probability of a label or a sample, and no entropy, comes back further off, in nats."""
+    """No log-probability of a label or a sample, nor an entropy, is further off, in nats."""
 
     @classmethod
     def fitting(cls, *, vocabulary: int, capture: Capture, **settings: Any) -> Codec:

@@ -72,7 +72,7 @@ def _shapes(block: Block, rows: int, rules: Rules) -> Iterator[Finding]:
     if len(block) != rows:
         yield Finding(f"holds {len(block)} sequences, expected {rows}")
         return
-    flat = {"ids": np.int64, "hashes": np.uint64}
+    flat: dict[str, Any] = {"ids": np.int64, "hashes": np.uint64}
     ragged = {"tokens": np.int32, "document_starts": np.int32, "positions": np.int32}
     for name, dtype in ({**flat, **ragged, "document_ids": np.int64}).items():
         value = getattr(block.sequences, name)
@@ -90,10 +90,10 @@ def _shapes(block: Block, rows: int, rules: Rules) -> Iterator[Finding]:
         if field.name == "tail_logprobs" and not capture.keeps_tail_logprobs:
             continue
         shape = (count, widths[field.name]) if field.name in widths else (count,)
-        dtype = np.int32 if field.name.endswith("_ids") else np.float32
-        if array is None or array.shape != shape or array.dtype != dtype:
+        wanted: Any = np.int32 if field.name.endswith("_ids") else np.float32
+        if array is None or array.shape != shape or array.dtype != wanted:
             is_ = "nothing" if array is None else f"{array.dtype} {array.shape}"
-            yield Finding(f"'{field.name}' should be {np.dtype(dtype).name} {shape}, is {is_}")
+            yield Finding(f"'{field.name}' should be {np.dtype(wanted).name} {shape}, is {is_}")
 
 
 _MISPLACED = "supervised positions do not increase, or have no next token in their document"
@@ -137,7 +137,7 @@ def _rows(bad_S: NDArray[np.bool_], column: Ragged) -> NDArray[np.bool_]:
     return rows
 
 
-def _misordered(column: Ragged, ends_N: NDArray[np.int64], smallest: int) -> NDArray[np.bool_]:
+def _misordered(column: Ragged, ends_N: NDArray[Any], smallest: int) -> NDArray[np.bool_]:
     """[N] which rows do not increase from `smallest` or more to less than their end."""
     values, row_S = column.values, np.repeat(np.arange(len(column)), column.lengths)
     same_row = np.diff(row_S, prepend=-1) == 0
@@ -167,11 +167,11 @@ def _targets(block: Block, aligned: bool, rules: Rules) -> Iterator[Finding]:
             yield Finding(what, row, int(positions.values[place]), int(bad_M.sum()))
 
 
-def _outside(ids: NDArray[np.int32], rules: Rules) -> NDArray[np.bool_]:
+def _outside(ids: NDArray[np.int32], rules: Rules) -> Any:
     return ((ids < 0) | (ids >= rules.vocabulary)).any(1)
 
 
-def _no_logprob(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _no_logprob(values: NDArray[np.float32]) -> Any:
     """Where a value is above 0, infinite or not a number."""
     return ~((values <= _FLOAT) & (values > -np.inf))
 
@@ -213,7 +213,7 @@ def _tail(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
     return bad
 
 
-def _scalars(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
+def _scalars(targets: Targets, rules: Rules) -> dict[str, Any]:
     most = math.log(rules.vocabulary)
     slack = rules.rounding + _FLOAT * max(1.0, most)
     entropy = targets.entropy

@@ -1,0 +1,104 @@
+"""A smaller head or tail out of a larger one, without the teacher and without bias.
+
+What leaves the head joins the tail: its mass is added, and new samples are drawn from the old
+samples and the dropped tokens together. The old samples stand for the old tail without bias, so a
+sample of them does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import ColdstillError
+from ..order import uniform
+from ..schema import Block, Targets
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..manifest import Manifest
+    from ..schema import Capture
+
+_SEED = 0x5348_5249_4E4B
+"""Added to the capture's seed: the second draw must know nothing of the first."""
+
+
+def smaller_capture(manifest: Manifest, head: int, tail: int, where: str) -> Capture:
+    """The capture of the smaller record.
+
+    Raises
+        ColdstillError: it is not smaller, or keeps nothing, or wants samples where none were drawn
+    """
+    old = manifest.capture
+    whole = old.head == manifest.tokenizer.size
+    if head > old.head or (tail > old.tail and not whole):
+        raise ColdstillError(
+            f"{where}: holds a head of {old.head} and a tail of {old.tail}; {head} and {tail} "
+            "would need the teacher"
+        )
+    if head + tail == 0:
+        raise ColdstillError(f"{where}: a head of 0 and a tail of 0 keep nothing")
+    if head == manifest.tokenizer.size and tail:
+        raise ColdstillError(f"{where}: nothing is left to sample outside a head of {head}")
+    return replace(old, head=head, tail=tail)
+
+
+def shrink_block(block: Block, capture: Capture) -> Block:
+    """The smaller record of a block; `capture` as `smaller_capture` gives it."""
+    targets, sequences = block.targets, block.sequences
+    kept, dropped = slice(capture.head), slice(capture.head, None)
+    dropped_logprobs = targets.head_logprobs[:, dropped].astype(np.float64)
+    masses = np.concatenate(
+        [targets.log_tail[:, None].astype(np.float64), dropped_logprobs], axis=1
+    )
+    log_tail = np.logaddexp.reduce(masses, axis=1).astype(np.float32)
+    ids_M = np.repeat(sequences.ids, sequences.positions.lengths)
+    uniform_M = uniform(capture.seed + _SEED, ids_M, sequences.positions.values)
+    tail_ids, tail_logprobs = _resampled(targets, capture, uniform_M)
+    smaller = replace(
+        targets,
+        head_ids=np.ascontiguousarray(targets.head_ids[:, kept]),
+        head_logprobs=np.ascontiguousarray(targets.head_logprobs[:, kept]),
+        log_tail=np.minimum(log_tail, np.float32(0.0)),
+        tail_ids=tail_ids,
+        tail_logprobs=tail_logprobs if capture.keeps_tail_logprobs else None,
+    )
+    return Block(sequences=sequences, targets=smaller, capture=capture)
+
+
+def _resampled(
+    targets: Targets, capture: Capture, uniform_M: NDArray[np.float64]
+) -> tuple[NDArray[np.int32], NDArray[np.float32] | None]:
+    """[M, R] new samples in order of their ids, and their log-probabilities if they are known."""
+    count, samples = targets.tail_ids.shape
+    if capture.tail == 0:
+        return np.zeros((count, 0), np.int32), None
+    unchanged = capture.head == targets.head_ids.shape[1] and capture.tail == samples
+    if unchanged:
+        return targets.tail_ids, targets.tail_logprobs
+    dropped = slice(capture.head, None)
+    ids = np.concatenate([targets.head_ids[:, dropped], targets.tail_ids], axis=1)
+    weight_M = np.exp(targets.log_tail.astype(np.float64)) / max(1, samples)
+    weights = np.concatenate(
+        [
+            np.exp(targets.head_logprobs[:, dropped].astype(np.float64)),
+            np.repeat(weight_M[:, None], samples, axis=1),
+        ],
+        axis=1,
+    )
+    order = np.argsort(ids, axis=1, kind="stable")
+    ids = np.take_along_axis(ids, order, axis=1)
+    ends = np.take_along_axis(weights, order, axis=1).cumsum(1)
+    points = (uniform_M[:, None] + np.arange(capture.tail)) / capture.tail * ends[:, -1:]
+    # rounding may put the last point at the very end
+    places = (ends[:, None, :] <= points[:, :, None]).sum(2).clip(max=ids.shape[1] - 1)
+    logprobs = None
+    known = targets.tail_logprobs if samples else targets.head_logprobs[:, :0]
+    if known is not None:
+        parts: list[NDArray[np.float32]] = [targets.head_logprobs[:, dropped], known]
+        joined = np.take_along_axis(np.concatenate(parts, axis=1), order, axis=1)
+        logprobs = np.take_along_axis(joined, places, axis=1)
+    return np.take_along_axis(ids, places, axis=1), logprobs

@@ -1,0 +1,251 @@
+"""The page in a real browser, opened as a file: pointing, keys, a phone's width, both themes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from coldstill.pipeline.inspect_listing import percent
+from inspected import SEQUENCES, desk_at, write_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from coldstill.data.schema import Block
+
+pytest_plugins = ("desk",)
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOVERED = ".text .t:not(.none)"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser without a screen."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        pytest.skip(f"none of {', '.join(PROGRAMS)} is installed")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=program, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory: pytest.TempPathFactory) -> Block:
+    """What the page is about; the page itself is `p.html` in `folder`."""
+    return write_store(tmp_path_factory.mktemp("block") / "s")
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of every sequence."""
+    folder = tmp_path_factory.mktemp("page")
+    write_store(folder / "s")
+    desk_at(folder).done("inspect", "s", "--html", "p.html", "--count", "99", "--top", "3")
+    return folder / "p.html"
+
+
+@pytest.fixture
+def opened(browser: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
+    """Opens the page; fails if it asks for anything, or complains."""
+    contexts, wrong = [], []
+
+    def open_page(width: int = 1280, height: int = 900, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(page_file.as_uri())
+        return page
+
+    asked: list[str] = []
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert wrong == []
+    assert set(asked) == {page_file.as_uri()}
+
+
+def labelled(block: Block) -> Iterator[tuple[int, int, int]]:
+    """Of every token with a target, in the order of the page: token number, sequence, target."""
+    sequences = block.sequences
+    first = sequences.tokens.offsets
+    target = 0
+    for row in range(len(block)):
+        for position in sequences.positions[row]:
+            yield int(first[row] + position + 1), row, target
+            target += 1
+
+
+def shown(page: Any) -> dict[str, str]:
+    """The figures of the open token, by name."""
+    names = page.locator("#belief .numbers dt").all_inner_texts()
+    return dict(zip(names, page.locator("#belief .numbers dd").all_inner_texts(), strict=True))
+
+
+def test_every_token_is_there_and_no_other(opened: Any, block: Block) -> None:
+    page = opened()
+    assert page.locator("section").count() == SEQUENCES
+    assert page.locator(".text .t").count() == len(block.sequences.tokens.values)
+    assert page.locator(HOVERED).count() == len(block.targets)
+    assert page.locator(".text .border").count() == len(block.sequences.document_ids.values)
+    assert page.locator("svg").count() == 2
+    assert page.locator("script").count() == 2
+    assert page.locator("img").count() == 0
+    assert page.title() == "s - coldstill inspect"
+
+
+def test_pointing_at_a_token_shows_what_was_expected_of_it(opened: Any, block: Block) -> None:
+    page = opened()
+    targets = block.targets
+    surprising = np.argsort(targets.label_logprob)
+    known = list(labelled(block))
+    for target in (*surprising[:3], *surprising[-3:]):
+        number, row, _ = known[target]
+        element = page.locator(".text .t").nth(number)
+        element.hover()
+        place = number - int(block.sequences.tokens.offsets[row])
+        where = page.locator("#belief h3 + p").inner_text()
+        token = int(block.sequences.tokens.values[number])
+        assert where == f"token {place} of sequence {row}, id {token}"
+        assert f"Stored at position {place - 1}," in page.locator("#belief .how").inner_text()
+        figures = shown(page)
+        assert figures["probability"] == percent(np.exp(targets.label_logprob[target]))
+        surprise = -float(targets.label_logprob[target])
+        assert figures["surprise"] == f"{surprise:.2f} nats"
+        assert figures["entropy"] == f"{targets.entropy[target]:.2f} nats"
+        head = targets.head_ids[target].tolist()
+        rank = str(head.index(token) + 1) if token in head else f"> {len(head)}"
+        assert figures["rank"] == rank
+        marked = page.locator("#belief .best .label")
+        assert marked.count() == 1
+        rows = page.locator("#belief .best li").all_inner_texts()
+        best = [percent(p) for p in np.exp(targets.head_logprobs[target, :3])]
+        assert [row.split()[-1] for row in rows[:3]] == best
+
+
+def test_without_a_target_it_is_said_why(opened: Any, block: Block) -> None:
+    page = opened()
+    page.locator(".text .t").first.hover()
+    assert "A document begins here" in page.locator("#belief").inner_text()
+    sequences = block.sequences
+    learned = {number for number, _, _ in labelled(block)}
+    starts = np.concatenate(
+        [sequences.document_starts[row] + sequences.tokens.offsets[row] for row in range(SEQUENCES)]
+    )
+    rest = sorted(set(range(len(sequences.tokens.values))) - learned - set(starts.tolist()))
+    assert rest
+    page.locator(".text .t").nth(rest[0]).hover()
+    assert "nothing is stored" in page.locator("#belief").inner_text()
+
+
+def test_keys_move_from_token_to_token(opened: Any) -> None:
+    page = opened()
+    tokens = page.locator(".text .t")
+
+    def at() -> int:
+        return int(page.evaluate("document.activeElement.dataset.index ?? -1"))
+
+    def press(*keys: str) -> int:
+        for key in keys:
+            page.keyboard.press(key)
+        return at()
+
+    assert press("ArrowRight") == 0
+    assert press("ArrowRight", "ArrowRight") == 2
+    assert press("ArrowLeft") == 1
+    assert press("ArrowLeft", "ArrowLeft", "ArrowLeft") == 0
+    length = page.locator(".text").first.locator(".t").count()
+    assert press("End") == length - 1
+    assert press("ArrowRight") == length  # on into the next sequence
+    assert press("Home") == length
+    below = press("ArrowDown")
+    assert tokens.nth(below).bounding_box()["y"] > tokens.nth(length).bounding_box()["y"]
+    assert tokens.nth(press("ArrowUp")).bounding_box()["y"] == pytest.approx(
+        tokens.nth(length).bounding_box()["y"]
+    )
+    assert page.locator(".text .t.open").count() == 1
+    assert page.locator("#belief h3").count() == 1
+    assert press("Escape") == -1
+    assert page.locator(".text .t.open").count() == 0
+    page.keyboard.press("Tab")  # the control before the text
+    page.keyboard.press("Tab")
+    assert at() == 0
+
+
+def test_leaving_the_text_shows_the_chosen_token_again(opened: Any) -> None:
+    page = opened()
+    tokens = page.locator(".text .t")
+    tokens.nth(3).click()
+    chosen = page.locator("#belief").inner_text()
+    tokens.nth(5).hover()
+    assert page.locator("#belief").inner_text() != chosen
+    page.locator("h1").hover()
+    assert page.locator("#belief").inner_text() == chosen
+
+
+def test_a_phone_needs_no_scrolling_sideways(opened: Any) -> None:
+    page = opened(390, 844, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    panel = page.locator("#panel")
+    assert not panel.is_visible()
+    element = page.locator(HOVERED).nth(12)
+    element.tap()
+    assert panel.is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    box, sheet = element.bounding_box(), panel.bounding_box()
+    assert box["y"] + box["height"] <= sheet["y"]  # what was tapped is not covered
+    assert sheet["y"] + sheet["height"] == pytest.approx(844, abs=1)
+    page.locator("#close").tap()
+    assert not panel.is_visible()
+
+
+def test_one_can_go_to_a_sequence(opened: Any) -> None:
+    page = opened(1280, 500)
+    page.locator("#go").select_option("8")
+    heading = page.locator("h2", has_text="Sequence 8")
+    assert 0 < heading.bounding_box()["y"] < 200
+    assert page.locator("#go").input_value() == "go to"
+
+
+CONTRAST = """element => {
+  const channel = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const luminance = rgb => { const [r, g, b] = rgb.match(/[\\d.]+/g).map(Number).map(channel);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const ratios = [];
+  for (const level of [0, 16]) {
+    element.style.setProperty("--colour", `var(--s${level})`);
+    const style = getComputedStyle(element);
+    const pair = [luminance(style.color), luminance(style.backgroundColor)].sort((a, b) => b - a);
+    ratios.push((pair[0] + 0.05) / (pair[1] + 0.05));
+  }
+  return ratios;
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_extreme_colours_can_be_read_on(opened: Any, theme: str) -> None:
+    page = opened(color_scheme=theme)
+    ratios = page.locator(HOVERED).first.evaluate(CONTRAST)
+    assert min(ratios) >= 4.5
+    assert ratios[0] > 12  # on the colour of no surprise text is as on paper
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    bright = [int(part) for part in re.findall(r"\d+", paper)]
+    assert (sum(bright) > 600) == (theme == "light")

@@ -1,0 +1,271 @@
+"""The page, read as a browser's parser reads it: whole, harmless, and true to the store."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import coldstill
+import numpy as np
+import pytest
+from coldstill.data.alignment import labels
+from coldstill.data.reader import open_store
+from coldstill.data.schema import Capture
+from coldstill.pipeline.inspect_tokens import token_texts
+from inspected import LONG, SEQUENCES, desk_at, write_store
+
+if TYPE_CHECKING:
+    from coldstill.data.schema import Block
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+TEMPLATES = Path(coldstill.__file__).parent / "pipeline" / "templates"
+
+
+class Page(HTMLParser):
+    """Every tag of a page, and what stands inside its scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.inside: dict[str, str] = {}
+        self._open = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append((tag, given))
+        self._open = f"{tag} {given.get('type') or ''}".strip()
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.inside[self._open] = self.inside.get(self._open, "") + data
+
+    @property
+    def data(self) -> Any:
+        """The JSON that the page carries."""
+        return json.loads(self.inside["script application/json"])
+
+
+@pytest.fixture
+def block(tmp_path: Path) -> Block:
+    """What the store `s` holds."""
+    return write_store(tmp_path / "s")
+
+
+@pytest.fixture
+def desk_of_block(tmp_path: Path, block: Block) -> Desk:
+    """A desk with that store on it."""
+    assert len(block) == SEQUENCES
+    return desk_at(tmp_path)
+
+
+def written(desk: Desk, *arguments: str) -> Page:
+    """The page that a command writes."""
+    desk.done("inspect", "s", "--html", "p.html", *arguments)
+    return Page((desk.root / "p.html").read_text(encoding="utf-8"))
+
+
+def test_a_page_needs_nothing_but_itself(desk_of_block: Desk) -> None:
+    page = written(desk_of_block)
+    names = [tag for tag, _ in page.tags]
+    assert not {"link", "img", "iframe", "object", "embed", "base", "source"} & set(names)
+    for tag, attributes in page.tags:
+        assert not {"src", "href", "action", "srcset", "style"} & set(attributes), tag
+        assert not any(name.startswith("on") for name in attributes), tag
+    content = {a.get("http-equiv"): a.get("content") or "" for t, a in page.tags if t == "meta"}
+    policy = content["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; ")
+    for tag in ("style", "script"):
+        digest = hashlib.sha256(page.inside[tag].encode()).digest()
+        assert f"{tag}-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
+    assert "unsafe" not in policy
+    for part in ("style", "script"):
+        urls = re.findall(r"url\(|@import|https?://[^\s\"')]+", page.inside[part])
+        assert set(urls) <= {"http://www.w3.org/2000/svg"}  # a name, which nothing fetches
+
+
+def test_no_token_becomes_markup(desk_of_block: Desk, block: Block) -> None:
+    page = written(desk_of_block)
+    outline = Page((TEMPLATES / "inspect.html").read_text(encoding="utf-8"))
+    # the tags are those of the outline, whatever the tokens are
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in outline.tags]
+    texts = token_texts(open_store(desk_of_block.root / "s"))
+    shown = set(page.data["texts"].values())
+    used = {texts.of(int(token)) for token in block.sequences.tokens.values}
+    assert {"<img src=x onerror=alert(1)>", "</script>", "@@SCRIPT@@", "\\x1b[31m"} <= shown
+    assert used <= shown
+    scripts = [(TEMPLATES / f"inspect_{part}.js").read_text() for part in ("text", "panel")]
+    assert page.inside["script"] == "\n".join(scripts)
+
+
+def test_the_data_are_those_of_the_store(desk_of_block: Desk, block: Block) -> None:
+    data = written(desk_of_block, "--count", "99", "--top", "3").data
+    assert [sequence["row"] for sequence in data["sequences"]] == list(range(SEQUENCES))
+    for row, sequence in enumerate(data["sequences"]):
+        one = block.take(np.array([row]))
+        assert sequence["tokens"] == one.sequences.tokens[0].tolist()
+        starts, ids = one.sequences.document_starts[0], one.sequences.document_ids[0]
+        assert sequence["documents"] == np.stack([starts, ids], 1).tolist()
+        positions = one.sequences.positions[0].tolist()
+        assert [belief[1] for belief in sequence["beliefs"]] == positions
+        for i, belief in enumerate(sequence["beliefs"]):
+            place, position, surprise, entropy, rank, head_mass, tail_mass, head, samples = belief
+            # the token is coloured by what was stored one position before it
+            assert place == position + 1
+            assert sequence["tokens"][place] == labels(one.sequences)[i]
+            assert surprise == pytest.approx(-one.targets.label_logprob[i], abs=1e-4)
+            assert entropy == pytest.approx(one.targets.entropy[i], abs=1e-3)
+            assert tail_mass == pytest.approx(np.exp(one.targets.log_tail[i]), rel=1e-3)
+            assert head_mass + tail_mass == pytest.approx(1.0, abs=1e-3)
+            ids = one.targets.head_ids[i].tolist()
+            assert head[::2] == ids[:3]
+            assert head[1::2] == pytest.approx(np.exp(one.targets.head_logprobs[i, :3]), rel=1e-3)
+            label = sequence["tokens"][place]
+            assert rank == (ids.index(label) + 1 if label in ids else 0)
+            drawn = np.repeat(samples[::2], samples[1::2]).tolist()
+            assert sorted(drawn) == one.targets.tail_ids[i].tolist()
+
+
+def test_the_summary_is_that_of_the_store(desk_of_block: Desk) -> None:
+    data = written(desk_of_block).data
+    text = " ".join(desk_of_block.done("inspect", "s").stdout.split())
+    for name, value in data["table"]:
+        assert f"{name} {value}" in text
+    facts = json.loads(desk_of_block.done("inspect", "s", "--json").stdout)
+    for one, key in zip(data["histograms"], ("entropy", "head_mass"), strict=True):
+        assert one["counts"] == facts["histograms"][key]["positions"]
+        assert len(one["bins"]) == len(one["counts"])
+        assert 0 <= one["mean"] <= 1
+    assert data["histograms"][0]["mean"] == pytest.approx(facts["teacher_entropy"] / 12)
+
+
+def test_a_sample_is_the_same_every_time_and_counted(desk_of_block: Desk) -> None:
+    first = written(desk_of_block, "--count", "4").data["sequences"]
+    rows = [sequence["row"] for sequence in first]
+    assert rows == sorted(set(rows))
+    assert len(rows) == 4
+    assert written(desk_of_block, "--count", "4").data["sequences"] == first
+    chosen = written(desk_of_block, "--sequence", "7", "--sequence", "2").data["sequences"]
+    assert [sequence["row"] for sequence in chosen] == [7, 2]
+
+
+def test_only_what_is_there_is_sampled(desk_of_block: Desk) -> None:
+    (desk_of_block.root / "s" / "shards" / "00001.json").unlink()
+    data = written(desk_of_block).data
+    assert [sequence["row"] for sequence in data["sequences"]] == [0, 1, 2, 3, 8, 9]
+    desk_of_block.done("inspect", "s/shards/00002.arrow", "--html", "p.html")
+    page = Page((desk_of_block.root / "p.html").read_text(encoding="utf-8"))
+    assert [sequence["row"] for sequence in page.data["sequences"]] == [8, 9]
+    before = desk_of_block.snapshot()
+    line = desk_of_block.refused("inspect", "s", "--html", "p.html", "--sequence", "5")
+    assert "shard 1, which is missing" in line
+    assert desk_of_block.snapshot() == before
+
+
+def test_only_some_places(desk_of_block: Desk, block: Block) -> None:
+    row = ("--sequence", str(LONG))
+    (whole,) = written(desk_of_block, *row).data["sequences"]
+    (part,) = written(desk_of_block, *row, "--positions", "3:8").data["sequences"]
+    assert (part["first"], part["length"]) == (3, whole["length"])
+    assert part["tokens"] == whole["tokens"][3:8]
+    # the token at place 3 keeps its belief, though position 2, where it is stored, is not shown
+    assert part["beliefs"] == [b for b in whole["beliefs"] if 3 <= b[0] < 8]
+
+
+def test_what_was_written_is_told(desk_of_block: Desk) -> None:
+    result = desk_of_block.done("inspect", "s", "--html", "out/p.html", "--count", "2", "--json")
+    told = json.loads(result.stdout)
+    path = desk_of_block.root / "out" / "p.html"
+    assert told["wrote"] == os.path.join("out", "p.html")
+    assert told["bytes"] == path.stat().st_size
+    sequences = Page(path.read_text(encoding="utf-8")).data["sequences"]
+    assert told["sequences"] == [sequence["row"] for sequence in sequences]
+    assert told["tokens"] == sum(len(sequence["tokens"]) for sequence in sequences)
+    said = desk_of_block.done("inspect", "s", "--html", "q.html", "--sequence", "0").stdout
+    assert said.startswith("wrote q.html: 1 sequence, ")
+    assert not list(desk_of_block.root.rglob(".unfinished-*"))
+
+
+def test_a_page_replaces_a_file_but_never_a_folder(desk_of_block: Desk) -> None:
+    desk_of_block.write("p.html", "what was here before")
+    assert written(desk_of_block).data["sequences"]
+    (desk_of_block.root / "folder").mkdir()
+    line = desk_of_block.refused("inspect", "s", "--html", "folder")
+    assert line == "error: folder: a folder; name the file that the page is to be"
+
+
+def test_the_same_store_gives_the_same_page(desk_of_block: Desk) -> None:
+    written(desk_of_block)
+    first = (desk_of_block.root / "p.html").read_bytes()
+    written(desk_of_block)
+    assert (desk_of_block.root / "p.html").read_bytes() == first
+
+
+def test_without_a_tokenizer_the_page_shows_ids(desk_of_block: Desk) -> None:
+    (desk_of_block.root / "s" / "tokenizer" / "tokenizer.json").unlink()
+    data = written(desk_of_block).data
+    assert "ids are shown instead of text" in data["note"]
+    assert all(text == f"#{token}" for token, text in data["texts"].items())
+
+
+@pytest.mark.parametrize("capture", [Capture(head=0, tail=5), Capture(head=6, tail=0)])
+def test_a_capture_without_a_head_or_a_tail(tmp_path: Path, capture: Capture) -> None:
+    write_store(tmp_path / "s", capture)
+    data = written(desk_at(tmp_path)).data
+    assert data["head"] == capture.head
+    assert len(data["histograms"]) == (2 if capture.head else 1)
+    beliefs = [belief for sequence in data["sequences"] for belief in sequence["beliefs"]]
+    assert {len(belief[7]) for belief in beliefs} == {2 * min(8, capture.head)}
+    assert {sum(belief[8][1::2]) for belief in beliefs} == {capture.tail}
+
+
+def test_a_page_is_a_few_hundred_bytes_a_token(finished: Desk) -> None:
+    told = json.loads(
+        finished.done("inspect", "runs/r", "--html", "p.html", "--count", "99", "--json").stdout
+    )
+    empty = sum(path.stat().st_size for path in TEMPLATES.iterdir())
+    assert told["tokens"] > 500
+    assert (told["bytes"] - empty) / told["tokens"] < 300
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `#rrggbb`, as WCAG has it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def contrast(one: str, other: str) -> float:
+    """How far apart two colours are, from 1 to 21."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_can_be_read_on_every_colour(theme: int) -> None:
+    style = (TEMPLATES / "inspect.css").read_text(encoding="utf-8")
+    found = re.findall(r"--([a-z]+\d*): (#[0-9a-f]{6})", style)
+    assert len(found) % 2 == 0
+    half = len(found) // 2
+    names = dict(found[theme * half : (theme + 1) * half])
+    ramp = [names[f"s{level}"] for level in range(17)]
+    brightness = [luminance(colour) for colour in ramp]
+    falling = brightness == sorted(brightness, reverse=theme == 0)
+    assert falling, "more surprise is always darker, on dark paper always lighter"
+    assert min(contrast(names["ink"], colour) for colour in ramp) >= 4.5
+    for text in ("ink", "soft", "accent"):
+        for ground in ("paper", "sheet"):
+            assert contrast(names[text], names[ground]) >= 4.5, (text, ground)
+    assert contrast(ramp[0], names["paper"]) < 1.05  # what was expected stays quiet

@@ -1,0 +1,264 @@
+"""One sequence, position by position: compared with the block that was stored."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from coldstill.data.reader import open_store
+from coldstill.data.schema import Capture
+from coldstill.pipeline import inspect_command
+from coldstill.pipeline.cli import main
+from coldstill.pipeline.inspect_glyphs import clip
+from coldstill.pipeline.inspect_listing import percent
+from inspected import LONG, SEQUENCES, TOKENS, desk_at, write_store
+from oracles import FULL, VOCABULARY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldstill.data.schema import Block
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+
+@pytest.fixture
+def block(tmp_path: Path) -> Block:
+    """What the store `s` holds."""
+    return write_store(tmp_path / "s")
+
+
+@pytest.fixture
+def desk_of_block(tmp_path: Path, block: Block) -> Desk:
+    """A desk with that store on it."""
+    assert len(block) == SEQUENCES
+    return desk_at(tmp_path)
+
+
+def listed(desk: Desk, row: int, *arguments: str) -> Any:
+    """One sequence as JSON."""
+    result = desk.done("inspect", "s", "--sequence", str(row), "--json", *arguments)
+    (sequence,) = json.loads(result.stdout)["sequences"]
+    return sequence
+
+
+@pytest.mark.parametrize("row", range(SEQUENCES))
+def test_every_position_has_its_own_target(desk_of_block: Desk, block: Block, row: int) -> None:
+    one = block.take(np.array([row]))
+    tokens = one.sequences.tokens[0].tolist()
+    positions = one.sequences.positions[0].tolist()
+    entries = listed(desk_of_block, row, "--top", "3")["positions"]
+    assert [entry["token"] for entry in entries] == tokens
+    assert [entry["text"] for entry in entries if "\x1b" not in TOKENS[entry["token"]]]
+    assert [e["position"] for e in entries if e["target"] is not None] == positions
+    starts = one.sequences.document_starts[0].tolist()
+    assert [e["position"] for e in entries if e["starts_document"]] == starts
+    documents = dict(zip(starts, one.sequences.document_ids[0].tolist(), strict=True))
+    for entry in entries:
+        begun = max(start for start in starts if start <= entry["position"])
+        assert entry["document"] == documents[begun]
+    targets = one.targets
+    for place, position in enumerate(positions):
+        found = entries[position]["target"]
+        assert found["label"] == tokens[position + 1]
+        assert found["label_logprob"] == targets.label_logprob[place]
+        assert found["surprise"] == -targets.label_logprob[place]
+        assert found["label_probability"] == pytest.approx(np.exp(targets.label_logprob[place]))
+        assert found["entropy"] == targets.entropy[place]
+        assert found["tail_mass"] == pytest.approx(np.exp(targets.log_tail[place]), rel=1e-5)
+        assert found["head_mass"] + found["tail_mass"] == pytest.approx(1.0, abs=1e-5)
+        best = [(guess["token"], guess["probability"]) for guess in found["best"]]
+        assert [token for token, _ in best] == targets.head_ids[place, :3].tolist()
+        assert [p for _, p in best] == pytest.approx(np.exp(targets.head_logprobs[place, :3]))
+        rank = found["rank"]
+        at = np.flatnonzero(targets.head_ids[place] == found["label"])
+        assert (rank is None and not len(at)) or rank == at[0] + 1
+        samples = {sample["token"]: sample["count"] for sample in found["samples"]}
+        assert samples == Counter(targets.tail_ids[place].tolist())
+        assert targets.tail_logprobs is not None
+        known = dict(
+            zip(targets.tail_ids[place].tolist(), targets.tail_logprobs[place], strict=True)
+        )
+        for sample in found["samples"]:
+            assert sample["probability"] == pytest.approx(np.exp(known[sample["token"]]))
+
+
+def test_the_fixture_would_show_a_wrong_step(block: Block) -> None:
+    wrong = right = 0
+    for row in range(SEQUENCES):
+        tokens, positions = block.sequences.tokens[row], block.sequences.positions[row]
+        wrong += int((tokens[positions] != tokens[positions + 1]).sum())
+        right += len(positions)
+    assert wrong > 0.9 * right
+
+
+def test_the_text_says_what_the_json_says(desk_of_block: Desk) -> None:
+    text = desk_of_block.done("inspect", "s", "--sequence", str(LONG)).stdout
+    sequence = listed(desk_of_block, LONG)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    rows = {int(m[1]): line for line in lines if (m := re.match(r" {0,5}(\d+)  \S", line))}
+    assert list(rows) == [entry["position"] for entry in sequence["positions"]]
+    for entry in sequence["positions"]:
+        line, target = rows[entry["position"]], entry["target"]
+        assert f"  {seen(entry['text'])}  " in line
+        if target is None:
+            assert line.endswith("  -")
+            continue
+        rank = "-" if target["rank"] is None else str(target["rank"])
+        assert line.split()[-4:] == [
+            percent(target["label_probability"]),
+            f"{target['surprise']:.2f}",
+            rank,
+            f"{target['entropy']:.2f}",
+        ]
+        after = "\n".join(lines[lines.index(line) + 1 :])
+        best, _, rest = after.partition("head ")
+        for guess in target["best"]:
+            mark = "\u25b8" if guess["token"] == target["label"] else ""
+            assert f"{mark}{seen(guess['text'])} {percent(guess['probability'])}" in best
+        masses = f"{percent(target['head_mass'])}, tail {percent(target['tail_mass'])}: "
+        assert rest.startswith(masses)
+        for sample in target["samples"]:
+            often = f" \u00d7{sample['count']}" if sample["count"] > 1 else ""
+            assert f"{seen(sample['text'])}{often}" in rest
+    borders = [line for line in lines if line.startswith("\u2500\u2500 document ")]
+    assert len(borders) == sum(entry["starts_document"] for entry in sequence["positions"])
+    assert "\x1b" not in text
+
+
+def seen(text: str) -> str:
+    """A token with its blanks seen, as far as there is room."""
+    return clip(text.replace(" ", "\u00b7").replace("\n", "\u21b5").replace("\t", "\u21e5"), 22)
+
+
+def test_only_some_positions(desk_of_block: Desk) -> None:
+    whole = listed(desk_of_block, LONG)["positions"]
+    assert len(whole) > 5
+    for given, part in (("2:4", whole[2:4]), (":3", whole[:3]), ("3:", whole[3:])):
+        assert listed(desk_of_block, LONG, "--positions", given)["positions"] == part
+    assert listed(desk_of_block, LONG, "--positions", "2:999")["positions"] == whole[2:]
+    text = desk_of_block.done("inspect", "s", "--sequence", str(LONG), "--positions", "2:4").stdout
+    assert "; shown are 2 to 3" in " ".join(text.split())
+    line = desk_of_block.refused("inspect", "s", "--sequence", str(LONG), "--positions", "50:60")
+    assert line == f"error: s: sequence {LONG} has {len(whole)} positions, none from 50 on"
+
+
+def test_several_sequences(desk_of_block: Desk) -> None:
+    result = desk_of_block.done("inspect", "s", "--sequence", "4", "--sequence", "0", "--json")
+    assert [s["sequence"] for s in json.loads(result.stdout)["sequences"]] == [4, 0]
+    text = desk_of_block.done("inspect", "s", "--sequence", "4", "--sequence", "0").stdout
+    assert text.index("sequence 4 of s") < text.index("sequence 0 of s")
+
+
+def test_a_sequence_of_one_shard(desk_of_block: Desk) -> None:
+    shard = "s/shards/00001.arrow"
+    desk_of_block.done("inspect", shard, "--sequence", "5")
+    line = desk_of_block.refused("inspect", shard, "--sequence", "8")
+    assert line == f"error: {shard}: no sequence 8; this shard holds 4 to 7"
+
+
+@pytest.mark.parametrize("row", [-1, SEQUENCES, 10**30])
+def test_a_sequence_that_is_not_there(desk_of_block: Desk, row: int) -> None:
+    line = desk_of_block.refused("inspect", "s", "--sequence", str(row))
+    assert line == f"error: s: no sequence {row}; its sequences are 0 to 9"
+
+
+def test_a_sequence_whose_shard_is_missing(desk_of_block: Desk) -> None:
+    (desk_of_block.root / "s" / "shards" / "00001.json").unlink()
+    line = desk_of_block.refused("inspect", "s", "--sequence", "5")
+    assert line.startswith("error: s: sequence 5 is in shard 1, which is missing; finish the store")
+    assert listed(desk_of_block, 8)["positions"]
+
+
+def test_without_a_tokenizer_ids_are_shown(desk_of_block: Desk) -> None:
+    (desk_of_block.root / "s" / "tokenizer" / "tokenizer.json").unlink()
+    sequence = listed(desk_of_block, 0)
+    assert sequence["note"] == "no tokenizer.json in the store: ids are shown instead of text"
+    assert {e["text"] == f"#{e['token']}" for e in sequence["positions"]} == {True}
+    assert sequence["note"] in desk_of_block.done("inspect", "s", "--sequence", "0").stdout
+
+
+@pytest.mark.parametrize(
+    "capture",
+    [Capture(head=0, tail=5), Capture(head=6, tail=0), Capture(head=VOCABULARY, tail=0)],
+    ids=["no head", "no tail", "everything"],
+)
+def test_a_capture_of_less_or_all(tmp_path: Path, capture: Capture) -> None:
+    write_store(tmp_path / "s", capture)
+    desk = desk_at(tmp_path)
+    targets = [e["target"] for e in listed(desk, LONG)["positions"] if e["target"]]
+    assert targets
+    for target in targets:
+        assert len(target["best"]) == min(5, capture.head)
+        assert sum(sample["count"] for sample in target["samples"]) == capture.tail
+        assert {sample["probability"] for sample in target["samples"]} <= {None}
+    text = desk.done("inspect", "s", "--sequence", str(LONG)).stdout
+    if capture.head == VOCABULARY:
+        assert "head 100.0%, tail 0%" in text
+
+
+def test_a_compact_zarr_store_gives_the_same_within_its_error(tmp_path: Path) -> None:
+    exact = write_store(tmp_path / "exact")
+    write_store(tmp_path / "s", codec="compact", store="zarr")
+    maximum = open_store(tmp_path / "s").manifest.make_codec("s").maximum_error(FULL)
+    positions = [e for e in listed(desk_at(tmp_path), LONG)["positions"] if e["target"]]
+    one = exact.take(np.array([LONG]))
+    for place, entry in enumerate(positions):
+        wanted = dict(
+            zip(
+                one.targets.head_ids[place].tolist(),
+                np.exp(one.targets.head_logprobs[place] / 2),
+                strict=True,
+            )
+        )
+        for guess in entry["target"]["best"]:
+            assert abs(np.sqrt(guess["probability"]) - wanted[guess["token"]]) <= maximum
+
+
+def test_long_text_is_read_page_by_page_where_somebody_watches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paged: list[str] = []
+    monkeypatch.setattr(click, "echo_via_pager", paged.append)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("LINES", "20")
+    inspect_command._show("a\n" * 10)
+    assert paged == []
+    inspect_command._show("a\n" * 100)
+    assert len(paged) == 1
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    inspect_command._show("a\n" * 100)
+    assert len(paged) == 1
+
+
+def test_plain_ascii_where_nothing_else_can_be_shown(desk_of_block: Desk) -> None:
+    runner = CliRunner(charset="ascii")
+    for row in range(SEQUENCES):
+        arguments = ["inspect", str(desk_of_block.root / "s"), "--sequence", str(row)]
+        result = runner.invoke(main, arguments)
+        assert result.exit_code == 0
+        assert result.stdout.isascii()
+
+
+@pytest.mark.parametrize(
+    ("probability", "said"),
+    [
+        (1.0, "100.0%"),
+        (0.731, "73.1%"),
+        (0.0731, "7.31%"),
+        (0.0001, "0.01%"),
+        (0.00004, "0.004%"),
+        (1e-9, "<0.001%"),
+        (0.0, "0%"),
+    ],
+)
+def test_probabilities_have_as_many_digits_as_they_need(probability: float, said: str) -> None:
+    assert percent(probability) == said
