@@ -18,7 +18,7 @@ function drawBelief(index) {
 
 function drawNone(one) {
   return make("p", "hint", startsDocument(one)
-    ? "A document begins here: there is nothing before it to expect it from."
+    ? "A document, or a piece of one, begins here: the teacher had nothing to expect it from."
     : "Read by the teacher, but not to be learned (of a prompt, say): nothing is stored.");
 }
 
@@ -36,7 +36,9 @@ function drawTarget(one, index) {
     ["rank", String(rank || (data.head ? `> ${data.head}` : "\u2013")), ""],
   ]) numbers.append(make("dt", "", name), make("dd", "", value, make("small", "", unit)));
   return [make("p", "soft how", how),
-    make("p", "context", ...before, " ", make("b", "", "?")), numbers, drawBest(one, head, rank, p, headMass, tailMass),
+    make("p", "context", ...before, " ", make("b", "", "?")),
+    numbers,
+    drawBest(one, head, rank, p, headMass, tailMass),
     ...drawSamples(samples, tailMass), ...drawRounding(head, rank, p)];
 }
 

@@ -1,5 +1,6 @@
 "use strict";
-// The store and its sequences. Everything of the store comes as JSON and goes into the page as text nodes, never as markup.
+// The store and its sequences. What is of the store comes as JSON and goes into the page as text
+// nodes, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const MARKS = { " ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5" };

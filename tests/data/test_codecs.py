@@ -92,7 +92,7 @@ def record(**changes: Any) -> tuple[Targets, Capture]:
         entropy=np.array([0.0], np.float32),
         log_norm=np.zeros((1, 0), np.float32),
     )
-    arrays = {name: np.array(value, np.float32) for name, value in changes.items()}
+    arrays: dict[str, Any] = {n: np.array(value, np.float32) for n, value in changes.items()}
     return replace(targets, **arrays), capture
 
 
@@ -340,7 +340,8 @@ class TestCompact(CodecTests):
         def tempered(t: Targets) -> NDArray[Any]:
             order = np.argsort(t.head_ids, 1)
             p = np.exp(rows(t.head_logprobs, order).astype(float) / 4.0)
-            return p / p.sum(1, keepdims=True)
+            share: NDArray[Any] = p / p.sum(1, keepdims=True)
+            return share
 
         p, q = tempered(targets), tempered(found)
         kl = (p * np.log(p / q)).sum(1).mean()

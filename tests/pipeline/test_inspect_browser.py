@@ -144,7 +144,7 @@ def test_pointing_at_a_token_shows_what_was_expected_of_it(opened: Any, block: B
 def test_without_a_target_it_is_said_why(opened: Any, block: Block) -> None:
     page = opened()
     page.locator(".text .t").first.hover()
-    assert "A document begins here" in page.locator("#belief").inner_text()
+    assert "begins here: the teacher had nothing" in page.locator("#belief").inner_text()
     sequences = block.sequences
     learned = {number for number, _, _ in labelled(block)}
     starts = np.concatenate(
