@@ -1,6 +1,6 @@
 # make demo            the whole pipeline on this machine's own Python sources
 # make teacher-logits  stage one;  make train-student  stage two
-# RECIPE= a recipe's name or file, or a run's folder;  STUDENT= students;  SET= overrides;  STORE= for inspect
+# RECIPE= a recipe's name or file, or a run's folder;  STUDENT= students;  SET= overrides;  STORE= for inspect and verify
 
 RECIPE ?= demo
 PYTHON ?= python3
@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 COLDSTILL := $(BIN)/coldstill
 INSTALLED := $(VENV)/.installed
 OPTIONS = $(RECIPE) $(foreach setting,$(SET),--set '$(setting)')
+STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
 STUDENTS = $(foreach name,$(STUDENT),--student '$(name)')
 
-.PHONY: help install demo run init plan train-teacher teacher-logits train-student evaluate compare inspect test check bench clean
+.PHONY: help install demo run init plan train-teacher teacher-logits train-student evaluate compare inspect verify test check bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,7 +39,10 @@ init: $(INSTALLED)
 	$(COLDSTILL) init $(RECIPE)
 
 inspect: $(INSTALLED)
-	$(COLDSTILL) inspect $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
+	$(COLDSTILL) inspect $(STORE_PATH)
+
+verify: $(INSTALLED)
+	$(COLDSTILL) store verify $(STORE_PATH)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -15,7 +15,7 @@ import click
 from .. import __version__
 from ..data.errors import ColdstillError
 from .cli_store import store
-from .inspect_command import inspect
+from .inspect.command import inspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ..schema import Capture
 
 _SEED = 0x5348_5249_4E4B
-"""Added to the capture's seed: the second draw must know nothing of the first."""
+"""Added to the capture's seed, with the new sizes: no draw may know anything of one before it,
+nor of those of a record that was made smaller already."""
 
 
 def smaller_capture(manifest: Manifest, head: int, tail: int, where: str) -> Capture:
@@ -56,7 +57,8 @@ def shrink_block(block: Block, capture: Capture) -> Block:
     )
     log_tail = np.logaddexp.reduce(masses, axis=1).astype(np.float32)
     ids_M = np.repeat(sequences.ids, sequences.positions.lengths)
-    uniform_M = uniform(capture.seed + _SEED, ids_M, sequences.positions.values)
+    seed = capture.seed + _SEED + (capture.head << 36) + (capture.tail << 60)
+    uniform_M = uniform(seed, ids_M, sequences.positions.values)
     tail_ids, tail_logprobs = _resampled(targets, capture, uniform_M)
     smaller = replace(
         targets,

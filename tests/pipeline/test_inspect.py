@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
 from coldstill.pipeline.cli import main
-from coldstill.pipeline.inspect_glyphs import ASCII, BLOCKS, cell, glyphs_for, histogram
-from coldstill.pipeline.inspect_store import ranges
+from coldstill.pipeline.inspect.glyphs import ASCII, BLOCKS, cell, glyphs_for, histogram
+from coldstill.pipeline.inspect.store import ranges
 from inspected import SEQUENCES, desk_at, write_store
 from oracles import VOCABULARY, manifest_for, random_block, write_missing
 

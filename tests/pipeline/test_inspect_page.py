@@ -17,7 +17,7 @@ import pytest
 from coldstill.data.alignment import labels
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
-from coldstill.pipeline.inspect_tokens import token_texts
+from coldstill.pipeline.inspect.tokens import token_texts
 from inspected import LONG, SEQUENCES, desk_at, write_store
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ("desk",)
 
-TEMPLATES = Path(coldstill.__file__).parent / "pipeline" / "templates"
+TEMPLATES = Path(coldstill.__file__).parent / "pipeline" / "inspect" / "templates"
 
 
 class Page(HTMLParser):

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
-from coldstill.pipeline import inspect_command
 from coldstill.pipeline.cli import main
-from coldstill.pipeline.inspect_glyphs import clip
-from coldstill.pipeline.inspect_listing import percent
+from coldstill.pipeline.inspect import command
+from coldstill.pipeline.inspect.glyphs import clip
+from coldstill.pipeline.inspect.listing import percent
 from inspected import LONG, SEQUENCES, TOKENS, desk_at, write_store
 from oracles import FULL, VOCABULARY
 
@@ -230,12 +230,12 @@ def test_long_text_is_read_page_by_page_where_somebody_watches(
     monkeypatch.setattr(click, "echo_via_pager", paged.append)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("LINES", "20")
-    inspect_command._show("a\n" * 10)
+    command._show("a\n" * 10)
     assert paged == []
-    inspect_command._show("a\n" * 100)
+    command._show("a\n" * 100)
     assert len(paged) == 1
     monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
-    inspect_command._show("a\n" * 100)
+    command._show("a\n" * 100)
     assert len(paged) == 1
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from coldstill.data.reader import open_store
-from coldstill.pipeline.inspect_glyphs import ASCII, BLOCKS
-from coldstill.pipeline.inspect_tokens import TokenTexts, token_texts
+from coldstill.pipeline.inspect.glyphs import ASCII, BLOCKS
+from coldstill.pipeline.inspect.tokens import TokenTexts, token_texts
 from inspected import TOKENS, write_store
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.alignment import label_places, labels
-from ..data.errors import ColdstillError
+from ...data.alignment import label_places, labels
+from ...data.errors import ColdstillError
 
 if TYPE_CHECKING:
-    from ..data.schema import Block
-    from .inspect_path import Subject
-    from .inspect_tokens import TokenTexts
+    from ...data.schema import Block
+    from .path import Subject
+    from .tokens import TokenTexts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..data.errors import ColdstillError
+from ...data.errors import ColdstillError
 
 if TYPE_CHECKING:
-    from .inspect_path import Subject
+    from .path import Subject
 
 _TOP_TEXT = 5
 _TOP_PAGE = 8
@@ -90,7 +90,7 @@ def inspect(
     Example: coldstill inspect runs/demo/logits
     """
     _expect_sense(sequences, positions, top, page, count)
-    from .inspect_path import LoneShard, find
+    from .path import LoneShard, find
 
     subject = find(path)
     if isinstance(subject, LoneShard):
@@ -120,16 +120,16 @@ def _expect_sense(
 
 
 def _tell_store(subject: Subject, as_json: bool) -> None:
-    from .inspect_store import describe
-    from .inspect_text import store_text
+    from .store import describe
+    from .text import store_text
 
     facts = describe(subject)
     click.echo(_json(facts) if as_json else store_text(facts, _glyphs()))
 
 
 def _tell_lone(shard: Any, as_json: bool) -> None:
-    from .inspect_shard import describe_lone
-    from .inspect_text import lone_text
+    from .shard import describe_lone
+    from .text import lone_text
 
     facts = describe_lone(shard)
     click.echo(_json(facts) if as_json else lone_text(facts))
@@ -138,9 +138,9 @@ def _tell_lone(shard: Any, as_json: bool) -> None:
 def _tell_sequences(
     subject: Subject, rows: tuple[int, ...], positions: range | None, top: int, as_json: bool
 ) -> None:
-    from .inspect_listing import listing
-    from .inspect_sequence import read_passage, to_json
-    from .inspect_tokens import token_texts
+    from .listing import listing
+    from .sequence import read_passage, to_json
+    from .tokens import token_texts
 
     passages = [read_passage(subject, row, positions) for row in rows]
     texts = token_texts(subject.store)
@@ -168,9 +168,9 @@ def _write(
     top: int,
     as_json: bool,
 ) -> None:
-    from .compare import size
-    from .inspect_page import write_page
-    from .inspect_store import counted
+    from ..compare import size
+    from .page import write_page
+    from .store import counted
 
     wrote = write_page(subject, page, rows, positions, top)
     click.echo(
@@ -198,6 +198,6 @@ def _json(value: Any) -> str:
 
 
 def _glyphs() -> Any:
-    from .inspect_glyphs import glyphs_for
+    from .glyphs import glyphs_for
 
     return glyphs_for(sys.stdout.encoding)

@@ -11,10 +11,10 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from ..data.layout import TOKENIZER
+from ...data.layout import TOKENIZER
 
 if TYPE_CHECKING:
-    from ..data.reader import StoreReader
+    from ...data.reader import StoreReader
 
 _FILE = "tokenizer.json"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")

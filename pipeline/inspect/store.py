@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import ColdstillError
-from ..data.files import parse_json
-from ..data.layout import MEASUREMENTS
-from ..data.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
-from .compare import size
-from .inspect_shard import columns_of_shard
+from ...data.errors import ColdstillError
+from ...data.files import parse_json
+from ...data.layout import MEASUREMENTS
+from ...data.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
+from ..compare import size
+from .shard import columns_of_shard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..data.commit import Commit
-    from ..data.reader import StoreReader
-    from ..data.statistics import ShardStatistics
-    from .inspect_path import Subject
+    from ...data.commit import Commit
+    from ...data.reader import StoreReader
+    from ...data.statistics import ShardStatistics
+    from .path import Subject
 
 Facts = dict[str, Any]
 

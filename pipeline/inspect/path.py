@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.errors import ColdstillError
-from ..data.layout import MANIFEST, SHARDS
-from ..data.place import place_at
-from ..data.reader import StoreReader, open_store
-from ..data.stores import STORES
-from .run import recorded_run
+from ...data.errors import ColdstillError
+from ...data.layout import MANIFEST, SHARDS
+from ...data.place import place_at
+from ...data.reader import StoreReader, open_store
+from ...data.stores import STORES
+from ..run import recorded_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

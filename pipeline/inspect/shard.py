@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..data.layout import shard_name
-from ..data.ragged import Ragged
-from ..data.stores import STORES
-from .compare import size
+from ...data.layout import shard_name
+from ...data.ragged import Ragged
+from ...data.stores import STORES
+from ..compare import size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .inspect_path import LoneShard, Subject
+    from .path import LoneShard, Subject
 
 
 def describe_lone(shard: LoneShard) -> dict[str, Any]:

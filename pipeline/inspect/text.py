@@ -5,12 +5,12 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from .inspect_glyphs import COLUMNS, histogram
-from .inspect_shard import column_lines, shard_table
-from .inspect_store import table
+from .glyphs import COLUMNS, histogram
+from .shard import column_lines, shard_table
+from .store import table
 
 if TYPE_CHECKING:
-    from .inspect_glyphs import Glyphs
+    from .glyphs import Glyphs
 
 _NAMES = 11
 _HEIGHT = 4

@@ -15,20 +15,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import ColdstillError
-from ..data.files import whole_file
-from ..data.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS
-from .inspect_sequence import read_passage
-from .inspect_store import describe, table
-from .inspect_text import ENTROPY_TITLE, MASS_TITLE
-from .inspect_tokens import token_texts
+from ...data.errors import ColdstillError
+from ...data.files import whole_file
+from ...data.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS
+from .sequence import read_passage
+from .store import describe, table
+from .text import ENTROPY_TITLE, MASS_TITLE
+from .tokens import token_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .inspect_path import Subject
-    from .inspect_sequence import Belief, Passage
-    from .inspect_tokens import TokenTexts
+    from .path import Subject
+    from .sequence import Belief, Passage
+    from .tokens import TokenTexts
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("inspect_text.js", "inspect_panel.js")

@@ -6,13 +6,13 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from .inspect_glyphs import COLUMNS, cell, clip, flow
-from .inspect_store import counted
+from .glyphs import COLUMNS, cell, clip, flow
+from .store import counted
 
 if TYPE_CHECKING:
-    from .inspect_glyphs import Glyphs
-    from .inspect_sequence import Belief, Passage
-    from .inspect_tokens import TokenTexts
+    from .glyphs import Glyphs
+    from .sequence import Belief, Passage
+    from .tokens import TokenTexts
 
 _WIDTH = 22
 """Of a token in a column."""

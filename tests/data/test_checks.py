@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from coldstill.data.alignment import labels
+from coldstill.data.fingerprint import tokens_sha256
+from coldstill.data.maintenance.checks import Finding, Rules, check_block
+from coldstill.data.maintenance.verify import verify
+from coldstill.data.manifest import TokenizerIdentity
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Block, Capture, Sequences, Targets, sequence_hash
+from oracles import FULL, LENGTH, VOCABULARY, manifest_for, random_block, write_missing
+from tokenizers import Tokenizer, models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+BLOCK = random_block(3, 10)
+WHOLE = Capture(head=VOCABULARY, tail=0)
+INF, NAN = math.inf, math.nan
+
+Change = "Callable[[Targets, int], Any]"
+Rows = "Callable[[list[int], int], list[int]]"
+
+
+def rules_for(capture: Capture, **changed: Any) -> Rules:
+    exact = Rules(
+        vocabulary=VOCABULARY, sequence_length=LENGTH, capture=capture, maximum=0.0, rounding=0.0
+    )
+    return replace(exact, **changed)
+
+
+def place_of(block: Block, label: str) -> int:
+    """A position, not in the first sequence, whose label is in the head, in the tail or in neither,
+    and whose tail samples differ."""
+    targets, labels_M = block.targets, labels(block.sequences)[:, None]
+    found = {
+        "head": (targets.head_ids == labels_M).any(1),
+        "tail": (targets.tail_ids == labels_M).any(1),
+    }
+    found["neither"] = ~(found["head"] | found["tail"])
+    later_M = np.arange(len(targets)) >= block.sequences.positions.offsets[1]
+    if targets.tail_ids.shape[1]:
+        later_M &= targets.tail_ids[:, 0] < targets.tail_ids[:, -1]
+    return int(np.flatnonzero(found[label] & later_M)[0])
+
+
+def with_target(block: Block, field: str, place: int, change: Any) -> Block:
+    array = getattr(block.targets, field).copy()
+    array[place] = change(block.targets, place)
+    return replace(block, targets=replace(block.targets, **{field: array}))
+
+
+def where(block: Block, place: int) -> tuple[int, int]:
+    """Which sequence of the block, and which position of that."""
+    positions = block.sequences.positions
+    row = int(np.searchsorted(positions.offsets, place, side="right")) - 1
+    return row, int(positions.values[place])
+
+
+def rehashed(sequences: Sequences) -> Sequences:
+    parts = zip(sequences.tokens, sequences.document_starts, sequences.positions, strict=True)
+    return replace(sequences, hashes=np.array([sequence_hash(*p) for p in parts], np.uint64))
+
+
+def with_row(block: Block, field: str, row: int, change: Any) -> Block:
+    """One list of one sequence changed, its checksum made to fit."""
+    column = getattr(block.sequences, field)
+    rows = [values.tolist() for values in column]
+    rows[row] = change(rows[row], len(block.sequences.tokens[row]))
+    changed = Ragged.from_rows(rows, column.values.dtype)
+    return replace(block, sequences=rehashed(replace(block.sequences, **{field: changed})))
+
+
+def row_with(documents: int, positions: int) -> int:
+    """A sequence, not the first, with so many documents and supervised positions at least."""
+    sequences = BLOCK.sequences
+    enough = sequences.document_starts.lengths >= documents
+    enough &= sequences.positions.lengths >= positions
+    return int(np.flatnonzero(enough[1:])[0]) + 1
+
+
+def others(block: Block, row: int) -> Block:
+    return block.take(np.delete(np.arange(len(block)), row))
+
+
+def entry(field: str, at: int, value: float) -> Any:
+    """A row of the field with one entry replaced."""
+
+    def change(targets: Targets, place: int) -> NDArray[Any]:
+        row: NDArray[Any] = getattr(targets, field)[place].copy()
+        row[at] = value
+        return row
+
+    return change
+
+
+def order(field: str, *places: int) -> Any:
+    """A row of the field in another order."""
+    return lambda targets, place: getattr(targets, field)[place][list(places)]
+
+
+def always(value: float) -> Any:
+    return lambda targets, place: value
+
+
+HEAD_NUMBERS = "head log-probabilities above 0, or no numbers"
+RISING = "head log-probabilities that increase"
+SUM = "head and tail that do not sum to 1"
+TAIL_MASS = "a tail mass above 1, or none"
+BESIDE = "a tail beside a head of the whole vocabulary"
+TAIL_NUMBERS = "tail log-probabilities above 0, or no numbers"
+TAIL_ABOVE = "tail samples above the head's last entry"
+ENTROPY = "an entropy that is not in [0, log V]"
+LABEL_NUMBER = "a label log-probability above 0, or no number"
+LABEL_HEAD = "a label's log-probability is not its entry in the head"
+LABEL_ABOVE = "a label outside the head is above the head's last entry"
+LABEL_TAIL = "a label's log-probability is not that of its tail sample"
+COLD, WARM = (f"a log_norm that temperature {t} cannot have" for t in ("0.5", "2"))
+
+TARGETS: list[tuple[str, str, Any, set[str]]] = [
+    ("neither", "head_ids", order("head_ids", 0, 0, 2, 3), {"head ids that repeat"}),
+    ("neither", "head_ids", order("head_ids", 0, 1, 2, 0), {"head ids that repeat"}),
+    ("neither", "head_ids", entry("head_ids", 2, 40), {"head ids outside the vocabulary"}),
+    ("neither", "head_ids", entry("head_ids", 0, -1), {"head ids outside the vocabulary"}),
+    ("neither", "head_logprobs", order("head_logprobs", 0, 2, 1, 3), {RISING}),
+    ("neither", "head_logprobs", entry("head_logprobs", 0, NAN), {HEAD_NUMBERS, RISING, SUM}),
+    ("neither", "head_logprobs", entry("head_logprobs", 0, -INF), {HEAD_NUMBERS, RISING, SUM}),
+    ("neither", "head_logprobs", entry("head_logprobs", 0, INF), {HEAD_NUMBERS, SUM}),
+    ("neither", "head_logprobs", entry("head_logprobs", 0, 0.5), {HEAD_NUMBERS, SUM}),
+    ("neither", "log_tail", always(0.5), {TAIL_MASS, SUM}),
+    ("neither", "log_tail", always(-INF), {TAIL_MASS, SUM}),
+    ("neither", "log_tail", always(INF), {TAIL_MASS, SUM}),
+    ("neither", "log_tail", always(NAN), {TAIL_MASS, SUM}),
+    ("neither", "log_tail", lambda targets, place: targets.log_tail[place] - 0.1, {SUM}),
+    ("neither", "tail_ids", entry("tail_ids", -1, 40), {"tail ids outside the vocabulary"}),
+    ("neither", "tail_ids", entry("tail_ids", 0, -1), {"tail ids outside the vocabulary"}),
+    ("neither", "tail_ids", order("tail_ids", 2, 1, 0), {"tail ids that do not increase"}),
+    (
+        "neither",
+        "tail_ids",
+        lambda targets, place: targets.head_ids[place, 3],
+        {"tail ids that are in the head"},
+    ),
+    ("neither", "tail_logprobs", entry("tail_logprobs", 1, NAN), {TAIL_NUMBERS}),
+    ("neither", "tail_logprobs", entry("tail_logprobs", 1, -INF), {TAIL_NUMBERS}),
+    ("neither", "tail_logprobs", entry("tail_logprobs", 1, INF), {TAIL_NUMBERS, TAIL_ABOVE}),
+    ("neither", "tail_logprobs", entry("tail_logprobs", 1, 0.5), {TAIL_NUMBERS, TAIL_ABOVE}),
+    (
+        "neither",
+        "tail_logprobs",
+        lambda targets, place: targets.head_logprobs[place, 2],
+        {TAIL_ABOVE},
+    ),
+    ("neither", "entropy", always(-1.0), {ENTROPY}),
+    ("neither", "entropy", always(math.log(VOCABULARY) + 0.01), {ENTROPY}),
+    ("neither", "entropy", always(NAN), {ENTROPY}),
+    ("neither", "entropy", always(INF), {ENTROPY}),
+    ("neither", "label_logprob", always(0.5), {LABEL_NUMBER, LABEL_ABOVE}),
+    ("neither", "label_logprob", always(INF), {LABEL_NUMBER, LABEL_ABOVE}),
+    ("neither", "label_logprob", always(-INF), {LABEL_NUMBER}),
+    ("neither", "label_logprob", always(NAN), {LABEL_NUMBER}),
+    (
+        "neither",
+        "label_logprob",
+        lambda targets, place: targets.head_logprobs[place, 0],
+        {LABEL_ABOVE},
+    ),
+    (
+        "head",
+        "label_logprob",
+        lambda targets, place: targets.label_logprob[place] - 0.1,
+        {LABEL_HEAD},
+    ),
+    (
+        "tail",
+        "label_logprob",
+        lambda targets, place: targets.label_logprob[place] - 0.1,
+        {LABEL_TAIL},
+    ),
+    ("neither", "log_norm", entry("log_norm", 0, 0.1), {COLD}),
+    ("neither", "log_norm", entry("log_norm", 0, -math.log(VOCABULARY) - 0.1), {COLD}),
+    ("neither", "log_norm", entry("log_norm", 0, NAN), {COLD}),
+    ("neither", "log_norm", entry("log_norm", 1, -0.1), {WARM}),
+    ("neither", "log_norm", entry("log_norm", 1, math.log(VOCABULARY) / 2 + 0.1), {WARM}),
+    ("neither", "log_norm", entry("log_norm", 1, INF), {WARM}),
+]
+
+
+@pytest.mark.parametrize(
+    "capture",
+    [
+        FULL,
+        WHOLE,
+        Capture(head=0, tail=2),
+        Capture(head=2, tail=0),
+        Capture(head=0, tail=0),
+        Capture(head=1, tail=1, temperatures=(4.0,)),
+    ],
+)
+def test_nothing_is_wrong_with_what_a_teacher_says(capture: Capture) -> None:
+    for seed in range(10):
+        assert check_block(random_block(seed, 10, capture), 10, rules_for(capture)) == []
+
+
+@pytest.mark.parametrize(("label", "field", "change", "expected"), TARGETS)
+def test_each_rule_about_targets_names_the_position_that_breaks_it(
+    label: str, field: str, change: Any, expected: set[str]
+) -> None:
+    place = place_of(BLOCK, label)
+    row, position = where(BLOCK, place)
+    broken = with_target(BLOCK, field, place, change)
+    found = check_block(broken, len(BLOCK), rules_for(FULL))
+    assert {finding.what for finding in found} == expected
+    assert {(f.row, f.position, f.count) for f in found} == {(row, position, 1)}
+    assert check_block(others(broken, row), len(BLOCK) - 1, rules_for(FULL)) == []
+
+
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+def test_a_label_and_its_entry_that_are_both_no_number_are_found(value: float) -> None:
+    for label, field in (("head", "head_logprobs"), ("tail", "tail_logprobs")):
+        place = place_of(BLOCK, label)
+        broken = with_target(BLOCK, field, place, always(value))
+        broken = with_target(broken, "label_logprob", place, always(value))
+        found = check_block(broken, len(BLOCK), rules_for(FULL))
+        assert {(f.row, f.position) for f in found} == {where(BLOCK, place)}
+        numbers = HEAD_NUMBERS if label == "head" else TAIL_NUMBERS
+        assert {LABEL_NUMBER, numbers} <= {finding.what for finding in found}
+
+
+def test_a_tail_beside_a_head_of_the_whole_vocabulary_is_found() -> None:
+    block = random_block(3, 10, WHOLE)
+    place = place_of(block, "head")
+    broken = with_target(block, "log_tail", place, always(-20.0))
+    assert check_block(broken, 10, rules_for(WHOLE)) == [Finding(BESIDE, *where(block, place))]
+
+
+def test_a_rule_that_is_broken_often_names_the_first_place_and_the_number() -> None:
+    entropy = BLOCK.targets.entropy.copy()
+    entropy[[4, 7, 9]] = -1.0
+    broken = replace(BLOCK, targets=replace(BLOCK.targets, entropy=entropy))
+    expected = Finding(ENTROPY, *where(BLOCK, 4), count=3)
+    assert check_block(broken, len(BLOCK), rules_for(FULL)) == [expected]
+
+
+def test_a_codec_that_rounds_is_allowed_its_error_and_no_more() -> None:
+    place = place_of(BLOCK, "head")
+
+    def found(field: str, by: float, **allowed: float) -> set[str]:
+        broken = with_target(BLOCK, field, place, lambda t, at: getattr(t, field)[at] + by)
+        findings = check_block(broken, len(BLOCK), rules_for(FULL, **allowed))
+        return {finding.what for finding in findings}
+
+    assert found("label_logprob", -0.01) == {LABEL_HEAD}
+    assert found("label_logprob", -0.01, rounding=0.011) == set()
+    assert found("label_logprob", -0.02, rounding=0.011) == {LABEL_HEAD}
+    assert found("label_logprob", -0.5, maximum=0.5) == set()
+
+
+MISPLACED = "supervised positions do not increase, or have no next token in their document"
+BORDERS = "document borders do not begin at 0 and increase inside the sequence"
+DOCUMENTS = "documents are not one for each border, or below 0"
+TOKENS = f"token ids outside the vocabulary of {VOCABULARY}"
+
+ROWS: list[tuple[str, Any, str]] = [
+    ("tokens", lambda row, length: [VOCABULARY, *row[1:]], TOKENS),
+    ("tokens", lambda row, length: [-1, *row[1:]], TOKENS),
+    ("document_ids", lambda row, length: [*row, 0], DOCUMENTS),
+    ("document_ids", lambda row, length: row[1:], DOCUMENTS),
+    ("document_ids", lambda row, length: [-1, *row[1:]], DOCUMENTS),
+    ("positions", lambda row, length: [row[1], row[0], *row[2:]], MISPLACED),
+    ("positions", lambda row, length: [row[0], row[0], *row[2:]], MISPLACED),
+    ("positions", lambda row, length: [-1, *row[1:]], MISPLACED),
+    ("positions", lambda row, length: [*row[:-1], length - 1], MISPLACED),
+    ("positions", lambda row, length: [*row[:-1], 2**31 - 1], MISPLACED),
+]
+
+
+@pytest.mark.parametrize(("field", "change", "expected"), ROWS)
+def test_each_rule_about_sequences_names_the_one_that_breaks_it(
+    field: str, change: Any, expected: str
+) -> None:
+    row = row_with(documents=2, positions=2)
+    broken = with_row(BLOCK, field, row, change)
+    assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(expected, row)]
+    assert check_block(others(broken, row), len(BLOCK) - 1, rules_for(FULL)) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row, length: row[1:],
+        lambda row, length: [*row[:-1], length],
+        lambda row, length: [0, 0, *row[2:]],
+        lambda row, length: [0, -1, *row[2:]],
+    ],
+)
+def test_impossible_borders_of_documents_are_found(change: Any) -> None:
+    row = row_with(documents=2, positions=0)
+    broken = with_row(BLOCK, "document_starts", row, change)
+    kept = len(broken.sequences.document_starts[row])
+    broken = with_row(broken, "document_ids", row, lambda ids, length: ids[:kept])
+    assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(BORDERS, row)]
+
+
+def test_a_sequence_without_documents_is_found() -> None:
+    broken = with_row(BLOCK, "document_starts", 2, lambda row, length: [])
+    broken = with_row(broken, "document_ids", 2, lambda row, length: [])
+    assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(BORDERS, 2)]

@@ -1,0 +1,273 @@
+"""A smaller record out of a larger one: what the teacher would have said, and no bias."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from coldstill.data.errors import ColdstillError
+from coldstill.data.maintenance.rewrite import change
+from coldstill.data.maintenance.shrink import shrink_block, smaller_capture
+from coldstill.data.ragged import Ragged
+from coldstill.data.reader import open_store
+from coldstill.data.schema import Block, Capture, Sequences, Targets
+from oracles import VOCABULARY, manifest_for, random_block, write_missing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+LARGE = Capture(head=16, tail=6, temperatures=(0.5, 2.0), tail_logprobs=True, seed=7)
+SEED, COUNT = 3, 12
+WHOLE = replace(LARGE, head=VOCABULARY, tail=0)
+SIZES = [(8, 0), (8, 4), (16, 4), (16, 1), (0, 6), (1, 6), (12, 6)]
+
+
+def dense_logprobs() -> NDArray[np.float32]:
+    """[M, V] what the teacher of `random_block(SEED, COUNT, ...)` believes of every token."""
+    targets = random_block(SEED, COUNT, WHOLE).targets
+    dense = np.empty_like(targets.head_logprobs)
+    np.put_along_axis(dense, targets.head_ids.astype(np.int64), targets.head_logprobs, axis=1)
+    return dense
+
+
+def shrunk(head: int, tail: int, old: Capture = LARGE) -> Block:
+    return shrink_block(random_block(SEED, COUNT, old), replace(old, head=head, tail=tail))
+
+
+def assert_same(found: Targets, wanted: Targets) -> None:
+    for f in fields(Targets):
+        one, other = getattr(found, f.name), getattr(wanted, f.name)
+        np.testing.assert_equal(one, other, err_msg=f.name)
+        assert one is other is None or one.dtype == other.dtype, f.name
+
+
+@pytest.mark.parametrize("old", [VOCABULARY, 16])
+@pytest.mark.parametrize("head", [1, 8, 16])
+def test_a_smaller_head_is_what_would_have_been_captured(old: int, head: int) -> None:
+    found = shrunk(head, 0, replace(LARGE, head=old, tail=0)).targets
+    wanted = random_block(SEED, COUNT, replace(LARGE, head=head, tail=0)).targets
+    assert np.abs(found.log_tail - wanted.log_tail).max() < 1e-6
+    assert_same(replace(found, log_tail=wanted.log_tail), wanted)
+
+
+@pytest.mark.parametrize(("head", "tail"), SIZES)
+def test_no_mass_is_lost(head: int, tail: int) -> None:
+    targets = shrunk(head, tail).targets
+    assert targets.head_ids.shape == targets.head_logprobs.shape == (len(targets), head)
+    mass_M = np.exp(targets.head_logprobs.astype(np.float64)).sum(1)
+    mass_M += np.exp(targets.log_tail.astype(np.float64))
+    assert np.abs(mass_M - 1).max() < 1e-6
+    assert (targets.log_tail <= 0).all()
+
+
+@pytest.mark.parametrize(("head", "tail"), [size for size in SIZES if size[1]])
+def test_samples_are_known_tokens_outside_the_head_in_order_of_their_ids(
+    head: int, tail: int
+) -> None:
+    old, targets = random_block(SEED, COUNT, LARGE).targets, shrunk(head, tail).targets
+    assert targets.tail_ids.shape == (len(old), tail)
+    assert targets.tail_ids.dtype == np.int32
+    assert (np.diff(targets.tail_ids, axis=1) >= 0).all()
+    for row, ids in enumerate(targets.tail_ids):
+        assert not set(ids) & set(targets.head_ids[row])
+        assert set(ids) <= set(old.head_ids[row, head:]) | set(old.tail_ids[row])
+    expected = np.take_along_axis(dense_logprobs(), targets.tail_ids.astype(np.int64), axis=1)
+    assert targets.tail_logprobs is not None
+    assert np.array_equal(targets.tail_logprobs, expected)
+
+
+def test_a_token_that_leaves_the_head_is_drawn_as_often_as_it_is_probable() -> None:
+    # 0.6 of the tail: systematic sampling takes it 60 times of 100, give or take one
+    targets = replace(
+        repeated([0.5, 0.3, 0.2], head=1, tail=2, random=np.random.default_rng(0)),
+        head_ids=np.array([[0, 1]], np.int32),
+        head_logprobs=np.log(np.array([[0.5, 0.3]])).astype(np.float32),
+        log_tail=np.log(np.array([0.2])).astype(np.float32),
+        tail_ids=np.array([[2, 2]], np.int32),
+    )
+    block = Block(sequences=one_each(1), targets=targets, capture=Capture(head=2, tail=2))
+    ids = shrink_block(block, Capture(head=1, tail=100)).targets.tail_ids
+    assert 59 <= int((ids == 1).sum()) <= 61
+
+
+def test_samples_keep_no_log_probabilities_where_none_were_kept() -> None:
+    old = Capture(head=16, tail=6, seed=7)
+    assert shrunk(8, 4, old).targets.tail_logprobs is None
+    assert shrunk(8, 0).targets.tail_logprobs is None
+    assert shrunk(8, 0).targets.tail_ids.shape[1] == 0
+
+
+def test_nothing_is_drawn_again_where_nothing_changes() -> None:
+    assert_same(shrunk(LARGE.head, LARGE.tail).targets, random_block(SEED, COUNT, LARGE).targets)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_record_does_not_depend_on_its_block(size: int) -> None:
+    block, capture = random_block(SEED, COUNT, LARGE), replace(LARGE, head=8, tail=4)
+    parts = [
+        shrink_block(block.take(np.arange(first, min(first + size, COUNT))), capture)
+        for first in range(0, COUNT, size)
+    ]
+    assert_same(Block.concatenate(parts).targets, shrink_block(block, capture).targets)
+
+
+def test_a_shrunken_store_holds_the_shrunken_record(tmp_path: Path) -> None:
+    block = random_block(SEED, COUNT, LARGE)
+    write_missing(tmp_path / "a", manifest_for(block), block)
+    capture = replace(LARGE, head=8, tail=4)
+    change(str(tmp_path / "a"), str(tmp_path / "b"), lambda _: capture, shrink_block)
+    store = open_store(tmp_path / "b")
+    assert store.manifest == replace(open_store(tmp_path / "a").manifest, capture=capture)
+    assert_same(store.read(np.arange(COUNT)).targets, shrink_block(block, capture).targets)
+
+
+@pytest.mark.parametrize(
+    ("old", "head", "tail", "said"),
+    [
+        (LARGE, 17, 6, "17 and 6 would need the teacher"),
+        (LARGE, 16, 7, "16 and 7 would need the teacher"),
+        (LARGE, 0, 0, "keep nothing"),
+        (replace(LARGE, tail=0), 8, 1, "8 and 1 would need the teacher"),
+        (WHOLE, VOCABULARY, 1, "nothing is left to sample"),
+        (WHOLE, VOCABULARY + 1, 0, "would need the teacher"),
+    ],
+)
+def test_what_is_not_smaller_is_refused(old: Capture, head: int, tail: int, said: str) -> None:
+    manifest = manifest_for(random_block(SEED, 2, old))
+    with pytest.raises(ColdstillError, match=said) as caught:
+        smaller_capture(manifest, head, tail, "here")
+    assert str(caught.value).startswith("here: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_head_of_the_whole_vocabulary_may_get_samples() -> None:
+    manifest = manifest_for(random_block(SEED, COUNT, WHOLE))
+    assert smaller_capture(manifest, 8, 30, "here") == replace(WHOLE, head=8, tail=30)
+    targets = shrunk(8, 30, WHOLE).targets
+    expected = np.take_along_axis(dense_logprobs(), targets.tail_ids.astype(np.int64), axis=1)
+    assert targets.tail_logprobs is not None
+    assert np.array_equal(targets.tail_logprobs, expected)
+
+
+P = np.array([0.03, 0.2, 0.01, 0.3, 0.08, 0.002, 0.12, 0.05, 0.1, 0.06, 0.04, 0.008])
+"""A distribution over twelve tokens."""
+DRAWS = 20_000
+FAR = 4.5
+"""Standard errors: chance alone is that far off once in 150,000."""
+
+
+def one_each(count: int) -> Sequences:
+    """Sequences of two tokens with one supervised position each."""
+    ones = Ragged(np.zeros(count, np.int32), np.arange(count + 1))
+    return Sequences(
+        ids=np.arange(count),
+        tokens=Ragged(np.zeros(2 * count, np.int32), 2 * np.arange(count + 1)),
+        document_starts=ones,
+        document_ids=Ragged(np.arange(count), ones.offsets),
+        positions=ones,
+        hashes=np.zeros(count, np.uint64),
+    )
+
+
+def repeated(
+    p: list[float] | NDArray[np.float64],
+    head: int,
+    tail: int,
+    random: np.random.Generator,
+    count: int = 1,
+) -> Targets:
+    """The same distribution captured again and again: only the samples differ."""
+    p_V = np.asarray(p)
+    head_ids = np.argsort(-p_V)[:head]
+    outside = np.setdiff1d(np.arange(len(p_V)), head_ids)
+    ends = p_V[outside].cumsum()
+    mass = ends[-1] if len(outside) else 0.0
+    tail_ids = np.zeros((count, 0), np.int64)
+    if tail:
+        points = (random.random((count, 1)) + np.arange(tail)) / tail * mass
+        places = np.searchsorted(ends, points, side="right").clip(max=len(outside) - 1)
+        tail_ids = outside[places]
+    with np.errstate(divide="ignore"):
+        log_tail = np.full(count, np.log(mass))
+    return Targets(
+        head_ids=np.tile(head_ids.astype(np.int32), (count, 1)),
+        head_logprobs=np.tile(np.log(p_V[head_ids]).astype(np.float32), (count, 1)),
+        log_tail=log_tail.astype(np.float32),
+        tail_ids=tail_ids.astype(np.int32),
+        tail_logprobs=None,
+        label_logprob=np.zeros(count, np.float32),
+        entropy=np.zeros(count, np.float32),
+        log_norm=np.zeros((count, 0), np.float32),
+    )
+
+
+def drawn(head: int, tail: int, seed: int) -> Block:
+    targets = repeated(P, head, tail, np.random.default_rng(seed), DRAWS)
+    capture = Capture(head=head, tail=tail, seed=seed)
+    return Block(sequences=one_each(DRAWS), targets=targets, capture=capture)
+
+
+def smaller(block: Block, head: int, tail: int) -> Block:
+    return shrink_block(block, replace(block.capture, head=head, tail=tail))
+
+
+def farthest(targets: Targets) -> float:
+    """How far the mean record is from the truth at worst, in standard errors."""
+    samples = targets.tail_ids.shape[1]
+    weight_M = np.exp(targets.log_tail.astype(np.float64)) / samples
+    worst = 0.0
+    for token in set(range(len(P))) - set(targets.head_ids[0].tolist()):
+        found_M = (targets.tail_ids == token).sum(1) * weight_M
+        error = float(found_M.std()) / np.sqrt(len(found_M)) + 1e-7
+        worst = max(worst, abs(float(found_M.mean()) - P[token]) / error)
+    return worst
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((3, 6), (3, 2)),
+        ((3, 6), (3, 5)),
+        ((3, 6), (1, 6)),
+        ((3, 1), (0, 1)),
+        ((6, 4), (2, 3)),
+        ((0, 8), (0, 3)),
+        ((12, 0), (4, 4)),
+        ((12, 0), (0, 1)),
+    ],
+)
+def test_the_smaller_record_means_what_the_teacher_believes(
+    old: tuple[int, int], new: tuple[int, int], seed: int
+) -> None:
+    block = drawn(*old, seed)
+    if old[1]:
+        assert farthest(block.targets) < FAR
+    assert farthest(smaller(block, *new).targets) < FAR
+
+
+@pytest.mark.parametrize(
+    "sizes", [((3, 8), (3, 4), (3, 2)), ((12, 0), (3, 4), (3, 2), (3, 1)), ((6, 6), (4, 6), (2, 6))]
+)
+def test_nor_is_there_a_bias_in_what_is_made_smaller_again_and_again(
+    sizes: tuple[tuple[int, int], ...],
+) -> None:
+    block = drawn(*sizes[0], seed=2)
+    for size in sizes[1:]:
+        block = smaller(block, *size)
+    assert farthest(block.targets) < FAR
+
+
+def test_that_measure_would_notice_a_bias() -> None:
+    block = drawn(3, 6, seed=0)
+    targets = block.targets
+    first_two = replace(targets, tail_ids=targets.tail_ids[:, :2])
+    assert farthest(first_two) > 4 * FAR
+    # the samples of the smaller tail alone, as if nothing had left the head
+    mass_M = np.logaddexp.reduce(np.c_[targets.log_tail, targets.head_logprobs[:, 1:]], axis=1)
+    forgetful = replace(targets, head_ids=targets.head_ids[:, :1], log_tail=mass_M)
+    assert farthest(forgetful) > 4 * FAR
