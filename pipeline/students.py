@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..data.reader import StoreReader
-    from .recipe import StudentTable
+    from .tables import StudentTable
     from .work import Work
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..stages.report import Reporter
-    from .recipe import LoadedRecipe, Recipe
+    from .recipe import LoadedRecipe
     from .run import Run
+    from .tables import Recipe
 
 
 @dataclass(frozen=True, slots=True)

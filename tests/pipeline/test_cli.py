@@ -31,7 +31,7 @@ EVERY = COMMANDS | {f"store {name}": command for name, command in STORE.commands
 def test_the_commands_are_those_that_are_promised() -> None:
     promised = "init plan train-teacher teacher-logits train-student evaluate compare inspect run"
     assert set(COMMANDS) == set(promised.split())
-    assert set(STORE.commands) == set("verify repair convert merge slice shrink".split())
+    assert set(STORE.commands) == {"verify", "repair", "convert", "merge", "slice", "shrink"}
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import coldstill.pipeline.recipe
+import coldstill.pipeline.tables
 import coldstill.stages.config
 import pytest
 from coldstill.data.errors import ColdstillError
@@ -184,6 +184,9 @@ def test_a_missing_key_is_named(tmp_path: Path, line: str, key: str) -> None:
         ("logits.head=-1", "logits.head: input should be greater than or equal to 0, not -1"),
         ("logits.temperatures=[0]", "logits.temperatures.0: input should be greater than 0"),
         ("logits.codec=zip", "logits: codec = 'zip' is unknown (have: compact, plain"),
+        ("logits.codec={name='compact',levels=9}", "logits: codec 'compact': levels 9: 15 to 254"),
+        ("logits.codec={levels=99}", "logits: codec = None is unknown (have: compact, plain"),
+        ("logits.store={name='arrow',zstd=99}", "logits: store 'arrow': zstd 99"),
         ("logits.store=tar", "logits: store = 'tar' is unknown (have: arrow"),
         ("teacher.dtype=fp8", "teacher.dtype: input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
         ("students.small.train.learning_rate=0", "students.small.train.learning_rate: input shou"),
@@ -381,7 +384,7 @@ def test_a_variant_needs_a_name_too(tmp_path: Path, name: str) -> None:
     assert f"'{name}'" in said
 
 
-@pytest.mark.parametrize("module", [coldstill.pipeline.recipe, coldstill.stages.config])
+@pytest.mark.parametrize("module", [coldstill.pipeline.tables, coldstill.stages.config])
 def test_every_key_of_a_recipe_says_what_it_is(module: Any) -> None:
     """A string stands under each field, unless the field is a table with a docstring of its own."""
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
