@@ -134,7 +134,9 @@ def merge(paths: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
 @click.option("--sequences", metavar="A:B", help="By place in the store, B not included.")
 @click.option("--documents", metavar="A:B", help="Sequences that hold one of these documents.")
 @click.option("--fraction", type=float, metavar="F", help="A random share, 0 to 1.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random share.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random share."
+)
 @_json_option
 def slice_(path: str, to: str, as_json: bool, **wanted: Any) -> None:
     """Write a part of a store; several options keep what all of them choose.
@@ -200,7 +202,7 @@ def _formats(wanted: dict[str, Any]) -> tuple[Any, Any]:
         codec = {"name": codec or "compact", "levels": levels}
     kind, zstd = wanted["kind"], wanted["zstd"]
     if zstd is not None:
-        kind = {"name": kind or "arrow", "zstd": zstd}
+        kind = {"name": kind, "zstd": zstd} if kind else {"zstd": zstd}
     return codec, kind
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from ..errors import ColdstillError
 from ..fidelity import CodecError
 from ..fingerprint import json_sha256
 from ..layout import MEASUREMENTS, TOKENIZER
-from ..manifest import Manifest, difference, format_settings
+from ..manifest import Manifest, Part, difference, format_settings
+from ..place import LocalPlace, place_at
+from ..ragged import Ragged
 from ..reader import StoreReader, open_store
 from ..schema import Block
 from ..writer import StoreWriter, with_error
@@ -55,8 +58,7 @@ def convert(
 
     def copied(shard: int) -> _Copied:
         # with the same codec columns are copied as they are: rounding twice would cost twice
-        blocks = blocks_of_shard(source.manifest, shard)
-        encoded = [source.columns(shard, n) for n in blocks] if same_codec else None
+        encoded = _encoded(source, shard) if same_codec else None
         # the source's sums are of what was captured; writing adds what another rounding costs
         return encoded, source.commit(shard).statistics
 
@@ -66,6 +68,28 @@ def convert(
     if same_codec:
         return _write(to, manifest, source, read, tell, copied, error=manifest.error)
     return _write(to, manifest, source, read, tell, copied)
+
+
+def _encoded(source: StoreReader, shard: int) -> list[Columns]:
+    """The columns of each block, in the order and with the shared borders that their codec gives
+    them: a store may give back neither, and the next one may lay them out accordingly."""
+    first = source.block(shard, 0).take(np.array([0]))
+    like = source.manifest.make_codec(source.place).encode(first)
+    blocks = blocks_of_shard(source.manifest, shard)
+    return [_ordered(source.columns(shard, number), like) for number in blocks]
+
+
+def _ordered(columns: Columns, like: Columns) -> Columns:
+    made: Columns = {}
+    borders: dict[int, NDArray[np.int64]] = {}
+    for name, pattern in like.items():
+        column = columns[name]
+        if isinstance(column, Ragged) and isinstance(pattern, Ragged):
+            shared = borders.setdefault(id(pattern.offsets), column.offsets)
+            if np.array_equal(shared, column.offsets):
+                column = Ragged(column.values, shared)
+        made[name] = column
+    return made
 
 
 def blocks_of_shard(manifest: Manifest, shard: int) -> range:
@@ -89,6 +113,7 @@ def take(path: str, to: str, rows: NDArray[np.int64], *, tell: Tell = quiet) -> 
         packing=replace(
             old.packing, fingerprint=json_sha256([old.packing.fingerprint, rows.tolist()])
         ),
+        parts=_parts_of(old.parts, rows),
     )
     return _write(
         to, manifest, source, lambda part: source.read(rows[part.start : part.stop]), tell
@@ -140,38 +165,45 @@ def merge(
                 f"{source.place}: cannot be merged with {sources[0].place}: {differing}"
             )
     _expect_distinct(sources, tell)
-    corpora = [source.manifest.corpus for source in sources]
-    packings = [source.manifest.packing.fingerprint for source in sources]
+    parts = tuple(part for source in sources for part in _parts(source.manifest))
     manifest = replace(
         first,
         corpus=replace(
             first.corpus,
-            documents=_merged([corpus.documents for corpus in corpora], corpora),
-            fingerprint=_joined([corpus.fingerprint for corpus in corpora]),
+            # parts of one corpus count its documents once
+            documents=sum({part.corpus: part.documents for part in parts}.values()),
+            fingerprint=_joined([part.corpus for part in parts]),
         ),
-        packing=replace(first.packing, fingerprint=_joined(packings)),
+        packing=replace(first.packing, fingerprint=_joined([part.packing for part in parts])),
         sequences=sum(len(source) for source in sources),
         error=_worst([source.manifest.error for source in sources]),
+        parts=parts if len(parts) > 1 else (),
     )
     ends = np.cumsum([len(source) for source in sources])
 
     def read(rows: range) -> Block:
-        parts = []
+        found = []
         for source, end in zip(sources, ends.tolist(), strict=True):
             begin = end - len(source)
             inside = np.arange(max(rows.start, begin), min(rows.stop, end)) - begin
             if len(inside):
-                parts.append(source.read(inside))
-        return Block.concatenate(parts)
+                found.append(source.read(inside))
+        return Block.concatenate(found)
 
     return _write(to, _reformatted(manifest, codec, store), sources[0], read, tell)
 
 
 def _open(path: str, to: str) -> StoreReader:
-    one, other = str(path).rstrip("/"), str(to).rstrip("/")
+    one, other = _whole_name(path), _whole_name(to)
     if other == one or other.startswith(one + "/"):
         raise ColdstillError(f"{to}: is the store that is read; choose another place")
     return open_store(path)
+
+
+def _whole_name(path: str) -> str:
+    """One name for a place, however it was given."""
+    place = place_at(path)
+    return str(place.root.resolve() if isinstance(place, LocalPlace) else place).rstrip("/")
 
 
 def _reformatted(
@@ -183,6 +215,8 @@ def _reformatted(
     if codec is None:
         wanted = {k: v for k, v in manifest.codec.items() if k in ("name", "levels")}
     kept_store: Settings | str = manifest.store["name"] if codec is not None else manifest.store
+    if isinstance(store, dict):
+        store = {"name": manifest.store["name"], **store}
     made = format_settings(wanted or {}, kept_store if store is None else store, size, capture)
     return replace(manifest, codec=made["codec"], store=made["store"])
 
@@ -211,26 +245,17 @@ def _write(
         done = 0
         for shard in missing:
             rows = manifest.shard_rows(shard)
+            block = read(rows)
             encoded, statistics = copied(shard)
-            writer.write(shard, read(rows), encoded=encoded, statistics=statistics)
+            writer.write(shard, block, encoded=encoded, statistics=statistics)
             done += len(rows)
             tell("write", done, total)
     return manifest
 
 
 def _both_errors(manifest: Manifest, first: Block) -> CodecError:
-    """What the source's codec did and what this one adds: sqrt(p) obeys the triangle inequality.
-
-    A mean KL does not; the sum is what is to be expected of roundings that know nothing of one
-    another.
-    """
-    old, new = manifest.error, with_error(manifest, first).error
-    return CodecError(
-        maximum=old.maximum + new.maximum,
-        measured=old.measured + new.measured,
-        kl=old.kl + new.kl,
-        rounding=old.rounding + new.rounding,
-    )
+    """What the source's codec did and what this one adds, by the manifest with the source's."""
+    return manifest.error.plus(with_error(manifest, first).error)
 
 
 def _copy_beside(source: StoreReader, writer: StoreWriter) -> None:
@@ -258,6 +283,7 @@ def _as_if(other: Manifest, first: Manifest) -> Manifest:
         block_sequences=first.block_sequences,
         codec=first.codec,
         store=first.store,
+        parts=first.parts,
     )
 
 
@@ -265,10 +291,12 @@ def _expect_distinct(sources: Sequence[StoreReader], tell: Tell) -> None:
     seen: dict[tuple[str, int, int], int] = {}
     total = sum(len(source) for source in sources)
     for number, source in enumerate(sources):
-        corpus = source.manifest.corpus.fingerprint
+        corpora = chain(*(repeat(part.corpus, part.sequences) for part in _parts(source.manifest)))
         for block in source.batches(source.manifest.block_sequences):
             ids, hashes = block.sequences.ids.tolist(), block.sequences.hashes.tolist()
-            for key in zip([corpus] * len(ids), ids, hashes, strict=True):
+            # strict would take one corpus too many from those to come
+            for *sequence, corpus in zip(ids, hashes, corpora, strict=False):
+                key = (corpus, *sequence)
                 if seen.setdefault(key, number) != number:
                     raise ColdstillError(
                         f"{source.place}: its sequence {key[1]} is in "
@@ -277,9 +305,29 @@ def _expect_distinct(sources: Sequence[StoreReader], tell: Tell) -> None:
             tell("compare", len(seen), total)
 
 
-def _merged(documents: Sequence[int], corpora: Sequence[Any]) -> int:
-    # parts of one corpus count its documents once
-    return documents[0] if len({c.fingerprint for c in corpora}) == 1 else sum(documents)
+def _parts(manifest: Manifest) -> tuple[Part, ...]:
+    """What a store was merged from, or itself as the only part."""
+    whole = Part(
+        corpus=manifest.corpus.fingerprint,
+        documents=manifest.corpus.documents,
+        packing=manifest.packing.fingerprint,
+        sequences=manifest.sequences,
+    )
+    return manifest.parts or (whole,)
+
+
+def _parts_of(parts: tuple[Part, ...], rows: NDArray[np.int64]) -> tuple[Part, ...]:
+    """What each part gives to a slice of the whole."""
+    made, start = [], 0
+    for part in parts:
+        inside = rows[(rows >= start) & (rows < start + part.sequences)] - start
+        start += part.sequences
+        if 0 < len(inside) < part.sequences:
+            packing = json_sha256([part.packing, inside.tolist()])
+            made.append(replace(part, packing=packing, sequences=len(inside)))
+        elif len(inside):
+            made.append(part)
+    return tuple(made)
 
 
 def _joined(fingerprints: Sequence[str]) -> str:

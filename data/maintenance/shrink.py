@@ -57,7 +57,7 @@ def shrink_block(block: Block, capture: Capture) -> Block:
     )
     log_tail = np.logaddexp.reduce(masses, axis=1).astype(np.float32)
     ids_M = np.repeat(sequences.ids, sequences.positions.lengths)
-    seed = capture.seed + _SEED + (capture.head << 36) + (capture.tail << 60)
+    seed = capture.seed + _SEED + (capture.head << 40) + (capture.tail << 16)
     uniform_M = uniform(seed, ids_M, sequences.positions.values)
     tail_ids, tail_logprobs = _resampled(targets, capture, uniform_M)
     smaller = replace(

@@ -50,9 +50,8 @@ class Measured:
 def trained(captures: Sequence[Capture]) -> Measured:
     """The demo's teacher, which is trained if it is not there yet (about two minutes)."""
     run = OUTPUT / "demo"
-    if not (run / "corpus" / "corpus.json").exists():
-        command = [sys.executable, "-m", "coldstill.pipeline.cli"]
-        subprocess.run([*command, "teacher-logits", "demo", "--runs", str(OUTPUT)], check=True)
+    command = [sys.executable, "-m", "coldstill.pipeline.cli", "teacher-logits", "demo"]
+    subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
     model: Any = load_model(str(run / "teacher" / "model"), "teacher", precision="fp32")
     vocabulary = 4096
     head = OutputHead(model, vocabulary)

@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from coldstill.data.alignment import labels
-from coldstill.data.fingerprint import tokens_sha256
 from coldstill.data.maintenance.checks import Finding, Rules, check_block
-from coldstill.data.maintenance.verify import verify
-from coldstill.data.manifest import TokenizerIdentity
 from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Block, Capture, Sequences, Targets, sequence_hash
-from oracles import FULL, LENGTH, VOCABULARY, manifest_for, random_block, write_missing
-from tokenizers import Tokenizer, models
+from oracles import FULL, LENGTH, VOCABULARY, random_block
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
-BLOCK = random_block(3, 10)
+BLOCK = random_block(8, 10)
 WHOLE = Capture(head=VOCABULARY, tail=0)
 INF, NAN = math.inf, math.nan
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.data.errors import ColdstillError
 from coldstill.data.codecs import CODECS
+from coldstill.data.errors import ColdstillError
 from coldstill.data.fingerprint import tokens_sha256
 from coldstill.data.maintenance.verify import verify
 from coldstill.data.manifest import TokenizerIdentity

@@ -1,0 +1,298 @@
+"""`coldstill store ...`: words, options, exit codes and what is printed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from coldstill.data.fingerprint import tokens_sha256
+from coldstill.data.layout import TOKENIZER
+from coldstill.data.maintenance.verify import verify
+from coldstill.data.reader import open_store
+from inspected import TOKENS, desk_at, write_tokenizer
+from oracles import FULL, manifest_for, random_block, write_missing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldstill.data.schema import Block
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+COUNT = 10
+BLOCK = random_block(7, COUNT)
+FINGERPRINT = tokens_sha256({token: i for i, token in enumerate(TOKENS)})
+
+
+def write_whole(root: Path, block: Block = BLOCK, corpus: str = "3", **options: Any) -> None:
+    """A store that has nothing wrong with it."""
+    manifest = manifest_for(block, **options)
+    manifest = replace(
+        manifest,
+        tokenizer=replace(manifest.tokenizer, fingerprint=FINGERPRINT),
+        corpus=replace(manifest.corpus, fingerprint=corpus * 64),
+    )
+    write_missing(root, manifest, block)
+    write_tokenizer(root / TOKENIZER)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Desk:
+    """A desk with the stores `s` and `t` on it, of two corpora, and nothing else."""
+    write_whole(tmp_path / "s")
+    write_whole(tmp_path / "t", random_block(8, 5), corpus="4", codec="compact", store="zarr")
+    return desk_at(tmp_path)
+
+
+def damage(desk: Desk, shard: int) -> None:
+    """Change one byte of a shard of `s`."""
+    path = desk.root / "s" / "shards" / f"{shard:05d}.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def misstate(desk: Desk) -> int:
+    """Have `s` hold an entropy that none can have, duly committed; the position it is at."""
+    entropy = BLOCK.targets.entropy.copy()
+    entropy[-1] = 99.0
+    block = replace(BLOCK, targets=replace(BLOCK.targets, entropy=entropy))
+    for shard in (desk.root / "s" / "shards").glob("00002.*"):
+        shard.unlink()
+    write_missing(desk.root / "s", open_store(desk.root / "s", incomplete=True).manifest, block)
+    return int(BLOCK.sequences.positions.values[-1])
+
+
+WRITING = {
+    "convert": ["convert", "s", "new", "--codec", "compact", "--levels", "63", "--store", "zarr"],
+    "merge": ["merge", "s", "t", "new", "--codec", "plain", "--zstd", "5"],
+    "slice": ["slice", "s", "new", "--sequences", "2:9", "--fraction", "0.5", "--seed", "3"],
+    "shrink": ["shrink", "s", "new", "--head", "2", "--tail", "1"],
+}
+SEQUENCES = {"convert": 10, "merge": 15, "slice": 4, "shrink": 10}
+
+
+@pytest.mark.parametrize("name", WRITING)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_writes_a_store_says_what_it_wrote(alone: Desk, name: str, as_json: bool) -> None:
+    result = alone.done("store", *WRITING[name], *(["--json"] if as_json else []))
+    assert result.stderr == ""
+    made = open_store(alone.root / "new")
+    assert list(verify(str(alone.root / "new"))) == []
+    files = [*(alone.root / "new" / "shards").rglob("*")]
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    size -= sum(path.stat().st_size for path in (alone.root / "new" / "shards").glob("*.json"))
+    assert len(made) == SEQUENCES[name]
+    if as_json:
+        facts = {"wrote": "new", "sequences": len(made), "positions": made.positions, "bytes": size}
+        assert json.loads(result.stdout) == facts
+    else:
+        counts = f"{len(made)} sequences, {made.positions} positions"
+        each = f"{size / made.positions:.1f} bytes each"
+        assert result.stdout == f"wrote new: {counts}, {each}\n"
+
+
+@pytest.mark.parametrize("name", WRITING)
+def test_a_second_time_nothing_is_written(alone: Desk, name: str) -> None:
+    said = alone.done("store", *WRITING[name]).stdout
+    before = {k: v for k, v in alone.snapshot().items() if not k.endswith(".lock")}
+    assert alone.done("store", *WRITING[name]).stdout == said
+    assert {k: v for k, v in alone.snapshot().items() if not k.endswith(".lock")} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "codec", "store"),
+    [
+        (["t"], {"name": "compact", "levels": 127}, {"name": "zarr", "zstd": 3}),
+        (["t", "--codec", "plain"], {"name": "plain"}, {"name": "zarr", "zstd": 3}),
+        (["t", "--store", "arrow"], {"name": "compact", "levels": 127}, {"name": "arrow"}),
+        (["t", "--zstd", "7"], {"name": "compact", "levels": 127}, {"name": "zarr", "zstd": 7}),
+        (["s", "--zstd", "7"], {"name": "plain"}, {"name": "arrow", "zstd": 7}),
+        (["s", "--levels", "31"], {"name": "compact", "levels": 31}, {"name": "arrow", "zstd": 3}),
+        (["s", "--store", "zarr", "--zstd", "0"], {"name": "plain"}, {"name": "zarr", "zstd": 0}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_not_asked_for_stays(
+    alone: Desk, options: list[str], codec: dict[str, Any], store: dict[str, Any]
+) -> None:
+    path, *rest = options
+    alone.done("store", "convert", path, "new", *rest)
+    manifest = open_store(alone.root / "new").manifest
+    assert codec.items() <= manifest.codec.items()
+    assert store.items() <= manifest.store.items()
+
+
+def test_a_shrunken_store_is_smaller(alone: Desk) -> None:
+    alone.done("store", *WRITING["shrink"])
+    made = open_store(alone.root / "new")
+    assert made.manifest.capture == replace(FULL, head=2, tail=1)
+    found = made.read(np.arange(COUNT)).targets
+    assert np.array_equal(found.head_ids, BLOCK.targets.head_ids[:, :2])
+
+
+def test_a_whole_store_is_called_whole(alone: Desk) -> None:
+    before = alone.snapshot()
+    for path in ("s", "t"):
+        result = alone.done("store", "verify", path)
+        assert (result.stdout, result.stderr) == (f"{path}: whole\n", "")
+        facts = json.loads(alone.done("store", "verify", path, "--json").stdout)
+        assert facts == {"path": path, "whole": True, "problems": []}
+    assert alone.snapshot() == before
+
+
+def failed(desk: Desk, *arguments: str) -> str:
+    """What a command prints that ends with 1 without an error of its own."""
+    result = desk.coldstill(*arguments)
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, result.stderr) == (1, "")
+    return result.stdout
+
+
+def test_verify_names_every_damaged_shard(alone: Desk) -> None:
+    damage(alone, 0)
+    damage(alone, 2)
+    *problems, summary = failed(alone, "store", "verify", "s").splitlines()
+    assert [line.split(":")[0] for line in problems] == ["shard 0", "shard 2"]
+    assert summary == (
+        "s: 2 problems, the first damage at shard 0; drop what is damaged with coldstill store "
+        "repair"
+    )
+    facts = json.loads(failed(alone, "store", "verify", "s", "--json"))
+    assert (facts["path"], facts["whole"]) == ("s", False)
+    assert [problem["shard"] for problem in facts["problems"]] == [0, 2]
+    names = {"shard", "sequence", "position", "what", "missing"}
+    assert all(set(problem) == names for problem in facts["problems"])
+
+
+def test_verify_names_the_sequence_and_the_position(alone: Desk) -> None:
+    position = misstate(alone)
+    row = int(np.flatnonzero(BLOCK.sequences.positions.lengths)[-1])
+    where = f"shard 2, sequence {row}, position {position}"
+    said = failed(alone, "store", "verify", "s").splitlines()
+    assert said[0].startswith(f"{where}: an entropy that is not in ")
+    assert said[-1].startswith(f"s: 1 problem, the first damage at {where}; ")
+    problem = json.loads(failed(alone, "store", "verify", "s", "--json"))["problems"][0]
+    assert (problem["shard"], problem["sequence"], problem["position"]) == (2, row, position)
+    assert problem["missing"] is False
+
+
+def test_verify_of_a_store_that_is_not_finished_says_so(alone: Desk) -> None:
+    (alone.root / "s" / "shards" / "00001.json").unlink()
+    (alone.root / "s" / "shards" / "00001.arrow").unlink()
+    assert failed(alone, "store", "verify", "s").splitlines() == [
+        "shard 1: not there",
+        "s: 1 problem, all of shards that are not there; finish it with coldstill teacher-logits",
+    ]
+    problems = json.loads(failed(alone, "store", "verify", "s", "--json"))["problems"]
+    assert [(problem["shard"], problem["missing"]) for problem in problems] == [(1, True)]
+
+
+def test_many_problems_are_counted_not_listed(tmp_path: Path) -> None:
+    write_whole(tmp_path / "s", random_block(7, 30), shard_sequences=1)
+    for shard in range(1, 30):
+        (tmp_path / "s" / "shards" / f"{shard:05d}.arrow").write_bytes(b"")
+    lines = failed(desk_at(tmp_path), "store", "verify", "s").splitlines()
+    assert len(lines) == 20 + 2
+    assert lines[-2] == "and 9 more"
+    assert lines[-1].startswith("s: 29 problems, the first damage at shard 1; ")
+
+
+def test_a_dry_repair_says_all_and_does_nothing(alone: Desk) -> None:
+    damage(alone, 1)
+    alone.write("s/shards/notes.txt", "a")
+    before = alone.snapshot()
+    lines = alone.done("store", "repair", "s", "--dry-run").stdout.splitlines()
+    assert lines[0].startswith("shard 1: ")
+    assert lines[1:] == [
+        "s: would drop 1 shard and 1 stray file",
+        "s: 1 shard to make; run coldstill teacher-logits again",
+    ]
+    facts = json.loads(alone.done("store", "repair", "s", "--dry-run", "--json").stdout)
+    assert alone.snapshot() == before
+    problems = facts.pop("problems")
+    assert facts == {"path": "s", "dropped": [1], "strays": ["notes.txt"], "missing": 1}
+    assert [problem["shard"] for problem in problems] == [1]
+
+
+def test_a_repair_leaves_a_gap_that_can_be_filled(alone: Desk) -> None:
+    damage(alone, 1)
+    result = alone.done("store", "repair", "s")
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[1:] == [
+        "s: dropped 1 shard",
+        "s: 1 shard to make; run coldstill teacher-logits again",
+    ]
+    store = open_store(alone.root / "s", incomplete=True)
+    assert store.done == [0, 2]
+    write_missing(alone.root / "s", store.manifest, BLOCK)
+    assert alone.done("store", "verify", "s").stdout == "s: whole\n"
+    assert alone.done("store", "repair", "s").stdout == "s: whole, nothing to repair\n"
+
+
+REFUSED = [
+    (["verify", "none"], "none: no manifest.json there, so not a store"),
+    (["repair", "none"], "none: no manifest.json there, so not a store"),
+    (["convert", "none", "new"], "none: no manifest.json there, so not a store"),
+    (["convert", "s", "s"], "s: is the store that is read; choose another place"),
+    (["convert", "s", "t"], "t: made differently: "),
+    (["convert", "s", "new", "--codec", "dense"], "codec 'dense' is not known to this version"),
+    (["convert", "s", "new", "--store", "tar"], "store 'tar' is not known to this version"),
+    (["convert", "s", "new", "--levels", "3"], "codec 'compact': levels 3: 15 to 254"),
+    (["convert", "s", "new", "--codec", "plain", "--levels", "63"], "codec 'plain': "),
+    (["merge", "s", "s", "new"], "s: its sequence 0 is in s too"),
+    (["merge", "s", "none", "new"], "none: no manifest.json there, so not a store"),
+    (["slice", "s", "new"], "slice: say what to keep: --sequences, --documents or --fraction"),
+    (["slice", "s", "new", "--sequences", "3"], "--sequences: '3' is no range such as 10:20"),
+    (["slice", "s", "new", "--sequences", "4:4"], "s: no sequence of it was chosen"),
+    (["slice", "s", "new", "--documents", "900:"], "s: no sequence of it was chosen"),
+    (["slice", "s", "new", "--fraction", "2"], "--fraction: 2.0 is no share"),
+    (["shrink", "s", "new", "--head", "5", "--tail", "3"], "s: holds a head of 4 and a tail of 3"),
+    (["shrink", "s", "new", "--head", "0", "--tail", "0"], "s: a head of 0 and a tail of 0 keep"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED, ids=lambda value: " ".join(value))
+def test_what_cannot_be_done_is_refused_in_one_line(
+    alone: Desk, arguments: list[str], said: str
+) -> None:
+    assert alone.refused("store", *arguments).startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize("name", ["convert", "merge", "slice", "shrink"])
+def test_what_is_damaged_is_read_by_no_command(alone: Desk, name: str) -> None:
+    damage(alone, 0)
+    line = alone.refused("store", *WRITING[name])
+    assert line.startswith("error: s/shards/00000.arrow: damaged: its checksum is not ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["merge", "s"],
+        ["merge"],
+        ["convert", "s"],
+        ["verify"],
+        ["verify", "s", "t"],
+        ["convert", "s", "new", "--levels", "many"],
+        ["convert", "s", "new", "--zstd", "23"],
+        ["slice", "s", "new", "--fraction", "half"],
+        ["slice", "s", "new", "--fraction", "0.5", "--seed", "-1"],
+        ["shrink", "s", "new"],
+        ["shrink", "s", "new", "--head", "-1", "--tail", "0"],
+        ["nonsense", "s"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2_and_touches_nothing(alone: Desk, arguments: list[str]) -> None:
+    before = alone.snapshot()
+    result = alone.coldstill("store", *arguments)
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.output
+    assert alone.snapshot() == before
