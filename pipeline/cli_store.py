@@ -118,7 +118,7 @@ def merge(paths: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
 
     Example: coldstill store merge runs/a/logits runs/b/logits both
     """
-    from ..data.maintenance.rewrite import merge as step
+    from ..data.maintenance.merge import merge as step
 
     *sources, to = paths
     if not sources:

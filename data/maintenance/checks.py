@@ -157,9 +157,10 @@ def _cut(sequences: Sequences) -> NDArray[np.bool_]:
 
 def _targets(block: Block, aligned: bool, rules: Rules) -> Iterator[Finding]:
     targets, positions = block.targets, block.sequences.positions
-    bad = _head(targets, rules) | _tail(targets, rules) | _scalars(targets, rules)
-    if aligned:
-        bad |= _label(targets, labels(block.sequences), rules)
+    with np.errstate(over="ignore", invalid="ignore"):  # no number is a finding, not a warning
+        bad = _head(targets, rules) | _tail(targets, rules) | _scalars(targets, rules)
+        if aligned:
+            bad |= _label(targets, labels(block.sequences), rules)
     for what, bad_M in bad.items():
         if bad_M.any():
             place = int(bad_M.argmax())
@@ -178,10 +179,9 @@ def _no_logprob(values: NDArray[np.float32]) -> Any:
 
 def _head(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
     ids, logprobs = targets.head_ids, targets.head_logprobs
-    with np.errstate(invalid="ignore", over="ignore"):
-        mass_M = np.exp(logprobs.astype(np.float64)).sum(1)
-        mass_M += np.exp(targets.log_tail.astype(np.float64))
-        rising_M = ~(np.diff(logprobs, axis=1) <= 0).all(1)
+    mass_M = np.exp(logprobs.astype(np.float64)).sum(1)
+    mass_M += np.exp(targets.log_tail.astype(np.float64))
+    rising_M = ~(np.diff(logprobs, axis=1) <= 0).all(1)
     whole = rules.capture.head == rules.vocabulary
     log_tail = targets.log_tail
     return {
@@ -253,8 +253,7 @@ def _label(
 
 def _root(logprobs: NDArray[np.float32]) -> NDArray[np.float64]:
     """The square root of a probability; not a number where the log-probability is none."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        root: NDArray[np.float64] = np.exp(logprobs.astype(np.float64) / 2)
+    root: NDArray[np.float64] = np.exp(logprobs.astype(np.float64) / 2)
     return root
 
 

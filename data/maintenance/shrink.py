@@ -83,20 +83,10 @@ def _resampled(
         return targets.tail_ids, targets.tail_logprobs
     dropped = slice(capture.head, None)
     ids = np.concatenate([targets.head_ids[:, dropped], targets.tail_ids], axis=1)
-    weight_M = np.exp(targets.log_tail.astype(np.float64)) / max(1, samples)
-    weights = np.concatenate(
-        [
-            np.exp(targets.head_logprobs[:, dropped].astype(np.float64)),
-            np.repeat(weight_M[:, None], samples, axis=1),
-        ],
-        axis=1,
-    )
     order = np.argsort(ids, axis=1, kind="stable")
     ids = np.take_along_axis(ids, order, axis=1)
-    ends = np.take_along_axis(weights, order, axis=1).cumsum(1)
-    points = (uniform_M[:, None] + np.arange(capture.tail)) / capture.tail * ends[:, -1:]
-    # rounding may put the last point at the very end
-    places = (ends[:, None, :] <= points[:, :, None]).sum(2).clip(max=ids.shape[1] - 1)
+    weights = np.take_along_axis(_weights(targets, dropped), order, axis=1)
+    places = _systematic(weights, uniform_M, capture.tail)
     logprobs = None
     known = targets.tail_logprobs if samples else targets.head_logprobs[:, :0]
     if known is not None:
@@ -104,3 +94,34 @@ def _resampled(
         joined = np.take_along_axis(np.concatenate(parts, axis=1), order, axis=1)
         logprobs = np.take_along_axis(joined, places, axis=1)
     return np.take_along_axis(ids, places, axis=1), logprobs
+
+
+def _weights(targets: Targets, dropped: slice) -> NDArray[np.float64]:
+    """[M, D + R] what each dropped token and each old sample stands for, up to a factor a row.
+
+    The largest of a row is 1: a tail too small for a float64 is shared out like any other.
+    """
+    samples = targets.tail_ids.shape[1]
+    logs = np.concatenate(
+        [
+            targets.head_logprobs[:, dropped].astype(np.float64),
+            np.repeat(targets.log_tail[:, None] - np.log(max(1, samples)), samples, axis=1),
+        ],
+        axis=1,
+    )
+    weights: NDArray[np.float64] = np.exp(logs - logs.max(1, keepdims=True))
+    return weights
+
+
+def _systematic(
+    weights: NDArray[np.float64], uniform_M: NDArray[np.float64], count: int
+) -> NDArray[np.int64]:
+    """[M, R] places drawn by equally spaced points under one random shift, as at the capture."""
+    ends = weights.cumsum(1)
+    points = (uniform_M[:, None] + np.arange(count)) / count * ends[:, -1:]
+    places = np.zeros(points.shape, np.int64)
+    for end_M in ends.T:  # all at once would be [M, R, D + R]
+        places += end_M[:, None] <= points
+    # rounding may put the last point at the very end: it is of the last place that weighs anything
+    last_M = weights.shape[1] - 1 - (weights[:, ::-1] > 0).argmax(1)
+    return np.minimum(places, last_M[:, None])

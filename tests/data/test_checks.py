@@ -19,9 +19,6 @@ BLOCK = random_block(8, 10)
 WHOLE = Capture(head=VOCABULARY, tail=0)
 INF, NAN = math.inf, math.nan
 
-Change = "Callable[[Targets, int], Any]"
-Rows = "Callable[[list[int], int], list[int]]"
-
 
 def rules_for(capture: Capture, **changed: Any) -> Rules:
     exact = Rules(
@@ -68,7 +65,7 @@ def with_row(block: Block, field: str, row: int, change: Any) -> Block:
     column = getattr(block.sequences, field)
     rows = [values.tolist() for values in column]
     rows[row] = change(rows[row], len(block.sequences.tokens[row]))
-    changed = Ragged.from_rows(rows, column.values.dtype)
+    changed: Any = Ragged.from_rows(rows, column.values.dtype)
     return replace(block, sequences=rehashed(replace(block.sequences, **{field: changed})))
 
 
@@ -104,6 +101,11 @@ def always(value: float) -> Any:
     return lambda targets, place: value
 
 
+def of(field: str, at: Any = ..., by: float = 0.0) -> Any:
+    """What another field says at the position, or another number near it."""
+    return lambda targets, place: getattr(targets, field)[place][at] + by
+
+
 HEAD_NUMBERS = "head log-probabilities above 0, or no numbers"
 RISING = "head log-probabilities that increase"
 SUM = "head and tail that do not sum to 1"
@@ -132,52 +134,27 @@ TARGETS: list[tuple[str, str, Any, set[str]]] = [
     ("neither", "log_tail", always(-INF), {TAIL_MASS, SUM}),
     ("neither", "log_tail", always(INF), {TAIL_MASS, SUM}),
     ("neither", "log_tail", always(NAN), {TAIL_MASS, SUM}),
-    ("neither", "log_tail", lambda targets, place: targets.log_tail[place] - 0.1, {SUM}),
+    ("neither", "log_tail", of("log_tail", by=-0.1), {SUM}),
     ("neither", "tail_ids", entry("tail_ids", -1, 40), {"tail ids outside the vocabulary"}),
     ("neither", "tail_ids", entry("tail_ids", 0, -1), {"tail ids outside the vocabulary"}),
     ("neither", "tail_ids", order("tail_ids", 2, 1, 0), {"tail ids that do not increase"}),
-    (
-        "neither",
-        "tail_ids",
-        lambda targets, place: targets.head_ids[place, 3],
-        {"tail ids that are in the head"},
-    ),
+    ("neither", "tail_ids", of("head_ids", 3), {"tail ids that are in the head"}),
     ("neither", "tail_logprobs", entry("tail_logprobs", 1, NAN), {TAIL_NUMBERS}),
     ("neither", "tail_logprobs", entry("tail_logprobs", 1, -INF), {TAIL_NUMBERS}),
-    ("neither", "tail_logprobs", entry("tail_logprobs", 1, INF), {TAIL_NUMBERS, TAIL_ABOVE}),
+    ("neither", "tail_logprobs", entry("tail_logprobs", 1, INF), {TAIL_NUMBERS}),
     ("neither", "tail_logprobs", entry("tail_logprobs", 1, 0.5), {TAIL_NUMBERS, TAIL_ABOVE}),
-    (
-        "neither",
-        "tail_logprobs",
-        lambda targets, place: targets.head_logprobs[place, 2],
-        {TAIL_ABOVE},
-    ),
+    ("neither", "tail_logprobs", of("head_logprobs", 2), {TAIL_ABOVE}),
     ("neither", "entropy", always(-1.0), {ENTROPY}),
     ("neither", "entropy", always(math.log(VOCABULARY) + 0.01), {ENTROPY}),
     ("neither", "entropy", always(NAN), {ENTROPY}),
     ("neither", "entropy", always(INF), {ENTROPY}),
     ("neither", "label_logprob", always(0.5), {LABEL_NUMBER, LABEL_ABOVE}),
-    ("neither", "label_logprob", always(INF), {LABEL_NUMBER, LABEL_ABOVE}),
+    ("neither", "label_logprob", always(INF), {LABEL_NUMBER}),
     ("neither", "label_logprob", always(-INF), {LABEL_NUMBER}),
     ("neither", "label_logprob", always(NAN), {LABEL_NUMBER}),
-    (
-        "neither",
-        "label_logprob",
-        lambda targets, place: targets.head_logprobs[place, 0],
-        {LABEL_ABOVE},
-    ),
-    (
-        "head",
-        "label_logprob",
-        lambda targets, place: targets.label_logprob[place] - 0.1,
-        {LABEL_HEAD},
-    ),
-    (
-        "tail",
-        "label_logprob",
-        lambda targets, place: targets.label_logprob[place] - 0.1,
-        {LABEL_TAIL},
-    ),
+    ("neither", "label_logprob", of("head_logprobs", 0), {LABEL_ABOVE}),
+    ("head", "label_logprob", of("label_logprob", by=-0.1), {LABEL_HEAD}),
+    ("tail", "label_logprob", of("label_logprob", by=-0.1), {LABEL_TAIL}),
     ("neither", "log_norm", entry("log_norm", 0, 0.1), {COLD}),
     ("neither", "log_norm", entry("log_norm", 0, -math.log(VOCABULARY) - 0.1), {COLD}),
     ("neither", "log_norm", entry("log_norm", 0, NAN), {COLD}),
@@ -307,3 +284,67 @@ def test_a_sequence_without_documents_is_found() -> None:
     broken = with_row(BLOCK, "document_starts", 2, lambda row, length: [])
     broken = with_row(broken, "document_ids", 2, lambda row, length: [])
     assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(BORDERS, 2)]
+
+
+def test_a_position_whose_next_token_begins_another_document_is_found() -> None:
+    sequences = BLOCK.sequences
+    row = row_with(documents=2, positions=2)
+    # the borders move, not the positions: one document ends right after the first position
+    border = int(sequences.positions[row][0]) + 1
+    broken = with_row(BLOCK, "document_starts", row, lambda old, length: [0, border])
+    broken = with_row(broken, "document_ids", row, lambda old, length: old[:2])
+    assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(MISPLACED, row)]
+
+
+def test_a_sequence_without_tokens_or_with_too_many_is_found() -> None:
+    lengths_N = BLOCK.sequences.tokens.lengths
+    most = int(lengths_N.max())
+    found = check_block(BLOCK, len(BLOCK), rules_for(FULL, sequence_length=most - 1))
+    rows = np.flatnonzero(lengths_N == most)
+    what = f"holds no token, or more than {most - 1}"
+    assert found == [Finding(what, int(rows[0]), count=len(rows))]
+    row = int(np.flatnonzero(BLOCK.sequences.positions.lengths == 0)[0])
+    empty = with_row(BLOCK, "tokens", row, lambda old, length: [])
+    what = f"holds no token, or more than {LENGTH}"
+    found = check_block(empty, len(BLOCK), rules_for(FULL))
+    assert found == [Finding(what, row), Finding(BORDERS, row)]
+
+
+def test_a_sequence_that_does_not_match_its_hash_is_named() -> None:
+    hashes = BLOCK.sequences.hashes.copy()
+    hashes[[3, 5]] += np.uint64(1)
+    broken = replace(BLOCK, sequences=replace(BLOCK.sequences, hashes=hashes))
+    found = check_block(broken, len(BLOCK), rules_for(FULL))
+    assert [finding.row for finding in found] == [3, 5]
+    assert found[0].what.startswith("sequence 3 is not what was written: ")
+
+
+def test_a_block_of_another_size_is_not_looked_at_further() -> None:
+    assert check_block(BLOCK, 9, rules_for(FULL)) == [Finding("holds 10 sequences, expected 9")]
+
+
+SEQUENCE_SHAPES: list[tuple[str, Any]] = [
+    ("ids", lambda array: array.astype(np.int32)),
+    ("hashes", lambda array: array.astype(np.int64)),
+    ("tokens", lambda ragged: Ragged(ragged.values.astype(np.int64), ragged.offsets)),
+    ("positions", lambda ragged: Ragged(ragged.values[:, None], ragged.offsets)),
+    ("document_starts", lambda ragged: Ragged(ragged.values, ragged.offsets[:-1])),
+    ("document_ids", lambda ragged: Ragged(ragged.values.astype(np.int32), ragged.offsets)),
+]
+TARGET_SHAPES: list[tuple[str, Any]] = [
+    ("head_ids", lambda array: array[:, :-1]),
+    ("head_logprobs", lambda array: array.astype(np.float64)),
+    ("log_tail", lambda array: array[:-1]),
+    ("tail_ids", lambda array: array.astype(np.int64)),
+    ("tail_logprobs", lambda array: None),
+    ("log_norm", lambda array: array[:, :1]),
+]
+
+
+@pytest.mark.parametrize(("field", "change"), SEQUENCE_SHAPES + TARGET_SHAPES)
+def test_an_array_of_another_shape_or_type_is_all_that_is_said(field: str, change: Any) -> None:
+    part = "targets" if (field, change) in TARGET_SHAPES else "sequences"
+    whole: Any = getattr(BLOCK, part)
+    broken = replace(BLOCK, **{part: replace(whole, **{field: change(getattr(whole, field))})})
+    (finding,) = check_block(broken, len(BLOCK), rules_for(FULL))
+    assert finding.what.startswith(f"'{field}' ")

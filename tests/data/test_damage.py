@@ -29,15 +29,15 @@ DAMAGES = 120
 """Of each kind of store."""
 
 
-def make(root: Path, store: str, codec: str) -> None:
+def make(root: Path, store: str, codec: str, block: Block = BLOCK) -> None:
     """A whole store of two shards, one of them with two blocks."""
     table = {f"word{index}": index for index in range(VOCABULARY)}
     (root / "tokenizer").mkdir()
     model: Any = models.WordLevel(table, unk_token="word0")
     Tokenizer(model).save(str(root / "tokenizer" / "tokenizer.json"))
-    manifest = manifest_for(BLOCK, shard_sequences=3, block_sequences=2, store=store, codec=codec)
+    manifest = manifest_for(block, shard_sequences=3, block_sequences=2, store=store, codec=codec)
     named = TokenizerIdentity(fingerprint=tokens_sha256(table), size=VOCABULARY)
-    write_missing(root, replace(manifest, tokenizer=named), BLOCK)
+    write_missing(root, replace(manifest, tokenizer=named), block)
 
 
 def as_stored(codec: str) -> Block:
@@ -121,7 +121,11 @@ def test_any_file_that_is_gone_is_found_and_never_read_as_data(
             continue
         whole = path.read_bytes()
         path.unlink()
-        assert list(verify(str(tmp_path)))
+        problems = list(verify(str(tmp_path)))
+        shard = int(path.relative_to(tmp_path).parts[1][:5])
+        assert shard in {problem.shard for problem in problems}
+        is_record = path.parent.name == "shards" and path.suffix == ".json"
+        assert any(problem.missing for problem in problems) is is_record
         with pytest.raises(ColdstillError):
             open_store(tmp_path).read(np.arange(len(BLOCK)))
         path.write_bytes(whole)
@@ -129,3 +133,28 @@ def test_any_file_that_is_gone_is_found_and_never_read_as_data(
     for refused in (lambda: list(verify(str(tmp_path))), lambda: open_store(tmp_path)):
         with pytest.raises(ColdstillError, match=r"no manifest\.json there"):
             refused()
+
+
+@pytest.mark.parametrize(("shard", "row"), [(0, 1), (0, 2), (1, 4)])
+def test_a_wrong_number_with_a_right_checksum_is_named_by_its_place_in_the_store(
+    tmp_path: Path, shard: int, row: int
+) -> None:
+    positions = BLOCK.sequences.positions
+    place = int(positions.offsets[row])
+    assert place < positions.offsets[row + 1]
+    entropy = BLOCK.targets.entropy.copy()
+    entropy[place] = -1.0
+    broken = replace(BLOCK, targets=replace(BLOCK.targets, entropy=entropy))
+    make(tmp_path, "arrow", "plain", broken)
+    (problem,) = verify(str(tmp_path))
+    where = f"shard {shard}, sequence {row}, position {positions.values[place]}"
+    assert str(problem) == f"{where}: an entropy that is not in [0, log V]"
+
+
+def test_tokens_of_another_hash_are_named_by_their_place_in_the_store(tmp_path: Path) -> None:
+    hashes = BLOCK.sequences.hashes.copy()
+    hashes[4] += np.uint64(1)
+    broken = replace(BLOCK, sequences=replace(BLOCK.sequences, hashes=hashes))
+    make(tmp_path, "arrow", "plain", broken)
+    (problem,) = verify(str(tmp_path))
+    assert str(problem).startswith("shard 1, sequence 4: sequence 4 is not what was written")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.layout import MEASUREMENTS, TOKENIZER
-from coldstill.data.maintenance.rewrite import blocks_of_shard, convert, merge, take
+from coldstill.data.maintenance.merge import merge
+from coldstill.data.maintenance.rewrite import convert, take
 from coldstill.data.ragged import Ragged
 from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.writer import StoreWriter
@@ -144,7 +145,7 @@ def test_what_was_rounded_is_not_rounded_again(tmp_path: Path) -> None:
     for found in (c, d):
         assert_same(found.read(np.arange(COUNT)), b.read(np.arange(COUNT)))
         for shard in range(b.manifest.shards):
-            for number in blocks_of_shard(b.manifest, shard):
+            for number in range(2 if shard < 2 else 1):
                 wanted = b.columns(shard, number)
                 columns = found.columns(shard, number)
                 assert_columns(columns, wanted)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.fidelity import CodecError
-from coldstill.data.maintenance.rewrite import convert, merge, take
+from coldstill.data.maintenance.merge import merge
+from coldstill.data.maintenance.rewrite import convert, take
 from coldstill.data.maintenance.selection import chosen_rows
 from coldstill.data.ragged import Ragged
 from coldstill.data.reader import open_store
@@ -180,8 +181,16 @@ def test_the_same_sequence_is_never_taken_twice(tmp_path: Path) -> None:
 
 
 def test_sequences_of_two_corpora_may_have_the_same_ids(tmp_path: Path) -> None:
-    a, b = make(tmp_path / "a", BLOCK), make(tmp_path / "b", BLOCK, OTHER_CORPUS)
+    other = random_block(9, COUNT)
+    assert np.array_equal(other.sequences.ids, BLOCK.sequences.ids)
+    a, b = make(tmp_path / "a", BLOCK), make(tmp_path / "b", other, OTHER_CORPUS)
     assert merge([a, b], f"{tmp_path}/both", None, None).sequences == 2 * COUNT
+
+
+def test_a_sequence_of_the_same_id_and_content_is_the_same_in_any_corpus(tmp_path: Path) -> None:
+    a, b = make(tmp_path / "a", BLOCK), make(tmp_path / "b", BLOCK, OTHER_CORPUS)
+    with pytest.raises(ColdstillError, match=r"b: its sequence 0 is in .*a too"):
+        merge([a, b], f"{tmp_path}/both", None, None)
 
 
 @pytest.mark.parametrize("codec", ["plain", "compact"])

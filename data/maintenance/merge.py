@@ -1,0 +1,136 @@
+"""Several stores of one teacher as one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import ColdstillError
+from ..fidelity import CodecError
+from ..fingerprint import json_sha256
+from ..manifest import Manifest, difference
+from . import Tell, quiet
+from .gather import Piece
+from .parts import parts_of
+from .rewrite import Settings, open_source, reformatted, write_anew
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..reader import StoreReader
+
+
+def merge(
+    paths: Sequence[str],
+    to: str,
+    codec: Settings | str | None,
+    store: Settings | str | None,
+    *,
+    tell: Tell = quiet,
+) -> Manifest:
+    """Several stores of one teacher as one, in the order given.
+
+    Raises
+        ColdstillError: as `convert`; stores of different teachers, tokenizers, packings or
+            captures (the first field that differs), or the same sequence in two of them
+    """
+    sources = [open_source(path, to) for path in paths]
+    first = sources[0].manifest
+    for source in sources[1:]:
+        if differing := difference(first, _as_if(source.manifest, first)):
+            raise ColdstillError(
+                f"{source.place}: cannot be merged with {sources[0].place}: {differing}"
+            )
+    _expect_distinct(sources, tell)
+    parts = tuple(part for source in sources for part in parts_of(source.manifest))
+    manifest = replace(
+        first,
+        corpus=replace(
+            first.corpus,
+            # parts of one corpus count its documents once
+            documents=sum({part.corpus: part.documents for part in parts}.values()),
+            fingerprint=_joined([part.corpus for part in parts]),
+        ),
+        packing=replace(first.packing, fingerprint=_joined([part.packing for part in parts])),
+        sequences=sum(len(source) for source in sources),
+        error=_worst([source.manifest.error for source in sources]),
+        parts=parts if len(parts) > 1 else (),
+    )
+    ends = np.cumsum([len(source) for source in sources])
+
+    def pieces(rows: range) -> list[Piece]:
+        found = []
+        for source, end in zip(sources, ends.tolist(), strict=True):
+            begin = end - len(source)
+            inside = np.arange(max(rows.start, begin), min(rows.stop, end)) - begin
+            if len(inside):
+                found.append(Piece(source, inside))
+        return found
+
+    return write_anew(to, reformatted(manifest, codec, store), sources, pieces, tell)
+
+
+def _as_if(other: Manifest, first: Manifest) -> Manifest:
+    """The other manifest with everything that may differ between the parts of a merger alike."""
+    return replace(
+        other,
+        corpus=replace(
+            other.corpus,
+            fingerprint=first.corpus.fingerprint,
+            documents=first.corpus.documents,
+        ),
+        packing=replace(other.packing, fingerprint=first.packing.fingerprint),
+        sequences=first.sequences,
+        shard_sequences=first.shard_sequences,
+        block_sequences=first.block_sequences,
+        codec=first.codec,
+        store=first.store,
+        parts=first.parts,
+    )
+
+
+def _expect_distinct(sources: Sequence[StoreReader], tell: Tell) -> None:
+    """No sequence may come twice: by its id in a corpus, or by its id and content in any two.
+
+    Takes 32 bytes a sequence; everything else streams.
+    """
+    numbers: dict[str, int] = {}
+    owners, corpora, ids, hashes = [], [], [], []
+    total, done = sum(len(source) for source in sources), 0
+    for number, source in enumerate(sources):
+        for part in parts_of(source.manifest):
+            corpus = numbers.setdefault(part.corpus, len(numbers))
+            corpora.append(np.full(part.sequences, corpus))
+        for block in source.batches(source.manifest.block_sequences):
+            ids.append(block.sequences.ids)
+            hashes.append(block.sequences.hashes)
+            owners.append(np.full(len(block), number))
+            done += len(block)
+            tell("compare", done, total)
+    if not ids:
+        return
+    id_N, owner_N = np.concatenate(ids), np.concatenate(owners)
+    for other_N in (np.concatenate(corpora), np.concatenate(hashes)):
+        order = np.lexsort((owner_N, other_N, id_N))
+        again = (np.diff(id_N[order]) == 0) & (other_N[order][1:] == other_N[order][:-1])
+        if again.any():
+            one, other = order[again.argmax() : again.argmax() + 2].tolist()
+            raise ColdstillError(
+                f"{sources[owner_N[other]].place}: its sequence {id_N[other]} is in "
+                f"{sources[owner_N[one]].place} too"
+            )
+
+
+def _joined(fingerprints: Sequence[str]) -> str:
+    return fingerprints[0] if len(set(fingerprints)) == 1 else json_sha256(list(fingerprints))
+
+
+def _worst(errors: Sequence[CodecError]) -> CodecError:
+    return CodecError(
+        maximum=max(error.maximum for error in errors),
+        measured=max(error.measured for error in errors),
+        kl=max(error.kl for error in errors),
+        rounding=max(error.rounding for error in errors),
+    )

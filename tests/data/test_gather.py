@@ -1,0 +1,191 @@
+"""Sequences on their way to a new store: nothing is rounded twice, and no cost is forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from coldstill.data.maintenance.gather import Piece, block_of, columns_of, sums_of
+from coldstill.data.maintenance.merge import merge
+from coldstill.data.maintenance.rewrite import change, convert, take
+from coldstill.data.maintenance.shrink import shrink_block, smaller_capture
+from coldstill.data.ragged import Ragged
+from coldstill.data.reader import StoreReader, open_store
+from coldstill.data.statistics import block_statistics, total
+from coldstill.data.writer import blocks_of, with_error
+from oracles import manifest_for, random_block, write_missing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldstill.data.columns import Columns
+    from coldstill.data.manifest import Manifest
+    from coldstill.data.schema import Block
+
+COUNT = 22
+BLOCK = random_block(11, COUNT)  # six shards of two blocks; the last shard holds two sequences
+OTHER = random_block(12, 7)
+STORES = ["arrow", "zarr"]
+CHOICES = {
+    "all": np.arange(COUNT),
+    "one": np.array([13]),
+    "a shard": np.arange(4, 8),
+    "a shard and a half": np.arange(2, 8),
+    "here and there": np.array([0, 1, 5, 6, 7, 8, 15, 20, 21]),
+}
+SIZES = [1, 2, 3, 5, 100]
+
+
+def make(root: Path, block: Block = BLOCK, *, store: str = "arrow", corpus: str = "3") -> str:
+    """A store of the compact codec, which says its error."""
+    manifest = manifest_for(block, codec="compact", store=store)
+    manifest = replace(manifest, corpus=replace(manifest.corpus, fingerprint=corpus * 64))
+    write_missing(root, with_error(manifest, block), block)
+    return str(root)
+
+
+def everything(path: str | Path) -> Block:
+    store = open_store(path)
+    return store.read(np.arange(len(store)))
+
+
+def assert_same_columns(found: list[Columns], wanted: list[Columns]) -> None:
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert list(one) == list(other)
+        for name, column in other.items():
+            np.testing.assert_equal(arrays_of(one[name]), arrays_of(column), err_msg=name)
+        assert sharing(one) == sharing(other)
+
+
+def arrays_of(column: Any) -> list[Any]:
+    arrays = [column.values, column.offsets] if isinstance(column, Ragged) else [column]
+    return [(array.dtype, array) for array in arrays]
+
+
+def sharing(columns: Columns) -> list[list[str]]:
+    """The lists that have one array of borders together."""
+    groups: dict[int, list[str]] = {}
+    for name, column in columns.items():
+        if isinstance(column, Ragged):
+            groups.setdefault(id(column.offsets), []).append(name)
+    return sorted(groups.values())
+
+
+def encoded(manifest: Manifest, block: Block, size: int) -> list[Columns]:
+    codec = manifest.make_codec("here")
+    return [codec.encode(part) for part in blocks_of(block, size)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("rows", CHOICES.values(), ids=CHOICES.keys())
+@pytest.mark.parametrize("store", STORES)
+def test_columns_are_those_that_the_codec_would_have_made_of_what_was_captured(
+    tmp_path: Path, store: str, rows: Any, size: int
+) -> None:
+    reader = open_store(make(tmp_path, store=store))
+    found = columns_of([Piece(reader, rows)], size)
+    assert_same_columns(found, encoded(reader.manifest, BLOCK.take(rows), size))
+
+
+def test_columns_of_several_stores_are_one_row_of_blocks(tmp_path: Path) -> None:
+    one = open_store(make(tmp_path / "a"))
+    other = open_store(make(tmp_path / "b", OTHER, store="zarr"))
+    pieces = [Piece(one, np.arange(3, 9)), Piece(other, np.array([1, 4])), Piece(one, np.arange(2))]
+    parts = [BLOCK.take(np.arange(3, 9)), OTHER.take(np.array([1, 4])), BLOCK.take(np.arange(2))]
+    wanted = type(BLOCK).concatenate(parts)
+    assert_same_columns(columns_of(pieces, 4), encoded(one.manifest, wanted, 4))
+    assert block_of(pieces).sequences.ids.tolist() == wanted.sequences.ids.tolist()
+
+
+def sums(store: StoreReader, rows: Any) -> Any:
+    pieces = [Piece(store, np.asarray(rows))]
+    return sums_of(pieces, block_of(pieces))
+
+
+def test_a_shard_that_is_taken_whole_keeps_the_sums_of_its_capture(tmp_path: Path) -> None:
+    store = open_store(make(tmp_path))
+    assert sums(store, range(4, 8)) == store.commit(1).statistics
+    assert sums(store, range(COUNT)) == store.statistics
+    captured = block_statistics(BLOCK.take(np.arange(4, 8)), (0,), np.zeros(1))
+    assert sums(store, range(4, 8)).loss == pytest.approx(captured.loss, abs=1e-12)
+
+
+def test_a_part_of_a_shard_has_its_own_sums_and_its_share_of_the_cost(tmp_path: Path) -> None:
+    store = open_store(make(tmp_path))
+    rows = [2, 3, *range(4, 8), 9]
+    stored = everything(tmp_path)
+    own = [block_statistics(stored.take(np.array(r)), (0,), np.zeros(1)) for r in ([2, 3], [9])]
+    found = sums(store, rows)
+    wanted = total([own[0], store.commit(1).statistics, own[1]])
+    assert found.loss == pytest.approx(wanted.loss, abs=1e-12)
+    assert found.entropy_bins == wanted.entropy_bins
+    assert found.correct == wanted.correct
+    lengths = BLOCK.sequences.positions.lengths
+    shares = [lengths[[2, 3]].sum() / lengths[0:4].sum(), 1.0, lengths[9] / lengths[8:12].sum()]
+    costs = [store.commit(shard).statistics.distortion for shard in (0, 1, 2)]
+    assert found.distortion == pytest.approx(float(np.dot(shares, costs)))
+    assert found.distortion > 0
+
+
+@pytest.mark.parametrize("rows", CHOICES.values(), ids=CHOICES.keys())
+def test_a_slice_of_what_was_rounded_is_not_rounded_again(tmp_path: Path, rows: Any) -> None:
+    path = make(tmp_path / "a")
+    made = take(path, f"{tmp_path}/b", rows)
+    assert made.error == open_store(path).manifest.error
+    again = take(f"{tmp_path}/b", f"{tmp_path}/c", np.arange(len(rows)))
+    assert again.error == made.error
+    before, stored = everything(path).take(rows), everything(tmp_path / "c")
+    for name in ("head_ids", "head_logprobs", "log_tail", "entropy", "label_logprob"):
+        wanted = getattr(before.targets, name)
+        assert np.array_equal(getattr(stored.targets, name), wanted), name
+    assert open_store(tmp_path / "c").statistics.distortion > 0
+
+
+def test_slices_merged_again_cost_what_the_whole_did(tmp_path: Path) -> None:
+    path = make(tmp_path / "a")
+    parts = [f"{tmp_path}/{number}" for number in range(3)]
+    for part, rows in zip(parts, np.split(np.arange(COUNT), [5, 12]), strict=True):
+        take(path, part, rows)
+    made = merge(parts, f"{tmp_path}/all", None, None)
+    whole, merged = open_store(path), open_store(tmp_path / "all")
+    assert made.error == whole.manifest.error
+    assert merged.statistics.distortion == pytest.approx(whole.statistics.distortion)
+    found, wanted = everything(tmp_path / "all").targets, everything(path).targets
+    assert np.array_equal(found.head_logprobs, wanted.head_logprobs)
+
+
+def test_a_merger_of_other_codecs_adds_what_it_costs(tmp_path: Path) -> None:
+    a = make(tmp_path / "a")
+    b = make(tmp_path / "b", OTHER, corpus="5")
+    convert(b, f"{tmp_path}/plain", "plain", None)
+    made = merge([f"{tmp_path}/plain", a], f"{tmp_path}/all", None, None)
+    cost = sum(open_store(path).statistics.distortion for path in (a, b))
+    assert open_store(tmp_path / "all").statistics.distortion == pytest.approx(cost)
+    errors = [open_store(path).manifest.error for path in (a, b)]
+    assert made.error.measured == max(error.measured for error in errors) > 0
+    assert made.error.maximum == errors[0].maximum
+
+
+def test_a_smaller_record_keeps_the_sums_of_its_capture(tmp_path: Path) -> None:
+    path = make(tmp_path / "a")
+    capture = smaller_capture(open_store(path).manifest, 2, 1, path)
+    change(path, f"{tmp_path}/b", lambda manifest: capture, shrink_block)
+    old, new = open_store(path).statistics, open_store(tmp_path / "b").statistics
+    for name in ("loss", "entropy", "separators", "separator_mass", "entropy_bins", "correct"):
+        assert getattr(new, name) == getattr(old, name), name
+    mass = np.exp(everything(path).targets.head_logprobs[:, :2].astype(np.float64)).sum()
+    assert new.head_mass == pytest.approx(mass)
+    assert sum(new.mass_bins) == sum(old.mass_bins)
+    assert new.distortion > old.distortion
+
+
+def test_a_store_without_sequences_is_no_special_case(tmp_path: Path) -> None:
+    manifest = replace(manifest_for(BLOCK), sequences=0)
+    write_missing(tmp_path / "a", manifest, BLOCK)
+    made = convert(f"{tmp_path}/a", f"{tmp_path}/b", "compact", "zarr")
+    assert made.sequences == 0
+    assert len(open_store(tmp_path / "b")) == 0
+    assert merge([f"{tmp_path}/a", f"{tmp_path}/a"], f"{tmp_path}/c", None, None).sequences == 0
