@@ -38,6 +38,6 @@ def byte_count(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", str(value).lower())
-    if found is None or found[2] not in _UNITS or float(found[1]) == 0:
+    if found is None or found[2] not in _UNITS or not 0 < float(found[1]) < 1e15:
         raise ValueError(f"{value!r} is no size; write a number and a unit, such as '20 GB'")
     return max(1, round(float(found[1]) * _UNITS[found[2]]))

@@ -20,7 +20,7 @@ _Count = Annotated[int, Field(ge=0, le=2**62)]
 _STRICT: Any = {"extra": "forbid", "strict": True}
 # a name below the shard's own folder, never a way out of it; empty where the shard is one file
 _PART = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
-_Name = Annotated[str, Field(pattern=rf"^({_PART}(/{_PART})*)?$")]
+_Name = Annotated[str, Field(pattern=rf"^({_PART}(/{_PART})*)?$", max_length=200)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -61,6 +61,7 @@ class Commit:
 
 
 _COMMIT = TypeAdapter(Commit)
+_FILES = TypeAdapter(tuple[ShardFile, ...])
 
 
 def shard_files(made: Path) -> tuple[ShardFile, ...]:
@@ -74,6 +75,23 @@ def shard_files(made: Path) -> tuple[ShardFile, ...]:
         )
         for path in inner
     )
+
+
+def files_json(files: tuple[ShardFile, ...]) -> bytes:
+    """A record of files that belong to no shard: those of the tokenizer."""
+    return json_bytes(sealed({"files": [asdict(file) for file in files]}))
+
+
+def parse_files(content: bytes, where: str) -> tuple[ShardFile, ...]:
+    """The same from its bytes; raises ColdstillError if it is damaged."""
+    value = parse_json(content, where)
+    if not isinstance(value, dict):
+        raise ColdstillError(f"{where}: not a record of files")
+    expect_seal(value, where)
+    try:
+        return _FILES.validate_json(json_bytes(value.get("files")))
+    except ValidationError as error:
+        raise ColdstillError(f"{where}: {error.errors()[0]['msg']}") from error
 
 
 def commit_json(commit: Commit) -> bytes:

@@ -9,3 +9,10 @@ class ColdstillError(Exception):
     The text is one line: *where: what is wrong, the value, what was expected; what to do*.
     The command line prints it without a traceback and exits with status 1.
     """
+
+
+class DamageError(ColdstillError):
+    """Something of a store is not what was written, whoever reads it and whenever.
+
+    Only this lets a repair delete a shard: a network that fails is no damage.
+    """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .schema import Block, Targets
 
-_Error = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+_Error = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .place import Place
 
 FORMAT_VERSION = 2
+MOST_SHARDS = 1 << 20
+"""Larger stores have larger shards."""
+MOST_TEMPERATURE = 100.0
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 _Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -197,9 +200,29 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     except (ValidationError, ValueError) as error:
         raise ColdstillError(f"{where}: {_first_mistake(error)}") from error
     expect_seal(value, where)
+    _expect_possible(manifest, where)
     manifest.make_codec(where)
     manifest.make_store(where)
     return manifest
+
+
+def _expect_possible(manifest: Manifest, where: str) -> None:
+    """Refuse numbers that no store has, before anything is made as large as they say."""
+    capture = manifest.capture
+    limits = {
+        "sequences": (manifest.shards, 0, MOST_SHARDS, "shards"),
+        "capture.head": (capture.head, 0, manifest.tokenizer.size, "tokens"),
+        "capture.tail": (capture.tail, 0, 1 << 24, "samples"),
+        "capture.seed": (abs(capture.seed), 0, 2**63, ""),
+    }
+    for name, (value, least, most, unit) in limits.items():
+        if not least <= value <= most:
+            shown = f"{value:.3g}" if value < 1e300 else "a huge number of"
+            raise ColdstillError(f"{where}: {name}: {shown} {unit}, not {least} to {most:,}")
+    if not all(0.0 < t <= MOST_TEMPERATURE for t in capture.temperatures):
+        raise ColdstillError(
+            f"{where}: capture.temperatures: above 0 and at most {MOST_TEMPERATURE:g}"
+        )
 
 
 def _first_mistake(error: ValueError) -> str:

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import ColdstillError
+from .errors import ColdstillError, DamageError
 from .files import SCRATCH_PREFIX, remove_scratch, sync_tree, told_where, whole_file
 from .fingerprint import file_sha256
 from .layout import LOCK
@@ -91,7 +91,7 @@ class Place(Protocol):
         """A shard as a local file or folder whose content is what was committed.
 
         Raises
-            ColdstillError: a file is missing, or not what was written (which)
+            DamageError: a file is missing, or not what was written (which)
         """
         ...
 
@@ -159,7 +159,11 @@ class LocalPlace:
         folders = [folder]
         while folders:
             inside = folders.pop()
-            with contextlib.suppress(FileNotFoundError), os.scandir(self.root / inside) as entries:
+            try:
+                entries = os.scandir(self.root / inside)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            with entries:
                 for entry in entries:
                     if entry.is_dir():
                         folders.append(f"{inside}/{entry.name}")
@@ -256,7 +260,7 @@ def expect_whole(made: Path, files: Iterable[ShardFile], where: str) -> None:
     where  its path or address, for messages
 
     Raises
-        ColdstillError: a file is missing, or not what was written (which)
+        DamageError: a file is missing, or not what was written (which)
     """
     for file in files:
         path = made / file.name if file.name else made
@@ -264,20 +268,20 @@ def expect_whole(made: Path, files: Iterable[ShardFile], where: str) -> None:
         expect_size(address, path.stat().st_size if path.is_file() else None, file)
         # without one, nobody has said what its content should be
         if file.sha256 and file_sha256(path) != file.sha256:
-            raise ColdstillError(
+            raise DamageError(
                 f"{address}: damaged: its checksum is not the one it was written with; {REPAIR}"
             )
 
 
 def expect_size(path: str, size: int | None, file: ShardFile) -> None:
-    """Raises ColdstillError unless a file of a shard has the size that was committed.
+    """Raises DamageError unless a file of a shard has the size that was committed.
 
     size  what it has, or None if it is not there
     """
     if size is None:
-        raise ColdstillError(f"{path}: damaged: missing; {REPAIR}")
+        raise DamageError(f"{path}: damaged: missing; {REPAIR}")
     if size != file.bytes:
-        raise ColdstillError(
+        raise DamageError(
             f"{path}: damaged: {size} bytes, its commit record says {file.bytes}; {REPAIR}"
         )
 

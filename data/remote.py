@@ -17,7 +17,7 @@ from .cache import ShardCache
 from .cache_entry import Entry
 from .cache_settings import CacheSettings
 from .commit import ShardFile
-from .errors import ColdstillError
+from .errors import ColdstillError, DamageError
 from .faults import Patience
 from .files import SCRATCH_PREFIX
 from .fingerprint import json_sha256
@@ -214,7 +214,7 @@ class RemotePlace:
                 self._objects.download(files)
             except FileNotFoundError as error:
                 missing = next((f for f in files if self._objects.kind(f) is None), name)
-                raise ColdstillError(f"{self.path(missing)}: damaged: missing; {REPAIR}") from error
+                raise DamageError(f"{self.path(missing)}: damaged: missing; {REPAIR}") from error
 
         return download
 

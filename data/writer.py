@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .commit import Commit, commit_json, shard_files
+from .commit import Commit, commit_json, files_json, shard_files
 from .errors import ColdstillError
 from .fidelity import distortion, measure
 from .files import json_bytes
-from .layout import MANIFEST, SHARDS, commit_name, committed, shard_name
+from .layout import (
+    MANIFEST,
+    SHARDS,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    commit_name,
+    committed,
+    shard_name,
+)
 from .manifest import Manifest, difference, read_manifest
 from .place import place_at
 from .statistics import block_statistics, total
@@ -78,6 +86,12 @@ class StoreWriter:
     ) -> None:
         """Let go of the lock."""
         self._held.close()
+
+    def add_tokenizer(self, made: Path) -> None:
+        """Move a finished tokenizer folder into the store, with a record of its files."""
+        files = shard_files(made)
+        self.place.adopt(made, TOKENIZER)
+        self.place.write(TOKENIZER_FILES, files_json(files))
 
     def missing(self) -> list[int]:
         """The shards without a commit record, in order."""

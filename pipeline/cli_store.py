@@ -48,10 +48,13 @@ def verify(path: str, as_json: bool) -> None:
 
     Example: coldstill store verify runs/demo/logits
     """
+    from ..data.maintenance.verify import leftovers
     from ..data.maintenance.verify import verify as problems_of
 
     with _progress() as progress:
         problems = list(problems_of(path, _tell(progress, "verify")))
+    for left in leftovers(path):
+        click.echo(f"{left}: left by an interrupted write; it does no harm", err=True)
     if as_json:
         found = [_problem(problem) for problem in problems]
         click.echo(json.dumps({"path": path, "whole": not problems, "problems": found}, indent=2))

@@ -26,7 +26,8 @@ from ..stages.config import (
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Whole = Annotated[int, Field(ge=0)]
+Whole = Annotated[int, Field(ge=0, le=1 << 24)]
+Seed = Annotated[int, Field(ge=0, le=1 << 62)]
 Bytes = Annotated[int, BeforeValidator(byte_count)]
 
 
@@ -86,7 +87,7 @@ class LogitsTable(_Table):
     """Tokens per shard: what a killed run loses at most, and what a reader verifies at once."""
     batch_tokens: Size = 8192
     """Tokens per forward pass of the teacher."""
-    path: str | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
     """Where the store is instead of `logits` in the run: an address such as s3://bucket/store, or a
     folder (relative to the recipe)."""
     cache: Bytes = byte_count("20 GB")
@@ -99,7 +100,7 @@ class LogitsTable(_Table):
         for key, table in (("store", STORES), ("codec", CODECS)):
             value = getattr(self, key)
             name = value.get("name") if isinstance(value, dict) else value
-            if name not in table:
+            if not isinstance(name, str) or name not in table:
                 raise ValueError(f"{key} = {name!r} is unknown (have: {', '.join(table)})")
         capture = Capture(head=self.head, tail=self.tail, temperatures=self.temperatures)
         try:
@@ -128,7 +129,7 @@ class EvaluationTable(_Table):
     """Samples of the rest."""
     sequences: Size | None = None
     """Evaluate on so many held-out sequences; all unless given."""
-    path: str | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
     """Where this store is instead of `heldout` in the run: an address or a folder, as above."""
 
 
@@ -158,7 +159,7 @@ class Recipe(_Table):
 
     name: Name
     """Of the run: its folder below `runs`."""
-    seed: Whole = 0
+    seed: Seed = 0
     """Of weights, orders and samples."""
     corpus: CorpusConfig
     """What is read."""

@@ -16,7 +16,7 @@ import torch
 from ..data.alignment import labels
 from ..data.errors import ColdstillError
 from ..data.files import json_bytes
-from ..data.layout import MANIFEST, MEASUREMENTS, TOKENIZER
+from ..data.layout import MANIFEST, MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
 from ..data.manifest import CorpusIdentity, Manifest, Packing, format_settings, read_manifest
 from ..data.order import uniform
 from ..data.place import place_at
@@ -190,10 +190,10 @@ def capture_split(
     stage = f"{STAGE} {plan.split}"
     with StoreWriter(plan.folder, manifest) as writer:
         begin()
-        if not writer.place.exists(TOKENIZER):
+        if not writer.place.exists(TOKENIZER_FILES):
             with writer.place.scratch() as folder:
                 plan.tokenizer.save_pretrained(folder / TOKENIZER)
-                writer.place.adopt(folder / TOKENIZER, TOKENIZER)
+                writer.add_tokenizer(folder / TOKENIZER)
         missing = writer.missing()
         if len(missing) < manifest.shards:
             found = manifest.shards - len(missing)

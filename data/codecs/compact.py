@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _LARGEST_VOCABULARY = 1 << 24
 """A sort key is an id in 24 bits under a level in 8."""
+_LARGEST_POWER = 6.0
+"""At a larger temperature than this the weight of the lowest level would leave float32."""
 _ANGLES = 4095
 """Steps of a right angle: tail mass is sin^2 and head mass cos^2, so both keep their digits."""
 _STEPS = 64
@@ -56,7 +58,7 @@ class CompactCodec:
     levels: int = 127
     """Steps of sqrt(p) between 0 and 1."""
     temperature: float = 1.0
-    """T: steps are uniform in p^(1 / 2T); the largest captured temperature, or 1."""
+    """T: steps are uniform in p^(1 / 2T); the largest captured temperature, 1 to 6."""
 
     def __post_init__(self) -> None:
         """Refuse what a byte or a sort key cannot hold."""
@@ -66,13 +68,13 @@ class CompactCodec:
             raise ValueError(f"vocabulary {self.vocabulary}: 1 to {_LARGEST_VOCABULARY}")
         if not 15 <= self.levels <= 254:
             raise ValueError(f"levels {self.levels}: 15 to 254")
-        if not 1.0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature {self.temperature}: at least 1")
+        if not 1.0 <= self.temperature <= _LARGEST_POWER:
+            raise ValueError(f"temperature {self.temperature}: 1 to {_LARGEST_POWER:g}")
 
     @classmethod
     def fitting(cls, *, vocabulary: int, capture: Capture, **settings: Any) -> CompactCodec:
         """Steps that serve every captured temperature; `levels` may be chosen."""
-        temperature = float(max((1.0, *capture.temperatures)))
+        temperature = min(_LARGEST_POWER, float(max((1.0, *capture.temperatures))))
         return cls(vocabulary=vocabulary, temperature=temperature, **settings)
 
     def maximum_error(self, capture: Capture) -> float:

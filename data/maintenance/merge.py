@@ -109,8 +109,6 @@ def _expect_distinct(sources: Sequence[StoreReader], tell: Tell) -> None:
             owners.append(np.full(len(block), number))
             done += len(block)
             tell("compare", done, total)
-    if not ids:
-        return
     id_N, owner_N = np.concatenate(ids), np.concatenate(owners)
     for other_N in (np.concatenate(corpora), np.concatenate(hashes)):
         order = np.lexsort((owner_N, other_N, id_N))

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
-from ..layout import MANIFEST, SHARDS, commit_name, committed, shard_name
-from ..place import place_at
+from ..layout import SHARDS, commit_name, committed, shard_name
 from . import Tell, quiet
-from .verify import Problem, check_shard, checked_manifest, stray_names
+from .sequence_order import SequenceOrder
+from .shard import check_shard
+from .uncached import uncached
+from .verify import checked_manifest, stray_names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..manifest import Manifest
     from ..place import Place
+    from .problem import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,32 +40,37 @@ def repair(path: str, *, pretend: bool = False, tell: Tell = quiet) -> Repaired:
     pretend  only say what would be done
 
     Raises
-        ColdstillError: no store, a damaged manifest (nothing is touched), or another writer
+        ColdstillError: no store, a damaged manifest (nothing is touched), or another writer; or a
+            shard that cannot be read now, which is no reason to delete it
     """
-    place = place_at(path)
-    if not place.exists(MANIFEST):
-        raise ColdstillError(f"{place}: no manifest.json there, so not a store")
-    try:
-        manifest = checked_manifest(place)
-    except ColdstillError as error:
-        raise ColdstillError(
-            f"{error}; a manifest cannot be repaired: bring it back from a copy, or move the "
-            "store away and make it anew"
-        ) from error
-    if pretend:
-        return _repair(place, manifest, pretend, tell)
-    with place.lock():
-        place.clear()
-        return _repair(place, manifest, pretend, tell)
+    with uncached(path) as (place, forget):
+        try:
+            manifest = checked_manifest(place)
+        except FileNotFoundError as error:
+            raise ColdstillError(f"{place}: no manifest.json there, so not a store") from error
+        except ColdstillError as error:
+            raise ColdstillError(
+                f"{error}; a manifest cannot be repaired: bring it back from a copy, or move the "
+                "store away and make it anew"
+            ) from error
+        if pretend:
+            return _repair(place, manifest, pretend, tell, forget)
+        with place.lock():
+            place.clear()
+            return _repair(place, manifest, pretend, tell, forget)
 
 
-def _repair(place: Place, manifest: Manifest, pretend: bool, tell: Tell) -> Repaired:
+def _repair(
+    place: Place, manifest: Manifest, pretend: bool, tell: Tell, forget: Callable[[], None]
+) -> Repaired:
     names = place.names(SHARDS)
     done = [index for index in committed(names) if index < manifest.shards]
     problems: list[Problem] = []
     dropped = []
+    order = SequenceOrder(manifest)
     for index in done:
-        found = check_shard(place, manifest, index)
+        found = check_shard(place, manifest, index, order)
+        forget()
         problems += found
         if found:
             dropped.append(index)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import ColdstillError
 from ..fingerprint import json_sha256
-from ..layout import MEASUREMENTS, TOKENIZER
+from ..layout import MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
 from ..manifest import Manifest, format_settings
 from ..place import LocalPlace, place_at
 from ..reader import StoreReader, open_store
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..fidelity import CodecError
     from ..schema import Capture
     from ..statistics import ShardStatistics
 
@@ -116,7 +117,12 @@ def open_source(path: str, to: str) -> StoreReader:
     one, other = _whole_name(path), _whole_name(to)
     if other == one or other.startswith(one + "/"):
         raise ColdstillError(f"{to}: is the store that is read; choose another place")
-    return open_store(path)
+    source = open_store(path)
+    if len(source) == 0:
+        raise ColdstillError(f"{path}: holds no sequence")
+    if source.place.exists(TOKENIZER) and not source.tokenizer_folder().is_dir():
+        raise ColdstillError(f"{source.place.path(TOKENIZER)}: damaged: no folder")
+    return source
 
 
 def _whole_name(path: str) -> str:
@@ -166,10 +172,11 @@ def write_anew(
         block = Block.concatenate([changed(part) for part in blocks_of(block, size)])
         return block, _with_head_of(block, sums, manifest)
 
-    if not copies and manifest.sequences:
+    first, _ = read(range(min(size, manifest.sequences)))  # damage there leaves no trace of `to`
+    if not copies:
         # what the sources' codecs did, and what this one adds
-        first, _ = read(range(min(size, manifest.sequences)))
-        manifest = replace(manifest, error=manifest.error.plus(with_error(manifest, first).error))
+        error = _stated(manifest.error, sources).plus(with_error(manifest, first).error)
+        manifest = replace(manifest, error=error)
     with StoreWriter(to, manifest) as writer:
         _copy_beside(sources[0], writer)
         missing = writer.missing()
@@ -185,6 +192,16 @@ def write_anew(
     return manifest
 
 
+def _stated(error: CodecError, sources: Sequence[StoreReader]) -> CodecError:
+    """The sources' error: no less than their codecs make, whatever was measured at the time."""
+    codecs = [(s.manifest.make_codec(s.place), s.manifest.capture) for s in sources]
+    return replace(
+        error,
+        maximum=max(error.maximum, *(codec.maximum_error(capture) for codec, capture in codecs)),
+        rounding=max(error.rounding, *(codec.rounding for codec, _ in codecs)),
+    )
+
+
 def _with_head_of(block: Block, sums: ShardStatistics, manifest: Manifest) -> ShardStatistics:
     """The sums of a record whose head was changed. What its codec has cost is a bound from then on:
     tokens that are told apart no longer cost no more than before."""
@@ -194,9 +211,9 @@ def _with_head_of(block: Block, sums: ShardStatistics, manifest: Manifest) -> Sh
 
 def _copy_beside(source: StoreReader, writer: StoreWriter) -> None:
     """The tokenizer and the measurements."""
-    if source.place.exists(TOKENIZER) and not writer.place.exists(TOKENIZER):
+    if source.place.exists(TOKENIZER) and not writer.place.exists(TOKENIZER_FILES):
         with writer.place.scratch() as folder:
             shutil.copytree(source.tokenizer_folder(), folder / TOKENIZER)
-            writer.place.adopt(folder / TOKENIZER, TOKENIZER)
+            writer.add_tokenizer(folder / TOKENIZER)
     if source.place.exists(MEASUREMENTS) and not writer.place.exists(MEASUREMENTS):
         writer.place.write(MEASUREMENTS, source.place.read(MEASUREMENTS))

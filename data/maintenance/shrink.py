@@ -109,7 +109,9 @@ def _weights(targets: Targets, dropped: slice) -> NDArray[np.float64]:
         ],
         axis=1,
     )
-    weights: NDArray[np.float64] = np.exp(logs - logs.max(1, keepdims=True))
+    # a row in which nothing has any mass is not one of numbers that are none
+    largest = np.maximum(logs.max(1, keepdims=True), np.finfo(np.float64).min)
+    weights: NDArray[np.float64] = np.exp(logs - largest)
     return weights
 
 
@@ -124,4 +126,5 @@ def _systematic(
         places += end_M[:, None] <= points
     # rounding may put the last point at the very end: it is of the last place that weighs anything
     last_M = weights.shape[1] - 1 - (weights[:, ::-1] > 0).argmax(1)
-    return np.minimum(places, last_M[:, None])
+    found: NDArray[np.int64] = np.minimum(places, last_M[:, None])
+    return found

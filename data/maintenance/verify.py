@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..commit import Commit, commit_json, parse_commit
+from ..commit import parse_files
 from ..errors import ColdstillError
 from ..files import SCRATCH_PREFIX, json_bytes
-from ..fingerprint import tokens_sha256
-from ..layout import MANIFEST, SHARDS, TOKENIZER, commit_name, committed, shard_name
+from ..fingerprint import file_sha256, tokens_sha256
+from ..layout import (
+    MANIFEST,
+    SHARDS,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    commit_name,
+    committed,
+    shard_name,
+)
 from ..manifest import Manifest, parse_manifest
 from ..place import place_at
-from ..statistics import ShardStatistics, block_statistics, total
 from . import Tell, quiet
-from .checks import Rules, check_block
+from .problem import Problem, one_line
+from .sequence_order import SequenceOrder
+from .shard import check_shard
+from .uncached import uncached
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ..place import Place
-    from ..schema import Block
-    from ..stores import Shard
-
-_DAMAGED = (ColdstillError, ValueError, LookupError, TypeError, AttributeError)
-"""What reading a block raises when something in it is not what it should be."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One thing that is wrong, and where."""
-
-    what: str
-    shard: int | None = None
-    sequence: int | None = None
-    """Its place in the store."""
-    position: int | None = None
-    """In the sequence."""
-    missing: bool = False
-    """Whether this is a shard that was never written, rather than damage."""
-
-    def __str__(self) -> str:
-        """`shard 3, sequence 812, position 17: what`."""
-        places = {"shard": self.shard, "sequence": self.sequence, "position": self.position}
-        where = ", ".join(f"{name} {place}" for name, place in places.items() if place is not None)
-        return f"{where}: {self.what}" if where else self.what
 
 
 def verify(path: str, tell: Tell = quiet) -> Iterator[Problem]:
@@ -55,30 +37,37 @@ def verify(path: str, tell: Tell = quiet) -> Iterator[Problem]:
     Raises
         ColdstillError: there is no store
     """
-    place = place_at(path)
-    if not place.exists(MANIFEST):
-        raise ColdstillError(f"{place}: no manifest.json there, so not a store")
-    try:
-        manifest = checked_manifest(place)
-    except ColdstillError as error:
-        yield Problem(what=str(error))
-        return
-    yield from _tokenizer(place, manifest)
+    with uncached(path) as (place, forget):
+        try:
+            manifest = checked_manifest(place)
+        except FileNotFoundError as error:
+            raise ColdstillError(f"{place}: no manifest.json there, so not a store") from error
+        except ColdstillError as error:
+            yield Problem(what=str(error))
+            return
+        yield from _tokenizer(place, manifest)
+        yield from _shards(place, manifest, tell, forget)
+
+
+def _shards(
+    place: Place, manifest: Manifest, tell: Tell, forget: Callable[[], None]
+) -> Iterator[Problem]:
     names = place.names(SHARDS)
     for stray in stray_names(manifest, names):
         yield Problem(what=f"{place.path(f'{SHARDS}/{stray}')}: belongs to no shard")
     done = set(committed(names))
+    order = SequenceOrder(manifest)
     for index in range(manifest.shards):
         if index in done:
-            yield from check_shard(place, manifest, index)
+            yield from check_shard(place, manifest, index, order)
+            forget()
         elif index < _last(done) + _NAMED_GAPS:
             yield Problem(what="not there", shard=index, missing=True)
         else:
             gap = f"not there, nor the {manifest.shards - index - 1} after it"
             yield Problem(what=gap, shard=index, missing=True)
             return
-        rows = manifest.shard_rows(index)
-        tell("verify", rows.stop, manifest.sequences)
+        tell("verify", manifest.shard_rows(index).stop, manifest.sequences)
 
 
 _NAMED_GAPS = 20
@@ -116,118 +105,19 @@ def stray_names(manifest: Manifest, names: set[str]) -> list[str]:
     return sorted(name for name in names - ours if not name.startswith(SCRATCH_PREFIX))
 
 
-def check_shard(place: Place, manifest: Manifest, index: int) -> list[Problem]:
-    """Everything that is wrong with one shard that has a commit record."""
-    try:
-        return list(_shard(place, manifest, index))
-    except _DAMAGED as error:
-        return [Problem(what=_one_line(error), shard=index)]
-
-
-def _shard(place: Place, manifest: Manifest, index: int) -> Iterator[Problem]:
-    commit = _commit(place, manifest, index)
-    store = manifest.make_store(place)
-    name = shard_name(index, store.suffix)
-    listed = {file.path(name) for file in commit.files}
-    for extra in sorted(set(place.sizes(name)) - listed) if store.is_folder else ():
-        yield Problem(what=f"{place.path(extra)}: not in its commit record", shard=index)
-    path = place.shard(commit, name)
-    with place.reading(commit, name):  # a distant one stays in the cache meanwhile
-        yield from _data(store.open(path), commit, manifest)
-
-
-def _data(shard: Shard, commit: Commit, manifest: Manifest) -> Iterator[Problem]:
-    """What is wrong with the blocks, or else with the record of them."""
-    index = commit.shard
-    expected = -(-commit.sequences // manifest.block_sequences)
-    if shard.blocks != expected:
-        yield Problem(what=f"has {shard.blocks} blocks, expected {expected}", shard=index)
-        return
-    codec = manifest.make_codec("manifest")
-    rules = _rules(manifest)
-    counts, sums = np.zeros(3, np.int64), []
-    for number in range(shard.blocks):
-        rows = manifest.block_rows(index, number)
-        block = codec.decode(shard.read(number), manifest.capture)
-        found = check_block(block, len(rows), rules)
-        for finding in found:
-            several = f" (and {finding.count - 1} more)" if finding.count > 1 else ""
-            yield Problem(
-                what=finding.what + several,
-                shard=index,
-                sequence=rows.start if finding.row is None else rows.start + finding.row,
-                position=finding.position,
-            )
-        if found:
-            return  # sums over wrong numbers say nothing
-        counts += _counts(block)
-        separator = manifest.packing.separator
-        sums.append(block_statistics(block, separator, np.zeros(len(block.targets))))
-    yield from _record(commit, counts, total(sums), rules)
-
-
-def _rules(manifest: Manifest) -> Rules:
-    codec = manifest.make_codec("manifest")
-    return Rules(
-        vocabulary=manifest.tokenizer.size,
-        sequence_length=manifest.packing.sequence_length,
-        capture=manifest.capture,
-        maximum=max(manifest.error.maximum, codec.maximum_error(manifest.capture)),
-        rounding=max(manifest.error.rounding, codec.rounding),
-    )
-
-
-def _commit(place: Place, manifest: Manifest, index: int) -> Commit:
-    name = commit_name(index)
-    where = place.path(name)
-    content = place.read(name)
-    commit = parse_commit(content, where)
-    if content != commit_json(commit):
-        raise ColdstillError(f"{where}: damaged: not the bytes that were written")
-    rows = len(manifest.shard_rows(index))
-    if (commit.shard, commit.sequences) != (index, rows):
-        raise ColdstillError(
-            f"{where}: speaks of shard {commit.shard} with {commit.sequences} sequences, not of "
-            f"shard {index} with {rows}"
-        )
-    return commit
-
-
-def _counts(block: Block) -> Any:
-    sequences = block.sequences
-    return [len(sequences.document_ids.values), len(sequences.tokens.values), len(block.targets)]
-
-
-def _record(commit: Commit, counts: Any, found: ShardStatistics, rules: Rules) -> Iterator[Problem]:
-    """What the commit record says, against what the data add up to."""
-    for name, count in zip(("documents", "tokens", "positions"), counts.tolist(), strict=True):
-        said = getattr(commit, name)
-        if said != count:
-            what = f"its commit record says {said:,} {name}, it holds {count:,}"
-            yield Problem(what=what, shard=commit.shard)
-    for field in fields(ShardStatistics):
-        said, summed = (getattr(s, field.name) for s in (commit.statistics, found))
-        if not _agree(field.name, said, summed, commit.positions, rules):
-            what = f"its commit record says a {field.name} of {said}, it sums to {summed}"
-            yield Problem(what=what, shard=commit.shard)
-
-
-def _agree(name: str, said: Any, summed: Any, positions: int, rules: Rules) -> bool:
-    if name == "distortion":  # what was captured is not here to compare with
-        return bool(said >= 0.0)
-    if isinstance(said, tuple):
-        # a rounded value may have crossed a border; none may be lost
-        return sum(said) == sum(summed) and (rules.rounding > 0 or said == summed)
-    if isinstance(said, int):
-        return bool(said == summed)
-    # each position may be off by a rounding, or by what an angle is rounded by
-    slack = positions * max(rules.rounding, min(1e-3, rules.maximum)) + 1e-9 * abs(summed)
-    return bool(abs(said - summed) <= slack + 1e-9)
+def leftovers(path: str) -> list[str]:
+    """What interrupted writes left behind: it does no harm, and the next writer clears it away."""
+    place = place_at(path)
+    inside = [(".", ""), (SHARDS, f"{SHARDS}/")]
+    found = {f"{under}{name}" for folder, under in inside for name in place.names(folder)}
+    return sorted(place.path(name) for name in found if _name(name).startswith(SCRATCH_PREFIX))
 
 
 def _tokenizer(place: Place, manifest: Manifest) -> Iterator[Problem]:
-    if "tokenizer.json" not in place.names(TOKENIZER):
-        if place.exists(TOKENIZER):
+    names = place.names(TOKENIZER)
+    yield from _tokenizer_files(place)
+    if "tokenizer.json" not in names:
+        if names:
             return  # of a kind that has no table in a file of its own
         what = f"{place.path(TOKENIZER)}: not there; its ids can no longer be read as text"
         yield Problem(what=what)
@@ -238,17 +128,28 @@ def _tokenizer(place: Place, manifest: Manifest) -> Iterator[Problem]:
         file = place.folder(TOKENIZER) / "tokenizer.json"
         table = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare exceptions
-        yield Problem(what=f"{place.path(TOKENIZER)}: {_one_line(error)}")
+        yield Problem(what=f"{place.path(TOKENIZER)}: {one_line(error)}")
         return
     if tokens_sha256(table) != manifest.tokenizer.fingerprint:
         what = f"{place.path(TOKENIZER)}: not the tokenizer that the manifest names"
         yield Problem(what=what)
 
 
+def _tokenizer_files(place: Place) -> Iterator[Problem]:
+    """Every byte of it, where the store has a record of them."""
+    try:
+        files = parse_files(place.read(TOKENIZER_FILES), place.path(TOKENIZER_FILES))
+        folder = place.folder(TOKENIZER)
+        for file in files:
+            path = folder / file.name
+            if not path.is_file() or file_sha256(path) != file.sha256:
+                what = f"{place.path(f'{TOKENIZER}/{file.name}')}: damaged: not what was written"
+                yield Problem(what=what)
+    except FileNotFoundError:
+        return
+    except (ColdstillError, OSError) as error:
+        yield Problem(what=one_line(error))
+
+
 def _name(path: str) -> str:
     return path.rpartition("/")[2]
-
-
-def _one_line(error: Exception) -> str:
-    text = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-    return " ".join(text.split()) or type(error).__name__

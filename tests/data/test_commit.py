@@ -87,7 +87,18 @@ def test_a_damaged_record_names_file_and_field(change: dict[str, Any], named: st
 
 
 @pytest.mark.parametrize(
-    "name", ["..", "../00001.arrow", "a/../../b", "/etc/passwd", "a//b", ".hidden", "a\\b", "a\nb"]
+    "name",
+    [
+        "..",
+        "x" * 5000,
+        "../00001.arrow",
+        "a/../../b",
+        "/etc/passwd",
+        "a//b",
+        ".hidden",
+        "a\\b",
+        "a\nb",
+    ],
 )
 def test_a_file_outside_the_shard_is_refused(name: str) -> None:
     file = {"name": name, "bytes": 1, "sha256": "0" * 64}

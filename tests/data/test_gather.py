@@ -180,12 +180,3 @@ def test_a_smaller_record_keeps_the_sums_of_its_capture(tmp_path: Path) -> None:
     assert new.head_mass == pytest.approx(mass)
     assert sum(new.mass_bins) == sum(old.mass_bins)
     assert new.distortion > old.distortion
-
-
-def test_a_store_without_sequences_is_no_special_case(tmp_path: Path) -> None:
-    manifest = replace(manifest_for(BLOCK), sequences=0)
-    write_missing(tmp_path / "a", manifest, BLOCK)
-    made = convert(f"{tmp_path}/a", f"{tmp_path}/b", "compact", "zarr")
-    assert made.sequences == 0
-    assert len(open_store(tmp_path / "b")) == 0
-    assert merge([f"{tmp_path}/a", f"{tmp_path}/a"], f"{tmp_path}/c", None, None).sequences == 0

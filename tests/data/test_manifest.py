@@ -219,6 +219,27 @@ def test_a_manifest_that_does_not_match_its_seal_is_refused(tmp_path: Path) -> N
         read_manifest(LocalPlace(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sequences", 2**62),
+        ("capture.head", 41),
+        ("capture.head", -1),
+        ("capture.head", 10**400),
+        ("capture.tail", 2**40),
+        ("capture.seed", 2**70),
+        ("capture.temperatures", [0.0]),
+        ("capture.temperatures", [1e9]),
+        ("error.rounding", 1e308),
+        ("codec", {"name": "compact", "vocabulary": 40, "temperature": 1e300}),
+    ],
+)
+def test_numbers_that_no_store_has_are_refused_before_they_are_believed(
+    tmp_path: Path, field: str, value: Any
+) -> None:
+    assert f": {field.partition('.')[0]}" in refusal(tmp_path, changed(field, value))
+
+
 def test_a_measured_error_is_not_identity() -> None:
     other = replace(MANIFEST, error=CodecError(maximum=0.1, measured=0.01, kl=0.001))
     assert difference(MANIFEST, other) is None

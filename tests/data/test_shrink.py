@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -271,3 +272,29 @@ def test_that_measure_would_notice_a_bias() -> None:
     mass_M = np.logaddexp.reduce(np.c_[targets.log_tail, targets.head_logprobs[:, 1:]], axis=1)
     forgetful = replace(targets, head_ids=targets.head_ids[:, :1], log_tail=mass_M)
     assert farthest(forgetful) > 4 * FAR
+
+
+def test_a_tail_too_small_for_a_number_is_shared_out_like_any_other() -> None:
+    block = drawn(3, 6, seed=0)
+    lost = np.full(DRAWS, -2000.0, np.float32)
+    targets = replace(block.targets, log_tail=lost)
+    found = smaller(replace(block, targets=targets), 3, 2).targets
+    assert np.array_equal(found.log_tail, lost)
+    wanted = smaller(block, 3, 2).targets
+    assert np.array_equal(found.tail_ids, wanted.tail_ids)
+
+
+def test_a_block_is_made_smaller_in_little_memory() -> None:
+    count = 20_000
+    block = replace(drawn(12, 0, seed=0), sequences=one_each(count))
+    block = replace(block, targets=block.targets.take(np.arange(count)))
+    wide = np.tile(block.targets.head_logprobs - np.float32(np.log(12)), (1, 12))
+    ids = np.tile(np.arange(144, dtype=np.int32), (count, 1))
+    block = replace(block, targets=replace(block.targets, head_ids=ids, head_logprobs=wide))
+    tracemalloc.start()
+    try:
+        smaller(block, 16, 32)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * count * 144 * 8  # a few arrays of its own size, not one for each sample

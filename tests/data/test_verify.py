@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,11 @@ from coldstill.data.codecs import CODECS
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import json_bytes
 from coldstill.data.fingerprint import tokens_sha256
+from coldstill.data.maintenance.problem import Problem
 from coldstill.data.maintenance.repair import Repaired, repair
-from coldstill.data.maintenance.verify import Problem, verify
-from coldstill.data.manifest import TokenizerIdentity
+from coldstill.data.maintenance.verify import verify
+from coldstill.data.manifest import TokenizerIdentity, read_manifest
+from coldstill.data.place import LocalPlace
 from coldstill.data.schema import Capture
 from coldstill.data.seal import sealed
 from coldstill.data.stores import STORES
@@ -147,6 +150,34 @@ def test_without_its_tokenizer_ids_mean_nothing(tmp_path: Path) -> None:
     assert said(tmp_path) == [f"{where}: not there; its ids can no longer be read as text"]
 
 
+def test_every_file_of_the_tokenizer_is_compared_with_its_record(tmp_path: Path) -> None:
+    make(tmp_path)
+    shutil.copytree(tmp_path / "tokenizer", tmp_path / "made")
+    (tmp_path / "made" / "tokenizer_config.json").write_text("{}")
+    with StoreWriter(tmp_path, read_manifest(LocalPlace(tmp_path))) as writer:
+        writer.add_tokenizer(tmp_path / "made")
+    assert said(tmp_path) == []
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text("{ }")
+    assert said(tmp_path) == [f"{config}: damaged: not what was written"]
+    config.unlink()
+    assert said(tmp_path) == [f"{config}: damaged: not what was written"]
+    record = tmp_path / "tokenizer.files.json"
+    record.write_text(record.read_text().replace("tokenizer_config", "tokenizer-config"))
+    assert said(tmp_path) == [f"{record}: damaged: its contents do not match their seal"]
+
+
+def test_a_zarr_shard_that_became_a_file_is_found_and_dropped(tmp_path: Path) -> None:
+    make(tmp_path, store="zarr")
+    shard = tmp_path / "shards" / "00001.zarr"
+    shutil.rmtree(shard)
+    shard.write_bytes(b"x")
+    (problem,) = verify(str(tmp_path))
+    assert problem.shard == 1
+    assert repair(str(tmp_path)).dropped == [1]
+    assert not shard.exists()
+
+
 def test_another_tokenizer_is_found(tmp_path: Path) -> None:
     make(tmp_path)
     write_tokenizer(tmp_path, prefix="mot")
@@ -263,12 +294,12 @@ def test_a_record_with_other_white_space_is_not_the_bytes_that_were_written(
 
 def test_a_manifest_that_promises_far_too_much_is_answered_soon(tmp_path: Path) -> None:
     make(tmp_path)
-    edit(tmp_path / "manifest.json", {"sequences": 10**12})
+    edit(tmp_path / "manifest.json", {"sequences": 2**22})
     lines = said(tmp_path)
     assert len(lines) < 30
     assert "speaks of shard 2 with 2 sequences, not of shard 2 with 4" in lines[0]
     assert lines[1] == "shard 3: not there"
-    last, after = len(lines) + 1, 10**12 // 4 - len(lines) - 2
+    last, after = len(lines) + 1, 2**20 - len(lines) - 2
     assert lines[-1] == f"shard {last}: not there, nor the {after} after it"
 
 

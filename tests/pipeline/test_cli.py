@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("desk",)
 
 SOURCE = Path(coldstill.__file__).parent
-STORE = cli.main.commands["store"]
-assert isinstance(STORE, click.Group)
+STORE: click.Group = cli.store
 COMMANDS = {name: command for name, command in cli.main.commands.items() if command is not STORE}
 EVERY = COMMANDS | {f"store {name}": command for name, command in STORE.commands.items()}
 
