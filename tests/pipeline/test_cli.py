@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from coldstill.data.errors import ColdstillError
 from coldstill.pipeline import cli
+from coldstill.pipeline.cli_store import store
 
 if TYPE_CHECKING:
     from desk import Desk
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("desk",)
 
 SOURCE = Path(coldstill.__file__).parent
-STORE: click.Group = cli.store
+STORE: click.Group = store
 COMMANDS = {name: command for name, command in cli.main.commands.items() if command is not STORE}
 EVERY = COMMANDS | {f"store {name}": command for name, command in STORE.commands.items()}
 
