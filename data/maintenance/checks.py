@@ -148,11 +148,22 @@ def _misordered(column: Ragged, ends_N: NDArray[Any], smallest: int) -> NDArray[
 def _cut(sequences: Sequences) -> NDArray[np.bool_]:
     """[N] which rows have a position whose next token begins another document."""
     starts, positions = sequences.document_starts, sequences.positions
-    # one number for each (row, place): rows are far apart
-    stride = 1 << 32
-    borders = starts.values + stride * np.repeat(np.arange(len(starts)), starts.lengths)
-    wanted = positions.values + 1 + stride * np.repeat(np.arange(len(positions)), positions.lengths)
-    return _rows(np.isin(wanted, borders), positions)
+    borders = starts.values + _ROW * np.repeat(np.arange(len(starts)), starts.lengths)
+    wanted = positions.values + 1 + _ROW * np.repeat(np.arange(len(positions)), positions.lengths)
+    return _rows(_among(wanted, np.sort(borders)), positions)
+
+
+_ROW = np.int64(1 << 32)
+"""One number for each (row, value): rows are so far apart that any int32 leaves them in order."""
+
+
+def _among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which values are among others, in order. (`np.isin` took 2 s for 16,000 heads of 128.)"""
+    if len(ordered) == 0:
+        return np.zeros(values.shape, np.bool_)
+    places = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
+    found: NDArray[np.bool_] = ordered[places] == values
+    return found
 
 
 def _targets(block: Block, aligned: bool, rules: Rules) -> Iterator[Finding]:
@@ -200,11 +211,12 @@ def _head(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
 
 def _tail(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
     head_ids, ids, logprobs = targets.head_ids, targets.tail_ids, targets.tail_logprobs
-    row_M = np.arange(len(targets))[:, None] * np.int64(1 << 32)
+    row_M = np.arange(len(targets))[:, None] * _ROW
+    heads = (np.sort(head_ids, axis=1) + row_M).ravel()
     bad = {
         "tail ids outside the vocabulary": _outside(ids, rules),
         "tail ids that do not increase": (np.diff(ids, axis=1) < 0).any(1),
-        "tail ids that are in the head": np.isin(ids + row_M, head_ids + row_M).any(1),
+        "tail ids that are in the head": _among(ids + row_M, heads).any(1),
     }
     if logprobs is not None:
         bad["tail log-probabilities above 0, or no numbers"] = _no_logprob(logprobs).any(1)
