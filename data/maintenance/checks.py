@@ -158,7 +158,7 @@ _ROW = np.int64(1 << 32)
 
 
 def _among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which values are among others, in order. (`np.isin` took 2 s for 16,000 heads of 128.)"""
+    """Which values are among others that increase. (`np.isin` took 2 s for 16,000 heads of 128.)"""
     if len(ordered) == 0:
         return np.zeros(values.shape, np.bool_)
     places = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
