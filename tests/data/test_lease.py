@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -139,7 +140,10 @@ def test_a_process_of_this_machine_that_is_gone_is_known_to_be(far: Distance) ->
     lease_of(far, Clock(), process=gone.pid).acquire()
     heir = lease_of(far, Clock())
     heir.acquire()
+    place = far.place()
+    assert json.loads(place.read(LOCK))["process"] == os.getpid()
     heir.release()
+    assert not place.exists(LOCK)
 
 
 def test_a_writer_that_lost_its_lock_writes_nothing_more(memory: Distance) -> None:

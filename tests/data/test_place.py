@@ -171,6 +171,10 @@ class AnyPlace:
         commit = commit_of(make_tree(tmp_path / "made", a="1") / "a")
         place.prefetch([(commit, "shards/nothing", 1)])
         place.prefetch([])
+        # whoever asks for the shard itself is told; nothing else has changed
+        with pytest.raises(ColdstillError, match="shards/nothing: damaged: missing"):
+            place.shard(commit, "shards/nothing")
+        assert place.read(MANIFEST) == b"{}"
 
     def test_only_one_writes(self, place: Place, another: Place) -> None:
         with place.lock():
