@@ -16,3 +16,7 @@ class DamageError(ColdstillError):
 
     Only this lets a repair delete a shard: a network that fails is no damage.
     """
+
+
+class StoppedError(BaseException):
+    """Asked to stop. Like Ctrl-C, not to be taken for something that failed."""

@@ -18,7 +18,14 @@ SHARDS = "shards"
 MEASUREMENTS = "measurements.json"
 """What the capturing run measured of itself (speed, memory); no part of the record."""
 LOCK = ".lock"
-"""Held by the process that writes."""
+"""Held by the process that writes, or by all that write together."""
+CLAIMS = "claims"
+"""What each of several writers is at; nothing is left in it once they are done. What killed ones
+left means nothing, and goes when somebody writes alone or comes first."""
+STARTING = f"{CLAIMS}/starting"
+"""Held by the writer that is just joining the others."""
+MEMBERS = f"{CLAIMS}/member-"
+"""Begins the names that writers of a distant store hold as long as they take part."""
 
 
 def shard_name(index: int, suffix: str) -> str:
@@ -29,6 +36,11 @@ def shard_name(index: int, suffix: str) -> str:
 def commit_name(index: int) -> str:
     """Its commit record, written last: without it the shard does not exist."""
     return f"{SHARDS}/{index:05d}.json"
+
+
+def claim_name(index: int) -> str:
+    """Held by the process that makes this shard."""
+    return f"{CLAIMS}/{index:05d}"
 
 
 def committed(names: Iterable[str]) -> list[int]:

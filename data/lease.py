@@ -1,4 +1,4 @@
-"""The lock of a store in an object store, where no system lets go of what a killed process held.
+"""The locks of a store in an object store, where no system lets go of what a killed process held.
 
 An object says who writes; a thread renews it. One that was not renewed for long is dead. Two clocks
 are compared with it, so "long" is more than clocks that services accept are apart.
@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ColdstillError
+from .errors import ColdstillError, DamageError
 from .files import json_bytes, parse_json
 from .layout import LOCK
 from .seal import expect_seal, sealed, unsealed
@@ -67,14 +67,23 @@ class Holder:
         return now - self.renewed > DEAD
 
 
+class HeldError(ColdstillError):
+    """Another process has it."""
+
+
 class Lease:
-    """The right to be the only writer."""
+    """The right to be the only writer, or the only one at what `name` stands for."""
 
     def __init__(
-        self, objects: Objects, clock: Callable[[], float] = time.time, settle: float = SETTLE
+        self,
+        objects: Objects,
+        clock: Callable[[], float] = time.time,
+        settle: float = SETTLE,
+        name: str = LOCK,
     ) -> None:
         """Ask for it with `acquire`."""
         self._objects = objects
+        self._name = name
         self._clock = clock
         self._settle = settle
         now = clock()
@@ -94,12 +103,12 @@ class Lease:
         """Take it.
 
         Raises
-            ColdstillError: another process has it (who, and since when)
+            HeldError: another process has it (who, and since when)
         """
         for _ in range(3):
-            if self._objects.create(LOCK, self._content()):
+            if self._objects.create(self._name, self._content()):
                 # a service that ignores conditions says yes again, and to others too
-                self._confirm(wait=self._objects.create(LOCK, self._content()))
+                self._confirm(wait=self._objects.create(self._name, self._content()))
                 break
             holder = self._holder()
             if holder is None:  # let go of just now
@@ -108,11 +117,11 @@ class Lease:
                 break
             if not holder.is_dead(self._clock()):
                 raise self._refusal(holder)
-            self._objects.write(LOCK, self._content())
+            self._objects.write(self._name, self._content())
             self._confirm(wait=True)
             break
         else:
-            raise ColdstillError(f"{self._objects}: its lock comes and goes; try again")
+            raise HeldError(f"{self._objects}: its lock comes and goes; try again")
         threading.Thread(target=self._keep, name="coldstill lease", daemon=True).start()
 
     def release(self) -> None:
@@ -121,7 +130,7 @@ class Lease:
         with self._renewing, contextlib.suppress(ColdstillError):
             holder = self._holder()
             if holder is not None and holder.token == self._mine.token:
-                self._objects.remove(LOCK)
+                self._objects.remove(self._name)
 
     def expect_held(self) -> None:
         """Refuse to go on once it is another's.
@@ -148,7 +157,7 @@ class Lease:
                 self._lost = whose
                 return
             renewed = replace(self._mine, renewed=self._clock())
-            self._objects.write(LOCK, _content(renewed))
+            self._objects.write(self._name, _content(renewed))
             self._mine = renewed
 
     def _keep(self) -> None:
@@ -164,27 +173,48 @@ class Lease:
         if holder is None or holder.token != self._mine.token:
             raise self._refusal(holder)
 
-    def _refusal(self, holder: Holder | None) -> ColdstillError:
-        who = "" if holder is None else f": {holder}"
-        return ColdstillError(
-            f"{self._objects}: another process is writing this store{who}; wait for it (if it "
-            f"died, its lock is void {DEAD / 60:.0f} minutes after its last sign of life)"
-        )
+    def _refusal(self, holder: Holder | None) -> HeldError:
+        return refusal(self._objects, holder)
 
     def _content(self) -> bytes:
         return _content(self._mine)
 
     def _holder(self) -> Holder | None:
-        where = self._objects.path(LOCK)
-        try:
-            value = parse_json(self._objects.read(LOCK), where)
-        except FileNotFoundError:
-            return None
-        try:
-            expect_seal(value, where)
-            return Holder(**unsealed(value))
-        except (TypeError, AttributeError) as error:
-            raise ColdstillError(f"{where}: no lock of ours; delete it if nobody writes") from error
+        return holder_of(self._objects, self._name)
+
+
+def refusal(objects: Objects, holder: Holder | None) -> HeldError:
+    """What is told to those who come second."""
+    who = "" if holder is None else f": {holder}"
+    return HeldError(
+        f"{objects}: another process is writing this store{who}; wait for it (if it "
+        f"died, its lock is void {DEAD / 60:.0f} minutes after its last sign of life)"
+    )
+
+
+def holder_of(objects: Objects, name: str) -> Holder | None:
+    """Who has the lease `name`, alive or not.
+
+    Raises
+        DamageError: what lies there is none
+    """
+    where = objects.path(name)
+    try:
+        content = objects.read(name)
+    except FileNotFoundError:
+        return None
+    try:
+        value = parse_json(content, where)
+        expect_seal(value, where)
+        return Holder(**unsealed(value))
+    except (TypeError, AttributeError, ColdstillError) as error:
+        raise DamageError(f"{where}: no lock of ours; delete it if nobody writes") from error
+
+
+def living_holder(objects: Objects, name: str, now: float) -> Holder | None:
+    """Who has it and is not known to be dead."""
+    holder = holder_of(objects, name)
+    return None if holder is None or holder.is_dead(now) else holder
 
 
 def _content(holder: Holder) -> bytes:

@@ -92,6 +92,19 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """How the teacher answered, where its own text is what was captured."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+    max_new_tokens: _Size
+    temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    """0 is the most probable token each time."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    top_k: _Count
+    """0 is all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """What one of several stores gave to a store that was merged from them."""
 
@@ -130,6 +143,8 @@ class Manifest:
     """How far the stored numbers may be, and were at first, from those captured."""
     parts: tuple[Part, ...] = ()
     """Of a merged store; empty in others."""
+    generated: Generation | None = None
+    """Not written where the corpus was read as it is: its packing is then that of prompts."""
 
     @property
     def shards(self) -> int:
@@ -146,6 +161,12 @@ class Manifest:
         start = block * self.block_sequences
         return self.shard_rows(shard)[start : start + self.block_sequences]
 
+    def block_sizes(self, shard: int) -> list[int]:
+        """How many sequences each block of that shard holds."""
+        rows = self.shard_rows(shard)
+        starts = range(0, len(rows), self.block_sequences)
+        return [min(self.block_sequences, len(rows) - start) for start in starts]
+
     def make_codec(self, where: object) -> Codec:
         """The codec object this store was written with."""
         codec: Codec = _registered(CODECS, self.codec, f"{where}: codec")
@@ -159,6 +180,8 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """A JSON value with sorted, plain contents: equal manifests give equal bytes."""
         value: dict[str, Any] = asdict(self)
+        if self.generated is None:
+            del value["generated"]
         return sealed({"format": "coldstill", "version": FORMAT_VERSION, **value})
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .errors import ColdstillError
 from .faults import Patience, code, persistently, reason, without_secrets
 from .files import parse_json
-from .layout import LOCK
+from .layout import CLAIMS, LOCK
 from .seal import expect_seal
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class Objects:
         """
         content: bytes = self._call(name, lambda system, path: system.cat_file(path))
         for _ in range(self._patience.tries - 1):
-            if not name.endswith(_RECORDS) or is_whole(content):
+            is_record = name.endswith(_RECORDS) or name.startswith(f"{CLAIMS}/")
+            if not is_record or is_whole(content):
                 break
             before, content = content, self._call(name, lambda system, path: system.cat_file(path))
             if before == content:

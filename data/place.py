@@ -6,22 +6,16 @@ name with `/` between its parts (`data.layout`).
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import re
-import secrets
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import ColdstillError, DamageError
-from .files import SCRATCH_PREFIX, remove_scratch, sync_tree, told_where, whole_file
+from .errors import DamageError
 from .fingerprint import file_sha256
-from .layout import LOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import contextlib
+    from collections.abc import Callable, Iterable
 
     from .cache_settings import CacheSettings
     from .commit import Commit, ShardFile
@@ -79,8 +73,22 @@ class Place(Protocol):
         """Be the only writer; raises ColdstillError if another process is."""
         ...
 
+    def join(self, begin: Callable[[bool], None]) -> contextlib.AbstractContextManager[None]:
+        """Be one of several writers, who share the work by `claim`.
+
+        begin  called first, while nobody else begins; told whether nobody else writes at all
+
+        Raises
+            ColdstillError: a process is writing that has to be the only one
+        """
+        ...
+
+    def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
+        """Be the only one at a piece of work; False if another process is."""
+        ...
+
     def clear(self) -> None:
-        """Delete what interrupted writes left behind. Only while holding the lock."""
+        """Delete what interrupted writes and dead writers left. Only while nobody else writes."""
         ...
 
     def folder(self, name: str) -> Path:
@@ -113,6 +121,8 @@ def place_at(path: str | Path, cache: CacheSettings | None = None) -> Place:
 
     cache  where shards of distant stores are kept, and how many of them
     """
+    from .local_place import LocalPlace
+
     # a Path has lost one of the two slashes; two letters or more, or it would be a drive
     protocol, colon, rest = str(path).partition(":/")
     if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.:-]+", protocol):
@@ -123,135 +133,6 @@ def place_at(path: str | Path, cache: CacheSettings | None = None) -> Place:
     from .remote import RemotePlace
 
     return RemotePlace(f"{protocol}://{rest}", cache)
-
-
-class LocalPlace:
-    """A folder of this machine."""
-
-    room: int | None = None
-
-    def __init__(self, root: Path) -> None:
-        """Name it; nothing is touched."""
-        self.root = root
-
-    def __str__(self) -> str:
-        """The path."""
-        return str(self.root)
-
-    def path(self, name: str) -> str:
-        """The path of one file."""
-        return str(self.root / name)
-
-    def exists(self, name: str) -> bool:
-        """Whether a file or folder is there."""
-        return (self.root / name).exists()
-
-    def names(self, folder: str) -> set[str]:
-        """The names directly inside a folder."""
-        try:
-            return set(os.listdir(self.root / folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return set()
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Every file in a folder, at any depth."""
-        found: dict[str, int] = {}
-        folders = [folder]
-        while folders:
-            inside = folders.pop()
-            try:
-                entries = os.scandir(self.root / inside)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            with entries:
-                for entry in entries:
-                    if entry.is_dir():
-                        folders.append(f"{inside}/{entry.name}")
-                    else:
-                        found[f"{inside}/{entry.name}"] = entry.stat().st_size
-        return found
-
-    def read(self, name: str) -> bytes:
-        """A small file."""
-        return (self.root / name).read_bytes()
-
-    def write(self, name: str, content: bytes) -> None:
-        """A small file, by scratch name and rename."""
-        with whole_file(self.root / name) as scratch:
-            scratch.write_bytes(content)
-
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A folder on the same disk, so that adopting is a rename."""
-        folder = self.root / f"{SCRATCH_PREFIX}{secrets.token_hex(4)}"
-        with told_where(self.root):
-            folder.mkdir(parents=True)
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def adopt(self, made: Path, name: str) -> None:
-        """Bring it to the disk (fsync), then rename it."""
-        target = self.root / name
-        with told_where(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            sync_tree(made)
-            if target.is_dir():  # of a crash, or being replaced: no commit record speaks of it
-                shutil.rmtree(target)
-            made.replace(target)
-            sync_tree(target.parent, contents=False)
-
-    def remove(self, name: str) -> None:
-        """Delete a file or folder."""
-        target = self.root / name
-        with told_where(target):
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """An advisory lock of the system, which a killed process cannot leave behind."""
-        with told_where(self.root):
-            if self.root.exists() and not self.root.is_dir():
-                raise ColdstillError(f"{self.root}: a file, where a store's folder should be")
-            self.root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ColdstillError(
-                    f"{self.root}: another process is writing this store; wait for it"
-                ) from error
-            yield
-        finally:
-            os.close(descriptor)
-
-    def clear(self) -> None:
-        """Delete scratch names, here and one level below."""
-        remove_scratch(self.root)
-        for name in self.names("."):
-            if (self.root / name).is_dir():
-                remove_scratch(self.root / name)
-
-    def folder(self, name: str) -> Path:
-        """The folder itself."""
-        return self.root / name
-
-    def shard(self, commit: Commit, name: str) -> Path:
-        """The file or folder itself, after comparing every byte with the commit record."""
-        expect_whole(self.root / name, commit.files, self.path(name))
-        return self.root / name
-
-    def reading(self, commit: Commit, name: str) -> contextlib.AbstractContextManager[bool]:
-        """It stays where it is."""
-        return contextlib.nullcontext(True)
-
-    def prefetch(self, wanted: Iterable[tuple[Commit, str, int]]) -> None:
-        """Nothing to do: the system reads ahead."""
 
 
 def expect_whole(made: Path, files: Iterable[ShardFile], where: str) -> None:

@@ -29,6 +29,9 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 BLOCK_SEQUENCES = 64
 
+SKIPPED_ROWS = ("unrenderable_chats", "too_long_prompts", "empty_prompts")
+"""What `corpus.bad_rows = "skip"` leaves out, by its name in a record's counts."""
+
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -63,7 +66,14 @@ class CorpusRecord:
     """The ids put after each plain document."""
     splits: dict[Split, SplitRecord]
     counts: dict[str, int]
-    """empty_documents, cut_documents, unlearnable_pieces."""
+    """empty_documents, cut_documents, unlearnable_pieces, and those of `SKIPPED_ROWS`."""
+    prompts: bool = False
+    """Whether its sequences are prompts for the teacher to answer: one each, nothing to learn."""
+
+    @property
+    def skipped(self) -> int:
+        """Rows that were left out because the recipe says so."""
+        return sum(self.counts.get(name, 0) for name in SKIPPED_ROWS)
 
 
 _RECORD = TypeAdapter(CorpusRecord)

@@ -22,7 +22,7 @@ from .faults import Patience
 from .files import SCRATCH_PREFIX
 from .fingerprint import json_sha256
 from .layout import MANIFEST
-from .lease import Lease
+from .leases import Leases
 from .objects import Objects
 from .place import REPAIR
 from .readahead import ReadAhead
@@ -55,7 +55,7 @@ class RemotePlace:
         self._objects = Objects(url, patience or PATIENCE, options)
         self._cache = ShardCache(self._settings.place, self._settings.bytes)
         self._identity: str | None = None
-        self._lease: Lease | None = None
+        self._leases = Leases(self._objects)
         self._ahead: ReadAhead | None = None
 
     def __reduce__(self) -> Any:
@@ -99,7 +99,7 @@ class RemotePlace:
 
     def write(self, name: str, content: bytes) -> None:
         """A small object, in one put."""
-        self._expect_lock()
+        self._leases.expect_held()
         self._objects.write(name, content)
 
     @contextlib.contextmanager
@@ -110,7 +110,7 @@ class RemotePlace:
 
     def adopt(self, made: Path, name: str) -> None:
         """Send it; a folder file by file, announced until the last has arrived."""
-        self._expect_lock()
+        self._leases.expect_held()
         if not made.is_dir():
             self._objects.upload({name: made})
             return
@@ -123,29 +123,31 @@ class RemotePlace:
 
     def remove(self, name: str) -> None:
         """Delete an object, or a folder of them."""
-        self._expect_lock()
+        self._leases.expect_held()
         self._objects.remove(name)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """An object that says who writes, renewed as long as this process lives."""
-        lease = Lease(self._objects)
-        lease.acquire()
-        self._lease = lease
-        try:
-            yield
-        finally:
-            self._lease = None
-            lease.release()
+        return self._leases.alone()
+
+    def join(self, begin: Callable[[bool], None]) -> contextlib.AbstractContextManager[None]:
+        """An object for each writer."""
+        return self._leases.together(begin)
+
+    def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
+        """An object for each piece of work."""
+        return self._leases.claim(name)
 
     def clear(self) -> None:
-        """Delete folders that were not sent to their end, here and one level below."""
+        """Delete folders that were not sent to their end, here and one level below, and claims of
+        the dead."""
         for folder in (".", *sorted(self.names("."))):
             for name in self.names(folder):
                 if name.startswith(SCRATCH_PREFIX):
                     inside = "" if folder == "." else f"{folder}/"
                     self.remove(f"{inside}{name.removeprefix(SCRATCH_PREFIX)}")
                     self.remove(f"{inside}{name}")
+        self._leases.bury()
 
     def folder(self, name: str) -> Path:
         """A copy in the cache, fetched once; nothing is there if there is nothing to copy."""
@@ -221,10 +223,6 @@ class RemotePlace:
     def _tell_used(self, entry: Entry) -> None:
         if self._ahead is not None:
             self._ahead.used.add(entry.label)
-
-    def _expect_lock(self) -> None:
-        if self._lease is not None:
-            self._lease.expect_held()
 
 
 def _announcement(name: str) -> str:

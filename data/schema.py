@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 class Capture:
     """Which part of the teacher's distribution is kept at each position."""
 
-    head: int = 16
-    """K: how many of the most probable tokens are kept with their log-probabilities."""
-    tail: int = 16
+    head: int = 0
+    """K: how many of the most probable tokens are kept with their log-probabilities. None by
+    default: at the same bytes, samples of the whole distribution give a better gradient."""
+    tail: int = 50
     """R: how many ids are drawn from the rest, each standing for `tail mass / R`."""
     temperatures: tuple[float, ...] = ()
     """Temperatures besides 1 at which the record must be exact: `log_norm` is stored for each."""

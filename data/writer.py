@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from .layout import (
     SHARDS,
     TOKENIZER,
     TOKENIZER_FILES,
+    claim_name,
     commit_name,
     committed,
     shard_name,
@@ -26,7 +27,7 @@ from .place import place_at
 from .statistics import block_statistics, total
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -34,6 +35,18 @@ if TYPE_CHECKING:
     from .columns import Columns
     from .schema import Block
     from .statistics import ShardStatistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EncodedBlock:
+    """A block on its way into a shard: what is written of it, and what is said of it."""
+
+    columns: Columns
+    statistics: ShardStatistics
+    sequences: int
+    documents: int
+    tokens: int
+    positions: int
 
 
 class StoreWriter:
@@ -44,8 +57,21 @@ class StoreWriter:
             tokenizer, corpus, packing or capture (which field, the old and the new value)
     """
 
-    def __init__(self, root: str | Path, manifest: Manifest) -> None:
-        """Name the store; nothing is touched before the context is entered."""
+    def __init__(
+        self,
+        root: str | Path,
+        manifest: Manifest,
+        *,
+        shared: bool = False,
+        save_tokenizer: Callable[[Path], object] | None = None,
+    ) -> None:
+        """Name the store; nothing is touched before the context is entered.
+
+        shared          any number of processes may write it at the same time, each only shards
+                        that it has claimed (`claim`)
+        save_tokenizer  fills a folder with the tokenizer; called if the store has none yet
+        """
+        self._shared, self._save_tokenizer = shared, save_tokenizer
         self.place = place_at(root)
         self.manifest = manifest
         self._codec = manifest.make_codec(root)
@@ -70,11 +96,11 @@ class StoreWriter:
         """Take the lock, write the manifest if there is none, clear what a crash left behind."""
         self.check()
         with contextlib.ExitStack() as held:
-            held.enter_context(self.place.lock())
-            self.check()  # it may have been made while nobody held the lock
-            self.place.clear()
-            if not self.place.exists(MANIFEST):
-                self.place.write(MANIFEST, json_bytes(self.manifest.to_json()))
+            if self._shared:
+                held.enter_context(self.place.join(self._begin))
+            else:
+                held.enter_context(self.place.lock())
+                self._begin(alone=True)
             self._held = held.pop_all()
         return self
 
@@ -86,6 +112,24 @@ class StoreWriter:
     ) -> None:
         """Let go of the lock."""
         self._held.close()
+
+    def _begin(self, alone: bool) -> None:
+        self.check()  # it may have been made while nobody held the lock
+        if alone:
+            self.place.clear()
+        if not self.place.exists(MANIFEST):
+            self.place.write(MANIFEST, json_bytes(self.manifest.to_json()))
+        if self._save_tokenizer is not None and not self.place.exists(TOKENIZER_FILES):
+            with self.place.scratch() as folder:
+                self._save_tokenizer(folder / TOKENIZER)
+                self.add_tokenizer(folder / TOKENIZER)
+
+    @contextlib.contextmanager
+    def claim(self, shard: int) -> Iterator[bool]:
+        """Be the only process that makes a shard; False if another is at it or it is there."""
+        with self.place.claim(claim_name(shard)) as mine:
+            # it may have been committed while nobody held the claim
+            yield mine and not self.place.exists(commit_name(shard))
 
     def add_tokenizer(self, made: Path) -> None:
         """Move a finished tokenizer folder into the store, with a record of its files."""
@@ -119,30 +163,65 @@ class StoreWriter:
         expected = len(self.manifest.shard_rows(shard))
         if len(block) != expected:
             raise ValueError(f"shard {shard} holds {expected} sequences, got {len(block)}")
+        parts = blocks_of(block, self.manifest.block_sequences)
+        return self.commit(
+            shard,
+            (self.encode(p, encoded[i] if encoded else None) for i, p in enumerate(parts)),
+            statistics,
+        )
+
+    def encode(self, part: Block, columns: Columns | None = None) -> EncodedBlock:
+        """One block as its codec writes it, decoded again and compared. Any thread may do it.
+
+        columns  where they are at hand
+        """
+        if columns is None:
+            columns = self._codec.encode(part)
+        kept = self._codec.decode(columns, self.manifest.capture)
+        error_M = distortion(part.targets, kept.targets)
+        return EncodedBlock(
+            columns=columns,
+            statistics=block_statistics(part, self.manifest.packing.separator, error_M),
+            sequences=len(part),
+            documents=len(part.sequences.document_ids.values),
+            tokens=len(part.sequences.tokens.values),
+            positions=len(part.targets),
+        )
+
+    def commit(
+        self, shard: int, blocks: Iterable[EncodedBlock], statistics: ShardStatistics | None = None
+    ) -> Commit:
+        """Write the blocks of one whole shard, in order, and commit it; `statistics` as in `write`.
+
+        Raises
+            ValueError: they are not the shard's sequences, cut into blocks as the manifest says
+        """
+        sizes = self.manifest.block_sizes(shard)
         name = shard_name(shard, self._store.suffix)
+        sums: list[EncodedBlock] = []
         with self.place.scratch() as folder:
             made = folder / name.rpartition("/")[2]
-            sums = []
             with self._store.create(made) as add:
-                for number, part in enumerate(blocks_of(block, self.manifest.block_sequences)):
-                    columns = encoded[number] if encoded else self._codec.encode(part)
-                    kept = self._codec.decode(columns, self.manifest.capture)
-                    error_M = distortion(part.targets, kept.targets)
-                    sums.append(block_statistics(part, self.manifest.packing.separator, error_M))
-                    add(columns)
+                for block in blocks:
+                    add(block.columns)
+                    sums.append(replace(block, columns={}))
+            if [block.sequences for block in sums] != sizes:
+                found = [block.sequences for block in sums]
+                raise ValueError(f"shard {shard} holds {sizes} sequences, got {found}")
             files = shard_files(made)
             self.place.adopt(made, name)
-        found = total(sums)
+        found_sums = total(block.statistics for block in sums)
         if statistics:
-            found = replace(statistics, distortion=statistics.distortion + found.distortion)
+            distorted = statistics.distortion + found_sums.distortion
+            found_sums = replace(statistics, distortion=distorted)
         commit = Commit(
             shard=shard,
-            sequences=len(block),
-            documents=len(block.sequences.document_ids.values),
-            tokens=len(block.sequences.tokens.values),
-            positions=len(block.targets),
+            sequences=sum(block.sequences for block in sums),
+            documents=sum(block.documents for block in sums),
+            tokens=sum(block.tokens for block in sums),
+            positions=sum(block.positions for block in sums),
             files=files,
-            statistics=found,
+            statistics=found_sums,
         )
         self.place.write(commit_name(shard), commit_json(commit))
         return commit

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from .columns import Columns
 from .document import Document, is_held_out
 from .formats import read_documents
-from .records import Columns
 from .sources import Source, list_sources
 
 __all__ = ["Columns", "Document", "Source", "is_held_out", "list_sources", "read_documents"]

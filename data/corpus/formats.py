@@ -20,7 +20,7 @@ from .stdlib import read_python
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from .records import Columns
+    from .columns import Columns
     from .sources import Source
 
 _CHUNK = 1 << 20
@@ -40,6 +40,7 @@ def read_documents(sources: Iterable[Source], columns: Columns) -> Iterator[Docu
     Raises
         ColdstillError: a source is damaged, or a record is not what `columns` says
     """
+    columns.expect_answers()
     for source in sources:
         is_empty = True
         for document in _READERS[source.format](source, columns):

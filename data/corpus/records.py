@@ -4,86 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError
+from .columns import PromptColumns, known_records
 from .document import Document
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from .columns import Columns
+
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """Which columns of a record hold what.
-
-    When none is mapped, each record is recognised by the columns it has; the first match wins:
-    `messages` or `conversations` (a chat), `prompt` + `completion`, `instruction` + `response` or
-    `output` (a non-empty `input` follows the instruction after a blank line), `question` +
-    `answer`, `text`. A null column counts as absent as long as the others match something.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
-
-    text: str = "text"
-    """Plain text, learned whole."""
-    prompt: str | None = None
-    """Text that is read but not learned; needs `completion`."""
-    completion: str | None = None
-    """Text that is learned, directly after `prompt`: nothing is put between them."""
-    messages: str | None = None
-    """A list of messages, each with a role and a content."""
-    role: str = "role"
-    """The key of a message that says who speaks; `from` is understood too."""
-    content: str = "content"
-    """The key of a message that holds what is said; `value` is understood too."""
-
-    def __post_init__(self) -> None:
-        if (self.prompt is None) != (self.completion is None):
-            missing = "completion" if self.completion is None else "prompt"
-            raise ColdstillError(
-                f"corpus.columns: {missing} is not mapped; map prompt and completion together, or "
-                "text alone"
-            )
-        mapped = {
-            "text": self.text != "text",
-            "prompt": self.prompt is not None,
-            "messages": self.messages is not None,
-        }
-        if sum(mapped.values()) > 1:
-            both = " and ".join(name for name, is_mapped in mapped.items() if is_mapped)
-            raise ColdstillError(f"corpus.columns: {both} are both mapped; map only one of them")
-
-    @property
-    def are_recognised(self) -> bool:
-        """Whether nothing is mapped, so that each record tells by its columns what it is."""
-        return self.text == "text" and self.prompt is None and self.messages is None
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """The columns that must be there."""
-        if self.messages is not None:
-            return (self.messages,)
-        if self.prompt is not None and self.completion is not None:
-            return (self.prompt, self.completion)
-        return (self.text,)
-
-
-_RECOGNISED = tuple(
-    (frozenset(known.needed), known)
-    for known in (
-        Columns(messages="messages"),
-        Columns(messages="conversations"),
-        Columns(prompt="prompt", completion="completion"),
-        Columns(prompt="instruction", completion="response"),
-        Columns(prompt="instruction", completion="output"),
-        Columns(prompt="question", completion="answer"),
-        Columns(),
-    )
-)
 
 
 def used_columns(where: str, names: Collection[str], columns: Columns) -> list[str]:
@@ -93,9 +25,11 @@ def used_columns(where: str, names: Collection[str], columns: Columns) -> list[s
         ColdstillError: they are not enough
     """
     if not columns.are_recognised:
-        return list(dict.fromkeys(_choose(where, names, columns).needed))
+        chosen = _choose(where, names, columns)
+        there = [name for name in chosen.optional if name in names]
+        return list(dict.fromkeys([*chosen.needed, *there]))
     _choose(where, names, columns)
-    used = {"input"}.union(*(needed for needed, _ in _RECOGNISED))
+    used = {"input"}.union(*(known.needed for known in known_records(columns)))
     return [name for name in names if name in used]
 
 
@@ -110,19 +44,21 @@ def to_document(where: str, record: Any, columns: Columns) -> Document:
             f'{where}: {_shown(record)} is no record, expected an object such as {{"text": "..."}}'
         )
     chosen = _choose(where, record, columns)
-    values = [record[name] for name in chosen.needed]
+    named = [(name, record[name]) for name in chosen.needed]
+    named += [(name, record[name]) for name in chosen.optional if record.get(name) is not None]
     if chosen.messages is not None:
-        return Document(where=where, messages=_chat(where, chosen.messages, values[0], columns))
+        return Document(where=where, messages=_chat(where, *named[0], columns))
     if chosen.prompt is None:
-        return Document(where=where, text=_string(where, chosen.text, values[0]))
-    if all(isinstance(value, list) for value in values):
-        named = zip(chosen.needed, values, strict=True)
+        return Document(where=where, text=_string(where, *named[0]))
+    if all(isinstance(value, list) for _, value in named):
         messages = [m for name, value in named for m in _chat(where, name, value, columns)]
         return Document(where=where, messages=tuple(messages))
-    prompt, text = (_string(where, *pair) for pair in zip(chosen.needed, values, strict=True))
+    prompt, text = (*(_string(where, *pair) for pair in named), "")[:2]
     if columns.are_recognised and chosen.prompt == "instruction":
         extra = _string(where, "input", record.get("input"))
         prompt = f"{prompt}\n\n{extra}" if extra else prompt
+    if not prompt and isinstance(columns, PromptColumns):
+        return Document(where=where)  # an answer to nothing asks nothing
     return Document(where=where, prompt=prompt, text=text)
 
 
@@ -131,23 +67,28 @@ def _choose(where: str, names: Collection[str], columns: Columns) -> Columns:
     if not columns.are_recognised:
         absent = [name for name in columns.needed if name not in names]
         if absent:
-            raise _missing(where, absent[0], names, columns)
+            raise _missing(where, absent[0], _key_of(absent[0], columns), names)
         return columns
     there = set(names)
     filled = there
     if isinstance(names, dict):
         filled = {name for name, value in names.items() if value is not None}
     for having in (filled, there):
-        for needed, known in _RECOGNISED:
-            if needed <= having:
+        for known in known_records(columns):
+            if having.issuperset(known.needed):
                 return known
-    raise _missing(where, columns.text, names, columns)
+    wanted = "prompt" if isinstance(columns, PromptColumns) else columns.text
+    raise _missing(where, wanted, wanted, names)
 
 
-def _missing(where: str, name: str, names: Collection[str], columns: Columns) -> ColdstillError:
-    key = "messages" if columns.messages else "text"
+def _key_of(name: str, columns: Columns) -> str:
+    """The key of `[corpus.columns]` that a column was mapped by."""
     if columns.prompt:
-        key = "prompt" if name == columns.prompt else "completion"
+        return "prompt" if name == columns.prompt else "completion"
+    return "messages" if columns.messages else "text"
+
+
+def _missing(where: str, name: str, key: str, names: Collection[str]) -> ColdstillError:
     have = ", ".join(str(there) for there in names) or "none"
     return ColdstillError(
         f"{where}: missing column {name!r} (have: {have}); map it in the recipe: "

@@ -50,6 +50,8 @@ class Source:
     """Its size on disk; 0 where that is not known before it is fetched."""
     modified_ns: int = 0
     """When it was last written; 0 where that is not known."""
+    changed_ns: int = 0
+    """When the file system last touched it, which no program can set back; 0 likewise."""
 
     @property
     def identity(self) -> str:
@@ -202,6 +204,7 @@ def _source(name: str, path: Path, kind: str, compression: str | None = None) ->
         compression=compression,
         bytes=stat.st_size,
         modified_ns=stat.st_mtime_ns,
+        changed_ns=stat.st_ctime_ns,
     )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cache_settings import CacheSettings
-from ..place import LocalPlace, place_at
+from ..local_place import LocalPlace
+from ..place import place_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

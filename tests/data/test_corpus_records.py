@@ -6,7 +6,7 @@ from typing import Any
 
 import pydantic
 import pytest
-from coldstill.data.corpus import Columns, Document
+from coldstill.data.corpus import Columns, Document, read_documents
 from coldstill.data.corpus.records import to_document, used_columns
 from coldstill.data.errors import ColdstillError
 
@@ -213,7 +213,6 @@ def test_a_wrong_value_is_named_with_its_place(record: Any, told: str) -> None:
 @pytest.mark.parametrize(
     ("mapped", "told"),
     [
-        ({"prompt": "p"}, "completion is not mapped"),
         ({"completion": "c"}, "prompt is not mapped"),
         ({"text": "t", "messages": "m"}, "text and messages are both mapped"),
         (
@@ -227,6 +226,17 @@ def test_a_contradictory_mapping_is_refused_when_it_is_made(
 ) -> None:
     with pytest.raises(ColdstillError, match=rf"^corpus\.columns: .*{told}"):
         Columns(**mapped)
+
+
+def test_a_mapped_prompt_needs_a_completion_unless_it_is_to_be_answered() -> None:
+    columns = Columns(prompt="q")
+    with pytest.raises(ColdstillError, match=r"^corpus\.columns: completion is not .*generate"):
+        columns.expect_answers()
+    with pytest.raises(ColdstillError, match=r"^corpus\.columns: completion is not mapped"):
+        next(read_documents([], columns))
+    columns.for_prompts().expect_answers()
+    Columns(prompt="q", completion="a").expect_answers()
+    Columns().expect_answers()
 
 
 def test_a_pydantic_model_refuses_unknown_columns() -> None:
@@ -245,3 +255,65 @@ def test_only_the_columns_that_matter_are_read_from_a_table() -> None:
     assert used_columns("t", names, Columns(prompt="id", completion="id")) == ["id"]
     with pytest.raises(ColdstillError, match=r"^t: missing column 'text' \(have: id\)"):
         used_columns("t", ["id"], Columns())
+
+
+def prompt(record: Any, **columns: Any) -> Document:
+    return to_document("a.jsonl:7", record, Columns(**columns).for_prompts())
+
+
+@pytest.mark.parametrize(
+    ("record", "asked", "said"),
+    [
+        ({"prompt": "p"}, "p", ""),
+        ({"prompt": "p", "completion": None}, "p", ""),
+        ({"prompt": "p", "completion": "c"}, "p", "c"),
+        ({"instruction": "i", "input": "n"}, "i\n\nn", ""),
+        ({"instruction": "i", "input": "n", "output": "o"}, "i\n\nn", "o"),
+        ({"question": "q", "id": 3}, "q", ""),
+        ({"prompt": "p", "text": "t"}, "p", ""),
+        ({"prompt": "p", "question": "q", "answer": "a"}, "q", "a"),
+        ({"text": "t"}, "", "t"),
+        ({"prompt": "", "completion": "c"}, "", ""),
+        ({"prompt": None, "completion": "c"}, "", ""),
+    ],
+)
+def test_of_prompts_what_follows_may_be_missing(
+    record: dict[str, Any], asked: str, said: str
+) -> None:
+    assert prompt(record) == Document(where="a.jsonl:7", prompt=asked, text=said)
+
+
+def test_mapped_prompts_may_stand_alone() -> None:
+    assert prompt({"q": "ask"}, prompt="q").prompt == "ask"
+    assert prompt({"q": "ask"}, prompt="q", completion="a").prompt == "ask"
+    both = prompt({"q": "ask", "a": "say"}, prompt="q", completion="a")
+    assert (both.prompt, both.text) == ("ask", "say")
+    assert prompt({"c": [USER], "text": "t"}, messages="c").messages == (USER,)
+    assert prompt({"body": "b"}, text="body").text == "b"
+
+
+def test_prompts_may_be_messages() -> None:
+    assert prompt({"prompt": [USER]}).messages == (USER,)
+    assert prompt({"prompt": [USER], "completion": None}).messages == (USER,)
+    assert prompt({"prompt": [USER], "completion": [ASSISTANT]}).messages == (USER, ASSISTANT)
+
+
+def test_what_is_no_prompt_is_told_so() -> None:
+    for record, told in [
+        ({"answer": "a"}, "missing column 'prompt' (have: answer); map it in the recipe: "),
+        ({"prompt": 3}, "column 'prompt' holds int 3, expected a string"),
+        ({"prompt": [USER], "completion": "c"}, "column 'prompt' holds list"),
+    ]:
+        with pytest.raises(ColdstillError) as caught:
+            prompt(record)
+        assert told in str(caught.value)
+    with pytest.raises(ColdstillError, match=r'missing column .q.*columns\] prompt = "\.\.\."$'):
+        prompt({"p": "x"}, prompt="q", completion="p")
+
+
+def test_of_a_table_of_prompts_what_follows_is_read_where_it_is_there() -> None:
+    mapped = Columns(prompt="q", completion="a").for_prompts()
+    assert used_columns("t", ["id", "q"], mapped) == ["q"]
+    assert used_columns("t", ["a", "id", "q"], mapped) == ["q", "a"]
+    names = ["id", "prompt", "input", "completion"]
+    assert used_columns("t", names, Columns().for_prompts()) == ["prompt", "input", "completion"]

@@ -150,7 +150,7 @@ def test_a_writer_that_lost_its_lock_writes_nothing_more(memory: Distance) -> No
     place = memory.place()
     with StoreWriter(f"{memory.url}/store", MANIFEST) as writer:
         assert place.exists("manifest.json")
-        lease = writer.place._lease  # type: ignore[attr-defined]
+        [lease] = writer.place._leases._held  # type: ignore[attr-defined]
         place._objects.remove(LOCK)
         other = elsewhere(memory, Clock())
         other.acquire()

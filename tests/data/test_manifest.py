@@ -10,8 +10,8 @@ from coldstill.data.codecs.plain import PlainCodec
 from coldstill.data.errors import ColdstillError
 from coldstill.data.fidelity import CodecError
 from coldstill.data.files import write_json
+from coldstill.data.local_place import LocalPlace
 from coldstill.data.manifest import Manifest, difference, format_settings, read_manifest
-from coldstill.data.place import LocalPlace
 from coldstill.data.schema import Capture
 from coldstill.data.seal import sealed
 from coldstill.data.writer import StoreWriter

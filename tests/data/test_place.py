@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import pickle
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +15,10 @@ import pytest
 from coldstill.data.commit import Commit, shard_files
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import SCRATCH_PREFIX
-from coldstill.data.layout import MANIFEST
+from coldstill.data.layout import CLAIMS, MANIFEST, STARTING, claim_name
+from coldstill.data.local_place import LocalPlace
 from coldstill.data.objects import Objects
-from coldstill.data.place import LocalPlace, Place, place_at
+from coldstill.data.place import Place, place_at
 from coldstill.data.statistics import total
 
 if TYPE_CHECKING:
@@ -188,6 +193,70 @@ class AnyPlace:
         with place.lock():
             pass
 
+    def test_several_write_together(self, place: Place, another: Place) -> None:
+        told: list[bool] = []
+        with place.join(told.append), another.join(told.append):
+            place.write("a", b"1")
+            another.write("b", b"2")
+        with another.join(told.append):
+            pass
+        assert told == [True, False, True]
+        assert place.names(".") - {".lock"} <= {"a", "b", CLAIMS}
+        assert place.names(CLAIMS) == set()
+
+    def test_nobody_writes_alone_beside_those_who_write_together(
+        self, place: Place, another: Place
+    ) -> None:
+        with place.join(lambda alone: None):
+            with pytest.raises(ColdstillError) as caught, another.lock():
+                pass
+            place.write("a", b"1")
+        assert str(caught.value).startswith(f"{place}: another process is writing this store")
+        assert "\n" not in str(caught.value)
+        with another.lock():
+            pass
+
+    def test_nobody_joins_one_that_writes_alone(self, place: Place, another: Place) -> None:
+        told: list[bool] = []
+        with place.lock():
+            with pytest.raises(ColdstillError) as caught, another.join(told.append):
+                pass
+            place.write("a", b"1")
+        assert str(caught.value).startswith(f"{place}: another process is writing this store")
+        assert "\n" not in str(caught.value)
+        assert (told, place.names(CLAIMS)) == ([], set())
+        with another.join(told.append):
+            pass
+        assert told == [True]
+
+    def test_a_piece_of_work_is_one_processes(self, place: Place, another: Place) -> None:
+        with place.join(lambda alone: None), another.join(lambda alone: None):
+            with place.claim(claim_name(0)) as mine:
+                for asking in (another, place):
+                    with asking.claim(claim_name(0)) as its:
+                        assert not its
+                with another.claim(claim_name(1)) as its:
+                    assert its
+                assert mine
+            with another.claim(claim_name(0)) as its:
+                assert its
+            with pytest.raises(KeyError), place.claim(claim_name(0)):
+                raise KeyError
+            with another.claim(claim_name(0)) as its:
+                assert its
+        assert place.names(CLAIMS) == set()
+
+    def test_clearing_takes_claims_that_nobody_holds(self, place: Place) -> None:
+        for name in (claim_name(7), STARTING):  # of a killed process, or copied with the store
+            place.write(name, b"")
+        with place.lock():
+            place.clear()
+        assert place.names(CLAIMS) == set()
+        with place.join(lambda alone: place.clear()), place.claim(claim_name(7)) as mine:
+            place.clear()
+            assert mine
+            assert claim_name(7).rpartition("/")[2] in place.names(CLAIMS)
+
     def test_clearing_deletes_what_an_interrupted_write_left(
         self, place: Place, interrupted: Callable[[], None]
     ) -> None:
@@ -285,6 +354,61 @@ class TestS3Place(RemoteContract):
     @pytest.fixture
     def distance(self, s3: Distance) -> Distance:
         return s3
+
+
+def test_of_those_who_join_at_once_one_is_told_that_it_is_alone(tmp_path: Path) -> None:
+    at_once: list[int] = []
+    inside, told, all_in = [0], [], threading.Barrier(5)
+
+    def begin(alone: bool) -> None:
+        inside[0] += 1
+        time.sleep(0.02)
+        at_once.append(inside[0])
+        told.append(alone)
+        inside[0] -= 1
+
+    def write() -> None:
+        with place_at(tmp_path).join(begin):
+            all_in.wait(20)
+
+    threads = [threading.Thread(target=write) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert at_once == [1] * 5
+    assert told == [True, False, False, False, False]
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("in_the_way", ["claims", "claims/starting"])
+def test_what_keeps_writers_from_joining_is_told_in_a_line(tmp_path: Path, in_the_way: str) -> None:
+    place = place_at(tmp_path)
+    if in_the_way == "claims":
+        place.write(in_the_way, b"mine")
+    else:
+        (tmp_path / in_the_way).mkdir(parents=True)
+    with pytest.raises(ColdstillError) as caught, place.join(lambda alone: None):
+        pass
+    assert str(caught.value).startswith(f"{tmp_path}/claims/starting: ")
+    assert "\n" not in str(caught.value)
+    assert place.exists(in_the_way)
+    with place.lock():  # nothing stays locked
+        pass
+
+
+def test_a_disk_without_locks_is_not_another_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    place = place_at(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", fail)
+        for enter in (place.lock, lambda: place.join(lambda alone: None)):
+            with pytest.raises(ColdstillError, match="cannot be locked: No locks available"):
+                enter().__enter__()
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])

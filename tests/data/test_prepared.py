@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,6 +155,24 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert layout.read_record() is None
     write_json(layout.record, asdict(record()))
     assert layout.read_record() == record()
+
+
+def test_a_record_from_before_there_were_prompts_is_of_texts(tmp_path: Path) -> None:
+    layout = CorpusLayout(tmp_path)
+    old = asdict(record())
+    assert old.pop("prompts") is False
+    write_json(layout.record, old)
+    assert layout.read_record() == record()
+    write_json(layout.record, asdict(replace(record(), prompts=True)))
+    read = layout.read_record()
+    assert read is not None
+    assert read.prompts
+
+
+def test_a_record_counts_the_rows_that_were_skipped() -> None:
+    counts = {"empty_documents": 5, "too_long_prompts": 2, "unrenderable_chats": 1}
+    assert replace(record(), counts=counts).skipped == 3
+    assert record().skipped == 0
 
 
 def test_a_damaged_record_says_what_to_delete(tmp_path: Path) -> None:
