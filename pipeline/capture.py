@@ -6,51 +6,80 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..data.claims import claimed
+from ..data.files import told_where
 from ..data.place import place_at
 from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..data.schema import Capture
 from .ground import prepared, tokenizer_of, train_missing_teacher
+from .plan import expect_room
 
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
     from ..data.prepared import Split
-    from ..stages.teacher_logits import CapturePlan, Teacher
+    from ..stages.interruption import Interruption
+    from ..stages.teacher_forward import Teacher
+    from ..stages.teacher_logits import CapturePlan
     from .work import Work
 
 
 def teacher_logits(work: Work) -> None:
-    """Run the teacher over both splits; first train it if it is made here and is not yet."""
+    """Run the teacher over both splits; first train it if it is made here and is not yet.
+
+    Any number of processes may do so at the same time, on one run: they share the work.
+
+    Raises
+        StoppedError: asked to stop by SIGTERM; what was begun is finished or dropped
+    """
+    from ..stages.interruption import Interruption
+
+    interruption = Interruption()
+    with interruption.listening():
+        _teacher_logits(work, interruption)
+
+
+def _teacher_logits(work: Work, interruption: Interruption) -> None:
     recipe, run = work.recipe, work.run
-    if recipe.teacher.model is None:
-        train_missing_teacher(work)
+    from ..stages.load_teacher import expect_several_processes
+    from ..stages.lockstep import follows, lead
     from ..stages.teacher_logits import capture_split, is_captured
 
-    tokenizer = tokenizer_of(work)
-    # before the corpus is read: what is wrong with the teacher should not cost an hour of reading
-    source = _source(work, tokenizer)
-    record = prepared(work, tokenizer, together=recipe.corpus.pack)
+    if recipe.teacher.tensor_parallel:
+        expect_several_processes("teacher.tensor_parallel")
+    # one process at a time, or several would make the same
+    with told_where(run.preparing), claimed(run.preparing, wait=True):
+        if recipe.teacher.is_trained_here:
+            train_missing_teacher(work)
+        tokenizer = tokenizer_of(work)
+        # before the corpus is read: what is wrong with the teacher should not cost that
+        source = _source(work, tokenizer)
+        record = prepared(work, tokenizer, together=recipe.corpus.pack)
     plans = _capture_plans(work, tokenizer, record, source)
     if all(is_captured(plan) for plan in plans):
         stores = f"{place_at(run.logits)} and {place_at(run.heldout)}"
         work.say("teacher-logits", f"complete: {stores}")
         return
-    teacher = _load_teacher(work, tokenizer)
+    expect_room(work.loaded, run)
+    teacher = _load_teacher(work, tokenizer, f"teacher {source.identity.name}")
     if record.together and teacher.isolation == "single":
         work.say(
             "teacher-logits",
             f"a {plans[0].teacher.family!r} model cannot keep packed documents apart: one document "
             "per sequence from here on",
         )
-        record = prepared(work, tokenizer, together=False)
+        with claimed(run.preparing, wait=True):
+            record = prepared(work, tokenizer, together=False)
         plans = _capture_plans(work, tokenizer, record, source)
     if not record.together:
         teacher = dataclasses.replace(teacher, isolation="single")
     # the small one first: what is wrong with a teacher shows there, at little cost
     for plan in reversed(plans):
-        if is_captured(plan):
+        if not follows(teacher) and is_captured(plan):
             work.say(f"teacher-logits {plan.split}", f"complete: {place_at(plan.folder)}")
-        else:
-            capture_split(plan, teacher, work.report, work.begin)
+            lead(teacher, None)
+            continue
+        with interruption.postponed():
+            capture_split(plan, teacher, work.report, work.begin, stop=lambda: interruption.asked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +99,8 @@ def _source(work: Work, tokenizer: Any) -> _Source:
     logits, table = recipe.logits, recipe.teacher
     name = _teacher_name(work)
     identity = teacher_identity(name, "teacher.model", dtype=table.dtype, revision=table.revision)
-    if table.model is None:  # its folder is called the same in every run
-        identity = dataclasses.replace(identity, name=f"teacher of {recipe.name}")
+    if table.is_trained_here:  # its folder is called the same in every run
+        identity = dataclasses.replace(identity, name=recipe.trained_teacher)
     context = _context(name, table.revision)
     size = vocabulary_size(tokenizer)
     heldout_head = min(recipe.evaluation.head, size)
@@ -123,6 +152,7 @@ def _capture_plans(
                 codec=logits.codec if split == "train" else "plain",
                 store=logits.store,
                 folder=folders[split],
+                generate=recipe.teacher.generate,
             )
         )
     return plans
@@ -136,29 +166,32 @@ def _context(name: str, revision: str) -> int | None:
     return context_length(AutoConfig.from_pretrained(name, revision=revision))
 
 
-def _load_teacher(work: Work, tokenizer: Any) -> Teacher:
-    from ..stages.device import best_device
-    from ..stages.isolation import choose_isolation
-    from ..stages.models import load_model, vocabulary_size
-    from ..stages.output_head import connect_head
-    from ..stages.teacher_logits import Teacher
+def _load_teacher(work: Work, tokenizer: Any, who: str) -> Teacher:
+    from ..stages.load_teacher import Loading, load_teacher
+    from ..stages.models import vocabulary_size
 
     table = work.recipe.teacher
-    model = load_model(
+    loading = Loading(
+        dtype=table.dtype,
+        revision=table.revision,
+        attention=table.attention,
+        device_map=table.device_map,
+        tensor_parallel=table.tensor_parallel,
+        compiled=table.compile,
+    )
+    teacher = load_teacher(
         _teacher_name(work),
         "teacher.model",
-        precision=table.dtype,
-        attention=table.attention,
-        revision=table.revision,
-    ).to(best_device())
-    size = vocabulary_size(tokenizer)
-    length = work.recipe.corpus.sequence_length
-    return Teacher(
-        head=connect_head(model, size, work.report),
-        isolation=choose_isolation(model, size, length),
+        loading,
+        vocabulary=vocabulary_size(tokenizer),
+        sequence_length=work.recipe.corpus.sequence_length,
+        report=work.report,
     )
+    return dataclasses.replace(teacher, name=who)
 
 
 def _teacher_name(work: Work) -> str:
-    model = work.recipe.teacher.model
-    return str(work.run.teacher_model) if model is None else work.local(model)
+    teacher = work.recipe.teacher
+    if teacher.model is None or teacher.is_trained_here:
+        return str(work.run.teacher_model)
+    return work.local(teacher.model)

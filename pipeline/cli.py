@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
-from ..data.errors import ColdstillError
+from ..data.errors import ColdstillError, StoppedError
 from .cli_store import store
 from .inspect.command import inspect
 
@@ -35,6 +37,10 @@ class _Group(click.Group):
             if error.errno == errno.EPIPE:  # whoever reads our output has seen enough
                 raise
             _fail(_system_error(error))
+        except StoppedError:
+            command = shlex.join(["coldstill", *sys.argv[1:]])
+            click.echo(f"stopped as asked; resume with {command}", err=True)
+            sys.exit(0)
         except KeyboardInterrupt:
             # caught before click sees it, which would add an empty line of its own
             start = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
@@ -151,23 +157,60 @@ def init(name: str) -> None:
 @main.command()
 @recipe_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def plan(recipe: str, settings: Any, runs: str, progress: Any, as_json: bool) -> None:
-    """Tell what a recipe will do and how large it gets; loads no weights.
+@click.option(
+    "--pilot",
+    "count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Run the teacher over N sequences and measure.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, 1e9, min_open=True),
+    metavar="BYTES",
+    help="Bytes a position may take, for the pilot's recommendation.",
+)
+@click.option("--write", is_flag=True, help="Write what the pilot recommends into the recipe.")
+def plan(
+    recipe: str,
+    settings: Any,
+    runs: str,
+    progress: Any,
+    as_json: bool,
+    count: int | None,
+    budget: float | None,
+    write: bool,
+) -> None:
+    """Tell what a recipe will do, take and need; loads no weights unless --pilot asks to.
 
-    Example: coldstill plan demo
+    Example: coldstill plan demo --pilot 64 --budget 30
     """
-    from .plan import plan as make_plan
-    from .plan import text
+    if count is None:
+        for option, given in (("--budget", budget is not None), ("--write", write)):
+            if given:
+                raise click.UsageError(f"{option} is about what --pilot N measures; give that too.")
+        from .plan import expect_room
+        from .plan import plan as make_plan
+        from .plan_text import text
 
-    work = _work(recipe, settings, runs, progress, loads_models=False)
-    facts = make_plan(work.loaded, work.run)
-    click.echo(json.dumps(facts, indent=2) if as_json else text(facts))
+        work = _work(recipe, settings, runs, progress, loads_models=False)
+        facts = make_plan(work.loaded, work.run)
+        click.echo(json.dumps(facts, indent=2) if as_json else text(facts))
+        expect_room(work.loaded, work.run)
+        return
+    if budget is not None and math.isnan(budget):
+        raise click.BadParameter("is no number of bytes.", param_hint="'--budget'")
+    from .pilot_command import pilot
+
+    work = _work(recipe, settings, runs, progress)
+    pilot(work, count, budget, recipe if write else None, as_json=as_json)
 
 
 @main.command("train-teacher")
 @recipe_options
 def train_teacher(recipe: str, settings: Any, runs: str, progress: Any) -> None:
-    """Train the teacher, where the recipe makes it here.
+    """Train the teacher, where the recipe makes it here; correct one that exists, where the recipe
+    has both 'model' and 'train': a short fine-tuning on the corpus, measured on held-out documents.
 
     Example: coldstill train-teacher demo
     """

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from ..stages.ranks import rank
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -18,8 +20,9 @@ class Progress:
     """A reporter: call it with reports; leaving the context closes the last bar."""
 
     def __init__(self) -> None:
-        """Draw bars only where somebody watches."""
-        self._watched = sys.stderr.isatty()
+        """Draw bars only where somebody watches; of several processes the first one speaks."""
+        self._first = rank() == 0
+        self._watched = sys.stderr.isatty() and self._first
         self._bar: Any = None
         self._stage = ""
         self._said: set[str] = set()
@@ -37,6 +40,8 @@ class Progress:
 
     def __call__(self, report: Report) -> None:
         """Draw one report."""
+        if report.note and not (self._first or report.warning):
+            return
         if report.note:
             self._close()
             self._say(f"{report.stage}: {'warning: ' if report.warning else ''}{report.note}")
@@ -65,6 +70,7 @@ class Progress:
         if report.figures:
             shown = {name: f"{value:,.4g}" for name, value in report.figures.items()}
             self._bar.set_postfix(shown, refresh=False)
+        self._bar.total = report.total or None  # other processes may take some of it
         self._bar.update(report.done - self._bar.n)
 
     def _close(self) -> None:

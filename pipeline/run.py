@@ -71,6 +71,11 @@ class Run:
         return self.teacher / "model"
 
     @property
+    def correction(self) -> Path:
+        """The held-out loss of a teacher before and after it was corrected here."""
+        return self.teacher / "correction.json"
+
+    @property
     def tokenizer(self) -> Path:
         """The tokenizer that was trained here."""
         return self.teacher / "tokenizer"
@@ -81,6 +86,11 @@ class Run:
         return self.root / "corpus"
 
     @property
+    def preparing(self) -> Path:
+        """There while a process prepares the corpus: beside the run, which may not exist yet."""
+        return self.root.with_name(f".{self.root.name}.preparing")
+
+    @property
     def logits(self) -> str | Path:
         """The store that students are trained from."""
         return self.logits_at or self.root / "logits"
@@ -89,6 +99,11 @@ class Run:
     def heldout(self) -> str | Path:
         """The store that they are evaluated on."""
         return self.heldout_at or self.root / "heldout"
+
+    @property
+    def pilot(self) -> Path:
+        """What a pilot measured of the teacher before the capture."""
+        return self.root / "pilot.json"
 
     @property
     def students(self) -> Path:

@@ -6,6 +6,8 @@ adds the whole around them. `pipeline/recipe.py` reads a TOML file into them.
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -19,6 +21,8 @@ from ..data.stores import STORES
 from ..stages.config import (
     ArchitectureConfig,
     CorpusConfig,
+    GenerateConfig,
+    LoraConfig,
     ObjectiveConfig,
     Size,
     TokenizerConfig,
@@ -46,24 +50,64 @@ class TeacherTable(_Table):
     """What its weights are loaded as; `auto` is what the checkpoint says."""
     attention: str | None = None
     """Any `attn_implementation` of transformers; its own choice unless given."""
+    compile: bool = False
+    """Run it through `torch.compile`: slower to begin with, faster afterwards."""
+    device_map: str | dict[str, int | str] | None = None
+    """Spread it over several devices, as transformers does: `auto`, or a device for each part."""
+    tensor_parallel: bool = False
+    """Cut every layer into slices, one for each process of a `torchrun`."""
     architecture: ArchitectureConfig | None = None
     """Of a model that is made here,"""
     tokenizer: TokenizerConfig | None = None
     """its tokenizer,"""
     train: TrainConfig | None = None
-    """and how it is trained."""
+    """and how it is trained; with `model`, how that one is corrected: fine-tuned on the corpus
+    before it is asked."""
+    lora: LoraConfig | None = None
+    """Correct it by adapters on frozen weights instead of all its weights."""
+    generate: GenerateConfig | None = None
+    """It answers the corpus's prompts itself, and students learn from its answers."""
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether what speaks is made by training, from nothing or from `model`."""
+        return self.train is not None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> TeacherTable:
+        if self.tensor_parallel and self.device_map is not None:
+            raise ValueError(
+                "has both 'tensor_parallel' and 'device_map'; keep the one that fits: "
+                "several processes in step, or one process with several devices"
+            )
+        if self.tensor_parallel and self.generate is not None:
+            raise ValueError(
+                "has both 'tensor_parallel' and 'generate'; spread a teacher that answers by "
+                "'device_map'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_or_the_other(self) -> TeacherTable:
-        made_here = (self.architecture, self.tokenizer, self.train)
+        made_here = (self.architecture, self.tokenizer)
         if self.model is not None and any(part is not None for part in made_here):
             raise ValueError(
-                "has both 'model' and a table for making one; keep either 'model' or "
-                "'architecture', 'tokenizer' and 'train'"
+                "has both 'model' and a table for making one; keep either 'model' (and 'train', to "
+                "correct it) or 'architecture', 'tokenizer' and 'train'"
             )
-        if self.model is None and any(part is None for part in made_here):
+        if self.model is None and self.lora is not None:
+            raise ValueError(
+                "has 'lora' without 'model': a model that is made here has no weights worth "
+                "freezing; remove 'lora'"
+            )
+        if self.model is None and any(part is None for part in (*made_here, self.train)):
             raise ValueError(
                 "needs either 'model' or all of 'architecture', 'tokenizer' and 'train'"
+            )
+        if self.lora is not None and self.train is None:
+            raise ValueError(
+                "has 'lora' without 'train': say how long it is trained, such as train = "
+                "{ steps = 100 }, or remove 'lora'"
             )
         return self
 
@@ -75,9 +119,10 @@ class LogitsTable(_Table):
     """How shards lie on disk: a name, or a table of a name and settings."""
     codec: str | dict[str, Any] = "compact"
     """How targets become columns, likewise."""
-    head: Whole = 16
-    """Most probable tokens kept exactly at each position."""
-    tail: Whole = 16
+    head: Whole = 0
+    """Most probable tokens kept exactly at each position. At the same bytes samples alone give a
+    better gradient; a head pays where `temperatures` are wanted."""
+    tail: Whole = 50
     """Samples of the rest, unbiased."""
     temperatures: tuple[Annotated[float, Field(gt=0.0, le=100.0)], ...] = ()
     """Temperatures besides 1 at which students may be trained exactly."""
@@ -133,6 +178,16 @@ class EvaluationTable(_Table):
     """Where this store is instead of `heldout` in the run: an address or a folder, as above."""
 
 
+class ShareTable(_Table):
+    """A teacher that a student listens to, and how much."""
+
+    logits: Annotated[str, Field(min_length=1)] | None = None
+    """Its store: a folder (relative to the recipe), an address such as s3://bucket/store, a run's
+    folder or a run's name; the run's own store unless given."""
+    weight: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    """What part of the objective it has, of the sum of all."""
+
+
 class StudentTable(_Table):
     """One student."""
 
@@ -144,8 +199,43 @@ class StudentTable(_Table):
     """a folder (relative to the recipe) or hub name to start from."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """What it is asked to match."""
+    teachers: tuple[ShareTable, ...] = ()
+    """Further teachers, by their stores of the same sequences. The run's own has what their weights
+    leave of 1, unless it is listed too (without `logits`); then the weights may have any sum."""
     train: TrainConfig
     """How long and how fast."""
+
+    @property
+    def other_stores(self) -> tuple[str, ...]:
+        """The further teachers' stores, as the recipe names them."""
+        return tuple(part.logits for part in self.teachers if part.logits is not None)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What part of the objective each store has, the run's own first; their sum is 1."""
+        others = [part.weight for part in self.teachers if part.logits is not None]
+        listed = [part.weight for part in self.teachers if part.logits is None]
+        left = 1.0 - math.fsum(others)
+        own = listed[0] if listed else left if left > 1e-9 else 0.0
+        total = math.fsum((own, *others))
+        return tuple(weight / total for weight in (own, *others))
+
+    @model_validator(mode="after")
+    def _teachers_add_up(self) -> StudentTable:
+        own = [part for part in self.teachers if part.logits is None]
+        total = math.fsum(part.weight for part in self.teachers)
+        if len(own) > 1:
+            raise ValueError("teachers: only one can lack 'logits', which is the run's own store")
+        if own and not total > 0:
+            raise ValueError("teachers: all weights are 0, so there is nobody to listen to")
+        if not own and total > 1 + 1e-9:
+            raise ValueError(
+                f"teachers: the weights' sum is {total:g}, which leaves the run's own store less "
+                "than nothing; lower them, or list it too: { weight = ... } without logits"
+            )
+        if len(set(self.other_stores)) < len(self.other_stores):
+            raise ValueError("teachers: the same 'logits' twice; give that store one weight")
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudentTable:
@@ -177,6 +267,25 @@ class Recipe(_Table):
         if "teacher" in self.students:
             raise ValueError("students: 'teacher' is the teacher's name in every table")
         return self
+
+    @model_validator(mode="after")
+    def _texts_or_prompts(self) -> Recipe:
+        if self.teacher.generate is None:
+            self.corpus.columns.expect_answers()
+        elif self.teacher.train is not None:
+            raise ValueError(
+                "teacher has both 'train', which learns from texts, and 'generate', which answers "
+                "prompts; train it in a run of its own and name the result as teacher.model"
+            )
+        return self
+
+    @property
+    def trained_teacher(self) -> str:
+        """What stores call a teacher that is trained here."""
+        base = self.teacher.model
+        if base is None:
+            return f"teacher of {self.name}"
+        return f"{Path(base).name or base} corrected on {self.name}"
 
     def student(self, name: str) -> StudentTable:
         """One of its students; raises ColdstillError naming those there are."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..data.corpus import Columns
 
@@ -75,6 +75,35 @@ class TrainConfig:
     """Any further `transformers.TrainingArguments`, by name."""
 
 
+def _layer_names(value: Any) -> Any:
+    """What may stand for a choice of layers; one message for all that may not."""
+    names = isinstance(value, list | tuple) and all(isinstance(n, str) and n for n in value)
+    if value != "all-linear" and not (names and value):
+        raise ValueError(
+            f"{value!r} is neither 'all-linear' nor a list of layer names such as "
+            "['q_proj', 'v_proj']"
+        )
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685): weights stay frozen, a product of two thin matrices is
+    learned beside each and added to it in the end."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    rank: Size = 16
+    """Width of the thin matrices."""
+    alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 32.0
+    """The product counts `alpha / rank` times."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of their inputs that is left out in training."""
+    targets: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_layer_names)] = (
+        "all-linear"
+    )
+    """Linear layers by the end of their names, such as `q_proj`; all but the head unless given."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveConfig:
     """What a student is asked to match: a weighted sum."""
@@ -104,6 +133,21 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateConfig:
+    """How a teacher answers prompts, so that students learn from its own text."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    max_new_tokens: Size = 256
+    """Most tokens of an answer; it ends earlier at an end token or a full sequence."""
+    temperature: Weight = 1.0
+    """Of the sampling; 0 always takes the most probable token."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Sample only from the fewest tokens that together have this probability."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample only from so many most probable tokens; 0 for all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusConfig:
     """What is read, and how it is cut into sequences."""
 
@@ -118,5 +162,8 @@ class CorpusConfig:
     """Put after each plain document: the tokenizer's own end of text unless given; "" for none."""
     pack: bool = True
     """Whether short documents share a sequence (isolated from one another)."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What becomes of a chat that the template cannot render and of a prompt that leaves no room
+    for its answer: the first one ends the command, or all are left out and counted."""
     columns: Columns = field(default_factory=Columns)
     """Which columns of the records hold what, where the usual names do not."""

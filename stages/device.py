@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .ranks import local_rank
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -20,8 +22,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's accelerator if there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
 def describe_machine() -> str:

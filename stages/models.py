@@ -17,6 +17,8 @@ from ..data.manifest import TeacherIdentity, TokenizerIdentity
 from .device import DTYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .config import ArchitectureConfig
 
 
@@ -42,21 +44,28 @@ def load_tokenizer(name: str, where: str, revision: str = "main") -> Any:
 
 
 def load_model(
-    name: str, where: str, *, precision: str, attention: str | None = None, revision: str = "main"
+    name: str,
+    where: str,
+    *,
+    precision: str,
+    attention: str | None = None,
+    revision: str = "main",
+    options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A causal language model in evaluation mode on the CPU.
+    """A causal language model in evaluation mode, on the CPU unless `options` say where.
 
     precision  `fp32`, `bf16`, `fp16`, or `auto` for what the checkpoint says
+    options    for `from_pretrained`
 
     Raises
         ColdstillError: there is no such model, or it is not a causal language model
     """
     _expect_present(name, where)
     dtype = "auto" if precision == "auto" else DTYPES[precision]
-    options = {} if attention is None else {"attn_implementation": attention}
+    own = {} if attention is None else {"attn_implementation": attention}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, revision=revision, **options
+            name, dtype=dtype, revision=revision, **own, **(options or {})
         )
     except Exception as error:  # likewise
         raise ColdstillError(

@@ -8,6 +8,7 @@ against the model's own logits and, if none agrees, falls back to calling the wh
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 CHUNK_ELEMENTS = 3 << 23
 """Logits computed at a time: 96 MB in fp32. Smaller chunks make the matrix products slower,
 larger ones only take memory (measured at V = 32,000 and 128,256)."""
+_DEVICE_SHARE = 128
+"""On an accelerator a chunk may take one part in so many of its memory: it needs more rows at a
+time to be busy, and has more memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,9 +52,20 @@ class OutputHead:
         return None if self.whole else getattr(self.model.get_output_embeddings(), "bias", None)
 
     @property
+    def device(self) -> torch.device:
+        """Where the head is; a model that is spread out has its parts in several places."""
+        weight = self.weight
+        return _real(self.model.device if weight is None else weight.device)
+
+    @property
+    def input_device(self) -> torch.device:
+        """Where token ids go."""
+        return _real(self.model.get_input_embeddings().weight.device)
+
+    @property
     def chunk(self) -> int:
         """How many positions to take at a time."""
-        return max(1, CHUNK_ELEMENTS // self.vocabulary)
+        return max(1, max(CHUNK_ELEMENTS, _accelerator_share()) // self.vocabulary)
 
     def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """[B, T, D] what the head would be applied to (in the fallback: [B, T, V] logits)."""
@@ -96,6 +111,21 @@ class OutputHead:
         if self.softcap is not None:
             logits_MV.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits_MV
+
+
+def _real(device: torch.device) -> torch.device:
+    """Weights that wait on the disk or in memory are computed with where the accelerator is."""
+    if device.type != "meta":
+        return device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@functools.cache
+def _accelerator_share() -> int:
+    """Elements of a chunk that an accelerator has room for; 0 without one."""
+    if not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.get_device_properties(0).total_memory) // (4 * _DEVICE_SHARE)
 
 
 def connect_head(model: Any, vocabulary: int, report: Reporter = silent) -> OutputHead:

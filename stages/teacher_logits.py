@@ -11,39 +11,43 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from ..data.alignment import labels
 from ..data.errors import ColdstillError
 from ..data.files import json_bytes
-from ..data.layout import MANIFEST, MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
-from ..data.manifest import CorpusIdentity, Manifest, Packing, format_settings, read_manifest
-from ..data.order import uniform
+from ..data.layout import MANIFEST, MEASUREMENTS
+from ..data.manifest import (
+    CorpusIdentity,
+    Generation,
+    Manifest,
+    Packing,
+    format_settings,
+    read_manifest,
+)
 from ..data.place import place_at
 from ..data.reader import open_store
-from ..data.schema import Block, Targets
+from ..data.schema import Block
 from ..data.writer import StoreWriter, with_error
+from .capture_shards import answered, capture_shards
 from .device import describe_machine, peak_memory
-from .feed import flat_positions
-from .isolation import model_inputs
+from .lockstep import follow, follows, lead
 from .models import tokenizer_identity
+from .ranks import world_size
 from .report import Report, Reporter, silent
-from .selection import select, to_targets
 from .speed import forward_speed
+from .teacher_forward import Teacher, TeacherForward, capture_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from ..data.manifest import TeacherIdentity
     from ..data.prepared import CorpusRecord, SequenceFile, Split
-    from ..data.schema import Capture, Sequences
+    from ..data.schema import Capture
     from ..data.statistics import ShardStatistics
+    from .config import GenerateConfig
     from .isolation import Isolation
-    from .output_head import OutputHead
-    from .selection import Selected
 
 STAGE = "teacher-logits"
 BLOCK_TOKENS = 16_384
@@ -75,14 +79,8 @@ class CapturePlan:
     store: str | dict[str, Any]
     folder: str | Path
     """A path or an address."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Teacher:
-    """The loaded teacher."""
-
-    head: OutputHead
-    isolation: Isolation
+    generate: GenerateConfig | None = None
+    """How the teacher answers, where the sequences are prompts."""
 
 
 def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64]:
@@ -123,6 +121,7 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
         block_sequences=min(per_shard, max(1, BLOCK_TOKENS // plan.sequence_length)),
         codec=settings["codec"],
         store=settings["store"],
+        generated=None if plan.generate is None else Generation(**asdict(plan.generate)),
     )
 
 
@@ -176,109 +175,79 @@ def capture_split(
     teacher: Teacher,
     report: Reporter = silent,
     begin: Callable[[], None] = lambda: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Capture the shards that are missing.
+    """Capture the shards that are missing, together with any other process that does the same; or
+    keep step with the process that does, where one teacher is cut across several.
 
     begin  called once, when nothing can be refused any more
+    stop   asked after each batch: whether to leave the rest for later
 
     Raises
         ColdstillError: the store was made otherwise, the teacher gives no numbers, the disk is full
     """
+    if follows(teacher):
+        follow(teacher, TeacherForward(teacher, plan.capture, plan.batch_tokens))
+        return
+    try:
+        _capture_split(plan, teacher, report, begin, stop)
+    finally:
+        lead(teacher, None)
+
+
+def _capture_split(
+    plan: CapturePlan,
+    teacher: Teacher,
+    report: Reporter,
+    begin: Callable[[], None],
+    stop: Callable[[], bool],
+) -> None:
     manifest = make_manifest(plan, teacher.isolation)
     if not place_at(plan.folder).exists(MANIFEST) and len(plan.rows):
         manifest = with_error(manifest, _first_batch(plan, teacher))
     stage = f"{STAGE} {plan.split}"
-    with StoreWriter(plan.folder, manifest) as writer:
+    forward = TeacherForward(teacher, plan.capture, plan.batch_tokens, report)
+    writer = StoreWriter(
+        plan.folder, manifest, shared=True, save_tokenizer=plan.tokenizer.save_pretrained
+    )
+    with writer:
         begin()
-        if not writer.place.exists(TOKENIZER_FILES):
-            with writer.place.scratch() as folder:
-                plan.tokenizer.save_pretrained(folder / TOKENIZER)
-                writer.add_tokenizer(folder / TOKENIZER)
-        missing = writer.missing()
-        if len(missing) < manifest.shards:
-            found = manifest.shards - len(missing)
+        found = manifest.shards - len(writer.missing())
+        if found:
             report(Report(stage=stage, note=f"going on: {found} of {manifest.shards} shards done"))
-        total = sum(len(manifest.shard_rows(i)) for i in missing) * plan.sequence_length
-        done, started = 0, time.perf_counter()
-        with peak_memory(teacher.head.model.device) as memory:
-            for shard in missing:
-                parts = []
-                for part in _capture_shard(plan, teacher, manifest.shard_rows(shard)):
-                    parts.append(part)
-                    new = len(part) * plan.sequence_length
-                    done += new
-                    report(Report(stage=stage, done=done, total=total, step=new))
-                writer.write(shard, Block.concatenate(parts))
-        if missing:
-            seconds = time.perf_counter() - started
-            measured = _measure(plan, teacher, done / seconds, memory.bytes)
+        started = time.perf_counter()
+        with peak_memory(teacher.head.device) as memory:
+            tally = capture_shards(plan, teacher, writer, forward, report, stop)
+        if tally.done and not stop():
+            speed = tally.done / (time.perf_counter() - started)
+            measured = _measure(plan, teacher, forward.budget, speed, memory.bytes)
             writer.place.write(MEASUREMENTS, json_bytes(measured))
+        left = len(writer.missing())
+    if left and stop():
+        return
+    if not left:
         _tell_of_separator(open_store(plan.folder).statistics, plan, report)
-    shards = "1 shard" if manifest.shards == 1 else f"{manifest.shards} shards"
-    report(Report(stage=stage, note=f"{shards} in {writer.place}"))
+    report(Report(stage=stage, note=_outcome(writer, left), warning=bool(left)))
+
+
+def _outcome(writer: StoreWriter, left: int) -> str:
+    shards = writer.manifest.shards
+    if left:
+        return (
+            f"{shards - left} of {shards} shards in {writer.place}; other processes are at the "
+            "rest or have lost it: once they have ended, run the same command again"
+        )
+    return f"{'1 shard' if shards == 1 else f'{shards} shards'} in {writer.place}"
 
 
 def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
     """What the codec's error is measured on."""
     size = max(1, plan.batch_tokens // plan.sequence_length)
-    return next(_capture_shard(plan, teacher, range(min(size, len(plan.rows)))))
-
-
-def _capture_shard(plan: CapturePlan, teacher: Teacher, places: range) -> Iterator[Block]:
-    """The shard's batches, with targets."""
-    size = max(1, plan.batch_tokens // plan.sequence_length)
-    buffer = teacher.head.buffer(size * plan.sequence_length, teacher.head.model.device)
-    for start in range(places.start, places.stop, size):
-        rows = plan.rows[start : min(start + size, places.stop)]
-        sequences = plan.sequences.read(rows)
-        targets = capture_batch(teacher.head, sequences, teacher.isolation, plan.capture, buffer)
-        yield Block(sequences=sequences, targets=targets, capture=plan.capture)
-
-
-@torch.no_grad()
-def capture_batch(
-    head: OutputHead,
-    sequences: Sequences,
-    isolation: Isolation,
-    capture: Capture,
-    buffer: torch.Tensor,
-) -> Targets:
-    """The teacher's targets at every supervised position of some sequences.
-
-    buffer  memory from `head.buffer`, reused from batch to batch
-
-    Raises
-        ColdstillError: a logit is no number (sequence and position)
-    """
-    device = head.model.device
-    inputs = model_inputs(sequences, isolation, head.model.dtype)
-    positions = flat_positions(sequences, inputs["input_ids"].shape[1]).to(device)
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    hidden_MD = head.hidden(inputs).flatten(0, 1)[positions]
-    labels_M = torch.from_numpy(labels(sequences)).long().to(device)
-    ids_M = np.repeat(sequences.ids, sequences.positions.lengths)
-    uniform_M = uniform(capture.seed, ids_M, sequences.positions.values)
-    shifts = torch.from_numpy(uniform_M).to(device)
-    parts: list[Selected] = []
-    for start in range(0, len(positions), len(buffer)):
-        rows = slice(start, start + len(buffer))
-        logits = head.logits(hidden_MD[rows], buffer)
-        parts.extend(select(logits, labels_M[rows], shifts[rows], capture))
-    targets = to_targets(parts, capture)
-    _expect_numbers(targets, sequences)
-    return targets
-
-
-def _expect_numbers(targets: Targets, sequences: Sequences) -> None:
-    # any NaN or infinity among the logits spoils the normaliser, and with it every one of these
-    bad = ~(np.isfinite(targets.entropy) & np.isfinite(targets.label_logprob))
-    if bad.any():
-        place = int(np.flatnonzero(bad)[0])
-        row = int(np.searchsorted(sequences.positions.offsets, place, side="right")) - 1
-        raise ColdstillError(
-            f"teacher: its logits are not finite at sequence {int(sequences.ids[row])}, position "
-            f"{int(sequences.positions.values[place])}; try teacher.dtype = 'fp32'"
-        )
+    sequences = plan.sequences.read(plan.rows[:size])
+    if plan.generate is not None:
+        sequences = answered(plan, teacher, sequences)
+    targets = capture_batch(teacher, sequences, plan.capture)
+    return Block(sequences=sequences, targets=targets, capture=plan.capture)
 
 
 def _tell_of_separator(sums: ShardStatistics, plan: CapturePlan, report: Reporter) -> None:
@@ -298,14 +267,15 @@ def _tell_of_separator(sums: ShardStatistics, plan: CapturePlan, report: Reporte
 
 
 def _measure(
-    plan: CapturePlan, teacher: Teacher, tokens_per_second: float, memory: int
+    plan: CapturePlan, teacher: Teacher, budget: int, tokens_per_second: float, memory: int
 ) -> dict[str, Any]:
-    size = max(1, plan.batch_tokens // plan.sequence_length)
+    size = max(1, budget // plan.sequence_length)  # what is known to fit
     sample = plan.sequences.read(plan.rows[: min(size, len(plan.rows))])
-    forward = forward_speed(teacher.head, sample, teacher.isolation)
+    forward = None if teacher.lockstep else forward_speed(teacher.head, sample, teacher.isolation)
     return {
         "machine": describe_machine(),
+        "processes": world_size(),
         "capture_tokens_per_second": round(tokens_per_second, 1),
         "capture_peak_memory_bytes": memory,
-        "forward": asdict(forward),
+        "forward": None if forward is None else asdict(forward),
     }

@@ -7,6 +7,8 @@ it covers any learned character.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,101 +17,166 @@ from ..data.errors import ColdstillError
 from ..data.packing import TokenizedDocument
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from ..data.corpus import Document
+    from .config import CorpusConfig
 
 Spans = list[tuple[int, int]]
+
+
+class BadRowError(ColdstillError):
+    """A document that nothing can be learned from as it is; a recipe may have such skipped."""
+
+    def __init__(self, kind: str, where: str, reason: str) -> None:
+        """Say why; `kind` is what `CorpusRecord.counts` counts it under."""
+        super().__init__(f'{where}: {reason}, or skip such rows with corpus.bad_rows = "skip"')
+        self.kind = kind
+
+
+def refuse(bad: BadRowError) -> None:
+    """What becomes of a bad row unless the recipe says otherwise."""
+    raise bad
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A document as it is written."""
+
+    document: Document
+    text: str
+    learned: Spans | None
+    """None for all of it."""
+    closed: bool
+    """Whether a chat's template has put all special tokens; other text gets the tokenizer's."""
 
 
 class DocumentTokenizer:
     """Tokenises batches of documents with all processors (the tokenizer's own threads)."""
 
-    def __init__(self, tokenizer: Any, separator: str | None, where: str) -> None:
-        """Find out what stands after a document.
+    separator: tuple[int, ...] = ()
+    """What is put after each document that is no chat."""
 
-        separator  None for the tokenizer's own end of text, "" for nothing
+    def __init__(self, tokenizer: Any, config: CorpusConfig) -> None:
+        """Find out what stands after a document.
 
         Raises
             ColdstillError: a separator that the tokenizer cannot write
         """
         self._tokenizer = tokenizer
+        self._length = config.sequence_length
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._choose_separator(config.separator)
+
+    def __call__(
+        self,
+        documents: Sequence[Document],
+        first_index: int,
+        skip: Callable[[BadRowError], None] = refuse,
+    ) -> list[tuple[Document, TokenizedDocument]]:
+        """Tokenise documents; those that are not skipped are numbered from `first_index`.
+
+        skip  told of each bad row: a chat that the tokenizer's template cannot render, a prompt
+              that leaves no room for its answer
+
+        Raises
+            ColdstillError: a text after which nothing can be put, a chat without any template
+        """
+        texts: list[Rendered] = []
+        for document in documents:
+            try:
+                texts.append(self._render(document))
+            except BadRowError as bad:
+                skip(bad)
+        found: list[tuple[Document, TokenizedDocument]] = []
+        for text, encoding in zip(texts, self._encode(texts), strict=True):
+            try:
+                ids, learned = self._finish(text, encoding)
+            except BadRowError as bad:
+                skip(bad)
+                continue
+            index = first_index + len(found)
+            tokens = np.array(ids, dtype=np.int32)
+            found.append((text.document, TokenizedDocument(index, tokens, learned)))
+        return found
+
+    def _choose_separator(self, separator: str | None) -> None:
+        self._has_end = True
         if separator is None:
-            end = tokenizer.eos_token_id
+            end = self._tokenizer.eos_token_id
+            self._has_end = end is not None
             self.separator = () if end is None else (int(end),)
         else:
             ids = self._backend.encode(separator, add_special_tokens=False).ids
             self.separator = tuple(ids)
             if separator and not ids:
-                raise ColdstillError(f"{where}: the tokenizer has no tokens for {separator!r}")
+                raise ColdstillError(
+                    f"corpus.separator: the tokenizer has no tokens for {separator!r}"
+                )
 
-    def __call__(self, documents: Sequence[Document], first_index: int) -> list[TokenizedDocument]:
-        """Tokenise documents numbered from `first_index`.
-
-        Raises
-            ColdstillError: a chat that the tokenizer's template cannot render (which, and why)
-        """
-        texts: list[str] = []
-        spans: list[Spans | None] = []
-        for document in documents:
-            text, learned = self._render(document) if document.messages else _plain(document)
-            texts.append(text)
-            spans.append(learned)
-        chats = [bool(document.messages) for document in documents]
-        encodings: list[Any] = [None] * len(documents)
-        for is_chat in (False, True):
-            # a chat's template writes its own special tokens; other text gets the tokenizer's
-            rows = [i for i, chat in enumerate(chats) if chat is is_chat]
-            batch = [texts[i] for i in rows]
-            found = self._backend.encode_batch(batch, add_special_tokens=not is_chat)
+    def _encode(self, texts: Sequence[Rendered]) -> list[Any]:
+        encodings: list[Any] = [None] * len(texts)
+        for closed in (False, True):
+            rows = [i for i, text in enumerate(texts) if text.closed is closed]
+            batch = [texts[i].text for i in rows]
+            found = self._backend.encode_batch(batch, add_special_tokens=not closed)
             for row, encoding in zip(rows, found, strict=True):
                 encodings[row] = encoding
-        return [
-            self._finish(first_index + i, encodings[i], spans[i], closed=chats[i])
-            for i in range(len(documents))
-        ]
+        return encodings
 
-    def _finish(
-        self, index: int, encoding: Any, spans: Spans | None, *, closed: bool
-    ) -> TokenizedDocument:
+    def _finish(self, text: Rendered, encoding: Any) -> tuple[list[int], NDArray[np.bool_]]:
+        """The ids of a document with its end, and [T] which of them are learned."""
         ids = encoding.ids
-        learned = np.ones(len(ids), np.bool_) if spans is None else _covers(encoding.offsets, spans)
+        learned = np.ones(len(ids), np.bool_)
+        if text.learned is not None:
+            learned = _covers(encoding.offsets, text.learned)
         ends = len(self.separator)
-        if not closed and ends and tuple(ids[-ends:]) == self.separator:
+        if not text.closed and ends and tuple(ids[-ends:]) == self.separator:
             learned[-ends:] = True  # the tokenizer's own, which covers no characters
-        if not closed and ends and tuple(ids[-ends:]) != self.separator:
+        if not text.closed and ends and tuple(ids[-ends:]) != self.separator:
             ids = [*ids, *self.separator]
             learned = np.concatenate([learned, np.ones(ends, np.bool_)])
-        return TokenizedDocument(index, np.array(ids, dtype=np.int32), learned)
+        before = int(learned.argmax()) if learned.any() else 0
+        if before >= self._length:  # its answer would stand in a later piece, without it
+            raise self._too_long(text.document.where, before)
+        return ids, learned
 
-    def _render(self, document: Document) -> tuple[str, Spans]:
+    def _too_long(self, where: str, tokens: int) -> BadRowError:
+        return BadRowError(
+            "too_long_prompts",
+            where,
+            f"its prompt of {tokens} tokens leaves no room for an answer in sequences of "
+            f"{self._length}; shorten it, raise corpus.sequence_length",
+        )
+
+    def _render(self, document: Document) -> Rendered:
+        if document.messages:
+            with self._templating(document):
+                return self._render_chat(document)
+        if not self._has_end:
+            raise ColdstillError(
+                "corpus.separator: the tokenizer has no end-of-text token to put after a text "
+                f'({document.where}); set a text to put there, or "" for nothing'
+            )
+        if not document.prompt:
+            return Rendered(document, document.text, None, closed=False)
+        whole = document.prompt + document.text
+        return Rendered(document, whole, [(len(document.prompt), len(whole))], closed=False)
+
+    def _render_chat(self, document: Document) -> Rendered:
         """A chat as text, and where in it the assistant speaks."""
         messages = list(document.messages)
-        if not self._tokenizer.chat_template:
-            raise ColdstillError(
-                f"{document.where}: a chat, but the tokenizer has no chat template; use a chat "
-                "model's tokenizer or map the columns to prompt and completion"
-            )
-        try:
-            whole = self._apply(messages)
-            spans = [
-                self._span(messages, i, whole, document.where)
-                for i, message in enumerate(messages)
-                if message["role"] == "assistant"
-            ]
-        except ColdstillError:
-            raise
-        except Exception as error:  # templates are programs and raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ColdstillError(
-                f"{document.where}: the chat template cannot render this chat: {reason}"
-            ) from error
-        return whole, spans
+        whole = self._apply(messages)
+        spans = [
+            self._span(messages, i, whole, document.where)
+            for i, message in enumerate(messages)
+            if message["role"] == "assistant"
+        ]
+        return Rendered(document, whole, spans, closed=True)
 
     def _span(self, messages: list[Any], i: int, whole: str, where: str) -> tuple[int, int]:
         """Where message `i` is written: after the prompt to answer, up to its own end."""
@@ -124,23 +191,38 @@ class DocumentTokenizer:
         content = str(messages[i]["content"])
         begin = whole.find(content, len(before)) if whole.startswith(before) else -1
         if not content or begin < 0:
-            raise ColdstillError(
-                f"{where}: the chat template writes message {i + 1} differently once more follow, "
-                "so what the assistant said cannot be located; split the chat there"
+            raise BadRowError(
+                "unrenderable_chats",
+                where,
+                f"the chat template writes message {i + 1} differently once more follow, so what "
+                "the assistant said cannot be located; split the chat there",
             )
         closing = after[after.rfind(content) + len(content) :]
         end = begin + len(content)
         return begin, end + len(closing) if whole.startswith(closing, end) else end
 
+    @contextmanager
+    def _templating(self, document: Document) -> Iterator[None]:
+        """Say of which chat, if its template fails."""
+        if not self._tokenizer.chat_template:  # that is no fault of the row
+            raise ColdstillError(
+                f"{document.where}: a chat, but the tokenizer has no chat template; use a chat "
+                "model's tokenizer or map the columns to prompt and completion"
+            )
+        try:
+            yield
+        except ColdstillError:
+            raise
+        except Exception as error:  # templates are programs and raise anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BadRowError(
+                "unrenderable_chats",
+                document.where,
+                f"the chat template cannot render this chat: {reason}; repair it",
+            ) from error
+
     def _apply(self, messages: list[Any], **options: Any) -> str:
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
-
-
-def _plain(document: Document) -> tuple[str, Spans | None]:
-    if not document.prompt:
-        return document.text, None
-    whole = document.prompt + document.text
-    return whole, [(len(document.prompt), len(whole))]
 
 
 def _covers(offsets: list[tuple[int, int]], spans: Spans) -> NDArray[np.bool_]:

@@ -117,10 +117,12 @@ class Desk:
 
 _DOOR = """
 import json, os, sys
+import torch
 import coldstill.pipeline.work
 import coldstill.stages.teacher_logits
 import coldstill.stages.train_student
 from coldstill.pipeline.cli import main
+torch.set_num_threads(1)  # as in the tests' own process: another number may round otherwise
 for line in sys.stdin:
     folder, output, arguments = json.loads(line)
     child = os.fork()
@@ -129,6 +131,7 @@ for line in sys.stdin:
         screen = os.open(output, os.O_RDWR | os.O_CREAT, 0o644)
         for descriptor in (0, 1, 2):
             os.dup2(screen, descriptor)
+        sys.argv = ["coldstill", *arguments]
         main(arguments)
         sys.exit(0)
     print(child, flush=True)

@@ -22,8 +22,10 @@ from coldstill.stages.models import (
 from coldstill.stages.output_head import connect_head
 from coldstill.stages.prepare_corpus import prepare_corpus
 from coldstill.stages.report import Reporter, silent
-from coldstill.stages.teacher_logits import CapturePlan, Teacher, capture_split, chosen_rows
+from coldstill.stages.teacher_forward import Teacher
+from coldstill.stages.teacher_logits import CapturePlan, capture_split, chosen_rows
 from conftest import VOCABULARY, make_model, sentences
+from transformers import AutoConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +79,7 @@ def plan_capture(
     plan = CapturePlan(
         split=split,
         teacher=teacher_identity(name, "teacher.model", dtype="fp32", revision="main"),
-        context=context_length(load_model(name, "teacher.model", precision="fp32").config),
+        context=context_length(AutoConfig.from_pretrained(name)),
         tokenizer=load_tokenizer(name, "teacher.model"),
         corpus=corpus.record,
         sequences=sequences,

@@ -22,7 +22,7 @@ FILES = {
 DATA_MAY_IMPORT = {"numpy", "pyarrow", "zarr", "fsspec", "pydantic"}
 DATA_MAY_ASK = {("datasets", "data.corpus.hub"), ("tokenizers", "data.maintenance.verify")}
 """What one file each imports, inside a function, for those who ask for it."""
-LIGHT_STAGES = {"stages", "stages.config", "stages.report"}
+LIGHT_STAGES = {"stages", "stages.config", "stages.ranks", "stages.report"}
 
 
 @dataclass(frozen=True, slots=True)

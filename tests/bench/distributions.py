@@ -9,6 +9,7 @@ do in real text. How sure it is varies with the context; the mean entropy is 2 n
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,22 +17,59 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from coldstill.data.alignment import labels
+from coldstill.data.order import uniform
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.prepared import CorpusLayout
-from coldstill.data.schema import Block, Capture
+from coldstill.data.schema import Block, Capture, Sequences
+from coldstill.stages.feed import flat_positions
+from coldstill.stages.isolation import model_inputs
 from coldstill.stages.models import load_model
 from coldstill.stages.output_head import OutputHead
-from coldstill.stages.selection import select, to_targets
-from coldstill.stages.teacher_logits import capture_batch
+from coldstill.stages.selection import Selected, select, to_targets
 from measure import OUTPUT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Iterator, Sequence
 
 POSITIONS = 16_384
 _ZIPF, _SHIFT, _RANK, _PULL, _SURE, _SPREAD = 1.05, 2.7, 64, 3.2, 1.65, 0.35
+_CHUNK_ELEMENTS = 1 << 23
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chunk:
+    """Some positions, as selection wants them."""
+
+    hidden: torch.Tensor
+    logits: torch.Tensor
+    labels: torch.Tensor
+    uniform: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reading:
+    """A teacher and what it has read, up to the last product, which is `[M, V]` and never kept."""
+
+    sequences: Sequences
+    hidden_MD: torch.Tensor
+    weight_VD: torch.Tensor
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All positions in order, a few at a time."""
+        labels_M = torch.from_numpy(labels(self.sequences).astype(np.int64))
+        ids_M = np.repeat(self.sequences.ids, self.sequences.positions.lengths)
+        uniform_M = torch.from_numpy(uniform(0, ids_M, self.sequences.positions.values))
+        rows = max(1, _CHUNK_ELEMENTS // len(self.weight_VD))
+        for start in range(0, len(labels_M), rows):
+            part = slice(start, start + rows)
+            hidden = self.hidden_MD[part]
+            yield Chunk(
+                hidden=hidden,
+                logits=hidden @ self.weight_VD.t(),
+                labels=labels_M[part],
+                uniform=uniform_M[part],
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,35 +81,76 @@ class Measured:
     entropy: float
     """Mean, in nats."""
     variance: dict[Capture, float]
-    """Mean over positions of the variance that sampling adds to the gradient of KL with respect to
-    the logits, summed over the vocabulary, as a share of that of 50 multinomial draws."""
+    """Mean over positions of the squared error that sampling adds to the gradient of KL with
+    respect to the logits, as a share of the variance of 50 multinomial draws."""
 
 
 def trained(captures: Sequence[Capture]) -> Measured:
-    """The demo's teacher, which is trained if it is not there yet (about two minutes)."""
-    run = OUTPUT / "demo"
-    command = [sys.executable, "-m", "coldstill.pipeline.cli", "teacher-logits", "demo"]
-    subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
-    model: Any = load_model(str(run / "teacher" / "model"), "teacher", precision="fp32")
-    vocabulary = 4096
-    head = OutputHead(model, vocabulary)
-    file = CorpusLayout(run / "corpus").open("heldout")
-    sequences = file.read(np.arange(min(len(file), POSITIONS // 256 + 2)))
-    blocks = {}
-    for capture in captures:
-        buffer = head.buffer(4096, model.device)
-        parts = []
-        for start in range(0, len(sequences), 16):
-            part = sequences.take(np.arange(start, min(start + 16, len(sequences))))
-            targets = capture_batch(head, part, "positions", capture, buffer)
-            parts.append(Block(sequences=part, targets=targets, capture=capture))
-        blocks[capture] = Block.concatenate(parts)
-    entropy = float(blocks[captures[0]].targets.entropy.mean())
-    return Measured(vocabulary=vocabulary, blocks=blocks, entropy=entropy, variance={})
+    """Records of `trained_reading`."""
+    return measured(trained_reading(), captures)
+
+
+def synthetic(captures: Sequence[Capture]) -> Measured:
+    """Records of `synthetic_reading`."""
+    return measured(synthetic_reading(), captures)
 
 
 @torch.no_grad()
-def synthetic(captures: Sequence[Capture], *, documents: int = 16, seed: int = 0) -> Measured:
+def measured(reading: Reading, captures: Sequence[Capture]) -> Measured:
+    """Select under every capture."""
+    parts: dict[Capture, list[Any]] = {capture: [] for capture in captures}
+    noise = dict.fromkeys(captures, 0.0)
+    multinomial = 0.0
+    for chunk in reading.chunks():
+        probs_MV = chunk.logits.softmax(1)
+        squares_M = torch.linalg.vecdot(probs_MV, probs_MV)
+        multinomial += float((1 - squares_M).double().sum() / 50)
+        for capture in captures:
+            selected = list(select(chunk.logits, chunk.labels, chunk.uniform, capture))
+            parts[capture] += selected
+            if capture.tail:
+                noise[capture] += _noise(probs_MV, squares_M, selected)
+    blocks = {
+        capture: Block(
+            sequences=reading.sequences,
+            targets=to_targets(parts[capture], capture),
+            capture=capture,
+        )
+        for capture in captures
+    }
+    return Measured(
+        vocabulary=len(reading.weight_VD),
+        blocks=blocks,
+        entropy=float(blocks[captures[0]].targets.entropy.mean()),
+        variance={c: noise[c] / multinomial for c in captures if c.tail},
+    )
+
+
+@functools.cache
+@torch.no_grad()
+def trained_reading() -> Reading:
+    """The demo's teacher, which is trained if it is not there yet (about two minutes)."""
+    run = OUTPUT / "demo"
+    command = [sys.executable, "-m", "coldstill.pipeline.cli", "train-teacher", "demo"]
+    subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
+    model: Any = load_model(str(run / "teacher" / "model"), "teacher", precision="fp32")
+    head = OutputHead(model, 4096)
+    file = CorpusLayout(run / "corpus").open("heldout")
+    sequences = file.read(np.arange(min(len(file), POSITIONS // 256 + 2)))
+    hidden = []
+    for start in range(0, len(sequences), 16):
+        part = sequences.take(np.arange(start, min(start + 16, len(sequences))))
+        inputs = model_inputs(part, "positions", model.dtype)
+        positions = flat_positions(part, inputs["input_ids"].shape[1])
+        hidden.append(head.hidden(inputs).flatten(0, 1)[positions])
+    weight = head.real_weight(torch.float32)
+    assert weight is not None
+    return Reading(sequences=sequences, hidden_MD=torch.cat(hidden), weight_VD=weight)
+
+
+@functools.cache
+@torch.no_grad()
+def synthetic_reading(*, documents: int = 16, seed: int = 0) -> Reading:
     """16 documents that the teacher writes itself, token by token."""
     vocabulary, length = 128_256, POSITIONS // documents
     random = torch.Generator().manual_seed(seed)
@@ -80,57 +159,40 @@ def synthetic(captures: Sequence[Capture], *, documents: int = 16, seed: int = 0
     # ids in the order of frequency but for some noise, as the order of merges makes them
     prior = prior[torch.argsort(torch.log(rank) + 0.7 * torch.randn(vocabulary, generator=random))]
     output = torch.randn(_RANK, vocabulary, generator=random)
+    weight_VD = torch.cat([output, prior[None]]).t().contiguous()
     embedding = torch.randn(vocabulary, _RANK, generator=random)
     topic = torch.randn(documents, _RANK, generator=random)
     last = before = torch.multinomial(prior.softmax(0), documents, generator=random)
-    text = [last]
-    parts: dict[Capture, list[Any]] = {capture: [] for capture in captures}
-    noise = dict.fromkeys(captures, 0.0)
-    multinomial = 0.0
+    text, hidden = [last], []
     for _ in range(length - 1):
         context = embedding[last] + 0.6 * embedding[before] + 0.6 * topic
         context /= context.norm(dim=1, keepdim=True)
         sure = _SURE * torch.exp(_SPREAD * context[:, :1] * _RANK**0.5)
-        logits = ((context * _PULL) @ output + prior) * sure
-        probs = logits.softmax(1)
-        drawn = torch.multinomial(probs, 1, generator=random)[:, 0]
-        multinomial += float((1 - (probs.double() ** 2).sum(1)).sum() / 50)
-        for capture in captures:
-            shift = torch.rand(documents, generator=random, dtype=torch.float64)
-            selected = list(select(logits.clone(), drawn, shift, capture))
-            parts[capture] += selected
-            if capture.tail:
-                noise[capture] += _variance(probs, selected[0].head_ids, capture.tail)
-        before, last = last, drawn
-        text.append(drawn)
+        hidden.append(torch.cat([context * _PULL * sure, sure], 1))
+        probs = (hidden[-1] @ weight_VD.t()).softmax(1)
+        before, last = last, torch.multinomial(probs, 1, generator=random)[:, 0]
+        text.append(last)
     tokens = torch.stack(text, 1).numpy().astype(np.int32)
-    blocks = {c: _block(tokens, parts[c], c) for c in captures}
-    entropy = float(blocks[captures[0]].targets.entropy.mean())
-    variance = {c: noise[c] / multinomial for c in captures if c.tail}
-    return Measured(vocabulary=vocabulary, blocks=blocks, entropy=entropy, variance=variance)
-
-
-def _variance(probs_BV: torch.Tensor, head_BK: torch.Tensor, samples: int) -> float:
-    """Sum over positions and tokens of the variance of a systematic sample's weights.
-
-    A token of which `f` samples are expected gets floor(f) or ceil(f), with mean f.
-    """
-    rest = probs_BV.double().scatter(1, head_BK, 0.0)
-    weight = rest.sum(1, keepdim=True) / samples
-    fraction = (rest / weight.clamp(min=1e-300)) % 1.0
-    return float((weight**2 * fraction * (1 - fraction)).sum())
-
-
-def _block(tokens_BT: NDArray[np.int32], parts: list[Any], capture: Capture) -> Block:
-    documents, length = tokens_BT.shape
-    sequences = build_sequences(
-        0,
-        [
-            [TokenizedDocument(i, tokens, np.ones(length, np.bool_))]
-            for i, tokens in enumerate(tokens_BT)
-        ],
+    rows = [
+        [TokenizedDocument(i, document, np.ones(length, np.bool_))]
+        for i, document in enumerate(tokens)
+    ]
+    return Reading(
+        sequences=build_sequences(0, rows),
+        hidden_MD=torch.stack(hidden, 1).flatten(0, 1),
+        weight_VD=weight_VD,
     )
-    # captured step by step over all documents; a block goes document by document
-    order = np.arange(documents * (length - 1)).reshape(length - 1, documents).T.ravel()
-    targets = to_targets(parts, capture).take(order)
-    return Block(sequences=sequences, targets=targets, capture=capture)
+
+
+def _noise(probs_MV: torch.Tensor, squares_M: torch.Tensor, selected: Sequence[Selected]) -> float:
+    """Squared distance of the samples' weights from what they stand for, summed over positions.
+
+    squares_M  sums of the squared probabilities
+    """
+    head_ids = torch.cat([part.head_ids for part in selected])
+    tail_ids = torch.cat([part.tail_ids for part in selected])
+    weight_M = torch.cat([part.log_tail for part in selected]).exp() / tail_ids.shape[1]
+    outside_M = squares_M - probs_MV.gather(1, head_ids).square().sum(1)
+    same_M = (tail_ids[:, :, None] == tail_ids[:, None, :]).sum((1, 2))
+    product_M = probs_MV.gather(1, tail_ids).sum(1)
+    return float((weight_M * (weight_M * same_M - 2 * product_M) + outside_M).double().sum())

@@ -1,65 +1,209 @@
-"""Stage one against the bare forward pass of the same model over the same batches."""
+"""Stage one, from tokens on disk to committed shards, against the bare forward pass of the same
+model over the same batches."""
 
 from __future__ import annotations
 
+import functools
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.files import json_bytes
+from coldstill.data.layout import MANIFEST, SHARDS
+from coldstill.data.manifest import (
+    CorpusIdentity,
+    Manifest,
+    Packing,
+    TeacherIdentity,
+    TokenizerIdentity,
+    format_settings,
+)
+from coldstill.data.packing import TokenizedDocument
+from coldstill.data.prepared import SequenceFile, SequenceWriter
 from coldstill.data.schema import Capture
+from coldstill.data.stores.arrow import ArrowStore
+from coldstill.data.writer import StoreWriter
+from coldstill.stages.capture_shards import capture_shards
 from coldstill.stages.device import best_device
 from coldstill.stages.isolation import model_inputs
 from coldstill.stages.output_head import OutputHead
-from coldstill.stages.teacher_logits import capture_batch
+from coldstill.stages.report import silent
+from coldstill.stages.teacher_forward import Teacher, TeacherForward
+from coldstill.stages.teacher_logits import CapturePlan
 from measure import Figure, compare_memory, compare_times, write
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
-VOCABULARY, BATCH, LENGTH = 50_257, 4, 512
-CAPTURES = ((64, 0), (0, 24), (16, 16))
+CAPTURES = (Capture(head=64, tail=0), Capture(head=0, tail=24), Capture(head=16, tail=16))
+LENGTH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model with random weights: for speed they serve as well as any."""
+
+    name: str
+    family: str
+    sizes: dict[str, int]
+    dtype: torch.dtype
+    batch: int
+    """Sequences of a forward pass."""
+    batches: int
+    """Forward passes that are timed together."""
+
+
+GPT2_SMALL = Shape(
+    "GPT-2 small", "gpt2", {"n_embd": 768, "n_layer": 12, "n_head": 12}, torch.float32, 4, 3
+)
+GPT2_MEDIUM = Shape(
+    "GPT-2 medium", "gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16}, torch.float32, 4, 1
+)
+
+
+def _llama(name: str, hidden: int, layers: int, heads: int, feed_forward: int) -> Shape:
+    sizes = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "intermediate_size": feed_forward,
+        "max_position_embeddings": 4096,
+    }
+    return Shape(name, "llama", sizes, torch.bfloat16, 16, 12)
+
+
+def shapes() -> list[Shape]:
+    """What this machine can run."""
+    if not torch.cuda.is_available():
+        return [GPT2_SMALL, GPT2_MEDIUM]
+    return [_llama("1B", 2048, 16, 32, 8192), _llama("8B", 4096, 32, 32, 14336)]
+
+
+class Side:
+    """One model, a corpus of random tokens, and a store to write to."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        vocabulary: int,
+        folder: Path,
+        *,
+        store: Path | None = None,
+        shards: int = 1,
+    ) -> None:
+        torch.manual_seed(0)
+        self.shape, self.vocabulary, self.folder = shape, vocabulary, folder
+        self.store, self.shards = store or folder / "logits", shards
+        config = AutoConfig.for_model(shape.family, vocab_size=vocabulary, **shape.sizes)
+        with torch.device(best_device()):
+            model = AutoModelForCausalLM.from_config(config, dtype=shape.dtype)
+        self.model: Any = model.eval()
+        self.teacher = Teacher(head=OutputHead(model, vocabulary), isolation="positions")
+        self.sequences = self._corpus()
+
+    def _corpus(self) -> SequenceFile:
+        random = np.random.default_rng(0)
+        with ArrowStore().create(self.folder / "corpus.arrow") as add:
+            writer = SequenceWriter(add)
+            for i in range(self.shape.batch * self.shape.batches):
+                tokens = random.integers(0, self.vocabulary, LENGTH).astype(np.int32)
+                writer.add([TokenizedDocument(i, tokens, np.ones(LENGTH, np.bool_))])
+            writer.finish()
+        return SequenceFile(self.folder / "corpus.arrow")
+
+    def bare(self) -> None:
+        """Logits of every position, as the model makes them."""
+        size, rows = self.shape.batch, len(self.sequences)
+        with torch.no_grad():
+            for start in range(0, rows, size):
+                part = self.sequences.read(np.arange(start, start + size))
+                inputs = model_inputs(part, "positions", self.model.dtype)
+                inputs = {n: t.to(self.model.device) for n, t in inputs.items()}
+                self.model(**inputs, use_cache=False)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def capture(self, capture: Capture) -> None:
+        """The same batches to a store, read, selected, encoded, compared, written and synced."""
+        self.clear(capture)
+        self.fill(capture)
+
+    def clear(self, capture: Capture) -> None:
+        """Begin a store that holds nothing."""
+        _, manifest = self._plan(capture)
+        shutil.rmtree(self.store, ignore_errors=True)
+        (self.store / SHARDS).mkdir(parents=True)
+        (self.store / MANIFEST).write_bytes(json_bytes(manifest.to_json()))
+
+    def fill(self, capture: Capture) -> None:
+        """Capture what is missing in it."""
+        plan, manifest = self._plan(capture)
+        forward = TeacherForward(self.teacher, capture, plan.batch_tokens)
+        with StoreWriter(plan.folder, manifest, shared=True) as writer:
+            capture_shards(plan, self.teacher, writer, forward, silent, lambda: False)
+
+    def _plan(self, capture: Capture) -> tuple[CapturePlan, Manifest]:
+        shape, rows = self.shape, len(self.sequences)
+        teacher = TeacherIdentity(
+            name=shape.name, fingerprint="0", family=shape.family, dtype="float32", parameters=1,
+            bytes=1,
+        )  # fmt: skip
+        settings = format_settings("compact", "arrow", self.vocabulary, capture)
+        manifest = Manifest(
+            teacher=teacher,
+            tokenizer=TokenizerIdentity(fingerprint="0", size=self.vocabulary),
+            corpus=CorpusIdentity(fingerprint="0", split="train", documents=rows),
+            packing=Packing(
+                sequence_length=LENGTH, together=True, isolation="positions", separator=(),
+                fingerprint="0",
+            ),
+            capture=capture,
+            sequences=rows,
+            shard_sequences=rows // self.shards,
+            block_sequences=min(rows // self.shards, 32),
+            codec=settings["codec"],
+            store=settings["store"],
+        )  # fmt: skip
+        plan = CapturePlan(
+            split="train", teacher=teacher, context=None, tokenizer=None, corpus=None,  # type: ignore[arg-type]
+            sequences=self.sequences, rows=np.arange(rows), capture=capture,
+            sequence_length=LENGTH, shard_tokens=rows * LENGTH // self.shards,
+            batch_tokens=shape.batch * LENGTH, codec="compact", store="arrow",
+            folder=self.store,
+        )  # fmt: skip
+        return plan, manifest
+
+
+def measure(shape: Shape, vocabulary: int) -> list[Figure]:
+    """One model, all captures."""
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory() as folder:
+        side = Side(shape, vocabulary, Path(folder))
+        name = f"stage one against bare forward, {shape.name}, V={vocabulary:,}"
+        figures += [
+            compare_times(
+                f"{name}, ({capture.head}, {capture.tail})",
+                functools.partial(side.capture, capture),
+                side.bare,
+                repeats=5,
+            )
+            for capture in CAPTURES
+        ]
+        ours = functools.partial(side.capture, CAPTURES[-1])
+        figures.append(compare_memory(name, ours, side.bare))
+    return figures
 
 
 def main() -> None:
-    """Measure a model of GPT-2-small's shape."""
+    """Measure every shape and vocabulary."""
     torch.set_num_threads(2)
-    torch.manual_seed(0)
-    model: Any = GPT2LMHeadModel(GPT2Config()).eval().to(best_device())
-    random = np.random.default_rng(0)
-    documents = [
-        [
-            TokenizedDocument(
-                i,
-                random.integers(0, VOCABULARY, LENGTH).astype(np.int32),
-                np.ones(LENGTH, np.bool_),
-            )
-        ]
-        for i in range(BATCH)
-    ]
-    sequences = build_sequences(0, documents)
-    inputs = model_inputs(sequences, "positions", model.dtype)
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    head = OutputHead(model, VOCABULARY)
-    buffer = head.buffer(BATCH * LENGTH, model.device)
-
-    @torch.no_grad()
-    def baseline() -> None:
-        model(**inputs, use_cache=False)
-
     figures: list[Figure] = []
-    for k, r in CAPTURES:
-        capture = Capture(head=k, tail=r)
-
-        def ours(capture: Capture = capture) -> None:
-            capture_batch(head, sequences, "positions", capture, buffer)
-
-        def ours_from_nothing(capture: Capture = capture) -> None:
-            own = head.buffer(BATCH * LENGTH, model.device)
-            capture_batch(head, sequences, "positions", capture, own)
-
-        name = f"stage one against bare forward, GPT-2 small, ({k}, {r})"
-        figures.append(compare_times(name, ours, baseline, repeats=5))
-        if (k, r) == CAPTURES[-1]:
-            figures.append(compare_memory(name, ours_from_nothing, baseline))
+    for shape in shapes():
+        for vocabulary in (50_257, 128_256):
+            figures += measure(shape, vocabulary)
     write("teacher_forward", figures)
 
 

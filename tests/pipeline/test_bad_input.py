@@ -33,7 +33,12 @@ STUDENT = ("train-student", "r.toml")
     [
         ("head = 4", "heads = 4", "error: r.toml: logits: unknown key 'heads'; did you mean 'head"),
         ("[corpus]", "[corpus", "error: r.toml: not valid TOML: "),
-        ("[teacher]", "[teacher]\ntrain = { steps = 3 }", "error: r.toml: teacher: has both 'mode"),
+        (
+            "[teacher]",
+            "[teacher]\ntokenizer = {}",
+            "error: r.toml: teacher: has both 'model' and a ",
+        ),
+        ("[teacher]", "[teacher]\nlora = {}", "error: r.toml: teacher: has 'lora' without 'train'"),
     ],
 )
 def test_a_wrong_recipe_stops_every_command_before_it_begins(
@@ -375,7 +380,7 @@ def test_a_teacher_that_says_nonsense(desk: Desk) -> None:
     result = desk.coldstill(*LOGITS, "--set", "teacher.model=teacher")
     assert result.exit_code == 1
     assert re.match(
-        r"error: teacher: its logits are not finite at sequence \d+, position \d+; try",
+        r"error: teacher teacher: its logits are not finite at sequence \d+, position \d+, so",
         result.stderr.splitlines()[-1],
     )
     assert not list(desk.run.glob("*/shards/*"))

@@ -235,7 +235,7 @@ def test_prompts_and_completions_under_other_names_are_learned_from_the_completi
 ) -> None:
     records = [
         {"task": text[: len(text) // 2], "solution": text[len(text) // 2 :], "id": i}
-        for i, text in enumerate(sentences(40, seed=4))
+        for i, text in enumerate(whole[:90] for whole in sentences(40, seed=4))
     ]
     desk.write("tasks.jsonl", "\r\n".join(json.dumps(record) for record in records))
     desk.edit("files = [", 'files = ["tasks.jsonl"] # ')
@@ -256,7 +256,9 @@ def test_a_local_folder_stands_for_a_dataset_of_the_hub(desk: Desk) -> None:
     assert sum(split["documents"] for split in splits.values()) == 40
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=lambda how: how.name)
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name
+)
 def test_a_stopped_capture_goes_on_and_ends_as_if_it_had_not_been(
     desk: Desk, processes: Processes, how: Signals
 ) -> None:
@@ -268,6 +270,12 @@ def test_a_stopped_capture_goes_on_and_ends_as_if_it_had_not_been(
         assert said[-1] == "interrupted; run the same command again to go on"
         assert [line for line in said if "Traceback" in line or not line] == []
         assert not list(desk.run.rglob(".unfinished-*"))
+    elif how is signal.SIGTERM:
+        assert code == 0
+        command = " ".join(("coldstill teacher-logits r.toml", *small))
+        assert said[-1] == f"stopped as asked; resume with {command}"
+        assert not list(desk.run.rglob(".unfinished-*"))
+        assert not (desk.run / "logits" / "claims").exists()
     else:
         assert code == -signal.SIGKILL
     done = len(list(second.parent.glob("*.json")))

@@ -22,7 +22,9 @@ pytest_plugins = ("desk",)
 def test_every_place_lies_inside_the_run(tmp_path: Path) -> None:
     run = open_run(tmp_path, "r")
     places = [getattr(run, name) for name in dir(Run) if not name.startswith("_")]
-    paths = [place for place in places if isinstance(place, Path)]
+    # beside it, because it is there before the run is
+    paths = [p for p in places if isinstance(p, Path) and p != run.preparing]
+    assert run.preparing == tmp_path / ".r.preparing"
     assert len(paths) >= 9
     assert all(path.is_relative_to(tmp_path / "r") for path in paths)
     assert run.student("s").model == tmp_path / "r" / "students" / "s" / "model"

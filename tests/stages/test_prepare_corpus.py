@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from chats import CHAT, TEMPLATE
 from coldstill.data.corpus import is_held_out, list_sources, read_documents
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages.config import CorpusConfig
+from coldstill.stages.corpus_origin import difference_in_corpus
 from coldstill.stages.models import load_tokenizer, tokenizer_identity
-from coldstill.stages.prepare_corpus import difference_in_corpus, prepare_corpus, summary
+from coldstill.stages.prepare_corpus import prepare_corpus, summary
 from conftest import sentences
 
 if TYPE_CHECKING:
@@ -41,9 +43,14 @@ def configured(**changes: Any) -> CorpusConfig:
 
 
 def prepared(folder: Path, tokenizer: Any, **changes: Any) -> CorpusRecord:
-    together = changes.pop("together", True)
+    together, prompts = changes.pop("together", True), changes.pop("prompts", False)
     return prepare_corpus(
-        folder / "corpus", configured(**changes), folder, tokenizer, together=together
+        folder / "corpus",
+        configured(**changes),
+        folder,
+        tokenizer,
+        together=together,
+        prompts=prompts,
     )
 
 
@@ -228,3 +235,179 @@ def test_a_difference_is_named_by_its_file(tmp_path: Path, tokenizer: Any) -> No
     assert difference().endswith("b.jsonl has changed")
     (tmp_path / "b.jsonl").unlink()
     assert difference().endswith("b.jsonl is gone")
+
+
+def test_a_change_that_hides_behind_its_time_and_size_is_found(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    write(tmp_path, sentences(40))
+    path = tmp_path / "a.jsonl"
+    os.utime(path, ns=(10**18, 10**18))  # long ago
+    record = prepared(tmp_path, tokenizer)
+    now = path.stat().st_ctime_ns + 10**11
+
+    def difference(record: CorpusRecord, written_ns: int = now) -> str | None:
+        return difference_in_corpus(
+            record, configured(), tmp_path, tokenizer, written_ns=written_ns
+        )
+
+    assert difference(record) is None
+    old = path.read_bytes()
+    path.write_bytes(old.replace(b"0", b"9"))
+    os.utime(path, ns=(10**18, 10**18))  # set back
+    assert str(difference(record)).endswith("a.jsonl has changed")
+    # as if on a file system so coarse that both changes bear one time
+    ((name, size, _, digest),) = record.sources
+    changed = path.stat().st_ctime_ns
+    coarse = dataclasses.replace(record, sources=[[name, size, changed, digest]])
+    assert str(difference(coarse, changed + 10**9)).endswith("a.jsonl has changed")
+    # a file that had been left alone for a while is known by its time, without reading it
+    assert difference(coarse, changed + 3 * 10**9) is None
+    path.write_bytes(old)
+    assert difference(record) is None
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    write(tmp_path, sentences(300))
+
+    def touched(report: Report) -> None:
+        if report.done == 256:
+            with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
+                file.write('\n{"text": "late"}')
+
+    with pytest.raises(ColdstillError, match=r"a\.jsonl: was changed while the corpus was read; "):
+        prepare_corpus(
+            tmp_path / "corpus", configured(), tmp_path, tokenizer, together=True, report=touched
+        )
+    assert not (tmp_path / "corpus").exists()
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "\n".join(json.dumps(row) for row in rows)
+    (folder / "a.jsonl").write_text(lines, encoding="utf-8")
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    words = [text.split() for text in sentences(count, seed=5)]
+    return [{"prompt": " ".join(w[:3]), "completion": " ".join(w[3:])} for w in words]
+
+
+@pytest.fixture
+def chatting(tokenizer_folder: Path) -> Any:
+    """A tokenizer with a template that takes no tools."""
+    tokenizer = load_tokenizer(str(tokenizer_folder), "test")
+    no_tools = "{{ raise_exception('no tools') if messages[0].role == 'tool' }}"
+    tokenizer.chat_template = no_tools + TEMPLATE
+    return tokenizer
+
+
+def test_bad_rows_are_refused_or_skipped_and_counted(
+    tmp_path: Path, chatting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coldstill.stages.prepare_corpus._BATCH", 7)
+    good, long = pairs(30), CHAT[0] | {"content": "be brief " * LENGTH}
+    bad: list[dict[str, Any]] = [
+        {"messages": [{"role": "tool", "content": "3"}, *CHAT[1:]]},
+        {"messages": [long, *CHAT[1:]]},
+        {"prompt": "x" * LENGTH, "completion": "y"},
+    ]
+    for row, told in zip(bad, ("the chat template", "its prompt", "its prompt of 40"), strict=True):
+        write_rows(tmp_path, [*good[:10], row, *good[10:]])
+        with pytest.raises(ColdstillError, match=rf"^a\.jsonl:11: {told} ") as error:
+            prepared(tmp_path, chatting)
+        assert "\n" not in str(error.value)
+        assert 'corpus.bad_rows = "skip"' in str(error.value)
+        assert not (tmp_path / "corpus").exists()
+    write_rows(tmp_path, [*bad[:2], *good[:10], bad[2], *good[10:]])
+    record = prepared(tmp_path, chatting, bad_rows="skip")
+    assert record.counts["unrenderable_chats"] == 1
+    assert record.counts["too_long_prompts"] == 2
+    assert record.skipped == 3
+    assert "; 1 chats that the template cannot render skipped" in summary(record)
+    assert "; 2 prompts that leave no room for an answer skipped" in summary(record)
+    # and nothing else is another than it would be without them
+    alone = tmp_path / "alone"
+    write_rows(alone, good)
+    assert prepared(alone, chatting).splits == record.splits
+    train, heldout = (documents_of(tmp_path, s, chatting) for s in ("train", "heldout"))
+    assert sorted([*train, *heldout]) == list(range(30))
+
+
+def test_whether_bad_rows_are_skipped_is_a_difference_only_if_there_were_any(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    rows = pairs(30)
+    for skipped in (False, True):
+        write_rows(tmp_path, [*rows, *[{"prompt": "x" * 99, "completion": "y"}] * skipped])
+        record = prepared(tmp_path, tokenizer, bad_rows="skip")
+        found = difference_in_corpus(record, configured(), tmp_path, tokenizer)
+        assert (found == "corpus.bad_rows was 'skip', is 'refuse'") is skipped
+    # as written before there was this key
+    write_rows(tmp_path, rows)
+    record = prepared(tmp_path, tokenizer)
+    del record.settings["bad_rows"]
+    assert difference_in_corpus(record, configured(), tmp_path, tokenizer) is None
+
+
+def test_a_corpus_of_bad_rows_says_that_they_were_skipped(tmp_path: Path, tokenizer: Any) -> None:
+    write_rows(tmp_path, [{"prompt": "x" * 99, "completion": f"{i}"} for i in range(9)])
+    with pytest.raises(
+        ColdstillError, match=r"^\*\.jsonl without the 9 rows skipped: nothing to le"
+    ):
+        prepared(tmp_path, tokenizer, bad_rows="skip")
+
+
+def test_of_prompts_each_is_a_sequence_with_nothing_to_learn(tmp_path: Path, chatting: Any) -> None:
+    rows = [
+        *pairs(30),
+        *({"prompt": f"alone {i}"} for i in range(10)),
+        {"messages": list(CHAT[:2])},
+    ]
+    write_rows(tmp_path, [*rows, {"prompt": ""}, {"prompt": None, "completion": "c"}])
+    record = prepared(tmp_path, chatting, prompts=True)
+    assert record.prompts
+    assert not record.together
+    assert record.separator == []
+    assert record.counts["empty_documents"] == 2
+    found: dict[str, set[str]] = {}
+    for split in ("train", "heldout"):
+        sequences = CorpusLayout(tmp_path / "corpus").open(split)
+        assert len(sequences) == record.splits[split].documents == record.splits[split].sequences
+        assert record.splits[split].positions == 0
+        texts = [batch.tokens[i] for batch in sequences.batches(7) for i in range(len(batch))]
+        found[split] = {chatting.decode(tokens) for tokens in texts}
+    asked = "".join(f"<{m['role']}>{m['content']}{END}" for m in CHAT[:2]) + "<assistant>"
+    assert found["train"] | found["heldout"] == {asked, *(r["prompt"] for r in rows[:-1])}
+    assert f"train: {record.splits['train'].documents} prompts, " in summary(record)
+    # the same documents are held out as where they are learned from
+    write_rows(tmp_path, rows[:30])
+    prepared(tmp_path, chatting)
+    learned = documents_of(tmp_path, "heldout", chatting)
+    whole = {r["prompt"] + r["completion"] + END: r["prompt"] for r in rows[:30]}
+    held_out = {whole[text] for text in learned.values()}
+    assert len(held_out) > 2
+    assert found["heldout"].issuperset(held_out)
+
+
+def test_a_corpus_of_prompts_is_never_taken_for_one_of_texts(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    write_rows(tmp_path, pairs(30))
+    for prompts in (False, True):
+        record = prepared(tmp_path, tokenizer, prompts=prompts)
+        told = {
+            asked: difference_in_corpus(record, configured(), tmp_path, tokenizer, prompts=asked)
+            for asked in (False, True)
+        }
+        assert told[prompts] is None
+        assert "teacher.generate" in str(told[not prompts])
+
+
+def test_a_text_among_prompts_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    write_rows(tmp_path, [*pairs(30), {"text": "just a text"}])
+    for rule in ("refuse", "skip"):
+        with pytest.raises(
+            ColdstillError, match=r"^a\.jsonl:31: a text, but teacher\.generate needs"
+        ):
+            prepared(tmp_path, tokenizer, prompts=True, bad_rows=rule)

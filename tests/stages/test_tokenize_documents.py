@@ -6,29 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from chats import CHAT, END, TEMPLATE
 from coldstill.data.corpus import Document
 from coldstill.data.errors import ColdstillError
+from coldstill.stages.config import CorpusConfig
 from coldstill.stages.models import load_tokenizer
-from coldstill.stages.tokenize_documents import DocumentTokenizer
+from coldstill.stages.tokenize_documents import BadRowError, DocumentTokenizer
 from conftest import sentences
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.packing import TokenizedDocument
-
-END = "<|endoftext|>"
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}" + END + "{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-CHAT = (
-    {"role": "system", "content": "be brief"},
-    {"role": "user", "content": "the teacher speaks"},
-    {"role": "assistant", "content": "once and for all ✓"},
-    {"role": "user", "content": "and the student"},
-    {"role": "assistant", "content": "listens"},
-)
 
 
 @pytest.fixture
@@ -37,10 +26,16 @@ def own(tokenizer_folder: Path) -> Any:
     return load_tokenizer(str(tokenizer_folder), "test")
 
 
+def configured(separator: str | None = None, length: int = 1024) -> CorpusConfig:
+    return CorpusConfig(files=("a",), separator=separator, sequence_length=length)
+
+
 def tokenize(
     tokenizer: Any, documents: list[Document], separator: str | None = None, first: int = 0
 ) -> list[TokenizedDocument]:
-    return DocumentTokenizer(tokenizer, separator, "corpus.separator")(documents, first)
+    found = DocumentTokenizer(tokenizer, configured(separator))(documents, first)
+    assert [document for document, _ in found] == documents
+    return [tokenized for _, tokenized in found]
 
 
 def learned(tokenizer: Any, document: TokenizedDocument) -> str:
@@ -67,9 +62,8 @@ def test_plain_text_is_learned_whole_with_its_end(own: Any) -> None:
 def test_the_separator_is_the_tokenizers_own_or_another_or_none(
     separator: str | None, end: str, own: Any
 ) -> None:
-    tokenizer = DocumentTokenizer(own, separator, "corpus.separator")
-    assert own.decode(tokenizer.separator) == end
-    (one,) = tokenizer([Document(where="a", text="as it likes")], 0)
+    assert own.decode(DocumentTokenizer(own, configured(separator)).separator) == end
+    (one,) = tokenize(own, [Document(where="a", text="as it likes")], separator)
     assert whole(own, one) == "as it likes" + end
     assert len(one.tokens_T) == len(one.learned_T)
 
@@ -81,10 +75,23 @@ def test_a_separator_that_stands_there_already_is_not_put_twice(own: Any) -> Non
     assert whole(own, one) == "to learn\n\n"
 
 
-def test_a_tokenizer_without_an_end_separates_with_nothing(own: Any) -> None:
-    own.eos_token = None
-    tokenizer = DocumentTokenizer(own, None, "corpus.separator")
-    assert tokenizer.separator == ()
+@pytest.mark.parametrize("prompt", ["", "every student"])
+def test_a_tokenizer_without_an_end_needs_to_be_told_what_stands_after_a_text(
+    prompt: str, own: Any
+) -> None:
+    own.eos_token, own.chat_template = None, TEMPLATE
+    document = Document(where="a.jsonl:3", prompt=prompt, text="as it likes")
+    with pytest.raises(ColdstillError) as error:
+        tokenize(own, [document])
+    assert str(error.value) == (
+        "corpus.separator: the tokenizer has no end-of-text token to put after a text "
+        '(a.jsonl:3); set a text to put there, or "" for nothing'
+    )
+    for separator in ("", "\n"):
+        (one,) = tokenize(own, [document], separator)
+        assert whole(own, one) == f"{prompt}as it likes{separator}"
+    (chat,) = tokenize(own, [Document(where="b", messages=CHAT)])  # ends as its template says
+    assert whole(own, chat).endswith(f"listens{END}")
 
 
 def test_a_separator_without_tokens_is_refused(own: Any) -> None:
@@ -100,7 +107,7 @@ def test_a_separator_without_tokens_is_refused(own: Any) -> None:
         backend_tokenizer = Mute()
 
     with pytest.raises(ColdstillError, match=r"^corpus\.separator: .* no tokens for '§'$"):
-        DocumentTokenizer(Tokenizer(), "§", "corpus.separator")
+        DocumentTokenizer(Tokenizer(), configured("§"))
 
 
 @pytest.mark.parametrize("completion", [" for as long", "élan ✓ vital"])
@@ -166,6 +173,7 @@ def refused(tokenizer: Any, messages: tuple[dict[str, Any], ...]) -> str:
         tokenize(tokenizer, [Document(where="chats.jsonl:12", messages=messages)])
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("chats.jsonl:12: ")
+    assert isinstance(error.value, BadRowError) is bool(tokenizer.chat_template)
     return str(error.value)
 
 
@@ -176,7 +184,10 @@ def test_a_chat_without_a_template_is_refused_with_its_place(own: Any) -> None:
 
 def test_a_template_that_raises_is_quoted_with_the_chats_place(own: Any) -> None:
     own.chat_template = "{{ raise_exception('roles must\nalternate') }}"
-    assert refused(own, CHAT).endswith("cannot render this chat: roles must")
+    assert refused(own, CHAT) == (
+        "chats.jsonl:12: the chat template cannot render this chat: roles must; repair it, or skip "
+        'such rows with corpus.bad_rows = "skip"'
+    )
     own.chat_template = "{% for m in messages %}{{ m['content'] + 3 }}{% endfor %}"
     assert "cannot render this chat: " in refused(own, CHAT)
 
@@ -210,3 +221,46 @@ def test_an_end_that_the_tokenizer_puts_itself_is_learned(own: Any) -> None:
     (found,) = tokenize(own, [Document(where="a", prompt="to learn ", text="it likes")])
     assert whole(own, found) == f"to learn it likes{END}"
     assert learned(own, found).endswith(END)
+
+
+def test_bad_rows_are_left_out_one_by_one_and_the_others_numbered_without_gaps(own: Any) -> None:
+    own.chat_template = "{{ raise_exception('no tools') if messages[0].role == 'tool' }}" + TEMPLATE
+    documents = [
+        Document(where="a:1", text="every student"),
+        Document(where="a:2", messages=({"role": "tool", "content": "3"}, *CHAT[1:])),
+        Document(where="a:3", messages=CHAT),
+        Document(where="a:4", prompt="x" * 40, text="y"),
+        Document(where="a:5", text="z" * 80),
+    ]
+    tokenizer = DocumentTokenizer(own, configured(length=40))
+    skipped: list[BadRowError] = []
+    found = tokenizer(documents, 7, skipped.append)
+    assert [document.where for document, _ in found] == ["a:1", "a:3", "a:5"]
+    assert [tokenized.index for _, tokenized in found] == [7, 8, 9]
+    assert [(bad.kind, str(bad)[:3]) for bad in skipped] == [
+        ("unrenderable_chats", "a:2"), ("too_long_prompts", "a:4"),
+    ]  # fmt: skip
+    with pytest.raises(BadRowError, match=r"^a:2: "):
+        tokenizer(documents, 7)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_answer_needs_its_prompt_before_it_in_the_first_piece(chat: bool, own: Any) -> None:
+    own.chat_template = TEMPLATE
+    document = Document(where="a:4", prompt="every student ", text="listens for long")
+    if chat:
+        document = Document(where="a:4", messages=CHAT)
+    (one,) = tokenize(own, [document])
+    before = int(np.argmax(one.learned_T))  # ids that are read and not learned
+    assert 1 < before < len(one.tokens_T) - 2
+    # room for one token of the answer is enough: what follows is cut as in any document
+    for length in (len(one.tokens_T) + 1, before + 1):
+        ((_, kept),) = DocumentTokenizer(own, configured(length=length))([document], 0)
+        np.testing.assert_array_equal(kept.tokens_T, one.tokens_T)
+    with pytest.raises(BadRowError) as error:
+        DocumentTokenizer(own, configured(length=before))([document], 0)
+    assert str(error.value) == (
+        f"a:4: its prompt of {before} tokens leaves no room for an answer in sequences of {before};"
+        " shorten it, raise corpus.sequence_length, or skip such rows with corpus.bad_rows = "
+        '"skip"'
+    )

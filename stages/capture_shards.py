@@ -1,0 +1,250 @@
+"""The loop of stage one: claim a shard, run its batches, write it behind the next one's back.
+
+A thread reads sequences ahead of the model; others encode and write what it said. Processes on any
+number of machines share the shards out by claims and never wait for one another. A shard's bytes
+depend on nothing but its sequences and the size of a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data.schema import Block, Sequences
+from .background import Ahead, Background
+from .batches import batches_of
+from .ranks import rank, world_size
+from .report import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from ..data.schema import Capture
+    from ..data.writer import EncodedBlock, StoreWriter
+    from .report import Reporter
+    from .teacher_forward import Pending, Prepared, Teacher, TeacherForward
+    from .teacher_logits import CapturePlan
+
+_MOST_WORKERS = 4
+
+
+@dataclass(slots=True)
+class Tally:
+    """Tokens, padding not counted."""
+
+    done: int = 0
+    total: int = 0
+    """Of what is left to this process; less once another process takes some of it."""
+
+
+class ShardCapture:
+    """One claimed shard, from its first batch to its commit record."""
+
+    def __init__(
+        self, shard: int, writer: StoreWriter, sequences: Sequences, held: contextlib.ExitStack
+    ) -> None:
+        """Expect targets of `sequences`; `held` is closed when they are committed."""
+        self._shard, self._writer, self._held = shard, writer, held
+        self._ids_N = sequences.ids
+        self._sizes = writer.manifest.block_sizes(shard)
+        self._ends = np.cumsum(self._sizes)
+        self._waiting: list[list[Block]] = [[] for _ in self._sizes]
+        self._encoded: list[EncodedBlock | None] = [None] * len(self._sizes)
+        self._left = len(self._sizes)
+        self._lock = threading.Lock()
+
+    def take(self, pending: Pending, capture: Capture) -> None:
+        """Take a batch's targets; encode the blocks, and commit the shard, that they complete.
+
+        Several threads may do so at the same time.
+        """
+        batch = Block(sequences=pending.sequences, targets=pending.targets(), capture=capture)
+        for number, block in self._completed(batch):
+            encoded = self._writer.encode(block)
+            with self._lock:
+                self._encoded[number] = encoded
+                self._left -= 1
+                whole = self._left == 0
+            if whole:
+                self._writer.commit(self._shard, (e for e in self._encoded if e is not None))
+                self._encoded = []
+                self.drop()
+
+    def drop(self) -> None:
+        """Let go of the claim."""
+        self._held.close()
+
+    def _completed(self, batch: Block) -> list[tuple[int, Block]]:
+        """The blocks whose last sequences came with this batch, in the shard's order."""
+        place_B = np.searchsorted(self._ids_N, batch.sequences.ids)
+        block_B = np.searchsorted(self._ends, place_B, side="right")
+        complete = []
+        for number in np.unique(block_B).tolist():
+            part = batch.take(np.flatnonzero(block_B == number))
+            with self._lock:
+                parts = self._waiting[number]
+                parts.append(part)
+                if sum(len(p) for p in parts) < self._sizes[number]:
+                    continue
+                self._waiting[number] = []
+            block = parts[0] if len(parts) == 1 else Block.concatenate(parts)
+            complete.append((number, block.take(np.argsort(block.sequences.ids, kind="stable"))))
+        return complete
+
+
+class ShardQueue:
+    """The shards that this process takes on, and their batches, in an order of its own."""
+
+    def __init__(
+        self, plan: CapturePlan, writer: StoreWriter, forward: TeacherForward, tally: Tally
+    ) -> None:
+        """Take from the shards that are missing."""
+        self._plan, self._writer, self._forward, self._tally = plan, writer, forward, tally
+        self._open = contextlib.ExitStack()
+        self._elsewhere: set[int] = set()
+
+    def batches(self) -> Iterator[tuple[ShardCapture, Sequences | Prepared]]:
+        """Batches of one shard after the other: prepared, or prompts still to be answered."""
+        generate = self._plan.generate
+        for shard, held in self._claims():
+            sequences = self._plan.sequences.read(self._rows(shard))
+            current = ShardCapture(shard, self._writer, sequences, held)
+            lengths_N = sequences.tokens.lengths
+            if generate is not None:
+                lengths_N = _answered_lengths(self._plan, lengths_N)
+            for places in batches_of(lengths_N, self._forward.budget):
+                part = sequences.take(places)
+                yield current, part if generate is not None else self._forward.prepare(part)
+
+    def close(self) -> None:
+        """Let go of all claims that are still held."""
+        self._open.close()
+
+    def _claims(self) -> Iterator[tuple[int, contextlib.ExitStack]]:
+        taken: set[int] = set()
+        while True:
+            before = len(taken)
+            for shard in _order(set(self._writer.missing()) - taken):
+                held = contextlib.ExitStack()
+                mine = held.enter_context(self._writer.claim(shard))
+                self._count(shard, mine=mine)
+                if mine:
+                    taken.add(shard)
+                    self._open.callback(held.close)  # twice is once
+                    yield shard, held
+                else:  # another process is at it, or was
+                    held.close()
+            # what another process had begun may have been let go of since
+            if len(taken) == before:
+                return
+
+    def _count(self, shard: int, *, mine: bool) -> None:
+        tokens = len(self._rows(shard)) * self._plan.sequence_length
+        if not mine and shard not in self._elsewhere:
+            self._tally.total -= tokens
+            self._elsewhere.add(shard)
+        elif mine and shard in self._elsewhere:
+            self._tally.total += tokens
+            self._elsewhere.remove(shard)
+
+    def _rows(self, shard: int) -> NDArray[np.int64]:
+        rows = self._writer.manifest.shard_rows(shard)
+        return self._plan.rows[rows.start : rows.stop]
+
+
+def _order(missing: set[int]) -> list[int]:
+    """One's own share first; then what others have not come to yet, from their end."""
+    own = sorted(shard for shard in missing if shard % world_size() == rank())
+    return own + sorted(missing - set(own), reverse=True)
+
+
+def capture_shards(
+    plan: CapturePlan,
+    teacher: Teacher,
+    writer: StoreWriter,
+    forward: TeacherForward,
+    report: Reporter,
+    stop: Callable[[], bool],
+) -> Tally:
+    """Capture whatever is missing and not being made by others; what is begun is finished unless
+    asked to stop.
+
+    Raises
+        ColdstillError: the teacher gives no numbers or lacks memory, or the disk is full
+    """
+    count = sum(len(writer.manifest.shard_rows(i)) for i in writer.missing())
+    tally = Tally(total=count * plan.sequence_length)
+    shards = ShardQueue(plan, writer, forward, tally)
+    stage = f"teacher-logits {plan.split}"
+    try:
+        with (
+            Background(_workers(forward)) as background,
+            Ahead(shards.batches()) as batches,
+        ):
+            for shard, batch in batches:
+                for prepared in _prepared(plan, teacher, forward, batch):
+                    for pending in forward.capture(prepared):
+                        background.submit(_task(shard, pending, plan.capture))
+                rows = batch if isinstance(batch, Sequences) else batch.sequences
+                new = len(rows) * plan.sequence_length
+                tally.done += new
+                report(Report(stage=stage, done=tally.done, total=tally.total, step=new))
+                if stop():
+                    break
+    finally:
+        shards.close()
+    return tally
+
+
+def _prepared(
+    plan: CapturePlan, teacher: Teacher, forward: TeacherForward, batch: Sequences | Prepared
+) -> Iterator[Prepared]:
+    """Prompts are answered first."""
+    if not isinstance(batch, Sequences):
+        yield batch
+        return
+
+    def ask(prompts: Sequences) -> Sequences:
+        return answered(plan, teacher, prompts)
+
+    longest = int(_answered_lengths(plan, batch.tokens.lengths).max())
+    for sequences in forward.answered(batch, longest, ask):
+        yield forward.prepare(sequences)
+
+
+def _answered_lengths(plan: CapturePlan, lengths_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The longest that prompts can become."""
+    assert plan.generate is not None
+    return np.minimum(lengths_N + plan.generate.max_new_tokens, plan.sequence_length)
+
+
+def answered(plan: CapturePlan, teacher: Teacher, prompts: Sequences) -> Sequences:
+    """What the teacher says to prompts."""
+    from .generate import answer, end_tokens
+
+    assert plan.generate is not None
+    return answer(
+        teacher.head,
+        prompts,
+        plan.generate,
+        seed=plan.capture.seed,
+        ends=end_tokens(teacher.head.model, plan.tokenizer),
+        sequence_length=plan.sequence_length,
+    )
+
+
+def _task(shard: ShardCapture, pending: Pending, capture: Capture) -> Callable[[], None]:
+    return lambda: shard.take(pending, capture)
+
+
+def _workers(forward: TeacherForward) -> int:
+    """On a CPU one thread: the model wants the others. Beside an accelerator they are free."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(_MOST_WORKERS, max(1, (cores or 1) // 2)) if forward.pin else 1

@@ -1,0 +1,16 @@
+"""A chat, and a template that writes it."""
+
+from __future__ import annotations
+
+END = "<|endoftext|>"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}" + END + "{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHAT = (
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "the teacher speaks"},
+    {"role": "assistant", "content": "once and for all ✓"},
+    {"role": "user", "content": "and the student"},
+    {"role": "assistant", "content": "listens"},
+)

@@ -1,0 +1,118 @@
+"""Stage one in several processes, as `torchrun` starts them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from coldstill.data.reader import open_store
+
+if TYPE_CHECKING:
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+SMALL = ("--set", "logits.shard_tokens=64", "--set", "logits.batch_tokens=64")
+
+
+def torchrun(desk: Desk, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`coldstill` in two processes."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "coldstill.pipeline.cli", *arguments,
+    ]  # fmt: skip
+    return subprocess.run(
+        command,
+        cwd=desk.root,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def shards(desk: Desk) -> dict[str, str]:
+    return {name: digest for name, (digest, _) in desk.snapshot().items() if "/shards/" in name}
+
+
+def test_torchrun_makes_the_store_that_one_process_makes(desk: Desk) -> None:
+    ended = torchrun(desk, "teacher-logits", "r.toml", *SMALL)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("corpus: ") == 1  # one process tells of the corpus, not two
+    together = shards(desk)
+    assert not list(desk.run.rglob("claims"))
+    assert "complete: " in desk.done("teacher-logits", "r.toml", *SMALL).stderr
+    shutil.rmtree(desk.run)
+    desk.done("teacher-logits", "r.toml", *SMALL)
+    assert together == shards(desk)
+
+
+def test_a_teacher_in_slices_says_what_the_whole_one_says(desk: Desk) -> None:
+    sliced = (*SMALL, "--set", "teacher.tensor_parallel=true", "--set", "logits.codec=plain")
+    ended = torchrun(desk, "teacher-logits", "r.toml", *sliced)
+    assert ended.returncode == 0, ended.stderr
+    ours = open_store(desk.run / "logits")
+    block = ours.read(np.arange(len(ours)))
+    shutil.move(desk.run, desk.root / "sliced")
+    desk.done("teacher-logits", "r.toml", *SMALL, "--set", "logits.codec=plain")
+    theirs = open_store(desk.run / "logits").read(np.arange(len(ours)))
+    np.testing.assert_array_equal(block.sequences.hashes, theirs.sequences.hashes)
+    assert (block.targets.head_ids == theirs.targets.head_ids).mean() > 0.999
+    for name in ("head_logprobs", "label_logprob", "entropy", "log_tail"):
+        np.testing.assert_allclose(
+            getattr(block.targets, name), getattr(theirs.targets, name), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_slices_need_several_processes(desk: Desk) -> None:
+    line = desk.refused("teacher-logits", "r.toml", "--set", "teacher.tensor_parallel=true")
+    assert line.startswith("error: teacher.tensor_parallel: needs several processes, this is one; ")
+    assert not (desk.run / "logits").exists()
+
+
+@pytest.mark.parametrize("place", ["cpu", "auto"])
+def test_a_teacher_that_is_spread_out_says_the_same(desk: Desk, place: str) -> None:
+    desk.done("teacher-logits", "r.toml", *SMALL)
+    whole = shards(desk)
+    shutil.rmtree(desk.run)
+    desk.done("teacher-logits", "r.toml", *SMALL, "--set", f"teacher.device_map={place}")
+    assert shards(desk) == whole
+
+
+def test_only_one_of_two_places_for_a_teacher(desk: Desk) -> None:
+    both = ("--set", "teacher.tensor_parallel=true", "--set", "teacher.device_map=auto")
+    assert "has both 'tensor_parallel' and 'device_map'" in desk.refused("plan", "r.toml", *both)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_and_any_attention(desk: Desk, dtype: str, attention: str) -> None:
+    options = ("--set", f"teacher.dtype={dtype}", "--set", f"teacher.attention={attention}")
+    desk.done("teacher-logits", "r.toml", *SMALL)
+    whole = open_store(desk.run / "logits")
+    expected = whole.read(np.arange(len(whole))).targets.label_logprob
+    shutil.rmtree(desk.run)
+    desk.done("teacher-logits", "r.toml", *SMALL, *options)
+    store = open_store(desk.run / "logits")
+    assert store.manifest.teacher.dtype == {"bf16": "bfloat16", "fp16": "float16"}[dtype]
+    found = store.read(np.arange(len(store))).targets.label_logprob
+    assert 0 < np.abs(found - expected).mean() < 0.2
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_teacher_says_the_same(desk: Desk) -> None:
+    few = (*SMALL, "--set", "logits.sequences=8", "--set", "evaluation.sequences=4")
+    desk.done("teacher-logits", "r.toml", *few)
+    whole = open_store(desk.run / "logits")
+    expected = whole.read(np.arange(len(whole))).targets
+    shutil.rmtree(desk.run)
+    desk.done("teacher-logits", "r.toml", *few, "--set", "teacher.compile=true")
+    store = open_store(desk.run / "logits")
+    found = store.read(np.arange(len(store))).targets
+    np.testing.assert_allclose(found.label_logprob, expected.label_logprob, rtol=1e-3, atol=1e-3)

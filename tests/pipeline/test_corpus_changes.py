@@ -1,0 +1,235 @@
+"""What becomes of a run whose corpus is not what it was, or is not what can be learned from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from chats import CHAT, TEMPLATE
+from coldstill.data.errors import ColdstillError
+from coldstill.data.prepared import CorpusLayout
+from coldstill.pipeline.ground import prepared, tokenizer_of
+from coldstill.pipeline.recipe import load_recipe
+from coldstill.pipeline.run import Run
+from coldstill.pipeline.work import Work
+from coldstill.stages.report import silent
+from conftest import sentences
+from transformers import AutoTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+LOGITS = ("teacher-logits", "r.toml")
+
+
+def rewrite(folder: Path) -> None:
+    (folder / "07.txt").write_text("something else", encoding="utf-8")
+
+
+def rewrite_unseen(folder: Path) -> None:
+    """Of the same size, and its time set back."""
+    path = folder / "07.txt"
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def replace(folder: Path) -> None:
+    """By another file of the same size and time, as a synchronisation does."""
+    path, other = folder / "07.txt", folder / "07.new"
+    other.write_bytes(path.read_bytes()[::-1])
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    other.replace(path)
+
+
+def remove(folder: Path) -> None:
+    (folder / "07.txt").unlink()
+
+
+def add(folder: Path) -> None:
+    (folder / "07b.txt").write_text("one more", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def captured(
+    tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path
+) -> Callable[[Path], Desk]:
+    from desk import RECIPE, Desk
+
+    desk = Desk(tmp_path_factory.mktemp("captured"))
+    for i, text in enumerate(sentences(30)):
+        desk.write(f"texts/{i:02d}.txt", text)
+    desk.write("r.toml", RECIPE.format(texts="texts", teacher=f'model = "{teacher_folder}"'))
+    desk.done(*LOGITS)
+
+    def copy(folder: Path) -> Desk:
+        shutil.copytree(desk.root, folder, dirs_exist_ok=True)
+        return Desk(folder)
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (rewrite, "the file texts/07.txt has changed"),
+        (rewrite_unseen, "the file texts/07.txt has changed"),
+        (replace, "the file texts/07.txt has changed"),
+        (remove, "the file texts/07.txt is gone"),
+        (add, "the file texts/07b.txt is new"),
+    ],
+)
+def test_a_store_is_not_gone_on_with_from_another_corpus(
+    captured: Callable[[Path], Desk],
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    told: str,
+) -> None:
+    desk = captured(tmp_path)
+    # some as a killed run leaves it
+    if change in (rewrite, remove):
+        (desk.run / "logits" / "shards" / "00001.json").unlink()
+    change(desk.root / "texts")
+    assert desk.refused(*LOGITS) == (
+        f"error: runs/r/corpus: prepared differently: {told}; logits rests on it, so give this run "
+        "another name"
+    )
+    if change is add:
+        desk.done(*LOGITS, "--set", "name=other")
+
+
+def test_a_copied_or_touched_corpus_is_still_the_same(
+    captured: Callable[[Path], Desk], tmp_path: Path
+) -> None:
+    desk = captured(tmp_path)
+    for path in (desk.root / "texts").iterdir():
+        path.touch()
+    assert "complete: " in desk.done(*LOGITS).stderr
+
+
+def test_before_anything_rests_on_it_a_changed_corpus_is_prepared_anew(
+    captured: Callable[[Path], Desk], tmp_path: Path
+) -> None:
+    desk = captured(tmp_path)
+    for store in ("logits", "heldout"):
+        shutil.rmtree(desk.run / store)
+    add(desk.root / "texts")
+    desk.done(*LOGITS)
+    assert len(desk.json("corpus", "corpus.json")["sources"]) == 31
+
+
+@pytest.fixture
+def chatting(desk: Desk, teacher_folder: Path) -> Desk:
+    """A desk with prompts, chats and a teacher that has a template for them."""
+    shutil.copytree(teacher_folder, desk.root / "teacher")
+    tokenizer: Any = AutoTokenizer.from_pretrained(teacher_folder)
+    tokenizer.chat_template = "{{ raise_exception('tools') if messages[0].role == 'tool' }}"
+    tokenizer.chat_template += TEMPLATE
+    tokenizer.save_pretrained(desk.root / "teacher")
+    desk.edit(f'model = "{teacher_folder}"', 'model = "teacher"')
+    desk.edit("files = [", 'files = ["rows.jsonl"] # ')
+    rows: list[dict[str, Any]] = [
+        {"prompt": text[:9], "completion": text[9:]} for text in sentences(30)
+    ]
+    rows[5:5] = [
+        {"messages": [{"role": "tool", "content": "3"}, CHAT[4]]},
+        {"prompt": "x" * 32, "completion": "y"},
+    ]
+    desk.write("rows.jsonl", "\n".join(json.dumps(row) for row in rows))
+    return desk
+
+
+def test_rows_that_cannot_be_learned_from(chatting: Desk) -> None:
+    assert chatting.refused(*LOGITS) == (
+        "error: rows.jsonl:6: the chat template cannot render this chat: tools; repair it, or skip "
+        'such rows with corpus.bad_rows = "skip"'
+    )
+    lines = (chatting.root / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    chatting.write("rows.jsonl", "\n".join(["", *lines[:5], *lines[6:]]))
+    assert chatting.refused(*LOGITS) == (
+        "error: rows.jsonl:7: its prompt of 32 tokens leaves no room for an answer in sequences of "
+        "32; shorten it, raise corpus.sequence_length, or skip such rows with "
+        'corpus.bad_rows = "skip"'
+    )
+    chatting.write("rows.jsonl", "\n".join(lines))
+    said = chatting.done(*LOGITS, "--set", "corpus.bad_rows=skip").stderr
+    assert "1 chats that the template cannot render skipped" in said
+    assert "1 prompts that leave no room for an answer skipped" in said
+    # the recipe no longer skips them, but the store rests on a corpus that did
+    assert "corpus.bad_rows was 'skip', is 'refuse'; logits rests on it" in chatting.refused(
+        *LOGITS
+    )
+
+
+def test_a_tokenizer_without_an_end_of_text(desk: Desk, teacher_folder: Path) -> None:
+    folder = desk.root / "teacher"
+    shutil.copytree(teacher_folder, folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["eos_token"] = None
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    desk.edit(f'model = "{teacher_folder}"', 'model = "teacher"')
+    line = desk.refused(*LOGITS)
+    assert line.startswith(
+        "error: corpus.separator: the tokenizer has no end-of-text token to put after a text ("
+    )
+    assert line.endswith('00.txt); set a text to put there, or "" for nothing')
+    desk.done(*LOGITS, "--set", 'corpus.separator=""')
+
+
+def work_at(desk: Desk, *settings: str) -> Work:
+    loaded = load_recipe(str(desk.root / "r.toml"), settings)
+    return Work(loaded, Run(desk.run), silent)
+
+
+def test_a_corpus_of_prompts_and_one_of_texts_are_told_apart(chatting: Desk) -> None:
+    texts = work_at(chatting, "corpus.bad_rows=skip")
+    asking = work_at(chatting, "corpus.bad_rows=skip", "teacher.generate.max_new_tokens=4")
+    tokenizer = tokenizer_of(texts)
+    first = prepared(texts, tokenizer, together=True)
+    assert (first.prompts, first.together) == (False, True)
+    record = prepared(asking, tokenizer, together=True)  # nothing rests on the first
+    assert (record.prompts, record.together) == (True, False)
+    assert record.splits["train"].content == first.splits["train"].content
+    assert prepared(asking, tokenizer, together=True) == record
+    assert CorpusLayout(chatting.run / "corpus").read_record() == record
+    chatting.write("runs/r/logits/manifest.json", "{}")
+    with pytest.raises(ColdstillError, match=r"it holds prompts .*; logits rests on it"):
+        prepared(texts, tokenizer, together=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[teacher]", "[teacher.generate]\ntop_p = 0\n[teacher]", "top_p: input should be greater"),
+        ("[teacher]", "[teacher.generate]\ntop = 0\n[teacher]", "unknown key 'top'; did you mean"),
+        (
+            "[teacher]",
+            "[teacher]\ntrain = { steps = 3 }\ngenerate = {}",
+            "teacher has both 'train', which learns from texts, and 'generate'",
+        ),
+        ("[teacher]", '[corpus.columns]\nprompt = "q"\n[teacher]', "completion is not mapped"),
+    ],
+)
+def test_a_recipe_that_asks_for_both_or_neither(desk: Desk, old: str, new: str, said: str) -> None:
+    desk.edit(old, new)
+    assert said in desk.refused("plan", "r.toml")
+    assert said in desk.refused(*LOGITS)
+
+
+def test_a_prompt_needs_no_completion_where_the_teacher_answers(desk: Desk) -> None:
+    desk.edit("[teacher]", '[corpus.columns]\nprompt = "q"\n[teacher]\ngenerate = {}')
+    desk.write("q.jsonl", "\n".join(json.dumps({"q": text[:20]}) for text in sentences(30)))
+    desk.edit("files = [", 'files = ["q.jsonl"] # ')
+    work = work_at(desk)
+    record = prepared(work, tokenizer_of(work), together=True)
+    assert sum(split.sequences for split in record.splits.values()) == 30

@@ -1,0 +1,283 @@
+"""What the teacher says to a prompt is drawn from its own distribution, whatever stands beside."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from coldstill.data.alignment import labels
+from coldstill.data.columns import check_hashes
+from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.stages.config import GenerateConfig
+from coldstill.stages.generate import answer, end_tokens
+from coldstill.stages.output_head import OutputHead, connect_head
+from conftest import VOCABULARY, make_model
+from transformers import GenerationConfig
+
+if TYPE_CHECKING:
+    from coldstill.data.schema import Sequences
+    from numpy.typing import NDArray
+
+LENGTHS = [1, 9, 30, 4, 17, 2, 25, 12]
+NOTHING: frozenset[int] = frozenset()
+
+families = pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma2"])
+
+
+def make_head(family: str, sureness: float = 1.0) -> OutputHead:
+    """A small teacher with rows past its vocabulary that would be surer than all others."""
+    model = make_model(family, VOCABULARY + 16)
+    weight = model.get_output_embeddings().weight
+    with torch.no_grad():
+        weight[:VOCABULARY].mul_(sureness)
+        weight[VOCABULARY:] = 20 * weight[:16]
+    return connect_head(model, VOCABULARY)
+
+
+def prompts_of(rows: list[NDArray[np.int32]]) -> Sequences:
+    packed = [
+        [TokenizedDocument(100 + i, r, np.zeros(len(r), np.bool_))] for i, r in enumerate(rows)
+    ]
+    return build_sequences(40, packed)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> Sequences:
+    """Prompts of different lengths."""
+    random = np.random.default_rng(0)
+    return prompts_of([random.integers(0, VOCABULARY, n).astype(np.int32) for n in LENGTHS])
+
+
+def answers(prompts: Sequences, answered: Sequences) -> list[list[int]]:
+    pairs = zip(prompts.tokens, answered.tokens, strict=True)
+    assert all(a[: len(p)].tolist() == p.tolist() for p, a in pairs)
+    lengths = prompts.tokens.lengths
+    return [answered.tokens[row][lengths[row] :].tolist() for row in range(len(prompts))]
+
+
+@torch.no_grad()
+def dense(head: OutputHead, tokens: list[int]) -> torch.Tensor:
+    """[V] the logits after some tokens, without cache, padding or company."""
+    logits: torch.Tensor = head.model(torch.tensor([tokens]), use_cache=False).logits
+    return logits[0, -1, :VOCABULARY].double()
+
+
+def said(
+    head: OutputHead,
+    prompts: Sequences,
+    *,
+    ends: frozenset[int] = NOTHING,
+    length: int = 64,
+    seed: int = 3,
+    **config: Any,
+) -> list[list[int]]:
+    settings = GenerateConfig(**{"max_new_tokens": 16, **config})
+    found = answer(head, prompts, settings, seed=seed, ends=ends, sequence_length=length)
+    return answers(prompts, found)
+
+
+@families
+def test_at_temperature_0_it_says_what_is_most_probable_each_time(
+    family: str, prompts: Sequences
+) -> None:
+    head = make_head(family)
+    found = said(head, prompts, temperature=0.0, max_new_tokens=12)
+    for prompt, answer_T in zip(prompts.tokens, found, strict=True):
+        tokens = prompt.tolist()
+        for _ in range(12):
+            tokens.append(int(dense(head, tokens).argmax()))
+        assert answer_T == tokens[len(prompt) :]
+    assert said(head, prompts, temperature=0.0, max_new_tokens=12, seed=9, top_k=2) == found
+
+
+def expected(
+    head: OutputHead, prompt: list[int], temperature: float, top_k: int, top_p: float
+) -> Any:
+    """[V] the distribution that is asked for, densely."""
+    probs = (dense(head, prompt) / temperature).softmax(0)
+    order = probs.argsort(descending=True)
+    if top_k:
+        probs[order[top_k:]] = 0
+        probs /= probs.sum()
+    before = probs[order].cumsum(0) - probs[order]
+    probs[order[before >= top_p]] = 0
+    return (probs / probs.sum()).numpy()
+
+
+def excess(seen: NDArray[np.int64], wanted: NDArray[np.float64]) -> float:
+    """Pearson's chi-square, in its standard deviations above what chance gives. Rare tokens count
+    as one."""
+    often = wanted >= 5
+    seen, wanted = (np.append(part[often], part[~often].sum()) for part in (seen, wanted))
+    there = wanted > 0
+    chi = float(((seen - wanted)[there] ** 2 / wanted[there]).sum())
+    freedom = int(there.sum()) - 1
+    assert freedom > 3
+    return float((chi - freedom) / np.sqrt(2 * freedom))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 0, 1.0), (0.6, 0, 1.0), (2.0, 0, 1.0), (1.0, 7, 1.0), (1.0, 0, 0.8), (1.5, 30, 0.7)],
+)
+def test_many_answers_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
+    head, count = make_head("llama", 3.0), 6000
+    prompt = np.array([7, 250, 31], np.int32)
+    found = said(
+        head,
+        prompts_of([prompt] * count),
+        max_new_tokens=1,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    seen = np.bincount([one for (one,) in found], minlength=VOCABULARY)
+    wanted = expected(head, prompt.tolist(), temperature, top_k, top_p) * count
+    assert len(seen) == VOCABULARY
+    assert (wanted > 0).sum() > 5
+    assert not seen[wanted == 0].any()
+    assert excess(seen, wanted) < 4
+    # and it would be seen if another temperature had been used
+    other = expected(head, prompt.tolist(), temperature * 1.6, top_k, top_p) * count
+    assert excess(seen, other) > 5
+
+
+@families
+def test_an_answer_does_not_depend_on_its_company(family: str, prompts: Sequences) -> None:
+    """Company decides the padding, and where a fuller row makes the others begin again."""
+    head = make_head(family, 0.5)
+    for length in (64, 33):
+        together = said(head, prompts, length=length)
+        for row in range(len(prompts)):
+            (alone,) = said(head, prompts.take(np.array([row])), length=length)
+            assert alone == together[row]
+        order = np.arange(len(prompts))[::-1]
+        assert said(head, prompts.take(order), length=length) == together[::-1]
+    assert said(head, prompts, seed=4) != said(head, prompts, seed=3)
+
+
+def test_one_prompt_is_answered_differently_in_each_place() -> None:
+    head = make_head("llama", 0.3)
+    found = said(head, prompts_of([np.array([5, 6, 7], np.int32)] * 20))
+    assert len({tuple(one) for one in found}) == 20
+    steps = np.array(found)
+    assert min(len(set(column)) for column in steps.T) > 5
+
+
+@families
+def test_an_answer_ends_with_the_first_end_or_where_there_is_no_more_room(
+    family: str, prompts: Sequences
+) -> None:
+    head = make_head(family, 0.5)
+    free = said(head, prompts)
+    assert [len(one) for one in free] == [16] * len(free)
+    ends = frozenset({free[0][3], free[4][7], free[2][0]})
+    cut = said(head, prompts, ends=ends)
+    for whole, one in zip(free, cut, strict=True):
+        assert one == whole[: len(one)]
+        assert len(one) == 16 or one[-1] in ends
+        assert not ends & set(one[:-1])
+    assert len(cut[2]) == 1
+    assert {len(one) for one in cut} >= {1, 16} or len({len(one) for one in cut}) > 2
+    tight = said(head, prompts, length=31)
+    assert [len(one) for one in tight] == [min(16, 31 - n) for n in LENGTHS]
+    assert all(one == whole[: len(one)] for whole, one in zip(free, tight, strict=True))
+
+
+def test_nothing_is_computed_once_all_have_ended(prompts: Sequences) -> None:
+    head, steps = make_head("llama", 0.5), list[Any]()
+    head.model.register_forward_hook(lambda *_: steps.append(1))
+    free = said(head, prompts)
+    assert len(steps) == 16
+    steps.clear()
+    said(head, prompts, ends=frozenset(one[2] for one in free))
+    assert len(steps) <= 3
+
+
+def test_no_row_is_carried_past_the_context_by_its_company() -> None:
+    """Learned positions end at 128: one step beyond and this model breaks."""
+    head = make_head("gpt2")
+    rows = [np.arange(n, dtype=np.int32) for n in (127, 3, 120)]
+    found = said(head, prompts_of(rows), length=128, max_new_tokens=200)
+    assert [len(one) for one in found] == [1, 125, 8]
+
+
+def test_the_answer_alone_is_supervised(prompts: Sequences) -> None:
+    head = make_head("llama", 0.5)
+    assert len(prompts.positions.values) == 0
+    config = GenerateConfig(max_new_tokens=9)
+    found = answer(head, prompts, config, seed=0, ends=frozenset({11}), sequence_length=36)
+    said_to_each = answers(prompts, found)
+    assert labels(found).tolist() == [token for one in said_to_each for token in one]
+    assert found.positions.lengths.tolist() == [len(one) for one in said_to_each]
+    assert [int(p[0]) for p in found.positions] == [n - 1 for n in LENGTHS]
+    check_hashes(found)
+    np.testing.assert_array_equal(found.ids, prompts.ids)
+    for name in ("document_ids", "document_starts"):
+        np.testing.assert_array_equal(getattr(found, name).values, getattr(prompts, name).values)
+    assert found.tokens.values.dtype == np.int32
+
+
+def test_what_a_checkpoint_says_about_generating_changes_nothing(prompts: Sequences) -> None:
+    head = make_head("llama", 0.5)
+    plain = said(head, prompts)
+    habits = GenerationConfig(
+        do_sample=True,
+        temperature=0.01,
+        top_k=1,
+        repetition_penalty=9.0,
+        no_repeat_ngram_size=1,
+        suppress_tokens=[plain[0][0], plain[1][0]],
+        eos_token_id=plain[0][1],
+        max_length=3,
+        num_beams=4,
+    )
+    head.model.generation_config = habits
+    assert said(head, prompts) == plain
+    assert head.model.generation_config is habits
+    greedy = said(head, prompts, temperature=0.0)
+    head.model.generation_config = GenerationConfig()
+    assert said(head, prompts, temperature=0.0) == greedy
+
+
+def test_rows_past_the_vocabulary_are_never_said(prompts: Sequences) -> None:
+    head = make_head("llama")
+    logits = head.model(torch.tensor([prompts.tokens[1].tolist()]), use_cache=False).logits[0, -1]
+    assert int(logits.argmax()) >= VOCABULARY  # it would be the first thing said
+    for config in ({"temperature": 0.0}, {"temperature": 3.0}, {"top_p": 0.5}, {"top_k": 3}):
+        assert max(token for one in said(head, prompts, **config) for token in one) < VOCABULARY
+
+
+def test_a_temperature_near_0_is_like_0(prompts: Sequences) -> None:
+    head = make_head("llama")
+    coldest = said(head, prompts, temperature=0.0)
+    assert said(head, prompts, temperature=1e-30) == coldest
+
+
+def test_logits_that_are_no_numbers_choose_tokens_that_there_are(prompts: Sequences) -> None:
+    """The capture that follows names them; a token past the vocabulary would break it before."""
+    head = make_head("llama")
+    with torch.no_grad():
+        head.model.get_output_embeddings().weight.fill_(torch.nan)
+    for temperature in (0.0, 1.0):
+        found = said(head, prompts, temperature=temperature)
+        assert all(0 <= token < VOCABULARY for one in found for token in one)
+
+
+def test_a_prompt_that_leaves_no_room_is_a_mistake_of_the_caller(prompts: Sequences) -> None:
+    with pytest.raises(ValueError, match="sequence 42: a prompt of 30 tokens leaves no room in 30"):
+        said(make_head("llama"), prompts, length=30)
+
+
+@pytest.mark.parametrize(
+    ("configured", "own", "ends"),
+    [(7, 7, {7}), ([7, 8], 0, {0, 7, 8}), (None, 5, {5}), (None, None, set())],
+)
+def test_ends_are_the_checkpoints_and_the_tokenizers(
+    configured: Any, own: int | None, ends: set[int]
+) -> None:
+    model = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=configured))
+    assert end_tokens(model, SimpleNamespace(eos_token_id=own)) == ends

@@ -1,0 +1,124 @@
+"""Batches that do not fit are halved, and the run goes on, saying so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from coldstill.data.errors import ColdstillError
+from coldstill.data.schema import Capture
+from coldstill.stages.teacher_forward import TeacherForward, capture_batch, is_out_of_memory
+from coldstill.stages.teacher_logits import capture_split
+from small_runs import (
+    LENGTH,
+    SmallCorpus,
+    capture_store,
+    load_teacher,
+    plan_capture,
+    prepare,
+    save_teacher,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from coldstill.stages.report import Report
+
+CAPTURE = Capture(head=6, tail=5, seed=3)
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
+    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
+
+
+def small_memory(model: Any, tokens: int, error: Callable[[], BaseException]) -> list[int]:
+    """Make the model fail above so many tokens; what it was asked for is appended."""
+    asked: list[int] = []
+
+    def hook(module: Any, arguments: Any, inputs: dict[str, Any]) -> None:
+        asked.append(inputs["input_ids"].numel())
+        if asked[-1] > tokens:
+            raise error()
+
+    model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: torch.OutOfMemoryError("CUDA out of memory."),
+        lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"),
+        MemoryError,
+    ],
+)
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
+    error: Any, corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+) -> None:
+    expected = capture_store(corpus, teacher_folder, tmp_path / "expected", CAPTURE)
+    teacher = load_teacher(teacher_folder)
+    asked = small_memory(teacher.head.model, 3 * LENGTH, error)
+    said: list[Report] = []
+    plan = plan_capture(
+        corpus, teacher_folder, tmp_path / "logits", CAPTURE, batch_tokens=10 * LENGTH
+    )
+    capture_split(plan, teacher, said.append)
+    warnings = [report.note for report in said if report.warning]
+    assert len(warnings) == 1  # 5 sequences to a shard: 240 tokens, then 120
+    assert warnings[0] == (
+        f"out of memory with {5 * LENGTH:,} tokens to a batch; going on with {5 * LENGTH // 2:,}, "
+        "set logits.batch_tokens to begin there"
+    )
+    # the pilot's batch, halved, then one large batch more and the one that was made ahead
+    assert sum(tokens > 3 * LENGTH for tokens in asked) <= 4
+    from coldstill.data.reader import open_store
+
+    store = open_store(tmp_path / "logits")
+    rows = np.arange(len(expected))
+    ours, theirs = store.read(rows), expected.read(rows)
+    np.testing.assert_array_equal(ours.sequences.hashes, theirs.sequences.hashes)
+    assert (ours.targets.head_ids == theirs.targets.head_ids).mean() > 0.999
+    np.testing.assert_allclose(
+        ours.targets.label_logprob, theirs.targets.label_logprob, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_when_not_even_one_sequence_fits_the_error_says_what_helps(
+    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+) -> None:
+    teacher = load_teacher(teacher_folder)
+    small_memory(teacher.head.model, 1, lambda: torch.OutOfMemoryError("CUDA out of memory."))
+    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
+    with pytest.raises(ColdstillError, match=r"not enough memory for one sequence of \d+ tokens"):
+        capture_split(plan, teacher)
+    assert not (tmp_path / "logits").exists()
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_a_batch_and_its_halves_say_the_same(
+    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+) -> None:
+    teacher = load_teacher(teacher_folder)
+    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
+    sequences = plan.sequences.read(np.arange(7))
+    whole = capture_batch(teacher, sequences, CAPTURE)
+    forward = TeacherForward(teacher, CAPTURE, budget=2 * LENGTH)
+    parts = [part.targets() for part in forward.capture(forward.prepare(sequences))]
+    assert len(parts) >= 4
+    np.testing.assert_array_equal(np.concatenate([p.tail_ids for p in parts]), whole.tail_ids)
+    np.testing.assert_allclose(
+        np.concatenate([p.head_logprobs for p in parts]), whole.head_logprobs, atol=1e-4
+    )
