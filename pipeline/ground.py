@@ -1,44 +1,65 @@
-"""What both stages stand on: the tokenizer, the prepared corpus, and a teacher made here."""
+"""What both stages stand on: the tokenizer, the prepared corpus, and a teacher trained here."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
 from ..data.layout import MANIFEST
+from ..data.manifest import read_manifest
 from ..data.place import place_at
 from ..data.prepared import CorpusLayout, CorpusRecord
+from ..data.schema import Capture
 from .work import beginning, is_done
 
 if TYPE_CHECKING:
+    from ..data.manifest import TeacherIdentity
+    from ..stages.heldout_loss import Heldout
     from .run import Run
     from .work import Work
 
 
 def train_teacher(work: Work) -> None:
-    """Train the tokenizer and the teacher, where the recipe makes them here."""
+    """Train the tokenizer and the teacher, where the recipe makes them here; correct a teacher that
+    exists, where the recipe trains it."""
     teacher = work.recipe.teacher
-    if teacher.model is not None:
+    if not teacher.is_trained_here:
         work.say("train-teacher", f"nothing to train: the teacher is {teacher.model}")
-    elif not train_missing_teacher(work):
+    elif not train_missing_teacher(work, asked=True):
         work.say("train-teacher", f"already trained: {work.run.teacher_model}")
 
 
-def train_missing_teacher(work: Work) -> bool:
-    """Whether there was anything to train."""
+def train_missing_teacher(work: Work, *, asked: bool = False) -> bool:
+    """Whether there was anything to train.
+
+    asked  training is what the user asked for, and not only what comes before it
+
+    Raises
+        ColdstillError: several processes would train a teacher that each wants to run for itself
+    """
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if shared and not asked and not work.run.teacher_model.exists():
+        raise ColdstillError(
+            f"{work.run.teacher_model}: the teacher is not trained yet, and several processes "
+            f"cannot do it on the way; train it first with coldstill train-teacher "
+            f"{work.recipe.name}"
+        )
+    made_here = work.recipe.teacher.model is None
+    return _make_teacher(work) if made_here else _correct_teacher(work)
+
+
+def _make_teacher(work: Work) -> bool:
     recipe, run = work.recipe, work.run
     teacher = recipe.teacher
     assert teacher.architecture is not None
     assert teacher.train is not None
     tokenizer = tokenizer_of(work)
     record = prepared(work, tokenizer, together=recipe.corpus.pack)
-    seed = recipe.seed if teacher.train.seed is None else teacher.train.seed
     settings = {
         "architecture": dataclasses.asdict(teacher.architecture),
-        "train": dataclasses.asdict(teacher.train),
-        "seed": seed,
-        "corpus": record.splits["train"].packing,
+        **_training_settings(work, record),
     }
     if is_done(run.teacher_settings, run.teacher_model, settings, "teacher", "name = NEW"):
         return False
@@ -52,11 +73,137 @@ def train_missing_teacher(work: Work) -> bool:
         CorpusLayout(run.corpus).open("train"),
         sequence_length=recipe.corpus.sequence_length,
         together=record.together,
-        seed=seed,
+        seed=settings["seed"],
+        heldout=_heldout(work),
         report=work.report,
         begin=beginning(work, run.teacher_settings, settings),
     )
     return True
+
+
+def _correct_teacher(work: Work) -> bool:
+    recipe, run = work.recipe, work.run
+    teacher = recipe.teacher
+    assert teacher.train is not None
+    tokenizer = tokenizer_of(work)
+    # before the corpus is read and hours of training are spent: what can be refused already
+    base = _correctable(work, tokenizer)
+    record = prepared(work, tokenizer, together=recipe.corpus.pack)
+    settings = _correction_settings(work, base, record)
+    if is_done(run.teacher_settings, run.teacher_model, settings, "teacher", "name = NEW"):
+        return False
+    _expect_uncaptured(run, base)
+    from ..stages.correct_teacher import Correction, correct_teacher
+    from ..stages.isolation import choose_isolation
+    from ..stages.models import vocabulary_size
+
+    model = _load_base(work)
+    length = recipe.corpus.sequence_length
+    isolation = choose_isolation(model, vocabulary_size(tokenizer), length)
+    if record.together and isolation == "single":
+        work.say(
+            "train-teacher",
+            f"a {base.family!r} model cannot keep packed documents apart: one document per "
+            "sequence from here on",
+        )
+        record = prepared(work, tokenizer, together=False)
+        settings = _correction_settings(work, base, record)
+    job = Correction(
+        model=model,
+        tokenizer=tokenizer,
+        isolation=isolation if record.together else "single",
+        lora=teacher.lora,
+        config=teacher.train,
+        sequences=CorpusLayout(run.corpus).open("train"),
+        heldout=_heldout(work),
+        sequence_length=length,
+        seed=settings["seed"],
+        folder=run.teacher,
+        record=run.correction,
+        begin=beginning(work, run.teacher_settings, settings),
+    )
+    correct_teacher(job, work.report)
+    return True
+
+
+def _training_settings(work: Work, record: CorpusRecord) -> dict[str, Any]:
+    train = work.recipe.teacher.train
+    assert train is not None
+    return {
+        "train": dataclasses.asdict(train),
+        "seed": work.recipe.seed if train.seed is None else train.seed,
+        "corpus": record.splits["train"].packing,
+    }
+
+
+def _correction_settings(work: Work, base: TeacherIdentity, record: CorpusRecord) -> dict[str, Any]:
+    lora = work.recipe.teacher.lora
+    return {
+        # what it is called and where it lies may change, what it says may not
+        "model": {"family": base.family, "fingerprint": base.fingerprint},
+        "lora": None if lora is None else dataclasses.asdict(lora),
+        **_training_settings(work, record),
+    }
+
+
+def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
+    """Who is to be corrected; raises ColdstillError if it cannot be, or not be captured then."""
+    from transformers import AutoConfig
+
+    from ..stages.lora import expect_peft
+    from ..stages.models import context_length, teacher_identity, vocabulary_size
+    from ..stages.teacher_logits import expect_capturable
+
+    recipe = work.recipe
+    teacher, logits = recipe.teacher, recipe.logits
+    assert teacher.model is not None
+    if teacher.lora is not None:
+        expect_peft("teacher.lora")
+    name = work.local(teacher.model)
+    base = teacher_identity(name, "teacher.model", dtype="auto", revision=teacher.revision)
+    longest = context_length(AutoConfig.from_pretrained(name, revision=teacher.revision))
+    capture = Capture(head=logits.head, tail=logits.tail)
+    length = recipe.corpus.sequence_length
+    expect_capturable(capture, vocabulary_size(tokenizer), length, longest)
+    return base
+
+
+def _expect_uncaptured(run: Run, base: TeacherIdentity) -> None:
+    """Refuse to spend training on a teacher that the run's stores have no place for."""
+    for at in (run.heldout, run.logits):
+        place = place_at(at)
+        if place.exists(MANIFEST) and read_manifest(place).teacher.fingerprint == base.fingerprint:
+            raise ColdstillError(
+                f"{place}: holds what {base.name} said before it was corrected; give this run "
+                "another name, or remove 'train' from the recipe's teacher"
+            )
+
+
+def _load_base(work: Work) -> Any:
+    from ..stages.device import best_device
+    from ..stages.models import load_model
+
+    teacher = work.recipe.teacher
+    assert teacher.model is not None
+    return load_model(
+        work.local(teacher.model),
+        "teacher.model",
+        precision="auto",  # its own, in which it is saved again; teacher.dtype is of the capture
+        attention=teacher.attention,
+        revision=teacher.revision,
+    ).to(best_device())
+
+
+def _heldout(work: Work) -> Heldout:
+    """The held-out sequences on which everything of this run is measured."""
+    from ..stages.heldout_loss import Heldout
+    from ..stages.teacher_logits import chosen_rows
+
+    recipe = work.recipe
+    sequences = CorpusLayout(work.run.corpus).open("heldout")
+    rows = chosen_rows(len(sequences), recipe.evaluation.sequences, recipe.seed)
+    batch = max(1, recipe.logits.batch_tokens // recipe.corpus.sequence_length)
+    return Heldout(sequences, rows, batch)
 
 
 def tokenizer_of(work: Work) -> Any:
@@ -92,12 +239,22 @@ def tokenizer_of(work: Work) -> Any:
 
 def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
     """The corpus, prepared unless it already is; never replaced once something rests on it."""
-    from ..stages.prepare_corpus import difference_in_corpus, prepare_corpus, summary
+    from ..stages.corpus_origin import difference_in_corpus
+    from ..stages.prepare_corpus import prepare_corpus, summary
 
     config, base, run = work.recipe.corpus, work.loaded.base, work.run
-    record = CorpusLayout(run.corpus).read_record()
+    prompts = work.recipe.teacher.generate is not None
+    layout = CorpusLayout(run.corpus)
+    record = layout.read_record()
     if record is not None:
-        changed = difference_in_corpus(record, config, base, tokenizer)
+        changed = difference_in_corpus(
+            record,
+            config,
+            base,
+            tokenizer,
+            prompts=prompts,
+            written_ns=layout.record.stat().st_mtime_ns,
+        )
         if changed is None and record.together in (together, False):
             work.say("corpus", summary(record))
             return record
@@ -108,7 +265,13 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
                 "this run another name"
             )
     record = prepare_corpus(
-        run.corpus, config, base, tokenizer, together=together, report=work.report
+        run.corpus,
+        config,
+        base,
+        tokenizer,
+        together=together,
+        prompts=prompts,
+        report=work.report,
     )
     work.begin()
     return record

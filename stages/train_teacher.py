@@ -10,6 +10,7 @@ from ..data.schema import Capture
 from .config import ObjectiveConfig
 from .device import best_device
 from .feed import CorpusDataset
+from .heldout_loss import heldout_loss
 from .isolation import choose_isolation
 from .models import build_model, vocabulary_size
 from .objective import terms_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..data.prepared import SequenceFile
     from .config import ArchitectureConfig, TrainConfig
+    from .heldout_loss import Heldout
 
 STAGE = "train-teacher"
 
@@ -37,12 +39,14 @@ def train_teacher(
     sequence_length: int,
     together: bool,
     seed: int,
+    heldout: Heldout | None = None,
     report: Reporter = silent,
     begin: Callable[[], None] = lambda: None,
 ) -> None:
     """Train a new model by cross-entropy; write it to `folder/model`, which then is whole.
 
-    begin  called once, when everything is checked and nothing is written yet
+    heldout  what it is measured on afterwards, if anything
+    begin    called once, when everything is checked and nothing is written yet
 
     Raises
         ColdstillError: an architecture that cannot be made, or that cannot keep packed documents
@@ -59,10 +63,11 @@ def train_teacher(
         )
     capture = Capture(head=0, tail=0)
     objective = ObjectiveConfig(kl=0.0, cross_entropy=1.0)
+    head = connect_head(model, vocabulary, report)
     train(
         TrainingJob(
             stage=STAGE,
-            head=connect_head(model, vocabulary, report),
+            head=head,
             dataset=CorpusDataset(sequences),
             isolation=isolation,
             capture=capture,
@@ -75,7 +80,15 @@ def train_teacher(
         ),
         report,
     )
+    save_teacher(model, tokenizer, folder)
+    report(Report(stage=STAGE, note=f"{model.num_parameters():,} parameters trained"))
+    if heldout is not None:
+        loss = heldout_loss(head, heldout, isolation, f"{STAGE} heldout", report)
+        report(Report(stage=STAGE, note=f"held-out loss {loss:.3f}"))
+
+
+def save_teacher(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a trained teacher with its tokenizer to `folder/model`, whole."""
     with whole_folder(folder / "model") as scratch, full_disk_told(folder / "model"):
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-    report(Report(stage=STAGE, note=f"{model.num_parameters():,} parameters trained"))

@@ -13,6 +13,7 @@ from coldstill.data.prepared import CorpusLayout
 from coldstill.stages import train_teacher as module
 from coldstill.stages.config import ArchitectureConfig, TrainConfig
 from coldstill.stages.feed import CorpusDataset
+from coldstill.stages.heldout_loss import Heldout
 from coldstill.stages.models import build_model, load_model, load_tokenizer
 from coldstill.stages.train_teacher import train_teacher
 from coldstill.stages.training import read_metrics
@@ -81,3 +82,28 @@ def test_an_architecture_that_leaks_is_refused_packed_documents(
     with pytest.raises(ColdstillError, match=r"^teacher\.architecture: a 'llama' model cannot"):
         run(tmp_path / "out", corpus, tokenizer)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_new_teacher_is_measured_on_held_out_documents(
+    corpus: SmallCorpus, tokenizer: Any, tmp_path: Path
+) -> None:
+    layout = CorpusLayout(corpus.folder)
+    file = layout.open("heldout")
+    notes: list[str] = []
+    train_teacher(
+        tmp_path,
+        ARCHITECTURE,
+        TrainConfig(steps=3, batch_tokens=4 * LENGTH),
+        tokenizer,
+        layout.open("train"),
+        sequence_length=LENGTH,
+        together=True,
+        seed=2,
+        heldout=Heldout(file, np.arange(len(file)), 3),
+        report=lambda report: notes.append(report.note),
+    )
+    model = load_model(str(tmp_path / "model"), "teacher", precision="fp32")
+    with torch.no_grad():
+        logits_MV, labels_M = dense.logits_alone(model, file.read(np.arange(len(file))), VOCABULARY)
+    expected = float(dense.cross_entropy(logits_MV, labels_M).mean())
+    assert [note for note in notes if note][-1] == f"held-out loss {expected:.3f}"

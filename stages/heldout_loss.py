@@ -1,0 +1,103 @@
+"""How well a model predicts held-out documents, before there is any store to read it from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..data.alignment import labels
+from ..data.errors import ColdstillError
+from .feed import flat_positions
+from .isolation import model_inputs
+from .report import Report, Reporter, silent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..data.prepared import SequenceFile
+    from ..data.schema import Sequences
+    from .isolation import Isolation
+    from .output_head import OutputHead
+
+
+@dataclass(frozen=True, slots=True)
+class Heldout:
+    """What a model is measured on."""
+
+    sequences: SequenceFile
+    rows: NDArray[np.int64]
+    """These sequences of the file, increasing."""
+    batch: int
+    """Sequences per forward pass."""
+
+
+@torch.no_grad()
+def heldout_loss(
+    head: OutputHead,
+    heldout: Heldout,
+    isolation: Isolation,
+    stage: str = "held-out loss",
+    report: Reporter = silent,
+) -> float:
+    """Mean -log p(label) over the supervised positions of held-out sequences, in nats.
+
+    The model is asked as it stands, in its own precision, and without dropout.
+
+    Raises
+        ColdstillError: nothing is supervised there, or the loss is no number
+    """
+    rows, batch = heldout.rows, heldout.batch
+    training = head.model.training
+    head.model.eval()
+    total, positions = 0.0, 0
+    for start in range(0, len(rows), batch):
+        block = heldout.sequences.read(rows[start : start + batch])
+        total -= _label_logprobs(head, block, isolation)
+        positions += len(block.positions.values)
+        report(
+            Report(
+                stage=stage,
+                done=min(start + batch, len(rows)),
+                total=len(rows),
+                step=batch,
+                unit="sequences",
+            )
+        )
+    head.model.train(training)
+    if positions == 0:
+        raise ColdstillError(
+            f"{stage}: no supervised position in {len(rows)} held-out sequences, so there is "
+            "nothing to measure; raise corpus.holdout"
+        )
+    loss = total / positions
+    if not math.isfinite(loss):
+        raise ColdstillError(
+            f"{stage}: the held-out loss is {loss}, expected a finite number; the weights do not "
+            "hold in this precision, or training has spoilt them (lower train.learning_rate)"
+        )
+    return loss
+
+
+def _label_logprobs(head: OutputHead, block: Sequences, isolation: Isolation) -> float:
+    """Sum of log p(label) over a batch: logits exist for one chunk of positions at a time."""
+    device = head.model.device
+    inputs = model_inputs(block, isolation, head.model.dtype)
+    positions = flat_positions(block, inputs["input_ids"].shape[1]).to(device)
+    if len(positions) == 0:
+        return 0.0
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    hidden_MD = head.hidden(inputs).flatten(0, 1)[positions]
+    labels_M = torch.from_numpy(labels(block).astype(np.int64)).to(device)
+    buffer, weight_VD = head.buffer(len(hidden_MD), device), head.real_weight(hidden_MD.dtype)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for start in range(0, len(hidden_MD), len(buffer)):
+        rows = slice(start, start + len(buffer))
+        logits_MV = head.logits(hidden_MD[rows], buffer, weight_VD)
+        logits_MV.sub_(logits_MV.amax(1, keepdim=True))
+        label_M = logits_MV.gather(1, labels_M[rows, None])[:, 0]
+        total += (label_M - logits_MV.exp_().sum(1).log_()).double().sum()
+    return float(total)

@@ -1,0 +1,139 @@
+"""Adapters inside a plain model: which layers, who learns, and what is left after merging."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from coldstill.data.errors import ColdstillError
+from coldstill.stages.config import LoraConfig
+from coldstill.stages.lora import adapt, adapted_layers, merge
+from conftest import FAMILIES, VOCABULARY, make_model
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+
+TOKENS = torch.tensor([[5, 9, 200, 3, 17, 44]])
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model(input_ids=TOKENS, use_cache=False).logits
+    return out
+
+
+def disturb(model: Any, scale: float = 0.1) -> None:
+    """Adapters begin as nothing; make them something."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=scale)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_all_linear_means_what_peft_means_by_it(name: str) -> None:
+    model = make_model(name, VOCABULARY)
+    theirs = peft.LoraConfig(target_modules="all-linear")
+    _maybe_include_all_linear_layers(theirs, model)
+    ours = adapted_layers(model, "all-linear", "teacher.lora")
+    assert set(ours) == theirs.target_modules
+    assert len(ours) >= 4
+
+
+def test_layers_are_chosen_by_the_end_of_their_names() -> None:
+    model = make_model("llama", VOCABULARY)
+    found = adapted_layers(model, ("self_attn.q_proj", "up_proj"), "teacher.lora")
+    assert found == [
+        f"model.layers.{layer}.{name}"
+        for layer in (0, 1)
+        for name in ("self_attn.q_proj", "mlp.up_proj")
+    ]
+
+
+@pytest.mark.parametrize("target", ["lm_head", "proj", "embed_tokens", "layers"])
+def test_what_is_no_linear_layer_below_the_head_is_refused(target: str) -> None:
+    model = make_model("llama-tied", VOCABULARY)
+    before = list(model.state_dict())
+    with pytest.raises(
+        ColdstillError,
+        match=rf"^teacher\.lora\.targets: no linear .* '{target}'; choose among down_proj, gate",
+    ):
+        adapt(model, LoraConfig(targets=("q_proj", target)), 0, "teacher.lora")
+    assert list(model.state_dict()) == before
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "gemma2"])
+def test_adapters_begin_as_nothing_learn_alone_and_are_merged_exactly(name: str) -> None:
+    model = make_model(name, VOCABULARY + 16)
+    base = {key: value.clone() for key, value in model.state_dict().items()}
+    before = logits(model)
+    wrapper = adapt(model, LoraConfig(rank=4, alpha=8.0), 3, "teacher.lora")
+    assert torch.equal(logits(model), before)
+    assert wrapper.get_base_model() is model
+    learning = {key for key, weight in model.named_parameters() if weight.requires_grad}
+    assert learning
+    assert all("lora_" in key for key in learning)
+
+    disturb(model)
+    adapted = logits(model)
+    assert float((adapted - before).abs().max()) > 1e-2
+    merge(wrapper)
+    assert float((logits(model) - adapted).abs().max()) < 1e-3 * float(adapted.abs().max())
+    assert model.state_dict().keys() == base.keys()
+    layers = set(adapted_layers(model, "all-linear", "teacher.lora"))
+    for key, value in model.state_dict().items():
+        layer, _, part = key.rpartition(".")
+        assert torch.equal(value, base[key]) != (layer in layers and part == "weight"), key
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied == model.config.tie_word_embeddings
+
+
+def test_a_product_counts_as_the_formula_says() -> None:
+    model = make_model("llama", VOCABULARY)
+    weight = model.model.layers[0].self_attn.q_proj.weight.detach().clone()
+    wrapper = adapt(model, LoraConfig(rank=4, alpha=6.0, targets=("q_proj",)), 0, "teacher.lora")
+    disturb(model)
+    layer = model.model.layers[0].self_attn.q_proj
+    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    merge(wrapper)
+    merged = model.model.layers[0].self_attn.q_proj.weight
+    expected = (weight.double() + 6.0 / 4 * product.double()).float()
+    np.testing.assert_allclose(merged.detach(), expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_weights_stay_frozen_in_it_and_are_rounded_once() -> None:
+    model = make_model("llama", VOCABULARY).to(torch.bfloat16)
+    weight = model.model.layers[1].mlp.up_proj.weight.detach().clone()
+    wrapper = adapt(model, LoraConfig(rank=4, alpha=4.0), 0, "teacher.lora")
+    disturb(model, 1e-2)
+    layer = model.model.layers[1].mlp.up_proj
+    assert layer.lora_A["default"].weight.dtype == torch.float32
+    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    merge(wrapper)
+    merged = model.model.layers[1].mlp.up_proj.weight
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(merged, (weight.float() + product).to(torch.bfloat16))
+
+
+def test_the_seed_decides_the_adapters() -> None:
+    def first(seed: int) -> torch.Tensor:
+        model = make_model("llama", VOCABULARY)
+        adapt(model, LoraConfig(), seed, "teacher.lora")
+        weight: torch.Tensor = model.model.layers[0].self_attn.q_proj.lora_A["default"].weight
+        return weight
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+def test_without_peft_the_command_that_brings_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ColdstillError) as caught:
+        adapt(make_model("llama", VOCABULARY), LoraConfig(), 0, "teacher.lora")
+    assert str(caught.value) == (
+        "teacher.lora: needs the package 'peft', which is not installed; "
+        "pip install 'coldstill[lora]'"
+    )
