@@ -188,7 +188,8 @@ def _explain(error: ValidationError, where: str) -> str:
     if first["type"] in unknown:
         section, key = ".".join(place[:-1]), place[-1]
         known = _keys_at(place[:-1])
-        near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+        begun = [name for name in known if name.startswith(key)]
+        near = begun or difflib.get_close_matches(key, known, 1, cutoff=0.5)
         guess = f"; did you mean '{near[0]}'?" if near else ""
         return (
             f"{where}: {section or 'recipe'}: unknown key '{key}'{guess} (have: {', '.join(known)})"
@@ -207,6 +208,9 @@ def _keys_at(place: list[str]) -> list[str]:
     """The keys of the table at `place`."""
     kind: Any = Recipe
     for part in place:
+        if get_origin(kind) is tuple:  # of tables, whose number is `part`
+            kind = get_args(kind)[0]
+            continue
         kind = get_args(kind)[1] if get_origin(kind) is dict else get_type_hints(kind)[part]
         if get_origin(kind) in (Union, types.UnionType):
             kind = next(k for k in get_args(kind) if k is not type(None))

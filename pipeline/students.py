@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
@@ -11,11 +12,11 @@ from ..data.fingerprint import json_sha256
 from ..data.layout import MANIFEST
 from ..data.place import place_at
 from ..data.reader import open_store
+from .run import recorded_run
 from .work import beginning, is_done
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from ..data.reader import StoreReader
     from .tables import StudentTable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 def train_students(work: Work, names: Sequence[str]) -> None:
     """Train the named students, or all of the recipe's."""
+    from ..stages.mixture import mixed_stores
     from ..stages.train_student import StudentJob, train_student
 
     chosen = list(names) or list(work.recipe.students)
@@ -31,7 +33,10 @@ def train_students(work: Work, names: Sequence[str]) -> None:
         raise ColdstillError(f"{work.recipe.name}: the recipe has no students")
     students = {name: work.recipe.student(name) for name in chosen}
     store = open_made(work.run.logits, work)
-    settings = {name: _student_settings(work, student, store) for name, student in students.items()}
+    others = _open_others(work, students)
+    settings = {
+        name: _student_settings(work, student, store, others) for name, student in students.items()
+    }
     done = {  # of all, before any is trained
         name: is_done(
             work.run.student(name).settings,
@@ -42,8 +47,9 @@ def train_students(work: Work, names: Sequence[str]) -> None:
         )
         for name in chosen
     }
-    if not all(done.values()):
-        store.expect_room()
+    for name in [name for name in chosen if not done[name]]:
+        stores = (store, *(others[named] for named in students[name].other_stores))
+        mixed_stores(stores, students[name].shares, f"students.{name}.teachers")
     for name, student in students.items():
         folder = work.run.student(name)
         if done[name]:
@@ -54,6 +60,8 @@ def train_students(work: Work, names: Sequence[str]) -> None:
             architecture=student.architecture,
             model=None if student.model is None else work.local(student.model),
             objective=student.objective,
+            others=tuple(others[named] for named in student.other_stores),
+            shares=student.shares,
             config=student.train,
             seed=settings[name]["seed"],
             folder=folder.root,
@@ -63,7 +71,8 @@ def train_students(work: Work, names: Sequence[str]) -> None:
 
 
 def evaluate(work: Work, names: Sequence[str]) -> None:
-    """Measure the named students, or all that are trained, on the held-out store."""
+    """Measure the named students, or all that are trained, on the held-out store of the run: that
+    of its own teacher, whomever else a student listened to."""
     from ..stages.evaluate import evaluate_student, evaluate_teacher
 
     store = open_made(work.run.heldout, work)
@@ -114,8 +123,51 @@ def open_made(address: str | Path, work: Work) -> StoreReader:
     return store
 
 
-def _student_settings(work: Work, student: StudentTable, store: StoreReader) -> dict[str, Any]:
+def _open_others(work: Work, students: Mapping[str, StudentTable]) -> dict[str, StoreReader]:
+    """The stores of further teachers, by what the recipe calls them: each is opened once.
+
+    Raises
+        ColdstillError: there is no such store or run, or the store is not whole
+    """
+    found: dict[str, StoreReader] = {}
+    for name, student in students.items():
+        for named in student.other_stores:
+            if named not in found:
+                store = open_store(
+                    _store_called(named, work, f"students.{name}.teachers"), cache=work.run.cache
+                )
+                store.expect_sizes()
+                found[named] = store
+    return found
+
+
+def _store_called(named: str, work: Work, where: str) -> str | Path:
+    """The store that a recipe names: by its address or folder, or by its run's folder or name."""
+    if "://" in named:
+        return named
+    beside = work.loaded.base / Path(named).expanduser()
+    for folder in (beside, work.run.root.parent / named):
+        if (folder / MANIFEST).is_file():
+            return folder
+        run = recorded_run(folder)
+        if place_at(run.logits).exists(MANIFEST):
+            return run.logits
+    raise ColdstillError(
+        f"{where}: {named}: no store in {beside}, and no run of that name with one; name a store's "
+        "folder or address, or make it first with coldstill teacher-logits"
+    )
+
+
+def _student_settings(
+    work: Work, student: StudentTable, store: StoreReader, others: Mapping[str, StoreReader]
+) -> dict[str, Any]:
     """Everything that decides what comes out of training it."""
     seed = work.recipe.seed if student.train.seed is None else student.train.seed
-    table = student.model_dump(mode="json", exclude={"like"})
-    return {"student": table, "seed": seed, "store": json_sha256(store.manifest.to_json())}
+    alone = set() if student.teachers else {"teachers"}
+    table = student.model_dump(mode="json", exclude={"like", *alone})
+    settings = {"student": table, "seed": seed, "store": json_sha256(store.manifest.to_json())}
+    if student.other_stores:
+        settings["others"] = {
+            named: json_sha256(others[named].manifest.to_json()) for named in student.other_stores
+        }
+    return settings

@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .losses.sparse import StudentSoftmax
+from .losses.sparse import GradientSum
+from .softmax import softmaxes_in_place
 from .targets import tempered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .losses import Loss
+    from .losses.sparse import StudentSoftmax
     from .output_head import OutputHead
     from .targets import TargetTensors
 
 COUNTS = ("teacher_mass", "student_mass", "agreement", "accuracy")
 """Sums that come with every loss: mass inside the head (both models, at temperature 1 or, where no
 loss is, at the first one), positions whose most probable token is the teacher's, and positions
-whose most probable token is the label."""
+whose most probable token is the label. All are of the first teacher's record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,10 @@ class Term:
     loss: Loss
     weight: float
     temperature: float = 1.0
+    source: int = 0
+    """Whose record it reads: a place in `TargetTensors.sources`."""
+    share: float = 1.0
+    """What part of the loss that source has, where several are mixed."""
 
 
 def chunked_loss(
@@ -46,12 +52,30 @@ def chunked_loss(
     hidden_MD  hidden states of the supervised positions, in the order of `target`
 
     Returns the weighted sum (differentiable by hidden states, head weight and bias; the T^2 factor
-    of tempered losses is in it) and, as float64 sums, each loss unweighted and `COUNTS`.
+    of tempered losses is in it) and, as float64 sums, each loss unweighted and `COUNTS`. A loss
+    that reads several sources is the sum of its values by their shares; each value by itself
+    follows as `NAME_teacher_SOURCE`.
     """
     apply: Any = _ChunkedLoss.apply  # torch leaves it untyped
     total, sums = apply(hidden_MD, head.weight, head.bias, head, target, tuple(terms))
-    names = [term.loss.name for term in terms] + list(COUNTS)
-    return total, dict(zip(names, sums.unbind(), strict=True))
+    values = sums.unbind()
+    return total, {
+        **_by_name(terms, values[: len(terms)]),
+        **dict(zip(COUNTS, values[len(terms) :], strict=True)),
+    }
+
+
+def _by_name(terms: Sequence[Term], values: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    named: dict[str, torch.Tensor] = {}
+    names = [term.loss.name for term in terms]
+    for term, value in zip(terms, values, strict=True):
+        name = term.loss.name
+        if names.count(name) == 1:
+            named[name] = value
+        else:
+            named[name] = named.get(name, 0.0) + term.share * value
+            named[f"{name}_teacher_{term.source}"] = value
+    return named
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -87,7 +111,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 if grads and gradient is not None:
                     grads.add(rows, gradient, finished)
         ctx.grads = grads
-        weights = sums.new_tensor([t.weight * t.temperature**2 for t in terms])
+        weights = sums.new_tensor([t.weight * t.share * t.temperature**2 for t in terms])
         ctx.mark_non_differentiable(sums)
         return (sums[: len(terms)] * weights).sum().float(), sums
 
@@ -152,7 +176,7 @@ def _chunk(
     by_temperature: dict[float, list[Term]] = {}
     for term in terms:
         by_temperature.setdefault(term.temperature, []).append(term)
-    values: dict[str, torch.Tensor] = {}
+    values: dict[Term, torch.Tensor] = {}
     counts, gradient = None, None
     ordered = sorted(by_temperature.items(), key=lambda item: (item[0] != 1.0, item[0]))
     for index, (temperature, group) in enumerate(ordered):
@@ -163,7 +187,7 @@ def _chunk(
         if part is not None:
             gradient = part if gradient is None else gradient.add_(part)
     assert counts is not None
-    parts = [values[term.loss.name].double().sum() for term in terms]
+    parts = [values[term].double().sum() for term in terms]
     return torch.stack([*parts, *counts]), gradient
 
 
@@ -172,7 +196,7 @@ def _group(
     target: TargetTensors,
     terms: Sequence[Term],
     temperature: float,
-    values: dict[str, torch.Tensor],
+    values: dict[Term, torch.Tensor],
     *,
     want: bool,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
@@ -180,57 +204,24 @@ def _group(
     if temperature != 1.0:
         logits_MV.div_(temperature)
     # the gradient by the logits carries T^2 from the loss and 1/T from the division
-    factors = [term.weight * temperature for term in terms]
+    factors = [term.weight * term.share * temperature for term in terms]
     dense = None
     if any(not hasattr(term.loss, "gradient") for term in terms):
         dense = _by_autograd(logits_MV, target, terms, factors, temperature, values, want=want)
-    student, top = softmax_in_place(logits_MV, target)
-    counts = _counts(student, top, target, temperature)
-    softmax_weight = torch.zeros_like(student.label_logprob)
-    head_weight = torch.zeros_like(softmax_weight)  # of the terms that say nothing else there
-    head_gradient = None
-    entries = []
+    targets = {source: target.sources[source] for source in sorted({0, *(t.source for t in terms)})}
+    students, top = softmaxes_in_place(logits_MV, targets)
+    counts = _counts(students[0], top, target, temperature)
+    total = GradientSum(students, {source: own.head_ids for source, own in targets.items()})
     for term, factor in zip(terms, factors, strict=True):
         closed_form = getattr(term.loss, "gradient", None)
-        if closed_form is None:
-            continue
-        sparse = closed_form(student, target, temperature)
-        values[term.loss.name] = sparse.value
-        softmax_weight += factor * sparse.softmax_weight
-        if sparse.head_gradient is None:
-            head_weight += factor * sparse.softmax_weight
-        else:
-            own = factor * sparse.head_gradient
-            head_gradient = own if head_gradient is None else head_gradient + own
-        entries.append((sparse.ids, factor * sparse.entries))
+        if closed_form is not None:
+            sparse = closed_form(students[term.source], targets[term.source], temperature)
+            values[term] = sparse.value
+            total.add(term.source, factor, sparse)
     if not want:
         return None, counts
-    gradient = student.probs_MV.mul_(softmax_weight[:, None])
-    if head_gradient is not None:
-        head_gradient += head_weight[:, None] * student.head_logprobs.exp()
-        gradient.scatter_(1, target.head_ids, head_gradient)
-    for ids, added in entries:
-        gradient.scatter_add_(1, ids, added)
+    gradient = total.write()
     return gradient if dense is None else gradient.add_(dense), counts
-
-
-def softmax_in_place(
-    logits_MV: torch.Tensor, target: TargetTensors
-) -> tuple[StudentSoftmax, torch.Tensor]:
-    """Turn logits into probabilities, keeping log-probabilities where the target needs them.
-
-    Also returns `[M]` the most probable token. The normaliser is read off at that token, whose
-    probability is never small: `log Z = z_max - log q_max`.
-    """
-    k, r = target.head_ids.shape[1], target.tail_ids.shape[1]
-    ids = torch.cat([target.head_ids, target.tail_ids, target.labels[:, None]], 1)
-    chosen = logits_MV.gather(1, ids)
-    top, top_ids = logits_MV.max(1)
-    torch.softmax(logits_MV, 1, out=logits_MV)  # row by row, so it may overwrite its input
-    log_norm = top - logits_MV.gather(1, top_ids[:, None])[:, 0].log()
-    logprobs = chosen - log_norm[:, None]
-    student = StudentSoftmax(logits_MV, logprobs[:, :k], logprobs[:, k : k + r], logprobs[:, k + r])
-    return student, top_ids
 
 
 def _counts(
@@ -252,7 +243,7 @@ def _by_autograd(
     terms: Sequence[Term],
     factors: Sequence[float],
     temperature: float,
-    values: dict[str, torch.Tensor],
+    values: dict[Term, torch.Tensor],
     *,
     want: bool,
 ) -> torch.Tensor | None:
@@ -263,7 +254,7 @@ def _by_autograd(
         total = leaf.new_zeros(())
         for term, factor in zip(terms, factors, strict=True):
             if not hasattr(term.loss, "gradient"):
-                value = term.loss.value(logprobs, target, temperature)
-                values[term.loss.name] = value.detach()
+                value = term.loss.value(logprobs, target.sources[term.source], temperature)
+                values[term] = value.detach()
                 total = total + factor * value.sum()
         return torch.autograd.grad(total, leaf)[0] if want else None

@@ -16,7 +16,6 @@ import torch
 from ..data.alignment import labels
 from ..data.files import parse_json
 from ..data.layout import MEASUREMENTS
-from .chunked_loss import softmax_in_place
 from .device import best_device
 from .feed import flat_positions
 from .isolation import model_inputs
@@ -24,6 +23,7 @@ from .losses.forward_kl import ForwardKL
 from .models import load_model
 from .output_head import connect_head
 from .report import Report, Reporter, silent
+from .softmax import softmax_in_place
 from .speed import forward_speed
 from .targets import TargetTensors, target_tensors
 from .train_student import student_isolation

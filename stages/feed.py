@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from ..data.prepared import SequenceFile
     from ..data.reader import StoreReader
     from ..data.schema import Sequences, Targets
+    from .mixture import MixedDataset
 
 Rows = tuple["Sequences", "Targets | None"]
+MixedRows = tuple["Sequences", "Targets | None", list["Targets"]]
+"""With what further teachers say of the same positions."""
 
 
 class StoreDataset(Dataset[Rows]):
@@ -81,15 +84,21 @@ class Collate:
         """Build inputs in the way that keeps this model's documents apart."""
         self._isolation, self._dtype, self._capture = isolation, dtype, capture
 
-    def __call__(self, rows: Rows) -> dict[str, Any]:
-        """Inputs `[B, T]`; `positions` `[M]`, indices into the flattened `B * T`; targets."""
-        sequences, targets = rows
+    def __call__(self, rows: Rows | MixedRows) -> dict[str, Any]:
+        """Inputs `[B, T]`; `positions` `[M]`, indices into the flattened `B * T`; targets, and
+        under `others` those of further teachers."""
+        sequences, targets = rows[0], rows[1]
         inputs = model_inputs(sequences, self._isolation, self._dtype)
-        return {
+        batch = {
             **inputs,
             "positions": flat_positions(sequences, inputs["input_ids"].shape[1]),
             **target_tensors(sequences, targets),
         }
+        if len(rows) == 3:
+            batch["others"] = [target_tensors(sequences, other) for other in rows[2]]
+            for other in batch["others"]:
+                del other["labels"]  # one and the same
+        return batch
 
 
 def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
@@ -101,7 +110,7 @@ def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
 class EpochSampler(Sampler[int]):
     """The dataset's order, epoch by epoch; going on in the middle is the trainer's skip."""
 
-    def __init__(self, dataset: StoreDataset | CorpusDataset, seed: int) -> None:
+    def __init__(self, dataset: StoreDataset | CorpusDataset | MixedDataset, seed: int) -> None:
         """Order the rows of a dataset."""
         self._dataset, self._seed = dataset, seed
         self._epoch = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,44 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
     return terms
 
 
-def attach_objective(head: OutputHead, terms: Sequence[Term], capture: Capture) -> None:
+def mixed_terms(
+    objective: ObjectiveConfig,
+    captures: Sequence[tuple[Capture, str]],
+    shares: Sequence[float],
+    where: str,
+) -> list[Term]:
+    """The losses of an objective against several teachers' records: the shares' weighted sum.
+
+    For forward KL, `sum_i w_i KL(p_i || q)` is `KL(sum_i w_i p_i || q)` and what the teachers
+    differ by, `sum_i w_i KL(p_i || sum_j w_j p_j)`, in which q does not occur: the gradient is that
+    of the divergence from the mixture, and what is reported is larger by that constant. Records
+    with a bucket (`tail = 0`) know no mixture, since their buckets hold different tokens; the sum
+    is exact for those too. A loss that reads no teacher counts once.
+
+    captures  of each record, and what to call it in a message
+    shares    of each, summing to 1; one of 0 is left out
+
+    Raises
+        ColdstillError: as `terms_of`, for any of the records
+    """
+    terms: list[Term] = []
+    for source, ((capture, name), share) in enumerate(zip(captures, shares, strict=True)):
+        if share == 0:
+            continue
+        for term in terms_of(objective, capture, where if source == 0 else f"{where}: {name}"):
+            if term.loss.needs_targets:
+                terms.append(dataclasses.replace(term, source=source, share=share))
+            elif term not in terms:
+                terms.append(term)
+    return terms
+
+
+def attach_objective(
+    head: OutputHead, terms: Sequence[Term], capture: Capture, others: Sequence[Capture] = ()
+) -> None:
     """Make the model's forward compute the objective when it is called with `positions`.
+
+    others  captures of further teachers' records, whose targets come as `others`
 
     The loss has to be computed inside the forward that data-parallel wrappers see, or they would
     neither gather the head's weights nor average its gradient. The model stays what it is: it
@@ -58,7 +95,14 @@ def attach_objective(head: OutputHead, terms: Sequence[Term], capture: Capture) 
         if "positions" not in inputs:
             return own_forward(*args, **inputs)
         positions = inputs.pop("positions")
-        target = {name: inputs.pop(name) for name in _TARGET_NAMES if name in inputs}
+        target: dict[str, Any] = {
+            name: inputs.pop(name) for name in _TARGET_NAMES if name in inputs
+        }
+        further = zip(inputs.pop("others", ()), others, strict=True)
+        target["others"] = tuple(
+            TargetTensors.of({**said, "labels": target["labels"], "capture": own})
+            for said, own in further
+        )
         inputs.pop("num_items_in_batch", None)
         hidden = head.hidden(inputs).flatten(0, 1)[positions]
         if torch.is_autocast_enabled(hidden.device.type):  # a last norm leaves its output in fp32

@@ -29,9 +29,16 @@ class TargetTensors:
     log_norm: torch.Tensor
     tail_logprobs: torch.Tensor | None = None
     capture: Capture = field(default_factory=Capture)
+    others: tuple[TargetTensors, ...] = ()
+    """What further teachers say of the same positions."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def sources(self) -> tuple[TargetTensors, ...]:
+        """What every teacher says: this one, then the others."""
+        return (self, *self.others)
 
     def rows(self, start: int, end: int) -> TargetTensors:
         """Positions `start` to `end`."""
@@ -45,6 +52,7 @@ class TargetTensors:
         for name, value in moved.items():
             if isinstance(value, torch.Tensor):
                 moved[name] = value.to(device)
+        moved["others"] = tuple(other.to(device) for other in self.others)
         return TargetTensors(**moved)
 
     @classmethod
@@ -128,4 +136,6 @@ def _tensor(array: Any) -> torch.Tensor:
 
 
 def _cut(value: Any, start: int, end: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(other.rows(start, end) for other in value)
     return value[start:end] if isinstance(value, torch.Tensor) else value

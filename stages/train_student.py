@@ -10,6 +10,7 @@ from ..data.files import whole_folder
 from .device import best_device
 from .feed import StoreDataset
 from .isolation import choose_isolation
+from .mixture import MixedDataset, mixed_stores
 from .models import (
     build_model,
     context_length,
@@ -17,7 +18,7 @@ from .models import (
     load_model,
     load_tokenizer,
 )
-from .objective import terms_of
+from .objective import mixed_terms
 from .output_head import connect_head
 from .report import Report, Reporter, silent
 from .training import TrainingJob, full_disk_told, train
@@ -35,7 +36,7 @@ STAGE = "train-student"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentJob:
-    """One student of one store."""
+    """One student of one store, or of several with the same sequences."""
 
     name: str
     architecture: ArchitectureConfig | None
@@ -43,6 +44,10 @@ class StudentJob:
     model: str | None
     """a folder or hub name to start from."""
     objective: ObjectiveConfig
+    others: tuple[StoreReader, ...] = ()
+    """Stores in which further teachers speak of the same sequences."""
+    shares: tuple[float, ...] = (1.0,)
+    """What part of the objective each store has, the student's own first; their sum is 1."""
     config: TrainConfig
     seed: int
     folder: Path
@@ -55,11 +60,13 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
 
     Raises
         ColdstillError: a student with other tokens or too short a context, an objective that the
-            store cannot support, a store with nothing to learn
+            store cannot support, a store with nothing to learn, stores of different sequences
     """
     where = f"students.{job.name}"
     manifest = store.manifest
-    terms = terms_of(job.objective, manifest.capture, f"{where}.objective")
+    stores, shares = mixed_stores((store, *job.others), job.shares, f"{where}.teachers")
+    captures = [(each.manifest.capture, str(each.place)) for each in stores]
+    terms = mixed_terms(job.objective, captures, shares, f"{where}.objective")
     if store.positions == 0:
         raise ColdstillError(f"{store.place}: no supervised position, nothing to learn")
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
@@ -71,9 +78,10 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
         TrainingJob(
             stage=f"{STAGE} {job.name}",
             head=connect_head(model, manifest.tokenizer.size, report),
-            dataset=StoreDataset(store),
+            dataset=StoreDataset(store) if len(stores) == 1 else MixedDataset(stores),
             isolation=isolation,
             capture=manifest.capture,
+            others=[capture for capture, _ in captures[1:]],
             terms=terms,
             config=job.config,
             sequence_length=length,

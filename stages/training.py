@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .config import TrainConfig
     from .feed import CorpusDataset, StoreDataset
     from .isolation import Isolation
+    from .mixture import MixedDataset
     from .output_head import OutputHead
 
 _FREE = {"report_to", "save_total_limit", "save_strategy", "dataloader_pin_memory", "use_cpu"}
@@ -50,9 +51,12 @@ class TrainingJob:
     """For reports."""
     head: OutputHead
     """The model, split at its head."""
-    dataset: CorpusDataset | StoreDataset
+    dataset: CorpusDataset | StoreDataset | MixedDataset
     isolation: Isolation
     capture: Capture
+    """Of the record that figures are of,"""
+    others: Sequence[Capture] = ()
+    """and of further teachers' records."""
     terms: Sequence[Term]
     config: TrainConfig
     sequence_length: int
@@ -72,7 +76,7 @@ def train(job: TrainingJob, report: Reporter = silent) -> None:
     checkpoints = job.folder / "checkpoints"
     last = last_whole_checkpoint(checkpoints)
     arguments = _arguments(job, checkpoints)
-    attach_objective(job.head, job.terms, job.capture)
+    attach_objective(job.head, job.terms, job.capture, job.others)
     metrics = _Metrics(job, report)
     try:
         trainer = _Trainer(
