@@ -1,6 +1,7 @@
 # make demo            the whole pipeline on this machine's own Python sources
 # make teacher-logits  stage one;  make train-student  stage two
 # RECIPE= a recipe's name or file, or a run's folder;  STUDENT= students;  SET= overrides;  STORE= for inspect and verify
+# make plan PILOT= sequences to measure;  BUDGET= bytes a position
 
 RECIPE ?= demo
 PYTHON ?= python3
@@ -16,7 +17,7 @@ STUDENTS = $(foreach name,$(STUDENT),--student '$(name)')
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 install: $(INSTALLED)
 
@@ -29,8 +30,11 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(COLDSTILL) run demo
 
-run plan train-teacher teacher-logits compare: $(INSTALLED)
+run train-teacher teacher-logits compare: $(INSTALLED)
 	$(COLDSTILL) $@ $(OPTIONS)
+
+plan: $(INSTALLED)
+	$(COLDSTILL) plan $(OPTIONS) $(if $(PILOT),--pilot '$(PILOT)') $(if $(BUDGET),--budget '$(BUDGET)')
 
 train-student evaluate: $(INSTALLED)
 	$(COLDSTILL) $@ $(OPTIONS) $(STUDENTS)

@@ -2,161 +2,135 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..data.corpus import list_sources
-from ..data.layout import MANIFEST
-from ..data.manifest import read_manifest
-from ..data.place import place_at
-from ..data.prepared import SPLITS, CorpusLayout
-from ..data.reader import finished_shards
 from ..data.schema import Capture
-from .compare import size
+from .plan_measured import capture_hours, capture_speeds, read_pilot, training_hours
+from .plan_memory import memory
+from .plan_room import expect_room, free_bytes
+from .plan_sizes import (
+    StoreSize,
+    captures,
+    corpus_sizes,
+    expected_bytes,
+    pilot_row,
+    store_sizes,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
-    from ..data.place import Place
+    from ..data.prepared import Split
     from .recipe import LoadedRecipe
     from .run import Run
+    from .tables import Recipe
 
-BYTES_PER_TOKEN = 4
-"""A rule of thumb for text before it is tokenised; exact counts take over afterwards."""
+__all__ = ["expect_room", "expected_bytes", "plan"]
+
+_OTHERS = ((0, 24), (16, 16), (50, 0), (4, 20))
+"""(head, tail) that a capture is held against: an unbiased sample alone, both, top-k as others keep
+it, and both at about half of its size."""
 
 
 def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
     """The state of every step and the size of what is to come, as a JSON value.
 
     Raises
-        ColdstillError: sources that are not there
+        ColdstillError: sources that are not there, a damaged record of what was done
     """
     recipe = loaded.recipe
-    record = CorpusLayout(run.corpus).read_record()
+    corpus = corpus_sizes(loaded, run)
+    stores = store_sizes(loaded, run)
     sources = list_sources(recipe.corpus.files, loaded.base)
-    if record is None:
-        tokens = sum(source.bytes for source in sources) // BYTES_PER_TOKEN
-        held_out = round(tokens * recipe.corpus.holdout)
-        positions = {"train": tokens - held_out, "heldout": held_out}
-        sequences = {k: -(-v // recipe.corpus.sequence_length) for k, v in positions.items()}
-    else:
-        positions = {k: record.splits[k].positions for k in SPLITS}
-        sequences = {k: record.splits[k].sequences for k in SPLITS}
-    wanted = {"train": recipe.logits.sequences, "heldout": recipe.evaluation.sequences}
-    logits, evaluation = recipe.logits, recipe.evaluation
-    captures = {
-        "train": Capture(head=logits.head, tail=logits.tail, temperatures=logits.temperatures),
-        "heldout": Capture(head=evaluation.head, tail=evaluation.tail, tail_logprobs=True),
-    }
-    stores = {}
-    for split, folder, codec in (
-        ("train", run.logits, logits.codec_name),
-        ("heldout", run.heldout, "plain"),
-    ):
-        share = min(1.0, (wanted[split] or sequences[split]) / max(1, sequences[split]))
-        count = round(positions[split] * share)
-        width = expected_bytes(captures[split], codec)
-        place = place_at(folder)
-        done, shards = _progress(place)
-        stores[split] = {
-            "positions": count,
-            "bytes_per_position": width,
-            "bytes": count * width,
-            "shards_done": done,
-            "shards": shards,
-            "address": None if place.room is None else str(place),
-        }
-    students = {
-        name: {
-            "steps": student.train.steps,
-            "tokens": student.train.steps * student.train.batch_tokens,
-            "done": run.student(name).model.exists(),
-        }
-        for name, student in recipe.students.items()
-    }
+    counted = all(split.counted for split in corpus.values())
     return {
         "run": str(run.root),
         "sources": len(sources),
         "source_bytes": sum(source.bytes for source in sources),
-        "counted": record is not None,
-        "sequences": sequences,
-        "stores": stores,
+        "counted": counted,
+        "sequences": {split: size.sequences for split, size in corpus.items()},
+        "positions": {split: size.positions for split, size in corpus.items()},
+        # nobody knows which tokens are learned before they are read
+        "supervised_share": {
+            split: round(size.positions / max(1, size.tokens), 4) if counted else None
+            for split, size in corpus.items()
+        },
+        "stores": {split: _store_facts(store) for split, store in stores.items()},
+        "capture": {"head": recipe.logits.head, "tail": recipe.logits.tail},
+        "codec": recipe.logits.codec_name,
+        "alternatives": _alternatives(recipe, run, stores["train"]),
         "teacher": recipe.teacher.model or "trained here",
-        "teacher_done": recipe.teacher.model is not None or run.teacher_model.exists(),
-        "students": students,
-        "cache_bytes": logits.cache,
-        "free_bytes": shutil.disk_usage(_existing(run.root)).free,
+        "teacher_done": not recipe.teacher.is_trained_here or run.teacher_model.exists(),
+        "students": {
+            name: {
+                "steps": student.train.steps,
+                "tokens": student.train.steps * student.train.batch_tokens,
+                "done": run.student(name).model.exists(),
+            }
+            for name, student in recipe.students.items()
+        },
+        "memory": memory(loaded, run),
+        **_times(recipe, run, stores),
+        "cache_bytes": recipe.logits.cache,
+        "free_bytes": free_bytes(run.root),
     }
 
 
-def expected_bytes(capture: Capture, codec: str) -> int:
-    """Bytes of one position: exact for `plain`, about for `compact`, which has to see the data."""
-    if codec == "compact":
-        # measured: 1.0 to 1.3 bytes an entry, 6 for the tokens and numbers beside it
-        samples = (3 if capture.keeps_tail_logprobs else 1.1) * capture.tail
-        return round(7 + 1.3 * capture.head + samples + 4 * len(capture.temperatures))
-    sample = 8 if capture.keeps_tail_logprobs else 4
-    # tokens, positions and borders beside the targets
-    return 8 + 8 * capture.head + sample * capture.tail + 12 + 4 * len(capture.temperatures)
+def _store_facts(store: StoreSize) -> dict[str, Any]:
+    facts = asdict(store)
+    del facts["split"]
+    folder = facts.pop("folder")
+    return {
+        **facts,
+        "shards_missing": store.shards - store.shards_done,
+        "free_bytes": None if folder is None else free_bytes(folder),
+    }
 
 
-def text(facts: dict[str, Any]) -> str:
-    """The same for a person."""
-    about = "" if facts["counted"] else "about "
-    lines = [
-        f"corpus       {_counted(facts['sources'], 'file')}, {size(facts['source_bytes'])}, "
-        f"{about}{sum(facts['sequences'].values()):,} sequences",
-        f"teacher      {facts['teacher']}{'' if facts['teacher_done'] else ', not yet'}",
-    ]
-    for split, store in facts["stores"].items():
-        state = (
-            f"{store['shards_done']} of {store['shards']} shards" if store["shards"] else "to do"
+def _alternatives(recipe: Recipe, run: Run, store: StoreSize) -> list[dict[str, Any]]:
+    """Four other ways of keeping the same positions: other captures, and the other codec."""
+    own = captures(recipe)["train"]
+    pilot = read_pilot(recipe, run)
+    other = "compact" if recipe.logits.codec_name == "plain" else "plain"
+    ways = [(head, tail, "compact") for head, tail in _OTHERS]
+    ways.insert(3, (own.head, own.tail, other))
+    current = (own.head, own.tail, recipe.logits.codec_name)
+    rows = []
+    for head, tail, codec in [way for way in dict.fromkeys(ways) if way != current][:4]:
+        capture = Capture(head=head, tail=tail, temperatures=own.temperatures)
+        row = pilot_row(pilot, capture, codec)
+        width = row["bytes_per_position"] if row else expected_bytes(capture, codec)
+        rows.append(
+            {
+                "head": head,
+                "tail": tail,
+                "codec": codec,
+                "bytes_per_position": round(width, 1),
+                "measured": "pilot" if row else None,
+                "bytes": round(store.positions * width),
+            }
         )
-        where = "" if store["address"] is None else f", in {store['address']}"
-        lines.append(
-            f"{split:<12} {about}{store['positions']:,} positions at "
-            f"{store['bytes_per_position']} bytes: {size(store['bytes'])}, {state}{where}"
+    return rows
+
+
+def _times(recipe: Recipe, run: Run, stores: Mapping[Split, StoreSize]) -> dict[str, Any]:
+    """Hours that are left of each stage, where a speed was measured."""
+    length = recipe.corpus.sequence_length
+    speeds = capture_speeds(recipe, run)
+    hours: dict[str, float | None] = {}
+    if recipe.teacher.train is not None:
+        hours["train-teacher"] = (
+            0.0
+            if run.teacher_model.exists()
+            else training_hours(recipe.teacher.train, run.teacher, length)
         )
-    for name, student in facts["students"].items():
-        state = "trained" if student["done"] else "to do"
-        lines.append(
-            f"student      {name}: {student['steps']:,} steps of "
-            f"{student['tokens'] // student['steps']:,} tokens, {state}"
+    hours["teacher-logits"] = capture_hours(stores, speeds, length)
+    for name, student in recipe.students.items():
+        folder = run.student(name)
+        done = folder.model.exists()
+        hours[f"train-student {name}"] = (
+            0.0 if done else training_hours(student.train, folder.root, length)
         )
-    needed, what = _disk(facts)
-    enough = "" if needed <= facts["free_bytes"] else ": not enough"
-    lines.append(
-        f"disk         {size(needed)} for {what}, {size(facts['free_bytes'])} free{enough}"
-    )
-    return "\n".join(lines)
-
-
-def _counted(count: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _disk(facts: dict[str, Any]) -> tuple[int, str]:
-    """What is needed of this machine's disk, and for what."""
-    stores = facts["stores"].values()
-    here = [store["bytes"] for store in stores if store["address"] is None]
-    distant = sum(store["bytes"] for store in stores if store["address"] is not None)
-    names = ["no store", "one store", "both stores"][len(here)]
-    if len(here) == len(stores):
-        return sum(here), names
-    kept = min(distant, facts["cache_bytes"])
-    return sum(here) + kept, f"{names} and the cache of the other" if here else "the cache"
-
-
-def _progress(place: Place) -> tuple[int, int | None]:
-    if not place.exists(MANIFEST):
-        return 0, None
-    manifest = read_manifest(place)
-    return len(finished_shards(place, manifest)), manifest.shards
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
+    return {"tokens_per_second": speeds["train"], "hours": hours}

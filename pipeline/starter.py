@@ -25,8 +25,8 @@ holdout = 0.02            # share of documents kept for evaluation
 model = "ORG/NAME"        # a hub name, or a folder beside this file
 
 [logits]                  # what is kept of the teacher at each position
-head = 16                 # its most probable tokens, exactly
-tail = 16                 # samples of the rest, unbiased
+head = 0                  # its most probable tokens, exactly; worth it with temperatures
+tail = 50                 # samples of the rest, unbiased
 
 [students.small]          # as many students as wanted, all from the same store
 architecture = {{ layers = 6, hidden = 512, heads = 8 }}

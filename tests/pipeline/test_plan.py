@@ -42,17 +42,13 @@ def test_a_plan_before_anything_is_done_touches_nothing_and_estimates(
     }
     assert plan["free_bytes"] > 0
     lines = text.splitlines()
-    assert [line.split()[0] for line in lines] == [
-        "corpus",
-        "teacher",
-        "train",
-        "heldout",
-        "student",
-        "student",
-        "disk",
-    ]
+    first_words = [line.split()[0] for line in lines if not line.startswith(" ")]
+    stages = ["corpus", "teacher", "train", "heldout", "student", "student"]
+    assert first_words == [*stages, "memory", "memory", "memory", "kept", "disk"]
     assert lines[2].endswith("to do")
     assert "about" in lines[2]
+    assert plan["supervised_share"] == {"train": None, "heldout": None}
+    assert plan["hours"] == dict.fromkeys(plan["memory"])  # nothing was measured yet
 
 
 def test_a_plan_afterwards_counts_and_says_what_is_done(finished: Desk) -> None:
@@ -64,35 +60,91 @@ def test_a_plan_afterwards_counts_and_says_what_is_done(finished: Desk) -> None:
         said = plan["stores"][split]
         assert (said["shards_done"], said["shards"]) == (store.manifest.shards,) * 2
         if split == "train":
-            assert said["positions"] == store.positions
-            stored = sum(commit.bytes for commit in store.commits())
-            assert said["bytes"] == pytest.approx(stored, rel=1.2)  # small files are mostly frame
+            record = finished.json("corpus", "corpus.json")["splits"]["train"]
+            assert plan["supervised_share"]["train"] == round(
+                record["positions"] / record["tokens"], 4
+            )
+        stored = sum(commit.bytes for commit in store.commits())
+        assert said["positions"] == store.positions
+        assert (said["bytes"], said["bytes_missing"], said["shards_missing"]) == (stored, 0, 0)
+        assert said["measured"] == "store"
+        assert said["bytes_per_position"] == round(stored / store.positions, 1)
     text = finished.done("plan", "r.toml").stdout
     assert "to do" not in text
-    assert "about" not in text
+    assert "about" not in "".join(text.splitlines()[:6])
+    assert text.splitlines()[-1].startswith("disk         nothing more to write, ")
 
 
 def test_a_plan_of_a_killed_capture_counts_its_shards(finished: Desk) -> None:
+    whole = facts(finished)
+    commit = finished.json("logits", "shards", "00001.json")
     (finished.run / "logits" / "shards" / "00001.json").unlink()
-    said = facts(finished)["stores"]["train"]
+    plan = facts(finished)
+    said = plan["stores"]["train"]
     assert said["shards_done"] == said["shards"] - 1
-    assert f"{said['shards_done']} of {said['shards']} shards" in (
-        finished.done("plan", "r.toml").stdout
-    )
+    assert said["shards_missing"] == 1
+    assert said["positions"] == whole["stores"]["train"]["positions"]
+    # what is there is counted, what is missing is as large as the rest
+    bytes_here = whole["stores"]["train"]["bytes"] - sum(f["bytes"] for f in commit["files"])
+    assert said["bytes"] - said["bytes_missing"] == bytes_here
+    width = bytes_here / (said["positions"] - commit["positions"])
+    assert said["bytes_missing"] == pytest.approx(width * commit["positions"], abs=1)
+    speed = finished.json("logits", "measurements.json")["capture_tokens_per_second"]
+    assert plan["tokens_per_second"] == speed
+    hours = commit["sequences"] * 32 / speed / 3600
+    assert plan["hours"]["teacher-logits"] == pytest.approx(hours)
+    assert whole["hours"]["teacher-logits"] == 0
+    text = finished.done("plan", "r.toml").stdout
+    assert f"{said['shards_done']} of {said['shards']} shards, 1 missing" in text
+    assert f" to go at {speed:,.0f} tokens/s" in text
 
 
 def test_a_sample_of_the_corpus_is_planned_as_one(finished: Desk) -> None:
-    whole = facts(finished)["stores"]["train"]["positions"]
-    half = facts(finished, "--set", "logits.sequences=10")["stores"]["train"]["positions"]
+    shutil.rmtree(finished.run / "logits")
+    whole = facts(finished)["stores"]["train"]
+    some = facts(finished, "--set", "logits.sequences=10")["stores"]["train"]
     sequences = facts(finished)["sequences"]["train"]
-    assert half == pytest.approx(whole * 10 / sequences, abs=1)
+    assert some["positions"] == pytest.approx(whole["positions"] * 10 / sequences, abs=1)
+    assert (whole["counted"], some["counted"]) == (True, False)
+    assert (whole["sequences"], some["sequences"]) == (sequences, 10)
+    assert whole["shards"] == -(-sequences // 20)
 
 
-def test_a_disk_that_is_too_small_is_told_in_time(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("U", (), {"free": 10})())
-    assert desk.done("plan", "r.toml").stdout.splitlines()[-1].endswith("10 B free: not enough")
+def test_students_take_as_long_as_their_last_steps_foretell(finished: Desk) -> None:
+    folder = finished.run / "students" / "small"
+    shutil.rmtree(folder / "model")
+    lines = [{"step": step, "tokens_per_second": 2560.0} for step in (1, 2)]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "tok'
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    hours = facts(finished)["hours"]
+    assert hours["train-student baseline"] == 0
+    assert hours["train-student small"] == pytest.approx(256 / 2560 / 3600)  # one step of three
+    (folder / "metrics.jsonl").unlink()
+    assert facts(finished)["hours"]["train-student small"] is None
+
+
+def test_a_capture_is_held_against_four_others(desk: Desk) -> None:
+    for settings in ([], ["logits.head=16", "logits.tail=16"], ["logits.codec=plain"]):
+        plan = facts(desk, *[word for s in settings for word in ("--set", s)])
+        own = (plan["capture"]["head"], plan["capture"]["tail"], plan["codec"])
+        others = [(way["head"], way["tail"], way["codec"]) for way in plan["alternatives"]]
+        assert len({*others, own}) == 5
+        assert (*own[:2], "compact" if own[2] == "plain" else "plain") in others
+        positions = plan["stores"]["train"]["positions"]
+        for way in plan["alternatives"]:
+            foretold = expected_bytes(Capture(head=way["head"], tail=way["tail"]), way["codec"])
+            assert (way["bytes_per_position"], way["bytes"]) == (foretold, positions * foretold)
+
+
+def test_memory_follows_the_models_and_is_unknown_without_them(desk: Desk) -> None:
+    memory = facts(desk)["memory"]
+    larger = facts(desk, "--set", "students.small.architecture.hidden=64")["memory"]
+    assert larger["train-student small"] > memory["train-student small"]
+    assert larger["teacher-logits"] == memory["teacher-logits"]
+    nowhere = facts(desk, "--set", "teacher.model=ORG/NAME")["memory"]
+    assert nowhere == dict.fromkeys(memory)
+    text = desk.done("plan", "r.toml", "--set", "teacher.model=ORG/NAME").stdout
+    assert "memory       teacher-logits: unknown, its model is not on this machine" in text
 
 
 @pytest.mark.parametrize(

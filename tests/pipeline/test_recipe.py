@@ -234,6 +234,38 @@ def test_a_teacher_is_named_or_made_but_not_both(tmp_path: Path) -> None:
     )
 
 
+def test_a_teacher_that_exists_may_be_corrected(tmp_path: Path) -> None:
+    def said(keys: str) -> str:
+        return fault(WHOLE.replace("[teacher]\n", f"[teacher]\n{keys}\n"), tmp_path)
+
+    train = "train = { steps = 3 }\n"
+    assert said("lora = {}").startswith("r.toml: teacher: has 'lora' without 'train': say how long")
+    whole = said(f"{train}tokenizer = {{}}")
+    assert "teacher: has both 'model' and a table for making one; keep either 'model' (and" in whole
+    made = "architecture = { layers = 1, hidden = 8, heads = 1 }\ntokenizer = {}\nlora = {}\n"
+    new = fault(WHOLE.replace('model = "ORG/NAME"\n', made + train), tmp_path)
+    assert new.startswith("r.toml: teacher: has 'lora' without 'model': a model that is made here")
+    for targets, shown in (("'q_proj'", "'q_proj'"), ("[]", "[]"), ("['a', 3]", "['a', 3]")):
+        assert said(f"{train}lora = {{ targets = {targets} }}") == (
+            f"r.toml: teacher.lora.targets: {shown} is neither 'all-linear' nor a list of layer "
+            "names such as ['q_proj', 'v_proj']"
+        )
+    assert "teacher.lora.rank: input should be greater than or equal to 1, not 0" in said(
+        f"{train}lora = {{ rank = 0 }}"
+    )
+    assert "teacher.lora: unknown key 'rnk'; did you mean 'rank'? (have: rank, alpha, " in said(
+        f"{train}lora = {{ rnk = 4 }}"
+    )
+    text = WHOLE.replace("[teacher]\n", f"[teacher]\n{train}lora = {{ alpha = 8 }}\n")
+    path = tmp_path / "corrected.toml"
+    path.write_text(text, encoding="utf-8")
+    teacher = load_recipe(str(path)).recipe.teacher
+    assert teacher.is_trained_here
+    assert teacher.lora == coldstill.stages.config.LoraConfig(
+        rank=16, alpha=8.0, dropout=0.0, targets="all-linear"
+    )
+
+
 def test_a_student_has_one_origin(tmp_path: Path) -> None:
     said = fault(WHOLE.replace("train =", 'model = "x/y"\ntrain ='), tmp_path)
     assert said == "r.toml: students.small: needs either 'architecture' or 'model'"

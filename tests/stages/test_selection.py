@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -158,8 +159,48 @@ def test_samples_are_unbiased_and_vary_less_than_independent_draws(head: int) ->
     assert (variance_V <= independent_V * 1.2 + 0.01).all()
 
 
-def test_the_sample_does_not_depend_on_how_rows_are_cut() -> None:
-    logits_MV, labels_M, uniform_M = draw(40, 500)
+@pytest.mark.parametrize("head", [0, 4])
+@pytest.mark.parametrize("varied", ["seed", "sequence", "position"])
+def test_weights_average_to_the_probabilities_over_all_that_seeds_a_sample(
+    varied: str, head: int
+) -> None:
+    """The record as it is read: exact head, `tail mass / R` a sample. Its mean is the teacher."""
+    vocabulary, tail, trials = 140, 5, 3000
+    logits_V = draw(1, vocabulary, seed=3, scale=1.5)[0][0]
+    many, one = np.arange(trials), np.full(trials, 9)
+    sequence_M, position_M = (many if varied == n else one for n in ("sequence", "position"))
+    seeds = many if varied == "seed" else one
+    shifts = np.concatenate(
+        [
+            uniform(int(seed), np.array([sequence]), np.array([position], np.int32))
+            for seed, sequence, position in zip(seeds, sequence_M, position_M, strict=True)
+        ]
+    )
+    targets = selected(
+        logits_V.expand(trials, -1).contiguous(),
+        Capture(head=head, tail=tail),
+        torch.zeros(trials, dtype=torch.long),
+        torch.from_numpy(shifts),
+    )
+    weights_MV = np.zeros((trials, vocabulary))
+    rows_M1 = np.arange(trials)[:, None]
+    np.add.at(weights_MV, (rows_M1, targets.head_ids), np.exp(targets.head_logprobs))
+    each_M1 = np.exp(targets.log_tail)[:, None] / tail
+    np.add.at(weights_MV, (rows_M1, targets.tail_ids), np.broadcast_to(each_M1, (trials, tail)))
+    np.testing.assert_allclose(weights_MV.sum(1), 1.0, rtol=1e-5)
+    expected_V = logits_V.double().softmax(0).numpy()
+    independent_V = expected_V * each_M1[0]
+    z = (weights_MV.mean(0) - expected_V) / np.sqrt(independent_V / trials)
+    assert abs(z).max() < 5
+    assert (z**2).mean() < 1.3
+    # a single one is nowhere near: it is the mean that is right
+    assert abs(weights_MV[0] - expected_V).sum() > 0.2
+
+
+@pytest.mark.parametrize("vocabulary", [500, 30_000])
+def test_the_sample_does_not_depend_on_how_rows_are_cut(vocabulary: int) -> None:
+    """Neither by whoever calls, nor by selection itself, which takes 17 rows of 30,000 at once."""
+    logits_MV, labels_M, uniform_M = draw(40, vocabulary)
     capture = Capture(head=6, tail=9, temperatures=(2.0,))
     whole = selected(logits_MV, capture, labels_M, uniform_M)
     parts = [
@@ -168,7 +209,8 @@ def test_the_sample_does_not_depend_on_how_rows_are_cut() -> None:
         for part in select(logits_MV[rows], labels_M[rows], uniform_M[rows], capture)
     ]
     cut = to_targets(parts, capture)
-    for name in ("head_ids", "tail_ids", "head_logprobs", "log_tail", "log_norm", "entropy"):
+    for field in fields(whole):
+        name = field.name
         np.testing.assert_array_equal(getattr(whole, name), getattr(cut, name), err_msg=name)
 
 

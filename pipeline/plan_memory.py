@@ -1,0 +1,100 @@
+"""Memory that each stage will need, from sizes alone (`stages.memory` has the rules)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..data.errors import ColdstillError
+from ..data.layout import MANIFEST
+from ..data.manifest import read_manifest
+from ..data.place import place_at
+from ..stages.report import silent
+from .work import Work
+
+if TYPE_CHECKING:
+    from ..stages.config import ArchitectureConfig, TrainConfig
+    from ..stages.model_sizes import ModelSizes
+    from .recipe import LoadedRecipe
+    from .run import Run
+
+Memory = dict[str, int | None]
+"""Stage to bytes; None where a model is not on this machine."""
+
+
+def memory(loaded: LoadedRecipe, run: Run) -> Memory:
+    """About how many bytes each stage of a recipe takes. Loads no weights.
+
+    Raises
+        ColdstillError: an architecture that cannot be built
+    """
+    from ..stages.memory import capture_memory
+
+    recipe = loaded.recipe
+    length = recipe.corpus.sequence_length
+    teacher = _teacher(loaded, run)
+    found: Memory = {}
+    if recipe.teacher.train is not None:
+        frozen = recipe.teacher.lora is not None
+        found["train-teacher"] = _training(teacher, recipe.teacher.train, length, frozen=frozen)
+    found["teacher-logits"] = (
+        None
+        if teacher is None
+        else capture_memory(teacher, recipe.teacher.dtype, recipe.logits.batch_tokens, length)
+    )
+    vocabulary = vocabulary_of(loaded, run, teacher)
+    for name, student in recipe.students.items():
+        if student.architecture is None:
+            assert student.model is not None
+            sizes = _of_model(loaded, run, student.model)
+        else:
+            sizes = _of_table(student.architecture, vocabulary, length)
+        found[f"train-student {name}"] = _training(sizes, student.train, length)
+    return found
+
+
+def vocabulary_of(loaded: LoadedRecipe, run: Run, teacher: ModelSizes | None) -> int | None:
+    """V: of the store, of the tokenizer that is made here, else the rows of the teacher's head."""
+    place = place_at(run.logits)
+    if place.exists(MANIFEST):
+        return read_manifest(place).tokenizer.size
+    tokenizer = loaded.recipe.teacher.tokenizer
+    if tokenizer is not None:
+        return tokenizer.vocabulary
+    return None if teacher is None else teacher.vocabulary
+
+
+def _teacher(loaded: LoadedRecipe, run: Run) -> ModelSizes | None:
+    table = loaded.recipe.teacher
+    if table.architecture is None or table.tokenizer is None:
+        assert table.model is not None
+        return _of_model(loaded, run, table.model, table.revision)
+    length = loaded.recipe.corpus.sequence_length
+    return _of_table(table.architecture, table.tokenizer.vocabulary, length)
+
+
+def _of_model(
+    loaded: LoadedRecipe, run: Run, model: str, revision: str = "main"
+) -> ModelSizes | None:
+    from ..stages.model_sizes import sizes_of_model
+
+    try:
+        return sizes_of_model(Work(loaded, run, silent).local(model), revision)
+    except ColdstillError:
+        return None  # a folder that is not there: told by whoever loads it
+
+
+def _of_table(table: ArchitectureConfig, vocabulary: int | None, length: int) -> ModelSizes | None:
+    from ..stages.model_sizes import sizes_of_table
+
+    return None if vocabulary is None else sizes_of_table(table, vocabulary, length)
+
+
+def _training(
+    sizes: ModelSizes | None, config: TrainConfig, length: int, *, frozen: bool = False
+) -> int | None:
+    from ..stages.memory import training_memory
+
+    if sizes is None:
+        return None
+    batch = min(config.batch_tokens, config.micro_batch_tokens or config.batch_tokens)
+    return training_memory(sizes, config.precision, batch, length, frozen=frozen)

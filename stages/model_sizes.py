@@ -1,0 +1,167 @@
+"""How large a model is, from its files or its table, before anybody makes or loads it.
+
+Loads no torch where it can do without: headers of weight files and configurations are read as they
+are, and the usual families are counted by their formula. Others are built without memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import ArchitectureConfig
+
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of a number, by the names that configurations and recipes use."""
+_PLAIN_FAMILIES = {"llama", "mistral"}
+"""Without biases, or norms besides two to a layer and one at the end."""
+_NAMES = {
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer"),
+    "feed_forward": ("intermediate_size", "n_inner", "ffn_dim"),
+    "vocabulary": ("vocab_size",),
+}
+"""What the families call their sizes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSizes:
+    """Those numbers of a model that decide how much memory it takes."""
+
+    parameters: int
+    hidden: int
+    """D, width of the residual stream."""
+    feed_forward: int
+    """F, width of the feed-forward layer."""
+    layers: int
+    vocabulary: int
+    """Rows of the output head, padding among them."""
+    activation: str = "silu"
+    """Of the feed-forward layer: some are computed in many steps."""
+    dtype: str = "float32"
+    """What its weights are kept in on disk."""
+
+
+def sizes_of_table(
+    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int
+) -> ModelSizes:
+    """Of a model that the recipe makes; raises as `stages.models.build_model`."""
+    if architecture.family not in _PLAIN_FAMILIES:
+        return _built_without_memory(architecture, vocabulary, sequence_length)
+    hidden, heads = architecture.hidden, architecture.heads
+    feed_forward = architecture.feed_forward or -(-hidden * 8 // (3 * 32)) * 32
+    keys_values = (architecture.kv_heads or heads) * (hidden // heads)
+    layer = 2 * hidden * (hidden + keys_values) + 3 * hidden * feed_forward + 2 * hidden
+    embeddings = (1 if architecture.tied else 2) * vocabulary * hidden
+    return ModelSizes(
+        parameters=embeddings + architecture.layers * layer + hidden,
+        hidden=hidden,
+        feed_forward=feed_forward,
+        layers=architecture.layers,
+        vocabulary=vocabulary,
+    )
+
+
+def sizes_of_model(name: str, revision: str = "main") -> ModelSizes | None:
+    """Of a model in a folder, or of a hub name that was fetched before; None if it is not on this
+    machine or does not say. Never asks the network."""
+    folder = _folder(name, revision)
+    if folder is None:
+        return None
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = {**config, **config.get("text_config", {})}
+        found = {key: _number(config, names) for key, names in _NAMES.items()}
+        width = WIDTHS.get(dtype := _dtype(config), 4)
+        parameters = _parameters(folder, width)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None  # whoever loads it will tell what is wrong with it
+    hidden, layers, vocabulary = (found[key] for key in ("hidden", "layers", "vocabulary"))
+    if not (hidden and layers and vocabulary and parameters):
+        return None
+    return ModelSizes(
+        parameters=parameters,
+        hidden=hidden,
+        feed_forward=found["feed_forward"] or 4 * hidden,
+        layers=layers,
+        vocabulary=vocabulary,
+        activation=str(config.get("hidden_act") or config.get("activation_function") or "silu"),
+        dtype=dtype,
+    )
+
+
+def _built_without_memory(
+    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int
+) -> ModelSizes:
+    """A model of any family on torch's `meta` device, which has shapes and no storage."""
+    import torch
+
+    from .models import build_model
+
+    tokenizer = SimpleNamespace(  # all that is asked of one here
+        get_vocab=lambda: {"": vocabulary - 1},
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.device("meta"):
+        model = build_model(architecture, tokenizer, sequence_length, 0, "architecture")
+    config = model.config.get_text_config().to_dict()
+    return ModelSizes(
+        parameters=model.num_parameters(),
+        hidden=architecture.hidden,
+        feed_forward=_number(config, _NAMES["feed_forward"]) or 4 * architecture.hidden,
+        layers=architecture.layers,
+        vocabulary=vocabulary,
+        activation=str(config.get("hidden_act") or config.get("activation_function") or "silu"),
+    )
+
+
+def _folder(name: str, revision: str) -> Path | None:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _number(config: dict[str, Any], names: tuple[str, ...]) -> int:
+    """The first of these that the configuration has; 0 for none. A list is one number a layer."""
+    for name in names:
+        value = config.get(name)
+        if value:
+            return int(max(value) if isinstance(value, list) else value)
+    return 0
+
+
+def _dtype(config: dict[str, Any]) -> str:
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _parameters(folder: Path, width: int) -> int:
+    """From the headers of its weight files; of older ones, which have none, from their size."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return sum(path.stat().st_size for path in folder.glob("*.bin")) // width
+    return sum(_count(path) for path in files)
+
+
+def _count(path: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as tensors:
+            return sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error

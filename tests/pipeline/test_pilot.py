@@ -1,0 +1,236 @@
+"""`plan --pilot`: a sample is measured, something is recommended, and the recipe may be changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from coldstill.data.schema import Capture
+from coldstill.pipeline.pilot import recommended
+from coldstill.pipeline.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+PILOT = ("plan", "r.toml", "--pilot", "6")
+
+
+@pytest.fixture(scope="module")
+def first_pilot(
+    tmp_path_factory: pytest.TempPathFactory, texts: Path, teacher_folder: Path
+) -> tuple[Desk, str]:
+    from desk import RECIPE, Desk
+
+    desk = Desk(tmp_path_factory.mktemp("piloted"))
+    desk.write("r.toml", RECIPE.format(texts=texts, teacher=f'model = "{teacher_folder}"'))
+    return desk, desk.done(*PILOT).stdout
+
+
+@pytest.fixture
+def piloted(first_pilot: tuple[Desk, str], tmp_path: Path) -> Desk:
+    """A desk where a pilot of six sequences has just ended."""
+    from desk import Desk
+
+    shutil.copytree(first_pilot[0].root, tmp_path, dirs_exist_ok=True)
+    return Desk(tmp_path)
+
+
+def rows(measured: Any) -> dict[tuple[int, int, str], Any]:
+    return {(row["head"], row["tail"], row["codec"]): row for row in measured["captures"]}
+
+
+def test_a_pilot_measures_its_captures_and_no_store(first_pilot: tuple[Desk, str]) -> None:
+    desk, said = first_pilot
+    measured = desk.json("pilot.json")
+    found = rows(measured)
+    pairs = [(4, 4), (0, 12), (0, 24), (8, 8), (16, 16), (4, 20), (50, 0), (64, 0)]
+    pairs.append((Capture().head, Capture().tail))
+    assert set(found) == {*((*pair, "compact") for pair in pairs), (4, 4, "plain")}
+    assert measured["sequences"] == 6
+    assert 0 < measured["covered_mass"]["1"] < measured["covered_mass"]["128"] <= 1
+    assert all(0 <= row["angle"] <= 180 and row["gradient_error"] > 0 for row in found.values())
+    assert found[0, 24, "compact"]["gradient_error"] < found[0, 12, "compact"]["gradient_error"]
+    assert not (desk.run / "logits").exists()
+    assert not (desk.run / "heldout").exists()
+    assert [p.name for p in desk.run.iterdir() if p.name.startswith(".")] == []
+    lines = said.splitlines()
+    assert lines[0].startswith(f"pilot        6 sequences, {measured['positions']:,} positions, ")
+    heading = next(
+        i for i, line in enumerate(lines) if line.split()[:3] == ["head", "tail", "codec"]
+    )
+    table = [line.split() for line in lines[heading + 1 : heading + 1 + len(found)]]
+    assert [(int(r[0]), int(r[1]), r[2]) for r in table] == list(found)
+    assert [line for line in lines if line.endswith("this recipe")] == [lines[heading + 1]]
+
+
+def test_the_last_line_is_what_goes_into_the_recipe(first_pilot: tuple[Desk, str]) -> None:
+    desk, said = first_pilot
+    loaded = load_recipe(str(desk.root / "r.toml"))
+    choice = recommended(desk.json("pilot.json"), loaded.recipe, None)
+    assert choice is not None
+    assert said.splitlines()[-1] == f"head = {choice['head']}, tail = {choice['tail']}"
+
+
+def test_what_is_recommended_is_the_best_that_fits(first_pilot: tuple[Desk, str]) -> None:
+    desk = first_pilot[0]
+    recipe = load_recipe(str(desk.root / "r.toml")).recipe
+
+    def row(head: int, codec: str, width: float, error: float) -> dict[str, Any]:
+        figures = {"bytes_per_position": width, "gradient_error": error}
+        return {"head": head, "tail": 4, "codec": codec, **figures}
+
+    measured = {
+        "captures": [
+            row(4, "compact", 20.0, 0.3),
+            row(4, "plain", 10.0, 0.0),  # another codec would take more than head and tail
+            row(5, "compact", 30.0, 0.1),
+            row(6, "compact", 19.0, 0.2),
+            row(7, "compact", 18.0, 0.2),
+        ]
+    }
+    for budget, head in ((None, 7), (20.0, 7), (18.5, 7), (30.0, 5), (99.0, 5), (17.9, None)):
+        choice = recommended(measured, recipe, budget)
+        assert (None if choice is None else choice["head"]) == head
+
+
+def test_a_later_plan_knows_what_the_pilot_measured(piloted: Desk) -> None:
+    measured = piloted.json("pilot.json")
+    plan = json.loads(piloted.done("plan", "r.toml", "--json").stdout)
+    found = rows(measured)
+    train = plan["stores"]["train"]
+    assert train["measured"] == "pilot"
+    assert train["bytes_per_position"] == round(found[4, 4, "compact"]["bytes_per_position"], 1)
+    for way in plan["alternatives"]:
+        key = (way["head"], way["tail"], way["codec"])
+        assert way["bytes_per_position"] == round(found[key]["bytes_per_position"], 1)
+    speed = measured["tokens_per_second"]
+    sequences = sum(store["sequences"] for store in plan["stores"].values())
+    assert plan["tokens_per_second"] == speed
+    assert plan["hours"]["teacher-logits"] == pytest.approx(sequences * 32 / speed / 3600)
+    other = json.loads(
+        piloted.done("plan", "r.toml", "--json", "--set", "teacher.dtype=bf16").stdout
+    )
+    assert other["stores"]["train"]["measured"] is None
+    assert other["hours"]["teacher-logits"] is None
+
+
+def test_a_capture_after_a_pilot_is_as_large_as_it_said(piloted: Desk) -> None:
+    foretold = rows(piloted.json("pilot.json"))[4, 4, "plain"]["bytes_per_position"]
+    piloted.done("teacher-logits", "r.toml", "--set", "logits.codec=plain")
+    commits = [json.loads(p.read_text()) for p in (piloted.run / "logits/shards").glob("*.json")]
+    stored = sum(f["bytes"] for commit in commits for f in commit["files"])
+    # six sequences in a file of their own: its frame weighs more
+    assert stored / sum(c["positions"] for c in commits) == pytest.approx(foretold, rel=0.4)
+
+
+def test_writing_changes_two_numbers_of_the_recipe(piloted: Desk) -> None:
+    path = piloted.root / "r.toml"
+    before = path.read_text(encoding="utf-8")
+    result = piloted.done(*PILOT, "--budget", "150", "--write")
+    line = result.stdout.splitlines()[-1]
+    head, tail = (int(part.split(" = ")[1]) for part in line.split(", "))
+    text = path.read_text(encoding="utf-8")
+    assert text == before.replace("head = 4\ntail = 4\n", f"head = {head}\ntail = {tail}\n")
+    assert tomllib.loads(text)["logits"]["tail"] == tail
+    assert f"plan: r.toml: {line}" in result.stderr
+    assert (head, tail) != (4, 4)
+
+
+def test_nothing_is_written_when_nothing_fits(piloted: Desk) -> None:
+    before = (piloted.root / "r.toml").read_bytes()
+    result = piloted.coldstill(*PILOT, "--budget", "0.5", "--write")
+    assert result.exit_code == 1
+    assert "none of these fits into 0.5 bytes a position" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("error: --write: none of these fits")
+    assert (piloted.root / "r.toml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--pilot", "0"],
+        ["--pilot", "-3"],
+        ["--pilot", "many"],
+        ["--budget", "30"],
+        ["--write"],
+        ["--pilot", "4", "--budget", "0"],
+        ["--pilot", "4", "--budget", "nan"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_of_a_pilot_ends_with_2(desk: Desk, arguments: list[str]) -> None:
+    before = desk.snapshot()
+    result = desk.coldstill("plan", "r.toml", *arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert desk.snapshot() == before
+
+
+def test_more_sequences_than_there_are(piloted: Desk) -> None:
+    there = piloted.json("corpus", "corpus.json")["splits"]["train"]["sequences"]
+    line = piloted.refused("plan", "r.toml", "--pilot", str(there + 1))
+    assert f"--pilot {there + 1}: there are {there} sequences to capture; ask for " in line
+    settings = ("--set", "logits.sequences=3")
+    assert "there are 3 " in piloted.refused("plan", "r.toml", "--pilot", "4", *settings)
+
+
+def test_a_teacher_that_is_not_trained_yet(desk: Desk) -> None:
+    line = desk.refused("plan", "demo", "--pilot", "4")
+    assert "the teacher is not trained yet" in line
+    assert "train it first with coldstill train-teacher demo" in line
+
+
+def test_a_teacher_that_is_cut_across_processes(desk: Desk) -> None:
+    line = desk.refused(*PILOT, "--set", "teacher.tensor_parallel=true")
+    assert "a pilot is one process; run it with --set teacher.tensor_parallel=false" in line
+
+
+def test_a_capture_that_the_vocabulary_cannot_give(piloted: Desk) -> None:
+    line = piloted.refused(*PILOT, "--set", "logits.head=400")
+    assert line.startswith("error: logits.head: 400 is more than the vocabulary's 320 tokens")
+
+
+def test_recipes_that_are_not_to_be_written(finished: Desk) -> None:
+    write = ("--pilot", "4", "--write")
+    assert "--write: demo is built in or a run's own" in finished.refused("plan", "demo", *write)
+    assert "--write: runs/r is built in or " in finished.refused("plan", "runs/r", *write)
+    own = finished.refused("plan", "runs/r/recipe.toml", "--runs", "elsewhere", *write)
+    assert "a run's own record" in own
+    line = finished.refused("plan", "r.toml", *write)
+    assert line.startswith("error: --write: runs/r/logits is there already")
+    finished.edit("[logits]\nhead = 4\ntail = 4\n", "[logits]\n")
+    finished.write("n.toml", 'logits.head = 4\nname = "n"\n' + _without_logits(finished))
+    assert "set logits.head" in finished.refused("plan", "n.toml", *write)
+
+
+def _without_logits(desk: Desk) -> str:
+    text = (desk.root / "r.toml").read_text(encoding="utf-8")
+    return text.replace('name = "r"\n', "").replace("[logits]\nshard_tokens = 640\n", "")
+
+
+def test_a_teacher_that_answers_is_measured_on_its_answers(desk: Desk) -> None:
+    prompts = [json.dumps({"prompt": f"the teacher speaks {i} and every"}) for i in range(40)]
+    desk.write("prompts.jsonl", "\n".join(prompts))
+    settings = ['corpus.files=["prompts.jsonl"]', "teacher.generate={ max_new_tokens = 8 }"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    desk.done(*PILOT, *words)
+    measured = desk.json("pilot.json")
+    assert 0 < measured["positions"] <= 6 * 8
+    plan = json.loads(desk.done("plan", "r.toml", "--json", *words).stdout)
+    train = plan["stores"]["train"]
+    # how long answers get is known to the teacher alone: at most so long
+    assert train["positions"] == 8 * train["sequences"]
+    assert not train["counted"]
+
+
+def test_a_damaged_record_of_a_pilot_is_named(piloted: Desk) -> None:
+    (piloted.run / "pilot.json").write_text("{}", encoding="utf-8")
+    line = piloted.refused("plan", "r.toml")
+    assert line == "error: runs/r/pilot.json: damaged; delete it and run coldstill plan --pilot"
