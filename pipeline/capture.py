@@ -12,13 +12,13 @@ from ..data.place import place_at
 from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..data.schema import Capture
 from .ground import prepared, tokenizer_of, train_missing_teacher
-from .plan import expect_room
+from .planning.facts import expect_room
 
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
     from ..data.prepared import Split
-    from ..stages.interruption import Interruption
-    from ..stages.teacher_forward import Teacher
+    from ..stages.capture.forward import Teacher
+    from ..stages.capture.interruption import Interruption
     from ..stages.teacher_logits import CapturePlan
     from .work import Work
 
@@ -31,7 +31,7 @@ def teacher_logits(work: Work) -> None:
     Raises
         StoppedError: asked to stop by SIGTERM; what was begun is finished or dropped
     """
-    from ..stages.interruption import Interruption
+    from ..stages.capture.interruption import Interruption
 
     interruption = Interruption()
     with interruption.listening():
@@ -40,8 +40,8 @@ def teacher_logits(work: Work) -> None:
 
 def _teacher_logits(work: Work, interruption: Interruption) -> None:
     recipe, run = work.recipe, work.run
-    from ..stages.load_teacher import expect_several_processes
-    from ..stages.lockstep import follows, lead
+    from ..stages.capture.loading import expect_several_processes
+    from ..stages.capture.lockstep import follows, lead
     from ..stages.teacher_logits import capture_split, is_captured
 
     if recipe.teacher.tensor_parallel:
@@ -167,7 +167,7 @@ def _context(name: str, revision: str) -> int | None:
 
 
 def _load_teacher(work: Work, tokenizer: Any, who: str) -> Teacher:
-    from ..stages.load_teacher import Loading, load_teacher
+    from ..stages.capture.loading import Loading, load_teacher
     from ..stages.models import vocabulary_size
 
     table = work.recipe.teacher

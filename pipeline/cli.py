@@ -189,9 +189,9 @@ def plan(
         for option, given in (("--budget", budget is not None), ("--write", write)):
             if given:
                 raise click.UsageError(f"{option} is about what --pilot N measures; give that too.")
-        from .plan import expect_room
-        from .plan import plan as make_plan
-        from .plan_text import text
+        from .planning.facts import expect_room
+        from .planning.facts import plan as make_plan
+        from .planning.text import text
 
         work = _work(recipe, settings, runs, progress, loads_models=False)
         facts = make_plan(work.loaded, work.run)
@@ -200,7 +200,7 @@ def plan(
         return
     if budget is not None and math.isnan(budget):
         raise click.BadParameter("is no number of bytes.", param_hint="'--budget'")
-    from .pilot_command import pilot
+    from .planning.pilot_command import pilot
 
     work = _work(recipe, settings, runs, progress)
     pilot(work, count, budget, recipe if write else None, as_json=as_json)

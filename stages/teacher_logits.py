@@ -27,14 +27,14 @@ from ..data.place import place_at
 from ..data.reader import open_store
 from ..data.schema import Block
 from ..data.writer import StoreWriter, with_error
-from .capture_shards import answered, capture_shards
+from .capture.forward import Teacher, TeacherForward, capture_batch
+from .capture.lockstep import follow, follows, lead
+from .capture.shards import answered, capture_shards
 from .device import describe_machine, peak_memory
-from .lockstep import follow, follows, lead
 from .models import tokenizer_identity
 from .ranks import world_size
 from .report import Report, Reporter, silent
 from .speed import forward_speed
-from .teacher_forward import Teacher, TeacherForward, capture_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.schema import Capture
-from coldstill.pipeline.pilot import recommended
+from coldstill.pipeline.planning.pilot import recommended
 from coldstill.pipeline.recipe import load_recipe
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.plan import expect_room
-from coldstill.pipeline.plan_room import existing, expect_writable
+from coldstill.pipeline.planning.facts import expect_room
+from coldstill.pipeline.planning.room import existing, expect_writable
 from coldstill.pipeline.recipe import load_recipe
 from coldstill.pipeline.run import open_run
 

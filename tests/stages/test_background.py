@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from coldstill.stages.background import Ahead, Background
+from coldstill.stages.capture.background import Ahead, Background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,7 +10,7 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.order import uniform
 from coldstill.data.schema import Capture
-from coldstill.stages.estimator import EstimatorMeter, EstimatorQuality
+from coldstill.stages.planning.estimator import EstimatorMeter, EstimatorQuality
 from dense import angle_and_ratio, record
 
 V, D, M = 300, 24, 60
@@ -132,7 +132,7 @@ def test_logits_are_read_only_and_large_vocabularies_are_taken_a_few_rows_at_a_t
     before = positions[1].clone()
     whole = measure(Capture(head=2, tail=9), positions)
     assert torch.equal(positions[1], before)
-    monkeypatch.setattr("coldstill.stages.estimator._CHUNK_ELEMENTS", 7 * V)
+    monkeypatch.setattr("coldstill.stages.planning.estimator._CHUNK_ELEMENTS", 7 * V)
     few = measure(Capture(head=2, tail=9), positions)
     assert few.positions == whole.positions
     # not the same: the frequencies that the stand-in knows are those of the rows so far

@@ -8,8 +8,8 @@ import pytest
 import torch
 from coldstill.stages.config import ArchitectureConfig
 from coldstill.stages.device import peak_memory
-from coldstill.stages.memory import capture_memory, training_memory
-from coldstill.stages.model_sizes import ModelSizes, sizes_of_table
+from coldstill.stages.planning.memory import capture_memory, training_memory
+from coldstill.stages.planning.model_sizes import ModelSizes, sizes_of_table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 V, T, ROWS = 512, 512, 4

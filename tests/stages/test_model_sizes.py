@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.stages.config import ArchitectureConfig
-from coldstill.stages.memory import CHUNK_ELEMENTS
-from coldstill.stages.model_sizes import sizes_of_model, sizes_of_table
 from coldstill.stages.models import build_model
 from coldstill.stages.output_head import CHUNK_ELEMENTS as REAL_CHUNK_ELEMENTS
+from coldstill.stages.planning.memory import CHUNK_ELEMENTS
+from coldstill.stages.planning.model_sizes import sizes_of_model, sizes_of_table
 from conftest import FAMILIES, VOCABULARY, make_model
 
 if TYPE_CHECKING:

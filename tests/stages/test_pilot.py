@@ -12,9 +12,9 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
-from coldstill.stages import pilot as pilot_stage
-from coldstill.stages.estimator import EstimatorMeter, EstimatorQuality
-from coldstill.stages.pilot import PilotFigures, PilotPlan, WayFigures, run_pilot
+from coldstill.stages.planning import pilot as pilot_stage
+from coldstill.stages.planning.estimator import EstimatorMeter, EstimatorQuality
+from coldstill.stages.planning.pilot import PilotFigures, PilotPlan, WayFigures, run_pilot
 from coldstill.stages.teacher_logits import make_manifest
 from conftest import VOCABULARY
 from small_runs import (
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.manifest import Manifest
+    from coldstill.stages.capture.forward import Teacher
     from coldstill.stages.report import Report
-    from coldstill.stages.teacher_forward import Teacher
 
 CAPTURES = (Capture(head=4, tail=4, seed=3), Capture(head=0, tail=8, seed=3))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
-from coldstill.stages.teacher_forward import TeacherForward, capture_batch, is_out_of_memory
+from coldstill.stages.capture.forward import TeacherForward, capture_batch, is_out_of_memory
 from coldstill.stages.teacher_logits import capture_split
 from small_runs import (
     LENGTH,

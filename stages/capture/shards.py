@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.schema import Block, Sequences
+from ...data.schema import Block, Sequences
+from ..ranks import rank, world_size
+from ..report import Report
 from .background import Ahead, Background
 from .batches import batches_of
-from .ranks import rank, world_size
-from .report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from ..data.schema import Capture
-    from ..data.writer import EncodedBlock, StoreWriter
-    from .report import Reporter
-    from .teacher_forward import Pending, Prepared, Teacher, TeacherForward
-    from .teacher_logits import CapturePlan
+    from ...data.schema import Capture
+    from ...data.writer import EncodedBlock, StoreWriter
+    from ..report import Reporter
+    from ..teacher_logits import CapturePlan
+    from .forward import Pending, Prepared, Teacher, TeacherForward
 
 _MOST_WORKERS = 4
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 
-from .ranks import rank
+from ..ranks import rank
 
 if TYPE_CHECKING:
-    from ..data.schema import Sequences
-    from .teacher_forward import Teacher, TeacherForward
+    from ...data.schema import Sequences
+    from .forward import Teacher, TeacherForward
 
 
 def follows(teacher: Teacher) -> bool:

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from ..data.errors import ColdstillError
-from .device import best_device
-from .isolation import choose_isolation
-from .models import load_model
-from .output_head import connect_head
-from .ranks import world_size
-from .report import Reporter, silent
-from .teacher_forward import Teacher
+from ...data.errors import ColdstillError
+from ..device import best_device
+from ..isolation import choose_isolation
+from ..models import load_model
+from ..output_head import connect_head
+from ..ranks import world_size
+from ..report import Reporter, silent
+from .forward import Teacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

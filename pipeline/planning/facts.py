@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..data.corpus import list_sources
-from ..data.schema import Capture
-from .plan_measured import capture_hours, capture_speeds, read_pilot, training_hours
-from .plan_memory import memory
-from .plan_room import expect_room, free_bytes
-from .plan_sizes import (
+from ...data.corpus import list_sources
+from ...data.schema import Capture
+from .measured import capture_hours, capture_speeds, read_pilot, training_hours
+from .memory import memory
+from .room import expect_room, free_bytes
+from .sizes import (
     StoreSize,
     captures,
     corpus_sizes,
@@ -22,10 +22,10 @@ from .plan_sizes import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..data.prepared import Split
-    from .recipe import LoadedRecipe
-    from .run import Run
-    from .tables import Recipe
+    from ...data.prepared import Split
+    from ..recipe import LoadedRecipe
+    from ..run import Run
+    from ..tables import Recipe
 
 __all__ = ["expect_room", "expected_bytes", "plan"]
 

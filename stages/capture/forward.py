@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from ..data.alignment import labels
-from ..data.errors import ColdstillError
-from ..data.order import uniform
-from .feed import flat_positions
-from .isolation import model_inputs
+from ...data.alignment import labels
+from ...data.errors import ColdstillError
+from ...data.order import uniform
+from ..feed import flat_positions
+from ..isolation import model_inputs
+from ..report import Report, Reporter, silent
+from ..selection import Selected, select, to_targets
 from .lockstep import lead
-from .report import Report, Reporter, silent
-from .selection import Selected, select, to_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..data.schema import Capture, Sequences, Targets
-    from .isolation import Isolation
-    from .output_head import OutputHead
+    from ...data.schema import Capture, Sequences, Targets
+    from ..isolation import Isolation
+    from ..output_head import OutputHead
 
 _Result = TypeVar("_Result")
 

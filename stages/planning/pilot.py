@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.schema import Block, Capture
-from .batches import batches_of
-from .device import describe_machine
+from ...data.schema import Block, Capture
+from ..capture.batches import batches_of
+from ..capture.forward import Pending, Teacher, prepare
+from ..device import describe_machine
+from ..report import Report, Reporter, silent
+from ..selection import Selected, select, to_targets
 from .estimator import EstimatorMeter
 from .pilot_store import PilotStore
-from .report import Report, Reporter, silent
-from .selection import Selected, select, to_targets
 from .stopwatch import Stopwatch
-from .teacher_forward import Pending, Teacher, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..data.manifest import Manifest
-    from ..data.prepared import SequenceFile
-    from ..data.schema import Sequences
-    from .config import GenerateConfig
+    from ...data.manifest import Manifest
+    from ...data.prepared import SequenceFile
+    from ...data.schema import Sequences
+    from ..capture.forward import Prepared
+    from ..config import GenerateConfig
     from .estimator import EstimatorQuality
-    from .teacher_forward import Prepared
 
 STAGE = "pilot"
 HEAD_SIZES = (1, 4, 8, 16, 32, 64, 128)
@@ -253,7 +253,7 @@ def _lengths(plan: PilotPlan, sequences: Sequences) -> NDArray[np.int64]:
 
 def _answered(plan: PilotPlan, teacher: Teacher, prompts: Sequences) -> Sequences:
     """What the teacher says to prompts: where it answers them, that is what is captured."""
-    from .generate import answer, end_tokens
+    from ..capture.generate import answer, end_tokens
 
     assert plan.generate is not None
     return answer(

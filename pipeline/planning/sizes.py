@@ -6,23 +6,23 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..data.corpus import list_sources
-from ..data.layout import MANIFEST
-from ..data.local_place import LocalPlace
-from ..data.manifest import read_manifest
-from ..data.place import place_at
-from ..data.prepared import SPLITS, CorpusLayout
-from ..data.reader import finished_shards, read_commit
-from ..data.schema import Capture
+from ...data.corpus import list_sources
+from ...data.layout import MANIFEST
+from ...data.local_place import LocalPlace
+from ...data.manifest import read_manifest
+from ...data.place import place_at
+from ...data.prepared import SPLITS, CorpusLayout
+from ...data.reader import finished_shards, read_commit
+from ...data.schema import Capture
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..data.place import Place
-    from ..data.prepared import Split, SplitRecord
-    from .recipe import LoadedRecipe
-    from .run import Run
-    from .tables import Recipe
+    from ...data.place import Place
+    from ...data.prepared import Split, SplitRecord
+    from ..recipe import LoadedRecipe
+    from ..run import Run
+    from ..tables import Recipe
 
 BYTES_PER_TOKEN = 4
 """A rule of thumb for text before it is tokenised; exact counts take over afterwards."""
@@ -177,7 +177,7 @@ def _answered(prompts: SplitRecord, recipe: Recipe) -> SplitSize:
 
 
 def _store_size(split: Split, size: SplitSize, recipe: Recipe, run: Run) -> StoreSize:
-    from .plan_measured import read_pilot
+    from .measured import read_pilot
 
     logits = recipe.logits
     sample = {"train": logits.sequences, "heldout": recipe.evaluation.sequences}[split]

@@ -6,20 +6,20 @@ import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import ColdstillError
-from ..data.files import parse_json, read_json
-from ..data.layout import MEASUREMENTS
-from ..data.place import place_at
+from ...data.errors import ColdstillError
+from ...data.files import parse_json, read_json
+from ...data.layout import MEASUREMENTS
+from ...data.place import place_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ..data.prepared import Split
-    from ..stages.config import TrainConfig
-    from .plan_sizes import StoreSize
-    from .run import Run
-    from .tables import Recipe
+    from ...data.prepared import Split
+    from ...stages.config import TrainConfig
+    from ..run import Run
+    from ..tables import Recipe
+    from .sizes import StoreSize
 
 _LINES = 10
 """Lines of a student's metrics that its speed is the median of: the last ones."""

@@ -23,17 +23,17 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ..data.order import uniform
-from ..data.packing import TokenizedDocument, build_sequences
+from ...data.order import uniform
+from ...data.packing import TokenizedDocument, build_sequences
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from ..data.schema import Sequences
-    from .config import GenerateConfig
-    from .output_head import OutputHead
+    from ...data.schema import Sequences
+    from ..config import GenerateConfig
+    from ..output_head import OutputHead
 
 _STREAM = 0x616E73776572
 """Added to the seed: the numbers that draw an answer are others than those that sample its tail at

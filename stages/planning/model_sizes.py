@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import ArchitectureConfig
+    from ..config import ArchitectureConfig
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number, by the names that configurations and recipes use."""
@@ -101,7 +101,7 @@ def _built_without_memory(
     """A model of any family on torch's `meta` device, which has shapes and no storage."""
     import torch
 
-    from .models import build_model
+    from ..models import build_model
 
     tokenizer = SimpleNamespace(  # all that is asked of one here
         get_vocab=lambda: {"": vocabulary - 1},

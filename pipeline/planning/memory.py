@@ -1,21 +1,21 @@
-"""Memory that each stage will need, from sizes alone (`stages.memory` has the rules)."""
+"""Memory that each stage will need, from sizes alone (`stages.planning.memory` has the rules)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..data.errors import ColdstillError
-from ..data.layout import MANIFEST
-from ..data.manifest import read_manifest
-from ..data.place import place_at
-from ..stages.report import silent
-from .work import Work
+from ...data.errors import ColdstillError
+from ...data.layout import MANIFEST
+from ...data.manifest import read_manifest
+from ...data.place import place_at
+from ...stages.report import silent
+from ..work import Work
 
 if TYPE_CHECKING:
-    from ..stages.config import ArchitectureConfig, TrainConfig
-    from ..stages.model_sizes import ModelSizes
-    from .recipe import LoadedRecipe
-    from .run import Run
+    from ...stages.config import ArchitectureConfig, TrainConfig
+    from ...stages.planning.model_sizes import ModelSizes
+    from ..recipe import LoadedRecipe
+    from ..run import Run
 
 Memory = dict[str, int | None]
 """Stage to bytes; None where a model is not on this machine."""
@@ -27,7 +27,7 @@ def memory(loaded: LoadedRecipe, run: Run) -> Memory:
     Raises
         ColdstillError: an architecture that cannot be built
     """
-    from ..stages.memory import capture_memory
+    from ...stages.planning.memory import capture_memory
 
     recipe = loaded.recipe
     length = recipe.corpus.sequence_length
@@ -75,7 +75,7 @@ def _teacher(loaded: LoadedRecipe, run: Run) -> ModelSizes | None:
 def _of_model(
     loaded: LoadedRecipe, run: Run, model: str, revision: str = "main"
 ) -> ModelSizes | None:
-    from ..stages.model_sizes import sizes_of_model
+    from ...stages.planning.model_sizes import sizes_of_model
 
     try:
         return sizes_of_model(Work(loaded, run, silent).local(model), revision)
@@ -84,7 +84,7 @@ def _of_model(
 
 
 def _of_table(table: ArchitectureConfig, vocabulary: int | None, length: int) -> ModelSizes | None:
-    from ..stages.model_sizes import sizes_of_table
+    from ...stages.planning.model_sizes import sizes_of_table
 
     return None if vocabulary is None else sizes_of_table(table, vocabulary, length)
 
@@ -92,7 +92,7 @@ def _of_table(table: ArchitectureConfig, vocabulary: int | None, length: int) ->
 def _training(
     sizes: ModelSizes | None, config: TrainConfig, length: int, *, frozen: bool = False
 ) -> int | None:
-    from ..stages.memory import training_memory
+    from ...stages.planning.memory import training_memory
 
     if sizes is None:
         return None

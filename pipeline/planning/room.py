@@ -7,17 +7,17 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING
 
-from ..data.errors import ColdstillError
-from ..data.files import SCRATCH_PREFIX
-from .compare import size
-from .plan_sizes import StoreSize, store_sizes
+from ...data.errors import ColdstillError
+from ...data.files import SCRATCH_PREFIX
+from ..compare import size
+from .sizes import StoreSize, store_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from .recipe import LoadedRecipe
-    from .run import Run
+    from ..recipe import LoadedRecipe
+    from ..run import Run
 
 
 def expect_room(loaded: LoadedRecipe, run: Run) -> None:

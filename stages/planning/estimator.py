@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.errors import ColdstillError
-from .losses.forward_kl import ForwardKL
-from .losses.sparse import GradientSum
-from .selection import Selected, select
-from .softmax import softmax_in_place
-from .targets import TargetTensors
+from ...data.errors import ColdstillError
+from ..losses.forward_kl import ForwardKL
+from ..losses.sparse import GradientSum
+from ..selection import Selected, select
+from ..softmax import softmax_in_place
+from ..targets import TargetTensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..data.schema import Capture
+    from ...data.schema import Capture
 
 _KL = ForwardKL()
 _WIDTH = 64

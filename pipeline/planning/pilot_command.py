@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..data.errors import ColdstillError
+from ...data.errors import ColdstillError
 from .pilot import own_row, recommended
 from .pilot import pilot as measure
 from .pilot_text import pilot_text, recommendation_text
-from .plan_sizes import store_sizes
 from .recipe_edit import editable_recipe, write_capture
+from .sizes import store_sizes
 
 if TYPE_CHECKING:
-    from .work import Work
+    from ..work import Work
 
 
 def pilot(

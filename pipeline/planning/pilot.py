@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.errors import ColdstillError
-from ..data.files import SCRATCH_PREFIX, write_json
-from ..data.manifest import (
+from ...data.errors import ColdstillError
+from ...data.files import SCRATCH_PREFIX, write_json
+from ...data.manifest import (
     CorpusIdentity,
     Manifest,
     Packing,
@@ -19,18 +19,18 @@ from ..data.manifest import (
     TokenizerIdentity,
     format_settings,
 )
-from ..data.prepared import CorpusLayout
-from ..data.schema import Capture
-from .ground import prepared, tokenizer_of
-from .plan_measured import pilot_settings
-from .plan_sizes import captures
+from ...data.prepared import CorpusLayout
+from ...data.schema import Capture
+from ..ground import prepared, tokenizer_of
+from .measured import pilot_settings
+from .sizes import captures
 
 if TYPE_CHECKING:
-    from ..data.prepared import CorpusRecord
-    from ..stages.pilot import PilotFigures
-    from ..stages.teacher_forward import Teacher
-    from .tables import Recipe
-    from .work import Work
+    from ...data.prepared import CorpusRecord
+    from ...stages.capture.forward import Teacher
+    from ...stages.planning.pilot import PilotFigures
+    from ..tables import Recipe
+    from ..work import Work
 
 Row = dict[str, Any]
 Way = tuple[Capture, "str | dict[str, Any]"]
@@ -53,8 +53,8 @@ def pilot(work: Work, count: int) -> Row:
         ColdstillError: more than there are, a teacher that is not trained yet, cannot be loaded or
             is cut across processes
     """
-    from ..stages.pilot import PilotPlan, run_pilot
-    from ..stages.teacher_logits import chosen_rows
+    from ...stages.planning.pilot import PilotPlan, run_pilot
+    from ...stages.teacher_logits import chosen_rows
 
     recipe, run = work.recipe, work.run
     if recipe.teacher.tensor_parallel:
@@ -150,7 +150,7 @@ def _manifest(
     codec: str | dict[str, Any],
 ) -> Manifest:
     """Of a store that nobody will open: only what decides its bytes is real."""
-    from ..stages.teacher_logits import BLOCK_TOKENS
+    from ...stages.teacher_logits import BLOCK_TOKENS
 
     length, size = recipe.corpus.sequence_length, teacher.head.vocabulary
     settings = format_settings(codec, recipe.logits.store, size, capture)
@@ -179,9 +179,9 @@ def _manifest(
 
 
 def _load_teacher(work: Work, tokenizer: Any) -> Teacher:
-    from ..stages.load_teacher import Loading, load_teacher
-    from ..stages.models import context_length, vocabulary_size
-    from ..stages.teacher_logits import expect_capturable
+    from ...stages.capture.loading import Loading, load_teacher
+    from ...stages.models import context_length, vocabulary_size
+    from ...stages.teacher_logits import expect_capturable
 
     table, length = work.recipe.teacher, work.recipe.corpus.sequence_length
     size, own = vocabulary_size(tokenizer), captures(work.recipe)["train"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .compare import size
-from .plan_text import aligned, duration
+from ..compare import size
+from .text import aligned, duration
 
 if TYPE_CHECKING:
-    from .plan_sizes import StoreSize
+    from .sizes import StoreSize
 
 Row = dict[str, Any]
 

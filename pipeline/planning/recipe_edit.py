@@ -12,15 +12,15 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import ColdstillError
-from ..data.files import whole_file
-from ..data.layout import MANIFEST
-from ..data.place import place_at
-from .recipe import RESOLVED
+from ...data.errors import ColdstillError
+from ...data.files import whole_file
+from ...data.layout import MANIFEST
+from ...data.place import place_at
+from ..recipe import RESOLVED
 
 if TYPE_CHECKING:
-    from .recipe import LoadedRecipe
-    from .run import Run
+    from ..recipe import LoadedRecipe
+    from ..run import Run
 
 _BOM = "\ufeff"
 

@@ -1,0 +1,1 @@
+"""`coldstill plan`: what a recipe will do and take, and a capture in small."""
