@@ -70,10 +70,9 @@ def lock_file(descriptor: int, kind: int, path: Path) -> bool:
 
 def let_go(descriptor: int) -> None:
     """Unlock a file and close it, whoever else (a child that was just forked) has it open."""
-    try:
+    with contextlib.suppress(OSError):  # where nothing can be locked nothing is
         fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
-        os.close(descriptor)
+    os.close(descriptor)
 
 
 def _locked(path: Path, *, wait: bool) -> int | None:

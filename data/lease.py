@@ -67,6 +67,10 @@ class Holder:
         return now - self.renewed > DEAD
 
 
+_NOBODY = Holder(token="", host="", machine="", process=0, since=0.0, renewed=0.0)
+"""Long dead."""
+
+
 class HeldError(ColdstillError):
     """Another process has it."""
 
@@ -203,6 +207,8 @@ def holder_of(objects: Objects, name: str) -> Holder | None:
         content = objects.read(name)
     except FileNotFoundError:
         return None
+    if not content:  # what a disk's lock file is; it came here with a copy of the store
+        return _NOBODY
     try:
         value = parse_json(content, where)
         expect_seal(value, where)

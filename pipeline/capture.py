@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..data.claims import claimed
-from ..data.files import told_where
 from ..data.place import place_at
 from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..data.schema import Capture
@@ -47,7 +46,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
     if recipe.teacher.tensor_parallel:
         expect_several_processes("teacher.tensor_parallel")
     # one process at a time, or several would make the same
-    with told_where(run.preparing), claimed(run.preparing, wait=True):
+    with claimed(run.preparing, wait=True):
         if recipe.teacher.is_trained_here:
             train_missing_teacher(work)
         tokenizer = tokenizer_of(work)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers.models.llama.modeling_llama
-import transformers.models.llama.tokenization_llama  # loaded once, not by each child
+import transformers.models.llama.modeling_llama  # loaded once, not by each child
+import transformers.models.llama.tokenization_llama  # noqa: F401  # likewise
 from coldstill.stages.teacher_logits import capture_split
 from small_runs import SmallCorpus, load_teacher, plan_capture
 

@@ -221,6 +221,14 @@ def test_what_is_no_lock_of_ours_is_named(memory: Distance, clock: Clock) -> Non
     assert said.startswith(f"{memory.url}/store/{LOCK}: ")
 
 
+def test_a_lock_file_that_was_copied_from_a_disk_is_nobodys(memory: Distance) -> None:
+    memory.place().write(LOCK, b"")
+    lease = lease_of(memory, Clock())
+    lease.acquire()
+    lease.expect_held()
+    lease.release()
+
+
 def test_a_network_that_is_down_at_the_end_does_not_hide_that_all_is_written(
     s3: Distance,
 ) -> None:

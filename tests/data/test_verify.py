@@ -12,9 +12,11 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.files import json_bytes
 from coldstill.data.fingerprint import tokens_sha256
 from coldstill.data.local_place import LocalPlace
+from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.problem import Problem
 from coldstill.data.maintenance.repair import Repaired, repair
-from coldstill.data.maintenance.verify import verify
+from coldstill.data.maintenance.rewrite import convert
+from coldstill.data.maintenance.verify import leftovers, verify
 from coldstill.data.manifest import TokenizerIdentity, read_manifest
 from coldstill.data.schema import Capture
 from coldstill.data.seal import sealed
@@ -379,3 +381,64 @@ def test_a_repair_is_refused_while_somebody_writes(tmp_path: Path) -> None:
         repair(str(tmp_path))
     assert digests(tmp_path) == before
     assert repair(str(tmp_path)).dropped == [1]
+
+
+def test_claims_of_the_living_and_the_dead_are_no_part_of_a_store(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    manifest = make(root)
+    whole = digests(root)
+    (root / "claims").mkdir()
+    for name in ("00001", "starting"):
+        (root / "claims" / name).touch()
+    with StoreWriter(root, manifest, shared=True) as writer, writer.claim(7):
+        assert (root / "claims" / "00007").exists()
+        assert said(root) == []
+        assert leftovers(str(root)) == []
+        convert(str(root), str(tmp_path / "converted"), None, None)
+        merge([str(root)], str(tmp_path / "merged"), None, None)
+    for name in ("converted", "merged"):
+        assert not (tmp_path / name / "claims").exists()
+        assert set(digests(tmp_path / name)) == {*whole, "tokenizer.files.json"}
+    (root / "claims").mkdir(exist_ok=True)
+    (root / "claims" / "00001").touch()
+    assert repair(str(root)) == Repaired(problems=[], dropped=[], strays=[], missing=0)
+    assert not (root / "claims").exists()
+    assert digests(root) == whole
+
+
+def test_nothing_else_changes_a_store_that_several_write(tmp_path: Path) -> None:
+    source, root = tmp_path / "source", tmp_path / "store"
+    manifest = make(source)
+    make(root)
+    flip(record(root, 1))
+    with StoreWriter(root, manifest, shared=True) as writer, writer.claim(0):
+        before = digests(root)
+        for change in (
+            lambda: repair(str(root)),
+            lambda: convert(str(source), str(root), None, None),
+            lambda: merge([str(source)], str(root), None, None),
+        ):
+            with pytest.raises(ColdstillError) as caught:
+                change()
+            wait = f"{root}: another process is writing this store; wait for it"
+            assert str(caught.value) == wait
+            assert digests(root) == before
+    assert repair(str(root)).dropped == [1]
+
+
+def test_who_comes_during_a_repair_is_refused(tmp_path: Path) -> None:
+    manifest = make(tmp_path)
+    met = []
+
+    def tell(*_: Any) -> None:
+        with (
+            pytest.raises(ColdstillError, match="another process is writing this store") as caught,
+            StoreWriter(tmp_path, manifest, shared=True),
+        ):
+            pass
+        met.append(caught.value)
+
+    assert repair(str(tmp_path), tell=tell).problems == []
+    assert len(met) == 3
+    with StoreWriter(tmp_path, manifest, shared=True):
+        pass

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,9 @@ from coldstill.data.writer import StoreWriter
 from oracles import digests, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coldstill.data.manifest import Manifest
     from coldstill.data.schema import Block, Capture
 
 BLOCK = random_block(0, 10)  # three shards, of which the last is short, of two blocks each
@@ -75,12 +81,22 @@ class DyingDisk:
         self._patch.setattr(owner, name, wrapped)
 
 
+def write_claimed(root: Path, manifest: Manifest, block: Block) -> None:
+    """As `write_missing`, by one of several writers."""
+    with StoreWriter(root, manifest, shared=True) as writer:
+        for shard in writer.missing():
+            with writer.claim(shard) as mine:
+                assert mine
+                writer.write(shard, block.take(np.array(manifest.shard_rows(shard))))
+
+
+@pytest.mark.parametrize("write", [write_missing, write_claimed])
 def test_a_store_killed_at_any_point_and_finished_is_byte_identical(
-    tmp_path: Path, whole: dict[str, str]
+    tmp_path: Path, whole: dict[str, str], write: Callable[[Path, Manifest, Block], None]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         disk = DyingDisk(patch, last=sys.maxsize)
-        write_missing(tmp_path / "counted", MANIFEST, BLOCK)
+        write(tmp_path / "counted", MANIFEST, BLOCK)
     assert disk.events > 30
     seen = set()
     for last in range(1, disk.events + 1):
@@ -88,13 +104,14 @@ def test_a_store_killed_at_any_point_and_finished_is_byte_identical(
         with pytest.MonkeyPatch.context() as patch:
             DyingDisk(patch, last)
             with pytest.raises(Killed):
-                write_missing(root, MANIFEST, BLOCK)
+                write(root, MANIFEST, BLOCK)
         for record in root.glob("shards/0*.json"):  # whatever has a record is whole
             shard = str(record.with_suffix(".arrow").relative_to(root))
             assert digests(root)[shard] == whole[shard]
         seen.add(len(list(root.glob("shards/0*.json"))))
-        write_missing(root, MANIFEST, BLOCK)
+        write(root, MANIFEST, BLOCK)
         assert scratch_in(root) == [], last
+        assert not (root / "claims").exists()
         assert digests(root) == whole, last
     assert seen == {0, 1, 2, 3}
 
@@ -313,3 +330,192 @@ def test_a_store_where_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ColdstillError, match="store: a file, where a store's folder should be"):
         write_missing(tmp_path / "store", MANIFEST, BLOCK)
     assert (tmp_path / "store").read_text() == "mine"
+
+
+def shared(root: Path, **options: Any) -> StoreWriter:
+    return StoreWriter(root, MANIFEST, shared=True, **options)
+
+
+def part(shard: int) -> Block:
+    return BLOCK.take(np.array(MANIFEST.shard_rows(shard)))
+
+
+def test_writers_that_share_a_store_make_what_one_makes(
+    tmp_path: Path, whole: dict[str, str]
+) -> None:
+    with shared(tmp_path) as one, shared(tmp_path) as other:
+        with one.claim(1) as mine, other.claim(1) as its, other.claim(0) as another:
+            assert (mine, its, another) == (True, False, True)
+            other.write(0, part(0))
+            one.write(1, part(1))
+        assert one.missing() == other.missing() == [2]
+        with other.claim(2) as its:
+            assert its
+            other.write(2, part(2))
+    assert digests(tmp_path) == whole
+    assert not (tmp_path / "claims").exists()
+
+
+def test_a_shard_that_another_has_committed_is_not_claimed(tmp_path: Path) -> None:
+    with shared(tmp_path) as one, shared(tmp_path) as other:
+        assert other.missing() == [0, 1, 2]
+        with one.claim(0):
+            one.write(0, part(0))
+        with other.claim(0) as its:
+            assert not its
+        (tmp_path / "shards" / "00000.json").unlink()
+        with other.claim(0) as its:
+            assert its
+
+
+def test_only_the_first_of_several_writers_clears_up(tmp_path: Path) -> None:
+    with shared(tmp_path) as first, first.place.scratch() as folder:
+        (tmp_path / f"{SCRATCH_PREFIX}0-x").write_text("half")
+        with shared(tmp_path) as second:
+            assert len(scratch_in(tmp_path)) == 2
+            with first.claim(0):
+                second.place.clear()  # not even this takes away what is held
+                assert (tmp_path / "claims" / "00000").exists()
+        assert not folder.exists()
+    (tmp_path / f"{SCRATCH_PREFIX}1-x").write_text("half")
+    with shared(tmp_path):
+        assert scratch_in(tmp_path) == []
+
+
+def test_who_shares_and_who_does_not_keep_out_of_each_others_way(tmp_path: Path) -> None:
+    for first, second in ((False, True), (True, False)):
+        with StoreWriter(tmp_path, MANIFEST, shared=first):
+            with (
+                pytest.raises(ColdstillError) as caught,
+                StoreWriter(tmp_path, MANIFEST, shared=second),
+            ):
+                pass
+            wait = f"{tmp_path}: another process is writing this store; wait for it"
+            assert str(caught.value) == wait
+
+
+def test_a_writer_that_cannot_begin_takes_no_part(tmp_path: Path) -> None:
+    def fail(_: Path) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError), shared(tmp_path, save_tokenizer=fail):
+        pass
+    assert scratch_in(tmp_path) == []
+    with StoreWriter(tmp_path, MANIFEST):
+        assert not (tmp_path / "claims").exists()
+
+
+def test_a_store_that_was_made_differently_meanwhile_is_refused(tmp_path: Path) -> None:
+    late = shared(tmp_path)
+    late.check()
+    other = replace(MANIFEST, shard_sequences=5)
+    with (
+        StoreWriter(tmp_path, other, shared=True),
+        pytest.raises(ColdstillError, match="made differently: shard_sequences"),
+        late,
+    ):
+        pass
+
+
+def test_the_tokenizer_is_written_by_the_first(tmp_path: Path) -> None:
+    calls = []
+
+    def save(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{}")
+        calls.append(folder)
+
+    ready = threading.Barrier(4)
+
+    def take_part() -> None:
+        with shared(tmp_path, save_tokenizer=save):
+            ready.wait(20)
+
+    threads = [threading.Thread(target=take_part) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    before = digests(tmp_path)
+    assert set(before) == {"manifest.json", "tokenizer/tokenizer.json", "tokenizer.files.json"}
+    (tmp_path / "tokenizer.files.json").unlink()  # killed before its record was written
+    with StoreWriter(tmp_path, MANIFEST, save_tokenizer=save):
+        pass
+    assert len(calls) == 2
+    assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("sizes", [(), (3,), (2, 2), (3, 2), (1, 3), (4,), (3, 1, 1)])
+def test_blocks_that_are_not_the_shards_are_refused(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    ends = np.cumsum((0, *sizes))
+    with shared(tmp_path) as writer, writer.claim(0):
+        blocks = [
+            writer.encode(BLOCK.take(np.arange(start, end)))
+            for start, end in itertools.pairwise(ends.tolist())
+        ]
+        said = r"shard 0 holds \[3, 1\] sequences, got \[|a shard needs at least one block"
+        with pytest.raises(ValueError, match=said):
+            writer.commit(0, blocks)
+        assert writer.missing() == [0, 1, 2]
+    assert scratch_in(tmp_path) == []
+    assert list(tmp_path.glob("shards/*")) == []
+
+
+def test_blocks_encoded_by_several_threads_make_the_same_shard(
+    tmp_path: Path, whole: dict[str, str]
+) -> None:
+    rows = MANIFEST.shard_rows(1)
+    parts = [BLOCK.take(np.array(rows[:3])), BLOCK.take(np.array(rows[3:]))]
+    with shared(tmp_path) as writer, writer.claim(1), ThreadPoolExecutor(2) as threads:
+        commit = writer.commit(1, threads.map(writer.encode, parts))
+    assert (commit.sequences, commit.bytes) == (4, sum(file.bytes for file in commit.files))
+    found = digests(tmp_path)
+    assert found == {name: whole[name] for name in found}
+    assert {"shards/00001.arrow", "shards/00001.json"} < set(found)
+
+
+WRITE_SHARED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from coldstill.data.writer import StoreWriter
+from oracles import manifest_for, random_block
+
+block = random_block(0, 10)
+manifest = manifest_for(block)
+with StoreWriter(Path(sys.argv[1]), manifest, shared=True) as writer, writer.claim(0) as mine:
+    with writer.claim(1):
+        writer.write(1, block.take(np.array(manifest.shard_rows(1))))
+        print(mine, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_what_a_killed_writer_had_claimed_is_free_at_once(
+    tmp_path: Path, whole: dict[str, str]
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE_SHARED, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        text=True,
+    )
+    assert process.stdout is not None
+    with process, process.stdout:
+        try:
+            assert process.stdout.readline() == "True\n"
+            with shared(tmp_path) as writer:
+                with writer.claim(0) as its:
+                    assert not its
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                with writer.claim(0) as its:
+                    assert its
+                    writer.write(0, part(0))
+        finally:
+            process.kill()
+    assert [path.name for path in tmp_path.glob("claims/*")] == ["00001"]  # whole, so never claimed
+    write_missing(tmp_path, MANIFEST, BLOCK)
+    assert digests(tmp_path) == whole
+    assert not (tmp_path / "claims").exists()
