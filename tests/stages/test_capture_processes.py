@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from capture_child import PROCESSES, Task, finish, start
+from coldstill.data.files import SCRATCH_PREFIX
 from coldstill.data.schema import Capture
 from coldstill.stages.teacher_logits import is_captured
 from small_runs import LENGTH, SmallCorpus, capture_store, plan_capture, prepare, save_teacher
@@ -43,11 +44,13 @@ def whole(
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a store, except what the run measured of itself and what a killed process
-    claimed: an empty file that says nothing once its owner is gone."""
+    leaves: an empty claim, which says nothing once its owner is gone, and scratch names."""
+    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    nobodys = ("claims/", "measurements.json")
     return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "measurements.json" and path.parent.name != "claims"
+        name: path.read_bytes()
+        for name, path in files.items()
+        if not name.startswith(nobodys) and SCRATCH_PREFIX not in name
     }
 
 
