@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..data.claims import claimed
+from ..data.local_place import LocalPlace
 from ..data.place import place_at
 from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..data.schema import Capture
 from .ground import prepared, tokenizer_of, train_missing_teacher
-from .planning.facts import expect_room
+from .planning.room import expect_room, expect_writable
 
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
@@ -45,6 +46,9 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
 
     if recipe.teacher.tensor_parallel:
         expect_several_processes("teacher.tensor_parallel")
+    for store in map(place_at, (run.logits, run.heldout)):
+        if isinstance(store, LocalPlace):  # before an hour is spent on the corpus
+            expect_writable(store.root)
     # one process at a time, or several would make the same
     with claimed(run.preparing, wait=True):
         if recipe.teacher.is_trained_here:

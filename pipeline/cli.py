@@ -16,6 +16,7 @@ import click
 
 from .. import __version__
 from ..data.errors import ColdstillError, StoppedError
+from ..stages.ranks import rank, world_size
 from .cli_store import store
 from .inspect.command import inspect
 
@@ -38,8 +39,10 @@ class _Group(click.Group):
                 raise
             _fail(_system_error(error))
         except StoppedError:
-            command = shlex.join(["coldstill", *sys.argv[1:]])
-            click.echo(f"stopped as asked; resume with {command}", err=True)
+            if rank() == 0:
+                started = "" if world_size() == 1 else "torchrun as before, "
+                command = shlex.join(["coldstill", *sys.argv[1:]])
+                click.echo(f"stopped as asked; resume with {started}{command}", err=True)
             sys.exit(0)
         except KeyboardInterrupt:
             # caught before click sees it, which would add an empty line of its own
@@ -189,8 +192,8 @@ def plan(
         for option, given in (("--budget", budget is not None), ("--write", write)):
             if given:
                 raise click.UsageError(f"{option} is about what --pilot N measures; give that too.")
-        from .planning.facts import expect_room
         from .planning.facts import plan as make_plan
+        from .planning.room import expect_room
         from .planning.text import text
 
         work = _work(recipe, settings, runs, progress, loads_models=False)

@@ -206,7 +206,7 @@ def _capture_split(
     if not place_at(plan.folder).exists(MANIFEST) and len(plan.rows):
         manifest = with_error(manifest, _first_batch(plan, teacher))
     stage = f"{STAGE} {plan.split}"
-    forward = TeacherForward(teacher, plan.capture, plan.batch_tokens, report)
+    forward = TeacherForward(teacher, plan.capture, plan.batch_tokens, report, plan.split)
     writer = StoreWriter(
         plan.folder, manifest, shared=True, save_tokenizer=plan.tokenizer.save_pretrained
     )
@@ -246,7 +246,7 @@ def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
     sequences = plan.sequences.read(plan.rows[:size])
     if plan.generate is not None:
         sequences = answered(plan, teacher, sequences)
-    targets = capture_batch(teacher, sequences, plan.capture)
+    targets = capture_batch(teacher, sequences, plan.capture, plan.split)
     return Block(sequences=sequences, targets=targets, capture=plan.capture)
 
 

@@ -9,7 +9,7 @@ from ...data.corpus import list_sources
 from ...data.schema import Capture
 from .measured import capture_hours, capture_speeds, read_pilot, training_hours
 from .memory import memory
-from .room import expect_room, free_bytes
+from .room import free_bytes
 from .sizes import (
     StoreSize,
     captures,
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ..recipe import LoadedRecipe
     from ..run import Run
     from ..tables import Recipe
-
-__all__ = ["expect_room", "expected_bytes", "plan"]
 
 _OTHERS = ((0, 24), (16, 16), (50, 0), (4, 20))
 """(head, tail) that a capture is held against: an unbiased sample alone, both, top-k as others keep

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...data.claims import claimed
 from ...data.errors import ColdstillError
-from ...data.files import SCRATCH_PREFIX, write_json
+from ...data.files import write_json
 from ...data.manifest import (
     CorpusIdentity,
     Manifest,
@@ -68,11 +69,13 @@ def pilot(work: Work, count: int) -> Row:
             f"train it first with coldstill train-teacher {recipe.name}"
         )
     tokenizer = tokenizer_of(work)
-    record = prepared(work, tokenizer, together=recipe.corpus.pack)
+    with claimed(run.preparing, wait=True):  # a capture may be preparing the same
+        record = prepared(work, tokenizer, together=recipe.corpus.pack)
     _expect_so_many(count, record, recipe)
     teacher = _load_teacher(work, tokenizer)
     if record.together and teacher.isolation == "single":
-        record = prepared(work, tokenizer, together=False)
+        with claimed(run.preparing, wait=True):
+            record = prepared(work, tokenizer, together=False)
         _expect_so_many(count, record, recipe)
     if not record.together:
         teacher = dataclasses.replace(teacher, isolation="single")
@@ -80,7 +83,7 @@ def pilot(work: Work, count: int) -> Row:
     rows = chosen_rows(len(sequences), recipe.logits.sequences, recipe.seed)
     random = np.random.Generator(np.random.PCG64([recipe.seed, 2]))
     chosen = np.sort(random.choice(rows, count, replace=False))
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH_PREFIX}pilot-", dir=run.root) as scratch:
+    with tempfile.TemporaryDirectory(prefix="coldstill-pilot-") as scratch:
         ways = _ways(recipe, teacher.head.vocabulary)
         plan = PilotPlan(
             sequences=sequences,
@@ -194,6 +197,7 @@ def _load_teacher(work: Work, tokenizer: Any) -> Teacher:
         device_map=table.device_map,
         compiled=table.compile,
     )
+    name = work.recipe.trained_teacher if trained_here else str(table.model)
     teacher = load_teacher(
         str(work.run.teacher_model) if trained_here else work.local(str(table.model)),
         "teacher.model",
@@ -203,7 +207,7 @@ def _load_teacher(work: Work, tokenizer: Any) -> Teacher:
         report=work.report,
     )
     expect_capturable(own, size, length, context_length(teacher.head.model.config))
-    return teacher
+    return dataclasses.replace(teacher, name=f"teacher {name}")
 
 
 def _as_json(figures: PilotFigures, ways: list[Way]) -> Row:

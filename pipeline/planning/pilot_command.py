@@ -31,7 +31,10 @@ def pilot(
             to write since no capture fits the budget
     """
     path = None if write_to is None else editable_recipe(write_to, work.loaded, work.run)
-    measured = measure(work, count)
+    from ...stages.capture.interruption import Interruption
+
+    with Interruption().listening():  # what it has written for weighing is cleared away
+        measured = measure(work, count)
     own = own_row(measured, work.recipe)
     choice = recommended(measured, work.recipe, budget)
     store = store_sizes(work.loaded, work.run)["train"]

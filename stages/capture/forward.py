@@ -85,7 +85,9 @@ class Pending:
 
     sequences: Sequences
     teacher: str
-    """Its name, for messages."""
+    """Its name, for messages,"""
+    split: str
+    """and whose sequences these are."""
     parts: list[Selected]
     capture: Capture
     copied: Any = None
@@ -100,7 +102,7 @@ class Pending:
         if self.copied is not None:
             self.copied.synchronize()
         targets = to_targets(self.parts, self.capture)
-        _expect_numbers(targets, self.sequences, self.teacher)
+        _expect_numbers(targets, self.sequences, self.teacher, self.split)
         return targets
 
 
@@ -108,14 +110,20 @@ class TeacherForward:
     """Captures batches; goes on with smaller ones when memory does not suffice."""
 
     def __init__(
-        self, teacher: Teacher, capture: Capture, budget: int, report: Reporter = silent
+        self,
+        teacher: Teacher,
+        capture: Capture,
+        budget: int,
+        report: Reporter = silent,
+        split: str = "",
     ) -> None:
         """Capture with a loaded teacher.
 
         budget  tokens of a batch, padding included
+        split   whose sequences they are, for messages
         """
         self._teacher, self._capture, self._report = teacher, capture, report
-        self._name = teacher.name
+        self._name, self._split = teacher.name, split
         self.budget = budget
         """Halved whenever memory did not suffice; later batches are planned by it."""
         self._buffer: torch.Tensor | None = None
@@ -227,11 +235,11 @@ class TeacherForward:
             logits = head.logits(hidden_MD[rows], buffer)
             parts.extend(select(logits, labels_M[rows], uniform_M[rows], capture))
         if head.device.type != "cuda":
-            return Pending(batch.sequences, self._name, parts, capture)
+            return Pending(batch.sequences, self._name, self._split, parts, capture)
         on_host = _to_host(parts)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(torch.cuda.current_stream(head.device))
-        return Pending(batch.sequences, self._name, [on_host], capture, copied)
+        return Pending(batch.sequences, self._name, self._split, [on_host], capture, copied)
 
     def _room(self, positions: int) -> torch.Tensor:
         """Memory for logits, kept from batch to batch."""
@@ -243,14 +251,16 @@ class TeacherForward:
         return self._buffer
 
 
-def capture_batch(teacher: Teacher, sequences: Sequences, capture: Capture) -> Targets:
+def capture_batch(
+    teacher: Teacher, sequences: Sequences, capture: Capture, split: str = ""
+) -> Targets:
     """[M] the targets of some sequences in one batch, without any work ahead or behind.
 
     Raises
         ColdstillError: a logit is no number, or there is too little memory
     """
     tokens = len(sequences) * int(sequences.tokens.lengths.max())
-    forward = TeacherForward(teacher, capture, tokens)
+    forward = TeacherForward(teacher, capture, tokens, split=split)
     parts = [part.targets() for part in forward.capture(forward.prepare(sequences))]
     return parts[0] if len(parts) == 1 else type(parts[0]).concatenate(parts)
 
@@ -280,14 +290,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _expect_numbers(targets: Targets, sequences: Sequences, teacher: str) -> None:
+def _expect_numbers(targets: Targets, sequences: Sequences, teacher: str, split: str) -> None:
     # any NaN or infinity among the logits spoils the normaliser, and with it every one of these
     bad = ~(np.isfinite(targets.entropy) & np.isfinite(targets.label_logprob))
     if bad.any():
         place = int(np.flatnonzero(bad)[0])
         row = int(np.searchsorted(sequences.positions.offsets, place, side="right")) - 1
         raise ColdstillError(
-            f"{teacher}: its logits are not finite at sequence {int(sequences.ids[row])}, position "
-            f"{int(sequences.positions.values[place])}, so nothing of it is stored; try "
+            f"{teacher}: its logits are not finite at {split} sequence {int(sequences.ids[row])}, "
+            f"position {int(sequences.positions.values[place])}, so nothing of it is stored; try "
             "teacher.dtype = 'fp32'"
         )

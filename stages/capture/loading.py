@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from ...data.errors import ColdstillError
 from ..device import best_device
@@ -57,6 +58,7 @@ def load_teacher(
     """
     options: dict[str, Any] = {}
     if loading.tensor_parallel:
+        _expect_divisible(name, where, loading.revision)
         from transformers.distributed import DistributedConfig
 
         options["distributed_config"] = DistributedConfig(tp_plan="auto")
@@ -81,6 +83,17 @@ def load_teacher(
         if head.whole:
             model.compile(dynamic=True)
     return Teacher(head=head, isolation=isolation, lockstep=loading.tensor_parallel)
+
+
+def _expect_divisible(name: str, where: str, revision: str) -> None:
+    text = AutoConfig.from_pretrained(name, revision=revision).get_text_config()
+    for key in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(text, key, None)
+        if heads is not None and heads % world_size():
+            raise ColdstillError(
+                f"{where}: {key} = {heads} of {name} cannot be cut into {world_size()} equal "
+                "slices; start as many processes as divide it"
+            )
 
 
 def expect_several_processes(where: str) -> None:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .estimator import EstimatorQuality
 
 STAGE = "pilot"
+SPLIT = "train"
+"""Whose sequences a pilot samples: for messages."""
 HEAD_SIZES = (1, 4, 8, 16, 32, 64, 128)
 """Heads whose covered mass is told."""
 
@@ -199,7 +201,8 @@ class _Pass:
                     break  # no numbers: refused below
                 self._look(parts, hidden_MD[rows], logits, labels_M[rows], uniform_M[rows])
         # a teacher that gives no numbers is refused here, as in stage one
-        targets = {own: Pending(sequences, self._teacher.name, parts[own], own).targets()}
+        pending = Pending(sequences, self._teacher.name, SPLIT, parts[own], own)
+        targets = {own: pending.targets()}
         self._seconds.append(watch.seconds())
         self._sequences.append(len(sequences))
         self.positions += len(hidden_MD)

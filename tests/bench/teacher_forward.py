@@ -56,7 +56,7 @@ class Shape:
 
 
 GPT2_SMALL = Shape(
-    "GPT-2 small", "gpt2", {"n_embd": 768, "n_layer": 12, "n_head": 12}, torch.float32, 4, 3
+    "GPT-2 small", "gpt2", {"n_embd": 768, "n_layer": 12, "n_head": 12}, torch.float32, 4, 2
 )
 GPT2_MEDIUM = Shape(
     "GPT-2 medium", "gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16}, torch.float32, 4, 1
@@ -188,7 +188,7 @@ def measure(shape: Shape, vocabulary: int) -> list[Figure]:
                 f"{name}, ({capture.head}, {capture.tail})",
                 functools.partial(side.capture, capture),
                 side.bare,
-                repeats=5,
+                repeats=3,
             )
             for capture in CAPTURES
         ]

@@ -380,7 +380,7 @@ def test_a_teacher_that_says_nonsense(desk: Desk) -> None:
     result = desk.coldstill(*LOGITS, "--set", "teacher.model=teacher")
     assert result.exit_code == 1
     assert re.match(
-        r"error: teacher teacher: its logits are not finite at sequence \d+, position \d+, so",
+        r"error: teacher teacher: its logits are not finite at heldout sequence \d+, position \d+,",
         result.stderr.splitlines()[-1],
     )
     assert not list(desk.run.glob("*/shards/*"))

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from coldstill.data.errors import ColdstillError
 from coldstill.data.reader import open_store
+from coldstill.stages.capture.loading import Loading, load_teacher
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from desk import Desk
 
 pytest_plugins = ("desk",)
@@ -116,3 +120,22 @@ def test_a_compiled_teacher_says_the_same(desk: Desk) -> None:
     store = open_store(desk.run / "logits")
     found = store.read(np.arange(len(store))).targets
     np.testing.assert_allclose(found.label_logprob, expected.label_logprob, rtol=1e-3, atol=1e-3)
+
+
+def test_slices_must_be_equal(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    loading = Loading(dtype="fp32", tensor_parallel=True)
+    with pytest.raises(ColdstillError) as error:
+        load_teacher(
+            str(teacher_folder), "teacher.model", loading, vocabulary=320, sequence_length=32
+        )
+    assert str(error.value) == (
+        f"teacher.model: num_attention_heads = 2 of {teacher_folder} cannot be cut into 3 equal "
+        "slices; start as many processes as divide it"
+    )
+
+
+def test_where_it_cannot_be_written_is_told_before_the_corpus_is_read(desk: Desk) -> None:
+    desk.write("ro", "a file where a folder should be")
+    line = desk.refused("teacher-logits", "r.toml", "--set", "logits.path=ro/store")
+    assert line.startswith(f"error: {desk.root / 'ro'}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
-from coldstill.pipeline.planning.facts import expected_bytes
+from coldstill.pipeline.planning.sizes import expected_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.planning.facts import expect_room
-from coldstill.pipeline.planning.room import existing, expect_writable
+from coldstill.pipeline.planning.room import existing, expect_room, expect_writable
 from coldstill.pipeline.recipe import load_recipe
 from coldstill.pipeline.run import open_run
 

@@ -200,7 +200,8 @@ def test_logits_that_are_no_numbers_are_refused_with_their_place(
     model.register_forward_hook(spoil)
     with pytest.raises(ColdstillError) as error:
         capture_split(plan, teacher)
-    first = f"not finite at sequence {places[0][0]}, position {places[0][1]}, so nothing of it"
+    sequence, position = places[0]
+    first = f"not finite at train sequence {sequence}, position {position}, so nothing of it"
     assert first in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "logits").exists()  # not even begun
