@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .losses.sparse import GradientSum
-from .softmax import softmaxes_in_place
+from .softmax import entropies, softmaxes_in_place
 from .targets import tempered
 
 if TYPE_CHECKING:
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from .output_head import OutputHead
     from .targets import TargetTensors
 
-COUNTS = ("teacher_mass", "student_mass", "agreement", "accuracy")
+COUNTS = (
+    "teacher_mass", "student_mass", "agreement", "accuracy", "teacher_entropy", "student_entropy",
+)  # fmt: skip
 """Sums that come with every loss: mass inside the head (both models, at temperature 1 or, where no
-loss is, at the first one), positions whose most probable token is the teacher's, and positions
-whose most probable token is the label. All are of the first teacher's record."""
+loss is, at the first one), positions whose most probable token is the teacher's, positions whose
+most probable token is the label, and both entropies in nats (at temperature 1 always). All are of
+the first teacher's record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +181,14 @@ def _chunk(
         by_temperature.setdefault(term.temperature, []).append(term)
     values: dict[Term, torch.Tensor] = {}
     counts, gradient = None, None
+    entropy_M = None if 1.0 in by_temperature else entropies(logits_MV)
     ordered = sorted(by_temperature.items(), key=lambda item: (item[0] != 1.0, item[0]))
     for index, (temperature, group) in enumerate(ordered):
         last = index == len(by_temperature) - 1
         own = logits_MV if last else logits_MV.clone()
-        part, counts_here = _group(own, target, group, temperature, values, want=want)
-        counts = counts_here if counts is None else counts
+        part, student = _group(own, target, group, temperature, values, want=want)
+        if counts is None:
+            counts = _counts(student, target, temperature, entropy_M)
         if part is not None:
             gradient = part if gradient is None else gradient.add_(part)
     assert counts is not None
@@ -199,8 +204,12 @@ def _group(
     values: dict[Term, torch.Tensor],
     *,
     want: bool,
-) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    """All losses at one temperature, from one softmax. Overwrites the logits."""
+) -> tuple[torch.Tensor | None, StudentSoftmax]:
+    """All losses at one temperature, from one softmax. Overwrites the logits.
+
+    Returns the gradient, and the student against the first record: all but its probabilities,
+    whose memory the gradient has taken.
+    """
     if temperature != 1.0:
         logits_MV.div_(temperature)
     # the gradient by the logits carries T^2 from the loss and 1/T from the division
@@ -209,8 +218,7 @@ def _group(
     if any(not hasattr(term.loss, "gradient") for term in terms):
         dense = _by_autograd(logits_MV, target, terms, factors, temperature, values, want=want)
     targets = {source: target.sources[source] for source in sorted({0, *(t.source for t in terms)})}
-    students, top = softmaxes_in_place(logits_MV, targets)
-    counts = _counts(students[0], top, target, temperature)
+    students = softmaxes_in_place(logits_MV, targets)
     total = GradientSum(students, {source: own.head_ids for source, own in targets.items()})
     for term, factor in zip(terms, factors, strict=True):
         closed_form = getattr(term.loss, "gradient", None)
@@ -219,21 +227,25 @@ def _group(
             values[term] = sparse.value
             total.add(term.source, factor, sparse)
     if not want:
-        return None, counts
+        return None, students[0]
     gradient = total.write()
-    return gradient if dense is None else gradient.add_(dense), counts
+    return gradient if dense is None else gradient.add_(dense), students[0]
 
 
 def _counts(
-    student: StudentSoftmax, top: torch.Tensor, target: TargetTensors, temperature: float
+    student: StudentSoftmax,
+    target: TargetTensors,
+    temperature: float,
+    entropy_M: torch.Tensor | None,
 ) -> list[torch.Tensor]:
-    has_head = target.head_ids.shape[1] > 0
-    agreement = top == target.head_ids[:, 0] if has_head else torch.zeros_like(top)
+    first = student.head_logprobs[:, :1]  # of the teacher's most probable token, if it is recorded
     return [
         tempered(target, temperature).head.double().sum(),
         student.head_logprobs.exp().double().sum(),
-        agreement.double().sum(),
-        (top == target.labels).double().sum(),
+        (first >= student.top_logprob[:, None]).double().sum(),
+        (student.label_logprob >= student.top_logprob).double().sum(),
+        target.entropy.double().sum(),
+        (student.entropy if entropy_M is None else entropy_M).double().sum(),
     ]
 
 

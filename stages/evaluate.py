@@ -195,14 +195,13 @@ def _add_batch(
     for start in range(0, len(hidden_MD), len(buffer)):
         rows = slice(start, start + len(buffer))
         chunk = target.rows(rows.start, rows.stop).to(device)
-        student, top = softmax_in_place(head.logits(hidden_MD[rows], buffer), chunk)
-        confidence = student.probs_MV.gather(1, top[:, None])[:, 0]
-        right = top == chunk.labels
-        calibration.add(confidence.double().cpu().numpy(), right.cpu().numpy())
+        student = softmax_in_place(head.logits(hidden_MD[rows], buffer), chunk)
+        right = student.label_logprob >= student.top_logprob
+        calibration.add(student.top_logprob.exp().double().cpu().numpy(), right.cpu().numpy())
         sums.positions += len(chunk)
         sums.loss -= float(student.label_logprob.double().sum())
         sums.accuracy += float(right.sum())
-        sums.agreement += float((top == chunk.head_ids[:, 0]).sum())
+        sums.agreement += float((student.head_logprobs[:, 0] >= student.top_logprob).sum())
         sums.acceptance += float(_acceptance(student, chunk).double().sum())
         # last: it borrows the memory of the probabilities
         sums.kl += float(ForwardKL().gradient(student, chunk, 1.0).value.double().sum())

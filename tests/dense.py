@@ -72,10 +72,12 @@ def softmax_of(logits_MV: torch.Tensor, target: TargetTensors) -> StudentSoftmax
     """A student's distribution in the shape that closed forms take."""
     logprobs = logits_MV.log_softmax(1)
     return StudentSoftmax(
-        logprobs.exp(),
-        logprobs.gather(1, target.head_ids),
-        logprobs.gather(1, target.tail_ids),
-        logprobs.gather(1, target.labels[:, None])[:, 0],
+        probs_MV=logprobs.exp(),
+        head_logprobs=logprobs.gather(1, target.head_ids),
+        tail_logprobs=logprobs.gather(1, target.tail_ids),
+        label_logprob=logprobs.gather(1, target.labels[:, None])[:, 0],
+        top_logprob=logprobs.amax(1),
+        entropy=-(logprobs.exp() * logprobs).sum(1),
     )
 
 

@@ -24,6 +24,10 @@ class StudentSoftmax:
     """[M, R] at its tail samples."""
     label_logprob: torch.Tensor
     """[M] at the label."""
+    top_logprob: torch.Tensor
+    """[M] of its most probable token: a token is the one whose log-probability equals this."""
+    entropy: torch.Tensor
+    """[M] of it, in nats."""
 
     def rest(self, target: TargetTensors) -> torch.Tensor:
         """[M] mass outside the head: a sum over the complement, never `1 - sum` (which is noise

@@ -156,7 +156,7 @@ class EstimatorMeter:
 
 def _gradient(logits_MV: torch.Tensor, target: TargetTensors) -> torch.Tensor:
     """[M, V] by the student's logits, as training computes it. Overwrites the logits."""
-    student, _ = softmax_in_place(logits_MV, target)
+    student = softmax_in_place(logits_MV, target)
     total = GradientSum({0: student}, {0: target.head_ids})
     total.add(0, 1.0, _KL.gradient(student, target, 1.0))
     return total.write()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from coldstill.data.schema import Capture
 from coldstill.stages import output_head
-from coldstill.stages.chunked_loss import Term, chunked_loss
+from coldstill.stages.chunked_loss import COUNTS, Term, chunked_loss
 from coldstill.stages.losses import LOSSES
 from coldstill.stages.output_head import OutputHead
 from coldstill.stages.targets import TargetTensors, tempered
@@ -220,6 +220,8 @@ def test_counts_are_what_they_say() -> None:
         "student_mass": probs.gather(1, target.head_ids).sum(),
         "agreement": (top == target.head_ids[:, 0]).sum(),
         "accuracy": (top == target.labels).sum(),
+        "teacher_entropy": target.entropy.sum(),
+        "student_entropy": -(probs * probs.log()).sum(),
     }
     for name, value in expected.items():
         assert float(sums[name]) == pytest.approx(float(value.detach()), rel=1e-6), name
@@ -235,10 +237,12 @@ def test_both_masses_are_of_one_temperature(temperature: float) -> None:
     _, plain = chunked_loss(head, hidden_MD, target, OBJECTIVES["ce"])
     _, mixed = chunked_loss(head, hidden_MD, target, [Term(KL, 1.0, temperature), Term(CE, 1.0)])
     _, alone = chunked_loss(head, hidden_MD, target, [Term(KL, 1.0, temperature)])
-    for name in ("teacher_mass", "student_mass", "agreement", "accuracy"):
+    for name in COUNTS:
         assert float(mixed[name]) == pytest.approx(float(plain[name]), rel=1e-6)
     for name in ("agreement", "accuracy"):
         assert float(alone[name]) == float(plain[name])
+    for name in ("teacher_entropy", "student_entropy"):  # of temperature 1, wherever losses live
+        assert float(alone[name]) == pytest.approx(float(plain[name]), rel=1e-6)
     logits = (hidden_MD @ model.head.weight[:VOCABULARY].T).detach().double()
     student_mass = (logits / temperature).softmax(1).gather(1, target.head_ids).sum()
     teacher_mass = tempered(target, temperature).head.sum()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
-from coldstill.stages.chunked_loss import Term, chunked_loss
+from coldstill.stages.chunked_loss import COUNTS, Term, chunked_loss
 from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.losses import LOSSES
 from coldstill.stages.objective import mixed_terms, terms_of
@@ -228,7 +228,7 @@ def test_counts_are_of_the_first_record() -> None:
     _, mixed, _ = run(hidden_MD, target, terms)
     _, single, _ = run(hidden_MD, alone, [Term(KL, 1.0)])
     assert mixed.keys() == single.keys() | {"kl_teacher_0", "kl_teacher_1"}
-    for name in ("teacher_mass", "student_mass", "agreement", "accuracy"):
+    for name in COUNTS:
         assert mixed[name] == single[name]
     assert mixed["kl_teacher_0"] == single["kl"]
 
