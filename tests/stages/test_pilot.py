@@ -233,5 +233,5 @@ def test_a_teacher_without_numbers_is_refused(
     broken = load_teacher(folder)
     with torch.no_grad():
         broken.head.model.get_output_embeddings().weight[5] = torch.nan
-    with pytest.raises(ColdstillError, match=r"its logits are not finite at sequence 0"):
+    with pytest.raises(ColdstillError, match=r"its logits are not finite at train sequence 0"):
         run_pilot(planned(corpus, folder, manifests), broken, tmp_path)
