@@ -100,7 +100,7 @@ def _source(work: Work, tokenizer: Any) -> _Source:
 
     recipe = work.recipe
     logits, table = recipe.logits, recipe.teacher
-    name = _teacher_name(work)
+    name = work.teacher_model
     identity = teacher_identity(name, "teacher.model", dtype=table.dtype, revision=table.revision)
     if table.is_trained_here:  # its folder is called the same in every run
         identity = dataclasses.replace(identity, name=recipe.trained_teacher)
@@ -183,7 +183,7 @@ def _load_teacher(work: Work, tokenizer: Any, who: str) -> Teacher:
         compiled=table.compile,
     )
     teacher = load_teacher(
-        _teacher_name(work),
+        work.teacher_model,
         "teacher.model",
         loading,
         vocabulary=vocabulary_size(tokenizer),
@@ -191,10 +191,3 @@ def _load_teacher(work: Work, tokenizer: Any, who: str) -> Teacher:
         report=work.report,
     )
     return dataclasses.replace(teacher, name=who)
-
-
-def _teacher_name(work: Work) -> str:
-    teacher = work.recipe.teacher
-    if teacher.model is None or teacher.is_trained_here:
-        return str(work.run.teacher_model)
-    return work.local(teacher.model)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..data.errors import ColdstillError
 from ..data.files import read_json
-from .tables import Recipe
+from .tables import ORIGINS, Recipe
 
 VERBATIM, RESOLVED = "recipe.toml", "recipe.resolved.json"
 """A run's own copies of its recipe: as it was written, and as it was understood."""
@@ -159,14 +159,23 @@ def _resolve_likeness(table: dict[str, Any], where: str) -> None:
         if own.get("like") is None:
             return own
         base = dict(resolved(str(own["like"]), (*seen, name)))
-        for origin, other in (("model", "architecture"), ("architecture", "model")):
-            if origin in own:
-                base.pop(other, None)
-        return _merged(base, own)
+        return _merged(_without_its_origin(base, own), own)
 
     whole = {name: resolved(name, ()) for name in students if isinstance(students[name], dict)}
     for name, student in whole.items():
         students[name] = {key: value for key, value in student.items() if key != "like"}
+
+
+def _without_its_origin(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """What a student takes over from another, if it says itself what it is made of."""
+    said = [origin for origin in ORIGINS if own.get(origin) is not None]
+    if not said:
+        return base
+    # of a new model single sizes may be taken over; a way to choose layers replaces another
+    gone = {origin for origin in ORIGINS if origin not in said or origin == "layers"}
+    if "architecture" in said:
+        gone.add("lora")
+    return {key: value for key, value in base.items() if key not in gone}
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

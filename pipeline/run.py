@@ -38,6 +38,16 @@ class StudentFolder:
         return self.root / "model"
 
     @property
+    def claim(self) -> Path:
+        """There while a process trains it."""
+        return self.root / ".training"
+
+    @property
+    def start(self) -> Path:
+        """What a student of the teacher's layers began with; gone when training has ended."""
+        return self.root / "start"
+
+    @property
     def evaluation(self) -> Path:
         """Its figures on the held-out store."""
         return self.root / "evaluation.json"

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.claims import claimed
 from ..data.errors import ColdstillError
 from ..data.files import read_json, write_json
 from ..data.fingerprint import json_sha256
 from ..data.layout import MANIFEST
 from ..data.place import place_at
 from ..data.reader import open_store
+from ..stages.ranks import rank
 from .run import recorded_run
 from .work import beginning, is_done
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ..data.reader import StoreReader
+    from ..stages.layers import TeacherWeights
+    from .run import StudentFolder
     from .tables import StudentTable
     from .work import Work
 
 
 def train_students(work: Work, names: Sequence[str]) -> None:
-    """Train the named students, or all of the recipe's."""
+    """Train the named students, or all of the recipe's; with several processes, each together.
+
+    Raises
+        StoppedError: asked to stop by SIGTERM; a checkpoint is saved
+    """
+    from ..stages.capture.interruption import Interruption
+
+    with Interruption().listening():
+        _train_students(work, names)
+
+
+def _train_students(work: Work, names: Sequence[str]) -> None:
     from ..stages.mixture import mixed_stores
     from ..stages.train_student import StudentJob, train_student
 
@@ -37,37 +53,66 @@ def train_students(work: Work, names: Sequence[str]) -> None:
     settings = {
         name: _student_settings(work, student, store, others) for name, student in students.items()
     }
-    done = {  # of all, before any is trained
-        name: is_done(
-            work.run.student(name).settings,
-            work.run.student(name).model,
-            settings[name],
-            f"students.{name}",
-            "--student NEW",
-        )
-        for name in chosen
-    }
-    for name in [name for name in chosen if not done[name]]:
+    # of all, before any is trained
+    missing = [name for name in chosen if not _is_trained(work, name, settings[name])]
+    for name in missing:
         stores = (store, *(others[named] for named in students[name].other_stores))
         mixed_stores(stores, students[name].shares, f"students.{name}.teachers")
     for name, student in students.items():
         folder = work.run.student(name)
-        if done[name]:
-            work.say(f"train-student {name}", f"already trained: {folder.model}")
-            continue
-        job = StudentJob(
-            name=name,
-            architecture=student.architecture,
-            model=None if student.model is None else work.local(student.model),
-            objective=student.objective,
-            others=tuple(others[named] for named in student.other_stores),
-            shares=student.shares,
-            config=student.train,
-            seed=settings[name]["seed"],
-            folder=folder.root,
-            begin=beginning(work, folder.settings, settings[name], folder.evaluation),
-        )
-        train_student(job, store, work.report)
+        with _alone(folder):
+            # once more where it was missing: another run may have trained it since
+            if name not in missing or _is_trained(work, name, settings[name]):
+                work.say(f"train-student {name}", f"already trained: {folder.model}")
+                continue
+            job = StudentJob(
+                name=name,
+                architecture=student.architecture,
+                model=None if student.model is None else work.local(student.model),
+                layers=student.layers,
+                teacher=_teacher_weights(work, student, folder),
+                lora=student.lora,
+                objective=student.objective,
+                others=tuple(others[named] for named in student.other_stores),
+                shares=student.shares,
+                config=student.train,
+                seed=settings[name]["seed"],
+                folder=folder.root,
+                begin=beginning(work, folder.settings, settings[name], folder.evaluation),
+            )
+            train_student(job, store, work.report)
+
+
+def _is_trained(work: Work, name: str, settings: dict[str, Any]) -> bool:
+    folder = work.run.student(name)
+    return is_done(folder.settings, folder.model, settings, f"students.{name}", "--student NEW")
+
+
+@contextlib.contextmanager
+def _alone(folder: StudentFolder) -> Iterator[None]:
+    """Keep other runs from training this student; of processes together the first one does.
+
+    Raises
+        ColdstillError: another run is at it
+    """
+    with contextlib.nullcontext(True) if rank() else claimed(folder.claim) as ours:
+        if not ours:
+            raise ColdstillError(
+                f"{folder.root}: another process is training this student; wait for it, or train "
+                "another under a new name (--student NEW)"
+            )
+        yield
+
+
+def _teacher_weights(
+    work: Work, student: StudentTable, folder: StudentFolder
+) -> TeacherWeights | None:
+    """Whose layers a student is made of; nobody's, once it was begun: the teacher may be gone."""
+    if student.layers is None or folder.start.is_dir():
+        return None
+    from ..stages.layers import TeacherWeights
+
+    return TeacherWeights(name=work.teacher_model, revision=work.recipe.teacher.revision)
 
 
 def evaluate(work: Work, names: Sequence[str]) -> None:

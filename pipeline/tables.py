@@ -22,17 +22,22 @@ from ..stages.config import (
     ArchitectureConfig,
     CorpusConfig,
     GenerateConfig,
+    LayersConfig,
     LoraConfig,
     ObjectiveConfig,
     Size,
     TokenizerConfig,
     TrainConfig,
+    listed_layers,
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Whole = Annotated[int, Field(ge=0, le=1 << 24)]
 Seed = Annotated[int, Field(ge=0, le=1 << 62)]
 Bytes = Annotated[int, BeforeValidator(byte_count)]
+
+ORIGINS = ("architecture", "model", "layers")
+"""Where a student's first weights come from: one of these keys."""
 
 
 class _Table(BaseModel):
@@ -196,7 +201,12 @@ class StudentTable(_Table):
     architecture: ArchitectureConfig | None = None
     """A new model of these sizes, or"""
     model: str | None = None
-    """a folder (relative to the recipe) or hub name to start from."""
+    """a folder (relative to the recipe) or hub name to start from, or"""
+    layers: Annotated[LayersConfig | None, BeforeValidator(listed_layers)] = None
+    """the teacher with only these of its layers: a list, or `every` so-manieth, or so many to
+    `keep`."""
+    lora: LoraConfig | None = None
+    """Train adapters on frozen weights instead of all weights; they are merged in the end."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """What it is asked to match."""
     teachers: tuple[ShareTable, ...] = ()
@@ -239,8 +249,15 @@ class StudentTable(_Table):
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudentTable:
-        if (self.architecture is None) == (self.model is None):
-            raise ValueError("needs either 'architecture' or 'model'")
+        given = [name for name in ORIGINS if getattr(self, name) is not None]
+        if len(given) != 1:
+            has = f", not both {given[0]!r} and {given[1]!r}" if given else ""
+            raise ValueError(f"needs one of 'architecture', 'model' and 'layers'{has}")
+        if self.lora is not None and self.architecture is not None:
+            raise ValueError(
+                "has 'lora' with 'architecture': a new model has no weights worth freezing; remove "
+                "'lora', or start from 'model' or 'layers'"
+            )
         return self
 
 

@@ -46,6 +46,14 @@ class Work:
         command that is refused leaves the run as it was."""
         self.run.record(self.loaded)
 
+    @property
+    def teacher_model(self) -> str:
+        """Who speaks: the folder in this run, if it is trained here, or what the recipe names."""
+        teacher = self.recipe.teacher
+        if teacher.model is None or teacher.is_trained_here:
+            return str(self.run.teacher_model)
+        return self.local(teacher.model)
+
     def local(self, model: str) -> str:
         """A model's folder relative to the recipe, or its hub name as it is."""
         folder = self.loaded.base / Path(model).expanduser()
@@ -94,6 +102,9 @@ def first_difference(old: Any, new: Any, key: str = "") -> str | None:
     """The first leaf in which two JSON values differ, as `key = old, now new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
+            # `trainer` holds keys of transformers, which are not off where they are not said
+            if name not in old and not new[name] and not key.endswith("trainer"):
+                continue  # a key that is newer than the record, and off: as it was before
             inner = f"{key}.{name}" if key else name
             if found := first_difference(old.get(name), new.get(name), inner):
                 return found

@@ -20,6 +20,7 @@ from .targets import tempered
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .config import WeightConfig
     from .losses import Loss
     from .losses.sparse import StudentSoftmax
     from .output_head import OutputHead
@@ -45,6 +46,8 @@ class Term:
     """Whose record it reads: a place in `TargetTensors.sources`."""
     share: float = 1.0
     """What part of the loss that source has, where several are mixed."""
+    schedule: WeightConfig | None = None
+    """How the weight changes over training, if it does; `weight` is what it is now."""
 
 
 def chunked_loss(

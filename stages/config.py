@@ -5,12 +5,13 @@ Nothing heavy is imported here, so that reading a recipe never waits for torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from ..data.corpus import Columns
+from ..data.errors import ColdstillError
 
 _FORBID: Any = {"extra": "forbid"}
 
@@ -69,6 +70,10 @@ class TrainConfig:
     """Optimiser steps between lines of metrics.jsonl."""
     checkpoint_every: Size = 200
     """Optimiser steps between checkpoints."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed a second time instead of remembered: less memory, more time."""
+    compile: bool = False
+    """Whether layers run through `torch.compile`: slower to begin with, faster afterwards."""
     seed: int | None = None
     """Of weights and order; the recipe's seed unless given."""
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +89,59 @@ def _layer_names(value: Any) -> Any:
             "['q_proj', 'v_proj']"
         )
     return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayersConfig:
+    """Which layers of the teacher a student is made of, counted from 0: one of these."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    every: Size | None = None
+    """Each so-manieth, from the first on."""
+    keep: Annotated[int, Field(ge=2)] | None = None
+    """So many, evenly spaced, the first and the last among them."""
+    only: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Just these, increasing; in a recipe also as a plain list."""
+
+    def __post_init__(self) -> None:
+        if sum(way is not None for way in (self.every, self.keep, self.only)) != 1:
+            raise ValueError(
+                "needs one of 'every', 'keep' and a list of layers, such as { every = 2 }, "
+                "{ keep = 4 } or [0, 2, 5]"
+            )
+        if self.only is not None and (not self.only or sorted(set(self.only)) != [*self.only]):
+            raise ValueError(
+                f"{[*self.only]} is not an increasing list of layers, such as [0, 2, 5]"
+            )
+
+    def chosen(self, count: int, where: str) -> list[int]:
+        """The places of the kept layers in a teacher of `count` layers.
+
+        Raises
+            ColdstillError: it has fewer layers than this asks for
+        """
+        asked = self.every or self.keep or max(self.only or (0,)) + 1
+        if asked > count:
+            raise ColdstillError(
+                f"{where}: asks for {self._in_words()}, the teacher has {count} layers (0 to "
+                f"{count - 1})"
+            )
+        if self.every is not None:
+            return list(range(0, count, self.every))
+        if self.keep is not None:
+            gaps = self.keep - 1
+            return [(2 * place * (count - 1) + gaps) // (2 * gaps) for place in range(self.keep)]
+        return list(self.only or ())
+
+    def _in_words(self) -> str:
+        if self.every is not None:
+            return f"one layer in {self.every}"
+        return f"{self.keep} layers" if self.keep is not None else f"layer {max(self.only or (0,))}"
+
+
+def listed_layers(value: Any) -> Any:
+    """A plain list of layers as the table that it is short for."""
+    return {"only": value} if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,22 +163,116 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectiveConfig:
-    """What a student is asked to match: a weighted sum."""
+class WeightConfig:
+    """A weight that changes over training."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
-    kl: Weight = 1.0
-    """Weight of forward KL from the teacher."""
-    cross_entropy: Weight = 0.0
-    """Weight of cross-entropy with the token that really came next."""
-    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
-    """Of the KL on both sides; besides 1 the store must have captured it."""
+    weight: Weight
+    """What it comes to: `linear` in the last step, `wsd` after its warm-up."""
+    schedule: Literal["constant", "linear", "wsd"] = "constant"
+    """`linear` goes from `start` to `weight` over all steps; `wsd` climbs, stays and decays."""
+    start: Weight = 0.0
+    """In the first step."""
+    end: Weight = 0.0
+    """In the last step of `wsd`."""
+    warmup: Share = 0.1
+    """Share of the steps in which `wsd` goes from `start` to `weight`."""
+    decay: Share = 0.01
+    """Share of the steps in which it goes from `weight` to `end`."""
+
+    def __post_init__(self) -> None:
+        of_wsd = ("end", "warmup", "decay")
+        unused = {"constant": ("start", *of_wsd), "linear": of_wsd, "wsd": ()}[self.schedule]
+        for key in unused:
+            if getattr(self, key) != type(self).__dataclass_fields__[key].default:
+                fitting = "'wsd'" if key in of_wsd else "'linear' or 'wsd'"
+                raise ValueError(f"{key} belongs to schedule {fitting}, not to '{self.schedule}'")
+        if self.warmup + self.decay > 1.0:
+            raise ValueError(
+                f"warmup = {self.warmup:g} and decay = {self.decay:g} are shares of the same "
+                "steps, together at most 1"
+            )
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Loss name to weight, those that count."""
-        weights = {"kl": self.kl, "cross_entropy": self.cross_entropy}
-        return {name: weight for name, weight in weights.items() if weight > 0}
+    def largest(self) -> float:
+        """What it never exceeds, and reaches if there are steps enough."""
+        of_wsd = self.schedule == "wsd"
+        begun = self.start if self.schedule == "linear" or (of_wsd and self.warmup) else 0.0
+        return max(self.weight, begun, self.end if of_wsd and self.decay else 0.0)
+
+
+def _weight_table(value: Any) -> Any:
+    """A plain weight as the table that it is short for."""
+    return value if isinstance(value, dict | WeightConfig) else {"weight": value}
+
+
+def _plain_weight(value: WeightConfig) -> float | WeightConfig:
+    """And back, so that a weight that never changes is a number everywhere."""
+    return value.weight if value.schedule == "constant" else value
+
+
+def _as_in_a_recipe(value: float | WeightConfig) -> Any:
+    return asdict(value) if isinstance(value, WeightConfig) else value
+
+
+if TYPE_CHECKING:
+    ScheduledWeight = float | WeightConfig
+else:  # a recipe's number goes through the table too: one message for a bad weight, wherever it is
+    ScheduledWeight = Annotated[
+        WeightConfig,
+        BeforeValidator(_weight_table),
+        AfterValidator(_plain_weight),
+        PlainSerializer(_as_in_a_recipe),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveConfig:
+    """What a student is asked to match: a weighted sum of losses. Each weight is a number, or a
+    table such as { weight = 0.9, schedule = "wsd" }."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    kl: ScheduledWeight = 1.0
+    """Weight of forward KL from the teacher."""
+    cross_entropy: ScheduledWeight = 0.0
+    """Weight of cross-entropy with the token that really came next."""
+    reverse_kl: ScheduledWeight = 0.0
+    """Weight of reverse KL. This one and those below need a store with a head."""
+    jsd: ScheduledWeight = 0.0
+    """Weight of the generalised Jensen-Shannon divergence."""
+    total_variation: ScheduledWeight = 0.0
+    """Weight of the total variation distance."""
+    skew_kl: ScheduledWeight = 0.0
+    """Weight of forward KL to a mixture with the teacher; captured temperatures do for a head."""
+    skew_reverse_kl: ScheduledWeight = 0.0
+    """Weight of reverse KL to a mixture with the student."""
+    residual_to_label: ScheduledWeight = 0.0
+    """Weight of forward KL from the head, with the mass outside it put on the next token."""
+    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    """Of teacher and student in every loss but cross-entropy; besides 1 the store must have
+    captured it."""
+    beta: Share | None = None
+    """How much the teacher has of the mixture of `jsd`, 1/2 unless given; 0 is forward KL, 1
+    reverse."""
+    skew: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """How much is mixed in for `skew_kl` and `skew_reverse_kl`, 0.1 unless given."""
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """What is given of the losses' parameters, by name."""
+        given = {"beta": self.beta, "skew": self.skew}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def weights(self) -> dict[str, WeightConfig]:
+        """Loss name to weight, those that ever count."""
+        others = {"temperature", "beta", "skew"}
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
+        tables = {
+            name: weight if isinstance(weight, WeightConfig) else WeightConfig(weight=weight)
+            for name, weight in given.items()
+        }
+        return {name: weight for name, weight in tables.items() if weight.largest > 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

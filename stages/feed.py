@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Rows = tuple["Sequences", "Targets | None"]
 MixedRows = tuple["Sequences", "Targets | None", list["Targets"]]
 """With what further teachers say of the same positions."""
+Trainable = Union["StoreDataset", "CorpusDataset", "MixedDataset"]
+"""What a model can be trained on: it has a length and an order."""
 
 
 class StoreDataset(Dataset[Rows]):
@@ -38,9 +41,10 @@ class StoreDataset(Dataset[Rows]):
     def __len__(self) -> int:
         return len(self._store)
 
-    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """[N] the sequences of an epoch; a distant store begins to send them."""
-        order = self._store.order(seed, epoch)
+    def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
+        """[N - seen] the sequences of an epoch, all but the first `seen`; a distant store begins to
+        send them."""
+        order = self._store.order(seed, epoch)[seen:]
         self._store.will_read(order)
         return order
 
@@ -64,9 +68,9 @@ class CorpusDataset(Dataset[Rows]):
     def __len__(self) -> int:
         return len(self._sequences)
 
-    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """[N] the sequences of an epoch."""
-        return epoch_order(seed, epoch, len(self._sequences), 1024, BLOCK_SEQUENCES)
+    def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
+        """[N - seen] the sequences of an epoch, all but the first `seen`."""
+        return epoch_order(seed, epoch, len(self._sequences), 1024, BLOCK_SEQUENCES)[seen:]
 
     def __getitem__(self, index: int) -> Rows:
         """One sequence."""
@@ -101,26 +105,99 @@ class Collate:
         return batch
 
 
+class CollateWithIds(Collate):
+    """The same, with `sequence_ids` `[B]`: for messages, no model takes them."""
+
+    def __call__(self, rows: Rows | MixedRows) -> dict[str, Any]:
+        """Inputs, targets, and of whom."""
+        return super().__call__(rows) | {"sequence_ids": rows[0].ids}
+
+
 def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
     """[M] where the supervised positions lie in a flattened `[B * length]` batch."""
     row_M = np.repeat(np.arange(len(sequences)), sequences.positions.lengths)
     return torch.from_numpy(row_M * length + sequences.positions.values.astype(np.int64))
 
 
-class EpochSampler(Sampler[int]):
-    """The dataset's order, epoch by epoch; going on in the middle is the trainer's skip."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far training has come in its order: all that a checkpoint must know of it."""
 
-    def __init__(self, dataset: StoreDataset | CorpusDataset | MixedDataset, seed: int) -> None:
-        """Order the rows of a dataset."""
-        self._dataset, self._seed = dataset, seed
-        self._epoch = 0
+    epoch: int = 0
+    sequences: int = 0
+    """How many of that epoch were seen."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self._epoch = epoch
+    def after(self, count: int, dataset: int) -> Place:
+        """The place `count` sequences further on, in a dataset of `dataset`."""
+        return Place(*divmod(self.epoch * dataset + self.sequences + count, dataset))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShape:
+    """How the sequences of an optimiser step are shared out."""
+
+    processes: int
+    passes: int
+    """Forward passes in each process;"""
+    micro: int
+    """sequences in each of those."""
+
+    @property
+    def sequences(self) -> int:
+        """Of a whole step."""
+        return self.processes * self.passes * self.micro
+
+
+class StepBatches(Sampler[list[int]]):
+    """The sequences of one process's forward passes, step after step.
+
+    All processes follow one order, epoch after epoch without a border: a step is the next so many
+    sequences of it, and each process takes its part of the step. So every sequence is seen once an
+    epoch, whatever the number of processes, passes and reading workers, and whatever divides what.
+    """
+
+    def __init__(
+        self, dataset: Trainable, seed: int, shape: StepShape, *, rank: int = 0, steps: int
+    ) -> None:
+        """Begin with the first epoch.
+
+        rank   which of `shape.processes` this is
+        steps  of the whole training
+        """
+        self._dataset, self._seed, self._shape = dataset, seed, shape
+        self._rank, self._steps = rank, steps
+        self._done, self._place = 0, Place()
+
+    def go_on(self, step: int, place: Place) -> None:
+        """Begin after `step` steps instead, at that place."""
+        self._done, self._place = step, place
+
+    def place_after(self, step: int) -> Place:
+        """Where the order stands after so many steps of the whole training."""
+        count = (step - self._done) * self._shape.sequences
+        return self._place.after(count, len(self._dataset))
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        """Forward passes of the whole training, those before the beginning included: the trainer
+        takes all of it for a single epoch."""
+        return self._steps * self._shape.passes
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._dataset.order(self._seed, self._epoch).tolist())
+    def __iter__(self) -> Iterator[list[int]]:
+        micro, own = self._shape.micro, self._shape.passes * self._shape.micro
+        for step_N in self._in_steps():
+            part = step_N[self._rank * own : (self._rank + 1) * own].tolist()
+            yield from (part[first : first + micro] for first in range(0, own, micro))
+
+    def _in_steps(self) -> Iterator[NDArray[np.int64]]:
+        epoch = self._place.epoch
+        left_N = self._dataset.order(self._seed, epoch, self._place.sequences)
+        for _ in range(self._done, self._steps):
+            parts, missing = [], self._shape.sequences
+            while missing:
+                if len(left_N) == 0:
+                    epoch += 1
+                    left_N = self._dataset.order(self._seed, epoch)
+                parts.append(left_N[:missing])
+                left_N = left_N[missing:]
+                missing -= len(parts[-1])
+            yield np.concatenate(parts)

@@ -38,9 +38,10 @@ class MixedDataset(Dataset[MixedRows]):
     def __len__(self) -> int:
         return len(self._first)
 
-    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """[N] the sequences of an epoch of the first store; distant stores begin to send them."""
-        order = self._first.order(seed, epoch)
+    def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
+        """[N - seen] the sequences of an epoch of the first store, all but the first `seen`;
+        distant stores begin to send them."""
+        order = self._first.order(seed, epoch)[seen:]
         for store in (self._first, *self._others):
             store.will_read(order)
         return order

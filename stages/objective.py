@@ -11,6 +11,7 @@ import torch
 from ..data.errors import ColdstillError
 from .chunked_loss import Term, chunked_loss
 from .losses import LOSSES
+from .schedule import weight_at
 from .targets import TargetTensors
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
     from ..data.schema import Capture
     from .config import ObjectiveConfig
+    from .losses import Loss
     from .output_head import OutputHead
+    from .schedule import Progress
 
 _TARGET_NAMES = (
     "labels", "head_ids", "head_logprobs", "log_tail", "tail_ids", "tail_logprobs", "entropy",
@@ -33,15 +36,25 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
         ColdstillError: nothing is asked for, or the record cannot support what is
     """
     terms = []
-    for name, weight in objective.weights.items():
-        loss = LOSSES[name]
+    for name, table in objective.weights.items():
+        loss = _loss(name, objective)
         temperature = objective.temperature if loss.needs_targets else 1.0
         if reason := loss.refuse(capture, temperature):
             raise ColdstillError(f"{where}: {name}: {reason}")
-        terms.append(Term(loss, weight, temperature))
+        schedule = None if table.schedule == "constant" else table
+        terms.append(Term(loss, table.weight, temperature, schedule=schedule))
     if not terms:
         raise ColdstillError(f"{where}: all weights are 0, so there is nothing to learn")
     return terms
+
+
+def _loss(name: str, objective: ObjectiveConfig) -> Loss:
+    """A loss with those of its parameters that the objective gives."""
+    loss: Any = LOSSES[name]
+    its_own = {field.name for field in dataclasses.fields(loss)}
+    given = {key: value for key, value in objective.parameters.items() if key in its_own}
+    shaped: Loss = dataclasses.replace(loss, **given)
+    return shaped
 
 
 def mixed_terms(
@@ -56,7 +69,8 @@ def mixed_terms(
     differ by, `sum_i w_i KL(p_i || sum_j w_j p_j)`, in which q does not occur: the gradient is that
     of the divergence from the mixture, and what is reported is larger by that constant. Records
     with a bucket (`tail = 0`) know no mixture, since their buckets hold different tokens; the sum
-    is exact for those too. A loss that reads no teacher counts once.
+    is exact for those too. Other losses are not linear in the teacher: of them it is the mean
+    divergence from each. A loss that reads no teacher counts once.
 
     captures  of each record, and what to call it in a message
     shares    of each, summing to 1; one of 0 is left out
@@ -76,12 +90,45 @@ def mixed_terms(
     return terms
 
 
+def supports(terms: Sequence[Term], captures: Sequence[Capture], vocabulary: int) -> str:
+    """What the records make of each loss that reads them, such as "kl unbiased, jsd a lower bound".
+
+    captures    of each source that terms read
+    vocabulary  V of the records
+    """
+    words: dict[str, list[str]] = {}
+    for term in terms:
+        if term.loss.needs_targets:
+            own = captures[term.source]
+            word = term.loss.support(own, term.temperature, vocabulary)
+            if word not in words.setdefault(term.loss.name, []):
+                words[term.loss.name].append(word)
+    return ", ".join(f"{name} {' or '.join(said)}" for name, said in words.items())
+
+
+def terms_at(terms: Sequence[Term], progress: Progress) -> list[Term]:
+    """The same with the weights of the step that training has come to."""
+    return [
+        dataclasses.replace(term, weight=weight_at(term.schedule, progress.step, progress.steps))
+        if term.schedule is not None
+        else term
+        for term in terms
+    ]
+
+
 def attach_objective(
-    head: OutputHead, terms: Sequence[Term], capture: Capture, others: Sequence[Capture] = ()
+    head: OutputHead,
+    terms: Sequence[Term],
+    capture: Capture,
+    others: Sequence[Capture] = (),
+    progress: Progress | None = None,
 ) -> None:
     """Make the model's forward compute the objective when it is called with `positions`.
 
-    others  captures of further teachers' records, whose targets come as `others`
+    others    captures of further teachers' records, whose targets come as `others`
+    progress  what tells the step to weights that change; without it they are what they come to
+
+    Weights that change are in the sums too (`weight_NAME`), times the number of positions.
 
     The loss has to be computed inside the forward that data-parallel wrappers see, or they would
     neither gather the head's weights nor average its gradient. The model stays what it is: it
@@ -107,9 +154,21 @@ def attach_objective(
         hidden = head.hidden(inputs).flatten(0, 1)[positions]
         if torch.is_autocast_enabled(hidden.device.type):  # a last norm leaves its output in fp32
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        now = terms if progress is None else terms_at(terms, progress)
         loss, sums = chunked_loss(
-            head, hidden, TargetTensors.of({**target, "capture": capture}), terms
+            head, hidden, TargetTensors.of({**target, "capture": capture}), now
         )
-        return {"loss": loss, "sums": sums}
+        return {"loss": loss, "sums": sums | _changing_weights(now, len(hidden), loss)}
 
     model.forward = forward
+
+
+def _changing_weights(
+    terms: Sequence[Term], positions: int, like: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Each scheduled weight once a position, so that its mean over positions is the weight."""
+    return {
+        f"weight_{term.loss.name}": like.new_tensor(term.weight * positions, dtype=torch.float64)
+        for term in terms
+        if term.schedule is not None
+    }

@@ -15,6 +15,7 @@ from .isolation import choose_isolation
 from .models import build_model, vocabulary_size
 from .objective import terms_of
 from .output_head import connect_head
+from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .training import TrainingJob, full_disk_told, train
 
@@ -89,6 +90,8 @@ def train_teacher(
 
 def save_teacher(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a trained teacher with its tokenizer to `folder/model`, whole."""
-    with whole_folder(folder / "model") as scratch, full_disk_told(folder / "model"):
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
+    if rank() == 0:
+        with whole_folder(folder / "model") as scratch, full_disk_told(folder / "model"):
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+    wait_for_all()  # nobody goes on to what rests on it

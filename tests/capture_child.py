@@ -62,13 +62,13 @@ def run(task: Task, rank: int, world: int, ready: Any = None) -> None:
 def start(task: Task, rank: int = 0, world: int = 1, ready: Any = None) -> Any:
     """A child that captures."""
     child = PROCESSES.Process(target=run, args=(task, rank, world, ready), daemon=True)
-    with _found_by_the_server():
+    with found_by_the_server():
         child.start()
     return child
 
 
 @contextmanager
-def _found_by_the_server() -> Iterator[None]:
+def found_by_the_server() -> Iterator[None]:
     # the first child starts the server, which knows no other way to the tests' own modules
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from coldstill.data.reader import StoreReader
+
 VOCABULARY = 320
 WORDS = [
     "the",
@@ -134,3 +136,15 @@ def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     make_model("llama", VOCABULARY + 16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def store(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
+    """A small store to train from; its sequences differ much in supervised positions."""
+    from coldstill.data.schema import Capture
+    from small_runs import capture_store, prepare, save_teacher
+
+    folder = tmp_path_factory.mktemp("store")
+    corpus = prepare(folder / "corpus", tokenizer)
+    teacher = save_teacher(folder / "teacher", tokenizer)
+    return capture_store(corpus, teacher, folder / "logits", Capture(head=8, tail=8))

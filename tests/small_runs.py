@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from coldstill.data.schema import Capture
 
 LENGTH = 48
+CLOCKS = ("tokens_per_second", "data_wait")
+"""Figures of training that a clock decides."""
 
 
 @dataclass(frozen=True, slots=True)

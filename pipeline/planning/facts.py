@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.corpus import list_sources
 from ...data.schema import Capture
 from .measured import capture_hours, capture_speeds, read_pilot, training_hours
-from .memory import memory
+from .memory import memory, student_sizes
 from .room import free_bytes
 from .sizes import (
     StoreSize,
@@ -41,6 +41,7 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
     recipe = loaded.recipe
     corpus = corpus_sizes(loaded, run)
     stores = store_sizes(loaded, run)
+    sizes = student_sizes(loaded, run)
     sources = list_sources(recipe.corpus.files, loaded.base)
     counted = all(split.counted for split in corpus.values())
     return {
@@ -65,6 +66,7 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
             name: {
                 "steps": student.train.steps,
                 "tokens": student.train.steps * student.train.batch_tokens,
+                "parameters": None if (known := sizes[name]) is None else known.parameters,
                 "done": run.student(name).model.exists(),
             }
             for name, student in recipe.students.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
@@ -12,7 +13,7 @@ from ...stages.report import silent
 from ..work import Work
 
 if TYPE_CHECKING:
-    from ...stages.config import ArchitectureConfig, TrainConfig
+    from ...stages.config import ArchitectureConfig, LayersConfig, LoraConfig, TrainConfig
     from ...stages.planning.model_sizes import ModelSizes
     from ..recipe import LoadedRecipe
     from ..run import Run
@@ -34,21 +35,45 @@ def memory(loaded: LoadedRecipe, run: Run) -> Memory:
     teacher = _teacher(loaded, run)
     found: Memory = {}
     if recipe.teacher.train is not None:
-        frozen = recipe.teacher.lora is not None
-        found["train-teacher"] = _training(teacher, recipe.teacher.train, length, frozen=frozen)
+        found["train-teacher"] = _training(
+            teacher, recipe.teacher.train, length, lora=recipe.teacher.lora
+        )
     found["teacher-logits"] = (
         None
         if teacher is None
         else capture_memory(teacher, recipe.teacher.dtype, recipe.logits.batch_tokens, length)
     )
+    for name, sizes in student_sizes(loaded, run, teacher).items():
+        student = recipe.students[name]
+        found[f"train-student {name}"] = _training(sizes, student.train, length, lora=student.lora)
+    return found
+
+
+def student_sizes(
+    loaded: LoadedRecipe, run: Run, teacher: ModelSizes | None = None
+) -> dict[str, ModelSizes | None]:
+    """What decides how large each student is; None where a model is not on this machine.
+
+    teacher  the same of the teacher, where the caller has it at hand
+
+    Raises
+        ColdstillError: an architecture that cannot be built
+    """
+    recipe = loaded.recipe
+    teacher = teacher or _teacher(loaded, run)
     vocabulary = vocabulary_of(loaded, run, teacher)
+    found: dict[str, ModelSizes | None] = {}
     for name, student in recipe.students.items():
-        if student.architecture is None:
+        if student.architecture is not None:
+            length = recipe.corpus.sequence_length
+            found[name] = _of_table(student.architecture, vocabulary, length)
+        elif student.layers is not None:
+            found[name] = _of_layers(loaded, run, teacher, student.layers)
+        else:
             assert student.model is not None
             sizes = _of_model(loaded, run, student.model)
-        else:
-            sizes = _of_table(student.architecture, vocabulary, length)
-        found[f"train-student {name}"] = _training(sizes, student.train, length)
+            # whatever it is kept in, it is trained in fp32
+            found[name] = None if sizes is None else replace(sizes, dtype="float32")
     return found
 
 
@@ -83,6 +108,21 @@ def _of_model(
         return None  # a folder that is not there: told by whoever loads it
 
 
+def _of_layers(
+    loaded: LoadedRecipe, run: Run, teacher: ModelSizes | None, layers: LayersConfig
+) -> ModelSizes | None:
+    from ...stages.planning.model_sizes import sizes_of_layers
+
+    if teacher is None:
+        return None
+    table = loaded.recipe.teacher
+    try:
+        lies = None if table.model is None else Work(loaded, run, silent).local(table.model)
+    except ColdstillError:
+        return None
+    return sizes_of_layers(teacher, layers, lies, table.revision)
+
+
 def _of_table(table: ArchitectureConfig, vocabulary: int | None, length: int) -> ModelSizes | None:
     from ...stages.planning.model_sizes import sizes_of_table
 
@@ -90,11 +130,24 @@ def _of_table(table: ArchitectureConfig, vocabulary: int | None, length: int) ->
 
 
 def _training(
-    sizes: ModelSizes | None, config: TrainConfig, length: int, *, frozen: bool = False
+    sizes: ModelSizes | None,
+    config: TrainConfig,
+    length: int,
+    *,
+    lora: LoraConfig | None = None,
 ) -> int | None:
     from ...stages.planning.memory import training_memory
+    from ...stages.planning.model_sizes import adapter_parameters
 
     if sizes is None:
         return None
     batch = min(config.batch_tokens, config.micro_batch_tokens or config.batch_tokens)
-    return training_memory(sizes, config.precision, batch, length, frozen=frozen)
+    return training_memory(
+        sizes,
+        config.precision,
+        batch,
+        length,
+        frozen=lora is not None,
+        adapters=0 if lora is None else adapter_parameters(sizes, lora.rank),
+        again=config.gradient_checkpointing,
+    )

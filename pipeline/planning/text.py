@@ -71,8 +71,10 @@ def _store(split: str, store: Facts) -> str:
 
 
 def _student(name: str, student: Facts) -> str:
+    count = student["parameters"]
+    large = "" if count is None else f"{count:,} parameters, "
     return (
-        f"student      {name}: {student['steps']:,} steps of "
+        f"student      {name}: {large}{student['steps']:,} steps of "
         f"{student['tokens'] // student['steps']:,} tokens, "
         f"{'trained' if student['done'] else 'to do'}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -11,9 +12,11 @@ from .sparse import SparseGradient
 if TYPE_CHECKING:
     from ...data.schema import Capture
     from ..targets import TargetTensors
+    from .record import Support
     from .sparse import StudentSoftmax
 
 
+@dataclass(frozen=True, slots=True)
 class CrossEntropy:
     """`-log q(label)`. Exact with any record, since it reads none of it."""
 
@@ -23,6 +26,10 @@ class CrossEntropy:
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         """Nothing stands in its way."""
         return None
+
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        """Exact."""
+        return "exact"
 
     def value(
         self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float

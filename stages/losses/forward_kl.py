@@ -12,19 +12,23 @@ with no mass outside the head.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from ..targets import tempered
+from .record import refuse_temperature
 from .sparse import SparseGradient
 
 if TYPE_CHECKING:
     from ...data.schema import Capture
     from ..targets import TargetTensors
+    from .record import Support
     from .sparse import StudentSoftmax
 
 
+@dataclass(frozen=True, slots=True)
 class ForwardKL:
     """Exact at head = V, unbiased with tail samples, a lower bound with a head alone."""
 
@@ -33,15 +37,13 @@ class ForwardKL:
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         """A record that holds nothing, or not at this temperature."""
-        if capture.head == 0 and capture.tail == 0:
-            return "the store kept neither head nor tail, so there is no distribution to match"
-        if temperature != 1.0 and temperature not in capture.temperatures:
-            kept = ", ".join(str(t) for t in (1.0, *capture.temperatures))
-            return (
-                f"temperature {temperature} was not captured (captured: {kept}); use one of these, "
-                f"or capture again with logits.temperatures = [{temperature}]"
-            )
-        return None
+        return refuse_temperature(capture, temperature)
+
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        """Exact at head = V, unbiased with tail samples, a lower bound with a head alone."""
+        if capture.head >= vocabulary:
+            return "exact"
+        return "unbiased" if capture.tail else "a lower bound"
 
     def value(
         self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float

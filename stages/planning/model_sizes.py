@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ...data.errors import ColdstillError
+
 if TYPE_CHECKING:
-    from ..config import ArchitectureConfig
+    from collections.abc import Collection
+
+    from ..config import ArchitectureConfig, LayersConfig
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number, by the names that configurations and recipes use."""
@@ -45,6 +50,8 @@ class ModelSizes:
     """Of the feed-forward layer: some are computed in many steps."""
     dtype: str = "float32"
     """What its weights are kept in on disk."""
+    tied: bool = True
+    """Whether input and output embeddings are one matrix."""
 
 
 def sizes_of_table(
@@ -64,6 +71,7 @@ def sizes_of_table(
         feed_forward=feed_forward,
         layers=architecture.layers,
         vocabulary=vocabulary,
+        tied=architecture.tied,
     )
 
 
@@ -92,7 +100,40 @@ def sizes_of_model(name: str, revision: str = "main") -> ModelSizes | None:
         vocabulary=vocabulary,
         activation=str(config.get("hidden_act") or config.get("activation_function") or "silu"),
         dtype=dtype,
+        tied=bool(config.get("tie_word_embeddings", True)),
     )
+
+
+def sizes_of_layers(
+    whole: ModelSizes, layers: LayersConfig, name: str | None = None, revision: str = "main"
+) -> ModelSizes | None:
+    """Of a student that is some of the layers of a model with these sizes; None if the model has
+    not that many.
+
+    name  where the model lies, if it does: then weights are counted layer by layer. Otherwise all
+          layers are alike, and what is outside them are the embeddings and a norm.
+    """
+    try:
+        keep = layers.chosen(whole.layers, "")
+    except ColdstillError:
+        return None  # whoever trains it will tell
+    folder = None if name is None else _folder(name, revision)
+    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
+    if files:
+        gone = set(range(whole.layers)) - set(keep)
+        parameters = sum(_count(path, gone) for path in files)
+    else:
+        tables = 1 if whole.tied else 2
+        outside = tables * whole.vocabulary * whole.hidden + whole.hidden
+        parameters = outside + (whole.parameters - outside) * len(keep) // whole.layers
+    return replace(whole, parameters=parameters, layers=len(keep), dtype="float32")
+
+
+def adapter_parameters(sizes: ModelSizes, rank: int) -> int:
+    """About how many weights adapters on all linear layers have: `rank` rows and columns for four
+    matrices of D x D and three of D x F in every layer."""
+    per_layer = 4 * 2 * sizes.hidden + 3 * (sizes.hidden + sizes.feed_forward)
+    return sizes.layers * rank * per_layer
 
 
 def _built_without_memory(
@@ -118,6 +159,7 @@ def _built_without_memory(
         feed_forward=_number(config, _NAMES["feed_forward"]) or 4 * architecture.hidden,
         layers=architecture.layers,
         vocabulary=vocabulary,
+        tied=architecture.tied,
         activation=str(config.get("hidden_act") or config.get("activation_function") or "silu"),
     )
 
@@ -157,11 +199,16 @@ def _parameters(folder: Path, width: int) -> int:
     return sum(_count(path) for path in files)
 
 
-def _count(path: Path) -> int:
+def _count(path: Path, without: Collection[int] = ()) -> int:
+    """Numbers in a file, but for those of these layers: the first number in a tensor's name."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as tensors:
-            return sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+            return sum(
+                math.prod(tensors.get_slice(key).get_shape())
+                for key in tensors.keys()  # noqa: SIM118
+                if (layer := re.search(r"\.(\d+)\.", key)) is None or int(layer[1]) not in without
+            )
     except SafetensorError as error:
         raise ValueError(str(error)) from error

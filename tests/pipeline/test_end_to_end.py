@@ -291,7 +291,9 @@ def test_a_stopped_capture_goes_on_and_ends_as_if_it_had_not_been(
     assert went_on == at_once
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=lambda how: how.name)
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name
+)
 def test_a_stopped_training_goes_on_from_its_last_checkpoint(
     finished: Desk, processes: Processes, how: Signals
 ) -> None:
@@ -302,10 +304,16 @@ def test_a_stopped_training_goes_on_from_its_last_checkpoint(
     code, said = processes.stopped(finished, how, whole, "train-student", "r.toml", *new)
     if how is signal.SIGINT:
         assert code == 130
-        assert said == ["interrupted; run the same command again to go on"]
+        assert said[-1] == "interrupted; run the same command again to go on"
+    elif how is signal.SIGTERM:
+        assert code == 0
+        command = " ".join(("coldstill train-student r.toml", *new))
+        assert said[-1] == f"stopped as asked; resume with {command}"
     else:
-        assert (code, said) == (-signal.SIGKILL, [])
+        assert code == -signal.SIGKILL
+    assert [line for line in said if "Traceback" in line or not line] == []
     assert not (folder / "model").exists()
+    assert not (folder / ".training").exists() or how is signal.SIGKILL
 
     result = finished.done("train-student", "r.toml", *new)
     assert "train-student n: going on from step " in result.stderr

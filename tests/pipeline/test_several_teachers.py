@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.pipeline.recipe import load_recipe
-from small_runs import save_teacher
+from small_runs import CLOCKS, save_teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ def add_student(desk: Desk, teachers: str) -> None:
 def lines(desk: Desk, student: str) -> list[dict[str, float]]:
     path = desk.run / "students" / student / "metrics.jsonl"
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in found]
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in found]
 
 
 def train(desk: Desk) -> Result:

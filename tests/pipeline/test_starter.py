@@ -31,7 +31,7 @@ def test_the_starter_is_a_recipe_once_its_placeholders_are_filled_in(
     path.write_text(text, encoding="utf-8")
     plan = desk.done("plan", "mine.toml").stdout
     assert "60 files" in plan
-    assert "student      baseline: 2,000 steps of 65,536 tokens, to do" in plan
+    assert " parameters, 2,000 steps of 65,536 tokens, to do" in plan
 
 
 def test_the_starter_with_no_teacher_named_says_what_is_missing(

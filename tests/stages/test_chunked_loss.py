@@ -19,6 +19,8 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from coldstill.stages.losses.record import Support
+
 ROWS, WIDTH, VOCABULARY, PADDED = 23, 12, 70, 80
 TEMPERATURES = (2.0,)
 
@@ -47,6 +49,9 @@ class ReverseKL:
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         return None
+
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        return "biased"
 
     def value(
         self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float

@@ -8,9 +8,9 @@ import pytest
 import torch
 from coldstill.data.cache_settings import CacheSettings
 from coldstill.data.reader import open_store
-from coldstill.stages.feed import EpochSampler, StoreDataset
+from coldstill.stages.feed import StepBatches, StepShape, StoreDataset
 from oracles import manifest_for, random_block, write_missing
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,12 +29,13 @@ def batches(store: Any, workers: int) -> list[Any]:
     dataset = StoreDataset(store)
     loader = DataLoader(
         dataset,
-        batch_sampler=BatchSampler(EpochSampler(dataset, 3), 4, drop_last=False),
+        # two epochs and a bit: workers are forked while shards come ahead
+        batch_sampler=StepBatches(dataset, 3, StepShape(processes=1, passes=1, micro=4), steps=20),
         num_workers=workers,
         collate_fn=first,
         multiprocessing_context="fork" if workers else None,
     )
-    return [*loader, *loader]  # two epochs: workers are forked while shards come ahead
+    return list(loader)
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

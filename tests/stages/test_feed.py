@@ -9,16 +9,22 @@ import pytest
 import torch
 from coldstill.data.order import epoch_order
 from coldstill.data.prepared import CorpusLayout
-from coldstill.data.reader import open_store
+from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Capture
-from coldstill.stages.feed import Collate, CorpusDataset, EpochSampler, StoreDataset, flat_positions
+from coldstill.stages.feed import (
+    Collate,
+    CorpusDataset,
+    Place,
+    StepBatches,
+    StepShape,
+    StoreDataset,
+    flat_positions,
+)
 from oracles import manifest_for, random_block, write_missing
 from small_runs import SmallCorpus, capture_store, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from coldstill.data.reader import StoreReader
 
 CAPTURE = Capture(head=3, tail=2, temperatures=(2.0,))
 
@@ -79,14 +85,82 @@ def test_positions_count_from_the_start_of_their_row(store: StoreReader) -> None
     assert found == expected
 
 
-def test_every_epoch_has_its_own_order(tmp_path: Path) -> None:
-    block = random_block(0, 23)
+def numbered(folder: Path, sequences: int) -> StoreDataset:
+    """A store in three shards or more, of several blocks each."""
+    block = random_block(0, sequences)
     manifest = manifest_for(block, shard_sequences=5, block_sequences=2)
-    write_missing(tmp_path, manifest, block)
-    sampler = EpochSampler(StoreDataset(open_store(tmp_path)), seed=4)
-    assert len(sampler) == 23
-    first = list(sampler)
-    assert first == list(sampler) == epoch_order(4, 0, 23, 5, 2).tolist()
-    sampler.set_epoch(1)
-    assert list(sampler) == epoch_order(4, 1, 23, 5, 2).tolist() != first
-    assert sorted(first) == list(range(23))
+    write_missing(folder, manifest, block)
+    return StoreDataset(open_store(folder))
+
+
+def steps_of(
+    dataset: StoreDataset, shape: StepShape, steps: int, begin: tuple[int, Place] | None = None
+) -> list[list[int]]:
+    """The sequences of each step, from what every process takes."""
+    parts = []
+    for rank in range(shape.processes):
+        batches = StepBatches(dataset, 4, shape, rank=rank, steps=steps)
+        if begin is not None:
+            batches.go_on(*begin)
+        assert len(batches) == steps * shape.passes
+        parts.append(list(batches))
+        assert {len(batch) for batch in parts[-1]} <= {shape.micro}
+    taken = range(0, len(parts[0]), shape.passes)
+    return [
+        [row for part in parts for batch in part[i : i + shape.passes] for row in batch]
+        for i in taken
+    ]
+
+
+SHAPES = [(1, 1, 4), (1, 4, 1), (2, 1, 2), (2, 2, 1), (4, 1, 1)]
+
+
+@pytest.mark.parametrize(("processes", "passes", "micro"), SHAPES)
+@pytest.mark.parametrize("sequences", [23, 24, 3])
+def test_every_sequence_is_taken_once_an_epoch_by_any_number_of_processes(
+    sequences: int, processes: int, passes: int, micro: int, tmp_path: Path
+) -> None:
+    dataset = numbered(tmp_path, sequences)
+    shape = StepShape(processes=processes, passes=passes, micro=micro)
+    found = steps_of(dataset, shape, 15)
+    assert {len(step) for step in found} == {4}
+    order = np.concatenate([dataset.order(4, epoch) for epoch in range(20)]).tolist()
+    assert [row for step in found for row in step] == order[:60]
+    for first in range(0, 60 - sequences, sequences):
+        epoch = order[first : first + sequences]
+        assert sorted(epoch) == list(range(sequences))
+
+
+def test_epochs_differ() -> None:
+    assert epoch_order(4, 0, 23, 5, 2).tolist() != epoch_order(4, 1, 23, 5, 2).tolist()
+
+
+def test_two_integers_say_where_to_go_on(tmp_path: Path) -> None:
+    dataset, shape = numbered(tmp_path, 23), StepShape(processes=1, passes=2, micro=2)
+    straight = StepBatches(dataset, 4, shape, steps=15)
+    whole = steps_of(dataset, shape, 15)
+    for step in range(16):
+        place = straight.place_after(step)
+        assert (place.epoch, place.sequences) == divmod(4 * step, 23)
+        # by other processes than before
+        other = StepShape(processes=2, passes=1, micro=2)
+        assert steps_of(dataset, other, 15, (step, place)) == whole[step:]
+        again = StepBatches(dataset, 4, shape, steps=15)
+        again.go_on(step, place)
+        assert again.place_after(15) == straight.place_after(15)
+
+
+def test_an_epoch_reads_every_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a step takes its sequences from all over a window of shards."""
+    dataset = numbered(tmp_path, 100)
+    reads: list[tuple[int, int]] = []
+    columns = StoreReader.columns
+
+    def watched(store: StoreReader, shard: int, number: int) -> Any:
+        reads.append((shard, number))
+        return columns(store, shard, number)
+
+    monkeypatch.setattr(StoreReader, "columns", watched)
+    for batch in StepBatches(dataset, 4, StepShape(processes=1, passes=1, micro=4), steps=25):
+        dataset.__getitems__(batch)
+    assert len(reads) == len(set(reads)) == 20 * 3

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from coldstill.stages.config import ArchitectureConfig
+from coldstill.stages.blocks import running_blocks
+from coldstill.stages.config import ArchitectureConfig, TrainConfig
 from coldstill.stages.device import peak_memory
 from coldstill.stages.planning.memory import capture_memory, training_memory
 from coldstill.stages.planning.model_sizes import ModelSizes, sizes_of_table
@@ -56,16 +57,21 @@ def test_a_forward_pass_takes_about_what_the_rule_says() -> None:
     assert memory.bytes == pytest.approx(foretold, rel=0.5)
 
 
-def test_a_training_step_takes_about_what_the_rule_says() -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["remembered", "computed-again"])
+def test_a_training_step_takes_about_what_the_rule_says(again: bool) -> None:
     model, sizes = model_and_sizes()
+    model.train()  # type: ignore[attr-defined]
     few = {name: value[:1, :64] for name, value in packed().items()}
     model.base_model(**few, use_cache=False)  # type: ignore[attr-defined]
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)  # type: ignore[attr-defined]
-    with peak_memory(CPU) as memory:
+    with (
+        running_blocks(model, TrainConfig(steps=1, gradient_checkpointing=again), "test"),
+        peak_memory(CPU) as memory,
+    ):
         output = model.base_model(**packed(), use_cache=False)  # type: ignore[attr-defined]
         output.last_hidden_state.square().sum().backward()
         optimizer.step()
-    rule = training_memory(sizes, "fp32", ROWS * T, T)
+    rule = training_memory(sizes, "fp32", ROWS * T, T, again=again)
     foretold = rule - 4 * sizes.parameters - without_logits(sizes)
     assert memory.bytes == pytest.approx(foretold, rel=0.35)
 
@@ -84,6 +90,8 @@ def test_what_counts_exactly_is_counted_exactly() -> None:
     assert grown == 16 * 1000
     frozen = [training_memory(s, "fp32", 8192, T, frozen=True) for s in (larger, sizes)]
     assert frozen[0] - frozen[1] == 4 * 1000
+    adapted = training_memory(sizes, "fp32", 8192, T, frozen=True, adapters=1000)
+    assert adapted - frozen[1] == 16 * 1000
 
 
 def test_a_batch_is_whole_sequences_and_at_least_one() -> None:

@@ -20,6 +20,7 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from coldstill.stages.losses.record import Support
     from coldstill.stages.targets import TargetTensors
 
 ROWS, WIDTH, SIZE = 19, 12, 60
@@ -36,6 +37,9 @@ class GenericKL:
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         return None
+
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        return KL.support(capture, temperature, vocabulary)
 
     def value(
         self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float

@@ -22,7 +22,7 @@ from coldstill.stages.train_student import StudentJob, train_student
 from coldstill.stages.training import read_metrics
 from conftest import VOCABULARY, make_model
 from oracles import manifest_for, random_block, random_targets, write_missing
-from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
+from small_runs import CLOCKS, LENGTH, SmallCorpus, capture_store, prepare, save_teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -222,9 +222,7 @@ def job(folder: Path, **changes: Any) -> StudentJob:
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
-    return [
-        {k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(folder)
-    ]
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(folder)]
 
 
 def test_a_mixed_batch_gives_the_sum_of_both_teachers_alone(

@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from coldstill.stages.config import ArchitectureConfig
-from coldstill.stages.models import build_model
+from coldstill.stages.config import ArchitectureConfig, LayersConfig, LoraConfig
+from coldstill.stages.layers import cut_to_layers
+from coldstill.stages.lora import adapt
+from coldstill.stages.models import build_model, load_model
 from coldstill.stages.output_head import CHUNK_ELEMENTS as REAL_CHUNK_ELEMENTS
 from coldstill.stages.planning.memory import CHUNK_ELEMENTS
-from coldstill.stages.planning.model_sizes import sizes_of_model, sizes_of_table
+from coldstill.stages.planning.model_sizes import (
+    ModelSizes,
+    adapter_parameters,
+    sizes_of_layers,
+    sizes_of_model,
+    sizes_of_table,
+)
 from conftest import FAMILIES, VOCABULARY, make_model
 
 if TYPE_CHECKING:
@@ -50,6 +58,39 @@ def test_a_saved_model_is_counted_from_its_headers(family: str, tmp_path: Path) 
     assert (sizes.hidden, sizes.layers) == (32, 2)
     assert sizes.vocabulary == VOCABULARY
     assert sizes.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_student_of_layers_is_counted_from_the_teachers_headers(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = {"n_layer": 5} if family == "gpt2" else {"num_hidden_layers": 5}
+    monkeypatch.setitem(FAMILIES, family, {**FAMILIES[family], **deep})
+    model = make_model(family, VOCABULARY)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    whole = sizes_of_model(str(tmp_path))
+    assert whole is not None
+    sizes = sizes_of_layers(whole, LayersConfig(keep=3), str(tmp_path))
+    assert sizes is not None
+    model = load_model(str(tmp_path), "test", precision="auto")
+    student = cut_to_layers(model, [0, 2, 4], "test")
+    assert sizes.parameters == student.num_parameters()
+    assert (sizes.layers, sizes.dtype, sizes.hidden) == (3, "float32", 32)
+    # layers that are not written down yet are taken to be alike, and the rest embeddings
+    guess = sizes_of_layers(whole, LayersConfig(keep=3))
+    assert guess is not None
+    assert guess.parameters == pytest.approx(sizes.parameters, rel=0.05)
+    assert sizes_of_layers(whole, LayersConfig(keep=6), str(tmp_path)) is None
+
+
+def test_adapters_are_counted_as_they_will_be() -> None:
+    model = make_model("llama", VOCABULARY)
+    sizes = ModelSizes(
+        parameters=model.num_parameters(), hidden=32, feed_forward=64, layers=2, vocabulary=320
+    )
+    adapt(model, LoraConfig(rank=4), 0, "test")
+    learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert adapter_parameters(sizes, 4) == learned
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def new_student(store: StoreReader, seed: int = 5) -> Any:
     """What the job above starts from."""
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), "store")
     job = student_job(Path(str(store.place)), seed=seed)
-    return make_student(job, tokenizer, LENGTH, VOCABULARY)
+    return make_student(job, tokenizer, LENGTH, VOCABULARY, store.manifest.teacher)
 
 
 def online(
@@ -102,6 +102,8 @@ def online(
         teacher_MV, _ = dense.logits_alone(teacher, sequences, VOCABULARY)
     student_MV, labels_M = dense.logits_alone(student, sequences, VOCABULARY)
     t = objective.temperature
+    assert isinstance(objective.kl, float)
+    assert isinstance(objective.cross_entropy, float)
     loss = objective.kl * t**2 * dense.forward_kl(teacher_MV, student_MV, t).mean()
     loss = loss + objective.cross_entropy * dense.cross_entropy(student_MV, labels_M).mean()
     return float(loss.detach()), gradients(student, loss)

@@ -1,0 +1,96 @@
+"""Checkpoints of a training run: which of them are whole, and where training stood in them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from ..data.errors import ColdstillError
+from ..data.files import read_json, write_json
+from .feed import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_WHOLE = "whole.json"
+"""Written into a checkpoint after everything else: without it, the checkpoint was cut short."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where training stood at a checkpoint, besides what the trainer knows of it."""
+
+    step: int = 0
+    place: Place = field(default_factory=Place)
+    """In the order of the sequences."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Sums since the last line of metrics."""
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{_WHOLE}")]
+    return max(whole, key=_step_of, default=None)
+
+
+def declare_whole(checkpoint: Path, standing: Standing) -> None:
+    """Say of a checkpoint that everything in it is written."""
+    write_json(checkpoint / _WHOLE, asdict(standing))
+
+
+def standing_at(checkpoint: Path | None) -> Standing:
+    """Where to go on; without a checkpoint, the beginning.
+
+    Raises
+        ColdstillError: it does not say
+    """
+    if checkpoint is None:
+        return Standing()
+    match read_json(checkpoint / _WHOLE):
+        case {
+            "step": int(step),
+            "place": {"epoch": int(epoch), "sequences": int(sequences)},
+            "measured": dict(measured),
+        }:
+            return Standing(step=step, place=Place(epoch, sequences), measured=measured)
+        case other:
+            raise ColdstillError(
+                f"{checkpoint / _WHOLE}: {other!r} does not say where in the order of sequences "
+                "training stood; delete the checkpoint, training goes on from one before it"
+            )
+
+
+def drop_cut_short(folder: Path) -> None:
+    """Delete what nobody can go on from: it would count among those that are kept, and a whole one
+    would be deleted in its place."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / _WHOLE).exists():
+            shutil.rmtree(checkpoint)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+@contextlib.contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """torch and safetensors have errors of their own for a disk that takes no more.
+
+    Raises
+        ColdstillError: something could not be saved
+    """
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch trips over what Ctrl-C left
+            raise error.__context__ from None
+        reason = str(error).splitlines()[0]
+        raise ColdstillError(
+            f"{folder}: cannot be written, most likely the disk is full ({reason}); what was "
+            "finished is kept, free some space and run the same command again"
+        ) from error

@@ -1,0 +1,207 @@
+"""`transformers.Trainer` with our loss, our order, and a look at every step before it is taken."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from ..data.errors import ColdstillError, StoppedError
+from .checkpoints import Standing, declare_whole, full_disk_told, last_whole_checkpoint
+from .ranks import gather_from_all, rank, sum_over_all, wait_for_all
+from .sharding import keep_inputs_exact, shard_on_cpu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import TrainingArguments
+
+    from .feed import CollateWithIds, StepBatches, Trainable
+    from .training_metrics import Metrics
+
+_NAMED = 5
+"""How many sequences a message names."""
+
+
+class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
+    """A sum for a loss, positions for its count, the store's order, and no step that is no number.
+
+    It is told by `asked` to stop: then it ends the step, saves, and `stopped` says so. Processes
+    agree on that, since all of them save together.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        arguments: TrainingArguments,
+        *,
+        stage: str,
+        dataset: Trainable,
+        collate: CollateWithIds,
+        batches: StepBatches,
+        metrics: Metrics,
+        asked: Callable[[], bool],
+    ) -> None:
+        """Check the arguments; nothing is written.
+
+        Raises
+            ValueError, RuntimeError, ImportError: transformers refuses them
+        """
+        self.stopped = False
+        self._stage, self._batches, self._metrics, self._asked = stage, batches, metrics, asked
+        self._losses: list[tuple[torch.Tensor, Any]] = []
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=collate,
+            callbacks=[_Steps(self, len(dataset)), metrics],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def go_on(self, standing: Standing) -> None:
+        """Begin where training stood."""
+        self._batches.go_on(standing.step, standing.place)
+        self._metrics.go_on(standing.step, standing.measured)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let the weights be sharded wherever the arguments ask for it."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and self.args.world_size > 1:
+            shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
+            keep_inputs_exact(self.accelerator)
+            self.is_fsdp_enabled = True
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This process's batches. accelerate is not asked to share them out: it would fill up the
+        last ones of an epoch with sequences that were seen already."""
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            pin_memory=self.args.dataloader_pin_memory,
+            # a loader without one draws from the numbers of dropout, when it begins and when it
+            # goes on
+            generator=torch.Generator(),
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor]:
+        """A step's micro-batches, and how many positions all processes have in theirs: what the sum
+        is divided by."""
+        began = time.perf_counter()
+        try:
+            batches = list(itertools.islice(epoch_iterator, num_batches))
+        except ColdstillError as error:
+            raise _as_it_was(error) from error
+        self._metrics.waited(time.perf_counter() - began)
+        count = torch.tensor(sum(len(batch["labels"]) for batch in batches), device=device)
+        return batches, sum_over_all(count).clamp(min=1)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The micro-batch's share of the step's mean."""
+        ids = inputs.pop("sequence_ids")
+        output = model(**inputs)
+        self._metrics.add(output["loss"], output["sums"], inputs)
+        self._losses.append((output["loss"].detach(), ids))
+        # data parallelism averages over processes what should be added up
+        loss = output["loss"] / num_items_in_batch * self.args.world_size
+        return (loss, output) if return_outputs else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._look_before_the_step(norm)
+        return norm
+
+    def _look_before_the_step(self, norm: Any) -> None:
+        """Whether everybody's numbers are numbers, and whether anybody was asked to stop."""
+        losses, self._losses = self._losses, []
+        total = torch.stack([loss.double() for loss, _ in losses]).sum()
+        seen = torch.stack([total, total.new_tensor(float(self._asked()))])
+        loss, asked = sum_over_all(seen).tolist()
+        self.stopped = asked > 0
+        if not math.isfinite(loss):
+            self._refuse_step(f"the loss is {loss}", losses)
+        # in fp16 such a gradient is a sign to scale the loss less, and the step is left out
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+            self._refuse_step(f"the norm of the gradient is {float(norm)}", losses)
+
+    def _refuse_step(self, what: str, losses: list[tuple[torch.Tensor, Any]]) -> None:
+        wrong = [ids for loss, ids in losses if not loss.isfinite()]
+        everybodys = gather_from_all([int(i) for ids in wrong for i in ids])
+        if not everybodys:
+            everybodys = gather_from_all([int(i) for _, ids in losses for i in ids])
+        if rank() != 0:  # one voice is enough
+            raise StoppedError
+        named = ", ".join(map(str, everybodys[:_NAMED]))
+        more = f" and {len(everybodys) - _NAMED} more" if len(everybodys) > _NAMED else ""
+        last = last_whole_checkpoint(Path(self.args.output_dir))
+        kept = "no checkpoint was written yet" if last is None else f"{last} is kept"
+        raise ColdstillError(
+            f"{self._stage}: step {self.state.global_step + 1}: {what}, in a batch with the "
+            f"sequences {named}{more}; it was not taken, {kept}; train under a new name with a "
+            "lower learning_rate, or look for what is wrong with these sequences"
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the estimate of transformers walks over every parameter at every step."""
+        return 0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with full_disk_told(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+        step = self.state.global_step
+        standing = Standing(
+            step=step,
+            place=self._batches.place_after(step),
+            measured=self._metrics.open_interval(),
+        )
+        wait_for_all()  # the others write some of it too
+        if rank() == 0:
+            declare_whole(Path(self.args.output_dir) / f"checkpoint-{step}", standing)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Put exact figures in the place of the trainer's own mean."""
+        if "loss" in logs:
+            logs |= self._metrics.take()
+        super().log(logs, start_time)
+
+
+class _Steps(TrainerCallback):  # type: ignore[misc]  # likewise
+    """What the trainer is told at the end of every step."""
+
+    def __init__(self, trainer: StoreTrainer, sequences: int) -> None:
+        self._trainer, self._sequences = trainer, sequences
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        place = self._trainer._batches.place_after(state.global_step)
+        state.epoch = place.epoch + place.sequences / self._sequences
+        if self._trainer.stopped:
+            control.should_save = control.should_training_stop = True
+
+
+def _as_it_was(error: ColdstillError) -> ColdstillError:
+    """A reading process's error has its whole traceback in its text."""
+    text = str(error)
+    if "\n" not in text:
+        return error
+    return type(error)(text.strip().splitlines()[-1].partition(": ")[2])

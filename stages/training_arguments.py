@@ -1,0 +1,130 @@
+"""A recipe's `train` table as `transformers.TrainingArguments`."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainingArguments
+
+from ..data.errors import ColdstillError
+from .feed import StepShape
+from .ranks import world_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .config import TrainConfig
+
+_FREE = {
+    "report_to", "save_total_limit", "save_strategy", "dataloader_pin_memory", "use_cpu",
+    "ddp_find_unused_parameters",
+}  # fmt: skip
+"""Trainer arguments that have a value here and may be given another."""
+_STRATEGIES = {"no", "steps"}
+"""The trainer takes the whole training for one epoch: a checkpoint at its end is made anyway."""
+
+
+def sequences_per_step(config: TrainConfig, sequence_length: int) -> int:
+    """How many sequences an optimiser step sees."""
+    return max(1, config.batch_tokens // sequence_length)
+
+
+def step_shape(config: TrainConfig, sequence_length: int, stage: str) -> StepShape:
+    """How a step is shared out among processes and forward passes.
+
+    Raises
+        ColdstillError: it cannot be
+    """
+    batch = sequences_per_step(config, sequence_length)
+    world = world_size()
+    micro = batch // world
+    if config.micro_batch_tokens is not None:
+        micro = min(micro, max(1, config.micro_batch_tokens // sequence_length))
+    if micro == 0 or batch % (micro * world):
+        raise ColdstillError(
+            f"{stage}: a step of {batch} sequences cannot be shared out as {micro} per forward "
+            f"pass on {world} processes; choose batch_tokens and micro_batch_tokens that divide"
+        )
+    return StepShape(processes=world, passes=batch // (micro * world), micro=micro)
+
+
+def training_arguments(
+    config: TrainConfig, shape: StepShape, seed: int, checkpoints: Path, stage: str
+) -> TrainingArguments:
+    """What the trainer is told, with `config.trainer` on top.
+
+    Raises
+        ColdstillError: a setting of the trainer's that it refuses, or that follows from others here
+    """
+    settings = {**_settings(config, shape, checkpoints), "seed": seed}
+    if ours := sorted((settings.keys() - _FREE) & config.trainer.keys()):
+        raise ColdstillError(
+            f"{stage}: train.trainer: {ours[0]!r} follows from the keys of train itself "
+            "(steps, batch_tokens, learning_rate and so on); set those"
+        )
+    given = copy.deepcopy(config.trainer)  # the trainer changes tables that it is given
+    if given.get("save_strategy", "steps") not in _STRATEGIES:
+        raise ColdstillError(
+            f"{stage}: train.trainer: save_strategy = {given['save_strategy']!r}, expected 'steps' "
+            "or 'no'; train.checkpoint_every says how often"
+        )
+    try:
+        with warnings.catch_warnings():
+            # what it would rather be told in another way
+            warnings.simplefilter("ignore", FutureWarning)
+            arguments = TrainingArguments(**(settings | given))
+    except (TypeError, ValueError, ImportError) as error:
+        raise refused(stage, error) from error
+    if arguments.fsdp and arguments.fsdp_plugin_args["fsdp_version"] != 2:
+        raise ColdstillError(
+            f"{stage}: train.trainer: fsdp_config: version = "
+            f"{arguments.fsdp_plugin_args['fsdp_version']}, expected 2; leave it out"
+        )
+    return arguments
+
+
+def refused(stage: str, error: Exception) -> ColdstillError:
+    """The trainer's own reason in one line."""
+    reason = str(error).splitlines()[0].replace("TrainingArguments.__init__() ", "")
+    return ColdstillError(f"{stage}: train.trainer: {reason.strip()}")
+
+
+def _settings(config: TrainConfig, shape: StepShape, checkpoints: Path) -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    constant = config.schedule == "constant"
+    return {
+        "output_dir": str(checkpoints),
+        "max_steps": config.steps,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": shape.micro,
+        "gradient_accumulation_steps": shape.passes,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup" if constant else config.schedule,
+        "warmup_steps": round(config.warmup * config.steps),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.gradient_clip,
+        "bf16": config.precision == "bf16",
+        "fp16": config.precision == "fp16",
+        "logging_strategy": "steps",
+        "logging_steps": config.log_every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": config.checkpoint_every,
+        "save_total_limit": 2,
+        "save_only_model": False,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        # the order, its shares and where to go on are `StepBatches`'
+        "dataloader_drop_last": False,
+        "dataloader_in_order": True,
+        "ignore_data_skip": True,
+        "remove_unused_columns": False,
+        # all weights take part in the loss; looking for others costs a walk through every graph
+        "ddp_find_unused_parameters": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }

@@ -1,0 +1,71 @@
+"""Trainings of a small model from a small store, here and now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
+from coldstill.stages.feed import StoreDataset
+from coldstill.stages.models import build_model, load_tokenizer
+from coldstill.stages.objective import terms_of
+from coldstill.stages.output_head import connect_head
+from coldstill.stages.report import Reporter, silent
+from coldstill.stages.training import TrainingJob, read_metrics, train
+from conftest import VOCABULARY
+from small_runs import CLOCKS, LENGTH
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from coldstill.data.reader import StoreReader
+
+Weights = dict[str, "torch.Tensor"]
+
+
+def small_job(
+    store: StoreReader,
+    folder: Path,
+    *,
+    family: str = "llama",
+    tied: bool = True,
+    objective: ObjectiveConfig | None = None,
+    **settings: Any,
+) -> TrainingJob:
+    """A new model, four sequences a step; `settings` are of `TrainConfig`."""
+    tokenizer = load_tokenizer(str(store.tokenizer_folder()), "store")
+    architecture = ArchitectureConfig(family=family, layers=1, hidden=32, heads=2, tied=tied)
+    model = build_model(architecture, tokenizer, LENGTH, 3, "test")
+    capture = store.manifest.capture
+    defaults: dict[str, Any] = {"batch_tokens": 4 * LENGTH, "log_every": 1}
+    return TrainingJob(
+        stage="train-student test",
+        head=connect_head(model, VOCABULARY),
+        dataset=StoreDataset(store),
+        isolation="positions",
+        capture=capture,
+        terms=terms_of(objective or ObjectiveConfig(cross_entropy=0.5), capture, "test"),
+        config=TrainConfig(**(defaults | settings)),
+        sequence_length=LENGTH,
+        seed=11,
+        folder=folder,
+    )
+
+
+def train_small(
+    store: StoreReader, folder: Path, report: Reporter = silent, **settings: Any
+) -> Weights:
+    """Train the model of a `small_job`; its weights afterwards."""
+    job = small_job(store, folder, **settings)
+    train(job, report)
+    return weights_of(job)
+
+
+def weights_of(job: TrainingJob) -> Weights:
+    """Copies of the model's weights."""
+    return {name: weight.detach().clone() for name, weight in job.head.model.named_parameters()}
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """The metrics, without those that a clock decides."""
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(folder)]

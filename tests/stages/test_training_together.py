@@ -1,0 +1,163 @@
+"""One training in several processes: the same steps as one process takes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from coldstill.stages.training import last_whole_checkpoint, read_metrics
+from small_runs import LENGTH
+from small_trainings import lines
+from training_child import Task, finish, run, start, weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldstill.data.reader import StoreReader
+    from small_trainings import Weights
+
+SGD: dict[str, Any] = {"optim": "sgd"}
+"""Steps in proportion to the gradient, which AdamW would hide."""
+FSDP: dict[str, Any] = {"fsdp": "full_shard"}
+
+
+@pytest.fixture
+def task(store: StoreReader, tmp_path: Path) -> Any:
+    def make(name: str, **changes: Any) -> Task:
+        settings = {
+            "steps": 5, "batch_tokens": 8 * LENGTH, "learning_rate": 1.0, "schedule": "constant",
+            "gradient_clip": 0.05, "trainer": SGD,
+        } | changes.pop("settings", {})  # fmt: skip
+        return Task(store=str(store.place), folder=tmp_path / name, settings=settings, **changes)
+
+    return make
+
+
+def expect_same(ours: Weights, theirs: Weights, tolerance: float = 1e-5) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        error = float((ours[name] - weight).norm() / weight.norm())
+        assert error < tolerance, name
+
+
+def expect_same_lines(ours: Path, theirs: Path, tolerance: float = 1e-5) -> None:
+    for one, other in zip(lines(ours), lines(theirs), strict=True):
+        assert one == pytest.approx(other, rel=tolerance, abs=1e-9)
+
+
+def test_the_fixture_can_fail(store: StoreReader) -> None:
+    """Halves of a step differ so much in positions that a mean of means would be seen."""
+    order = store.order(11, 0)
+    lengths = store.read(np.arange(len(store))).sequences.positions.lengths
+    halves = lengths[order[:16]].reshape(4, 4).sum(1).reshape(2, 2)
+    assert (halves.max(1) > 1.1 * halves.min(1)).all()
+    assert len(store) % 8
+    assert len(store) < 4 * 8  # five steps reach into the second epoch
+
+
+@pytest.mark.parametrize("micro", [4, 1])
+def test_two_processes_take_the_steps_of_one(task: Any, micro: int) -> None:
+    together = task("together", settings={"micro_batch_tokens": micro * LENGTH})
+    children = start(together, 2)
+    alone = task("alone")
+    expected = run(alone)
+    finish(children)
+    for rank in range(2):
+        expect_same(weights(together.folder, rank), expected)
+    expect_same_lines(together.folder, alone.folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sharded_weights_take_the_steps_of_whole_ones(task: Any, tied: bool) -> None:
+    settings: dict[str, Any] = {"trainer": SGD | FSDP, "micro_batch_tokens": 2 * LENGTH}
+    sharded = task("sharded", settings=settings, tied=tied, shards=True)
+    children = start(sharded, 2)
+    alone = task("alone", tied=tied)
+    expected = run(alone)
+    finish(children)
+    for rank in range(2):
+        expect_same(weights(sharded.folder, rank), expected)
+    expect_same_lines(sharded.folder, alone.folder)
+
+
+def test_half_precision_leaves_targets_as_they_are_in_sharded_weights_too(task: Any) -> None:
+    settings: dict[str, Any] = {"precision": "bf16", "learning_rate": 0.1, "steps": 2}
+    sharded = task("sharded", settings=settings | {"trainer": SGD | FSDP}, shards=True)
+    children = start(sharded, 2)
+    alone = task("alone", settings=settings)
+    run(alone)
+    finish(children)
+    for one, other in zip(lines(sharded.folder), lines(alone.folder), strict=True):
+        # what the teacher says takes no part in the rounding
+        for name in ("teacher_entropy", "teacher_mass"):
+            assert one[name] == pytest.approx(other[name], rel=1e-6), name
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-2)
+
+
+@pytest.mark.parametrize("trainer", [{}, FSDP], ids=["whole", "sharded"])
+def test_together_they_stop_when_one_is_asked_to_and_go_on(
+    task: Any, trainer: dict[str, Any]
+) -> None:
+    """In the middle of a line of metrics, whose sums the checkpoint keeps."""
+    settings: dict[str, Any] = {"steps": 24, "log_every": 7, "learning_rate": 1e-2}
+    settings |= {"trainer": trainer, "batch_tokens": 4 * LENGTH}
+    shards = bool(trainer)
+    stopped = task("stopped", settings=settings, pause=0.1, shards=shards)
+    children = start(stopped, 2)
+    metrics = stopped.folder / "metrics.jsonl"
+    while not metrics.exists():
+        assert all(child.is_alive() for child in children)
+        time.sleep(0.01)
+    os.kill(children[1].pid, signal.SIGTERM)
+    finish(children)
+    assert (stopped.folder / "said-0").read_text() == "stopped"
+    assert (stopped.folder / "said-1").read_text() == "stopped"
+    checkpoint = last_whole_checkpoint(stopped.folder / "checkpoints")
+    assert checkpoint is not None
+    step = int(checkpoint.name.rpartition("-")[2])
+    assert 1 <= step < 24
+    children = start(task("stopped", settings=settings, shards=shards), 2)
+    straight = task("straight", settings=settings | {"trainer": {}})
+    expected = run(straight)
+    finish(children)
+    expect_same(weights(stopped.folder), expected, 1e-4)
+    expect_same_lines(stopped.folder, straight.folder, 1e-4)
+
+
+def test_one_process_goes_on_where_two_have_stopped(task: Any) -> None:
+    settings: dict[str, Any] = {"checkpoint_every": 3}
+    finish(start(task("first", settings=settings | {"steps": 3}), 2))
+    went_on, straight = task("first", settings=settings), task("straight")
+    ours, theirs = run(went_on), run(straight)
+    expect_same(ours, theirs)
+    expect_same_lines(went_on.folder, straight.folder)
+
+
+def test_what_only_one_of_them_meets_ends_all_in_one_line(task: Any, store: StoreReader) -> None:
+    order = store.order(11, 0)
+    second = order[8 + 4 : 8 + 8]  # of the second step, what the second process takes
+    poisoned = task("poisoned", poison=int(second[2]))
+    finish(start(poisoned, 2))
+    ids = store.read(second).sequences.ids.tolist()
+    said = (poisoned.folder / "said-0").read_text()
+    assert said.startswith(
+        "train-student test: step 2: the loss is nan, in a batch with the sequences "
+        f"{ids[0]}, {ids[1]}, {ids[2]}, {ids[3]}; it was not taken, no checkpoint "
+    )
+    assert (poisoned.folder / "said-1").read_text() == "stopped"
+    assert [line["step"] for line in read_metrics(poisoned.folder)] == [1]
+
+
+def test_without_the_other_none_goes_on(task: Any, store: StoreReader) -> None:
+    damaged = task("damaged", damaged=int(store.order(11, 0)[8 + 4]))
+    finish(start(damaged, 2))
+    assert (damaged.folder / "said-1").read_text() == "a damaged shard"
+    assert (damaged.folder / "said-0").read_text() == (
+        "train-student test: another of the 2 processes has ended, and this one cannot go on "
+        "without it; see what that one said, then run the same command again"
+    )
+    assert [line["step"] for line in read_metrics(damaged.folder)] == [1]
