@@ -13,7 +13,7 @@ OPTIONS = $(RECIPE) $(foreach setting,$(SET),--set '$(setting)')
 STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
 STUDENTS = $(foreach name,$(STUDENT),--student '$(name)')
 
-.PHONY: help install demo run init plan train-teacher teacher-logits train-student evaluate compare inspect verify test check bench clean
+.PHONY: help install demo run init plan train-teacher teacher-logits train-student evaluate compare inspect verify test check bench bench-quality clean
 .DEFAULT_GOAL := help
 
 help:
@@ -61,6 +61,9 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/bench/run.py
+
+bench-quality: $(INSTALLED)
+	$(BIN)/python tests/bench/quality.py
 
 clean:
 	rm -rf $(VENV) .links build *.egg-info

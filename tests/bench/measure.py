@@ -10,6 +10,7 @@ import gc
 import json
 import multiprocessing
 import statistics
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OUTPUT = Path("runs/bench")
+
+# what benchmarks share with the tests lies there; processes of their own inherit the path
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import estimator
+import large_store
+import online
 import store_codecs
 import store_opening
+import student_feed
 import student_step
 import teacher_forward
 import teacher_processes
@@ -16,6 +19,9 @@ if __name__ == "__main__":
         estimator,
         store_opening,
         student_step,
+        student_feed,
+        online,
+        large_store,
         teacher_forward,
         teacher_processes,
     ):

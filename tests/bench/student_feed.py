@@ -1,0 +1,104 @@
+"""`train-student` from its store against the same loop fed from memory: what reading costs.
+
+The other side finds the rows of every micro-batch ready, so files, zstd, decoding and checks all
+count against ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from coldstill.data.reader import open_store
+from coldstill.data.schema import Capture
+from coldstill.stages.feed import StepBatches, StepShape, StoreDataset
+from coldstill.stages.training import train
+from measure import Figure, compare_times, write
+from synthetic_store import make_block, make_model, make_store, training_job
+
+if TYPE_CHECKING:
+    from coldstill.data.reader import StoreReader
+    from coldstill.stages.feed import Rows
+
+CAPTURES = (Capture(), Capture(head=16, tail=16))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A student, and the steps that it takes."""
+
+    name: str
+    vocabulary: int
+    width: int
+    layers: int
+    length: int
+    batch: int
+    steps: int
+
+
+SHAPES = (
+    # the smaller the student, the more reading weighs
+    Shape(name="2 layers of 128, V = 4,096", vocabulary=4096, width=128, layers=2, length=256,
+          batch=8, steps=40),
+    Shape(name="6 layers of 384, V = 32,000", vocabulary=32_000, width=384, layers=6, length=512,
+          batch=4, steps=5),
+)  # fmt: skip
+
+
+class Ready(StoreDataset):
+    """Micro-batches that were read before: the order is the store's."""
+
+    def __init__(self, store: StoreReader, batches: dict[tuple[int, ...], Rows]) -> None:
+        super().__init__(store)
+        self._batches = batches
+
+    def __getitems__(self, indices: list[int]) -> Rows:
+        """One of them."""
+        return self._batches[tuple(indices)]
+
+
+def main() -> None:
+    """Measure both shapes with both captures."""
+    torch.set_num_threads(2)
+    figures = []
+    for shape in SHAPES:
+        for capture in CAPTURES:
+            with tempfile.TemporaryDirectory() as folder:
+                figures.append(_figure(shape, capture, Path(folder)))
+    write("student_feed", figures)
+
+
+def _figure(shape: Shape, capture: Capture, folder: Path) -> Figure:
+    count = 256 * 256 // shape.length
+    block = make_block(shape.vocabulary, shape.length, count, capture)
+    store = make_store(folder / "store", block, shape.vocabulary, count // 4)
+    ready = Ready(store, _read_before(store, shape))
+    model = make_model(shape.vocabulary, shape.width, shape.layers, shape.length)
+
+    def run(from_memory: bool) -> None:
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        fresh = open_store(folder / "store")  # nothing decoded is kept from the last time
+        job = training_job(
+            fresh, model, folder / "run", steps=shape.steps,
+            batch_tokens=shape.batch * shape.length,
+        )  # fmt: skip
+        train(dataclasses.replace(job, dataset=ready) if from_memory else job)
+
+    name = f"train-student against memory, {shape.name}, ({capture.head}, {capture.tail})"
+    return compare_times(name, lambda: run(False), lambda: run(True), repeats=5)
+
+
+def _read_before(store: StoreReader, shape: Shape) -> dict[tuple[int, ...], Rows]:
+    dataset = StoreDataset(store)
+    step = StepShape(processes=1, passes=1, micro=shape.batch)
+    order = StepBatches(dataset, 0, step, steps=shape.steps)
+    return {tuple(rows): dataset.__getitems__(rows) for rows in order}
+
+
+if __name__ == "__main__":
+    main()

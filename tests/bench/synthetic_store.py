@@ -1,0 +1,114 @@
+"""Stores of any size, and trainings from them: for benchmarks of the loop, whatever is learned."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from coldstill.data.manifest import TokenizerIdentity, format_settings
+from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.reader import StoreReader, open_store
+from coldstill.data.schema import Block, Capture, Targets
+from coldstill.stages.config import ObjectiveConfig, TrainConfig
+from coldstill.stages.feed import StoreDataset
+from coldstill.stages.objective import terms_of
+from coldstill.stages.output_head import OutputHead
+from coldstill.stages.training import TrainingJob
+from oracles import manifest_for, write_missing
+from transformers import LlamaConfig, LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def make_block(vocabulary: int, length: int, count: int, capture: Capture) -> Block:
+    """`count` sequences of one document each, with targets that are a distribution."""
+    random = np.random.default_rng(0)
+    rows = [
+        [
+            TokenizedDocument(
+                index=row,
+                tokens_T=random.integers(0, vocabulary, length).astype(np.int32),
+                learned_T=np.ones(length, np.bool_),
+            )
+        ]
+        for row in range(count)
+    ]
+    sequences = build_sequences(0, rows)
+    positions = len(sequences.positions.values)
+    falling = -np.sort(random.exponential(3.0, (positions, max(1, capture.head))).astype("f4"), 1)
+    share = np.float32(0.8)
+    logprobs = falling - np.log(np.exp(falling).sum(1, keepdims=True)) + np.log(share)
+    first = random.integers(0, vocabulary - capture.head, (positions, 1))
+    tail_ids = np.sort(random.integers(0, vocabulary, (positions, capture.tail)), 1)
+    head_ids = first + np.arange(capture.head)
+    outside = np.log1p(-share) if capture.head else np.float32(0.0)
+    targets = Targets(
+        head_ids=head_ids.astype(np.int32),
+        head_logprobs=logprobs[:, : capture.head].astype(np.float32),
+        log_tail=np.full(positions, outside, np.float32),
+        tail_ids=tail_ids.astype(np.int32),
+        tail_logprobs=None,
+        label_logprob=np.full(positions, -4.0, np.float32),
+        entropy=np.full(positions, 3.0, np.float32),
+        log_norm=np.zeros((positions, 0), np.float32),
+    )
+    return Block(sequences=sequences, targets=targets, capture=capture)
+
+
+def make_store(
+    folder: Path, block: Block, vocabulary: int, shard_sequences: int, codec: str = "compact"
+) -> StoreReader:
+    """The block as a store; its sequences have the length of the first one."""
+    manifest = manifest_for(
+        block, shard_sequences=shard_sequences, block_sequences=min(32, shard_sequences)
+    )
+    settings = format_settings(codec, "arrow", vocabulary, block.capture)
+    manifest = dataclasses.replace(
+        manifest,
+        tokenizer=TokenizerIdentity(fingerprint="2" * 64, size=vocabulary),
+        packing=dataclasses.replace(
+            manifest.packing, sequence_length=int(block.sequences.tokens.lengths[0])
+        ),
+        codec=settings["codec"],
+        store=settings["store"],
+    )
+    write_missing(folder, manifest, block)
+    return open_store(folder)
+
+
+def make_model(vocabulary: int, width: int, layers: int, length: int) -> Any:
+    """A new Llama."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=max(1, width // 64),
+            max_position_embeddings=length,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def training_job(store: StoreReader, model: Any, folder: Path, **settings: Any) -> TrainingJob:
+    """Train that model from that store; `settings` are of `TrainConfig`."""
+    capture, vocabulary = store.manifest.capture, store.manifest.tokenizer.size
+    # a checkpoint is written at the end alone, as large on either side of a comparison
+    defaults: dict[str, Any] = {"checkpoint_every": settings["steps"], "log_every": 5}
+    return TrainingJob(
+        stage="bench",
+        head=OutputHead(model, vocabulary),
+        dataset=StoreDataset(store),
+        isolation="positions",
+        capture=capture,
+        terms=terms_of(ObjectiveConfig(kl=0.9, cross_entropy=0.1), capture, "bench"),
+        config=TrainConfig(**(defaults | settings)),
+        sequence_length=store.manifest.packing.sequence_length,
+        seed=0,
+        folder=folder,
+    )
