@@ -1,25 +1,17 @@
-"""Token ids as text, by the tokenizer that a store carries; loads neither torch nor transformers.
-
-One token at a time: a tokenizer's own `decode` strips a leading space from the first token of a
-sentence, and gives the same question mark for every byte of an unfinished character.
-"""
+"""Token ids as text, by the tokenizer that a store carries; without torch or transformers."""
 
 from __future__ import annotations
 
-import json
-import re
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from ...data.layout import TOKENIZER
+from ...data.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from ...data.reader import StoreReader
 
 _FILE = "tokenizer.json"
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_SPACE_MARK = "\u2581"
-"""What SentencePiece writes for a space."""
 
 
 class TokenTexts:
@@ -29,11 +21,8 @@ class TokenTexts:
         """Use `token_texts`; without a tokenizer `lack` says why there is none."""
         self.lack = lack
         """Why ids are shown instead of text, or nothing."""
-        self._tokenizer = tokenizer
+        self._bytes = None if tokenizer is None else TokenBytes(tokenizer)
         self._known: dict[int, str] = {}
-        self._decoders = _decoders(tokenizer) if tokenizer else set()
-        added = tokenizer.get_added_tokens_decoder() if tokenizer else {}
-        self._added = {int(index): str(token.content) for index, token in added.items()}
 
     def of(self, index: int) -> str:
         """The token as text: blanks and line ends as they are, other invisible characters and the
@@ -43,23 +32,8 @@ class TokenTexts:
         return self._known[index]
 
     def _read(self, index: int) -> str:
-        token = None if self._tokenizer is None else self._tokenizer.id_to_token(index)
-        if token is None:
-            return f"#{index}"
-        content = self._added.get(index)
-        return _legible(self._content(token) if content is None else content.encode()) or '""'
-
-    def _content(self, token: str) -> bytes:
-        """The bytes that a token of the table puts into the text."""
-        if "ByteLevel" in self._decoders:
-            if all(letter in _ALPHABET for letter in token):
-                return bytes(_ALPHABET[letter] for letter in token)
-            return token.encode()
-        if "ByteFallback" in self._decoders and (byte := _BYTE.fullmatch(token)):
-            return bytes([int(byte[1], 16)])
-        if self._decoders & {"Metaspace", "Replace"}:
-            token = token.replace(_SPACE_MARK, " ")
-        return token.encode(errors="surrogatepass")
+        content = None if self._bytes is None else self._bytes.of(index)
+        return f"#{index}" if content is None else _legible(content) or '""'
 
 
 def token_texts(store: StoreReader) -> TokenTexts:
@@ -74,26 +48,6 @@ def token_texts(store: StoreReader) -> TokenTexts:
     except Exception as error:  # tokenizers raises nothing more precise
         reason = " ".join(str(error).split())
         return TokenTexts(None, f"{path}: {reason:.100}: ids are shown instead of text")
-
-
-def _decoders(tokenizer: Any) -> set[str]:
-    """The types of all steps by which a tokenizer makes text of tokens."""
-    if tokenizer.decoder is None:
-        return set()
-    state = json.loads(tokenizer.decoder.__getstate__())
-    return {str(step.get("type")) for step in [state, *state.get("decoders", [])]}
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The letters by which byte-level tokenizers write the 256 bytes: printable ones as they are,
-    the others, in order, as the characters from 256 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    named = {chr(byte): byte for byte in printable}
-    return named | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-_ALPHABET = _byte_alphabet()
 
 
 def _legible(content: bytes) -> str:

@@ -1,0 +1,25 @@
+"""How much arithmetic a token costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@torch.no_grad()
+def flops_per_token(model: Any, length: int) -> int:
+    """Floating point operations of a forward pass over a sequence of `length` tokens, logits
+    included, per token; a multiplication with its addition counts as two.
+
+    Counted by torch in the products of matrices that are really made, so nothing is assumed of the
+    family. Attention counts whole, also the half that the causal mask throws away, as kernels
+    without block skipping compute it.
+    """
+    tokens = torch.zeros((1, length), dtype=torch.long, device=model.device)
+    # the fused kernels hide their products; this one does not
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(input_ids=tokens, use_cache=False)
+    return int(counter.get_total_flops()) // length
