@@ -18,5 +18,10 @@ class DamageError(ColdstillError):
     """
 
 
+class DivergedError(ColdstillError):
+    """A training came to a loss or a gradient that is no number: its own settings are at fault, so
+    that others may go on."""
+
+
 class StoppedError(BaseException):
     """Asked to stop. Like Ctrl-C, not to be taken for something that failed."""

@@ -77,6 +77,7 @@ def _make_teacher(work: Work) -> bool:
         heldout=_heldout(work),
         report=work.report,
         begin=beginning(work, run.teacher_settings, settings),
+        settings=settings,
     )
     return True
 
@@ -121,6 +122,7 @@ def _correct_teacher(work: Work) -> bool:
         folder=run.teacher,
         record=run.correction,
         begin=beginning(work, run.teacher_settings, settings),
+        settings=settings,
     )
     correct_teacher(job, work.report)
     return True

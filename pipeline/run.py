@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.cache_settings import CacheSettings
 from ..data.errors import ColdstillError
-from ..data.files import whole_file, write_json
 from .recipe import RESOLVED, VERBATIM, load_recipe
 
 if TYPE_CHECKING:
@@ -36,6 +31,11 @@ class StudentFolder:
     def model(self) -> Path:
         """The finished model; it exists only when training has ended."""
         return self.root / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What a killed training goes on from."""
+        return self.root / "checkpoints"
 
     @property
     def claim(self) -> Path:
@@ -139,13 +139,25 @@ class Run:
         """The table as JSON; beside it the same as Markdown."""
         return self.root / "comparison.json"
 
-    def record(self, loaded: LoadedRecipe) -> None:
-        """Write down the recipe as it was given and as it was understood, and the machine."""
-        with whole_file(self.root / VERBATIM) as scratch:
-            scratch.write_bytes(loaded.text.encode())
-        resolved = json.loads(loaded.recipe.model_dump_json())
-        write_json(self.root / RESOLVED, {"recipe": resolved, "base": str(loaded.base)})
-        write_json(self.root / "env.json", _environment())
+    @property
+    def verbatim(self) -> Path:
+        """The recipe as it was written."""
+        return self.root / VERBATIM
+
+    @property
+    def resolved(self) -> Path:
+        """The recipe as it was understood, with every student that has a folder here."""
+        return self.root / RESOLVED
+
+    @property
+    def environment(self) -> Path:
+        """The machine."""
+        return self.root / "env.json"
+
+    @property
+    def recording(self) -> Path:
+        """There while a process writes these three."""
+        return self.root / ".recording"
 
 
 def open_run(folder: Path, name: str, loaded: LoadedRecipe | None = None) -> Run:
@@ -186,12 +198,3 @@ def _with_stores(root: Path, loaded: LoadedRecipe) -> Run:
         heldout_at=place(evaluation.path),
         cache=CacheSettings(folder=None if folder is None else Path(folder), bytes=logits.cache),
     )
-
-
-def _environment() -> dict[str, str]:
-    packages = ("coldstill", "torch", "transformers", "pyarrow", "numpy", "tokenizers")
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        **{package: version(package) for package in packages},
-    }

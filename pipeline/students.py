@@ -8,28 +8,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.claims import claimed
-from ..data.errors import ColdstillError
+from ..data.errors import ColdstillError, DivergedError
 from ..data.files import read_json, write_json
 from ..data.fingerprint import json_sha256
 from ..data.layout import MANIFEST
 from ..data.place import place_at
 from ..data.reader import open_store
-from ..stages.ranks import rank
+from ..stages.ranks import rank, world_size
+from ..stages.report import Report
 from .run import recorded_run
-from .work import beginning, is_done
+from .trained import VARIANT, is_trained, student_settings
+from .work import beginning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ..data.reader import StoreReader
     from ..stages.layers import TeacherWeights
+    from ..stages.train_student import StudentJob
     from .run import StudentFolder
     from .tables import StudentTable
     from .work import Work
 
 
-def train_students(work: Work, names: Sequence[str]) -> None:
+def train_students(
+    work: Work, names: Sequence[str], *, new_name: str = VARIANT, go_on: bool = False
+) -> dict[str, str]:
     """Train the named students, or all of the recipe's; with several processes, each together.
+
+    new_name  how a student of other settings gets a name of its own
+    go_on     a student whose loss is no number is left out instead of ending the command
+
+    Returns those that were left out, and why: none unless `go_on`.
 
     Raises
         StoppedError: asked to stop by SIGTERM; a checkpoint is saved
@@ -37,12 +47,12 @@ def train_students(work: Work, names: Sequence[str]) -> None:
     from ..stages.capture.interruption import Interruption
 
     with Interruption().listening():
-        _train_students(work, names)
+        return _train_students(work, names, new_name, go_on)
 
 
-def _train_students(work: Work, names: Sequence[str]) -> None:
-    from ..stages.mixture import mixed_stores
-    from ..stages.train_student import StudentJob, train_student
+def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool) -> dict[str, str]:
+    from ..stages.lesson import lesson
+    from ..stages.train_student import train_student
 
     chosen = list(names) or list(work.recipe.students)
     if not chosen:
@@ -51,41 +61,55 @@ def _train_students(work: Work, names: Sequence[str]) -> None:
     store = open_made(work.run.logits, work)
     others = _open_others(work, students)
     settings = {
-        name: _student_settings(work, student, store, others) for name, student in students.items()
+        name: student_settings(work, student, store, others) for name, student in students.items()
     }
     # of all, before any is trained
-    missing = [name for name in chosen if not _is_trained(work, name, settings[name])]
-    for name in missing:
-        stores = (store, *(others[named] for named in students[name].other_stores))
-        mixed_stores(stores, students[name].shares, f"students.{name}.teachers")
+    missing = [name for name in chosen if not is_trained(work, name, settings[name], new_name)]
+    jobs = {name: _job(work, name, settings[name], others) for name in missing}
+    for job in jobs.values():
+        lesson(job, store)
+    left_out: dict[str, str] = {}
     for name, student in students.items():
         folder = work.run.student(name)
         with _alone(folder):
             # once more where it was missing: another run may have trained it since
-            if name not in missing or _is_trained(work, name, settings[name]):
+            if name not in jobs or is_trained(work, name, settings[name], new_name):
                 work.say(f"train-student {name}", f"already trained: {folder.model}")
                 continue
-            job = StudentJob(
-                name=name,
-                architecture=student.architecture,
-                model=None if student.model is None else work.local(student.model),
-                layers=student.layers,
-                teacher=_teacher_weights(work, student, folder),
-                lora=student.lora,
-                objective=student.objective,
-                others=tuple(others[named] for named in student.other_stores),
-                shares=student.shares,
-                config=student.train,
-                seed=settings[name]["seed"],
-                folder=folder.root,
-                begin=beginning(work, folder.settings, settings[name], folder.evaluation),
-            )
-            train_student(job, store, work.report)
+            job = dataclasses.replace(jobs[name], teacher=_teacher_weights(work, student, folder))
+            try:
+                train_student(job, store, work.report)
+            except DivergedError as error:
+                # several processes cannot all go on: only the first one knows
+                if not go_on or world_size() > 1:
+                    raise
+                left_out[name] = str(error)
+                work.report(Report(stage="sweep", note=f"left out: {error}", warning=True))
+    return left_out
 
 
-def _is_trained(work: Work, name: str, settings: dict[str, Any]) -> bool:
-    folder = work.run.student(name)
-    return is_done(folder.settings, folder.model, settings, f"students.{name}", "--student NEW")
+def _job(
+    work: Work, name: str, settings: dict[str, Any], others: Mapping[str, StoreReader]
+) -> StudentJob:
+    """All that training it takes but the teacher's weights, which may be gone."""
+    from ..stages.train_student import StudentJob
+
+    student, folder = work.recipe.student(name), work.run.student(name)
+    return StudentJob(
+        name=name,
+        architecture=student.architecture,
+        model=None if student.model is None else work.local(student.model),
+        layers=student.layers,
+        lora=student.lora,
+        objective=student.objective,
+        others=tuple(others[named] for named in student.other_stores),
+        shares=student.shares,
+        config=student.train,
+        seed=settings["seed"],
+        folder=folder.root,
+        begin=beginning(work, folder.settings, settings, folder.evaluation),
+        settings=settings,
+    )
 
 
 @contextlib.contextmanager
@@ -201,18 +225,3 @@ def _store_called(named: str, work: Work, where: str) -> str | Path:
         f"{where}: {named}: no store in {beside}, and no run of that name with one; name a store's "
         "folder or address, or make it first with coldstill teacher-logits"
     )
-
-
-def _student_settings(
-    work: Work, student: StudentTable, store: StoreReader, others: Mapping[str, StoreReader]
-) -> dict[str, Any]:
-    """Everything that decides what comes out of training it."""
-    seed = work.recipe.seed if student.train.seed is None else student.train.seed
-    alone = set() if student.teachers else {"teachers"}
-    table = student.model_dump(mode="json", exclude={"like", *alone})
-    settings = {"student": table, "seed": seed, "store": json_sha256(store.manifest.to_json())}
-    if student.other_stores:
-        settings["others"] = {
-            named: json_sha256(others[named].manifest.to_json()) for named in student.other_stores
-        }
-    return settings

@@ -31,11 +31,15 @@ from ..stages.config import (
     listed_layers,
 )
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Of runs and students: what may be a folder's name anywhere."""
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Whole = Annotated[int, Field(ge=0, le=1 << 24)]
 Seed = Annotated[int, Field(ge=0, le=1 << 62)]
 Bytes = Annotated[int, BeforeValidator(byte_count)]
 
+TEACHER = "teacher"
+"""What the teacher is called in every table, so no student may be."""
 ORIGINS = ("architecture", "model", "layers")
 """Where a student's first weights come from: one of these keys."""
 
@@ -281,8 +285,8 @@ class Recipe(_Table):
 
     @model_validator(mode="after")
     def _one_teacher(self) -> Recipe:
-        if "teacher" in self.students:
-            raise ValueError("students: 'teacher' is the teacher's name in every table")
+        if TEACHER in self.students:
+            raise ValueError(f"students: '{TEACHER}' is the teacher's name in every table")
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
 from ..data.files import read_json, write_json
+from ..data.settings import first_difference
 from ..stages.report import Report
+from .record import record_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,10 +43,13 @@ class Work:
         """Tell the user a sentence."""
         self.report(Report(stage=stage, note=note))
 
-    def begin(self) -> None:
+    def begin(self, *, student: bool = False) -> None:
         """Record the recipe in the run: called when something is about to be made, so that a
-        command that is refused leaves the run as it was."""
-        self.run.record(self.loaded)
+        command that is refused leaves the run as it was.
+
+        student  what is made is a student
+        """
+        record_recipe(self.run, self.loaded, student=student)
 
     @property
     def teacher_model(self) -> str:
@@ -68,27 +73,36 @@ def beginning(
 ) -> Callable[[], None]:
     """What training does first, once nothing can be refused any more.
 
-    stale  figures of a model that was there before: they say nothing of the next one
+    stale  a student's figures, of a model that was there before: they say nothing of the next one
     """
 
     def begin() -> None:
-        work.begin()
         if stale is not None:
             stale.unlink(missing_ok=True)
         write_json(record, settings)
+        work.begin(student=stale is not None)  # reads what was just written
 
     return begin
 
 
-def is_done(record: Path, product: Path, settings: Any, where: str, remedy: str) -> bool:
+def is_done(
+    record: Path,
+    product: Path,
+    settings: Any,
+    where: str,
+    remedy: str,
+    as_now: Callable[[Any], Any] = lambda old: old,
+) -> bool:
     """Whether `product` is there, made with these settings.
+
+    as_now  what makes of an older record one as it is written now
 
     Raises
         ColdstillError: it was made, or begun, with others (the first that differs)
     """
     settings = json.loads(json.dumps(settings))
     if record.exists():
-        changed = first_difference(read_json(record), settings)
+        changed = first_difference(as_now(read_json(record)), settings)
         if changed is not None:
             raise ColdstillError(
                 f"{record.parent}: {where} was trained with {changed}; train another under a new "
@@ -96,22 +110,3 @@ def is_done(record: Path, product: Path, settings: Any, where: str, remedy: str)
             )
         return product.exists()
     return False
-
-
-def first_difference(old: Any, new: Any, key: str = "") -> str | None:
-    """The first leaf in which two JSON values differ, as `key = old, now new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys()):
-            # `trainer` holds keys of transformers, which are not off where they are not said
-            if name not in old and not new[name] and not key.endswith("trainer"):
-                continue  # a key that is newer than the record, and off: as it was before
-            inner = f"{key}.{name}" if key else name
-            if found := first_difference(old.get(name), new.get(name), inner):
-                return found
-        return None
-    return None if old == new else f"{key} = {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:13] + "..."

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from ..data.errors import ColdstillError
 from ..data.files import read_json, write_json
+from ..data.settings import first_difference
 from .feed import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 _WHOLE = "whole.json"
@@ -30,6 +32,8 @@ class Standing:
     """In the order of the sequences."""
     measured: dict[str, float] = field(default_factory=dict)
     """Sums since the last line of metrics."""
+    settings: dict[str, Any] | None = None
+    """All that decides what comes of the training, if whoever asked for it said so."""
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
@@ -56,13 +60,36 @@ def standing_at(checkpoint: Path | None) -> Standing:
             "step": int(step),
             "place": {"epoch": int(epoch), "sequences": int(sequences)},
             "measured": dict(measured),
+            **more,
         }:
-            return Standing(step=step, place=Place(epoch, sequences), measured=measured)
+            place, said = Place(epoch, sequences), more.get("settings")
+            settings = said if isinstance(said, dict) else None
+            return Standing(step=step, place=place, measured=measured, settings=settings)
         case other:
             raise ColdstillError(
                 f"{checkpoint / _WHOLE}: {other!r} does not say where in the order of sequences "
                 "training stood; delete the checkpoint, training goes on from one before it"
             )
+
+
+def expect_own(checkpoint: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint says that it was made with these settings; False if it says nothing, as
+    those of older versions do.
+
+    Raises
+        ColdstillError: it was made with others (the first that differs)
+    """
+    standing = standing_at(checkpoint)
+    if standing.settings is None:
+        return False
+    changed = first_difference(standing.settings, json.loads(json.dumps(settings)))
+    if changed is not None:
+        folder = checkpoint.parent.parent
+        raise ColdstillError(
+            f"{checkpoint}: is of another training, with {changed}; train under a new name, or "
+            f"delete {folder} to train this one anew"
+        )
+    return True
 
 
 def drop_cut_short(folder: Path) -> None:

@@ -62,6 +62,8 @@ class Correction:
     """The figures before and after."""
     begin: Callable[[], None] = lambda: None
     """Called once, when everything is checked and nothing is written yet."""
+    settings: dict[str, Any] | None = None
+    """What its checkpoints say of it."""
 
 
 def correct_teacher(job: Correction, report: Reporter = silent) -> None:
@@ -119,6 +121,7 @@ def _learn(job: Correction, head: OutputHead, before: float, report: Reporter) -
             seed=job.seed,
             folder=job.folder,
             begin=lambda: _begin(job, before),
+            settings=job.settings,
         ),
         report,
     )

@@ -74,14 +74,8 @@ def load_model(
     return model.eval()
 
 
-def build_model(
-    architecture: ArchitectureConfig, tokenizer: Any, sequence_length: int, seed: int, where: str
-) -> Any:
-    """A new model with random weights, as large as `architecture` says.
-
-    Raises
-        ColdstillError: unknown family, or sizes that do not divide
-    """
+def expect_sizes(architecture: ArchitectureConfig, where: str) -> None:
+    """Refuse sizes of a new model that do not divide, as `build_model` does."""
     if architecture.hidden % architecture.heads:
         raise ColdstillError(
             f"{where}: hidden = {architecture.hidden} is not a multiple of heads = "
@@ -92,6 +86,18 @@ def build_model(
         raise ColdstillError(
             f"{where}: heads = {architecture.heads} is not a multiple of kv_heads = {kv_heads}"
         )
+
+
+def build_model(
+    architecture: ArchitectureConfig, tokenizer: Any, sequence_length: int, seed: int, where: str
+) -> Any:
+    """A new model with random weights, as large as `architecture` says.
+
+    Raises
+        ColdstillError: unknown family, or sizes that do not divide
+    """
+    expect_sizes(architecture, where)
+    kv_heads = architecture.kv_heads or architecture.heads
     feed_forward = architecture.feed_forward or -(-architecture.hidden * 8 // (3 * 32)) * 32
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary_size(tokenizer),

@@ -44,7 +44,9 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
         schedule = None if table.schedule == "constant" else table
         terms.append(Term(loss, table.weight, temperature, schedule=schedule))
     if not terms:
-        raise ColdstillError(f"{where}: all weights are 0, so there is nothing to learn")
+        raise ColdstillError(
+            f"{where}: all weights are 0, so there is nothing to learn; give one, such as kl = 1.0"
+        )
     return terms
 
 
@@ -88,6 +90,23 @@ def mixed_terms(
             elif term not in terms:
                 terms.append(term)
     return terms
+
+
+def expect_weight(terms: Sequence[Term], steps: int, where: str) -> None:
+    """Refuse weights that change and are 0 in each of so many steps.
+
+    Raises
+        ColdstillError: there is no step in which anything is learned
+    """
+    for term in terms:
+        if term.schedule is None or any(
+            weight_at(term.schedule, step, steps) > 0 for step in range(steps)
+        ):
+            return
+    raise ColdstillError(
+        f"{where}: all weights are 0 in {'the only step' if steps == 1 else f'all {steps} steps'}, "
+        "so there is nothing to learn; change their schedules or train.steps"
+    )
 
 
 def supports(terms: Sequence[Term], captures: Sequence[Capture], vocabulary: int) -> str:

@@ -19,8 +19,9 @@ from .device import best_device
 from .feed import StoreDataset
 from .isolation import choose_isolation
 from .layers import TeacherWeights, cut_to_layers, layer_count
+from .lesson import lesson
 from .lora import adapt, expect_peft, merge
-from .mixture import MixedDataset, mixed_stores
+from .mixture import MixedDataset
 from .models import (
     build_model,
     context_length,
@@ -29,14 +30,14 @@ from .models import (
     load_tokenizer,
     teacher_identity,
 )
-from .objective import mixed_terms, supports
+from .objective import supports
 from .output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .training import TrainingJob, full_disk_told, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from ..data.manifest import TeacherIdentity
@@ -80,6 +81,8 @@ class StudentJob:
     folder: Path
     begin: Callable[[], None] = lambda: None
     """Called once, when everything is checked and nothing is written yet."""
+    settings: dict[str, Any] | None = None
+    """What its checkpoints say of it."""
 
 
 def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent) -> None:
@@ -92,11 +95,7 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
     """
     where = f"students.{job.name}"
     manifest = store.manifest
-    stores, shares = mixed_stores((store, *job.others), job.shares, f"{where}.teachers")
-    captures = [(each.manifest.capture, str(each.place)) for each in stores]
-    terms = mixed_terms(job.objective, captures, shares, f"{where}.objective")
-    if store.positions == 0:
-        raise ColdstillError(f"{store.place}: no supervised position, nothing to learn")
+    taught = lesson(job, store)
     if job.lora is not None:
         expect_peft(f"{where}.lora")
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
@@ -107,23 +106,24 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
     head = connect_head(model, manifest.tokenizer.size, report)
     config = copy.deepcopy(model.config)  # the trainer leaves settings of its own in it
     begin = _beginning(job, model)
-    judged = supports(terms, [capture for capture, _ in captures], manifest.tokenizer.size)
+    judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)
     adapters = None if job.lora is None else adapt(model, job.lora, job.seed, f"{where}.lora")
     learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     train(
         TrainingJob(
             stage=f"{STAGE} {job.name}",
             head=head,
-            dataset=StoreDataset(store) if len(stores) == 1 else MixedDataset(stores),
+            dataset=_dataset(taught.stores),
             isolation=isolation,
             capture=manifest.capture,
-            others=[capture for capture, _ in captures[1:]],
-            terms=terms,
+            others=taught.captures[1:],
+            terms=taught.terms,
             config=job.config,
             sequence_length=length,
             seed=job.seed,
             folder=job.folder,
             begin=_telling(begin, f"{STAGE} {job.name}", judged, report),
+            settings=job.settings,
         ),
         report,
     )
@@ -135,6 +135,10 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
     merged = f"{learned:,} adapter weights trained and merged into {size}"
     note = f"{size} trained" if job.lora is None else merged
     report(Report(stage=f"{STAGE} {job.name}", note=note))
+
+
+def _dataset(stores: Sequence[StoreReader]) -> StoreDataset | MixedDataset:
+    return StoreDataset(stores[0]) if len(stores) == 1 else MixedDataset(stores)
 
 
 def _telling(

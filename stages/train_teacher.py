@@ -43,11 +43,13 @@ def train_teacher(
     heldout: Heldout | None = None,
     report: Reporter = silent,
     begin: Callable[[], None] = lambda: None,
+    settings: dict[str, Any] | None = None,
 ) -> None:
     """Train a new model by cross-entropy; write it to `folder/model`, which then is whole.
 
-    heldout  what it is measured on afterwards, if anything
-    begin    called once, when everything is checked and nothing is written yet
+    heldout   what it is measured on afterwards, if anything
+    begin     called once, when everything is checked and nothing is written yet
+    settings  what its checkpoints say of it
 
     Raises
         ColdstillError: an architecture that cannot be made, or that cannot keep packed documents
@@ -78,6 +80,7 @@ def train_teacher(
             seed=seed,
             folder=folder,
             begin=begin,
+            settings=settings,
         ),
         report,
     )

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from ..data.errors import ColdstillError, StoppedError
+from ..data.errors import ColdstillError, DivergedError, StoppedError
 from .checkpoints import Standing, declare_whole, full_disk_told, last_whole_checkpoint
 from .ranks import gather_from_all, rank, sum_over_all, wait_for_all
 from .sharding import keep_inputs_exact, shard_on_cpu
@@ -49,6 +49,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         collate: CollateWithIds,
         batches: StepBatches,
         metrics: Metrics,
+        settings: dict[str, Any] | None,
         asked: Callable[[], bool],
     ) -> None:
         """Check the arguments; nothing is written.
@@ -58,6 +59,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         """
         self.stopped = False
         self._stage, self._batches, self._metrics, self._asked = stage, batches, metrics, asked
+        self._settings = settings
         self._losses: list[tuple[torch.Tensor, Any]] = []
         super().__init__(
             model=model,
@@ -156,7 +158,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         more = f" and {len(everybodys) - _NAMED} more" if len(everybodys) > _NAMED else ""
         last = last_whole_checkpoint(Path(self.args.output_dir))
         kept = "no checkpoint was written yet" if last is None else f"{last} is kept"
-        raise ColdstillError(
+        raise DivergedError(
             f"{self._stage}: step {self.state.global_step + 1}: {what}, in a batch with the "
             f"sequences {named}{more}; it was not taken, {kept}; train under a new name with a "
             "lower learning_rate, or look for what is wrong with these sequences"
@@ -174,6 +176,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             step=step,
             place=self._batches.place_after(step),
             measured=self._metrics.open_interval(),
+            settings=self._settings,
         )
         wait_for_all()  # the others write some of it too
         if rank() == 0:

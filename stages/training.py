@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError, StoppedError
 from .blocks import running_blocks
 from .capture.interruption import Interruption
 from .checkpoints import (
     drop_cut_short,
+    expect_own,
     full_disk_told,
     last_whole_checkpoint,
     standing_at,
@@ -71,6 +72,9 @@ class TrainingJob:
     """Where `checkpoints/` and `metrics.jsonl` go."""
     begin: Callable[[], None] = lambda: None
     """Called once, when everything is checked and nothing is written yet, by the first process."""
+    settings: dict[str, Any] | None = None
+    """All that decides what comes of it, as JSON: every checkpoint says it, and one that says
+    something else is refused."""
 
 
 def train(job: TrainingJob, report: Reporter = silent) -> None:
@@ -79,7 +83,8 @@ def train(job: TrainingJob, report: Reporter = silent) -> None:
     All processes that `torchrun` has started take their part of every step; the first one writes.
 
     Raises
-        ColdstillError: settings the trainer refuses, or a loss that is no number
+        ColdstillError: settings the trainer refuses, a checkpoint of another training, or a loss
+            that is no number
         StoppedError: asked to stop by SIGTERM; a checkpoint is saved
     """
     interruption = Interruption()
@@ -91,6 +96,8 @@ def _train(job: TrainingJob, report: Reporter, asked: Callable[[], bool]) -> Non
     checkpoints = job.folder / "checkpoints"
     last = last_whole_checkpoint(checkpoints)
     standing = standing_at(last)
+    if last is not None and job.settings is not None:
+        expect_own(last, job.settings)
     model = job.head.model
     with contextlib.ExitStack() as held:
         held.callback(model.eval)  # as it came: ready to be asked
@@ -144,6 +151,7 @@ def _make_trainer(
                 has_head=job.capture.head > 0,
                 report=report,
             ),
+            settings=job.settings,
             asked=asked,
         )
     except (ValueError, RuntimeError, ImportError) as error:

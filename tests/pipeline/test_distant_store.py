@@ -12,6 +12,7 @@ from coldstill.data.cache_settings import CacheSettings
 from coldstill.data.errors import ColdstillError
 from coldstill.data.reader import open_store
 from coldstill.pipeline.recipe import load_recipe
+from coldstill.pipeline.record import record_recipe
 from coldstill.pipeline.run import open_run, recorded_run
 from oracles import cached_bytes, digests
 
@@ -107,7 +108,7 @@ def test_a_run_knows_where_its_stores_are(desk: Desk, memory: Distance) -> None:
     assert run.heldout == f"{memory.url}/heldout"
     assert run.cache == CacheSettings(folder=desk.root / "cache", bytes=300_000)
     assert recorded_run(run.root).logits == run.root / "logits"  # nothing is recorded yet
-    run.record(loaded)
+    record_recipe(run, loaded)
     assert recorded_run(run.root) == run
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
+from coldstill.data.settings import first_difference
 from coldstill.pipeline.recipe import load_recipe
-from coldstill.pipeline.work import first_difference
 from coldstill.stages.config import LayersConfig, LoraConfig
 from coldstill.stages.planning.model_sizes import adapter_parameters, sizes_of_model
 from safetensors.torch import load_file

@@ -1,0 +1,24 @@
+"""Settings as JSON values: what something was made with, and where that differs from now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> str | None:
+    """The first leaf in which two JSON values differ, as `key = old, now new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            # `trainer` holds keys of transformers, which are not off where they are not said
+            if name not in old and not new[name] and not key.endswith("trainer"):
+                continue  # a key that is newer than the record, and off: as it was before
+            inner = f"{key}.{name}" if key else name
+            if found := first_difference(old.get(name), new.get(name), inner):
+                return found
+        return None
+    return None if old == new else f"{key or 'settings'} = {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:13] + "..."
