@@ -1,7 +1,7 @@
 # make demo            the whole pipeline on this machine's own Python sources
 # make teacher-logits  stage one;  make train-student  stage two
-# RECIPE= a recipe's name or file, or a run's folder;  STUDENT= students;  SET= overrides;  STORE= for inspect and verify
-# make plan PILOT= sequences to measure;  BUDGET= bytes a position
+# RECIPE= a recipe's name or file, or a run's folder;  STUDENT= students, or ALL=1;  SET= overrides;  STORE= for inspect and verify
+# make plan PILOT= sequences to measure;  BUDGET= bytes a position;  make sweep GRID="a=1,2 b=3,4"
 
 RECIPE ?= demo
 PYTHON ?= python3
@@ -11,9 +11,10 @@ COLDSTILL := $(BIN)/coldstill
 INSTALLED := $(VENV)/.installed
 OPTIONS = $(RECIPE) $(foreach setting,$(SET),--set '$(setting)')
 STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
-STUDENTS = $(foreach name,$(STUDENT),--student '$(name)')
+STUDENTS = $(foreach name,$(STUDENT),--student '$(name)') $(if $(ALL),--all)
+GRIDS = $(foreach grid,$(GRID),--grid '$(grid)')
 
-.PHONY: help install demo run init plan train-teacher teacher-logits train-student evaluate compare inspect verify test check bench bench-quality clean
+.PHONY: help install demo run init plan train-teacher teacher-logits train-student evaluate sweep compare inspect verify test check bench bench-quality clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +39,9 @@ plan: $(INSTALLED)
 
 train-student evaluate: $(INSTALLED)
 	$(COLDSTILL) $@ $(OPTIONS) $(STUDENTS)
+
+sweep: $(INSTALLED)
+	$(COLDSTILL) sweep $(OPTIONS) $(GRIDS)
 
 init: $(INSTALLED)
 	$(COLDSTILL) init $(RECIPE)

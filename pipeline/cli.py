@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import math
-import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .. import __version__
 from ..data.errors import ColdstillError, StoppedError
 from ..stages.ranks import rank, world_size
+from .cli_recipe import recipe_options, student_option, work_on
+from .cli_recipe import work_of as _work
 from .cli_store import store
 from .inspect.command import inspect
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .work import Work
 
 
 class _Group(click.Group):
@@ -83,66 +78,6 @@ def main() -> None:
 
     RECIPE is the name of a built-in recipe, a TOML file, or a run's folder.
     """
-
-
-def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The argument and options of every command that works on a recipe."""
-
-    @click.argument("recipe")
-    @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key.")
-    @click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
-    @functools.wraps(command)
-    def wrapped(recipe: str, settings: tuple[str, ...], runs: str, **options: Any) -> None:
-        from .progress import Progress
-
-        with Progress() as progress:
-            command(recipe=recipe, settings=settings, runs=runs, progress=progress, **options)
-
-    return wrapped
-
-
-def student_option(many: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Which students a command is about."""
-    return click.option(
-        "--student", "students", multiple=many, metavar="NAME", help="Only this student."
-    )
-
-
-def _work(
-    recipe: str,
-    settings: tuple[str, ...],
-    runs: str,
-    progress: Any,
-    student: str | None = None,
-    *,
-    loads_models: bool = True,
-) -> Work:
-    from .recipe import RESOLVED, load_recipe
-    from .run import open_run
-    from .work import Work
-
-    loaded = load_recipe(recipe, settings, student, Path(runs))
-    folder = Path(recipe)
-    is_run = (folder / RESOLVED).is_file()
-    run = open_run(
-        folder.parent if is_run else Path(runs),
-        folder.name if is_run else loaded.recipe.name,
-        loaded,
-    )
-    if loads_models:
-        _quiet_libraries()
-    return Work(loaded, run, progress)
-
-
-def _quiet_libraries() -> None:
-    """One voice on the terminal: ours."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 @main.command()
@@ -236,13 +171,14 @@ def teacher_logits(recipe: str, settings: Any, runs: str, progress: Any) -> None
 
 @main.command("train-student")
 @recipe_options
-@student_option(many=True)
+@student_option
 def train_student(
     recipe: str, settings: Any, runs: str, progress: Any, students: tuple[str, ...]
 ) -> None:
     """Stage two: train students from the store, without the teacher.
 
-    A NAME that the recipe lacks makes a variant of the one student that --set changes.
+    All of the recipe, or those named. A NAME that the recipe lacks makes a variant of the one
+    student that --set changes.
 
     Example: coldstill train-student demo --student small
     """
@@ -254,7 +190,7 @@ def train_student(
 
 @main.command()
 @recipe_options
-@student_option(many=True)
+@student_option
 def evaluate(
     recipe: str, settings: Any, runs: str, progress: Any, students: tuple[str, ...]
 ) -> None:
@@ -265,6 +201,48 @@ def evaluate(
     from .students import evaluate as step
 
     step(_work(recipe, settings, runs, progress), students)
+
+
+@main.command()
+@recipe_options
+@click.option(
+    "--grid",
+    "grids",
+    multiple=True,
+    required=True,
+    metavar="KEY=V1,V2",
+    help="Values of a student's key; several grids make their product.",
+)
+@click.option("--dry-run", is_flag=True, help="Only tell the points and their settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def sweep(
+    recipe: str,
+    settings: Any,
+    runs: str,
+    progress: Any,
+    grids: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train a student for each point of a grid, measure all and print them side by side.
+
+    Example: coldstill sweep demo --grid students.small.train.steps=250,500
+    """
+    from .compare import table
+    from .recipe import read_source
+    from .sweep import left_out_error, listed, plan_sweep, told, train_sweep
+
+    planned = plan_sweep(read_source(recipe, settings, runs=Path(runs)), grids)
+    work = work_on(planned.loaded, recipe, runs, progress, loads_models=not dry_run)
+    if dry_run:
+        facts = told(planned, work)
+        click.echo(json.dumps(facts, indent=2) if as_json else listed(planned, facts))
+        return
+    rows, left_out = train_sweep(work, planned)
+    if rows:
+        click.echo(json.dumps(rows, indent=2) if as_json else table(rows))
+    if left_out:
+        raise left_out_error(left_out, len(planned.points))
 
 
 @main.command()

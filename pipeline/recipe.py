@@ -5,19 +5,18 @@ An unknown key is an error that names the nearest right one.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
-import json
-import re
 import tomllib
-import types
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ..data.errors import ColdstillError
 from ..data.files import read_json
+from .keys import keys_at, set_value, split_key, toml_value
 from .tables import ORIGINS, Recipe
 
 VERBATIM, RESOLVED = "recipe.toml", "recipe.resolved.json"
@@ -37,6 +36,29 @@ class LoadedRecipe:
     """The file as it was written."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class RecipeSource:
+    """A recipe that is read and not yet understood: what one student takes over from another is
+    not filled in."""
+
+    table: dict[str, Any]
+    base: Path
+    """As of `LoadedRecipe`, and"""
+    text: str
+    """likewise."""
+    where: str
+    """What messages call it."""
+
+    def understood(self) -> LoadedRecipe:
+        """The recipe that this says; raises ColdstillError: unknown keys, bad values."""
+        table = copy.deepcopy(self.table)
+        _resolve_likeness(table, self.where)
+        try:
+            return LoadedRecipe(Recipe.model_validate(table), self.base, self.text)
+        except ValidationError as error:
+            raise ColdstillError(_explain(error, self.where)) from error
+
+
 def load_recipe(
     name: str, settings: tuple[str, ...] = (), student: str | None = None, runs: Path = Path("runs")
 ) -> LoadedRecipe:
@@ -49,6 +71,13 @@ def load_recipe(
     Raises
         ColdstillError: no such recipe, not TOML, unknown keys, bad values
     """
+    return read_source(name, settings, student, runs).understood()
+
+
+def read_source(
+    name: str, settings: tuple[str, ...] = (), student: str | None = None, runs: Path = Path("runs")
+) -> RecipeSource:
+    """The first half of `load_recipe`."""
     path, base = _locate(name, runs)
     if path.name == RESOLVED:
         stored, source = read_json(path), path.with_name(VERBATIM)
@@ -64,15 +93,10 @@ def load_recipe(
             table = tomllib.loads(text.removeprefix("\ufeff"))
         except tomllib.TOMLDecodeError as error:
             raise ColdstillError(f"{path}: not valid TOML: {error}") from error
-    original = json.loads(json.dumps(table))
-    for setting in settings:
-        _set(table, setting)
-    _make_variant(original, table, settings, student)
-    _resolve_likeness(table, str(path))
-    try:
-        return LoadedRecipe(Recipe.model_validate(table), base, text)
-    except ValidationError as error:
-        raise ColdstillError(_explain(error, str(path))) from error
+    original = copy.deepcopy(table)
+    keys = [_set(table, setting) for setting in settings]
+    _make_variant(original, table, keys, student)
+    return RecipeSource(table, base, text, str(path))
 
 
 def _locate(name: str, runs: Path) -> tuple[Path, Path]:
@@ -107,30 +131,24 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _set(table: dict[str, Any], setting: str) -> None:
-    key, equals, text = setting.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", key.strip()):
+def _set(table: dict[str, Any], setting: str) -> list[str]:
+    """Override a key; what it was."""
+    text, equals, value = setting.partition("=")
+    students = table.get("students")
+    key = split_key(text, students if isinstance(students, dict) else ()) if equals else None
+    if key is None:
         raise ColdstillError(f"--set {setting}: expected section.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *path, last = key.strip().split(".")
-    place = table
-    for part in path:
-        place = place.setdefault(part, {})
-        if not isinstance(place, dict):
-            raise ColdstillError(f"--set {setting}: '{part}' is a value, not a table")
-    place[last] = value
+    set_value(table, key, toml_value(value), f"--set {setting}")
+    return key
 
 
 def _make_variant(
-    original: dict[str, Any], table: dict[str, Any], settings: tuple[str, ...], student: str | None
+    original: dict[str, Any], table: dict[str, Any], keys: list[list[str]], student: str | None
 ) -> None:
     students = table.get("students", {})
     if student is None or not isinstance(students, dict) or student in students:
         return
-    changed = {s.split(".")[1] for s in settings if re.match(r"students\.[^.=]+\.", s)}
+    changed = {key[1] for key in keys if key[0] == "students" and len(key) > 2}
     if len(changed) == 1:
         base, before = changed.pop(), original.get("students", {})
         if base not in before:
@@ -196,7 +214,7 @@ def _explain(error: ValidationError, where: str) -> str:
     place = [str(part) for part in first["loc"]]
     if first["type"] in unknown:
         section, key = ".".join(place[:-1]), place[-1]
-        known = _keys_at(place[:-1])
+        known = keys_at(place[:-1])
         begun = [name for name in known if name.startswith(key)]
         near = begun or difflib.get_close_matches(key, known, 1, cutoff=0.5)
         guess = f"; did you mean '{near[0]}'?" if near else ""
@@ -211,18 +229,3 @@ def _explain(error: ValidationError, where: str) -> str:
     shown = value if len(value) <= 60 else value[:57] + "..."
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{where}: {'.'.join(place)}: {message}, not {shown}"
-
-
-def _keys_at(place: list[str]) -> list[str]:
-    """The keys of the table at `place`."""
-    kind: Any = Recipe
-    for part in place:
-        if get_origin(kind) is tuple:  # of tables, whose number is `part`
-            kind = get_args(kind)[0]
-            continue
-        kind = get_args(kind)[1] if get_origin(kind) is dict else get_type_hints(kind)[part]
-        if get_origin(kind) in (Union, types.UnionType):
-            kind = next(k for k in get_args(kind) if k is not type(None))
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return list(kind.model_fields)
-    return [field.name for field in dataclasses.fields(kind)]

@@ -100,7 +100,7 @@ def test_the_reader_of_sources_sees_what_it_should() -> None:
     assert writer["data.schema"].for_types
     assert writer["numpy"].at_start
     cli = {found.module: found for found in GRAPH["pipeline.cli"] if not found.for_types}
-    assert cli["pipeline.work"].in_function
+    assert cli["pipeline.students"].in_function
     assert {"data.ragged", "data.files"} <= reached_from("stages.teacher_logits")
 
 

@@ -29,8 +29,8 @@ EVERY = COMMANDS | {f"store {name}": command for name, command in STORE.commands
 
 
 def test_the_commands_are_those_that_are_promised() -> None:
-    promised = "init plan train-teacher teacher-logits train-student evaluate compare inspect run"
-    assert set(COMMANDS) == set(promised.split())
+    promised = "init plan train-teacher teacher-logits train-student evaluate sweep compare inspect"
+    assert set(COMMANDS) == {*promised.split(), "run"}
     assert set(STORE.commands) == {"verify", "repair", "convert", "merge", "slice", "shrink"}
 
 
@@ -74,6 +74,9 @@ def test_help_is_asked_for_in_any_usual_way() -> None:
         ["plan", "demo", "--sets", "a=1"],
         ["plan", "demo", "--set"],
         ["evaluate", "demo", "--student"],
+        ["evaluate", "demo", "--student", "small", "--all"],
+        ["train-student", "demo", "--all", "--student", "small"],
+        ["sweep", "demo"],
         ["inspect"],
         ["init"],
     ],
@@ -176,6 +179,12 @@ def make(*arguments: str) -> list[str]:
             "train-student x --set students.small.train.steps=1 --student s",
         ),
         (["evaluate", "RECIPE=x", "STUDENT=s t"], "evaluate x --student s --student t"),
+        (["train-student", "RECIPE=x", "ALL=1"], "train-student x --all"),
+        (["evaluate", "ALL=1"], "evaluate demo --all"),
+        (
+            ["sweep", "RECIPE=x", "GRID=students.a.train.steps=1,2 students.a.lora.rank=3,4"],
+            "sweep x --grid students.a.train.steps=1,2 --grid students.a.lora.rank=3,4",
+        ),
         (["compare", "RECIPE=runs/x"], "compare runs/x"),
         (["plan", "RECIPE=x"], "plan x"),
         (["train-teacher", "RECIPE=x", "SET=seed=2"], "train-teacher x --set seed=2"),

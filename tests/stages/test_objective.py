@@ -159,7 +159,10 @@ def test_what_the_record_cannot_support_is_refused_with_its_place() -> None:
     told = refused(ObjectiveConfig(), Capture(head=0, tail=0))
     assert told.startswith("students.a.objective: kl: the store kept neither head nor tail")
     told = refused(ObjectiveConfig(kl=0.0, cross_entropy=0.0), CAPTURE)
-    assert told == "students.a.objective: all weights are 0, so there is nothing to learn"
+    assert told == (
+        "students.a.objective: all weights are 0, so there is nothing to learn; give one, such as "
+        "kl = 1.0"
+    )
 
 
 def test_a_temperature_is_the_teachers_and_not_the_labels() -> None:

@@ -1,0 +1,93 @@
+"""What commands that work on a recipe share: their argument, their options, and the work itself."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .recipe import LoadedRecipe
+    from .work import Work
+
+
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument and options of every command that works on a recipe."""
+
+    @click.argument("recipe")
+    @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+    @click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
+    @functools.wraps(command)
+    def wrapped(recipe: str, settings: tuple[str, ...], runs: str, **options: Any) -> None:
+        from .progress import Progress
+
+        with Progress() as progress:
+            command(recipe=recipe, settings=settings, runs=runs, progress=progress, **options)
+
+    return wrapped
+
+
+def student_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Which students a command is about; none named means all, which --all says aloud."""
+
+    @click.option("--student", "students", multiple=True, metavar="NAME", help="Only this student.")
+    @click.option("--all", "everyone", is_flag=True, help="All students, as without --student.")
+    @functools.wraps(command)
+    def wrapped(students: tuple[str, ...], everyone: bool, **options: Any) -> None:
+        if everyone and students:
+            raise click.UsageError("--all and --student exclude each other; keep one of them.")
+        command(students=students, **options)
+
+    return wrapped
+
+
+def work_of(
+    recipe: str,
+    settings: tuple[str, ...],
+    runs: str,
+    progress: Any,
+    student: str | None = None,
+    *,
+    loads_models: bool = True,
+) -> Work:
+    """A recipe, as it was named on the command line, being carried out in its run."""
+    from .recipe import load_recipe
+
+    loaded = load_recipe(recipe, settings, student, Path(runs))
+    return work_on(loaded, recipe, runs, progress, loads_models=loads_models)
+
+
+def work_on(
+    loaded: LoadedRecipe, recipe: str, runs: str, progress: Any, *, loads_models: bool = True
+) -> Work:
+    """The same of a recipe that is loaded."""
+    from .recipe import RESOLVED
+    from .run import open_run
+    from .work import Work
+
+    folder = Path(recipe)
+    is_run = (folder / RESOLVED).is_file()
+    run = open_run(
+        folder.parent if is_run else Path(runs),
+        folder.name if is_run else loaded.recipe.name,
+        loaded,
+    )
+    if loads_models:
+        _quiet_libraries()
+    return Work(loaded, run, progress)
+
+
+def _quiet_libraries() -> None:
+    """One voice on the terminal: ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
