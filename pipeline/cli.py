@@ -15,7 +15,7 @@ import click
 from .. import __version__
 from ..data.errors import ColdstillError, StoppedError
 from ..stages.ranks import rank, world_size
-from .cli_recipe import recipe_options, student_option, work_on
+from .cli_recipe import recipe_options, run_options, student_option, work_on
 from .cli_recipe import work_of as _work
 from .cli_store import store
 from .inspect.command import inspect
@@ -246,17 +246,38 @@ def sweep(
 
 
 @main.command()
-@recipe_options
+@click.argument("named", metavar="RUN...", nargs=-1, required=True)
+@run_options
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-def compare(recipe: str, settings: Any, runs: str, progress: Any, as_json: bool) -> None:
-    """Print all models of a run side by side.
+@click.option(
+    "--html",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the page with plots here; of one run there is also one beside it.",
+)
+def compare(
+    named: tuple[str, ...],
+    settings: Any,
+    runs: str,
+    progress: Any,
+    as_json: bool,
+    file: Path | None,
+) -> None:
+    """Print all models of a run side by side, or of several: a table, and a page with plots.
+
+    RUN is a run's folder or name, or a recipe. Of one run the comparison is also written beside it:
+    comparison.json, comparison.md and comparison.html, the page to open in a browser.
 
     Example: coldstill compare demo
     """
-    from .compare import compare as make_rows
+    if settings and len(named) > 1:
+        raise click.UsageError("--set is about one recipe; name one RUN with it.")
     from .compare import table
+    from .comparison.command import compare_runs
 
-    rows = make_rows(_work(recipe, settings, runs, progress, loads_models=False).run)
+    works = [_work(one, settings, runs, progress, loads_models=False) for one in named]
+    rows = compare_runs([work.run for work in works], file, works[0].report)
     click.echo(json.dumps(rows, indent=2) if as_json else table(rows))
 
 
@@ -268,15 +289,15 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
     Example: coldstill run demo
     """
     from . import capture, ground, students
-    from .compare import compare as make_rows
     from .compare import table
+    from .comparison.command import compare_runs
 
     work = _work(recipe, settings, runs, progress)
     ground.train_teacher(work)
     capture.teacher_logits(work)
     students.train_students(work, ())
     students.evaluate(work, ())
-    click.echo(table(make_rows(work.run)))
+    click.echo(table(compare_runs([work.run], None, work.report)))
 
 
 main.add_command(inspect)

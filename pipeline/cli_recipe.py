@@ -16,20 +16,24 @@ if TYPE_CHECKING:
     from .work import Work
 
 
-def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The argument and options of every command that works on a recipe."""
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that works on recipes and runs."""
 
-    @click.argument("recipe")
     @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key.")
     @click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
     @functools.wraps(command)
-    def wrapped(recipe: str, settings: tuple[str, ...], runs: str, **options: Any) -> None:
+    def wrapped(**options: Any) -> None:
         from .progress import Progress
 
         with Progress() as progress:
-            command(recipe=recipe, settings=settings, runs=runs, progress=progress, **options)
+            command(progress=progress, **options)
 
     return wrapped
+
+
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument and options of every command that works on one recipe."""
+    return click.argument("recipe")(run_options(command))
 
 
 def student_option(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,23 +1,28 @@
-"""The comparison: what every model of a run is worth, side by side."""
+"""The comparison: what every model of a run, or of several, is worth, side by side."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
 from ..data.files import read_json, whole_file, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from .run import Run
 
 Row = dict[str, Any]
 
-_COLUMNS = (
+CACHED_BYTES = "cached_bytes_per_position"
+"""Of the stores that a student was trained from: a key of its figures beside the measured ones."""
+COLUMNS = (
     ("name", "model"),
     ("parameters", "parameters"),
     ("bytes", "size"),
+    (CACHED_BYTES, "cached"),
     ("loss", "loss"),
     ("perplexity", "perplexity"),
     ("kl", "KL"),
@@ -27,34 +32,91 @@ _COLUMNS = (
     ("tokens_per_second", "tokens/s"),
     ("peak_memory_bytes", "memory"),
 )
+"""Keys of a row and their titles, in the order of the table."""
+_NEWER = (CACHED_BYTES, "calibration")
+"""Keys that figures of older versions lack."""
+_BIN = {"count", "confidence", "accuracy"}
 
 
-def compare(run: Run) -> list[Row]:
-    """The teacher's row and one for every evaluated student; also written beside the run.
+def compare(runs: Sequence[Run]) -> list[Row]:
+    """A row for each teacher, then one for every evaluated student, the lowest loss first.
+
+    Of one run the comparison is also written beside it, as JSON, Markdown and a page. Of several,
+    models are called RUN/NAME; a teacher whose figures two runs share has one row.
 
     Raises
-        ColdstillError: nothing is evaluated yet
+        ColdstillError: a run has nothing evaluated yet or is named twice, or figures are damaged
     """
-    evaluated = [n for n in run.student_names if run.student(n).evaluation.exists()]
-    if not evaluated:
-        raise ColdstillError(f"{run.root}: no student is evaluated yet; run coldstill evaluate")
-    teacher = read_json(run.teacher_evaluation)
-    students = [read_json(run.student(name).evaluation) for name in evaluated]
-    for row, name in zip([teacher, *students], ["", *evaluated], strict=True):
-        if not isinstance(row, dict) or any(key not in row for key, _ in _COLUMNS):
-            path = run.student(name).evaluation if name else run.teacher_evaluation
-            raise ColdstillError(f"{path}: damaged; delete it and run coldstill evaluate")
-    rows = [teacher, *sorted(students, key=lambda row: row["loss"])]
-    write_json(run.comparison, rows)
-    with whole_file(run.comparison.with_suffix(".md")) as scratch:
-        scratch.write_text(markdown(rows), encoding="utf-8")
+    _expect_each_once(runs)
+    teachers: list[Row] = []
+    students: list[Row] = []
+    for run, label in zip(runs, run_labels(runs), strict=True):
+        names = _evaluated(run)
+        teacher = _read(run.teacher_evaluation, "teacher", label)
+        if not any(_same_figures(teacher, other) for other in teachers):
+            teachers.append(teacher)
+        students += [_read(run.student(name).evaluation, name, label) for name in names]
+    if len(teachers) == 1:
+        teachers[0]["name"] = "teacher"  # everybody's
+    rows = [*teachers, *sorted(students, key=lambda row: float(row["loss"]))]
+    if len(runs) == 1:
+        _write_beside(runs[0], rows)
     return rows
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """What the runs are called in front of their models: nothing where there is one, else as much
+    of their folders' ends as tells them apart."""
+    if len(runs) == 1:
+        return [""]
+    paths = [run.root.resolve().parts for run in runs]
+    for length in range(1, max(map(len, paths)) + 1):
+        ends = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(ends)) == len(ends):
+            break
+    return [visible(end) for end in ends]
+
+
+def labelled(run_label: str, name: str) -> str:
+    """What a model is called in every output."""
+    return f"{run_label}/{name}" if run_label else name
+
+
+def visible(text: str) -> str:
+    """A name of the file system as it may be shown: nothing in it moves a cursor."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+def warnings(rows: Sequence[Row]) -> list[str]:
+    """What a reader must know before comparing these figures: a line each."""
+    groups = heldout_groups(rows)
+    if len(groups) < 2:
+        return []
+    told = " against ".join(_in_few_words(group) for group in groups)
+    return [
+        f"measured on {len(groups)} different held-out stores, so their figures do not compare: "
+        f"{told}"
+    ]
+
+
+def heldout_groups(rows: Iterable[Row]) -> list[list[str]]:
+    """Names of the models that were measured on one held-out store, for each such store."""
+    groups: dict[Any, list[str]] = {}
+    for row in rows:
+        if row.get("heldout") is not None:
+            groups.setdefault(row["heldout"], []).append(row["name"])
+    return list(groups.values())
+
+
+def lacking(rows: Sequence[Row]) -> list[str]:
+    """Models whose figures are of an older version, without what plots need."""
+    return [row["name"] for row in rows if "calibration" not in row]
 
 
 def table(rows: Sequence[Row]) -> str:
     """For a terminal: aligned, numbers to the right."""
-    lines = [[title for _, title in _COLUMNS], *[_cells(row) for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    lines = [[title for _, title in COLUMNS], *[cells(row) for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
     rule = ["-" * width for width in widths]
     return "\n".join(
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(pairs)).rstrip()
@@ -64,9 +126,10 @@ def table(rows: Sequence[Row]) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The same for a page."""
-    head = "| " + " | ".join(title for _, title in _COLUMNS) + " |\n"
-    rule = "|---" + "|---:" * (len(_COLUMNS) - 1) + "|\n"
-    return head + rule + "".join("| " + " | ".join(_cells(row)) + " |\n" for row in rows)
+    head = "| " + " | ".join(title for _, title in COLUMNS) + " |\n"
+    rule = "|---" + "|---:" * (len(COLUMNS) - 1) + "|\n"
+    shown = (" | ".join(cell.replace("|", "\\|") for cell in cells(row)) for row in rows)
+    return head + rule + "".join(f"| {line} |\n" for line in shown)
 
 
 def size(count: float) -> str:
@@ -78,8 +141,9 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _cells(row: Row) -> list[str]:
-    return [_cell(key, row[key]) for key, _ in _COLUMNS]
+def cells(row: Row) -> list[str]:
+    """The texts of a row, in the order of `COLUMNS`."""
+    return [_cell(key, row.get(key)) for key, _ in COLUMNS]
 
 
 def _cell(key: str, value: Any) -> str:
@@ -87,8 +151,71 @@ def _cell(key: str, value: Any) -> str:
         return str(value)
     if key in ("bytes", "peak_memory_bytes"):
         return size(value) if value else "-"  # too little to be measured
+    if key == CACHED_BYTES:
+        return "-" if value is None else f"{value:.1f} B" if value else "0 B"
     if key in ("parameters", "tokens_per_second"):
         return f"{value:,.0f}"
     if key in ("agreement", "acceptance", "ece"):
         return f"{value:.1%}"
     return f"{value:.2f}" if key == "perplexity" else f"{value:.4f}"
+
+
+def _expect_each_once(runs: Sequence[Run]) -> None:
+    seen: dict[Path, Path] = {}
+    for run in runs:
+        where = run.root.resolve()
+        if where in seen:
+            also = "" if seen[where] == run.root else f", also as {seen[where]}"
+            raise ColdstillError(f"{run.root}: named twice{also}; name every run once")
+        seen[where] = run.root
+
+
+def _evaluated(run: Run) -> list[str]:
+    names = [name for name in run.student_names if run.student(name).evaluation.exists()]
+    if not names:
+        raise ColdstillError(f"{run.root}: no student is evaluated yet; run coldstill evaluate")
+    return names
+
+
+def _read(path: Path, name: str, run_label: str) -> Row:
+    """A row from its file; raises ColdstillError if a figure is missing or is no number."""
+    row = read_json(path)
+    if not isinstance(row, dict) or not _is_whole(row):
+        raise ColdstillError(f"{path}: damaged; delete it and run coldstill evaluate")
+    role = "teacher" if name == "teacher" else "student"
+    return {**row, "name": labelled(run_label, visible(name)), "role": role}
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    figures = [row.get(key) for key, _ in COLUMNS if key not in ("name", *_NEWER)]
+    cached, bins = row.get(CACHED_BYTES), row.get("calibration", [])
+    return (
+        all(_is_number(value) for value in figures)
+        and (cached is None or _is_number(cached))
+        and isinstance(bins, list)
+        and all(isinstance(one, dict) and one.keys() >= _BIN for one in bins)
+        and all(one[key] is None or _is_number(one[key]) for one in bins for key in _BIN)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _same_figures(teacher: Row, other: Row) -> bool:
+    """Whether two runs have one teacher evaluation: of one held-out store, speed may differ."""
+    keys = ("heldout", "parameters", "loss", "accuracy")
+    return all(teacher.get(key) == other.get(key) for key in keys)
+
+
+def _in_few_words(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _write_beside(run: Run, rows: Sequence[Row]) -> None:
+    from .comparison.page import write_page  # which needs all of the above
+
+    write_json(run.comparison, rows)
+    with whole_file(run.comparison.with_suffix(".md")) as scratch:
+        scratch.write_text(markdown(rows), encoding="utf-8")
+    write_page(run.comparison.with_suffix(".html"), [run], rows)

@@ -38,6 +38,11 @@ class StudentFolder:
         return self.root / "checkpoints"
 
     @property
+    def metrics(self) -> Path:
+        """What training measured: a line of JSON per log step."""
+        return self.root / "metrics.jsonl"
+
+    @property
     def claim(self) -> Path:
         """There while a process trains it."""
         return self.root / ".training"
@@ -136,7 +141,7 @@ class Run:
 
     @property
     def comparison(self) -> Path:
-        """The table as JSON; beside it the same as Markdown."""
+        """The table as JSON; beside it the same as Markdown and as a page with plots."""
         return self.root / "comparison.json"
 
     @property

@@ -148,7 +148,7 @@ def train_sweep(work: Work, sweep: Sweep) -> tuple[list[Row], dict[str, str]]:
     if rank() != 0 or not settings:
         return [], left_out
     evaluate(work, [*settings])
-    rows = [row for row in compare(work.run) if row["name"] in {TEACHER, *settings}]
+    rows = [row for row in compare([work.run]) if row["name"] in {TEACHER, *settings}]
     return [{**row, "settings": settings.get(row["name"], {})} for row in rows], left_out
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .losses.sparse import GradientSum
-from .softmax import entropies, softmaxes_in_place
+from .softmax import entropies_and_labels, softmaxes_in_place
 from .targets import tempered
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
 COUNTS = (
     "teacher_mass", "student_mass", "agreement", "accuracy", "teacher_entropy", "student_entropy",
+    "label_loss",
 )  # fmt: skip
 """Sums that come with every loss: mass inside the head (both models, at temperature 1 or, where no
 loss is, at the first one), positions whose most probable token is the teacher's, positions whose
-most probable token is the label, and both entropies in nats (at temperature 1 always). All are of
-the first teacher's record."""
+most probable token is the label, both entropies, and -log q(label), in nats (these three at
+temperature 1 always: students of different objectives are compared by the last one). All are of the
+first teacher's record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +186,16 @@ def _chunk(
         by_temperature.setdefault(term.temperature, []).append(term)
     values: dict[Term, torch.Tensor] = {}
     counts, gradient = None, None
-    entropy_M = None if 1.0 in by_temperature else entropies(logits_MV)
+    plain = None
+    if 1.0 not in by_temperature:  # nobody below makes a softmax at temperature 1
+        plain = entropies_and_labels(logits_MV, target.labels)
     ordered = sorted(by_temperature.items(), key=lambda item: (item[0] != 1.0, item[0]))
     for index, (temperature, group) in enumerate(ordered):
         last = index == len(by_temperature) - 1
         own = logits_MV if last else logits_MV.clone()
         part, student = _group(own, target, group, temperature, values, want=want)
         if counts is None:
-            counts = _counts(student, target, temperature, entropy_M)
+            counts = _counts(student, target, temperature, plain)
         if part is not None:
             gradient = part if gradient is None else gradient.add_(part)
     assert counts is not None
@@ -239,8 +243,10 @@ def _counts(
     student: StudentSoftmax,
     target: TargetTensors,
     temperature: float,
-    entropy_M: torch.Tensor | None,
+    plain: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> list[torch.Tensor]:
+    """`COUNTS`; `plain` are entropy and label log-probability at 1 where the student's are not."""
+    entropy_M, label_M = plain or (student.entropy, student.label_logprob)
     first = student.head_logprobs[:, :1]  # of the teacher's most probable token, if it is recorded
     return [
         tempered(target, temperature).head.double().sum(),
@@ -248,7 +254,8 @@ def _counts(
         (first >= student.top_logprob[:, None]).double().sum(),
         (student.label_logprob >= student.top_logprob).double().sum(),
         target.entropy.double().sum(),
-        (student.entropy if entropy_M is None else entropy_M).double().sum(),
+        entropy_M.double().sum(),
+        -label_M.double().sum(),
     ]
 
 

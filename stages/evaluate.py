@@ -42,6 +42,17 @@ ECE_BINS = 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationBin:
+    """The positions whose top-1 confidence lies in one bin."""
+
+    count: int
+    confidence: float | None
+    """Mean of it; None where there are no such positions."""
+    accuracy: float | None
+    """Share of them whose most probable token is the label; likewise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """One row of the comparison."""
 
@@ -65,6 +76,8 @@ class Evaluation:
     """Expected acceptance in speculative decoding: mean of sum_i min(p_i, q_i)."""
     ece: float
     """Expected calibration error of top-1 confidence."""
+    calibration: tuple[CalibrationBin, ...]
+    """What it is the error of: `ECE_BINS` bins of [0, 1/21), [1/21, 2/21) and so on."""
     tokens_per_second: float
     peak_memory_bytes: int
     machine: str
@@ -105,6 +118,7 @@ def evaluate_student(
         bytes=sum(f.stat().st_size for f in model_folder.glob("*.safetensors")),
         **sums.means(),
         ece=calibration.error(),
+        calibration=calibration.bins(),
         tokens_per_second=speed.tokens_per_second,
         peak_memory_bytes=speed.peak_memory_bytes,
         machine=speed.machine,
@@ -135,6 +149,7 @@ def evaluate_teacher(store: StoreReader) -> Evaluation:
         accuracy=statistics.correct / count,
         acceptance=1.0,
         ece=calibration.error(),
+        calibration=calibration.bins(),
         tokens_per_second=float(measured.get("tokens_per_second", 0.0)),
         peak_memory_bytes=int(measured.get("peak_memory_bytes", 0)),
         machine=str(measured.get("machine", "")),
@@ -154,6 +169,18 @@ class Calibration:
         self._count += np.bincount(bins, minlength=ECE_BINS)
         self._confidence += np.bincount(bins, weights=confidence, minlength=ECE_BINS)
         self._correct += np.bincount(bins, weights=correct, minlength=ECE_BINS)
+
+    def bins(self) -> tuple[CalibrationBin, ...]:
+        """Every bin so far, from the least confident on."""
+        sums = zip(self._count, self._confidence, self._correct, strict=True)
+        return tuple(
+            CalibrationBin(
+                count=int(count),
+                confidence=float(confidence / count) if count else None,
+                accuracy=float(correct / count) if count else None,
+            )
+            for count, confidence, correct in sums
+        )
 
     def error(self) -> float:
         """The error so far, between 0 and 1."""

@@ -48,9 +48,13 @@ def softmaxes_in_place(
     }
 
 
-def entropies(logits_MV: torch.Tensor) -> torch.Tensor:
-    """[M] entropy in nats of the distributions with these logits, which are left as they are."""
-    return _softmax(logits_MV, overwrite=False)[2]
+def entropies_and_labels(
+    logits_MV: torch.Tensor, labels_M: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[M] entropy in nats, and [M] log-probability of the labels, of the distributions with these
+    logits, which are left as they are."""
+    _, log_norm_M, entropy_M = _softmax(logits_MV, overwrite=False)
+    return entropy_M, logits_MV.gather(1, labels_M[:, None])[:, 0] - log_norm_M
 
 
 def _softmax(

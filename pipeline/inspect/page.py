@@ -7,17 +7,14 @@ markup into the page. A policy in the page lets a browser run this script and no
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import re
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...data.errors import ColdstillError
 from ...data.files import whole_file
 from ...data.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS
+from ..self_contained import expect_file, filled, policy
 from .sequence import read_passage
 from .store import describe, table
 from .text import ENTROPY_TITLE, MASS_TITLE
@@ -46,8 +43,7 @@ def write_page(
     Raises
         ColdstillError: the path is a folder, or a sequence cannot be read
     """
-    if path.is_dir():
-        raise ColdstillError(f"{path}: a folder; name the file that the page is to be")
+    expect_file(path)
     facts = describe(subject)
     passages = [read_passage(subject, row, positions) for row in rows]
     texts = token_texts(subject.store)
@@ -67,25 +63,15 @@ def page(facts: dict[str, Any], passages: Sequence[Passage], texts: TokenTexts, 
     """The page as HTML."""
     style = (_TEMPLATES / "inspect.css").read_text(encoding="utf-8")
     script = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-    policy = (
-        f"default-src 'none'; base-uri 'none'; form-action 'none'; "
-        f"style-src {_digest(style)}; script-src {_digest(script)}"
-    )
     data = json.dumps(_data(facts, passages, texts, top), separators=(",", ":"), allow_nan=False)
     parts = {
-        "POLICY": policy,
+        "POLICY": policy(style, script),
         "STYLE": style,
         "SCRIPT": script,
         # whatever a corpus holds, no tag begins or ends here
         "DATA": data.replace("<", "\\u003c"),
     }
-    outline = (_TEMPLATES / "inspect.html").read_text(encoding="utf-8")
-    return re.sub(r"@@([A-Z]+)@@", lambda found: parts[found[1]], outline)
-
-
-def _digest(text: str) -> str:
-    """How a policy names the one style or script that it allows."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return filled((_TEMPLATES / "inspect.html").read_text(encoding="utf-8"), parts)
 
 
 def _data(

@@ -86,7 +86,7 @@ def capture_hours(
 def training_hours(config: TrainConfig, folder: Path, sequence_length: int) -> float | None:
     """What the steps that are left will take, at the speed of the last ones; None if there are
     none."""
-    lines = _metrics(folder / "metrics.jsonl")
+    lines = metrics_lines(folder / "metrics.jsonl")
     speeds = [speed for line in lines[-_LINES:] if (speed := _speed(line, "tokens_per_second"))]
     if not speeds:
         return None
@@ -110,7 +110,7 @@ def _speed(record: Any, key: str) -> float | None:
     return float(value) if value > 0 else None
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def metrics_lines(path: Path) -> list[dict[str, Any]]:
     """Its whole lines; a killed training leaves half a one."""
     lines: list[dict[str, Any]] = []
     if not path.exists():

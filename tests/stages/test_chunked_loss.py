@@ -227,6 +227,7 @@ def test_counts_are_what_they_say() -> None:
         "accuracy": (top == target.labels).sum(),
         "teacher_entropy": target.entropy.sum(),
         "student_entropy": -(probs * probs.log()).sum(),
+        "label_loss": -probs.gather(1, target.labels[:, None]).log().sum(),
     }
     for name, value in expected.items():
         assert float(sums[name]) == pytest.approx(float(value.detach()), rel=1e-6), name
@@ -246,7 +247,8 @@ def test_both_masses_are_of_one_temperature(temperature: float) -> None:
         assert float(mixed[name]) == pytest.approx(float(plain[name]), rel=1e-6)
     for name in ("agreement", "accuracy"):
         assert float(alone[name]) == float(plain[name])
-    for name in ("teacher_entropy", "student_entropy"):  # of temperature 1, wherever losses live
+    # of temperature 1, wherever losses live
+    for name in ("teacher_entropy", "student_entropy", "label_loss"):
         assert float(alone[name]) == pytest.approx(float(plain[name]), rel=1e-6)
     logits = (hidden_MD @ model.head.weight[:VOCABULARY].T).detach().double()
     student_mass = (logits / temperature).softmax(1).gather(1, target.head_ids).sum()
@@ -254,6 +256,21 @@ def test_both_masses_are_of_one_temperature(temperature: float) -> None:
     assert float(alone["student_mass"]) == pytest.approx(float(student_mass), rel=1e-6)
     assert float(alone["teacher_mass"]) == pytest.approx(float(teacher_mass), rel=1e-6)
     assert abs(float(alone["teacher_mass"] - plain["teacher_mass"])) > 0.1
+
+
+@pytest.mark.parametrize("terms", OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_every_objective_counts_the_loss_on_labels(setting: Setting, terms: list[Term]) -> None:
+    """The one figure by which students of different objectives can be compared in training."""
+    hidden_MD, target = draw(CAPTURES["head and tail"])
+    model = Headed(bias=setting.bias)
+    weight, bias = model.head.weight[:VOCABULARY], model.head.bias
+    plain = nn.functional.linear(hidden_MD, weight, None if bias is None else bias[:VOCABULARY])
+    given = plain.detach() if setting.whole else hidden_MD
+    _, sums = chunked_loss(connect(model, setting), given, target, terms)
+    logprobs = finish(plain.double(), setting).log_softmax(1)
+    expected = -logprobs.gather(1, target.labels[:, None]).sum()
+    assert float(sums["label_loss"]) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
 def test_sums_are_sums() -> None:

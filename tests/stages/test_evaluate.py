@@ -16,9 +16,11 @@ from conftest import VOCABULARY
 from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from coldstill.data.reader import StoreReader
+    from coldstill.stages.evaluate import CalibrationBin
     from coldstill.stages.report import Report
 
 
@@ -84,6 +86,7 @@ def test_a_students_figures_are_those_of_whole_logits(
     }
     for name, value in expected.items():
         assert getattr(found, name) == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    expect_bins(found.calibration, q, labels_M)
     assert 0.1 < found.agreement < 0.9
     assert 0.1 < found.acceptance < 0.9
     assert found.kl > 0.1
@@ -104,6 +107,7 @@ def test_the_teachers_row_comes_from_the_store_alone(store: StoreReader, teacher
     accuracy = float((p.argmax(1) == labels_M).double().mean())
     assert found.accuracy == pytest.approx(accuracy)
     assert found.ece == pytest.approx(dense.calibration_error(p, labels_M, ECE_BINS), abs=1e-5)
+    expect_bins(found.calibration, p, labels_M)
     assert (found.kl, found.agreement, found.acceptance) == (0.0, 1.0, 1.0)
     assert found.positions == len(labels_M)
     model = load_model(str(teacher), "model", precision="fp32")
@@ -161,3 +165,25 @@ def test_calibration_is_the_sum_over_bins() -> None:
     expected = dense.calibration_error(probs_MV, labels_M, ECE_BINS)
     assert calibration.error() == pytest.approx(expected)
     assert 0.1 < expected < 1.0
+    expect_bins(calibration.bins(), probs_MV, labels_M)
+
+
+def expect_bins(
+    bins: Sequence[CalibrationBin], probs_MV: torch.Tensor, labels_M: torch.Tensor
+) -> None:
+    """Bin by bin, from whole distributions."""
+    confidence_M, top_M = probs_MV.max(1)
+    right_M = (top_M == labels_M).double()
+    assert len(bins) == ECE_BINS
+    assert sum(one.count for one in bins) == len(labels_M)
+    for number, one in enumerate(bins):
+        inside_M = (confidence_M >= number / ECE_BINS) & (confidence_M < (number + 1) / ECE_BINS)
+        if number == ECE_BINS - 1:
+            inside_M |= confidence_M >= 1.0
+        if one.count == 0:
+            assert not inside_M.any()
+            assert (one.confidence, one.accuracy) == (None, None)
+            continue
+        assert one.count == int(inside_M.sum())
+        assert one.confidence == pytest.approx(float(confidence_M[inside_M].mean()), abs=1e-5)
+        assert one.accuracy == pytest.approx(float(right_M[inside_M].mean()))

@@ -32,6 +32,7 @@ def test_metrics_begin_with_the_first_step(store: StoreReader, tmp_path: Path) -
         } <= line.keys()  # fmt: skip
         expected = line["kl"] + 0.5 * line["cross_entropy"]
         assert line["loss"] == pytest.approx(expected, rel=1e-6)
+        assert line["label_loss"] == pytest.approx(line["cross_entropy"], rel=1e-6)
         assert 0 < line["student_mass"] < line["teacher_mass"] < 1
         assert 0 <= line["accuracy"] <= 1
         assert line["tokens_per_second"] > 0
@@ -60,7 +61,7 @@ def test_a_line_weighs_positions_and_not_steps(store: StoreReader, tmp_path: Pat
     each = lines(tmp_path / "each")
     for line, steps in zip(lines(tmp_path / "three"), ([0], [1, 2], [3, 4, 5]), strict=True):
         weights = positions[steps] / positions[steps].sum()
-        for name in ("loss", "kl", "cross_entropy", "accuracy", "student_entropy"):
+        for name in ("loss", "kl", "label_loss", "accuracy", "student_entropy"):
             exact = sum(w * each[i][name] for w, i in zip(weights, steps, strict=True))
             assert line[name] == pytest.approx(exact, rel=1e-6), name
             if name == "loss" and len(steps) > 1:

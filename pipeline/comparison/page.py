@@ -1,0 +1,165 @@
+"""A comparison as one page: nothing outside itself, no script; it can be printed and sent.
+
+Names come from recipes and folders. All markup is made by `charts.element`, which escapes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ... import __version__
+from ...data.files import whole_file
+from ..charts import STYLE, Markup, draw, element, joined, swatch
+from ..compare import CACHED_BYTES, COLUMNS, cells, heldout_groups, lacking, visible, warnings
+from ..self_contained import expect_file, filled, policy
+from .curves import read_curves
+from .plots import looks, make_plots
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..charts import Chart
+    from ..compare import Row
+    from ..run import Run
+    from .curves import Curve
+    from .plots import Plot
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_LESS, _MORE = -1, 1
+_OF_SIZE = {"parameters": _LESS, "bytes": _LESS, CACHED_BYTES: _LESS}
+_OF_TEXT = {
+    "loss": _LESS, "perplexity": _LESS, "kl": _LESS, "agreement": _MORE, "acceptance": _MORE,
+    "ece": _LESS,
+}  # fmt: skip
+_OF_MACHINE = {"tokens_per_second": _MORE, "peak_memory_bytes": _LESS}
+_WIDE, _HALF, _SMALL, _PHONE = (1040, 380), (544, 330), (264, 236), (352, 300)
+"""Pictures are drawn for the place they have: a scaled one has letters nobody can read."""
+
+
+def write_page(path: Path, runs: Sequence[Run], rows: Sequence[Row]) -> None:
+    """Write the page whole.
+
+    Raises
+        ColdstillError: the path is a folder
+    """
+    expect_file(path)
+    content = page(rows, read_curves(runs), [visible(str(run.root)) for run in runs])
+    with whole_file(path) as scratch:
+        scratch.write_bytes(content.encode())
+
+
+def page(rows: Sequence[Row], curves: Mapping[str, Curve], runs: Sequence[str]) -> str:
+    """The page as HTML.
+
+    runs  where the runs are, for the head of the page
+    """
+    style = STYLE + (_TEMPLATES / "compare.css").read_text(encoding="utf-8")
+    names = [name.rstrip("/").rpartition("/")[2] for name in runs]
+    title = names[0] if len(names) == 1 else f"{len(names)} runs"
+    notes = [*warnings(rows)]
+    if old := lacking(rows):
+        notes.append(f"no calibration in older figures of {', '.join(old)}; run coldstill evaluate")
+    parts = {
+        "POLICY": policy(style),
+        "STYLE": style,
+        "TITLE": joined(title),
+        "NOTES": joined(*(element("p", note, cls="note") for note in notes)),
+        "FACTS": _facts(rows, runs),
+        "TABLE": _table(rows),
+        "PLOTS": joined(*(_section(plot) for plot in make_plots(rows, curves))),
+        "VERSION": joined(__version__),
+    }
+    return filled((_TEMPLATES / "compare.html").read_text(encoding="utf-8"), parts)
+
+
+def _facts(rows: Sequence[Row], runs: Sequence[str]) -> Markup:
+    students = sum(row["role"] != "teacher" for row in rows)
+    teachers = len(rows) - students
+    positions = sorted({row["positions"] for row in rows if "positions" in row})
+    facts = [
+        ("runs" if len(runs) > 1 else "run", ", ".join(runs)),
+        ("models", f"{_counted(students, 'student')}, {_counted(teachers, 'teacher')}"),
+        ("measured on", " or ".join(f"{n:,}" for n in positions) + " held-out positions"),
+        ("machine", "; ".join(sorted({m for row in rows if (m := row.get("machine"))}))),
+    ]
+    shown = [(name, value) for name, value in facts if value]
+    return joined(
+        *(part for name, value in shown for part in (element("dt", name), element("dd", value)))
+    )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def _table(rows: Sequence[Row]) -> Markup:
+    head = [element("th", title, scope="col") for _, title in COLUMNS]
+    marked, look = best(rows), looks(rows)
+    body = []
+    for number, row in enumerate(rows):
+        name, *figures = cells(row)
+        sample = swatch(look[row["name"]], 0, 7, line=False, marks=True)
+        picture = element("svg", sample, cls="chart", width=22, height=14, aria_hidden="true")
+        line = [element("th", picture, element("bdi", name), scope="row")]
+        for (key, _), figure in zip(COLUMNS[1:], figures, strict=True):
+            is_best = (number, key) in marked
+            line.append(element("td", element("strong", figure) if is_best else figure))
+        body.append(element("tr", *line))
+    return element("table", element("thead", element("tr", *head)), element("tbody", *body))
+
+
+def best(rows: Sequence[Row]) -> set[tuple[int, str]]:
+    """Row number and key of the best figure of every column, among students; all that read alike.
+
+    Nothing is marked where all are alike, nor where figures do not compare: those of different
+    held-out stores, and speed and memory of different machines.
+    """
+    students = [number for number, row in enumerate(rows) if row["role"] != "teacher"]
+    better = dict(_OF_SIZE)
+    if len(heldout_groups(rows)) < 2:
+        better |= _OF_TEXT
+    if len({rows[number].get("machine") for number in students}) == 1:
+        better |= _OF_MACHINE
+    texts = [dict(zip((key for key, _ in COLUMNS), cells(row), strict=True)) for row in rows]
+    found: set[tuple[int, str]] = set()
+    for key, direction in better.items():
+        known = [n for n in students if texts[n][key] != "-"]
+        if len({texts[n][key] for n in known}) > 1:
+            first = max(known, key=lambda n: direction * rows[n][key])
+            found |= {(n, key) for n in known if texts[n][key] == texts[first][key]}
+    return found
+
+
+def _section(plot: Plot) -> Markup:
+    if not plot.panels:
+        inside = element("p", "Nothing of this is known.", cls="none")
+    elif len(plot.panels) == 1 and not plot.panels[0].name:
+        wide = _WIDE if any(one.line for one in plot.panels[0].chart.series) else _HALF
+        inside = _picture(plot.panels[0].chart, wide)
+    else:
+        inside = element("div", *(
+            element(
+                "figure",
+                element("figcaption", element("bdi", panel.name), element("small", panel.detail)),
+                _picture(panel.chart, _SMALL),
+            )
+            for panel in plot.panels
+        ), cls="panels")  # fmt: skip
+    caption = element("p", plot.caption, cls="caption")
+    half = len(plot.panels) == 1 and not any(one.line for one in plot.panels[0].chart.series)
+    return element(
+        "section", element("h2", plot.title), inside, caption, cls="half" if half else "whole"
+    )
+
+
+def _picture(chart: Chart, size: tuple[int, int]) -> Markup:
+    """The chart twice: as wide as its place on a desk, and as on a phone; one of them is shown."""
+    narrow = (_PHONE[0], min(_PHONE[1], size[1]))
+    drawn = [
+        draw(dataclasses.replace(chart, width=width, height=height))
+        for width, height in (size, narrow)
+    ]
+    places = zip(("desk", "phone"), drawn, strict=True)
+    return joined(*(element("div", picture, cls=place) for place, picture in places))
