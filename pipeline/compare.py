@@ -92,7 +92,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     groups = heldout_groups(rows)
     if len(groups) < 2:
         return []
-    told = " against ".join(_in_few_words(group) for group in groups)
+    told = " against ".join(_in_few_words(group, rows) for group in groups)
     return [
         f"measured on {len(groups)} different held-out stores, so their figures do not compare: "
         f"{told}"
@@ -183,7 +183,8 @@ def _read(path: Path, name: str, run_label: str) -> Row:
     if not isinstance(row, dict) or not _is_whole(row):
         raise ColdstillError(f"{path}: damaged; delete it and run coldstill evaluate")
     role = "teacher" if name == "teacher" else "student"
-    return {**row, "name": labelled(run_label, visible(name)), "role": role}
+    run = {"run": run_label} if run_label else {}
+    return {**row, "name": labelled(run_label, visible(name)), "role": role, **run}
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:
@@ -208,7 +209,12 @@ def _same_figures(teacher: Row, other: Row) -> bool:
     return all(teacher.get(key) == other.get(key) for key in keys)
 
 
-def _in_few_words(names: Sequence[str]) -> str:
+def _in_few_words(names: Sequence[str], rows: Sequence[Row]) -> str:
+    """These models, or their runs if no other model is of those."""
+    inside = [row for row in rows if row["name"] in names]
+    runs = {row.get("run") for row in inside}
+    if None not in runs and not any(row.get("run") in runs for row in rows if row not in inside):
+        names = sorted(str(run) for run in runs)
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 

@@ -187,6 +187,12 @@ def processes() -> Iterator[Processes]:
 
 
 @pytest.fixture
+def make_desk() -> type[Desk]:
+    """A desk in any folder."""
+    return Desk
+
+
+@pytest.fixture
 def desk(tmp_path: Path, texts: Path, teacher_folder: Path) -> Desk:
     """A desk with the recipe `r.toml` on it: a teacher from a folder, two students."""
     desk = Desk(tmp_path)

@@ -15,7 +15,8 @@ from ..charts import STYLE, Markup, draw, element, joined, swatch
 from ..compare import CACHED_BYTES, COLUMNS, cells, heldout_groups, lacking, visible, warnings
 from ..self_contained import expect_file, filled, policy
 from .curves import read_curves
-from .plots import looks, make_plots
+from .plot import looks
+from .plots import make_plots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ..compare import Row
     from ..run import Run
     from .curves import Curve
-    from .plots import Plot
+    from .plot import Plot
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LESS, _MORE = -1, 1
@@ -34,7 +35,7 @@ _OF_TEXT = {
     "ece": _LESS,
 }  # fmt: skip
 _OF_MACHINE = {"tokens_per_second": _MORE, "peak_memory_bytes": _LESS}
-_WIDE, _HALF, _SMALL, _PHONE = (1040, 380), (544, 330), (264, 236), (352, 300)
+_WIDE, _HALF, _SMALL, _PHONE = (1040, 380), (544, 330), (264, 220), (352, 300)
 """Pictures are drawn for the place they have: a scaled one has letters nobody can read."""
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..charts import Axis, Bars, Chart, Level, Series, short
+from ..charts import Axis, Bars, Chart, Level, Series
 from ..compare import CACHED_BYTES
+from .plot import Panel, Plot, left_out, looks, students_of
+from .training_plots import learning_curves, objectives
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,34 +15,8 @@ if TYPE_CHECKING:
     from ..compare import Row
     from .curves import Curve
 
-_BEGINNING = 0.1
-"""Share of a training whose steep fall may be cut off, so that the rest can be told apart."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
-    """One picture of a plot."""
-
-    name: str = ""
-    detail: str = ""
-    chart: Chart
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plot:
-    """One section of the page."""
-
-    title: str
-    caption: str
-    panels: tuple[Panel, ...]
-    """One, or a small one for each model; none where nothing is known."""
-
-
-def looks(rows: Sequence[Row]) -> dict[str, int | None]:
-    """Each model's colour and mark, the same in every plot; None for teachers."""
-    students = [row["name"] for row in rows if row["role"] != "teacher"]
-    numbers: dict[str, int | None] = {name: number for number, name in enumerate(students)}
-    return {row["name"]: numbers.get(row["name"]) for row in rows}
+_FEW = 20
+"""Positions that a bin of calibration needs to be drawn."""
 
 
 def make_plots(rows: Sequence[Row], curves: Mapping[str, Curve]) -> list[Plot]:
@@ -55,36 +29,6 @@ def make_plots(rows: Sequence[Row], curves: Mapping[str, Curve]) -> list[Plot]:
         calibration(rows),
         objectives(rows, shown),
     ]
-
-
-def learning_curves(rows: Sequence[Row], curves: Mapping[str, Curve]) -> Plot:
-    """Loss on labels over trained tokens: one unit for every objective."""
-    drawn = {name: one for name, one in curves.items() if one.label_loss}
-    series = tuple(
-        Series(name=name, points=one.label_loss, look=looks(rows)[name], line=True, marks=False)
-        for name, one in drawn.items()
-    )
-    top = _top_after_the_beginning([one.label_loss for one in drawn.values()])
-    caption = (
-        "Mean -log q(next token) of the student in nats, over the tokens it was trained on (steps "
-        "times tokens a step). It is measured on the training text, with every objective alike, so "
-        f"these curves compare. {_averaged(drawn.values())}"
-    )
-    if top is not None:
-        caption += (
-            f" Of the first {_BEGINNING:.0%} of the training, what is higher than the rest is cut "
-            "off."
-        )
-    missing = [row["name"] for row in _students(rows) if row["name"] not in drawn]
-    caption += _left_out(missing, "no such loss in their metrics, trained by an older version")
-    axes = (Axis("trained tokens", form="short", low=0.0), Axis("loss on labels, nats", high=top))
-    told = "; ".join(f"{name}: {_course(one.label_loss)}" for name, one in drawn.items())
-    chart = Chart(label=f"Learning curves, in nats. {told}", x=axes[0], y=axes[1], series=series)
-    return Plot(
-        title="Learning curves",
-        caption=caption,
-        panels=(Panel(chart=chart),) if series else (),
-    )
 
 
 def loss_against_size(rows: Sequence[Row]) -> Plot:
@@ -109,22 +53,24 @@ def loss_against_size(rows: Sequence[Row]) -> Plot:
 
 def loss_against_bytes(rows: Sequence[Row]) -> Plot:
     """Held-out loss over what was cached; the teachers' own losses are lines to compare with."""
-    known = [row for row in _students(rows) if row.get(CACHED_BYTES) is not None]
+    known = [row for row in students_of(rows) if row.get(CACHED_BYTES) is not None]
     series = tuple(
         _point(row, row[CACHED_BYTES], looks(rows), f"{row[CACHED_BYTES]:.1f} bytes a position")
         for row in known
     )
     teachers = [row for row in rows if row["role"] == "teacher"]
-    levels = tuple(Level(row["name"], row["loss"]) for row in teachers)
-    none_is_free = all(row[CACHED_BYTES] > 0 for row in known)
+    alike: dict[float, list[str]] = {}
+    for row in teachers:
+        alike.setdefault(row["loss"], []).append(row["name"])
+    levels = tuple(Level(", ".join(names), loss) for loss, names in alike.items())
     chart = Chart(
         label=f"Held-out loss in nats against bytes cached a position. {_told(series)}",
-        x=Axis("bytes cached a position", scale="auto", low=None if none_is_free else 0.0),
+        x=Axis("bytes cached a position", scale="auto"),
         y=Axis("held-out loss, nats"),
         series=series,
         levels=levels,
     )
-    missing = [row["name"] for row in _students(rows) if row.get(CACHED_BYTES) is None]
+    missing = [row["name"] for row in students_of(rows) if row.get(CACHED_BYTES) is None]
     caption = (
         "Mean -log q(next token) in nats on held-out text, over the bytes that the stores a "
         "student was trained from take a supervised position, tokens included. 0 where it listens "
@@ -133,14 +79,14 @@ def loss_against_bytes(rows: Sequence[Row]) -> Plot:
     why = "the size of their store was not recorded, or the store was gone when they were evaluated"
     return Plot(
         title="Loss against bytes cached",
-        caption=caption + _left_out(missing, why),
+        caption=caption + left_out(missing, why),
         panels=(Panel(chart=chart),) if series else (),
     )
 
 
 def calibration(rows: Sequence[Row]) -> Plot:
     """A reliability diagram for each student, beside its teacher's."""
-    known = [row for row in _students(rows) if row.get("calibration")]
+    known = [row for row in students_of(rows) if row.get("calibration")]
     teachers = [row for row in rows if row["role"] == "teacher" and row.get("calibration")]
     panels = []
     for row in known:
@@ -161,50 +107,17 @@ def calibration(rows: Sequence[Row]) -> Plot:
             names="none",
         )
         panels.append(Panel(name=row["name"], detail=ece, chart=chart))
-    missing = [row["name"] for row in _students(rows) if row not in known]
+    missing = [row["name"] for row in students_of(rows) if row not in known]
     caption = (
         "How often the most probable token is right (accuracy), over the probability it is given "
         "(confidence), in bins of equal width. On the diagonal a model is as sure as it should be, "
         "below it surer. Bars: the share of held-out positions in each bin, the tallest a quarter "
-        "of the picture. Grey: the teacher. ECE is the mean distance from the diagonal, by share."
+        "of the picture. Grey: the teacher. ECE is the mean distance from the diagonal, by share. "
+        f"Of bins with fewer than {_FEW} positions, or a hundredth of all if that is less, the "
+        "accuracy says little; it counts in the ECE and is not drawn."
     )
     why = "figures of an older version; coldstill evaluate measures them anew"
-    return Plot(
-        title="Calibration", caption=caption + _left_out(missing, why), panels=tuple(panels)
-    )
-
-
-def objectives(rows: Sequence[Row], curves: Mapping[str, Curve]) -> Plot:
-    """What each student minimised, on axes of its own."""
-    panels = []
-    for name, one in curves.items():
-        line = Series(
-            name=name, points=one.objective, look=looks(rows)[name], line=True, marks=False
-        )
-        top = _top_after_the_beginning([one.objective])
-        chart = Chart(
-            label=f"Objective of {name} ({one.asked}): {_course(one.objective)}",
-            x=Axis("trained tokens", form="short", low=0.0),
-            y=Axis("objective", high=top),
-            series=(line,),
-            names="none",
-        )
-        panels.append(Panel(name=name, detail=one.asked, chart=chart))
-    caption = (
-        "What each student minimised, over trained tokens: the weighted sum of its losses, in nats "
-        f"a position. Its axis is its own: objectives do not compare. {_averaged(curves.values())}"
-        " A steep beginning is cut off as above."
-    )
-    missing = [row["name"] for row in _students(rows) if row["name"] not in curves]
-    return Plot(
-        title="Each student's own objective",
-        caption=caption + _left_out(missing, "no metrics are there"),
-        panels=tuple(panels),
-    )
-
-
-def _students(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["role"] != "teacher"]
+    return Plot(title="Calibration", caption=caption + left_out(missing, why), panels=tuple(panels))
 
 
 def _point(row: Row, x: float, look: Mapping[str, int | None], what: str) -> Series:
@@ -215,10 +128,10 @@ def _point(row: Row, x: float, look: Mapping[str, int | None], what: str) -> Ser
 
 
 def _reliability(row: Row, look: Mapping[str, int | None]) -> Series:
-    bins = row["calibration"]
+    bins = _certain_bins(row)
     return Series(
         name=row["name"],
-        points=tuple((one["confidence"], one["accuracy"]) for one in bins if one["count"]),
+        points=tuple((one["confidence"], one["accuracy"]) for one in bins),
         look=look[row["name"]],
         line=True,
         marks=row["role"] != "teacher",
@@ -226,44 +139,15 @@ def _reliability(row: Row, look: Mapping[str, int | None]) -> Series:
             f"{row['name']}: confidence {one['confidence']:.1%}, accuracy {one['accuracy']:.1%}, "
             f"{one['count']:,} positions"
             for one in bins
-            if one["count"]
         ),
     )
 
 
-def _top_after_the_beginning(curves: Sequence[Any]) -> float | None:
-    """Where the vertical axis ends, if the first steps would press all others together."""
-    values = [y for points in curves for _, y in points if math.isfinite(y)]
-    later = [
-        y
-        for points in curves
-        for x, y in points
-        if math.isfinite(y) and x >= _BEGINNING * points[-1][0]
-    ]
-    if not later:
-        return None
-    free = 0.1 * (max(later) - min(later))
-    top = max(later) + free
-    return top if free and max(values) - min(values) > 1.5 * (top - min(values)) else None
-
-
-def _averaged(curves: Any) -> str:
-    """How much was smoothed, without being asked."""
-    most = max((one.lines for one in curves), default=1)
-    each = "A point is the mean over all steps since the one before"
-    if most == 1:
-        return f"{each}, as metrics.jsonl has it; nothing is smoothed."
-    return (
-        f"A point is the plain mean of up to {most} neighbouring lines of metrics.jsonl, each of "
-        "which counts once; nothing else is smoothed."
-    )
-
-
-def _course(points: Any) -> str:
-    if not points:
-        return "nothing"
-    (_, first), (tokens, last) = points[0], points[-1]
-    return f"from {first:.3f} to {last:.3f} after {short(tokens)} tokens"
+def _certain_bins(row: Row) -> list[dict[str, Any]]:
+    """The bins that hold enough positions for their accuracy to say something."""
+    bins: list[dict[str, Any]] = row["calibration"]
+    few = min(_FEW, sum(one["count"] for one in bins) / 100)
+    return [one for one in bins if one["count"] and one["count"] >= few]
 
 
 def _told(series: Sequence[Series]) -> str:
@@ -280,7 +164,3 @@ def _worst_bin(row: Row) -> str:
         f"What adds most to it: at confidence {worst['confidence']:.0%} the accuracy is "
         f"{worst['accuracy']:.0%}."
     )
-
-
-def _left_out(names: Sequence[str], why: str) -> str:
-    return f" Left out: {', '.join(names)} ({why})." if names else ""

@@ -38,6 +38,7 @@ def test_a_whole_run_tells_each_step_once_and_ends_in_a_table(first_run: Result)
         "train-student baseline",
         "evaluate baseline",
         "evaluate small",
+        "compare",
     ]
     table = first_run.stdout.splitlines()
     assert table[0].split()[:3] == ["model", "parameters", "size"]
@@ -63,6 +64,7 @@ def test_a_run_keeps_everything_where_it_is_said_to_be(finished: Desk) -> None:
         "students/baseline/evaluation.json",
         "comparison.json",
         "comparison.md",
+        "comparison.html",
     ]
     assert [name for name in expected if not (finished.run / name).is_file()] == []
     assert not list(finished.run.rglob(".unfinished-*"))
@@ -112,7 +114,7 @@ def test_a_whole_run_run_again_changes_nothing_and_prints_the_same_table(
         name: digest for name, (digest, _) in before.items()
     }
     written = {name for name in after if after[name] != before[name]}
-    assert written <= {"runs/r/comparison.json", "runs/r/comparison.md"}
+    assert written <= {f"runs/r/comparison.{kind}" for kind in ("json", "md", "html")}
 
 
 def test_a_teacher_made_here_is_trained_once_and_captured(desk: Desk) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,31 +17,9 @@ if TYPE_CHECKING:
 
     from coldstill.data.schema import Block
 
-pytest_plugins = ("desk",)
+pytest_plugins = ("browser", "desk")
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOVERED = ".text .t:not(.none)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A browser without a screen."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        pytest.skip(f"none of {', '.join(PROGRAMS)} is installed")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=program, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +38,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(browser: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
+def opened(open_file: Callable[..., Any], page_file: Path) -> Callable[..., Any]:
     """Opens the page; fails if it asks for anything, or complains."""
-    contexts, wrong = [], []
-
-    def open_page(width: int = 1280, height: int = 900, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: wrong.append(dialog.message))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(page_file.as_uri())
-        return page
-
-    asked: list[str] = []
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert wrong == []
-    assert set(asked) == {page_file.as_uri()}
+    return functools.partial(open_file, page_file)
 
 
 def labelled(block: Block) -> Iterator[tuple[int, int, int]]:

@@ -1,0 +1,48 @@
+"""What a plot of the page is, and what all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..charts import Chart
+    from ..compare import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One picture of a plot."""
+
+    name: str = ""
+    detail: str = ""
+    chart: Chart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """One section of the page."""
+
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+    """One, or a small one for each model; none where nothing is known."""
+
+
+def looks(rows: Sequence[Row]) -> dict[str, int | None]:
+    """Each model's colour and mark, the same in every plot; None for teachers."""
+    students = [row["name"] for row in rows if row["role"] != "teacher"]
+    numbers: dict[str, int | None] = {name: number for number, name in enumerate(students)}
+    return {row["name"]: numbers.get(row["name"]) for row in rows}
+
+
+def students_of(rows: Sequence[Row]) -> list[Row]:
+    """The rows that are of students."""
+    return [row for row in rows if row["role"] != "teacher"]
+
+
+def left_out(names: Sequence[str], why: str) -> str:
+    """A sentence for a caption: which models are not drawn, and why."""
+    return f" Left out: {', '.join(names)} ({why})." if names else ""
