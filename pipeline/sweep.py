@@ -139,7 +139,7 @@ def train_sweep(work: Work, sweep: Sweep) -> tuple[list[Row], dict[str, str]]:
     Raises
         ColdstillError: as `students.train_students`, before anything is trained
     """
-    from .compare import compare
+    from .comparison.command import compare_runs
     from .students import evaluate, train_students
 
     facts = told(sweep, work)
@@ -148,7 +148,11 @@ def train_sweep(work: Work, sweep: Sweep) -> tuple[list[Row], dict[str, str]]:
     if rank() != 0 or not settings:
         return [], left_out
     evaluate(work, [*settings])
-    rows = [row for row in compare([work.run]) if row["name"] in {TEACHER, *settings}]
+    rows = [
+        row
+        for row in compare_runs([work.run], None, work.report)
+        if row["name"] in {TEACHER, *settings}
+    ]
     return [{**row, "settings": settings.get(row["name"], {})} for row in rows], left_out
 
 

@@ -53,10 +53,10 @@ def test_a_grid_is_trained_measured_and_told_best_first(finished: Desk) -> None:
     assert names(finished) == {"small", "baseline", *missing}
     assert weights(finished, "small") == before
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert lines[0][:4] == ["model", "parameters", "size", "loss"]
+    assert lines[0][:4] == ["model", "parameters", "size", "cached"]
     assert lines[2][0] == "teacher"
     assert {line[0] for line in lines[3:]} == {"small", *missing}, "no other student"
-    losses = [float(line[4]) for line in lines[3:]]
+    losses = [float(line[6]) for line in lines[3:]]  # sizes have a unit each
     assert losses == sorted(losses)
     # and compare knows all of the run
     assert len(json.loads(finished.done("compare", "r.toml", "--json").stdout)) == 2 + 4
@@ -80,7 +80,7 @@ def test_the_same_grid_again_changes_nothing_and_a_larger_one_trains_what_is_new
     again = finished.done(*SWEEP, *RATES)
     assert "train-student small-learning_rate-0.003: already trained: runs/r/" in again.stderr
     assert trained(again.stderr) == []
-    comparison = {"runs/r/comparison.json", "runs/r/comparison.md"}
+    comparison = {f"runs/r/comparison.{kind}" for kind in ("json", "md", "html")}
     after = finished.snapshot()
     assert {name: after[name] for name in after if name not in comparison} == {
         name: before[name] for name in before if name not in comparison
