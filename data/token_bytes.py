@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .errors import ColdstillError
+from .layout import TOKENIZER
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .reader import StoreReader
+
+_FILE = "tokenizer.json"
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "\u2581"
@@ -56,6 +63,23 @@ class TokenBytes:
         if self._decoders & {"Metaspace", "Replace"}:
             token = token.replace(_SPACE_MARK, " ")
         return token.encode(errors="surrogatepass")
+
+
+def token_bytes_of(store: StoreReader) -> TokenBytes | None:
+    """By the tokenizer that a store carries, without torch or transformers; None if it has none.
+
+    Raises
+        ColdstillError: it cannot be read
+    """
+    if not store.place.exists(f"{TOKENIZER}/{_FILE}"):
+        return None
+    path = store.tokenizer_folder() / _FILE
+    from tokenizers import Tokenizer
+
+    try:
+        return TokenBytes(Tokenizer.from_file(str(path)))
+    except Exception as error:  # tokenizers raises nothing more precise
+        raise ColdstillError(f"{path}: {' '.join(str(error).split()):.100}") from error
 
 
 def _decoders(tokenizer: Any) -> set[str]:

@@ -198,7 +198,7 @@ def evaluate(
 
     Example: coldstill evaluate demo
     """
-    from .students import evaluate as step
+    from .evaluation import evaluate as step
 
     step(_work(recipe, settings, runs, progress), students)
 
@@ -288,7 +288,7 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
 
     Example: coldstill run demo
     """
-    from . import capture, ground, students
+    from . import capture, evaluation, ground, students
     from .compare import table
     from .comparison.command import compare_runs
 
@@ -296,7 +296,7 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
     ground.train_teacher(work)
     capture.teacher_logits(work)
     students.train_students(work, ())
-    students.evaluate(work, ())
+    evaluation.evaluate(work, ())
     click.echo(table(compare_runs([work.run], None, work.report)))
 
 

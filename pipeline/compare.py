@@ -18,6 +18,8 @@ Row = dict[str, Any]
 
 CACHED_BYTES = "cached_bytes_per_position"
 """Of the stores that a student was trained from: a key of its figures beside the measured ones."""
+TOKEN_SECONDS = "token_seconds"
+"""Of writing one token at batch 1, out of a row's `generation`."""
 COLUMNS = (
     ("name", "model"),
     ("parameters", "parameters"),
@@ -25,17 +27,20 @@ COLUMNS = (
     (CACHED_BYTES, "cached"),
     ("loss", "loss"),
     ("perplexity", "perplexity"),
+    ("bits_per_byte", "bits/byte"),
     ("kl", "KL"),
     ("agreement", "agreement"),
     ("acceptance", "acceptance"),
     ("ece", "ECE"),
     ("tokens_per_second", "tokens/s"),
+    (TOKEN_SECONDS, "ms/token"),
     ("peak_memory_bytes", "memory"),
 )
 """Keys of a row and their titles, in the order of the table."""
-_NEWER = (CACHED_BYTES, "calibration")
+_NEWER = (CACHED_BYTES, TOKEN_SECONDS, "bits_per_byte", "calibration")
 """Keys that figures of older versions lack."""
 _BIN = {"count", "confidence", "accuracy"}
+_SPEED = {"batch", "token_seconds"}
 
 
 def compare(runs: Sequence[Run]) -> list[Row]:
@@ -151,12 +156,16 @@ def _cell(key: str, value: Any) -> str:
         return str(value)
     if key in ("bytes", "peak_memory_bytes"):
         return size(value) if value else "-"  # too little to be measured
+    if value is None:
+        return "-"
     if key == CACHED_BYTES:
-        return "-" if value is None else f"{value:.1f} B" if value else "0 B"
+        return f"{value:.1f} B" if value else "0 B"
     if key in ("parameters", "tokens_per_second"):
         return f"{value:,.0f}"
     if key in ("agreement", "acceptance", "ece"):
         return f"{value:.1%}"
+    if key == TOKEN_SECONDS:
+        return f"{value * 1e3:.2f}"
     return f"{value:.2f}" if key == "perplexity" else f"{value:.4f}"
 
 
@@ -183,16 +192,27 @@ def _read(path: Path, name: str, run_label: str) -> Row:
     if not isinstance(row, dict) or not _is_whole(row):
         raise ColdstillError(f"{path}: damaged; delete it and run coldstill evaluate")
     role = "teacher" if name == "teacher" else "student"
-    run = {"run": run_label} if run_label else {}
-    return {**row, "name": labelled(run_label, visible(name)), "role": role, **run}
+    label = {"run": run_label} if run_label else {}
+    label["name"] = labelled(run_label, visible(name))
+    return {**row, **label, "role": role, TOKEN_SECONDS: _alone(row)}
+
+
+def _alone(row: Mapping[str, Any]) -> float | None:
+    """Seconds a token where one text is written at a time."""
+    speeds = row.get("generation") or ()
+    return next((float(s["token_seconds"]) for s in speeds if s["batch"] == 1), None)
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:
     figures = [row.get(key) for key, _ in COLUMNS if key not in ("name", *_NEWER)]
-    cached, bins = row.get(CACHED_BYTES), row.get("calibration", [])
+    optional = [row.get(key) for key in (CACHED_BYTES, "bits_per_byte", "flops_per_token")]
+    bins, speeds = row.get("calibration", []), row.get("generation", [])
     return (
         all(_is_number(value) for value in figures)
-        and (cached is None or _is_number(cached))
+        and all(value is None or _is_number(value) for value in optional)
+        and isinstance(speeds, list)
+        and all(isinstance(s, dict) and s.keys() >= _SPEED for s in speeds)
+        and all(_is_number(speed[key]) for speed in speeds for key in _SPEED)
         and isinstance(bins, list)
         and all(isinstance(one, dict) and one.keys() >= _BIN for one in bins)
         and all(one[key] is None or _is_number(one[key]) for one in bins for key in _BIN)

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.claims import claimed
 from ..data.errors import ColdstillError, DivergedError
-from ..data.files import read_json, write_json
-from ..data.fingerprint import json_sha256
 from ..data.layout import MANIFEST
 from ..data.place import place_at
 from ..data.reader import open_store
 from ..stages.ranks import rank, world_size
 from ..stages.report import Report
-from .compare import CACHED_BYTES
 from .run import recorded_run
 from .trained import VARIANT, is_trained, student_settings
 from .work import beginning
@@ -140,87 +137,6 @@ def _teacher_weights(
     return TeacherWeights(name=work.teacher_model, revision=work.recipe.teacher.revision)
 
 
-def evaluate(work: Work, names: Sequence[str]) -> None:
-    """Measure the named students, or all that are trained, on the held-out store of the run: that
-    of its own teacher, whomever else a student listened to."""
-    from ..stages.evaluate import evaluate_student, evaluate_teacher
-
-    store = open_made(work.run.heldout, work)
-    trained = [n for n in work.run.student_names if work.run.student(n).model.exists()]
-    for name in names:
-        if name not in trained:
-            raise ColdstillError(
-                f"{work.run.root}: student '{name}' is not trained (trained: "
-                f"{', '.join(trained) or 'none'}); run coldstill train-student --student {name}"
-            )
-    if not trained:
-        raise ColdstillError(
-            f"{work.run.root}: no student is trained yet; run coldstill train-student"
-        )
-    # figures belong to the store they were measured on: another held-out store asks for new ones
-    heldout = json_sha256(store.manifest.to_json())
-    if not _is_measured(work.run.teacher_evaluation, heldout, "calibration"):
-        figures = dataclasses.asdict(evaluate_teacher(store))
-        write_json(work.run.teacher_evaluation, {**figures, "heldout": heldout})
-    for name in list(names) or trained:
-        folder = work.run.student(name)
-        if _is_measured(folder.evaluation, heldout, "calibration", CACHED_BYTES):
-            work.say(f"evaluate {name}", f"already done: {folder.evaluation}")
-            continue
-        result = evaluate_student(name, folder.model, store, work.report)
-        figures = dataclasses.asdict(result)
-        figures[CACHED_BYTES] = _cached_bytes(work, name)
-        write_json(folder.evaluation, {**figures, "heldout": heldout})
-        work.say(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:.4f}")
-
-
-def _is_measured(record: Path, heldout: str, *newer: str) -> bool:
-    """Whether these figures are there, are of this held-out store and have the keys that older
-    records lack."""
-    if not record.exists():
-        return False
-    figures = read_json(record)
-    return (
-        isinstance(figures, dict)
-        and figures.get("heldout") == heldout
-        and all(key in figures for key in newer)
-    )
-
-
-def _cached_bytes(work: Work, name: str) -> float | None:
-    """Bytes a position, tokens included, of all stores whose targets a student was trained from: 0
-    where its objective reads none, None where one of them is not there any more."""
-    from ..stages.losses import LOSSES
-    from .tables import StudentTable
-
-    settings = work.run.student(name).settings
-    try:
-        trained = read_json(settings)
-        # what it was trained with, which the recipe need not say any more
-        student = StudentTable.model_validate(trained["student"])
-        if not any(LOSSES[loss].needs_targets for loss in student.objective.weights):
-            return 0.0
-        total = 0.0
-        for named, share in zip(("", *student.other_stores), student.shares, strict=True):
-            if share > 0:
-                where = f"students.{name}.teachers"
-                address = _store_called(named, work, where) if named else work.run.logits
-                store = open_store(address, cache=work.run.cache)
-                digest = trained["others"][named] if named else trained["store"]
-                if json_sha256(store.manifest.to_json()) != digest:
-                    raise ColdstillError(f"{store.place}: another store by now")
-                stored = sum(commit.bytes for commit in store.commits())
-                total += stored / max(1, store.positions)
-    except (ColdstillError, OSError) as error:
-        reason = str(error)
-    except (LookupError, TypeError, ValueError):
-        reason = f"{settings}: damaged"
-    else:
-        return total
-    work.say(f"evaluate {name}", f"the size of what it was trained from is not known: {reason}")
-    return None
-
-
 def open_made(address: str | Path, work: Work) -> StoreReader:
     """A whole store of this run; raises ColdstillError with the command that makes it."""
     place = place_at(address)
@@ -245,14 +161,14 @@ def _open_others(work: Work, students: Mapping[str, StudentTable]) -> dict[str, 
         for named in student.other_stores:
             if named not in found:
                 store = open_store(
-                    _store_called(named, work, f"students.{name}.teachers"), cache=work.run.cache
+                    store_called(named, work, f"students.{name}.teachers"), cache=work.run.cache
                 )
                 store.expect_sizes()
                 found[named] = store
     return found
 
 
-def _store_called(named: str, work: Work, where: str) -> str | Path:
+def store_called(named: str, work: Work, where: str) -> str | Path:
     """The store that a recipe names: by its address or folder, or by its run's folder or name."""
     if "://" in named:
         return named

@@ -140,7 +140,8 @@ def train_sweep(work: Work, sweep: Sweep) -> tuple[list[Row], dict[str, str]]:
         ColdstillError: as `students.train_students`, before anything is trained
     """
     from .comparison.command import compare_runs
-    from .students import evaluate, train_students
+    from .evaluation import evaluate
+    from .students import train_students
 
     facts = told(sweep, work)
     left_out = train_students(work, sweep.names, new_name=NEW_NAME, go_on=True)

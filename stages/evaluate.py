@@ -7,6 +7,7 @@ the head and unbiased on the rest.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ import torch
 from ..data.alignment import labels
 from ..data.files import parse_json
 from ..data.layout import MEASUREMENTS
+from ..data.token_bytes import token_bytes_of
+from .calibration import Calibration, CalibrationBin
 from .device import best_device
 from .feed import flat_positions
 from .isolation import model_inputs
@@ -27,29 +30,16 @@ from .softmax import softmax_in_place
 from .speed import forward_speed
 from .targets import TargetTensors, target_tensors
 from .train_student import student_isolation
+from .usage import Usage, measure_usage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from ..data.reader import StoreReader
+    from .generation_speed import GenerationSpeed
     from .output_head import OutputHead
 
 STAGE = "evaluate"
-ECE_BINS = 21
-"""Equal bins of top-1 confidence (as in Distillation Scaling Laws, arXiv 2502.08606)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationBin:
-    """The positions whose top-1 confidence lies in one bin."""
-
-    count: int
-    confidence: float | None
-    """Mean of it; None where there are no such positions."""
-    accuracy: float | None
-    """Share of them whose most probable token is the label; likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +56,9 @@ class Evaluation:
     loss: float
     """Mean -log p(label), in nats."""
     perplexity: float
+    bits_per_byte: float | None
+    """The same loss as bits for each byte of the text that the labels stand for: what models with
+    different tokens can be compared by. None where the store has no tokenizer."""
     kl: float
     """Mean KL(teacher || model), in nats."""
     agreement: float
@@ -79,7 +72,12 @@ class Evaluation:
     calibration: tuple[CalibrationBin, ...]
     """What it is the error of: `ECE_BINS` bins of [0, 1/21), [1/21, 2/21) and so on."""
     tokens_per_second: float
+    """Read at once, logits included."""
     peak_memory_bytes: int
+    flops_per_token: int | None
+    """Of a forward pass (`flops.py`)."""
+    generation: tuple[GenerationSpeed, ...]
+    """How fast it writes, by batch size; nothing where that is not known."""
     machine: str
 
 
@@ -110,17 +108,23 @@ def evaluate_student(
                 unit="positions",
             )
         )
-    speed = forward_speed(head, _sample(store, size), isolation)
+    sample = _sample(store, size)
+    speed = forward_speed(head, sample, isolation)
+    usage = measure_usage(model, sample)
+    means = sums.means()
     return Evaluation(
         name=name,
         role="student",
         parameters=model.num_parameters(),
         bytes=sum(f.stat().st_size for f in model_folder.glob("*.safetensors")),
-        **sums.means(),
+        **means,
+        bits_per_byte=_bits_per_byte(store, means["loss"]),
         ece=calibration.error(),
         calibration=calibration.bins(),
         tokens_per_second=speed.tokens_per_second,
         peak_memory_bytes=speed.peak_memory_bytes,
+        flops_per_token=usage.flops_per_token,
+        generation=usage.generation,
         machine=speed.machine,
     )
 
@@ -134,6 +138,7 @@ def evaluate_teacher(store: StoreReader) -> Evaluation:
             calibration.add(confidence, block.targets.head_ids[:, 0] == labels(block.sequences))
     statistics, count = store.statistics, store.positions
     measured = _measurements(store)
+    forward, usage = measured.get("forward") or {}, Usage.of(measured.get("usage"))
     teacher = store.manifest.teacher
     loss = statistics.loss / count
     return Evaluation(
@@ -144,48 +149,19 @@ def evaluate_teacher(store: StoreReader) -> Evaluation:
         positions=count,
         loss=loss,
         perplexity=float(np.exp(loss)),
+        bits_per_byte=_bits_per_byte(store, loss),
         kl=0.0,
         agreement=1.0,
         accuracy=statistics.correct / count,
         acceptance=1.0,
         ece=calibration.error(),
         calibration=calibration.bins(),
-        tokens_per_second=float(measured.get("tokens_per_second", 0.0)),
-        peak_memory_bytes=int(measured.get("peak_memory_bytes", 0)),
-        machine=str(measured.get("machine", "")),
+        tokens_per_second=float(forward.get("tokens_per_second", 0.0)),
+        peak_memory_bytes=int(forward.get("peak_memory_bytes", 0)),
+        flops_per_token=usage.flops_per_token,
+        generation=usage.generation,
+        machine=str(forward.get("machine", "")),
     )
-
-
-class Calibration:
-    """Expected calibration error: mean over bins of |accuracy - confidence|, by share."""
-
-    def __init__(self) -> None:
-        """Start with empty bins."""
-        self._count, self._confidence, self._correct = (np.zeros(ECE_BINS) for _ in range(3))
-
-    def add(self, confidence: NDArray[Any], correct: NDArray[Any]) -> None:
-        """Take top-1 probabilities `[M]` and whether each was right `[M]`."""
-        bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-        self._count += np.bincount(bins, minlength=ECE_BINS)
-        self._confidence += np.bincount(bins, weights=confidence, minlength=ECE_BINS)
-        self._correct += np.bincount(bins, weights=correct, minlength=ECE_BINS)
-
-    def bins(self) -> tuple[CalibrationBin, ...]:
-        """Every bin so far, from the least confident on."""
-        sums = zip(self._count, self._confidence, self._correct, strict=True)
-        return tuple(
-            CalibrationBin(
-                count=int(count),
-                confidence=float(confidence / count) if count else None,
-                accuracy=float(correct / count) if count else None,
-            )
-            for count, confidence, correct in sums
-        )
-
-    def error(self) -> float:
-        """The error so far, between 0 and 1."""
-        total = self._count.sum()
-        return float(np.abs(self._correct - self._confidence).sum() / total) if total else 0.0
 
 
 @dataclass(slots=True)
@@ -253,5 +229,17 @@ def _measurements(store: StoreReader) -> dict[str, Any]:
     if not store.place.exists(MEASUREMENTS):
         return {}
     measured = parse_json(store.place.read(MEASUREMENTS), store.place.path(MEASUREMENTS))
-    forward = measured.get("forward", {}) if isinstance(measured, dict) else {}
-    return forward if isinstance(forward, dict) else {}
+    return measured if isinstance(measured, dict) else {}
+
+
+def _bits_per_byte(store: StoreReader, loss: float) -> float | None:
+    """A mean loss in nats, over all labels, as bits for each byte that they add to the text.
+
+    Special tokens, an end of text say, cost bits and add no byte.
+    """
+    table = token_bytes_of(store)
+    if table is None:
+        return None
+    lengths = table.lengths(store.manifest.tokenizer.size)
+    total = sum(int(lengths[labels(block.sequences)].sum()) for block in store.batches(256))
+    return loss * store.positions / math.log(2) / total if total else None

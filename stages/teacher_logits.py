@@ -35,6 +35,7 @@ from .models import tokenizer_identity
 from .ranks import world_size
 from .report import Report, Reporter, silent
 from .speed import forward_speed
+from .usage import measure_usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,10 +273,14 @@ def _measure(
     size = max(1, budget // plan.sequence_length)  # what is known to fit
     sample = plan.sequences.read(plan.rows[: min(size, len(plan.rows))])
     forward = None if teacher.lockstep else forward_speed(teacher.head, sample, teacher.isolation)
+    # students are compared with it on held-out documents
+    alone = plan.split == "heldout" and not teacher.lockstep
+    usage = measure_usage(teacher.head.model, sample) if alone else None
     return {
         "machine": describe_machine(),
         "processes": world_size(),
         "capture_tokens_per_second": round(tokens_per_second, 1),
         "capture_peak_memory_bytes": memory,
         "forward": None if forward is None else asdict(forward),
+        "usage": None if usage is None else asdict(usage),
     }

@@ -59,6 +59,16 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _brief_measurements() -> Iterator[None]:
+    """How fast these models write is of no interest: once is enough."""
+    from coldstill.stages import generation_speed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation_speed, "_REPEATS", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 60 short text files."""

@@ -20,7 +20,11 @@ FILES = {
 """Every source file by its name without `coldstill.`, packages by their own."""
 
 DATA_MAY_IMPORT = {"numpy", "pyarrow", "zarr", "fsspec", "pydantic"}
-DATA_MAY_ASK = {("datasets", "data.corpus.hub"), ("tokenizers", "data.maintenance.verify")}
+DATA_MAY_ASK = {
+    ("datasets", "data.corpus.hub"),
+    ("tokenizers", "data.maintenance.verify"),
+    ("tokenizers", "data.token_bytes"),
+}
 """What one file each imports, inside a function, for those who ask for it."""
 LIGHT_STAGES = {"stages", "stages.config", "stages.ranks", "stages.report"}
 

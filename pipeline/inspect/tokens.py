@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ...data.layout import TOKENIZER
-from ...data.token_bytes import TokenBytes
+from ...data.errors import ColdstillError
+from ...data.token_bytes import TokenBytes, token_bytes_of
 
 if TYPE_CHECKING:
     from ...data.reader import StoreReader
-
-_FILE = "tokenizer.json"
 
 
 class TokenTexts:
     """What the ids of a store stand for."""
 
-    def __init__(self, tokenizer: Any, lack: str = "") -> None:
+    def __init__(self, table: TokenBytes | None, lack: str = "") -> None:
         """Use `token_texts`; without a tokenizer `lack` says why there is none."""
         self.lack = lack
         """Why ids are shown instead of text, or nothing."""
-        self._bytes = None if tokenizer is None else TokenBytes(tokenizer)
+        self._bytes = table
         self._known: dict[int, str] = {}
 
     def of(self, index: int) -> str:
@@ -38,16 +36,12 @@ class TokenTexts:
 
 def token_texts(store: StoreReader) -> TokenTexts:
     """The texts of a store's tokens; ids where its tokenizer is missing or cannot be read."""
-    if not store.place.exists(f"{TOKENIZER}/{_FILE}"):
-        return TokenTexts(None, f"no {_FILE} in the store: ids are shown instead of text")
-    path = store.tokenizer_folder() / _FILE
-    from tokenizers import Tokenizer
-
     try:
-        return TokenTexts(Tokenizer.from_file(str(path)))
-    except Exception as error:  # tokenizers raises nothing more precise
-        reason = " ".join(str(error).split())
-        return TokenTexts(None, f"{path}: {reason:.100}: ids are shown instead of text")
+        table = token_bytes_of(store)
+    except ColdstillError as error:
+        return TokenTexts(None, f"{error}: ids are shown instead of text")
+    lack = "no tokenizer.json in the store: ids are shown instead of text"
+    return TokenTexts(table, lack if table is None else "")
 
 
 def _legible(content: bytes) -> str:

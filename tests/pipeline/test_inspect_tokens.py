@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from coldstill.data.reader import open_store
+from coldstill.data.token_bytes import TokenBytes
 from coldstill.pipeline.inspect.glyphs import ASCII, BLOCKS
 from coldstill.pipeline.inspect.tokens import TokenTexts, token_texts
 from inspected import TOKENS, write_store
@@ -24,7 +25,7 @@ def words(tokens: list[str], decoder: Any = None) -> TokenTexts:
     tokenizer = Tokenizer(model)
     if decoder is not None:
         tokenizer.decoder = decoder
-    return TokenTexts(tokenizer)
+    return TokenTexts(TokenBytes(tokenizer))
 
 
 def test_tokens_of_bytes_put_together_are_the_text() -> None:
@@ -36,7 +37,7 @@ def test_tokens_of_bytes_put_together_are_the_text() -> None:
         vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
     )
     tokenizer.train_from_iterator(["one two three one two three"], trainer)
-    texts = TokenTexts(tokenizer)
+    texts = TokenTexts(TokenBytes(tokenizer))
     ids = tokenizer.encode(TEXT).ids
     # what is no whole character is a byte, seen as one: all of the text is still there
     together = "".join(texts.of(index) for index in ids)
@@ -92,7 +93,7 @@ def test_an_added_token_is_its_content_and_an_unknown_id_its_number() -> None:
     tokenizer = Tokenizer(model)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<\u2581\u0120>")])
-    texts = TokenTexts(tokenizer)
+    texts = TokenTexts(TokenBytes(tokenizer))
     assert texts.of(1) == "<\u2581\u0120>"
     assert texts.of(7) == "#7"
     assert not texts.lack

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.schema import Capture
+from coldstill.stages.calibration import ECE_BINS, Calibration
 from coldstill.stages.config import ArchitectureConfig
-from coldstill.stages.evaluate import ECE_BINS, Calibration, evaluate_student, evaluate_teacher
-from coldstill.stages.models import build_model, load_model
+from coldstill.stages.evaluate import evaluate_student, evaluate_teacher
+from coldstill.stages.flops import flops_per_token
+from coldstill.stages.generation_speed import BATCHES
+from coldstill.stages.models import build_model, load_model, load_tokenizer
 from conftest import VOCABULARY
 from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.reader import StoreReader
-    from coldstill.stages.evaluate import CalibrationBin
+    from coldstill.stages.calibration import CalibrationBin
     from coldstill.stages.report import Report
 
 
@@ -95,6 +98,21 @@ def test_a_students_figures_are_those_of_whole_logits(
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.bytes == sum(f.stat().st_size for f in student.glob("*.safetensors"))
     assert found.tokens_per_second > 0
+    assert found.bits_per_byte == pytest.approx(bits_per_byte(store, loss), rel=1e-5)
+    assert [speed.batch for speed in found.generation] == list(BATCHES)
+    assert found.flops_per_token == flops_per_token(model, LENGTH)
+
+
+def bits_per_byte(store: StoreReader, loss: float) -> float:
+    """Over the text itself: what each learned token adds to what was read before it."""
+    tokenizer = load_tokenizer(str(store.tokenizer_folder()), "store")
+    sequences = store.read(np.arange(len(store))).sequences
+    size = 0
+    for row in range(len(sequences)):
+        for position in sequences.positions[row]:
+            token = int(sequences.tokens[row][position + 1])
+            size += len(tokenizer.decode([token], skip_special_tokens=True).encode())
+    return loss * store.positions / float(np.log(2)) / size
 
 
 def test_the_teachers_row_comes_from_the_store_alone(store: StoreReader, teacher: Path) -> None:
@@ -120,8 +138,12 @@ def test_the_teacher_as_a_student_equals_its_own_row(store: StoreReader, teacher
     assert abs(found.kl) < 1e-6
     assert found.agreement == 1.0
     assert found.acceptance == pytest.approx(1.0, abs=1e-5)
-    for name in ("loss", "accuracy", "ece", "parameters", "bytes", "positions"):
+    figures = ("loss", "accuracy", "ece", "parameters", "bytes", "positions", "bits_per_byte")
+    for name in figures:
         assert getattr(found, name) == pytest.approx(getattr(own, name), rel=1e-5), name
+    # what it does in an hour was measured when it was captured
+    assert own.flops_per_token == found.flops_per_token
+    assert [speed.batch for speed in own.generation] == list(BATCHES)
 
 
 def test_a_sampled_record_gives_the_same_figures_on_average(
