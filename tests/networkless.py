@@ -1,0 +1,25 @@
+"""A machine without a network, for tests of what may use one and must not."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever reaches for it fails; what `datasets` keeps is kept beside the test's own files."""
+    import datasets
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    cache = tmp_path.with_name(f"{tmp_path.name}.datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
