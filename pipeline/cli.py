@@ -19,6 +19,7 @@ from .cli_recipe import recipe_options, run_options, student_option, work_on
 from .cli_recipe import work_of as _work
 from .cli_store import store
 from .inspect.command import inspect
+from .tasks.options import TaskOptions, task_options
 
 
 class _Group(click.Group):
@@ -191,16 +192,31 @@ def train_student(
 @main.command()
 @recipe_options
 @student_option
+@task_options
 def evaluate(
-    recipe: str, settings: Any, runs: str, progress: Any, students: tuple[str, ...]
+    recipe: str,
+    settings: Any,
+    runs: str,
+    progress: Any,
+    students: tuple[str, ...],
+    tasks: TaskOptions | None,
 ) -> None:
     """Measure trained students on held-out documents, without the teacher.
 
-    Example: coldstill evaluate demo
-    """
-    from .evaluation import evaluate as step
+    With --tasks, in lm-eval on task files instead: all students, those named, or the teacher too
+    with --student teacher where its folder is on this machine.
 
-    step(_work(recipe, settings, runs, progress), students)
+    Example: coldstill evaluate demo --tasks tasks/
+    """
+    work = _work(recipe, settings, runs, progress)
+    if tasks is None:
+        from .evaluation import evaluate as step
+
+        step(work, students)
+    else:
+        from .tasks.command import evaluate_on_tasks
+
+        evaluate_on_tasks(work, students, tasks)
 
 
 @main.command()

@@ -57,6 +57,11 @@ class StudentFolder:
         """Its figures on the held-out store."""
         return self.root / "evaluation.json"
 
+    @property
+    def tasks(self) -> Path:
+        """What it got in tasks of lm-eval."""
+        return self.root / "tasks.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -138,6 +143,11 @@ class Run:
     def teacher_evaluation(self) -> Path:
         """The teacher's own figures on the held-out store."""
         return self.root / "teacher.evaluation.json"
+
+    @property
+    def teacher_tasks(self) -> Path:
+        """What the teacher got in tasks of lm-eval, if it was asked."""
+        return self.root / "teacher.tasks.json"
 
     @property
     def comparison(self) -> Path:
