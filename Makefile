@@ -52,12 +52,14 @@ inspect: $(INSTALLED)
 verify: $(INSTALLED)
 	$(COLDSTILL) store verify $(STORE_PATH)
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
-
-# The repository is the package, whatever its folder is called; mypy finds it by this link.
-check: $(INSTALLED)
+# The repository is the package, whatever its folder is called; pytest and mypy find it by this link.
+.links/coldstill:
 	@mkdir -p .links && ln -sfn .. .links/coldstill
+
+test: $(INSTALLED) .links/coldstill
+	$(BIN)/python -m pytest --rootdir .links/coldstill -c .links/coldstill/pyproject.toml .links/coldstill/tests
+
+check: $(INSTALLED) .links/coldstill
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p coldstill.data -p coldstill.stages -p coldstill.pipeline
