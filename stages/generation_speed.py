@@ -79,10 +79,7 @@ def _prompts(sequences: Sequences, batch: int, length: int) -> torch.Tensor:
 
 def _written(model: Any, prompts_BT: torch.Tensor, new: int) -> list[float] | None:
     """Seconds to each token; None from a model that gives no cache to go on with."""
-    named = inspect.signature(model.forward).parameters
-    settings: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in named else {}
-    # what transformers calls it from 5.24 on, and what it was called before
-    cached = "cache" if "cache" in named else "past_key_values"
+    settings, cached = call_settings(model)
     token, cache, seconds = prompts_BT, None, []
     for _ in range(new):
         started = time.perf_counter()
@@ -95,6 +92,15 @@ def _written(model: Any, prompts_BT: torch.Tensor, new: int) -> list[float] | No
         if cache is None:
             return None
     return seconds
+
+
+def call_settings(model: Any) -> tuple[dict[str, Any], str]:
+    """What asks a model for the logits of the last position alone, if it can be asked, and the name
+    under which it takes its cache back."""
+    named = inspect.signature(model.forward).parameters
+    settings: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in named else {}
+    # what transformers calls it from 5.24 on, and what it was called before
+    return settings, "cache" if "cache" in named else "past_key_values"
 
 
 def _speed(shape: torch.Size, runs: list[list[float]]) -> GenerationSpeed:
