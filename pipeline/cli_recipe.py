@@ -82,11 +82,11 @@ def work_on(
         loaded,
     )
     if loads_models:
-        _quiet_libraries()
+        quiet_libraries()
     return Work(loaded, run, progress)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """One voice on the terminal: ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from huggingface_hub.utils import logging as hub_logging

@@ -50,6 +50,18 @@ def compare(runs: Sequence[Run]) -> list[Row]:
     models are called RUN/NAME; a teacher whose figures two runs share has one row.
 
     Raises
+        ColdstillError: as `compared_rows`
+    """
+    rows = compared_rows(runs)
+    if len(runs) == 1:
+        _write_beside(runs[0], rows)
+    return rows
+
+
+def compared_rows(runs: Sequence[Run]) -> list[Row]:
+    """The same rows, and nothing is written.
+
+    Raises
         ColdstillError: a run has nothing evaluated yet or is named twice, or figures are damaged
     """
     _expect_each_once(runs)
@@ -63,10 +75,7 @@ def compare(runs: Sequence[Run]) -> list[Row]:
         students += [_read(run.student(name).evaluation, name, label) for name in names]
     if len(teachers) == 1:
         teachers[0]["name"] = "teacher"  # everybody's
-    rows = [*teachers, *sorted(students, key=lambda row: float(row["loss"]))]
-    if len(runs) == 1:
-        _write_beside(runs[0], rows)
-    return rows
+    return [*teachers, *sorted(students, key=lambda row: float(row["loss"]))]
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:

@@ -155,6 +155,16 @@ class Run:
         return self.root / "comparison.json"
 
     @property
+    def report(self) -> Path:
+        """The page for whoever has a minute."""
+        return self.root / "report" / "index.html"
+
+    @property
+    def continuations(self) -> Path:
+        """What its models made of some held-out prompts, for that page."""
+        return self.root / "report" / "continuations.json"
+
+    @property
     def verbatim(self) -> Path:
         """The recipe as it was written."""
         return self.root / VERBATIM

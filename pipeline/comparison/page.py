@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 from ... import __version__
 from ...data.files import whole_file
 from ..charts import STYLE, Markup, draw, element, joined, swatch
-from ..compare import CACHED_BYTES, COLUMNS, cells, heldout_groups, lacking, visible, warnings
+from ..compare import (
+    CACHED_BYTES,
+    COLUMNS,
+    TOKEN_SECONDS,
+    cells,
+    heldout_groups,
+    lacking,
+    visible,
+    warnings,
+)
 from ..self_contained import expect_file, filled, policy
 from .curves import read_curves
 from .plot import looks
@@ -28,14 +37,27 @@ if TYPE_CHECKING:
     from .plot import Plot
 
 _TEMPLATES = Path(__file__).parent / "templates"
+PAGE_STYLE = (_TEMPLATES / "compare.css").read_text(encoding="utf-8")
+"""Of this page, and of others that hold the same table and plots."""
+FIGURES = (
+    "On held-out text. Bold: the best student of each column, where figures compare and differ. "
+    "Size is that of the weights, cached the bytes a position of the stores a student was trained "
+    "from. Loss is the mean of -log q(next token) in nats, perplexity its exponential, bits/byte "
+    "the same loss for each byte of text. KL (from teacher to model, in nats), agreement (same "
+    "most probable token) and acceptance (share of tokens that speculative decoding would accept) "
+    "compare with the teacher; ECE is the calibration error. Tokens/s and memory are of a forward "
+    "pass, ms/token of writing one text,"
+)
+"""What stands below the table, up to the machine."""
 _LESS, _MORE = -1, 1
 _OF_SIZE = {"parameters": _LESS, "bytes": _LESS, CACHED_BYTES: _LESS}
 _OF_TEXT = {
-    "loss": _LESS, "perplexity": _LESS, "kl": _LESS, "agreement": _MORE, "acceptance": _MORE,
-    "ece": _LESS,
+    "loss": _LESS, "perplexity": _LESS, "bits_per_byte": _LESS, "kl": _LESS,
+    "agreement": _MORE, "acceptance": _MORE, "ece": _LESS,
 }  # fmt: skip
-_OF_MACHINE = {"tokens_per_second": _MORE, "peak_memory_bytes": _LESS}
-_WIDE, _HALF, _SMALL, _PHONE = (1040, 380), (544, 330), (264, 220), (352, 300)
+_OF_MACHINE = {"tokens_per_second": _MORE, TOKEN_SECONDS: _LESS, "peak_memory_bytes": _LESS}
+_WIDE, _HALF, _PHONE = (1040, 380), (544, 330), (352, 300)
+_SMALL = {4: (264, 220), 3: (364, 260)}
 """Pictures are drawn for the place they have: a scaled one has letters nobody can read."""
 
 
@@ -56,7 +78,7 @@ def page(rows: Sequence[Row], curves: Mapping[str, Curve], runs: Sequence[str]) 
 
     runs  where the runs are, for the head of the page
     """
-    style = STYLE + (_TEMPLATES / "compare.css").read_text(encoding="utf-8")
+    style = STYLE + PAGE_STYLE
     names = [name.rstrip("/").rpartition("/")[2] for name in runs]
     title = names[0] if len(names) == 1 else f"{len(names)} runs"
     notes = [*warnings(rows)]
@@ -68,8 +90,9 @@ def page(rows: Sequence[Row], curves: Mapping[str, Curve], runs: Sequence[str]) 
         "TITLE": joined(title),
         "NOTES": joined(*(element("p", note, cls="note") for note in notes)),
         "FACTS": _facts(rows, runs),
-        "TABLE": _table(rows),
-        "PLOTS": joined(*(_section(plot) for plot in make_plots(rows, curves))),
+        "TABLE": figures_table(rows),
+        "LEGEND": joined(f"{FIGURES} on the machine named above."),
+        "PLOTS": joined(*(section(plot) for plot in make_plots(rows, curves))),
         "VERSION": joined(__version__),
     }
     return filled((_TEMPLATES / "compare.html").read_text(encoding="utf-8"), parts)
@@ -95,7 +118,8 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
-def _table(rows: Sequence[Row]) -> Markup:
+def figures_table(rows: Sequence[Row]) -> Markup:
+    """All figures of all models, the best students marked."""
     head = [element("th", title, scope="col") for _, title in COLUMNS]
     marked, look = best(rows), looks(rows)
     body = []
@@ -133,7 +157,8 @@ def best(rows: Sequence[Row]) -> set[tuple[int, str]]:
     return found
 
 
-def _section(plot: Plot) -> Markup:
+def section(plot: Plot) -> Markup:
+    """A plot with its title and caption, as wide as it needs."""
     if not plot.panels:
         inside = element("p", "Nothing of this is known.", cls="none")
     elif len(plot.panels) == 1 and not plot.panels[0].name:
@@ -144,10 +169,10 @@ def _section(plot: Plot) -> Markup:
             element(
                 "figure",
                 element("figcaption", element("bdi", panel.name), element("small", panel.detail)),
-                _picture(panel.chart, _SMALL),
+                _picture(panel.chart, _SMALL[plot.columns]),
             )
             for panel in plot.panels
-        ), cls="panels")  # fmt: skip
+        ), cls="panels" if plot.columns == 4 else "panels three")  # fmt: skip
     caption = element("p", plot.caption, cls="caption")
     half = len(plot.panels) == 1 and not any(one.line for one in plot.panels[0].chart.series)
     return element(

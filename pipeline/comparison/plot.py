@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,9 @@ class Plot:
     title: str
     caption: str
     panels: tuple[Panel, ...]
-    """One, or a small one for each model; none where nothing is known."""
+    """One, or several small ones side by side; none where nothing is known."""
+    columns: Literal[3, 4] = 4
+    """How many of these stand in a row on a desk."""
 
 
 def looks(rows: Sequence[Row]) -> dict[str, int | None]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..charts import Axis, Bars, Chart, Level, Series
 from ..compare import CACHED_BYTES
 from .plot import Panel, Plot, left_out, looks, students_of
+from .trade_off import LOSS, PARAMETERS, against, point, told
 from .training_plots import learning_curves, objectives
 
 if TYPE_CHECKING:
@@ -33,30 +34,20 @@ def make_plots(rows: Sequence[Row], curves: Mapping[str, Curve]) -> list[Plot]:
 
 def loss_against_size(rows: Sequence[Row]) -> Plot:
     """Held-out loss over parameters, teachers included."""
-    series = tuple(
-        _point(row, row["parameters"], looks(rows), f"{row['parameters']:,} parameters")
-        for row in rows
-    )
-    chart = Chart(
-        label=f"Held-out loss in nats against parameters. {_told(series)}",
-        x=Axis("parameters", scale="auto", form="short"),
-        y=Axis("held-out loss, nats"),
-        series=series,
-    )
     return Plot(
         title="Loss against size",
         caption="Mean -log q(next token) in nats on held-out text, over the number of parameters, "
         "embeddings included. The star is the teacher.",
-        panels=(Panel(chart=chart),),
+        panels=(Panel(chart=against(rows, PARAMETERS, LOSS)),),
     )
 
 
 def loss_against_bytes(rows: Sequence[Row]) -> Plot:
     """Held-out loss over what was cached; the teachers' own losses are lines to compare with."""
-    known = [row for row in students_of(rows) if row.get(CACHED_BYTES) is not None]
     series = tuple(
-        _point(row, row[CACHED_BYTES], looks(rows), f"{row[CACHED_BYTES]:.1f} bytes a position")
-        for row in known
+        point(row, value, LOSS, looks(rows), f"{value:.1f} bytes a position")
+        for row in students_of(rows)
+        if (value := row.get(CACHED_BYTES)) is not None
     )
     teachers = [row for row in rows if row["role"] == "teacher"]
     alike: dict[float, list[str]] = {}
@@ -64,7 +55,7 @@ def loss_against_bytes(rows: Sequence[Row]) -> Plot:
         alike.setdefault(row["loss"], []).append(row["name"])
     levels = tuple(Level(", ".join(names), loss) for loss, names in alike.items())
     chart = Chart(
-        label=f"Held-out loss in nats against bytes cached a position. {_told(series)}",
+        label=f"Held-out loss in nats against bytes cached a position. {told(series)}",
         x=Axis("bytes cached a position", scale="auto"),
         y=Axis("held-out loss, nats"),
         series=series,
@@ -120,13 +111,6 @@ def calibration(rows: Sequence[Row]) -> Plot:
     return Plot(title="Calibration", caption=caption + left_out(missing, why), panels=tuple(panels))
 
 
-def _point(row: Row, x: float, look: Mapping[str, int | None], what: str) -> Series:
-    note = f"{row['name']}: {what}, loss {row['loss']:.4f}"
-    return Series(
-        name=row["name"], points=((x, row["loss"]),), look=look[row["name"]], notes=(note,)
-    )
-
-
 def _reliability(row: Row, look: Mapping[str, int | None]) -> Series:
     bins = _certain_bins(row)
     return Series(
@@ -148,10 +132,6 @@ def _certain_bins(row: Row) -> list[dict[str, Any]]:
     bins: list[dict[str, Any]] = row["calibration"]
     few = min(_FEW, sum(one["count"] for one in bins) / 100)
     return [one for one in bins if one["count"] and one["count"] >= few]
-
-
-def _told(series: Sequence[Series]) -> str:
-    return "; ".join(note for one in series for note in one.notes)
 
 
 def _worst_bin(row: Row) -> str:

@@ -107,7 +107,7 @@ def _measurements(store: StoreReader) -> Facts:
 def table(facts: Facts) -> list[tuple[str, str]]:
     """The same for a person: a name and a sentence each."""
     manifest = facts["manifest"]
-    rows = [("store", f"{facts['path']} ({_settings(manifest['store'])})")]
+    rows = [("store", f"{facts['path']} ({settings_in_words(manifest['store'])})")]
     rows += _identities(manifest)
     missing = facts["shards_missing"]
     gaps = f", missing {ranges(missing)}" if missing else ", complete"
@@ -160,7 +160,7 @@ def _identities(manifest: Facts) -> list[tuple[str, str]]:
             "capture",
             f"head {capture['head']}, tail {capture['tail']}, temperatures {temperatures}{known}",
         ),
-        ("codec", _settings(manifest["codec"])),
+        ("codec", settings_in_words(manifest["codec"])),
     ]
 
 
@@ -198,7 +198,7 @@ def _speed(measured: Facts) -> list[tuple[str, str]]:
     return [("speed", ", ".join(parts))] if parts else []
 
 
-def _settings(value: Facts) -> str:
+def settings_in_words(value: Facts) -> str:
     """`compact, levels 127` for a codec or a store."""
     others = [f"{key} {v:,}" if isinstance(v, int) else f"{key} {v}" for key, v in value.items()]
     return ", ".join([value["name"], *(text for text in others if not text.startswith("name "))])

@@ -9,6 +9,8 @@ from ...data.errors import ColdstillError
 from ...data.token_bytes import TokenBytes, token_bytes_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ...data.reader import StoreReader
 
 
@@ -29,9 +31,17 @@ class TokenTexts:
             self._known[index] = self._read(index)
         return self._known[index]
 
+    def text(self, indices: Iterable[int]) -> str:
+        """Tokens in a row as text: as `of`, but a character whose bytes lie in several tokens is
+        whole."""
+        return legible(b"".join(self._content(index) or f"#{index}".encode() for index in indices))
+
     def _read(self, index: int) -> str:
-        content = None if self._bytes is None else self._bytes.of(index)
-        return f"#{index}" if content is None else _legible(content) or '""'
+        content = self._content(index)
+        return f"#{index}" if content is None else legible(content) or '""'
+
+    def _content(self, index: int) -> bytes | None:
+        return None if self._bytes is None else self._bytes.of(index)
 
 
 def token_texts(store: StoreReader) -> TokenTexts:
@@ -44,7 +54,8 @@ def token_texts(store: StoreReader) -> TokenTexts:
     return TokenTexts(table, lack if table is None else "")
 
 
-def _legible(content: bytes) -> str:
+def legible(content: bytes) -> str:
+    """Text that moves no cursor and turns no line round: what is no letter is an escape."""
     text = content.decode(errors="backslashreplace")
     return "".join(letter if _is_shown(letter) else _escape(letter) for letter in text)
 
