@@ -14,7 +14,7 @@ STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
 STUDENTS = $(foreach name,$(STUDENT),--student '$(name)') $(if $(ALL),--all)
 GRIDS = $(foreach grid,$(GRID),--grid '$(grid)')
 
-.PHONY: help install demo run init plan train-teacher teacher-logits train-student evaluate sweep compare inspect verify test check bench bench-quality clean
+.PHONY: help install demo run init plan train-teacher teacher-logits train-student evaluate sweep compare report inspect verify test check bench bench-quality clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(COLDSTILL) run demo
 
-run train-teacher teacher-logits compare: $(INSTALLED)
+run train-teacher teacher-logits compare report: $(INSTALLED)
 	$(COLDSTILL) $@ $(OPTIONS)
 
 plan: $(INSTALLED)

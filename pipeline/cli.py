@@ -19,6 +19,7 @@ from .cli_recipe import recipe_options, run_options, student_option, work_on
 from .cli_recipe import work_of as _work
 from .cli_store import store
 from .inspect.command import inspect
+from .reporting.command import report
 from .tasks.options import TaskOptions, task_options
 
 
@@ -317,6 +318,7 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
 
 
 main.add_command(inspect)
+main.add_command(report)
 main.add_command(store)
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ EVERY = COMMANDS | {f"store {name}": command for name, command in STORE.commands
 
 def test_the_commands_are_those_that_are_promised() -> None:
     promised = "init plan train-teacher teacher-logits train-student evaluate sweep compare inspect"
-    assert set(COMMANDS) == {*promised.split(), "run"}
+    assert set(COMMANDS) == {*promised.split(), "run", "report"}
     assert set(STORE.commands) == {"verify", "repair", "convert", "merge", "slice", "shrink"}
 
 
@@ -134,7 +134,13 @@ HEAVY = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "zarr"
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["plan", "r.toml"], ["init", "new"], ["inspect", "runs/r/logits"]],
+    [
+        ["--help"],
+        ["plan", "r.toml"],
+        ["init", "new"],
+        ["inspect", "runs/r/logits"],
+        ["report", "r", "--no-continuations"],
+    ],
     ids=lambda words: words[0],
 )
 def test_what_only_looks_never_loads_a_deep_learning_stack(

@@ -1,0 +1,92 @@
+"""The report as one page: nothing outside itself, no script; it can be printed and sent.
+
+Names come from recipes and folders, text from corpora and models. All markup is made by
+`charts.element`, which escapes them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ... import __version__
+from ...data.files import whole_file
+from ..charts import STYLE, Markup, element, joined
+from ..compare import lacking
+from ..comparison.curves import Curve
+from ..comparison.page import FIGURES, PAGE_STYLE, figures_table, section
+from ..comparison.training_plots import learning_curves
+from ..self_contained import expect_file, filled, policy
+from .pictures import trade_offs
+from .sections import again_section, lineage, record_sections
+from .texts import texts_section
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_page(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write the page whole.
+
+    Raises
+        ColdstillError: the path is a folder
+    """
+    expect_file(path)
+    content = page(facts)
+    with whole_file(path) as scratch:
+        scratch.write_bytes(content.encode())
+
+
+def page(facts: Mapping[str, Any]) -> str:
+    """The page as HTML.
+
+    facts  `facts.gather`
+    """
+    style = STYLE + PAGE_STYLE + (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    parts = {
+        "POLICY": policy(style),
+        "STYLE": style,
+        "TITLE": joined(facts["name"]),
+        "RESULT": named(facts["result"]),
+        "NOTES": joined(*(element("p", note, cls="note") for note in _notes(facts))),
+        "LINEAGE": lineage(facts),
+        "TABLE": figures_table(facts["models"]),
+        "LEGEND": joined(_legend(facts)),
+        "PLOTS": joined(*_plots(facts)),
+        "RECORD": joined(*record_sections(facts)),
+        "TEXTS": texts_section(facts),
+        "AGAIN": again_section(facts),
+        "VERSION": joined(__version__),
+    }
+    return filled((_TEMPLATES / "report.html").read_text(encoding="utf-8"), parts)
+
+
+def named(sentence: str) -> Markup:
+    """A sentence in which names stand in backquotes, these set apart."""
+    pieces = re.split(r"`([^`]*)`", sentence)
+    return joined(*(element("b", p) if i % 2 else p for i, p in enumerate(pieces)))
+
+
+def _notes(facts: Mapping[str, Any]) -> list[str]:
+    notes = list(facts["warnings"])
+    if old := lacking(facts["models"]):
+        notes.append(
+            f"Figures of {', '.join(old)} are of an older version; coldstill evaluate measures "
+            "what they lack."
+        )
+    return notes
+
+
+def _legend(facts: Mapping[str, Any]) -> str:
+    machines = "; ".join(facts["reproduce"]["machines"])
+    return f"{FIGURES} on {machines or 'an unknown machine'}."
+
+
+def _plots(facts: Mapping[str, Any]) -> list[Markup]:
+    rows = facts["models"]
+    students = {one["name"] for one in facts["students"]}
+    curves = {name: Curve(**curve) for name, curve in facts["curves"].items() if name in students}
+    return [section(plot) for plot in (*trade_offs(rows), learning_curves(rows, curves))]

@@ -1,0 +1,117 @@
+"""How to make the same run again: its recipe, what was set beside it, the commands, the machine."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...data.errors import ColdstillError
+from ...data.files import read_json
+from ..recipe import BUILT_IN, RESOLVED, RecipeSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ..compare import Row
+    from ..run import Run
+
+
+def reproduction(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
+    """What to type and where it ran, as a JSON value."""
+    text = _text(run.verbatim)
+    changes, beside = (None, []) if text is None else _changes(run, text)
+    return {
+        "recipe": text,
+        "commands": _commands(run, text, changes, beside),
+        # None: it cannot be said as settings; the run's folder, taken for a recipe, still does
+        "settings": changes,
+        "students_beside": beside,
+        "environment": _environment(run.environment),
+        "machines": sorted({machine for row in rows if (machine := row.get("machine"))}),
+    }
+
+
+def _commands(
+    run: Run, text: str | None, changes: Sequence[str] | None, beside: Sequence[str]
+) -> list[str]:
+    """In their order; what stands after # is for the reader."""
+    root, name = shlex.quote(str(run.root)), run.root.name
+    found = []
+    if text is not None and changes is not None:
+        built_in = BUILT_IN / f"{name}.toml"
+        own = built_in.is_file() and _text(built_in) == text
+        sets = "".join(f" --set {shlex.quote(change)}" for change in changes)
+        recipe = shlex.quote(name if own else f"{name}.toml")
+        note = "" if own else "   # the recipe below, under this name"
+        found.append(f"coldstill run {recipe}{sets}{note}")
+        if beside:
+            found.append(f"coldstill train-student {root}   # also {', '.join(beside)}")
+            found.append(f"coldstill evaluate {root}")
+    else:
+        found.append(f"coldstill run {root}   # with its own record for a recipe")
+    return [*found, f"coldstill report {root}"]
+
+
+def _changes(run: Run, text: str) -> tuple[list[str] | None, list[str]]:
+    """What the recipe's file does not say: settings as `--set` takes them, and further students."""
+    try:
+        recorded = read_json(run.resolved)
+        source = RecipeSource(
+            tomllib.loads(text.removeprefix("\ufeff")), Path(recorded["base"]), text, RESOLVED
+        )
+        written = json.loads(source.understood().recipe.model_dump_json())
+        students = recorded["recipe"]["students"]
+        beside = sorted(students.keys() - written["students"].keys())
+        own = {name: table for name, table in students.items() if name not in beside}
+        now = {**recorded["recipe"], "students": own}
+        return list(_settings(written, now, ())), beside
+    except (ColdstillError, tomllib.TOMLDecodeError, LookupError, TypeError, ValueError):
+        return None, []
+
+
+def _settings(old: Any, new: Any, key: tuple[str, ...]) -> Iterator[str]:
+    """`key=value` for every leaf of the second that the first has not; raises ValueError where TOML
+    cannot say it."""
+    if old == new:
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old.keys() | new.keys():
+            if name not in new:
+                raise ValueError(f"{name} is gone")
+        for name, value in new.items():
+            yield from _settings(old.get(name), value, (*key, name))
+        return
+    yield f"{'.'.join(map(_part, key))}={_toml(new)}"
+
+
+def _part(name: str) -> str:
+    return name if name.replace("-", "").replace("_", "").isalnum() else f'"{name}"'
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        raise ValueError("there is no nothing in TOML")
+    if isinstance(value, dict):
+        inner = (f"{_part(k)} = {_toml(v)}" for k, v in value.items() if v is not None)
+        return "{ " + ", ".join(inner) + " }"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _environment(path: Path) -> Mapping[str, str]:
+    try:
+        value = read_json(path)
+    except ColdstillError:
+        return {}
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None

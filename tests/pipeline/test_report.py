@@ -1,0 +1,242 @@
+"""`coldstill report`: the facts it gathers, what it keeps, and what it does without."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from coldstill.data.reader import open_store
+from coldstill.pipeline.reporting.reproduce import reproduction
+from coldstill.pipeline.run import Run
+from coldstill.stages import models
+
+if TYPE_CHECKING:
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that models are loaded from, as it happens."""
+    names: list[str] = []
+    own = models.load_model
+
+    def load_model(name: str, where: str, **options: Any) -> Any:
+        names.append(str(Path(name).relative_to(Path.cwd()) if Path(name).is_absolute() else name))
+        return own(name, where, **options)
+
+    monkeypatch.setattr(models, "load_model", load_model)
+    return names
+
+
+def facts_of(desk: Desk, *arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(desk.done("report", "r", "--json", *arguments).stdout)
+    return found
+
+
+def test_it_writes_a_page_and_says_the_result(finished: Desk) -> None:
+    result = finished.done("report", "r.toml")
+    assert result.stderr == "report: page: runs/r/report/index.html; open it in a browser\n"
+    assert result.stdout.count("\n") == 1
+    assert result.stdout.startswith("`small` has ")
+    page = (finished.run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<b>small</b> has " in page
+    facts = facts_of(finished)
+    assert facts["result"] + "\n" == result.stdout
+    assert (facts["best"], facts["baseline"]) == ("small", "baseline")
+    assert (finished.run / "report" / "index.html").read_text(encoding="utf-8") == page
+
+
+def test_the_facts_are_those_of_the_records(finished: Desk) -> None:
+    facts = facts_of(finished, "--no-continuations")
+    store, heldout = (open_store(finished.run / name) for name in ("logits", "heldout"))
+    assert facts["teacher"]["fingerprint"] == store.manifest.teacher.fingerprint
+    assert facts["teacher"]["origin"] == "teacher, as it is"
+    record, corpus = facts["record"], finished.json("corpus", "corpus.json")
+    assert record["positions"] == store.positions
+    assert record["bytes"] == sum(commit.bytes for commit in store.commits())
+    assert record["full_logits_bytes"] == store.positions * store.manifest.tokenizer.size * 2
+    assert sum(record["histograms"]["entropy"]["positions"]) == store.positions
+    assert facts["heldout"] == {"positions": heldout.positions, "head": 16, "tail": 8}
+    splits = corpus["splits"].values()
+    assert facts["corpus"]["documents"] == sum(split["documents"] for split in splits)
+    learned = sum(s["positions"] for s in splits) / sum(s["tokens"] for s in splits)
+    assert facts["corpus"]["supervised_share"] == pytest.approx(learned)
+    assert [one["name"] for one in facts["students"]] == [
+        row["name"] for row in facts["models"][1:]
+    ]
+    told = {one["name"]: one for one in facts["students"]}
+    assert told["small"]["origin"] == "new llama, 1 layer of width 32"
+    assert (told["small"]["objective"], told["small"]["listens"]) == ("kl", True)
+    assert (told["baseline"]["objective"], told["baseline"]["listens"]) == ("cross_entropy", False)
+    assert facts["curves"].keys() == told.keys()
+    assert facts["continuations"] is None
+
+
+def test_models_write_once_and_again_only_when_something_changes(
+    finished: Desk, loaded: list[str]
+) -> None:
+    first = facts_of(finished)["continuations"]
+    students = {f"runs/r/students/{name}/model" for name in ("small", "baseline")}
+    assert len(loaded) == 3
+    assert students < {*loaded}
+    kept = (finished.run / "report" / "continuations.json").read_bytes()
+    loaded.clear()
+    assert facts_of(finished)["continuations"] == first
+    assert loaded == []
+    weights = finished.run / "students" / "small" / "model" / "model.safetensors"
+    shutil.copy(finished.run / "students" / "baseline" / "model" / "model.safetensors", weights)
+    again = facts_of(finished)["continuations"]
+    assert loaded == ["runs/r/students/small/model"]
+    for prompt in again["prompts"]:
+        written = prompt["models"]
+        assert written["small"] == written["baseline"]
+    assert (finished.run / "report" / "continuations.json").read_bytes() != kept
+    loaded.clear()
+    assert len(facts_of(finished, "--prompts", "2")["continuations"]["prompts"]) == 2
+    assert len(loaded) == 3
+
+
+def test_continuations_are_of_held_out_text(finished: Desk) -> None:
+    facts = facts_of(finished)["continuations"]
+    texts = [path.read_text(encoding="utf-8") for path in Path(_texts(finished)).iterdir()]
+    assert (facts["seed"], len(facts["prompts"]), facts["missing"]) == (0, 3, {})
+    for prompt in facts["prompts"]:
+        whole = (prompt["text"] + prompt["next"]).split("<|endoftext|>")[0]
+        assert any(text.startswith(whole) for text in texts)
+        assert list(prompt["models"]) == ["teacher", "small", "baseline"]
+        assert all(prompt["models"].values())
+
+
+def _texts(desk: Desk) -> str:
+    return str(desk.json("recipe.resolved.json")["recipe"]["corpus"]["files"][0])
+
+
+@pytest.mark.parametrize("damage", ["{", "shorter"])
+def test_damaged_continuations_are_made_anew(finished: Desk, damage: str) -> None:
+    path = finished.run / "report" / "continuations.json"
+    expected = facts_of(finished)["continuations"]
+    if damage == "shorter":
+        value = json.loads(path.read_text(encoding="utf-8"))
+        value["models"]["small"]["written"].pop()
+        damage = json.dumps(value)
+    path.write_text(damage, encoding="utf-8")
+    assert facts_of(finished)["continuations"] == expected
+
+
+def test_without_its_folder_the_teacher_writes_nothing_and_that_is_said(
+    finished: Desk, loaded: list[str]
+) -> None:
+    shutil.rmtree(finished.root / "teacher")
+    finished.done("report", "r")
+    assert len(loaded) == 2
+    page = (finished.run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Teacher: not shown, its folder is not on this machine." in page
+    assert "<bdi>Teacher</bdi>" not in page
+
+
+def test_another_model_in_the_teachers_place_does_not_speak_for_it(finished: Desk) -> None:
+    student = finished.run / "students" / "small" / "model"
+    shutil.copy(student / "model.safetensors", finished.root / "teacher")
+    shutil.copy(student / "config.json", finished.root / "teacher")
+    missing = facts_of(finished)["continuations"]["missing"]
+    assert missing == {"teacher": "what is in its folder by now is another model than was captured"}
+
+
+def test_a_student_whose_weights_are_damaged_writes_nothing(finished: Desk) -> None:
+    path = finished.run / "students" / "small" / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    missing = facts_of(finished)["continuations"]["missing"]
+    assert list(missing) == ["small"]
+    assert "cannot load" in missing["small"]
+
+
+def test_a_run_without_stores_or_corpus_keeps_its_figures(finished: Desk) -> None:
+    whole = facts_of(finished)
+    for name in ("logits", "heldout", "corpus"):
+        shutil.rmtree(finished.run / name)
+    facts = facts_of(finished)
+    assert facts["result"] == whole["result"]
+    assert facts["record"] is facts["heldout"] is facts["continuations"] is None
+    page = (finished.run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Not told: " in page
+    assert "Not shown: " in page
+    assert page.count("no manifest.json there") == 3
+
+
+def test_a_damaged_held_out_store_costs_only_the_texts(finished: Desk) -> None:
+    for path in (finished.run / "heldout" / "shards").glob("*.arrow"):
+        path.write_bytes(path.read_bytes()[:-9])
+    facts = facts_of(finished)
+    assert facts["continuations"] is None
+    assert "damaged" in facts["no_continuations"]
+
+
+def test_without_a_baseline_what_the_teacher_is_worth_is_not_claimed(finished: Desk) -> None:
+    shutil.rmtree(finished.run / "students" / "baseline")
+    facts = facts_of(finished, "--no-continuations")
+    assert facts["baseline"] is None
+    assert "What the teacher is worth to it is not known" in facts["result"]
+
+
+def test_older_figures_ask_the_objective_itself(finished: Desk) -> None:
+    new = facts_of(finished, "--no-continuations")
+    for path in finished.run.glob("students/*/evaluation.json"):
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        del figures["cached_bytes_per_position"]
+        path.write_text(json.dumps(figures), encoding="utf-8")
+    old = facts_of(finished, "--no-continuations")
+    assert old["students"] == new["students"]
+
+
+def test_nothing_evaluated_is_refused(finished: Desk) -> None:
+    for path in finished.run.glob("students/*/evaluation.json"):
+        path.unlink()
+    line = finished.refused("report", "r")
+    assert line == "error: runs/r: no student is evaluated yet; run coldstill evaluate"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["r", "--html", "runs"], "error: runs: a folder; name the file that the page is to be"),
+        (["nowhere"], "error: nowhere: no recipe file, no run folder and no built-in recipe"),
+    ],
+)
+def test_what_cannot_be_reported_is_refused(
+    finished: Desk, arguments: list[str], said: str
+) -> None:
+    assert finished.refused("report", *arguments).startswith(said)
+
+
+def test_the_page_may_go_elsewhere(finished: Desk) -> None:
+    finished.done("report", "r", "--html", "pages/r.html", "--no-continuations")
+    assert (finished.root / "pages" / "r.html").is_file()
+    assert not (finished.run / "report").exists()
+
+
+def test_the_recipe_is_there_with_what_was_set_beside_it(finished: Desk) -> None:
+    again = facts_of(finished, "--no-continuations")["reproduce"]
+    assert again["recipe"] == (finished.root / "r.toml").read_text(encoding="utf-8")
+    assert again["settings"] == again["students_beside"] == []
+    assert again["commands"] == [
+        "coldstill run r.toml   # the recipe below, under this name", "coldstill report runs/r",
+    ]  # fmt: skip
+    assert again["environment"] == finished.json("env.json")
+    resolved = finished.json("recipe.resolved.json")
+    resolved["recipe"]["seed"] = 7
+    resolved["recipe"]["students"]["small"]["train"]["learning_rate"] = 0.5
+    resolved["recipe"]["students"]["s.2"] = resolved["recipe"]["students"]["small"]
+    finished.write("runs/r/recipe.resolved.json", json.dumps(resolved))
+    changed = reproduction(Run(finished.run), [])
+    assert changed["settings"] == ["seed=7", "students.small.train.learning_rate=0.5"]
+    assert changed["students_beside"] == ["s.2"]
+    assert " --set seed=7 --set students.small" in changed["commands"][0]
+    finished.write("runs/r/recipe.toml", "not = toml = at all")
+    unknown = reproduction(Run(finished.run), [])
+    assert unknown["settings"] is None
+    assert "with its own record for a recipe" in unknown["commands"][0]
