@@ -21,7 +21,7 @@ from ..data.token_bytes import token_bytes_of
 from .calibration import Calibration, CalibrationBin
 from .device import best_device
 from .feed import flat_positions
-from .isolation import model_inputs
+from .isolation import model_inputs, student_isolation
 from .losses.forward_kl import ForwardKL
 from .models import load_model
 from .output_head import connect_head
@@ -29,7 +29,6 @@ from .report import Report, Reporter, silent
 from .softmax import softmax_in_place
 from .speed import forward_speed
 from .targets import TargetTensors, target_tensors
-from .train_student import student_isolation
 from .usage import Usage, measure_usage
 
 if TYPE_CHECKING:

@@ -8,13 +8,17 @@ silently. Some models heed only an explicit 4-d mask, recurrent ones neither. So
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
+from ..data.errors import ColdstillError
 from ..data.ragged import Ragged
 from ..data.schema import Sequences
+
+if TYPE_CHECKING:
+    from ..data.reader import StoreReader
 
 Isolation = Literal["positions", "mask", "single"]
 
@@ -63,6 +67,24 @@ def choose_isolation(model: Any, vocabulary: int, sequence_length: int) -> Isola
         except (TypeError, ValueError, RuntimeError, IndexError):
             continue  # a model that does not take these arguments does not isolate with them
     return "single"
+
+
+def student_isolation(model: Any, store: StoreReader, where: str) -> Isolation:
+    """How this student keeps the store's documents apart, as the teacher did.
+
+    Raises
+        ColdstillError: it cannot, and the store holds packed documents
+    """
+    packing = store.manifest.packing
+    if not packing.together:
+        return "single"
+    isolation = choose_isolation(model, store.manifest.tokenizer.size, packing.sequence_length)
+    if isolation == "single":
+        raise ColdstillError(
+            f"{where}: a {model.config.model_type!r} model cannot keep packed documents apart, as "
+            "the teacher did; capture again with corpus.pack = false"
+        )
+    return isolation
 
 
 def _isolates(model: Any, way: Isolation, vocabulary: int) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..data.reader import StoreReader
     from ..data.schema import Capture
     from .chunked_loss import Term
-    from .train_student import StudentJob
+    from .student_origin import StudentJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
