@@ -14,7 +14,7 @@ STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
 STUDENTS = $(foreach name,$(STUDENT),--student '$(name)') $(if $(ALL),--all)
 GRIDS = $(foreach grid,$(GRID),--grid '$(grid)')
 
-.PHONY: help install demo run init plan train-teacher teacher-logits train-student evaluate sweep compare report inspect verify test check bench bench-quality clean
+.PHONY: help install demo run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report inspect verify test check bench bench-quality clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,7 +37,7 @@ run train-teacher teacher-logits compare report: $(INSTALLED)
 plan: $(INSTALLED)
 	$(COLDSTILL) plan $(OPTIONS) $(if $(PILOT),--pilot '$(PILOT)') $(if $(BUDGET),--budget '$(BUDGET)')
 
-train-student evaluate: $(INSTALLED)
+prune-student train-student evaluate: $(INSTALLED)
 	$(COLDSTILL) $@ $(OPTIONS) $(STUDENTS)
 
 sweep: $(INSTALLED)

@@ -190,6 +190,30 @@ def train_student(
     train_students(_work(recipe, settings, runs, progress, new), students)
 
 
+@main.command("prune-student")
+@recipe_options
+@student_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def prune_student(
+    recipe: str,
+    settings: Any,
+    runs: str,
+    progress: Any,
+    students: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Cut students out of the teacher, where the recipe prunes them, and show what is left; they
+    are trained by train-student, which else does both.
+
+    Example: coldstill prune-student my-run --student small
+    """
+    from .pruning import prune_students, text
+
+    new = students[0] if len(students) == 1 else None
+    cuts = prune_students(_work(recipe, settings, runs, progress, new), students)
+    click.echo(json.dumps(cuts, indent=2) if as_json else text(cuts))
+
+
 @main.command()
 @recipe_options
 @student_option

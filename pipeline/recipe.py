@@ -56,7 +56,7 @@ class RecipeSource:
         try:
             return LoadedRecipe(Recipe.model_validate(table), self.base, self.text)
         except ValidationError as error:
-            raise ColdstillError(_explain(error, self.where)) from error
+            raise ColdstillError(_explain(error, self.where, table)) from error
 
 
 def load_recipe(
@@ -189,8 +189,8 @@ def _without_its_origin(base: dict[str, Any], own: dict[str, Any]) -> dict[str, 
     said = [origin for origin in ORIGINS if own.get(origin) is not None]
     if not said:
         return base
-    # of a new model single sizes may be taken over; a way to choose layers replaces another
-    gone = {origin for origin in ORIGINS if origin not in said or origin == "layers"}
+    # of a new model single sizes may be taken over; a choice of layers or a cut replaces another
+    gone = {origin for origin in ORIGINS if origin not in said or origin in ("layers", "prune")}
     if "architecture" in said:
         gone.add("lora")
     return {key: value for key, value in base.items() if key not in gone}
@@ -205,16 +205,16 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def _explain(error: ValidationError, where: str, table: dict[str, Any]) -> str:
     """The first mistake, as one line that says what to do."""
     unknown = ("extra_forbidden", "unexpected_keyword_argument")
     mistakes = error.errors(include_url=False)
     # a misspelled key is also a missing one: tell the cause
     first = next((mistake for mistake in mistakes if mistake["type"] in unknown), mistakes[0])
-    place = [str(part) for part in first["loc"]]
+    place = _as_written(first["loc"], table)
     if first["type"] in unknown:
         section, key = ".".join(place[:-1]), place[-1]
-        known = keys_at(place[:-1])
+        known = keys_at([str(part) for part in first["loc"][:-1]])
         begun = [name for name in known if name.startswith(key)]
         near = begun or difflib.get_close_matches(key, known, 1, cutoff=0.5)
         guess = f"; did you mean '{near[0]}'?" if near else ""
@@ -229,3 +229,17 @@ def _explain(error: ValidationError, where: str) -> str:
     shown = value if len(value) <= 60 else value[:57] + "..."
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{where}: {'.'.join(place)}: {message}, not {shown}"
+
+
+def _as_written(place: tuple[str | int, ...], table: Any) -> list[str]:
+    """Where something is in the recipe: a table that stands for a list of one has no number."""
+    said, value = [], table
+    for part in place:
+        if isinstance(part, int) and isinstance(value, dict):
+            continue
+        said.append(str(part))
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            value = None
+    return said

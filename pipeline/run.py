@@ -49,8 +49,24 @@ class StudentFolder:
 
     @property
     def start(self) -> Path:
-        """What a student of the teacher's layers began with; gone when training has ended."""
+        """What a student made of the teacher began with; gone when training has ended."""
         return self.root / "start"
+
+    @property
+    def pruning(self) -> Path:
+        """What a cut left of the teacher."""
+        return self.root / "pruning.json"
+
+    @property
+    def rounds(self) -> Path:
+        """One folder for each training between the cuts of iterated pruning."""
+        return self.root / "rounds"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it can be trained without its teacher."""
+        first = self.rounds / "1"
+        return any(path.is_dir() for path in (self.start, first / "start", first / "model"))
 
     @property
     def evaluation(self) -> Path:

@@ -63,18 +63,18 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
     }
     # of all, before any is trained
     missing = [name for name in chosen if not is_trained(work, name, settings[name], new_name)]
-    jobs = {name: _job(work, name, settings[name], others) for name in missing}
+    jobs = {name: student_job(work, name, settings[name], others) for name in missing}
     for job in jobs.values():
         lesson(job, store)
     left_out: dict[str, str] = {}
     for name, student in students.items():
         folder = work.run.student(name)
-        with _alone(folder):
+        with alone(folder):
             # once more where it was missing: another run may have trained it since
             if name not in jobs or is_trained(work, name, settings[name], new_name):
                 work.say(f"train-student {name}", f"already trained: {folder.model}")
                 continue
-            job = dataclasses.replace(jobs[name], teacher=_teacher_weights(work, student, folder))
+            job = dataclasses.replace(jobs[name], teacher=teacher_weights(work, student, folder))
             try:
                 train_student(job, store, work.report)
             except DivergedError as error:
@@ -86,7 +86,7 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
     return left_out
 
 
-def _job(
+def student_job(
     work: Work, name: str, settings: dict[str, Any], others: Mapping[str, StoreReader]
 ) -> StudentJob:
     """All that training it takes but the teacher's weights, which may be gone."""
@@ -98,6 +98,7 @@ def _job(
         architecture=student.architecture,
         model=None if student.model is None else work.local(student.model),
         layers=student.layers,
+        prune=student.prune or (),
         lora=student.lora,
         objective=student.objective,
         others=tuple(others[named] for named in student.other_stores),
@@ -110,8 +111,21 @@ def _job(
     )
 
 
+def job_as_trained(work: Work, name: str, store: StoreReader) -> StudentJob:
+    """The job of a student, if it was not trained with other settings than the recipe's.
+
+    Raises
+        ColdstillError: it was, or there is no store of a further teacher
+    """
+    student = work.recipe.student(name)
+    others = _open_others(work, {name: student})
+    settings = student_settings(work, student, store, others)
+    is_trained(work, name, settings)
+    return student_job(work, name, settings, others)
+
+
 @contextlib.contextmanager
-def _alone(folder: StudentFolder) -> Iterator[None]:
+def alone(folder: StudentFolder) -> Iterator[None]:
     """Keep other runs from training this student; of processes together the first one does.
 
     Raises
@@ -126,11 +140,11 @@ def _alone(folder: StudentFolder) -> Iterator[None]:
         yield
 
 
-def _teacher_weights(
+def teacher_weights(
     work: Work, student: StudentTable, folder: StudentFolder
 ) -> TeacherWeights | None:
-    """Whose layers a student is made of; nobody's, once it was begun: the teacher may be gone."""
-    if student.layers is None or folder.start.is_dir():
+    """Whom a student is made of; nobody, once it was begun: the teacher may be gone."""
+    if (student.layers is None and student.prune is None) or folder.is_begun:
         return None
     from ..stages.layers import TeacherWeights
 

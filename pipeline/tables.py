@@ -10,7 +10,14 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 from ..data.cache_settings import byte_count
 from ..data.codecs import CODECS
@@ -30,6 +37,7 @@ from ..stages.config import (
     TrainConfig,
     listed_layers,
 )
+from ..stages.pruning.config import PruneConfig, listed_cuts, plain_cuts
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Of runs and students: what may be a folder's name anywhere."""
@@ -40,7 +48,7 @@ Bytes = Annotated[int, BeforeValidator(byte_count)]
 
 TEACHER = "teacher"
 """What the teacher is called in every table, so no student may be."""
-ORIGINS = ("architecture", "model", "layers")
+ORIGINS = ("architecture", "model", "layers", "prune")
 """Where a student's first weights come from: one of these keys."""
 
 
@@ -208,7 +216,14 @@ class StudentTable(_Table):
     """a folder (relative to the recipe) or hub name to start from, or"""
     layers: Annotated[LayersConfig | None, BeforeValidator(listed_layers)] = None
     """the teacher with only these of its layers: a list, or `every` so-manieth, or so many to
-    `keep`."""
+    `keep`, or"""
+    prune: Annotated[
+        tuple[PruneConfig, ...] | None,
+        BeforeValidator(listed_cuts),
+        PlainSerializer(plain_cuts),
+    ] = None
+    """the teacher cut down: to sizes, or to a number of parameters. A list of tables cuts and
+    trains, cuts what was trained, and so on."""
     lora: LoraConfig | None = None
     """Train adapters on frozen weights instead of all weights; they are merged in the end."""
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -256,11 +271,11 @@ class StudentTable(_Table):
         given = [name for name in ORIGINS if getattr(self, name) is not None]
         if len(given) != 1:
             has = f", not both {given[0]!r} and {given[1]!r}" if given else ""
-            raise ValueError(f"needs one of 'architecture', 'model' and 'layers'{has}")
+            raise ValueError(f"needs one of 'architecture', 'model', 'layers' and 'prune'{has}")
         if self.lora is not None and self.architecture is not None:
             raise ValueError(
                 "has 'lora' with 'architecture': a new model has no weights worth freezing; remove "
-                "'lora', or start from 'model' or 'layers'"
+                "'lora', or start from 'model', 'layers' or 'prune'"
             )
         return self
 

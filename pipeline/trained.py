@@ -70,7 +70,9 @@ def _expect_own(folder: StudentFolder, settings: dict[str, Any], where: str) -> 
     says_so = last is not None and expect_own(last, settings)
     if folder.settings.exists():
         return
-    left = [folder.model] if says_so else [folder.model, last, folder.start]
+    # what a cut left says itself what it was made of
+    start = None if folder.pruning.exists() else folder.start
+    left = [folder.model] if says_so else [folder.model, last, start]
     unknown = next((path for path in left if path is not None and path.exists()), None)
     if unknown is not None:
         raise ColdstillError(

@@ -56,7 +56,7 @@ def heldout_loss(
     total, positions = 0.0, 0
     for start in range(0, len(rows), batch):
         block = heldout.sequences.read(rows[start : start + batch])
-        total -= _label_logprobs(head, block, isolation)
+        total -= label_logprobs(head, block, isolation)
         positions += len(block.positions.values)
         report(
             Report(
@@ -82,8 +82,9 @@ def heldout_loss(
     return loss
 
 
-def _label_logprobs(head: OutputHead, block: Sequences, isolation: Isolation) -> float:
-    """Sum of log p(label) over a batch: logits exist for one chunk of positions at a time."""
+def label_logprobs(head: OutputHead, block: Sequences, isolation: Isolation) -> float:
+    """Sum of log p(label) over the supervised positions of a batch; logits exist for one chunk of
+    them at a time."""
     device = head.model.device
     inputs = model_inputs(block, isolation, head.model.dtype)
     positions = flat_positions(block, inputs["input_ids"].shape[1]).to(device)

@@ -134,7 +134,7 @@ def _agree(teacher: Any, student: Any, name: str, keep: Sequence[int]) -> bool:
     tokens = torch.randint(0, min(rows, 256), (1, 16), generator=generator)
     blocks = teacher.get_submodule(name)
     idle: list[RemovableHandle] = [
-        block.register_forward_hook(_hand_through, with_kwargs=True)
+        block.register_forward_hook(hand_through, with_kwargs=True)
         for number, block in enumerate(blocks)
         if number not in keep
     ]
@@ -150,7 +150,7 @@ def _agree(teacher: Any, student: Any, name: str, keep: Sequence[int]) -> bool:
     return bool(torch.allclose(ours, theirs, rtol=0.0, atol=tolerance * scale, equal_nan=True))
 
 
-def _hand_through(
+def hand_through(
     module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
 ) -> Any:
     """Instead of what a layer computed, what it was given."""

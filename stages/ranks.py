@@ -33,7 +33,7 @@ def wait_for_all() -> None:
     """Wait until every process is here. One alone, or one that never met the others, goes on."""
     from torch import distributed
 
-    if _is_one_of_several():
+    if is_one_of_several():
         distributed.barrier()
 
 
@@ -41,7 +41,7 @@ def sum_over_all(own: torch.Tensor) -> torch.Tensor:
     """A tensor added up over all processes, which must call this at the same time."""
     from torch import distributed
 
-    if _is_one_of_several():
+    if is_one_of_several():
         distributed.all_reduce(own)
     return own
 
@@ -50,7 +50,7 @@ def gather_from_all(own: list[int]) -> list[int]:
     """What each process has, one after the other; they must call this at the same time."""
     from torch import distributed
 
-    if not _is_one_of_several():
+    if not is_one_of_several():
         return own
     everybodys: list[list[int]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(everybodys, own)
@@ -70,7 +70,7 @@ def lost_process_told(where: str) -> Iterator[None]:
         from torch import distributed
 
         # gloo, which carries them between CPUs, has no error of its own
-        if _is_one_of_several() and (
+        if is_one_of_several() and (
             isinstance(error, distributed.DistError) or "gloo" in str(error)
         ):
             raise ColdstillError(
@@ -80,7 +80,8 @@ def lost_process_told(where: str) -> Iterator[None]:
         raise
 
 
-def _is_one_of_several() -> bool:
+def is_one_of_several() -> bool:
+    """Whether this process has met others that train with it."""
     from torch import distributed
 
     return distributed.is_available() and distributed.is_initialized()

@@ -1,11 +1,19 @@
-"""Where a student's first weights come from."""
+"""Where a student's first weights come from.
+
+Those that are made of the teacher read it once, before their first step. What they begin with lies
+in their folder from then on (`start`) until they are trained, so that a killed training goes on
+without the teacher.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
+from ..data.files import read_json, whole_folder, write_json
+from ..data.fingerprint import json_sha256
+from .checkpoints import full_disk_told
 from .layers import TeacherWeights, cut_to_layers, layer_count
 from .models import (
     build_model,
@@ -15,12 +23,14 @@ from .models import (
     load_tokenizer,
     teacher_identity,
 )
+from .pruning.cutting import Cutting, make_cut
+from .ranks import is_one_of_several, rank, wait_for_all, world_size
+from .report import Reporter, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ..data.manifest import TeacherIdentity
     from ..data.reader import StoreReader
     from .config import (
         ArchitectureConfig,
@@ -29,9 +39,12 @@ if TYPE_CHECKING:
         ObjectiveConfig,
         TrainConfig,
     )
+    from .pruning.config import PruneConfig
 
 START = "start"
-"""What a student made of its teacher was before its first step."""
+"""What a student made of its teacher was before its first step,"""
+PRUNING = "pruning.json"
+"""and what pruning made of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +57,9 @@ class StudentJob:
     model: str | None
     """a folder or hub name to start from, or"""
     layers: LayersConfig | None = None
-    """some layers of"""
+    """some layers of, or"""
+    prune: tuple[PruneConfig, ...] = ()
+    """what pruning leaves of, cut after cut,"""
     teacher: TeacherWeights | None = None
     """the store's own teacher; not needed where the student was begun before."""
     lora: LoraConfig | None = None
@@ -58,59 +73,173 @@ class StudentJob:
     seed: int
     folder: Path
     begin: Callable[[], None] = lambda: None
-    """Called once, when everything is checked and nothing is written yet."""
+    """Called when everything is checked and nothing is written yet."""
     settings: dict[str, Any] | None = None
     """What its checkpoints say of it."""
+    round: int | None = None
+    """Which of several cuts it begins with, from 1 on;"""
+    recovered: Path | None = None
+    """what was trained after the cut before, and is cut now."""
+
+    @property
+    def stage(self) -> str:
+        """For reports, behind the command's name."""
+        return self.name if self.round is None else f"{self.name} round {self.round}"
+
+    @property
+    def start(self) -> Path:
+        """Where what it began with lies until it is trained."""
+        return self.folder / START
+
+    @property
+    def model_folder(self) -> Path:
+        """Where it lies when it is trained."""
+        return self.folder / "model"
+
+    @property
+    def is_of_the_teacher(self) -> bool:
+        """Whether its first weights are the teacher's."""
+        return self.layers is not None or bool(self.prune)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A student before its first step."""
+
+    model: Any
+    pruning: dict[str, Any] | None = None
+    """What is to be told of a cut, if one was made just now."""
+
+    def save(self, job: StudentJob, weights: dict[str, Any] | None = None) -> None:
+        """Write down what the student begins with. A whole `start` says that it is done."""
+        if self.pruning is not None:
+            write_json(job.folder / PRUNING, self.pruning)
+        with whole_folder(job.start) as scratch, full_disk_told(job.start):
+            self.model.save_pretrained(scratch, state_dict=weights)
 
 
 def make_student(
-    job: StudentJob, tokenizer: Any, length: int, vocabulary: int, teacher: TeacherIdentity
-) -> Any:
-    """A new model, a pretrained one that shares the teacher's tokens, or layers of the teacher.
-
-    vocabulary  V of the store
-    teacher     whom the store is of
+    job: StudentJob, store: StoreReader, tokenizer: Any, report: Reporter = silent
+) -> Made:
+    """A new model, a pretrained one that shares the teacher's tokens, or one made of the teacher.
 
     Raises
         ColdstillError: as `train_student`, of the model
     """
     where = f"students.{job.name}"
-    if job.architecture is not None:
-        model = build_model(job.architecture, tokenizer, length, job.seed, f"{where}.architecture")
-    elif job.layers is not None:
-        model = _of_layers(job, teacher, f"{where}.layers")
-    else:
-        assert job.model is not None  # the recipe has one of them
-        expect_same_tokens(tokenizer, load_tokenizer(job.model, f"{where}.model"), where)
-        model = load_model(job.model, f"{where}.model", precision="fp32")
-    rows = model.get_output_embeddings().weight.shape[0]
+    manifest = store.manifest
+    length, vocabulary = manifest.packing.sequence_length, manifest.tokenizer.size
+    made = _made(job, store, tokenizer, report, where)
+    rows = made.model.get_output_embeddings().weight.shape[0]
     if rows < vocabulary:
         raise ColdstillError(
             f"{where}: its head has {rows} rows, the tokenizer has {vocabulary} tokens"
         )
-    longest = context_length(model.config)
+    longest = context_length(made.model.config)
     if longest is not None and longest < length:
         raise ColdstillError(
             f"{where}: its context of {longest} tokens is shorter than the store's sequences of "
             f"{length}"
         )
-    return model
+    return made
 
 
-def _of_layers(job: StudentJob, expected: TeacherIdentity, where: str) -> Any:
-    start = job.folder / START
-    if start.is_dir():
-        return load_model(str(start), where, precision="fp32")
+def _made(
+    job: StudentJob, store: StoreReader, tokenizer: Any, report: Reporter, where: str
+) -> Made:
+    if job.prune:
+        return _pruned(job, store, report, f"{where}.prune")
+    if job.architecture is not None:
+        length = store.manifest.packing.sequence_length
+        place = f"{where}.architecture"
+        return Made(model=build_model(job.architecture, tokenizer, length, job.seed, place))
+    if job.layers is not None:
+        return Made(model=_of_layers(job, store, f"{where}.layers"))
+    assert job.model is not None  # the recipe has one of them
+    expect_same_tokens(tokenizer, load_tokenizer(job.model, f"{where}.model"), where)
+    return Made(model=load_model(job.model, f"{where}.model", precision="fp32"))
+
+
+def _of_layers(job: StudentJob, store: StoreReader, where: str) -> Any:
+    if job.start.is_dir():
+        return load_model(str(job.start), where, precision="fp32")
     assert job.layers is not None
-    assert job.teacher is not None
-    name, revision = job.teacher.name, job.teacher.revision
-    found = teacher_identity(name, where, dtype="auto", revision=revision)
+    teacher = _the_stores_own(job.teacher, store, where)
+    keep = job.layers.chosen(layer_count(teacher, where), where)
+    whole = load_model(teacher.name, where, precision="auto", revision=teacher.revision)
+    return cut_to_layers(whole, keep, where).float()
+
+
+def _pruned(job: StudentJob, store: StoreReader, report: Reporter, where: str) -> Made:
+    if not job.start.is_dir() and world_size() > 1:
+        if not is_one_of_several():
+            raise ColdstillError(
+                f"{where}: one process cuts, this is one of {world_size()}; run coldstill "
+                f"prune-student --student {job.name} first, then this again"
+            )
+        if rank() == 0:  # of processes that have trained together, the others wait
+            _cut(job, store, report, where).save(job)
+        wait_for_all()
+    if job.start.is_dir():
+        _expect_same_cut(job, store, where)
+        return Made(model=load_model(str(job.start), where, precision="fp32"))
+    return _cut(job, store, report, where)
+
+
+def _cut(job: StudentJob, store: StoreReader, report: Reporter, where: str) -> Made:
+    if job.recovered is None:
+        teacher, whole = _the_stores_own(job.teacher, store, where), None
+        model = load_model(teacher.name, where, precision="auto", revision=teacher.revision)
+    else:
+        model = load_model(str(job.recovered), where, precision="fp32")
+        whole = read_json(job.recovered.parent / PRUNING)["parameters"]["teacher"]
+    pruned = make_cut(
+        Cutting(
+            model=model,
+            cuts=job.prune,
+            teacher=whole,
+            store=store,
+            seed=job.seed,
+            stage=f"prune-student {job.stage}",
+            where=where,
+        ),
+        report,
+    )
+    return Made(model=pruned.model, pruning=pruned.record | {"of": _cause(job, store)})
+
+
+def _cause(job: StudentJob, store: StoreReader) -> dict[str, Any]:
+    """Everything that decides what a cut leaves."""
+    return {
+        "prune": asdict(job.prune[0]),
+        "seed": job.seed,
+        "store": json_sha256(store.manifest.to_json()),
+    }
+
+
+def _expect_same_cut(job: StudentJob, store: StoreReader, where: str) -> None:
+    """Refuse to go on from what was pruned in another way."""
+    old, new = read_json(job.folder / PRUNING).get("of", {}), _cause(job, store)
+    old, new = ({**cause, **cause.get("prune", {})} for cause in (old, new))
+    for key in new:
+        if key != "prune" and old.get(key) != new[key]:
+            raise ColdstillError(
+                f"{job.folder}: {where} was pruned with {key} = {old.get(key)}, now {new[key]}; "
+                "make another under a new name (--student NEW), or delete this folder"
+            )
+
+
+def _the_stores_own(
+    teacher: TeacherWeights | None, store: StoreReader, where: str
+) -> TeacherWeights:
+    """Where the store's teacher lies; raises ColdstillError if it is another that lies there."""
+    assert teacher is not None  # whoever begins a student has it
+    expected = store.manifest.teacher
+    found = teacher_identity(teacher.name, where, dtype="auto", revision=teacher.revision)
     if found.fingerprint != expected.fingerprint:
         raise ColdstillError(
-            f"{where}: {name} is not the teacher of the store ({expected.name}): its fingerprint "
-            f"is {found.fingerprint[:12]}, the store's {expected.fingerprint[:12]}; name that one "
-            "as teacher.model, or start from 'model'"
+            f"{where}: {teacher.name} is not the teacher of the store ({expected.name}): its "
+            f"fingerprint is {found.fingerprint[:12]}, the store's {expected.fingerprint[:12]}; "
+            "name that one as teacher.model, or start from 'model'"
         )
-    keep = job.layers.chosen(layer_count(job.teacher, where), where)
-    whole = load_model(name, where, precision="auto", revision=revision)
-    return cut_to_layers(whole, keep, where).float()
+    return teacher

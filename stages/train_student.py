@@ -1,9 +1,4 @@
-"""Stage two: train a student from the store. Never runs the teacher.
-
-A student made of the teacher's layers reads them once, before its first step. What it begins with
-lies in its folder from then on (`start`) until it is trained, so that a killed training goes on
-without the teacher.
-"""
+"""Stage two: train a student from the store. Never runs the teacher, except to cut it down."""
 
 from __future__ import annotations
 
@@ -25,7 +20,8 @@ from .objective import supports
 from .output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
-from .student_origin import START, StudentJob, make_student
+from .rounds import forget_rounds, rounds_to_go
+from .student_origin import Made, StudentJob, make_student
 from .training import TrainingJob, full_disk_told, train
 
 if TYPE_CHECKING:
@@ -41,30 +37,38 @@ STAGE = "train-student"
 def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent) -> None:
     """Train one student; write it to `folder/model`, which then is whole.
 
+    One that is cut several times is trained after each cut.
+
     Raises
         ColdstillError: a student with other tokens or too short a context, another teacher's
-            layers, an objective that the store cannot support, a store with nothing to learn,
-            stores of different sequences, adapters that cannot be
+            layers, sizes that pruning cannot reach, an objective that the store cannot support, a
+            store with nothing to learn, stores of different sequences, adapters that cannot be
     """
+    for each in rounds_to_go(job):
+        if not each.model_folder.is_dir():
+            _train_student(each, store, report)
+
+
+def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> None:
     where = f"students.{job.name}"
     manifest = store.manifest
     taught = lesson(job, store)
     if job.lora is not None:
         expect_peft(f"{where}.lora")
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
-    length = manifest.packing.sequence_length
-    model = make_student(job, tokenizer, length, manifest.tokenizer.size, manifest.teacher)
+    made = make_student(job, store, tokenizer, report)
+    model = made.model
     model.to(best_device())
     isolation = student_isolation(model, store, where)
     head = connect_head(model, manifest.tokenizer.size, report)
     config = copy.deepcopy(model.config)  # the trainer leaves settings of its own in it
-    begin = _beginning(job, model)
+    begin = _beginning(job, made)
     judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)
     adapters = None if job.lora is None else adapt(model, job.lora, job.seed, f"{where}.lora")
     learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     train(
         TrainingJob(
-            stage=f"{STAGE} {job.name}",
+            stage=f"{STAGE} {job.stage}",
             head=head,
             dataset=_dataset(taught.stores),
             isolation=isolation,
@@ -72,10 +76,10 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
             others=taught.captures[1:],
             terms=taught.terms,
             config=job.config,
-            sequence_length=length,
+            sequence_length=manifest.packing.sequence_length,
             seed=job.seed,
             folder=job.folder,
-            begin=_telling(begin, f"{STAGE} {job.name}", judged, report),
+            begin=_telling(begin, f"{STAGE} {job.stage}", judged, report),
             settings=job.settings,
         ),
         report,
@@ -87,7 +91,7 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
     size = f"{model.num_parameters():,} parameters"
     merged = f"{learned:,} adapter weights trained and merged into {size}"
     note = f"{size} trained" if job.lora is None else merged
-    report(Report(stage=f"{STAGE} {job.name}", note=note))
+    report(Report(stage=f"{STAGE} {job.stage}", note=note))
 
 
 def _dataset(stores: Sequence[StoreReader]) -> StoreDataset | MixedDataset:
@@ -108,27 +112,28 @@ def _telling(
 
 
 def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:
-    folder = job.folder / "model"
+    folder = job.model_folder
     if rank() == 0:
+        forget_rounds(job)  # first: nobody comes back for them once the model is there
         with whole_folder(folder) as scratch, full_disk_told(folder):
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
-        shutil.rmtree(job.folder / START, ignore_errors=True)
+        shutil.rmtree(job.start, ignore_errors=True)
     wait_for_all()  # nobody goes on to what rests on it
 
 
-def _beginning(job: StudentJob, model: Any) -> Callable[[], None]:
+def _beginning(job: StudentJob, made: Made) -> Callable[[], None]:
     """What training does first. Asked for before the trainer and adapters change the model."""
+    model = made.model
     config = copy.deepcopy(model.config)
-    weights = model.state_dict() if job.layers is not None else None
-    start = job.folder / START
+    weights = model.state_dict() if job.is_of_the_teacher else None
 
     def begin() -> None:
         job.begin()
-        if weights is None or start.is_dir() or rank() != 0:
+        if weights is None or job.start.is_dir() or rank() != 0:
             return
-        with _as_it_was(model, config), whole_folder(start) as scratch, full_disk_told(start):
-            model.save_pretrained(scratch, state_dict=weights)
+        with _as_it_was(model, config):
+            made.save(job, weights)
 
     return begin
 

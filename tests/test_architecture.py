@@ -26,7 +26,10 @@ DATA_MAY_ASK = {
     ("tokenizers", "data.token_bytes"),
 }
 """What one file each imports, inside a function, for those who ask for it."""
-LIGHT_STAGES = {"stages", "stages.config", "stages.ranks", "stages.report"}
+LIGHT_STAGES = {
+    "stages", "stages.config", "stages.ranks", "stages.report",
+    "stages.pruning", "stages.pruning.config",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...data.prepared import Split
     from ..recipe import LoadedRecipe
     from ..run import Run
-    from ..tables import Recipe
+    from ..tables import Recipe, StudentTable
 
 _OTHERS = ((0, 24), (16, 16), (50, 0), (4, 20))
 """(head, tail) that a capture is held against: an unbiased sample alone, both, top-k as others keep
@@ -64,8 +64,8 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
         "teacher_done": not recipe.teacher.is_trained_here or run.teacher_model.exists(),
         "students": {
             name: {
-                "steps": student.train.steps,
-                "tokens": student.train.steps * student.train.batch_tokens,
+                "steps": _steps(student),
+                "tokens": _steps(student) * student.train.batch_tokens,
                 "parameters": None if (known := sizes[name]) is None else known.parameters,
                 "done": run.student(name).model.exists(),
             }
@@ -76,6 +76,11 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
         "cache_bytes": recipe.logits.cache,
         "free_bytes": free_bytes(run.root),
     }
+
+
+def _steps(student: StudentTable) -> int:
+    """Of all trainings that it takes."""
+    return student.train.steps * max(1, len(student.prune or ()))
 
 
 def _store_facts(store: StoreSize) -> dict[str, Any]:
@@ -130,7 +135,10 @@ def _times(recipe: Recipe, run: Run, stores: Mapping[Split, StoreSize]) -> dict[
     for name, student in recipe.students.items():
         folder = run.student(name)
         done = folder.model.exists()
+        if student.prune:
+            hours[f"prune-student {name}"] = None
+        once = len(student.prune or ()) < 2  # each round has a model and a speed of its own
         hours[f"train-student {name}"] = (
-            0.0 if done else training_hours(student.train, folder.root, length)
+            0.0 if done else training_hours(student.train, folder.root, length) if once else None
         )
     return {"tokens_per_second": speeds["train"], "hours": hours}

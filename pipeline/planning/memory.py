@@ -13,8 +13,11 @@ from ...stages.report import silent
 from ..work import Work
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ...stages.config import ArchitectureConfig, LayersConfig, LoraConfig, TrainConfig
     from ...stages.planning.model_sizes import ModelSizes
+    from ...stages.pruning.config import PruneConfig
     from ..recipe import LoadedRecipe
     from ..run import Run
 
@@ -30,6 +33,8 @@ def memory(loaded: LoadedRecipe, run: Run) -> Memory:
     """
     from ...stages.planning.memory import capture_memory
 
+    read_at_once = 8192  # tokens of the sample on which a cut is measured
+
     recipe = loaded.recipe
     length = recipe.corpus.sequence_length
     teacher = _teacher(loaded, run)
@@ -43,21 +48,30 @@ def memory(loaded: LoadedRecipe, run: Run) -> Memory:
         if teacher is None
         else capture_memory(teacher, recipe.teacher.dtype, recipe.logits.batch_tokens, length)
     )
-    for name, sizes in student_sizes(loaded, run, teacher).items():
+    for name, sizes in student_sizes(loaded, run, teacher, first=True).items():
         student = recipe.students[name]
+        if student.prune:
+            found[f"prune-student {name}"] = (
+                None if teacher is None else capture_memory(teacher, "auto", read_at_once, length)
+            )
         found[f"train-student {name}"] = _training(sizes, student.train, length, lora=student.lora)
     return found
 
 
 def student_sizes(
-    loaded: LoadedRecipe, run: Run, teacher: ModelSizes | None = None
+    loaded: LoadedRecipe,
+    run: Run,
+    teacher: ModelSizes | None = None,
+    *,
+    first: bool = False,
 ) -> dict[str, ModelSizes | None]:
     """What decides how large each student is; None where a model is not on this machine.
 
     teacher  the same of the teacher, where the caller has it at hand
+    first    of one that is cut several times, as it is trained first; as it ends up otherwise
 
     Raises
-        ColdstillError: an architecture that cannot be built
+        ColdstillError: an architecture that cannot be built, sizes that a cut cannot reach
     """
     recipe = loaded.recipe
     teacher = teacher or _teacher(loaded, run)
@@ -69,6 +83,9 @@ def student_sizes(
             found[name] = _of_table(student.architecture, vocabulary, length)
         elif student.layers is not None:
             found[name] = _of_layers(loaded, run, teacher, student.layers)
+        elif student.prune is not None:
+            cuts = _of_cuts(loaded, run, teacher, student.prune, f"students.{name}.prune")
+            found[name] = None if cuts is None else cuts[0 if first else -1]
         else:
             assert student.model is not None
             sizes = _of_model(loaded, run, student.model)
@@ -121,6 +138,30 @@ def _of_layers(
     except ColdstillError:
         return None
     return sizes_of_layers(teacher, layers, lies, table.revision)
+
+
+def _of_cuts(
+    loaded: LoadedRecipe,
+    run: Run,
+    teacher: ModelSizes | None,
+    cuts: Sequence[PruneConfig],
+    where: str,
+) -> list[ModelSizes] | None:
+    from ...stages.planning.pruned_sizes import (
+        anatomy_of_model,
+        anatomy_of_table,
+        sizes_of_cuts,
+    )
+
+    if teacher is None:
+        return None
+    table, length = loaded.recipe.teacher, loaded.recipe.corpus.sequence_length
+    if table.architecture is not None and table.tokenizer is not None:
+        anatomy = anatomy_of_table(table.architecture, table.tokenizer.vocabulary, length, where)
+        return sizes_of_cuts(teacher, anatomy, cuts, where)
+    assert table.model is not None
+    known = anatomy_of_model(Work(loaded, run, silent).local(table.model), table.revision, where)
+    return None if known is None else sizes_of_cuts(teacher, known, cuts, where)
 
 
 def _of_table(table: ArchitectureConfig, vocabulary: int | None, length: int) -> ModelSizes | None:

@@ -78,7 +78,7 @@ def sizes_of_table(
 def sizes_of_model(name: str, revision: str = "main") -> ModelSizes | None:
     """Of a model in a folder, or of a hub name that was fetched before; None if it is not on this
     machine or does not say. Never asks the network."""
-    folder = _folder(name, revision)
+    folder = model_folder(name, revision)
     if folder is None:
         return None
     try:
@@ -117,7 +117,7 @@ def sizes_of_layers(
         keep = layers.chosen(whole.layers, "")
     except ColdstillError:
         return None  # whoever trains it will tell
-    folder = None if name is None else _folder(name, revision)
+    folder = None if name is None else model_folder(name, revision)
     files = [] if folder is None else sorted(folder.glob("*.safetensors"))
     if files:
         gone = set(range(whole.layers)) - set(keep)
@@ -136,10 +136,11 @@ def adapter_parameters(sizes: ModelSizes, rank: int) -> int:
     return sizes.layers * rank * per_layer
 
 
-def _built_without_memory(
+def model_without_memory(
     architecture: ArchitectureConfig, vocabulary: int, sequence_length: int
-) -> ModelSizes:
-    """A model of any family on torch's `meta` device, which has shapes and no storage."""
+) -> Any:
+    """A model of any family on torch's `meta` device, which has shapes and no storage; raises as
+    `stages.models.build_model`."""
     import torch
 
     from ..models import build_model
@@ -151,7 +152,13 @@ def _built_without_memory(
         pad_token_id=None,
     )
     with torch.device("meta"):
-        model = build_model(architecture, tokenizer, sequence_length, 0, "architecture")
+        return build_model(architecture, tokenizer, sequence_length, 0, "architecture")
+
+
+def _built_without_memory(
+    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int
+) -> ModelSizes:
+    model = model_without_memory(architecture, vocabulary, sequence_length)
     config = model.config.get_text_config().to_dict()
     return ModelSizes(
         parameters=model.num_parameters(),
@@ -164,7 +171,8 @@ def _built_without_memory(
     )
 
 
-def _folder(name: str, revision: str) -> Path | None:
+def model_folder(name: str, revision: str) -> Path | None:
+    """Where a model lies on this machine, if it does. Never asks the network."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import estimator
 import large_store
 import online
+import pruning
 import store_codecs
 import store_opening
 import student_feed
@@ -24,5 +25,6 @@ if __name__ == "__main__":
         large_store,
         teacher_forward,
         teacher_processes,
+        pruning,
     ):
         alone(benchmark.main)

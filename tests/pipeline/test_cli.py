@@ -29,8 +29,9 @@ EVERY = COMMANDS | {f"store {name}": command for name, command in STORE.commands
 
 
 def test_the_commands_are_those_that_are_promised() -> None:
-    promised = "init plan train-teacher teacher-logits train-student evaluate sweep compare inspect"
-    assert set(COMMANDS) == {*promised.split(), "run", "report"}
+    promised = "init plan train-teacher teacher-logits prune-student train-student evaluate sweep "
+    promised += "compare report inspect run"
+    assert set(COMMANDS) == {*promised.split()}
     assert set(STORE.commands) == {"verify", "repair", "convert", "merge", "slice", "shrink"}
 
 

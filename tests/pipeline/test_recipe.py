@@ -269,8 +269,8 @@ def test_a_teacher_that_exists_may_be_corrected(tmp_path: Path) -> None:
 def test_a_student_has_one_origin(tmp_path: Path) -> None:
     said = fault(WHOLE.replace("train =", 'model = "x/y"\ntrain ='), tmp_path)
     assert said == (
-        "r.toml: students.small: needs one of 'architecture', 'model' and 'layers', not both "
-        "'architecture' and 'model'"
+        "r.toml: students.small: needs one of 'architecture', 'model', 'layers' and 'prune', "
+        "not both 'architecture' and 'model'"
     )
 
 

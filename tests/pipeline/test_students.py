@@ -66,8 +66,8 @@ def test_layers_are_said_in_three_ways_and_survive_the_record_of_a_run(
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ("", "needs one of 'architecture', 'model' and 'layers'"),
-        ('model = "x/y"\nlayers = [0]', "and 'layers', not both 'model' and 'layers'"),
+        ("", "needs one of 'architecture', 'model', 'layers' and 'prune'"),
+        ('model = "x/y"\nlayers = [0]', "and 'prune', not both 'model' and 'layers'"),
         ("layers = []", ".layers: [] is not an increasing list of layers, such as [0, 2, 5]"),
         ("layers = [2, 0]", ".layers: [2, 0] is not an increasing list of layers, such as [0, 2,"),
         ("layers = [1, 1]", ".layers: [1, 1] is not an increasing list of layers, such as [0, 2,"),

@@ -91,7 +91,7 @@ def new_student(store: StoreReader, seed: int = 5) -> Any:
     """What the job above starts from."""
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), "store")
     job = student_job(Path(str(store.place)), seed=seed)
-    return make_student(job, tokenizer, LENGTH, VOCABULARY, store.manifest.teacher)
+    return make_student(job, store, tokenizer).model
 
 
 def online(

@@ -1,0 +1,152 @@
+"""What a student gains by being cut out of its teacher.
+
+The demo's teacher and its record of 160 sequences; students of a half and a quarter of its
+parameters, in the same sizes tensor by tensor, trained for the same steps from that record: one
+begins as what pruning left, the other as random weights. Both get two learning rates, and the
+better result counts. A quarter is also cut in two rounds of half the steps each.
+
+`KL` and `loss` are those on held-out documents. `steps` is when the pruned one's KL on the training
+text, as it is logged, is below where the other one ends.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from coldstill.stages.device import describe_machine
+from coldstill.stages.models import load_model, load_tokenizer
+from distributions import trained_reading
+from measure import OUTPUT, Figure, write
+from transformers import AutoModelForCausalLM
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STEPS = 450
+RATES = ("1e-3", "4e-3")
+SHARES = ("50%", "25%")
+RECIPE = """\
+name = "pruning"
+[corpus]
+files = ["stdlib:"]
+sequence_length = 256
+holdout = 0.03
+[teacher]
+model = "./demo/teacher/model"
+[logits]
+sequences = 160
+shard_tokens = 16384
+[evaluation]
+sequences = 100
+"""
+
+
+def main() -> None:
+    """Print and keep the figures."""
+    trained_reading()  # makes the teacher if it is not there yet
+    recipe = OUTPUT / "pruning.toml"
+    recipe.write_text(RECIPE + "".join(_students()), encoding="utf-8")
+    _coldstill("teacher-logits", recipe)
+    for share in SHARES:
+        _coldstill("prune-student", recipe, *_each("pruned", share))
+        _unpruned(share)
+        for start in ("pruned", "random"):
+            _coldstill("train-student", recipe, *_each(start, share))
+    _coldstill("train-student", recipe, *_each("twice", SHARES[-1]))
+    _coldstill("evaluate", recipe)
+    figures = [figure for share in SHARES for figure in _compared("pruned", share)]
+    write("pruning", [*figures, *_compared("twice", SHARES[-1])])
+
+
+def _students() -> list[str]:
+    starts = [("pruned", f'prune = {{ parameters = "{share}" }}', share, STEPS) for share in SHARES]
+    starts += [
+        ("random", f'model = "./pruning/{_folder(share)}"', share, STEPS) for share in SHARES
+    ]
+    cuts = ", ".join(f'{{ parameters = "{share}" }}' for share in SHARES)
+    starts.append(("twice", f"prune = [{cuts}]", SHARES[-1], STEPS // 2))
+    return [
+        f"[students.{_name(start, share, rate)}]\n{origin}\ntrain = {{ steps = {steps}, "
+        f"batch_tokens = 1024, learning_rate = {rate}, log_every = 10 }}\n"
+        for start, origin, share, steps in starts
+        for rate in RATES
+    ]
+
+
+def _unpruned(share: str) -> None:
+    """Random weights in the sizes of the pruned student."""
+    folder = OUTPUT / "pruning" / _folder(share)
+    if folder.is_dir():
+        return
+    start = _student("pruned", share, RATES[0]) / "start"
+    pruned = load_model(str(start), "bench", precision="fp32")
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(pruned.config, dtype=torch.float32)
+    assert model.num_parameters() == pruned.num_parameters()
+    load_tokenizer(str(OUTPUT / "demo" / "teacher" / "model"), "bench").save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def _compared(start: str, share: str) -> list[Figure]:
+    """The better pruned student against the better one of random weights."""
+    ours, baseline = (_better(which, share) for which in (start, "random"))
+    told = [json.loads((folder / "evaluation.json").read_text()) for folder in (ours, baseline)]
+    name = f"{start} to {share} against random weights"
+
+    def figure(what: str, unit: str, values: tuple[float, float]) -> Figure:
+        return Figure(
+            name=f"{name}, {what}",
+            ours=values[0],
+            baseline=values[1],
+            ratio=values[0] / values[1],
+            unit=unit,
+            machine=describe_machine(),
+        )
+
+    figures = [
+        figure("held-out KL", "nat", (told[0]["kl"], told[1]["kl"])),
+        figure("held-out loss", "nat", (told[0]["loss"], told[1]["loss"])),
+    ]
+    if start == "pruned":
+        lines, end = _metrics(ours), _metrics(baseline)[-1]
+        step = next((line["step"] for line in lines if line["kl"] <= end["kl"]), lines[-1]["step"])
+        figures.append(figure("steps", "", (step, end["step"])))
+    return figures
+
+
+def _better(start: str, share: str) -> Path:
+    folders = [_student(start, share, rate) for rate in RATES]
+    return min(folders, key=lambda f: json.loads((f / "evaluation.json").read_text())["loss"])
+
+
+def _metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _each(start: str, share: str) -> list[str]:
+    return [part for rate in RATES for part in ("--student", _name(start, share, rate))]
+
+
+def _student(start: str, share: str, rate: str) -> Path:
+    return OUTPUT / "pruning" / "students" / _name(start, share, rate)
+
+
+def _name(start: str, share: str, rate: str) -> str:
+    return f"{start}-{share.rstrip('%')}-{rate}"
+
+
+def _folder(share: str) -> str:
+    return f"random-{share.rstrip('%')}"
+
+
+def _coldstill(command: str, recipe: Path, *arguments: str) -> None:
+    words = [sys.executable, "-m", "coldstill.pipeline.cli", command, str(recipe), *arguments]
+    subprocess.run([*words, "--runs", str(OUTPUT)], check=True)
+
+
+if __name__ == "__main__":
+    main()

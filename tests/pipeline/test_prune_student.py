@@ -1,0 +1,239 @@
+"""Pruned students on the command line: `prune-student`, `train-student`, `plan`, and refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from coldstill.data.errors import ColdstillError
+from coldstill.pipeline.recipe import load_recipe
+from coldstill.stages.planning.model_sizes import sizes_of_model
+from coldstill.stages.pruning.config import PruneConfig
+from conftest import FAMILIES
+from small_runs import save_teacher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldstill.pipeline.tables import StudentTable
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+ORIGIN = "architecture = { layers = 1, hidden = 32, heads = 2 }"
+RECIPE = """\
+name = "r"
+corpus = { files = ["t"] }
+teacher = { model = "x/y" }
+[students.small]
+train = { steps = 5 }
+"""
+
+
+def load(folder: Path, text: str) -> dict[str, StudentTable]:
+    path = folder / "r.toml"
+    path.write_text(RECIPE + text, encoding="utf-8")
+    return load_recipe(str(path)).recipe.students
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{ parameters = "50%" }', (PruneConfig(parameters="50%"),)),
+        ("{ parameters = 1000 }", (PruneConfig(parameters=1000),)),
+        (
+            "{ layers = 2, hidden = 64, heads = 4 }",
+            (PruneConfig(layers=2, hidden=64, heads=4),),
+        ),
+        (
+            '[{ layers = 2 }, { parameters = "25%", layers_by = "loss" }]',
+            (PruneConfig(layers=2), PruneConfig(parameters="25%", layers_by="loss")),
+        ),
+    ],
+)
+def test_cuts_are_said_in_two_ways_and_survive_the_record_of_a_run(
+    line: str, expected: tuple[PruneConfig, ...], tmp_path: Path
+) -> None:
+    student = load(tmp_path, f"prune = {line}\n")["small"]
+    assert student.prune == expected
+    dumped = json.loads(student.model_dump_json())
+    assert isinstance(dumped["prune"], dict) == (len(expected) == 1)
+    assert type(student).model_validate(dumped) == student
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{}", "small.prune: needs sizes such as { hidden = 512, feed_forward = 1536 }, or param"),
+        ("[]", 'small.prune: [] is neither a table such as { parameters = "50%" } nor a list of'),
+        ("3", "small.prune: 3 is neither a table such as"),
+        ("{ hiden = 3 }", "small.prune: unknown key 'hiden'; did you mean 'hidden'? (have: laye"),
+        ("[{ layers = 2 }, { hiden = 3 }]", "small.prune.1: unknown key 'hiden'; did you mean"),
+        ("{ layers = 0 }", "small.prune.layers: input should be greater than or equal to 1, not"),
+        ('{ parameters = "half" }', "small.prune.parameters: 'half' is neither a number of param"),
+        ('{ parameters = "120%" }', "small.prune.parameters: '120%' is neither a number of param"),
+        ('{ parameters = "0%" }', "small.prune.parameters: '0%' is neither a number of parameter"),
+        ("{ parameters = 0.5 }", "small.prune.parameters: 0.5 is neither a number of parameters "),
+        ("{ parameters = true }", "small.prune.parameters: True is neither a number of paramete"),
+        ('{ layers = 2, layers_by = "luck" }', "small.prune.layers_by: input should be 'infl"),
+        (f"{{ layers = 2 }}\n{ORIGIN}", "not both 'architecture' and 'prune'"),
+    ],
+)  # fmt: skip
+def test_cuts_that_cannot_be_are_refused(line: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ColdstillError) as error:
+        load(tmp_path, f"prune = {line}\n")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cut_replaces_the_one_that_would_be_taken_over(tmp_path: Path) -> None:
+    text = 'prune = { layers = 2 }\n[students.other]\nlike = "small"\nprune = { hidden = 8 }\n'
+    students = load(tmp_path, text)
+    assert students["other"].prune == (PruneConfig(hidden=8),)
+    again = load(tmp_path, text.replace("prune = { hidden = 8 }", "layers = [0]"))["other"]
+    assert (again.prune, again.layers is None) == (None, False)
+
+
+@pytest.fixture(scope="module")
+def _captured(tmp_path_factory: pytest.TempPathFactory, texts: Path, tokenizer: Any) -> Desk:
+    from desk import RECIPE as TEMPLATE
+    from desk import Desk
+
+    desk = Desk(tmp_path_factory.mktemp("captured"))
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES, "llama", {**FAMILIES["llama"], **sizes})
+        save_teacher(desk.root / "teacher", tokenizer)
+    desk.write("r.toml", TEMPLATE.format(texts=texts, teacher='model = "./teacher"'))
+    desk.edit(f"[students.small]\n{ORIGIN}", '[students.small]\nprune = { parameters = "50%" }')
+    desk.edit('like = "small"', f'like = "small"\n{ORIGIN}')
+    desk.done("teacher-logits", "r.toml")
+    return desk
+
+
+@pytest.fixture
+def deep(_captured: Desk, tmp_path: Path) -> Desk:
+    """A desk whose teacher has three layers of four heads; its logits are captured."""
+    shutil.copytree(_captured.root, tmp_path, dirs_exist_ok=True)
+    return type(_captured)(tmp_path)
+
+
+def test_a_student_is_pruned_shown_trained_and_measured(deep: Desk) -> None:
+    plan = json.loads(deep.done("plan", "r.toml", "--json").stdout)
+    result = deep.done("prune-student", "r.toml", "--student", "small")
+    folder = deep.run / "students" / "small"
+    assert sorted(path.name for path in folder.iterdir()) == ["pruning.json", "start"]
+    told = deep.json("students", "small", "pruning.json")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0] == ["small", "before", "after"]
+    assert lines[1] == ["layers", "3", "3"]
+    sizes = told["sizes"]["after"]
+    assert lines[2] == ["hidden", "32", str(sizes["hidden"]), f"{sizes['hidden'] / 32:.1%}"]
+    assert lines[6][:1] == ["parameters"]
+    assert lines[6][2] == f"{told['parameters']['after']:,}"
+    assert lines[7][:3] == [
+        "loss", f"{told['loss']['before']:.4f}", f"{told['loss']['after']:.4f}",
+    ]  # fmt: skip
+    assert plan["students"]["small"]["parameters"] == told["parameters"]["after"]
+    assert {"prune-student small", "train-student small"} <= plan["memory"].keys()
+
+    shutil.rmtree(deep.root / "teacher")  # it is not asked again
+    before = deep.snapshot()
+    again = deep.done("prune-student", "r.toml", "--json")
+    assert json.loads(again.stdout) == {"small": [told]}
+    assert "already pruned" in again.stderr
+    made = {path: content for path, content in deep.snapshot().items() if "/small/" in path}
+    assert made == {path: content for path, content in before.items() if "/small/" in path}
+    deep.done("train-student", "r.toml")
+    assert "already trained" in deep.done("prune-student", "r.toml").stderr
+    assert not (folder / "start").exists()
+    found = sizes_of_model(str(folder / "model"))
+    assert found is not None
+    assert found.parameters == told["parameters"]["after"]
+    deep.done("evaluate", "r.toml")
+    line = deep.refused("prune-student", "r.toml", "--set", "students.small.prune.layers=2")
+    assert "students.small was trained with student.prune.layers = None, now 2;" in line
+
+
+def test_a_variant_is_cut_twice_and_trained_twice(deep: Desk) -> None:
+    setting = "students.small.prune=[{ layers = 2 }, { kv_heads = 1, hidden = 16 }]"
+    plan = json.loads(deep.done("plan", "r.toml", "--json", "--set", setting).stdout)
+    deep.done("train-student", "r.toml", "--student", "twice", "--set", setting)
+    folder = deep.run / "students" / "twice"
+    assert (folder / "rounds" / "1" / "metrics.jsonl").exists()
+    assert not (folder / "rounds" / "1" / "model").exists()
+    config = deep.json("students", "twice", "model", "config.json")
+    assert (config["num_hidden_layers"], config["hidden_size"]) == (2, 16)
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (2, 1)
+    assert config["head_dim"] == 8
+    found = sizes_of_model(str(folder / "model"))
+    assert found is not None
+    assert plan["students"]["small"]["parameters"] == found.parameters
+    assert plan["students"]["small"]["steps"] == 6
+    shutil.rmtree(deep.root / "teacher")
+    result = deep.done("prune-student", "r.toml", "--student", "twice", "--set", setting)
+    heads = [line.split("  ")[0] for line in result.stdout.splitlines() if "before  " in line]
+    assert heads == ["twice, cut 1 of 2", "twice, cut 2 of 2"]
+    assert "layers kept" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("prune.heads=3", "students.small.prune: heads = 3 cannot be shared out among 2 key-value"),
+        ("prune.hidden=64", "students.small.prune: hidden = 64, the model that is cut has 32 chan"),
+        ("prune.layers=4", "students.small.prune: layers = 4, the model that is cut has 3 layers"),
+        ("prune={ parameters = 10 }", "students.small.prune: parameters = 10 leave nothing of "),
+        ("prune={ parameters = 10000000 }", "parameters = 10,000,000, the model that is cut has "),
+    ],
+)
+def test_sizes_that_cannot_be_touch_nothing_and_are_told_by_the_plan_too(
+    setting: str, said: str, deep: Desk
+) -> None:
+    for command in ("plan", "prune-student", "train-student"):
+        students = () if command == "plan" else ("--student", "small")
+        line = deep.refused(command, "r.toml", *students, "--set", f"students.small.{setting}")
+        assert said in line, command
+
+
+def test_students_that_are_not_pruned_and_other_settings_are_refused(deep: Desk) -> None:
+    line = deep.refused("prune-student", "r.toml", "--student", "baseline")
+    assert line == (
+        "error: students.baseline: has no 'prune', such as prune = { parameters = \"50%\" }, so "
+        "there is nothing to cut (students with one: small)"
+    )
+    line = deep.refused("prune-student", "r.toml", "--student", "nobody")
+    assert "no student 'nobody'" in line
+    deep.done("prune-student", "r.toml")
+    for command in ("prune-student", "train-student"):
+        line = deep.refused(
+            command, "r.toml", "--student", "small", "--set", "students.small.prune.layers=2"
+        )
+        assert "students.small.prune was pruned with layers = None, now 2; make another" in line
+    # how it is trained may still be thought over
+    deep.done(
+        "train-student", "r.toml", "--student", "small", "--set", "students.small.train.steps=2"
+    )
+    deep.edit('prune = { parameters = "50%" }', "layers = [0]")
+    line = deep.refused("prune-student", "r.toml")
+    assert line == (
+        "error: r: no student of the recipe has 'prune', such as prune = { parameters = \"50%\" }"
+    )
+
+
+def test_a_plan_knows_a_student_of_a_teacher_that_is_made_here(desk: Desk) -> None:
+    text = (desk.root / "r.toml").read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("model = "))
+    desk.edit(
+        line,
+        "architecture = { layers = 3, hidden = 32, heads = 2 }\ntokenizer = { vocabulary = 300 }\n"
+        "train = { steps = 1, batch_tokens = 256 }",
+    )
+    desk.edit(ORIGIN, 'prune = { parameters = "40%" }')
+    plan = json.loads(desk.done("plan", "r.toml", "--json").stdout)
+    desk.done("teacher-logits", "r.toml")
+    desk.done("prune-student", "r.toml", "--student", "small")
+    told = desk.json("students", "small", "pruning.json")
+    assert plan["students"]["small"]["parameters"] == told["parameters"]["after"]

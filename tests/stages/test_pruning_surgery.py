@@ -1,0 +1,266 @@
+"""What pruning takes out of a model, and that nothing else changes; for every family."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from coldstill.data.errors import ColdstillError
+from coldstill.stages.layers import hand_through
+from coldstill.stages.output_head import connect_head
+from coldstill.stages.pruning.anatomy import anatomy_of
+from coldstill.stages.pruning.families import FAMILIES
+from coldstill.stages.pruning.importance import measure
+from coldstill.stages.pruning.surgery import choose, cut
+from conftest import VOCABULARY
+from small_pruning import (
+    anatomy,
+    every_model,
+    expect_same_function,
+    logits,
+    pruning_model,
+    random_importance,
+    whole_sample,
+)
+from transformers import AutoModelForCausalLM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from coldstill.data.reader import StoreReader
+    from coldstill.stages.pruning.anatomy import Anatomy, Sizes
+    from coldstill.stages.pruning.surgery import Kept
+
+WHERE = "students.small.prune"
+
+
+def smaller(model: Any, sizes: Sizes, seed: int = 0) -> tuple[Any, Kept]:
+    """The model with random parts of these sizes."""
+    built = anatomy(model)
+    kept = choose(built, sizes, random_importance(built.sizes, seed))
+    return cut(model, built, kept, WHERE), kept
+
+
+@every_model
+def test_pruning_to_the_full_size_is_the_identity_bit_for_bit(name: str) -> None:
+    model = pruning_model(name)
+    before = logits(model)
+    same, _ = smaller(model, anatomy(model).sizes)
+    assert torch.equal(logits(same), before)
+    weights = model.state_dict()
+    assert same.state_dict().keys() == weights.keys()
+    for key, weight in same.state_dict().items():
+        assert torch.equal(weight, weights[key]), key
+    ours, theirs = same.config.to_dict(), model.config.to_dict()
+    derived = {"head_dim", "n_inner"}  # what the family would work out for itself
+    assert all(ours[key] == theirs[key] for key in theirs.keys() - derived)
+
+
+@contextlib.contextmanager
+def masked(model: Any, built: Anatomy, kept: Kept) -> Iterator[None]:
+    """The whole model while what was not kept does nothing: heads, neurons and layers."""
+    width, hooks = built.head_width, []
+
+    def zero(places: torch.Tensor) -> Any:
+        def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            mask = torch.zeros(inputs[0].shape[-1])
+            mask[places] = 1
+            return (inputs[0] * mask, *inputs[1:])
+
+        return hook
+
+    for number, layer in enumerate(model.get_submodule(built.family.layers)):
+        if number not in kept.layers:
+            hooks.append(layer.register_forward_hook(hand_through, with_kwargs=True))
+            continue
+        place = kept.layers.index(number)
+        heads = (kept.heads[place][:, None] * width + torch.arange(width)).flatten()
+        for part, places in (
+            (built.family.attention_out, heads),
+            (built.family.feed_forward_out, kept.neurons[place]),
+        ):
+            hooks.append(layer.get_submodule(part).register_forward_pre_hook(zero(places)))
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+@every_model
+def test_what_is_left_is_the_model_in_which_the_rest_does_nothing(
+    name: str, tmp_path: Path
+) -> None:
+    model = pruning_model(name)
+    built = anatomy(model)
+    whole = built.sizes
+    # where heads and hidden go together, heads are the next test's
+    heads = whole.heads if built.family.bound else whole.heads // 2
+    sizes = dataclasses.replace(
+        whole,
+        layers=2,
+        feed_forward=24,
+        heads=heads,
+        kv_heads=heads if whole.kv_heads == whole.heads else whole.kv_heads,
+    )
+    small, kept = smaller(model, sizes)
+    with masked(model, built, kept):
+        expect_same_function(small, model)
+    assert anatomy(small).sizes == sizes
+    assert small.num_parameters() == built.parameters(sizes)
+
+    small.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again) is type(model)
+    assert torch.equal(logits(again), logits(small))
+    words = torch.arange(5)[None]
+    assert again.generate(words, max_new_tokens=3, do_sample=False).shape == (1, 8)
+    written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert written["model_type"] == built.name
+    if not built.family.bound:
+        assert written["head_dim"] == built.head_width
+
+
+def dead(model: Any, built: Anatomy, seed: int) -> tuple[Sizes, dict[str, list[set[int]]], int]:
+    """Make a part of everything dead: what is left, which neurons, heads (or groups of them) and
+    channels are alive, and the layer that does nothing."""
+    family, whole, width = built.family, built.sizes, built.head_width
+    random = torch.Generator().manual_seed(seed)
+    group = whole.heads // whole.kv_heads
+
+    def some(count: int, of: int) -> torch.Tensor:
+        return torch.randperm(of, generator=random)[:count].sort().values
+
+    idle = 1
+    groups = max(1, whole.kv_heads * 3 // 4)
+    heads = groups * group
+    hidden = heads * width if family.bound else 20
+    alive: dict[str, list[set[int]]] = {"neurons": [], "groups": [], "channels": []}
+    live = some(hidden, whole.hidden)
+    alive["channels"].append(set(live.tolist()))
+    with torch.no_grad():
+        for number, layer in enumerate(model.get_submodule(family.layers)):
+            neurons, kept = some(40, whole.feed_forward), some(groups, whole.kv_heads)
+            alive["neurons"].append(set(neurons.tolist()))
+            alive["groups"].append(set(kept.tolist()))
+            _still_neurons(layer, neurons, whole.feed_forward)
+            _silence_values(layer, kept, whole.kv_heads, width)
+            if number == idle:
+                for part in (family.attention_out, family.feed_forward_out):
+                    for weight in layer.get_submodule(part).parameters():
+                        weight.zero_()
+        _dry_channels(model, built, live)
+    sizes = dataclasses.replace(
+        whole, layers=2, hidden=hidden, feed_forward=40, heads=heads, kv_heads=groups
+    )
+    return sizes, alive, idle
+
+
+def _still_neurons(layer: Any, alive: torch.Tensor, count: int) -> None:
+    gone = torch.ones(count, dtype=torch.bool)
+    gone[alive] = False
+    for name, weight in layer.named_parameters():
+        if any(part in name for part in ("gate_proj", "up_proj", "dense_h_to_4h")):
+            weight[gone] = 0
+        elif "c_fc" in name:
+            weight[..., gone] = 0
+
+
+def _silence_values(layer: Any, alive: torch.Tensor, groups: int, width: int) -> None:
+    """Of heads with a zero value nothing comes out."""
+    for name, weight in layer.named_parameters():
+        for group in set(range(groups)) - set(alive.tolist()):
+            if "v_proj" in name:
+                weight[group * width : (group + 1) * width] = 0
+            elif "query_key_value" in name:  # each head: query, key, value
+                weight[(3 * group + 2) * width : (3 * group + 3) * width] = 0
+            elif "c_attn" in name:  # all queries, all keys, all values
+                start = (2 * groups + group) * width
+                weight[..., start : start + width] = 0
+
+
+def _dry_channels(model: Any, built: Anatomy, live: torch.Tensor) -> None:
+    """Nothing is written to the other channels. To a LayerNorm only a channel that always is the
+    mean is dead, so there what is written to the live ones has the mean 0."""
+    centred = built.name in ("gpt2", "gpt_neox")
+    gone = torch.ones(built.sizes.hidden, dtype=torch.bool)
+    gone[live] = False
+    tables = ("embed_tokens", "wte", "wpe", "embed_in")
+    written = ("o_proj", "down_proj", "c_proj", "attention.dense", "dense_4h_to_h")
+    for name, weight in model.named_parameters():
+        transposed = "c_proj.weight" in name or any(table in name for table in tables)
+        if any(part in name for part in (*tables, *written)):
+            rows = weight.t() if transposed else weight
+            rows[gone] = 0
+            if centred:
+                rows[live] -= rows[live].mean(0, keepdim=True)
+        elif centred and name.endswith("bias") and ("norm" in name or "ln_" in name):
+            weight[gone] = 0
+
+
+@every_model
+def test_a_network_with_dead_parts_loses_exactly_those_and_computes_the_same(
+    name: str, store: StoreReader
+) -> None:
+    model = pruning_model(name, seed=1)
+    built = anatomy(model)
+    sizes, alive, idle = dead(model, built, seed=5)
+    importance = measure(connect_head(model, VOCABULARY), built, whole_sample(store), "test")
+    kept = choose(built, sizes, importance)
+    assert kept.layers == [layer for layer in range(3) if layer != idle]
+    assert set(kept.hidden.tolist()) == alive["channels"][0]
+    for place, layer in enumerate(kept.layers):
+        assert set(kept.neurons[place].tolist()) == alive["neurons"][layer]
+        assert set(kept.kv_heads[place].tolist()) == alive["groups"][layer]
+    small = cut(model, built, kept, WHERE)
+    assert small.num_parameters() == built.parameters(sizes)
+    expect_same_function(small, model, 2e-5)
+
+
+def test_half_precision_is_cut_as_it_is_and_kept_in_full(store: StoreReader) -> None:
+    model = pruning_model("llama-biased").to(torch.bfloat16)
+    built = anatomy(model)
+    sizes = dataclasses.replace(built.sizes, feed_forward=16)
+    importance = measure(connect_head(model, VOCABULARY), built, whole_sample(store), "test")
+    kept = choose(built, sizes, importance)
+    small = cut(model, built, kept, WHERE)
+    assert small.dtype == torch.float32
+    down = "model.layers.1.mlp.down_proj.weight"
+    old, new = model.state_dict()[down], small.state_dict()[down]
+    assert torch.equal(new, old[:, kept.neurons[1]].float())
+    assert not torch.equal(old[:, :16].float(), new)
+
+
+def test_an_unknown_family_is_refused_with_its_name() -> None:
+    with pytest.raises(ColdstillError) as error:
+        anatomy_of("bloom", 4, {}, WHERE)
+    assert str(error.value) == (
+        f"students.small.prune: cannot prune a 'bloom' model (have: {', '.join(FAMILIES)}); "
+        "students.NAME.layers = { keep = 4 } and the like leave out layers of any family"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"model.layers.0.self_attn.sinks": (4,)},
+            "nothing is known of its model.layers.0.self_at",
+        ),
+        ({"model.layers.1.mlp.up_proj.weight": (70, 32)}, "is (70, 32), expected (64, 32)"),
+        ({"model.embed_tokens.weight": (32,)}, "it has no model.embed_tokens.weight of 2 axes"),
+    ],
+)
+def test_a_model_that_is_not_built_like_its_family_is_refused(
+    change: dict[str, tuple[int, ...]], said: str
+) -> None:
+    shapes = anatomy(pruning_model("llama")).shapes
+    with pytest.raises(ColdstillError, match="cannot prune this 'llama' model: ") as error:
+        anatomy_of("llama", 4, {**shapes, **change}, WHERE)
+    assert said in str(error.value)
+    for heads, reason in ((None, "no number of heads"), (3, "not shared out among 3 heads")):
+        with pytest.raises(ColdstillError, match=reason):
+            anatomy_of("llama", heads, shapes, WHERE)
