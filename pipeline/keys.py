@@ -85,8 +85,6 @@ def _below(kind: Any, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     for name in _fields(kind):
         yield (*above, name)
         inner = _without_none(hints[name])
-        if get_origin(inner) is tuple and dataclasses.is_dataclass(get_args(inner)[0]):
-            inner = get_args(inner)[0]  # one table may stand for the list
         if isinstance(inner, type) and (
             dataclasses.is_dataclass(inner) or issubclass(inner, BaseModel)
         ):

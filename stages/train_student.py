@@ -7,7 +7,6 @@ import copy
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import ColdstillError
 from ..data.files import whole_folder
 from .device import best_device
 from .feed import StoreDataset

@@ -172,7 +172,7 @@ def test_a_dry_run_needs_no_store_and_a_sweep_does(desk: Desk) -> None:
         (f"{TRAIN}.stepps=1,2", "r.toml: students.small-stepps-1.train: unknown key 'stepps'; did"),
         (f"{TRAIN}.steps=3,0", "r.toml: students.small-steps-0.train.steps: input should be great"),
         (f"{TRAIN}.steps=3,2020-01-01", "-[0-9a-f]{8}.train.steps: input should be a va"),
-        ("students.small.layers=[0],[1]", "small-layers-0: needs one of 'architecture', 'model' a"),
+        ("students.small.layers=[0],[1]", "small-layers-0: needs one of 'architecture', 'model', "),
         ("students.small.objective.kl=1,0", "students.small-kl-0.objective: all weights are 0, so"),
         ("students.small.objective.temperature=1,2", "temperature 2.0 was not captured"),
         ("students.small.architecture.heads=2,3", "hidden = 32 is not a multiple of heads = 3"),
