@@ -62,11 +62,14 @@ class StudentFolder:
         """One folder for each training between the cuts of iterated pruning."""
         return self.root / "rounds"
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether it can be trained without its teacher."""
+    def is_begun(self, trainings: int) -> bool:
+        """Whether it can be trained without its teacher, whom it is made of.
+
+        trainings  how many it takes
+        """
         first = self.rounds / "1"
-        return any(path.is_dir() for path in (self.start, first / "start", first / "model"))
+        earlier = (first / "start", first / "model") if trainings > 1 else ()
+        return any(path.is_dir() for path in (self.start, *earlier))
 
     @property
     def evaluation(self) -> Path:

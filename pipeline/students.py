@@ -144,7 +144,8 @@ def teacher_weights(
     work: Work, student: StudentTable, folder: StudentFolder
 ) -> TeacherWeights | None:
     """Whom a student is made of; nobody, once it was begun: the teacher may be gone."""
-    if (student.layers is None and student.prune is None) or folder.is_begun:
+    is_of_the_teacher = student.layers is not None or student.prune is not None
+    if not is_of_the_teacher or folder.is_begun(max(1, len(student.prune or ()))):
         return None
     from ..stages.layers import TeacherWeights
 

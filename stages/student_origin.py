@@ -212,6 +212,7 @@ def _cause(job: StudentJob, store: StoreReader) -> dict[str, Any]:
     """Everything that decides what a cut leaves."""
     return {
         "prune": asdict(job.prune[0]),
+        "cut": job.round or 1,
         "seed": job.seed,
         "store": json_sha256(store.manifest.to_json()),
     }

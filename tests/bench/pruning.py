@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 if TYPE_CHECKING:
     from pathlib import Path
 
-STEPS = 450
+STEPS = 250
 RATES = ("1e-3", "4e-3")
 SHARES = ("50%", "25%")
 RECIPE = """\

@@ -212,6 +212,9 @@ def test_students_that_are_not_pruned_and_other_settings_are_refused(deep: Desk)
             command, "r.toml", "--student", "small", "--set", "students.small.prune.layers=2"
         )
         assert "students.small.prune was pruned with layers = None, now 2; make another" in line
+    twice = 'students.small.prune=[{ layers = 2 }, { parameters = "50%" }]'
+    line = deep.refused("train-student", "r.toml", "--student", "small", "--set", twice)
+    assert "students.small.prune was pruned with cut = 1, now 2; make another" in line
     # how it is trained may still be thought over
     deep.done(
         "train-student", "r.toml", "--student", "small", "--set", "students.small.train.steps=2"
@@ -221,6 +224,15 @@ def test_students_that_are_not_pruned_and_other_settings_are_refused(deep: Desk)
     assert line == (
         "error: r: no student of the recipe has 'prune', such as prune = { parameters = \"50%\" }"
     )
+
+
+def test_rounds_that_were_begun_do_not_stand_for_a_single_cut(deep: Desk) -> None:
+    twice = "students.small.prune=[{ layers = 2 }, { hidden = 16 }]"
+    deep.done("prune-student", "r.toml", "--student", "small", "--set", twice)
+    deep.done("prune-student", "r.toml", "--student", "small")
+    assert (deep.run / "students" / "small" / "start").is_dir()
+    deep.done("train-student", "r.toml", "--student", "small")
+    assert not (deep.run / "students" / "small" / "rounds" / "1" / "start").exists()
 
 
 def test_a_plan_knows_a_student_of_a_teacher_that_is_made_here(desk: Desk) -> None:
