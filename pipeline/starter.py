@@ -30,8 +30,8 @@ tail = 50                 # samples of the rest, unbiased
 
 [students.small]          # as many students as wanted, all from the same store
 architecture = {{ layers = 6, hidden = 512, heads = 8 }}
-# instead of architecture: layers = {{ every = 2 }} of the teacher, or model = "ORG/NAME"; both may
-# have lora = {{ rank = 16 }}, which trains adapters and merges them
+# instead of architecture: prune = {{ parameters = "50%" }} or layers = {{ every = 2 }}, of the
+# teacher, or model = "ORG/NAME"; each may have lora = {{ rank = 16 }}: adapters, merged in the end
 objective = {{ kl = 1.0, cross_entropy = 0.0 }}
 train = {{ steps = 2000, batch_tokens = 65536, learning_rate = 1e-3 }}
 
