@@ -120,7 +120,7 @@ def _compared(start: str, share: str) -> list[Figure]:
 
 def _better(start: str, share: str) -> Path:
     folders = [_student(start, share, rate) for rate in RATES]
-    return min(folders, key=lambda f: json.loads((f / "evaluation.json").read_text())["loss"])
+    return min(folders, key=lambda f: json.loads((f / "evaluation.json").read_text())["kl"])
 
 
 def _metrics(folder: Path) -> list[dict[str, float]]:
