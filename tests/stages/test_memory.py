@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from coldstill.stages.device import peak_memory
 from coldstill.stages.planning.memory import capture_memory, training_memory
 from coldstill.stages.planning.model_sizes import ModelSizes, sizes_of_table
 from transformers import AutoConfig, AutoModelForCausalLM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 V, T, ROWS = 512, 512, 4
 TABLE = ArchitectureConfig(layers=4, hidden=256, heads=4, feed_forward=704)
@@ -45,35 +49,52 @@ def without_logits(sizes: ModelSizes) -> int:
     return 2 * 4 * ROWS * T * sizes.vocabulary
 
 
+def least(call: Callable[[], Any]) -> int:
+    """What a call takes: what else the process does at that moment can only add to it."""
+    found = []
+    for _ in range(5):
+        with peak_memory(CPU) as memory:
+            call()
+        found.append(memory.bytes)
+    return min(found)
+
+
 def test_a_forward_pass_takes_about_what_the_rule_says() -> None:
-    model, sizes = model_and_sizes()
+    made, sizes = model_and_sizes()
+    model: Any = made
     few = {name: value[:1, :64] for name, value in packed().items()}
     with torch.no_grad():
-        model.base_model(**few, use_cache=False)  # type: ignore[attr-defined]
-        with peak_memory(CPU) as memory:
-            model.base_model(**packed(), use_cache=False)  # type: ignore[attr-defined]
+        model.base_model(**few, use_cache=False)
+        taken = least(lambda: model.base_model(**packed(), use_cache=False))
     rule = capture_memory(sizes, "fp32", ROWS * T, T)
     foretold = rule - 4 * sizes.parameters - without_logits(sizes)
-    assert memory.bytes == pytest.approx(foretold, rel=0.5)
+    assert taken == pytest.approx(foretold, rel=0.5)
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["remembered", "computed-again"])
-def test_a_training_step_takes_about_what_the_rule_says(again: bool) -> None:
-    model, sizes = model_and_sizes()
-    model.train()  # type: ignore[attr-defined]
+def training_step(*, again: bool) -> int:
+    """What the first step of a new model takes, gradients and the optimiser's state included."""
+    model: Any = model_and_sizes()[0]
+    model.train()
     few = {name: value[:1, :64] for name, value in packed().items()}
-    model.base_model(**few, use_cache=False)  # type: ignore[attr-defined]
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)  # type: ignore[attr-defined]
+    model.base_model(**few, use_cache=False)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     with (
         running_blocks(model, TrainConfig(steps=1, gradient_checkpointing=again), "test"),
         peak_memory(CPU) as memory,
     ):
-        output = model.base_model(**packed(), use_cache=False)  # type: ignore[attr-defined]
+        output = model.base_model(**packed(), use_cache=False)
         output.last_hidden_state.square().sum().backward()
         optimizer.step()
+    return memory.bytes
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["remembered", "computed-again"])
+def test_a_training_step_takes_about_what_the_rule_says(again: bool) -> None:
+    sizes = sizes_of_table(TABLE, V, T)
     rule = training_memory(sizes, "fp32", ROWS * T, T, again=again)
     foretold = rule - 4 * sizes.parameters - without_logits(sizes)
-    assert memory.bytes == pytest.approx(foretold, rel=0.35)
+    taken = min(training_step(again=again) for _ in range(3))
+    assert taken == pytest.approx(foretold, rel=0.35)
 
 
 def test_what_counts_exactly_is_counted_exactly() -> None:
