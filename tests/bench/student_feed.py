@@ -46,7 +46,7 @@ SHAPES = (
     Shape(name="2 layers of 128, V = 4,096", vocabulary=4096, width=128, layers=2, length=256,
           batch=8, steps=40),
     Shape(name="6 layers of 384, V = 32,000", vocabulary=32_000, width=384, layers=6, length=512,
-          batch=4, steps=5),
+          batch=4, steps=4),
 )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def _figure(shape: Shape, capture: Capture, folder: Path) -> Figure:
         train(dataclasses.replace(job, dataset=ready) if from_memory else job)
 
     name = f"train-student against memory, {shape.name}, ({capture.head}, {capture.tail})"
-    return compare_times(name, lambda: run(False), lambda: run(True), repeats=5)
+    return compare_times(name, lambda: run(False), lambda: run(True), repeats=3)
 
 
 def _read_before(store: StoreReader, shape: Shape) -> dict[tuple[int, ...], Rows]:
