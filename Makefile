@@ -2,6 +2,7 @@
 # make teacher-logits  stage one;  make train-student  stage two
 # RECIPE= a recipe's name or file, or a run's folder;  STUDENT= students, or ALL=1;  SET= overrides;  STORE= for inspect and verify
 # make plan PILOT= sequences to measure;  BUDGET= bytes a position;  make sweep GRID="a=1,2 b=3,4"
+# make export STUDENT= one;  TO= formats
 
 RECIPE ?= demo
 PYTHON ?= python3
@@ -14,11 +15,11 @@ STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
 STUDENTS = $(foreach name,$(STUDENT),--student '$(name)') $(if $(ALL),--all)
 GRIDS = $(foreach grid,$(GRID),--grid '$(grid)')
 
-.PHONY: help install demo run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report inspect verify test check bench bench-quality clean
+.PHONY: help install demo run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export inspect verify test check bench bench-quality clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 install: $(INSTALLED)
 
@@ -42,6 +43,9 @@ prune-student train-student evaluate: $(INSTALLED)
 
 sweep: $(INSTALLED)
 	$(COLDSTILL) sweep $(OPTIONS) $(GRIDS)
+
+export: $(INSTALLED)
+	$(COLDSTILL) export $(OPTIONS) $(STUDENT) $(foreach format,$(TO),--to '$(format)')
 
 init: $(INSTALLED)
 	$(COLDSTILL) init $(RECIPE)

@@ -15,6 +15,7 @@ import click
 from .. import __version__
 from ..data.errors import ColdstillError, StoppedError
 from ..stages.ranks import rank, world_size
+from .cli_export import export
 from .cli_recipe import recipe_options, run_options, student_option, work_on
 from .cli_recipe import work_of as _work
 from .cli_store import store
@@ -341,6 +342,7 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
     click.echo(table(compare_runs([work.run], None, work.report)))
 
 
+main.add_command(export)
 main.add_command(inspect)
 main.add_command(report)
 main.add_command(store)

@@ -41,7 +41,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
             f"{work.run.root}: no student is trained yet; run coldstill train-student"
         )
     # figures belong to the store they were measured on: another held-out store asks for new ones
-    heldout = _identity(store.manifest)
+    heldout = heldout_identity(store.manifest)
     if not _is_measured(work.run.teacher_evaluation, heldout, *_NEWER):
         figures = dataclasses.asdict(evaluate_teacher(store))
         write_json(work.run.teacher_evaluation, {**figures, "heldout": heldout})
@@ -57,7 +57,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         work.say(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:.4f}")
 
 
-def _identity(manifest: Manifest) -> str:
+def heldout_identity(manifest: Manifest) -> str:
     """What figures depend on: everything that a store says of itself but its teacher's name, which
     is the run's where the teacher was made in it."""
     nameless = dataclasses.replace(manifest.teacher, name="")

@@ -77,6 +77,11 @@ class StudentFolder:
         return self.root / "evaluation.json"
 
     @property
+    def exports(self) -> Path:
+        """It in other formats, a folder each."""
+        return self.root / "exports"
+
+    @property
     def tasks(self) -> Path:
         """What it got in tasks of lm-eval."""
         return self.root / "tasks.json"

@@ -92,7 +92,7 @@ def evaluate_student(
     head = connect_head(model, store.manifest.tokenizer.size, report)
     isolation = student_isolation(model, store, f"students.{name}")
     size = max(1, 8192 // store.manifest.packing.sequence_length)
-    sums, calibration = _Sums(), Calibration()
+    sums, calibration = Sums(), Calibration()
     for block in store.batches(size):
         inputs = model_inputs(block.sequences, isolation, model.dtype)
         positions = flat_positions(block.sequences, inputs["input_ids"].shape[1])
@@ -164,7 +164,7 @@ def evaluate_teacher(store: StoreReader) -> Evaluation:
 
 
 @dataclass(slots=True)
-class _Sums:
+class Sums:
     """Sums over positions, in float64."""
 
     positions: int = 0
@@ -175,6 +175,7 @@ class _Sums:
     acceptance: float = 0.0
 
     def means(self) -> dict[str, Any]:
+        """As the fields of an `Evaluation`."""
         count = self.positions
         names = ("loss", "kl", "agreement", "accuracy", "acceptance")
         means = {name: getattr(self, name) / count for name in names}
@@ -187,7 +188,7 @@ def _add_batch(
     inputs: dict[str, Any],
     positions: torch.Tensor,
     target: TargetTensors,
-    sums: _Sums,
+    sums: Sums,
     calibration: Calibration,
 ) -> None:
     device = head.model.device
@@ -197,16 +198,23 @@ def _add_batch(
     for start in range(0, len(hidden_MD), len(buffer)):
         rows = slice(start, start + len(buffer))
         chunk = target.rows(rows.start, rows.stop).to(device)
-        student = softmax_in_place(head.logits(hidden_MD[rows], buffer), chunk)
-        right = student.label_logprob >= student.top_logprob
-        calibration.add(student.top_logprob.exp().double().cpu().numpy(), right.cpu().numpy())
-        sums.positions += len(chunk)
-        sums.loss -= float(student.label_logprob.double().sum())
-        sums.accuracy += float(right.sum())
-        sums.agreement += float((student.head_logprobs[:, 0] >= student.top_logprob).sum())
-        sums.acceptance += float(_acceptance(student, chunk).double().sum())
-        # last: it borrows the memory of the probabilities
-        sums.kl += float(ForwardKL().gradient(student, chunk, 1.0).value.double().sum())
+        add_positions(head.logits(hidden_MD[rows], buffer), chunk, sums, calibration)
+
+
+def add_positions(
+    logits_MV: torch.Tensor, target: TargetTensors, sums: Sums, calibration: Calibration
+) -> None:
+    """Take a student's logits at some positions, which are overwritten, and the targets there."""
+    student = softmax_in_place(logits_MV, target)
+    right = student.label_logprob >= student.top_logprob
+    calibration.add(student.top_logprob.exp().double().cpu().numpy(), right.cpu().numpy())
+    sums.positions += len(target)
+    sums.loss -= float(student.label_logprob.double().sum())
+    sums.accuracy += float(right.sum())
+    sums.agreement += float((student.head_logprobs[:, 0] >= student.top_logprob).sum())
+    sums.acceptance += float(_acceptance(student, target).double().sum())
+    # last: it borrows the memory of the probabilities
+    sums.kl += float(ForwardKL().gradient(student, target, 1.0).value.double().sum())
 
 
 def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:

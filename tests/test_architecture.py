@@ -27,7 +27,7 @@ DATA_MAY_ASK = {
 }
 """What one file each imports, inside a function, for those who ask for it."""
 LIGHT_STAGES = {
-    "stages", "stages.config", "stages.ranks", "stages.report",
+    "stages", "stages.config", "stages.export", "stages.ranks", "stages.report",
     "stages.pruning", "stages.pruning.config",
 }  # fmt: skip
 
@@ -167,6 +167,17 @@ def test_plugins_know_nothing_of_one_another(package: str, shared: set[str]) -> 
             if found.module.startswith(f"{package}.") or found.module == package
         }
         assert siblings - shared == set(), name
+
+
+def test_formats_of_export_know_nothing_of_one_another() -> None:
+    formats = {f"stages.export.{name}" for name in ("gguf", "hf", "onnx", "torchao")}
+    named = {found.module for found in GRAPH["stages.export"] if found.ours and found.at_start}
+    assert named == formats
+    for name in formats:
+        # with the parts that each has in files of its own
+        assert reached_from(name) & formats == set(), name
+        heavy = [f.module for f in GRAPH[name] if f.at_start and not f.ours]
+        assert {module.split(".")[0] for module in heavy} <= sys.stdlib_module_names, name
 
 
 @pytest.mark.parametrize("name", ["stages.train_student", "stages.feed", "stages.evaluate"])

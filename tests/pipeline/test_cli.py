@@ -30,7 +30,7 @@ EVERY = COMMANDS | {f"store {name}": command for name, command in STORE.commands
 
 def test_the_commands_are_those_that_are_promised() -> None:
     promised = "init plan train-teacher teacher-logits prune-student train-student evaluate sweep "
-    promised += "compare report inspect run"
+    promised += "compare report export inspect run"
     assert set(COMMANDS) == {*promised.split()}
     assert set(STORE.commands) == {"verify", "repair", "convert", "merge", "slice", "shrink"}
 
@@ -196,6 +196,10 @@ def make(*arguments: str) -> list[str]:
         (["plan", "RECIPE=x"], "plan x"),
         (["train-teacher", "RECIPE=x", "SET=seed=2"], "train-teacher x --set seed=2"),
         (["run", "RECIPE=x"], "run x"),
+        (
+            ["export", "RECIPE=x", "STUDENT=s", "TO=hf onnx-int8"],
+            "export x s --to hf --to onnx-int8",
+        ),
         (["init", "RECIPE=mine"], "init mine"),
         (["inspect", "RECIPE=recipes/x.toml"], "inspect runs/x/logits"),
         (["inspect", "STORE=elsewhere"], "inspect elsewhere"),

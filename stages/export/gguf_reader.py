@@ -1,0 +1,47 @@
+"""A GGUF file read back into PyTorch by transformers, for where llama.cpp is not installed.
+
+transformers reads such files by its own code: every tensor is dequantised, turned back into its own
+layout and put in its place. So a tensor written to a wrong name or laid out wrongly shows in the
+logits. The settings are the student's (transformers leaves out some that the file has), so those in
+the file, llama.cpp's arithmetic and its tokens are not tried: the export says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from ...data.errors import ColdstillError
+from .contract import titled
+from .torch_runtime import TorchRuntime
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .contract import Source
+
+
+def read_back(path: Path, source: Source) -> TorchRuntime:
+    """The model of a file, in fp32.
+
+    Raises
+        ColdstillError: transformers cannot read it
+    """
+    config: Any = copy.deepcopy(source.model.config)
+    if source.family == "mistral":  # a Llama with a window, which the file's context stays within
+        config = LlamaConfig(**{**config.to_dict(), "model_type": "llama"})
+    config.vocab_size = source.vocabulary
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, config=config, dtype=torch.float32
+            )
+    except Exception as error:  # whatever its many loaders raise
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ColdstillError(f"{path.name}: transformers cannot read it: {line}") from error
+    return TorchRuntime(model.eval(), f"the GGUF reader of {titled('transformers')}", is_own=False)

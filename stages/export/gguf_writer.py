@@ -1,0 +1,131 @@
+"""A model as one GGUF file, through the `gguf` package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+
+from ...data.errors import ColdstillError
+from .gguf_families import Family, family_of, rotary, window
+from .gguf_tokens import add_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from .contract import Source
+
+_KINDS = {
+    "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+}
+_ALWAYS_F32 = ("position_embd.weight",)
+"""As llama.cpp's own files have it."""
+
+
+def write_gguf(source: Source, precision: str, path: Path) -> Sequence[str]:
+    """Write the file; sentences on what is not as in the student.
+
+    Raises
+        ColdstillError: a tensor that llama.cpp has no name for
+    """
+    kind, file_type = _KINDS[precision]
+    model, family = source.model, family_of(source.model)
+    facts = family.facts(model.config)
+    writer = gguf.GGUFWriter(path, family.architecture)
+    writer.add_name(source.name)
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for key, value in {**facts, "vocab_size": source.vocabulary}.items():
+        _add(writer, f"{family.architecture}.{key}", value)
+    add_tokens(writer, source.tokenizer, source.vocabulary)
+    wider = 0
+    for name, tensor in _tensors(source, family):
+        wider += _add_tensor(writer, name, tensor, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return _notes(model.config, facts, wider)
+
+
+def _notes(config: Any, facts: dict[str, Any], wider: int) -> list[str]:
+    notes = []
+    if "attention.sliding_window" not in facts and window(config) == facts["context_length"]:
+        notes.append(
+            f"its context is {window(config):,} tokens, that of its sliding window: llama.cpp has "
+            "none for this family"
+        )
+    if wider:
+        notes.append(f"{wider} matrices stay f16: their rows are no multiple of 32 long")
+    return notes
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _add_tensor(writer: Any, name: str, tensor: NDArray[Any], kind: Any) -> bool:
+    """Whether it is kept in f16 though q8_0 was asked for."""
+    wider = False
+    if tensor.ndim == 1 or name in _ALWAYS_F32:
+        kind = gguf.GGMLQuantizationType.F32
+    elif kind == gguf.GGMLQuantizationType.Q8_0 and tensor.shape[-1] % 32:
+        kind, wider = gguf.GGMLQuantizationType.F16, True
+    writer.add_tensor(
+        name, gguf.quants.quantize(np.ascontiguousarray(tensor), kind), raw_dtype=kind
+    )
+    return wider
+
+
+def _tensors(source: Source, family: Family) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every tensor by llama.cpp's name, laid out as it wants it."""
+    model, config = source.model, source.model.config
+    architecture = next(
+        each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture
+    )
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    # both names of a shared matrix
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        of_head = weight is head and not name.startswith(model.base_model_prefix)
+        if of_head and head is embedding and family.may_tie:
+            continue
+        tensor = weight.detach().float().numpy()
+        if weight is head or weight is embedding:
+            tensor = tensor[: source.vocabulary]  # rows past it are padding
+        known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if known is None:
+            raise ColdstillError(
+                f"students.{source.name}: llama.cpp has no name for the tensor {name} of a "
+                f"{source.family!r} model"
+            )
+        yield known, family.change(name, tensor, config)
+    factors = _rotary_factors(model)
+    if factors is not None:
+        yield "rope_freqs.weight", factors
+
+
+def _rotary_factors(model: Any) -> NDArray[np.float32] | None:
+    """[D / 2] what each rotary frequency is divided by, where they are not the plain ones."""
+    kinds = {rope.get("rope_type", "default") for rope in rotary(model.config)}
+    if kinds <= {"default"}:
+        return None
+    (rope,) = rotary(model.config)
+    scaled = model.base_model.rotary_emb.inv_freq.float().numpy()
+    places = np.arange(len(scaled)) / len(scaled)
+    plain = float(rope["rope_theta"]) ** -places
+    factors: NDArray[np.float32] = (plain / scaled).astype(np.float32)
+    return factors

@@ -1,0 +1,63 @@
+"""A folder for transformers: safetensors, tokenizer, generation settings and a model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from .contract import Limits, titled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from .contract import Runtime, Source
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFace:
+    """The student as it is, for `AutoModelForCausalLM` and all that reads the same files.
+
+    measured: no difference at all, in any family.
+    """
+
+    limits: ClassVar[Limits] = Limits(
+        logprob=1e-5, kl=1e-9, share=1e-9, cached=1e-3, agreement=0.999
+    )
+    packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = ""
+    weights: ClassVar[str] = "*.safetensors"
+
+    def refusal(self, source: Source) -> str | None:
+        """Every student was made by transformers."""
+        return None
+
+    def write(self, source: Source, folder: Path) -> Sequence[str]:
+        """Weights in the student's own precision, and what generation needs to know to end."""
+        from ..models import load_model
+
+        model = load_model(str(source.folder), f"students.{source.name}", precision="auto")
+        settings, tokenizer = model.generation_config, source.tokenizer
+        if settings.eos_token_id is None:
+            settings.eos_token_id = tokenizer.eos_token_id
+        if settings.bos_token_id is None:
+            settings.bos_token_id = tokenizer.bos_token_id
+        if settings.pad_token_id is None:
+            # generation asks for one, and warns each time that it takes the end of text instead
+            ends = settings.eos_token_id
+            end = ends[0] if isinstance(ends, list) else ends
+            settings.pad_token_id = (
+                end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            )
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(source.card, encoding="utf-8")
+        return ()
+
+    def open(self, source: Source, folder: Path) -> Runtime:
+        """Through `AutoModelForCausalLM`, in fp32."""
+        from ..models import load_model
+        from .torch_runtime import TorchRuntime
+
+        model = load_model(str(folder), f"export {source.name}", precision="fp32")
+        return TorchRuntime(model, titled("transformers"))

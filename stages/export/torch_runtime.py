@@ -1,0 +1,39 @@
+"""A PyTorch model as a runtime: exports that transformers loads, and the student itself."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TorchRuntime:
+    """A causal language model of transformers, on the CPU."""
+
+    model: Any
+    title: str
+    is_own: bool = True
+    elsewhere: None = None
+
+    @torch.no_grad()
+    def step(self, tokens_T: NDArray[Any], cache: Any = None) -> tuple[NDArray[Any], Any]:
+        """[T, >= V] fp32 logits, and the cache."""
+        ids = torch.from_numpy(tokens_T.astype("int64"))[None]
+        name = cache_name(self.model)
+        output = self.model(input_ids=ids, use_cache=True, **{name: cache})
+        logits: NDArray[Any] = output.logits[0].float().numpy()
+        return logits, getattr(output, name)
+
+    def close(self) -> None:
+        """Nothing: memory goes with the last that holds it."""
+
+
+def cache_name(model: Any) -> str:
+    """What a model calls the cache, in and out: transformers is renaming it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

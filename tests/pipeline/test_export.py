@@ -1,0 +1,215 @@
+"""`coldstill export`: what is written, kept and refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from coldstill.pipeline.export import export_rows
+from coldstill.pipeline.run import StudentFolder
+from coldstill.stages.export import FORMATS
+from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+EXPORTS = ("students", "small", "exports")
+
+
+def test_a_student_is_exported_checked_and_told_of(finished: Desk) -> None:
+    result = finished.done("export", "r.toml", "small", "--to", "hf")
+    folder = finished.run.joinpath(*EXPORTS, "hf")
+    assert {path.name for path in folder.iterdir()} >= {
+        "model.safetensors",
+        "tokenizer.json",
+        "generation_config.json",
+        "README.md",
+        "export.json",
+    }
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("export small hf: ")
+    assert "largest difference 0, KL 0, top-1 agreement 100.00%" in line
+    record = finished.json(*EXPORTS, "hf", "export.json")
+    assert record["check"]["positions"] > 0
+    assert record["check"]["kl"] == 0.0
+    assert record["limits"]["agreement"] <= 1
+    assert record["checked_by_own_runtime"] is True
+    assert record["packages"].keys() >= {"torch", "transformers"}
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    manifest = finished.json("logits", "manifest.json")
+    for fact in (manifest["teacher"]["fingerprint"], manifest["corpus"]["fingerprint"]):
+        assert fact in page
+    assert "steps = 3" in page
+    loss = finished.json("students", "small", "evaluation.json")["loss"]
+    assert f"{loss:.4f}" in page
+
+
+def test_an_export_has_a_row_like_its_student(finished: Desk) -> None:
+    finished.done("export", "runs/r", "small", "--to", "hf")
+    (row,) = export_rows(StudentFolder(finished.run / "students" / "small"))
+    own = finished.json("students", "small", "evaluation.json")
+    assert row.keys() == own.keys()
+    assert row["name"] == "small (hf)"
+    assert row["role"] == "export"
+    assert row["heldout"] == own["heldout"]
+    assert row["parameters"] == own["parameters"]
+    # a store of few sequences is compared whole
+    for name in ("positions", "loss", "kl", "agreement", "acceptance", "ece", "bits_per_byte"):
+        assert row[name] == pytest.approx(own[name], rel=1e-4), name
+    assert row["generation"][0]["batch"] == 1
+    assert export_rows(StudentFolder(finished.run / "students" / "baseline")) == []
+    damaged = finished.run.joinpath(*EXPORTS, "hf", "export.json")
+    damaged.write_text("[]", encoding="utf-8")
+    with pytest.raises(Exception, match=r"export\.json: damaged; delete its folder"):
+        export_rows(StudentFolder(finished.run / "students" / "small"))
+
+
+def test_what_is_exported_is_kept(finished: Desk) -> None:
+    finished.done("export", "r.toml", "small", "--to", "hf")
+    before = finished.snapshot()
+    result = finished.done("export", "r.toml", "small", "--to", "hf")
+    assert "export small hf: already exported: runs/r/students/small/exports/hf" in result.stderr
+    assert finished.snapshot() == before
+
+
+def test_an_export_of_other_weights_is_refused(finished: Desk) -> None:
+    finished.done("export", "r.toml", "small", "--to", "hf")
+    model = finished.run / "students" / "small" / "model"
+    shutil.rmtree(model)
+    shutil.copytree(finished.run / "students" / "baseline" / "model", model)
+    line = finished.refused("export", "r.toml", "small", "--to", "hf")
+    assert "exports/hf: written from other weights" in line
+    assert "delete that folder to write it anew" in line
+
+
+def test_elsewhere_is_below_the_folder_named(finished: Desk) -> None:
+    finished.done("export", "r.toml", "small", "--to", "hf", "--output", "away")
+    assert (finished.root / "away" / "hf" / "export.json").is_file()
+    assert not finished.run.joinpath(*EXPORTS).exists()
+
+
+def test_an_unfinished_student_is_refused(finished: Desk) -> None:
+    shutil.rmtree(finished.run / "students" / "small" / "model")
+    line = finished.refused("export", "r.toml", "small", "--to", "hf")
+    assert "students/small: its training is not finished" in line
+    assert "coldstill train-student r --student small" in line
+
+
+def test_a_student_that_is_not_there_is_named_with_those_that_are(finished: Desk) -> None:
+    line = finished.refused("export", "r.toml", "tiny", "--to", "hf")
+    assert "no student 'tiny' there (have: baseline, small)" in line
+
+
+@pytest.mark.parametrize(
+    ("to", "package", "extra"),
+    [
+        ("onnx", "onnxruntime", "onnx"),
+        ("onnx-int8", "onnxscript", "onnx"),
+        ("gguf-f16", "gguf", "gguf"),
+        ("torchao-int8", "torchao", "torchao"),
+    ],
+)
+def test_a_missing_extra_is_one_line_with_the_command(
+    finished: Desk, monkeypatch: pytest.MonkeyPatch, to: str, package: str, extra: str
+) -> None:
+    real = importlib.util.find_spec
+    for other in FORMATS[to].packages:
+        if real(other) is None and other != package:
+            pytest.skip(f"{other} is missing too")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: None if name == package else real(name)
+    )
+    line = finished.refused("export", "r.toml", "small", "--to", "hf", "--to", to)
+    assert line == (f"error: export: --to {to} needs {package}: pip install 'coldstill[{extra}]'")
+
+
+def tampered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export whose file says something else than the student: one row of one matrix."""
+    form = type(FORMATS["hf"])
+    write = form.write
+
+    def spoil(self: Any, source: Any, folder: Path) -> Any:
+        notes = write(self, source, folder)
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+        name = next(name for name in weights if name.endswith("down_proj.weight"))
+        weights[name][3] += 1.0
+        save_file(weights, path, metadata={"format": "pt"})
+        return notes
+
+    monkeypatch.setattr(form, "write", spoil)
+
+
+def test_wrong_weights_are_found_and_leave_nothing_behind(
+    finished: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tampered(monkeypatch)
+    line = finished.refused("export", "r.toml", "small", "--to", "hf")
+    assert line.startswith("error: export small hf: transformers ")
+    assert "does not say what the student says" in line
+    assert "largest difference" in line
+    assert "(at most 1e-05)" in line
+    assert not finished.run.joinpath(*EXPORTS).exists()
+
+
+def test_a_graph_of_other_weights_is_found(finished: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    onnx = pytest.importorskip("onnx")
+    from coldstill.stages.export import onnx_int8
+
+    quantise = onnx_int8.quantise
+
+    def spoil(path: Path) -> None:
+        quantise(path)
+        model = onnx.load(path)
+        rows = next(i for i in model.graph.initializer if i.name == "embedding_rows")
+        turned = onnx.numpy_helper.to_array(rows)[::-1].copy()  # every token another's
+        rows.CopyFrom(onnx.numpy_helper.from_array(turned, name=rows.name))
+        onnx.save_model(model, path)
+
+    monkeypatch.setattr(onnx_int8, "quantise", spoil)
+    finished.done("export", "r.toml", "small", "--to", "hf")
+    line = finished.refused("export", "r.toml", "small", "--to", "onnx-int8")
+    assert line.startswith("error: export small onnx-int8: onnxruntime ")
+    assert "KL " in line
+    monkeypatch.undo()
+    finished.done("export", "r.toml", "small", "--to", "onnx-int8")
+    assert finished.json(*EXPORTS, "onnx-int8", "export.json")["check"]["kl"] < 0.01
+
+
+def test_a_file_for_llama_cpp_says_who_has_checked_it(finished: Desk) -> None:
+    pytest.importorskip("gguf")
+    result = finished.done("export", "r.toml", "small", "--to", "gguf-q8_0")
+    record = finished.json(*EXPORTS, "gguf-q8_0", "export.json")
+    if importlib.util.find_spec("llama_cpp") is None:
+        assert record["checked_by"].startswith("the GGUF reader of transformers")
+        assert record["checked_by_own_runtime"] is False
+        assert "its own runtime is not installed" in result.stderr
+        assert record["row"]["generation"] == []
+    else:
+        assert record["checked_by"].startswith("llama.cpp")
+        assert record["row"]["generation"]
+    assert finished.run.joinpath(*EXPORTS, "gguf-q8_0", "small-q8_0.gguf").is_file()
+
+
+def test_what_only_some_formats_know_is_refused_before_any_is_written(finished: Desk) -> None:
+    pytest.importorskip("gguf")
+    path = finished.run / "students" / "small" / "model" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "hidden_act": "relu"}), encoding="utf-8")
+    line = finished.refused("export", "r.toml", "small", "--to", "hf", "--to", "gguf-f16")
+    assert "students.small: cannot be written as gguf-f16: a 'llama' model with the " in line
+
+
+def test_without_a_held_out_store_there_is_nothing_to_check_on(finished: Desk) -> None:
+    shutil.rmtree(finished.run / "heldout")
+    line = finished.refused("export", "r.toml", "small", "--to", "hf")
+    assert "heldout: no store there; make it first with coldstill teacher-logits" in line

@@ -1,0 +1,257 @@
+"""Students as GGUF files: what llama.cpp, or transformers' reader, says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from coldstill.data.errors import ColdstillError
+from coldstill.stages.export import FORMATS
+from coldstill.stages.export import gguf as gguf_format
+from coldstill.stages.export.gguf_families import FAMILIES, refusal
+from coldstill.stages.export.gguf_reader import read_back
+from coldstill.stages.export.gguf_tokens import SPLITS
+from coldstill.stages.export.gguf_tokens import refusal as tokens_refusal
+from conftest import VOCABULARY
+from exports import (
+    TEXTS,
+    difference,
+    divergence,
+    logprobs,
+    source_of,
+    stepped_logprobs,
+    student_logprobs,
+    written,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldstill.stages.export.contract import Source
+
+gguf = pytest.importorskip("gguf")
+
+F16, Q8 = FORMATS["gguf-f16"], FORMATS["gguf-q8_0"]
+needs_llama_cpp = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python compiles: an extra"
+)
+EVERY = ("llama-tied", *FAMILIES)
+
+
+@pytest.mark.parametrize("family", gguf_format.READER_FAMILIES)
+def test_what_is_read_back_says_what_the_student_says(
+    family: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    source = source_of(family, tokenizer, tmp_path / "model")
+    folder = written(F16, source, tmp_path / "f16")
+    ours = student_logprobs(source)
+    runtime = read_back(folder / "small-f16.gguf", source)
+    assert difference(ours, logprobs(runtime)) < 0.02
+    assert not runtime.is_own
+    folder = written(Q8, source, tmp_path / "q8_0")
+    theirs = logprobs(read_back(folder / "small-q8_0.gguf", source))
+    assert 1e-9 < divergence(ours, theirs) < 1e-3
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("family", EVERY)
+def test_llama_cpp_says_what_the_student_says(family: str, tokenizer: Any, tmp_path: Path) -> None:
+    source = source_of(family, tokenizer, tmp_path / "model")
+    ours = student_logprobs(source)
+    for form, most in ((F16, 1e-5), (Q8, 1e-3)):
+        folder = written(form, source, tmp_path / str(most))
+        runtime = form.open(source, folder)
+        assert runtime.is_own
+        assert divergence(ours, logprobs(runtime)) < most
+        assert difference(logprobs(runtime), stepped_logprobs(runtime)) < 0.1
+        runtime.close()
+
+
+@needs_llama_cpp
+def test_a_child_that_ends_is_one_line(tokenizer: Any, tmp_path: Path) -> None:
+    source = source_of("llama", tokenizer, tmp_path / "model")
+    runtime: Any = F16.open(source, written(F16, source, tmp_path / "f16"))
+    runtime.child.send_signal(signal.SIGKILL)
+    with pytest.raises(ColdstillError, match=r"small-f16\.gguf: llama\.cpp ended by SIGKILL"):
+        logprobs(runtime)
+    runtime.close()
+
+
+@needs_llama_cpp
+def test_other_tokens_than_the_student_reads_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    source = source_of("llama", tokenizer, tmp_path / "model")
+    folder = written(F16, source, tmp_path / "f16")
+    runtime: Any = F16.open(source, folder)
+
+    class Other:
+        def __call__(self, text: str, **_: Any) -> Any:
+            return type("Encoded", (), {"input_ids": [1, 2, 3]})
+
+        def decode(self, ids: list[int]) -> str:
+            return "xyz"
+
+    with pytest.raises(ColdstillError, match=r"cuts text into other tokens .* near 'xyz'"):
+        runtime.expect_tokens(Other(), TEXTS[0])
+    runtime.close()
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("*.gguf")
+    return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+
+
+def test_queries_and_keys_of_llama_turn_neighbours(tokenizer: Any, tmp_path: Path) -> None:
+    source = source_of("llama", tokenizer, tmp_path / "model")
+    found = tensors(written(F16, source, tmp_path / "f16"))["blk.0.attn_q.weight"]
+    theirs = gguf.dequantize(found.data, found.tensor_type)
+    ours = source.model.model.layers[0].self_attn.q_proj.weight.detach().numpy()
+    head = 16
+    for row in range(len(ours)):
+        inside = row % head
+        place = row - inside + (2 * inside if inside < 8 else 2 * (inside - 8) + 1)
+        np.testing.assert_array_equal(theirs[place], ours[row].astype(np.float16))
+
+
+def test_padding_rows_are_left_out_and_a_tied_head_is_not_written(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    source = source_of("llama-tied", tokenizer, tmp_path / "model")
+    found = tensors(written(Q8, source, tmp_path / "q8"))
+    assert "output.weight" not in found
+    assert found["token_embd.weight"].shape.tolist() == [32, VOCABULARY]
+    assert found["token_embd.weight"].tensor_type == gguf.GGMLQuantizationType.Q8_0
+    assert found["blk.0.attn_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+
+
+def test_a_window_shortens_the_context_and_the_user_is_told(tokenizer: Any, tmp_path: Path) -> None:
+    source = source_of("mistral", tokenizer, tmp_path / "model")
+    (tmp_path / "f16").mkdir()
+    notes = F16.write(source, tmp_path / "f16")
+    assert len(notes) == 1
+    assert "its context is 64 tokens" in notes[0]
+    reader = gguf.GGUFReader(tmp_path / "f16" / "small-f16.gguf")
+    assert reader.fields["llama.context_length"].contents() == 64
+
+
+def changed(source: Source, **settings: Any) -> Source:
+    for name, value in settings.items():
+        setattr(source.model.config, name, value)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "said"),
+    [
+        ("llama", {"hidden_act": "relu"}, "'llama' model with the activation 'relu'"),
+        ("gemma2", {"tie_word_embeddings": False}, "'gemma2' model with a head of its own"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "'gpt2' model that scales attention"),
+        (
+            "qwen3",
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "'qwen3' model with rotary embeddings of the kind 'yarn'",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "rotates only a part",
+        ),
+        ("llama", {"model_type": "bloom"}, "a 'bloom' model is none of the families known here"),
+    ],
+)
+def test_what_llama_cpp_does_not_compute_is_refused_by_name(
+    family: str, settings: dict[str, Any], said: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    source = changed(source_of(family, tokenizer, tmp_path / "model"), **settings)
+    reason = refusal(source.model)
+    assert reason is not None
+    assert said in reason
+    assert F16.refusal(source) == reason
+
+
+def test_what_only_llama_cpp_can_check_needs_it(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_format, "has_llama_cpp", lambda: False)
+    for family in FAMILIES:
+        named = "llama" if family == "llama" else family
+        source = source_of(named, tokenizer, tmp_path / family)
+        reason = F16.refusal(source)
+        if family in gguf_format.READER_FAMILIES:
+            assert reason is None
+        else:
+            assert reason is not None
+            assert reason.endswith("pip install 'coldstill[llama]'")
+
+
+class Cut:
+    """A tokenizer that is nothing but its description."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.parts = {"model": {"type": "BPE"}, "normalizer": None, **parts}
+        self.backend_tokenizer = self
+
+    def to_str(self) -> str:
+        return json.dumps(self.parts)
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "said"),
+    [
+        (Cut(model={"type": "Unigram"}, pre_tokenizer=None), "of the kind 'Unigram'"),
+        (Cut(pre_tokenizer={**BYTES}), "a rule that is not among those known"),
+        (Cut(pre_tokenizer={**BYTES, "use_regex": True, "add_prefix_space": True}), "a rule"),
+        (Cut(pre_tokenizer={**BYTES, "use_regex": True}), None),
+        *(
+            (
+                Cut(
+                    pre_tokenizer={
+                        "type": "Sequence",
+                        "pretokenizers": [{"type": "Split", "pattern": {"Regex": rule}}, BYTES],
+                    }
+                ),
+                None,
+            )
+            for rule in SPLITS
+        ),
+        (Cut(pre_tokenizer=None), None),
+    ],
+)
+def test_tokenizers_are_written_if_llama_cpp_cuts_alike(tokenizer: Cut, said: str | None) -> None:
+    reason = tokens_refusal(tokenizer)
+    assert (reason is None) == (said is None)
+    if said is not None:
+        assert said in str(reason)
+
+
+def test_scaled_rotary_frequencies_go_into_the_file(tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    scaled = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    source = source_of("llama", tokenizer, tmp_path / "model")
+    config = AutoConfig.from_pretrained(source.folder)
+    config.rope_parameters = scaled
+    torch.manual_seed(0)
+    object.__setattr__(source, "model", AutoModelForCausalLM.from_config(config).eval())
+    folder = written(F16, source, tmp_path / "f16")
+    factors = tensors(folder)["rope_freqs.weight"].data
+    plain = 10000.0 ** -(np.arange(8) / 8)
+    np.testing.assert_allclose(
+        plain / factors, source.model.model.rotary_emb.inv_freq.numpy(), rtol=1e-5
+    )
+    assert factors[0] == pytest.approx(1.0)
+    assert factors[-1] == pytest.approx(8.0)

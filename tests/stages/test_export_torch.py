@@ -1,0 +1,180 @@
+"""Exports that PyTorch loads: the student as it is with its page, and int8 weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import yaml
+from coldstill.data.manifest import (
+    CorpusIdentity,
+    Manifest,
+    Packing,
+    TeacherIdentity,
+    TokenizerIdentity,
+)
+from coldstill.data.schema import Capture
+from coldstill.stages.export import FORMATS
+from coldstill.stages.export.model_card import Facts, model_card
+from exports import (
+    TOKENS,
+    difference,
+    divergence,
+    logprobs,
+    source_of,
+    stepped_logprobs,
+    student_logprobs,
+    written,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HF = FORMATS["hf"]
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2", "gemma3_text"])
+def test_what_transformers_loads_again_is_the_student(
+    family: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    source = source_of(family, tokenizer, tmp_path / "model")
+    folder = written(HF, source, tmp_path / "hf")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, weight in source.model.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+    ours = student_logprobs(source)
+    assert difference(ours, logprobs(HF.open(source, folder))) == 0.0
+    text = "the teacher speaks once"
+    assert AutoTokenizer.from_pretrained(folder)(text).input_ids == tokenizer(text).input_ids
+    assert (folder / "README.md").read_text(encoding="utf-8") == source.card
+
+
+def test_generation_knows_where_to_end(tokenizer: Any, tmp_path: Path) -> None:
+    source = source_of("llama", tokenizer, tmp_path / "model")
+    for settings in (source.model.generation_config, source.model.config):
+        settings.eos_token_id = None
+    source.model.save_pretrained(source.folder)
+    folder = written(HF, source, tmp_path / "hf")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert model.generation_config.pad_token_id is not None
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[tokenizer.eos_token_id] = 0.0
+    # all tokens alike: the first is the end of text
+    assert tokenizer.eos_token_id == 0
+    out = model.generate(torch.from_numpy(TOKENS[:5])[None], max_new_tokens=20, do_sample=False)
+    assert out.shape[1] == 6
+
+
+MANIFEST = Manifest(
+    teacher=TeacherIdentity(
+        name="ORG/TEACHER",
+        fingerprint="a" * 64,
+        family="llama",
+        dtype="float32",
+        parameters=12345678,
+        bytes=9,
+    ),
+    tokenizer=TokenizerIdentity(fingerprint="b" * 64, size=320),
+    corpus=CorpusIdentity(fingerprint="c" * 64, split="train", documents=1234),
+    packing=Packing(
+        sequence_length=256,
+        together=True,
+        isolation="positions",
+        separator=(0,),
+        fingerprint="d" * 64,
+    ),
+    capture=Capture(head=8, tail=50, temperatures=(2.0,)),
+    sequences=4321,
+    shard_sequences=64,
+    block_sequences=64,
+)
+FACTS = Facts(
+    version="1.2.3",
+    manifest=MANIFEST,
+    settings={
+        "seed": 7,
+        "student": {
+            "architecture": {"family": "llama", "layers": 2, "kv_heads": None},
+            "objective": {"kl": 1.0, "cross_entropy": 0.0, "temperature": 2.0},
+            "train": {"steps": 500, "learning_rate": 0.003},
+        },
+    },
+    evaluation={"loss": 5.0395, "kl": 0.277, "agreement": 0.624, "positions": 16000},
+    teacher={"loss": 4.9422, "kl": 0.0, "agreement": 1.0},
+)
+
+
+def test_the_page_says_what_the_run_has_written_down() -> None:
+    page = model_card("small", "llama", 926336, FACTS)
+    front = yaml.safe_load(page.split("---\n")[1])
+    assert front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == "text-generation"
+    for fact in (
+        "# small\n",
+        "| model | `llama`, 926,336 parameters |",
+        "ORG/TEACHER (`llama`, 12,345,678 parameters, float32), SHA-256 `" + "a" * 64,
+        "1,234 documents, SHA-256 `" + "c" * 64,
+        "4,321 of up to 256 tokens; documents packed together, kept apart by position ids",
+        "head 8, tail 50 a position, exact at the temperatures 2.0 too; codec plain, seed 0",
+        "| objective | kl = 1.0, temperature = 2.0 |",
+        "| training | steps = 500, learning_rate = 0.003 |",
+        "| begun as | architecture: family = llama, layers = 2 |",
+        "| seed | 7 |",
+        "coldstill 1.2.3",
+        "On 16,000 positions of held-out documents",
+        "| held-out loss, nats | 5.0395 | 4.9422 |",
+        "| same most probable token as the teacher | 62.4% | 100.0% |",
+    ):
+        assert fact in page, fact
+
+
+def test_the_page_says_nothing_that_is_not_known() -> None:
+    bare = replace(FACTS, manifest=None, evaluation=None, teacher=None)
+    page = model_card("small", "llama", 1, bare)
+    assert "SHA-256" not in page
+    assert "Nothing yet." in page
+
+
+def test_the_page_s_own_code_runs(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = source_of("llama", tokenizer, tmp_path / "model")
+    card = model_card("small", "llama", 1, FACTS)
+    folder = written(HF, replace(source, card=card), tmp_path / "hf")
+    monkeypatch.chdir(folder)
+    code = card.split("```python\n")[1].split("```")[0]
+    exec(compile(code, "README.md", "exec"), {})
+
+
+AO_FAMILIES = ["llama", "llama-tied", "gpt_neox"]
+
+
+@pytest.mark.parametrize("family", AO_FAMILIES)
+def test_int8_weights_say_nearly_the_same_in_a_quarter_of_the_bytes(
+    family: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchao")
+    source = source_of(family, tokenizer, tmp_path / "model")
+    folder = written(FORMATS["torchao-int8"], source, tmp_path / "int8")
+    runtime = FORMATS["torchao-int8"].open(source, folder)
+    ours = student_logprobs(source)
+    assert 0 < divergence(ours, logprobs(runtime)) < 1e-3
+    assert difference(logprobs(runtime), stepped_logprobs(runtime)) < 1e-4
+    linear = [m for m in source.model.modules() if isinstance(m, torch.nn.Linear)]
+    tied = source.model.config.tie_word_embeddings
+    saved = sum(m.weight.numel() for m in linear if not (tied and m.weight.shape[0] > 300))
+    before, after = (next(f.glob("*.safetensors")).stat().st_size for f in (source.folder, folder))
+    # three of four bytes, less a scale for each row and the names of both
+    assert before - after > 0.5 * 3 * saved
+
+
+def test_a_family_without_linear_layers_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    source = source_of("gpt2", tokenizer, tmp_path / "model")
+    reason = FORMATS["torchao-int8"].refusal(source)
+    assert reason is not None
+    assert "a 'gpt2' model has no linear layers" in reason
