@@ -135,7 +135,7 @@ class _Distance:
             ours, theirs = (logits[rows].double().log_softmax(1) for logits in (ours_TV, theirs_TV))
             largest = float((ours - theirs).abs().max())
             # unlike `max`, this keeps what is no number
-            self.largest = self.largest if largest <= self.largest else largest
+            self.largest = float(np.maximum(self.largest, largest))
             self.kl += float((ours.exp() * (ours - theirs)).sum())
             self.information += float((ours.exp() * (ours + math.log(ours.shape[1]))).sum())
             self.agreed += int((ours.argmax(1) == theirs.argmax(1)).sum())

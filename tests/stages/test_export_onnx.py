@@ -135,7 +135,8 @@ def test_large_weights_lie_in_a_file_beside(
     folder = tmp_path / "onnx"
     folder.mkdir()
     FORM.write(source, folder)
-    assert (folder / "model.onnx.data").stat().st_size > 4 * source.model.num_parameters()
+    # all but the norms, which are too small for it
+    assert (folder / "model.onnx.data").stat().st_size > 0.9 * 4 * source.model.num_parameters()
     ours = student_logprobs(source)
     assert difference(ours, logprobs(FORM.open(source, folder))) < 1e-5
     quantise(folder / "model.onnx")
