@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from .run import Run
+    from .run import Run, StudentFolder
 
 Row = dict[str, Any]
 
@@ -44,7 +44,8 @@ _SPEED = {"batch", "token_seconds"}
 
 
 def compare(runs: Sequence[Run]) -> list[Row]:
-    """A row for each teacher, then one for every evaluated student, the lowest loss first.
+    """A row for each teacher, then one for every evaluated student and each of its exports, the
+    lowest loss first.
 
     Of one run the comparison is also written beside it, as JSON, Markdown and a page. Of several,
     models are called RUN/NAME; a teacher whose figures two runs share has one row.
@@ -72,7 +73,9 @@ def compared_rows(runs: Sequence[Run]) -> list[Row]:
         teacher = _read(run.teacher_evaluation, "teacher", label)
         if not any(_same_figures(teacher, other) for other in teachers):
             teachers.append(teacher)
-        students += [_read(run.student(name).evaluation, name, label) for name in names]
+        for name in names:
+            students.append(_read(run.student(name).evaluation, name, label))
+            students += _exports(run.student(name), label)
     if len(teachers) == 1:
         teachers[0]["name"] = "teacher"  # everybody's
     return [*teachers, *sorted(students, key=lambda row: float(row["loss"]))]
@@ -204,6 +207,22 @@ def _read(path: Path, name: str, run_label: str) -> Row:
     label = {"run": run_label} if run_label else {}
     label["name"] = labelled(run_label, visible(name))
     return {**row, **label, "role": role, TOKEN_SECONDS: _alone(row)}
+
+
+def _exports(folder: StudentFolder, run_label: str) -> list[Row]:
+    """A row for each format that a student was exported to."""
+    from .export import export_rows  # which needs the keys of this file
+
+    rows = []
+    for row in export_rows(folder):
+        if not _is_whole(row):
+            raise ColdstillError(
+                f"{folder.exports}: damaged figures; delete the export and run coldstill export"
+            )
+        name = labelled(run_label, visible(str(row["name"])))
+        run = {"run": run_label} if run_label else {}
+        rows.append({**row, **run, "name": name, "role": "export", TOKEN_SECONDS: _alone(row)})
+    return rows
 
 
 def _alone(row: Mapping[str, Any]) -> float | None:

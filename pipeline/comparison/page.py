@@ -99,9 +99,10 @@ def page(rows: Sequence[Row], curves: Mapping[str, Curve], runs: Sequence[str]) 
 
 
 def _facts(rows: Sequence[Row], runs: Sequence[str]) -> Markup:
-    students = sum(row["role"] != "teacher" for row in rows)
-    teachers = len(rows) - students
-    positions = sorted({row["positions"] for row in rows if "positions" in row})
+    students = sum(row["role"] == "student" for row in rows)
+    teachers = sum(row["role"] == "teacher" for row in rows)
+    whole = [row for row in rows if row["role"] != "export"]  # those read a sample
+    positions = sorted({row["positions"] for row in whole if "positions" in row})
     facts = [
         ("runs" if len(runs) > 1 else "run", ", ".join(runs)),
         ("models", f"{_counted(students, 'student')}, {_counted(teachers, 'teacher')}"),
@@ -141,7 +142,7 @@ def best(rows: Sequence[Row]) -> set[tuple[int, str]]:
     Nothing is marked where all are alike, nor where figures do not compare: those of different
     held-out stores, and speed and memory of different machines.
     """
-    students = [number for number, row in enumerate(rows) if row["role"] != "teacher"]
+    students = [number for number, row in enumerate(rows) if row["role"] == "student"]
     better = dict(_OF_SIZE)
     if len(heldout_groups(rows)) < 2:
         better |= _OF_TEXT

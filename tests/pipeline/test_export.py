@@ -65,6 +65,11 @@ def test_an_export_has_a_row_like_its_student(finished: Desk) -> None:
         assert row[name] == pytest.approx(own[name], rel=1e-4), name
     assert row["generation"][0]["batch"] == 1
     assert export_rows(StudentFolder(finished.run / "students" / "baseline")) == []
+    compared = json.loads(finished.done("compare", "r.toml", "--json").stdout)
+    assert {one["name"]: one["role"] for one in compared}["small (hf)"] == "export"
+    page = (finished.run / "comparison.html").read_text(encoding="utf-8")
+    assert "small (hf)" in page
+    assert "2 students" in page
     damaged = finished.run.joinpath(*EXPORTS, "hf", "export.json")
     damaged.write_text("[]", encoding="utf-8")
     with pytest.raises(Exception, match=r"export\.json: damaged; delete its folder"):
