@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .contract import Source
+
+
+_PATIENCE = 900
+"""Seconds that one answer may take: a large model is read from the disk in it."""
+_PARTING = 10
 
 
 class _EndedError(ColdstillError):
@@ -98,6 +104,10 @@ class LlamaCpp:
             self.child.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended: so does what it says
+        # every answer is read whole, so nothing of it waits in a buffer
+        if not select.select([self.child.stdout], [], [], _PATIENCE)[0]:
+            self.child.kill()
+            raise ColdstillError(f"{self.path.name}: llama.cpp gave no answer for {_PATIENCE} s")
         line = self.child.stdout.readline()
         if not line:
             raise _EndedError(f"{self.path.name}: llama.cpp {_end(self.child.wait())}")
@@ -131,7 +141,11 @@ class LlamaCpp:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):  # what it was still to be told
                     stream.close()
-        self.child.wait()
+        try:
+            self.child.wait(_PARTING)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
 
 
 def _tried(path: Path, length: int, title: str, *, rearranged: bool) -> LlamaCpp:
