@@ -141,7 +141,10 @@ def test_the_page_says_nothing_that_is_not_known() -> None:
 
 
 def test_the_page_s_own_code_runs(
-    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = source_of("llama", tokenizer, tmp_path / "model")
     card = model_card("small", "llama", 1, FACTS)
@@ -149,6 +152,9 @@ def test_the_page_s_own_code_runs(
     monkeypatch.chdir(folder)
     code = card.split("```python\n")[1].split("```")[0]
     exec(compile(code, "README.md", "exec"), {})
+    text = capsys.readouterr().out
+    assert text.startswith("Once")
+    assert len(text) > len("Once\n")
 
 
 AO_FAMILIES = ["llama", "llama-tied", "gpt_neox"]
