@@ -270,7 +270,7 @@ def sweep(
 
     Example: coldstill sweep demo --grid students.small.train.steps=250,500
     """
-    from .compare import table
+    from .comparison.table import table
     from .recipe import read_source
     from .sweep import left_out_error, listed, plan_sweep, told, train_sweep
 
@@ -315,8 +315,8 @@ def compare(
     """
     if settings and len(named) > 1:
         raise click.UsageError("--set is about one recipe; name one RUN with it.")
-    from .compare import table
     from .comparison.command import compare_runs
+    from .comparison.table import table
 
     works = [_work(one, settings, runs, progress, loads_models=False) for one in named]
     rows = compare_runs([work.run for work in works], file, works[0].report)
@@ -331,8 +331,8 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
     Example: coldstill run demo
     """
     from . import capture, evaluation, ground, students
-    from .compare import table
     from .comparison.command import compare_runs
+    from .comparison.table import table
 
     work = _work(recipe, settings, runs, progress)
     ground.train_teacher(work)

@@ -11,7 +11,7 @@ from ..data.files import read_json
 from ..data.layout import MANIFEST
 from ..data.manifest import read_manifest
 from ..data.place import place_at
-from .compare import CACHED_BYTES
+from .comparison.table import CACHED_BYTES
 from .evaluation import heldout_identity
 from .students import open_made
 
@@ -31,7 +31,8 @@ def export(work: Work, name: str, formats: Sequence[str], output: Path | None = 
     """
     from ..stages.export import FORMATS
     from ..stages.export.contract import choose
-    from ..stages.export.export_student import ExportJob, export_student
+    from ..stages.export.export_student import export_student
+    from ..stages.export.job import ExportJob
     from ..stages.export.model_card import Facts
 
     chosen = choose(formats, FORMATS)

@@ -16,7 +16,7 @@ from .work import beginning, is_done
 
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
-    from ..stages.heldout_loss import Heldout
+    from ..stages.evaluation.heldout_loss import Heldout
     from .run import Run
     from .work import Work
 
@@ -152,9 +152,9 @@ def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
     """Who is to be corrected; raises ColdstillError if it cannot be, or not be captured then."""
     from transformers import AutoConfig
 
-    from ..stages.lora import expect_peft
     from ..stages.models import context_length, teacher_identity, vocabulary_size
     from ..stages.teacher_logits import expect_capturable
+    from ..stages.training.lora import expect_peft
 
     recipe = work.recipe
     teacher, logits = recipe.teacher, recipe.logits
@@ -198,7 +198,7 @@ def _load_base(work: Work) -> Any:
 
 def _heldout(work: Work) -> Heldout:
     """The held-out sequences on which everything of this run is measured."""
-    from ..stages.heldout_loss import Heldout
+    from ..stages.evaluation.heldout_loss import Heldout
     from ..stages.teacher_logits import chosen_rows
 
     recipe = work.recipe
@@ -209,8 +209,8 @@ def _heldout(work: Work) -> Heldout:
 
 
 def tokenizer_of(work: Work) -> Any:
+    from ..stages.corpus.train_tokenizer import train_tokenizer
     from ..stages.models import load_tokenizer
-    from ..stages.train_tokenizer import train_tokenizer
 
     recipe, run = work.recipe, work.run
     if recipe.teacher.model is not None:
@@ -241,7 +241,7 @@ def tokenizer_of(work: Work) -> Any:
 
 def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
     """The corpus, prepared unless it already is; never replaced once something rests on it."""
-    from ..stages.corpus_origin import difference_in_corpus
+    from ..stages.corpus.origin import difference_in_corpus
     from ..stages.prepare_corpus import prepare_corpus, summary
 
     config, base, run = work.recipe.corpus, work.loaded.base, work.run

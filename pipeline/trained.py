@@ -64,7 +64,7 @@ def _as_now(record: Any) -> Any:
 def _expect_own(folder: StudentFolder, settings: dict[str, Any], where: str) -> None:
     """Refuse to go on from what another training has left: a folder that was copied, a record that
     was deleted."""
-    from ..stages.checkpoints import expect_own, last_whole_checkpoint
+    from ..stages.training.checkpoints import expect_own, last_whole_checkpoint
 
     last = last_whole_checkpoint(folder.checkpoints)
     says_so = last is not None and expect_own(last, settings)

@@ -14,7 +14,7 @@ import torch
 
 from ..data.order import uniform
 from ..data.prepared import BLOCK_SEQUENCES
-from .generation_speed import call_settings
+from .evaluation.generation_speed import call_settings
 from .models import context_length
 
 if TYPE_CHECKING:

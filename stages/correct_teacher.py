@@ -16,15 +16,15 @@ import torch
 from ..data.files import read_json, write_json
 from ..data.schema import Capture
 from .config import ObjectiveConfig
-from .feed import CorpusDataset
-from .heldout_loss import heldout_loss
-from .lora import adapt, adapted_layers, merge
+from .evaluation.heldout_loss import heldout_loss
 from .models import vocabulary_size
-from .objective import terms_of
 from .output_head import connect_head
 from .report import Report, Reporter, silent
 from .train_teacher import STAGE, save_teacher
-from .training import TrainingJob, train
+from .training.feed import CorpusDataset
+from .training.loop import TrainingJob, train
+from .training.lora import adapt, adapted_layers, merge
+from .training.objective import terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from ..data.prepared import SequenceFile
     from .config import LoraConfig, TrainConfig
-    from .heldout_loss import Heldout
+    from .evaluation.heldout_loss import Heldout
     from .isolation import Isolation
     from .output_head import OutputHead
 

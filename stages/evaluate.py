@@ -18,24 +18,24 @@ from ..data.alignment import labels
 from ..data.files import parse_json
 from ..data.layout import MEASUREMENTS
 from ..data.token_bytes import token_bytes_of
-from .calibration import Calibration, CalibrationBin
 from .device import best_device
-from .feed import flat_positions
+from .evaluation.calibration import Calibration, CalibrationBin
+from .evaluation.speed import forward_speed
+from .evaluation.usage import Usage, measure_usage
 from .isolation import model_inputs, student_isolation
 from .losses.forward_kl import ForwardKL
 from .models import load_model
 from .output_head import connect_head
 from .report import Report, Reporter, silent
 from .softmax import softmax_in_place
-from .speed import forward_speed
 from .targets import TargetTensors, target_tensors
-from .usage import Usage, measure_usage
+from .training.feed import flat_positions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..data.reader import StoreReader
-    from .generation_speed import GenerationSpeed
+    from .evaluation.generation_speed import GenerationSpeed
     from .output_head import OutputHead
 
 STAGE = "evaluate"

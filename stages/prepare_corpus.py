@@ -22,10 +22,10 @@ from ..data.prepared import (
     SplitRecord,
 )
 from ..data.stores.arrow import ArrowStore
-from .corpus_origin import corpus_settings, expect_unchanged, source_listing
+from .corpus.origin import corpus_settings, expect_unchanged, source_listing
+from .corpus.tokenize_documents import DocumentTokenizer, refuse
+from .corpus.tokenize_prompts import PromptTokenizer
 from .report import Report, Reporter, silent
-from .tokenize_documents import DocumentTokenizer, refuse
-from .tokenize_prompts import PromptTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..data.packing import TokenizedDocument
     from ..data.prepared import Split
     from .config import CorpusConfig
-    from .tokenize_documents import BadRowError
+    from .corpus.tokenize_documents import BadRowError
 
 STAGE = "corpus"
 _BATCH = 256

@@ -8,8 +8,8 @@ from ..data.errors import ColdstillError
 from ..data.files import read_json
 from .models import load_tokenizer
 from .report import Report, Reporter, silent
-from .rounds import rounds_of, rounds_to_go
-from .student_origin import PRUNING, StudentJob, make_student
+from .student.origin import PRUNING, StudentJob, make_student
+from .student.rounds import rounds_of, rounds_to_go
 
 if TYPE_CHECKING:
     from ..data.reader import StoreReader

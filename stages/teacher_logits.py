@@ -31,11 +31,11 @@ from .capture.forward import Teacher, TeacherForward, capture_batch
 from .capture.lockstep import follow, follows, lead
 from .capture.shards import answered, capture_shards
 from .device import describe_machine, peak_memory
+from .evaluation.speed import forward_speed
+from .evaluation.usage import measure_usage
 from .models import tokenizer_identity
 from .ranks import world_size
 from .report import Report, Reporter, silent
-from .speed import forward_speed
-from .usage import measure_usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.files import whole_folder
 from .device import best_device
-from .feed import StoreDataset
 from .isolation import student_isolation
-from .lesson import lesson
-from .lora import adapt, expect_peft, merge
-from .mixture import MixedDataset
 from .models import load_tokenizer
-from .objective import supports
 from .output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
-from .rounds import forget_rounds, rounds_to_go
-from .student_origin import Made, StudentJob, make_student
-from .training import TrainingJob, full_disk_told, train
+from .student.origin import Made, StudentJob, make_student
+from .student.rounds import forget_rounds, rounds_to_go
+from .training.feed import StoreDataset
+from .training.lesson import lesson
+from .training.loop import TrainingJob, full_disk_told, train
+from .training.lora import adapt, expect_peft, merge
+from .training.mixture import MixedDataset
+from .training.objective import supports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

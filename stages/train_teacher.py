@@ -9,15 +9,15 @@ from ..data.files import whole_folder
 from ..data.schema import Capture
 from .config import ObjectiveConfig
 from .device import best_device
-from .feed import CorpusDataset
-from .heldout_loss import heldout_loss
+from .evaluation.heldout_loss import heldout_loss
 from .isolation import choose_isolation
 from .models import build_model, vocabulary_size
-from .objective import terms_of
 from .output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
-from .training import TrainingJob, full_disk_told, train
+from .training.feed import CorpusDataset
+from .training.loop import TrainingJob, full_disk_told, train
+from .training.objective import terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..data.prepared import SequenceFile
     from .config import ArchitectureConfig, TrainConfig
-    from .heldout_loss import Heldout
+    from .evaluation.heldout_loss import Heldout
 
 STAGE = "train-teacher"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from coldstill.stages.config import CorpusConfig, TokenizerConfig
-from coldstill.stages.train_tokenizer import train_tokenizer
+from coldstill.stages.corpus.train_tokenizer import train_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -62,7 +62,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 @pytest.fixture(scope="session", autouse=True)
 def _brief_measurements() -> Iterator[None]:
     """How fast these models write is of no interest: once is enough."""
-    from coldstill.stages import generation_speed
+    from coldstill.stages.evaluation import generation_speed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation_speed, "_REPEATS", 1)

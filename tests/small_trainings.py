@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.feed import StoreDataset
 from coldstill.stages.models import build_model, load_tokenizer
-from coldstill.stages.objective import terms_of
 from coldstill.stages.output_head import connect_head
 from coldstill.stages.report import Reporter, silent
-from coldstill.stages.training import TrainingJob, read_metrics, train
+from coldstill.stages.training.feed import StoreDataset
+from coldstill.stages.training.loop import TrainingJob, read_metrics, train
+from coldstill.stages.training.objective import terms_of
 from conftest import VOCABULARY
 from small_runs import CLOCKS, LENGTH
 

@@ -1,1 +1,1 @@
-"""What a comparison is besides its table: curves of training, plots, and a page that holds them."""
+"""Models side by side: their rows and table, curves of training, plots, and a page for all."""

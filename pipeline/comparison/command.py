@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...data.files import whole_file, write_json
 from ...stages.report import Report, Reporter
-from ..compare import compare, lacking, warnings
 from ..self_contained import expect_file
 from .page import write_page
+from .rows import compared_rows
+from .table import lacking, markdown, warnings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..compare import Row
     from ..run import Run
+    from .table import Row
 
 _STAGE = "compare"
 
@@ -40,3 +42,26 @@ def compare_runs(runs: Sequence[Run], file: Path | None, report: Reporter) -> li
     if page is not None:
         report(Report(stage=_STAGE, note=f"plots: {page}; open it in a browser"))
     return rows
+
+
+def compare(runs: Sequence[Run]) -> list[Row]:
+    """A row for each teacher, then one for every evaluated student and each of its exports, the
+    lowest loss first.
+
+    Of one run the comparison is also written beside it, as JSON, Markdown and a page. Of several,
+    models are called RUN/NAME; a teacher whose figures two runs share has one row.
+
+    Raises
+        ColdstillError: as `compared_rows`
+    """
+    rows = compared_rows(runs)
+    if len(runs) == 1:
+        _write_beside(runs[0], rows)
+    return rows
+
+
+def _write_beside(run: Run, rows: Sequence[Row]) -> None:
+    write_json(run.comparison, rows)
+    with whole_file(run.comparison.with_suffix(".md")) as scratch:
+        scratch.write_text(markdown(rows), encoding="utf-8")
+    write_page(run.comparison.with_suffix(".html"), [run], rows)

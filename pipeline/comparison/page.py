@@ -12,29 +12,21 @@ from typing import TYPE_CHECKING
 from ... import __version__
 from ...data.files import whole_file
 from ..charts import STYLE, Markup, draw, element, joined, swatch
-from ..compare import (
-    CACHED_BYTES,
-    COLUMNS,
-    TOKEN_SECONDS,
-    cells,
-    heldout_groups,
-    lacking,
-    visible,
-    warnings,
-)
 from ..self_contained import expect_file, filled, policy
 from .curves import read_curves
+from .names import visible
 from .plot import looks
 from .plots import make_plots
+from .table import CACHED_BYTES, COLUMNS, TOKEN_SECONDS, cells, heldout_groups, lacking, warnings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..charts import Chart
-    from ..compare import Row
     from ..run import Run
     from .curves import Curve
     from .plot import Plot
+    from .table import Row
 
 _TEMPLATES = Path(__file__).parent / "templates"
 PAGE_STYLE = (_TEMPLATES / "compare.css").read_text(encoding="utf-8")

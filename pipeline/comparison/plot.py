@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..charts import Chart
-    from ..compare import Row
+    from .table import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

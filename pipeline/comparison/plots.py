@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..charts import Axis, Bars, Chart, Level, Series
-from ..compare import CACHED_BYTES
 from .plot import Panel, Plot, left_out, looks, students_of
+from .table import CACHED_BYTES
 from .trade_off import LOSS, PARAMETERS, against, point, told
 from .training_plots import learning_curves, objectives
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..compare import Row
     from .curves import Curve
+    from .table import Row
 
 _FEW = 20
 """Positions that a bin of calibration needs to be drawn."""

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..charts import Axis, Chart, Series
-from ..compare import TOKEN_SECONDS, size
+from ..units import size
 from .plot import looks
+from .table import TOKEN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ..compare import Row
+    from .table import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

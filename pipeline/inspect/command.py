@@ -168,7 +168,7 @@ def _write(
     top: int,
     as_json: bool,
 ) -> None:
-    from ..compare import size
+    from ..units import size
     from .page import write_page
     from .store import counted
 

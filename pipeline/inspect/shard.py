@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.layout import shard_name
 from ...data.ragged import Ragged
 from ...data.stores import STORES
-from ..compare import size
+from ..units import size
 
 if TYPE_CHECKING:
     from pathlib import Path

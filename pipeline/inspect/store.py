@@ -9,7 +9,7 @@ from ...data.errors import ColdstillError
 from ...data.files import parse_json
 from ...data.layout import MEASUREMENTS
 from ...data.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
-from ..compare import size
+from ..units import size
 from .shard import columns_of_shard
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..compare import size
+from ..units import size
 from .text import aligned, duration
 
 if TYPE_CHECKING:

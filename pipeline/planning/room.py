@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
 from ...data.files import SCRATCH_PREFIX
-from ..compare import size
+from ..units import size
 from .sizes import StoreSize, store_sizes
 
 if TYPE_CHECKING:

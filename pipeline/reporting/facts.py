@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.reader import open_store
-from ..compare import compared_rows, visible, warnings
 from ..comparison.curves import read_curves
+from ..comparison.names import visible
+from ..comparison.rows import compared_rows
+from ..comparison.table import warnings
 from .lineage import corpus_facts, student_facts, teacher_facts, upbringings
 from .record import record_facts
 from .reproduce import reproduction
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...data.reader import StoreReader
-    from ..compare import Row
+    from ..comparison.table import Row
     from ..work import Work
     from .verdict import Upbringing
 

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ...data.prepared import SPLITS, CorpusLayout
-from ..compare import CACHED_BYTES, visible
 from ..comparison.curves import in_words
+from ..comparison.names import visible
+from ..comparison.table import CACHED_BYTES
 from ..inspect.store import counted
 from ..tables import StudentTable
 from .verdict import Upbringing
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ...data.manifest import Manifest
-    from ..compare import Row
+    from ..comparison.table import Row
     from ..run import Run
     from ..tables import Recipe, TeacherTable
 

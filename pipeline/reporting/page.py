@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ... import __version__
 from ...data.files import whole_file
 from ..charts import STYLE, Markup, element, joined
-from ..compare import lacking
 from ..comparison.curves import Curve
 from ..comparison.page import FIGURES, PAGE_STYLE, figures_table, section
+from ..comparison.table import lacking
 from ..comparison.training_plots import learning_curves
 from ..self_contained import expect_file, filled, policy
 from .pictures import trade_offs

@@ -13,7 +13,7 @@ from ..comparison.trade_off import DISK, KL, LATENCY, LOSS, MEMORY, PARAMETERS, 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..compare import Row
+    from ..comparison.table import Row
     from ..comparison.trade_off import Cost, Quality
 
 _PACKED_ALIKE = 1.05

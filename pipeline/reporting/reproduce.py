@@ -15,7 +15,7 @@ from ..recipe import BUILT_IN, RESOLVED, RecipeSource
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ..compare import Row
+    from ..comparison.table import Row
     from ..run import Run
 
 

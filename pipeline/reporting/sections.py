@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..charts import Markup, element, joined
-from ..compare import size
 from ..comparison.page import section
 from ..inspect.store import counted, settings_in_words
 from ..inspect.tokens import legible
+from ..units import size
 from .pictures import covered_mass, entropies
 
 if TYPE_CHECKING:

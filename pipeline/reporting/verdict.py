@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..compare import TOKEN_SECONDS
+from ..comparison.table import TOKEN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..compare import Row
+    from ..comparison.table import Row
 
 _ALIKE = 0.005
 """Nats: losses that differ by less are told as the same."""

@@ -7,7 +7,6 @@ it costs to run. An export that says something else leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
@@ -19,32 +18,16 @@ from .ground import ground_of
 from .record import checked_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from ...data.reader import StoreReader
     from .contract import Format
     from .ground import Ground
-    from .model_card import Facts
+    from .job import ExportJob
 
 STAGE = "export"
 RECORD = "export.json"
 """There when an export is whole and was found to say what its student says."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportJob:
-    """One student, and where it goes."""
-
-    name: str
-    model: Path
-    """The folder of the finished model."""
-    facts: Facts
-    formats: Mapping[str, Format]
-    folder: Path
-    """Each format gets a folder of its name here."""
-    heldout: str
-    """What the held-out store is known by in records of figures."""
 
 
 def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..calibration import Calibration
 from ..evaluate import Sums, add_positions
+from ..evaluation.calibration import Calibration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.reader import StoreReader
-    from ..generation_speed import GenerationSpeed
+    from ..evaluation.generation_speed import GenerationSpeed
     from .documents import Document
-    from .export_student import ExportJob
+    from .job import ExportJob
 
 _TEXTS = 32
 

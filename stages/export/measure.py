@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..generation_speed import NEW_TOKENS, PROMPT_TOKENS, GenerationSpeed
+from ..evaluation.generation_speed import NEW_TOKENS, PROMPT_TOKENS, GenerationSpeed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

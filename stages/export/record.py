@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ..device import describe_machine
 from ..evaluate import Evaluation
-from ..flops import flops_per_token
+from ..evaluation.flops import flops_per_token
 from ..report import Report, Reporter
 from .fidelity import check
 from .measure import memory, reading_speed, resident, writing_speed
@@ -19,7 +19,7 @@ from .measure import memory, reading_speed, resident, writing_speed
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..generation_speed import GenerationSpeed
+    from ..evaluation.generation_speed import GenerationSpeed
     from .contract import Format, Runtime
     from .fidelity import Checked
     from .ground import Ground

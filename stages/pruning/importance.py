@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..heldout_loss import label_logprobs
-from ..layers import hand_through
+from ..evaluation.heldout_loss import label_logprobs
 from ..report import Report, Reporter, silent
+from ..student.layers import hand_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

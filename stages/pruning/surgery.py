@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...data.errors import ColdstillError
-from ..layers import cut_to_layers
+from ..student.layers import cut_to_layers
 from .anatomy import Sizes
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from coldstill.data.schema import Capture
-from coldstill.stages.chunked_loss import Term
 from coldstill.stages.device import best_device
 from coldstill.stages.losses import LOSSES
-from coldstill.stages.objective import attach_objective
 from coldstill.stages.output_head import OutputHead
+from coldstill.stages.training.chunked_loss import Term
+from coldstill.stages.training.objective import attach_objective
 from measure import Figure, compare_memory, compare_times, write
 from student_step import make_batch
 from synthetic_store import make_model

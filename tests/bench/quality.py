@@ -31,12 +31,12 @@ from coldstill.stages.capture.forward import Teacher
 from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.device import describe_machine
 from coldstill.stages.evaluate import evaluate_student
-from coldstill.stages.feed import flat_positions
 from coldstill.stages.isolation import model_inputs
 from coldstill.stages.models import load_model, load_tokenizer
 from coldstill.stages.output_head import connect_head
 from coldstill.stages.teacher_logits import CapturePlan, capture_split, chosen_rows
 from coldstill.stages.train_student import StudentJob, train_student
+from coldstill.stages.training.feed import flat_positions
 from measure import OUTPUT
 from oracles import write_missing
 

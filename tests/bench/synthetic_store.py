@@ -12,10 +12,10 @@ from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Block, Capture, Targets
 from coldstill.stages.config import ObjectiveConfig, TrainConfig
-from coldstill.stages.feed import StoreDataset
-from coldstill.stages.objective import terms_of
 from coldstill.stages.output_head import OutputHead
-from coldstill.stages.training import TrainingJob
+from coldstill.stages.training.feed import StoreDataset
+from coldstill.stages.training.loop import TrainingJob
+from coldstill.stages.training.objective import terms_of
 from oracles import manifest_for, write_missing
 from transformers import LlamaConfig, LlamaForCausalLM
 

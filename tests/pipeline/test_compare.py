@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.reader import open_store
-from coldstill.pipeline.compare import compare, markdown, size, table, warnings
+from coldstill.pipeline.comparison.command import compare
+from coldstill.pipeline.comparison.table import markdown, table, warnings
 from coldstill.pipeline.run import Run
+from coldstill.pipeline.units import size
 from compared import Made, write_run
 
 if TYPE_CHECKING:

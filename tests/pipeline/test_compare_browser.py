@@ -27,7 +27,7 @@ LABELS = [f"a/{name}" for name in NAMES] + ["a-run-with-a-name-of-some-length/sm
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of two runs and eleven students."""
-    from coldstill.pipeline.compare import compare
+    from coldstill.pipeline.comparison.command import compare
     from coldstill.pipeline.run import Run
 
     folder = tmp_path_factory.mktemp("page")

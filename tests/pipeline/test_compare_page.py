@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.pipeline.compare import compare
+from coldstill.pipeline.comparison.command import compare
 from coldstill.pipeline.comparison.curves import MOST_POINTS, averaged, in_words, read_curves
 from coldstill.pipeline.comparison.page import best, page
 from coldstill.pipeline.comparison.plots import make_plots
@@ -18,7 +18,7 @@ from compared import Made, label_loss_at, write_run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.pipeline.compare import Row
+    from coldstill.pipeline.comparison.table import Row
 
 TITLES = [
     "Learning curves", "Loss against size", "Loss against bytes cached", "Calibration",

@@ -9,10 +9,10 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
-from coldstill.stages import blocks
 from coldstill.stages.config import ArchitectureConfig, LoraConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.train_student import StudentJob, train_student
-from coldstill.stages.training import read_metrics
+from coldstill.stages.training import blocks
+from coldstill.stages.training.metrics import read_metrics
 from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file
 from small_runs import LENGTH, capture_store, prepare, save_teacher

@@ -10,10 +10,10 @@ import pytest
 import torch
 from coldstill.data.schema import Capture
 from coldstill.stages import output_head
-from coldstill.stages.chunked_loss import COUNTS, Term, chunked_loss
 from coldstill.stages.losses import LOSSES
 from coldstill.stages.output_head import OutputHead
 from coldstill.stages.targets import TargetTensors, tempered
+from coldstill.stages.training.chunked_loss import COUNTS, Term, chunked_loss
 from torch import nn
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from coldstill.data.prepared import CorpusLayout
 from coldstill.stages import correct_teacher as module
 from coldstill.stages.config import LoraConfig, TrainConfig
 from coldstill.stages.correct_teacher import Correction, correct_teacher
-from coldstill.stages.heldout_loss import Heldout, heldout_loss
+from coldstill.stages.evaluation.heldout_loss import Heldout, heldout_loss
 from coldstill.stages.models import load_model, load_tokenizer, teacher_identity
 from coldstill.stages.report import Report, Reporter, silent
 from conftest import VOCABULARY, make_model
@@ -298,7 +298,7 @@ def test_the_gradient_of_a_frozen_head_is_never_made(
     base: Path, corpus: SmallCorpus, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be as large as the head, at every step."""
-    from coldstill.stages import chunked_loss
+    from coldstill.stages.training import chunked_loss
 
     wanted: list[tuple[bool, ...]] = []
     real = chunked_loss._Gradients.__init__

@@ -8,7 +8,7 @@ import pytest
 import torch
 from coldstill.data.cache_settings import CacheSettings
 from coldstill.data.reader import open_store
-from coldstill.stages.feed import StepBatches, StepShape, StoreDataset
+from coldstill.stages.training.feed import StepBatches, StepShape, StoreDataset
 from oracles import manifest_for, random_block, write_missing
 from torch.utils.data import DataLoader
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.schema import Capture
-from coldstill.stages.calibration import ECE_BINS, Calibration
 from coldstill.stages.config import ArchitectureConfig
 from coldstill.stages.evaluate import evaluate_student, evaluate_teacher
-from coldstill.stages.flops import flops_per_token
-from coldstill.stages.generation_speed import BATCHES
+from coldstill.stages.evaluation.calibration import ECE_BINS, Calibration
+from coldstill.stages.evaluation.flops import flops_per_token
+from coldstill.stages.evaluation.generation_speed import BATCHES
 from coldstill.stages.models import build_model, load_model, load_tokenizer
 from conftest import VOCABULARY
 from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.reader import StoreReader
-    from coldstill.stages.calibration import CalibrationBin
+    from coldstill.stages.evaluation.calibration import CalibrationBin
     from coldstill.stages.report import Report
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.packing import TokenizedDocument, build_sequences
-from coldstill.stages import generation_speed as module
-from coldstill.stages.flops import flops_per_token
-from coldstill.stages.generation_speed import BATCHES, GenerationSpeed, generation_speed
+from coldstill.stages.evaluation import generation_speed as module
+from coldstill.stages.evaluation.flops import flops_per_token
+from coldstill.stages.evaluation.generation_speed import BATCHES, GenerationSpeed, generation_speed
 from conftest import make_model
 from transformers import LlamaConfig, LlamaForCausalLM
 

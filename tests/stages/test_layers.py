@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.stages.blocks import named_blocks
 from coldstill.stages.config import LayersConfig
-from coldstill.stages.layers import TeacherWeights, cut_to_layers, layer_count
 from coldstill.stages.models import load_model
+from coldstill.stages.student.layers import TeacherWeights, cut_to_layers, layer_count
+from coldstill.stages.training.blocks import named_blocks
 from conftest import FAMILIES, VOCABULARY, make_model
 from transformers import AutoModelForCausalLM
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from coldstill.data.schema import Capture
 from coldstill.stages import output_head
-from coldstill.stages.chunked_loss import Term, chunked_loss
 from coldstill.stages.losses import LOSSES
 from coldstill.stages.output_head import OutputHead
+from coldstill.stages.training.chunked_loss import Term, chunked_loss
 from formulas import PLAIN
 from torch import nn
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from coldstill.stages.blocks import running_blocks
 from coldstill.stages.config import ArchitectureConfig, TrainConfig
 from coldstill.stages.device import peak_memory
 from coldstill.stages.planning.memory import capture_memory, training_memory
 from coldstill.stages.planning.model_sizes import ModelSizes, sizes_of_table
+from coldstill.stages.training.blocks import running_blocks
 from transformers import AutoConfig, AutoModelForCausalLM
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Block, Capture
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.feed import Collate, StoreDataset
-from coldstill.stages.mixture import MixedDataset, mixed_stores
-from coldstill.stages.objective import attach_objective, mixed_terms, terms_of
 from coldstill.stages.output_head import connect_head
 from coldstill.stages.train_student import StudentJob, train_student
-from coldstill.stages.training import read_metrics
+from coldstill.stages.training.feed import Collate, StoreDataset
+from coldstill.stages.training.loop import read_metrics
+from coldstill.stages.training.mixture import MixedDataset, mixed_stores
+from coldstill.stages.training.objective import attach_objective, mixed_terms, terms_of
 from conftest import VOCABULARY, make_model
 from oracles import manifest_for, random_block, random_targets, write_missing
 from small_runs import CLOCKS, LENGTH, SmallCorpus, capture_store, prepare, save_teacher
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from coldstill.data.manifest import Manifest
     from coldstill.data.reader import StoreReader
-    from coldstill.stages.chunked_loss import Term
+    from coldstill.stages.training.chunked_loss import Term
     from distance import Distance
 
 pytest_plugins = ("distance",)

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.stages.config import ArchitectureConfig, LayersConfig, LoraConfig
-from coldstill.stages.layers import cut_to_layers
-from coldstill.stages.lora import adapt
 from coldstill.stages.models import build_model, load_model
 from coldstill.stages.output_head import CHUNK_ELEMENTS as REAL_CHUNK_ELEMENTS
 from coldstill.stages.planning.memory import CHUNK_ELEMENTS
@@ -21,6 +19,8 @@ from coldstill.stages.planning.model_sizes import (
     sizes_of_model,
     sizes_of_table,
 )
+from coldstill.stages.student.layers import cut_to_layers
+from coldstill.stages.training.lora import adapt
 from conftest import FAMILIES, VOCABULARY, make_model
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from coldstill.data.corpus import is_held_out, list_sources, read_documents
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.corpus_origin import difference_in_corpus
+from coldstill.stages.corpus.origin import difference_in_corpus
 from coldstill.stages.models import load_tokenizer, tokenizer_identity
 from coldstill.stages.prepare_corpus import prepare_corpus, summary
 from conftest import sentences

@@ -12,11 +12,11 @@ import pytest
 import torch
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.stages.isolation import model_inputs
-from coldstill.stages.layers import cut_to_layers
 from coldstill.stages.output_head import connect_head
 from coldstill.stages.pruning.importance import loss_without_layers, measure, sample_loss
 from coldstill.stages.pruning.sample import sample_of
 from coldstill.stages.pruning.surgery import choose, cut
+from coldstill.stages.student.layers import cut_to_layers
 from conftest import VOCABULARY
 from small_pruning import anatomy, pruning_model, random_importance, whole_sample
 from torch.nn import functional

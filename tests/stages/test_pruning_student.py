@@ -12,15 +12,15 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.stages.config import LoraConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.layers import TeacherWeights, cut_to_layers
 from coldstill.stages.models import load_model
 from coldstill.stages.output_head import connect_head
 from coldstill.stages.prune_student import prune_student
 from coldstill.stages.pruning.config import PruneConfig
 from coldstill.stages.pruning.cutting import Cutting, make_cut
 from coldstill.stages.pruning.importance import sample_loss
+from coldstill.stages.student.layers import TeacherWeights, cut_to_layers
 from coldstill.stages.train_student import StudentJob, train_student
-from coldstill.stages.training import read_metrics
+from coldstill.stages.training.loop import read_metrics
 from conftest import FAMILIES, VOCABULARY, make_model
 from safetensors.torch import load_file
 from small_pruning import pruning_model, whole_sample

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.stages.config import ObjectiveConfig, WeightConfig
-from coldstill.stages.objective import terms_at, terms_of
-from coldstill.stages.schedule import Progress, weight_at
-from coldstill.stages.training import read_metrics
+from coldstill.stages.training.loop import read_metrics
+from coldstill.stages.training.objective import terms_at, terms_of
+from coldstill.stages.training.schedule import Progress, weight_at
 from pydantic import TypeAdapter, ValidationError
 from small_trainings import train_small
 

@@ -21,10 +21,10 @@ from coldstill.stages.config import (
     ObjectiveConfig,
     TrainConfig,
 )
-from coldstill.stages.layers import TeacherWeights, cut_to_layers
 from coldstill.stages.models import load_model
+from coldstill.stages.student.layers import TeacherWeights, cut_to_layers
 from coldstill.stages.train_student import StudentJob, train_student
-from coldstill.stages.training import read_metrics
+from coldstill.stages.training.loop import read_metrics
 from conftest import FAMILIES, VOCABULARY, make_model
 from oracles import write_missing
 from safetensors.torch import load_file
@@ -259,7 +259,7 @@ def test_adapters_alone_learn_and_are_merged(
 def test_a_frozen_head_costs_no_gradient(
     store: StoreReader, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coldstill.stages import chunked_loss
+    from coldstill.stages.training import chunked_loss
 
     made: list[tuple[bool, bool]] = []
 

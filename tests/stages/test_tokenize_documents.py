@@ -10,8 +10,8 @@ from chats import CHAT, END, TEMPLATE
 from coldstill.data.corpus import Document
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig
+from coldstill.stages.corpus.tokenize_documents import BadRowError, DocumentTokenizer
 from coldstill.stages.models import load_tokenizer
-from coldstill.stages.tokenize_documents import BadRowError, DocumentTokenizer
 from conftest import sentences
 
 if TYPE_CHECKING:

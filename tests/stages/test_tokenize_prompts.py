@@ -10,9 +10,9 @@ from chats import CHAT, END, TEMPLATE
 from coldstill.data.corpus import Document
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig
+from coldstill.stages.corpus.tokenize_documents import BadRowError
+from coldstill.stages.corpus.tokenize_prompts import PromptTokenizer
 from coldstill.stages.models import load_tokenizer
-from coldstill.stages.tokenize_documents import BadRowError
-from coldstill.stages.tokenize_prompts import PromptTokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,10 +12,8 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.feed import Collate, StoreDataset
 from coldstill.stages.isolation import choose_isolation
 from coldstill.stages.models import load_model, load_tokenizer
-from coldstill.stages.objective import attach_objective, terms_of
 from coldstill.stages.output_head import connect_head
 from coldstill.stages.train_student import (
     StudentJob,
@@ -23,7 +21,9 @@ from coldstill.stages.train_student import (
     student_isolation,
     train_student,
 )
-from coldstill.stages.training import read_metrics
+from coldstill.stages.training.feed import Collate, StoreDataset
+from coldstill.stages.training.loop import read_metrics
+from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, make_model
 from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
 

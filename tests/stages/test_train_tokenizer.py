@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig, TokenizerConfig
+from coldstill.stages.corpus.train_tokenizer import END_OF_TEXT, train_tokenizer
 from coldstill.stages.models import load_tokenizer, vocabulary_size
-from coldstill.stages.train_tokenizer import END_OF_TEXT, train_tokenizer
 from conftest import sentences
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError, DamageError
-from coldstill.stages.feed import StoreDataset
-from coldstill.stages.trainer import StoreTrainer
-from coldstill.stages.training import last_whole_checkpoint, read_metrics, train
+from coldstill.stages.training.feed import StoreDataset
+from coldstill.stages.training.loop import last_whole_checkpoint, read_metrics, train
+from coldstill.stages.training.trainer import StoreTrainer
 from small_runs import LENGTH
 from small_trainings import lines, small_job, train_small
 

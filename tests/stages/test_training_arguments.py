@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.stages.training import read_metrics
+from coldstill.stages.training.loop import read_metrics
 from small_runs import LENGTH
 from small_trainings import train_small
 from transformers import TrainerCallback

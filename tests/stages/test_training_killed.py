@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.stages.training import last_whole_checkpoint, read_metrics
+from coldstill.stages.training.loop import last_whole_checkpoint, read_metrics
 from small_runs import LENGTH
 from small_trainings import lines
 from training_child import Task, finish, run, start

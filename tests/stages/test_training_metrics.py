@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from coldstill.data.schema import Capture
-from coldstill.stages.feed import StoreDataset
-from coldstill.stages.training import read_metrics
+from coldstill.stages.training.feed import StoreDataset
+from coldstill.stages.training.loop import read_metrics
 from small_runs import CLOCKS, LENGTH, capture_store, prepare, save_teacher
 from small_trainings import lines, train_small
 

@@ -6,18 +6,18 @@ import hashlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..data.corpus import list_sources
-from ..data.errors import ColdstillError
-from ..data.fingerprint import file_sha256
-from .models import tokenizer_identity
+from ...data.corpus import list_sources
+from ...data.errors import ColdstillError
+from ...data.fingerprint import file_sha256
+from ..models import tokenizer_identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..data.corpus import Source
-    from ..data.prepared import CorpusRecord
-    from .config import CorpusConfig
+    from ...data.corpus import Source
+    from ...data.prepared import CorpusRecord
+    from ..config import CorpusConfig
 
 _CLOCK_NS = 2_000_000_000
 """The coarsest clock of a file system: two changes within it may bear the same time."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig
 
-from ..data.errors import ColdstillError
-from .blocks import named_blocks
+from ...data.errors import ColdstillError
+from ..training.blocks import named_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

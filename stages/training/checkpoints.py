@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from ..data.errors import ColdstillError
-from ..data.files import read_json, write_json
-from ..data.settings import first_difference
+from ...data.errors import ColdstillError
+from ...data.files import read_json, write_json
+from ...data.settings import first_difference
 from .feed import Place
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.errors import ColdstillError
+from ...data.errors import ColdstillError
 from .tokenize_documents import BadRowError, DocumentTokenizer, Rendered
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..data.corpus import Document
+    from ...data.corpus import Document
 
 
 class PromptTokenizer(DocumentTokenizer):

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from ..data.errors import ColdstillError, DivergedError, StoppedError
+from ...data.errors import ColdstillError, DivergedError, StoppedError
+from ..ranks import gather_from_all, rank, sum_over_all, wait_for_all
 from .checkpoints import Standing, declare_whole, full_disk_told, last_whole_checkpoint
-from .ranks import gather_from_all, rank, sum_over_all, wait_for_all
 from .sharding import keep_inputs_exact, shard_on_cpu
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from .feed import CollateWithIds, StepBatches, Trainable
-    from .training_metrics import Metrics
+    from .metrics import Metrics
 
 _NAMED = 5
 """How many sequences a message names."""

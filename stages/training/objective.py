@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.errors import ColdstillError
+from ...data.errors import ColdstillError
+from ..losses import LOSSES
+from ..targets import TargetTensors
 from .chunked_loss import Term, chunked_loss
-from .losses import LOSSES
 from .schedule import weight_at
-from .targets import TargetTensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..data.schema import Capture
-    from .config import ObjectiveConfig
-    from .losses import Loss
-    from .output_head import OutputHead
+    from ...data.schema import Capture
+    from ..config import ObjectiveConfig
+    from ..losses import Loss
+    from ..output_head import OutputHead
     from .schedule import Progress
 
 _TARGET_NAMES = (

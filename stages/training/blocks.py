@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.errors import ColdstillError
+from ...data.errors import ColdstillError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .config import TrainConfig
+    from ..config import TrainConfig
 
 
 def named_blocks(model: Any) -> tuple[str, torch.nn.ModuleList] | None:

@@ -13,9 +13,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import ColdstillError, StoppedError
+from ...data.errors import ColdstillError, StoppedError
+from ..capture.interruption import Interruption
+from ..ranks import lost_process_told, rank
+from ..report import Report, Reporter, silent
+from .arguments import refused, sequences_per_step, step_shape, training_arguments
 from .blocks import running_blocks
-from .capture.interruption import Interruption
 from .checkpoints import (
     drop_cut_short,
     expect_own,
@@ -24,25 +27,22 @@ from .checkpoints import (
     standing_at,
 )
 from .feed import CollateWithIds, StepBatches
+from .metrics import Metrics, read_metrics
 from .objective import attach_objective
-from .ranks import lost_process_told, rank
-from .report import Report, Reporter, silent
 from .schedule import Progress
 from .sharding import whole_afterwards
 from .trainer import StoreTrainer
-from .training_arguments import refused, sequences_per_step, step_shape, training_arguments
-from .training_metrics import Metrics, read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ..data.schema import Capture
+    from ...data.schema import Capture
+    from ..config import TrainConfig
+    from ..isolation import Isolation
+    from ..output_head import OutputHead
     from .chunked_loss import Term
-    from .config import TrainConfig
     from .feed import Trainable
-    from .isolation import Isolation
-    from .output_head import OutputHead
 
 __all__ = [
     "TrainingJob", "full_disk_told", "last_whole_checkpoint", "read_metrics",

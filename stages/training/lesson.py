@@ -6,17 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..data.errors import ColdstillError
+from ...data.errors import ColdstillError
+from ..models import expect_sizes
+from .arguments import step_shape
 from .mixture import mixed_stores
-from .models import expect_sizes
 from .objective import expect_weight, mixed_terms
-from .training_arguments import step_shape
 
 if TYPE_CHECKING:
-    from ..data.reader import StoreReader
-    from ..data.schema import Capture
+    from ...data.reader import StoreReader
+    from ...data.schema import Capture
+    from ..student.origin import StudentJob
     from .chunked_loss import Term
-    from .student_origin import StudentJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

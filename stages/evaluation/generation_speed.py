@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from ..data.schema import Sequences
+    from ...data.schema import Sequences
 
 BATCHES = (1, 8)
 PROMPT_TOKENS, NEW_TOKENS = 128, 32

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from ..data.files import whole_file
-from .ranks import rank, sum_over_all
-from .report import Report, Reporter
+from ...data.files import whole_file
+from ..ranks import rank, sum_over_all
+from ..report import Report, Reporter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..models import context_length
 from .flops import flops_per_token
 from .generation_speed import GenerationSpeed, generation_speed
-from .models import context_length
 
 if TYPE_CHECKING:
-    from ..data.schema import Sequences
+    from ...data.schema import Sequences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

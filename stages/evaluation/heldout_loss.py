@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..data.alignment import labels
-from ..data.errors import ColdstillError
-from .feed import flat_positions
-from .isolation import model_inputs
-from .report import Report, Reporter, silent
+from ...data.alignment import labels
+from ...data.errors import ColdstillError
+from ..isolation import model_inputs
+from ..report import Report, Reporter, silent
+from ..training.feed import flat_positions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..data.prepared import SequenceFile
-    from ..data.schema import Sequences
-    from .isolation import Isolation
-    from .output_head import OutputHead
+    from ...data.prepared import SequenceFile
+    from ...data.schema import Sequences
+    from ..isolation import Isolation
+    from ..output_head import OutputHead
 
 
 @dataclass(frozen=True, slots=True)

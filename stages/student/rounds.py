@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .student_origin import StudentJob
+    from .origin import StudentJob
 
 ROUNDS = "rounds"
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from ..data.errors import ColdstillError
+from ...data.errors import ColdstillError
 
 if TYPE_CHECKING:
-    from .config import LoraConfig
+    from ..config import LoraConfig
 
 
 def expect_peft(where: str) -> None:

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..data.corpus import is_held_out, list_sources, read_documents
-from ..data.errors import ColdstillError
-from ..data.files import whole_folder
-from .report import Report, Reporter, silent
+from ...data.corpus import is_held_out, list_sources, read_documents
+from ...data.errors import ColdstillError
+from ...data.files import whole_folder
+from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from .config import CorpusConfig, TokenizerConfig
+    from ..config import CorpusConfig, TokenizerConfig
 
 STAGE = "tokenizer"
 END_OF_TEXT = "<|endoftext|>"

@@ -10,12 +10,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..data.errors import ColdstillError
-from ..data.files import read_json, whole_folder, write_json
-from ..data.fingerprint import json_sha256
-from .checkpoints import full_disk_told
-from .layers import TeacherWeights, cut_to_layers, layer_count
-from .models import (
+from ...data.errors import ColdstillError
+from ...data.files import read_json, whole_folder, write_json
+from ...data.fingerprint import json_sha256
+from ..models import (
     build_model,
     context_length,
     expect_same_tokens,
@@ -23,23 +21,25 @@ from .models import (
     load_tokenizer,
     teacher_identity,
 )
-from .pruning.cutting import Cutting, make_cut
-from .ranks import is_one_of_several, rank, wait_for_all, world_size
-from .report import Reporter, silent
+from ..pruning.cutting import Cutting, make_cut
+from ..ranks import is_one_of_several, rank, wait_for_all, world_size
+from ..report import Reporter, silent
+from ..training.checkpoints import full_disk_told
+from .layers import TeacherWeights, cut_to_layers, layer_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ..data.reader import StoreReader
-    from .config import (
+    from ...data.reader import StoreReader
+    from ..config import (
         ArchitectureConfig,
         LayersConfig,
         LoraConfig,
         ObjectiveConfig,
         TrainConfig,
     )
-    from .pruning.config import PruneConfig
+    from ..pruning.config import PruneConfig
 
 START = "start"
 """What a student made of its teacher was before its first step,"""

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.errors import ColdstillError
-from ..data.packing import TokenizedDocument
+from ...data.errors import ColdstillError
+from ...data.packing import TokenizedDocument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from ..data.corpus import Document
-    from .config import CorpusConfig
+    from ...data.corpus import Document
+    from ..config import CorpusConfig
 
 Spans = list[tuple[int, int]]
 

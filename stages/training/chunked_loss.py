@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .losses.sparse import GradientSum
-from .softmax import entropies_and_labels, softmaxes_in_place
-from .targets import tempered
+from ..losses.sparse import GradientSum
+from ..softmax import entropies_and_labels, softmaxes_in_place
+from ..targets import tempered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .config import WeightConfig
-    from .losses import Loss
-    from .losses.sparse import StudentSoftmax
-    from .output_head import OutputHead
-    from .targets import TargetTensors
+    from ..config import WeightConfig
+    from ..losses import Loss
+    from ..losses.sparse import StudentSoftmax
+    from ..output_head import OutputHead
+    from ..targets import TargetTensors
 
 COUNTS = (
     "teacher_mass", "student_mass", "agreement", "accuracy", "teacher_entropy", "student_entropy",

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..data.errors import ColdstillError
-from ..data.manifest import difference
-from ..data.order import WINDOW
+from ...data.errors import ColdstillError
+from ...data.manifest import difference
+from ...data.order import WINDOW
 from .feed import MixedRows
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..data.reader import StoreReader
-    from ..data.schema import Block
+    from ...data.reader import StoreReader
+    from ...data.schema import Block
 
 
 class MixedDataset(Dataset[MixedRows]):

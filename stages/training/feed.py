@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from ..data.order import epoch_order
-from ..data.prepared import BLOCK_SEQUENCES
-from .isolation import Isolation, model_inputs
-from .targets import target_tensors
+from ...data.order import epoch_order
+from ...data.prepared import BLOCK_SEQUENCES
+from ..isolation import Isolation, model_inputs
+from ..targets import target_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from ..data.prepared import SequenceFile
-    from ..data.reader import StoreReader
-    from ..data.schema import Sequences, Targets
+    from ...data.prepared import SequenceFile
+    from ...data.reader import StoreReader
+    from ...data.schema import Sequences, Targets
     from .mixture import MixedDataset
 
 Rows = tuple["Sequences", "Targets | None"]

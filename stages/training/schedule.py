@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 if TYPE_CHECKING:
-    from .config import WeightConfig
+    from ..config import WeightConfig
 
 
 def weight_at(weight: WeightConfig, step: int, steps: int) -> float:

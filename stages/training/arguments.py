@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainingArguments
 
-from ..data.errors import ColdstillError
+from ...data.errors import ColdstillError
+from ..ranks import world_size
 from .feed import StepShape
-from .ranks import world_size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .config import TrainConfig
+    from ..config import TrainConfig
 
 _FREE = {
     "report_to", "save_total_limit", "save_strategy", "dataloader_pin_memory", "use_cpu",

@@ -1,0 +1,1 @@
+"""From documents to token ids: tokenizers, templates, and what a corpus was made of."""

@@ -1,0 +1,1 @@
+"""What a student begins with: new weights, a checkpoint, or parts of the teacher."""
