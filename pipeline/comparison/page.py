@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from .table import Row
 
 _TEMPLATES = Path(__file__).parent / "templates"
-PAGE_STYLE = (_TEMPLATES / "compare.css").read_text(encoding="utf-8")
-"""Of this page, and of others that hold the same table and plots."""
 FIGURES = (
     "On held-out text. Bold: the best student of each column, where figures compare and differ. "
     "Size is that of the weights, cached the bytes a position of the stores a student was trained "
@@ -70,24 +68,40 @@ def page(rows: Sequence[Row], curves: Mapping[str, Curve], runs: Sequence[str]) 
 
     runs  where the runs are, for the head of the page
     """
-    style = STYLE + PAGE_STYLE
     names = [name.rstrip("/").rpartition("/")[2] for name in runs]
     title = names[0] if len(names) == 1 else f"{len(names)} runs"
     notes = [*warnings(rows)]
     if old := lacking(rows):
         notes.append(f"no calibration in older figures of {', '.join(old)}; run coldstill evaluate")
+    introduction = joined(
+        *(element("p", note, cls="note") for note in notes), element("dl", _facts(rows, runs))
+    )
+    sections = [
+        figures_section(rows, f"{FIGURES} on the machine named above."),
+        *(section(plot) for plot in make_plots(rows, curves)),
+    ]
+    return whole_page("compare", title, introduction, sections)
+
+
+def whole_page(
+    command: str, title: str, introduction: Markup, sections: Sequence[Markup], style: str = ""
+) -> str:
+    """A page of a command about models as HTML.
+
+    introduction  below its title
+    style         rules of its own, besides those for tables and plots
+    """
+    style = STYLE + (_TEMPLATES / "page.css").read_text(encoding="utf-8") + style
     parts = {
         "POLICY": policy(style),
         "STYLE": style,
+        "COMMAND": joined(command),
         "TITLE": joined(title),
-        "NOTES": joined(*(element("p", note, cls="note") for note in notes)),
-        "FACTS": _facts(rows, runs),
-        "TABLE": figures_table(rows),
-        "LEGEND": joined(f"{FIGURES} on the machine named above."),
-        "PLOTS": joined(*(section(plot) for plot in make_plots(rows, curves))),
+        "INTRODUCTION": introduction,
+        "SECTIONS": joined(*sections),
         "VERSION": joined(__version__),
     }
-    return filled((_TEMPLATES / "compare.html").read_text(encoding="utf-8"), parts)
+    return filled((_TEMPLATES / "page.html").read_text(encoding="utf-8"), parts)
 
 
 def _facts(rows: Sequence[Row], runs: Sequence[str]) -> Markup:
@@ -109,6 +123,20 @@ def _facts(rows: Sequence[Row], runs: Sequence[str]) -> Markup:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def figures_section(rows: Sequence[Row], legend: str) -> Markup:
+    """The table of all figures; it scrolls by itself where it is wider than the page."""
+    table = element(
+        "div",
+        figures_table(rows),
+        cls="scroll",
+        role="region",
+        aria_label="Figures of all models",
+        tabindex="0",
+    )
+    caption = element("p", legend, cls="caption")
+    return element("section", element("h2", "Figures"), table, caption, cls="whole")
 
 
 def figures_table(rows: Sequence[Row]) -> Markup:

@@ -10,14 +10,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ... import __version__
 from ...data.files import whole_file
-from ..charts import STYLE, Markup, element, joined
+from ..charts import Markup, element, joined
 from ..comparison.curves import Curve
-from ..comparison.page import FIGURES, PAGE_STYLE, figures_table, section
+from ..comparison.page import FIGURES, figures_section, section, whole_page
 from ..comparison.table import lacking
 from ..comparison.training_plots import learning_curves
-from ..self_contained import expect_file, filled, policy
+from ..self_contained import expect_file
 from .pictures import trade_offs
 from .sections import again_section, lineage, record_sections
 from .texts import texts_section
@@ -45,23 +44,25 @@ def page(facts: Mapping[str, Any]) -> str:
 
     facts  `facts.gather`
     """
-    style = STYLE + PAGE_STYLE + (_TEMPLATES / "report.css").read_text(encoding="utf-8")
-    parts = {
-        "POLICY": policy(style),
-        "STYLE": style,
-        "TITLE": joined(facts["name"]),
-        "RESULT": named(facts["result"]),
-        "NOTES": joined(*(element("p", note, cls="note") for note in _notes(facts))),
-        "LINEAGE": lineage(facts),
-        "TABLE": figures_table(facts["models"]),
-        "LEGEND": joined(_legend(facts)),
-        "PLOTS": joined(*_plots(facts)),
-        "RECORD": joined(*record_sections(facts)),
-        "TEXTS": texts_section(facts),
-        "AGAIN": again_section(facts),
-        "VERSION": joined(__version__),
-    }
-    return filled((_TEMPLATES / "report.html").read_text(encoding="utf-8"), parts)
+    introduction = joined(
+        element("p", named(facts["result"]), cls="result"),
+        *(element("p", note, cls="note") for note in _notes(facts)),
+    )
+    sections = [
+        element(
+            "section",
+            element("h2", "What was distilled from what"),
+            element("div", lineage(facts), cls="flow"),
+            cls="whole",
+        ),
+        figures_section(facts["models"], _legend(facts)),
+        *_plots(facts),
+        *record_sections(facts),
+        texts_section(facts),
+        again_section(facts),
+    ]
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return whole_page("report", facts["name"], introduction, sections, style)
 
 
 def named(sentence: str) -> Markup:
