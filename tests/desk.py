@@ -85,6 +85,22 @@ class Desk:
         assert self.snapshot() == before
         return line
 
+    def torchrun(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command in two processes that know of one another."""
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "coldstill.pipeline.cli", *arguments,
+        ]  # fmt: skip
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+
     def snapshot(self) -> dict[str, tuple[str, int]]:
         """Content and time of change of every file here."""
         files = (path for path in sorted(self.root.rglob("*")) if path.is_file())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from coldstill.data.manifest import (
     format_settings,
 )
 from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.ragged import Ragged
+from coldstill.data.reader import open_store
 from coldstill.data.schema import Block, Capture, Sequences, Targets
 from coldstill.data.writer import StoreWriter
 
@@ -128,6 +131,26 @@ def write_missing(root: str | Path, manifest: Manifest, block: Block) -> None:
     with StoreWriter(root, manifest) as writer:
         for shard in writer.missing():
             writer.write(shard, block.take(np.array(manifest.shard_rows(shard))))
+
+
+def everything(path: str | Path) -> Block:
+    """All that a store holds, in its order."""
+    store = open_store(path)
+    return store.read(np.arange(len(store)))
+
+
+def numbers(part: Any) -> dict[str, Any]:
+    """Every array of sequences or targets, by name."""
+    found = {f.name: getattr(part, f.name) for f in fields(part)}
+    ragged = {name: value for name, value in found.items() if isinstance(value, Ragged)}
+    return found | {name: (value.values, value.offsets) for name, value in ragged.items()}
+
+
+def assert_same(found: Block, wanted: Block) -> None:
+    """Alike in every number."""
+    assert found.capture == wanted.capture
+    np.testing.assert_equal(numbers(found.sequences), numbers(wanted.sequences))
+    np.testing.assert_equal(numbers(found.targets), numbers(wanted.targets))
 
 
 def cached_bytes(folder: Path) -> int:

@@ -15,7 +15,7 @@ from coldstill.data.ragged import Ragged
 from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.statistics import block_statistics, total
 from coldstill.data.writer import blocks_of, with_error
-from oracles import manifest_for, random_block, write_missing
+from oracles import everything, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,11 +44,6 @@ def make(root: Path, block: Block = BLOCK, *, store: str = "arrow", corpus: str 
     manifest = replace(manifest, corpus=replace(manifest.corpus, fingerprint=corpus * 64))
     write_missing(root, with_error(manifest, block), block)
     return str(root)
-
-
-def everything(path: str | Path) -> Block:
-    store = open_store(path)
-    return store.read(np.arange(len(store)))
 
 
 def assert_same_columns(found: list[Columns], wanted: list[Columns]) -> None:

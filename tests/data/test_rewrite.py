@@ -12,10 +12,17 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.layout import MEASUREMENTS, TOKENIZER
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.rewrite import convert, take
-from coldstill.data.ragged import Ragged
 from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.writer import StoreWriter
-from oracles import digests, manifest_for, random_block, write_missing
+from oracles import (
+    assert_same,
+    digests,
+    everything,
+    manifest_for,
+    numbers,
+    random_block,
+    write_missing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,24 +48,6 @@ def make(root: Path, block: Block = BLOCK, changes: Any = None, **options: Any) 
     (root / TOKENIZER / "inner" / "vocab.txt").write_text("a\r\nb")
     (root / MEASUREMENTS).write_bytes(b'{"speed":  3}')
     return str(root)
-
-
-def everything(path: str | Path) -> Block:
-    store = open_store(path)
-    return store.read(np.arange(len(store)))
-
-
-def numbers(part: Any) -> dict[str, Any]:
-    """Every array of sequences or targets, by name."""
-    found = {f.name: getattr(part, f.name) for f in fields(part)}
-    ragged = {name: value for name, value in found.items() if isinstance(value, Ragged)}
-    return found | {name: (value.values, value.offsets) for name, value in ragged.items()}
-
-
-def assert_same(found: Block, wanted: Block) -> None:
-    assert found.capture == wanted.capture
-    np.testing.assert_equal(numbers(found.sequences), numbers(wanted.sequences))
-    np.testing.assert_equal(numbers(found.targets), numbers(wanted.targets))
 
 
 def head_by_id(block: Block) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +12,18 @@ from coldstill.data.fidelity import CodecError
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.rewrite import convert, take
 from coldstill.data.maintenance.selection import chosen_rows
-from coldstill.data.ragged import Ragged
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Block
-from oracles import FULL, digests, manifest_for, random_block, write_missing
+from oracles import (
+    FULL,
+    assert_same,
+    digests,
+    everything,
+    manifest_for,
+    numbers,
+    random_block,
+    write_missing,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,24 +43,6 @@ def make(root: Path, block: Block, changes: dict[str, Any] | None = None, **opti
         manifest = replace(manifest, **{section or field: inner})
     write_missing(root, manifest, block)
     return str(root)
-
-
-def everything(path: str | Path) -> Block:
-    store = open_store(path)
-    return store.read(np.arange(len(store)))
-
-
-def numbers(part: Any) -> dict[str, Any]:
-    """Every array of sequences or targets, by name."""
-    found = {f.name: getattr(part, f.name) for f in fields(part)}
-    ragged = {name: value for name, value in found.items() if isinstance(value, Ragged)}
-    return found | {name: (value.values, value.offsets) for name, value in ragged.items()}
-
-
-def assert_same(found: Block, wanted: Block) -> None:
-    assert found.capture == wanted.capture
-    np.testing.assert_equal(numbers(found.sequences), numbers(wanted.sequences))
-    np.testing.assert_equal(numbers(found.targets), numbers(wanted.targets))
 
 
 OTHER_CORPUS = {"corpus.fingerprint": "5" * 64, "corpus.documents": 4}

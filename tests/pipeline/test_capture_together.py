@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,29 +21,12 @@ pytest_plugins = ("desk",)
 SMALL = ("--set", "logits.shard_tokens=64", "--set", "logits.batch_tokens=64")
 
 
-def torchrun(desk: Desk, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`coldstill` in two processes."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "coldstill.pipeline.cli", *arguments,
-    ]  # fmt: skip
-    return subprocess.run(
-        command,
-        cwd=desk.root,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-
-
 def shards(desk: Desk) -> dict[str, str]:
     return {name: digest for name, (digest, _) in desk.snapshot().items() if "/shards/" in name}
 
 
 def test_torchrun_makes_the_store_that_one_process_makes(desk: Desk) -> None:
-    ended = torchrun(desk, "teacher-logits", "r.toml", *SMALL)
+    ended = desk.torchrun("teacher-logits", "r.toml", *SMALL)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("corpus: ") == 1  # one process tells of the corpus, not two
     together = shards(desk)
@@ -59,7 +39,7 @@ def test_torchrun_makes_the_store_that_one_process_makes(desk: Desk) -> None:
 
 def test_a_teacher_in_slices_says_what_the_whole_one_says(desk: Desk) -> None:
     sliced = (*SMALL, "--set", "teacher.tensor_parallel=true", "--set", "logits.codec=plain")
-    ended = torchrun(desk, "teacher-logits", "r.toml", *sliced)
+    ended = desk.torchrun("teacher-logits", "r.toml", *sliced)
     assert ended.returncode == 0, ended.stderr
     ours = open_store(desk.run / "logits")
     block = ours.read(np.arange(len(ours)))

@@ -8,34 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe import load_recipe
 from coldstill.stages.planning.model_sizes import sizes_of_model
 from coldstill.stages.pruning.config import PruneConfig
 from conftest import FAMILIES
 from small_runs import save_teacher
+from student_recipe import ORIGIN, load
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.pipeline.tables import StudentTable
     from desk import Desk
 
 pytest_plugins = ("desk",)
-
-ORIGIN = "architecture = { layers = 1, hidden = 32, heads = 2 }"
-RECIPE = """\
-name = "r"
-corpus = { files = ["t"] }
-teacher = { model = "x/y" }
-[students.small]
-train = { steps = 5 }
-"""
-
-
-def load(folder: Path, text: str) -> dict[str, StudentTable]:
-    path = folder / "r.toml"
-    path.write_text(RECIPE + text, encoding="utf-8")
-    return load_recipe(str(path)).recipe.students
 
 
 @pytest.mark.parametrize(

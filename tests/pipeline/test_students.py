@@ -7,43 +7,19 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.errors import ColdstillError
 from coldstill.data.settings import first_difference
-from coldstill.pipeline.recipe import load_recipe
 from coldstill.stages.config import LayersConfig, LoraConfig
 from coldstill.stages.planning.model_sizes import adapter_parameters, sizes_of_model
 from safetensors.torch import load_file
 from small_runs import save_teacher
+from student_recipe import ORIGIN, fault, load
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.pipeline.tables import StudentTable
     from desk import Desk
 
 pytest_plugins = ("desk",)
-
-ORIGIN = "architecture = { layers = 1, hidden = 32, heads = 2 }"
-RECIPE = """\
-name = "r"
-corpus = { files = ["t"] }
-teacher = { model = "x/y" }
-[students.small]
-train = { steps = 5 }
-"""
-
-
-def load(folder: Path, text: str, *settings: str) -> dict[str, StudentTable]:
-    path = folder / "r.toml"
-    path.write_text(RECIPE + text, encoding="utf-8")
-    return load_recipe(str(path), settings).recipe.students
-
-
-def fault(folder: Path, text: str) -> str:
-    with pytest.raises(ColdstillError) as error:
-        load(folder, text)
-    assert "\n" not in str(error.value)
-    return str(error.value).replace(f"{folder}/", "")
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,23 +18,6 @@ if TYPE_CHECKING:
 pytest_plugins = ("desk",)
 
 
-def torchrun(desk: Desk, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`coldstill` in two processes."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "coldstill.pipeline.cli", *arguments,
-    ]  # fmt: skip
-    return subprocess.run(
-        command,
-        cwd=desk.root,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-
-
 def lines(folder: Path) -> list[dict[str, Any]]:
     found = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in found]
@@ -49,7 +29,7 @@ def test_torchrun_trains_the_student_that_one_process_trains(finished: Desk, sha
     if sharded:
         settings += ["--set", 'students.n.train.trainer={ fsdp = "full_shard" }']
     finished.edit("[students.baseline]", '[students.n]\nlike = "small"\n[students.baseline]')
-    ended = torchrun(finished, "train-student", "r.toml", "--student", "n", *settings)
+    ended = finished.torchrun("train-student", "r.toml", "--student", "n", *settings)
     assert ended.returncode == 0, ended.stderr
     told = [line for line in ended.stderr.splitlines() if line.startswith("train-student n: ")]
     assert len(told) == len(set(told))  # one process speaks
