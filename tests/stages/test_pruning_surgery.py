@@ -18,6 +18,7 @@ from coldstill.stages.pruning.surgery import choose, cut
 from coldstill.stages.student.layers import hand_through
 from conftest import VOCABULARY
 from small_pruning import (
+    MODELS,
     anatomy,
     every_model,
     expect_same_function,
@@ -218,6 +219,79 @@ def test_a_network_with_dead_parts_loses_exactly_those_and_computes_the_same(
     small = cut(model, built, kept, WHERE)
     assert small.num_parameters() == built.parameters(sizes)
     expect_same_function(small, model, 2e-5)
+
+
+GROUPED = [name for name, set_ in MODELS.items() if set_.get("num_key_value_heads", 4) < 4]
+
+
+def idle_heads(model: Any, built: Anatomy, lost: list[list[int]]) -> None:
+    """Make these query heads of each layer say little, and let nobody listen to them.
+
+    A head that asks nothing looks at every token alike, and the mean of what it finds is small; the
+    others are made to look at few, and say all of what these hold.
+    """
+    width = built.head_width
+    with torch.no_grad():
+        for number, layer in enumerate(model.get_submodule(built.family.layers)):
+            attention = layer.self_attn
+            normed = getattr(attention, "q_norm", None)
+            (attention.q_proj if normed is None else normed).weight.mul_(100)
+            for key, weight in layer.named_parameters():
+                if key.endswith("bias"):  # what all tokens have drowns what they differ in
+                    weight.zero_()
+            for head in lost[number]:
+                place = slice(head * width, (head + 1) * width)
+                attention.o_proj.weight[:, place] = 0
+                attention.q_proj.weight[place] = 0
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_of_a_group_the_heads_that_say_least_are_lost(name: str, store: StoreReader) -> None:
+    model = pruning_model(name, seed=2)
+    built = anatomy(model)
+    whole = built.sizes
+    group = whole.heads // whole.kv_heads
+    random = torch.Generator().manual_seed(7)
+
+    def one_of_each_group() -> list[int]:
+        places = torch.randint(0, group, (whole.kv_heads,), generator=random).tolist()
+        return [number * group + place for number, place in enumerate(places)]
+
+    lost = [one_of_each_group() for _ in range(whole.layers)]
+    assert len({place % group for heads in lost for place in heads}) > 1
+    idle_heads(model, built, lost)
+    importance = measure(connect_head(model, VOCABULARY), built, whole_sample(store), "test")
+    sizes = dataclasses.replace(whole, heads=whole.heads - whole.kv_heads)
+    kept = choose(built, sizes, importance)
+    for heads, gone in zip(kept.heads, lost, strict=True):
+        assert heads.tolist() == [head for head in range(whole.heads) if head not in gone]
+    small = cut(model, built, kept, WHERE)
+    assert small.num_parameters() == built.parameters(sizes)
+    expect_same_function(small, model, 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "expected"),
+    [
+        (6, 3, [0, 1, 2, 3, 4, 5]),
+        (4, 2, [0, 1, 2, 3]),  # the greatest of a group is not what counts,
+        (2, 1, [0, 1]),  # nor its least, nor its sum
+        (3, 3, [0, 2, 5]),  # of equal ones the first
+        (2, 2, [0, 2]),
+        (1, 1, [0]),
+    ],
+)
+def test_groups_go_by_the_norm_of_their_heads_and_heads_stay_in_their_group(
+    heads: int, kv_heads: int, expected: list[int]
+) -> None:
+    model = anatomy(pruning_model("qwen2"))
+    whole = dataclasses.replace(model.sizes, layers=1, heads=6, kv_heads=3)
+    scores = torch.tensor([[5.0, 0.1, 3.0, 3.0, 0.0, 4.0]])  # norms 5.0, 4.2 and 4.0
+    importance = dataclasses.replace(random_importance(whole), heads_LH=scores)
+    sizes = dataclasses.replace(whole, heads=heads, kv_heads=kv_heads)
+    kept = choose(dataclasses.replace(model, sizes=whole), sizes, importance)
+    assert kept.heads[0].tolist() == expected
+    assert kept.kv_heads[0].tolist() == sorted({head // 2 for head in expected})
 
 
 def test_half_precision_is_cut_as_it_is_and_kept_in_full(store: StoreReader) -> None:
