@@ -47,10 +47,10 @@ MODELS: dict[str, dict[str, Any]] = {
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
-def pruning_model(name: str, seed: int = 0) -> Any:
+def pruning_model(name: str, seed: int = 0, depth: int = 3) -> Any:
     """One of `MODELS`, with all weights random, those of norms and biases too."""
     settings = MODELS[name]
-    layers = {} if name.startswith("gpt2") else {"num_hidden_layers": 3}
+    layers = {} if name.startswith("gpt2") else {"num_hidden_layers": depth}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAMILIES, name, {**layers, **settings})
         model = make_model(name, ROWS, seed)

@@ -47,8 +47,9 @@ class PruneConfig:
     not given are chosen: hidden and feed_forward shrink together, layers go when a quarter of these
     is left."""
     layers_by: Literal["influence", "loss"] = "influence"
-    """What a layer is judged by: how much it turns the residual stream, or the loss without it,
-    which takes a pass over the sample for each layer."""
+    """What a layer is judged by: how much it turns the residual stream, or the loss without it.
+    By the loss layers go one after another, which takes, for each that goes, a pass over the sample
+    for each that is still there; the choice is better where more than one goes."""
     sequences: Size = 1024
     """How many of the store's sequences importance is measured on: a seeded sample, or all."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
@@ -12,7 +12,7 @@ from ..isolation import student_isolation
 from ..output_head import connect_head
 from ..report import Reporter, silent
 from .anatomy import anatomy_of
-from .importance import loss_without_layers, measure, sample_loss
+from .importance import judge_layers_by_loss, measure, sample_loss
 from .sample import sample_of
 from .surgery import choose, cut
 from .targets import all_target_sizes
@@ -108,8 +108,7 @@ def _importance(
     _expect_finite(importance.loss, "before", job.where)
     if job.cuts[0].layers_by == "influence" or sizes.layers == anatomy.sizes.layers:
         return importance
-    without_L = loss_without_layers(head, anatomy, sample, job.stage, report)
-    return replace(importance, layers_L=without_L - importance.loss)
+    return judge_layers_by_loss(importance, head, anatomy, sample, sizes.layers, job.stage, report)
 
 
 def _expect_finite(loss: float, when: str, where: str) -> None:

@@ -13,12 +13,25 @@ then the L2 norm over the sequences; the order matters. So
              arXiv 2403.03853), or by how much the loss rises when it is left out
 
 Neurons and heads are ranked within their layer, channels over the whole model.
+
+By the loss, layers go one after another, each time the one without which the loss is lowest while
+those before it are gone. Held-out loss of a Llama of 5 layers trained on TinyStories (1.648 whole),
+the best of all choices of so many layers, and what was chosen on 96 other stories:
+
+    layers kept                         4      3      2      1
+    best                            2.391  3.411  4.947  8.430
+    by loss, one after another      2.391  3.411  4.947  8.430
+    by loss, all at once            2.391  4.359  7.144  13.98
+    by influence, all at once       2.391  4.359  6.492  13.98
+    by influence, one after another 2.391  4.330  8.374  8.430
+
+So influence, which is no better for it, stays with its one pass.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +58,8 @@ class Importance:
     layers_L: torch.Tensor
     loss: float
     """Mean -log p(label) of the model over the sample, in nats."""
+    gone: tuple[int, ...] = ()
+    """Layers in the order in which they go, where scores alone do not tell."""
 
 
 @torch.no_grad()
@@ -63,18 +78,44 @@ def measure(
 
 
 @torch.no_grad()
-def loss_without_layers(
-    head: OutputHead, anatomy: Anatomy, sample: Sample, stage: str, report: Reporter = silent
-) -> torch.Tensor:
-    """[L] the loss over the sample with each layer left out in turn."""
-    losses = []
-    for number, layer in enumerate(head.model.get_submodule(anatomy.family.layers)):
-        idle = layer.register_forward_hook(hand_through, with_kwargs=True)
-        try:
-            losses.append(sample_loss(head, sample, f"{stage} without layer {number}", report))
-        finally:
-            idle.remove()
-    return torch.tensor(losses)
+def judge_layers_by_loss(
+    importance: Importance,
+    head: OutputHead,
+    anatomy: Anatomy,
+    sample: Sample,
+    keep: int,
+    stage: str,
+    report: Reporter = silent,
+) -> Importance:
+    """Leave out layers one after another until `keep` are left, each time the one without which the
+    loss over the sample is lowest; of equal ones the last.
+
+    Takes a pass over the sample for each layer that is still there, for each that goes. A layer's
+    score is how far the loss is above the whole model's when it goes, or would have gone last.
+    """
+    layers = head.model.get_submodule(anatomy.family.layers)
+    rises_L = torch.zeros(len(layers))
+    gone: list[int] = []
+    with contextlib.ExitStack() as idle:
+        while len(layers) - len(gone) > keep:
+            left = [number for number in range(len(layers)) if number not in gone]
+            for number in left:
+                with _left_out(layers[number]):
+                    without = ", ".join(map(str, [*gone, number]))
+                    loss = sample_loss(head, sample, f"{stage} without layer {without}", report)
+                rises_L[number] = loss - importance.loss
+            gone.append(min(reversed(left), key=lambda number: float(rises_L[number])))
+            idle.enter_context(_left_out(layers[gone[-1]]))
+    return replace(importance, layers_L=rises_L, gone=tuple(gone))
+
+
+@contextlib.contextmanager
+def _left_out(layer: torch.nn.Module) -> Iterator[None]:
+    hook = layer.register_forward_hook(hand_through, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()

@@ -60,8 +60,11 @@ class Kept:
 
 def choose(anatomy: Anatomy, sizes: Sizes, importance: Importance) -> Kept:
     """The parts with the highest scores; of equal ones the first."""
-    layers = _best(importance.layers_L, sizes.layers).tolist()
     whole = anatomy.sizes
+    gone = importance.gone[: whole.layers - sizes.layers]
+    layers = [layer for layer in range(whole.layers) if layer not in gone]
+    if not gone:
+        layers = _best(importance.layers_L, sizes.layers).tolist()
     group = whole.heads // whole.kv_heads
     kept_groups, kept_heads = [], []
     for layer in layers:

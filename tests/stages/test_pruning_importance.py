@@ -1,35 +1,26 @@
-"""Scores are those of the published formulas, and they find what a trained model can spare."""
+"""Scores are those of the published formulas."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.stages.isolation import model_inputs
 from coldstill.stages.output_head import connect_head
-from coldstill.stages.pruning.importance import loss_without_layers, measure, sample_loss
+from coldstill.stages.pruning.importance import judge_layers_by_loss, measure, sample_loss
 from coldstill.stages.pruning.sample import sample_of
-from coldstill.stages.pruning.surgery import choose, cut
+from coldstill.stages.pruning.surgery import choose
 from coldstill.stages.student.layers import cut_to_layers
 from conftest import VOCABULARY
-from small_pruning import anatomy, pruning_model, random_importance, whole_sample
+from small_pruning import anatomy, pruning_model, whole_sample
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from coldstill.data.reader import StoreReader
-    from coldstill.data.schema import Sequences
-    from coldstill.stages.pruning.anatomy import Anatomy, Sizes
-    from coldstill.stages.pruning.importance import Importance
-    from numpy.typing import NDArray
+    from coldstill.stages.pruning.sample import Sample
 
 
 def alone(model: Any, store: StoreReader, names: list[str]) -> dict[str, list[torch.Tensor]]:
@@ -94,16 +85,43 @@ def test_scores_are_those_of_the_formulas(store: StoreReader) -> None:
     torch.testing.assert_close(importance.channels_D.double(), channels_D, rtol=1e-4, atol=0)
 
 
-def test_the_loss_without_a_layer_is_that_of_the_model_that_lacks_it(store: StoreReader) -> None:
-    model = pruning_model("qwen3")
-    head, sample = connect_head(model, VOCABULARY), whole_sample(store)
-    losses = loss_without_layers(head, anatomy(model), sample, "test")
+def one_after_another(
+    model: Any, sample: Sample, keep: int
+) -> tuple[list[int], list[dict[int, float]]]:
+    """The layers that go, in order, each found by cutting the model; and the losses of each round
+    by the layer that it lacks."""
+    gone: list[int] = []
+    rounds = []
+    while 5 - len(gone) > keep:
+        losses = {}
+        for layer in set(range(5)) - set(gone):
+            rest = [i for i in range(5) if i not in (*gone, layer)]
+            without = connect_head(cut_to_layers(model, rest, "test"), VOCABULARY)
+            losses[layer] = sample_loss(without, sample, "test")
+        rounds.append(losses)
+        gone.append(min(losses, key=lambda layer, known=losses: known[layer]))
+    return gone, rounds
+
+
+@pytest.mark.parametrize("keep", [4, 3, 1])
+def test_by_the_loss_layers_go_one_after_another(keep: int, store: StoreReader) -> None:
+    model = pruning_model("llama", seed=3, depth=5)
+    built, head, sample = anatomy(model), connect_head(model, VOCABULARY), whole_sample(store)
     whole = sample_loss(head, sample, "test")
-    for layer in range(3):
-        without = cut_to_layers(model, [i for i in range(3) if i != layer], "test")
-        expected = sample_loss(connect_head(without, VOCABULARY), sample, "test")
-        assert float(losses[layer]) == pytest.approx(expected, rel=1e-5)
-        assert abs(expected - whole) > 1e-3
+    importance = measure(head, built, sample, "test")
+    passes: list[str] = []
+    judged = judge_layers_by_loss(
+        importance, head, built, sample, keep, "judge", lambda report: passes.append(report.stage)
+    )
+    gone, rounds = one_after_another(model, sample, keep)
+    assert list(judged.gone) == gone
+    scores = {layer: loss - whole for losses in rounds for layer, loss in losses.items()}
+    assert judged.layers_L.tolist() == pytest.approx([scores[i] for i in range(5)], abs=1e-4)
+    assert len(set(passes)) == sum(len(losses) for losses in rounds)
+    kept = choose(built, dataclasses.replace(built.sizes, layers=keep), judged).layers
+    assert kept == [layer for layer in range(5) if layer not in gone]
+    at_once = sorted(range(5), key=lambda layer: rounds[0][layer])[: 5 - keep]
+    assert (set(at_once) == set(gone)) == (keep == 4)  # or the order would not matter
     assert sample_loss(head, sample, "test") == whole  # nothing stays behind
 
 
@@ -112,121 +130,3 @@ def test_a_sample_is_a_function_of_the_seed(store: StoreReader) -> None:
     assert rows[0] == rows[1] != rows[2]
     assert all(len(set(each)) == 7 and each == sorted(each) for each in rows)
     assert len(sample_of(store, 10_000, 0, "positions")) == len(store)
-
-
-KINDS, LENGTH, TOKENS = 2, 24, 64
-
-
-def two_kinds_of_text(count: int, seed: int, kinds: tuple[int, ...]) -> NDArray[np.int64]:
-    """[count, LENGTH] tokens that follow from the last two, four times in five; each kind of text
-    has a half of the vocabulary."""
-    half = TOKENS // KINDS
-    table = np.random.default_rng(7).integers(0, half, (half, half))
-    random = np.random.default_rng(seed)
-    tokens = np.zeros((count, LENGTH), np.int64)
-    tokens[:, :2] = random.integers(0, half, (count, 2))
-    for t in range(2, LENGTH):
-        follows = table[tokens[:, t - 1], tokens[:, t - 2] % 4]
-        tokens[:, t] = np.where(
-            random.random(count) < 0.8, follows, random.integers(0, half, count)
-        )
-    tokens += half * random.choice(kinds, (count, 1))
-    return tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Stands for a sample."""
-
-    sequences: Sequences
-    isolation = "positions"
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def batches(self) -> Iterator[Sequences]:
-        yield self.sequences
-
-
-def texts_of_one_kind(seed: int) -> Any:
-    learned = np.ones(LENGTH, np.bool_)
-    rows = two_kinds_of_text(64, seed, (0,)).astype(np.int32)
-    return Texts(
-        build_sequences(0, [[TokenizedDocument(i, row, learned)] for i, row in enumerate(rows)])
-    )
-
-
-@pytest.fixture(scope="module", params=[0, 1])
-def trained(request: pytest.FixtureRequest) -> Any:
-    """A model that has learned two kinds of text."""
-    torch.manual_seed(request.param)
-    config = AutoConfig.for_model(
-        "llama", vocab_size=TOKENS, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64,
-        bos_token_id=None, eos_token_id=0,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.1)
-    data = torch.from_numpy(two_kinds_of_text(2048, 1, (0, 1)))
-    steps = 160
-    for step in range(steps):
-        batch = data[torch.randint(0, len(data), (32,))]
-        logits = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
-        loss = functional.cross_entropy(logits, batch[:, 1:].flatten())
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        for group in optimizer.param_groups:
-            group["lr"] = 5e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
-        optimizer.step()
-    return model.eval()
-
-
-def magnitudes(model: Any, built: Anatomy) -> Importance:
-    """What is cut where nobody looks at activations: the sum of the squares of all weights that
-    belong to a part."""
-    sizes, width = built.sizes, built.head_width
-    importance = random_importance(sizes)
-    scores = {key: torch.zeros_like(getattr(importance, key)) for key in
-              ("channels_D", "neurons_LF", "heads_LH")}  # fmt: skip
-    for name, weight in model.named_parameters():
-        axes = built.axes(name) or ()
-        layer = int(name.split(".")[2]) if name.startswith("model.layers") else 0
-        for axis, kind in enumerate(axes):
-            if weight.dim() == 1 or kind == "free":
-                continue
-            squares = weight.detach().square().sum(1 - axis)
-            if kind == "hidden":
-                scores["channels_D"] += squares
-            elif kind == "feed_forward":
-                scores["neurons_LF"][layer] += squares
-            else:
-                scores["heads_LH"][layer] += squares.view(sizes.heads, width).sum(1)
-    changes: dict[str, Any] = {**scores}
-    return dataclasses.replace(importance, **changes)
-
-
-@pytest.mark.parametrize(
-    "sizes",
-    [{"feed_forward": 64}, {"hidden": 48}, {"hidden": 48, "feed_forward": 64}],
-    ids=["neurons", "channels", "both"],
-)
-def test_importance_beats_random_and_magnitude_on_held_out_loss(
-    sizes: dict[str, int], trained: Any
-) -> None:
-    """For the one kind of text that is asked for: no weight tells which parts that needs."""
-    built = anatomy(trained)
-    target = dataclasses.replace(built.sizes, **sizes)
-    head = connect_head(trained, TOKENS)
-    importance = measure(head, built, texts_of_one_kind(2), "test")
-    heldout = texts_of_one_kind(3)
-    whole = sample_loss(head, heldout, "test")
-    assert whole < 0.6 * np.log(TOKENS)  # it has learned something
-
-    def rise(scores: Importance, target: Sizes = target) -> float:
-        small = cut(trained, built, choose(built, target, scores), "test")
-        return sample_loss(connect_head(small, TOKENS), heldout, "test") - whole
-
-    ours = rise(importance)
-    by_chance = statistics.median(rise(random_importance(built.sizes, seed)) for seed in range(5))
-    assert 0 < ours < 0.85 * by_chance
-    assert ours < 0.95 * rise(magnitudes(trained, built))

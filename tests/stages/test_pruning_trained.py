@@ -1,0 +1,199 @@
+"""Scores find what a trained model can spare: better than chance, better than sizes of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.stages.output_head import connect_head
+from coldstill.stages.pruning.importance import judge_layers_by_loss, measure, sample_loss
+from coldstill.stages.pruning.surgery import choose, cut
+from small_pruning import anatomy, random_importance
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from coldstill.data.schema import Sequences
+    from coldstill.stages.output_head import OutputHead
+    from coldstill.stages.pruning.anatomy import Anatomy, Sizes
+    from coldstill.stages.pruning.importance import Importance
+    from numpy.typing import NDArray
+
+KINDS, LENGTH, TOKENS = 2, 24, 64
+
+
+def two_kinds_of_text(count: int, seed: int, kinds: tuple[int, ...]) -> NDArray[np.int64]:
+    """[count, LENGTH] tokens that follow from the last two, four times in five; each kind of text
+    has a half of the vocabulary."""
+    half = TOKENS // KINDS
+    table = np.random.default_rng(7).integers(0, half, (half, half))
+    random = np.random.default_rng(seed)
+    tokens = np.zeros((count, LENGTH), np.int64)
+    tokens[:, :2] = random.integers(0, half, (count, 2))
+    for t in range(2, LENGTH):
+        follows = table[tokens[:, t - 1], tokens[:, t - 2] % 4]
+        tokens[:, t] = np.where(
+            random.random(count) < 0.8, follows, random.integers(0, half, count)
+        )
+    tokens += half * random.choice(kinds, (count, 1))
+    return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Stands for a sample."""
+
+    sequences: Sequences
+    isolation = "positions"
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def batches(self) -> Iterator[Sequences]:
+        yield self.sequences
+
+
+def texts_of_one_kind(seed: int) -> Any:
+    learned = np.ones(LENGTH, np.bool_)
+    rows = two_kinds_of_text(64, seed, (0,)).astype(np.int32)
+    return Texts(
+        build_sequences(0, [[TokenizedDocument(i, row, learned)] for i, row in enumerate(rows)])
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """A model that has learned two kinds of text, and what is known of it."""
+
+    model: Any
+    built: Anatomy
+    head: OutputHead
+    importance: Importance
+    heldout: Any
+    whole: float
+
+    def rise(self, scores: Importance, target: Sizes) -> float:
+        """By how much cutting by these scores raises the held-out loss."""
+        small = cut(self.model, self.built, choose(self.built, target, scores), "test")
+        return sample_loss(connect_head(small, TOKENS), self.heldout, "test") - self.whole
+
+
+def trained(seed: int) -> Trained:
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=TOKENS, hidden_size=64, intermediate_size=128, num_hidden_layers=5,
+        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=64,
+        bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.1)
+    data = torch.from_numpy(two_kinds_of_text(2048, 1, (0, 1)))
+    steps = 120
+    for step in range(steps):
+        batch = data[torch.randint(0, len(data), (32,))]
+        logits = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+        loss = functional.cross_entropy(logits, batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
+        optimizer.step()
+    built, head = anatomy(model.eval()), connect_head(model, TOKENS)
+    importance, heldout = measure(head, built, texts_of_one_kind(2), "test"), texts_of_one_kind(3)
+    whole = sample_loss(head, heldout, "test")
+    assert whole < 0.6 * np.log(TOKENS)  # it has learned something
+    return Trained(model, built, head, importance, heldout, whole)
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[Trained]:
+    """Two, since one may have learned whatever suits."""
+    return [trained(seed) for seed in (0, 1)]
+
+
+def magnitudes(model: Any, built: Anatomy) -> Importance:
+    """What is cut where nobody looks at activations: the sum of the squares of all weights that
+    belong to a part. Keys and values belong to all query heads of their group."""
+    sizes, width = built.sizes, built.head_width
+    importance = random_importance(sizes)
+    scores = {key: torch.zeros_like(getattr(importance, key)) for key in
+              ("channels_D", "neurons_LF", "heads_LH", "layers_L")}  # fmt: skip
+    for name, weight in model.named_parameters():
+        axes = built.axes(name) or ()
+        inside = name.startswith("model.layers")
+        layer = int(name.split(".")[2]) if inside else 0
+        if inside:
+            scores["layers_L"][layer] += weight.detach().square().sum()
+        for axis, kind in enumerate(axes):
+            if weight.dim() == 1 or kind == "free":
+                continue
+            squares = weight.detach().square().sum(1 - axis)
+            if kind == "hidden":
+                scores["channels_D"] += squares
+            elif kind == "feed_forward":
+                scores["neurons_LF"][layer] += squares
+            else:
+                by_head = squares.view(-1, width).sum(1)
+                scores["heads_LH"][layer] += by_head.repeat_interleave(sizes.heads // len(by_head))
+    changes: dict[str, Any] = {**scores}
+    return dataclasses.replace(importance, **changes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "of_chance", "of_magnitude"),
+    [
+        ({"feed_forward": 64}, 0.4, 0.6),
+        ({"hidden": 48}, 0.7, 0.9),
+        ({"hidden": 48, "feed_forward": 64}, 0.85, 0.95),
+        ({"heads": 4}, 0.85, 0.9),
+        ({"heads": 4, "kv_heads": 1}, 0.95, 0.95),
+    ],
+    ids=["neurons", "channels", "both", "heads", "groups"],
+)
+def test_importance_beats_random_and_magnitude_on_held_out_loss(
+    sizes: dict[str, int], of_chance: float, of_magnitude: float, pair: list[Trained]
+) -> None:
+    """For the one kind of text that is asked for: no weight tells which parts that needs."""
+    ours, by_chance, by_magnitude = 0.0, 0.0, 0.0
+    for one in pair:
+        target = dataclasses.replace(one.built.sizes, **sizes)
+        whole = one.built.sizes
+        ours += one.rise(one.importance, target)
+        by_chance += statistics.median(
+            one.rise(random_importance(whole, seed), target) for seed in range(7)
+        )
+        by_magnitude += one.rise(magnitudes(one.model, one.built), target)
+    assert 0 < ours < of_chance * by_chance
+    assert ours < of_magnitude * by_magnitude
+
+
+def test_layers_by_influence_beat_random_and_by_loss_magnitude_too(pair: list[Trained]) -> None:
+    by_influence, by_loss, by_chance, by_magnitude = 0.0, 0.0, 0.0, 0.0
+    for one in pair:
+        target = dataclasses.replace(one.built.sizes, layers=3)
+
+        def only(layers: tuple[int, ...], one: Trained = one) -> Importance:
+            scores = torch.zeros(5)
+            scores[list(layers)] = 1
+            return dataclasses.replace(one.importance, layers_L=scores)
+
+        judged = judge_layers_by_loss(
+            one.importance, one.head, one.built, texts_of_one_kind(2), 3, "test"
+        )
+        by_influence += one.rise(one.importance, target)
+        by_loss += one.rise(judged, target)
+        by_magnitude += one.rise(magnitudes(one.model, one.built), target)
+        every = [one.rise(only(layers), target) for layers in combinations(range(5), 3)]
+        by_chance += statistics.median(every)
+    assert 0 < by_loss < 0.9 * by_magnitude
+    assert by_loss < 0.8 * by_chance
+    assert by_influence < 0.95 * by_chance
