@@ -4,7 +4,9 @@ With a number of parameters the sizes that are not given are chosen. Width goes 
 heads stay, as in the models that Minitron published (Muralidharan et al., arXiv 2407.14679 and
 2408.11796): the residual stream and the feed-forward layers shrink in the same proportion, until a
 quarter of them is left. Then layers go, until half of them is left; then widths again to a quarter
-of that, and so on. What their steps leave of the budget goes to the feed-forward layers.
+of that, and so on. What their steps leave of the budget goes to the feed-forward layers, unless the
+steps of the residual stream are so wide that these would then be out of proportion: that stops
+where a twentieth of the budget is left.
 
 Held-out loss of the demo's teacher of three layers (4.891), cut and trained for 200 steps: with a
 half of the parameters 4.907 on three layers and 4.927 on two, with a quarter 4.921, 4.934 and, on
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 from ...data.errors import ColdstillError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .anatomy import Anatomy, Sizes
     from .config import PruneConfig
@@ -30,6 +32,10 @@ _TURNS = range(1, 5)
 _STEP = 64
 """Chosen widths are multiples of this, which suits matrix units, or of a smaller power of two:
 about a 16th of what a turn begins with."""
+_LEFT = 0.05
+"""What may be left of a budget, as a share of it,"""
+_APART = 1 / 16
+"""and how far apart the shares of both widths may be, before more is left for their sake."""
 _NAMES = {"hidden": "channels", "feed_forward": "neurons", "kv_heads": "key-value heads"}
 
 
@@ -55,15 +61,12 @@ def target_sizes(anatomy: Anatomy, config: PruneConfig, teacher: int, where: str
     fixed = set(given)
     if {"heads", "kv_heads"} & fixed:
         sizes = _with_heads(anatomy.sizes, given.get("heads"), given.get("kv_heads"), sizes, where)
-    if anatomy.family.bound and {"heads", "kv_heads", "hidden"} & fixed:
-        sizes = _bound(anatomy, sizes, fixed, where)
-        fixed.add("hidden")
-    if anatomy.family.multiple and sizes.hidden % sizes.heads:
-        raise ColdstillError(
-            f"{where}: hidden = {sizes.hidden} is not a multiple of heads = {sizes.heads}, which a "
-            f"{anatomy.name!r} configuration wants; {_multiples(sizes.heads, sizes.hidden)} are"
-        )
     budget = config.budget(teacher)
+    if anatomy.family.bound and {"heads", "kv_heads", "hidden"} & fixed:
+        sizes = _bound(anatomy, sizes, given, where, chosen=budget is not None)
+        fixed.add("hidden")
+    if anatomy.family.multiple and ("hidden" in fixed or budget is None):
+        _expect_multiple(anatomy, sizes, given, where)
     if budget is None:
         return sizes
     whole = anatomy.parameters(anatomy.sizes)
@@ -104,7 +107,7 @@ def _with_heads(
     if heads % kv_heads:
         raise ColdstillError(
             f"{where}: heads = {heads} cannot be shared out among {kv_heads} key-value heads; "
-            f"{_multiples(kv_heads, heads)} can, or other kv_heads"
+            f"choose {_multiples(kv_heads, heads, whole.heads)}, or other kv_heads"
         )
     if heads // kv_heads > group:
         raise ColdstillError(
@@ -114,19 +117,47 @@ def _with_heads(
     return replace(sizes, heads=heads, kv_heads=kv_heads)
 
 
-def _bound(anatomy: Anatomy, sizes: Sizes, fixed: set[str], where: str) -> Sizes:
-    """Where `hidden` is heads times their width: one follows from the other."""
-    width = anatomy.head_width
-    by_heads = bool({"heads", "kv_heads"} & fixed)
+def _bound(
+    anatomy: Anatomy, sizes: Sizes, given: Mapping[str, int], where: str, *, chosen: bool
+) -> Sizes:
+    """Where `hidden` is heads times their width: heads follow from it. It follows from heads only
+    where sizes are `chosen` anyway: they are few, and it is the width of everything."""
+    width, whole = anatomy.head_width, anatomy.sizes
+    by_heads = [f"{name} = {given[name]}" for name in ("heads", "kv_heads") if name in given]
     heads = sizes.heads if by_heads else sizes.hidden // width
-    if "hidden" in fixed and sizes.hidden != heads * width:
-        asked = f"hidden = {sizes.hidden}" + (f" and heads = {heads}" if by_heads else "")
-        fitting = f"{heads * width} is" if by_heads else f"{_multiples(width, sizes.hidden)} are"
+    hidden = heads * width
+    rule = f"hidden of a {anatomy.name!r} model is heads times {width}, the width of its heads, "
+    if "hidden" in given and sizes.hidden != hidden:
+        asked = " and ".join([f"hidden = {sizes.hidden}", *by_heads])
+        fitting = hidden if by_heads else _multiples(width, sizes.hidden, whole.hidden)
         raise ColdstillError(
-            f"{where}: {asked}: hidden of a {anatomy.name!r} model is heads times {width}, the "
-            f"width of its heads, which pruning keeps; {fitting}"
+            f"{where}: {asked}: {rule}which pruning keeps; choose hidden = {fitting}"
         )
-    return replace(sizes, hidden=heads * width, heads=heads, kv_heads=heads)
+    if "hidden" not in given and hidden != whole.hidden and not chosen:
+        raise ColdstillError(
+            f"{where}: {by_heads[0]}: {rule}so it would fall from {whole.hidden} too; give "
+            f"hidden = {hidden} with it if it may, or keep the heads"
+        )
+    return replace(sizes, hidden=hidden, heads=heads, kv_heads=heads)
+
+
+def _expect_multiple(anatomy: Anatomy, sizes: Sizes, given: Mapping[str, int], where: str) -> None:
+    """Where `hidden` must be a multiple of heads; names what was asked for, and what would do."""
+    hidden, heads = sizes.hidden, sizes.heads
+    if hidden % heads == 0:
+        return
+    wants = f"which a {anatomy.name!r} configuration wants"
+    nearest = _multiples(heads, hidden, anatomy.sizes.hidden)
+    if "hidden" in given:
+        raise ColdstillError(
+            f"{where}: hidden = {hidden} is not a multiple of its {heads} heads, {wants}; choose "
+            f"{nearest}"
+        )
+    name = "heads" if "heads" in given else "kv_heads"
+    raise ColdstillError(
+        f"{where}: {name} = {given[name]}: hidden, which is {hidden}, is not a multiple of {heads} "
+        f"heads, {wants}; give hidden = {nearest} too, or other {name}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +207,9 @@ class _Search:
         if self.anatomy.family.bound:
             step = width
         elif self.anatomy.family.multiple:
-            step = math.lcm(step, sizes.heads)
-        yield sizes
+            step = _step_by_heads(step, sizes.heads, sizes.hidden)
+        if not (self.anatomy.family.multiple and sizes.hidden % sizes.heads):
+            yield sizes
         least = _least(sizes.hidden, 2 * turn)
         for hidden in range((sizes.hidden - 1) // step * step, least - 1, -step):
             if hidden == 0:
@@ -191,7 +223,7 @@ class _Search:
         """Of all that fits, what is closest to one proportion and leaves the least over."""
         fewest, most = self._neurons(turn)
         step = _step(_least(most, 2 * turn - 2))
-        best: tuple[float, Sizes] | None = None
+        best: tuple[tuple[float, ...], Sizes] | None = None
         for sizes in self._widths(layers, turn):
             none, one = (
                 self.anatomy.parameters(replace(sizes, feed_forward=count)) for count in (0, 1)
@@ -199,13 +231,17 @@ class _Search:
             neurons = min(most, (self.budget - none) // (one - none))
             if neurons < most:
                 neurons = neurons // step * step
-            if neurons < fewest:
-                continue
-            unused = 1 - (none + neurons * (one - none)) / self.budget
-            apart = abs(neurons / most - sizes.hidden / self.sizes.hidden)
-            worse = unused if "feed_forward" in self.fixed else unused + apart
-            if best is None or worse < best[0]:
-                best = worse, replace(sizes, feed_forward=neurons)
+            while neurons >= fewest:
+                unused = 1 - (none + neurons * (one - none)) / self.budget
+                apart = neurons / most - sizes.hidden / self.sizes.hidden
+                if self.fixed & {"hidden", "feed_forward"}:
+                    apart = 0.0
+                worse = (max(_LEFT, unused), max(_APART, abs(apart)), unused + abs(apart))
+                if best is None or worse < best[0]:
+                    best = worse, replace(sizes, feed_forward=neurons)
+                if apart <= _APART:
+                    break
+                neurons = (neurons - 1) // step * step
         return None if best is None else best[1]
 
 
@@ -219,7 +255,15 @@ def _step(size: int) -> int:
     return min(_STEP, 1 << max(0, (size // 16).bit_length() - 1))
 
 
-def _multiples(of: int, near: int) -> str:
-    """The two that are nearest, for messages."""
-    below = near // of * of
-    return f"{below} and {below + of}" if below else f"{of} and {2 * of}"
+def _step_by_heads(step: int, heads: int, hidden: int) -> int:
+    """The step of a width that must be a multiple of `heads`: of 9 heads, say, 64 would make 576,
+    which may be all there is, so then it is a multiple of less."""
+    while step > 1 and math.lcm(step, heads) > max(step, hidden // 8):
+        step //= 2
+    return math.lcm(step, heads)
+
+
+def _multiples(of: int, near: int, most: int) -> str:
+    """The two that are nearest, for messages; none is more than `most`."""
+    below = max(of, near // of * of)
+    return f"{below} or {below + of}" if below + of <= most else str(below)

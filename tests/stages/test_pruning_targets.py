@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import ArchitectureConfig
 from coldstill.stages.planning.pruned_sizes import anatomy_of_table
@@ -13,6 +14,7 @@ from coldstill.stages.pruning.config import PruneConfig
 from coldstill.stages.pruning.surgery import choose, cut
 from coldstill.stages.pruning.targets import all_target_sizes, target_sizes
 from small_pruning import anatomy, every_model, pruning_model, random_importance
+from transformers import AutoConfig, AutoModelForCausalLM
 
 if TYPE_CHECKING:
     from coldstill.stages.pruning.anatomy import Anatomy, Sizes
@@ -68,15 +70,24 @@ def test_where_the_width_of_a_head_cannot_be_said_heads_and_channels_go_together
 ) -> None:
     model = built(family=family, kv_heads=8)
     six = dataclasses.replace(model.sizes, hidden=384, heads=6, kv_heads=6)
-    for asked in ({"hidden": 384}, {"heads": 6}, {"hidden": 384, "heads": 6}, {"kv_heads": 6}):
+    for asked in ({"hidden": 384}, {"hidden": 384, "heads": 6}, {"hidden": 384, "kv_heads": 6}):
         assert sizes(model, **asked) == six
+    assert sizes(model, heads=8) == model.sizes
     assert refused(model, hidden=400) == (
         f"hidden = 400: hidden of a '{family}' model is heads times 64, the width of its heads, "
-        "which pruning keeps; 384 and 448 are"
+        "which pruning keeps; choose hidden = 384 or 448"
     )
     assert refused(model, hidden=384, heads=4).startswith(
         "hidden = 384 and heads = 4: hidden of a "
     )
+    # nobody has asked for a narrower model
+    for name in ("heads", "kv_heads"):
+        assert refused(model, **{name: 6}) == (
+            f"{name} = 6: hidden of a '{family}' model is heads times 64, the width of its heads, "
+            "so it would fall from 512 too; give hidden = 384 with it if it may, or keep the heads"
+        )
+    by_heads = sizes(model, heads=6, parameters="60%")
+    assert (by_heads.hidden, by_heads.heads, by_heads.kv_heads) == (384, 6, 6)
     half = sizes(model, parameters="50%")
     assert half.hidden == 64 * half.heads == 64 * half.kv_heads
 
@@ -89,10 +100,24 @@ def test_where_the_width_of_a_head_cannot_be_said_heads_and_channels_go_together
         ({"feed_forward": 2048}, "feed_forward = 2048, the model that is cut has 1024 neurons; c"),
         ({"heads": 16}, "heads = 16, the model that is cut has 8 heads; choose at most that"),
         ({"kv_heads": 8}, "kv_heads = 8, the model that is cut has 4 key-value heads; choose at"),
-        ({"heads": 6}, "heads = 6 cannot be shared out among 4 key-value heads; 4 and 8 can, or "),
-        ({"heads": 2}, "heads = 2 cannot be shared out among 4 key-value heads; 4 and 8 can, or "),
+        ({"heads": 6}, "heads = 6 cannot be shared out among 4 key-value heads; choose 4 or 8, or"),
+        ({"heads": 2}, "heads = 2 cannot be shared out among 4 key-value heads; choose 4 or 8, or"),
         ({"heads": 8, "kv_heads": 2}, "heads = 8 are 4 to each of 2 key-value heads, the model "),
-        ({"hidden": 500}, "hidden = 500 is not a multiple of heads = 8, which a 'llama' config"),
+        (
+            {"hidden": 500},
+            "hidden = 500 is not a multiple of its 8 heads, which a 'llama' configur"
+            "ation wants; choose 496 or 504",
+        ),
+        (
+            {"hidden": 511, "kv_heads": 3},
+            "a multiple of its 6 heads, which a 'llama' configuration wants; choose 510",
+        ),  # 516 is more than there is
+        (
+            {"kv_heads": 3},
+            "kv_heads = 3: hidden, which is 512, is not a multiple of 6 heads, which a 'llama' "
+            "configuration wants; give hidden = 510 too, or other kv_heads",
+        ),
+        ({"heads": 6, "kv_heads": 3}, "heads = 6: hidden, which is 512, is not a multiple of 6 he"),
         ({"parameters": 10**9}, "parameters = 1,000,000,000, the model that is cut has 36,"),
         ({"parameters": 1}, "parameters = 1 leave nothing of this 'llama' model; the least it can"),
         ({"parameters": "1%", "hidden": 512}, "leave nothing of this 'llama' model; the least it"),
@@ -142,6 +167,74 @@ def test_sizes_that_are_given_stay_and_a_budget_chooses_the_others() -> None:
         found = sizes(model, parameters="25%", **given)
         assert {name: getattr(found, name) for name in given} == given
         assert 0.9 * 0.25 * whole < model.parameters(found) <= 0.25 * whole
+
+
+def test_heads_that_do_not_divide_hidden_are_no_hindrance_where_it_is_chosen() -> None:
+    found = sizes(built(), kv_heads=3, parameters="50%")
+    assert (found.heads, found.kv_heads, found.hidden % 6) == (6, 3, 0)
+
+
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any], dict[int, tuple[int, int, int]]]] = {
+    "SmolLM-135M": (
+        "llama",
+        {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+         "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+         "tie_word_embeddings": True},
+        {75: (30, 504, 1152), 50: (30, 360, 960), 25: (30, 216, 640), 10: (16, 144, 384)},
+    ),
+    "Qwen2.5-0.5B": (
+        "qwen2",
+        {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
+         "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+         "tie_word_embeddings": True},
+        {75: (24, 736, 4160), 50: (24, 576, 3136), 25: (24, 352, 2048), 10: (12, 224, 1216)},
+    ),
+    "Pythia-70m": (
+        "gpt_neox",
+        {"vocab_size": 50304, "hidden_size": 512, "intermediate_size": 2048,
+         "num_hidden_layers": 6, "num_attention_heads": 8, "tie_word_embeddings": False},
+        {75: (6, 384, 1792), 50: (6, 256, 2048), 25: (6, 128, 2048), 10: (3, 64, 544)},
+    ),
+    "GPT-2": (
+        "gpt2",
+        {"vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
+        {75: (12, 640, 2624), 50: (12, 512, 1856), 25: (12, 320, 1216), 10: (6, 192, 736)},
+    ),
+    "Llama-3.2-1B": (
+        "llama",
+        {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
+         "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+         "tie_word_embeddings": True},
+        {75: (16, 1728, 6784), 50: (16, 1344, 5184), 25: (16, 832, 3328), 10: (10, 512, 2048)},
+    ),
+    "Gemma-2-2b": (
+        "gemma2",
+        {"vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216,
+         "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+         "head_dim": 256},
+        {75: (26, 1920, 7744), 50: (26, 1472, 6016), 25: (26, 896, 3968), 10: (15, 576, 2304)},
+    ),
+}  # fmt: skip
+"""Shapes that are in use, and layers, hidden and feed_forward at each share of their parameters."""
+COARSE = {("Pythia-70m", 50), ("Pythia-70m", 25), ("Pythia-70m", 10)}
+"""Three quarters of it are embeddings, and their width goes in eighths."""
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_budget_on_shapes_that_are_in_use(name: str) -> None:
+    family, settings, expected = CHECKPOINTS[name]
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
+    model = anatomy(made)
+    whole = model.sizes
+    for share, least in expected.items():
+        found = sizes(model, parameters=f"{share}%")
+        assert (found.layers, found.hidden, found.feed_forward) == least
+        used = model.parameters(found) / (model.parameters(whole) * share / 100)
+        assert (0.93 if (name, share) in COARSE else 0.95) < used <= 1
+        widths = found.hidden / whole.hidden, found.feed_forward / whole.feed_forward
+        assert abs(widths[0] - widths[1]) <= 1 / 8 or (name, share) in COARSE
+        assert max(widths) < 1 or (name, share) in COARSE
 
 
 def test_a_share_is_of_the_teacher_cut_after_cut() -> None:
