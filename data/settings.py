@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 
@@ -16,9 +17,25 @@ def first_difference(old: Any, new: Any, key: str = "") -> str | None:
             if found := first_difference(old.get(name), new.get(name), inner):
                 return found
         return None
+    if _are_tables(old) and _are_tables(new):
+        # a table that stands alone is the list of one that it is short for
+        olds, news = ([each] if isinstance(each, dict) else each for each in (old, new))
+        for place, (one, other) in enumerate(itertools.zip_longest(olds, news)):
+            if found := first_difference(one, other, f"{key}.{place}"):
+                return found
+        return None
     return None if old == new else f"{key or 'settings'} = {_short(old)}, now {_short(new)}"
 
 
+def _are_tables(value: Any) -> bool:
+    """Whether it is a table, or a list of them."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(each, dict) for each in value)
+    return isinstance(value, dict)
+
+
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        value = {name: inner for name, inner in value.items() if inner is not None}
     text = repr(value)
     return text if len(text) <= 40 else text[:13] + "..."

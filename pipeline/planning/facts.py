@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.corpus import list_sources
 from ...data.schema import Capture
 from .measured import capture_hours, capture_speeds, read_pilot, training_hours
-from .memory import memory, student_sizes
+from .memory import memory, student_sizes, teacher_sizes
 from .room import free_bytes
 from .sizes import (
     StoreSize,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ...data.prepared import Split
+    from ...stages.planning.model_sizes import ModelSizes
     from ..recipe import LoadedRecipe
     from ..run import Run
     from ..tables import Recipe, StudentTable
@@ -41,7 +42,8 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
     recipe = loaded.recipe
     corpus = corpus_sizes(loaded, run)
     stores = store_sizes(loaded, run)
-    sizes = student_sizes(loaded, run)
+    teacher = teacher_sizes(loaded, run)
+    sizes = student_sizes(loaded, run, teacher)
     sources = list_sources(recipe.corpus.files, loaded.base)
     counted = all(split.counted for split in corpus.values())
     return {
@@ -68,6 +70,7 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
                 "tokens": _steps(student) * student.train.batch_tokens,
                 "parameters": None if (known := sizes[name]) is None else known.parameters,
                 "done": run.student(name).model.exists(),
+                "note": _note(name, student, known, teacher),
             }
             for name, student in recipe.students.items()
         },
@@ -142,3 +145,15 @@ def _times(recipe: Recipe, run: Run, stores: Mapping[Split, StoreSize]) -> dict[
             0.0 if done else training_hours(student.train, folder.root, length) if once else None
         )
     return {"tokens_per_second": speeds["train"], "hours": hours}
+
+
+def _note(
+    name: str, student: StudentTable, left: ModelSizes | None, teacher: ModelSizes | None
+) -> str | None:
+    """What a person should know before the student is made."""
+    from ...stages.pruning.targets import shortfall
+
+    if student.prune is None or left is None or teacher is None:
+        return None
+    where = f"students.{name}.prune"
+    return shortfall(student.prune[-1], left.parameters, teacher.parameters, where)

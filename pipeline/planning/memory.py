@@ -37,7 +37,7 @@ def memory(loaded: LoadedRecipe, run: Run) -> Memory:
 
     recipe = loaded.recipe
     length = recipe.corpus.sequence_length
-    teacher = _teacher(loaded, run)
+    teacher = teacher_sizes(loaded, run)
     found: Memory = {}
     if recipe.teacher.train is not None:
         found["train-teacher"] = _training(
@@ -74,7 +74,7 @@ def student_sizes(
         ColdstillError: an architecture that cannot be built, sizes that a cut cannot reach
     """
     recipe = loaded.recipe
-    teacher = teacher or _teacher(loaded, run)
+    teacher = teacher or teacher_sizes(loaded, run)
     vocabulary = vocabulary_of(loaded, run, teacher)
     found: dict[str, ModelSizes | None] = {}
     for name, student in recipe.students.items():
@@ -105,7 +105,8 @@ def vocabulary_of(loaded: LoadedRecipe, run: Run, teacher: ModelSizes | None) ->
     return None if teacher is None else teacher.vocabulary
 
 
-def _teacher(loaded: LoadedRecipe, run: Run) -> ModelSizes | None:
+def teacher_sizes(loaded: LoadedRecipe, run: Run) -> ModelSizes | None:
+    """What decides how large the teacher is; None where it is not on this machine."""
     table = loaded.recipe.teacher
     if table.architecture is None or table.tokenizer is None:
         assert table.model is not None

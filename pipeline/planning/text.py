@@ -18,7 +18,7 @@ def text(facts: Facts) -> str:
         [
             *_ground(facts),
             *[_store(split, store) for split, store in facts["stores"].items()],
-            *[_student(name, student) for name, student in facts["students"].items()],
+            *_students(facts),
             *_needs(facts),
             *_alternatives(facts),
             _disk(facts),
@@ -70,14 +70,19 @@ def _store(split: str, store: Facts) -> str:
     )
 
 
-def _student(name: str, student: Facts) -> str:
-    count = student["parameters"]
-    large = "" if count is None else f"{count:,} parameters, "
-    return (
-        f"student      {name}: {large}{student['steps']:,} steps of "
-        f"{student['tokens'] // student['steps']:,} tokens, "
-        f"{'trained' if student['done'] else 'to do'}"
-    )
+def _students(facts: Facts) -> list[str]:
+    lines = []
+    for name, student in facts["students"].items():
+        count = student["parameters"]
+        large = "" if count is None else f"{count:,} parameters, "
+        lines.append(
+            f"student      {name}: {large}{student['steps']:,} steps of "
+            f"{student['tokens'] // student['steps']:,} tokens, "
+            f"{'trained' if student['done'] else 'to do'}"
+        )
+        if student["note"] is not None:
+            lines.append(f"note         {student['note']}")
+    return lines
 
 
 def _needs(facts: Facts) -> list[str]:

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from ..config import Size
-
+_Count = Annotated[int, Field(ge=1, strict=True)]
+"""Of parts. Nothing that could be taken for one: `true` layers are a slip."""
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
@@ -32,15 +32,15 @@ class PruneConfig:
     is not said stays as it is or, with `parameters`, is chosen."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
-    layers: Size | None = None
+    layers: _Count | None = None
     """How many are kept."""
-    hidden: Size | None = None
+    hidden: _Count | None = None
     """Width of the residual stream that is kept."""
-    feed_forward: Size | None = None
+    feed_forward: _Count | None = None
     """Neurons that each feed-forward layer keeps."""
-    heads: Size | None = None
+    heads: _Count | None = None
     """Query heads that each layer keeps, as many of every key-value head's group."""
-    kv_heads: Size | None = None
+    kv_heads: _Count | None = None
     """Key-value heads that each layer keeps, each with the query heads of its group."""
     parameters: Annotated[int | str | None, BeforeValidator(_budget)] = None
     """At most so many are left: a number, or a share of the teacher's such as "50%". Sizes that are
@@ -50,7 +50,7 @@ class PruneConfig:
     """What a layer is judged by: how much it turns the residual stream, or the loss without it.
     By the loss layers go one after another, which takes, for each that goes, a pass over the sample
     for each that is still there; the choice is better where more than one goes."""
-    sequences: Size = 1024
+    sequences: _Count = 1024
     """How many of the store's sequences importance is measured on: a seeded sample, or all."""
 
     def __post_init__(self) -> None:

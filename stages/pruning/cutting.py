@@ -10,12 +10,12 @@ from ...data.errors import ColdstillError
 from ..device import best_device
 from ..isolation import student_isolation
 from ..output_head import connect_head
-from ..report import Reporter, silent
+from ..report import Report, Reporter, silent
 from .anatomy import anatomy_of
 from .importance import judge_layers_by_loss, measure, sample_loss
 from .sample import sample_of
 from .surgery import choose, cut
-from .targets import all_target_sizes
+from .targets import all_target_sizes, shortfall
 
 if TYPE_CHECKING:
     import torch
@@ -80,13 +80,16 @@ def make_cut(job: Cutting, report: Reporter = silent) -> Pruned:
     kept = choose(anatomy, sizes, importance)
     smaller = cut(model.cpu(), anatomy, kept, job.where)
     after = connect_head(smaller.to(best_device()), job.store.manifest.tokenizer.size)
+    left = smaller.num_parameters()
+    if (note := shortfall(config, left, teacher, job.where)) is not None:
+        report(Report(stage=job.stage, note=note, warning=True))
     loss = sample_loss(after, sample, f"{job.stage} after", report)
     _expect_finite(loss, "after", job.where)
     record = {
         "parameters": {
             "teacher": teacher,
             "before": anatomy.parameters(anatomy.sizes),
-            "after": smaller.num_parameters(),
+            "after": left,
         },
         "sizes": {"before": asdict(anatomy.sizes), "after": asdict(sizes)},
         "loss": {"before": importance.loss, "after": loss, "sequences": len(sample)},

@@ -36,6 +36,8 @@ _LEFT = 0.05
 """What may be left of a budget, as a share of it,"""
 _APART = 1 / 16
 """and how far apart the shares of both widths may be, before more is left for their sake."""
+_USED = 0.9
+"""Less of a budget is worth a line."""
 _NAMES = {"hidden": "channels", "feed_forward": "neurons", "kv_heads": "key-value heads"}
 
 
@@ -92,6 +94,23 @@ def all_target_sizes(
         found.append(target_sizes(anatomy, config, teacher, place))
         anatomy = anatomy.resized(found[-1])
     return found
+
+
+def shortfall(config: PruneConfig, left: int, teacher: int, where: str) -> str | None:
+    """A line on a budget of which much is not used, or None.
+
+    left     parameters that the cut leaves,
+    teacher  those of the model that shares are of
+    """
+    budget = config.budget(teacher)
+    if budget is None or left >= _USED * budget:
+        return None
+    given = " and ".join(f"{name} = {size}" for name, size in config.given.items())
+    cause = f"with {given} there cannot be more" if given else "the next larger sizes are too large"
+    return (
+        f"{where}: leaves {left:,} parameters, {left / teacher:.1%} of the teacher's, of the "
+        f"{budget:,} that parameters = {config.parameters} allows; {cause}"
+    )
 
 
 def _with_heads(

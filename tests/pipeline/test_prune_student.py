@@ -56,6 +56,10 @@ def test_cuts_are_said_in_two_ways_and_survive_the_record_of_a_run(
         ("{ hiden = 3 }", "small.prune: unknown key 'hiden'; did you mean 'hidden'? (have: laye"),
         ("[{ layers = 2 }, { hiden = 3 }]", "small.prune.1: unknown key 'hiden'; did you mean"),
         ("{ layers = 0 }", "small.prune.layers: input should be greater than or equal to 1, not"),
+        ("{ layers = true }", "small.prune.layers: input should be a valid integer, not True"),
+        ('{ layers = "2" }', "small.prune.layers: input should be a valid integer, not '2'"),
+        ("{ heads = 2.0 }", "small.prune.heads: input should be a valid integer, not 2.0"),
+        ("{ layers = 2, sequences = true }", "prune.sequences: input should be a valid integer"),
         ('{ parameters = "half" }', "small.prune.parameters: 'half' is neither a number of param"),
         ('{ parameters = "120%" }', "small.prune.parameters: '120%' is neither a number of param"),
         ('{ parameters = "0%" }', "small.prune.parameters: '0%' is neither a number of parameter"),
@@ -161,6 +165,42 @@ def test_a_variant_is_cut_twice_and_trained_twice(deep: Desk) -> None:
     heads = [line.split("  ")[0] for line in result.stdout.splitlines() if "before  " in line]
     assert heads == ["twice, cut 1 of 2", "twice, cut 2 of 2"]
     assert "layers kept" in result.stdout
+
+
+def test_a_changed_list_of_cuts_is_refused_by_its_first_changed_entry(deep: Desk) -> None:
+    def setting(cuts: str) -> tuple[str, ...]:
+        return ("--student", "small", "--set", f"students.small.prune={cuts}")
+
+    cuts = "[{ layers = 2 }, { hidden = 16 }]"
+    deep.done("train-student", "r.toml", *setting(cuts))
+    for changed, said in (
+        ("[{ layers = 2 }, { hidden = 24 }]", "student.prune.1.hidden = 16, now 24;"),
+        ("[{ layers = 1 }, { hidden = 16 }]", "student.prune.0.layers = 2, now 1;"),
+        (cuts.replace("]", ", { heads = 2 }]"), "student.prune.2 = None, now {'heads': 2, "),
+        ("{ layers = 2 }", "student.prune.1 = {'hidden': 16..., now None;"),
+    ):
+        line = deep.refused("train-student", "r.toml", *setting(changed))
+        assert f"students.small was trained with {said}" in line
+
+
+def test_a_budget_that_is_hardly_used_is_told(deep: Desk) -> None:
+    setting = ("--set", 'students.small.prune={ hidden = 8, parameters = "90%" }')
+    facts = json.loads(deep.done("plan", "r.toml", "--json", *setting).stdout)
+    note = facts["students"]["small"]["note"]
+    assert "note         " + note in deep.done("plan", "r.toml", *setting).stdout
+    result = deep.done("prune-student", "r.toml", "--student", "small", *setting)
+    told = deep.json("students", "small", "pruning.json")["parameters"]
+    assert note == (
+        f"students.small.prune: leaves {told['after']:,} parameters, "
+        f"{told['after'] / told['teacher']:.1%} of the teacher's, of the "
+        f"{int(0.9 * told['teacher']):,} that parameters = 90% allows; with hidden = 8 there "
+        "cannot be more"
+    )
+    assert note in result.stderr
+    usual = json.loads(deep.done("plan", "r.toml", "--json").stdout)["students"]
+    assert {name: student["note"] for name, student in usual.items()} == {
+        "small": None, "baseline": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

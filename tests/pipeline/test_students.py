@@ -189,3 +189,19 @@ def test_a_record_that_is_older_than_a_key_means_that_it_was_off() -> None:
     # keys of transformers are not off where they are not said
     said = {"train": {"steps": 3, "trainer": {"adam_beta1": 0.0}}}
     assert first_difference(old, said) == "train.trainer.adam_beta1 = None, now 0.0"
+
+
+def test_of_lists_of_tables_the_first_entry_that_differs_is_named() -> None:
+    def difference(old: Any, new: Any) -> str | None:
+        return first_difference({"prune": old}, {"prune": new})
+
+    two = [{"layers": 3}, {"hidden": 8}]
+    assert difference(two, [{"layers": 3}, {"hidden": 8, "by": None}]) is None
+    assert difference(two, [{"layers": 3}, {"hidden": 4}]) == "prune.1.hidden = 8, now 4"
+    assert difference(two, [{"layers": 3}]) == "prune.1 = {'hidden': 8}, now None"
+    assert difference({"layers": 3}, two) == "prune.1 = None, now {'hidden': 8}"
+    assert difference({"layers": 3}, [{"layers": 3}]) is None
+    assert difference({"layers": 2}, two) == "prune.0.layers = 2, now 3"
+    # of numbers the whole list is shorter than a word about it
+    assert difference([0, 2, 5], [0, 2]) == "prune = [0, 2, 5], now [0, 2]"
+    assert difference([], two[:1]) == "prune = [], now [{'layers': 3}]"
