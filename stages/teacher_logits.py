@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ..data.errors import ColdstillError
 from ..data.files import json_bytes
@@ -32,7 +33,7 @@ from .capture.lockstep import follow, follows, lead
 from .capture.shards import answered, capture_shards
 from .device import describe_machine, peak_memory
 from .evaluation.speed import forward_speed
-from .evaluation.usage import measure_usage
+from .evaluation.usage import SEQUENCES, measure_usage
 from .models import tokenizer_identity
 from .ranks import world_size
 from .report import Report, Reporter, silent
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from ..data.schema import Capture
     from ..data.statistics import ShardStatistics
     from .config import GenerateConfig
+    from .evaluation.usage import Usage
     from .isolation import Isolation
 
 STAGE = "teacher-logits"
@@ -221,7 +223,7 @@ def _capture_split(
             tally = capture_shards(plan, teacher, writer, forward, report, stop)
         if tally.done and not stop():
             speed = tally.done / (time.perf_counter() - started)
-            measured = _measure(plan, teacher, forward.budget, speed, memory.bytes)
+            measured = _measure(plan, teacher, forward.budget, speed, memory.bytes, report)
             writer.place.write(MEASUREMENTS, json_bytes(measured))
         left = len(writer.missing())
     if left and stop():
@@ -268,19 +270,38 @@ def _tell_of_separator(sums: ShardStatistics, plan: CapturePlan, report: Reporte
 
 
 def _measure(
-    plan: CapturePlan, teacher: Teacher, budget: int, tokens_per_second: float, memory: int
+    plan: CapturePlan,
+    teacher: Teacher,
+    budget: int,
+    tokens_per_second: float,
+    memory: int,
+    report: Reporter,
 ) -> dict[str, Any]:
     size = max(1, budget // plan.sequence_length)  # what is known to fit
     sample = plan.sequences.read(plan.rows[: min(size, len(plan.rows))])
     forward = None if teacher.lockstep else forward_speed(teacher.head, sample, teacher.isolation)
     # students are compared with it on held-out documents
     alone = plan.split == "heldout" and not teacher.lockstep
-    usage = measure_usage(teacher.head.model, sample) if alone else None
+    usage = _usage(plan, teacher, report) if alone else None
     return {
         "machine": describe_machine(),
+        "runtime": f"torch {torch.__version__}",
         "processes": world_size(),
         "capture_tokens_per_second": round(tokens_per_second, 1),
         "capture_peak_memory_bytes": memory,
         "forward": None if forward is None else asdict(forward),
         "usage": None if usage is None else asdict(usage),
     }
+
+
+def _usage(plan: CapturePlan, teacher: Teacher, report: Reporter) -> Usage:
+    """On the sequences that students will be measured on."""
+    sequences = plan.sequences.read(plan.rows[:SEQUENCES])
+    if plan.generate is not None:
+        sequences = answered(plan, teacher, sequences)
+    return measure_usage(
+        teacher.head.model,
+        sequences,
+        plan.sequence_length,
+        lambda note: report(Report(stage=f"{STAGE} {plan.split}", note=note, warning=True)),
+    )
