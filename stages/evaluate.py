@@ -21,14 +21,13 @@ from ..data.token_bytes import token_bytes_of
 from .device import best_device, describe_machine, short_dtype
 from .evaluation.calibration import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage
-from .isolation import model_inputs, student_isolation
+from .isolation import flat_positions, model_inputs, student_isolation
 from .losses.forward_kl import ForwardKL
 from .models import load_model, teacher_identity
 from .output_head import connect_head
 from .report import Report, Reporter, silent
 from .softmax import softmax_in_place
 from .targets import TargetTensors, target_tensors
-from .training.feed import flat_positions
 
 if TYPE_CHECKING:
     from pathlib import Path

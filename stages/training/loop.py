@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError, StoppedError
-from ..capture.interruption import Interruption
+from ..interruption import Interruption
 from ..ranks import lost_process_told, rank
 from ..report import Report, Reporter, silent
 from .arguments import refused, sequences_per_step, step_shape, training_arguments
