@@ -2,7 +2,7 @@
 # make teacher-logits  stage one;  make train-student  stage two
 # RECIPE= a recipe's name or file, or a run's folder;  STUDENT= students, or ALL=1;  SET= overrides;  STORE= for inspect and verify
 # make plan PILOT= sequences to measure;  BUDGET= bytes a position;  make sweep GRID="a=1,2 b=3,4"
-# make export STUDENT= one;  TO= formats
+# make export STUDENT= one;  TO= formats;  make evaluate TASKS= files for lm-eval
 
 RECIPE ?= demo
 PYTHON ?= python3
@@ -38,8 +38,11 @@ run train-teacher teacher-logits compare report: $(INSTALLED)
 plan: $(INSTALLED)
 	$(COLDSTILL) plan $(OPTIONS) $(if $(PILOT),--pilot '$(PILOT)') $(if $(BUDGET),--budget '$(BUDGET)')
 
-prune-student train-student evaluate: $(INSTALLED)
+prune-student train-student: $(INSTALLED)
 	$(COLDSTILL) $@ $(OPTIONS) $(STUDENTS)
+
+evaluate: $(INSTALLED)
+	$(COLDSTILL) evaluate $(OPTIONS) $(STUDENTS) $(if $(TASKS),--tasks '$(TASKS)')
 
 sweep: $(INSTALLED)
 	$(COLDSTILL) sweep $(OPTIONS) $(GRIDS)

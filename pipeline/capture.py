@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
     from ..data.prepared import Split
     from ..stages.capture.forward import Teacher
-    from ..stages.capture.interruption import Interruption
-    from ..stages.teacher_logits import CapturePlan
+    from ..stages.capture.plan import CapturePlan
+    from ..stages.interruption import Interruption
     from .work import Work
 
 
@@ -31,7 +31,7 @@ def teacher_logits(work: Work) -> None:
     Raises
         StoppedError: asked to stop by SIGTERM; what was begun is finished or dropped
     """
-    from ..stages.capture.interruption import Interruption
+    from ..stages.interruption import Interruption
 
     interruption = Interruption()
     with interruption.listening():
@@ -95,8 +95,8 @@ class _Source:
 
 
 def _source(work: Work, tokenizer: Any) -> _Source:
+    from ..stages.capture.plan import expect_capturable
     from ..stages.models import teacher_identity, vocabulary_size
-    from ..stages.teacher_logits import expect_capturable
 
     recipe = work.recipe
     logits, table = recipe.logits, recipe.teacher
@@ -129,7 +129,7 @@ def _source(work: Work, tokenizer: Any) -> _Source:
 def _capture_plans(
     work: Work, tokenizer: Any, record: CorpusRecord, source: _Source
 ) -> list[CapturePlan]:
-    from ..stages.teacher_logits import CapturePlan, chosen_rows
+    from ..stages.capture.plan import CapturePlan, chosen_rows
 
     recipe, run = work.recipe, work.run
     logits = recipe.logits

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..data.manifest import Manifest
+    from .run import StudentFolder
     from .work import Work
 
-_NEWER = ("calibration", "bits_per_byte", "flops_per_token", "generation")
+_NEWER = ("calibration", "bits_per_byte", "flops_per_token", "generation", "weights")
 """Keys that figures of older versions lack: those are measured anew."""
 
 
@@ -47,7 +48,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         write_json(work.run.teacher_evaluation, {**figures, "heldout": heldout})
     for name in list(names) or trained:
         folder = work.run.student(name)
-        if _is_measured(folder.evaluation, heldout, *_NEWER, CACHED_BYTES):
+        if is_evaluated(folder, heldout):
             work.say(f"evaluate {name}", f"already done: {folder.evaluation}")
             continue
         result = evaluate_student(name, folder.model, store, work.report)
@@ -62,6 +63,15 @@ def heldout_identity(manifest: Manifest) -> str:
     is the run's where the teacher was made in it."""
     nameless = dataclasses.replace(manifest.teacher, name="")
     return json_sha256(dataclasses.replace(manifest, teacher=nameless).to_json())
+
+
+def is_evaluated(folder: StudentFolder, heldout: str) -> bool:
+    """Whether a student's figures are there, of this held-out store, by this version, and no older
+    than its weights."""
+    return _is_measured(folder.evaluation, heldout, *_NEWER, CACHED_BYTES) and all(
+        path.stat().st_mtime_ns <= folder.evaluation.stat().st_mtime_ns
+        for path in folder.model.glob("*.safetensors")
+    )
 
 
 def _is_measured(record: Path, heldout: str, *newer: str) -> bool:

@@ -167,6 +167,8 @@ def _said(value: Any) -> str:
         return _number(value)
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,32}", value):
         return value
+    if isinstance(value, str) and re.fullmatch(r"[0-9.]{1,8}%", value):
+        return f"{value[:-1]}pct"  # a share, in letters that names may have
     if isinstance(value, list) and value and all(type(item) is int for item in value):
         listed = "_".join(map(str, value))
         return listed if len(listed) <= 32 else _digest(value)

@@ -152,8 +152,8 @@ def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
     """Who is to be corrected; raises ColdstillError if it cannot be, or not be captured then."""
     from transformers import AutoConfig
 
+    from ..stages.capture.plan import expect_capturable
     from ..stages.models import context_length, teacher_identity, vocabulary_size
-    from ..stages.teacher_logits import expect_capturable
     from ..stages.training.lora import expect_peft
 
     recipe = work.recipe
@@ -198,8 +198,8 @@ def _load_base(work: Work) -> Any:
 
 def _heldout(work: Work) -> Heldout:
     """The held-out sequences on which everything of this run is measured."""
+    from ..stages.capture.plan import chosen_rows
     from ..stages.evaluation.heldout_loss import Heldout
-    from ..stages.teacher_logits import chosen_rows
 
     recipe = work.recipe
     sequences = CorpusLayout(work.run.corpus).open("heldout")

@@ -42,7 +42,7 @@ def train_students(
     Raises
         StoppedError: asked to stop by SIGTERM; a checkpoint is saved
     """
-    from ..stages.capture.interruption import Interruption
+    from ..stages.interruption import Interruption
 
     with Interruption().listening():
         return _train_students(work, names, new_name, go_on)

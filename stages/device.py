@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
+import platform
 import resource
 import sys
 from dataclasses import dataclass
@@ -28,11 +30,33 @@ def best_device() -> torch.device:
     return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
+def short_dtype(name: str) -> str:
+    """`fp32` of `float32` and so on; what has no such name keeps its own."""
+    return {str(dtype).removeprefix("torch."): short for short, dtype in DTYPES.items()}.get(
+        name, name
+    )
+
+
 def describe_machine() -> str:
-    """One line for whoever reads a measurement later."""
+    """One line for whoever reads a measurement later: measurements with equal lines compare."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return (
+        f"{_processor()}, {threads} {'thread' if threads == 1 else 'threads'}, "
+        f"torch {torch.__version__}"
+    )
+
+
+@functools.cache
+def _processor() -> str:
+    """What the CPU calls itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine() or "CPU"
 
 
 @dataclass(slots=True)
@@ -56,14 +80,15 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
         yield result
         result.bytes = torch.cuda.max_memory_allocated(device) - before
         return
-    _give_back_freed_memory()
+    give_back_freed_memory()
     _reset_high_water_mark()
     before = _resident("VmRSS")
     yield result
     result.bytes = max(0, _resident("VmHWM") - before)
 
 
-def _give_back_freed_memory() -> None:
+def give_back_freed_memory() -> None:
+    """Let what is resident be what is in use, as far as the C library can."""
     # what the C library keeps for later is resident already, and would hide what the block takes
     gc.collect()
     if sys.platform == "linux":

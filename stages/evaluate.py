@@ -18,18 +18,16 @@ from ..data.alignment import labels
 from ..data.files import parse_json
 from ..data.layout import MEASUREMENTS
 from ..data.token_bytes import token_bytes_of
-from .device import best_device
+from .device import best_device, describe_machine, short_dtype
 from .evaluation.calibration import Calibration, CalibrationBin
-from .evaluation.speed import forward_speed
-from .evaluation.usage import Usage, measure_usage
-from .isolation import model_inputs, student_isolation
+from .evaluation.usage import SEQUENCES, Usage, measure_usage
+from .isolation import flat_positions, model_inputs, student_isolation
 from .losses.forward_kl import ForwardKL
-from .models import load_model
+from .models import load_model, teacher_identity
 from .output_head import connect_head
 from .report import Report, Reporter, silent
 from .softmax import softmax_in_place
 from .targets import TargetTensors, target_tensors
-from .training.feed import flat_positions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,14 +68,18 @@ class Evaluation:
     """Expected calibration error of top-1 confidence."""
     calibration: tuple[CalibrationBin, ...]
     """What it is the error of: `ECE_BINS` bins of [0, 1/21), [1/21, 2/21) and so on."""
-    tokens_per_second: float
-    """Read at once, logits included."""
-    peak_memory_bytes: int
     flops_per_token: int | None
     """Of a forward pass (`flops.py`)."""
     generation: tuple[GenerationSpeed, ...]
-    """How fast it writes, by batch size; nothing where that is not known."""
+    """How fast it reads and writes, and in what memory, by batch size; nothing where that is not
+    known."""
+    dtype: str
+    """Of the weights on disk and where it was measured: `fp32`, `bf16`, `fp16`."""
     machine: str
+    runtime: str
+    """What ran it there."""
+    weights: str
+    """SHA-256 of what was measured."""
 
 
 def evaluate_student(
@@ -88,9 +90,11 @@ def evaluate_student(
     Raises
         ColdstillError: the model cannot be loaded, or the store is damaged
     """
-    model = load_model(str(model_folder), f"students.{name}", precision="fp32").to(best_device())
+    where = f"students.{name}"
+    identity = teacher_identity(str(model_folder), where, dtype="auto", revision="main")
+    model = load_model(str(model_folder), where, precision="fp32").to(best_device())
     head = connect_head(model, store.manifest.tokenizer.size, report)
-    isolation = student_isolation(model, store, f"students.{name}")
+    isolation = student_isolation(model, store, where)
     size = max(1, 8192 // store.manifest.packing.sequence_length)
     sums, calibration = Sums(), Calibration()
     for block in store.batches(size):
@@ -107,24 +111,28 @@ def evaluate_student(
                 unit="positions",
             )
         )
-    sample = _sample(store, size)
-    speed = forward_speed(head, sample, isolation)
-    usage = measure_usage(model, sample)
+    usage = measure_usage(
+        model,
+        store.read(np.arange(min(SEQUENCES, len(store)))).sequences,
+        store.manifest.packing.sequence_length,
+        lambda note: report(Report(stage=f"{STAGE} {name}", note=note, warning=True)),
+    )
     means = sums.means()
     return Evaluation(
         name=name,
         role="student",
         parameters=model.num_parameters(),
-        bytes=sum(f.stat().st_size for f in model_folder.glob("*.safetensors")),
+        bytes=identity.bytes,
         **means,
         bits_per_byte=_bits_per_byte(store, means["loss"]),
         ece=calibration.error(),
         calibration=calibration.bins(),
-        tokens_per_second=speed.tokens_per_second,
-        peak_memory_bytes=speed.peak_memory_bytes,
         flops_per_token=usage.flops_per_token,
         generation=usage.generation,
-        machine=speed.machine,
+        dtype=short_dtype(identity.dtype),
+        machine=describe_machine(),
+        runtime=f"torch {torch.__version__}",
+        weights=identity.fingerprint,
     )
 
 
@@ -137,7 +145,7 @@ def evaluate_teacher(store: StoreReader) -> Evaluation:
             calibration.add(confidence, block.targets.head_ids[:, 0] == labels(block.sequences))
     statistics, count = store.statistics, store.positions
     measured = _measurements(store)
-    forward, usage = measured.get("forward") or {}, Usage.of(measured.get("usage"))
+    usage = Usage.of(measured.get("usage"))
     teacher = store.manifest.teacher
     loss = statistics.loss / count
     return Evaluation(
@@ -155,11 +163,12 @@ def evaluate_teacher(store: StoreReader) -> Evaluation:
         acceptance=1.0,
         ece=calibration.error(),
         calibration=calibration.bins(),
-        tokens_per_second=float(forward.get("tokens_per_second", 0.0)),
-        peak_memory_bytes=int(forward.get("peak_memory_bytes", 0)),
         flops_per_token=usage.flops_per_token,
         generation=usage.generation,
-        machine=str(forward.get("machine", "")),
+        dtype=short_dtype(teacher.dtype),
+        machine=str(measured.get("machine", "")),
+        runtime=str(measured.get("runtime", "")),
+        weights=teacher.fingerprint,
     )
 
 
@@ -226,10 +235,6 @@ def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:
     ratio = (student.tail_logprobs - target.tail_logprobs).clamp_(max=0.0).exp()
     accepted: torch.Tensor = exact + target.log_tail.exp() * ratio.mean(1)
     return accepted
-
-
-def _sample(store: StoreReader, size: int) -> Any:
-    return store.read(np.arange(min(size, len(store)))).sequences
 
 
 def _measurements(store: StoreReader) -> dict[str, Any]:

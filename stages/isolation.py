@@ -50,6 +50,12 @@ def model_inputs(sequences: Sequences, isolation: Isolation, dtype: torch.dtype)
     return inputs
 
 
+def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
+    """[M] where the supervised positions lie in a flattened `[B * length]` batch."""
+    row_M = np.repeat(np.arange(len(sequences)), sequences.positions.lengths)
+    return torch.from_numpy(row_M * length + sequences.positions.values.astype(np.int64))
+
+
 def choose_isolation(model: Any, vocabulary: int, sequence_length: int) -> Isolation:
     """The first way in which this very model keeps two packed documents apart.
 

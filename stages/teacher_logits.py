@@ -7,20 +7,14 @@ run that was killed and went on leaves the same bytes as one that was not.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
-from ..data.errors import ColdstillError
 from ..data.files import json_bytes
 from ..data.layout import MANIFEST, MEASUREMENTS
 from ..data.manifest import (
-    CorpusIdentity,
-    Generation,
-    Manifest,
-    Packing,
-    format_settings,
     read_manifest,
 )
 from ..data.place import place_at
@@ -29,126 +23,24 @@ from ..data.schema import Block
 from ..data.writer import StoreWriter, with_error
 from .capture.forward import Teacher, TeacherForward, capture_batch
 from .capture.lockstep import follow, follows, lead
+from .capture.plan import CapturePlan, make_manifest
 from .capture.shards import answered, capture_shards
 from .device import describe_machine, peak_memory
 from .evaluation.speed import forward_speed
-from .evaluation.usage import measure_usage
-from .models import tokenizer_identity
+from .evaluation.usage import SEQUENCES, measure_usage
 from .ranks import world_size
 from .report import Report, Reporter, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from ..data.manifest import TeacherIdentity
-    from ..data.prepared import CorpusRecord, SequenceFile, Split
-    from ..data.schema import Capture
     from ..data.statistics import ShardStatistics
-    from .config import GenerateConfig
-    from .isolation import Isolation
+    from .evaluation.usage import Usage
 
 STAGE = "teacher-logits"
-BLOCK_TOKENS = 16_384
-"""Tokens of a block inside a shard: the unit of a read. Half as many cost a tenth in decoding."""
 RARE_SEPARATOR = 1e-3
 """Below this mean probability the teacher does not know the separator: it was never trained to end
 a document that way, and the student would learn nonsense there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CapturePlan:
-    """Everything that decides one split's store, known before the teacher is loaded."""
-
-    split: Split
-    teacher: TeacherIdentity
-    context: int | None
-    """The longest input the teacher takes."""
-    tokenizer: Any
-    corpus: CorpusRecord
-    sequences: SequenceFile
-    rows: NDArray[np.int64]
-    """Which of the split's sequences are captured, increasing."""
-    capture: Capture
-    sequence_length: int
-    shard_tokens: int
-    batch_tokens: int
-    codec: str | dict[str, Any]
-    """Its name, or a table of its name and settings; `store` likewise."""
-    store: str | dict[str, Any]
-    folder: str | Path
-    """A path or an address."""
-    generate: GenerateConfig | None = None
-    """How the teacher answers, where the sequences are prompts."""
-
-
-def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64]:
-    """The sequences to capture: all, or a seeded sample of them in corpus order."""
-    if wanted is None or wanted >= available:
-        return np.arange(available)
-    random = np.random.Generator(np.random.PCG64([seed, 1]))
-    return np.sort(random.choice(available, wanted, replace=False))
-
-
-def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
-    """What the store will say of itself; a function of its arguments alone.
-
-    Raises
-        ColdstillError: as `expect_capturable`
-    """
-    tokenizer = tokenizer_identity(plan.tokenizer)
-    expect_capturable(plan.capture, tokenizer.size, plan.sequence_length, plan.context)
-    split = plan.corpus.splits[plan.split]
-    per_shard = max(1, plan.shard_tokens // plan.sequence_length)
-    settings = format_settings(plan.codec, plan.store, tokenizer.size, plan.capture)
-    return Manifest(
-        teacher=plan.teacher,
-        tokenizer=tokenizer,
-        corpus=CorpusIdentity(
-            fingerprint=split.content, split=plan.split, documents=split.documents
-        ),
-        packing=Packing(
-            sequence_length=plan.sequence_length,
-            together=plan.corpus.together,
-            isolation=isolation,
-            separator=tuple(plan.corpus.separator),
-            fingerprint=split.packing,
-        ),
-        capture=plan.capture,
-        sequences=len(plan.rows),
-        shard_sequences=per_shard,
-        block_sequences=min(per_shard, max(1, BLOCK_TOKENS // plan.sequence_length)),
-        codec=settings["codec"],
-        store=settings["store"],
-        generated=None if plan.generate is None else Generation(**asdict(plan.generate)),
-    )
-
-
-def expect_capturable(
-    capture: Capture, size: int, sequence_length: int, longest: int | None
-) -> None:
-    """Refuse what a teacher of `size` tokens and a context of `longest` cannot give.
-
-    Raises
-        ColdstillError: a head or tail that the vocabulary cannot give, or a sequence longer than
-            the teacher's context
-    """
-    if capture.head > size:
-        raise ColdstillError(
-            f"logits.head: {capture.head} is more than the vocabulary's {size} tokens"
-        )
-    if capture.head == size and capture.tail:
-        raise ColdstillError(
-            f"logits.tail: a head of {size} is the whole vocabulary, nothing is left to sample; "
-            "set tail = 0"
-        )
-    if longest is not None and sequence_length > longest:
-        raise ColdstillError(
-            f"corpus.sequence_length: {sequence_length} is more than the teacher's context of "
-            f"{longest}; choose at most {longest}"
-        )
 
 
 def is_captured(plan: CapturePlan) -> bool:
@@ -221,7 +113,7 @@ def _capture_split(
             tally = capture_shards(plan, teacher, writer, forward, report, stop)
         if tally.done and not stop():
             speed = tally.done / (time.perf_counter() - started)
-            measured = _measure(plan, teacher, forward.budget, speed, memory.bytes)
+            measured = _measure(plan, teacher, forward.budget, speed, memory.bytes, report)
             writer.place.write(MEASUREMENTS, json_bytes(measured))
         left = len(writer.missing())
     if left and stop():
@@ -268,19 +160,38 @@ def _tell_of_separator(sums: ShardStatistics, plan: CapturePlan, report: Reporte
 
 
 def _measure(
-    plan: CapturePlan, teacher: Teacher, budget: int, tokens_per_second: float, memory: int
+    plan: CapturePlan,
+    teacher: Teacher,
+    budget: int,
+    tokens_per_second: float,
+    memory: int,
+    report: Reporter,
 ) -> dict[str, Any]:
     size = max(1, budget // plan.sequence_length)  # what is known to fit
     sample = plan.sequences.read(plan.rows[: min(size, len(plan.rows))])
     forward = None if teacher.lockstep else forward_speed(teacher.head, sample, teacher.isolation)
     # students are compared with it on held-out documents
     alone = plan.split == "heldout" and not teacher.lockstep
-    usage = measure_usage(teacher.head.model, sample) if alone else None
+    usage = _usage(plan, teacher, report) if alone else None
     return {
         "machine": describe_machine(),
+        "runtime": f"torch {torch.__version__}",
         "processes": world_size(),
         "capture_tokens_per_second": round(tokens_per_second, 1),
         "capture_peak_memory_bytes": memory,
         "forward": None if forward is None else asdict(forward),
         "usage": None if usage is None else asdict(usage),
     }
+
+
+def _usage(plan: CapturePlan, teacher: Teacher, report: Reporter) -> Usage:
+    """On the sequences that students will be measured on."""
+    sequences = plan.sequences.read(plan.rows[:SEQUENCES])
+    if plan.generate is not None:
+        sequences = answered(plan, teacher, sequences)
+    return measure_usage(
+        teacher.head.model,
+        sequences,
+        plan.sequence_length,
+        lambda note: report(Report(stage=f"{STAGE} {plan.split}", note=note, warning=True)),
+    )

@@ -60,7 +60,6 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     model.to(best_device())
     isolation = student_isolation(model, store, where)
     head = connect_head(model, manifest.tokenizer.size, report)
-    config = copy.deepcopy(model.config)  # the trainer leaves settings of its own in it
     begin = _beginning(job, made)
     judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)
     adapters = None if job.lora is None else adapt(model, job.lora, job.seed, f"{where}.lora")
@@ -85,7 +84,6 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     )
     if adapters is not None:
         merge(adapters)
-    model.config = config
     _save(job, model, tokenizer)
     size = f"{model.num_parameters():,} parameters"
     merged = f"{learned:,} adapter weights trained and merged into {size}"

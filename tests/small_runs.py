@@ -11,6 +11,7 @@ import torch
 from coldstill.data.prepared import CorpusLayout, CorpusRecord
 from coldstill.data.reader import StoreReader, open_store
 from coldstill.stages.capture.forward import Teacher
+from coldstill.stages.capture.plan import CapturePlan, chosen_rows
 from coldstill.stages.config import CorpusConfig
 from coldstill.stages.isolation import choose_isolation
 from coldstill.stages.models import (
@@ -23,7 +24,7 @@ from coldstill.stages.models import (
 from coldstill.stages.output_head import connect_head
 from coldstill.stages.prepare_corpus import prepare_corpus
 from coldstill.stages.report import Reporter, silent
-from coldstill.stages.teacher_logits import CapturePlan, capture_split, chosen_rows
+from coldstill.stages.teacher_logits import capture_split
 from conftest import VOCABULARY, make_model, sentences
 from transformers import AutoConfig
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import read_json
-from ..export import export_rows
+from ..export import export_rows, stale_exports
 from .names import labelled, run_labels, visible
-from .table import CACHED_BYTES, COLUMNS, TOKEN_SECONDS
+from .table import CACHED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from ..run import Run, StudentFolder
     from .table import Row
 
-_NEWER = (CACHED_BYTES, TOKEN_SECONDS, "bits_per_byte", "calibration")
-"""Keys that figures of older versions lack."""
+_FIGURES = ("parameters", "bytes", "loss", "perplexity", "kl", "agreement", "acceptance", "ece")
+"""What every row has; other keys are newer, or not always known."""
 _BIN = {"count", "confidence", "accuracy"}
-_SPEED = {"batch", "token_seconds"}
+_SPEED = {
+    "batch", "first_token_seconds", "prefill_tokens_per_second", "token_seconds",
+    "token_seconds_p95", "decode_tokens_per_second",
+}  # fmt: skip
 
 
 def compared_rows(runs: Sequence[Run]) -> list[Row]:
-    """The same rows, and nothing is written.
+    """A row for each teacher, then one for every evaluated student, the lowest loss first, each
+    followed by its exports.
 
     Raises
         ColdstillError: a run has nothing evaluated yet or is named twice, or figures are damaged
@@ -33,17 +37,21 @@ def compared_rows(runs: Sequence[Run]) -> list[Row]:
     _expect_each_once(runs)
     teachers: list[Row] = []
     students: list[Row] = []
+    exports: dict[str, list[Row]] = {}
     for run, label in zip(runs, run_labels(runs), strict=True):
         names = _evaluated(run)
         teacher = _read(run.teacher_evaluation, "teacher", label)
         if not any(_same_figures(teacher, other) for other in teachers):
             teachers.append(teacher)
         for name in names:
-            students.append(_read(run.student(name).evaluation, name, label))
-            students += _exports(run.student(name), label)
+            row = _read(run.student(name).evaluation, name, label)
+            students.append(row)
+            exports[row["name"]] = _exports(run.student(name), row)
     if len(teachers) == 1:
         teachers[0]["name"] = "teacher"  # everybody's
-    return [*teachers, *sorted(students, key=lambda row: float(row["loss"]))]
+    for student in sorted(students, key=lambda row: float(row["loss"])):
+        teachers += [student, *exports[student["name"]]]
+    return teachers
 
 
 def _expect_each_once(runs: Sequence[Run]) -> None:
@@ -71,31 +79,24 @@ def _read(path: Path, name: str, run_label: str) -> Row:
     role = "teacher" if name == "teacher" else "student"
     label = {"run": run_label} if run_label else {}
     label["name"] = labelled(run_label, visible(name))
-    return {**row, **label, "role": role, TOKEN_SECONDS: _alone(row)}
+    return {**row, **label, "role": role}
 
 
-def _exports(folder: StudentFolder, run_label: str) -> list[Row]:
-    """A row for each format that a student was exported to."""
-    rows = []
-    for row in export_rows(folder):
-        if not _is_whole(row):
-            raise ColdstillError(
-                f"{folder.exports}: damaged figures; delete the export and run coldstill export"
-            )
-        name = labelled(run_label, visible(str(row["name"])))
-        run = {"run": run_label} if run_label else {}
-        rows.append({**row, **run, "name": name, "role": "export", TOKEN_SECONDS: _alone(row)})
+def _exports(folder: StudentFolder, student: Row) -> list[Row]:
+    """A row for each format that a student was exported to, in the order of formats."""
+    if stale := stale_exports(folder, student):
+        student["stale_exports"] = stale
+    run = {"run": student["run"]} if "run" in student else {}
+    rows = [{**row, **run, "role": "export"} for row in export_rows(folder, student)]
+    if not all(map(_is_whole, rows)):
+        raise ColdstillError(
+            f"{folder.exports}: damaged figures; delete the export and run coldstill export"
+        )
     return rows
 
 
-def _alone(row: Mapping[str, Any]) -> float | None:
-    """Seconds a token where one text is written at a time."""
-    speeds = row.get("generation") or ()
-    return next((float(s["token_seconds"]) for s in speeds if s["batch"] == 1), None)
-
-
 def _is_whole(row: Mapping[str, Any]) -> bool:
-    figures = [row.get(key) for key, _ in COLUMNS if key not in ("name", *_NEWER)]
+    figures = [row.get(key) for key in _FIGURES]
     optional = [row.get(key) for key in (CACHED_BYTES, "bits_per_byte", "flops_per_token")]
     bins, speeds = row.get("calibration", []), row.get("generation", [])
     return (

@@ -36,13 +36,24 @@ COLUMNS = (
 
 def warnings(rows: Sequence[Row]) -> list[str]:
     """What a reader must know before comparing these figures: a line each."""
+    found = _stale(rows)
     groups = heldout_groups(rows)
-    if len(groups) < 2:
-        return []
-    told = " against ".join(_in_few_words(group, rows) for group in groups)
+    if len(groups) > 1:
+        told = " against ".join(_in_few_words(group, rows) for group in groups)
+        found.append(
+            f"measured on {len(groups)} different held-out stores, so their figures do not "
+            f"compare: {told}"
+        )
+    return found
+
+
+def _stale(rows: Sequence[Row]) -> list[str]:
+    """Of exports that have no row."""
     return [
-        f"measured on {len(groups)} different held-out stores, so their figures do not compare: "
-        f"{told}"
+        f"{row['name']}: its export {name} is of other weights, so it is left out; delete it and "
+        "run coldstill export"
+        for row in rows
+        for name in row.get("stale_exports", ())
     ]
 
 

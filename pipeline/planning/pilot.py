@@ -54,8 +54,8 @@ def pilot(work: Work, count: int) -> Row:
         ColdstillError: more than there are, a teacher that is not trained yet, cannot be loaded or
             is cut across processes
     """
+    from ...stages.capture.plan import chosen_rows
     from ...stages.planning.pilot import PilotPlan, run_pilot
-    from ...stages.teacher_logits import chosen_rows
 
     recipe, run = work.recipe, work.run
     if recipe.teacher.tensor_parallel:
@@ -153,7 +153,7 @@ def _manifest(
     codec: str | dict[str, Any],
 ) -> Manifest:
     """Of a store that nobody will open: only what decides its bytes is real."""
-    from ...stages.teacher_logits import BLOCK_TOKENS
+    from ...stages.capture.plan import BLOCK_TOKENS
 
     length, size = recipe.corpus.sequence_length, teacher.head.vocabulary
     settings = format_settings(codec, recipe.logits.store, size, capture)
@@ -183,8 +183,8 @@ def _manifest(
 
 def _load_teacher(work: Work, tokenizer: Any) -> Teacher:
     from ...stages.capture.loading import Loading, load_teacher
+    from ...stages.capture.plan import expect_capturable
     from ...stages.models import context_length, vocabulary_size
-    from ...stages.teacher_logits import expect_capturable
 
     table, length = work.recipe.teacher, work.recipe.corpus.sequence_length
     size, own = vocabulary_size(tokenizer), captures(work.recipe)["train"]

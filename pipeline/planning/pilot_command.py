@@ -31,7 +31,7 @@ def pilot(
             to write since no capture fits the budget
     """
     path = None if write_to is None else editable_recipe(write_to, work.loaded, work.run)
-    from ...stages.capture.interruption import Interruption
+    from ...stages.interruption import Interruption
 
     with Interruption().listening():  # what it has written for weighing is cleared away
         measured = measure(work, count)

@@ -15,10 +15,9 @@ import torch
 from ...data.alignment import labels
 from ...data.errors import ColdstillError
 from ...data.order import uniform
-from ..isolation import model_inputs
+from ..isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
 from ..selection import Selected, select, to_targets
-from ..training.feed import flat_positions
 from .lockstep import lead
 
 if TYPE_CHECKING:

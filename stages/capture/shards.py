@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ...data.schema import Capture
     from ...data.writer import EncodedBlock, StoreWriter
     from ..report import Reporter
-    from ..teacher_logits import CapturePlan
     from .forward import Pending, Prepared, Teacher, TeacherForward
+    from .plan import CapturePlan
 
 _MOST_WORKERS = 4
 

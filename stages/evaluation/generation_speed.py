@@ -1,21 +1,32 @@
 """How fast a model writes: the prompt first (prefill), then token after token (decoding).
 
-As it would be served: greedy, with the key-value cache, logits of the last position alone.
+As it would be served: with the key-value cache, logits of the last position alone. Teachers,
+students and exports are measured by this code, on the same held-out tokens: what is written does
+not matter to a clock, so the text's own next token is fed instead of the model's.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
+from ..device import peak_memory
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+
     from ...data.schema import Sequences
+    from ..device import PeakMemory
 
 BATCHES = (1, 8)
 PROMPT_TOKENS, NEW_TOKENS = 128, 32
@@ -43,55 +54,111 @@ class GenerationSpeed:
     """The same of the slowest twentieth."""
     decode_tokens_per_second: float
     """Further tokens of all rows, by their median."""
+    memory_bytes: int | None = None
+    """Of the weights, and the most that reading and writing took beside them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Passage:
+    """What is read and written."""
+
+    text_BT: NDArray[np.int64]
+    prompt: int
+    """So many of its tokens are read at once, the others one by one but the last."""
+
+
+class Step(Protocol):
+    """A model, one step further."""
+
+    def __call__(self, tokens_BT: NDArray[np.int64], cache: Any, /) -> Any:
+        """Choose the next tokens, and give the cache for those after; None if there is none.
+
+        cache  what the step before gave; None begins a text
+        """
+        ...
+
+
+def passage(sequences: Sequences, batch: int, longest: int) -> Passage | None:
+    """Text of held-out sequences, the longest of them first if need be; None if there is none.
+
+    longest  tokens that a model may be asked about at once
+    """
+    room = min(PROMPT_TOKENS + NEW_TOKENS, longest)
+    new = max(2, min(NEW_TOKENS, room // 2))
+    lengths = sequences.tokens.lengths
+    prompt = min(room - new, int(lengths.max()))
+    if prompt < 1:
+        return None
+    long = np.flatnonzero(lengths >= prompt)
+    rows = [sequences.tokens[int(long[i % len(long)])] for i in range(batch)]
+    # where one is too short to go on, it begins again
+    text_BT = np.stack([np.resize(row, prompt + new) for row in rows]).astype(np.int64)
+    return Passage(text_BT=text_BT, prompt=prompt)
+
+
+def generation_speeds(model: Any, sequences: Sequences, longest: int) -> list[GenerationSpeed]:
+    """Time a model of transformers at every batch size of `BATCHES`; nothing if it keeps no cache.
+
+    sequences  the first of the held-out ones
+    longest    tokens it may be asked about at once
+    """
+    found = []
+    for batch in BATCHES:
+        read = passage(sequences, batch, longest)
+        if read is None:
+            return []
+        speed = generation_speed(
+            torch_step(model), read, lambda: peak_memory(model.device), weights_bytes(model)
+        )
+        if speed is None:
+            return []
+        found.append(speed)
+    return found
 
 
 @torch.no_grad()
 def generation_speed(
-    model: Any, sequences: Sequences, longest: int | None
-) -> tuple[GenerationSpeed, ...]:
-    """Time the model at every batch size of `BATCHES`; nothing if it keeps no cache.
+    step: Step,
+    read: Passage,
+    peak: Callable[[], AbstractContextManager[PeakMemory]],
+    loaded: int,
+) -> GenerationSpeed | None:
+    """Time one batch, after a warm-up; None where there is no cache to go on with.
 
-    sequences  of the held-out documents, from which the prompts are
-    longest    the model's context, if it has an end
+    peak    measures the memory that a block takes beside what is in use,
+    loaded  bytes which that is
     """
-    room = min(PROMPT_TOKENS + NEW_TOKENS, longest or PROMPT_TOKENS + NEW_TOKENS)
-    new = max(2, min(NEW_TOKENS, room // 2))
-    prompt = min(room - new, int(sequences.tokens.lengths.max()))
-    if prompt < 1:
-        return ()
-    found = []
-    for batch in BATCHES:
-        prompts_BT = _prompts(sequences, batch, prompt).to(model.device)
-        runs = [_written(model, prompts_BT, new) for _ in range(_REPEATS + 1)][1:]
-        times = [run for run in runs if run is not None]
-        if not times:
-            return ()
-        found.append(_speed(prompts_BT.shape, times))
-    return tuple(found)
+    if _written(step, read) is None:
+        return None
+    with peak() as memory:
+        runs = [_written(step, read) for _ in range(_REPEATS)]
+    return _speed(read, [run for run in runs if run is not None], loaded + memory.bytes)
 
 
-def _prompts(sequences: Sequences, batch: int, length: int) -> torch.Tensor:
-    """[B, T] the beginnings of sequences that are long enough, again from the first if need be."""
-    long = np.flatnonzero(sequences.tokens.lengths >= length)
-    rows = [sequences.tokens[int(long[i % len(long)])][:length] for i in range(batch)]
-    return torch.from_numpy(np.stack(rows).astype(np.int64))
-
-
-def _written(model: Any, prompts_BT: torch.Tensor, new: int) -> list[float] | None:
+def _written(step: Step, read: Passage) -> list[float] | None:
     """Seconds to each token; None from a model that gives no cache to go on with."""
-    settings, cached = call_settings(model)
-    token, cache, seconds = prompts_BT, None, []
-    for _ in range(new):
+    cache, seconds = None, []
+    borders = [0, *range(read.prompt, read.text_BT.shape[1])]
+    for start, end in itertools.pairwise(borders):
         started = time.perf_counter()
-        output = model(input_ids=token, use_cache=True, **settings, **{cached: cache})
-        token = output.logits[:, -1:].argmax(-1)
-        if token.device.type == "cuda":
-            torch.cuda.synchronize(token.device)
+        cache = step(read.text_BT[:, start:end], cache)
         seconds.append(time.perf_counter() - started)
-        cache = getattr(output, "past_key_values", None)
         if cache is None:
             return None
     return seconds
+
+
+def torch_step(model: Any) -> Step:
+    """A model of transformers, wherever it is."""
+    settings, cached = call_settings(model)
+
+    def step(tokens_BT: NDArray[np.int64], cache: Any, /) -> Any:
+        tokens = torch.from_numpy(tokens_BT).to(model.device)
+        output = model(input_ids=tokens, use_cache=True, **settings, **{cached: cache})
+        output.logits[:, -1].argmax(-1).cpu()  # waits for the device, as whoever reads it does
+        return getattr(output, "past_key_values", None)
+
+    return step
 
 
 def call_settings(model: Any) -> tuple[dict[str, Any], str]:
@@ -103,8 +170,22 @@ def call_settings(model: Any) -> tuple[dict[str, Any], str]:
     return settings, "cache" if "cache" in named else "past_key_values"
 
 
-def _speed(shape: torch.Size, runs: list[list[float]]) -> GenerationSpeed:
-    batch, prompt = shape
+def weights_bytes(model: Any) -> int:
+    """Memory of parameters and buffers, each once; of quantised ones what they are made of."""
+    waiting = [*model.parameters(), *model.buffers()]
+    found: dict[int, int] = {}
+    while waiting:
+        tensor = waiting.pop()
+        if hasattr(tensor, "__tensor_flatten__"):
+            waiting += [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+            continue
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def _speed(read: Passage, runs: list[list[float]], memory: int) -> GenerationSpeed:
+    batch, prompt = len(read.text_BT), read.prompt
     first = statistics.median(run[0] for run in runs)
     further = np.array([run[1:] for run in runs])
     usual = float(np.median(further))
@@ -117,4 +198,5 @@ def _speed(shape: torch.Size, runs: list[list[float]]) -> GenerationSpeed:
         token_seconds=round(usual, 6),
         token_seconds_p95=round(float(np.percentile(further, _SLOW)), 6),
         decode_tokens_per_second=round(batch / usual, 1),
+        memory_bytes=memory,
     )

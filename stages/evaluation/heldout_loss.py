@@ -11,9 +11,8 @@ import torch
 
 from ...data.alignment import labels
 from ...data.errors import ColdstillError
-from ..isolation import model_inputs
+from ..isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
-from ..training.feed import flat_positions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

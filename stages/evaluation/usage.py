@@ -1,23 +1,30 @@
-"""What a model costs where it is used: arithmetic, and time to write."""
+"""What a model costs where it is used: arithmetic, time to write, and memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from ..models import context_length
 from .flops import flops_per_token
-from .generation_speed import GenerationSpeed, generation_speed
+from .generation_speed import BATCHES, GenerationSpeed, generation_speeds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ...data.schema import Sequences
+
+T = TypeVar("T")
+
+SEQUENCES = max(BATCHES)
+"""So many of the first held-out sequences are read: the same for teacher, students and exports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Both, as far as they are known."""
+    """All of it, as far as it is known."""
 
     flops_per_token: int | None = None
     generation: tuple[GenerationSpeed, ...] = ()
@@ -35,18 +42,30 @@ class Usage:
 _USAGE = TypeAdapter(Usage)
 
 
-def measure_usage(model: Any, sequences: Sequences) -> Usage:
-    """Measure a model on held-out sequences.
+def longest_asked(model: Any, sequence_length: int) -> int:
+    """Tokens that a model is asked about at once."""
+    return min(context_length(model.config) or sequence_length, sequence_length)
 
-    What a model of another kind cannot do, or a device has no memory for, is left out: it must not
-    cost what was measured before.
+
+def measure_usage(
+    model: Any, sequences: Sequences, sequence_length: int, tell: Callable[[str], None]
+) -> Usage:
+    """Measure a model of transformers.
+
+    sequences  the first `SEQUENCES` of the held-out store
+    tell       hears what could not be measured: what a model of another kind cannot do, or a device
+               has no memory for, is left out, so that nothing else is lost with it
     """
-    length = int(sequences.tokens.lengths.max())
-    operations: int | None = None
-    speeds: tuple[GenerationSpeed, ...] = ()
+    longest = longest_asked(model, sequence_length)
+    operations = _tried(lambda: flops_per_token(model, longest), "arithmetic", tell)
+    speeds = _tried(lambda: generation_speeds(model, sequences, longest), "writing", tell)
+    return Usage(flops_per_token=operations, generation=tuple(speeds or ()))
+
+
+def _tried(measure: Callable[[], T], what: str, tell: Callable[[str], None]) -> T | None:
     try:
-        operations = flops_per_token(model, length)
-        speeds = generation_speed(model, sequences, context_length(model.config))
-    except (RuntimeError, ValueError, TypeError, AttributeError):
-        pass
-    return Usage(flops_per_token=operations, generation=speeds)
+        return measure()
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        tell(f"{what} could not be measured: {reason[:200]}")
+        return None

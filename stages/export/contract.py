@@ -87,10 +87,14 @@ class Runtime(Protocol):
         """The process it runs in, if not in this one, and its bytes of memory before it loaded."""
         ...
 
-    def step(self, tokens_T: NDArray[Any], cache: Any = None) -> tuple[NDArray[Any], Any]:
-        """[T, >= V] fp32 logits of the next tokens of one document, and the cache for those after.
+    def step(
+        self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
+    ) -> tuple[NDArray[Any], Any]:
+        """[T, V] fp32 logits of the next tokens of one document, and the cache for those after.
 
         cache  what the step before gave; None begins a document. It is used up.
+        last   only the last place's are wanted, as where text is written: a runtime that can leave
+               the others out gives [1, V]
         """
         ...
 

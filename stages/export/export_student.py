@@ -15,6 +15,7 @@ from ..models import teacher_identity
 from ..report import Report, Reporter, silent
 from .contract import expect_known, expect_packages
 from .ground import ground_of
+from .job import RECORD
 from .record import checked_record
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from .job import ExportJob
 
 STAGE = "export"
-RECORD = "export.json"
-"""There when an export is whole and was found to say what its student says."""
 
 
 def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent) -> None:
@@ -84,7 +83,7 @@ def _is_done(
             f"the student's are {known['fingerprint'][:12]}); delete that folder to write it anew"
         )
     note = f"already exported: {folder}"
-    if record.get("row", {}).get("heldout") != heldout:
+    if record.get("heldout") != heldout:
         note += " (checked on another held-out store; delete that folder to check it on this one)"
     report(Report(stage=f"{STAGE} {known['name']} {name}", note=note))
     return True

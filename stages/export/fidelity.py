@@ -7,7 +7,7 @@ place. An export is asked twice about one document: all at once, and token by to
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,7 +74,9 @@ class Checked:
 
     fidelity: Fidelity
     figures: dict[str, Any]
-    """As in `evaluate.Evaluation`: loss, KL from the teacher and so on, on the same documents."""
+    """As in `evaluate.Evaluation`: loss, KL from the teacher and so on, on the same documents;"""
+    student: dict[str, Any]
+    """the student's."""
 
 
 @torch.no_grad()
@@ -90,15 +92,14 @@ def check(
     vocabulary  V: logits past it are padding, and left out
     tell        hears how many documents are done
     """
-    distance, sums, calibration = _Distance(), Sums(), Calibration()
+    distance, ours, theirs = _Distance(), _Figures(), _Figures()
     for done, document in enumerate(documents, 1):
         ours_TV = _logits(student.step(document.tokens_T)[0], vocabulary)
         theirs_TV = _logits(export.step(document.tokens_T)[0], vocabulary)
         distance.add(ours_TV, theirs_TV)
         if len(document.positions_M):
-            rows = theirs_TV[torch.from_numpy(document.positions_M)]
-            # what is no number is beyond every limit, and has no figures
-            add_positions(rows.nan_to_num(), document.target, sums, calibration)
+            ours.add(ours_TV, document)
+            theirs.add(theirs_TV, document)
         tell(done)
     longest = max(documents, key=lambda document: len(document.tokens_T))
     fidelity = Fidelity(
@@ -110,12 +111,26 @@ def check(
         agreement=distance.agreed / distance.positions,
         cached_difference=_cached_difference(export, longest.tokens_T, vocabulary),
     )
-    figures = {
-        **sums.means(),
-        "ece": calibration.error(),
-        "calibration": calibration.bins(),
-    }
-    return Checked(fidelity=fidelity, figures=figures)
+    return Checked(fidelity=fidelity, figures=theirs.means(), student=ours.means())
+
+
+@dataclass(slots=True)
+class _Figures:
+    """Of one model, over the places that have a target."""
+
+    sums: Sums = field(default_factory=Sums)
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def add(self, logits_TV: torch.Tensor, document: Document) -> None:
+        """Take the logits of a document."""
+        rows = logits_TV[torch.from_numpy(document.positions_M)]
+        # what is no number is beyond every limit, and has no figures
+        add_positions(rows.nan_to_num(), document.target, self.sums, self.calibration)
+
+    def means(self) -> dict[str, Any]:
+        """As in `evaluate.Evaluation`."""
+        found = self.calibration
+        return {**self.sums.means(), "ece": found.error(), "calibration": found.bins()}
 
 
 @dataclass(slots=True)

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...data.token_bytes import token_bytes_of
+from ..evaluation.generation_speed import passage
+from ..evaluation.usage import SEQUENCES, longest_asked
 from ..models import load_model, load_tokenizer
 from .contract import Source, titled
 from .documents import sampled_documents
-from .measure import writing_speed
 from .model_card import model_card
 from .torch_runtime import TorchRuntime
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ...data.reader import StoreReader
-    from ..evaluation.generation_speed import GenerationSpeed
+    from ..evaluation.generation_speed import Passage
     from .documents import Document
     from .job import ExportJob
 
@@ -35,14 +33,10 @@ class Ground:
     """Which weights these are."""
     heldout: str
     documents: list[Document]
-    label_bytes: int | None
-    """Of the text that their labels stand for; None where that is not known."""
-    text_T: NDArray[np.int64]
-    """What its speed is measured on, a whole sequence."""
+    read: Passage | None
+    """What its speed is measured on, as everybody's."""
     student: TorchRuntime
-    """The student itself,"""
-    generation: GenerationSpeed
-    """and how fast it writes here."""
+    """The student itself."""
 
 
 def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> Ground:
@@ -70,23 +64,12 @@ def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> G
         texts=tuple(texts),
         card=model_card(job.name, identity["family"], model.num_parameters(), job.facts),
     )
-    text_T = np.concatenate([document.tokens_T for document in documents])[:length]
-    student = TorchRuntime(model, titled("torch"))
+    sequences = store.read(np.arange(min(SEQUENCES, len(store)))).sequences
     return Ground(
         source=source,
         identity=identity,
         heldout=job.heldout,
         documents=documents,
-        label_bytes=_label_bytes(store, documents),
-        text_T=text_T,
-        student=student,
-        generation=writing_speed(student, text_T),
+        read=passage(sequences, 1, longest_asked(model, length)),
+        student=TorchRuntime(model, titled("torch")),
     )
-
-
-def _label_bytes(store: StoreReader, documents: list[Document]) -> int | None:
-    table = token_bytes_of(store)
-    if table is None:
-        return None
-    lengths = table.lengths(store.manifest.tokenizer.size)
-    return sum(int(lengths[document.target.labels.numpy()].sum()) for document in documents)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from .contract import Format
     from .model_card import Facts
 
+RECORD = "export.json"
+"""There when an export is whole and was found to say what its student says."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportJob:

@@ -83,9 +83,11 @@ class LlamaCpp:
             self.close()
             raise
 
-    def step(self, tokens_T: NDArray[Any], cache: Any = None) -> tuple[NDArray[Any], Any]:
-        """[T, V] fp32 logits, and a sign that there is a past."""
-        answer = self.ask({"eval": tokens_T.tolist(), "begin": cache is None})
+    def step(
+        self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
+    ) -> tuple[NDArray[Any], Any]:
+        """[T, V] fp32 logits, [1, V] where `last`, and a sign that there is a past."""
+        answer = self.ask({"eval": tokens_T.tolist(), "begin": cache is None, "last": last})
         shape = answer["shape"]
         assert self.child.stdout is not None
         content = self.child.stdout.read(4 * shape[0] * shape[1])

@@ -47,8 +47,13 @@ class OnnxRuntime:
             raise ColdstillError(f"{path}: onnxruntime cannot load it: {line}") from error
         return cls(session, titled("onnxruntime"))
 
-    def step(self, tokens_T: NDArray[Any], cache: Any = None) -> tuple[NDArray[Any], Any]:
-        """[T, >= V] fp32 logits, and the cache: keys and values by the names of the inputs."""
+    def step(
+        self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
+    ) -> tuple[NDArray[Any], Any]:
+        """[T, V] fp32 logits, and the cache: keys and values by the names of the inputs.
+
+        last  of no account: the graph computes the logits of every place that it is given
+        """
         past = self._nothing() if cache is None else cache
         before = next(iter(past.values())).shape[2]
         count = len(tokens_T)

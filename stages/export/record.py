@@ -1,20 +1,17 @@
-"""What is known of an export once it was checked: its record, a row of figures, and a sentence."""
+"""What is known of an export once it was checked: its record, and a sentence."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ..device import describe_machine
-from ..evaluate import Evaluation
-from ..evaluation.flops import flops_per_token
+from ..device import describe_machine, short_dtype
 from ..report import Report, Reporter
 from .fidelity import check
-from .measure import memory, reading_speed, resident, writing_speed
+from .measure import resident, writing_speed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,9 +20,8 @@ if TYPE_CHECKING:
     from .contract import Format, Runtime
     from .fidelity import Checked
     from .ground import Ground
-    from .measure import Memory
 
-_VERSION = 1
+_VERSION = 2
 _PACKAGES = (
     "torch",
     "transformers",
@@ -49,45 +45,39 @@ def checked_record(
     before = resident()
     runtime = form.open(ground.source, folder)
     try:
-        cost = memory(runtime, before, ground.text_T)
         checked = _checked(stage, form, runtime, ground, report)
-        reading, generation = 0.0, None
-        if runtime.is_own:
-            reading = reading_speed(runtime, ground.text_T)
-            generation = writing_speed(runtime, ground.text_T)
+        speed = None
+        if runtime.is_own and ground.read is not None:
+            speed = writing_speed(runtime, ground.read, before)
     finally:
         runtime.close()
     size = sum(path.stat().st_size for path in folder.glob(form.weights))
-    costs = _Costs(bytes=size, memory=cost, reading=reading, generation=generation)
+    name = stage.split()[-1]
     record = {
-        "format": stage.split()[-1],
+        "format": name,
         "version": _VERSION,
         "student": ground.identity,
         "checked_by": runtime.title,
         "checked_by_own_runtime": runtime.is_own,
         "check": checked.fidelity.to_json(),
         "limits": asdict(form.limits),
-        "memory": asdict(cost) if runtime.is_own else None,
-        "student_generation": asdict(ground.generation),
         "packages": _versions(),
-        "row": {
-            **_row(stage.split()[-1], runtime, checked, ground, costs),
-            "heldout": ground.heldout,
+        "heldout": ground.heldout,
+        "sample": {"student": _plain(checked.student), "export": _plain(checked.figures)},
+        "costs": {
+            "bytes": size,
+            "dtype": name.partition("-")[2] or short_dtype(str(ground.source.model.dtype)[6:]),
+            "generation": [] if speed is None else [asdict(speed)],
+            "machine": describe_machine(),
+            "runtime": runtime.title,
         },
     }
-    return record, _sentence(runtime, checked, costs)
+    return record, _sentence(runtime, checked, size, speed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Costs:
-    """What an export takes where it runs."""
-
-    bytes: int
-    memory: Memory
-    reading: float
-    """Tokens/s; 0 if its own runtime is not here,"""
-    generation: GenerationSpeed | None
-    """and then there is nothing to tell of this either."""
+def _plain(figures: dict[str, Any]) -> dict[str, Any]:
+    """As JSON."""
+    return {**figures, "calibration": [asdict(one) for one in figures["calibration"]]}
 
 
 def _checked(
@@ -108,38 +98,17 @@ def _checked(
     return checked
 
 
-def _row(
-    name: str, runtime: Runtime, checked: Checked, ground: Ground, costs: _Costs
-) -> dict[str, Any]:
-    """Like a student's own row in the comparison, on the sampled documents, one at a time."""
-    loss, positions = checked.figures["loss"], checked.figures["positions"]
-    bits = loss * positions / math.log(2)
-    return asdict(
-        Evaluation(
-            name=f"{ground.source.name} ({name})",
-            role="export",
-            parameters=ground.identity["parameters"],
-            bytes=costs.bytes,
-            **checked.figures,
-            bits_per_byte=bits / ground.label_bytes if ground.label_bytes else None,
-            tokens_per_second=costs.reading,
-            peak_memory_bytes=costs.memory.peak if runtime.is_own else 0,
-            flops_per_token=flops_per_token(ground.source.model, len(ground.text_T)),
-            generation=() if costs.generation is None else (costs.generation,),
-            machine=f"{runtime.title}, {describe_machine()}",
-        )
-    )
-
-
-def _sentence(runtime: Runtime, checked: Checked, costs: _Costs) -> str:
-    fidelity, speed = checked.fidelity, costs.generation
+def _sentence(runtime: Runtime, checked: Checked, size: int, speed: GenerationSpeed | None) -> str:
+    fidelity = checked.fidelity
     said = (
-        f"{costs.bytes / 1e6:.1f} MB, checked by {runtime.title} on {fidelity.positions:,} "
+        f"{size / 1e6:.1f} MB, checked by {runtime.title} on {fidelity.positions:,} "
         f"held-out positions: largest difference {fidelity.largest_difference:.2g}, KL "
         f"{fidelity.kl:.2g}, top-1 agreement {fidelity.agreement:.2%}"
     )
-    if speed is None:
+    if not runtime.is_own:
         return f"{said}; its own runtime is not installed, so neither it nor its speed was tried"
+    if speed is None:
+        return said
     return (
         f"{said}; prompts {speed.prefill_tokens_per_second:,.0f} tokens/s, then "
         f"{1e3 * speed.token_seconds:.2f} ms a token"

@@ -22,13 +22,20 @@ class TorchRuntime:
     elsewhere: None = None
 
     @torch.no_grad()
-    def step(self, tokens_T: NDArray[Any], cache: Any = None) -> tuple[NDArray[Any], Any]:
-        """[T, >= V] fp32 logits, and the cache."""
+    def step(
+        self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
+    ) -> tuple[NDArray[Any], Any]:
+        """[T, V] fp32 logits, or [1, V] where `last` and the model can, and the cache."""
         ids = torch.from_numpy(tokens_T.astype("int64"))[None]
         name = cache_name(self.model)
-        output = self.model(input_ids=ids, use_cache=True, **{name: cache})
+        settings = {"logits_to_keep": 1} if last and self._keeps_some else {}
+        output = self.model(input_ids=ids, use_cache=True, **{name: cache}, **settings)
         logits: NDArray[Any] = output.logits[0].float().numpy()
         return logits, getattr(output, name)
+
+    @property
+    def _keeps_some(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     def close(self) -> None:
         """Nothing: memory goes with the last that holds it."""

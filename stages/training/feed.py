@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from ...data.order import epoch_order
 from ...data.prepared import BLOCK_SEQUENCES
-from ..isolation import Isolation, model_inputs
+from ..isolation import Isolation, flat_positions, model_inputs
 from ..targets import target_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from numpy.typing import NDArray
 
     from ...data.prepared import SequenceFile
@@ -111,12 +111,6 @@ class CollateWithIds(Collate):
     def __call__(self, rows: Rows | MixedRows) -> dict[str, Any]:
         """Inputs, targets, and of whom."""
         return super().__call__(rows) | {"sequence_ids": rows[0].ids}
-
-
-def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
-    """[M] where the supervised positions lie in a flattened `[B * length]` batch."""
-    row_M = np.repeat(np.arange(len(sequences)), sequences.positions.lengths)
-    return torch.from_numpy(row_M * length + sequences.positions.values.astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ is whole.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError, StoppedError
-from ..capture.interruption import Interruption
+from ..interruption import Interruption
 from ..ranks import lost_process_told, rank
 from ..report import Report, Reporter, silent
 from .arguments import refused, sequences_per_step, step_shape, training_arguments
@@ -128,6 +129,8 @@ def _make_trainer(
         raise ColdstillError(f"{job.stage}: there is no sequence to learn from")
     shape = step_shape(config, job.sequence_length, job.stage)
     arguments = training_arguments(config, shape, job.seed, checkpoints, job.stage)
+    # the trainer leaves settings of its own in it: `use_cache = False`, for one
+    held.callback(setattr, model, "config", copy.deepcopy(model.config))
     held.enter_context(whole_afterwards(model))
     held.enter_context(running_blocks(model, config, f"{job.stage}: train"))
     progress = Progress(config.steps)

@@ -28,15 +28,15 @@ from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Block, Capture, Targets
 from coldstill.pipeline.recipe import load_recipe
 from coldstill.stages.capture.forward import Teacher
+from coldstill.stages.capture.plan import CapturePlan, chosen_rows
 from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.device import describe_machine
 from coldstill.stages.evaluate import evaluate_student
-from coldstill.stages.isolation import model_inputs
+from coldstill.stages.isolation import flat_positions, model_inputs
 from coldstill.stages.models import load_model, load_tokenizer
 from coldstill.stages.output_head import connect_head
-from coldstill.stages.teacher_logits import CapturePlan, capture_split, chosen_rows
+from coldstill.stages.teacher_logits import capture_split
 from coldstill.stages.train_student import StudentJob, train_student
-from coldstill.stages.training.feed import flat_positions
 from measure import OUTPUT
 from oracles import write_missing
 

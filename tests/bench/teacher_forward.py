@@ -28,12 +28,12 @@ from coldstill.data.schema import Capture
 from coldstill.data.stores.arrow import ArrowStore
 from coldstill.data.writer import StoreWriter
 from coldstill.stages.capture.forward import Teacher, TeacherForward
+from coldstill.stages.capture.plan import CapturePlan
 from coldstill.stages.capture.shards import capture_shards
 from coldstill.stages.device import best_device
 from coldstill.stages.isolation import model_inputs
 from coldstill.stages.output_head import OutputHead
 from coldstill.stages.report import silent
-from coldstill.stages.teacher_logits import CapturePlan
 from measure import Figure, compare_memory, compare_times, write
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -8,8 +8,6 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.pipeline.export import export_rows
-from coldstill.pipeline.run import StudentFolder
 from coldstill.stages.export import FORMATS
 from safetensors.torch import load_file, save_file
 
@@ -49,31 +47,6 @@ def test_a_student_is_exported_checked_and_told_of(finished: Desk) -> None:
     assert "steps = 3" in page
     loss = finished.json("students", "small", "evaluation.json")["loss"]
     assert f"{loss:.4f}" in page
-
-
-def test_an_export_has_a_row_like_its_student(finished: Desk) -> None:
-    finished.done("export", "runs/r", "small", "--to", "hf")
-    (row,) = export_rows(StudentFolder(finished.run / "students" / "small"))
-    own = finished.json("students", "small", "evaluation.json")
-    assert row.keys() == own.keys()
-    assert row["name"] == "small (hf)"
-    assert row["role"] == "export"
-    assert row["heldout"] == own["heldout"]
-    assert row["parameters"] == own["parameters"]
-    # a store of few sequences is compared whole
-    for name in ("positions", "loss", "kl", "agreement", "acceptance", "ece", "bits_per_byte"):
-        assert row[name] == pytest.approx(own[name], rel=1e-4), name
-    assert row["generation"][0]["batch"] == 1
-    assert export_rows(StudentFolder(finished.run / "students" / "baseline")) == []
-    compared = json.loads(finished.done("compare", "r.toml", "--json").stdout)
-    assert {one["name"]: one["role"] for one in compared}["small (hf)"] == "export"
-    page = (finished.run / "comparison.html").read_text(encoding="utf-8")
-    assert "small (hf)" in page
-    assert "2 students" in page
-    damaged = finished.run.joinpath(*EXPORTS, "hf", "export.json")
-    damaged.write_text("[]", encoding="utf-8")
-    with pytest.raises(Exception, match=r"export\.json: damaged; delete its folder"):
-        export_rows(StudentFolder(finished.run / "students" / "small"))
 
 
 def test_what_is_exported_is_kept(finished: Desk) -> None:
@@ -198,10 +171,10 @@ def test_a_file_for_llama_cpp_says_who_has_checked_it(finished: Desk) -> None:
         assert record["checked_by"].startswith("the GGUF reader of transformers")
         assert record["checked_by_own_runtime"] is False
         assert "its own runtime is not installed" in result.stderr
-        assert record["row"]["generation"] == []
+        assert record["costs"]["generation"] == []
     else:
         assert record["checked_by"].startswith("llama.cpp")
-        assert record["row"]["generation"]
+        assert record["costs"]["generation"]
     assert finished.run.joinpath(*EXPORTS, "gguf-q8_0", "small-q8_0.gguf").is_file()
 
 

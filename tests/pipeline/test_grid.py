@@ -168,6 +168,8 @@ def test_no_two_keys_of_a_student_are_called_alike() -> None:
     [
         (True, "true"),
         ("cosine", "cosine"),
+        ("50%", "50pct"),
+        ("12.5%", "12.5pct"),
         ([0, 3], "0_3"),
         ([0.5], "[0-9a-f]{8}"),
         ({"every": 2}, "[0-9a-f]{8}"),

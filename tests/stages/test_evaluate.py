@@ -13,7 +13,6 @@ from coldstill.stages.config import ArchitectureConfig
 from coldstill.stages.evaluate import evaluate_student, evaluate_teacher
 from coldstill.stages.evaluation.calibration import ECE_BINS, Calibration
 from coldstill.stages.evaluation.flops import flops_per_token
-from coldstill.stages.evaluation.generation_speed import BATCHES
 from coldstill.stages.models import build_model, load_model, load_tokenizer
 from conftest import VOCABULARY
 from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
@@ -97,10 +96,15 @@ def test_a_students_figures_are_those_of_whole_logits(
     model = load_model(str(student), "model", precision="fp32")
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.bytes == sum(f.stat().st_size for f in student.glob("*.safetensors"))
-    assert found.tokens_per_second > 0
     assert found.bits_per_byte == pytest.approx(bits_per_byte(store, loss), rel=1e-5)
-    assert [speed.batch for speed in found.generation] == list(BATCHES)
+    assert [speed.batch for speed in found.generation] == [1, 8]
+    for speed in found.generation:
+        assert speed.memory_bytes is not None
+        assert speed.memory_bytes > 4 * found.parameters  # fp32, and the tables for places
     assert found.flops_per_token == flops_per_token(model, LENGTH)
+    assert found.dtype == "fp32"
+    assert f"torch {torch.__version__}" == found.runtime
+    assert found.machine.endswith(f"1 thread, torch {torch.__version__}")
 
 
 def bits_per_byte(store: StoreReader, loss: float) -> float:
@@ -130,7 +134,7 @@ def test_the_teachers_row_comes_from_the_store_alone(store: StoreReader, teacher
     assert found.positions == len(labels_M)
     model = load_model(str(teacher), "model", precision="fp32")
     assert found.parameters == sum(p.numel() for p in model.parameters())
-    assert found.tokens_per_second > 0
+    assert found.weights == store.manifest.teacher.fingerprint
 
 
 def test_the_teacher_as_a_student_equals_its_own_row(store: StoreReader, teacher: Path) -> None:
@@ -141,9 +145,14 @@ def test_the_teacher_as_a_student_equals_its_own_row(store: StoreReader, teacher
     figures = ("loss", "accuracy", "ece", "parameters", "bytes", "positions", "bits_per_byte")
     for name in figures:
         assert getattr(found, name) == pytest.approx(getattr(own, name), rel=1e-5), name
-    # what it does in an hour was measured when it was captured
-    assert own.flops_per_token == found.flops_per_token
-    assert [speed.batch for speed in own.generation] == list(BATCHES)
+    # what it costs was measured when it was captured, by the same work on the same machine
+    for name in ("flops_per_token", "dtype", "machine", "runtime", "weights"):
+        assert getattr(found, name) == getattr(own, name), name
+    work = ("batch", "prompt_tokens", "new_tokens")
+    assert len(own.generation) == 2
+    for one, other in zip(found.generation, own.generation, strict=True):
+        assert [getattr(one, name) for name in work] == [getattr(other, name) for name in work]
+        assert one.memory_bytes == pytest.approx(other.memory_bytes, rel=0.5, abs=4e6)
 
 
 def test_a_sampled_record_gives_the_same_figures_on_average(

@@ -13,9 +13,8 @@ from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
 from coldstill.stages.evaluate import evaluate_student
 from coldstill.stages.export.contract import Limits
-from coldstill.stages.export.documents import Document, sampled_documents
+from coldstill.stages.export.documents import sampled_documents
 from coldstill.stages.export.fidelity import Fidelity, check
-from coldstill.stages.export.measure import memory, reading_speed, resident, writing_speed
 from coldstill.stages.export.torch_runtime import TorchRuntime
 from coldstill.stages.models import load_model
 from conftest import VOCABULARY
@@ -58,7 +57,9 @@ class Other:
     def __init__(self, student: TorchRuntime, shift: float, forget: float = 0.0) -> None:
         self.student, self.shift, self.forget = student, shift, forget
 
-    def step(self, tokens_T: NDArray[Any], cache: Any = None) -> tuple[NDArray[Any], Any]:
+    def step(
+        self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
+    ) -> tuple[NDArray[Any], Any]:
         logits, after = self.student.step(tokens_T, cache)
         logits = logits.copy()
         logits[:, 0] += self.shift + (self.forget if cache is not None else 0.0)
@@ -171,7 +172,9 @@ def test_what_is_no_number_is_not_lost_among_documents(
     documents = sampled_documents(heldout)
 
     class Broken(Other):
-        def step(self, tokens_T: NDArray[Any], cache: Any = None) -> tuple[NDArray[Any], Any]:
+        def step(
+            self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
+        ) -> tuple[NDArray[Any], Any]:
             logits, after = super().step(tokens_T, cache)
             if np.array_equal(tokens_T, documents[0].tokens_T):
                 logits[0, 5] = np.nan
@@ -180,16 +183,3 @@ def test_what_is_no_number_is_not_lost_among_documents(
     fidelity = check(student, Broken(student, 0.0), documents, VOCABULARY).fidelity
     assert fidelity.excess(LIMITS) is not None
     assert math.isnan(fidelity.largest_difference)
-
-
-def test_speed_and_memory_are_told(student: TorchRuntime, heldout: StoreReader) -> None:
-    documents: list[Document] = sampled_documents(heldout)
-    text = np.concatenate([document.tokens_T for document in documents])[:60]
-    speed = writing_speed(student, text)
-    assert (speed.batch, speed.prompt_tokens, speed.new_tokens) == (1, 30, 31)
-    assert speed.prefill_tokens_per_second > 0
-    assert 0 < speed.token_seconds <= speed.token_seconds_p95
-    assert reading_speed(student, text) > 0
-    taken = memory(student, resident(), text)
-    assert taken.loaded >= 0
-    assert taken.peak >= 0

@@ -20,6 +20,7 @@ from coldstill.stages.export.gguf_tokens import refusal as tokens_refusal
 from conftest import VOCABULARY
 from exports import (
     TEXTS,
+    TOKENS,
     difference,
     divergence,
     logprobs,
@@ -70,6 +71,21 @@ def test_llama_cpp_says_what_the_student_says(family: str, tokenizer: Any, tmp_p
         assert divergence(ours, logprobs(runtime)) < most
         assert difference(logprobs(runtime), stepped_logprobs(runtime)) < 0.1
         runtime.close()
+
+
+@needs_llama_cpp
+def test_where_only_the_last_place_is_wanted_one_row_comes(tokenizer: Any, tmp_path: Path) -> None:
+    source = source_of("llama", tokenizer, tmp_path / "model")
+    runtime: Any = F16.open(source, written(F16, source, tmp_path / "f16"))
+    whole, _ = runtime.step(TOKENS)
+    part, cache = runtime.step(TOKENS[:-1], last=True)
+    end, _ = runtime.step(TOKENS[-1:], cache, last=True)
+    again, _ = runtime.step(TOKENS)
+    runtime.close()
+    assert part.shape == end.shape == (1, whole.shape[1])
+    np.testing.assert_allclose(part[0], whole[-2], atol=0.05)
+    np.testing.assert_allclose(end[0], whole[-1], atol=0.05)
+    np.testing.assert_array_equal(again, whole)
 
 
 @needs_llama_cpp

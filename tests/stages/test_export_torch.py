@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from coldstill.data.manifest import (
 from coldstill.data.schema import Capture
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.model_card import Facts, model_card
+from coldstill.stages.export.torch_runtime import TorchRuntime
 from exports import (
     TOKENS,
     difference,
@@ -155,6 +157,20 @@ def test_the_page_s_own_code_runs(
     text = capsys.readouterr().out
     assert text.startswith("Once")
     assert len(text) > len("Once\n")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_where_only_the_last_place_is_wanted_no_other_is_computed(
+    family: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    source = source_of(family, tokenizer, tmp_path / "model")
+    runtime = TorchRuntime(source.model, "torch")
+    whole, _ = runtime.step(TOKENS)
+    part, cache = runtime.step(TOKENS[:-1], last=True)
+    end, _ = runtime.step(TOKENS[-1:], cache, last=True)
+    assert len(part) == len(end) == 1
+    np.testing.assert_allclose(part[-1], whole[-2], atol=1e-4)
+    np.testing.assert_allclose(end[-1], whole[-1], atol=1e-4)
 
 
 AO_FAMILIES = ["llama", "llama-tied", "gpt_neox"]

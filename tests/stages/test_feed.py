@@ -11,6 +11,7 @@ from coldstill.data.order import epoch_order
 from coldstill.data.prepared import CorpusLayout
 from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Capture
+from coldstill.stages.isolation import flat_positions
 from coldstill.stages.training.feed import (
     Collate,
     CorpusDataset,
@@ -18,7 +19,6 @@ from coldstill.stages.training.feed import (
     StepBatches,
     StepShape,
     StoreDataset,
-    flat_positions,
 )
 from oracles import manifest_for, random_block, write_missing
 from small_runs import SmallCorpus, capture_store, prepare

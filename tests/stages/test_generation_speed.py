@@ -1,20 +1,34 @@
-"""How fast a model writes, and what a token costs."""
+"""How fast a model writes, in what memory, and what a token costs."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.stages.device import PeakMemory
 from coldstill.stages.evaluation import generation_speed as module
 from coldstill.stages.evaluation.flops import flops_per_token
-from coldstill.stages.evaluation.generation_speed import BATCHES, GenerationSpeed, generation_speed
-from conftest import make_model
+from coldstill.stages.evaluation.generation_speed import (
+    Passage,
+    generation_speed,
+    generation_speeds,
+    passage,
+    torch_step,
+    weights_bytes,
+)
+from coldstill.stages.evaluation.usage import measure_usage
+from conftest import FAMILIES, make_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from coldstill.data.schema import Sequences
 
 VOCABULARY = 64
@@ -29,16 +43,12 @@ def sequences_of(*lengths: int) -> Sequences:
     return build_sequences(0, rows)
 
 
-@pytest.fixture(autouse=True)
-def _few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_REPEATS", 2)
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "gpt_neox"])
-def test_every_batch_is_measured_and_adds_up(family: str) -> None:
+def test_every_batch_is_measured_and_adds_up(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REPEATS", 2)
     model = make_model(family, VOCABULARY)
-    speeds = generation_speed(model, sequences_of(40, 30, 40), 128)
-    assert [speed.batch for speed in speeds] == list(BATCHES)
+    speeds = generation_speeds(model, sequences_of(40, 30, 40), 128)
+    assert [speed.batch for speed in speeds] == [1, 8]
     for speed in speeds:
         assert speed.prompt_tokens == 40
         assert speed.new_tokens == 32
@@ -49,45 +59,90 @@ def test_every_batch_is_measured_and_adds_up(family: str) -> None:
         assert speed.decode_tokens_per_second == pytest.approx(
             speed.batch / speed.token_seconds, rel=1e-2
         )
+        assert speed.memory_bytes is not None
+        assert speed.memory_bytes >= weights_bytes(model)
 
 
-def test_what_is_written_is_what_the_model_writes_without_a_cache(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_model_is_asked_for_a_text_with_its_cache_token_by_token() -> None:
+    """What it says step by step is what it says of the whole text."""
     model = make_model("llama", VOCABULARY)
-    seen: list[torch.Tensor] = []
+    text = np.random.default_rng(0).integers(0, VOCABULARY, (2, 12))
+    said: list[torch.Tensor] = []
     own = model.forward
 
     def watched(**inputs: Any) -> Any:
-        seen.append(inputs["input_ids"])
-        return own(**inputs)
+        output = own(**inputs)
+        said.append(output.logits)
+        return output
 
+    model.forward = watched
     watched.__signature__ = module.inspect.signature(own)  # type: ignore[attr-defined]
-    monkeypatch.setattr(model, "forward", watched)
-    prompts = torch.randint(0, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        module._written(model, prompts, 5)
-        text = torch.cat(seen, 1)
-        for place in range(7, 11):
-            expected = own(input_ids=text[:, :place], use_cache=False).logits[:, -1].argmax(-1)
-            assert torch.equal(text[:, place], expected)
+        seconds = module._written(torch_step(model), Passage(text_BT=text, prompt=7))
+        whole = own(input_ids=torch.from_numpy(text), use_cache=False).logits
+    assert seconds is not None
+    assert len(seconds) == len(said) == 5
+    assert [logits.shape[1] for logits in said] == [1] * 5  # of the prompt too: logits_to_keep
+    torch.testing.assert_close(torch.cat(said, 1), whole[:, 6:11], rtol=0, atol=1e-4)
 
 
 def test_prompts_are_as_long_as_the_context_allows_and_no_longer() -> None:
-    model = make_model("gpt2", VOCABULARY)
-    assert model.config.n_positions == 128
-    for longest, prompt, new in ((128, 96, 32), (20, 10, 10)):
-        for speed in generation_speed(model, sequences_of(400), longest):
-            assert (speed.prompt_tokens, speed.new_tokens) == (prompt, new)
+    long = sequences_of(400)
+    for longest, prompt, new in ((1000, 128, 32), (128, 96, 32), (20, 10, 10), (3, 1, 2)):
+        read = passage(long, 1, longest)
+        assert read is not None
+        assert (read.prompt, read.text_BT.shape) == (prompt, (1, prompt + new))
+        assert np.array_equal(read.text_BT[0], long.tokens[0][: prompt + new])
 
 
-def test_medians_and_the_slow_end_are_of_the_further_tokens() -> None:
-    runs = [[0.5] + [0.01] * 18 + [0.2] * 2, [0.7] + [0.02] * 20]
-    speed = module._speed(torch.Size([4, 10]), runs)
+def test_batches_are_of_sequences_that_are_long_enough_and_short_ones_begin_again() -> None:
+    sequences = sequences_of(30, 5, 31)
+    read = passage(sequences, 3, 60)
+    assert read is not None
+    assert read.prompt == 30
+    for row, number in zip(read.text_BT, (0, 2, 0), strict=True):
+        tokens = sequences.tokens[number]
+        assert np.array_equal(row, np.concatenate([tokens, tokens])[:60])
+
+
+def test_the_warm_up_counts_for_nothing_and_medians_are_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_REPEATS", 3)
+    runs = [[9.0] * 5, [0.5, 0.01, 0.01, 0.01, 0.3], [0.7] + [0.02] * 4, [0.6] + [0.03] * 4]
+    costs = itertools.chain.from_iterable(runs)
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    asked: list[tuple[int, ...]] = []
+
+    def step(tokens_BT: np.ndarray[Any, Any], cache: Any) -> Any:
+        asked.append(tokens_BT.shape)
+        clock[0] += next(costs)
+        return True
+
+    inside: list[int] = []
+
+    @contextlib.contextmanager
+    def peak() -> Iterator[PeakMemory]:
+        found = PeakMemory()
+        inside.append(len(asked))
+        yield found
+        inside.append(len(asked))
+        found.bytes = 70
+
+    text = np.zeros((4, 15), np.int64)
+    speed = generation_speed(step, Passage(text_BT=text, prompt=10), peak, 1000)
+    assert speed is not None
+    assert asked == [(4, 10), *[(4, 1)] * 4] * 4
+    assert inside == [5, 20]  # memory is of the runs that are timed
     assert speed.first_token_seconds == pytest.approx(0.6)
-    assert speed.token_seconds == pytest.approx(0.02)
-    assert speed.token_seconds_p95 == pytest.approx(0.029, abs=0.01)
-    assert speed.decode_tokens_per_second == pytest.approx(200.0)
+    assert speed.prefill_tokens_per_second == pytest.approx(66.7)
+    further = np.array([run[1:] for run in runs[1:]])
+    assert speed.token_seconds == pytest.approx(np.median(further))
+    assert speed.token_seconds_p95 == pytest.approx(np.percentile(further, 95), rel=1e-6)
+    assert speed.token_seconds_p95 > 4 * speed.token_seconds
+    assert speed.decode_tokens_per_second == pytest.approx(4 / 0.02)
+    assert speed.memory_bytes == 1070
 
 
 def test_a_model_without_a_cache_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,8 +151,34 @@ def test_a_model_without_a_cache_is_not_measured(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         model, "forward", lambda **inputs: own(input_ids=inputs["input_ids"], use_cache=False)
     )
-    found: tuple[GenerationSpeed, ...] = generation_speed(model, sequences_of(40), 128)
-    assert found == ()
+    assert generation_speeds(model, sequences_of(40), 128) == []
+
+
+def test_weights_are_counted_once_whoever_holds_them() -> None:
+    model = make_model("gpt2", VOCABULARY)  # its head is its embedding
+    parameters = sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in model.state_dict().values()) > parameters
+    buffers = sum(b.nbytes for b in model.buffers())
+    assert weights_bytes(model) == 4 * parameters + buffers
+
+
+def test_memory_of_writing_is_that_of_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that takes 64 MB more for each run."""
+    monkeypatch.setattr(module, "_REPEATS", 2)
+    model = make_model("llama", VOCABULARY)
+    small = generation_speeds(model, sequences_of(40), 128)[0].memory_bytes
+    own = model.forward
+
+    def greedy(**inputs: Any) -> Any:
+        taken = torch.ones(16_000_000)
+        return own(**inputs) if taken.sum() else None
+
+    greedy.__signature__ = module.inspect.signature(own)  # type: ignore[attr-defined]
+    monkeypatch.setattr(model, "forward", greedy)
+    large = generation_speeds(model, sequences_of(40), 128)[0].memory_bytes
+    assert small is not None
+    assert large is not None
+    assert large - small == pytest.approx(64e6, rel=0.2)
 
 
 def test_operations_are_those_of_the_matrices() -> None:
@@ -117,3 +198,28 @@ def test_operations_are_those_of_the_matrices() -> None:
     expected = 2 * (layers * (projections + attention) + width * VOCABULARY)
     # rotary frequencies are a product too, small and made once
     assert flops_per_token(model, length) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_of_long_sequences_follow_from_short_ones(family: str) -> None:
+    from coldstill.stages.evaluation import flops
+
+    model = make_model(family, VOCABULARY)
+    with torch.no_grad():
+        for length in (49, 100, 127):
+            assert flops_per_token(model, length) == flops._counted(model, length) // length
+
+
+def test_what_cannot_be_measured_costs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coldstill.stages.evaluation import usage
+
+    def failing(*_: Any) -> int:
+        raise RuntimeError("no room\nfor it")
+
+    monkeypatch.setattr(module, "_REPEATS", 1)
+    monkeypatch.setattr(usage, "flops_per_token", failing)
+    said: list[str] = []
+    found = measure_usage(make_model("llama", VOCABULARY), sequences_of(40), 128, said.append)
+    assert found.flops_per_token is None
+    assert [speed.batch for speed in found.generation] == [1, 8]
+    assert said == ["arithmetic could not be measured: no room"]

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from coldstill.data.errors import ColdstillError, StoppedError
-from coldstill.stages.capture.interruption import Interruption
+from coldstill.stages.interruption import Interruption
 
 
 def terminate() -> None:

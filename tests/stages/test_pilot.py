@@ -12,10 +12,10 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
+from coldstill.stages.capture.plan import make_manifest
 from coldstill.stages.planning import pilot as pilot_stage
 from coldstill.stages.planning.estimator import EstimatorMeter, EstimatorQuality
 from coldstill.stages.planning.pilot import PilotFigures, PilotPlan, WayFigures, run_pilot
-from coldstill.stages.teacher_logits import make_manifest
 from conftest import VOCABULARY
 from small_runs import (
     LENGTH,

@@ -12,8 +12,9 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.order import uniform
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Block, Capture
+from coldstill.stages.capture.plan import chosen_rows, make_manifest
 from coldstill.stages.models import load_model
-from coldstill.stages.teacher_logits import capture_split, chosen_rows, is_captured, make_manifest
+from coldstill.stages.teacher_logits import capture_split, is_captured
 from conftest import FAMILIES, VOCABULARY, make_model
 from dense import documents, logits_alone, record
 from small_runs import (

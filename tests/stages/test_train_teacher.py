@@ -70,6 +70,7 @@ def test_a_trained_teacher_is_a_model_with_its_tokenizer(
     assert lines[-1]["accuracy"] > lines[0]["accuracy"]
     model = load_model(str(tmp_path / "model"), "teacher", precision="fp32")
     assert model.config.num_hidden_layers == 1
+    assert model.config.use_cache is True  # the trainer's own setting stays with it
     names = load_tokenizer(str(tmp_path / "model"), "teacher").get_vocab()
     assert names == tokenizer.get_vocab()
     assert np.isfinite([line["grad_norm"] for line in lines]).all()

@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ...data.errors import StoppedError
+from ..data.errors import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

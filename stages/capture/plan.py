@@ -1,0 +1,125 @@
+"""What a store will be, before the teacher is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...data.errors import ColdstillError
+from ...data.manifest import (
+    CorpusIdentity,
+    Generation,
+    Manifest,
+    Packing,
+    format_settings,
+)
+from ..models import tokenizer_identity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from ...data.manifest import TeacherIdentity
+    from ...data.prepared import CorpusRecord, SequenceFile, Split
+    from ...data.schema import Capture
+    from ..config import GenerateConfig
+    from ..isolation import Isolation
+
+BLOCK_TOKENS = 16_384
+"""Tokens of a block inside a shard: the unit of a read. Half as many cost a tenth in decoding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturePlan:
+    """Everything that decides one split's store, known before the teacher is loaded."""
+
+    split: Split
+    teacher: TeacherIdentity
+    context: int | None
+    """The longest input the teacher takes."""
+    tokenizer: Any
+    corpus: CorpusRecord
+    sequences: SequenceFile
+    rows: NDArray[np.int64]
+    """Which of the split's sequences are captured, increasing."""
+    capture: Capture
+    sequence_length: int
+    shard_tokens: int
+    batch_tokens: int
+    codec: str | dict[str, Any]
+    """Its name, or a table of its name and settings; `store` likewise."""
+    store: str | dict[str, Any]
+    folder: str | Path
+    """A path or an address."""
+    generate: GenerateConfig | None = None
+    """How the teacher answers, where the sequences are prompts."""
+
+
+def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64]:
+    """The sequences to capture: all, or a seeded sample of them in corpus order."""
+    if wanted is None or wanted >= available:
+        return np.arange(available)
+    random = np.random.Generator(np.random.PCG64([seed, 1]))
+    return np.sort(random.choice(available, wanted, replace=False))
+
+
+def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
+    """What the store will say of itself; a function of its arguments alone.
+
+    Raises
+        ColdstillError: as `expect_capturable`
+    """
+    tokenizer = tokenizer_identity(plan.tokenizer)
+    expect_capturable(plan.capture, tokenizer.size, plan.sequence_length, plan.context)
+    split = plan.corpus.splits[plan.split]
+    per_shard = max(1, plan.shard_tokens // plan.sequence_length)
+    settings = format_settings(plan.codec, plan.store, tokenizer.size, plan.capture)
+    return Manifest(
+        teacher=plan.teacher,
+        tokenizer=tokenizer,
+        corpus=CorpusIdentity(
+            fingerprint=split.content, split=plan.split, documents=split.documents
+        ),
+        packing=Packing(
+            sequence_length=plan.sequence_length,
+            together=plan.corpus.together,
+            isolation=isolation,
+            separator=tuple(plan.corpus.separator),
+            fingerprint=split.packing,
+        ),
+        capture=plan.capture,
+        sequences=len(plan.rows),
+        shard_sequences=per_shard,
+        block_sequences=min(per_shard, max(1, BLOCK_TOKENS // plan.sequence_length)),
+        codec=settings["codec"],
+        store=settings["store"],
+        generated=None if plan.generate is None else Generation(**asdict(plan.generate)),
+    )
+
+
+def expect_capturable(
+    capture: Capture, size: int, sequence_length: int, longest: int | None
+) -> None:
+    """Refuse what a teacher of `size` tokens and a context of `longest` cannot give.
+
+    Raises
+        ColdstillError: a head or tail that the vocabulary cannot give, or a sequence longer than
+            the teacher's context
+    """
+    if capture.head > size:
+        raise ColdstillError(
+            f"logits.head: {capture.head} is more than the vocabulary's {size} tokens"
+        )
+    if capture.head == size and capture.tail:
+        raise ColdstillError(
+            f"logits.tail: a head of {size} is the whole vocabulary, nothing is left to sample; "
+            "set tail = 0"
+        )
+    if longest is not None and sequence_length > longest:
+        raise ColdstillError(
+            f"corpus.sequence_length: {sequence_length} is more than the teacher's context of "
+            f"{longest}; choose at most {longest}"
+        )

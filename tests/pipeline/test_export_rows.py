@@ -1,0 +1,138 @@
+"""Exports in the comparison: beside their student, and held to it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+QUALITY = (
+    "loss",
+    "perplexity",
+    "bits_per_byte",
+    "kl",
+    "agreement",
+    "accuracy",
+    "acceptance",
+    "ece",
+)
+
+
+def record(desk: Desk, student: str = "small") -> Path:
+    return desk.run / "students" / student / "exports" / "hf" / "export.json"
+
+
+def compared(desk: Desk) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(desk.done("compare", "r.toml", "--json").stdout)
+    return rows
+
+
+@pytest.fixture
+def exported(finished: Desk) -> Desk:
+    finished.done("export", "r.toml", "small", "--to", "hf")
+    return finished
+
+
+def test_the_same_weights_have_the_same_figures(exported: Desk) -> None:
+    exported.done("export", "runs/r", "baseline", "--to", "hf")
+    rows = compared(exported)
+    names = [row["name"] for row in rows]
+    assert names[0] == "teacher"
+    for name in ("small", "baseline"):
+        place = names.index(name)
+        own, row = rows[place : place + 2]
+        assert row["name"] == f"{name} (hf)"
+        assert (row["role"], row["of"], row["format"]) == ("export", name, "hf")
+        same = ("parameters", "positions", "heldout", "weights", "machine", "flops_per_token")
+        for key in (*same, "cached_bytes_per_position"):
+            assert row[key] == own[key], key
+        for key in QUALITY:
+            assert row[key] == pytest.approx(own[key], rel=1e-6), key
+        assert row["kl_from_student"] == 0.0
+        assert (own["dtype"], row["dtype"]) == ("fp32", "fp32")
+        work = ("batch", "prompt_tokens", "new_tokens")
+        (speed,) = row["generation"]
+        assert [speed[key] for key in work] == [own["generation"][0][key] for key in work]
+        assert speed["memory_bytes"] > 4 * row["parameters"]
+    page = (exported.run / "comparison.html").read_text(encoding="utf-8")
+    assert "2 students" in page
+
+
+def test_figures_are_the_students_and_what_the_sample_differs_by(exported: Desk) -> None:
+    own = exported.json("students", "small", "evaluation.json")
+    saved = json.loads(record(exported).read_text(encoding="utf-8"))
+    ours, theirs = saved["sample"]["student"], saved["sample"]["export"]
+    for key in ("loss", "kl", "agreement", "accuracy", "acceptance", "ece"):
+        ours[key] = 0.25  # whatever the sample is like
+        theirs[key] = 0.25 - 0.5**7
+    theirs["positions"] = 321
+    record(exported).write_text(json.dumps(saved), encoding="utf-8")
+    row = next(row for row in compared(exported) if row["role"] == "export")
+    for key in ("loss", "kl", "agreement", "accuracy", "acceptance", "ece"):
+        assert row[key] == pytest.approx(max(0.0, own[key] - 0.5**7)), key
+    assert row["perplexity"] == pytest.approx(math.exp(own["loss"] - 0.5**7))
+    assert row["bits_per_byte"] / own["bits_per_byte"] == pytest.approx(row["loss"] / own["loss"])
+    assert row["sample_positions"] == 321
+    theirs["agreement"] = 3.0
+    theirs["kl"] = -3.0
+    record(exported).write_text(json.dumps(saved), encoding="utf-8")
+    row = next(row for row in compared(exported) if row["role"] == "export")
+    assert (row["agreement"], row["kl"]) == (1.0, 0.0)
+
+
+def test_an_export_of_weights_that_are_gone_has_no_row_and_is_told_of(exported: Desk) -> None:
+    path = exported.run / "students" / "small" / "evaluation.json"
+    own = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**own, "weights": "0" * 64}), encoding="utf-8")
+    result = exported.done("compare", "r.toml", "--json")
+    rows = json.loads(result.stdout)
+    assert [row["role"] for row in rows] == ["teacher", "student", "student"]
+    assert next(row for row in rows if row["name"] == "small")["stale_exports"] == ["hf"]
+    assert "small: its export hf is of other weights, so it is left out" in result.stderr
+
+
+def test_half_written_exports_and_what_else_lies_there_have_no_row(exported: Desk) -> None:
+    folder = record(exported).parent
+    for name in (".unfinished-deadbeef-hf", "mine"):
+        other = folder.parent / name
+        other.mkdir()
+        (other / "export.json").write_bytes(record(exported).read_bytes())
+    assert sum(row["role"] == "export" for row in compared(exported)) == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "no JSON"])
+def test_a_damaged_record_is_named(exported: Desk, content: str) -> None:
+    saved = json.loads(record(exported).read_text(encoding="utf-8"))
+    text = json.dumps({"student": saved["student"]}) if content == "{}" else content
+    record(exported).write_text(text, encoding="utf-8")
+    line = exported.refused("compare", "r.toml")
+    assert "students/small/exports/hf/export.json: " in line
+
+
+def test_a_student_is_measured_before_it_leaves(finished: Desk) -> None:
+    path = finished.run / "students" / "small" / "evaluation.json"
+    path.unlink()
+    result = finished.done("export", "r.toml", "small", "--to", "hf")
+    assert "evaluate small: held-out loss " in result.stderr
+    loss = finished.json("students", "small", "evaluation.json")["loss"]
+    page = (record(finished).parent / "README.md").read_text(encoding="utf-8")
+    assert f"{loss:.4f}" in page
+
+
+def test_figures_older_than_the_weights_are_measured_anew(finished: Desk) -> None:
+    assert "already done" in finished.done("evaluate", "r.toml", "--student", "small").stderr
+    weights = finished.run / "students" / "small" / "model" / "model.safetensors"
+    now = (finished.run / "students" / "small" / "evaluation.json").stat().st_mtime_ns
+    os.utime(weights, ns=(now + 10**9, now + 10**9))
+    again = finished.done("evaluate", "r.toml", "--student", "small").stderr
+    assert "evaluate small: held-out loss " in again
