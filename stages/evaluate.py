@@ -55,7 +55,8 @@ class Evaluation:
     perplexity: float
     bits_per_byte: float | None
     """The same loss as bits for each byte of the text that the labels stand for: what models with
-    different tokens can be compared by. None where the store has no tokenizer."""
+    different tokens can be compared by. None where the store has no tokenizer, or one of which it
+    is not known how its tokens become text."""
     kl: float
     """Mean KL(teacher || model), in nats."""
     agreement: float
@@ -250,8 +251,8 @@ def _bits_per_byte(store: StoreReader, loss: float) -> float | None:
     Special tokens, an end of text say, cost bits and add no byte.
     """
     table = token_bytes_of(store)
-    if table is None:
+    counts = None if table is None else table.counts(store.manifest.tokenizer.size)
+    if counts is None:
         return None
-    lengths = table.lengths(store.manifest.tokenizer.size)
-    total = sum(int(lengths[labels(block.sequences)].sum()) for block in store.batches(256))
+    total = sum(counts.of_labels(block.sequences) for block in store.batches(256))
     return loss * store.positions / math.log(2) / total if total else None

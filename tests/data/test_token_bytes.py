@@ -6,8 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.token_bytes import TokenBytes
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 TEXT = "The naïve café — 東京, 3 / 4 = 12\n\tend\r\n  two  spaces"
 
@@ -53,7 +62,9 @@ def test_the_tokens_of_a_text_are_its_bytes(make: Any) -> None:
     ids = tokenizer.encode(TEXT).ids
     table = TokenBytes(tokenizer)
     assert b"".join(table.of(index) or b"" for index in ids) == TEXT.encode()
-    lengths = table.lengths(tokenizer.get_vocab_size())
+    counts = table.counts(tokenizer.get_vocab_size())
+    assert counts is not None
+    lengths = counts.lengths_V
     assert int(lengths[ids].sum()) == len(TEXT.encode())
     if make is byte_level:
         assert lengths[ids].max() > 1
@@ -63,10 +74,121 @@ def test_special_tokens_are_no_text_and_added_words_are() -> None:
     tokenizer = byte_level()
     table = TokenBytes(tokenizer)
     end, word = tokenizer.token_to_id("<|end|>"), tokenizer.token_to_id("naïve")
-    lengths = table.lengths(tokenizer.get_vocab_size() + 8)
+    counts = table.counts(tokenizer.get_vocab_size() + 8)
+    assert counts is not None
+    lengths = counts.lengths_V
     assert table.of(end) == b"<|end|>"
     assert lengths[end] == 0
     assert lengths[word] == len("naïve".encode())
     assert (lengths[-8:] == 0).all()  # rows of a padded model
     assert lengths.dtype == np.int64
     assert table.of(tokenizer.get_vocab_size()) is None
+
+
+def word_pieces() -> Any:
+    pieces = ["[UNK]", "the", "play", "##ing", "##s", ".", ",", "caf", "##\u00e9", "don", "'", "t"]
+    tokenizer = Tokenizer(
+        models.WordPiece(vocab={piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def ends_of_words() -> Any:
+    pieces = ["the</w>", "play", "ing</w>", "s</w>", "caf", "\u00e9</w>", "the", "play</w>"]
+    letters = [f"{letter}{end}" for letter in "theplayingscaf\u00e9.," for end in ("", "</w>")]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*letters, *pieces]))}
+    merges = [("t", "h"), ("th", "e"), ("th", "e</w>"), ("i", "n"), ("in", "g</w>")]
+    vocabulary |= {piece: len(vocabulary) + i for i, piece in enumerate(["th", "in"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
+    return tokenizer
+
+
+def _sentence_pieces() -> Any:
+    pieces = ["\u2581the", "\u2581", *"theplayingscaf.,'d o", *(f"<0x{b:02X}>" for b in range(256))]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    return Tokenizer(
+        models.BPE(
+            vocab=vocabulary | {"\u2581t": 400, "\u2581th": 401},
+            merges=[("\u2581", "t"), ("\u2581t", "h"), ("\u2581th", "e")],
+            byte_fallback=True,
+        )
+    )
+
+
+def metaspace() -> Any:
+    tokenizer = _sentence_pieces()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    return tokenizer
+
+
+def like_llama() -> Any:
+    tokenizer = _sentence_pieces()
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return tokenizer
+
+
+KINDS: dict[str, tuple[Any, str]] = {
+    "byte_level": (byte_level, ""),
+    "byte_fallback": (byte_fallback, ""),
+    "word_pieces": (word_pieces, "the"),
+    "ends_of_words": (ends_of_words, "the "),
+    "metaspace": (metaspace, "the"),
+    "like_llama": (like_llama, "the"),
+}
+"""How it is made, and what the first token of the text below is; nothing if it depends."""
+PLAYS = ("the playing, the plays", "the caf\u00e9", "the. the playing the caf\u00e9", "the")
+
+
+@pytest.mark.parametrize("begin", [False, True])
+@pytest.mark.parametrize("end", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_labels_are_as_many_bytes_as_their_text(name: str, begin: bool, end: bool) -> None:
+    make, first = KINDS[name]
+    tokenizer = make()
+    tokenizer.add_special_tokens(["<begin>", "<end>"])
+    starts = [tokenizer.token_to_id("<begin>")] * begin
+    ends = [tokenizer.token_to_id("<end>")] * end
+    plain = [tokenizer.encode(text, add_special_tokens=False).ids for text in PLAYS]
+    rows = [np.array([*starts, *ids, *ends], np.int32) for ids in plain]
+    documents = [TokenizedDocument(i, row, row >= 0) for i, row in enumerate(rows)]
+    sequences = build_sequences(0, [documents[:3], documents[3:]])
+    counts = TokenBytes(tokenizer).counts(tokenizer.get_vocab_size() + 200)
+    assert counts is not None
+    texts = [tokenizer.decode(ids) for ids in plain]
+    expected = sum(len(text.encode()) for text in texts)
+    if not begin:  # the first token of a document is nobody's label
+        if first:
+            # nothing follows the last text's only token
+            expected -= sum(len(min(first, text, key=len)) for text in texts)
+        else:
+            table = TokenBytes(tokenizer)
+            expected -= sum(len(table.of(ids[0]) or b"") for ids in plain)
+    assert counts.of_labels(sequences) == expected
+
+
+def test_of_a_decoder_that_is_not_known_no_bytes_are_counted() -> None:
+    for decoder in (None, decoders.CTC(), decoders.Sequence([decoders.Fuse(), decoders.CTC()])):
+        tokenizer = word_pieces()
+        if decoder is None:
+            tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+        else:
+            tokenizer.decoder = decoder
+        table = TokenBytes(tokenizer)
+        assert not table.known
+        assert table.counts(8) is None
+        assert table.of(0) is not None
