@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from .cli_recipe import run_options, work_of
     "--to",
     "formats",
     multiple=True,
-    required=True,
-    type=click.Choice(list(FORMATS)),
-    help="A format; may be repeated.",
+    metavar="FORMAT",
+    help=f"Of {', '.join(FORMATS)}; may be repeated.",
 )
 @click.option(
     "--output",
@@ -29,6 +29,7 @@ from .cli_recipe import run_options, work_of
     metavar="FOLDER",
     help="Write below this folder instead of the student's own.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of what is known of each.")
 def export(
     recipe: str,
     student: str,
@@ -37,6 +38,7 @@ def export(
     progress: Any,
     formats: tuple[str, ...],
     output: Path | None,
+    as_json: bool,
 ) -> None:
     """Write a trained student for other runtimes, each checked against it on held-out text.
 
@@ -47,4 +49,6 @@ def export(
     """
     from .export import export as step
 
-    step(work_of(recipe, settings, runs, progress), student, formats, output)
+    records = step(work_of(recipe, settings, runs, progress), student, formats, output)
+    if as_json:
+        click.echo(json.dumps(records, indent=2))

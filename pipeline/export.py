@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 _COSTS = ("bytes", "dtype", "generation", "machine", "runtime")
 
 
-def export(work: Work, name: str, formats: Sequence[str], output: Path | None = None) -> None:
-    """Write a trained student in the formats named, below its folder or `output`.
+def export(
+    work: Work, name: str, formats: Sequence[str], output: Path | None = None
+) -> list[dict[str, Any]]:
+    """Write a trained student in the formats named, below its folder or `output`; the record of
+    each.
 
     Raises
         ColdstillError: no such format or student, it is not trained, or what `export_student` finds
@@ -51,6 +54,7 @@ def export(work: Work, name: str, formats: Sequence[str], output: Path | None = 
         facts=Facts(
             version=__version__,
             manifest=read_manifest(logits) if logits.exists(MANIFEST) else None,
+            heldout=heldout.manifest,
             settings=read_json(student.settings),
             evaluation=_read_if_there(student.evaluation),
             teacher=_read_if_there(work.run.teacher_evaluation),
@@ -59,12 +63,11 @@ def export(work: Work, name: str, formats: Sequence[str], output: Path | None = 
         folder=student.exports if output is None else output,
         heldout=heldout_identity(heldout.manifest),
     )
-    with claimed(student.root / ".exporting") as ours:
+    # takes away what folders it made, where nothing comes to lie in them
+    with claimed(job.folder / ".exporting") as ours:
         if not ours:
-            raise ColdstillError(
-                f"{student.root}: another process is exporting this student; wait for it"
-            )
-        export_student(job, heldout, work.report)
+            raise ColdstillError(f"{job.folder}: another process is exporting there; wait for it")
+        return export_student(job, heldout, work.report)
 
 
 def export_rows(folder: StudentFolder, trained: dict[str, Any]) -> list[dict[str, Any]]:

@@ -133,6 +133,24 @@ def vocabulary_size(tokenizer: Any) -> int:
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
+def without_padding(model: Any, vocabulary: int) -> Any:
+    """The model itself, its embedding and head cut to the rows that are tokens: rows past them are
+    padding, and whoever draws from all of them writes tokens that do not exist.
+
+    vocabulary  V, no more than it has rows
+    """
+    if model.get_output_embeddings().weight.shape[0] == vocabulary:
+        return model
+    embedding = model.get_input_embeddings()
+    if embedding.padding_idx is not None and embedding.padding_idx >= vocabulary:
+        embedding.padding_idx = None  # its row goes
+    config = model.config.get_text_config()
+    if isinstance(config.pad_token_id, int) and config.pad_token_id >= vocabulary:
+        config.pad_token_id = None
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    return model
+
+
 def context_length(config: Any) -> int | None:
     """The longest input a model takes, or None if its configuration does not say."""
     text = config.get_text_config()

@@ -108,8 +108,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Small configurations by family; the tests ask each for everything."""
 
 
-def make_model(name: str, vocabulary: int, seed: int = 0) -> Any:
-    """A small model of `FAMILIES` with random weights large enough for confident logits."""
+def make_model(name: str, vocabulary: int, seed: int = 0, **settings: Any) -> Any:
+    """A small model of `FAMILIES` with random weights large enough for confident logits.
+
+    settings  of its configuration, over those there
+    """
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": 32,
@@ -129,7 +132,7 @@ def make_model(name: str, vocabulary: int, seed: int = 0) -> Any:
         for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             sizes.pop(key)
         sizes.pop("max_position_embeddings")
-    config = AutoConfig.for_model(family, **{**sizes, **FAMILIES[name]})
+    config = AutoConfig.for_model(family, **{**sizes, **FAMILIES.get(name, {}), **settings})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from coldstill.stages.export import FORMATS
 from coldstill.stages.export.contract import Source
-from conftest import FAMILIES, VOCABULARY, make_model
+from coldstill.stages.models import without_padding
+from conftest import VOCABULARY, make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,18 +21,28 @@ PADDED = VOCABULARY + 16
 LENGTH = 64
 TOKENS = np.random.default_rng(3).integers(0, VOCABULARY, 40)
 TEXTS = ("the teacher speaks once and  every student's listens\n\n\tfor 12345 as long",)
-MORE = {"qwen2": {}, "gemma": {"head_dim": 16}}
-"""Families that llama.cpp knows and the other tests do not ask."""
+_GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
+_SLIDING = _GROUPED | {"sliding_window": 24}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "gpt_neox": {},
+    "llama": _GROUPED,
+    "llama-tied": _GROUPED,
+    "qwen2": _GROUPED,
+    "qwen3": _GROUPED,
+    "gemma": _GROUPED | {"head_dim": 16},
+    "mistral": _SLIDING,
+    "gemma2": _SLIDING,
+    "gemma3_text": _SLIDING,
+}
+"""Query heads share keys, and windows are shorter than `TOKENS`, in families that have either: what
+is written of them would not show otherwise."""
 
 
 def source_of(family: str, tokenizer: Any, folder: Path) -> Source:
-    """A student of a family, its vocabulary padded, saved; its norms are not all one."""
-    FAMILIES.update({name: MORE[name] for name in MORE if name == family})
-    try:
-        model = make_model(family, PADDED)
-    finally:
-        for name in MORE:
-            FAMILIES.pop(name, None)
+    """A student of a family, saved with its vocabulary padded; its norms are not all one, and what
+    it makes of padding is quite probable."""
+    model = make_model(family, PADDED, **SETTINGS[family])
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -41,27 +53,34 @@ def source_of(family: str, tokenizer: Any, folder: Path) -> Source:
     return Source(
         name="small",
         folder=folder,
-        model=model,
+        model=without_padding(model, VOCABULARY),
         tokenizer=tokenizer,
         vocabulary=VOCABULARY,
         length=LENGTH,
         texts=TEXTS,
-        card="# a page\n",
     )
 
 
 def written(form: Format, source: Source, folder: Path) -> Path:
-    """An export in a new folder."""
+    """An export in a new folder, and what it is made of beside it."""
     folder.mkdir()
-    form.write(source, folder)
+    base = None
+    if form.base is not None:
+        base = written(FORMATS[form.base], source, folder.with_name(f"{folder.name}-base"))
+    form.write(source, folder, base)
     return folder
 
 
+def asked(form: Format, source: Source) -> NDArray[Any]:
+    """[T] `TOKENS`, as many as an export takes."""
+    return TOKENS[: form.context(source)]
+
+
 @torch.no_grad()
-def student_logprobs(source: Source) -> torch.Tensor:
-    """[T, V] what the student says of `TOKENS`."""
-    logits: torch.Tensor = source.model(torch.from_numpy(TOKENS)[None], use_cache=False).logits[0]
-    return logits[:, :VOCABULARY].double().log_softmax(1)
+def student_logprobs(source: Source, tokens_T: NDArray[Any] = TOKENS) -> torch.Tensor:
+    """[T, V] what the student says."""
+    logits: torch.Tensor = source.model(torch.from_numpy(tokens_T)[None], use_cache=False).logits[0]
+    return logits.double().log_softmax(1)
 
 
 def logprobs(runtime: Runtime, tokens_T: NDArray[Any] = TOKENS) -> torch.Tensor:
@@ -69,18 +88,21 @@ def logprobs(runtime: Runtime, tokens_T: NDArray[Any] = TOKENS) -> torch.Tensor:
     return _normalised(runtime.step(tokens_T)[0])
 
 
-def stepped_logprobs(runtime: Runtime, first: int = 13) -> torch.Tensor:
+def stepped_logprobs(
+    runtime: Runtime, tokens_T: NDArray[Any] = TOKENS, first: int = 13
+) -> torch.Tensor:
     """The same token by token after the first few, with the cache."""
-    part, cache = runtime.step(TOKENS[:first])
+    part, cache = runtime.step(tokens_T[:first])
     parts = [np.array(part)]
-    for place in range(first, len(TOKENS)):
-        part, cache = runtime.step(TOKENS[place : place + 1], cache)
+    for place in range(first, len(tokens_T)):
+        part, cache = runtime.step(tokens_T[place : place + 1], cache)
         parts.append(np.array(part))
     return _normalised(np.concatenate(parts))
 
 
 def _normalised(logits_TV: NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.array(logits_TV[:, :VOCABULARY])).double().log_softmax(1)
+    assert logits_TV.shape[1] == VOCABULARY
+    return torch.from_numpy(np.array(logits_TV)).double().log_softmax(1)
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:

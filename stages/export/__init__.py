@@ -3,6 +3,7 @@
 A format writes a student into a folder, and opens what lies there with the runtime that such files
 are made for (`contract.py`). Whatever it is, it counts as done only when its own runtime gives the
 student's logits again on held-out text (`fidelity.py`), within the limits that the format states.
+What is quantised was checked before that, within the limits of what it is quantised from.
 """
 
 from __future__ import annotations

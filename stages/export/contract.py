@@ -52,16 +52,14 @@ class Source:
     folder: Path
     """Where its model lies."""
     model: Any
-    """In fp32, on the CPU: what the export is held against."""
+    """In fp32, on the CPU, without padding: what the export is held against."""
     tokenizer: Any
     vocabulary: int
-    """V: the tokens that are real; rows past it are padding."""
+    """V: how many tokens there are, and rows in its head."""
     length: int
     """T: the longest sequence that it is asked about here."""
     texts: tuple[str, ...]
     """Held-out text, to try tokenizers on."""
-    card: str
-    """What is known of it, as a page."""
 
     @property
     def family(self) -> str:
@@ -107,6 +105,13 @@ class Format(Protocol):
     """A way to write a student down."""
 
     @property
+    def base(self) -> str | None:
+        """The format that it is quantised from, if it is. What rounding may do to a student is more
+        than many a fault in what was written does, so that is written and checked first, within its
+        own limits, and then this is made of the very files."""
+        ...
+
+    @property
     def limits(self) -> Limits:
         """How far it may be from the student."""
         ...
@@ -126,12 +131,33 @@ class Format(Protocol):
         """The files that are counted as its size, as a pattern."""
         ...
 
+    @property
+    def lacking(self) -> str | None:
+        """The extra that brings its own runtime, where that is not here and another checks it."""
+        ...
+
+    @property
+    def library(self) -> str:
+        """What model hubs call those that load it,"""
+        ...
+
+    def usage(self, name: str) -> str:
+        """and how they do, in Markdown, from inside its folder. `name` is the student's."""
+        ...
+
+    def context(self, source: Source) -> int | None:
+        """The longest text that it takes, where that may be less than the student does."""
+        ...
+
     def refusal(self, source: Source) -> str | None:
         """Why this student cannot be written so (and what can), or None."""
         ...
 
-    def write(self, source: Source, folder: Path) -> Sequence[str]:
-        """Write it into an empty folder; what the user should know of it, in sentences."""
+    def write(self, source: Source, folder: Path, base: Path | None = None) -> Sequence[str]:
+        """Write it into an empty folder; what the user should know of it, in sentences.
+
+        base  where that of `base` lies, for those that have one
+        """
         ...
 
     def open(self, source: Source, folder: Path) -> Runtime:
@@ -174,15 +200,32 @@ def titled(package: str) -> str:
     return f"{package} {version(package)}"
 
 
+def transformers_usage(packages: str = "") -> str:
+    """How to load a folder with transformers, in Markdown.
+
+    packages  what must be installed too
+    """
+    needed = f"Needs `pip install {packages}`.\n\n" if packages else ""
+    return (
+        f"{needed}```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "."  # where this page lies\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        'inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))\n```\n"
+    )
+
+
 def choose(names: Sequence[str], known: Mapping[str, Format]) -> dict[str, Format]:
     """The formats of these names, each once, in the order of the table.
 
     Raises
-        ColdstillError: an unknown name
+        ColdstillError: an unknown name, or none at all
     """
+    have = f"(have: {', '.join(known)})"
+    if not names:
+        raise ColdstillError(f"export: say which format with --to {have}")
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ColdstillError(
-            f"export: --to {unknown[0]}: no such format (have: {', '.join(known)})"
-        )
+        raise ColdstillError(f"export: --to {unknown[0]}: no such format {have}")
     return {name: form for name, form in known.items() if name in names}

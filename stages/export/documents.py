@@ -34,6 +34,17 @@ class Document:
     target: TargetTensors
     """the teacher's belief there."""
 
+    def within(self, length: int) -> Document:
+        """Its first tokens, no more than these."""
+        tokens_T = self.tokens_T[:length]
+        # the label of a place is the token after it
+        kept = int(np.searchsorted(self.positions_M, len(tokens_T) - 1))
+        return Document(
+            tokens_T=tokens_T,
+            positions_M=self.positions_M[:kept],
+            target=self.target.rows(0, kept),
+        )
+
 
 def sampled_documents(store: StoreReader, tokens: int = SAMPLE_TOKENS) -> list[Document]:
     """Whole documents from sequences all over the store, in a fixed order, until there are enough.

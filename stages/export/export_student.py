@@ -7,19 +7,29 @@ it costs to run. An export that says something else leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ...data.files import json_bytes, read_json, remove_scratch, whole_folder
+from ...data.files import SCRATCH_PREFIX, json_bytes, remove_scratch, told_where, whole_folder
 from ..models import teacher_identity
 from ..report import Report, Reporter, silent
+from . import FORMATS
+from .checking import DiffersError, checked_base
 from .contract import expect_known, expect_packages
 from .ground import ground_of
 from .job import RECORD
+from .model_card import model_card
 from .record import checked_record
+from .standing import listed_files, standing
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from ...data.reader import StoreReader
     from .contract import Format
@@ -27,80 +37,150 @@ if TYPE_CHECKING:
     from .job import ExportJob
 
 STAGE = "export"
+PAGE = "README.md"
+Record = dict[str, Any]
 
 
-def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent) -> None:
-    """Write a student in every format that is asked for and not there yet.
+def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent) -> list[Record]:
+    """Write a student in every format that is asked for and not there yet, and check again what was
+    checked without its own runtime where that is here now. What is known of each, in their order.
 
     store  the held-out one
 
     Raises
         ColdstillError: a package is missing, a format does not know the student, an export of
-            other weights stands there, or its runtime says something else than the student; what
-            was finished before is kept
+            other weights or a damaged one stands there, or its runtime says something else than
+            the student; what was finished before is kept
     """
     for name, form in job.formats.items():
         expect_packages(name, form)
+    remove_scratch(job.folder)  # of exports that were killed
     identity = teacher_identity(
         str(job.model), f"students.{job.name}", dtype="auto", revision="main"
     )
-    known = {
+    student = {
         "name": job.name,
         "family": identity.family,
         "parameters": identity.parameters,
         "fingerprint": identity.fingerprint,
     }
-    missing = {
-        name: form
-        for name, form in job.formats.items()
-        if not _is_done(job.folder / name, name, known, job.heldout, report)
-    }
-    if not missing:
-        return
-    ground = ground_of(job, store, known)
-    for name, form in missing.items():
-        expect_known(name, form, ground.source)
-    remove_scratch(job.folder)  # of exports that were killed
-    for name, form in missing.items():
-        _export(name, form, job.folder / name, ground, report)
+    found = {name: standing(job.folder / name, student) for name in job.formats}
+    open_ones = {}
+    for name, form in job.formats.items():
+        record = found[name]
+        if record is not None and (record["checked_by_own_runtime"] or form.lacking):
+            _tell_of(name, form, record, job, report)
+        else:
+            open_ones[name] = form
+    if open_ones:
+        ground = ground_of(job, store, student)
+        for name, form in open_ones.items():
+            expect_known(name, form, ground.source)
+        for name, form in open_ones.items():
+            found[name] = _Export(name, form, ground, job, report).done(found[name])
+    return [record for record in found.values() if record is not None]
 
 
-def _is_done(
-    folder: Path, name: str, known: dict[str, Any], heldout: str, report: Reporter
-) -> bool:
-    """Whether an export is there and whole, of this very student.
-
-    Raises
-        ColdstillError: it is of other weights, or something else stands there
-    """
-    if not folder.exists():
-        return False
-    record = read_json(folder / RECORD)
-    found = record.get("student", {}) if isinstance(record, dict) else {}
-    if found.get("fingerprint") != known["fingerprint"]:
-        raise ColdstillError(
-            f"{folder}: written from other weights (SHA-256 {str(found.get('fingerprint'))[:12]}, "
-            f"the student's are {known['fingerprint'][:12]}); delete that folder to write it anew"
+def _tell_of(name: str, form: Format, record: Record, job: ExportJob, report: Reporter) -> None:
+    note = f"already exported: {job.folder / name}"
+    if not record["checked_by_own_runtime"]:
+        note += (
+            f" (not checked by its own runtime, which is not here: pip install "
+            f"'coldstill[{form.lacking}]')"
         )
-    note = f"already exported: {folder}"
-    if record.get("heldout") != heldout:
+    if record.get("heldout") != job.heldout:
         note += " (checked on another held-out store; delete that folder to check it on this one)"
-    report(Report(stage=f"{STAGE} {known['name']} {name}", note=note))
-    return True
+    report(Report(stage=f"{STAGE} {job.name} {name}", note=note))
 
 
-def _export(name: str, form: Format, folder: Path, ground: Ground, report: Reporter) -> None:
-    stage = f"{STAGE} {ground.source.name} {name}"
-    try:
-        with whole_folder(folder) as scratch:
-            notes = form.write(ground.source, scratch)
-            record, figures = checked_record(stage, form, scratch, ground, report)
-            record["notes"] = list(notes)
-            (scratch / RECORD).write_bytes(json_bytes(record))
-    except BaseException:
-        with contextlib.suppress(OSError):  # there are others, or somebody else's files
-            folder.parent.rmdir()
-        raise
-    for note in notes:
-        report(Report(stage=stage, note=note))
-    report(Report(stage=stage, note=figures))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """What a format is quantised from, written and checked."""
+
+    folder: Path
+    notes: tuple[str, ...]
+    record: Record
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Export:
+    """A student in one format."""
+
+    name: str
+    form: Format
+    ground: Ground
+    job: ExportJob
+    report: Reporter
+
+    @property
+    def stage(self) -> str:
+        """For reports."""
+        return f"{STAGE} {self.job.name} {self.name}"
+
+    def done(self, before: Record | None) -> Record:
+        """Write and check it, or only check what stands there.
+
+        before  what is known of that
+
+        Raises
+            ColdstillError: its runtime says something else than the student
+        """
+        folder = self.job.folder / self.name
+        ground = self.ground.within(self.form.context(self.ground.source))
+        try:
+            with told_where(folder), self._base(ground) as base, whole_folder(folder) as scratch:
+                if before is None:
+                    own = self.form.write(
+                        ground.source, scratch, None if base is None else base.folder
+                    )
+                    notes = [*(() if base is None else base.notes), *own]
+                else:
+                    notes = before["notes"]
+                    _link(folder, scratch, before)
+                record, figures = checked_record(
+                    self.stage, self.form, scratch, ground, self.report
+                )
+                record |= {"notes": notes, "base": None if base is None else base.record}
+                (scratch / PAGE).write_text(self._page(record), encoding="utf-8")
+                record["files"] = listed_files(scratch)
+                content = json_bytes(record)
+                (scratch / RECORD).write_bytes(content)
+        except DiffersError as error:
+            kept = "nothing was kept" if before is None else f"delete {folder}"
+            raise ColdstillError(f"{error}; {kept}") from error
+        for note in notes if before is None else ():
+            self.report(Report(stage=self.stage, note=note))
+        again = "" if before is None else "checked again: "
+        self.report(Report(stage=self.stage, note=again + figures))
+        written: Record = json.loads(content)
+        return written
+
+    @contextlib.contextmanager
+    def _base(self, ground: Ground) -> Iterator[_Base | None]:
+        """What it is made of, for as long as that takes."""
+        name = self.form.base
+        if name is None:
+            yield None
+            return
+        form = FORMATS[name]
+        self.job.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=self.job.folder) as scratch:
+            folder = Path(scratch)
+            notes = form.write(ground.source, folder)
+            record = checked_base(self.stage, name, form, folder, ground, self.report)
+            yield _Base(folder=folder, notes=tuple(notes), record=record)
+
+    def _page(self, record: Record) -> str:
+        source = self.ground.source
+        return model_card(source.name, source.model, self.form, self.job.facts, record)
+
+
+def _link(folder: Path, scratch: Path, record: Record) -> None:
+    """The files of an export in another folder, but its page, which is written anew."""
+    for name in record["files"]:
+        if name != PAGE:
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(folder / name, scratch / name)
+            except OSError:  # a disk that knows no links
+                shutil.copy2(folder / name, scratch / name)

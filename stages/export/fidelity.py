@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ...data.errors import ColdstillError
 from ..evaluate import Sums, add_positions
 from ..evaluation.calibration import Calibration
 
@@ -89,8 +90,11 @@ def check(
 ) -> Checked:
     """Ask both about every document.
 
-    vocabulary  V: logits past it are padding, and left out
+    vocabulary  V: how many tokens there are
     tell        hears how many documents are done
+
+    Raises
+        ColdstillError: one of them knows of more tokens, or of fewer
     """
     distance, ours, theirs = _Distance(), _Figures(), _Figures()
     for done, document in enumerate(documents, 1):
@@ -170,5 +174,13 @@ def _cached_difference(export: Runtime, tokens_T: NDArray[Any], vocabulary: int)
 
 
 def _logits(logits_TV: NDArray[Any], vocabulary: int) -> torch.Tensor:
-    """[T, V] fp32. A copy: some runtimes hand out memory that they write into again."""
-    return torch.from_numpy(np.array(logits_TV[:, :vocabulary], dtype=np.float32))
+    """[T, V] fp32. A copy: some runtimes hand out memory that they write into again.
+
+    Raises
+        ColdstillError: they are of another number of tokens
+    """
+    if logits_TV.shape[1] != vocabulary:
+        raise ColdstillError(
+            f"gives logits of {logits_TV.shape[1]:,} tokens, where there are {vocabulary:,}"
+        )
+    return torch.from_numpy(np.array(logits_TV, dtype=np.float32))

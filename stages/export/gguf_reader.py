@@ -8,7 +8,9 @@ the file, llama.cpp's arithmetic and its tokens are not tried: the export says s
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +36,9 @@ def read_back(path: Path, source: Source) -> TorchRuntime:
     config: Any = copy.deepcopy(source.model.config)
     if source.family == "mistral":  # a Llama with a window, which the file's context stays within
         config = LlamaConfig(**{**config.to_dict(), "model_type": "llama"})
-    config.vocab_size = source.vocabulary
     try:
-        with warnings.catch_warnings():
+        # a progress bar is drawn there, whatever transformers was told
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, config=config, dtype=torch.float32

@@ -1,4 +1,4 @@
-"""A model as one GGUF file, through the `gguf` package."""
+"""A model as one GGUF file in f16, through the `gguf` package."""
 
 from __future__ import annotations
 
@@ -19,50 +19,45 @@ if TYPE_CHECKING:
 
     from .contract import Source
 
-_KINDS = {
-    "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
-}
 _ALWAYS_F32 = ("position_embd.weight",)
 """As llama.cpp's own files have it."""
 
 
-def write_gguf(source: Source, precision: str, path: Path) -> Sequence[str]:
+def write_gguf(source: Source, path: Path) -> Sequence[str]:
     """Write the file; sentences on what is not as in the student.
 
     Raises
         ColdstillError: a tensor that llama.cpp has no name for
     """
-    kind, file_type = _KINDS[precision]
     model, family = source.model, family_of(source.model)
     facts = family.facts(model.config)
     writer = gguf.GGUFWriter(path, family.architecture)
     writer.add_name(source.name)
-    writer.add_file_type(file_type)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in {**facts, "vocab_size": source.vocabulary}.items():
         _add(writer, f"{family.architecture}.{key}", value)
     add_tokens(writer, source.tokenizer, source.vocabulary)
-    wider = 0
     for name, tensor in _tensors(source, family):
-        wider += _add_tensor(writer, name, tensor, kind)
+        kind = gguf.GGMLQuantizationType.F16
+        if tensor.ndim == 1 or name in _ALWAYS_F32:
+            kind = gguf.GGMLQuantizationType.F32
+        content = gguf.quants.quantize(np.ascontiguousarray(tensor), kind)
+        writer.add_tensor(name, content, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return _notes(model.config, facts, wider)
+    return _notes(model.config, facts)
 
 
-def _notes(config: Any, facts: dict[str, Any], wider: int) -> list[str]:
-    notes = []
-    if "attention.sliding_window" not in facts and window(config) == facts["context_length"]:
-        notes.append(
-            f"its context is {window(config):,} tokens, that of its sliding window: llama.cpp has "
-            "none for this family"
-        )
-    if wider:
-        notes.append(f"{wider} matrices stay f16: their rows are no multiple of 32 long")
-    return notes
+def _notes(config: Any, facts: dict[str, Any]) -> list[str]:
+    if "attention.sliding_window" in facts or window(config) != facts["context_length"]:
+        return []
+    return [
+        f"its context is {window(config):,} tokens, that of its sliding window, and it was checked "
+        "within it: llama.cpp has no such window for this family"
+    ]
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
@@ -74,19 +69,6 @@ def _add(writer: Any, key: str, value: Any) -> None:
         writer.add_float32(key, value)
     else:
         writer.add_array(key, value)
-
-
-def _add_tensor(writer: Any, name: str, tensor: NDArray[Any], kind: Any) -> bool:
-    """Whether it is kept in f16 though q8_0 was asked for."""
-    wider = False
-    if tensor.ndim == 1 or name in _ALWAYS_F32:
-        kind = gguf.GGMLQuantizationType.F32
-    elif kind == gguf.GGMLQuantizationType.Q8_0 and tensor.shape[-1] % 32:
-        kind, wider = gguf.GGMLQuantizationType.F16, True
-    writer.add_tensor(
-        name, gguf.quants.quantize(np.ascontiguousarray(tensor), kind), raw_dtype=kind
-    )
-    return wider
 
 
 def _tensors(source: Source, family: Family) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -104,8 +86,6 @@ def _tensors(source: Source, family: Family) -> Iterator[tuple[str, NDArray[Any]
         if of_head and head is embedding and family.may_tie:
             continue
         tensor = weight.detach().float().numpy()
-        if weight is head or weight is embedding:
-            tensor = tensor[: source.vocabulary]  # rows past it are padding
         known = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if known is None:
             raise ColdstillError(

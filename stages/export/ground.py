@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...data.errors import ColdstillError
 from ..evaluation.generation_speed import passage
 from ..evaluation.usage import SEQUENCES, longest_asked
-from ..models import load_model, load_tokenizer
+from ..models import load_model, load_tokenizer, without_padding
 from .contract import Source, titled
 from .documents import sampled_documents
-from .model_card import model_card
 from .torch_runtime import TorchRuntime
 
 if TYPE_CHECKING:
@@ -38,6 +38,22 @@ class Ground:
     student: TorchRuntime
     """The student itself."""
 
+    def within(self, length: int | None) -> Ground:
+        """The same for what takes no longer text than this.
+
+        Raises
+            ColdstillError: nothing is supervised within it
+        """
+        if length is None:
+            return self
+        documents = [document.within(length) for document in self.documents]
+        if not any(len(document.positions_M) for document in documents):
+            raise ColdstillError(
+                f"students.{self.source.name}: no held-out position is supervised within the "
+                f"{length:,} tokens that such a file takes, so there is nothing to compare on"
+            )
+        return replace(self, documents=documents)
+
 
 def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> Ground:
     """Load a student, and the documents that it is asked about.
@@ -48,7 +64,8 @@ def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> G
     where = f"students.{job.name}"
     documents = sampled_documents(store)
     tokenizer = load_tokenizer(str(job.model), where)
-    model = load_model(str(job.model), where, precision="fp32")
+    vocabulary = store.manifest.tokenizer.size
+    model = without_padding(load_model(str(job.model), where, precision="fp32"), vocabulary)
     texts = [
         tokenizer.decode(document.tokens_T, skip_special_tokens=True)
         for document in documents[:_TEXTS]
@@ -59,10 +76,9 @@ def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> G
         folder=job.model,
         model=model,
         tokenizer=tokenizer,
-        vocabulary=store.manifest.tokenizer.size,
+        vocabulary=vocabulary,
         length=length,
         texts=tuple(texts),
-        card=model_card(job.name, identity["family"], model.num_parameters(), job.facts),
     )
     sequences = store.read(np.arange(min(SEQUENCES, len(store)))).sequences
     return Ground(

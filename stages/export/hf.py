@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .contract import Limits, titled
+from .contract import Limits, titled, transformers_usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,19 +24,31 @@ class HuggingFace:
     limits: ClassVar[Limits] = Limits(
         logprob=1e-5, kl=1e-9, share=1e-9, cached=1e-3, agreement=0.999
     )
+    base: ClassVar[None] = None
+    lacking: ClassVar[None] = None
+    library: ClassVar[str] = "transformers"
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
     weights: ClassVar[str] = "*.safetensors"
+
+    def usage(self, name: str) -> str:
+        """With transformers."""
+        return transformers_usage()
+
+    def context(self, source: Source) -> int | None:
+        """As the student."""
+        return None
 
     def refusal(self, source: Source) -> str | None:
         """Every student was made by transformers."""
         return None
 
-    def write(self, source: Source, folder: Path) -> Sequence[str]:
+    def write(self, source: Source, folder: Path, base: Path | None = None) -> Sequence[str]:
         """Weights in the student's own precision, and what generation needs to know to end."""
-        from ..models import load_model
+        from ..models import load_model, without_padding
 
         model = load_model(str(source.folder), f"students.{source.name}", precision="auto")
+        model = without_padding(model, source.vocabulary)
         settings, tokenizer = model.generation_config, source.tokenizer
         if settings.eos_token_id is None:
             settings.eos_token_id = tokenizer.eos_token_id
@@ -51,7 +63,6 @@ class HuggingFace:
             )
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(source.card, encoding="utf-8")
         return ()
 
     def open(self, source: Source, folder: Path) -> Runtime:

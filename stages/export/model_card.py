@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ...data.manifest import Manifest
+    from ...data.manifest import Manifest, TeacherIdentity
+    from .contract import Format
 
 _FRONT = """\
 ---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags:
 - coldstill
@@ -43,7 +44,9 @@ class Facts:
     version: str
     """Of coldstill."""
     manifest: Manifest | None
-    """Of the store that it was trained from, if that is still there."""
+    """Of the store that it was trained from, if that is still there;"""
+    heldout: Manifest
+    """of the held-out store, by the same teacher from the same corpus."""
     settings: Mapping[str, Any]
     """`student.json`."""
     evaluation: Mapping[str, Any] | None
@@ -52,11 +55,17 @@ class Facts:
     """and the teacher's."""
 
 
-def model_card(name: str, family: str, parameters: int, facts: Facts) -> str:
-    """A README in Markdown, with the lines that model hubs read in front."""
+def model_card(name: str, model: Any, form: Format, facts: Facts, record: Mapping[str, Any]) -> str:
+    """A README in Markdown, with the lines that model hubs read in front.
+
+    model   the student
+    form    what it was written in
+    record  what is known of that: `export.json`, but for its files
+    """
+    family, parameters = model.config.model_type, model.num_parameters()
     rows = [("model", f"`{family}`, {parameters:,} parameters"), *_origin(facts)]
     parts = [
-        _FRONT,
+        _FRONT.format(library=form.library),
         f"# {name}\n",
         "A language model distilled offline with coldstill: it was trained from what its teacher "
         "had said about a corpus once, and never met it.\n",
@@ -64,13 +73,10 @@ def model_card(name: str, family: str, parameters: int, facts: Facts) -> str:
         _table(("", ""), rows),
         "## What was measured\n",
         _measured(facts),
+        "## These files\n",
+        _table(("", ""), files_rows(record)),
         "## Loading it\n",
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # where this page lies\n'
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        'inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))\n```\n",
+        form.usage(name),
     ]
     return "\n".join(parts)
 
@@ -79,11 +85,13 @@ def _origin(facts: Facts) -> list[tuple[str, str]]:
     rows = []
     if facts.manifest is not None:
         rows += _of_store(facts.manifest)
+    else:
+        rows += _of_heldout(facts.heldout)
     student = facts.settings.get("student", {})
     ways = ("architecture", "model", "layers", "prune")
     begun = next((key for key in ways if student.get(key)), None)
     if begun is not None:
-        rows.append(("begun as", f"{begun}: {_short(student[begun])}"))
+        rows.append(("begun as", _beginning(begun, student[begun])))
     if student.get("lora"):
         rows.append(("adapters", _short(student["lora"])))
     if student.get("teachers"):
@@ -106,11 +114,7 @@ def _of_store(manifest: Manifest) -> list[tuple[str, str]]:
     if capture.temperatures:
         kept += f", exact at the temperatures {', '.join(map(str, capture.temperatures))} too"
     rows = [
-        (
-            "teacher",
-            f"{teacher.name} (`{teacher.family}`, {teacher.parameters:,} parameters, "
-            f"{teacher.dtype}), SHA-256 `{teacher.fingerprint}`",
-        ),
+        _teacher(teacher),
         ("corpus", f"{corpus.documents:,} documents, SHA-256 `{corpus.fingerprint}`"),
         (
             "sequences",
@@ -129,6 +133,85 @@ def _of_store(manifest: Manifest) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _of_heldout(manifest: Manifest) -> list[tuple[str, str]]:
+    """What is known where the store that it was trained from is gone: that of the held-out one."""
+    return [
+        _teacher(manifest.teacher),
+        ("corpus", f"held-out documents with the SHA-256 `{manifest.corpus.fingerprint}`"),
+        ("capture", "no longer here"),
+    ]
+
+
+def _teacher(teacher: TeacherIdentity) -> tuple[str, str]:
+    return (
+        "teacher",
+        f"{teacher.name} (`{teacher.family}`, {teacher.parameters:,} parameters, "
+        f"{teacher.dtype}), SHA-256 `{teacher.fingerprint}`",
+    )
+
+
+def _beginning(way: str, value: Any) -> str:
+    """What a student began as, in words."""
+    if way == "prune":
+        cuts = [value] if isinstance(value, dict) else list(value)
+        return "the teacher, pruned to " + ", then to ".join(_cut(cut) for cut in cuts)
+    if way == "layers":
+        return f"layers of the teacher: {_short(value)}"
+    if way == "model":
+        return str(value)
+    return f"random weights: {_short(value)}"
+
+
+def _cut(cut: Mapping[str, Any]) -> str:
+    """One round of pruning."""
+    names = {
+        "layers": "layers",
+        "hidden": "hidden channels",
+        "feed_forward": "feed-forward neurons",
+        "heads": "heads",
+        "kv_heads": "key-value heads",
+    }
+    said = [f"{cut[key]:,} {title}" for key, title in names.items() if cut.get(key)]
+    budget = cut.get("parameters")
+    if isinstance(budget, int):
+        said.append(f"at most {budget:,} parameters")
+    elif budget:
+        said.append(f"at most {budget} of its parameters")
+    return " and ".join(said)
+
+
+def files_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is known of the files that a page goes with."""
+    check, costs = record["check"], record["costs"]
+    rows = [
+        ("format", record["format"]),
+        ("size", f"{costs['bytes'] / 1e6:,.1f} MB"),
+        ("checked against the student", _check(record["checked_by"], check)),
+    ]
+    base = record["base"]
+    if base is not None:
+        said = _check(base["checked_by"], base["check"])
+        rows.append((f"before it was quantised ({base['format']})", said))
+    rows += [("note", note) for note in record["notes"]]
+    for speed in costs["generation"][:1]:
+        rows.append(
+            (
+                "speed, one text at a time",
+                f"prompts {speed['prefill_tokens_per_second']:,.0f} tokens/s, then "
+                f"{1e3 * speed['token_seconds']:.2f} ms a token ({costs['machine']})",
+            )
+        )
+    return rows
+
+
+def _check(by: str, check: Mapping[str, Any]) -> str:
+    return (
+        f"by {by} on {check['positions']:,} held-out positions: largest difference of two "
+        f"log-probabilities {check['largest_difference']:.2g}, KL {check['kl']:.2g} nats, same "
+        f"most probable token {check['agreement']:.2%}"
+    )
 
 
 def _measured(facts: Facts) -> str:

@@ -25,17 +25,15 @@ if TYPE_CHECKING:
 _HEAD = "head_weight"
 
 
-def quantise(path: Path) -> None:
-    """Replace a file by its int8 form."""
+def quantise(whole: Path, path: Path) -> None:
+    """Write the int8 form of an fp32 file."""
     import onnx
 
-    model = onnx.load(path)
+    model = onnx.load(whole)
     embedding = _embedding(model.graph)
     tied = _untie(model.graph, embedding)
     model = _with_integer_products(model)
     _quantise_embedding(model.graph, embedding, tied)
-    for leftover in path.parent.glob(f"{path.name}*"):
-        leftover.unlink()
     _save(model, path)
 
 

@@ -74,7 +74,7 @@ def cache_shapes(model: Any) -> list[CacheShape] | None:
     return shapes if plain and type(cache) is DynamicCache and shapes else None
 
 
-def write_program(model: Any, vocabulary: int, path: Path) -> None:
+def write_program(model: Any, path: Path) -> None:
     """Trace the model for any batch, length and past, and write it.
 
     The example has two rows of five tokens after three, so that no axis has a size that tracing
@@ -84,7 +84,7 @@ def write_program(model: Any, vocabulary: int, path: Path) -> None:
     assert shapes is not None  # `refusal` has asked
     past = [torch.zeros(2, heads, 3, size) for heads, key, value in shapes for size in (key, value)]
     example = (
-        torch.arange(10).reshape(2, 5) % vocabulary,
+        torch.arange(10).reshape(2, 5) % model.get_input_embeddings().num_embeddings,
         torch.ones(2, 8, dtype=torch.long),
         torch.arange(3, 8).repeat(2, 1),
         past,

@@ -7,16 +7,15 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from ...data.errors import ColdstillError
 from ..device import describe_machine, short_dtype
-from ..report import Report, Reporter
-from .fidelity import check
+from .checking import checked
 from .measure import resident, writing_speed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..evaluation.generation_speed import GenerationSpeed
+    from ..report import Reporter
     from .contract import Format, Runtime
     from .fidelity import Checked
     from .ground import Ground
@@ -45,7 +44,7 @@ def checked_record(
     before = resident()
     runtime = form.open(ground.source, folder)
     try:
-        checked = _checked(stage, form, runtime, ground, report)
+        found = checked(stage, form, runtime, ground, report)
         speed = None
         if runtime.is_own and ground.read is not None:
             speed = writing_speed(runtime, ground.read, before)
@@ -59,11 +58,11 @@ def checked_record(
         "student": ground.identity,
         "checked_by": runtime.title,
         "checked_by_own_runtime": runtime.is_own,
-        "check": checked.fidelity.to_json(),
+        "check": found.fidelity.to_json(),
         "limits": asdict(form.limits),
         "packages": _versions(),
         "heldout": ground.heldout,
-        "sample": {"student": _plain(checked.student), "export": _plain(checked.figures)},
+        "sample": {"student": _plain(found.student), "export": _plain(found.figures)},
         "costs": {
             "bytes": size,
             "dtype": name.partition("-")[2] or short_dtype(str(ground.source.model.dtype)[6:]),
@@ -72,7 +71,7 @@ def checked_record(
             "runtime": runtime.title,
         },
     }
-    return record, _sentence(runtime, checked, size, speed)
+    return record, _sentence(form, runtime, found, size, speed)
 
 
 def _plain(figures: dict[str, Any]) -> dict[str, Any]:
@@ -80,25 +79,9 @@ def _plain(figures: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "calibration": [asdict(one) for one in figures["calibration"]]}
 
 
-def _checked(
-    stage: str, form: Format, runtime: Runtime, ground: Ground, report: Reporter
-) -> Checked:
-    source, total = ground.source, len(ground.documents)
-
-    def tell(done: int) -> None:
-        report(Report(stage=stage, done=done, total=total, step=1, unit="documents"))
-
-    checked = check(ground.student, runtime, ground.documents, source.vocabulary, tell)
-    excess = checked.fidelity.excess(form.limits)
-    if excess is not None:
-        raise ColdstillError(
-            f"{stage}: {runtime.title} does not say what the student says, over "
-            f"{checked.fidelity.positions:,} held-out positions: {excess}; nothing was kept"
-        )
-    return checked
-
-
-def _sentence(runtime: Runtime, checked: Checked, size: int, speed: GenerationSpeed | None) -> str:
+def _sentence(
+    form: Format, runtime: Runtime, checked: Checked, size: int, speed: GenerationSpeed | None
+) -> str:
     fidelity = checked.fidelity
     said = (
         f"{size / 1e6:.1f} MB, checked by {runtime.title} on {fidelity.positions:,} "
@@ -106,7 +89,10 @@ def _sentence(runtime: Runtime, checked: Checked, size: int, speed: GenerationSp
         f"{fidelity.kl:.2g}, top-1 agreement {fidelity.agreement:.2%}"
     )
     if not runtime.is_own:
-        return f"{said}; its own runtime is not installed, so neither it nor its speed was tried"
+        return (
+            f"{said}; its own runtime is not installed, so neither it nor its speed was tried: "
+            f"pip install 'coldstill[{form.lacking}]', then the same command again"
+        )
     if speed is None:
         return said
     return (

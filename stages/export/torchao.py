@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .contract import Limits, titled
+from .contract import Limits, titled, transformers_usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,10 +23,21 @@ class TorchAo:
     measured: differences of up to 0.76, KL 5e-4 or 4e-4 of the information, agreement 96%.
     """
 
-    limits: ClassVar[Limits] = Limits(logprob=4.0, kl=5e-3, share=5e-3, cached=1e-2, agreement=0.9)
+    limits: ClassVar[Limits] = Limits(logprob=3.0, kl=2e-3, share=2e-3, cached=1e-2, agreement=0.92)
+    base: ClassVar[str] = "hf"
+    lacking: ClassVar[None] = None
+    library: ClassVar[str] = "transformers"
     packages: ClassVar[tuple[str, ...]] = ("torchao",)
     extra: ClassVar[str] = "torchao"
     weights: ClassVar[str] = "*.safetensors"
+
+    def usage(self, name: str) -> str:
+        """With transformers, where torchao is."""
+        return transformers_usage("transformers torchao")
+
+    def context(self, source: Source) -> int | None:
+        """As the student."""
+        return None
 
     def refusal(self, source: Source) -> str | None:
         """torchao quantises `nn.Linear`: a model that is made of others would be left as it is."""
@@ -45,15 +56,16 @@ class TorchAo:
             )
         return None
 
-    def write(self, source: Source, folder: Path) -> Sequence[str]:
+    def write(self, source: Source, folder: Path, base: Path | None = None) -> Sequence[str]:
         """Quantise while loading, as transformers does it, and save."""
+        assert base is not None
         from torchao.quantization import Int8WeightOnlyConfig
         from transformers import TorchAoConfig
 
         settings = TorchAoConfig(
             Int8WeightOnlyConfig(version=2), include_input_output_embeddings=not _is_tied(source)
         )
-        model = _load(source.folder, source, {"quantization_config": settings})
+        model = _load(base, source, {"quantization_config": settings})
         model.save_pretrained(folder)
         source.tokenizer.save_pretrained(folder)
         return ()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from coldstill.data.claims import claimed
 from coldstill.stages.export import FORMATS
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from desk import Desk
+    from desk import Desk, Processes
 
 pytest_plugins = ("desk",)
 
@@ -57,20 +62,154 @@ def test_what_is_exported_is_kept(finished: Desk) -> None:
     assert finished.snapshot() == before
 
 
+def test_every_file_is_recorded_and_a_damaged_one_is_named(finished: Desk) -> None:
+    finished.done("export", "r.toml", "small", "--to", "hf")
+    folder = finished.run.joinpath(*EXPORTS, "hf")
+    files = finished.json(*EXPORTS, "hf", "export.json")["files"]
+    assert files.keys() == {path.name for path in folder.iterdir()} - {"export.json"}
+    for name in ("model.safetensors", "README.md", "tokenizer.json"):
+        content = (folder / name).read_bytes()
+        expected = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert files[name] == expected
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    weights = bytearray(whole["model.safetensors"])
+    weights[-5] ^= 1  # of the same size
+    damages: list[tuple[str, bytes | None]] = [
+        ("model.safetensors", bytes(weights)),
+        ("model.safetensors", whole["model.safetensors"][:100]),
+        ("tokenizer.json", None),
+        ("export.json", b"[]"),
+        ("export.json", b"{"),
+    ]
+    for name, damaged in damages:
+        if damaged is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(damaged)
+        line = finished.refused("export", "r.toml", "small", "--to", "hf")
+        assert line == (
+            f"error: runs/r/students/small/exports/hf: damaged ({name}); delete that folder to "
+            "write it anew"
+        )
+        (folder / name).write_bytes(whole[name])
+    finished.done("export", "r.toml", "small", "--to", "hf")
+
+
 def test_an_export_of_other_weights_is_refused(finished: Desk) -> None:
     finished.done("export", "r.toml", "small", "--to", "hf")
     model = finished.run / "students" / "small" / "model"
     shutil.rmtree(model)
     shutil.copytree(finished.run / "students" / "baseline" / "model", model)
+    (finished.run / "students" / "small" / "evaluation.json").unlink()
+    finished.done("evaluate", "r.toml")
     line = finished.refused("export", "r.toml", "small", "--to", "hf")
-    assert "exports/hf: written from other weights" in line
+    assert "exports/hf: written from other weights of a student 'small'" in line
     assert "delete that folder to write it anew" in line
 
 
 def test_elsewhere_is_below_the_folder_named(finished: Desk) -> None:
     finished.done("export", "r.toml", "small", "--to", "hf", "--output", "away")
     assert (finished.root / "away" / "hf" / "export.json").is_file()
+    assert [path.name for path in (finished.root / "away").iterdir()] == ["hf"]
     assert not finished.run.joinpath(*EXPORTS).exists()
+
+
+def test_another_student_s_export_is_never_to_be_deleted(finished: Desk) -> None:
+    finished.done("export", "r.toml", "baseline", "--to", "hf", "--output", "away")
+    line = finished.refused("export", "r.toml", "small", "--to", "hf", "--output", "away")
+    assert line.startswith("error: away/hf: an export of student 'baseline' stands there (SHA-256 ")
+    assert line.endswith("; name another folder with --output")
+    assert "delete" not in line
+
+
+def test_what_is_no_export_is_left_alone(finished: Desk) -> None:
+    finished.write("away/hf/thesis.txt", "years of work")
+    line = finished.refused("export", "r.toml", "small", "--to", "hf", "--output", "away")
+    assert line.startswith("error: away/hf: no export, for it has no export.json; move it away")
+    assert "delete" not in line
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["there", "not there"])
+def test_a_refused_export_takes_away_only_folders_that_it_made(
+    finished: Desk, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    tampered(monkeypatch)
+    mine = finished.root / "my" / "own"
+    if there:
+        mine.mkdir(parents=True)
+    finished.refused("export", "r.toml", "small", "--to", "hf", "--output", "my/own")
+    assert mine.exists() == there
+    assert mine.parent.exists() == there
+
+
+def test_a_killed_export_is_written_anew_and_leaves_nothing(
+    finished: Desk, processes: Processes
+) -> None:
+    exports = finished.run.joinpath(*EXPORTS)
+    command = ("export", "r.toml", "small", "--to", "hf")
+    process = processes.begin(finished, str(finished.root / "said"), *command)
+    deadline = time.monotonic() + 60
+    while not list(exports.glob(".unfinished-*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    assert processes.end() == -signal.SIGKILL
+    assert list(exports.glob(".unfinished-*"))
+    assert not (exports / "hf").exists()
+    finished.done(*command)
+    assert [path.name for path in exports.iterdir()] == ["hf"]
+    leftover = exports / ".unfinished-0123abcd-onnx"
+    leftover.mkdir()
+    (leftover / "model.onnx").write_bytes(b"half")
+    result = finished.done(*command)  # with nothing to write
+    assert "already exported" in result.stderr
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize("output", [None, "away"])
+def test_two_at_once_do_not_write_to_one_folder(finished: Desk, output: str | None) -> None:
+    folder = finished.run.joinpath(*EXPORTS) if output is None else finished.root / output
+    option = () if output is None else ("--output", output)
+    with claimed(folder / ".exporting") as ours:
+        assert ours
+        line = finished.refused("export", "r.toml", "small", "--to", "hf", *option)
+    assert line.endswith(": another process is exporting there; wait for it")
+    finished.done("export", "r.toml", "small", "--to", "hf", *option)
+
+
+FORMATS_HAD = f"(have: {', '.join(FORMATS)})"
+
+
+def test_formats_are_told_where_none_or_an_unknown_one_is_named(finished: Desk) -> None:
+    line = finished.refused("export", "r.toml", "small", "--to", "hf", "--to", "foo")
+    assert line == f"error: export: --to foo: no such format {FORMATS_HAD}"
+    line = finished.refused("export", "r.toml", "small")
+    assert line == f"error: export: say which format with --to {FORMATS_HAD}"
+    told = " ".join(finished.done("export", "--help").stdout.split())
+    assert f"Of {', '.join(FORMATS)}; may be repeated." in told
+
+
+def test_a_format_named_twice_is_written_once_and_told_as_json(finished: Desk) -> None:
+    result = finished.done("export", "r.toml", "small", "--to", "hf", "--to", "hf", "--json")
+    assert len(result.stderr.splitlines()) == 1
+    record = finished.json(*EXPORTS, "hf", "export.json")
+    assert json.loads(result.stdout) == [record]
+    again = finished.done("export", "r.toml", "small", "--to", "hf", "--json")
+    assert json.loads(again.stdout) == [record]
+
+
+def test_without_its_store_a_student_s_page_tells_what_the_held_out_one_knows(
+    finished: Desk,
+) -> None:
+    shutil.rmtree(finished.run / "logits")
+    finished.done("export", "r.toml", "small", "--to", "hf")
+    page = finished.run.joinpath(*EXPORTS, "hf", "README.md").read_text(encoding="utf-8")
+    manifest = finished.json("heldout", "manifest.json")
+    for fact in (
+        manifest["teacher"]["fingerprint"],
+        manifest["corpus"]["fingerprint"],
+        "| capture | no longer here |",
+    ):
+        assert fact in page, fact
 
 
 def test_an_unfinished_student_is_refused(finished: Desk) -> None:
@@ -113,8 +252,8 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> None:
     form = type(FORMATS["hf"])
     write = form.write
 
-    def spoil(self: Any, source: Any, folder: Path) -> Any:
-        notes = write(self, source, folder)
+    def spoil(self: Any, source: Any, folder: Path, base: Path | None = None) -> Any:
+        notes = write(self, source, folder, base)
         path = folder / "model.safetensors"
         weights = load_file(path)
         name = next(name for name in weights if name.endswith("down_proj.weight"))
@@ -145,8 +284,8 @@ def test_a_graph_of_other_weights_is_found(finished: Desk, monkeypatch: pytest.M
 
     quantise = onnx_int8.quantise
 
-    def spoil(path: Path) -> None:
-        quantise(path)
+    def spoil(whole: Path, path: Path) -> None:
+        quantise(whole, path)
         model = onnx.load(path)
         rows = next(i for i in model.graph.initializer if i.name == "embedding_rows")
         turned = onnx.numpy_helper.to_array(rows)[::-1].copy()  # every token another's

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from coldstill.data.errors import ColdstillError
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
 from coldstill.stages.evaluate import evaluate_student
@@ -16,7 +17,7 @@ from coldstill.stages.export.contract import Limits
 from coldstill.stages.export.documents import sampled_documents
 from coldstill.stages.export.fidelity import Fidelity, check
 from coldstill.stages.export.torch_runtime import TorchRuntime
-from coldstill.stages.models import load_model
+from coldstill.stages.models import load_model, without_padding
 from conftest import VOCABULARY
 from small_runs import capture_store, prepare, save_teacher
 
@@ -46,7 +47,8 @@ def heldout(folder: Path) -> StoreReader:
 
 @pytest.fixture(scope="module")
 def student(folder: Path) -> TorchRuntime:
-    return TorchRuntime(load_model(str(folder / "student"), "test", precision="fp32"), "torch")
+    model = load_model(str(folder / "student"), "test", precision="fp32")
+    return TorchRuntime(without_padding(model, VOCABULARY), "torch")
 
 
 class Other:
@@ -103,7 +105,7 @@ def test_distances_are_those_of_the_dense_formulas(
     fidelity = check(student, Other(student, shift), documents, VOCABULARY).fidelity
     ours, theirs = [], []
     for document in documents:
-        logits = torch.from_numpy(student.step(document.tokens_T)[0][:, :VOCABULARY]).double()
+        logits = torch.from_numpy(student.step(document.tokens_T)[0]).double()
         ours.append(logits.log_softmax(1))
         other = logits.clone()
         other[:, 0] += shift
@@ -146,6 +148,29 @@ SOUND = Fidelity(
     cached_difference=0.01,
 )
 LIMITS = Limits(logprob=0.1, kl=1e-4, share=0.01, cached=0.1, agreement=0.9)
+
+
+def test_logits_of_other_tokens_are_refused(student: TorchRuntime, heldout: StoreReader) -> None:
+    class Wider(Other):
+        def step(
+            self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
+        ) -> tuple[NDArray[Any], Any]:
+            logits, after = super().step(tokens_T, cache)
+            return np.pad(logits, ((0, 0), (0, 16)), constant_values=-9.0), after
+
+    with pytest.raises(ColdstillError, match="gives logits of 336 tokens, where there are 320"):
+        check(student, Wider(student, 0.0), sampled_documents(heldout), VOCABULARY)
+
+
+def test_documents_are_cut_with_the_labels_that_they_keep(heldout: StoreReader) -> None:
+    for whole in sampled_documents(heldout):
+        cut = whole.within(7)
+        assert cut.tokens_T.tolist() == whole.tokens_T[:7].tolist()
+        kept = [
+            place for place in whole.positions_M.tolist() if place + 1 < min(7, len(whole.tokens_T))
+        ]
+        assert cut.positions_M.tolist() == kept
+        assert cut.target.labels.tolist() == cut.tokens_T[cut.positions_M + 1].tolist()
 
 
 @pytest.mark.parametrize(

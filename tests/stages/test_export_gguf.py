@@ -21,6 +21,7 @@ from conftest import VOCABULARY
 from exports import (
     TEXTS,
     TOKENS,
+    asked,
     difference,
     divergence,
     logprobs,
@@ -46,16 +47,18 @@ EVERY = ("llama-tied", *FAMILIES)
 
 @pytest.mark.parametrize("family", gguf_format.READER_FAMILIES)
 def test_what_is_read_back_says_what_the_student_says(
-    family: str, tokenizer: Any, tmp_path: Path
+    family: str, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = source_of(family, tokenizer, tmp_path / "model")
     folder = written(F16, source, tmp_path / "f16")
-    ours = student_logprobs(source)
+    tokens = asked(F16, source)
+    ours = student_logprobs(source, tokens)
     runtime = read_back(folder / "small-f16.gguf", source)
-    assert difference(ours, logprobs(runtime)) < 0.02
+    assert difference(ours, logprobs(runtime, tokens)) < 0.02
     assert not runtime.is_own
+    assert capsys.readouterr().err == ""
     folder = written(Q8, source, tmp_path / "q8_0")
-    theirs = logprobs(read_back(folder / "small-q8_0.gguf", source))
+    theirs = logprobs(read_back(folder / "small-q8_0.gguf", source), tokens)
     assert 1e-9 < divergence(ours, theirs) < 1e-3
 
 
@@ -63,13 +66,15 @@ def test_what_is_read_back_says_what_the_student_says(
 @pytest.mark.parametrize("family", EVERY)
 def test_llama_cpp_says_what_the_student_says(family: str, tokenizer: Any, tmp_path: Path) -> None:
     source = source_of(family, tokenizer, tmp_path / "model")
-    ours = student_logprobs(source)
+    tokens = asked(F16, source)
+    ours = student_logprobs(source, tokens)
     for form, most in ((F16, 1e-5), (Q8, 1e-3)):
         folder = written(form, source, tmp_path / str(most))
         runtime = form.open(source, folder)
         assert runtime.is_own
-        assert divergence(ours, logprobs(runtime)) < most
-        assert difference(logprobs(runtime), stepped_logprobs(runtime)) < 0.1
+        theirs = logprobs(runtime, tokens)
+        assert divergence(ours, theirs) < most
+        assert difference(theirs, stepped_logprobs(runtime, tokens)) < 0.1
         runtime.close()
 
 
@@ -123,14 +128,16 @@ def tensors(folder: Path) -> dict[str, Any]:
 
 def test_queries_and_keys_of_llama_turn_neighbours(tokenizer: Any, tmp_path: Path) -> None:
     source = source_of("llama", tokenizer, tmp_path / "model")
-    found = tensors(written(F16, source, tmp_path / "f16"))["blk.0.attn_q.weight"]
-    theirs = gguf.dequantize(found.data, found.tensor_type)
-    ours = source.model.model.layers[0].self_attn.q_proj.weight.detach().numpy()
-    head = 16
-    for row in range(len(ours)):
-        inside = row % head
-        place = row - inside + (2 * inside if inside < 8 else 2 * (inside - 8) + 1)
-        np.testing.assert_array_equal(theirs[place], ours[row].astype(np.float16))
+    found = tensors(written(F16, source, tmp_path / "f16"))
+    layer, head = source.model.model.layers[0].self_attn, 8
+    for name, matrix in (("attn_q", layer.q_proj), ("attn_k", layer.k_proj)):
+        part = found[f"blk.0.{name}.weight"]
+        theirs = gguf.dequantize(part.data, part.tensor_type)
+        ours = matrix.weight.detach().numpy()
+        for row in range(len(ours)):
+            inside = row % head
+            place = row - inside + (2 * inside if inside < 4 else 2 * (inside - 4) + 1)
+            np.testing.assert_array_equal(theirs[place], ours[row].astype(np.float16))
 
 
 def test_padding_rows_are_left_out_and_a_tied_head_is_not_written(
@@ -149,9 +156,9 @@ def test_a_window_shortens_the_context_and_the_user_is_told(tokenizer: Any, tmp_
     (tmp_path / "f16").mkdir()
     notes = F16.write(source, tmp_path / "f16")
     assert len(notes) == 1
-    assert "its context is 64 tokens" in notes[0]
+    assert "its context is 24 tokens" in notes[0]
     reader = gguf.GGUFReader(tmp_path / "f16" / "small-f16.gguf")
-    assert reader.fields["llama.context_length"].contents() == 64
+    assert reader.fields["llama.context_length"].contents() == 24
 
 
 def changed(source: Source, **settings: Any) -> Source:
@@ -265,7 +272,7 @@ def test_scaled_rotary_frequencies_go_into_the_file(tokenizer: Any, tmp_path: Pa
     object.__setattr__(source, "model", AutoModelForCausalLM.from_config(config).eval())
     folder = written(F16, source, tmp_path / "f16")
     factors = tensors(folder)["rope_freqs.weight"].data
-    plain = 10000.0 ** -(np.arange(8) / 8)
+    plain = 10000.0 ** -(np.arange(4) / 4)
     np.testing.assert_allclose(
         plain / factors, source.model.model.rotary_emb.inv_freq.numpy(), rtol=1e-5
     )

@@ -20,6 +20,7 @@ from coldstill.data.schema import Capture
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.model_card import Facts, model_card
 from coldstill.stages.export.torch_runtime import TorchRuntime
+from conftest import make_model
 from exports import (
     TOKENS,
     difference,
@@ -51,7 +52,6 @@ def test_what_transformers_loads_again_is_the_student(
     assert difference(ours, logprobs(HF.open(source, folder))) == 0.0
     text = "the teacher speaks once"
     assert AutoTokenizer.from_pretrained(folder)(text).input_ids == tokenizer(text).input_ids
-    assert (folder / "README.md").read_text(encoding="utf-8") == source.card
 
 
 def test_generation_knows_where_to_end(tokenizer: Any, tmp_path: Path) -> None:
@@ -98,6 +98,9 @@ MANIFEST = Manifest(
 FACTS = Facts(
     version="1.2.3",
     manifest=MANIFEST,
+    heldout=replace(
+        MANIFEST, corpus=CorpusIdentity(fingerprint="e" * 64, split="heldout", documents=12)
+    ),
     settings={
         "seed": 7,
         "student": {
@@ -111,21 +114,41 @@ FACTS = Facts(
 )
 
 
+MODEL = make_model("llama", 320)
+CHECK = {"positions": 4321, "largest_difference": 0.0123, "kl": 4.5e-6, "agreement": 0.9876}
+RECORD: dict[str, Any] = {
+    "format": "gguf-q8_0",
+    "checked_by": "llama.cpp 1",
+    "check": CHECK,
+    "base": {"format": "gguf-f16", "checked_by": "llama.cpp 1", "check": {**CHECK, "kl": 6.7e-8}},
+    "notes": ["its context is 24 tokens"],
+    "costs": {
+        "bytes": 12_345_678,
+        "machine": "a machine",
+        "generation": [{"prefill_tokens_per_second": 2345.6, "token_seconds": 0.00123}],
+    },
+}
+
+
+def page_of(facts: Facts, to: str = "hf", **changes: Any) -> str:
+    return model_card("small", MODEL, FORMATS[to], facts, {**RECORD, **changes})
+
+
 def test_the_page_says_what_the_run_has_written_down() -> None:
-    page = model_card("small", "llama", 926336, FACTS)
+    page = page_of(FACTS)
     front = yaml.safe_load(page.split("---\n")[1])
     assert front["library_name"] == "transformers"
     assert front["pipeline_tag"] == "text-generation"
     for fact in (
         "# small\n",
-        "| model | `llama`, 926,336 parameters |",
+        f"| model | `llama`, {MODEL.num_parameters():,} parameters |",
         "ORG/TEACHER (`llama`, 12,345,678 parameters, float32), SHA-256 `" + "a" * 64,
         "1,234 documents, SHA-256 `" + "c" * 64,
         "4,321 of up to 256 tokens; documents packed together, kept apart by position ids",
         "head 8, tail 50 a position, exact at the temperatures 2.0 too; codec plain, seed 0",
         "| objective | kl = 1.0, temperature = 2.0 |",
         "| training | steps = 500, learning_rate = 0.003 |",
-        "| begun as | architecture: family = llama, layers = 2 |",
+        "| begun as | random weights: family = llama, layers = 2 |",
         "| seed | 7 |",
         "coldstill 1.2.3",
         "On 16,000 positions of held-out documents",
@@ -135,24 +158,73 @@ def test_the_page_says_what_the_run_has_written_down() -> None:
         assert fact in page, fact
 
 
+def test_the_page_says_how_its_files_were_checked_and_what_they_cost() -> None:
+    page = page_of(FACTS, "gguf-q8_0")
+    for fact in (
+        "library_name: gguf",
+        "| format | gguf-q8_0 |",
+        "| size | 12.3 MB |",
+        "| checked against the student | by llama.cpp 1 on 4,321 held-out positions: largest "
+        "difference of two log-probabilities 0.012, KL 4.5e-06 nats, same most probable token "
+        "98.76% |",
+        "| before it was quantised (gguf-f16) | by llama.cpp 1 on 4,321 held-out positions: ",
+        "KL 6.7e-08 nats",
+        "| note | its context is 24 tokens |",
+        "prompts 2,346 tokens/s, then 1.23 ms a token (a machine)",
+        "llama-cli -m small-q8_0.gguf",
+    ):
+        assert fact in page, fact
+    bare = page_of(FACTS, base=None, notes=[], costs={**RECORD["costs"], "generation": []})
+    for fact in ("before it was quantised", "| note |", "| speed"):
+        assert fact not in bare, fact
+
+
+def test_where_the_store_is_gone_the_held_out_one_tells_of_teacher_and_corpus() -> None:
+    page = page_of(replace(FACTS, manifest=None))
+    assert "ORG/TEACHER (`llama`, 12,345,678 parameters, float32), SHA-256 `" + "a" * 64 in page
+    assert "| corpus | held-out documents with the SHA-256 `" + "e" * 64 in page
+    assert "| capture | no longer here |" in page
+    assert "1,234 documents" not in page
+
+
 def test_the_page_says_nothing_that_is_not_known() -> None:
-    bare = replace(FACTS, manifest=None, evaluation=None, teacher=None)
-    page = model_card("small", "llama", 1, bare)
-    assert "SHA-256" not in page
-    assert "Nothing yet." in page
+    assert "Nothing yet." in page_of(replace(FACTS, evaluation=None, teacher=None))
 
 
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (
+            {"prune": {"parameters": "60%", "layers": None, "sequences": 1024}},
+            "the teacher, pruned to at most 60% of its parameters",
+        ),
+        (
+            {"prune": [{"parameters": "80%"}, {"layers": 4, "hidden": 1024, "parameters": 5000}]},
+            "the teacher, pruned to at most 80% of its parameters, then to 4 layers and 1,024 "
+            "hidden channels and at most 5,000 parameters",
+        ),
+        ({"model": "ORG/SMALL"}, "ORG/SMALL"),
+        ({"layers": {"every": 2, "keep": None}}, "layers of the teacher: every = 2"),
+    ],
+)
+def test_the_page_says_in_words_what_a_student_began_as(student: Any, said: str) -> None:
+    page = page_of(replace(FACTS, settings={"seed": 1, "student": student}))
+    assert f"| begun as | {said} |" in page
+
+
+@pytest.mark.parametrize("to", ["hf", "onnx"])
 def test_the_page_s_own_code_runs(
+    to: str,
     tokenizer: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    for package in FORMATS[to].packages:
+        pytest.importorskip(package)
     source = source_of("llama", tokenizer, tmp_path / "model")
-    card = model_card("small", "llama", 1, FACTS)
-    folder = written(HF, replace(source, card=card), tmp_path / "hf")
-    monkeypatch.chdir(folder)
-    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(written(FORMATS[to], source, tmp_path / to))
+    code = page_of(FACTS, to).split("```python\n")[1].split("```")[0]
     exec(compile(code, "README.md", "exec"), {})
     text = capsys.readouterr().out
     assert text.startswith("Once")

@@ -1,0 +1,280 @@
+"""Students from the first file to the record: padding, windows, and faults that rounding hides."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from coldstill.data.errors import ColdstillError
+from coldstill.data.reader import open_store
+from coldstill.data.schema import Capture
+from coldstill.stages.export import FORMATS
+from coldstill.stages.export.contract import choose
+from coldstill.stages.export.export_student import export_student
+from coldstill.stages.export.job import ExportJob
+from coldstill.stages.export.model_card import Facts
+from coldstill.stages.models import load_model, without_padding
+from conftest import FAMILIES, VOCABULARY, make_model
+from exports import PADDED, TOKENS, source_of
+from small_runs import capture_store, prepare, save_teacher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from coldstill.data.reader import StoreReader
+    from coldstill.stages.export.contract import Format
+    from coldstill.stages.report import Report
+
+HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
+needs_llama_cpp = pytest.mark.skipif(
+    not HAS_LLAMA_CPP, reason="llama-cpp-python compiles: an extra"
+)
+
+
+@pytest.fixture(scope="module")
+def heldout(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
+    """A held-out store whose documents are longer than the windows of `exports.SETTINGS`."""
+    root = tmp_path_factory.mktemp("export-student")
+    corpus = prepare(root / "corpus", tokenizer)
+    save_teacher(root / "teacher", tokenizer)
+    capture = Capture(head=8, tail=0)
+    capture_store(corpus, root / "teacher", root / "heldout", capture, split="heldout")
+    return open_store(root / "heldout")
+
+
+def job_of(root: Path, heldout: StoreReader, *formats: str) -> ExportJob:
+    """The export of what `source_of` saved in `root / "model"`."""
+    return ExportJob(
+        name="small",
+        model=root / "model",
+        facts=Facts(
+            version="1",
+            manifest=None,
+            heldout=heldout.manifest,
+            settings={"seed": 1, "student": {}},
+            evaluation=None,
+            teacher=None,
+        ),
+        formats=choose(formats, FORMATS),
+        folder=root / "exports",
+        heldout="this one",
+    )
+
+
+def expect_packages(*formats: str) -> None:
+    for name in formats:
+        for package in FORMATS[name].packages:
+            pytest.importorskip(package)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_without_padding_a_model_says_the_same_of_its_tokens(family: str) -> None:
+    model = make_model(family, PADDED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        ids = torch.from_numpy(TOKENS)[None]
+        before = model(ids, use_cache=False).logits
+        assert without_padding(model, VOCABULARY) is model
+        after = model(ids, use_cache=False).logits
+    assert torch.equal(after, before[..., :VOCABULARY])
+    assert model.config.vocab_size == VOCABULARY
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert embedding.weight.shape[0] == head.weight.shape[0] == VOCABULARY
+    assert (embedding.weight is head.weight) == model.config.tie_word_embeddings
+
+
+def test_a_head_s_bias_is_cut_and_a_padding_token_past_the_tokens_is_forgotten() -> None:
+    model = make_model("llama", PADDED, pad_token_id=VOCABULARY + 3)
+    head = torch.nn.Linear(32, PADDED, bias=True)
+    model.set_output_embeddings(head)
+    bias = head.bias.detach().clone()
+    without_padding(model, VOCABULARY)
+    assert torch.equal(model.get_output_embeddings().bias, bias[:VOCABULARY])
+    assert model.config.pad_token_id is None
+    assert model(torch.from_numpy(TOKENS)[None]).logits.shape[-1] == VOCABULARY
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
+@pytest.mark.parametrize("to", list(FORMATS))
+def test_no_export_of_a_padded_student_knows_of_its_padding(
+    family: str, to: str, tokenizer: Any, heldout: StoreReader, tmp_path: Path
+) -> None:
+    expect_packages(to)
+    source = source_of(family, tokenizer, tmp_path / "model")
+    (record,) = export_student(job_of(tmp_path, heldout, to), heldout)
+    folder = tmp_path / "exports" / to
+    runtime = FORMATS[to].open(source, folder)
+    logits, _ = runtime.step(TOKENS)
+    runtime.close()
+    assert logits.shape == (len(TOKENS), VOCABULARY)
+    assert record["check"]["positions"] > 500
+    if not to.startswith("gguf"):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        assert config["vocab_size"] == VOCABULARY
+    base = record["base"]
+    assert (base is None) == (FORMATS[to].base is None)
+    if base is not None:
+        assert base["format"] == FORMATS[to].base
+        assert base["check"]["kl"] < record["check"]["kl"]
+        assert base["limits"]["kl"] < record["limits"]["kl"]
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"| format | {to} |" in page
+    assert f"{record['check']['positions']:,} held-out positions" in page
+    assert {path.name for path in (tmp_path / "exports").iterdir()} == {to}
+
+
+def test_an_export_that_knows_of_padding_is_refused(
+    tokenizer: Any, heldout: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source_of("llama", tokenizer, tmp_path / "model")
+    form = type(FORMATS["hf"])
+
+    def copied(self: Format, source: Any, folder: Path, base: Path | None = None) -> list[str]:
+        shutil.copytree(tmp_path / "model", folder, dirs_exist_ok=True)
+        return []
+
+    monkeypatch.setattr(form, "write", copied)
+    said = r"export small hf: transformers \S+ gives logits of 336 tokens, where there are 320; "
+    with pytest.raises(ColdstillError, match=said):
+        export_student(job_of(tmp_path, heldout, "hf"), heldout)
+
+
+def test_what_has_no_window_is_checked_within_its_context_and_says_so(
+    tokenizer: Any, heldout: StoreReader, tmp_path: Path
+) -> None:
+    expect_packages("gguf-q8_0")
+    source_of("mistral", tokenizer, tmp_path / "model")
+    told: list[Report] = []
+    job = job_of(tmp_path, heldout, "hf", "gguf-f16", "gguf-q8_0")
+    whole, f16, q8 = export_student(job, heldout, told.append)
+    for record in (f16, q8):
+        (note,) = record["notes"]
+        assert note.startswith("its context is 24 tokens, that of its sliding window, and it was")
+        assert record["check"]["positions"] < whole["check"]["positions"]
+        assert 0 < record["sample"]["export"]["positions"] < whole["sample"]["export"]["positions"]
+        assert any(each.note == note for each in told)
+
+
+def doubled_base(model: Any) -> None:
+    rope, rotary = model.config.rope_parameters, model.model.rotary_emb
+    rope["rope_theta"] *= 2
+    places = torch.arange(len(rotary.inv_freq)) / len(rotary.inv_freq)
+    rotary.inv_freq.copy_(rope["rope_theta"] ** -places)
+
+
+def silent_head(model: Any) -> None:
+    weight = model.model.layers[0].self_attn.o_proj.weight
+    weight[:, : weight.shape[1] // 4] = 0.0
+
+
+def mean_norms(model: Any) -> None:
+    for name, weight in model.named_parameters():
+        if "layernorm" in name:
+            weight.fill_(weight.mean())
+
+
+@pytest.mark.parametrize("fault", [doubled_base, silent_head, mean_norms])
+@pytest.mark.parametrize("to", ["onnx-int8", "gguf-q8_0", "torchao-int8"])
+def test_a_fault_that_rounding_could_hide_is_found_before_that(
+    to: str,
+    fault: Callable[[Any], None],
+    tokenizer: Any,
+    heldout: StoreReader,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expect_packages(to)
+    if to == "gguf-q8_0" and fault is doubled_base and not HAS_LLAMA_CPP:
+        pytest.skip("settings in the file are tried by llama.cpp alone")
+    source_of("llama", tokenizer, tmp_path / "model")
+    base = FORMATS[to].base
+    assert base is not None
+    form = type(FORMATS[base])
+    write = form.write
+
+    def spoil(self: Any, source: Any, folder: Path, base: Path | None = None) -> Any:
+        if self.base is None:
+            model = copy.deepcopy(source.model)
+            with torch.no_grad():
+                fault(model)
+            model.save_pretrained(folder.parent / "spoilt")
+            source = replace(source, model=model, folder=folder.parent / "spoilt")
+        return write(self, source, folder, base)
+
+    monkeypatch.setattr(form, "write", spoil)
+    said = rf"export small {to}: before it is quantised \({base}\): .* does not say what the "
+    with pytest.raises(ColdstillError, match=said):
+        export_student(job_of(tmp_path, heldout, to), heldout)
+    assert not (tmp_path / "exports" / to).exists()
+
+
+@needs_llama_cpp
+def test_what_was_written_without_llama_cpp_is_checked_by_it_later(
+    tokenizer: Any, heldout: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coldstill.stages.export import gguf
+
+    source_of("llama", tokenizer, tmp_path / "model")
+    job, told = job_of(tmp_path, heldout, "gguf-q8_0"), list[str]()
+
+    def hear(report: Report) -> None:
+        told.extend([report.note] if report.note else [])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf, "has_llama_cpp", lambda: False)
+        (before,) = export_student(job, heldout, hear)
+        assert told.pop().endswith("pip install 'coldstill[llama]', then the same command again")
+        export_student(job, heldout, hear)
+        assert told.pop().endswith("which is not here: pip install 'coldstill[llama]')")
+    assert before["checked_by_own_runtime"] is False
+    path = tmp_path / "exports" / "gguf-q8_0" / "small-q8_0.gguf"
+    written = path.stat().st_mtime_ns, path.stat().st_ino
+    (after,) = export_student(job, heldout, hear)
+    assert told.pop().startswith("checked again: ")
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == written
+    assert after["checked_by_own_runtime"] is True
+    assert after["base"]["checked_by"].startswith("llama.cpp")
+    assert after["costs"]["generation"]
+    assert json.loads((path.parent / "export.json").read_text(encoding="utf-8")) == after
+    assert "by llama.cpp" in (path.parent / "README.md").read_text(encoding="utf-8")
+    assert export_student(job, heldout, hear) == [after]
+    assert told.pop().endswith("already exported: " + str(path.parent))
+
+
+@needs_llama_cpp
+def test_what_llama_cpp_refuses_later_stays_with_the_advice_to_delete_it(
+    tokenizer: Any, heldout: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coldstill.stages.export import gguf, gguf_families
+
+    source_of("llama", tokenizer, tmp_path / "model")
+    job, rotary = job_of(tmp_path, heldout, "gguf-q8_0"), gguf_families.rotary
+
+    def doubled(config: Any) -> Any:  # a setting that only llama.cpp reads
+        return [{**each, "rope_theta": 2 * each["rope_theta"]} for each in rotary(config)]
+
+    monkeypatch.setattr(gguf_families, "rotary", doubled)
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf, "has_llama_cpp", lambda: False)
+        export_student(job, heldout)
+    folder = tmp_path / "exports" / "gguf-q8_0"
+    with pytest.raises(ColdstillError, match=rf"does not say what .*; delete {folder}"):
+        export_student(job, heldout)
+    assert (folder / "small-q8_0.gguf").exists()
+
+
+def test_the_model_on_disk_is_left_as_it_is(
+    tokenizer: Any, heldout: StoreReader, tmp_path: Path
+) -> None:
+    source_of("llama-tied", tokenizer, tmp_path / "model")
+    export_student(job_of(tmp_path, heldout, "hf"), heldout)
+    model = load_model(str(tmp_path / "model"), "test", precision="fp32")
+    assert model.config.vocab_size == PADDED
