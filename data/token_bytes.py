@@ -59,6 +59,10 @@ class TokenBytes:
         added = self._added.get(index)
         return self._content(token) if added is None else added.encode()
 
+    def is_special(self, index: int) -> bool:
+        """Whether the token stands for no text, such as the end of a document."""
+        return index in self._special
+
     def counts(self, size: int) -> ByteCounts | None:
         """How many bytes of text each of `size` ids stands for: none for special tokens, which are
         no text, and for ids without a token. None if that is not known."""

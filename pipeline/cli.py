@@ -270,7 +270,7 @@ def sweep(
 
     Example: coldstill sweep demo --grid students.small.train.steps=250,500
     """
-    from .comparison.table import table
+    from .comparison.table import tables
     from .recipe import read_source
     from .sweep import left_out_error, listed, plan_sweep, told, train_sweep
 
@@ -282,7 +282,7 @@ def sweep(
         return
     rows, left_out = train_sweep(work, planned)
     if rows:
-        click.echo(json.dumps(rows, indent=2) if as_json else table(rows))
+        click.echo(json.dumps(rows, indent=2) if as_json else tables(rows))
     if left_out:
         raise left_out_error(left_out, len(planned.points))
 
@@ -316,11 +316,11 @@ def compare(
     if settings and len(named) > 1:
         raise click.UsageError("--set is about one recipe; name one RUN with it.")
     from .comparison.command import compare_runs
-    from .comparison.table import table
+    from .comparison.table import tables
 
     works = [_work(one, settings, runs, progress, loads_models=False) for one in named]
     rows = compare_runs([work.run for work in works], file, works[0].report)
-    click.echo(json.dumps(rows, indent=2) if as_json else table(rows))
+    click.echo(json.dumps(rows, indent=2) if as_json else tables(rows))
 
 
 @main.command()
@@ -332,14 +332,14 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
     """
     from . import capture, evaluation, ground, students
     from .comparison.command import compare_runs
-    from .comparison.table import table
+    from .comparison.table import tables
 
     work = _work(recipe, settings, runs, progress)
     ground.train_teacher(work)
     capture.teacher_logits(work)
     students.train_students(work, ())
     evaluation.evaluate(work, ())
-    click.echo(table(compare_runs([work.run], None, work.report)))
+    click.echo(tables(compare_runs([work.run], None, work.report)))
 
 
 main.add_command(export)

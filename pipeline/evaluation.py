@@ -9,7 +9,7 @@ from ..data.errors import ColdstillError
 from ..data.files import read_json, write_json
 from ..data.fingerprint import json_sha256
 from ..data.reader import open_store
-from .comparison.table import CACHED_BYTES
+from .comparison.columns import CACHED_BYTES
 from .students import open_made, store_called
 
 if TYPE_CHECKING:

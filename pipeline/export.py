@@ -12,7 +12,7 @@ from ..data.files import read_json
 from ..data.layout import MANIFEST
 from ..data.manifest import read_manifest
 from ..data.place import place_at
-from .comparison.table import CACHED_BYTES
+from .comparison.columns import CACHED_BYTES
 from .evaluation import evaluate, heldout_identity, is_evaluated
 from .students import open_made
 

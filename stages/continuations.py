@@ -46,6 +46,8 @@ class Prompt:
     tokens: tuple[int, ...]
     next: tuple[int, ...]
     """What really came next, at most `NEW_TOKENS`."""
+    ended: bool = False
+    """Whether the document ends with that, as far as its sequence tells."""
 
 
 def first_sequences(corpus: SequenceFile) -> dict[int, int]:
@@ -115,6 +117,8 @@ def _beginnings(sequences: Sequences, row: int) -> Iterator[Prompt]:
                 document=document,
                 tokens=tuple(tokens_T[start:middle].tolist()),
                 next=tuple(tokens_T[middle : min(end, middle + NEW_TOKENS)].tolist()),
+                # the last document of a sequence may go on in another
+                ended=end <= middle + NEW_TOKENS and end < len(tokens_T),
             )
 
 

@@ -26,6 +26,8 @@ class Made:
     batch_tokens: int = 4096
     old: bool = False
     """Whether its figures and metrics are those of a version that knew less."""
+    exports: tuple[str, ...] = ()
+    """Formats it was exported to."""
 
 
 def calibration(sharpness: float = 1.2) -> list[dict[str, Any]]:
@@ -55,18 +57,44 @@ def figures(name: str, loss: float, parameters: int, **more: Any) -> dict[str, A
         "acceptance": 3.5 / loss,
         "ece": 0.019,
         "calibration": calibration(),
-        "tokens_per_second": 1e11 / parameters,
-        "peak_memory_bytes": 60 * parameters,
+        "dtype": "fp32",
+        "flops_per_token": 2 * parameters,
+        "generation": generation(parameters),
         "machine": "2 CPU threads",
+        "runtime": "torch 2.13.0",
+        "weights": f"weights of {name}",
         "heldout": "f00d",
         **more,
     }
 
 
+def generation(parameters: int, batches: Sequence[int] = (1, 8)) -> list[dict[str, Any]]:
+    """How fast a model of that size writes, and in how much memory."""
+    seconds = 1e-3 * math.sqrt(parameters / 1e5)
+    return [
+        {
+            "batch": batch,
+            "prompt_tokens": 128,
+            "new_tokens": 32,
+            "first_token_seconds": 4 * seconds * batch,
+            "prefill_tokens_per_second": 32 / seconds,
+            "token_seconds": seconds * math.sqrt(batch),
+            "token_seconds_p95": 1.2 * seconds * math.sqrt(batch),
+            "decode_tokens_per_second": math.sqrt(batch) / seconds,
+            "memory_bytes": 5 * parameters + 40_000 * batch,
+        }
+        for batch in batches
+    ]
+
+
 def write_run(
-    runs: Path, name: str, students: Sequence[Made], heldout: str = "f00d", speed: float = 9e3
+    runs: Path, name: str, students: Sequence[Made], heldout: str = "f00d", size: int = 34_588_160
 ) -> Path:
-    """A run's folder; `heldout` is the hash of the store it was measured on."""
+    """A run's folder.
+
+    heldout  the hash of the store it was measured on
+    size     parameters that the teacher's speed is that of
+    """
     root = runs / name
     recipe = {
         "name": name if name.isalnum() else "made",
@@ -76,7 +104,7 @@ def write_run(
     }
     _write(root / "recipe.resolved.json", {"recipe": recipe, "base": str(runs)})
     (root / "recipe.toml").write_text("", encoding="utf-8")
-    own = {"heldout": heldout, "role": "teacher", "tokens_per_second": speed}
+    own = {"heldout": heldout, "role": "teacher", "generation": generation(size)}
     teacher = figures("teacher", 4.9, 34_588_160, **own)
     _write(root / "teacher.evaluation.json", {**teacher, "kl": 0.0, "agreement": 1.0})
     for student in students:
@@ -93,6 +121,8 @@ def _write_student(folder: Path, student: Made, heldout: str) -> None:
     newer = ("calibration", "cached_bytes_per_position")
     kept = {key: value for key, value in found.items() if not student.old or key not in newer}
     _write(folder / "evaluation.json", kept)
+    for name in student.exports:
+        _write(folder / "exports" / name / "export.json", export_record(found, name))
     lines = []
     for step in range(1, student.steps + 1):
         label_loss = label_loss_at(student, step)
@@ -101,6 +131,37 @@ def _write_student(folder: Path, student: Made, heldout: str) -> None:
             del line["label_loss"]
         lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+FORMATS = ("hf", "onnx", "onnx-int8", "gguf-f16", "gguf-q8_0", "torchao-int8")
+"""Of exports, in the order of the table."""
+RUNTIMES = {"hf": "torch 2.13.0", "onnx": "onnxruntime 1.23.2", "gguf": "llama.cpp 0.3.36"}
+PRECISIONS = {"hf": "fp32", "onnx": "fp32", "onnx-int8": "int8", "gguf-q8_0": "q8_0"}
+
+
+def export_record(student: dict[str, Any], name: str) -> dict[str, Any]:
+    """What is told of an export, the smaller and the further from its student the later its format
+    comes."""
+    place = FORMATS.index(name)
+    bytes_ = int(student["bytes"] / (1 + 0.6 * place))
+    keys = ("loss", "kl", "agreement", "accuracy", "acceptance", "ece", "calibration")
+    sample = {**{key: student[key] for key in keys}, "positions": 8_192}
+    away = 0.002 * place
+    return {
+        "student": {"fingerprint": student["weights"]},
+        "sample": {
+            "student": sample,
+            "export": {**sample, "loss": sample["loss"] + away, "kl": sample["kl"] + away},
+        },
+        "check": {"kl": away},
+        "costs": {
+            "bytes": bytes_,
+            "dtype": PRECISIONS.get(name, "fp16"),
+            "generation": generation(bytes_ // 4, batches=(1,)),
+            "machine": student["machine"],
+            "runtime": RUNTIMES.get(name.partition("-")[0], "torch 2.13.0"),
+        },
+    }
 
 
 def label_loss_at(student: Made, step: int) -> float:

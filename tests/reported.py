@@ -32,10 +32,6 @@ def report_facts(
     for path in root.glob("students/*/student.json"):
         table = json.loads(path.read_text(encoding="utf-8"))
         write(path, {"student": {"architecture": LLAMA, **table["student"]}})
-    figures = [root / "teacher.evaluation.json", *root.glob("students/*/evaluation.json")]
-    for path in figures:
-        row = json.loads(path.read_text(encoding="utf-8"))
-        write(path, {**row, "generation": generation(row["parameters"])})
     work = Work(load_recipe(str(root)), Run(root), silent)
     facts = gather(work, ReportOptions(prompts=0))
     return {
@@ -49,12 +45,6 @@ def report_facts(
         "heldout": {"positions": 108_179, "head": 128, "tail": 32},
         "continuations": texts([one.name for one in students]),
     }  # fmt: skip
-
-
-def generation(parameters: int) -> list[dict[str, Any]]:
-    """How fast a model of that size writes."""
-    seconds = 1e-3 * math.sqrt(parameters / 1e5)
-    return [{"batch": n, "token_seconds": seconds * math.sqrt(n)} for n in (1, 8)]
 
 
 def corpus() -> dict[str, Any]:

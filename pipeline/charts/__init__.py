@@ -12,13 +12,13 @@ broken there.
 
 from __future__ import annotations
 
-from .drawing import STYLE, draw
+from .drawing import STYLE, draw, draw_named
 from .figure import Axis, Bars, Chart, Level, Series
 from .looks import swatch
 from .markup import Markup, element, joined
 from .scale import short
 
 __all__ = [
-    "STYLE", "Axis", "Bars", "Chart", "Level", "Markup", "Series", "draw", "element", "joined",
-    "short", "swatch",
+    "STYLE", "Axis", "Bars", "Chart", "Level", "Markup", "Series", "draw", "draw_named",
+    "element", "joined", "short", "swatch",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .labels import SIZE, Box, text_width
 from .looks import dashes, look_class, mark
 from .markup import Markup, element, joined, number
-from .naming import Frame, end_names, legend, level_names, point_names, room_at_ends
+from .naming import Frame, end_names, joins, legend, level_names, point_names, room_at_ends
 from .scale import drawable, make_scale
 
 if TYPE_CHECKING:
@@ -30,23 +30,32 @@ def draw(chart: Chart) -> Markup:
 
     It is as wide as the chart says, never wider than its place, and taller by its legend.
     """
+    return draw_named(chart)[0]
+
+
+def draw_named(chart: Chart) -> tuple[Markup, bool]:
+    """The same, and whether each of its series is named in it."""
     drawn = [(one, _known(one)) for one in chart.series]
     beside = room_at_ends(chart, drawn)
     right = _RIGHT if beside is None else beside + 14
     frame = _frame(chart, [points for _, points in drawn], right)
-    names = point_names(chart, drawn, frame) if beside is None else end_names(drawn, frame, beside)
-    shown = [] if names or chart.names == "none" else [one for one, _ in drawn]
-    below, tall = legend(shown, chart)
+    if beside is None:
+        names, named = point_names(chart, drawn, frame)
+    else:
+        names, named = end_names(drawn, frame, beside), True
+    explained = not named and chart.names in ("direct", "legend")
+    below, tall = legend([one for one, _ in drawn] if explained else [], chart)
     content = (
         _axes(chart, frame),
         _background(chart, frame),
         _lines(drawn, frame),
+        *_joins(drawn, frame),
         *(_marks(one, points, frame) for one, points in drawn),
-        *(names or ()),
+        *names,
         below,
     )
     height = chart.height + tall
-    return element(
+    picture = element(
         "svg",
         *content,
         cls="chart",
@@ -56,6 +65,7 @@ def draw(chart: Chart) -> Markup:
         role="img",
         aria_label=chart.label,
     )
+    return picture, named or explained
 
 
 def _known(series: Series) -> list[tuple[float, float] | None]:
@@ -165,6 +175,16 @@ def _path(points: Sequence[tuple[float, float] | None], frame: Frame) -> str:
     return "".join(parts)
 
 
+def _joins(drawn: Sequence[Drawn], frame: Frame) -> list[Markup]:
+    """Thin lines between points of one colour."""
+    found = []
+    for join in joins(drawn, frame):
+        (x1, y1), (x2, y2) = join.start, join.end
+        look = look_class(join.look)
+        found.append(element("line", cls=f"join {look}", x1=x1, y1=y1, x2=x2, y2=y2))
+    return found
+
+
 def _marks(series: Series, points: Sequence[tuple[float, float] | None], frame: Frame) -> Markup:
     """Every point by itself, with what is said of it."""
     if not series.marks:
@@ -173,7 +193,8 @@ def _marks(series: Series, points: Sequence[tuple[float, float] | None], frame: 
     parts = []
     for i, point in enumerate(points):
         if point is not None:
-            shape = mark(series.look, frame.x.place(point[0]), frame.y.place(point[1]), small)
+            x, y = frame.x.place(point[0]), frame.y.place(point[1])
+            shape = mark(series.look, x, y, small, series.hollow)
             note = [element("title", series.notes[i])] if i < len(series.notes) else []
             parts.append(element("g", *note, shape))
     return element("g", *parts, cls=look_class(series.look), data_series=series.name)

@@ -39,6 +39,12 @@ class Series:
     """and whether they are seen."""
     notes: tuple[str, ...] = ()
     """What is said of each point where it is pointed at; nothing unless given."""
+    label: str = ""
+    """What is written beside its point; its name unless given."""
+    hollow: int | None = None
+    """The number of a mark of which only the outline is drawn, instead of that of its look."""
+    joined_to: str = ""
+    """The series to whose last point a thin line leads from its own; to none unless given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +79,10 @@ class Chart:
     bars: Bars | None = None
     diagonal: bool = False
     """Whether the line of y = x is drawn."""
-    names: Literal["direct", "legend", "none"] = "direct"
+    names: Literal["direct", "room", "legend", "none"] = "direct"
     """Where series are named: beside their points or ends, where there is room for all of them,
-    else in a legend below."""
+    else in a legend below. With `room` those points have names that have room for them, and whoever
+    draws the chart says the rest."""
     width: float = 560
     height: float = 340
     """In pixels, of the picture without a legend."""

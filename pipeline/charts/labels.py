@@ -105,22 +105,21 @@ def beside_points(
     frame: Box,
     taken: Sequence[Box] = (),
     radius: float = 6.0,
-) -> list[Placed] | None:
-    """A place for every name beside its point, or None where there is not room for all.
+) -> list[Placed | None]:
+    """A place for every name beside its point, the first ones first; None where there is no room.
 
     frame  what no name may leave
     taken  what no name may cover, besides points and other names
     """
     marks = [Box(x - radius, y - radius, x + radius, y + radius) for x, y in points]
-    placed: list[Placed] = []
+    placed: list[Placed | None] = []
     covered = list(taken)
     for i, (name, (x, y)) in enumerate(zip(names, points, strict=True)):
         others = [*covered, *(mark for j, mark in enumerate(marks) if j != i)]
         found = _free_place(name, x, y, frame, others)
-        if found is None:
-            return None
-        placed.append(found[0])
-        covered.append(found[1])
+        placed.append(None if found is None else found[0])
+        if found is not None:
+            covered.append(found[1])
     return placed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,15 +91,18 @@ def end_names(drawn: Sequence[Drawn], frame: Frame, room: float) -> list[Markup]
     return found
 
 
-def point_names(chart: Chart, drawn: Sequence[Drawn], frame: Frame) -> list[Markup]:
-    """Beside the last point of each series, if there is room for all names."""
-    if chart.names != "direct" or any(one.line for one in chart.series):
-        return []
+def point_names(chart: Chart, drawn: Sequence[Drawn], frame: Frame) -> tuple[list[Markup], bool]:
+    """Beside the last point of each series, and whether all have one; of `direct` names all or
+    none."""
+    if chart.names not in ("direct", "room") or any(one.line for one in chart.series):
+        return [], False
     ends = [(one, points[-1]) for one, known in drawn if (points := [p for p in known if p])]
-    names = [clipped(one.name, min(_MOST_NAME, 0.4 * chart.width)) for one, _ in ends]
+    # a name that stands alone says most where it is what others are joined to
+    ends.sort(key=lambda end: bool(end[0].joined_to))
+    names = [clipped(one.label or one.name, min(_MOST_NAME, 0.4 * chart.width)) for one, _ in ends]
     points = [(frame.x.place(x), frame.y.place(y)) for _, (x, y) in ends]
     box = frame.box
-    taken = []
+    taken = [piece for join in joins(drawn, frame) for piece in _pieces(join)]
     for level in chart.levels:
         if drawable(level.value) is not None:
             y = frame.y.place(level.value)
@@ -107,14 +111,50 @@ def point_names(chart: Chart, drawn: Sequence[Drawn], frame: Frame) -> list[Mark
         taken.append(Box(box.right - text_width(name), y - SIZE, box.right, y + 2))
     whole = Box(box.left + 3, 0, chart.width, box.bottom - 2)
     placed = beside_points(names, points, whole, taken)
+    complete = None not in placed
+    if not complete and chart.names == "direct":
+        return [], False
     found = []
-    for place, (x, y) in zip(placed or (), points, strict=bool(placed)):
+    for place, (x, y) in zip(placed, points, strict=True):
+        if place is None:
+            continue
         if place.far:
             middle = place.y - 0.35 * SIZE
             found.append(element("line", cls="lead", x1=x, y1=y, x2=place.x, y2=middle))
         found.append(
             element("text", place.text, cls="name", x=place.x, y=place.y, text_anchor=place.anchor)
         )
+    return found, complete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """A thin line from one point to another."""
+
+    look: int | None
+    start: tuple[float, float]
+    end: tuple[float, float]
+    """In pixels."""
+
+
+def joins(drawn: Sequence[Drawn], frame: Frame) -> list[Join]:
+    """The thin lines between series of which both ends can be drawn."""
+    ends = {one.name: points[-1] for one, known in drawn if (points := [p for p in known if p])}
+    places = {name: (frame.x.place(x), frame.y.place(y)) for name, (x, y) in ends.items()}
+    return [
+        Join(look=one.look, start=places[one.joined_to], end=places[one.name])
+        for one, _ in drawn
+        if one.name in places and one.joined_to in places
+    ]
+
+
+def _pieces(join: Join) -> list[Box]:
+    """What such a line covers."""
+    count = max(1, round(math.dist(join.start, join.end) / 6))
+    found = []
+    for step in range(count + 1):
+        x, y = (a + (b - a) * step / count for a, b in zip(join.start, join.end, strict=True))
+        found.append(Box(x - 3, y - 1, x + 3, y + 1))
     return found
 
 
@@ -127,7 +167,7 @@ def legend(series: Sequence[Series], chart: Chart) -> tuple[Markup, float]:
         if x and x + wide - 14 > chart.width:
             x, row = 0.0, row + 1
         y = chart.height + 10 + row * _ROW
-        sample = swatch(one.look, x, y, line=one.line, marks=one.marks)
+        sample = swatch(one.look, x, y, line=one.line, marks=one.marks, hollow=one.hollow)
         parts += [sample, element("text", name, cls="name", x=x + 28, y=y + 0.35 * SIZE)]
         x += wide
     return element("g", *parts, cls="legend"), (row + 1) * _ROW if parts else 0.0

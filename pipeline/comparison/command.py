@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 from ...data.files import whole_file, write_json
 from ...stages.report import Report, Reporter
 from ..self_contained import expect_file
+from .caveats import lacking, warnings
 from .page import write_page
 from .rows import compared_rows
-from .table import lacking, markdown, warnings
+from .table import markdown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from ..run import Run
-    from .table import Row
+    from .columns import Row
 
 _STAGE = "compare"
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..charts import Chart
-    from .table import Row
+    from .columns import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +29,27 @@ class Plot:
     caption: str
     panels: tuple[Panel, ...]
     """One, or several small ones side by side; none where nothing is known."""
-    columns: Literal[3, 4] = 4
+    columns: Literal[2, 3, 4] = 4
     """How many of these stand in a row on a desk."""
 
 
 def looks(rows: Sequence[Row]) -> dict[str, int | None]:
-    """Each model's colour and mark, the same in every plot; None for teachers."""
-    students = [row["name"] for row in rows if row["role"] != "teacher"]
-    numbers: dict[str, int | None] = {name: number for number, name in enumerate(students)}
-    return {row["name"]: numbers.get(row["name"]) for row in rows}
+    """Each model's colour and mark, the same in every plot, that of its student for an export; None
+    for teachers."""
+    numbers: dict[str, int | None] = {
+        row["name"]: number for number, row in enumerate(students_of(rows))
+    }
+    return {row["name"]: numbers.get(str(row.get("of", row["name"]))) for row in rows}
+
+
+def outlines(rows: Sequence[Row]) -> dict[str, int | None]:
+    """The number of the outline that marks an export, the same for one format everywhere; None for
+    all that have a full mark."""
+    formats = sorted({row["format"] for row in rows if row["role"] == "export"})
+    return {
+        row["name"]: formats.index(row["format"]) if row["role"] == "export" else None
+        for row in rows
+    }
 
 
 def students_of(rows: Sequence[Row]) -> list[Row]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..charts import Axis, Bars, Chart, Level, Series
+from .columns import CACHED_BYTES
 from .plot import Panel, Plot, left_out, looks, students_of
-from .table import CACHED_BYTES
 from .trade_off import LOSS, PARAMETERS, against, point, told
 from .training_plots import learning_curves, objectives
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .columns import Row
     from .curves import Curve
-    from .table import Row
 
 _FEW = 20
 """Positions that a bin of calibration needs to be drawn."""
@@ -45,7 +45,7 @@ def loss_against_size(rows: Sequence[Row]) -> Plot:
 def loss_against_bytes(rows: Sequence[Row]) -> Plot:
     """Held-out loss over what was cached; the teachers' own losses are lines to compare with."""
     series = tuple(
-        point(row, value, LOSS, looks(rows), f"{value:.1f} bytes a position")
+        point(row, value, LOSS, rows, f"{value:.1f} bytes a position")
         for row in students_of(rows)
         if (value := row.get(CACHED_BYTES)) is not None
     )

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ..export import export_rows, stale_exports
+from .columns import CACHED_BYTES
 from .names import labelled, run_labels, visible
-from .table import CACHED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ..run import Run, StudentFolder
-    from .table import Row
+    from .columns import Row
 
 _FIGURES = ("parameters", "bytes", "loss", "perplexity", "kl", "agreement", "acceptance", "ece")
 """What every row has; other keys are newer, or not always known."""

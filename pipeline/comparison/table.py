@@ -1,122 +1,70 @@
-"""The table of models: its columns, its cells, and what its reader must know beside it."""
+"""The two tables of models for terminals and Markdown: how good each is, what it costs to run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import textwrap
+from typing import TYPE_CHECKING
 
-from ..units import size
+from .caveats import machines_of, notes
+from .columns import COST, QUALITY, groups_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-Row = dict[str, Any]
+    from .columns import Column, Row
 
-CACHED_BYTES = "cached_bytes_per_position"
-"""Of the stores that a student was trained from: a key of its figures beside the measured ones."""
-TOKEN_SECONDS = "token_seconds"
-"""Of writing one token at batch 1, out of a row's `generation`."""
-COLUMNS = (
-    ("name", "model"),
-    ("parameters", "parameters"),
-    ("bytes", "size"),
-    (CACHED_BYTES, "cached"),
-    ("loss", "loss"),
-    ("perplexity", "perplexity"),
-    ("bits_per_byte", "bits/byte"),
-    ("kl", "KL"),
-    ("agreement", "agreement"),
-    ("acceptance", "acceptance"),
-    ("ece", "ECE"),
-    ("tokens_per_second", "tokens/s"),
-    (TOKEN_SECONDS, "ms/token"),
-    ("peak_memory_bytes", "memory"),
-)
-"""Keys of a row and their titles, in the order of the table."""
+_NOTE = 100
+"""Letters in a line of what stands below."""
+COST_TITLE = "What it costs to run"
 
 
-def warnings(rows: Sequence[Row]) -> list[str]:
-    """What a reader must know before comparing these figures: a line each."""
-    found = _stale(rows)
-    groups = heldout_groups(rows)
-    if len(groups) > 1:
-        told = " against ".join(_in_few_words(group, rows) for group in groups)
-        found.append(
-            f"measured on {len(groups)} different held-out stores, so their figures do not "
-            f"compare: {told}"
-        )
-    return found
+def tables(rows: Sequence[Row]) -> str:
+    """For a terminal: aligned, numbers to the right; what must be known of them below."""
+    machine = "; ".join(machines_of(rows))
+    title = f"{COST_TITLE} ({machine})" if machine else COST_TITLE
+    parts = [_aligned(QUALITY, rows), f"{title}\n{_aligned(COST, rows)}"]
+    wrapped = [textwrap.fill(note, _NOTE) for note in notes(rows)]
+    return "\n\n".join([*parts, "\n".join(wrapped)] if wrapped else parts)
 
 
-def _stale(rows: Sequence[Row]) -> list[str]:
-    """Of exports that have no row."""
-    return [
-        f"{row['name']}: its export {name} is of other weights, so it is left out; delete it and "
-        "run coldstill export"
-        for row in rows
-        for name in row.get("stale_exports", ())
-    ]
-
-
-def heldout_groups(rows: Iterable[Row]) -> list[list[str]]:
-    """Names of the models that were measured on one held-out store, for each such store."""
-    groups: dict[Any, list[str]] = {}
-    for row in rows:
-        if row.get("heldout") is not None:
-            groups.setdefault(row["heldout"], []).append(row["name"])
-    return list(groups.values())
-
-
-def lacking(rows: Sequence[Row]) -> list[str]:
-    """Models whose figures are of an older version, without what plots need."""
-    return [row["name"] for row in rows if "calibration" not in row]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """For a terminal: aligned, numbers to the right."""
-    lines = [[title for _, title in COLUMNS], *[cells(row) for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+def _aligned(columns: tuple[Column, ...], rows: Sequence[Row]) -> str:
+    lines = [[one.title for one in columns], *[[one.cell(row) for one in columns] for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     rule = ["-" * width for width in widths]
-    return "\n".join(
+    text = [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(pairs)).rstrip()
         for pairs in (list(zip(line, widths, strict=True)) for line in [lines[0], rule, *lines[1:]])
-    )
+    ]
+    above = _group_line(columns, widths)
+    return "\n".join([above, *text] if above else text)
+
+
+def _group_line(columns: tuple[Column, ...], widths: Sequence[int]) -> str:
+    """The names of groups, each over the middle of its columns."""
+    parts: list[str] = []
+    place = 0
+    for group, count in groups_of(columns):
+        wide = sum(widths[place : place + count]) + 2 * (count - 1)
+        parts.append(f" {group} ".center(wide, "-") if group else " " * wide)
+        place += count
+    return "  ".join(parts).rstrip()
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The same for a page."""
-    head = "| " + " | ".join(title for _, title in COLUMNS) + " |\n"
-    rule = "|---" + "|---:" * (len(COLUMNS) - 1) + "|\n"
-    shown = (" | ".join(cell.replace("|", "\\|") for cell in cells(row)) for row in rows)
-    return head + rule + "".join(f"| {line} |\n" for line in shown)
+    """The same as a Markdown document's part."""
+    machine = "; ".join(machines_of(rows))
+    parts = [_marked_down(QUALITY, rows), f"{COST_TITLE}{f' ({machine})' if machine else ''}:\n"]
+    parts += [_marked_down(COST, rows), *(f"{note}\n" for note in notes(rows))]
+    return "\n".join(parts)
 
 
-def cells(row: Row) -> list[str]:
-    """The texts of a row, in the order of `COLUMNS`."""
-    return [_cell(key, row.get(key)) for key, _ in COLUMNS]
-
-
-def _cell(key: str, value: Any) -> str:
-    if key == "name":
-        return str(value)
-    if key in ("bytes", "peak_memory_bytes"):
-        return size(value) if value else "-"  # too little to be measured
-    if value is None:
-        return "-"
-    if key == CACHED_BYTES:
-        return f"{value:.1f} B" if value else "0 B"
-    if key in ("parameters", "tokens_per_second"):
-        return f"{value:,.0f}"
-    if key in ("agreement", "acceptance", "ece"):
-        return f"{value:.1%}"
-    if key == TOKEN_SECONDS:
-        return f"{value * 1e3:.2f}"
-    return f"{value:.2f}" if key == "perplexity" else f"{value:.4f}"
-
-
-def _in_few_words(names: Sequence[str], rows: Sequence[Row]) -> str:
-    """These models, or their runs if no other model is of those."""
-    inside = [row for row in rows if row["name"] in names]
-    runs = {row.get("run") for row in inside}
-    if None not in runs and not any(row.get("run") in runs for row in rows if row not in inside):
-        names = sorted(str(run) for run in runs)
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def _marked_down(columns: tuple[Column, ...], rows: Sequence[Row]) -> str:
+    titles = (f"{one.title} ({one.group})" if one.group else one.title for one in columns)
+    head = "| " + " | ".join(titles) + " |\n"
+    rule = "|---" + "|---:" * (len(columns) - 1) + "|\n"
+    lines = []
+    for row in rows:
+        # blanks at the beginning of a cell are lost: an export is told by its whole name
+        cells = [row["name"], *(one.cell(row) for one in columns[1:])]
+        lines.append(" | ".join(cell.replace("|", "\\|") for cell in cells))
+    return head + rule + "".join(f"| {line} |\n" for line in lines)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from ..charts import Axis, Chart, Series
 from ..units import size
-from .plot import looks
-from .table import TOKEN_SECONDS
+from .columns import short_name, speed_of
+from .plot import looks, outlines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from .table import Row
+    from .columns import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,12 @@ class Cost:
     axis: Axis
     of_machine: bool = False
     """Whether figures of different machines differ."""
+    of_exports: bool = True
+    """Whether an export's may be another than its student's."""
+
+    def rows(self, rows: Sequence[Row]) -> list[Row]:
+        """The models that have a figure of their own."""
+        return [row for row in rows if self.of_exports or row["role"] != "export"]
 
 
 LOSS = Quality(key="loss", name="Held-out loss", axis=Axis("held-out loss, nats"))
@@ -52,8 +58,12 @@ def _measured(key: str) -> Callable[[Row], float | None]:
 
 
 def _milliseconds(row: Row) -> float | None:
-    seconds = row.get(TOKEN_SECONDS)
+    seconds = speed_of(row).get("token_seconds")
     return 1000 * seconds if seconds else None
+
+
+def _memory(row: Row) -> float | None:
+    return speed_of(row).get("memory_bytes") or None
 
 
 PARAMETERS = Cost(
@@ -61,6 +71,7 @@ PARAMETERS = Cost(
     value=_figure("parameters"),
     told=lambda value: f"{value:,.0f} parameters",
     axis=Axis("parameters", scale="auto", form="short"),
+    of_exports=False,
 )
 DISK = Cost(
     name="size on disk",
@@ -77,18 +88,19 @@ LATENCY = Cost(
 )
 MEMORY = Cost(
     name="peak memory",
-    value=_measured("peak_memory_bytes"),
+    value=_memory,
     told=size,
-    axis=Axis("bytes at most, weights not counted", scale="auto", form="short"),
+    axis=Axis("bytes at most, weights included", scale="auto", form="short"),
     of_machine=True,
 )
 
 
 def against(rows: Sequence[Row], cost: Cost, quality: Quality) -> Chart:
-    """A point for each model of which both are known."""
+    """A point for each model of which both are known; those of exports are joined to their
+    student's."""
     series = tuple(
-        point(row, value, quality, looks(rows), cost.told(value))
-        for row in rows
+        point(row, value, quality, rows, cost.told(value))
+        for row in cost.rows(rows)
         if (value := cost.value(row)) is not None
     )
     return Chart(
@@ -99,16 +111,23 @@ def against(rows: Sequence[Row], cost: Cost, quality: Quality) -> Chart:
     )
 
 
-def point(
-    row: Row, x: float, quality: Quality, look: Mapping[str, int | None], what: str
-) -> Series:
+def point(row: Row, x: float, quality: Quality, rows: Sequence[Row], what: str) -> Series:
     """One model at `x` on the horizontal axis, and what is said of it.
 
+    rows  all models, whose looks are told apart
     what  that place in words
     """
-    height = row[quality.key]
-    note = f"{row['name']}: {what}, {quality.name.removeprefix('Held-out ')} {height:.4f}"
-    return Series(name=row["name"], points=((x, height),), look=look[row["name"]], notes=(note,))
+    name, height = row["name"], row[quality.key]
+    note = f"{name}: {what}, {quality.name.removeprefix('Held-out ')} {height:.4f}"
+    return Series(
+        name=name,
+        points=((x, height),),
+        look=looks(rows)[name],
+        notes=(note,),
+        label=short_name(row),
+        hollow=outlines(rows)[name],
+        joined_to=row.get("of", ""),
+    )
 
 
 def told(series: Sequence[Series]) -> str:

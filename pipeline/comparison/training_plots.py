@@ -11,8 +11,8 @@ from .plot import Panel, Plot, left_out, looks, students_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from .columns import Row
     from .curves import Curve
-    from .table import Row
 
 _BEGINNING = 0.1
 """Share of a training whose steep fall may be cut off, so that the rest can be told apart."""

@@ -9,7 +9,7 @@ from ...data.errors import ColdstillError
 from ...data.token_bytes import TokenBytes, token_bytes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ...data.reader import StoreReader
 
@@ -35,6 +35,18 @@ class TokenTexts:
         """Tokens in a row as text: as `of`, but a character whose bytes lie in several tokens is
         whole."""
         return legible(b"".join(self._content(index) or f"#{index}".encode() for index in indices))
+
+    def prose(self, indices: Sequence[int], *, ended: bool = False) -> str:
+        """The same for reading: without special tokens, and with an ellipsis where it was cut.
+
+        ended  whether it ends here though its last token does not say so
+        """
+        words = [index for index in indices if not self._is_special(index)]
+        whole = ended or (len(indices) > 0 and self._is_special(indices[-1]))
+        return self.text(words) + ("" if whole else "\u2026")
+
+    def _is_special(self, index: int) -> bool:
+        return self._bytes is not None and self._bytes.is_special(index)
 
     def _read(self, index: int) -> str:
         content = self._content(index)

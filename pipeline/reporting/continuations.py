@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STAGE = "report"
 _TEMPERATURE = 0.7
 """At which tokens are drawn: what is hardly probable hardly comes, without a border."""
-_VERSION = 1
+_VERSION = 2
 """Of the file: another one is made anew."""
 
 
@@ -117,8 +117,9 @@ def _is_whole(value: dict[str, Any]) -> bool:
     ]
     whole = all(isinstance(row, list) and len(row) == len(prompts) for row in rows)
     lists += [row for several in rows if isinstance(several, list) for row in several]
+    ends = all(isinstance(one.get("ended"), bool) for one in prompts if isinstance(one, dict))
     ids = all(isinstance(ids, list) and all(isinstance(i, int) for i in ids) for ids in lists)
-    return whole and ids and len(rows) == len(models)
+    return whole and ends and ids and len(rows) == len(models)
 
 
 def _authors(work: Work, students: Sequence[str]) -> tuple[list[_Author], dict[str, str]]:
@@ -204,10 +205,10 @@ def _told(
             {
                 "sequence": prompt["sequence"],
                 "document": prompt["document"],
-                "text": texts.text(prompt["tokens"]),
+                "text": texts.prose(prompt["tokens"], ended=True),
                 "tokens": len(prompt["tokens"]),
-                "next": texts.text(prompt["next"]),
-                "models": {name: texts.text(rows[place]) for name, rows in models.items()},
+                "next": texts.prose(prompt["next"], ended=prompt["ended"]),
+                "models": {name: texts.prose(rows[place]) for name, rows in models.items()},
             }
         )
     return {

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.reader import open_store
+from ..comparison.caveats import warnings
 from ..comparison.curves import read_curves
 from ..comparison.names import visible
 from ..comparison.rows import compared_rows
-from ..comparison.table import warnings
 from .lineage import corpus_facts, student_facts, teacher_facts, upbringings
 from .record import record_facts
 from .reproduce import reproduction
-from .verdict import baseline_of, best_taught, verdict
+from .verdict import export_sentence, standing, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ...data.reader import StoreReader
-    from ..comparison.table import Row
+    from ..comparison.columns import Row
     from ..work import Work
     from .verdict import Upbringing
 
@@ -50,19 +50,21 @@ def gather(work: Work, options: ReportOptions) -> dict[str, Any]:
     manifests = [store.manifest for store in (logits, heldout) if store is not None]
     students = student_facts(run, rows)
     known = upbringings(students)
-    best = best_taught(rows, known)
-    baseline = None if best is None else baseline_of(best, rows, known)
+    pair = standing(rows, known)
+    best = None if pair is None else pair.best["name"]
+    baseline = None if pair is None or pair.baseline is None else pair.baseline["name"]
+    result = [verdict(rows, known), export_sentence(rows, best)]
     texts, no_texts = _continuations(work, heldout, _shown(rows, known), options)
     return {
         "run": visible(str(run.root)),
         "name": visible(run.root.name),
-        "result": verdict(rows, known),
+        "result": " ".join(part for part in result if part),
         "warnings": warnings(rows),
         "teacher": teacher_facts(recipe, manifests[0] if manifests else None),
         "corpus": corpus_facts(recipe, run, manifests),
         "students": students,
-        "best": None if best is None else best["name"],
-        "baseline": None if baseline is None else baseline["name"],
+        "best": best,
+        "baseline": baseline,
         "models": rows,
         "curves": {name: asdict(curve) for name, curve in read_curves([run]).items()},
         "record": None if logits is None else record_facts(logits),
@@ -90,12 +92,15 @@ def _heldout_facts(store: StoreReader) -> dict[str, Any]:
 
 
 def _shown(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> list[str]:
-    """Whose continuations are shown: the best students, and the baseline of the first of them."""
+    """Whose continuations are shown: the best students, and the baseline that one of them has."""
     own = [row for row in rows if row["name"] in students]
-    best = best_taught(own, students)
-    baseline = None if best is None else baseline_of(best, own, students)
-    others = [row["name"] for row in own if baseline is None or row["name"] != baseline["name"]]
-    return others[:MOST_STUDENTS] + ([] if baseline is None else [baseline["name"]])
+    pair = standing(own, students)
+    last = [] if pair is None or pair.baseline is None else [pair.baseline["name"]]
+    # the student that the baseline is of is always among them
+    first = [] if pair is None else [pair.best["name"], pair.compared["name"]]
+    others = [*first, *(row["name"] for row in own)]
+    shown = [name for name in dict.fromkeys(others) if name not in last]
+    return shown[:MOST_STUDENTS] + last
 
 
 def _continuations(

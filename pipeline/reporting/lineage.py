@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ...data.prepared import SPLITS, CorpusLayout
+from ..comparison.columns import CACHED_BYTES
 from ..comparison.curves import in_words
 from ..comparison.names import visible
-from ..comparison.table import CACHED_BYTES
 from ..inspect.store import counted
 from ..tables import StudentTable
 from .verdict import Upbringing
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ...data.manifest import Manifest
-    from ..comparison.table import Row
+    from ..comparison.columns import Row
     from ..run import Run
     from ..tables import Recipe, TeacherTable
 
@@ -166,6 +166,9 @@ def origin_in_words(origin: Mapping[str, Any]) -> str:
             parts.append(f"starts from {visible(str(value))}")
         elif key == "layers" and isinstance(value, dict):
             parts.append(f"of the teacher's layers: {_layers(value)}")
+        elif key == "prune" and isinstance(value, dict | list):
+            cuts = [value] if isinstance(value, dict) else value
+            parts.append(f"pruned out of the teacher: {', then '.join(map(_cut, cuts))}")
         elif key == "lora" and isinstance(value, dict):
             parts.append(f"adapters of rank {value.get('rank')}, merged")
         else:
@@ -179,6 +182,30 @@ def _layers(value: Mapping[str, Any]) -> str:
     if value.get("keep"):
         return f"{value['keep']}, evenly spaced"
     return ", ".join(map(str, value.get("only") or ()))
+
+
+def _cut(cut: Mapping[str, Any]) -> str:
+    """What one pruning leaves, such as "2 layers, 4 heads"."""
+    words = {
+        "layers": ("{} layer", "{} layers"),
+        "hidden": ("width {}",) * 2,
+        "feed_forward": ("{} neuron", "{} neurons"),
+        "heads": ("{} head", "{} heads"),
+        "kv_heads": ("{} key-value head", "{} key-value heads"),
+    }
+    kept = [
+        words[key][cut[key] != 1].format(f"{cut[key]:,}")
+        for key in words
+        if isinstance(cut.get(key), int)
+    ]
+    budget = cut.get("parameters")
+    if budget is not None:
+        kept.append(
+            f"{budget:,} parameters"
+            if isinstance(budget, int)
+            else f"{visible(str(budget))} of its parameters"
+        )
+    return ", ".join(kept) or "as it is"
 
 
 def _plain(value: Any) -> str:

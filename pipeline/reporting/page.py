@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.files import whole_file
 from ..charts import Markup, element, joined
+from ..comparison.caveats import lacking
 from ..comparison.curves import Curve
-from ..comparison.page import FIGURES, figures_section, section, whole_page
-from ..comparison.table import lacking
+from ..comparison.figures import figures_section
+from ..comparison.page import section, whole_page
 from ..comparison.training_plots import learning_curves
 from ..self_contained import expect_file
 from .pictures import trade_offs
@@ -55,7 +56,7 @@ def page(facts: Mapping[str, Any]) -> str:
             element("div", lineage(facts), cls="flow"),
             cls="whole",
         ),
-        figures_section(facts["models"], _legend(facts)),
+        figures_section(facts["models"]),
         *_plots(facts),
         *record_sections(facts),
         texts_section(facts),
@@ -79,11 +80,6 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
             "what they lack."
         )
     return notes
-
-
-def _legend(facts: Mapping[str, Any]) -> str:
-    machines = "; ".join(facts["reproduce"]["machines"])
-    return f"{FIGURES} on {machines or 'an unknown machine'}."
 
 
 def _plots(facts: Mapping[str, Any]) -> list[Markup]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...data.statistics import ENTROPY_BIN_WIDTH
 from ..charts import Axis, Bars, Chart
-from ..comparison.plot import Panel, Plot, left_out
+from ..comparison.plot import Panel, Plot, left_out, students_of
 from ..comparison.trade_off import DISK, KL, LATENCY, LOSS, MEMORY, PARAMETERS, against
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..comparison.table import Row
+    from ..comparison.columns import Row
     from ..comparison.trade_off import Cost, Quality
 
 _PACKED_ALIKE = 1.05
@@ -26,6 +26,8 @@ def trade_offs(rows: Sequence[Row]) -> list[Plot]:
     costs = [*size, LATENCY, MEMORY]
     drawn = [cost for cost in costs if _students_known(rows, cost)]
     first = "Further down is better, further left is cheaper. The star is the teacher."
+    if any(row["role"] == "export" for row in rows):
+        first += " An outline is an export, joined to the student it was made of."
     notes = [_note(rows, cost) for cost in costs]
     caption = " ".join(part for part in (first, *notes) if part)
     loss = _plot(rows, drawn, LOSS, caption)
@@ -40,12 +42,21 @@ def _plot(rows: Sequence[Row], costs: Sequence[Cost], quality: Quality, caption:
         Panel(name=_capital(cost.name), chart=_compact(against(rows, cost, quality)))
         for cost in costs
     )
-    return Plot(title=title, caption=caption, panels=panels, columns=3 if len(panels) < 4 else 4)
+    exports = any(one.joined_to for panel in panels for one in panel.chart.series)
+    return Plot(title=title, caption=caption, panels=panels, columns=_columns(len(panels), exports))
+
+
+def _columns(panels: int, exports: bool) -> Literal[2, 3, 4]:
+    """Many points need room for their names."""
+    if exports:
+        return 2
+    return 3 if panels < 4 else 4
 
 
 def _compact(chart: Chart) -> Chart:
-    """With few ticks' worth of title: the picture is small."""
-    return dataclasses.replace(chart, y=dataclasses.replace(chart.y, title="nats"))
+    """With few ticks' worth of title: the picture is small. Where a point has no room for its name,
+    the section says it once for all pictures."""
+    return dataclasses.replace(chart, y=dataclasses.replace(chart.y, title="nats"), names="room")
 
 
 def _capital(text: str) -> str:
@@ -53,7 +64,7 @@ def _capital(text: str) -> str:
 
 
 def _students_known(rows: Sequence[Row], cost: Cost) -> bool:
-    return any(cost.value(row) is not None for row in rows if row["role"] != "teacher")
+    return any(cost.value(row) is not None for row in students_of(rows))
 
 
 def _packed_alike(rows: Sequence[Row]) -> bool:
@@ -68,9 +79,9 @@ def _note(rows: Sequence[Row], cost: Cost) -> str:
     """What a reader must know of one cost: who is missing, and whether machines differ."""
     if not _students_known(rows, cost):
         return f"{_capital(cost.name)} was not measured; coldstill evaluate does it."
-    missing = [row["name"] for row in rows if cost.value(row) is None]
+    missing = [row["name"] for row in cost.rows(rows) if cost.value(row) is None]
     said = left_out(missing, f"{cost.name} not measured").strip()
-    known = [row for row in rows if cost.value(row) is not None]
+    known = [row for row in cost.rows(rows) if cost.value(row) is not None]
     machines = {row.get("machine") for row in known}
     if cost.of_machine and len(machines) > 1:
         said += f" {_capital(cost.name)} is of different machines, so it does not compare."

@@ -15,7 +15,7 @@ from ..recipe import BUILT_IN, RESOLVED, RecipeSource
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ..comparison.table import Row
+    from ..comparison.columns import Row
     from ..run import Run
 
 
@@ -25,7 +25,7 @@ def reproduction(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
     changes, beside = (None, []) if text is None else _changes(run, text)
     return {
         "recipe": text,
-        "commands": _commands(run, text, changes, beside),
+        "commands": [*_commands(run, text, changes, beside), *_last(run, rows)],
         # None: it cannot be said as settings; the run's folder, taken for a recipe, still does
         "settings": changes,
         "students_beside": beside,
@@ -52,6 +52,16 @@ def _commands(
             found.append(f"coldstill evaluate {root}")
     else:
         found.append(f"coldstill run {root}   # with its own record for a recipe")
+    return found
+
+
+def _last(run: Run, rows: Sequence[Row]) -> list[str]:
+    """What comes after training: exports that are there, and this page."""
+    root, exports = shlex.quote(str(run.root)), [row for row in rows if row["role"] == "export"]
+    found = []
+    for student in dict.fromkeys(row["of"] for row in exports):
+        formats = (f" --to {row['format']}" for row in exports if row["of"] == student)
+        found.append(f"coldstill export {root} {shlex.quote(student)}{''.join(formats)}")
     return [*found, f"coldstill report {root}"]
 
 
@@ -65,9 +75,10 @@ def _changes(run: Run, text: str) -> tuple[list[str] | None, list[str]]:
         written = json.loads(source.understood().recipe.model_dump_json())
         students = recorded["recipe"]["students"]
         beside = sorted(students.keys() - written["students"].keys())
+        gone = [name for name in beside if not run.student(name).root.is_dir()]
         own = {name: table for name, table in students.items() if name not in beside}
         now = {**recorded["recipe"], "students": own}
-        return list(_settings(written, now, ())), beside
+        return list(_settings(written, now, ())), [name for name in beside if name not in gone]
     except (ColdstillError, tomllib.TOMLDecodeError, LookupError, TypeError, ValueError):
         return None, []
 

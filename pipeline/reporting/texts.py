@@ -78,6 +78,8 @@ def _column(name: str, detail: str, text: str, kind: str) -> Markup:
 
 def _text(text: str) -> Markup:
     """As it is, with its own line ends, but for many of them in a row; direction is kept inside."""
+    if not text:
+        return element("pre", element("i", "nothing: it ends here"))
     pieces = re.split(rf"(\n{{{_MANY},}})", text)
     shown = (
         element("i", f" {len(piece)} line ends ") if i % 2 else joined(piece)

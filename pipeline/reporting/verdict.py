@@ -6,17 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..comparison.table import TOKEN_SECONDS
+from ..comparison.columns import speed_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..comparison.table import Row
+    from ..comparison.columns import Row
 
 _ALIKE = 0.005
 """Nats: losses that differ by less are told as the same."""
 _NEAR = 0.25
 """Nats above the teacher that may still be called near it."""
+_SAME = 1e-4
+"""Nats of KL below which two models are told to say the same."""
 _AS_FAST = 0.05
 """Speeds that differ by less of themselves are told as the same; a machine's noise is no less."""
 
@@ -37,6 +39,29 @@ def best_taught(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> Row 
     """The row of the student with the lowest loss among those that listened to a teacher."""
     taught = [row for row in _of_students(rows, students) if students[row["name"]].listens]
     return min(taught, key=_loss, default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Which rows the result speaks of."""
+
+    best: Row
+    """The student with the lowest loss among those that listened."""
+    compared: Row
+    """The best of those that have a baseline, or again the best if none has."""
+    baseline: Row | None
+
+
+def standing(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> Standing | None:
+    """The best student and what it is held against; None if nobody listened."""
+    best = best_taught(rows, students)
+    if best is None:
+        return None
+    taught = [row for row in _of_students(rows, students) if students[row["name"]].listens]
+    for row in sorted(taught, key=_loss):
+        if (baseline := baseline_of(row, rows, students)) is not None:
+            return Standing(best=best, compared=row, baseline=baseline)
+    return Standing(best=best, compared=best, baseline=None)
 
 
 def baseline_of(row: Row, rows: Sequence[Row], students: Mapping[str, Upbringing]) -> Row | None:
@@ -72,21 +97,50 @@ def verdict(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> str:
             if own
             else "No student is evaluated yet."
         )
-    best = best_taught(comparable, students)
-    if best is None:
+    pair = standing(comparable, students)
+    if pair is None:
         return _untaught(min(comparable, key=_loss), teacher)
+    best = pair.best
     taught = sum(students[row["name"]].listens for row in comparable)
     name = f"`{best['name']}`"
     who = name if taught == 1 else f"The best of {taught} taught students, {name},"
     said = _listed([_parameters(best, teacher), *_speed(best, teacher), _quality(best, teacher)])
-    baseline = baseline_of(best, comparable, students)
-    if baseline is None:
+    if pair.baseline is None:
         return (
             f"{who} {said}. What the teacher is worth to it is not known: no student of the same "
             "kind was trained without one."
         )
-    same = students[baseline["name"]].train == students[best["name"]].train
-    return f"{who} {said}{_worth(best, baseline, teacher, alike=same)}"
+    if pair.compared is not best:
+        return f"{who} {said}. {_worth_elsewhere(pair.compared, pair.baseline)}"
+    same = students[pair.baseline["name"]].train == students[best["name"]].train
+    return f"{who} {said}{_worth(best, pair.baseline, teacher, alike=same)}"
+
+
+def export_sentence(rows: Sequence[Row], best: str | None) -> str:
+    """What the smallest export of a student wins, or its fastest if none is smaller; of the student
+    named, or of the best that has exports. Nothing if there is nothing to win."""
+    exports = [row for row in rows if row["role"] == "export"]
+    if not exports:
+        return ""
+    owners = [row["of"] for row in exports]
+    of = best if best in owners else owners[0]
+    student = next(row for row in rows if row["name"] == of)
+    own = [row for row in exports if row["of"] == of]
+    chosen = min(own, key=lambda row: float(row["bytes"]))
+    if not _takes(chosen, student):
+        chosen = max(own, key=lambda row: _factor(row, student))
+        if _factor(chosen, student) <= 1 + _AS_FAST:
+            return ""
+    won = [*_takes(chosen, student), *_speed(chosen, student)]
+    kl = chosen["kl_from_student"]
+    far = f"is {kl:.1g} nats of KL away from it" if kl >= _SAME else "says the same"
+    return f"Exported as {chosen['format']}, `{of}` {_listed([*won, far])}."
+
+
+def _takes(export: Row, student: Row) -> list[str]:
+    """How much smaller an export is, where it is."""
+    share = export["bytes"] / max(1, student["bytes"])
+    return [f"takes {_percent(share)} of its bytes"] if share < 1 - _AS_FAST else []
 
 
 def _of_students(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> list[Row]:
@@ -124,23 +178,24 @@ def _times(factor: float) -> str:
     return f"{factor:,.0f}" if factor >= 9.95 else f"{factor:.1f}"
 
 
-def _speed(row: Row, teacher: Row) -> list[str]:
-    """How fast it writes, or at least reads, against the teacher on the same machine; nothing where
-    that was not measured."""
-    if not row.get("machine") or row["machine"] != teacher.get("machine"):
-        return []
-    own, whole = row.get(TOKEN_SECONDS), teacher.get(TOKEN_SECONDS)
-    if own and whole:
-        verb, factor = "writes", whole / own
-    elif row["tokens_per_second"] > 0 and teacher["tokens_per_second"] > 0:
-        verb, factor = "reads", row["tokens_per_second"] / teacher["tokens_per_second"]
-    else:
+def _speed(row: Row, other: Row) -> list[str]:
+    """How fast it writes one text, against another model; nothing where that was not measured."""
+    factor = _factor(row, other)
+    if not factor:
         return []
     if abs(factor - 1) <= _AS_FAST:
-        return [f"{verb} about as fast"]
+        return ["writes about as fast"]
     if factor < 1:
-        return [f"{verb} at {_percent(factor)} of its speed"]
-    return [f"{verb} {_times(factor)} times as fast"]
+        return [f"writes at {_percent(factor)} of its speed"]
+    return [f"writes {_times(factor)} times as fast"]
+
+
+def _factor(row: Row, other: Row) -> float:
+    """How many times as fast it writes on the same machine; 0 where that was not measured."""
+    if not row.get("machine") or row["machine"] != other.get("machine"):
+        return 0.0
+    own, theirs = (speed_of(one).get("token_seconds") for one in (row, other))
+    return float(theirs / own) if own and theirs else 0.0
 
 
 def _quality(row: Row, teacher: Row) -> str:
@@ -168,6 +223,18 @@ def _worth(row: Row, baseline: Row, teacher: Row, *, alike: bool) -> str:
         return f"; without the teacher {model} ends {_nats(away)} away."
     # where the teacher itself is no mark to be reached, the distance to it says little
     return f"; without the teacher {model} ends {_nats(gain)} higher."
+
+
+def _worth_elsewhere(row: Row, baseline: Row) -> str:
+    """The same where the best student has no baseline, but another has."""
+    gain, name = baseline["loss"] - row["loss"], f"`{row['name']}`"
+    if gain >= _ALIKE:
+        return (
+            f"What the teacher is worth shows in {name}: without it the same model ends "
+            f"{_nats(gain)} higher."
+        )
+    end = "ends as well" if gain > -_ALIKE else f"ends {_nats(-gain)} lower"
+    return f"Without the teacher the same model as {name} {end}, so there it did not help."
 
 
 def _untaught(best: Row, teacher: Row) -> str:

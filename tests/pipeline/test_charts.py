@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -18,6 +19,7 @@ from coldstill.pipeline.charts import (
     Level,
     Series,
     draw,
+    draw_named,
     element,
     joined,
     short,
@@ -321,8 +323,8 @@ def test_names_beside_points_cover_nothing() -> None:
     for count in (1, 5, 12):
         points = [(float(x), float(y)) for x, y in random.uniform(60, 340, (count, 2))]
         names = [f"run/student-{i}" for i in range(count)]
-        placed = beside_points(names, points, frame)
-        assert placed is not None
+        placed = [place for place in beside_points(names, points, frame) if place is not None]
+        assert len(placed) == count
         boxes = []
         for place in placed:
             wide = text_width(place.text)
@@ -338,9 +340,41 @@ def test_names_beside_points_cover_nothing() -> None:
 
 def test_where_points_lie_on_one_another_a_legend_names_them() -> None:
     crowd = [Series(name=f"student-{i}", look=i, points=((1.0, 1.0),)) for i in range(40)]
-    assert beside_points([one.name for one in crowd], [(50, 50)] * 40, Box(0, 0, 100, 100)) is None
+    names = [one.name for one in crowd]
+    assert None in beside_points(names, [(50, 50)] * 40, Box(0, 0, 100, 100))
     tree = drawing(*crowd)
     assert len(of(tree, "g", "legend")[0].findall("text")) == 40
+
+
+def test_where_there_is_some_room_some_are_named_and_it_is_told_that_not_all_are() -> None:
+    crowd = [Series(name=f"student-{i}", look=i, points=((1.0, 1.0),)) for i in range(40)]
+    chart = Chart(label="told", x=Axis("x"), y=Axis("y"), series=tuple(crowd), names="room")
+    picture, named = draw_named(chart)
+    tree = ElementTree.fromstring(picture)
+    assert not named
+    assert 1 <= len(texts(tree, "name")) < 40
+    assert not of(tree, "g", "legend")[0].findall("text")
+    few = dataclasses.replace(chart, series=(crowd[0],))
+    assert draw_named(few)[1]
+    assert draw_named(dataclasses.replace(few, names="legend"))[1]
+    assert not draw_named(dataclasses.replace(few, names="none"))[1]
+
+
+def test_what_was_made_of_another_is_an_outline_joined_to_it() -> None:
+    series = [
+        Series(name="a (int8)", label="int8", look=0, hollow=2, points=((1, 1),), joined_to="a"),
+        Series(name="a", look=0, points=((3, 2),)),
+        Series(name="b (int8)", look=1, hollow=2, points=((2, 2),), joined_to="nobody"),
+        Series(name="c (int8)", look=1, hollow=2, points=((None, 2),), joined_to="a"),
+    ]
+    tree = drawing(*series, names="room")
+    (line,) = of(tree, "line", "join c0")
+    marks = {one.get("data-series"): one for one in tree.iter("g") if one.get("data-series")}
+    assert len(of(marks["a (int8)"], "polygon", "mark hollow")) == 1
+    assert len(of(marks["a"], "circle", "mark")) == 1
+    at = [float(of(marks["a"], "circle", "mark")[0].get(key) or 0) for key in ("cx", "cy")]
+    assert [float(line.get(key) or 0) for key in ("x1", "y1")] == pytest.approx(at)
+    assert {"int8", "a"} <= {*texts(tree, "name")}
 
 
 def test_places_are_spread_in_their_order() -> None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.reader import open_store
+from coldstill.pipeline.comparison.caveats import notes, warnings
 from coldstill.pipeline.comparison.command import compare
-from coldstill.pipeline.comparison.table import markdown, table, warnings
+from coldstill.pipeline.comparison.table import markdown, tables
 from coldstill.pipeline.run import Run
 from coldstill.pipeline.units import size
-from compared import Made, write_run
+from compared import FORMATS, Made, write_run
+from compared import figures as measured_figures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,10 +26,9 @@ if TYPE_CHECKING:
 pytest_plugins = ("desk",)
 
 CACHED = "cached_bytes_per_position"
-ROW = {
+QUALITY = {
     "name": "a-long-name",
     "parameters": 1234567,
-    "bytes": 2_500_000,
     "cached_bytes_per_position": 42.34,
     "loss": 1.23456,
     "perplexity": 3.4567,
@@ -36,10 +37,25 @@ ROW = {
     "agreement": 0.5,
     "acceptance": 0.75,
     "ece": 0.01234,
-    "tokens_per_second": 12345.6,
-    "token_seconds": 0.00123,
-    "peak_memory_bytes": 0,
 }
+SPEED = {
+    "batch": 1,
+    "prefill_tokens_per_second": 12345.6,
+    "first_token_seconds": 0.0456,
+    "token_seconds": 0.00123,
+    "token_seconds_p95": 0.00234,
+    "memory_bytes": None,
+    "decode_tokens_per_second": 813.0,
+}
+ROW = {
+    **QUALITY, "dtype": "bf16", "bytes": 2_500_000, "flops_per_token": 2_469_134,
+    "generation": [SPEED],
+}  # fmt: skip
+
+
+def models_of(printed: str) -> list[str]:
+    """The first words of the first table's rows."""
+    return [line.split()[0] for line in printed.split("\n\n")[0].splitlines()[2:]]
 
 
 def test_compare_gives_a_list_of_objects_with_every_figure(finished: Desk) -> None:
@@ -47,7 +63,7 @@ def test_compare_gives_a_list_of_objects_with_every_figure(finished: Desk) -> No
     assert rows[0]["name"] == "teacher"
     assert {row["name"] for row in rows} == {"teacher", "small", "baseline"}
     for row in rows:
-        measured = ROW.keys() - {"name"}
+        measured = ROW.keys() - {"name", "dtype", "generation"}
         if row["name"] == "teacher":
             measured -= {"cached_bytes_per_position"}
         assert row.keys() >= measured
@@ -58,7 +74,8 @@ def test_compare_gives_a_list_of_objects_with_every_figure(finished: Desk) -> No
         assert row["perplexity"] == pytest.approx(2.718281828 ** row["loss"], rel=1e-6)
         assert 0 <= row["agreement"] <= 1
         assert 0 <= row["ece"] <= 1
-        assert row["tokens_per_second"] > 0
+        assert [one["batch"] for one in row["generation"]] == [1, 8]
+        assert all(one["token_seconds"] > 0 for one in row["generation"])
     teacher, *students = rows
     assert (teacher["kl"], teacher["agreement"], teacher["acceptance"]) == (0.0, 1.0, 1.0)
     assert [row["loss"] for row in students] == sorted(row["loss"] for row in students)
@@ -74,10 +91,14 @@ def test_the_table_is_also_written_as_json_and_markdown(finished: Desk) -> None:
     page = (finished.run / "comparison.html").read_text(encoding="utf-8")
     assert all(f"<bdi>{row['name']}</bdi>" in page for row in json.loads(printed))
     assert finished.json("comparison.json") == json.loads(printed)
-    lines = (finished.run / "comparison.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 2 + 3
-    assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| teacher | ")
+    text = (finished.run / "comparison.md").read_text(encoding="utf-8")
+    quality, title, cost = text.split("\n\n")
+    assert title == f"What it costs to run ({json.loads(printed)[0]['machine']}):"
+    for table in (quality, cost):
+        lines = table.splitlines()
+        assert len(lines) == 2 + 3
+        assert len({line.count("|") for line in lines}) == 1
+        assert lines[2].startswith("| teacher | ")
 
 
 def test_a_student_that_is_not_evaluated_yet_is_left_out(finished: Desk) -> None:
@@ -122,11 +143,11 @@ def test_figures_of_an_older_version_are_compared_and_measured_anew(finished: De
     result = finished.done("compare", "r.toml")
     assert "no calibration in older figures of teacher, " in result.stderr
     assert "coldstill evaluate measures them anew" in result.stderr
-    assert len(result.stdout.splitlines()) == 2 + 3
+    assert len(models_of(result.stdout)) == 3
     page = (finished.run / "comparison.html").read_text(encoding="utf-8")
     assert "Left out: " in page
     finished.done("evaluate", "r.toml")
-    clocks = {"tokens_per_second", "peak_memory_bytes", "generation"}
+    clocks = {"generation"}
     for path, figures in new.items():
         again = json.loads(path.read_text(encoding="utf-8"))
         assert again.keys() == figures.keys()
@@ -135,22 +156,63 @@ def test_figures_of_an_older_version_are_compared_and_measured_anew(finished: De
 
 
 def test_columns_line_up_with_numbers_to_the_right() -> None:
-    text = table([{**ROW, "name": "t"}, {**ROW, "parameters": 1}])
-    head, rule, first, second = text.splitlines()
+    quality, cost = tables([{**ROW, "name": "t"}, {**ROW, "parameters": 1}]).split("\n\n")
+    head, rule, first, second = quality.splitlines()
     assert rule.replace(" ", "").strip("-") == ""
-    assert first.split()[:4] == ["t", "1,234,567", "2.5", "MB"]
+    assert first.split()[:4] == ["t", "1,234,567", "42.3", "B"]
     end = head.index("parameters") + len("parameters")
     assert first[:end].endswith(" 1,234,567")
     assert second[:end].endswith("         1")
     assert "1.2346" in first
     assert "50.0%" in first
-    assert "  1.23  " in first  # milliseconds
-    assert first.endswith(" -")
+    title, groups, head, rule, first, second = cost.splitlines()
+    assert title == "What it costs to run"  # nobody knows where
+    assert head.split() == [
+        "model", "precision", "size", "FLOPs", "prompt/s", "first", "ms", "ms/token", "p95",
+        "memory", "ms/token", "p95", "tokens/s",
+    ]  # fmt: skip
+    told = ["bf16", "2.5", "MB", "2.47M", "12,346", "45.60", "1.23", "2.34", *"----"]
+    assert first.split() == ["t", *told]
+    # each group stands over its own columns
+    start, end = head.index("prompt/s"), head.index("memory") + len("memory")
+    assert groups[:start].strip() == ""
+    assert groups[start:end].strip("- ") == "batch 1"
+    assert groups[end:].strip("- ") == "batch 8"
+    assert len(groups) == len(head)
+
+
+def test_the_tables_of_a_run_with_every_export_fit_a_terminal(tmp_path: Path) -> None:
+    students = [Made(name="small", exports=FORMATS), Made(name="bare", loss=5.5, cached=0.0)]
+    run = Run(write_run(tmp_path, "a", students))
+    rows = compare([run])
+    said = tables(rows)
+    assert max(map(len, said.splitlines())) <= 120
+    names = [row["name"] for row in rows]
+    assert names == ["teacher", "small", *(f"small ({name})" for name in FORMATS), "bare"]
+    assert models_of(said) == ["teacher", "small", *FORMATS, "bare"]
+    quality, cost, below = said.split("\n\n")
+    assert quality.count("\n  ") == cost.count("\n  ") - 1 == len(FORMATS)  # and the groups
+    assert " ".join(below.split()) == (
+        "An export's quality is its student's, plus the difference between both on 8,192 held-out "
+        "positions. Run by torch 2.13.0 (models, hf, torchao-int8), onnxruntime 1.23.2 (onnx, "
+        "onnx-int8), llama.cpp 0.3.36 (gguf-f16, gguf-q8_0)."
+    )
+    lines = markdown(rows).splitlines()
+    assert "| small (onnx-int8) | 926,336 " in "\n".join(lines)
+    assert lines[-3:][0].startswith("An export's quality")
 
 
 def test_markdown_has_a_cell_for_each_figure() -> None:
-    lines = markdown([ROW]).splitlines()
-    assert [line.count("|") for line in lines] == [len(ROW) + 1] * 3
+    quality, _, cost = markdown([ROW]).split("\n\n")
+    assert [line.count("|") for line in quality.splitlines()] == [len(QUALITY) + 1] * 3
+    assert [line.count("|") for line in cost.splitlines()] == [12 + 1] * 3
+    assert "| ms/token (batch 1) |" in cost
+
+
+def test_what_is_not_known_is_a_dash_and_nothing_measured_is_none() -> None:
+    lacking = {"name": "x", "parameters": 1, "bytes": 0, "generation": [{**SPEED, "batch": 8}]}
+    cost = tables([lacking]).split("\n\n")[1].splitlines()[-1]
+    assert cost.split() == ["x", *"--------", "1.23", "2.34", "813"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +236,7 @@ def room(tmp_path: Path, make_desk: Callable[[Path], Desk]) -> Desk:
     """A desk with two runs that share a teacher and a held-out store, and one that does not."""
     small, alone = Made(name="small"), Made(name="alone", loss=5.5, cached=0.0)
     write_run(tmp_path / "runs", "a", [small, alone])
-    write_run(tmp_path / "runs", "b", [Made(name="small", loss=4.95, cached=17.0)], speed=7e3)
+    write_run(tmp_path / "runs", "b", [Made(name="small", loss=4.95, cached=17.0)], size=10_000)
     write_run(tmp_path / "runs", "c", [Made(name="small", loss=4.0)], heldout="beef")
     return make_desk(tmp_path)
 
@@ -187,8 +249,7 @@ def test_models_of_several_runs_are_named_by_run_and_sorted_together(room: Desk)
     assert [row["name"] for row in rows] == names
     assert [row["role"] for row in rows] == ["teacher", *["student"] * 3]
     assert result.stderr == ""
-    printed = room.done("compare", "a", "b").stdout.splitlines()
-    assert [line.split()[0] for line in printed[2:]] == names
+    assert models_of(room.done("compare", "a", "b").stdout) == names
     assert room.snapshot() == before  # of several runs nothing is written unless asked for
 
 
@@ -199,7 +260,7 @@ def test_every_teacher_has_its_row_and_other_stores_are_warned_of(room: Desk) ->
         "compare: a, b against c",
         "compare: plots: pages/p.html; open it in a browser",
     ]
-    names = [line.split()[0] for line in result.stdout.splitlines()[2:]]
+    names = models_of(result.stdout)
     assert names == ["a/teacher", "c/teacher", "c/small", "b/small", "a/small", "a/alone"]
     page = (room.root / "pages" / "p.html").read_text(encoding="utf-8")
     assert "do not compare: a, b against c" in page
@@ -217,6 +278,34 @@ def test_students_of_one_run_may_be_measured_on_different_stores() -> None:
     assert warnings(many)[0].endswith("m0 against m1, m2, m3, m4, m5, m6 and 5 more")
 
 
+def test_speed_of_other_machines_is_warned_of_and_of_other_precision_told() -> None:
+    rows = [measured_figures(name, 5.0, 1000) for name in "abc"]
+    assert warnings(rows) == []
+    rows[2] |= {"machine": "a phone", "dtype": "bf16"}
+    assert warnings(rows) == [
+        "measured on 2 different machines, so speed and memory do not compare: a, b against c"
+    ]
+    assert notes(rows) == [
+        "Weights are bf16 and fp32: precision moves speed and memory as size does."
+    ]
+    rows[2]["generation"] = []  # of what was not timed the machine says nothing
+    assert warnings(rows) == []
+    assert notes([rows[0]]) == []
+
+
+def test_an_export_of_other_weights_is_told_and_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "a", [Made(name="small", exports=("hf", "onnx"))])
+    path = folder / "students" / "small" / "exports" / "onnx" / "export.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**saved, "student": {"fingerprint": "older"}}), encoding="utf-8")
+    rows = compare([Run(folder)])
+    assert [row["name"] for row in rows] == ["teacher", "small", "small (hf)"]
+    assert warnings(rows) == [
+        "small: its export onnx is of other weights, so it is left out; delete it and run "
+        "coldstill export"
+    ]
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(room: Desk) -> None:
     write_run(room.root / "else", "a", [Made(name="small", loss=5.2)])
     rows = json.loads(room.done("compare", "runs/a", "else/a", "--json").stdout)
@@ -232,7 +321,7 @@ def test_one_run_may_be_changed_and_have_its_page_elsewhere(room: Desk) -> None:
 def test_it_can_be_called_from_python(room: Desk) -> None:
     runs = [Run(room.root / "runs" / name) for name in "ab"]
     rows = compare(runs)
-    assert table(rows) + "\n" == room.done("compare", "a", "b").stdout
+    assert tables(rows) + "\n" == room.done("compare", "a", "b").stdout
     with pytest.raises(ColdstillError, match="named twice"):
         compare([runs[0], runs[0]])
 

@@ -8,9 +8,11 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from coldstill.pipeline.comparison.columns import COST, QUALITY
 from coldstill.pipeline.comparison.command import compare
 from coldstill.pipeline.comparison.curves import MOST_POINTS, averaged, in_words, read_curves
-from coldstill.pipeline.comparison.page import best, page
+from coldstill.pipeline.comparison.figures import best as best_of
+from coldstill.pipeline.comparison.page import page
 from coldstill.pipeline.comparison.plots import make_plots
 from coldstill.pipeline.run import Run
 from compared import Made, label_loss_at, write_run
@@ -18,7 +20,7 @@ from compared import Made, label_loss_at, write_run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.pipeline.comparison.table import Row
+    from coldstill.pipeline.comparison.columns import Row
 
 TITLES = [
     "Learning curves", "Loss against size", "Loss against bytes cached", "Calibration",
@@ -41,6 +43,10 @@ def plots_of(*folders: Path) -> dict[str, Any]:
 def html_of(*folders: Path) -> str:
     rows, runs = compared(*folders)
     return page(rows, read_curves(runs), [str(run.root) for run in runs])
+
+
+def best(rows: list[Row]) -> set[tuple[int, str]]:
+    return best_of((*QUALITY, *COST), rows)
 
 
 class Tags(HTMLParser):
@@ -178,9 +184,13 @@ def test_the_best_student_of_a_column_is_marked_where_figures_compare(tmp_path: 
     assert not any(key == "ece" for _, key in marked)  # all are alike
     assert not any(rows[number]["role"] == "teacher" for number, _ in marked)
     rows[small]["machine"] = "another"
-    assert not any(key == "tokens_per_second" for _, key in best(rows))
+    timed = {column.key for column in COST if column.of == "machine"}
+    assert timed & {key for _, key in marked}
+    assert not timed & {key for _, key in best(rows)}
     rows[small]["heldout"] = "another"
-    assert {key for _, key in best(rows)} == {"parameters", "bytes", "cached_bytes_per_position"}
+    assert {key for _, key in best(rows)} == {
+        "parameters", "bytes", "cached_bytes_per_position", "flops_per_token",
+    }  # fmt: skip
     assert best(rows[:2]) == set()
 
 
@@ -199,7 +209,7 @@ def test_the_page_needs_nothing_and_holds_together(tmp_path: Path) -> None:
     assert "unsafe" not in policy
     pictures = [a for tag, a in tags.tags if tag == "svg" and a.get("class") == "chart"]
     assert all(a.get("aria-label") or a.get("aria-hidden") for a in pictures)
-    assert text.count("<h2>") == 1 + len(TITLES)
+    assert text.count("<h2>") == 2 + len(TITLES)
     assert len(text.encode()) < 200_000
 
 

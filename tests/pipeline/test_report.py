@@ -106,8 +106,10 @@ def test_continuations_are_of_held_out_text(finished: Desk) -> None:
     texts = [path.read_text(encoding="utf-8") for path in Path(_texts(finished)).iterdir()]
     assert (facts["seed"], len(facts["prompts"]), facts["missing"]) == (0, 3, {})
     for prompt in facts["prompts"]:
-        whole = (prompt["text"] + prompt["next"]).split("<|endoftext|>")[0]
+        assert "<|endoftext|>" not in prompt["text"] + prompt["next"]
+        whole = (prompt["text"] + prompt["next"]).removesuffix("\u2026")
         assert any(text.startswith(whole) for text in texts)
+        assert prompt["next"].endswith("\u2026") or whole in texts
         assert list(prompt["models"]) == ["teacher", "small", "baseline"]
         assert all(prompt["models"].values())
 
@@ -232,7 +234,11 @@ def test_the_recipe_is_there_with_what_was_set_beside_it(finished: Desk) -> None
     resolved["recipe"]["students"]["small"]["train"]["learning_rate"] = 0.5
     resolved["recipe"]["students"]["s.2"] = resolved["recipe"]["students"]["small"]
     finished.write("runs/r/recipe.resolved.json", json.dumps(resolved))
+    # of a student whose folder is gone there is nothing to make again
+    assert reproduction(Run(finished.run), [])["students_beside"] == []
+    (finished.run / "students" / "s.2").mkdir()
     changed = reproduction(Run(finished.run), [])
+    assert "   # also s.2" in changed["commands"][1]
     assert changed["settings"] == ["seed=7", "students.small.train.learning_rate=0.5"]
     assert changed["students_beside"] == ["s.2"]
     assert " --set seed=7 --set students.small" in changed["commands"][0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.pipeline.reporting.page import write_page
-from compared import Made
+from compared import FORMATS, Made
 from reported import STUDENTS, report_facts
 
 if TYPE_CHECKING:
@@ -22,10 +23,13 @@ NAMES = ["small", "bare", "small-learning_rate-0.003-steps-200"]
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a run with three students, one of them with a long name."""
+    """The page of a run with three students, one of them with a long name, and eight exports."""
     folder = tmp_path_factory.mktemp("page")
     third = Made(name=NAMES[2], loss=5.1, parameters=9_000_000, cached=17.0)
-    facts = report_facts(folder, [*STUDENTS, third], name="a-run-with-a-name-of-some-length")
+    small, bare = STUDENTS
+    exported = dataclasses.replace(small, exports=FORMATS)
+    students = [exported, bare, dataclasses.replace(third, exports=("onnx-int8", "gguf-q8_0"))]
+    facts = report_facts(folder, students, name="a-run-with-a-name-of-some-length")
     write_page(folder / "p.html", facts)
     return folder / "p.html"
 
@@ -57,7 +61,7 @@ def test_nothing_needs_scrolling_sideways(opened: Any, width: int, theme: str) -
         """all => all.filter(s => s.getBoundingClientRect().width > 0)
           .map(s => s.getBoundingClientRect().width / s.viewBox.baseVal.width)"""
     )
-    assert len(scales) == 3 + 3 + 1 + 2
+    assert len(scales) == 4 + 4 + 1 + 2
     assert min(scales) * 12 > 8.5
     assert max(scales) < 1.6
 
@@ -71,8 +75,42 @@ def test_every_model_is_in_every_plot_of_quality(opened: Any) -> None:
           .map(svg => [...svg.querySelectorAll("[data-series]")].map(g => g.dataset.series)))"""
         )
     )
-    assert [len(panels) for panels in plots] == [3, 3]
-    assert all({*names} == {"teacher", *NAMES} for panels in plots for names in panels)
+    assert [len(panels) for panels in plots] == [4, 4]
+    exports = {f"small ({name})" for name in FORMATS}
+    exports |= {f"{NAMES[2]} ({name})" for name in ("onnx-int8", "gguf-q8_0")}
+    for parameters, *others in plots:
+        assert {*parameters} == {"teacher", *NAMES}
+        assert all({*names} == {"teacher", *NAMES, *exports} for names in others)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_both_tables_fit_a_desk_and_say_on_a_phone_that_they_go_on(opened: Any, width: int) -> None:
+    boxes = opened(width, 844).locator(".scroll")
+    assert boxes.count() == 2
+    over = boxes.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)")
+    shades = boxes.evaluate_all("all => all.map(e => getComputedStyle(e).backgroundAttachment)")
+    assert all(pixels <= 1 for pixels in over) if width > 1000 else min(over) > 100
+    assert shades == ["local, scroll"] * 2
+    # an export stands a step to the right of its student, on one line
+    indents = boxes.first.locator("tbody th bdi").evaluate_all(
+        "all => all.map(e => [e.textContent, e.getBoundingClientRect().left, e.clientHeight])"
+    )
+    places = {name: (left, height) for name, left, height in indents}
+    assert places["onnx-int8"][0] > places["small"][0] + 10
+    assert places["torchao-int8"][1] < 1.8 * places["hf"][1]
+
+
+def test_names_in_a_crowd_are_told_once_for_all_pictures(opened: Any) -> None:
+    keys = opened().locator("ul.key")
+    assert keys.count() == 2
+    told = keys.first.locator("li").all_inner_texts()
+    assert sorted(told) == sorted(["teacher", *NAMES, *FORMATS])
+
+
+def test_nobody_without_a_pointer_is_asked_to_point(opened: Any) -> None:
+    hint = ".pointer"
+    assert opened(1280, 900).locator(hint).is_visible()
+    assert not opened(390, 844, has_touch=True, is_mobile=True).locator(hint).is_visible()
 
 
 CONTRAST = """elements => {

@@ -13,7 +13,7 @@ from coldstill.pipeline.inspect.tokens import TokenTexts
 from coldstill.pipeline.reporting.lineage import origin_in_words
 from coldstill.pipeline.reporting.page import page
 from coldstill.pipeline.reporting.pictures import covered_mass, entropies, trade_offs
-from compared import Made
+from compared import FORMATS, Made
 from reported import STUDENTS, record, report_facts
 from tokenizers import Tokenizer, decoders, models
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TITLES = [
-    "What was distilled from what", "Figures",
+    "What was distilled from what", "Figures", "What it costs to run",
     "Held-out loss against parameters, time per token and peak memory",
     "KL against parameters, time per token and peak memory", "Learning curves",
     "The teacher's cache in numbers", "How sure the teacher was", "What the head covers",
@@ -119,26 +119,48 @@ def test_a_row_of_tokens_is_legible_text() -> None:
     assert texts.text([]) == ""
 
 
+def test_text_to_be_read_has_no_special_tokens_and_says_where_it_was_cut() -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.add_tokens(["plain"])
+    texts = TokenTexts(TokenBytes(tokenizer))
+    assert texts.prose([0, 1]) == "ab\u2026"
+    assert texts.prose([0, 1], ended=True) == "ab"
+    assert texts.prose([2, 0, 3, 2]) == "aplain"
+    assert texts.prose([2]) == ""
+    assert texts.prose([]) == "\u2026"
+    assert texts.text([0, 2]) == "a<end>"
+    assert TokenTexts(None).prose([0, 7]) == "#0#7\u2026"
+
+
+def test_a_model_that_says_nothing_is_told_to(tmp_path: Path) -> None:
+    facts = report_facts(tmp_path)
+    facts["continuations"]["prompts"][0]["models"]["small"] = ""
+    assert page(facts).count("<pre><i>nothing: it ends here</i></pre>") == 1
+
+
 def test_points_are_the_figures_and_what_was_not_measured_is_told(tmp_path: Path) -> None:
     rows = report_facts(tmp_path)["models"]
     loss, kl = trade_offs(rows)
     assert [panel.name for panel in loss.panels] == ["Parameters", "Time per token", "Peak memory"]
     latency = {one.name: one.points for one in loss.panels[1].chart.series}
     small = next(row for row in rows if row["name"] == "small")
-    assert latency["small"] == ((1000 * small["token_seconds"], small["loss"]),)
+    speed = small["generation"][0]
+    assert latency["small"] == ((1000 * speed["token_seconds"], small["loss"]),)
     assert latency.keys() == {"teacher", "small", "bare"}
     memory = {one.name: one.points for one in kl.panels[2].chart.series}
-    assert memory["small"] == ((small["peak_memory_bytes"], small["kl"]),)
+    assert memory["small"] == ((speed["memory_bytes"], small["kl"]),)
     assert "not measured" not in loss.caption
-    rows[0]["token_seconds"] = None
-    small["peak_memory_bytes"] = 0  # too little to be measured
+    rows[0]["generation"][0]["token_seconds"] = None
+    speed["memory_bytes"] = 0  # too little to be measured
     small["machine"] = "another"
     loss, _ = trade_offs(rows)
     assert "Left out: teacher (time per token not measured)." in loss.caption
     assert "Left out: small (peak memory not measured)." in loss.caption
     assert "Time per token is of different machines, so it does not compare." in loss.caption
     for row in rows:
-        row |= {"token_seconds": None, "peak_memory_bytes": 0}
+        row |= {"generation": []}
     loss, kl = trade_offs(rows)
     assert loss.title == "Held-out loss against parameters"
     assert [len(plot.panels) for plot in (loss, kl)] == [1, 1]
@@ -149,11 +171,54 @@ def test_points_are_the_figures_and_what_was_not_measured_is_told(tmp_path: Path
 def test_size_on_disk_has_a_plot_where_it_is_another(tmp_path: Path) -> None:
     rows = report_facts(tmp_path)["models"]
     small = next(row for row in rows if row["name"] == "small")
-    rows.append({**small, "name": "small (int8)", "bytes": small["parameters"]})
+    rows.append({**small, "name": "other", "bytes": small["parameters"]})
     loss, _ = trade_offs(rows)
     assert [panel.name for panel in loss.panels][1] == "Size on disk"
-    assert [cost.value(rows[-1]) for cost in (DISK, MEMORY)] == [926_336, 60 * 926_336]
+    assert [cost.value(rows[-1]) for cost in (DISK, MEMORY)] == [926_336, 5 * 926_336 + 40_000]
     assert LATENCY.value({}) is None  # as rows of an older version
+
+
+def test_exports_are_outlines_joined_to_their_student_where_they_can_differ(tmp_path: Path) -> None:
+    students = [Made(name="small", exports=FORMATS), Made(name="bare", exports=("hf",))]
+    facts = report_facts(tmp_path, students)
+    loss, kl = trade_offs(facts["models"])
+    parameters, *others = loss.panels
+    names = {"teacher", "small", "bare"}
+    assert {one.name for one in parameters.chart.series} == names
+    assert [panel.name for panel in others] == ["Size on disk", "Time per token", "Peak memory"]
+    exports = {*(f"small ({name})" for name in FORMATS), "bare (hf)"}
+    for panel in (*others, *kl.panels[1:]):
+        series = {one.name: one for one in panel.chart.series}
+        assert series.keys() == names | exports
+        for name in exports:
+            student = series[name.partition(" ")[0]]
+            assert (series[name].joined_to, series[name].look) == (student.name, student.look)
+            assert series[name].label == name.rpartition("(")[2].rstrip(")")
+        assert len({series[name].hollow for name in exports}) == len(FORMATS)
+        assert series["small (hf)"].hollow == series["bare (hf)"].hollow
+    assert (loss.columns, kl.columns) == (2, 2)
+    assert "An outline is an export" in loss.caption
+    assert "An outline" not in trade_offs(facts["models"][:2])[0].caption
+    assert "Left out" not in loss.caption
+    text = page(facts)
+    (key, _) = re.findall(r'<ul class="key">(.*?)</ul>', text)
+    told = re.findall("<bdi>(.*?)</bdi>", key)
+    assert {*told} == names | {*FORMATS}
+    assert len(told) == len({*told})
+
+
+def test_exports_are_told_and_made_again(tmp_path: Path) -> None:
+    facts = report_facts(tmp_path, [Made(name="small", exports=("onnx-int8", "hf"))])
+    assert (
+        "Exported as onnx-int8, `small` takes 45% of its bytes, writes 1.5 times as fast"
+        in (facts["result"])
+    )
+    commands = facts["reproduce"]["commands"]
+    root = tmp_path / "big"
+    assert commands[-2:] == [
+        f"coldstill export {root} small --to hf --to onnx-int8", f"coldstill report {root}",
+    ]  # fmt: skip
+    assert "2 students" not in parsed(facts).text  # an export is none
 
 
 def test_histograms_are_of_shares_and_end_where_they_are_empty() -> None:
@@ -221,7 +286,12 @@ def test_fewer_prompts_than_asked_are_told(tmp_path: Path) -> None:
         ({"layers": {"keep": 4}, "lora": {"rank": 8}},
          "of the teacher's layers: 4, evenly spaced; adapters of rank 8, merged"),
         ({"layers": {"only": [0, 2]}}, "of the teacher's layers: 0, 2"),
-        ({"prune": {"hidden": 96, "layers": None}}, "prune { hidden = 96 }"),
+        ({"prune": {"hidden": 96, "layers": None}}, "pruned out of the teacher: width 96"),
+        ({"prune": {"layers": 1, "heads": 4, "feed_forward": 1536, "parameters": None}},
+         "pruned out of the teacher: 1 layer, 1,536 neurons, 4 heads"),
+        ({"prune": [{"parameters": "50%"}, {"parameters": 90_000}], "lora": {"rank": 8}},
+         "pruned out of the teacher: 50% of its parameters, then 90,000 parameters; adapters of "
+         "rank 8, merged"),
         ({}, "of unknown origin"),
     ],
 )  # fmt: skip

@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from coldstill.pipeline.reporting.verdict import Upbringing, baseline_of, best_taught, verdict
+from coldstill.pipeline.reporting.verdict import (
+    Upbringing,
+    baseline_of,
+    best_taught,
+    export_sentence,
+    standing,
+    verdict,
+)
 
 SMALL = {"architecture": {"layers": 2}}
 LONG = {"steps": 40}
-READS = {"tokens_per_second": 21.0}
 
 
 def row(name: str, loss: float, parameters: int = 270, **more: Any) -> dict[str, Any]:
-    speed = {"tokens_per_second": 0.0, "machine": "2 CPU threads", "heldout": "f00d"}
+    speed = {"machine": "2 CPU threads", "heldout": "f00d"}
     own = {"role": "student", "parameters": parameters, "loss": loss}
     return {"name": name, **speed, **own, **more}
 
@@ -23,7 +29,8 @@ def teacher(**more: Any) -> dict[str, Any]:
 
 
 def writes(milliseconds: float) -> dict[str, Any]:
-    return {"token_seconds": milliseconds / 1000, "tokens_per_second": 7.0}
+    speeds = [{"batch": 8, "token_seconds": 9.0}, {"batch": 1, "token_seconds": milliseconds / 1e3}]
+    return {"generation": speeds}
 
 
 def raised(listens: bool, origin: Any = SMALL, train: Any = LONG) -> Upbringing:
@@ -108,6 +115,66 @@ def test_of_several_the_best_is_told_and_exports_are_no_students() -> None:
     assert said(*rows, students=students).startswith("The best of 2 taught students, `b`, has 27%")
 
 
+def test_where_the_best_has_no_baseline_the_teachers_worth_is_told_of_one_that_has() -> None:
+    students = {**PAIR, "pruned": raised(True, origin={"prune": {"layers": 1}})}
+    rows = [row("pruned", 4.95), row("small", 5.1), row("bare", 5.5)]
+    sentence = said(*rows, students=students)
+    assert sentence.startswith("The best of 2 taught students, `pruned`, has 27%")
+    assert sentence.endswith(
+        " nats of it. What the teacher is worth shows in `small`: without it the same model ends "
+        "0.40 nats higher."
+    )
+    pair = standing(rows, students)
+    assert pair is not None
+    assert [one and one["name"] for one in (pair.best, pair.compared, pair.baseline)] == [
+        "pruned", "small", "bare",
+    ]  # fmt: skip
+    rows[2]["loss"] = 5.101
+    end = "Without the teacher the same model as `small` ends as well, so there it did not help."
+    assert said(*rows, students=students).endswith(end)
+    rows[2]["loss"] = 5.0
+    assert "`small` ends 0.10 nats lower, so there it did not help." in said(
+        *rows, students=students
+    )
+    assert standing(rows[2:], students) is None
+
+
+def export(of: str, name: str, bytes_: int, kl: float, **more: Any) -> dict[str, Any]:
+    own: dict[str, Any] = {
+        "role": "export",
+        "of": of,
+        "format": name,
+        "bytes": bytes_,
+        "kl_from_student": kl,
+    }
+    return row(f"{of} ({name})", 5.0, **own, **more)
+
+
+def test_what_an_export_wins_is_told() -> None:
+    small = row("small", 5.0, bytes=1000, **writes(2.0))
+    hf = export("small", "hf", 1000, 0.0, **writes(2.0))
+    onnx = export("small", "onnx", 990, 1e-9, **writes(1.0))
+    tiny = export("small", "onnx-int8", 280, 0.0068, **writes(1.9))
+    rows = [teacher(), small, hf, onnx, tiny]
+    assert export_sentence(rows, "small") == (
+        "Exported as onnx-int8, `small` takes 28% of its bytes, writes 1.1 times as fast and is "
+        "0.007 nats of KL away from it."
+    )
+    # nothing is smaller: the fastest, where it is faster at all
+    assert export_sentence(rows[:-1], "small") == (
+        "Exported as onnx, `small` writes 2.0 times as fast and says the same."
+    )
+    assert export_sentence(rows[:3], "small") == ""
+    assert export_sentence(rows[:2], "small") == ""
+    # of the best, and of another only where that has none
+    bare = row("bare", 5.5, bytes=1000)
+    other = [*rows, bare, export("bare", "gguf-q8_0", 300, 0.1)]
+    assert "`bare` takes 30%" in export_sentence(other, "bare")
+    assert "`small` takes" in export_sentence(other, "gone")
+    tiny["generation"] = []  # its runtime was not there
+    assert "takes 28% of its bytes and is 0.007 nats" in export_sentence(rows, "small")
+
+
 def test_a_run_in_which_nobody_listened_says_so() -> None:
     sentence = said(row("bare", 5.5))
     assert sentence == (
@@ -129,10 +196,8 @@ def test_figures_of_different_stores_are_not_held_against_each_other() -> None:
         (writes(2.0), writes(2.0), "writes about as fast"),
         (writes(4.0), writes(2.0), "writes at 50% of its speed"),
         (writes(0.1), writes(2.0), "writes 20 times as fast"),
-        # an older version measured only how fast it reads
-        (READS, writes(2.0), "reads 3.0 times as fast"),
-        ({**READS, "token_seconds": None}, writes(2.0), "reads 3.0 times as fast"),
         ({}, writes(2.0), None),
+        ({"generation": []}, writes(2.0), None),
         ({**writes(1.0), "machine": "another"}, writes(2.0), None),
         ({**writes(1.0), "machine": ""}, {**writes(2.0), "machine": ""}, None),
     ],

@@ -83,6 +83,16 @@ def test_the_end_of_a_document_far_from_its_beginning_is_told_by_the_corpus() ->
     assert {p.sequence for p in chosen(store, 200, exact=True)} == {*range(101)}
 
 
+def test_it_is_told_where_a_document_ends() -> None:
+    # 64 tokens a sequence: two of 30 stand in one, one of 90 in two, one of 64 fills its own
+    store = TokenStore([30, 30, 90, 64])
+    ended = {prompt.document: prompt.ended for prompt in chosen(store, 9, exact=True)}
+    rows = {p.document: store.read(np.array([p.sequence])).sequences for p in chosen(store, 9)}
+    last = {d for d, s in rows.items() if int(s.document_ids[0][-1]) == d}
+    assert ended == {document: document not in last for document in ended}
+    assert {*ended.values()} == {True, False}
+
+
 def test_the_seed_decides_which() -> None:
     store = TokenStore([60] * 40)
     first = chosen(store, 3)

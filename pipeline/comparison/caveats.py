@@ -1,0 +1,108 @@
+"""What must be known before figures are compared: warnings, and notes that stand below them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .columns import Row
+
+
+def warnings(rows: Sequence[Row]) -> list[str]:
+    """What a reader must know before comparing these figures: a line each."""
+    found = _stale(rows)
+    for groups, where, what in (
+        (heldout_groups(rows), "held-out stores", "their figures do not compare"),
+        (machine_groups(rows), "machines", "speed and memory do not compare"),
+    ):
+        if len(groups) > 1:
+            told = " against ".join(_in_few_words(group, rows) for group in groups)
+            found.append(f"measured on {len(groups)} different {where}, so {what}: {told}")
+    return found
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What stands below the tables: how figures came about, and what differs besides the models."""
+    found = []
+    samples = sorted({row["sample_positions"] for row in rows if row.get("sample_positions")})
+    if samples:
+        told = " or ".join(f"{count:,}" for count in samples)
+        found.append(
+            "An export's quality is its student's, plus the difference between both on "
+            f"{told} held-out positions."
+        )
+    runtimes = _by_runtime(rows)
+    if len(runtimes) > 1:
+        told = ", ".join(f"{name} ({', '.join(models)})" for name, models in runtimes.items())
+        found.append(f"Run by {told}.")
+    whole = {row["dtype"] for row in rows if row.get("dtype") and row.get("role") != "export"}
+    if len(whole) > 1:
+        found.append(
+            f"Weights are {' and '.join(sorted(whole))}: precision moves speed and memory as size "
+            "does."
+        )
+    return found
+
+
+def _by_runtime(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Which models ran in which library; formats of exports once, however many students have it."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("runtime") and row.get("generation"):
+            is_export = row.get("role") == "export"
+            name = row["format"] if is_export else "models"
+            models = found.setdefault(row["runtime"], [])
+            if name not in models:
+                models.append(name)
+    return found
+
+
+def _stale(rows: Sequence[Row]) -> list[str]:
+    """Of exports that have no row."""
+    return [
+        f"{row['name']}: its export {name} is of other weights, so it is left out; delete it and "
+        "run coldstill export"
+        for row in rows
+        for name in row.get("stale_exports", ())
+    ]
+
+
+def heldout_groups(rows: Iterable[Row]) -> list[list[str]]:
+    """Names of the models that were measured on one held-out store, for each such store."""
+    return _grouped((row for row in rows if row.get("role") != "export"), "heldout")
+
+
+def machine_groups(rows: Iterable[Row]) -> list[list[str]]:
+    """Names of the models that were timed on one machine, for each such machine."""
+    return _grouped((row for row in rows if row.get("generation")), "machine")
+
+
+def _grouped(rows: Iterable[Row], key: str) -> list[list[str]]:
+    groups: dict[Any, list[str]] = {}
+    for row in rows:
+        if row.get(key) is not None:
+            groups.setdefault(row[key], []).append(row["name"])
+    return list(groups.values())
+
+
+def machines_of(rows: Iterable[Row]) -> list[str]:
+    """Where models were timed, each machine once."""
+    timed = (row.get("machine") for row in rows if row.get("generation"))
+    return sorted({machine for machine in timed if machine})
+
+
+def lacking(rows: Sequence[Row]) -> list[str]:
+    """Models whose figures are of an older version, without what plots need."""
+    return [row["name"] for row in rows if "calibration" not in row]
+
+
+def _in_few_words(names: Sequence[str], rows: Sequence[Row]) -> str:
+    """These models, or their runs if no other model is of those."""
+    inside = [row for row in rows if row["name"] in names]
+    runs = {row.get("run") for row in inside}
+    outside = [row for row in rows if row not in inside and row.get("role") != "export"]
+    if None not in runs and not any(row.get("run") in runs for row in outside):
+        names = sorted(str(run) for run in runs)
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
