@@ -164,6 +164,11 @@ def export_record(student: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
+def models_of(printed: str) -> list[str]:
+    """Who has a row in the first of the tables that a command printed, in their order."""
+    return [line.split()[0] for line in printed.split("\n\n")[0].splitlines()[2:]]
+
+
 def label_loss_at(student: Made, step: int) -> float:
     """What its metrics say."""
     return student.loss + 3.0 * math.exp(-step / 8)

@@ -14,7 +14,7 @@ from coldstill.pipeline.comparison.command import compare
 from coldstill.pipeline.comparison.table import markdown, tables
 from coldstill.pipeline.run import Run
 from coldstill.pipeline.units import size
-from compared import FORMATS, Made, write_run
+from compared import FORMATS, Made, models_of, write_run
 from compared import figures as measured_figures
 
 if TYPE_CHECKING:
@@ -51,11 +51,6 @@ ROW = {
     **QUALITY, "dtype": "bf16", "bytes": 2_500_000, "flops_per_token": 2_469_134,
     "generation": [SPEED],
 }  # fmt: skip
-
-
-def models_of(printed: str) -> list[str]:
-    """The first words of the first table's rows."""
-    return [line.split()[0] for line in printed.split("\n\n")[0].splitlines()[2:]]
 
 
 def test_compare_gives_a_list_of_objects_with_every_figure(finished: Desk) -> None:

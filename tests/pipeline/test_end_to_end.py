@@ -9,6 +9,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from compared import models_of
 from conftest import sentences
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def test_a_whole_run_tells_each_step_once_and_ends_in_a_table(first_run: Result)
         "evaluate small",
         "compare",
     ]
-    table = first_run.stdout.splitlines()
-    assert table[0].split()[:3] == ["model", "parameters", "size"]
-    assert sorted(line.split()[0] for line in table[2:]) == ["baseline", "small", "teacher"]
+    assert first_run.stdout.split()[:3] == ["model", "parameters", "cached"]
+    assert "\nWhat it costs to run (" in first_run.stdout
+    assert sorted(models_of(first_run.stdout)) == ["baseline", "small", "teacher"]
 
 
 def test_a_run_keeps_everything_where_it_is_said_to_be(finished: Desk) -> None:
@@ -122,7 +123,7 @@ def test_a_teacher_made_here_is_trained_once_and_captured(desk: Desk) -> None:
     start, end = recipe.index("model = "), recipe.index("[logits]")
     desk.edit(recipe[start:end], MADE_HERE + "\n")
     result = desk.done("run", "r.toml")
-    assert sorted(line.split()[0] for line in result.stdout.splitlines()[2:]) == [
+    assert sorted(models_of(result.stdout)) == [
         "baseline",
         "small",
         "teacher",

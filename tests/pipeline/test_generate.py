@@ -14,6 +14,7 @@ from coldstill.data.alignment import labels
 from coldstill.data.prepared import CorpusLayout
 from coldstill.data.reader import open_store
 from coldstill.stages.models import load_model
+from compared import models_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,8 +83,8 @@ def test_answers_are_cached_with_what_the_teacher_says_of_them(
 
 
 def test_a_student_learns_from_the_answers(asked: Desk) -> None:
-    table = asked.done("run", "r.toml").stdout.splitlines()
-    assert sorted(line.split()[0] for line in table[2:]) == ["baseline", "small", "teacher"]
+    printed = asked.done("run", "r.toml").stdout
+    assert sorted(models_of(printed)) == ["baseline", "small", "teacher"]
 
 
 def test_killed_in_the_middle_it_gives_the_same_answers(asked: Desk, processes: Processes) -> None:

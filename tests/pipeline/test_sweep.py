@@ -9,6 +9,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from compared import models_of
 from safetensors.torch import load_file
 
 if TYPE_CHECKING:
@@ -52,11 +53,12 @@ def test_a_grid_is_trained_measured_and_told_best_first(finished: Desk) -> None:
     assert trained(result.stderr) == missing
     assert names(finished) == {"small", "baseline", *missing}
     assert weights(finished, "small") == before
-    lines = [line.split() for line in result.stdout.splitlines()]
-    assert lines[0][:4] == ["model", "parameters", "size", "cached"]
-    assert lines[2][0] == "teacher"
-    assert {line[0] for line in lines[3:]} == {"small", *missing}, "no other student"
-    losses = [float(line[6]) for line in lines[3:]]  # sizes have a unit each
+    teacher, *students = models_of(result.stdout)
+    assert teacher == "teacher"
+    assert {*students} == {"small", *missing}, "no other student"
+    head, _, _, *rows = result.stdout.split("\n\n")[0].splitlines()
+    end = head.index("  loss") + len("  loss")
+    losses = [float(line[:end].split()[-1]) for line in rows]
     assert losses == sorted(losses)
     # and compare knows all of the run
     assert len(json.loads(finished.done("compare", "r.toml", "--json").stdout)) == 2 + 4
@@ -226,8 +228,7 @@ def test_a_point_whose_loss_is_no_number_does_not_keep_the_others(finished: Desk
             "error: sweep: 1 of 3 points left out, their loss became no number: "
             "sgd-learning_rate-1e30; sweep lower learning rates, or leave these values out"
         )
-        told = [line.split()[0] for line in result.stdout.splitlines()[2:]]
-        assert sorted(told) == ["sgd", "sgd-learning_rate-0.002", "teacher"]
+        assert sorted(models_of(result.stdout)) == ["sgd", "sgd-learning_rate-0.002", "teacher"]
     alone = finished.coldstill(*SWEEP, "--grid", f"{rate}=1e30")
     assert alone.exit_code == 1
     assert alone.stdout == ""
