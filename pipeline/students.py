@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ..data.reader import StoreReader
-    from ..stages.student.layers import TeacherWeights
+    from ..stages.pruning.layers import TeacherWeights
     from ..stages.train_student import StudentJob
     from .run import StudentFolder
     from .tables import StudentTable
@@ -147,7 +147,7 @@ def teacher_weights(
     is_of_the_teacher = student.layers is not None or student.prune is not None
     if not is_of_the_teacher or folder.is_begun(max(1, len(student.prune or ()))):
         return None
-    from ..stages.student.layers import TeacherWeights
+    from ..stages.pruning.layers import TeacherWeights
 
     return TeacherWeights(name=work.teacher_model, revision=work.recipe.teacher.revision)
 

@@ -38,7 +38,7 @@ import torch
 
 from ..evaluation.heldout_loss import label_logprobs
 from ..report import Report, Reporter, silent
-from ..student.layers import hand_through
+from .layers import hand_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

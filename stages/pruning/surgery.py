@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...data.errors import ColdstillError
-from ..student.layers import cut_to_layers
 from .anatomy import Sizes
+from .layers import cut_to_layers
 
 if TYPE_CHECKING:
     from .anatomy import Anatomy

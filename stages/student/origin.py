@@ -22,10 +22,10 @@ from ..models import (
     teacher_identity,
 )
 from ..pruning.cutting import Cutting, make_cut
+from ..pruning.layers import TeacherWeights, cut_to_layers, layer_count
 from ..ranks import is_one_of_several, rank, wait_for_all, world_size
 from ..report import Reporter, silent
 from ..training.checkpoints import full_disk_told
-from .layers import TeacherWeights, cut_to_layers, layer_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from coldstill.stages.planning.model_sizes import (
     sizes_of_model,
     sizes_of_table,
 )
-from coldstill.stages.student.layers import cut_to_layers
+from coldstill.stages.pruning.layers import cut_to_layers
 from coldstill.stages.training.lora import adapt
 from conftest import FAMILIES, VOCABULARY, make_model
 

@@ -11,9 +11,9 @@ import torch
 from coldstill.stages.isolation import model_inputs
 from coldstill.stages.output_head import connect_head
 from coldstill.stages.pruning.importance import judge_layers_by_loss, measure, sample_loss
+from coldstill.stages.pruning.layers import cut_to_layers
 from coldstill.stages.pruning.sample import sample_of
 from coldstill.stages.pruning.surgery import choose
-from coldstill.stages.student.layers import cut_to_layers
 from conftest import VOCABULARY
 from small_pruning import anatomy, pruning_model, whole_sample
 from torch.nn import functional

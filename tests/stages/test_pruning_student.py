@@ -18,7 +18,7 @@ from coldstill.stages.prune_student import prune_student
 from coldstill.stages.pruning.config import PruneConfig
 from coldstill.stages.pruning.cutting import Cutting, make_cut
 from coldstill.stages.pruning.importance import sample_loss
-from coldstill.stages.student.layers import TeacherWeights, cut_to_layers
+from coldstill.stages.pruning.layers import TeacherWeights, cut_to_layers
 from coldstill.stages.train_student import StudentJob, train_student
 from coldstill.stages.training.loop import read_metrics
 from conftest import FAMILIES, VOCABULARY, make_model

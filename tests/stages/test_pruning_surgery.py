@@ -14,8 +14,8 @@ from coldstill.stages.output_head import connect_head
 from coldstill.stages.pruning.anatomy import anatomy_of
 from coldstill.stages.pruning.families import FAMILIES
 from coldstill.stages.pruning.importance import measure
+from coldstill.stages.pruning.layers import hand_through
 from coldstill.stages.pruning.surgery import choose, cut
-from coldstill.stages.student.layers import hand_through
 from conftest import VOCABULARY
 from small_pruning import (
     MODELS,

@@ -22,7 +22,7 @@ from coldstill.stages.config import (
     TrainConfig,
 )
 from coldstill.stages.models import load_model
-from coldstill.stages.student.layers import TeacherWeights, cut_to_layers
+from coldstill.stages.pruning.layers import TeacherWeights, cut_to_layers
 from coldstill.stages.train_student import StudentJob, train_student
 from coldstill.stages.training.loop import read_metrics
 from conftest import FAMILIES, VOCABULARY, make_model
