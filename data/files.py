@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from typing import TYPE_CHECKING, Any
 
 from .errors import ColdstillError
@@ -50,6 +51,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         try:
             scratch.mkdir(parents=True)
             yield scratch
+            _readable(scratch)
             sync_tree(scratch)
             if path.exists():
                 old = path.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(4)}-{path.name}")
@@ -66,6 +68,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
+
+
+def _readable(folder: Path) -> None:
+    """Give every file of a folder the mode of a new one: some libraries write into a private file
+    and rename that, and what they leave nobody else can read."""
+    probe = folder / f"{SCRATCH_PREFIX}mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | mode)
 
 
 def json_bytes(value: Any) -> bytes:

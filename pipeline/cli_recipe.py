@@ -71,15 +71,15 @@ def work_on(
     loaded: LoadedRecipe, recipe: str, runs: str, progress: Any, *, loads_models: bool = True
 ) -> Work:
     """The same of a recipe that is loaded."""
-    from .recipe import RESOLVED
+    from .recipe import run_folder
     from .run import open_run
     from .work import Work
 
-    folder = Path(recipe)
-    is_run = (folder / RESOLVED).is_file()
+    # a folder that was copied or renamed is the run that it is, whatever its recipe is called
+    folder = run_folder(recipe, Path(runs))
     run = open_run(
-        folder.parent if is_run else Path(runs),
-        folder.name if is_run else loaded.recipe.name,
+        Path(runs) if folder is None else folder.parent,
+        loaded.recipe.name if folder is None else folder.name,
         loaded,
     )
     if loads_models:

@@ -66,12 +66,24 @@ def heldout_identity(manifest: Manifest) -> str:
 
 
 def is_evaluated(folder: StudentFolder, heldout: str) -> bool:
-    """Whether a student's figures are there, of this held-out store, by this version, and no older
-    than its weights."""
-    return _is_measured(folder.evaluation, heldout, *_NEWER, CACHED_BYTES) and all(
-        path.stat().st_mtime_ns <= folder.evaluation.stat().st_mtime_ns
-        for path in folder.model.glob("*.safetensors")
-    )
+    """Whether a student's figures are there, of this held-out store, by this version, and of the
+    weights that are there now."""
+    from ..stages.models import teacher_identity
+
+    if not _is_measured(folder.evaluation, heldout, *_NEWER, CACHED_BYTES):
+        return False
+    where = f"students.{folder.root.name}"
+    identity = teacher_identity(str(folder.model), where, dtype="auto", revision="main")
+    return bool(read_json(folder.evaluation)["weights"] == identity.fingerprint)
+
+
+def is_older(folder: StudentFolder) -> bool:
+    """Whether a student's figures may be of other weights, by the times of files: what can be told
+    without reading the weights."""
+    if not folder.evaluation.exists():
+        return False
+    measured = folder.evaluation.stat().st_mtime_ns
+    return any(path.stat().st_mtime_ns > measured for path in folder.model.glob("*.safetensors"))
 
 
 def _is_measured(record: Path, heldout: str, *newer: str) -> bool:
@@ -79,7 +91,10 @@ def _is_measured(record: Path, heldout: str, *newer: str) -> bool:
     records lack."""
     if not record.exists():
         return False
-    figures = read_json(record)
+    try:
+        figures = read_json(record)
+    except ColdstillError:  # nothing that could be kept
+        return False
     return (
         isinstance(figures, dict)
         and figures.get("heldout") == heldout

@@ -87,7 +87,7 @@ def export_rows(folder: StudentFolder, trained: dict[str, Any]) -> list[dict[str
             continue
         try:
             rows.append(_row(name, record, trained))
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise ColdstillError(
                 f"{path}: damaged; delete its folder and run coldstill export"
             ) from error
@@ -110,7 +110,10 @@ def _records(folder: StudentFolder) -> Iterator[tuple[str, Path, dict[str, Any]]
         path = folder.exports / name / RECORD
         if not path.exists():
             continue
-        record = read_json(path)
+        try:
+            record = read_json(path)
+        except ColdstillError:
+            record = None
         if not isinstance(record, dict):
             raise ColdstillError(f"{path}: damaged; delete its folder and run coldstill export")
         yield name, path, record
@@ -125,7 +128,8 @@ def _row(name: str, record: dict[str, Any], trained: dict[str, Any]) -> dict[str
     ours, theirs = record["sample"]["student"], record["sample"]["export"]
 
     def moved(key: str, most: float = math.inf) -> float:
-        return min(most, max(0.0, float(trained[key] + theirs[key] - ours[key])))
+        value = float(trained[key] + theirs[key] - ours[key])
+        return min(most, max(0.0, value)) if math.isfinite(value) else value
 
     loss = moved("loss")
     bits = trained.get("bits_per_byte")
@@ -150,14 +154,14 @@ def _row(name: str, record: dict[str, Any], trained: dict[str, Any]) -> dict[str
 def _expect_trained(work: Work, name: str) -> None:
     names = work.run.student_names
     student = work.run.student(name)
-    if name not in names:
+    if name not in names and not student.root.is_dir():
         raise ColdstillError(
             f"{work.run.root}: no student '{name}' there (have: {', '.join(names) or 'none'})"
         )
     if not student.model.exists():
         raise ColdstillError(
             f"{student.root}: its training is not finished, so there is nothing to export; finish "
-            f"it with coldstill train-student {work.recipe.name} --student {name}"
+            f"it with coldstill train-student {work.named} --student {name}"
         )
 
 

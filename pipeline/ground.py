@@ -44,7 +44,7 @@ def train_missing_teacher(work: Work, *, asked: bool = False) -> bool:
         raise ColdstillError(
             f"{work.run.teacher_model}: the teacher is not trained yet, and several processes "
             f"cannot do it on the way; train it first with coldstill train-teacher "
-            f"{work.recipe.name}"
+            f"{work.named}"
         )
     made_here = work.recipe.teacher.model is None
     return _make_teacher(work) if made_here else _correct_teacher(work)

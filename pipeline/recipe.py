@@ -99,6 +99,16 @@ def read_source(
     return RecipeSource(table, base, text, str(path))
 
 
+def run_folder(name: str, runs: Path) -> Path | None:
+    """The run that a name on the command line stands for; None if it names a recipe.
+
+    Raises
+        ColdstillError: it names neither
+    """
+    path, _ = _locate(name, runs)
+    return path.parent if path.name == RESOLVED else None
+
+
 def _locate(name: str, runs: Path) -> tuple[Path, Path]:
     path = Path(name)
     if path.is_file():

@@ -157,8 +157,7 @@ def open_made(address: str | Path, work: Work) -> StoreReader:
     place = place_at(address)
     if not place.exists(MANIFEST):
         raise ColdstillError(
-            f"{place}: no store there; make it first with coldstill teacher-logits "
-            f"{work.recipe.name}"
+            f"{place}: no store there; make it first with coldstill teacher-logits {work.named}"
         )
     store = open_store(address, cache=work.run.cache)
     store.expect_sizes()

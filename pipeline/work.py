@@ -7,6 +7,7 @@ settings is refused, naming the setting.
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,12 @@ class Work:
     def recipe(self) -> Recipe:
         """What is asked for."""
         return self.loaded.recipe
+
+    @property
+    def named(self) -> str:
+        """What to type for it: its recipe's name, or the run's folder where that has another."""
+        own = self.recipe.name
+        return own if self.run.root.name == own else shlex.quote(str(self.run.root))
 
     def say(self, stage: str, note: str) -> None:
         """Tell the user a sentence."""

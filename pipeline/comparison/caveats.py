@@ -18,7 +18,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         (machine_groups(rows), "machines", "speed and memory do not compare"),
     ):
         if len(groups) > 1:
-            told = " against ".join(_in_few_words(group, rows) for group in groups)
+            told = " against ".join(_group(group, rows, where) for group in groups)
             found.append(f"measured on {len(groups)} different {where}, so {what}: {told}")
     return found
 
@@ -60,10 +60,16 @@ def _by_runtime(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def _stale(rows: Sequence[Row]) -> list[str]:
-    """Of exports that have no row."""
-    return [
-        f"{row['name']}: its export {name} is of other weights, so it is left out; delete it and "
-        "run coldstill export"
+    """Of figures older than the weights, and of exports that are of others than the figures."""
+    found = [
+        f"{row['name']}: its figures are older than its weights; run coldstill evaluate"
+        for row in rows
+        if row.get("older_than_weights")
+    ]
+    return found + [
+        f"{row['name']}: its export {name} is of other weights than its figures, so it is left "
+        "out; run coldstill evaluate, and where that changes nothing delete the export and run "
+        "coldstill export"
         for row in rows
         for name in row.get("stale_exports", ())
     ]
@@ -96,6 +102,15 @@ def machines_of(rows: Iterable[Row]) -> list[str]:
 def lacking(rows: Sequence[Row]) -> list[str]:
     """Models whose figures are of an older version, without what plots need."""
     return [row["name"] for row in rows if "calibration" not in row]
+
+
+def _group(names: Sequence[str], rows: Sequence[Row], where: str) -> str:
+    """These models, and of machines which one it is."""
+    said = _in_few_words(names, rows)
+    if where != "machines":
+        return said
+    machine = next(row["machine"] for row in rows if row["name"] in names)
+    return f"{said} ({machine})"
 
 
 def _in_few_words(names: Sequence[str], rows: Sequence[Row]) -> str:

@@ -27,7 +27,7 @@ _COST = (
     "Size is that of the weights on disk, FLOPs those of a token. Of one text (batch 1): tokens of "
     "a prompt read in a second, time to the first token, median and 95th percentile of each "
     "further one, and the most memory, weights included. Of eight texts at once (batch 8): time of "
-    "a step, and tokens a second in all."
+    "a step, and tokens a second in all; exports are timed with one."
 )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import read_json
+from ..evaluation import is_older
 from ..export import export_rows, stale_exports
 from .columns import CACHED_BYTES
 from .names import labelled, run_labels, visible
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from ..run import Run, StudentFolder
     from .columns import Row
 
-_FIGURES = ("parameters", "bytes", "loss", "perplexity", "kl", "agreement", "acceptance", "ece")
+_FIGURES = (
+    "parameters", "bytes", "loss", "perplexity", "kl", "agreement", "accuracy", "acceptance", "ece",
+)  # fmt: skip
 """What every row has; other keys are newer, or not always known."""
 _BIN = {"count", "confidence", "accuracy"}
 _SPEED = {
@@ -45,6 +48,8 @@ def compared_rows(runs: Sequence[Run]) -> list[Row]:
             teachers.append(teacher)
         for name in names:
             row = _read(run.student(name).evaluation, name, label)
+            if is_older(run.student(name)):
+                row["older_than_weights"] = True
             students.append(row)
             exports[row["name"]] = _exports(run.student(name), row)
     if len(teachers) == 1:
@@ -73,7 +78,12 @@ def _evaluated(run: Run) -> list[str]:
 
 def _read(path: Path, name: str, run_label: str) -> Row:
     """A row from its file; raises ColdstillError if a figure is missing or is no number."""
-    row = read_json(path)
+    if not path.exists():
+        raise ColdstillError(f"{path}: not there; run coldstill evaluate")
+    try:
+        row = read_json(path)
+    except ColdstillError:
+        row = None
     if not isinstance(row, dict) or not _is_whole(row):
         raise ColdstillError(f"{path}: damaged; delete it and run coldstill evaluate")
     role = "teacher" if name == "teacher" else "student"
@@ -97,14 +107,20 @@ def _exports(folder: StudentFolder, student: Row) -> list[Row]:
 
 def _is_whole(row: Mapping[str, Any]) -> bool:
     figures = [row.get(key) for key in _FIGURES]
+    words = [row.get(key, "") for key in ("machine", "dtype", "runtime")]
+    if row.get("role") == "export":
+        figures += [row.get(key) for key in ("sample_positions", "kl_from_student")]
     optional = [row.get(key) for key in (CACHED_BYTES, "bits_per_byte", "flops_per_token")]
     bins, speeds = row.get("calibration", []), row.get("generation", [])
     return (
         all(_is_number(value) for value in figures)
+        and row["bytes"] >= 0
+        and all(isinstance(word, str) for word in words)
         and all(value is None or _is_number(value) for value in optional)
         and isinstance(speeds, list)
         and all(isinstance(s, dict) and s.keys() >= _SPEED for s in speeds)
         and all(_is_number(speed[key]) for speed in speeds for key in _SPEED)
+        and all(_is_number(speed.get("memory_bytes") or 0) for speed in speeds)
         and isinstance(bins, list)
         and all(isinstance(one, dict) and one.keys() >= _BIN for one in bins)
         and all(one[key] is None or _is_number(one[key]) for one in bins for key in _BIN)

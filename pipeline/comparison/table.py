@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from .caveats import machines_of, notes
+from ..inspect.glyphs import display_width
+from .caveats import machines_of, notes, warnings
 from .columns import COST, QUALITY, groups_of
 
 if TYPE_CHECKING:
@@ -29,14 +30,20 @@ def tables(rows: Sequence[Row]) -> str:
 
 def _aligned(columns: tuple[Column, ...], rows: Sequence[Row]) -> str:
     lines = [[one.title for one in columns], *[[one.cell(row) for one in columns] for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    widths = [max(display_width(line[i]) for line in lines) for i in range(len(columns))]
     rule = ["-" * width for width in widths]
     text = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(pairs)).rstrip()
+        "  ".join(_padded(c, w, right=i > 0) for i, (c, w) in enumerate(pairs)).rstrip()
         for pairs in (list(zip(line, widths, strict=True)) for line in [lines[0], rule, *lines[1:]])
     ]
     above = _group_line(columns, widths)
     return "\n".join([above, *text] if above else text)
+
+
+def _padded(text: str, width: int, *, right: bool) -> str:
+    """As wide on a terminal as that, whose wide letters take two columns."""
+    blank = " " * (width - display_width(text))
+    return blank + text if right else text + blank
 
 
 def _group_line(columns: tuple[Column, ...], widths: Sequence[int]) -> str:
@@ -53,7 +60,9 @@ def _group_line(columns: tuple[Column, ...], widths: Sequence[int]) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """The same as a Markdown document's part."""
     machine = "; ".join(machines_of(rows))
-    parts = [_marked_down(QUALITY, rows), f"{COST_TITLE}{f' ({machine})' if machine else ''}:\n"]
+    told = [f"**{warning}**\n" for warning in warnings(rows)]
+    title = f"{COST_TITLE} ({machine})" if machine else COST_TITLE
+    parts = [*told, _marked_down(QUALITY, rows), f"{title}:\n"]
     parts += [_marked_down(COST, rows), *(f"{note}\n" for note in notes(rows))]
     return "\n".join(parts)
 

@@ -66,7 +66,7 @@ def pilot(work: Work, count: int) -> Row:
     if recipe.teacher.is_trained_here and not run.teacher_model.exists():
         raise ColdstillError(
             f"{run.teacher_model}: the teacher is not trained yet, so there is nobody to ask; "
-            f"train it first with coldstill train-teacher {recipe.name}"
+            f"train it first with coldstill train-teacher {work.named}"
         )
     tokenizer = tokenizer_of(work)
     with claimed(run.preparing, wait=True):  # a capture may be preparing the same

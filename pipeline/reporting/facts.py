@@ -14,7 +14,7 @@ from ..comparison.rows import compared_rows
 from .lineage import corpus_facts, student_facts, teacher_facts, upbringings
 from .record import record_facts
 from .reproduce import reproduction
-from .verdict import export_sentence, standing, verdict
+from .verdict import comparable_students, export_sentence, standing, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,10 +50,10 @@ def gather(work: Work, options: ReportOptions) -> dict[str, Any]:
     manifests = [store.manifest for store in (logits, heldout) if store is not None]
     students = student_facts(run, rows)
     known = upbringings(students)
-    pair = standing(rows, known)
+    pair = standing(comparable_students(rows, known), known)
     best = None if pair is None else pair.best["name"]
     baseline = None if pair is None or pair.baseline is None else pair.baseline["name"]
-    result = [verdict(rows, known), export_sentence(rows, best)]
+    result = [verdict(rows, known), "" if best is None else export_sentence(rows, best)]
     texts, no_texts = _continuations(work, heldout, _shown(rows, known), options)
     return {
         "run": visible(str(run.root)),

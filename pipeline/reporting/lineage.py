@@ -112,7 +112,12 @@ def _student(run: Run, name: str, row: Row | None) -> dict[str, Any]:
     }
     table = _table(run, name)
     if table is None:
-        return facts | {"origin": "its record cannot be read", "listens": None}
+        unknown: dict[str, Any] = {
+            "origin": "its record cannot be read",
+            "made_of": {},
+            "train": None,
+        }
+        return facts | {**unknown, "listens": _listens({}, row)}
     origin = {
         key: value for key, value in table.items() if key not in _TRAINING and value is not None
     }

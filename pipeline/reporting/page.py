@@ -84,6 +84,6 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
 
 def _plots(facts: Mapping[str, Any]) -> list[Markup]:
     rows = facts["models"]
-    students = {one["name"] for one in facts["students"]}
-    curves = {name: Curve(**curve) for name, curve in facts["curves"].items() if name in students}
+    models = {row["name"] for row in rows}  # of a student that is not evaluated there is no row
+    curves = {name: Curve(**curve) for name, curve in facts["curves"].items() if name in models}
     return [section(plot) for plot in (*trade_offs(rows), learning_curves(rows, curves))]

@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 def reproduction(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
     """What to type and where it ran, as a JSON value."""
     text = _text(run.verbatim)
-    changes, beside = (None, []) if text is None else _changes(run, text)
+    changes, beside = (None, {}) if text is None else _changes(run, text)
     return {
         "recipe": text,
         "commands": [*_commands(run, text, changes, beside), *_last(run, rows)],
         # None: it cannot be said as settings; the run's folder, taken for a recipe, still does
         "settings": changes,
-        "students_beside": beside,
+        "students_beside": sorted(beside),
         "environment": _environment(run.environment),
         "machines": sorted({machine for row in rows if (machine := row.get("machine"))}),
     }
 
 
 def _commands(
-    run: Run, text: str | None, changes: Sequence[str] | None, beside: Sequence[str]
+    run: Run, text: str | None, changes: Sequence[str] | None, beside: Mapping[str, Any]
 ) -> list[str]:
     """In their order; what stands after # is for the reader."""
     root, name = shlex.quote(str(run.root)), run.root.name
@@ -43,16 +43,27 @@ def _commands(
     if text is not None and changes is not None:
         built_in = BUILT_IN / f"{name}.toml"
         own = built_in.is_file() and _text(built_in) == text
-        sets = "".join(f" --set {shlex.quote(change)}" for change in changes)
         recipe = shlex.quote(name if own else f"{name}.toml")
         note = "" if own else "   # the recipe below, under this name"
-        found.append(f"coldstill run {recipe}{sets}{note}")
+        found.append(f"coldstill run {recipe}{_where(run)}{_sets(changes)}{note}")
+        for student, table in sorted(beside.items()):
+            sets = _sets([f"students.{_part(student)}={_toml(table)}"])
+            found.append(f"coldstill train-student {root} --student {shlex.quote(student)}{sets}")
         if beside:
-            found.append(f"coldstill train-student {root}   # also {', '.join(beside)}")
             found.append(f"coldstill evaluate {root}")
     else:
         found.append(f"coldstill run {root}   # with its own record for a recipe")
     return found
+
+
+def _where(run: Run) -> str:
+    """Options that make a run in this very folder, where its recipe's name alone does not."""
+    parent = str(run.root.parent)
+    return "" if parent == "runs" else f" --runs {shlex.quote(parent)}"
+
+
+def _sets(changes: Sequence[str]) -> str:
+    return "".join(f" --set {shlex.quote(change)}" for change in changes)
 
 
 def _last(run: Run, rows: Sequence[Row]) -> list[str]:
@@ -65,8 +76,9 @@ def _last(run: Run, rows: Sequence[Row]) -> list[str]:
     return [*found, f"coldstill report {root}"]
 
 
-def _changes(run: Run, text: str) -> tuple[list[str] | None, list[str]]:
-    """What the recipe's file does not say: settings as `--set` takes them, and further students."""
+def _changes(run: Run, text: str) -> tuple[list[str] | None, dict[str, Any]]:
+    """What the recipe's file does not say: settings as `--set` takes them, and tables of trained
+    students that it does not name."""
     try:
         recorded = read_json(run.resolved)
         source = RecipeSource(
@@ -74,13 +86,19 @@ def _changes(run: Run, text: str) -> tuple[list[str] | None, list[str]]:
         )
         written = json.loads(source.understood().recipe.model_dump_json())
         students = recorded["recipe"]["students"]
-        beside = sorted(students.keys() - written["students"].keys())
-        gone = [name for name in beside if not run.student(name).root.is_dir()]
-        own = {name: table for name, table in students.items() if name not in beside}
-        now = {**recorded["recipe"], "students": own}
-        return list(_settings(written, now, ())), [name for name in beside if name not in gone]
+        own = {name: students[name] for name in students if name in written["students"]}
+        # the folder's name is the run's, whatever its recipe is called
+        now = {**recorded["recipe"], "students": own, "name": run.root.name}
+        beside = {
+            name: table
+            for name, table in students.items()
+            if name not in own and run.student(name).model.exists()
+        }
+        for table in beside.values():
+            _toml(table)
+        return list(_settings(written, now, ())), beside
     except (ColdstillError, tomllib.TOMLDecodeError, LookupError, TypeError, ValueError):
-        return None, []
+        return None, {}
 
 
 def _settings(old: Any, new: Any, key: tuple[str, ...]) -> Iterator[str]:

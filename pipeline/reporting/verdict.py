@@ -89,7 +89,7 @@ def verdict(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> str:
     """
     teacher = next(row for row in rows if row["role"] == "teacher")
     own = _of_students(rows, students)
-    comparable = [row for row in own if _compare(row, teacher)]
+    comparable = comparable_students(rows, students)
     if not comparable:
         return (
             "Teacher and students were measured on different held-out stores, so their figures do "
@@ -98,6 +98,11 @@ def verdict(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> str:
             else "No student is evaluated yet."
         )
     pair = standing(comparable, students)
+    if pair is None and best_taught(own, students) is not None:
+        return (
+            "Teacher and taught students were measured on different held-out stores, so their "
+            "figures do not compare; coldstill evaluate measures them on one."
+        )
     if pair is None:
         return _untaught(min(comparable, key=_loss), teacher)
     best = pair.best
@@ -116,7 +121,7 @@ def verdict(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> str:
     return f"{who} {said}{_worth(best, pair.baseline, teacher, alike=same)}"
 
 
-def export_sentence(rows: Sequence[Row], best: str | None) -> str:
+def export_sentence(rows: Sequence[Row], best: str) -> str:
     """What the smallest export of a student wins, or its fastest if none is smaller; of the student
     named, or of the best that has exports. Nothing if there is nothing to win."""
     exports = [row for row in rows if row["role"] == "export"]
@@ -140,7 +145,13 @@ def export_sentence(rows: Sequence[Row], best: str | None) -> str:
 def _takes(export: Row, student: Row) -> list[str]:
     """How much smaller an export is, where it is."""
     share = export["bytes"] / max(1, student["bytes"])
-    return [f"takes {_percent(share)} of its bytes"] if share < 1 - _AS_FAST else []
+    return [f"takes {_percent(share)} of its bytes"] if 0 < share < 1 - _AS_FAST else []
+
+
+def comparable_students(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> list[Row]:
+    """The rows of students that were measured on the teacher's held-out store."""
+    teacher = next(row for row in rows if row["role"] == "teacher")
+    return [row for row in _of_students(rows, students) if _compare(row, teacher)]
 
 
 def _of_students(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> list[Row]:

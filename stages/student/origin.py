@@ -225,9 +225,14 @@ def _expect_same_cut(job: StudentJob, store: StoreReader, where: str) -> None:
     for key in new:
         if key != "prune" and old.get(key) != new[key]:
             raise ColdstillError(
-                f"{job.folder}: {where} was pruned with {key} = {old.get(key)}, now {new[key]}; "
+                f"{job.folder}: {where} was pruned {_with(key, old.get(key))}, now "
+                f"{_with(key, new[key])}; "
                 "make another under a new name (--student NEW), or delete this folder"
             )
+
+
+def _with(key: str, value: Any) -> str:
+    return f"without {key}" if value is None else f"with {key} = {value}"
 
 
 def _the_stores_own(

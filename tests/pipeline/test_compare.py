@@ -278,7 +278,8 @@ def test_speed_of_other_machines_is_warned_of_and_of_other_precision_told() -> N
     assert warnings(rows) == []
     rows[2] |= {"machine": "a phone", "dtype": "bf16"}
     assert warnings(rows) == [
-        "measured on 2 different machines, so speed and memory do not compare: a, b against c"
+        "measured on 2 different machines, so speed and memory do not compare: a, b (2 CPU "
+        "threads) against c (a phone)"
     ]
     assert notes(rows) == [
         "Weights are bf16 and fp32: precision moves speed and memory as size does."
@@ -296,9 +297,12 @@ def test_an_export_of_other_weights_is_told_and_left_out(tmp_path: Path) -> None
     rows = compare([Run(folder)])
     assert [row["name"] for row in rows] == ["teacher", "small", "small (hf)"]
     assert warnings(rows) == [
-        "small: its export onnx is of other weights, so it is left out; delete it and run "
-        "coldstill export"
+        "small: its export onnx is of other weights than its figures, so it is left out; run "
+        "coldstill evaluate, and where that changes nothing delete the export and run coldstill "
+        "export"
     ]
+    # who pastes the tables takes the warning along
+    assert markdown(rows).startswith(f"**{warnings(rows)[0]}**\n\n| model ")
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(room: Desk) -> None:
@@ -344,6 +348,12 @@ def test_what_cannot_be_compared_is_refused(room: Desk, arguments: list[str], li
         {"loss": None},
         {"kl": True},
         {"parameters": float("nan")},
+        {"accuracy": None},
+        {"bytes": -1},
+        {"machine": 5},
+        {"dtype": None},
+        {"generation": [{"batch": 1}]},
+        {"generation": [{**SPEED, "memory_bytes": "x"}]},
         {"cached_bytes_per_position": "42"},
         {"calibration": 3},
         {"calibration": [{"count": 1}]},
@@ -360,6 +370,72 @@ def test_damaged_figures_are_refused(room: Desk, damage: dict[str, Any]) -> None
         "error: runs/b/students/small/evaluation.json: damaged; delete it and run coldstill "
         "evaluate"
     )
+
+
+@pytest.mark.parametrize("content", ["", "[", None], ids=["empty", "cut off", "gone"])
+def test_figures_that_cannot_be_read_are_told_with_what_mends_them(
+    room: Desk, content: str | None
+) -> None:
+    path = room.root / "runs" / "a" / "teacher.evaluation.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    why = "not there; " if content is None else "damaged; delete it and "
+    assert room.refused("compare", "a") == (
+        f"error: runs/a/teacher.evaluation.json: {why}run coldstill evaluate"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (("costs", "machine"), 5),
+        (("costs", "bytes"), -5),
+        (("check", "kl"), "far"),
+        (("sample", "export", "positions"), "many"),
+        (("sample", "export", "loss"), 1e9),
+        (("sample", "export", "loss"), float("nan")),
+        (("costs", "generation"), [{**SPEED, "memory_bytes": "x"}]),
+    ],
+    ids=str,
+)
+def test_damaged_figures_of_an_export_are_refused(
+    room: Desk, key: tuple[str, ...], value: Any
+) -> None:
+    root = write_run(room.root / "runs", "x", [Made(name="small", exports=("onnx",))])
+    path = root / "students" / "small" / "exports" / "onnx" / "export.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    table = saved
+    for name in key[:-1]:
+        table = table[name]
+    table[key[-1]] = value
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    line = room.refused("compare", "x")
+    assert line.startswith("error: runs/x/students/small/exports")
+    assert line.endswith("run coldstill export")
+    assert "damaged" in line
+
+
+def test_wide_letters_take_two_columns_of_a_terminal() -> None:
+    plain, wide = {**ROW, "name": "abcd"}, {**ROW, "name": "\u65e5\u672c"}
+    lines = tables([plain, wide]).split("\n\n")[0].splitlines()[2:]
+    assert lines[0].removeprefix("abcd") == lines[1].removeprefix("\u65e5\u672c")
+
+
+def test_a_run_that_was_copied_is_the_folder_that_it_is(finished: Desk) -> None:
+    (finished.root / "r.toml").unlink()
+    copy = finished.root / "runs" / "copy"
+    shutil.copytree(finished.run, copy)
+    (copy / "students" / "small" / "evaluation.json").unlink()
+    rows = json.loads(finished.done("compare", "copy", "--json").stdout)
+    assert [row["name"] for row in rows] == ["teacher", "baseline"]
+    assert len(json.loads(finished.done("compare", "copy", "r", "--json").stdout)) == 4
+    finished.done("export", "copy", "small", "--to", "hf")
+    assert (copy / "students" / "small" / "exports" / "hf").is_dir()
+    assert not (finished.run / "students" / "small" / "exports").exists()
+    shutil.rmtree(copy / "students" / "small" / "model")
+    line = finished.refused("export", "copy", "small", "--to", "hf")
+    assert line.endswith("coldstill train-student runs/copy --student small")
 
 
 @pytest.mark.parametrize(

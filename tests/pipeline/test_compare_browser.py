@@ -98,6 +98,21 @@ def test_figures_scroll_in_their_own_box_with_the_names_in_sight(opened: Any) ->
     assert name.bounding_box()["x"] == pytest.approx(box.bounding_box()["x"], abs=1)
 
 
+def test_a_long_name_does_not_push_figures_out_of_sight(open_file: Any, tmp_path: Path) -> None:
+    from coldstill.pipeline.comparison.command import compare
+    from coldstill.pipeline.run import Run
+
+    long = "small-learning_rate-0.003-" * 5
+    run = Run(write_run(tmp_path, "a", [Made(name=long), Made(name="bare", cached=0.0)]))
+    write_page(tmp_path / "p.html", [run], compare([run]))
+    for width, most in ((1280, 400), (390, 190)):
+        page = open_file(tmp_path / "p.html", width, 844)
+        first = page.locator("tbody tr >> nth=1").locator("th, td")
+        assert first.first.bounding_box()["width"] < most
+        inside = first.first.locator("bdi").bounding_box()
+        assert inside["x"] + inside["width"] <= first.nth(1).bounding_box()["x"]
+
+
 CONTRAST = """elements => {
   const channel = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
   const luminance = rgb => { const [r, g, b] = rgb.match(/[\\d.]+/g).map(Number).map(channel);

@@ -222,6 +222,9 @@ def test_an_unfinished_student_is_refused(finished: Desk) -> None:
 def test_a_student_that_is_not_there_is_named_with_those_that_are(finished: Desk) -> None:
     line = finished.refused("export", "r.toml", "tiny", "--to", "hf")
     assert "no student 'tiny' there (have: baseline, small)" in line
+    (finished.run / "students" / "cut" / "start").mkdir(parents=True)  # as prune-student leaves it
+    line = finished.refused("export", "r.toml", "cut", "--to", "hf")
+    assert "students/cut: its training is not finished" in line
 
 
 @pytest.mark.parametrize(
@@ -322,6 +325,7 @@ def test_what_only_some_formats_know_is_refused_before_any_is_written(finished: 
     path = finished.run / "students" / "small" / "model" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "hidden_act": "relu"}), encoding="utf-8")
+    finished.done("evaluate", "r.toml")  # it is another model by now
     line = finished.refused("export", "r.toml", "small", "--to", "hf", "--to", "gguf-f16")
     assert "students.small: cannot be written as gguf-f16: a 'llama' model with the " in line
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,7 +99,10 @@ def test_an_export_of_weights_that_are_gone_has_no_row_and_is_told_of(exported: 
     rows = json.loads(result.stdout)
     assert [row["role"] for row in rows] == ["teacher", "student", "student"]
     assert next(row for row in rows if row["name"] == "small")["stale_exports"] == ["hf"]
-    assert "small: its export hf is of other weights, so it is left out" in result.stderr
+    assert (
+        "small: its export hf is of other weights than its figures, so it is left out"
+        in result.stderr
+    )
 
 
 def test_half_written_exports_and_what_else_lies_there_have_no_row(exported: Desk) -> None:
@@ -129,10 +133,41 @@ def test_a_student_is_measured_before_it_leaves(finished: Desk) -> None:
     assert f"{loss:.4f}" in page
 
 
-def test_figures_older_than_the_weights_are_measured_anew(finished: Desk) -> None:
+def test_figures_of_other_weights_are_measured_anew_and_told_by_their_time(
+    finished: Desk,
+) -> None:
     assert "already done" in finished.done("evaluate", "r.toml", "--student", "small").stderr
-    weights = finished.run / "students" / "small" / "model" / "model.safetensors"
-    now = (finished.run / "students" / "small" / "evaluation.json").stat().st_mtime_ns
+    students = finished.run / "students"
+    weights = students / "small" / "model" / "model.safetensors"
+    now = (students / "small" / "evaluation.json").stat().st_mtime_ns
     os.utime(weights, ns=(now + 10**9, now + 10**9))
-    again = finished.done("evaluate", "r.toml", "--student", "small").stderr
-    assert "evaluate small: held-out loss " in again
+    said = "small: its figures are older than its weights; run coldstill evaluate"
+    assert said in finished.done("compare", "r.toml").stderr
+    # the same weights have the same figures, whatever a file's time says
+    assert "already done" in finished.done("evaluate", "r.toml", "--student", "small").stderr
+    # and other weights others, though their file is old
+    shutil.copy2(students / "baseline" / "model" / "model.safetensors", weights)
+    assert said not in finished.done("compare", "r.toml").stderr
+    finished.done("export", "r.toml", "small", "--to", "hf")
+    small, baseline = (
+        finished.json("students", name, "evaluation.json") for name in ("small", "baseline")
+    )
+    assert small["loss"] == baseline["loss"]
+    page = (record(finished).parent / "README.md").read_text(encoding="utf-8")
+    assert f"{baseline['loss']:.4f}" in page
+    assert [row["role"] for row in compared(finished)].count("export") == 1
+
+
+def test_figures_that_cannot_be_read_are_measured_anew(finished: Desk) -> None:
+    path = finished.run / "students" / "small" / "evaluation.json"
+    before = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text("", encoding="utf-8")
+    finished.done("evaluate", "r.toml")
+    assert json.loads(path.read_text(encoding="utf-8"))["loss"] == before["loss"]
+
+
+def test_everybody_may_read_what_leaves(exported: Desk) -> None:
+    files = [path for path in record(exported).parent.rglob("*") if path.is_file()]
+    files += (exported.run / "students" / "small" / "model").iterdir()
+    usual = (exported.run / "env.json").stat().st_mode
+    assert {path.stat().st_mode for path in files} == {usual}

@@ -235,10 +235,13 @@ def test_students_that_are_not_pruned_and_other_settings_are_refused(deep: Desk)
         line = deep.refused(
             command, "r.toml", "--student", "small", "--set", "students.small.prune.layers=2"
         )
-        assert "students.small.prune was pruned with layers = None, now 2; make another" in line
+        assert (
+            "students.small.prune was pruned without layers, now with layers = 2; make another"
+            in line
+        )
     twice = 'students.small.prune=[{ layers = 2 }, { parameters = "50%" }]'
     line = deep.refused("train-student", "r.toml", "--student", "small", "--set", twice)
-    assert "students.small.prune was pruned with cut = 1, now 2; make another" in line
+    assert "students.small.prune was pruned with cut = 1, now with cut = 2; make another" in line
     # how it is trained may still be thought over
     deep.done(
         "train-student", "r.toml", "--student", "small", "--set", "students.small.train.steps=2"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.reader import open_store
+from coldstill.pipeline.recipe import load_recipe
 from coldstill.pipeline.reporting.reproduce import reproduction
 from coldstill.pipeline.run import Run
 from coldstill.stages import models
@@ -75,6 +77,17 @@ def test_the_facts_are_those_of_the_records(finished: Desk) -> None:
     assert (told["baseline"]["objective"], told["baseline"]["listens"]) == ("cross_entropy", False)
     assert facts["curves"].keys() == told.keys()
     assert facts["continuations"] is None
+
+
+@pytest.mark.parametrize("lost", ["small", "baseline"])
+def test_a_student_that_is_not_evaluated_yet_costs_nothing_but_its_row(
+    finished: Desk, lost: str
+) -> None:
+    (finished.run / "students" / lost / "evaluation.json").unlink()
+    facts = facts_of(finished)
+    assert lost not in {row["name"] for row in facts["models"]}
+    page = (finished.run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "not evaluated" in page
 
 
 def test_models_write_once_and_again_only_when_something_changes(
@@ -221,7 +234,10 @@ def test_the_page_may_go_elsewhere(finished: Desk) -> None:
     assert not (finished.run / "report").exists()
 
 
-def test_the_recipe_is_there_with_what_was_set_beside_it(finished: Desk) -> None:
+def test_the_recipe_is_there_with_what_was_set_beside_it(
+    finished: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.root)
     again = facts_of(finished, "--no-continuations")["reproduce"]
     assert again["recipe"] == (finished.root / "r.toml").read_text(encoding="utf-8")
     assert again["settings"] == again["students_beside"] == []
@@ -232,16 +248,29 @@ def test_the_recipe_is_there_with_what_was_set_beside_it(finished: Desk) -> None
     resolved = finished.json("recipe.resolved.json")
     resolved["recipe"]["seed"] = 7
     resolved["recipe"]["students"]["small"]["train"]["learning_rate"] = 0.5
-    resolved["recipe"]["students"]["s.2"] = resolved["recipe"]["students"]["small"]
+    resolved["recipe"]["students"]["s-2"] = resolved["recipe"]["students"]["small"]
     finished.write("runs/r/recipe.resolved.json", json.dumps(resolved))
-    # of a student whose folder is gone there is nothing to make again
-    assert reproduction(Run(finished.run), [])["students_beside"] == []
-    (finished.run / "students" / "s.2").mkdir()
-    changed = reproduction(Run(finished.run), [])
-    assert "   # also s.2" in changed["commands"][1]
+    # of a student that is not trained there is nothing to make again
+    root = Path("runs") / "r"
+    assert reproduction(Run(root), [])["students_beside"] == []
+    (root / "students" / "s-2" / "model").mkdir(parents=True)
+    changed = reproduction(Run(root), [])
     assert changed["settings"] == ["seed=7", "students.small.train.learning_rate=0.5"]
-    assert changed["students_beside"] == ["s.2"]
+    assert changed["students_beside"] == ["s-2"]
     assert " --set seed=7 --set students.small" in changed["commands"][0]
+    # what it says of a student that the recipe does not name is that student
+    words = shlex.split(changed["commands"][1])
+    assert words[:6] == ["coldstill", "train-student", "runs/r", "--student", "s-2", "--set"]
+    fresh = load_recipe("r.toml", tuple(words[6:]), "s-2")
+    assert fresh.recipe.students["s-2"] == load_recipe("runs/r").recipe.students["s-2"]
+    # of a folder with another name, and of one elsewhere, the same folder is made again
+    renamed = Path("else") / "renamed"
+    renamed.parent.mkdir()
+    root.rename(renamed)
+    again = reproduction(Run(renamed), [])
+    assert again["commands"][0].startswith("coldstill run renamed.toml --runs else --set ")
+    assert 'name="renamed"' in again["settings"]
+    renamed.rename(root)
     finished.write("runs/r/recipe.toml", "not = toml = at all")
     unknown = reproduction(Run(finished.run), [])
     assert unknown["settings"] is None

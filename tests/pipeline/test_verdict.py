@@ -185,6 +185,8 @@ def test_a_run_in_which_nobody_listened_says_so() -> None:
 
 
 def test_figures_of_different_stores_are_not_held_against_each_other() -> None:
+    apart = said(row("small", 5.0, heldout="beef"), row("bare", 5.5))
+    assert apart.startswith("Teacher and taught students were measured on different held-out")
     sentence = said(row("small", 5.0, heldout="beef"))
     assert sentence.startswith("Teacher and students were measured on different held-out stores")
     assert "within 0.10 nats" in said(row("small", 5.0, heldout=None), row("bare", 5.5))

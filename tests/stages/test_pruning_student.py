@@ -288,11 +288,11 @@ def test_what_cannot_be_pruned_or_gone_on_with_is_refused(
     for call in (train_student, prune_student):
         line = refused(lambda call=call: call(other, store), tmp_path)  # type: ignore[misc]
         assert line == (
-            f"{out}: {WHERE} was pruned with hidden = None, now 16; make another under a new name "
-            "(--student NEW), or delete this folder"
+            f"{out}: {WHERE} was pruned without hidden, now with hidden = 16; make another under "
+            "a new name (--student NEW), or delete this folder"
         )
     line = refused(lambda: train_student(job_of(out, None, seed=6), store), tmp_path)
-    assert f"{WHERE} was pruned with seed = 5, now 6" in line
+    assert f"{WHERE} was pruned with seed = 5, now with seed = 6" in line
     stranger = save_teacher(tmp_path / "stranger", tokenizer, seed=8)
     line = refused(lambda: prune_student(job_of(tmp_path / "new", stranger), store), tmp_path)
     assert line.startswith(f"{WHERE}: {stranger} is not the teacher of the store (model): its fin")
