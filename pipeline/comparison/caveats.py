@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -13,13 +13,21 @@ if TYPE_CHECKING:
 def warnings(rows: Sequence[Row]) -> list[str]:
     """What a reader must know before comparing these figures: a line each."""
     found = _stale(rows)
-    for groups, where, what in (
-        (heldout_groups(rows), "held-out stores", "their figures do not compare"),
-        (machine_groups(rows), "machines", "speed and memory do not compare"),
-    ):
-        if len(groups) > 1:
-            told = " against ".join(_group(group, rows, where) for group in groups)
-            found.append(f"measured on {len(groups)} different {where}, so {what}: {told}")
+    stores, machines = heldout_groups(rows), machine_groups(rows)
+    if len(stores) > 1:
+        told = " against ".join(_in_few_words(names, rows) for names in stores.values())
+        found.append(
+            f"measured on {len(stores)} different held-out stores, so their figures do not "
+            f"compare: {told}"
+        )
+    if len(machines) > 1:
+        told = " against ".join(
+            f"{_in_few_words(names, rows)} ({machine})" for machine, names in machines.items()
+        )
+        found.append(
+            f"measured on {len(machines)} different machines, so speed and memory do not compare: "
+            f"{told}"
+        )
     return found
 
 
@@ -75,42 +83,27 @@ def _stale(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def heldout_groups(rows: Iterable[Row]) -> list[list[str]]:
-    """Names of the models that were measured on one held-out store, for each such store."""
+def heldout_groups(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """Held-out stores, and the names of the models that were measured on each."""
     return _grouped((row for row in rows if row.get("role") != "export"), "heldout")
 
 
-def machine_groups(rows: Iterable[Row]) -> list[list[str]]:
-    """Names of the models that were timed on one machine, for each such machine."""
+def machine_groups(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """Machines, and the names of the models that were timed on each."""
     return _grouped((row for row in rows if row.get("generation")), "machine")
 
 
-def _grouped(rows: Iterable[Row], key: str) -> list[list[str]]:
-    groups: dict[Any, list[str]] = {}
+def _grouped(rows: Iterable[Row], key: str) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
     for row in rows:
-        if row.get(key) is not None:
+        if row.get(key) not in (None, ""):
             groups.setdefault(row[key], []).append(row["name"])
-    return list(groups.values())
-
-
-def machines_of(rows: Iterable[Row]) -> list[str]:
-    """Where models were timed, each machine once."""
-    timed = (row.get("machine") for row in rows if row.get("generation"))
-    return sorted({machine for machine in timed if machine})
+    return groups
 
 
 def lacking(rows: Sequence[Row]) -> list[str]:
     """Models whose figures are of an older version, without what plots need."""
     return [row["name"] for row in rows if "calibration" not in row]
-
-
-def _group(names: Sequence[str], rows: Sequence[Row], where: str) -> str:
-    """These models, and of machines which one it is."""
-    said = _in_few_words(names, rows)
-    if where != "machines":
-        return said
-    machine = next(row["machine"] for row in rows if row["name"] in names)
-    return f"{said} ({machine})"
 
 
 def _in_few_words(names: Sequence[str], rows: Sequence[Row]) -> str:

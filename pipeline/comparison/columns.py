@@ -117,7 +117,7 @@ def _timed(key: str, title: str, better: Literal["less", "more"], batch: int = 1
         title=title,
         value=_speed(key, batch),
         told=_milliseconds if key.endswith(("seconds", "p95")) else _whole,
-        group="batch 1" if batch == 1 else f"batch {batch}",
+        group=f"batch {batch}",
         better=better,
         of="machine",
     )

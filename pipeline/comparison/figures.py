@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..charts import Markup, element, joined, swatch
-from .caveats import heldout_groups, machine_groups, machines_of, notes
+from .caveats import heldout_groups, machine_groups, notes
 from .columns import COST, QUALITY, groups_of, short_name
 from .plot import looks, outlines, students_of
 from .table import COST_TITLE
@@ -33,7 +33,7 @@ _COST = (
 
 def figures_section(rows: Sequence[Row]) -> Markup:
     """Both tables with what must be known of them."""
-    machines = "; ".join(machines_of(rows))
+    machines = "; ".join(machine_groups(rows))
     where = f" Measured on {machines}." if machines else ""
     return element(
         "section",
@@ -78,7 +78,7 @@ def _head(columns: tuple[Column, ...]) -> list[Markup]:
     if len(groups) == 1:
         return [titles]
     cells = (
-        element("th", name, colspan=count, scope="colgroup", cls="group" if name else None)
+        element("th", name, colspan=count, scope="colgroup", cls="group")
         if name
         else element("td", joined(), colspan=count)
         for name, count in groups

@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from ..inspect.glyphs import display_width
-from .caveats import machines_of, notes, warnings
+from .caveats import machine_groups, notes, warnings
 from .columns import COST, QUALITY, groups_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ COST_TITLE = "What it costs to run"
 
 def tables(rows: Sequence[Row]) -> str:
     """For a terminal: aligned, numbers to the right; what must be known of them below."""
-    machine = "; ".join(machines_of(rows))
+    machine = "; ".join(machine_groups(rows))
     title = f"{COST_TITLE} ({machine})" if machine else COST_TITLE
     parts = [_aligned(QUALITY, rows), f"{title}\n{_aligned(COST, rows)}"]
     wrapped = [textwrap.fill(note, _NOTE) for note in notes(rows)]
@@ -59,7 +59,7 @@ def _group_line(columns: tuple[Column, ...], widths: Sequence[int]) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The same as a Markdown document's part."""
-    machine = "; ".join(machines_of(rows))
+    machine = "; ".join(machine_groups(rows))
     told = [f"**{warning}**\n" for warning in warnings(rows)]
     title = f"{COST_TITLE} ({machine})" if machine else COST_TITLE
     parts = [*told, _marked_down(QUALITY, rows), f"{title}:\n"]

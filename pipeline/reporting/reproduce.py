@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import read_json
+from ..comparison.caveats import machine_groups
 from ..recipe import BUILT_IN, RESOLVED, RecipeSource
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def reproduction(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
         "settings": changes,
         "students_beside": sorted(beside),
         "environment": _environment(run.environment),
-        "machines": sorted({machine for row in rows if (machine := row.get("machine"))}),
+        "machines": list(machine_groups(rows)),
     }
 
 

@@ -90,18 +90,14 @@ def verdict(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> str:
     teacher = next(row for row in rows if row["role"] == "teacher")
     own = _of_students(rows, students)
     comparable = comparable_students(rows, students)
-    if not comparable:
-        return (
-            "Teacher and students were measured on different held-out stores, so their figures do "
-            "not compare; coldstill evaluate measures them on one."
-            if own
-            else "No student is evaluated yet."
-        )
+    if not own:
+        return "No student is evaluated yet."
     pair = standing(comparable, students)
-    if pair is None and best_taught(own, students) is not None:
+    if not comparable or (pair is None and best_taught(own, students) is not None):
         return (
-            "Teacher and taught students were measured on different held-out stores, so their "
-            "figures do not compare; coldstill evaluate measures them on one."
+            f"Teacher and {'taught ' if comparable else ''}students were measured on different "
+            "held-out stores, so their figures do not compare; coldstill evaluate measures them on "
+            "one."
         )
     if pair is None:
         return _untaught(min(comparable, key=_loss), teacher)
