@@ -12,6 +12,34 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BINS = 21
+QUALITY: dict[str, Any] = {
+    "name": "a-long-name",
+    "parameters": 1234567,
+    "cached_bytes_per_position": 42.34,
+    "loss": 1.23456,
+    "perplexity": 3.4567,
+    "bits_per_byte": 1.5,
+    "kl": 0.01,
+    "agreement": 0.5,
+    "acceptance": 0.75,
+    "ece": 0.01234,
+}
+"""Every figure of the first table, and"""
+SPEED: dict[str, Any] = {
+    "batch": 1,
+    "prefill_tokens_per_second": 12345.6,
+    "first_token_seconds": 0.0456,
+    "token_seconds": 0.00123,
+    "token_seconds_p95": 0.00234,
+    "memory_bytes": None,
+    "decode_tokens_per_second": 813.0,
+}
+"""of writing one text; nobody knows in how much memory."""
+ROW: dict[str, Any] = {
+    **QUALITY, "dtype": "bf16", "bytes": 2_500_000, "flops_per_token": 2_469_134,
+    "generation": [SPEED],
+}  # fmt: skip
+"""A row for both tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
