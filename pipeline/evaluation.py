@@ -49,8 +49,8 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
     for name in list(names) or trained:
         folder = work.run.student(name)
         if is_evaluated(folder, heldout):
-            # looked at now: `is_older`, which only sees times, is not to ask for it again
-            folder.evaluation.touch()
+            if is_older(folder):  # but of these weights: who only sees times is not to ask again
+                folder.evaluation.touch()
             work.say(f"evaluate {name}", f"already done: {folder.evaluation}")
             continue
         result = evaluate_student(name, folder.model, store, work.report)
