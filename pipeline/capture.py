@@ -96,7 +96,8 @@ class _Source:
 
 def _source(work: Work, tokenizer: Any) -> _Source:
     from ..stages.capture.plan import expect_capturable
-    from ..stages.models import teacher_identity, vocabulary_size
+    from ..stages.models.identity import teacher_identity
+    from ..stages.models.vocabulary import vocabulary_size
 
     recipe = work.recipe
     logits, table = recipe.logits, recipe.teacher
@@ -164,14 +165,14 @@ def _capture_plans(
 def _context(name: str, revision: str) -> int | None:
     from transformers import AutoConfig
 
-    from ..stages.models import context_length
+    from ..stages.models.loading import context_length
 
     return context_length(AutoConfig.from_pretrained(name, revision=revision))
 
 
 def _load_teacher(work: Work, tokenizer: Any, who: str) -> Teacher:
     from ..stages.capture.loading import Loading, load_teacher
-    from ..stages.models import vocabulary_size
+    from ..stages.models.vocabulary import vocabulary_size
 
     table = work.recipe.teacher
     loading = Loading(

@@ -70,7 +70,7 @@ def heldout_identity(manifest: Manifest) -> str:
 def is_evaluated(folder: StudentFolder, heldout: str) -> bool:
     """Whether a student's figures are there, of this held-out store, by this version, and of the
     weights that are there now."""
-    from ..stages.models import teacher_identity
+    from ..stages.models.identity import teacher_identity
 
     if not _is_measured(folder.evaluation, heldout, *_NEWER, CACHED_BYTES):
         return False

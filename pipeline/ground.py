@@ -95,8 +95,8 @@ def _correct_teacher(work: Work) -> bool:
         return False
     _expect_uncaptured(run, base)
     from ..stages.correct_teacher import Correction, correct_teacher
-    from ..stages.isolation import choose_isolation
-    from ..stages.models import vocabulary_size
+    from ..stages.models.isolation import choose_isolation
+    from ..stages.models.vocabulary import vocabulary_size
 
     model = _load_base(work)
     length = recipe.corpus.sequence_length
@@ -153,7 +153,9 @@ def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
     from transformers import AutoConfig
 
     from ..stages.capture.plan import expect_capturable
-    from ..stages.models import context_length, teacher_identity, vocabulary_size
+    from ..stages.models.identity import teacher_identity
+    from ..stages.models.loading import context_length
+    from ..stages.models.vocabulary import vocabulary_size
     from ..stages.training.lora import expect_peft
 
     recipe = work.recipe
@@ -182,8 +184,8 @@ def _expect_uncaptured(run: Run, base: TeacherIdentity) -> None:
 
 
 def _load_base(work: Work) -> Any:
-    from ..stages.device import best_device
-    from ..stages.models import load_model
+    from ..stages.models.device import best_device
+    from ..stages.models.loading import load_model
 
     teacher = work.recipe.teacher
     assert teacher.model is not None
@@ -210,7 +212,7 @@ def _heldout(work: Work) -> Heldout:
 
 def tokenizer_of(work: Work) -> Any:
     from ..stages.corpus.train_tokenizer import train_tokenizer
-    from ..stages.models import load_tokenizer
+    from ..stages.models.loading import load_tokenizer
 
     recipe, run = work.recipe, work.run
     if recipe.teacher.model is not None:

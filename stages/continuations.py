@@ -15,7 +15,7 @@ import torch
 from ..data.order import uniform
 from ..data.prepared import BLOCK_SEQUENCES
 from .evaluation.generation_speed import call_settings
-from .models import context_length
+from .models.loading import context_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -17,8 +17,8 @@ from ..data.files import read_json, write_json
 from ..data.schema import Capture
 from .config import ObjectiveConfig
 from .evaluation.heldout_loss import heldout_loss
-from .models import vocabulary_size
-from .output_head import connect_head
+from .models.output_head import connect_head
+from .models.vocabulary import vocabulary_size
 from .report import Report, Reporter, silent
 from .train_teacher import STAGE, save_teacher
 from .training.feed import CorpusDataset
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from ..data.prepared import SequenceFile
     from .config import LoraConfig, TrainConfig
     from .evaluation.heldout_loss import Heldout
-    from .isolation import Isolation
-    from .output_head import OutputHead
+    from .models.isolation import Isolation
+    from .models.output_head import OutputHead
 
 LORA = "teacher.lora"
 

@@ -18,13 +18,14 @@ from ..data.alignment import labels
 from ..data.files import parse_json
 from ..data.layout import MEASUREMENTS
 from ..data.token_bytes import token_bytes_of
-from .device import best_device, describe_machine, short_dtype
 from .evaluation.calibration import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage
-from .isolation import flat_positions, model_inputs, student_isolation
 from .losses.forward_kl import ForwardKL
-from .models import load_model, teacher_identity
-from .output_head import connect_head
+from .models.device import best_device, describe_machine, short_dtype
+from .models.identity import teacher_identity
+from .models.isolation import flat_positions, model_inputs, student_isolation
+from .models.loading import load_model
+from .models.output_head import connect_head
 from .report import Report, Reporter, silent
 from .softmax import softmax_in_place
 from .targets import TargetTensors, target_tensors
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from ..data.reader import StoreReader
     from .evaluation.generation_speed import GenerationSpeed
-    from .output_head import OutputHead
+    from .models.output_head import OutputHead
 
 STAGE = "evaluate"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
 from ..data.files import read_json
-from .models import load_tokenizer
+from .models.loading import load_tokenizer
 from .report import Report, Reporter, silent
 from .student.origin import PRUNING, StudentJob, make_student
 from .student.rounds import rounds_of, rounds_to_go

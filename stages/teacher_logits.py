@@ -25,9 +25,9 @@ from .capture.forward import Teacher, TeacherForward, capture_batch
 from .capture.lockstep import follow, follows, lead
 from .capture.plan import CapturePlan, make_manifest
 from .capture.shards import answered, capture_shards
-from .device import describe_machine, peak_memory
 from .evaluation.speed import forward_speed
 from .evaluation.usage import SEQUENCES, measure_usage
+from .models.device import describe_machine, peak_memory
 from .ranks import world_size
 from .report import Report, Reporter, silent
 

@@ -8,10 +8,10 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import whole_folder
-from .device import best_device
-from .isolation import student_isolation
-from .models import load_tokenizer
-from .output_head import connect_head
+from .models.device import best_device
+from .models.isolation import student_isolation
+from .models.loading import load_tokenizer
+from .models.output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .student.origin import Made, StudentJob, make_student

@@ -8,11 +8,12 @@ from ..data.errors import ColdstillError
 from ..data.files import whole_folder
 from ..data.schema import Capture
 from .config import ObjectiveConfig
-from .device import best_device
 from .evaluation.heldout_loss import heldout_loss
-from .isolation import choose_isolation
-from .models import build_model, vocabulary_size
-from .output_head import connect_head
+from .models.building import build_model
+from .models.device import best_device
+from .models.isolation import choose_isolation
+from .models.output_head import connect_head
+from .models.vocabulary import vocabulary_size
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .training.feed import CorpusDataset

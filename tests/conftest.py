@@ -90,7 +90,7 @@ def tokenizer_folder(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder: Path) -> Any:
     """The same, loaded."""
-    from coldstill.stages.models import load_tokenizer
+    from coldstill.stages.models.loading import load_tokenizer
 
     return load_tokenizer(str(tokenizer_folder), "test")
 

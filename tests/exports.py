@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.contract import Source
-from coldstill.stages.models import without_padding
+from coldstill.stages.models.vocabulary import without_padding
 from conftest import VOCABULARY, make_model
 
 if TYPE_CHECKING:

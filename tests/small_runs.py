@@ -13,15 +13,11 @@ from coldstill.data.reader import StoreReader, open_store
 from coldstill.stages.capture.forward import Teacher
 from coldstill.stages.capture.plan import CapturePlan, chosen_rows
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.isolation import choose_isolation
-from coldstill.stages.models import (
-    context_length,
-    load_model,
-    load_tokenizer,
-    teacher_identity,
-    vocabulary_size,
-)
-from coldstill.stages.output_head import connect_head
+from coldstill.stages.models.identity import teacher_identity
+from coldstill.stages.models.isolation import choose_isolation
+from coldstill.stages.models.loading import context_length, load_model, load_tokenizer
+from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.models.vocabulary import vocabulary_size
 from coldstill.stages.prepare_corpus import prepare_corpus
 from coldstill.stages.report import Reporter, silent
 from coldstill.stages.teacher_logits import capture_split

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.models import build_model, load_tokenizer
-from coldstill.stages.output_head import connect_head
+from coldstill.stages.models.building import build_model
+from coldstill.stages.models.loading import load_tokenizer
+from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.report import Reporter, silent
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import TrainingJob, read_metrics, train

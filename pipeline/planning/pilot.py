@@ -184,7 +184,8 @@ def _manifest(
 def _load_teacher(work: Work, tokenizer: Any) -> Teacher:
     from ...stages.capture.loading import Loading, load_teacher
     from ...stages.capture.plan import expect_capturable
-    from ...stages.models import context_length, vocabulary_size
+    from ...stages.models.loading import context_length
+    from ...stages.models.vocabulary import vocabulary_size
 
     table, length = work.recipe.teacher, work.recipe.corpus.sequence_length
     size, own = vocabulary_size(tokenizer), captures(work.recipe)["train"]

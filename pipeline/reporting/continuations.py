@@ -178,8 +178,9 @@ def _continued(
 def _loaded(work: Work, store: StoreReader, author: _Author) -> Any:
     """The model on this process's device; raises ColdstillError if it cannot be loaded, or is not
     the teacher of the store."""
-    from ...stages.device import best_device
-    from ...stages.models import load_model, teacher_identity
+    from ...stages.models.device import best_device
+    from ...stages.models.identity import teacher_identity
+    from ...stages.models.loading import load_model
 
     name = str(author.folder)
     if author.name != TEACHER:

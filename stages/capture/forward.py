@@ -15,7 +15,7 @@ import torch
 from ...data.alignment import labels
 from ...data.errors import ColdstillError
 from ...data.order import uniform
-from ..isolation import flat_positions, model_inputs
+from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
 from ..selection import Selected, select, to_targets
 from .lockstep import lead
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ...data.schema import Capture, Sequences, Targets
-    from ..isolation import Isolation
-    from ..output_head import OutputHead
+    from ..models.isolation import Isolation
+    from ..models.output_head import OutputHead
 
 _Result = TypeVar("_Result")
 

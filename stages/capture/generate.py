@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ...data.schema import Sequences
     from ..config import GenerateConfig
-    from ..output_head import OutputHead
+    from ..models.output_head import OutputHead
 
 _STREAM = 0x616E73776572
 """Added to the seed: the numbers that draw an answer are others than those that sample its tail at

@@ -14,10 +14,10 @@ import torch
 from transformers import AutoConfig
 
 from ...data.errors import ColdstillError
-from ..device import best_device
-from ..isolation import choose_isolation
-from ..models import load_model
-from ..output_head import connect_head
+from ..models.device import best_device
+from ..models.isolation import choose_isolation
+from ..models.loading import load_model
+from ..models.output_head import connect_head
 from ..ranks import world_size
 from ..report import Reporter, silent
 from .forward import Teacher

@@ -15,7 +15,7 @@ from ...data.manifest import (
     Packing,
     format_settings,
 )
-from ..models import tokenizer_identity
+from ..models.vocabulary import tokenizer_identity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ...data.prepared import CorpusRecord, SequenceFile, Split
     from ...data.schema import Capture
     from ..config import GenerateConfig
-    from ..isolation import Isolation
+    from ..models.isolation import Isolation
 
 BLOCK_TOKENS = 16_384
 """Tokens of a block inside a shard: the unit of a read. Half as many cost a tenth in decoding."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.corpus import list_sources
 from ...data.errors import ColdstillError
 from ...data.fingerprint import file_sha256
-from ..models import tokenizer_identity
+from ..models.vocabulary import tokenizer_identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from ..device import peak_memory
+from ..models.device import peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.schema import Sequences
-    from ..device import PeakMemory
+    from ..models.device import PeakMemory
 
 BATCHES = (1, 8)
 PROMPT_TOKENS, NEW_TOKENS = 128, 32

@@ -11,7 +11,7 @@ import torch
 
 from ...data.alignment import labels
 from ...data.errors import ColdstillError
-from ..isolation import flat_positions, model_inputs
+from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from ...data.prepared import SequenceFile
     from ...data.schema import Sequences
-    from ..isolation import Isolation
-    from ..output_head import OutputHead
+    from ..models.isolation import Isolation
+    from ..models.output_head import OutputHead
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..device import describe_machine, peak_memory
-from ..isolation import model_inputs
+from ..models.device import describe_machine, peak_memory
+from ..models.isolation import model_inputs
 
 if TYPE_CHECKING:
     from ...data.schema import Sequences
-    from ..isolation import Isolation
-    from ..output_head import OutputHead
+    from ..models.isolation import Isolation
+    from ..models.output_head import OutputHead
 
 _REPEATS = 5
 

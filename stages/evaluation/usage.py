@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..models import context_length
+from ..models.loading import context_length
 from .flops import flops_per_token
 from .generation_speed import BATCHES, GenerationSpeed, generation_speeds
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import SCRATCH_PREFIX, json_bytes, remove_scratch, told_where, whole_folder
-from ..models import teacher_identity
+from ..models.identity import teacher_identity
 from ..report import Report, Reporter, silent
 from . import FORMATS
 from .checking import DiffersError, checked_base

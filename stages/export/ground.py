@@ -10,7 +10,8 @@ import numpy as np
 from ...data.errors import ColdstillError
 from ..evaluation.generation_speed import passage
 from ..evaluation.usage import SEQUENCES, longest_asked
-from ..models import load_model, load_tokenizer, without_padding
+from ..models.loading import load_model, load_tokenizer
+from ..models.vocabulary import without_padding
 from .contract import Source, titled
 from .documents import sampled_documents
 from .torch_runtime import TorchRuntime

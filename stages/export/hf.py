@@ -45,7 +45,8 @@ class HuggingFace:
 
     def write(self, source: Source, folder: Path, base: Path | None = None) -> Sequence[str]:
         """Weights in the student's own precision, and what generation needs to know to end."""
-        from ..models import load_model, without_padding
+        from ..models.loading import load_model
+        from ..models.vocabulary import without_padding
 
         model = load_model(str(source.folder), f"students.{source.name}", precision="auto")
         model = without_padding(model, source.vocabulary)
@@ -67,7 +68,7 @@ class HuggingFace:
 
     def open(self, source: Source, folder: Path) -> Runtime:
         """Through `AutoModelForCausalLM`, in fp32."""
-        from ..models import load_model
+        from ..models.loading import load_model
         from .torch_runtime import TorchRuntime
 
         model = load_model(str(folder), f"export {source.name}", precision="fp32")

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..device import PeakMemory, give_back_freed_memory
 from ..evaluation.generation_speed import generation_speed, weights_bytes
+from ..models.device import PeakMemory, give_back_freed_memory
 from .torch_runtime import TorchRuntime
 
 if TYPE_CHECKING:

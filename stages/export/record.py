@@ -7,7 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from ..device import describe_machine, short_dtype
+from ..models.device import describe_machine, short_dtype
 from .checking import checked
 from .measure import resident, writing_speed
 

@@ -82,6 +82,6 @@ def _is_tied(source: Source) -> bool:
 
 
 def _load(folder: Path, source: Source, options: dict[str, Any]) -> Any:
-    from ..models import load_model
+    from ..models.loading import load_model
 
     return load_model(str(folder), f"export {source.name}", precision="fp32", options=options)

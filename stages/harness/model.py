@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
-from ..models import vocabulary_size
+from ..models.vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

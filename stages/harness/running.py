@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ...data.errors import ColdstillError
-from ..device import best_device
-from ..models import load_model, load_tokenizer
+from ..models.device import best_device
+from ..models.loading import load_model, load_tokenizer
 from ..report import Report, Reporter, silent
 from .loading import first_line
 from .quiet import environment, hushed

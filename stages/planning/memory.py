@@ -1,8 +1,8 @@
 """How much memory each stage will need, told from a model's sizes before anything is loaded.
 
 Rules of thumb: they say "about". Counted are weights, gradients and the optimiser's state; what a
-layer keeps was measured with `stages.device.peak_memory` on a CPU (transformers 5.23, sdpa, packed
-documents, fp32 and bf16) and put into formulas of D, F and T. What the rules say of the layers,
+layer keeps was measured with `stages.models.device.peak_memory` (CPU, transformers 5.23, sdpa,
+packed documents, fp32 and bf16) and put into formulas of D, F and T. What the rules say of layers,
 against what was measured (forward passes and training, 4,096 tokens):
 
     Llama, 4 and 8 layers, D 256 and 512, F 704 and 2048, T 512 and 2048    -7% to +11%
@@ -23,7 +23,7 @@ from __future__ import annotations
 from .model_sizes import WIDTHS, ModelSizes
 
 CHUNK_ELEMENTS = 3 << 23
-"""`stages.output_head.CHUNK_ELEMENTS`, which cannot be asked without loading torch."""
+"""`stages.models.output_head.CHUNK_ELEMENTS`, which cannot be asked without loading torch."""
 _STATE_BYTES = 16
 """Of a trained parameter: itself, its gradient and AdamW's two means, all fp32."""
 _SLOW_ACTIVATIONS = {"gelu_new", "gelu_fast"}

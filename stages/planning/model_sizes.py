@@ -57,7 +57,7 @@ class ModelSizes:
 def sizes_of_table(
     architecture: ArchitectureConfig, vocabulary: int, sequence_length: int
 ) -> ModelSizes:
-    """Of a model that the recipe makes; raises as `stages.models.build_model`."""
+    """Of a model that the recipe makes; raises as `stages.models.building.build_model`."""
     if architecture.family not in _PLAIN_FAMILIES:
         return _built_without_memory(architecture, vocabulary, sequence_length)
     hidden, heads = architecture.hidden, architecture.heads
@@ -140,10 +140,10 @@ def model_without_memory(
     architecture: ArchitectureConfig, vocabulary: int, sequence_length: int
 ) -> Any:
     """A model of any family on torch's `meta` device, which has shapes and no storage; raises as
-    `stages.models.build_model`."""
+    `stages.models.building.build_model`."""
     import torch
 
-    from ..models import build_model
+    from ..models.building import build_model
 
     tokenizer = SimpleNamespace(  # all that is asked of one here
         get_vocab=lambda: {"": vocabulary - 1},

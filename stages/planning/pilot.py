@@ -17,7 +17,7 @@ import torch
 from ...data.schema import Block, Capture
 from ..capture.batches import batches_of
 from ..capture.forward import Pending, Teacher, prepare
-from ..device import describe_machine
+from ..models.device import describe_machine
 from ..report import Report, Reporter, silent
 from ..selection import Selected, select, to_targets
 from .estimator import EstimatorMeter

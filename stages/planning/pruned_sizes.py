@@ -71,7 +71,7 @@ def anatomy_of_table(
     """Of a model that the recipe makes.
 
     Raises
-        ColdstillError: a family that cannot be pruned, or as `stages.models.build_model`
+        ColdstillError: a family that cannot be pruned, or as `stages.models.building.build_model`
     """
     model = model_without_memory(architecture, vocabulary, sequence_length)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}

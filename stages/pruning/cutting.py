@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ..device import best_device
-from ..isolation import student_isolation
-from ..output_head import connect_head
+from ..models.device import best_device
+from ..models.isolation import student_isolation
+from ..models.output_head import connect_head
 from ..report import Report, Reporter, silent
 from .anatomy import anatomy_of
 from .importance import judge_layers_by_loss, measure, sample_loss
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ...data.reader import StoreReader
-    from ..output_head import OutputHead
+    from ..models.output_head import OutputHead
     from .anatomy import Anatomy, Sizes
     from .config import PruneConfig
     from .importance import Importance

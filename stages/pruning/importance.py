@@ -43,7 +43,7 @@ from .layers import hand_through
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..output_head import OutputHead
+    from ..models.output_head import OutputHead
     from .anatomy import Anatomy
     from .sample import Sample
 

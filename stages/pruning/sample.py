@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ...data.reader import StoreReader
     from ...data.schema import Sequences
-    from ..isolation import Isolation
+    from ..models.isolation import Isolation
 
 _BATCH_TOKENS = 8192
 """Of a forward pass."""

@@ -13,14 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ...data.files import read_json, whole_folder, write_json
 from ...data.fingerprint import json_sha256
-from ..models import (
-    build_model,
-    context_length,
-    expect_same_tokens,
-    load_model,
-    load_tokenizer,
-    teacher_identity,
-)
+from ..models.building import build_model
+from ..models.identity import teacher_identity
+from ..models.loading import context_length, load_model, load_tokenizer
+from ..models.vocabulary import expect_same_tokens
 from ..pruning.cutting import Cutting, make_cut
 from ..pruning.layers import TeacherWeights, cut_to_layers, layer_count
 from ..ranks import is_one_of_several, rank, wait_for_all, world_size

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..config import WeightConfig
     from ..losses import Loss
     from ..losses.sparse import StudentSoftmax
-    from ..output_head import OutputHead
+    from ..models.output_head import OutputHead
     from ..targets import TargetTensors
 
 COUNTS = (

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ...data.order import epoch_order
 from ...data.prepared import BLOCK_SEQUENCES
-from ..isolation import Isolation, flat_positions, model_inputs
+from ..models.isolation import Isolation, flat_positions, model_inputs
 from ..targets import target_tensors
 
 if TYPE_CHECKING:

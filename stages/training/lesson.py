@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
-from ..models import expect_sizes
+from ..models.building import expect_sizes
 from .arguments import step_shape
 from .mixture import mixed_stores
 from .objective import expect_weight, mixed_terms

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from ...data.schema import Capture
     from ..config import TrainConfig
-    from ..isolation import Isolation
-    from ..output_head import OutputHead
+    from ..models.isolation import Isolation
+    from ..models.output_head import OutputHead
     from .chunked_loss import Term
     from .feed import Trainable
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...data.schema import Capture
     from ..config import ObjectiveConfig
     from ..losses import Loss
-    from ..output_head import OutputHead
+    from ..models.output_head import OutputHead
     from .schedule import Progress
 
 _TARGET_NAMES = (

@@ -25,7 +25,7 @@ from coldstill.data.codecs import CODECS
 from coldstill.data.schema import Block, Capture
 from coldstill.data.stores import STORES
 from coldstill.data.writer import blocks_of
-from coldstill.stages.device import describe_machine
+from coldstill.stages.models.device import describe_machine
 from coldstill.stages.planning.estimator import EstimatorMeter, EstimatorQuality
 from distributions import Reading, measured, synthetic_reading, trained_reading
 from measure import OUTPUT

@@ -24,7 +24,7 @@ from coldstill.data.files import json_bytes
 from coldstill.data.layout import MANIFEST, commit_name, shard_name
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
-from coldstill.stages.device import describe_machine
+from coldstill.stages.models.device import describe_machine
 from coldstill.stages.training.loop import train
 from measure import Figure, write
 from synthetic_store import make_block, make_model, make_store, training_job

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from coldstill.stages.device import best_device, describe_machine, peak_memory
+from coldstill.stages.models.device import best_device, describe_machine, peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

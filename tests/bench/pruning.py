@@ -17,8 +17,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from coldstill.stages.device import describe_machine
-from coldstill.stages.models import load_model, load_tokenizer
+from coldstill.stages.models.device import describe_machine
+from coldstill.stages.models.loading import load_model, load_tokenizer
 from distributions import trained_reading
 from measure import OUTPUT, Figure, write
 from transformers import AutoModelForCausalLM

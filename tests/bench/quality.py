@@ -30,11 +30,11 @@ from coldstill.pipeline.recipe import load_recipe
 from coldstill.stages.capture.forward import Teacher
 from coldstill.stages.capture.plan import CapturePlan, chosen_rows
 from coldstill.stages.config import ObjectiveConfig
-from coldstill.stages.device import describe_machine
 from coldstill.stages.evaluate import evaluate_student
-from coldstill.stages.isolation import flat_positions, model_inputs
-from coldstill.stages.models import load_model, load_tokenizer
-from coldstill.stages.output_head import connect_head
+from coldstill.stages.models.device import describe_machine
+from coldstill.stages.models.isolation import flat_positions, model_inputs
+from coldstill.stages.models.loading import load_model, load_tokenizer
+from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.teacher_logits import capture_split
 from coldstill.stages.train_student import StudentJob, train_student
 from measure import OUTPUT

@@ -18,7 +18,7 @@ from coldstill.data.fidelity import distortion
 from coldstill.data.schema import Block, Capture
 from coldstill.data.stores import STORES
 from coldstill.data.writer import blocks_of
-from coldstill.stages.device import describe_machine
+from coldstill.stages.models.device import describe_machine
 from distributions import Measured, synthetic, trained
 from measure import OUTPUT
 

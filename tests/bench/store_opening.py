@@ -13,7 +13,7 @@ from coldstill.data.commit import commit_json, parse_commit
 from coldstill.data.files import json_bytes
 from coldstill.data.layout import MANIFEST, SHARDS, commit_name, shard_name
 from coldstill.data.reader import open_store
-from coldstill.stages.device import describe_machine
+from coldstill.stages.models.device import describe_machine
 from measure import Figure, compare_memory, write
 from oracles import manifest_for, random_block, write_missing
 

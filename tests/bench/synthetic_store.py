@@ -12,7 +12,7 @@ from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Block, Capture, Targets
 from coldstill.stages.config import ObjectiveConfig, TrainConfig
-from coldstill.stages.output_head import OutputHead
+from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import TrainingJob
 from coldstill.stages.training.objective import terms_of

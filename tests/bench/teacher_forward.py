@@ -30,9 +30,9 @@ from coldstill.data.writer import StoreWriter
 from coldstill.stages.capture.forward import Teacher, TeacherForward
 from coldstill.stages.capture.plan import CapturePlan
 from coldstill.stages.capture.shards import capture_shards
-from coldstill.stages.device import best_device
-from coldstill.stages.isolation import model_inputs
-from coldstill.stages.output_head import OutputHead
+from coldstill.stages.models.device import best_device
+from coldstill.stages.models.isolation import model_inputs
+from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.report import silent
 from measure import Figure, compare_memory, compare_times, write
 from transformers import AutoConfig, AutoModelForCausalLM

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from coldstill.data.schema import Capture
-from coldstill.stages.device import describe_machine
+from coldstill.stages.models.device import describe_machine
 from measure import Figure, write
 from teacher_forward import Shape, Side
 

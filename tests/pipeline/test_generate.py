@@ -13,7 +13,7 @@ import torch
 from coldstill.data.alignment import labels
 from coldstill.data.prepared import CorpusLayout
 from coldstill.data.reader import open_store
-from coldstill.stages.models import load_model
+from coldstill.stages.models.loading import load_model
 from compared import models_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from coldstill.data.reader import open_store
 from coldstill.pipeline.recipe import load_recipe
 from coldstill.pipeline.reporting.reproduce import reproduction
 from coldstill.pipeline.run import Run
-from coldstill.stages import models
+from coldstill.stages.models import loading
 
 if TYPE_CHECKING:
     from desk import Desk
@@ -25,13 +25,13 @@ pytest_plugins = ("desk",)
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that models are loaded from, as it happens."""
     names: list[str] = []
-    own = models.load_model
+    own = loading.load_model
 
     def load_model(name: str, where: str, **options: Any) -> Any:
         names.append(str(Path(name).relative_to(Path.cwd()) if Path(name).is_absolute() else name))
         return own(name, where, **options)
 
-    monkeypatch.setattr(models, "load_model", load_model)
+    monkeypatch.setattr(loading, "load_model", load_model)
     return names
 
 

@@ -9,9 +9,9 @@ import dense
 import pytest
 import torch
 from coldstill.data.schema import Capture
-from coldstill.stages import output_head
 from coldstill.stages.losses import LOSSES
-from coldstill.stages.output_head import OutputHead
+from coldstill.stages.models import output_head
+from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.targets import TargetTensors, tempered
 from coldstill.stages.training.chunked_loss import COUNTS, Term, chunked_loss
 from torch import nn

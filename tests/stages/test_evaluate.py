@@ -13,7 +13,8 @@ from coldstill.stages.config import ArchitectureConfig
 from coldstill.stages.evaluate import evaluate_student, evaluate_teacher
 from coldstill.stages.evaluation.calibration import ECE_BINS, Calibration
 from coldstill.stages.evaluation.flops import flops_per_token
-from coldstill.stages.models import build_model, load_model, load_tokenizer
+from coldstill.stages.models.building import build_model
+from coldstill.stages.models.loading import load_model, load_tokenizer
 from conftest import VOCABULARY
 from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
 

@@ -17,7 +17,8 @@ from coldstill.stages.export.contract import Limits
 from coldstill.stages.export.documents import sampled_documents
 from coldstill.stages.export.fidelity import Fidelity, check
 from coldstill.stages.export.torch_runtime import TorchRuntime
-from coldstill.stages.models import load_model, without_padding
+from coldstill.stages.models.loading import load_model
+from coldstill.stages.models.vocabulary import without_padding
 from conftest import VOCABULARY
 from small_runs import capture_store, prepare, save_teacher
 

@@ -19,7 +19,8 @@ from coldstill.stages.export.contract import choose
 from coldstill.stages.export.export_student import export_student
 from coldstill.stages.export.job import ExportJob
 from coldstill.stages.export.model_card import Facts
-from coldstill.stages.models import load_model, without_padding
+from coldstill.stages.models.loading import load_model
+from coldstill.stages.models.vocabulary import without_padding
 from conftest import FAMILIES, VOCABULARY, make_model
 from exports import PADDED, TOKENS, source_of
 from small_runs import capture_store, prepare, save_teacher

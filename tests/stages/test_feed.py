@@ -11,7 +11,7 @@ from coldstill.data.order import epoch_order
 from coldstill.data.prepared import CorpusLayout
 from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Capture
-from coldstill.stages.isolation import flat_positions
+from coldstill.stages.models.isolation import flat_positions
 from coldstill.stages.training.feed import (
     Collate,
     CorpusDataset,

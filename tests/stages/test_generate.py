@@ -13,7 +13,7 @@ from coldstill.data.columns import check_hashes
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.stages.capture.generate import answer, end_tokens
 from coldstill.stages.config import GenerateConfig
-from coldstill.stages.output_head import OutputHead, connect_head
+from coldstill.stages.models.output_head import OutputHead, connect_head
 from conftest import VOCABULARY, make_model
 from transformers import GenerationConfig
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.packing import TokenizedDocument, build_sequences
-from coldstill.stages.device import PeakMemory
 from coldstill.stages.evaluation import generation_speed as module
 from coldstill.stages.evaluation.flops import flops_per_token
 from coldstill.stages.evaluation.generation_speed import (
@@ -23,6 +22,7 @@ from coldstill.stages.evaluation.generation_speed import (
     weights_bytes,
 )
 from coldstill.stages.evaluation.usage import measure_usage
+from coldstill.stages.models.device import PeakMemory
 from conftest import FAMILIES, make_model
 from transformers import LlamaConfig, LlamaForCausalLM
 

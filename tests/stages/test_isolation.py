@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.packing import TokenizedDocument, build_sequences
-from coldstill.stages.isolation import choose_isolation, model_inputs
+from coldstill.stages.models.isolation import choose_isolation, model_inputs
 from conftest import FAMILIES, VOCABULARY, make_model
 from dense import documents
 from transformers import AutoModelForCausalLM
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coldstill.data.schema import Sequences
-    from coldstill.stages.isolation import Isolation
+    from coldstill.stages.models.isolation import Isolation
 
 LENGTH = 48
 LENGTHS = [[5, 17, 1, 12], [40], [2, 2, 30], [11, 36, 1]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.stages.config import ArchitectureConfig, TrainConfig
-from coldstill.stages.device import peak_memory
+from coldstill.stages.models.device import peak_memory
 from coldstill.stages.planning.memory import capture_memory, training_memory
 from coldstill.stages.planning.model_sizes import ModelSizes, sizes_of_table
 from coldstill.stages.training.blocks import running_blocks

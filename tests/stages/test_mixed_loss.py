@@ -12,7 +12,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.losses import LOSSES
-from coldstill.stages.output_head import OutputHead
+from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.training.chunked_loss import COUNTS, Term, chunked_loss
 from coldstill.stages.training.objective import mixed_terms, terms_of
 from torch import nn

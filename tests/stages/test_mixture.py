@@ -14,7 +14,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Block, Capture
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.output_head import connect_head
+from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.train_student import StudentJob, train_student
 from coldstill.stages.training.feed import Collate, StoreDataset
 from coldstill.stages.training.loop import read_metrics

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.stages.config import ArchitectureConfig, LayersConfig, LoraConfig
-from coldstill.stages.models import build_model, load_model
-from coldstill.stages.output_head import CHUNK_ELEMENTS as REAL_CHUNK_ELEMENTS
+from coldstill.stages.models.building import build_model
+from coldstill.stages.models.loading import load_model
+from coldstill.stages.models.output_head import CHUNK_ELEMENTS as REAL_CHUNK_ELEMENTS
 from coldstill.stages.planning.memory import CHUNK_ELEMENTS
 from coldstill.stages.planning.model_sizes import (
     ModelSizes,

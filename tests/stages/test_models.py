@@ -9,13 +9,11 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import ArchitectureConfig
-from coldstill.stages.models import (
-    build_model,
-    context_length,
+from coldstill.stages.models.building import build_model
+from coldstill.stages.models.identity import teacher_identity
+from coldstill.stages.models.loading import context_length, load_model, load_tokenizer
+from coldstill.stages.models.vocabulary import (
     expect_same_tokens,
-    load_model,
-    load_tokenizer,
-    teacher_identity,
     tokenizer_identity,
     vocabulary_size,
 )

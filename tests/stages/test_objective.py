@@ -12,7 +12,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.schema import Capture, Targets
 from coldstill.stages.config import ObjectiveConfig
-from coldstill.stages.output_head import connect_head
+from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.training.chunked_loss import COUNTS
 from coldstill.stages.training.feed import Collate
 from coldstill.stages.training.objective import attach_objective, terms_of

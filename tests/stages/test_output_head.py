@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from coldstill.stages.output_head import OutputHead, connect_head
+from coldstill.stages.models.output_head import OutputHead, connect_head
 from conftest import FAMILIES, VOCABULARY, make_model
 from torch import nn
 
@@ -137,7 +137,7 @@ def test_positions_can_be_taken_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch)
     model = make_model("gemma2", PADDED)
     head = connect_head(model, VOCABULARY)
     expected, _ = both(model, head)
-    monkeypatch.setattr("coldstill.stages.output_head.CHUNK_ELEMENTS", 7 * VOCABULARY)
+    monkeypatch.setattr("coldstill.stages.models.output_head.CHUNK_ELEMENTS", 7 * VOCABULARY)
     assert head.chunk == 7
     with torch.no_grad():
         hidden_MD = head.hidden({"input_ids": tokens()}).flatten(0, 1)

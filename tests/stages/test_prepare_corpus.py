@@ -15,7 +15,8 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages.config import CorpusConfig
 from coldstill.stages.corpus.origin import difference_in_corpus
-from coldstill.stages.models import load_tokenizer, tokenizer_identity
+from coldstill.stages.models.loading import load_tokenizer
+from coldstill.stages.models.vocabulary import tokenizer_identity
 from coldstill.stages.prepare_corpus import prepare_corpus, summary
 from conftest import sentences
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from coldstill.stages.isolation import model_inputs
-from coldstill.stages.output_head import connect_head
+from coldstill.stages.models.isolation import model_inputs
+from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.pruning.importance import judge_layers_by_loss, measure, sample_loss
 from coldstill.stages.pruning.layers import cut_to_layers
 from coldstill.stages.pruning.sample import sample_of

@@ -12,8 +12,8 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.stages.config import LoraConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.models import load_model
-from coldstill.stages.output_head import connect_head
+from coldstill.stages.models.loading import load_model
+from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.prune_student import prune_student
 from coldstill.stages.pruning.config import PruneConfig
 from coldstill.stages.pruning.cutting import Cutting, make_cut

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.stages.output_head import connect_head
+from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.pruning.anatomy import anatomy_of
 from coldstill.stages.pruning.families import FAMILIES
 from coldstill.stages.pruning.importance import measure

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.packing import TokenizedDocument, build_sequences
-from coldstill.stages.output_head import connect_head
+from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.pruning.importance import judge_layers_by_loss, measure, sample_loss
 from coldstill.stages.pruning.surgery import choose, cut
 from small_pruning import anatomy, random_importance
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from coldstill.data.schema import Sequences
-    from coldstill.stages.output_head import OutputHead
+    from coldstill.stages.models.output_head import OutputHead
     from coldstill.stages.pruning.anatomy import Anatomy, Sizes
     from coldstill.stages.pruning.importance import Importance
     from numpy.typing import NDArray

@@ -21,7 +21,7 @@ from coldstill.stages.config import (
     ObjectiveConfig,
     TrainConfig,
 )
-from coldstill.stages.models import load_model
+from coldstill.stages.models.loading import load_model
 from coldstill.stages.pruning.layers import TeacherWeights, cut_to_layers
 from coldstill.stages.train_student import StudentJob, train_student
 from coldstill.stages.training.loop import read_metrics

@@ -13,7 +13,7 @@ from coldstill.data.order import uniform
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Block, Capture
 from coldstill.stages.capture.plan import chosen_rows, make_manifest
-from coldstill.stages.models import load_model
+from coldstill.stages.models.loading import load_model
 from coldstill.stages.teacher_logits import capture_split, is_captured
 from conftest import FAMILIES, VOCABULARY, make_model
 from dense import documents, logits_alone, record
@@ -288,7 +288,7 @@ def test_a_sample_of_the_sequences_says_the_same_of_them(
 
 
 def test_the_store_carries_its_tokenizer_and_the_run_its_measurements(store: StoreReader) -> None:
-    from coldstill.stages.models import load_tokenizer
+    from coldstill.stages.models.loading import load_tokenizer
 
     assert load_tokenizer(str(store.tokenizer_folder()), "store").get_vocab()["<|endoftext|>"] == 0
     text = store.place.read("measurements.json").decode()

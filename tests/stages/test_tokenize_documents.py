@@ -11,7 +11,7 @@ from coldstill.data.corpus import Document
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig
 from coldstill.stages.corpus.tokenize_documents import BadRowError, DocumentTokenizer
-from coldstill.stages.models import load_tokenizer
+from coldstill.stages.models.loading import load_tokenizer
 from conftest import sentences
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig
 from coldstill.stages.corpus.tokenize_documents import BadRowError
 from coldstill.stages.corpus.tokenize_prompts import PromptTokenizer
-from coldstill.stages.models import load_tokenizer
+from coldstill.stages.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,9 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.isolation import choose_isolation
-from coldstill.stages.models import load_model, load_tokenizer
-from coldstill.stages.output_head import connect_head
+from coldstill.stages.models.isolation import choose_isolation
+from coldstill.stages.models.loading import load_model, load_tokenizer
+from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.train_student import (
     StudentJob,
     make_student,

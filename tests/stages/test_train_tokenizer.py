@@ -9,7 +9,8 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig, TokenizerConfig
 from coldstill.stages.corpus.train_tokenizer import END_OF_TEXT, train_tokenizer
-from coldstill.stages.models import load_tokenizer, vocabulary_size
+from coldstill.stages.models.loading import load_tokenizer
+from coldstill.stages.models.vocabulary import vocabulary_size
 from conftest import sentences
 
 if TYPE_CHECKING:

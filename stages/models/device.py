@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .ranks import local_rank
+from ..ranks import local_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

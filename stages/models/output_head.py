@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from .report import Report, Reporter, silent
+from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ..data.errors import ColdstillError
-from ..data.ragged import Ragged
-from ..data.schema import Sequences
+from ...data.errors import ColdstillError
+from ...data.ragged import Ragged
+from ...data.schema import Sequences
 
 if TYPE_CHECKING:
-    from ..data.reader import StoreReader
+    from ...data.reader import StoreReader
 
 Isolation = Literal["positions", "mask", "single"]
 

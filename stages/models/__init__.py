@@ -1,0 +1,1 @@
+"""Models and tokenizers: loading, making and naming them; devices, heads and isolation."""
