@@ -50,6 +50,8 @@ class TeacherIdentity:
     parameters: _Count
     bytes: _Count
     """Size of its weight files."""
+    trust_remote_code: bool = False
+    """Whether code that the model brings has run; not written where none has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,8 @@ class Manifest:
         value: dict[str, Any] = asdict(self)
         if self.generated is None:
             del value["generated"]
+        if not self.teacher.trust_remote_code:
+            del value["teacher"]["trust_remote_code"]
         return sealed({"format": "coldstill", "version": FORMAT_VERSION, **value})
 
 

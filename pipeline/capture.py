@@ -11,7 +11,7 @@ from ..data.local_place import LocalPlace
 from ..data.place import place_at
 from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..data.schema import Capture
-from .ground import prepared, tokenizer_of, train_missing_teacher
+from .ground import prepared, tell_left_out, tokenizer_of, train_missing_teacher
 from .planning.room import expect_room, expect_writable
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
         if recipe.teacher.is_trained_here:
             train_missing_teacher(work)
         tokenizer = tokenizer_of(work)
+        tell_left_out(work, tokenizer, "teacher-logits")
         # before the corpus is read: what is wrong with the teacher should not cost that
         source = _source(work, tokenizer)
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
@@ -97,15 +98,22 @@ class _Source:
 def _source(work: Work, tokenizer: Any) -> _Source:
     from ..stages.capture.plan import expect_capturable
     from ..stages.models.identity import teacher_identity
+    from ..stages.models.loading import context_length, expect_loadable, load_config
     from ..stages.models.vocabulary import vocabulary_size
 
     recipe = work.recipe
     logits, table = recipe.logits, recipe.teacher
-    name = work.teacher_model
-    identity = teacher_identity(name, "teacher.model", dtype=table.dtype, revision=table.revision)
+    name, where, own_code = work.teacher_model, "teacher.model", table.trust_remote_code
+    found = expect_loadable(name, where, table.revision, own_code=own_code)
+    if found.other_parts:
+        note = f"{name}: {found.other_parts:,} tensors that are not of its text model are left out"
+        work.say("teacher-logits", note)
+    identity = teacher_identity(
+        name, where, dtype=table.dtype, revision=table.revision, own_code=own_code
+    )
     if table.is_trained_here:  # its folder is called the same in every run
         identity = dataclasses.replace(identity, name=recipe.trained_teacher)
-    context = _context(name, table.revision)
+    context = context_length(load_config(name, where, table.revision, own_code=own_code))
     size = vocabulary_size(tokenizer)
     heldout_head = min(recipe.evaluation.head, size)
     captures: dict[Split, Capture] = {
@@ -162,14 +170,6 @@ def _capture_plans(
     return plans
 
 
-def _context(name: str, revision: str) -> int | None:
-    from transformers import AutoConfig
-
-    from ..stages.models.loading import context_length
-
-    return context_length(AutoConfig.from_pretrained(name, revision=revision))
-
-
 def _load_teacher(work: Work, tokenizer: Any, who: str) -> Teacher:
     from ..stages.capture.loading import Loading, load_teacher
     from ..stages.models.vocabulary import vocabulary_size
@@ -182,6 +182,7 @@ def _load_teacher(work: Work, tokenizer: Any, who: str) -> Teacher:
         device_map=table.device_map,
         tensor_parallel=table.tensor_parallel,
         compiled=table.compile,
+        own_code=table.trust_remote_code,
     )
     teacher = load_teacher(
         work.teacher_model,

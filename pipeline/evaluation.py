@@ -53,7 +53,9 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
                 folder.evaluation.touch()
             work.say(f"evaluate {name}", f"already done: {folder.evaluation}")
             continue
-        result = evaluate_student(name, folder.model, store, work.report)
+        result = evaluate_student(
+            name, folder.model, store, work.report, own_code=work.recipe.trusts(name)
+        )
         figures = dataclasses.asdict(result)
         figures[CACHED_BYTES] = _cached_bytes(work, name)
         write_json(folder.evaluation, {**figures, "heldout": heldout})

@@ -62,6 +62,7 @@ def export(
         formats=chosen,
         folder=student.exports if output is None else output,
         heldout=heldout_identity(heldout.manifest),
+        own_code=work.recipe.trusts(name),
     )
     # takes away what folders it made, where nothing comes to lie in them
     with claimed(job.folder / ".exporting") as ours:

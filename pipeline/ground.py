@@ -150,11 +150,9 @@ def _correction_settings(work: Work, base: TeacherIdentity, record: CorpusRecord
 
 def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
     """Who is to be corrected; raises ColdstillError if it cannot be, or not be captured then."""
-    from transformers import AutoConfig
-
     from ..stages.capture.plan import expect_capturable
     from ..stages.models.identity import teacher_identity
-    from ..stages.models.loading import context_length
+    from ..stages.models.loading import context_length, expect_loadable, load_config
     from ..stages.models.vocabulary import vocabulary_size
     from ..stages.training.lora import expect_peft
 
@@ -163,9 +161,11 @@ def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
     assert teacher.model is not None
     if teacher.lora is not None:
         expect_peft("teacher.lora")
-    name = work.local(teacher.model)
-    base = teacher_identity(name, "teacher.model", dtype="auto", revision=teacher.revision)
-    longest = context_length(AutoConfig.from_pretrained(name, revision=teacher.revision))
+    name, where = work.local(teacher.model), "teacher.model"
+    own_code, revision = teacher.trust_remote_code, teacher.revision
+    expect_loadable(name, where, revision, own_code=own_code)
+    base = teacher_identity(name, where, dtype="auto", revision=revision, own_code=own_code)
+    longest = context_length(load_config(name, where, revision, own_code=own_code))
     capture = Capture(head=logits.head, tail=logits.tail)
     length = recipe.corpus.sequence_length
     expect_capturable(capture, vocabulary_size(tokenizer), length, longest)
@@ -195,6 +195,7 @@ def _load_base(work: Work) -> Any:
         precision="auto",  # its own, in which it is saved again; teacher.dtype is of the capture
         attention=teacher.attention,
         revision=teacher.revision,
+        own_code=teacher.trust_remote_code,
     ).to(best_device())
 
 
@@ -212,13 +213,20 @@ def _heldout(work: Work) -> Heldout:
 
 def tokenizer_of(work: Work) -> Any:
     from ..stages.corpus.train_tokenizer import train_tokenizer
-    from ..stages.models.loading import load_tokenizer
+    from ..stages.models.loading import load_config, load_tokenizer
+    from ..stages.models.vocabulary import vocabulary_rows, without_rowless
 
     recipe, run = work.recipe, work.run
-    if recipe.teacher.model is not None:
-        return load_tokenizer(
-            work.local(recipe.teacher.model), "teacher.model", recipe.teacher.revision
+    teacher = recipe.teacher
+    if teacher.model is not None:
+        name, where, own_code = (
+            work.local(teacher.model),
+            "teacher.model",
+            teacher.trust_remote_code,
         )
+        tokenizer = load_tokenizer(name, where, teacher.revision, own_code=own_code)
+        rows = vocabulary_rows(load_config(name, where, teacher.revision, own_code=own_code))
+        return without_rowless(tokenizer, rows, where)
     assert recipe.teacher.tokenizer is not None
     if not run.tokenizer.exists():
         if built_on := _built_on_corpus(run):
@@ -239,6 +247,19 @@ def tokenizer_of(work: Work) -> Any:
             "this run another name"
         )
     return tokenizer
+
+
+def tell_left_out(work: Work, tokenizer: Any, stage: str) -> None:
+    """Say which tokens were taken out of the teacher's tokenizer, if any were."""
+    from ..stages.models.vocabulary import left_out_tokens
+
+    if tokens := left_out_tokens(tokenizer):
+        named = ", ".join(map(repr, tokens[:3])) + (", ..." if len(tokens) > 3 else "")
+        work.say(
+            stage,
+            f"{len(tokens)} tokens of the tokenizer are left out, the model has no row for them: "
+            f"{named}",
+        )
 
 
 def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:

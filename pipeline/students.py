@@ -108,6 +108,7 @@ def student_job(
         folder=folder.root,
         begin=beginning(work, folder.settings, settings, folder.evaluation),
         settings=settings,
+        own_code=work.recipe.trusts(name),
     )
 
 
@@ -149,7 +150,10 @@ def teacher_weights(
         return None
     from ..stages.pruning.layers import TeacherWeights
 
-    return TeacherWeights(name=work.teacher_model, revision=work.recipe.teacher.revision)
+    table = work.recipe.teacher
+    return TeacherWeights(
+        name=work.teacher_model, revision=table.revision, own_code=table.trust_remote_code
+    )
 
 
 def open_made(address: str | Path, work: Work) -> StoreReader:

@@ -67,6 +67,9 @@ class TeacherTable(_Table):
     """What its weights are loaded as; `auto` is what the checkpoint says."""
     attention: str | None = None
     """Any `attn_implementation` of transformers; its own choice unless given."""
+    trust_remote_code: bool = False
+    """Whether Python code that `model` brings (`auto_map` in its files) may run on this machine.
+    Read it first; the store's manifest records it."""
     compile: bool = False
     """Run it through `torch.compile`: slower to begin with, faster afterwards."""
     device_map: str | dict[str, int | str] | None = None
@@ -214,6 +217,9 @@ class StudentTable(_Table):
     """A new model of these sizes, or"""
     model: str | None = None
     """a folder (relative to the recipe) or hub name to start from, or"""
+    trust_remote_code: bool = False
+    """Whether Python code that `model` brings may run on this machine; what is made of the
+    teacher has the teacher's key."""
     layers: Annotated[LayersConfig | None, BeforeValidator(listed_layers)] = None
     """the teacher with only these of its layers: a list, or `every` so-manieth, or so many to
     `keep`, or"""
@@ -322,6 +328,13 @@ class Recipe(_Table):
         if base is None:
             return f"teacher of {self.name}"
         return f"{Path(base).name or base} corrected on {self.name}"
+
+    def trusts(self, name: str) -> bool:
+        """Whether code that this student, or the teacher, brings may run."""
+        student = self.students.get(name)
+        if student is None or student.model is None:
+            return self.teacher.trust_remote_code
+        return student.trust_remote_code
 
     def student(self, name: str) -> StudentTable:
         """One of its students; raises ColdstillError naming those there are."""

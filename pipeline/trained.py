@@ -26,7 +26,7 @@ def student_settings(
     """Everything that decides what comes out of training it."""
     seed = work.recipe.seed if student.train.seed is None else student.train.seed
     alone = set() if student.teachers else {"teachers"}
-    table = student.model_dump(mode="json", exclude={"like", *alone})
+    table = student.model_dump(mode="json", exclude={"like", "trust_remote_code", *alone})
     table["train"]["seed"] = seed  # whichever key of the recipe says it
     settings = {"student": table, "seed": seed, "store": json_sha256(store.manifest.to_json())}
     if student.other_stores:

@@ -85,16 +85,24 @@ class Evaluation:
 
 
 def evaluate_student(
-    name: str, model_folder: Path, store: StoreReader, report: Reporter = silent
+    name: str,
+    model_folder: Path,
+    store: StoreReader,
+    report: Reporter = silent,
+    *,
+    own_code: bool = False,
 ) -> Evaluation:
     """Measure a trained student on the held-out store.
+
+    own_code  whether code that lies beside its weights may run
 
     Raises
         ColdstillError: the model cannot be loaded, or the store is damaged
     """
     where = f"students.{name}"
     identity = teacher_identity(str(model_folder), where, dtype="auto", revision="main")
-    model = load_model(str(model_folder), where, precision="fp32").to(best_device())
+    model = load_model(str(model_folder), where, precision="fp32", own_code=own_code)
+    model.to(best_device())
     head = connect_head(model, store.manifest.tokenizer.size, report)
     isolation = student_isolation(model, store, where)
     size = max(1, 8192 // store.manifest.packing.sequence_length)

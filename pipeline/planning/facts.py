@@ -10,6 +10,7 @@ from ...data.schema import Capture
 from .measured import capture_hours, capture_speeds, read_pilot, training_hours
 from .memory import memory, student_sizes, teacher_sizes
 from .room import free_bytes
+from .rowless import left_out_tokens
 from .sizes import (
     StoreSize,
     captures,
@@ -37,9 +38,11 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
     """The state of every step and the size of what is to come, as a JSON value.
 
     Raises
-        ColdstillError: sources that are not there, a damaged record of what was done
+        ColdstillError: sources that are not there, a damaged record of what was done, tokens that
+            the teacher has no row for
     """
     recipe = loaded.recipe
+    left_out = left_out_tokens(loaded, run)
     corpus = corpus_sizes(loaded, run)
     stores = store_sizes(loaded, run)
     teacher = teacher_sizes(loaded, run)
@@ -63,6 +66,7 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
         "codec": recipe.logits.codec_name,
         "alternatives": _alternatives(recipe, run, stores["train"]),
         "teacher": recipe.teacher.model or "trained here",
+        "left_out_tokens": left_out,
         "teacher_done": not recipe.teacher.is_trained_here or run.teacher_model.exists(),
         "students": {
             name: {

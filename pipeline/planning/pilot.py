@@ -22,7 +22,7 @@ from ...data.manifest import (
 )
 from ...data.prepared import CorpusLayout
 from ...data.schema import Capture
-from ..ground import prepared, tokenizer_of
+from ..ground import prepared, tell_left_out, tokenizer_of
 from .measured import pilot_settings
 from .sizes import captures
 
@@ -69,6 +69,7 @@ def pilot(work: Work, count: int) -> Row:
             f"train it first with coldstill train-teacher {work.named}"
         )
     tokenizer = tokenizer_of(work)
+    tell_left_out(work, tokenizer, "pilot")
     with claimed(run.preparing, wait=True):  # a capture may be preparing the same
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
     _expect_so_many(count, record, recipe)
@@ -197,6 +198,7 @@ def _load_teacher(work: Work, tokenizer: Any) -> Teacher:
         attention=table.attention,
         device_map=table.device_map,
         compiled=table.compile,
+        own_code=table.trust_remote_code,
     )
     name = work.recipe.trained_teacher if trained_here else str(table.model)
     teacher = load_teacher(

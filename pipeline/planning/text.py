@@ -48,10 +48,15 @@ def _ground(facts: Facts) -> list[str]:
     learned = f"{about}{positions:,} positions"
     if facts["supervised_share"]["train"] is not None:
         learned += f" ({facts['supervised_share']['train']:.1%} of train's tokens supervised)"
+    rowless = [
+        f"tokenizer    without {', '.join(map(repr, facts['left_out_tokens']))}: the model has no "
+        "row for it"
+    ]
     return [
         f"corpus       {_counted(facts['sources'], 'file')}, {size(facts['source_bytes'])}, "
         f"{about}{sum(facts['sequences'].values()):,} sequences, {learned}",
         f"teacher      {facts['teacher']}{'' if facts['teacher_done'] else ', not yet'}",
+        *(rowless if facts["left_out_tokens"] else ()),
     ]
 
 

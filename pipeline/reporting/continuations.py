@@ -184,14 +184,22 @@ def _loaded(work: Work, store: StoreReader, author: _Author) -> Any:
 
     name = str(author.folder)
     if author.name != TEACHER:
-        return load_model(name, f"students.{author.name}", precision="fp32").to(best_device())
+        own_code = work.recipe.trusts(author.name)
+        where = f"students.{author.name}"
+        return load_model(name, where, precision="fp32", own_code=own_code).to(best_device())
     table, where = work.recipe.teacher, "teacher.model"
-    found = teacher_identity(name, where, dtype="auto", revision=table.revision)
+    own_code = table.trust_remote_code
+    found = teacher_identity(name, where, dtype="auto", revision=table.revision, own_code=own_code)
     if found.fingerprint != store.manifest.teacher.fingerprint:
         raise ColdstillError("what is in its folder by now is another model than was captured")
     spread = None if table.device_map is None else {"device_map": table.device_map}
     model = load_model(
-        name, where, precision=table.dtype, attention=table.attention, options=spread
+        name,
+        where,
+        precision=table.dtype,
+        attention=table.attention,
+        own_code=own_code,
+        options=spread,
     )
     return model if spread else model.to(best_device())
 

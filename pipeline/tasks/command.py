@@ -147,7 +147,8 @@ def _subjects(work: Work, names: Sequence[str]) -> list[_Subject]:
                 f"{', '.join(trained) or 'none'}); run coldstill train-student --student {name}"
             )
         folder = run.student(name)
-        model = HarnessModel(name=name, folder=str(folder.model))
+        own_code = work.recipe.trusts(name)
+        model = HarnessModel(name=name, folder=str(folder.model), own_code=own_code)
         found.append(_Subject(model=model, fingerprint=_sha256(model), record=folder.tasks))
     return found
 
@@ -165,7 +166,11 @@ def _teacher(work: Work) -> _Subject:
             "folders of this machine"
         )
     model = HarnessModel(
-        name=TEACHER, folder=folder, precision=teacher.dtype, attention=teacher.attention
+        name=TEACHER,
+        folder=folder,
+        precision=teacher.dtype,
+        attention=teacher.attention,
+        own_code=teacher.trust_remote_code,
     )
     return _Subject(model=model, fingerprint=_sha256(model), record=work.run.teacher_tasks)
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from ...data.errors import ColdstillError
 from ..models.device import best_device
 from ..models.isolation import choose_isolation
-from ..models.loading import load_model
+from ..models.loading import load_config, load_model
 from ..models.output_head import connect_head
+from ..models.vocabulary import expect_rows
 from ..ranks import world_size
 from ..report import Reporter, silent
 from .forward import Teacher
@@ -38,6 +38,8 @@ class Loading:
     """Every layer in slices over all processes."""
     compiled: bool = False
     """Through `torch.compile`."""
+    own_code: bool = False
+    """Whether code that it brings may run."""
 
 
 def load_teacher(
@@ -58,7 +60,7 @@ def load_teacher(
     """
     options: dict[str, Any] = {}
     if loading.tensor_parallel:
-        _expect_divisible(name, where, loading.revision)
+        _expect_divisible(name, where, loading)
         from transformers.distributed import DistributedConfig
 
         options["distributed_config"] = DistributedConfig(tp_plan="auto")
@@ -70,8 +72,10 @@ def load_teacher(
         precision=loading.dtype,
         attention=loading.attention,
         revision=loading.revision,
+        own_code=loading.own_code,
         options=options,
     )
+    expect_rows(model, vocabulary, where)
     if not options and not getattr(model, "is_quantized", False):
         model.to(best_device())
     if loading.tensor_parallel:
@@ -85,8 +89,9 @@ def load_teacher(
     return Teacher(head=head, isolation=isolation, lockstep=loading.tensor_parallel)
 
 
-def _expect_divisible(name: str, where: str, revision: str) -> None:
-    text = AutoConfig.from_pretrained(name, revision=revision).get_text_config()
+def _expect_divisible(name: str, where: str, loading: Loading) -> None:
+    config = load_config(name, where, loading.revision, own_code=loading.own_code)
+    text = config.get_text_config()
     for key in ("num_attention_heads", "num_key_value_heads"):
         heads = getattr(text, key, None)
         if heads is not None and heads % world_size():

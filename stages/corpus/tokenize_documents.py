@@ -15,6 +15,7 @@ import numpy as np
 
 from ...data.errors import ColdstillError
 from ...data.packing import TokenizedDocument
+from ..models.vocabulary import expect_without_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,7 @@ class DocumentTokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        expect_without_left_out(tokenizer, config.separator or "", "corpus.separator")
         self._choose_separator(config.separator)
 
     def __call__(
@@ -89,7 +91,9 @@ class DocumentTokenizer:
         texts: list[Rendered] = []
         for document in documents:
             try:
-                texts.append(self._render(document))
+                text = self._render(document)
+                expect_without_left_out(self._tokenizer, text.text, document.where)
+                texts.append(text)
             except BadRowError as bad:
                 skip(bad)
         found: list[tuple[Document, TokenizedDocument]] = []

@@ -58,6 +58,8 @@ class Source:
     """V: how many tokens there are, and rows in its head."""
     length: int
     """T: the longest sequence that it is asked about here."""
+    own_code: bool = False
+    """Whether code that lies beside its weights may run."""
     texts: tuple[str, ...]
     """Held-out text, to try tokenizers on."""
 

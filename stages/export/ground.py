@@ -66,7 +66,8 @@ def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> G
     documents = sampled_documents(store)
     tokenizer = load_tokenizer(str(job.model), where)
     vocabulary = store.manifest.tokenizer.size
-    model = without_padding(load_model(str(job.model), where, precision="fp32"), vocabulary)
+    model = load_model(str(job.model), where, precision="fp32", own_code=job.own_code)
+    model = without_padding(model, vocabulary)
     texts = [
         tokenizer.decode(document.tokens_T, skip_special_tokens=True)
         for document in documents[:_TEXTS]
@@ -80,6 +81,7 @@ def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> G
         vocabulary=vocabulary,
         length=length,
         texts=tuple(texts),
+        own_code=job.own_code,
     )
     sequences = store.read(np.arange(min(SEQUENCES, len(store)))).sequences
     return Ground(

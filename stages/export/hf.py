@@ -48,7 +48,8 @@ class HuggingFace:
         from ..models.loading import load_model
         from ..models.vocabulary import without_padding
 
-        model = load_model(str(source.folder), f"students.{source.name}", precision="auto")
+        where, own_code = f"students.{source.name}", source.own_code
+        model = load_model(str(source.folder), where, precision="auto", own_code=own_code)
         model = without_padding(model, source.vocabulary)
         settings, tokenizer = model.generation_config, source.tokenizer
         if settings.eos_token_id is None:
@@ -71,5 +72,6 @@ class HuggingFace:
         from ..models.loading import load_model
         from .torch_runtime import TorchRuntime
 
-        model = load_model(str(folder), f"export {source.name}", precision="fp32")
+        where, own_code = f"export {source.name}", source.own_code
+        model = load_model(str(folder), where, precision="fp32", own_code=own_code)
         return TorchRuntime(model, titled("transformers"))

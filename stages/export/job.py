@@ -29,3 +29,5 @@ class ExportJob:
     """Each format gets a folder of its name here."""
     heldout: str
     """What the held-out store is known by in records of figures."""
+    own_code: bool = False
+    """Whether code that lies beside the model's weights may run."""

@@ -84,4 +84,10 @@ def _is_tied(source: Source) -> bool:
 def _load(folder: Path, source: Source, options: dict[str, Any]) -> Any:
     from ..models.loading import load_model
 
-    return load_model(str(folder), f"export {source.name}", precision="fp32", options=options)
+    return load_model(
+        str(folder),
+        f"export {source.name}",
+        precision="fp32",
+        own_code=source.own_code,
+        options=options,
+    )

@@ -15,6 +15,7 @@ import torch
 from ...data.errors import ColdstillError
 from ..models.device import best_device
 from ..models.loading import load_model, load_tokenizer
+from ..models.vocabulary import without_rowless
 from ..report import Report, Reporter, silent
 from .loading import first_line
 from .quiet import environment, hushed
@@ -36,6 +37,8 @@ class HarnessModel:
     folder: str
     precision: str = "fp32"
     attention: str | None = None
+    own_code: bool = False
+    """Whether code that lies beside its weights may run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +85,21 @@ class Examinee:
 
         self._report = aloud
         where = f"{STAGE} {model.name}"
-        tokenizer = load_tokenizer(model.folder, where)
+        tokenizer = load_tokenizer(model.folder, where, own_code=model.own_code)
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
             raise ColdstillError(
                 f"{where}: its tokenizer has no token that begins or ends a text; lm-eval puts one "
                 "before what stands alone"
             )
         loaded = load_model(
-            model.folder, where, precision=model.precision, attention=model.attention
+            model.folder,
+            where,
+            precision=model.precision,
+            attention=model.attention,
+            own_code=model.own_code,
         )
+        rows = loaded.get_output_embeddings().weight.shape[0]
+        tokenizer = without_rowless(tokenizer, rows, where)
         with hushed():
             self._lm = StudentLM(loaded.to(best_device()), tokenizer, self._answered)
 

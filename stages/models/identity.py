@@ -2,65 +2,69 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from transformers import AutoConfig
-from transformers.utils import cached_file
+from transformers import CONFIG_MAPPING
 
-from ...data.errors import ColdstillError
+from ...data.files import read_json
 from ...data.fingerprint import files_sha256, json_sha256
 from ...data.manifest import TeacherIdentity
-from ..libraries import first_line
+from .checkpoint import count_parameters, expect_no_adapter, weight_files
 from .device import DTYPES
-from .loading import expect_present, searched
+from .loading import load_config, raw_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+"""Settings that do not decide what a model says, or that are recorded by themselves."""
 
 
-def teacher_identity(name: str, where: str, *, dtype: str, revision: str) -> TeacherIdentity:
+def teacher_identity(
+    name: str, where: str, *, dtype: str, revision: str, own_code: bool = False
+) -> TeacherIdentity:
     """What a store records of its teacher: everything that decides what it says. Reads its files,
-    but does not load it.
+    but neither loads it nor runs code that it brings.
+
+    own_code  whether that code will run (`trust_remote_code` of the recipe)
 
     Raises
-        ColdstillError: there is no such model
+        ColdstillError: there is no such model, or its weights are damaged
     """
-    expect_present(name, where)
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = Path(str(cached_file(name, "config.json", revision=revision))).parent
-    except Exception as error:  # transformers raises whatever its many loaders raise
-        raise ColdstillError(
-            f"{where}: cannot load {searched(name)}: {first_line(error)}"
-        ) from error
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not weights:
-        raise ColdstillError(f"{where}: {folder} holds no *.safetensors or *.bin weights")
-    try:
-        parameters = sum(_count_parameters(path) for path in weights)
-    except Exception as error:  # likewise of its many formats
-        raise ColdstillError(
-            f"{where}: damaged weights in {folder}: {first_line(error)}; fetch or save them again"
-        ) from error
-    settings = config.to_diff_dict()
-    for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
-        settings.pop(key, None)
-    own = str(getattr(config, "dtype", None) or torch.float32)
+    raw = raw_config(name, where, revision)
+    family = str(raw.get("model_type"))
+    native = family in CONFIG_MAPPING and CONFIG_MAPPING[family].__module__.startswith(
+        "transformers."
+    )
+    config = load_config(name, where, revision) if native else None
+    settings = raw if config is None else config.to_diff_dict()
+    if Path(name).is_dir():
+        expect_no_adapter(Path(name), where)
+    files = weight_files(name, where, revision, raw.get("transformers_weights"))
+    code = _code(files[0].parent, raw) if own_code or not native else []
+    settings = {key: value for key, value in settings.items() if key not in _NOT_OF_THE_MODEL}
+    own = raw.get("dtype") or raw.get("torch_dtype") if config is None else config.dtype
+    kept = str(own or torch.float32) if dtype == "auto" else str(DTYPES[dtype])
     return TeacherIdentity(
-        name=folder.name if Path(name).is_dir() else name,
-        fingerprint=json_sha256([files_sha256(weights), settings]),
-        family=config.model_type,
-        dtype=(own if dtype == "auto" else str(DTYPES[dtype])).removeprefix("torch."),
-        parameters=parameters,
-        bytes=sum(path.stat().st_size for path in weights),
+        name=Path(name).name if Path(name).is_dir() else name,
+        fingerprint=json_sha256([files_sha256([*files, *code]), settings]),
+        family=family if config is None else config.model_type,
+        dtype=kept.removeprefix("torch."),
+        parameters=count_parameters(files, where),
+        bytes=sum(path.stat().st_size for path in files),
+        trust_remote_code=own_code and _brings_code(files[0].parent, raw),
     )
 
 
-def _count_parameters(path: Path) -> int:
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as tensors:
-            return sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
-    state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    return sum(tensor.numel() for tensor in state.values())
+def _brings_code(folder: Path, config: Mapping[str, Any]) -> bool:
+    if config.get("auto_map"):
+        return True
+    of_tokenizer = folder / "tokenizer_config.json"
+    return of_tokenizer.is_file() and bool(read_json(of_tokenizer).get("auto_map"))
+
+
+def _code(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """What a model runs of its own folder."""
+    return sorted(folder.glob("*.py")) if config.get("auto_map") else []

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig
 
 from ...data.errors import ColdstillError
+from ..libraries import first_line
+from ..models.loading import load_config, load_state
 from ..training.blocks import named_blocks
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class TeacherWeights:
     name: str
     """A folder or a hub name."""
     revision: str = "main"
+    own_code: bool = False
+    """Whether code that it brings may run."""
 
 
 _NOT_OF_LAYERS = re.compile(r"_token_ids?$|^architectures$")
@@ -44,7 +47,7 @@ def layer_count(teacher: TeacherWeights, where: str) -> int:
     Raises
         ColdstillError: its configuration does not say
     """
-    config = AutoConfig.from_pretrained(teacher.name, revision=teacher.revision)
+    config = load_config(teacher.name, where, teacher.revision, own_code=teacher.own_code)
     count = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(count, int):
         raise _cannot(where, config.model_type, "its configuration has no number of layers")
@@ -69,22 +72,17 @@ def cut_to_layers(teacher: Any, keep: Sequence[int], where: str) -> Any:
         raise _cannot(where, family, "its layers are not found")
     name, _ = found
     try:
-        student = (
-            type(teacher)
-            .from_pretrained(
-                None,
-                config=_cut_config(teacher.config, keep),
-                state_dict=_cut_state(teacher.state_dict(), name, keep),
-                dtype=teacher.dtype,
-            )
-            .eval()
+        student = load_state(
+            type(teacher),
+            _cut_config(teacher.config, keep),
+            _cut_state(teacher.state_dict(), name, keep),
+            dtype=teacher.dtype,
         )
-        student.config._name_or_path = teacher.config._name_or_path  # from_pretrained says "None"
+        student.config._name_or_path = teacher.config._name_or_path  # transformers says "None"
         student.generation_config = copy.deepcopy(teacher.generation_config)
         same = _agree(teacher, student, name, keep)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise _cannot(where, family, reason) from error
+        raise _cannot(where, family, first_line(error)) from error
     if not same:
         raise _cannot(where, family, "a layer of it does something else at another place")
     return student

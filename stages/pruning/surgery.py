@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...data.errors import ColdstillError
+from ..libraries import first_line
+from ..models.loading import load_state
 from .anatomy import Sizes
 from .layers import cut_to_layers
 
@@ -108,14 +110,10 @@ def cut(model: Any, anatomy: Anatomy, kept: Kept, where: str) -> Any:
     config = _smaller(model.config, anatomy, kept)
     _rescale(state, anatomy, kept, tied=bool(config.tie_word_embeddings))
     try:
-        student = (
-            type(model)
-            .from_pretrained(None, config=config, state_dict=dict(state), dtype=torch.float32)
-            .eval()
-        )
+        student = load_state(type(model), config, state, dtype=torch.float32)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise _cannot(where, anatomy, str(error).strip() or type(error).__name__) from error
-    student.config._name_or_path = model.config._name_or_path  # from_pretrained says "None"
+        raise _cannot(where, anatomy, first_line(error)) from error
+    student.config._name_or_path = model.config._name_or_path  # transformers says "None"
     student.generation_config = copy.deepcopy(model.generation_config)
     loaded = student.state_dict()
     if loaded.keys() != state.keys():
@@ -127,9 +125,7 @@ def cut(model: Any, anatomy: Anatomy, kept: Kept, where: str) -> Any:
 
 
 def _cannot(where: str, anatomy: Anatomy, reason: str) -> ColdstillError:
-    return ColdstillError(
-        f"{where}: cannot make a smaller {anatomy.name!r} model: {reason.splitlines()[0][:200]}"
-    )
+    return ColdstillError(f"{where}: cannot make a smaller {anatomy.name!r} model: {reason}")
 
 
 def _smaller(config: Any, anatomy: Anatomy, kept: Kept) -> Any:

@@ -15,8 +15,13 @@ from ...data.files import read_json, whole_folder, write_json
 from ...data.fingerprint import json_sha256
 from ..models.building import build_model
 from ..models.identity import teacher_identity
-from ..models.loading import context_length, load_model, load_tokenizer
-from ..models.vocabulary import expect_same_tokens
+from ..models.loading import context_length, load_config, load_model, load_tokenizer
+from ..models.vocabulary import (
+    expect_rows,
+    expect_same_tokens,
+    vocabulary_rows,
+    without_rowless,
+)
 from ..pruning.cutting import Cutting, make_cut
 from ..pruning.layers import TeacherWeights, cut_to_layers, layer_count
 from ..ranks import is_one_of_several, rank, wait_for_all, world_size
@@ -72,6 +77,8 @@ class StudentJob:
     """Called when everything is checked and nothing is written yet."""
     settings: dict[str, Any] | None = None
     """What its checkpoints say of it."""
+    own_code: bool = False
+    """Whether code that its model brings may run."""
     round: int | None = None
     """Which of several cuts it begins with, from 1 on;"""
     recovered: Path | None = None
@@ -126,11 +133,7 @@ def make_student(
     manifest = store.manifest
     length, vocabulary = manifest.packing.sequence_length, manifest.tokenizer.size
     made = _made(job, store, tokenizer, report, where)
-    rows = made.model.get_output_embeddings().weight.shape[0]
-    if rows < vocabulary:
-        raise ColdstillError(
-            f"{where}: its head has {rows} rows, the tokenizer has {vocabulary} tokens"
-        )
+    expect_rows(made.model, vocabulary, where)
     longest = context_length(made.model.config)
     if longest is not None and longest < length:
         raise ColdstillError(
@@ -152,17 +155,26 @@ def _made(
     if job.layers is not None:
         return Made(model=_of_layers(job, store, f"{where}.layers"))
     assert job.model is not None  # the recipe has one of them
-    expect_same_tokens(tokenizer, load_tokenizer(job.model, f"{where}.model"), where)
-    return Made(model=load_model(job.model, f"{where}.model", precision="fp32"))
+    return Made(model=_of_model(job.model, job.own_code, tokenizer, where))
+
+
+def _of_model(name: str, own_code: bool, tokenizer: Any, where: str) -> Any:
+    own, rows = (
+        f"{where}.model",
+        vocabulary_rows(load_config(name, f"{where}.model", own_code=own_code)),
+    )
+    theirs = without_rowless(load_tokenizer(name, own, own_code=own_code), rows, own)
+    expect_same_tokens(tokenizer, theirs, where)
+    return load_model(name, own, precision="fp32", own_code=own_code)
 
 
 def _of_layers(job: StudentJob, store: StoreReader, where: str) -> Any:
     if job.start.is_dir():
-        return load_model(str(job.start), where, precision="fp32")
+        return load_model(str(job.start), where, precision="fp32", own_code=job.own_code)
     assert job.layers is not None
     teacher = _the_stores_own(job.teacher, store, where)
     keep = job.layers.chosen(layer_count(teacher, where), where)
-    whole = load_model(teacher.name, where, precision="auto", revision=teacher.revision)
+    whole = _whole(teacher, where)
     return cut_to_layers(whole, keep, where).float()
 
 
@@ -178,16 +190,17 @@ def _pruned(job: StudentJob, store: StoreReader, report: Reporter, where: str) -
         wait_for_all()
     if job.start.is_dir():
         _expect_same_cut(job, store, where)
-        return Made(model=load_model(str(job.start), where, precision="fp32"))
+        start = load_model(str(job.start), where, precision="fp32", own_code=job.own_code)
+        return Made(model=start)
     return _cut(job, store, report, where)
 
 
 def _cut(job: StudentJob, store: StoreReader, report: Reporter, where: str) -> Made:
     if job.recovered is None:
         teacher, whole = _the_stores_own(job.teacher, store, where), None
-        model = load_model(teacher.name, where, precision="auto", revision=teacher.revision)
+        model = _whole(teacher, where)
     else:
-        model = load_model(str(job.recovered), where, precision="fp32")
+        model = load_model(str(job.recovered), where, precision="fp32", own_code=job.own_code)
         whole = read_json(job.recovered.parent / PRUNING)["parameters"]["teacher"]
     pruned = make_cut(
         Cutting(
@@ -202,6 +215,16 @@ def _cut(job: StudentJob, store: StoreReader, report: Reporter, where: str) -> M
         report,
     )
     return Made(model=pruned.model, pruning=pruned.record | {"of": _cause(job, store)})
+
+
+def _whole(teacher: TeacherWeights, where: str) -> Any:
+    return load_model(
+        teacher.name,
+        where,
+        precision="auto",
+        revision=teacher.revision,
+        own_code=teacher.own_code,
+    )
 
 
 def _cause(job: StudentJob, store: StoreReader) -> dict[str, Any]:
@@ -237,7 +260,13 @@ def _the_stores_own(
     """Where the store's teacher lies; raises ColdstillError if it is another that lies there."""
     assert teacher is not None  # whoever begins a student has it
     expected = store.manifest.teacher
-    found = teacher_identity(teacher.name, where, dtype="auto", revision=teacher.revision)
+    found = teacher_identity(
+        teacher.name,
+        where,
+        dtype="auto",
+        revision=teacher.revision,
+        own_code=teacher.own_code,
+    )
     if found.fingerprint != expected.fingerprint:
         raise ColdstillError(
             f"{where}: {teacher.name} is not the teacher of the store ({expected.name}): its "
