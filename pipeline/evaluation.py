@@ -9,6 +9,7 @@ from ..data.errors import ColdstillError
 from ..data.files import read_json, write_json
 from ..data.fingerprint import json_sha256
 from ..data.reader import open_store
+from ..stages.models.weight_files import weight_files_in
 from .comparison.columns import CACHED_BYTES
 from .students import open_made, store_called
 
@@ -87,7 +88,7 @@ def is_older(folder: StudentFolder) -> bool:
     if not folder.evaluation.exists():
         return False
     measured = folder.evaluation.stat().st_mtime_ns
-    return any(path.stat().st_mtime_ns > measured for path in folder.model.glob("*.safetensors"))
+    return any(path.stat().st_mtime_ns > measured for path in weight_files_in(folder.model))
 
 
 def _is_measured(record: Path, heldout: str, *newer: str) -> bool:

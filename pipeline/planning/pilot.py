@@ -55,6 +55,7 @@ def pilot(work: Work, count: int) -> Row:
             is cut across processes
     """
     from ...stages.capture.plan import chosen_rows
+    from ...stages.models.loading import expect_loadable
     from ...stages.planning.pilot import PilotPlan, run_pilot
 
     recipe, run = work.recipe, work.run
@@ -70,6 +71,12 @@ def pilot(work: Work, count: int) -> Row:
         )
     tokenizer = tokenizer_of(work)
     tell_left_out(work, tokenizer, "pilot")
+    expect_loadable(  # before the corpus is read: what is wrong should not cost that
+        work.teacher_model,
+        "teacher.model",
+        recipe.teacher.revision,
+        own_code=recipe.teacher.trust_remote_code,
+    )
     with claimed(run.preparing, wait=True):  # a capture may be preparing the same
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
     _expect_so_many(count, record, recipe)

@@ -14,6 +14,7 @@ from ...data.errors import ColdstillError
 from ...data.files import read_json, write_json
 from ...data.fingerprint import files_sha256, json_sha256
 from ...data.prepared import CorpusLayout
+from ...stages.models.weight_files import weight_files_in
 from ...stages.report import Report
 from ..cli_recipe import quiet_libraries
 from ..inspect.tokens import token_texts
@@ -131,7 +132,7 @@ def _authors(work: Work, students: Sequence[str]) -> tuple[list[_Author], dict[s
     except ColdstillError as error:
         missing[TEACHER] = str(error)
     for name, folder in folders.items():
-        weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")] if folder.is_dir() else []
+        weights = weight_files_in(folder) if folder.is_dir() else []
         if weights:
             files = [*weights, *folder.glob("config.json")]
             found.append(_Author(name=name, folder=folder, fingerprint=files_sha256(files)))

@@ -1,37 +1,27 @@
-"""The weight files of a checkpoint: which of them transformers loads, and what their headers say.
-
-A folder may hold the same weights twice (`consolidated.safetensors` beside `model.safetensors`) and
-files that are no weights at all (`optimizer.pt`, `training_args.bin`). Only what transformers loads
-is measured, counted and named.
-"""
+"""The weight files of a checkpoint, found as transformers finds them, and what their headers say."""
 
 from __future__ import annotations
 
 import math
+import pickle
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    cached_file,
-)
+from transformers.utils import cached_file
 
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ..libraries import asking
+from .weight_files import INDEX_END, ORDER, shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Shapes = dict[str, tuple[int, ...]]
 """Tensor names to shapes."""
-_ORDER = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-"""The first of these that is there is what transformers loads."""
 _POINTER = b"version https://git-lfs"
 _ADAPTER = "adapter_config.json"
 
@@ -47,7 +37,7 @@ def expect_no_adapter(folder: Path, where: str) -> None:
         return
     settings = read_json(folder / _ADAPTER)
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
-    if any((folder / name).is_file() for name in _ORDER):
+    if any((folder / name).is_file() for name in ORDER):
         raise ColdstillError(
             f"{where}: {folder} holds an adapter ({_ADAPTER}) beside whole weights, and "
             f"transformers would add it to them; merge it into the weights, or move {_ADAPTER} "
@@ -69,21 +59,20 @@ def weight_files(name: str, where: str, revision: str = "main", named: Any = Non
         ColdstillError: no weights there, an index that names a file that is not there, or a
             pointer of Git LFS in place of a file
     """
-    candidates = (str(named),) if named else _ORDER
+    candidates = (str(named),) if named else ORDER
     with asking("huggingface_hub", f"find the weights of {name}", where=where):
         found = next(filter(None, (_file(name, each, revision) for each in candidates)), None)
     if found is None:
         at = Path(name) if Path(name).is_dir() else name
         raise ColdstillError(f"{where}: {_without_weights(at)}")
     files = [found]
-    if found.name.endswith(".index.json"):
+    if found.name.endswith(INDEX_END):
         _expect_fetched(found, where)
-        shards = _shards(found, where)
-        there = {shard: _file(name, shard, revision) for shard in shards}
+        there = {shard: _file(name, shard, revision) for shard in shards(found)}
         gone = [shard for shard, path in there.items() if path is None]
         if gone:
             raise ColdstillError(
-                f"{where}: {found} names {len(shards)} weight files, {len(gone)} of them not there "
+                f"{where}: {found} names {len(there)} weight files, {len(gone)} of them not there "
                 f"({', '.join(gone[:3])}); fetch or save the model again"
             )
         files = [path for path in there.values() if path is not None]
@@ -133,16 +122,23 @@ def _tensors(path: Path, where: str) -> Iterator[tuple[str, tuple[int, ...], obj
                 for key in tensors.keys():  # noqa: SIM118
                     yield key, tuple(tensors.get_slice(key).get_shape()), key
             return
-        # files of the older format are no archives, so they cannot be mapped into memory
-        state = torch.load(path, map_location="meta", weights_only=True)
+        try:
+            # files of the older format are no archives, so they cannot be mapped into memory
+            state = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+        except pickle.UnpicklingError as error:
+            raise ColdstillError(
+                f"{where}: {path}: is damaged, or holds more than tensors, and reading that could "
+                "run code; fetch it again, or save the model with save_pretrained"
+            ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise ColdstillError(
             f"{where}: {path}: is no table of tensors, as the state of a training is none; save "
             "the model itself with save_pretrained"
         )
     for key, tensor in state.items():
-        view = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape))
-        yield key, tuple(tensor.shape), view
+        yield key, tuple(tensor.shape), (tensor.data_ptr(), tensor.shape)
 
 
 def _file(name: str, file: str, revision: str) -> Path | None:
@@ -152,17 +148,6 @@ def _file(name: str, file: str, revision: str) -> Path | None:
         return folder / file if (folder / file).is_file() else None
     found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)
-
-
-def _shards(index: Path, where: str) -> list[str]:
-    match read_json(index):
-        case {"weight_map": dict(listed)} if listed and all(
-            isinstance(shard, str) for shard in listed.values()
-        ):
-            return sorted(set(listed.values()))
-    raise ColdstillError(
-        f"{where}: {index} has no weight_map that names weight files; fetch or save the model again"
-    )
 
 
 def _expect_fetched(path: Path, where: str) -> None:
@@ -184,6 +169,6 @@ def _without_weights(at: Path | str) -> str:
     if not others:
         return told
     return (
-        f"{told} that transformers loads ({', '.join(_ORDER)}), but {', '.join(others[:3])}; save "
+        f"{told} that transformers loads ({', '.join(ORDER)}), but {', '.join(others[:3])}; save "
         "the model with save_pretrained"
     )

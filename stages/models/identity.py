@@ -38,12 +38,14 @@ def teacher_identity(
     native = family in CONFIG_MAPPING and CONFIG_MAPPING[family].__module__.startswith(
         "transformers."
     )
-    config = load_config(name, where, revision) if native else None
+    # one that is no model at all is told by loading its configuration
+    readable = native or not raw.get("auto_map")
+    config = load_config(name, where, revision) if readable else None
     settings = raw if config is None else config.to_diff_dict()
     if Path(name).is_dir():
         expect_no_adapter(Path(name), where)
     files = weight_files(name, where, revision, raw.get("transformers_weights"))
-    code = _code(files[0].parent, raw) if own_code or not native else []
+    code = _code(files[0].parent, raw) if own_code or not readable else []
     settings = {key: value for key, value in settings.items() if key not in _NOT_OF_THE_MODEL}
     own = raw.get("dtype") or raw.get("torch_dtype") if config is None else config.dtype
     kept = str(own or torch.float32) if dtype == "auto" else str(DTYPES[dtype])

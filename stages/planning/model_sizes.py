@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
+from ..models.weight_files import weight_files_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -87,7 +88,7 @@ def sizes_of_model(name: str, revision: str = "main") -> ModelSizes | None:
         found = {key: _number(config, names) for key, names in _NAMES.items()}
         width = WIDTHS.get(dtype := _dtype(config), 4)
         parameters = _parameters(folder, width)
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (ColdstillError, OSError, ValueError, AttributeError, TypeError):
         return None  # whoever loads it will tell what is wrong with it
     hidden, layers, vocabulary = (found[key] for key in ("hidden", "layers", "vocabulary"))
     if not (hidden and layers and vocabulary and parameters):
@@ -118,8 +119,8 @@ def sizes_of_layers(
     except ColdstillError:
         return None  # whoever trains it will tell
     folder = None if name is None else model_folder(name, revision)
-    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
-    if files:
+    files = [] if folder is None else weight_files_in(folder)
+    if files and files[0].suffix == ".safetensors":
         gone = set(range(whole.layers)) - set(keep)
         parameters = sum(_count(path, gone) for path in files)
     else:
@@ -201,10 +202,10 @@ def _dtype(config: dict[str, Any]) -> str:
 
 def _parameters(folder: Path, width: int) -> int:
     """From the headers of its weight files; of older ones, which have none, from their size."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        return sum(path.stat().st_size for path in folder.glob("*.bin")) // width
-    return sum(_count(path) for path in files)
+    files = weight_files_in(folder)
+    if files and files[0].suffix == ".safetensors":
+        return sum(_count(path) for path in files)
+    return sum(path.stat().st_size for path in files) // width
 
 
 def _count(path: Path, without: Collection[int] = ()) -> int:

@@ -52,15 +52,17 @@ def anatomy_of_model(name: str, revision: str, where: str) -> Anatomy | None:
         ColdstillError: a family that cannot be pruned
     """
     folder = model_folder(name, revision)
-    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
-    if folder is None or not files:
+    if folder is None:
         return None
     try:
+        files = [path for path in weight_files_in(folder) if path.suffix == ".safetensors"]
+        if not files:
+            return None
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         family = config["model_type"]
         heads = config.get("num_attention_heads", config.get("n_head"))
         shapes = {key: shape for path in files for key, shape in _headers(path).items()}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (ColdstillError, OSError, ValueError, AttributeError, KeyError, TypeError):
         return None  # whoever loads it will tell what is wrong with it
     return anatomy_of(family, heads, _known(family, shapes), where)
 
