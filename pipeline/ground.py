@@ -255,11 +255,8 @@ def tell_left_out(work: Work, tokenizer: Any, stage: str) -> None:
 
     if tokens := left_out_tokens(tokenizer):
         named = ", ".join(map(repr, tokens[:3])) + (", ..." if len(tokens) > 3 else "")
-        work.say(
-            stage,
-            f"{len(tokens)} tokens of the tokenizer are left out, the model has no row for them: "
-            f"{named}",
-        )
+        count = "1 token" if len(tokens) == 1 else f"{len(tokens)} tokens"
+        work.say(stage, f"{count} of the tokenizer left out, without a row in the model: {named}")
 
 
 def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:

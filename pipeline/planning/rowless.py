@@ -17,6 +17,7 @@ from ...stages.report import silent
 from ..work import Work
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ..recipe import LoadedRecipe
@@ -54,6 +55,8 @@ def left_out_tokens(loaded: LoadedRecipe, run: Run) -> list[str]:
         if (role := roles.get(token)) is not None:
             use = "sequences are padded with it" if role == "pad_token" else "texts need it"
             raise _refused(where, token, index, rows, f"it is its {role}: {use}")
+    if rowless:
+        _expect_without(rowless, loaded.recipe.corpus.separator or "", "corpus.separator")
     if rowless and CorpusLayout(run.corpus).read_record() is None:
         _expect_in_no_text(loaded, rowless)
     return sorted(rowless)
@@ -76,13 +79,17 @@ def _expect_in_no_text(loaded: LoadedRecipe, tokens: dict[str, int]) -> None:
     for document in islice(read_documents(sources, columns), _DOCUMENTS):
         text = document.prompt + document.text
         text += json.dumps(document.messages, ensure_ascii=False) if document.messages else ""
-        for token in tokens:
-            if token in text:
-                raise ColdstillError(
-                    f"{document.where}: contains the token {token!r}, which the tokenizer knows "
-                    "and the model has no row for; take it out of the text, or resize the model's "
-                    "embeddings and train the new row"
-                )
+        _expect_without(tokens, text, document.where)
+
+
+def _expect_without(tokens: Iterable[str], text: str, where: str) -> None:
+    for token in tokens:
+        if token in text:
+            raise ColdstillError(
+                f"{where}: contains the token {token!r}, which the tokenizer knows and the model "
+                "has no row for; take it out of the text, or resize the model's embeddings and "
+                "train the new row"
+            )
 
 
 def _tokens(folder: Path) -> tuple[int, dict[str, int], dict[str, int], dict[str, str]] | None:

@@ -49,8 +49,8 @@ def _ground(facts: Facts) -> list[str]:
     if facts["supervised_share"]["train"] is not None:
         learned += f" ({facts['supervised_share']['train']:.1%} of train's tokens supervised)"
     rowless = [
-        f"tokenizer    without {', '.join(map(repr, facts['left_out_tokens']))}: the model has no "
-        "row for it"
+        f"tokenizer    without {', '.join(map(repr, facts['left_out_tokens']))}, which the model "
+        "has no row for"
     ]
     return [
         f"corpus       {_counted(facts['sources'], 'file')}, {size(facts['source_bytes'])}, "

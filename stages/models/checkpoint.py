@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint, found as transformers finds them, and what their headers say."""
+"""The weight files of a checkpoint, found as transformers finds them, and their headers."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ...data.errors import ColdstillError
+from ..models.weight_files import weight_files_in
 from ..pruning.anatomy import anatomy_of
 from ..pruning.families import FAMILIES
 from ..pruning.targets import all_target_sizes

@@ -16,7 +16,7 @@ from ...data.settings import first_difference
 from .feed import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
 _WHOLE = "whole.json"
@@ -90,6 +90,30 @@ def expect_own(checkpoint: Path, settings: Mapping[str, Any]) -> bool:
             f"delete {folder} to train this one anew"
         )
     return True
+
+
+def expect_own_tensors(
+    model: Any, missing: Collection[str], unexpected: Collection[str], stage: str
+) -> None:
+    """Refuse to go on from a checkpoint that lacks tensors of the model, or has others.
+
+    Tensors that checkpoints leave out on purpose do not count: those that are tied to one that is
+    there, and frozen ones.
+
+    Raises
+        ColdstillError: the first of them, and how many
+    """
+    left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    places = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    there = {place for name, place in places.items() if name not in missing}
+    lost = [key for key in missing if key not in left_out and places.get(key) not in there]
+    for kind, keys in (("lacks", lost), ("has unknown", list(unexpected))):
+        if keys:
+            raise ColdstillError(
+                f"{stage}: its last checkpoint {kind} {len(keys)} tensors ({', '.join(keys[:3])}"
+                f"{', ...' if len(keys) > 3 else ''}); delete it, training goes on from one before "
+                "it"
+            )
 
 
 def drop_cut_short(folder: Path) -> None:

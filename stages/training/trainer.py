@@ -15,7 +15,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from ...data.errors import ColdstillError, DivergedError, StoppedError
 from ..ranks import gather_from_all, rank, sum_over_all, wait_for_all
-from .checkpoints import Standing, declare_whole, full_disk_told, last_whole_checkpoint
+from .checkpoints import (
+    Standing,
+    declare_whole,
+    expect_own_tensors,
+    full_disk_told,
+    last_whole_checkpoint,
+)
 from .sharding import keep_inputs_exact, shard_on_cpu
 
 if TYPE_CHECKING:
@@ -167,6 +173,13 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the estimate of transformers walks over every parameter at every step."""
         return 0
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint without this model's tensors, which the trainer would only log."""
+        expect_own_tensors(
+            self.model, load_result.missing_keys, load_result.unexpected_keys, self._stage
+        )
+        super()._issue_warnings_after_load(load_result)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with full_disk_told(Path(self.args.output_dir)):
