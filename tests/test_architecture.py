@@ -199,6 +199,17 @@ def test_the_teacher_never_meets_a_student() -> None:
     )
 
 
+def test_one_file_alone_loads_what_transformers_has_saved() -> None:
+    """So that no weights come in unlooked at."""
+    callers = {
+        name
+        for name in FILES
+        for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "from_pretrained"
+    }
+    assert callers == {"stages.models.loading"}
+
+
 def test_no_module_needs_itself_to_be_imported() -> None:
     finished: set[str] = set()
 

@@ -11,7 +11,13 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.fidelity import CodecError
 from coldstill.data.files import write_json
 from coldstill.data.local_place import LocalPlace
-from coldstill.data.manifest import Manifest, difference, format_settings, read_manifest
+from coldstill.data.manifest import (
+    Manifest,
+    difference,
+    format_settings,
+    parse_manifest,
+    read_manifest,
+)
 from coldstill.data.schema import Capture
 from coldstill.data.seal import sealed
 from coldstill.data.writer import StoreWriter
@@ -316,3 +322,15 @@ def test_what_a_recipe_may_not_say_of_a_format_is_one_line(
     with pytest.raises(ColdstillError, match=message) as caught:
         format_settings(codec, store, 50_000, Capture())
     assert "\n" not in str(caught.value)
+
+
+def test_code_that_a_model_brought_is_named_where_it_ran_and_only_there() -> None:
+    """Stores of older versions say nothing of it, and are the same stores."""
+    assert "trust_remote_code" not in MANIFEST.to_json()["teacher"]
+    ran = replace(MANIFEST, teacher=replace(MANIFEST.teacher, trust_remote_code=True))
+    again = parse_manifest(json.dumps(ran.to_json()).encode(), "m")
+    assert again == ran
+    assert parse_manifest(json.dumps(MANIFEST.to_json()).encode(), "m") == MANIFEST
+    told = difference(MANIFEST, ran)
+    assert told is not None
+    assert told.startswith("teacher.trust_remote_code: None in the store, True now")

@@ -14,6 +14,7 @@ from coldstill.data.errors import ColdstillError, DamageError
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import last_whole_checkpoint, read_metrics, train
 from coldstill.stages.training.trainer import StoreTrainer
+from safetensors.torch import load_file, save_file
 from small_runs import LENGTH
 from small_trainings import lines, small_job, train_small
 
@@ -104,6 +105,18 @@ def test_a_checkpoint_that_was_cut_short_is_ignored(store: StoreReader, tmp_path
         store, tmp_path, lambda report: notes.append(report.note), steps=4, checkpoint_every=2
     )
     assert notes[0] == "going on from step 2"
+
+
+def test_a_checkpoint_with_other_tensors_is_not_gone_on_from(
+    store: StoreReader, tmp_path: Path
+) -> None:
+    train_small(store, tmp_path, steps=2, checkpoint_every=2)
+    path = tmp_path / "checkpoints" / "checkpoint-2" / "model.safetensors"
+    state = load_file(path)
+    save_file({f"_orig_mod.{key}": tensor for key, tensor in state.items()}, path)
+    with pytest.raises(ColdstillError, match=r"its last checkpoint lacks \d+ tensors \(") as error:
+        train_small(store, tmp_path, steps=4, checkpoint_every=2)
+    assert "\n" not in str(error.value)
 
 
 def test_training_lowers_the_loss(store: StoreReader, tmp_path: Path) -> None:
