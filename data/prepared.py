@@ -29,7 +29,10 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 BLOCK_SEQUENCES = 64
 
-SKIPPED_ROWS = ("unrenderable_chats", "too_long_prompts", "empty_prompts")
+SKIPPED_ROWS = (
+    "unrenderable_chats", "unrendered_messages", "unlocated_turns", "too_long_prompts",
+    "empty_prompts",
+)  # fmt: skip
 """What `corpus.bad_rows = "skip"` leaves out, by its name in a record's counts."""
 
 _Count = Annotated[int, Field(ge=0)]
@@ -66,7 +69,8 @@ class CorpusRecord:
     """The ids put after each plain document."""
     splits: dict[Split, SplitRecord]
     counts: dict[str, int]
-    """empty_documents, cut_documents, unlearnable_pieces, and those of `SKIPPED_ROWS`."""
+    """empty_documents, cut_documents, unlearnable_pieces, those of `SKIPPED_ROWS`, and what a chat
+    template leaves out."""
     prompts: bool = False
     """Whether its sequences are prompts for the teacher to answer: one each, nothing to learn."""
 

@@ -317,5 +317,8 @@ class CorpusConfig:
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What becomes of a chat that the template cannot render and of a prompt that leaves no room
     for its answer: the first one ends the command, or all are left out and counted."""
+    as_chat: bool = False
+    """Write prompts and completions with the tokenizer's chat template, as a user's message and an
+    assistant's; otherwise they are written one after the other, without any template."""
     columns: Columns = field(default_factory=Columns)
     """Which columns of the records hold what, where the usual names do not."""

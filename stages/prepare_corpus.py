@@ -22,8 +22,10 @@ from ..data.prepared import (
     SplitRecord,
 )
 from ..data.stores.arrow import ArrowStore
+from .corpus.bad_rows import refuse
+from .corpus.chat_template import TODAY
 from .corpus.origin import corpus_settings, expect_unchanged, source_listing
-from .corpus.tokenize_documents import DocumentTokenizer, refuse
+from .corpus.tokenize_documents import DocumentTokenizer
 from .corpus.tokenize_prompts import PromptTokenizer
 from .report import Report, Reporter, silent
 
@@ -35,9 +37,27 @@ if TYPE_CHECKING:
     from ..data.packing import TokenizedDocument
     from ..data.prepared import Split
     from .config import CorpusConfig
-    from .corpus.tokenize_documents import BadRowError
+    from .corpus.bad_rows import BadRowError
 
 STAGE = "corpus"
+_SAID = {
+    "empty_documents": "empty documents skipped",
+    "unlearnable_pieces": "pieces without anything to learn skipped",
+    "unrenderable_chats": "chats that the template cannot render skipped",
+    "unrendered_messages": "chats with messages that the template does not write skipped",
+    "unlocated_turns": "chats whose answers cannot be located skipped",
+    "too_long_prompts": "prompts that leave no room for an answer skipped",
+    "empty_prompts": "prompts without any token skipped",
+    "dropped_thoughts": "messages without their thoughts, which the chat template leaves out",
+    "unrendered_tools": "chats without their tools, which the chat template does not write",
+    "unrendered_documents": "chats without their documents, which the chat template does not write",
+    "unended_turns": "answers without a token that ends them, since the chat template writes none",
+    "dated_chats": f"chats that say it is {TODAY:%Y-%m-%d}, where the template writes today's date",
+    "untemplated_pairs": "prompts without the tokenizer's chat template (corpus.as_chat = true "
+    "writes them with it)",
+}
+"""What is said of a record's counts."""
+
 _BATCH = 256
 """Documents tokenised at a time: enough to keep every processor busy."""
 
@@ -89,6 +109,7 @@ def prepare_corpus(
                 report(Report(stage=STAGE, done=read, unit="documents"))
             splits = {name: writer.finish() for name, writer in writers.items()}
             _expect_something(splits, config, counts)
+        counts.update(+tokenize.counts)
         for writer in writers.values():
             counts.update(writer.counts)
         record = CorpusRecord(
@@ -113,14 +134,9 @@ def summary(record: CorpusRecord) -> str:
         f"{split}: {r.documents:,} {kind}, {r.tokens:,} tokens in {r.sequences:,} sequences"
         for split, r in ((split, record.splits[split]) for split in SPLITS)
     ]
-    names = {
-        "empty_documents": "empty documents skipped",
-        "unlearnable_pieces": "pieces without anything to learn skipped",
-        "unrenderable_chats": "chats that the template cannot render skipped",
-        "too_long_prompts": "prompts that leave no room for an answer skipped",
-        "empty_prompts": "prompts without any token skipped",
-    }
-    parts += [f"{record.counts[n]:,} {text}" for n, text in names.items() if record.counts.get(n)]
+    parts += [
+        f"{record.counts[name]:,} {text}" for name, text in _SAID.items() if record.counts.get(name)
+    ]
     return "; ".join(parts)
 
 

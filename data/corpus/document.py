@@ -20,6 +20,10 @@ class Document:
     """What stands before `text` and is read but not learned."""
     messages: tuple[dict[str, Any], ...] = ()
     """A chat: mappings with at least `role` and `content`, for the tokenizer's chat template."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """The tools that the assistant of a chat may call, for the chat template."""
+    documents: tuple[dict[str, Any], ...] = ()
+    """The documents that the assistant of a chat may look into, for the chat template."""
 
     @property
     def is_empty(self) -> bool:

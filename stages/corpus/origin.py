@@ -83,6 +83,8 @@ def difference_in_corpus(
         return "it holds prompts for teacher.generate, which the recipe no longer has"
     now = corpus_settings(config, tokenizer)
     for key, value in now.items():
+        if key == "as_chat" and record.settings.get(key, False) is value:
+            continue  # older records do not have this key
         if record.settings.get(key) == value or (key == "bad_rows" and not record.skipped):
             continue
         if key in ("tokenizer", "chat_template"):  # known by their digests
