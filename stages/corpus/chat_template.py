@@ -104,8 +104,8 @@ class ChatTemplate:
         """The chat of a document in the forms that templates expect, the usual one first.
 
         Some templates serialise the arguments of a tool call themselves, others expect JSON text;
-        some want an empty content beside a tool call, others none. A developer is the system
-        where the template has no such role.
+        some want an empty content beside a tool call, others none; those of models that see images
+        may want a list of parts. A developer is the system where the template has no such role.
         """
         chat = Chat((), document.tools, document.documents)
         developer = "developer" if "developer" in self.source(chat) else "system"
@@ -117,6 +117,13 @@ class ChatTemplate:
                     chat,
                     messages=tuple(_calls(message, arguments, silence) for message in messages),
                 )
+
+
+def in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose content is a list with one part of text."""
+    content = message["content"]
+    parts = [{"type": "text", "text": content}] if content else []
+    return message | {"content": parts if isinstance(content, str) else content}
 
 
 def misquotes(usual: Chat, chat: Chat, text: str) -> bool:
@@ -151,7 +158,7 @@ def _usual(message: dict[str, Any], developer: str) -> dict[str, Any]:
     if usual["role"] == "developer":
         usual["role"] = developer
     content = usual.get("content")
-    if isinstance(content, list) and all(_is_text(part) for part in content):
+    if isinstance(content, list) and is_text(content):
         content = "".join(part if isinstance(part, str) else part["text"] for part in content)
     elif isinstance(content, list | dict) and usual["role"] == "tool":
         content = json.dumps(content, ensure_ascii=False)
@@ -163,8 +170,13 @@ def _usual(message: dict[str, Any], developer: str) -> dict[str, Any]:
     return usual
 
 
-def _is_text(part: Any) -> bool:
-    return isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str))
+def is_text(content: Any) -> bool:
+    """Whether the content of a message is text: a string, parts of text, or nothing."""
+    parts = content if isinstance(content, list) else [content or ""]
+    return all(
+        isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str))
+        for part in parts
+    )
 
 
 def _calls(

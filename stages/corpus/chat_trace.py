@@ -27,6 +27,7 @@ _FIRST, _LAST = 0xF0000, 0x10FFFD
 _ROOM = _LAST - _FIRST - 1
 """Characters for private use in planes 15 and 16; two of this range are no characters."""
 
+_TINTED = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 _AFTER_TINTED = re.compile(f"[^{chr(_FIRST)}-{chr(_LAST)}]*\\Z")
 _ESCAPED = frozenset('"\\')
 """Written differently inside JSON, so replacing them would change the text around them."""
@@ -78,8 +79,9 @@ class Tinted:
         self._originals: dict[int, str] = {}
         self._owners: list[int] = []
         self.pieces: list[Piece] = []
-        self._foreign = {ord(c) for c in "".join(_texts(chat.messages)) if ord(c) >= _FIRST}
-        self._quota = _ROOM // max(1, sum(1 for _ in _texts(chat.messages))) - 1
+        texts = list(_texts(chat.messages))
+        self._foreign = set(map(ord, _TINTED.findall("".join(texts))))
+        self._quota = _ROOM // max(1, len(texts)) - 1
         self._next = _FIRST
         self.chat = replace(
             chat, messages=tuple(self._message(i, m) for i, m in enumerate(chat.messages))
@@ -119,7 +121,7 @@ class Tinted:
         lengths = np.where(np.isin(codes, nothing), 0, 1)
         ends = np.cumsum(lengths)
         tinted = np.flatnonzero(messages >= 0)
-        whole, found = self.restore(text), {}
+        whole, found = self.restore(text), dict[int, Stretch | None]()
         for message in np.unique(messages[tinted]):
             mine = np.flatnonzero(messages[tinted] == message)
             if mine[-1] - mine[0] + 1 != len(mine):
@@ -150,6 +152,11 @@ class Tinted:
                 tinted[key] = self._replace(i, "thoughts", message[key])
         if message.get("tool_calls"):
             tinted["tool_calls"] = [self._call(i, call) for call in message["tool_calls"]]
+        if isinstance(message.get("content"), list):
+            tinted["content"] = [
+                part | {"text": self._replace(i, "content", part["text"])}
+                for part in message["content"]
+            ]
         if isinstance(message.get("content"), str):
             tinted["content"] = self._replace(i, "content", message["content"])
             silent = not any(len(p.codes) for p in self.pieces if p.message == i)
@@ -226,6 +233,12 @@ def behind_last(text: str) -> str:
     """What a template writes behind the last replaced character of a rendering."""
     found = _AFTER_TINTED.search(text)
     return found.group() if found else text
+
+
+def before_first(text: str) -> str:
+    """What a template writes before the first replaced character of a rendering."""
+    found = _TINTED.search(text)
+    return text[: found.start()] if found else text
 
 
 def _codes(text: str) -> NDArray[np.uint32]:

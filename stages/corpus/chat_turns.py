@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .chat_template import Chat
-from .chat_trace import Tinted, behind_last
+from .chat_template import Chat, in_parts
+from .chat_trace import Tinted, before_first, behind_last
 
 if TYPE_CHECKING:
     from .chat_template import ChatTemplate, Spans
@@ -24,8 +24,8 @@ _WHOLE = re.compile(r"<[^<>]*>?|\[[^\[\]]*\]?|\w+")
 """What a border never cuts: a tag, a word."""
 _KNOWN = 4096
 """Surroundings of turns that are remembered. A corpus has few."""
-_QUESTION = {"role": "user", "content": "\U0010fffd"}
-"""A turn to put before an assistant that speaks first. Its character is none of the chat's."""
+_ASKED, _ANSWERED = "\U0010fffd", "\U0010fffc"
+"""What a user and an assistant say in chats of our own. The characters are none of the chat's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,11 @@ class _Surroundings:
     def __init__(self, template: ChatTemplate, chat: Chat, i: int, stretch: Stretch) -> None:
         self._template, self._chat, self._i = template, chat, i
         self._before, self._after = stretch.before, stretch.after
+        self._question = self._message("user", _ASKED)
         self._asked = self._behind(chat[:i], prompt=True) if i else None
         self._context = chat[:i]
         if self._asked is None:  # the assistant speaks first: as if it had been asked
-            self._context = replace(chat, messages=(*chat.messages[:i], _QUESTION))
+            self._context = replace(chat, messages=(*chat.messages[:i], self._question))
             self._asked = self._behind(self._context, prompt=True)
         self._prompt = self._asking()
 
@@ -102,15 +103,13 @@ class _Surroundings:
         before, asked = self._before, self._asked
         if asked is None:
             return None
-        if self._context.messages[-1] is _QUESTION:
+        if self._context.messages[-1] is self._question:
             # find the turn's own beginning where it is asked for, and then here
             rest = (*self._context.messages, *self._chat.messages[self._i :])
             written = self._written(replace(self._chat, messages=rest))
             if written is None:
                 return None
-            between = written.rpartition(_QUESTION["content"])[2]
-            between = between[: len(between) - len(_from_first_tinted(between))]
-            own = self._own(between, asked)
+            own = self._own(before_first(written.rpartition(_ASKED)[2]), asked)
             header = len(before) - len(own) if before.endswith(own) else None
         else:
             header = len(before) - len(self._own(before, asked))
@@ -124,7 +123,7 @@ class _Surroundings:
         context = self._context
         if context.messages[-1]["role"] == "assistant":
             # some templates end an answer in another way where nothing follows it
-            context = replace(context, messages=(*context.messages, _QUESTION))
+            context = replace(context, messages=(*context.messages, self._question))
         asked = self._behind(context, prompt=True)
         if asked is None:
             context, asked = self._context, self._asked
@@ -136,12 +135,12 @@ class _Surroundings:
         if self._prompt or not own.strip():
             return own
         # the template does not ask: its header is what it writes before any answer
-        answer = {"role": "assistant", "content": "\U0010fffc"}
-        written = self._written(Chat((_QUESTION, answer)))
+        answer = self._message("assistant", _ANSWERED)
+        written = self._written(Chat((self._question, answer)))
         if written is None:
             return own
-        plain = written.rpartition(_QUESTION["content"])[2].partition(answer["content"])[0]
-        plain = plain[_agreed(plain, self._behind(Chat((_QUESTION,)), prompt=True) or "") :]
+        plain = written.rpartition(_ASKED)[2].partition(_ANSWERED)[0]
+        plain = plain[_agreed(plain, self._behind(Chat((self._question,)), prompt=True) or "") :]
         return own[_agreed(own, plain) :] if plain.strip() else own
 
     def _closing(self) -> tuple[int, bool]:
@@ -161,6 +160,12 @@ class _Surroundings:
             # some templates end every turn but the last one
             closing, is_ended = closing + rest[: rest.index(eos) + len(eos)], True
         return len(closing), is_ended
+
+    def _message(self, role: str, content: str) -> dict[str, Any]:
+        """A message in the form of the chat's own."""
+        message = {"role": role, "content": content}
+        has_parts = any(isinstance(m["content"], list) for m in self._chat.messages)
+        return in_parts(message) if has_parts else message
 
     def _behind(self, chat: Chat, *, prompt: bool = False) -> str | None:
         """What the template writes behind the last message of a chat."""
@@ -186,9 +191,3 @@ def _agreed(text: str, other: str) -> int:
         if found.start() < common < found.end():
             return found.start()
     return common
-
-
-def _from_first_tinted(text: str) -> str:
-    """A rendering from its first replaced character on."""
-    found = re.search("[\U000f0000-\U0010fffd]", text)
-    return text[found.start() :] if found else ""

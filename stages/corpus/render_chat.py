@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ..libraries import first_line
 from .bad_rows import BadRowError
-from .chat_template import ChatTemplate, misquotes
+from .chat_template import ChatTemplate, is_text, misquotes
 from .chat_trace import LEVELS, Tinted
 from .chat_turns import TurnFinder
 
@@ -44,6 +44,8 @@ class _Traced:
     marked: Spans | None
     tinted: Tinted
     tinted_text: str
+    thoughtless: int
+    """Messages whose thoughts the template leaves out."""
 
 
 class ChatRenderer:
@@ -69,7 +71,9 @@ class ChatRenderer:
             if message["role"] != "assistant":
                 continue
             stretch = stretches.get(i)
-            turn = stretch and self._turns.find(found.tinted, i, stretch, found.marked)
+            turn = None
+            if stretch is not None:
+                turn = self._turns.find(found.tinted, i, stretch, found.marked)
             if turn is None:
                 raise BadRowError(
                     "unlocated_turns",
@@ -118,7 +122,7 @@ class ChatRenderer:
 
     def _written(self, chat: Chat, usual: Chat, where: str, *, prompt: bool) -> _Traced:
         for i, message in enumerate(chat.messages):
-            if not isinstance(message["content"], str | None):
+            if not is_text(message["content"]):
                 raise BadRowError(
                     "unrenderable_chats",
                     where,
@@ -127,44 +131,39 @@ class ChatRenderer:
                 )
         with _templating(where):
             text, marked = self._template.write(chat, prompt=prompt)
-        source, best = self._template.source(chat), None
+        source = self._template.source(chat)
         for level in range(LEVELS):
-            tinted = Tinted(chat, source, level)
             try:
+                tinted = Tinted(chat, source, level)
                 tinted_text, _ = self._template.write(tinted.chat, prompt=prompt)
             except Exception:  # it looks into what was said: less of that may be replaced
                 continue
             if tinted.restore(tinted_text) == text:
-                best = _Traced(chat, text, marked, tinted, tinted_text)
                 break
-        if best is None:
+        else:
             raise BadRowError("unlocated_turns", where, _unlocated(chat))
-        self._expect_complete(best, usual, where)
-        return best
-
-    def _expect_complete(self, found: _Traced, usual: Chat, where: str) -> None:
-        lost, _ = found.tinted.missing(found.tinted_text)
+        lost, thoughtless = tinted.missing(tinted_text)
         if lost:
             i, kind = lost[0].message, lost[0].kind
             raise BadRowError(
                 "unrendered_messages",
                 where,
                 f"the chat template does not write the {kind} of message {i + 1} "
-                f"({found.chat.role(i)}), or not all of it; use a template that does, change the "
-                "message",
+                f"({chat.role(i)}), or not all of it; use a template that does, change the message",
             )
-        if misquotes(usual, found.chat, found.text):
+        if misquotes(usual, chat, text):
             raise BadRowError(
                 "unrendered_messages",
                 where,
                 "the chat template does not write the arguments of a tool call as JSON; use a "
                 "template that does",
             )
+        messages = len({piece.message for piece in thoughtless})
+        return _Traced(chat, text, marked, tinted, tinted_text, messages)
 
     def _counts(self, found: _Traced, *, prompt: bool) -> Counter[str]:
         """What of a chat its template leaves out without being wrong."""
-        _, thoughtless = found.tinted.missing(found.tinted_text)
-        counts = Counter(dropped_thoughts=len({piece.message for piece in thoughtless}))
+        counts = Counter(dropped_thoughts=found.thoughtless)
         for name in ("tools", "documents"):
             if not getattr(found.chat, name):
                 continue
@@ -181,8 +180,8 @@ def _unlocated(chat: Chat) -> str:
     for i, message in enumerate(chat.messages):
         if not (str(message["content"] or "").strip() or message.get("tool_calls")):
             return (
-                f"message {i + 1} ({message['role']}) is empty, and the chat template does not show "
-                "where it stands; leave it out"
+                f"message {i + 1} ({message['role']}) is empty, and the chat template does not "
+                "show where it stands; leave it out"
             )
     return (
         "the chat template writes other text depending on what the messages say, so what the "
