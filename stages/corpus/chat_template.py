@@ -111,12 +111,11 @@ class ChatTemplate:
         developer = "developer" if "developer" in self.source(chat) else "system"
         messages = [_usual(message, developer) for message in document.messages]
         calling = any(message.get("tool_calls") for message in messages)
-        for silence in ("", None)[: 1 + calling]:
-            for arguments in (_as_object, _as_text)[: 1 + calling]:
-                yield replace(
-                    chat,
-                    messages=tuple(_calls(message, arguments, silence) for message in messages),
-                )
+        for form in (dict, in_parts):
+            for silence in ("", None)[: 1 + calling]:
+                for arguments in (_as_object, _as_text)[: 1 + calling]:
+                    converted = (form(_calls(m, arguments, silence)) for m in messages)
+                    yield replace(chat, messages=tuple(converted))
 
 
 def in_parts(message: dict[str, Any]) -> dict[str, Any]:

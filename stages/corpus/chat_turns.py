@@ -72,7 +72,7 @@ class TurnFinder:
         end = stretch.end + borders.closing
         if marked is None:
             return [(begin, end)], borders.is_ended
-        spans = [(max(b, begin), min(e, end)) for b, e in marked if b < end and e > begin]
+        spans = [(max(b, begin), min(e, end)) for b, e in marked if b <= stretch.end and e >= begin]
         if spans and spans[-1][1] >= stretch.end:
             spans[-1] = (spans[-1][0], end)
         return spans, borders.is_ended
