@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from .columns import check_hashes, from_sequences, to_sequences
+from .corpus.bad_rows import REASONS
 from .errors import ColdstillError
 from .files import read_json
 from .packing import TokenizedDocument, build_sequences
@@ -29,7 +30,7 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 BLOCK_SEQUENCES = 64
 
-SKIPPED_ROWS = ("unrenderable_chats", "too_long_prompts", "empty_prompts")
+SKIPPED_ROWS = ("unrenderable_chats", "too_long_prompts", "empty_prompts", *REASONS)
 """What `corpus.bad_rows = "skip"` leaves out, by its name in a record's counts."""
 
 _Count = Annotated[int, Field(ge=0)]

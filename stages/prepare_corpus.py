@@ -9,7 +9,14 @@ from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..data.corpus import is_held_out, list_sources, read_documents
+from ..data.corpus import (
+    REASONS,
+    Reading,
+    is_held_out,
+    list_sources,
+    read_documents,
+    refuse,
+)
 from ..data.errors import ColdstillError
 from ..data.files import whole_folder, write_json
 from ..data.packing import Packer
@@ -23,7 +30,7 @@ from ..data.prepared import (
 )
 from ..data.stores.arrow import ArrowStore
 from .corpus.origin import corpus_settings, expect_unchanged, source_listing
-from .corpus.tokenize_documents import DocumentTokenizer, refuse
+from .corpus.tokenize_documents import DocumentTokenizer
 from .corpus.tokenize_prompts import PromptTokenizer
 from .report import Report, Reporter, silent
 
@@ -31,11 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ..data.corpus import Document
+    from ..data.corpus import BadRowError, Document
     from ..data.packing import TokenizedDocument
     from ..data.prepared import Split
     from .config import CorpusConfig
-    from .corpus.tokenize_documents import BadRowError
 
 STAGE = "corpus"
 _BATCH = 256
@@ -80,7 +86,8 @@ def prepare_corpus(
             columns = config.columns.for_prompts() if prompts else config.columns
             skip = _counter(counts) if config.bad_rows == "skip" else refuse
             read = added = 0
-            stream = read_documents(sources, columns)
+            reading = Reading()
+            stream = read_documents(sources, columns, skip, reading)
             for documents in _batches(stream, counts, prompts=prompts):
                 tokenized = tokenize(documents, added, skip)
                 _add(tokenized, writers, config.holdout)
@@ -103,6 +110,8 @@ def prepare_corpus(
         expect_unchanged(sources, config, base)
         write_json(layout.record, asdict(record))
     report(Report(stage=STAGE, note=summary(record)))
+    if note := reading.note():
+        report(Report(stage=STAGE, note=note))
     return record
 
 
@@ -119,6 +128,7 @@ def summary(record: CorpusRecord) -> str:
         "unrenderable_chats": "chats that the template cannot render skipped",
         "too_long_prompts": "prompts that leave no room for an answer skipped",
         "empty_prompts": "prompts without any token skipped",
+        **{kind: f"{rows} skipped" for kind, rows in REASONS.items()},
     }
     parts += [f"{record.counts[n]:,} {text}" for n, text in names.items() if record.counts.get(n)]
     return "; ".join(parts)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...data.corpus import BadRowError, refuse
 from ...data.errors import ColdstillError
 from ...data.packing import TokenizedDocument
 
@@ -25,20 +26,6 @@ if TYPE_CHECKING:
     from ..config import CorpusConfig
 
 Spans = list[tuple[int, int]]
-
-
-class BadRowError(ColdstillError):
-    """A document that nothing can be learned from as it is; a recipe may have such skipped."""
-
-    def __init__(self, kind: str, where: str, reason: str) -> None:
-        """Say why; `kind` is what `CorpusRecord.counts` counts it under."""
-        super().__init__(f'{where}: {reason}, or skip such rows with corpus.bad_rows = "skip"')
-        self.kind = kind
-
-
-def refuse(bad: BadRowError) -> None:
-    """What becomes of a bad row unless the recipe says otherwise."""
-    raise bad
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...data.corpus import BadRowError
 from ...data.errors import ColdstillError
-from .tokenize_documents import BadRowError, DocumentTokenizer, Rendered
+from .tokenize_documents import DocumentTokenizer, Rendered
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
