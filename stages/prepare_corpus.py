@@ -14,6 +14,7 @@ from ..data.corpus import (
     Reading,
     is_held_out,
     list_sources,
+    note_left_out,
     read_documents,
     refuse,
 )
@@ -68,7 +69,8 @@ def prepare_corpus(
         ColdstillError: sources that cannot be read, rows that cannot be learned from (unless they
             are to be skipped), or nothing to learn
     """
-    sources = list_sources(config.files, base)
+    left_out: list[str] = []
+    sources = list_sources(config.files, base, left_out)
     tokenize = (PromptTokenizer if prompts else DocumentTokenizer)(tokenizer, config)
     together = together and not prompts
     with whole_folder(folder) as scratch:
@@ -110,8 +112,9 @@ def prepare_corpus(
         expect_unchanged(sources, config, base)
         write_json(layout.record, asdict(record))
     report(Report(stage=STAGE, note=summary(record)))
-    if note := reading.note():
-        report(Report(stage=STAGE, note=note))
+    for note in (reading.note(), note_left_out(left_out)):
+        if note is not None:
+            report(Report(stage=STAGE, note=note))
     return record
 
 

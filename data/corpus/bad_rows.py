@@ -22,6 +22,7 @@ class BadRowError(ColdstillError):
         """Say why; `kind` is what `CorpusRecord.counts` counts it under."""
         super().__init__(f'{where}: {reason}, or skip such rows with corpus.bad_rows = "skip"')
         self.kind = kind
+        self.fault = f"{where}: {reason}"
 
 
 def refuse(bad: BadRowError) -> None:

@@ -77,7 +77,7 @@ def read_documents(
                 f"{source.name}: holds no records; write it again or leave it out of corpus.files"
             )
     if first_bad is not None and not is_any:
-        raise ColdstillError(f"every row is bad, the first of them: {first_bad}")
+        raise ColdstillError(f"every row is bad, the first of them: {first_bad.fault}")
 
 
 def _text(source: Source, columns: Columns, reading: Reading) -> Iterator[Document]:

@@ -107,8 +107,8 @@ def checked_text(where: str, text: str, what: str = "a value") -> str:
             raise BadRowError(
                 "broken_text",
                 where,
-                f"{what} has half a surrogate pair at character {error.start}, which is no text; repair "
-                "or leave out the record",
+                f"{what} has half a surrogate pair at character {error.start}, which is no text; "
+                "repair or leave out the record",
             ) from error
     return text
 
@@ -129,9 +129,10 @@ def _number(where: str, value: float | Decimal) -> int | float:
     if not math.isfinite(value):
         told = f"holds {shown(value)}, which is no number of JSON; repair the row"
         raise BadRowError("wrong_values", where, told)
-    if abs(value) < _EXACT and float(value).is_integer():
+    number = float(value)
+    if number.is_integer() and (isinstance(value, Decimal) or abs(number) < _EXACT):
         return int(value)
-    return float(value)
+    return number
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Any:
