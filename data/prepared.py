@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from .columns import check_hashes, from_sequences, to_sequences
+from .corpus.bad_rows import REASONS
 from .errors import ColdstillError
 from .files import read_json
 from .packing import TokenizedDocument, build_sequences
@@ -31,7 +32,7 @@ BLOCK_SEQUENCES = 64
 
 SKIPPED_ROWS = (
     "unrenderable_chats", "unrendered_messages", "unlocated_turns", "too_long_prompts",
-    "empty_prompts",
+    "empty_prompts", *REASONS,
 )  # fmt: skip
 """What `corpus.bad_rows = "skip"` leaves out, by its name in a record's counts."""
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ...data.corpus import BadRowError
 from ...data.errors import ColdstillError
 from ..libraries import first_line
-from .bad_rows import BadRowError
 from .chat_template import ChatTemplate, is_text, misquotes
 from .chat_trace import LEVELS, Tinted
 from .chat_turns import TurnFinder

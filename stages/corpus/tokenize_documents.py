@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...data.corpus import BadRowError, refuse
 from ...data.errors import ColdstillError
 from ...data.packing import TokenizedDocument
-from .bad_rows import BadRowError, refuse
 from .render_chat import ChatRenderer, RenderedChat
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...data.corpus import BadRowError
 from ...data.errors import ColdstillError
-from .bad_rows import BadRowError
 from .tokenize_documents import DocumentTokenizer, Rendered
 
 if TYPE_CHECKING:
