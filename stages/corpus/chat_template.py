@@ -137,13 +137,26 @@ def misquotes(usual: Chat, chat: Chat, text: str) -> bool:
         )
         for call, usual_call in calls:
             given, value = _arguments(call), _arguments(usual_call)
-            if isinstance(given, str) and not isinstance(value, str):
-                wrong, right = json.dumps(given, ensure_ascii=False), given
+            if not isinstance(given, str):
+                wrong = any(str(v) in text and _json(v) not in text for v in _containers(given))
             else:
-                wrong, right = str(given), json.dumps(given, ensure_ascii=False)
-            if given and wrong != right and wrong in text and right not in text:
+                wrong = given != value and _json(given) in text and given not in text
+            if wrong:
                 return True
     return False
+
+
+def _containers(value: Any) -> Iterator[Any]:
+    """All objects and lists of a value that Python writes differently from JSON."""
+    if isinstance(value, dict | list):
+        if str(value) != _json(value):
+            yield value
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _containers(part)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _arguments(call: Any) -> Any:
@@ -160,7 +173,7 @@ def _usual(message: dict[str, Any], developer: str) -> dict[str, Any]:
     if isinstance(content, list) and is_text(content):
         content = "".join(part if isinstance(part, str) else part["text"] for part in content)
     elif isinstance(content, list | dict) and usual["role"] == "tool":
-        content = json.dumps(content, ensure_ascii=False)
+        content = _json(content)
     usual["content"] = "" if content is None else content
     thoughts = next((usual[key] for key in THOUGHTS if usual.get(key)), None)
     if thoughts is not None:  # transformers gives them to a template under all its names
@@ -206,4 +219,4 @@ def _as_object(arguments: Any) -> Any:
 def _as_text(arguments: Any) -> str:
     if isinstance(arguments, str):
         return arguments
-    return json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+    return _json({} if arguments is None else arguments)

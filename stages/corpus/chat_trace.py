@@ -211,7 +211,7 @@ class Tinted:
     def _is_replaced(self, character: str) -> bool:
         if character.isspace() or character in _ESCAPED or ord(character) < 32:
             return False
-        return ord(character) < _FIRST and (self._all or character.isalnum())
+        return self._all or character.isalnum() or ord(character) >= _FIRST
 
     def _new(self, original: str, i: int, kind: str) -> int:
         code = self._code(original, len(self.pieces))
