@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ...data.prepared import CorpusRecord
     from ..config import CorpusConfig
 
+_FORMERLY = {"as_chat": False}
+"""What corpora were prepared with before there were these keys."""
+
 _CLOCK_NS = 2_000_000_000
 """The coarsest clock of a file system: two changes within it may bear the same time."""
 
@@ -83,13 +86,12 @@ def difference_in_corpus(
         return "it holds prompts for teacher.generate, which the recipe no longer has"
     now = corpus_settings(config, tokenizer)
     for key, value in now.items():
-        if key == "as_chat" and record.settings.get(key, False) is value:
-            continue  # older records do not have this key
-        if record.settings.get(key) == value or (key == "bad_rows" and not record.skipped):
+        before = record.settings.get(key, _FORMERLY.get(key))
+        if before == value or (key == "bad_rows" and not record.skipped):
             continue
         if key in ("tokenizer", "chat_template"):  # known by their digests
             return f"the {key.replace('_', ' ')} is another"
-        return f"corpus.{key} was {record.settings.get(key)!r}, is {value!r}"
+        return f"corpus.{key} was {before!r}, is {value!r}"
     old = {str(name): rest for name, *rest in record.sources}
     new = {source.name: source for source in list_sources(config.files, base)}
     for name in sorted(old.keys() | new.keys()):

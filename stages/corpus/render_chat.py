@@ -131,6 +131,13 @@ class ChatRenderer:
                 )
         with _templating(where):
             text, marked = self._template.write(chat, prompt=prompt)
+        if misquotes(usual, chat, text):
+            raise BadRowError(
+                "unrendered_messages",
+                where,
+                "the chat template does not write the arguments of a tool call as JSON; use a "
+                "template that does",
+            )
         source = self._template.source(chat)
         for level in range(LEVELS):
             try:
@@ -143,6 +150,9 @@ class ChatRenderer:
         else:
             raise BadRowError("unlocated_turns", where, _unlocated(chat))
         lost, thoughtless = tinted.missing(tinted_text)
+        placed = {piece.message for piece in tinted.pieces if len(piece.codes)}
+        if any(m["role"] == "assistant" and i not in placed for i, m in enumerate(chat.messages)):
+            raise BadRowError("unlocated_turns", where, _unlocated(chat))
         if lost:
             i, kind = lost[0].message, lost[0].kind
             raise BadRowError(
@@ -150,13 +160,6 @@ class ChatRenderer:
                 where,
                 f"the chat template does not write the {kind} of message {i + 1} "
                 f"({chat.role(i)}), or not all of it; use a template that does, change the message",
-            )
-        if misquotes(usual, chat, text):
-            raise BadRowError(
-                "unrendered_messages",
-                where,
-                "the chat template does not write the arguments of a tool call as JSON; use a "
-                "template that does",
             )
         messages = len({piece.message for piece in thoughtless})
         return _Traced(chat, text, marked, tinted, tinted_text, messages)
