@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...data.prepared import CorpusRecord
     from ..config import CorpusConfig
 
-_FORMERLY = {"as_chat": False}
+_FORMERLY: dict[str, Any] = {"as_chat": False, "columns": {"roles": {}}}
 """What corpora were prepared with before there were these keys."""
 
 _CLOCK_NS = 2_000_000_000
@@ -87,6 +87,8 @@ def difference_in_corpus(
     now = corpus_settings(config, tokenizer)
     for key, value in now.items():
         before = record.settings.get(key, _FORMERLY.get(key))
+        if isinstance(before, dict):
+            before = _FORMERLY.get(key, {}) | before
         if before == value or (key == "bad_rows" and not record.skipped):
             continue
         if key in ("tokenizer", "chat_template"):  # known by their digests

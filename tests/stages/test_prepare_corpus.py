@@ -364,9 +364,7 @@ def test_chats_that_are_not_as_their_rows_are_said_once_with_their_number(
     ]
     rows = [*chats, *pairs(3), {"messages": list(chat_templates.TOOL)}]
     write_rows(tmp_path, rows)
-    with pytest.raises(
-        ColdstillError, match=r"^a\.jsonl:64: .* does not write the tool call of me"
-    ):
+    with pytest.raises(ColdstillError, match=r"^a\.jsonl:64: .* does not write the tool call "):
         prepared(tmp_path, tokenizer, sequence_length=99)
     record = prepared(tmp_path, tokenizer, sequence_length=99, bad_rows="skip")
     told = (
@@ -381,10 +379,11 @@ def test_chats_that_are_not_as_their_rows_are_said_once_with_their_number(
     assert "corpus.as_chat" not in summary(record)
 
 
-def test_records_without_the_key_as_chat_mean_false(tmp_path: Path, tokenizer: Any) -> None:
+def test_records_without_newer_keys_mean_their_defaults(tmp_path: Path, tokenizer: Any) -> None:
     write_rows(tmp_path, pairs(30))
     record = prepared(tmp_path, tokenizer)
     assert record.settings.pop("as_chat") is False
+    assert record.settings["columns"].pop("roles") == {}
     assert difference_in_corpus(record, configured(), tmp_path, tokenizer) is None
     found = difference_in_corpus(record, configured(as_chat=True), tmp_path, tokenizer)
     assert found == "corpus.as_chat was False, is True"
