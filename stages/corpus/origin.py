@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ...data.corpus import list_sources
+from ...data.corpus import Columns, list_sources
 from ...data.errors import ColdstillError
 from ...data.fingerprint import file_sha256
 from ..models.vocabulary import tokenizer_identity
@@ -83,7 +83,10 @@ def difference_in_corpus(
         return "it holds prompts for teacher.generate, which the recipe no longer has"
     now = corpus_settings(config, tokenizer)
     for key, value in now.items():
-        if record.settings.get(key) == value or (key == "bad_rows" and not record.skipped):
+        before = record.settings.get(key)
+        if key == "columns" and isinstance(before, dict):  # which may lack the newest of its keys
+            before = {**asdict(Columns()), **before}
+        if before == value or (key == "bad_rows" and not record.skipped):
             continue
         if key in ("tokenizer", "chat_template"):  # known by their digests
             return f"the {key.replace('_', ' ')} is another"
