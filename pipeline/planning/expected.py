@@ -60,8 +60,8 @@ def _estimated(loaded: LoadedRecipe, run: Run, sources: list[Source]) -> tuple[E
         except ColdstillError as error:
             why_not = str(error)
         else:
-            of = "all" if found.is_whole else "a sample"
-            return found, f"estimated from {of} of its documents ({found.documents:,})"
+            of = "all" if found.is_whole else "a sample of"
+            return found, f"estimated from {of} {found.documents:,} documents"
     assumed = f"{BYTES_PER_TOKEN} bytes a token are assumed, for the corpus is not tokenised yet"
     try:
         found = estimate(config, sources, None, prompts=prompts)
