@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _LINE = re.compile(r"[^\r\n]*\S[^\r\n]*(?:\r\n|\r|\n|$)")
 _NEXT = re.compile(r"[\s,]*(?=[^\s,\]])")
 _PIECE = 1 << 14
+_ENOUGH = 1 << 19
+"""Compressed bytes from which on it is known how well they compress; a decompressor holds some."""
 _MOST_READ = 1 << 24
 """Bytes that are decompressed at most to learn how well a source compresses."""
 
@@ -180,7 +182,7 @@ def _beginning(source: Source, limit: int) -> tuple[bytes, float]:
             while piece := stream.read(_PIECE):
                 taken = raw.tell()
                 # when it takes more of the file, it has used up all that it took before
-                if read >= limit and taken > before > 0:
+                if read >= limit and taken > before >= _ENOUGH:
                     return bytes(begin), source.bytes * read / before
                 begin += piece[: limit - len(begin)]
                 read, before = read + len(piece), taken

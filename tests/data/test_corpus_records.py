@@ -315,7 +315,7 @@ def test_what_is_no_prompt_is_told_so() -> None:
         with pytest.raises(ColdstillError) as caught:
             prompt(record)
         assert told in str(caught.value)
-    with pytest.raises(ColdstillError, match=r'missing column .q.*columns\] prompt = "\.\.\."$'):
+    with pytest.raises(ColdstillError, match=r'missing column .q.*columns\] prompt = "\.\.\.", or'):
         prompt({"p": "x"}, prompt="q", completion="p")
 
 
