@@ -23,10 +23,9 @@ _MAGIC = {
     b"\x04\x22\x4d\x18": ("lz4", None),
     b"PK\x03\x04": ("zip", None),
     b"7z\xbc\xaf\x27\x1c": ("7z", None),
+    **{bytes((0x50 + i, 0x2A, 0x4D, 0x18)): ("zstd", ".zst") for i in range(16)},  # without data
 }
 """What compressed files begin with, and the suffix of those that are read."""
-_SKIPPABLE = tuple(bytes((0x50 + i, 0x2A, 0x4D, 0x18)) for i in range(16))
-"""What a zstd frame begins with that holds no data; `pzstd` writes them."""
 _LARGEST_WINDOW = 1 << 27
 
 
@@ -87,9 +86,6 @@ def _fault(compression: str, path: Path, told: str) -> str | None:
     """What is special about a compressed file that is neither cut short nor damaged."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         begin = file.read(18)
-        if begin.startswith(_SKIPPABLE):
-            begin = b"\x28\xb5\x2f\xfd"
-            told = "Unknown frame descriptor"
         kind, _ = _kind(begin)
         if begin and kind != compression:
             return f"it is not compressed with {compression} but {_named(kind)}; rename it"
@@ -99,11 +95,6 @@ def _fault(compression: str, path: Path, told: str) -> str | None:
             return (
                 f"it was compressed with a window{size} (zstd --long=28 or more), larger than the "
                 f"{_LARGEST_WINDOW:,} bytes that are read; compress it again with zstd --long=27"
-            )
-        if "Unknown frame descriptor" in told:
-            return (
-                "a part of it is no frame of zstd data: pzstd and seekable zstd write such parts, "
-                "and so does damage; write it again: zstd -dc OLD | zstd -o NEW"
             )
     return None
 
@@ -118,6 +109,8 @@ def _named(kind: str | None) -> str:
 
 def _window(frame: bytes) -> int:
     """The window that the first frame of a zstd file needs (RFC 8878, 3.1.1.1)."""
+    if not frame.startswith(b"\x28\xb5\x2f\xfd") or len(frame) < 18:
+        return 0
     descriptor = frame[4]
     single, flag = descriptor >> 5 & 1, descriptor >> 6
     if not single:

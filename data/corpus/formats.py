@@ -208,6 +208,12 @@ def _lines(chunks: Iterable[str]) -> Iterator[str]:
     yield "".join(pending)
 
 
+def encoding_of(begin: bytes) -> tuple[bytes, str]:
+    """The byte order mark with which text begins, and its encoding."""
+    known = (pair for pair in _BYTE_ORDER_MARKS if begin.startswith(pair[0]))
+    return next(known, (b"", "utf-8"))
+
+
 def _decoded(source: Source) -> Iterator[str]:
     r"""The text of a file in pieces, with `\n` for any line ending.
 
@@ -218,8 +224,7 @@ def _decoded(source: Source) -> Iterator[str]:
     line = 1
     with told_where(source), open_source(source) as file:
         data = file.read(_CHUNK)
-        known = (pair for pair in _BYTE_ORDER_MARKS if data.startswith(pair[0]))
-        mark, encoding = next(known, (b"", "utf-8"))
+        mark, encoding = encoding_of(data)
         decoder = codecs.getincrementaldecoder(encoding)()
         read = len(data)
         piece = data[len(mark) :]

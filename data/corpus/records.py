@@ -78,7 +78,7 @@ def to_document(
     document = row.document()
     if reading is not None:
         reading.records += 1
-        there = (n for n, value in record.items() if value is not None and value != "")
+        there = (name for name, value in record.items() if value not in (None, "", [], {}))
         reading.unused.update(str(name) for name in there if name not in row.used)
     return document
 

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ...data.corpus import list_sources
+from ...data.corpus import Columns, list_sources
 from ...data.errors import ColdstillError
 from ...data.fingerprint import file_sha256
 from ..models.vocabulary import tokenizer_identity
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ...data.prepared import CorpusRecord
     from ..config import CorpusConfig
 
-_FORMERLY: dict[str, Any] = {"as_chat": False, "columns": {"roles": {}}}
-"""What corpora were prepared with before there were these keys."""
+_FORMERLY = {"as_chat": False}
+"""What corpora were prepared with before there was this key."""
 
 _CLOCK_NS = 2_000_000_000
 """The coarsest clock of a file system: two changes within it may bear the same time."""
@@ -87,8 +87,8 @@ def difference_in_corpus(
     now = corpus_settings(config, tokenizer)
     for key, value in now.items():
         before = record.settings.get(key, _FORMERLY.get(key))
-        if isinstance(before, dict):
-            before = _FORMERLY.get(key, {}) | before
+        if key == "columns" and isinstance(before, dict):  # which may lack the newest of its keys
+            before = {**asdict(Columns()), **before}
         if before == value or (key == "bad_rows" and not record.skipped):
             continue
         if key in ("tokenizer", "chat_template"):  # known by their digests
