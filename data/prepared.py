@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from .columns import check_hashes, from_sequences, to_sequences
+from .corpus.bad_rows import REASONS
 from .errors import ColdstillError
 from .files import read_json
 from .packing import TokenizedDocument, build_sequences
@@ -29,7 +30,10 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 BLOCK_SEQUENCES = 64
 
-SKIPPED_ROWS = ("unrenderable_chats", "too_long_prompts", "empty_prompts")
+SKIPPED_ROWS = (
+    "unrenderable_chats", "unrendered_messages", "unlocated_turns", "too_long_prompts",
+    "empty_prompts", *REASONS,
+)  # fmt: skip
 """What `corpus.bad_rows = "skip"` leaves out, by its name in a record's counts."""
 
 _Count = Annotated[int, Field(ge=0)]
@@ -66,7 +70,8 @@ class CorpusRecord:
     """The ids put after each plain document."""
     splits: dict[Split, SplitRecord]
     counts: dict[str, int]
-    """empty_documents, cut_documents, unlearnable_pieces, and those of `SKIPPED_ROWS`."""
+    """empty_documents, cut_documents, unlearnable_pieces, those of `SKIPPED_ROWS`, and what a chat
+    template leaves out."""
     prompts: bool = False
     """Whether its sequences are prompts for the teacher to answer: one each, nothing to learn."""
 

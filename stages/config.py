@@ -315,7 +315,10 @@ class CorpusConfig:
     pack: bool = True
     """Whether short documents share a sequence (isolated from one another)."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What becomes of a chat that the template cannot render and of a prompt that leaves no room
-    for its answer: the first one ends the command, or all are left out and counted."""
+    """What happens to a row that nothing can be learned from, such as a chat that the template
+    cannot render: the first one ends the command, or all are left out and counted by reason."""
+    as_chat: bool = False
+    """Write prompts and completions with the tokenizer's chat template, as a user's message and an
+    assistant's; otherwise they are written one after the other, without any template."""
     columns: Columns = field(default_factory=Columns)
     """Which columns of the records hold what, where the usual names do not."""

@@ -9,7 +9,15 @@ from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..data.corpus import is_held_out, list_sources, read_documents
+from ..data.corpus import (
+    REASONS,
+    Reading,
+    is_held_out,
+    list_sources,
+    note_left_out,
+    read_documents,
+    refuse,
+)
 from ..data.errors import ColdstillError
 from ..data.files import whole_folder, write_json
 from ..data.packing import Packer
@@ -22,8 +30,9 @@ from ..data.prepared import (
     SplitRecord,
 )
 from ..data.stores.arrow import ArrowStore
+from .corpus.chat_template import TODAY
 from .corpus.origin import corpus_settings, expect_unchanged, source_listing
-from .corpus.tokenize_documents import DocumentTokenizer, refuse
+from .corpus.tokenize_documents import DocumentTokenizer
 from .corpus.tokenize_prompts import PromptTokenizer
 from .report import Report, Reporter, silent
 
@@ -31,13 +40,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ..data.corpus import Document
+    from ..data.corpus import BadRowError, Document
     from ..data.packing import TokenizedDocument
     from ..data.prepared import Split
     from .config import CorpusConfig
-    from .corpus.tokenize_documents import BadRowError
 
 STAGE = "corpus"
+_SAID = {
+    "empty_documents": "empty documents skipped",
+    "unlearnable_pieces": "pieces without anything to learn skipped",
+    "unrenderable_chats": "chats that the template cannot render skipped",
+    "unrendered_messages": "chats with messages that the template does not write skipped",
+    "unlocated_turns": "chats whose answers cannot be located skipped",
+    "too_long_prompts": "prompts that leave no room for an answer skipped",
+    "empty_prompts": "prompts without any token skipped",
+    **{kind: f"{rows} skipped" for kind, rows in REASONS.items()},
+    "dropped_thoughts": "messages without their thoughts, which the chat template leaves out",
+    "unrendered_tools": "chats without their tools, which the chat template does not write",
+    "unrendered_documents": "chats without their documents, which the chat template does not write",
+    "unended_turns": "answers without a token that ends them, since the chat template writes none",
+    "dated_chats": f"chats that say it is {TODAY:%Y-%m-%d}, where the template writes today's date",
+    "untemplated_pairs": "prompts without the tokenizer's chat template (corpus.as_chat = true "
+    "writes them with it)",
+}
+"""What is said of a record's counts."""
+
 _BATCH = 256
 """Documents tokenised at a time: enough to keep every processor busy."""
 
@@ -62,7 +89,8 @@ def prepare_corpus(
         ColdstillError: sources that cannot be read, rows that cannot be learned from (unless they
             are to be skipped), or nothing to learn
     """
-    sources = list_sources(config.files, base)
+    left_out: list[str] = []
+    sources = list_sources(config.files, base, left_out)
     tokenize = (PromptTokenizer if prompts else DocumentTokenizer)(tokenizer, config)
     together = together and not prompts
     with whole_folder(folder) as scratch:
@@ -80,7 +108,8 @@ def prepare_corpus(
             columns = config.columns.for_prompts() if prompts else config.columns
             skip = _counter(counts) if config.bad_rows == "skip" else refuse
             read = added = 0
-            stream = read_documents(sources, columns)
+            reading = Reading()
+            stream = read_documents(sources, columns, skip, reading)
             for documents in _batches(stream, counts, prompts=prompts):
                 tokenized = tokenize(documents, added, skip)
                 _add(tokenized, writers, config.holdout)
@@ -89,6 +118,7 @@ def prepare_corpus(
                 report(Report(stage=STAGE, done=read, unit="documents"))
             splits = {name: writer.finish() for name, writer in writers.items()}
             _expect_something(splits, config, counts)
+        counts.update(+tokenize.counts)
         for writer in writers.values():
             counts.update(writer.counts)
         record = CorpusRecord(
@@ -103,6 +133,9 @@ def prepare_corpus(
         expect_unchanged(sources, config, base)
         write_json(layout.record, asdict(record))
     report(Report(stage=STAGE, note=summary(record)))
+    for note in (reading.note(), note_left_out(left_out)):
+        if note is not None:
+            report(Report(stage=STAGE, note=note))
     return record
 
 
@@ -113,14 +146,9 @@ def summary(record: CorpusRecord) -> str:
         f"{split}: {r.documents:,} {kind}, {r.tokens:,} tokens in {r.sequences:,} sequences"
         for split, r in ((split, record.splits[split]) for split in SPLITS)
     ]
-    names = {
-        "empty_documents": "empty documents skipped",
-        "unlearnable_pieces": "pieces without anything to learn skipped",
-        "unrenderable_chats": "chats that the template cannot render skipped",
-        "too_long_prompts": "prompts that leave no room for an answer skipped",
-        "empty_prompts": "prompts without any token skipped",
-    }
-    parts += [f"{record.counts[n]:,} {text}" for n, text in names.items() if record.counts.get(n)]
+    parts += [
+        f"{record.counts[name]:,} {text}" for name, text in _SAID.items() if record.counts.get(name)
+    ]
     return "; ".join(parts)
 
 

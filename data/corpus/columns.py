@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from ..errors import ColdstillError
@@ -15,7 +15,8 @@ class Columns:
     When none is mapped, each record is recognised by the columns it has; the first match wins:
     `messages` or `conversations` (a chat), `prompt` + `completion`, `instruction` + `response` or
     `output` (a non-empty `input` follows the instruction after a blank line), `question` +
-    `answer`, `text`. A null column counts as absent as long as the others match something.
+    `answer`, `chosen` (the better answer of a preference, as a chat or after a `prompt`, `question`
+    or `instruction`), `text`. A null column counts as absent as long as the others match something.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -32,10 +33,25 @@ class Columns:
     """The key of a message that says who speaks; `from` is understood too."""
     content: str = "content"
     """The key of a message that holds what is said; `value` is understood too."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """Names of roles in the messages, each with the role that it means: system, developer, user,
+    assistant, tool, function_call (an assistant's tool call as JSON), or one that only the chat
+    template knows. The usual names need none."""
+    system: str = "system"
+    """Text for a system message before the chat; `system_prompt` is understood too. Before a
+    prompt that is recognised it stands with a blank line between."""
+    tools: str = "tools"
+    """The tools of a chat for its template; `functions` is understood too."""
+    documents: str = "documents"
+    """The documents that a chat refers to, for its template."""
 
     def __post_init__(self) -> None:
         if self.completion is not None and self.prompt is None:
             raise _unmapped("prompt")
+        if empty := [name for name, role in self.roles.items() if not role.strip()]:
+            raise ColdstillError(
+                f"corpus.columns.roles: {empty[0]!r} means no role; give the name of one"
+            )
         mapped = {
             "text": self.text != "text",
             "prompt": self.prompt is not None,
@@ -58,6 +74,15 @@ class Columns:
     def are_recognised(self) -> bool:
         """Whether nothing is mapped, so that each record tells by its columns what it is."""
         return self.text == "text" and self.prompt is None and self.messages is None
+
+    def beside(self, kind: str) -> tuple[str, ...]:
+        """The columns that may hold a row's `system`, `tools` or `documents`, the first one first.
+
+        A column named in the recipe is the only one; an empty name stands for none.
+        """
+        name: str = getattr(self, kind)
+        usual = (kind, *_OTHER_NAMES.get(kind, ()))
+        return usual if name == kind else (name,) if name else ()
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -93,6 +118,12 @@ class PromptColumns(Columns):
         return () if self.completion is None else (self.completion,)
 
 
+CHOSEN = "chosen"
+"""The column of the better one of two answers; the other one is not used."""
+BESIDE = ("system", "tools", "documents")
+"""What a row may hold beside its messages, by the fields of `Columns`."""
+_OTHER_NAMES = {"system": ("system_prompt",), "tools": ("functions",)}
+
 _RECOGNISED = (
     Columns(messages="messages"),
     Columns(messages="conversations"),
@@ -100,6 +131,10 @@ _RECOGNISED = (
     Columns(prompt="instruction", completion="response"),
     Columns(prompt="instruction", completion="output"),
     Columns(prompt="question", completion="answer"),
+    Columns(prompt="prompt", completion=CHOSEN),
+    Columns(prompt="question", completion=CHOSEN),
+    Columns(prompt="instruction", completion=CHOSEN),
+    Columns(messages=CHOSEN),
     Columns(),
 )
 _RECOGNISED_PROMPTS = (

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,10 @@ class Document:
     """What stands before `text` and is read but not learned."""
     messages: tuple[dict[str, Any], ...] = ()
     """A chat: mappings with at least `role` and `content`, for the tokenizer's chat template."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """The tools that the chat may use, for its template."""
+    documents: tuple[dict[str, Any], ...] = ()
+    """The documents that the chat refers to, for its template."""
 
     @property
     def is_empty(self) -> bool:
@@ -29,12 +36,26 @@ class Document:
     @property
     def size(self) -> int:
         """UTF-8 bytes of all its text, for figures per byte."""
-        contents = (str(message.get("content") or "") for message in self.messages)
-        return sum(len(text.encode()) for text in (self.prompt, self.text, *contents))
+        texts = [self.prompt, self.text, *self.contents()]
+        return sum(len(text.encode()) for text in texts)
+
+    def contents(self) -> Iterator[str]:
+        """The texts of a chat: what is said, thought and called, and what is given beside it."""
+        for message in self.messages:
+            content = message.get("content") or ""
+            parts = content if isinstance(content, list) else [{"text": content}]
+            yield from (str(part.get("text") or "") for part in parts)
+            yield str(message.get("reasoning_content") or "")
+            calls = message.get("tool_calls")
+            yield json.dumps(calls, ensure_ascii=False) if calls else ""
+        for value in (*self.tools, *self.documents):
+            yield json.dumps(value, ensure_ascii=False)
 
     def digest(self) -> bytes:
         """SHA-256 of the content alone: the same text has the same digest wherever it is found."""
-        content = [self.prompt, self.text, list(self.messages)]
+        content: list[Any] = [self.prompt, self.text, list(self.messages)]
+        if self.tools or self.documents:  # a document without them keeps the digest it always had
+            content += [list(self.tools), list(self.documents)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 

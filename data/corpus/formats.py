@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import io
 import json
 from typing import TYPE_CHECKING, Any
@@ -12,17 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ColdstillError
+from .bad_rows import BadRowError, refuse
+from .columns import Columns, PromptColumns
+from .compressed import expect_plain, open_source, reason, told_where
 from .document import Document
-from .hub import load_hub
-from .records import to_document, used_columns
+from .hub import load_hub, read_rows
+from .records import Reading, expect_answer, to_document, used_columns
 from .stdlib import read_python
+from .values import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from .columns import Columns
     from .sources import Source
 
+Record = tuple[str, Any]
+"""Where a record stands, and what stands there."""
 _CHUNK = 1 << 20
 _ROWS = 1024
 _BYTE_ORDER_MARKS = (
@@ -32,58 +36,82 @@ _BYTE_ORDER_MARKS = (
 )
 
 
-def read_documents(sources: Iterable[Source], columns: Columns) -> Iterator[Document]:
+def read_documents(
+    sources: Iterable[Source],
+    columns: Columns,
+    skip: Callable[[BadRowError], None] = refuse,
+    reading: Reading | None = None,
+) -> Iterator[Document]:
     """Every document of every source, in order; a source is opened when its turn comes.
 
     Nothing is left out: what holds no text is an empty document, for the caller to count.
 
+    skip     told of each bad row, which is left out unless this raises
+    reading  filled with what is found out about the records
+
     Raises
-        ColdstillError: a source is damaged, or a record is not what `columns` says
+        ColdstillError: a source is damaged, a record is not what `columns` says, or every row of
+            all sources is bad
     """
     columns.expect_answers()
+    reading = Reading() if reading is None else reading
+    is_any, first_bad = False, None
     for source in sources:
         is_empty = True
-        for document in _READERS[source.format](source, columns):
+        for item in _READERS[source.format](source, columns, reading):
             is_empty = False
+            try:
+                document = (
+                    item if isinstance(item, Document) else to_document(*item, columns, reading)
+                )
+                if not isinstance(columns, PromptColumns):
+                    expect_answer(document)
+            except BadRowError as bad:
+                first_bad = first_bad or bad
+                skip(bad)
+                continue
+            is_any = True
             yield document
         if is_empty:
             raise ColdstillError(
                 f"{source.name}: holds no records; write it again or leave it out of corpus.files"
             )
+    if first_bad is not None and not is_any:
+        raise ColdstillError(f"every row is bad, the first of them: {first_bad.fault}")
 
 
-def _text(source: Source, columns: Columns) -> Iterator[Document]:
+def _text(source: Source, columns: Columns, reading: Reading) -> Iterator[Document]:
     yield Document(where=source.name, text="".join(_decoded(source)))
 
 
-def _python(source: Source, columns: Columns) -> Iterator[Document]:
+def _python(source: Source, columns: Columns, reading: Reading) -> Iterator[Document]:
     assert source.path is not None
-    with _told_where(source):
+    with told_where(source):
         text = read_python(source.path)
     yield Document(where=source.name, text=text)
 
 
-def _json_lines(source: Source, columns: Columns) -> Iterator[Document]:
+def _json_lines(source: Source, columns: Columns, reading: Reading) -> Iterator[Record]:
     for number, line in enumerate(_lines(_decoded(source)), start=1):
         if not line.strip(" \t"):
             continue
         where = f"{source.name}:{number}"
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise ColdstillError(
-                f"{where}: not valid JSON: {_reason(error)}; repair or delete the line"
+                f"{where}: not valid JSON: {reason(error)}; repair or delete the line"
             ) from error
-        yield to_document(where, record, columns)
+        yield where, record
 
 
-def _json_list(source: Source, columns: Columns) -> Iterator[Document]:
+def _json_list(source: Source, columns: Columns, reading: Reading) -> Iterator[Record]:
     try:
-        records = json.loads("".join(_decoded(source)))
+        records = parse_json("".join(_decoded(source)))
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ColdstillError(
-            f"{source.name}{line}: not valid JSON: {_reason(error)}; if every line is a record of "
+            f"{source.name}{line}: not valid JSON: {reason(error)}; if every line is a record of "
             "its own, name the file .jsonl"
         ) from error
     if not isinstance(records, list):
@@ -92,42 +120,52 @@ def _json_list(source: Source, columns: Columns) -> Iterator[Document]:
             "[ ], or write one record per line into a .jsonl"
         )
     for number, record in enumerate(records, start=1):
-        yield to_document(f"{source.name}: record {number}", record, columns)
+        yield f"{source.name}: record {number}", record
 
 
-def _parquet(source: Source, columns: Columns) -> Iterator[Document]:
+def _parquet(source: Source, columns: Columns, reading: Reading) -> Iterator[Record]:
     with (
-        _told_where(source),
-        _opened(source, seekable=True) as file,
+        told_where(source),
+        open_source(source, seekable=True) as file,
         pq.ParquetFile(file) as table,
     ):
-        used = used_columns(source.name, table.schema_arrow.names, columns)
-        yield from _rows(source, table.iter_batches(_ROWS, columns=used), used, columns)
+        names = table.schema_arrow.names
+        used = used_columns(source.name, names, columns)
+        batches = table.iter_batches(_ROWS, columns=used)
+        yield from _rows(source, batches, used, _unread(names, used, reading))
 
 
-def _arrow(source: Source, columns: Columns) -> Iterator[Document]:
-    with _told_where(source):
-        with _opened(source) as file:
+def _arrow(source: Source, columns: Columns, reading: Reading) -> Iterator[Record]:
+    with told_where(source):
+        with open_source(source) as file:
             is_file = file.read(6) == b"ARROW1"  # otherwise a stream, which has no magic bytes
-        with _opened(source, seekable=is_file) as file:
+        with open_source(source, seekable=is_file) as file:
             reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
             used = used_columns(source.name, reader.schema.names, columns)
             batches = reader
             if is_file:
                 batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-            yield from _rows(source, batches, used, columns)
+            yield from _rows(source, batches, used, _unread(reader.schema.names, used, reading))
 
 
-def _hub(source: Source, columns: Columns) -> Iterator[Document]:
+def _hub(source: Source, columns: Columns, reading: Reading) -> Iterator[Record]:
     dataset = load_hub(source.name, source.path)
     used = used_columns(source.name, dataset.column_names, columns)
-    with _told_where(source):
-        # Read through `datasets`, because some of its types are not what Arrow shows.
-        for number, row in enumerate(dataset.select_columns(used), start=1):
-            yield to_document(f"{source.name}: record {number}", row, columns)
+    _unread(dataset.column_names, used, reading)(len(dataset))
+    # Read through `datasets`, because some of its types are not what Arrow shows.
+    for number, row in enumerate(read_rows(source.name, dataset, used), start=1):
+        yield f"{source.name}: record {number}", row
 
 
-_READERS: Mapping[str, Callable[[Source, Columns], Iterator[Document]]] = {
+def _unread(names: Iterable[str], used: list[str], reading: Reading) -> Callable[[int], None]:
+    """What counts rows whose other columns are not even read."""
+    unread = [name for name in names if name not in used]
+    return lambda rows: reading.unused.update(dict.fromkeys(unread, rows))
+
+
+_READERS: Mapping[
+    str, Callable[[Source, Columns, Reading], Iterator[Document] | Iterator[Record]]
+] = {
     "text": _text,
     "python": _python,
     "json lines": _json_lines,
@@ -139,21 +177,22 @@ _READERS: Mapping[str, Callable[[Source, Columns], Iterator[Document]]] = {
 
 
 def _rows(
-    source: Source, batches: Iterable[Any], used: list[str], columns: Columns
-) -> Iterator[Document]:
+    source: Source, batches: Iterable[Any], used: list[str], count_unread: Callable[[int], None]
+) -> Iterator[Record]:
     number = 0
     for batch in batches:
+        count_unread(batch.num_rows)
         for start in range(0, batch.num_rows, _ROWS):
             try:
-                rows = batch.select(used).slice(start, _ROWS).to_pylist()
-            except (ValueError, KeyError) as error:  # bytes that are no text, a column named twice
+                rows = batch.select(used).slice(start, _ROWS).to_pylist(maps_as_pydicts="strict")
+            except Exception as error:  # bytes that are no text, a column or key named twice, times
                 raise ColdstillError(
                     f"{source.name}: record {number + 1} or one of the {_ROWS} from there cannot "
-                    f"be read: {_reason(error)}; write the file again"
+                    f"be read: {reason(error)}; write the file again"
                 ) from error
             for row in rows:
                 number += 1
-                yield to_document(f"{source.name}: record {number}", row, columns)
+                yield f"{source.name}: record {number}", row
 
 
 def _lines(chunks: Iterable[str]) -> Iterator[str]:
@@ -169,6 +208,12 @@ def _lines(chunks: Iterable[str]) -> Iterator[str]:
     yield "".join(pending)
 
 
+def encoding_of(begin: bytes) -> tuple[bytes, str]:
+    """The byte order mark with which text begins, and its encoding."""
+    known = (pair for pair in _BYTE_ORDER_MARKS if begin.startswith(pair[0]))
+    return next(known, (b"", "utf-8"))
+
+
 def _decoded(source: Source) -> Iterator[str]:
     r"""The text of a file in pieces, with `\n` for any line ending.
 
@@ -177,13 +222,13 @@ def _decoded(source: Source) -> Iterator[str]:
     # Universal newlines by hand, because `TextIOWrapper` cannot say where a byte is wrong.
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     line = 1
-    with _told_where(source), _opened(source) as file:
+    with told_where(source), open_source(source) as file:
         data = file.read(_CHUNK)
-        known = (pair for pair in _BYTE_ORDER_MARKS if data.startswith(pair[0]))
-        mark, encoding = next(known, (b"", "utf-8"))
+        mark, encoding = encoding_of(data)
         decoder = codecs.getincrementaldecoder(encoding)()
         read = len(data)
         piece = data[len(mark) :]
+        expect_plain(source, data)
         while True:
             try:
                 text = newlines.decode(decoder.decode(piece, not data), not data)
@@ -201,35 +246,3 @@ def _decoded(source: Source) -> Iterator[str]:
                 return
             data = piece = file.read(_CHUNK)
             read += len(data)
-
-
-def _opened(source: Source, *, seekable: bool = False) -> Any:
-    """A binary file that decompresses as it is read, or at once where it must be seekable."""
-    path = str(source.path)
-    if source.compression is None:
-        return pa.OSFile(path)  # no memory map: some network file systems refuse them
-    stream = pa.input_stream(path, compression=source.compression)
-    if not seekable:
-        return stream
-    with stream:
-        return pa.BufferReader(stream.read())
-
-
-@contextlib.contextmanager
-def _told_where(source: Source) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, PermissionError) as error:
-        raise ColdstillError(
-            f"{source.name}: cannot be opened: {error.strerror or error}; it was there when the "
-            "corpus was listed, run the command again"
-        ) from error
-    except (OSError, pa.ArrowException) as error:
-        raise ColdstillError(
-            f"{source.name}: cannot be read: {_reason(error)}; it is cut short or damaged, fetch "
-            "or write it again"
-        ) from error
-
-
-def _reason(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

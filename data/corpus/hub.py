@@ -73,6 +73,25 @@ def load_hub(entry: str, folder: Path | None) -> Any:
     return next(iter(loaded.values()))
 
 
+def read_rows(entry: str, dataset: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a `datasets.Dataset`, with some of its columns.
+
+    Raises
+        ColdstillError: a row cannot be decoded
+    """
+    rows = iter(dataset.select_columns(columns))
+    for number in range(1, len(dataset) + 1):
+        try:
+            row = next(rows)
+        except Exception as error:  # decoders of every type raise what they like
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise ColdstillError(
+                f"{entry}: record {number}: datasets cannot read it: {reason}; load and save the "
+                "data set again"
+            ) from error
+        yield row
+
+
 def _parse(entry: str) -> tuple[str, dict[str, str]]:
     name, _, query = entry.removeprefix("hub:").partition("?")
     options: dict[str, str] = {}

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError
-from .columns import PromptColumns, known_records
+from .bad_rows import BadRowError
+from .columns import BESIDE, CHOSEN, PromptColumns, known_records
 from .document import Document
+from .messages import read_chat, read_string
+from .tool_calls import read_texts, read_tools
+from .values import parsed, printable, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from .columns import Columns
 
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+
+@dataclass(slots=True)
+class Reading:
+    """What is found out about records while they are read."""
+
+    records: int = 0
+    unused: Counter[str] = field(default_factory=Counter)
+    """In how many records each column had a value that was used for nothing."""
+
+    def note(self) -> str | None:
+        """One sentence that names the columns used for nothing, or None."""
+        if not self.unused:
+            return None
+        names = []
+        for name, count in sorted(self.unused.items()):
+            some = f" (in {count:,} of {self.records:,} rows)" if count < self.records else ""
+            names.append(printable([name]) + some)
+        return f"columns not used: {', '.join(names)}"
 
 
 def used_columns(where: str, names: Collection[str], columns: Columns) -> list[str]:
@@ -24,42 +45,170 @@ def used_columns(where: str, names: Collection[str], columns: Columns) -> list[s
     Raises
         ColdstillError: they are not enough
     """
-    if not columns.are_recognised:
-        chosen = _choose(where, names, columns)
-        there = [name for name in chosen.optional if name in names]
-        return list(dict.fromkeys([*chosen.needed, *there]))
-    _choose(where, names, columns)
-    used = {"input"}.union(*(known.needed for known in known_records(columns)))
-    return [name for name in names if name in used]
+    chosen = _choose(where, names, columns)
+    if columns.are_recognised:
+        used = {"input", CHOSEN}.union(*(known.needed for known in known_records(columns)))
+    else:
+        used = {*chosen.needed, *chosen.optional}
+    used.update(name for kind in BESIDE for name in columns.beside(kind))
+    order = list(names) if columns.are_recognised else [*chosen.needed, *chosen.optional, *names]
+    return [name for name in dict.fromkeys(order) if name in used and name in names]
 
 
-def to_document(where: str, record: Any, columns: Columns) -> Document:
+def to_document(
+    where: str, record: Any, columns: Columns, reading: Reading | None = None
+) -> Document:
     """Make a document of a record; null and empty values make an empty one.
 
+    reading  told of the columns that have a value and are used for nothing
+
     Raises
-        ColdstillError: it is no object, a column is missing or holds something else
+        BadRowError: it is no object, a column is missing or holds something else, or a chat has
+            nothing to learn
     """
     if not isinstance(record, dict):
-        raise ColdstillError(
-            f'{where}: {_shown(record)} is no record, expected an object such as {{"text": "..."}}'
+        told = f'{shown(record)} is no record, expected an object such as {{"text": "..."}}'
+        raise BadRowError("wrong_values", where, f"{told}; repair it")
+    try:
+        chosen = _choose(where, record, columns)
+    except ColdstillError as error:
+        reason = str(error).removeprefix(f"{where}: ")
+        raise BadRowError("incomplete_rows", where, reason) from error
+    row = _Row(where, record, columns, chosen)
+    document = row.document()
+    if reading is not None:
+        reading.records += 1
+        there = (name for name, value in record.items() if value not in (None, "", [], {}))
+        reading.unused.update(str(name) for name in there if name not in row.used)
+    return document
+
+
+def expect_answer(document: Document) -> None:
+    """Raise BadRowError if a document is a chat in which the assistant has no turn."""
+    roles = dict.fromkeys(message["role"] for message in document.messages)
+    if roles and "assistant" not in roles:
+        raise BadRowError(
+            "unanswered_chats",
+            document.where,
+            f"the assistant says nothing in this chat ({', '.join(roles)} alone), so there is "
+            "nothing to learn; add its answer, have the teacher answer with teacher.generate",
         )
-    chosen = _choose(where, record, columns)
-    named = [(name, record[name]) for name in chosen.needed]
-    named += [(name, record[name]) for name in chosen.optional if record.get(name) is not None]
-    if chosen.messages is not None:
-        return Document(where=where, messages=_chat(where, *named[0], columns))
-    if chosen.prompt is None:
-        return Document(where=where, text=_string(where, *named[0]))
-    if all(isinstance(value, list) for _, value in named):
-        messages = [m for name, value in named for m in _chat(where, name, value, columns)]
-        return Document(where=where, messages=tuple(messages))
-    prompt, text = (*(_string(where, *pair) for pair in named), "")[:2]
-    if columns.are_recognised and chosen.prompt == "instruction":
-        extra = _string(where, "input", record.get("input"))
-        prompt = f"{prompt}\n\n{extra}" if extra else prompt
-    if not prompt and isinstance(columns, PromptColumns):
-        return Document(where=where)  # an answer to nothing asks nothing
-    return Document(where=where, prompt=prompt, text=text)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A record, what it is recognised as, and which of its columns were used."""
+
+    where: str
+    record: dict[str, Any]
+    columns: Columns
+    chosen: Columns
+    used: set[str] = field(default_factory=set)
+
+    def document(self) -> Document:
+        """The document, whichever kind the record is of."""
+        names = [n for n in self.chosen.optional if self.record.get(n) is not None]
+        names = [*self.chosen.needed, *names]
+        self.used.update(names)
+        values = [self.record[name] for name in names]
+        if self.chosen.messages is not None:
+            return self._chat(names[0])
+        if self.chosen.prompt is None:
+            return Document(where=self.where, text=self._string(names[0]))
+        lists = [isinstance(parsed(value), list) for value in values]
+        if all(isinstance(value, list) for value in values):
+            return self._of_messages(self._joined(names))
+        if CHOSEN in names and any(lists):
+            return self._of_messages(self._joined(names))
+        return self._pair(names)
+
+    def _pair(self, names: list[str]) -> Document:
+        prompt, text = (*(self._string(name) for name in names), "")[:2]
+        if self.columns.are_recognised and self.chosen.prompt == "instruction":
+            extra = self._string("input")
+            prompt = f"{prompt}\n\n{extra}" if extra else prompt
+        if not prompt and isinstance(self.columns, PromptColumns):
+            return Document(where=self.where)  # an answer to nothing asks nothing
+        if self.columns.are_recognised or self.columns.system != "system":
+            name = self._beside("system")
+            system = self._string(name) if name else ""
+            prompt = f"{system}\n\n{prompt}" if system else prompt
+        return Document(where=self.where, prompt=prompt, text=text)
+
+    def _chat(self, name: str) -> Document:
+        value = self.record[name]
+        if name == CHOSEN and self.columns.are_recognised and isinstance(parsed(value), str):
+            raise BadRowError(
+                "incomplete_rows",
+                self.where,
+                f"column {CHOSEN!r} holds a text and no column holds its prompt; map that in the "
+                f'recipe: [corpus.columns] prompt = "...", completion = "{CHOSEN}", or learn all '
+                f'of the text: text = "{CHOSEN}"',
+            )
+        messages = list(self._messages(name))
+        open_end = bool(messages) and messages[-1]["role"] != "assistant"
+        if open_end and self.columns.are_recognised and self.record.get(CHOSEN) is not None:
+            self.used.add(CHOSEN)
+            answer = self._messages(CHOSEN, "assistant")
+            messages = list(answer) if _is_whole(answer) else [*messages, *answer]
+        return self._of_messages(messages)
+
+    def _joined(self, names: list[str]) -> list[dict[str, Any]]:
+        """A prompt and what follows it, of which at least one is a list of messages."""
+        prompt = self._messages(names[0], "user")
+        answer = self._messages(names[1], "assistant") if len(names) > 1 else ()
+        # the better answer of a preference is often the whole chat
+        return list(answer) if CHOSEN in names and _is_whole(answer) else [*prompt, *answer]
+
+    def _of_messages(self, messages: list[dict[str, Any]]) -> Document:
+        found = Document(where=self.where, messages=tuple(messages))
+        if not messages:
+            return found
+        name = self._beside("system")
+        if name and messages[0]["role"] not in ("system", "developer"):
+            system = {"role": "system", "content": self._string(name)}
+            found = replace(found, messages=(system, *messages))
+        elif name and messages[0]["content"] != self.record[name]:
+            self.used.discard(name)  # the chat has a system message of its own
+        if name := self._beside("tools"):
+            tools = read_tools(f"{self.where}: column {name!r}", self.record[name])
+            found = replace(found, tools=tools)
+        if name := self._beside("documents"):
+            texts = read_texts(f"{self.where}: column {name!r}", self.record[name])
+            found = replace(found, documents=texts)
+        return found
+
+    def _messages(self, name: str, role: str = "") -> tuple[dict[str, Any], ...]:
+        """The messages of a column, in which a text or one message alone may stand for a list."""
+        value = parsed(self.record[name])
+        if role and isinstance(value, dict):
+            value = [value]
+        elif role and value and not isinstance(value, list):
+            value = [{"role": role, "content": self.record[name]}]
+            return read_chat(self.where, name, value, _usual_keys(self.columns))
+        return read_chat(self.where, name, value, self.columns)
+
+    def _string(self, name: str) -> str:
+        self.used.add(name)
+        return read_string(self.where, name, self.record.get(name))
+
+    def _beside(self, kind: str) -> str | None:
+        """The column that holds what stands beside the messages, if it holds anything."""
+        for name in self.columns.beside(kind):
+            if self.record.get(name):
+                self.used.add(name)
+                return name
+        return None
+
+
+def _usual_keys(columns: Columns) -> Columns:
+    """The same columns where messages have the usual keys."""
+    return replace(columns, role="role", content="content")
+
+
+def _is_whole(messages: Collection[dict[str, Any]]) -> bool:
+    """Whether messages are a chat from its beginning, not only its end."""
+    return any(message["role"] in ("user", "system", "developer") for message in messages)
 
 
 def _choose(where: str, names: Collection[str], columns: Columns) -> Columns:
@@ -89,89 +238,7 @@ def _key_of(name: str, columns: Columns) -> str:
 
 
 def _missing(where: str, name: str, key: str, names: Collection[str]) -> ColdstillError:
-    have = ", ".join(str(there) for there in names) or "none"
     return ColdstillError(
-        f"{where}: missing column {name!r} (have: {have}); map it in the recipe: "
+        f"{where}: missing column {name!r} (have: {printable(names)}); map it in the recipe: "
         f'[corpus.columns] {key} = "..."'
     )
-
-
-def _string(where: str, name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ColdstillError(f"{where}: column {name!r} holds {_shown(value)}, expected a string")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # JSON can spell half of a pair; no tokenizer reads it
-            raise ColdstillError(
-                f"{where}: column {name!r} has half a surrogate pair at character {error.start}, "
-                "which is no text; repair or leave out the record"
-            ) from error
-    return value
-
-
-def _chat(where: str, name: str, value: Any, columns: Columns) -> tuple[dict[str, Any], ...]:
-    if value is None:
-        return ()
-    messages = _parsed(value)
-    if not isinstance(messages, list):
-        raise ColdstillError(
-            f"{where}: column {name!r} holds {_shown(value)}, expected a list of messages"
-        )
-    return tuple(
-        _message(f"{where}: {name}[{index}]", _parsed(message), columns)
-        for index, message in enumerate(messages)
-    )
-
-
-def _parsed(value: Any) -> Any:
-    """The value, or what its JSON stands for.
-
-    Tables that cannot hold messages of different shapes hold their JSON; `datasets` 5 does so.
-    """
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(value)
-    return value
-
-
-def _message(where: str, message: Any, columns: Columns) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise ColdstillError(f"{where}: {_shown(message)} is no message, expected an object")
-    # A table gives every message the keys of all of them; the null ones were never written.
-    left = {key: value for key, value in message.items() if value is not None}
-    role_key = _key(left, columns.role, "role", "from")
-    content_key = _key(left, columns.content, "content", "value")
-    # A null content is a message that says nothing; so is one that only calls a tool.
-    says_nothing = columns.content in message or "tool_calls" in left
-    if role_key not in left or (content_key not in left and not says_nothing):
-        missing = role_key if role_key not in left else content_key
-        raise ColdstillError(
-            f"{where}: no {missing!r} (have: {', '.join(map(str, left)) or 'none'}); map it in the "
-            f'recipe: [corpus.columns] {"role" if missing == role_key else "content"} = "..."'
-        )
-    role = _string(where, role_key, left.pop(role_key))
-    content = _string(where, content_key, left.pop(content_key, None))
-    others = {key: _as_json(value) for key, value in left.items()}
-    return {"role": _ROLES.get(role, role), "content": content, **others}
-
-
-def _key(message: Mapping[str, Any], key: str, default: str, other: str) -> str:
-    """`key`, or where it is unmapped and absent, the other custom's word for it."""
-    return other if key == default and key not in message and other in message else key
-
-
-def _as_json(value: Any) -> Any:
-    """Tables can hold times, decimals and bytes; a chat template and a digest cannot."""
-    if isinstance(value, dict):
-        return {str(key): _as_json(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(part) for part in value]
-    return value if value is None or isinstance(value, str | int | float) else str(value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"

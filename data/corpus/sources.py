@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
-from ..files import read_json
+from .folders import Candidate, choose_documents, expect_one_split, walk
 from .hub import check_hub_entry, local_folder
 from .stdlib import stdlib_files
 
@@ -30,8 +30,6 @@ SUFFIXES = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 KNOWN = f"{' '.join(SUFFIXES)}, each also with .gz or .zst"
-
-_SAVED_MARKERS = ("dataset_dict.json", "state.json", "dataset_info.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +59,15 @@ class Source:
         return str(self.path.resolve())
 
 
-def list_sources(files: Sequence[str], base: Path) -> list[Source]:
+def list_sources(
+    files: Sequence[str], base: Path, left_out: list[str] | None = None
+) -> list[Source]:
     """Everything `files` stands for: in its order, sorted within each entry, nothing twice.
 
     An entry is a path relative to `base`, a glob, a folder (searched whole; hidden names are
     skipped), a dataset saved with `save_to_disk`, `stdlib:` or `hub:ORG/NAME?split=...`.
+
+    left_out  filled with the names of those files of folders and globs that are no documents
 
     Raises
         ColdstillError: an entry stands for nothing, or for something that cannot be read
@@ -75,7 +77,7 @@ def list_sources(files: Sequence[str], base: Path) -> list[Source]:
     found: dict[str, Source] = {}
     for entry in files:
         with _told_where(entry):
-            for source in _expand(entry, base):
+            for source in _expand(entry, base, [] if left_out is None else left_out):
                 found.setdefault(source.identity, source)
     return list(found.values())
 
@@ -89,7 +91,7 @@ def format_of(name: str) -> tuple[str, str | None] | None:
     return (SUFFIXES[suffix], compression) if suffix in SUFFIXES else None
 
 
-def _expand(entry: str, base: Path) -> list[Source]:
+def _expand(entry: str, base: Path, left_out: list[str]) -> list[Source]:
     if entry == "stdlib:":
         return [_source(f"stdlib:{name}", path, "python") for name, path in stdlib_files()]
     if entry.startswith("stdlib:"):
@@ -99,88 +101,47 @@ def _expand(entry: str, base: Path) -> list[Source]:
         return [Source(name=entry, path=local_folder(entry, base), format="hub")]
     path = base / Path(entry).expanduser()
     if entry and path.is_dir():
-        return _folder(entry, path)
+        return _folder(entry, path, left_out)
     if path.is_file():
         return [_file(entry, path, named=True)]
     if any(character in entry for character in "*?["):
-        return _glob(entry, base)
+        return _glob(entry, base, left_out)
     raise ColdstillError(f"{entry!r}: no such file or folder in {base}; check corpus.files")
 
 
-def _glob(pattern: str, base: Path) -> list[Source]:
+def _glob(pattern: str, base: Path, left_out: list[str]) -> list[Source]:
     matches = sorted(glob.glob(os.path.expanduser(pattern), root_dir=base, recursive=True))
-    found: list[Source] = []
+    found: list[Candidate] = []
     for match in matches:
         path = base / match
         if path.is_dir():
             # A folder is taken whole; one without any text is no mistake among other matches.
-            found.extend(_walk(match.rstrip("/"), path, set()))
-        elif path.name not in _SAVED_MARKERS and format_of(match):
-            found.append(_file(match, path, named=False))
-    if found:
-        return found
+            found.extend(walk(match, path, _format))
+        else:
+            found.append(Candidate(match, path, _format(match), path.name))
+    found = list({candidate.path.resolve(): candidate for candidate in reversed(found)}.values())
+    if chosen := choose_documents(found[::-1], left_out):
+        return [_file(c.name, c.path, named=False, kind=c.format) for c in chosen]
     if files := [match for match in matches if (base / match).is_file()]:
         raise _unknown_suffix(files[0])
     raise ColdstillError(f"{pattern}: nothing matches in {base}; check corpus.files")
 
 
-def _folder(name: str, path: Path) -> list[Source]:
-    found = list(_walk(name.rstrip("/"), path, set()))
+def _folder(name: str, path: Path, left_out: list[str]) -> list[Source]:
+    found = choose_documents(list(walk(name, path, _format)), left_out)
+    expect_one_split(name, found)
     if not found:
         raise ColdstillError(f"{name}: nothing to read in the folder {path}; known are {KNOWN}")
-    return found
+    return [_file(c.name, c.path, named=False, kind=c.format) for c in found]
 
 
-def _walk(name: str, folder: Path, seen: set[Path]) -> Iterator[Source]:
-    if folder.resolve() in seen:  # a link back up
-        return
-    seen.add(folder.resolve())
-    saved = _saved_dataset(name, folder)
-    if saved is not None:
-        yield from saved
-        return
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _walk(f"{name}/{path.name}", path, seen)
-        elif path.is_file() and format_of(path.name):
-            yield _file(f"{name}/{path.name}", path, named=False)
+def _format(name: str) -> str | None:
+    known = format_of(name)
+    return known and known[0]
 
 
-def _saved_dataset(name: str, folder: Path) -> list[Source] | None:
-    """The Arrow files of a folder written by `datasets`' `save_to_disk`; None for any other."""
-    splits_marker, state_marker, info_marker = (folder / marker for marker in _SAVED_MARKERS)
-    try:
-        if splits_marker.is_file():
-            splits = list(read_json(splits_marker)["splits"])
-            if len(splits) > 1:
-                first = "train" if "train" in splits else splits[0]
-                raise ColdstillError(
-                    f"{name}: a saved dataset of several splits ({', '.join(splits)}); name the "
-                    f"one to read: {name}/{first}"
-                )
-            return _saved_dataset(f"{name}/{splits[0]}", folder / splits[0])
-        if not (state_marker.is_file() and info_marker.is_file()):
-            return None
-        state = read_json(state_marker)
-        names = [str(file["filename"]) for file in state["_data_files"]]
-        reordered = bool(state.get("_indices_data_files"))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ColdstillError(
-            f"{name}: its {splits_marker.name} or {state_marker.name} is not what save_to_disk "
-            "writes; save the dataset again"
-        ) from error
-    if reordered or not names:
-        fault = "keeps its row order apart from its rows" if reordered else "has no rows"
-        raise ColdstillError(f"{name}: the saved dataset {fault}; save it again")
-    if missing := [file for file in names if not (folder / file).is_file()]:
-        raise ColdstillError(f"{name}: {missing[0]} is missing; save or copy the dataset again")
-    return [_source(f"{name}/{file}", folder / file, "arrow") for file in names]
-
-
-def _file(name: str, path: Path, *, named: bool) -> Source:
-    known = format_of(path.name)
+def _file(name: str, path: Path, *, named: bool, kind: str | None = None) -> Source:
+    known = format_of(path.name) or (kind and (kind, None))
     if known is None:
         raise _unknown_suffix(name)
     source = _source(name, path, *known)

@@ -44,7 +44,7 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
     recipe = loaded.recipe
     left_out = left_out_tokens(loaded, run)
     corpus = corpus_sizes(loaded, run)
-    stores = store_sizes(loaded, run)
+    stores = store_sizes(loaded, run, corpus)
     teacher = teacher_sizes(loaded, run)
     sizes = student_sizes(loaded, run, teacher)
     sources = list_sources(recipe.corpus.files, loaded.base)
@@ -56,11 +56,10 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
         "counted": counted,
         "sequences": {split: size.sequences for split, size in corpus.items()},
         "positions": {split: size.positions for split, size in corpus.items()},
-        # nobody knows which tokens are learned before they are read
         "supervised_share": {
-            split: round(size.positions / max(1, size.tokens), 4) if counted else None
-            for split, size in corpus.items()
+            split: round(size.positions / max(1, size.tokens), 4) for split, size in corpus.items()
         },
+        "basis": corpus["train"].basis,
         "stores": {split: _store_facts(store) for split, store in stores.items()},
         "capture": {"head": recipe.logits.head, "tail": recipe.logits.tail},
         "codec": recipe.logits.codec_name,

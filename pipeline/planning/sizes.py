@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...data.corpus import list_sources
 from ...data.layout import MANIFEST
 from ...data.local_place import LocalPlace
 from ...data.manifest import read_manifest
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from ..run import Run
     from ..tables import Recipe
 
-BYTES_PER_TOKEN = 4
-"""A rule of thumb for text before it is tokenised; exact counts take over afterwards."""
 _MOST_COMMITS = 256
 """Commit records looked at: of a store with more shards, evenly spaced ones stand for all."""
 
@@ -38,6 +35,8 @@ class SplitSize:
     tokens: int
     positions: int
     counted: bool
+    basis: str = ""
+    """What it was estimated from, for the user; empty where it is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +80,12 @@ def corpus_sizes(loaded: LoadedRecipe, run: Run) -> dict[Split, SplitSize]:
     Raises
         ColdstillError: sources that are not there
     """
-    corpus = loaded.recipe.corpus
+    from .expected import expected_sizes
+
     record = CorpusLayout(run.corpus).read_record()
     if record is not None:
         return {
-            split: _answered(record.splits[split], loaded.recipe)
+            split: answered(record.splits[split], loaded.recipe)
             if record.prompts
             else SplitSize(
                 sequences=record.splits[split].sequences,
@@ -95,28 +95,20 @@ def corpus_sizes(loaded: LoadedRecipe, run: Run) -> dict[Split, SplitSize]:
             )
             for split in SPLITS
         }
-    sources = list_sources(corpus.files, loaded.base)
-    tokens = sum(source.bytes for source in sources) // BYTES_PER_TOKEN
-    held_out = round(tokens * corpus.holdout)
-    counts: dict[Split, int] = {"train": tokens - held_out, "heldout": held_out}
-    return {
-        split: SplitSize(
-            sequences=-(-count // corpus.sequence_length),
-            tokens=count,
-            positions=count,
-            counted=False,
-        )
-        for split, count in counts.items()
-    }
+    return expected_sizes(loaded, run)
 
 
-def store_sizes(loaded: LoadedRecipe, run: Run) -> dict[Split, StoreSize]:
+def store_sizes(
+    loaded: LoadedRecipe, run: Run, sizes: dict[Split, SplitSize] | None = None
+) -> dict[Split, StoreSize]:
     """Both stores; reads manifests and commit records, no data.
+
+    sizes  of the corpus, where the caller has them at hand
 
     Raises
         ColdstillError: sources that are not there, a damaged record
     """
-    sizes = corpus_sizes(loaded, run)
+    sizes = sizes or corpus_sizes(loaded, run)
     return {split: _store_size(split, sizes[split], loaded.recipe, run) for split in SPLITS}
 
 
@@ -162,7 +154,7 @@ def pilot_row(pilot: Any, capture: Capture, codec: Any) -> dict[str, Any] | None
     return next((r for r in rows if [r["head"], r["tail"], r["codec"]] == wanted), None)
 
 
-def _answered(prompts: SplitRecord, recipe: Recipe) -> SplitSize:
+def answered(prompts: SplitRecord | SplitSize, recipe: Recipe, basis: str = "") -> SplitSize:
     """At most: where the teacher answers prompts, only it knows how long its answers get."""
     generate = recipe.teacher.generate
     longest = 0 if generate is None else prompts.sequences * generate.max_new_tokens
@@ -173,6 +165,7 @@ def _answered(prompts: SplitRecord, recipe: Recipe) -> SplitSize:
         tokens=prompts.tokens + positions,
         positions=positions,
         counted=False,
+        basis=basis,
     )
 
 

@@ -46,8 +46,8 @@ def _ground(facts: Facts) -> list[str]:
     about = "" if facts["counted"] else "about "
     positions = sum(facts["positions"].values())
     learned = f"{about}{positions:,} positions"
-    if facts["supervised_share"]["train"] is not None:
-        learned += f" ({facts['supervised_share']['train']:.1%} of train's tokens supervised)"
+    learned += f" ({about}{facts['supervised_share']['train']:.1%} of train's tokens supervised)"
+    basis = [f"note         corpus: {facts['basis']}"] if facts["basis"] else []
     rowless = [
         f"tokenizer    without {', '.join(map(repr, facts['left_out_tokens']))}, which the model "
         "has no row for"
@@ -55,6 +55,7 @@ def _ground(facts: Facts) -> list[str]:
     return [
         f"corpus       {_counted(facts['sources'], 'file')}, {size(facts['source_bytes'])}, "
         f"{about}{sum(facts['sequences'].values()):,} sequences, {learned}",
+        *basis,
         f"teacher      {facts['teacher']}{'' if facts['teacher_done'] else ', not yet'}",
         *(rowless if facts["left_out_tokens"] else ()),
     ]

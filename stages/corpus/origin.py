@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ...data.corpus import list_sources
+from ...data.corpus import Columns, list_sources
 from ...data.errors import ColdstillError
 from ...data.fingerprint import file_sha256
 from ..models.vocabulary import tokenizer_identity
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ...data.corpus import Source
     from ...data.prepared import CorpusRecord
     from ..config import CorpusConfig
+
+_FORMERLY = {"as_chat": False}
+"""What corpora were prepared with before there was this key."""
 
 _CLOCK_NS = 2_000_000_000
 """The coarsest clock of a file system: two changes within it may bear the same time."""
@@ -83,11 +86,14 @@ def difference_in_corpus(
         return "it holds prompts for teacher.generate, which the recipe no longer has"
     now = corpus_settings(config, tokenizer)
     for key, value in now.items():
-        if record.settings.get(key) == value or (key == "bad_rows" and not record.skipped):
+        before = record.settings.get(key, _FORMERLY.get(key))
+        if key == "columns" and isinstance(before, dict):  # which may lack the newest of its keys
+            before = {**asdict(Columns()), **before}
+        if before == value or (key == "bad_rows" and not record.skipped):
             continue
         if key in ("tokenizer", "chat_template"):  # known by their digests
             return f"the {key.replace('_', ' ')} is another"
-        return f"corpus.{key} was {record.settings.get(key)!r}, is {value!r}"
+        return f"corpus.{key} was {before!r}, is {value!r}"
     old = {str(name): rest for name, *rest in record.sources}
     new = {source.name: source for source in list_sources(config.files, base)}
     for name in sorted(old.keys() | new.keys()):

@@ -2,44 +2,32 @@
 
 Everything becomes one text with spans of characters: a plain document is learned whole, of a prompt
 with completion only the completion, of a chat only what the assistant said. A token is learned if
-it covers any learned character.
+it covers any learned character, except that a token that begins in the header of a chat's turn and
+shares only white space with the turn is the header's.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...data.corpus import BadRowError, refuse
 from ...data.errors import ColdstillError
 from ...data.packing import TokenizedDocument
 from ..models.vocabulary import expect_without_left_out
+from .render_chat import ChatRenderer, RenderedChat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from ...data.corpus import Document
     from ..config import CorpusConfig
-
-Spans = list[tuple[int, int]]
-
-
-class BadRowError(ColdstillError):
-    """A document that nothing can be learned from as it is; a recipe may have such skipped."""
-
-    def __init__(self, kind: str, where: str, reason: str) -> None:
-        """Say why; `kind` is what `CorpusRecord.counts` counts it under."""
-        super().__init__(f'{where}: {reason}, or skip such rows with corpus.bad_rows = "skip"')
-        self.kind = kind
-
-
-def refuse(bad: BadRowError) -> None:
-    """What becomes of a bad row unless the recipe says otherwise."""
-    raise bad
+    from .chat_template import Spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +55,10 @@ class DocumentTokenizer:
             ColdstillError: a separator that the tokenizer cannot write
         """
         self._tokenizer = tokenizer
+        self._as_chat = config.as_chat
+        self._chats = ChatRenderer(tokenizer)
+        self.counts: Counter[str] = Counter()
+        """What of the documents is not as the rows have it, by its name in a record's counts."""
         self._length = config.sequence_length
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
@@ -137,7 +129,7 @@ class DocumentTokenizer:
         ids = encoding.ids
         learned = np.ones(len(ids), np.bool_)
         if text.learned is not None:
-            learned = _covers(encoding.offsets, text.learned)
+            learned = _covers(encoding.offsets, text)
         ends = len(self.separator)
         if not text.closed and ends and tuple(ids[-ends:]) == self.separator:
             learned[-ends:] = True  # the tokenizer's own, which covers no characters
@@ -158,9 +150,8 @@ class DocumentTokenizer:
         )
 
     def _render(self, document: Document) -> Rendered:
-        if document.messages:
-            with self._templating(document):
-                return self._render_chat(document)
+        if self._is_chat(document):
+            return self._chat(document, self._chats.render(self._messages(document)))
         if not self._has_end:
             raise ColdstillError(
                 "corpus.separator: the tokenizer has no end-of-text token to put after a text "
@@ -171,68 +162,40 @@ class DocumentTokenizer:
         whole = document.prompt + document.text
         return Rendered(document, whole, [(len(document.prompt), len(whole))], closed=False)
 
-    def _render_chat(self, document: Document) -> Rendered:
-        """A chat as text, and where in it the assistant speaks."""
-        messages = list(document.messages)
-        whole = self._apply(messages)
-        spans = [
-            self._span(messages, i, whole, document.where)
-            for i, message in enumerate(messages)
-            if message["role"] == "assistant"
-        ]
-        return Rendered(document, whole, spans, closed=True)
-
-    def _span(self, messages: list[Any], i: int, whole: str, where: str) -> tuple[int, int]:
-        """Where message `i` is written: after the prompt to answer, up to its own end."""
-        before = self._apply(messages[:i], add_generation_prompt=True) if i else ""
-        if not whole.startswith(before):
-            before = self._apply(messages[:i])
-        after = self._apply(messages[: i + 1])
-        if whole.startswith(before) and whole.startswith(after):
-            return len(before), len(after)
-        # a template that writes earlier turns differently (without their thoughts, say): what the
-        # assistant said still stands there, followed by the same end of turn
-        content = str(messages[i]["content"])
-        begin = whole.find(content, len(before)) if whole.startswith(before) else -1
-        if not content or begin < 0:
-            raise BadRowError(
-                "unrenderable_chats",
-                where,
-                f"the chat template writes message {i + 1} differently once more follow, so what "
-                "the assistant said cannot be located; split the chat there",
-            )
-        closing = after[after.rfind(content) + len(content) :]
-        end = begin + len(content)
-        return begin, end + len(closing) if whole.startswith(closing, end) else end
-
-    @contextmanager
-    def _templating(self, document: Document) -> Iterator[None]:
-        """Say of which chat, if its template fails."""
-        if not self._tokenizer.chat_template:  # that is no fault of the row
+    def _is_chat(self, document: Document) -> bool:
+        """Whether a document is written by the chat template."""
+        if document.messages or not document.prompt:
+            return bool(document.messages)
+        has_template = bool(self._tokenizer.chat_template)
+        if self._as_chat and not has_template:
             raise ColdstillError(
-                f"{document.where}: a chat, but the tokenizer has no chat template; use a chat "
-                "model's tokenizer or map the columns to prompt and completion"
+                "corpus.as_chat: the tokenizer has no chat template to write prompts and "
+                "completions with; use a chat model's tokenizer or leave the key out"
             )
-        try:
-            yield
-        except ColdstillError:
-            raise
-        except Exception as error:  # templates are programs and raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BadRowError(
-                "unrenderable_chats",
-                document.where,
-                f"the chat template cannot render this chat: {reason}; repair it",
-            ) from error
+        self.counts["untemplated_pairs"] += has_template and not self._as_chat
+        return self._as_chat
 
-    def _apply(self, messages: list[Any], **options: Any) -> str:
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    def _messages(self, document: Document) -> Document:
+        """The document with its prompt and completion as messages, unless it is a chat already."""
+        if document.messages:
+            return document
+        said = (("user", document.prompt), ("assistant", document.text))
+        messages = tuple({"role": role, "content": text} for role, text in said if text)
+        return replace(document, messages=messages, prompt="", text="")
+
+    def _chat(self, document: Document, chat: RenderedChat) -> Rendered:
+        self.counts.update(chat.counts)
+        return Rendered(document, chat.text, chat.learned, closed=True)
 
 
-def _covers(offsets: list[tuple[int, int]], spans: Spans) -> NDArray[np.bool_]:
-    """[T] whether each token covers a character of any span."""
+def _covers(offsets: list[tuple[int, int]], text: Rendered) -> NDArray[np.bool_]:
+    """[T] whether each token covers what is to be learned of a text."""
     begin, end = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
     covered = np.zeros(len(begin), np.bool_)
-    for first, last in spans:
-        covered |= (begin < last) & (end > first)
+    for first, last in text.learned or ():
+        said = first
+        if text.closed:
+            space = text.text[first:last]
+            said += len(space) - len(space.lstrip())
+        covered |= (begin < last) & ((begin >= first) | (end > said))
     return covered

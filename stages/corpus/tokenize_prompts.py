@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...data.corpus import BadRowError
 from ...data.errors import ColdstillError
-from .tokenize_documents import BadRowError, DocumentTokenizer, Rendered
+from .tokenize_documents import DocumentTokenizer, Rendered
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,28 +27,14 @@ class PromptTokenizer(DocumentTokenizer):
         self._has_end = True  # nothing is put after a prompt: the answer follows
 
     def _render(self, document: Document) -> Rendered:
-        if document.messages:
-            with self._templating(document):
-                return self._render_chat(document)
+        if self._is_chat(document):
+            return self._chat(document, self._chats.ask(self._messages(document)))
         if not document.prompt:
             raise ColdstillError(
                 f"{document.where}: a text, but teacher.generate needs prompts or chats; leave it "
                 "out of corpus.files, or map its column with corpus.columns.prompt"
             )
         return Rendered(document, document.prompt, [], closed=False)
-
-    def _render_chat(self, document: Document) -> Rendered:
-        roles = [message["role"] for message in document.messages]
-        asked = max((i for i, role in enumerate(roles, 1) if role != "assistant"), default=0)
-        if not asked:
-            raise BadRowError(
-                "unrenderable_chats",
-                document.where,
-                "the assistant alone speaks, so there is nothing to answer; add the user's turn",
-            )
-        messages = list(document.messages[:asked])
-        text = self._apply(messages, add_generation_prompt=True)
-        return Rendered(document, text, [], closed=True)
 
     def _finish(self, text: Rendered, encoding: Any) -> tuple[list[int], NDArray[np.bool_]]:
         ids, added = list(encoding.ids), encoding.special_tokens_mask

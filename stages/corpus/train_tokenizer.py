@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ...data.corpus import is_held_out, list_sources, read_documents
+from ...data.corpus import is_held_out, list_sources, read_documents, refuse
 from ...data.errors import ColdstillError
 from ...data.files import whole_folder
 from ..report import Report, Reporter, silent
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from ...data.corpus import BadRowError
     from ..config import CorpusConfig, TokenizerConfig
 
 STAGE = "tokenizer"
@@ -59,14 +60,12 @@ def train_tokenizer(
 
 def _texts(corpus: CorpusConfig, base: Path, report: Reporter) -> Iterator[str]:
     sources = list_sources(corpus.files, base)
-    for count, document in enumerate(read_documents(sources, corpus.columns), 1):
+    skip = _leave_out if corpus.bad_rows == "skip" else refuse
+    for count, document in enumerate(read_documents(sources, corpus.columns, skip), 1):
         report(Report(stage=STAGE, done=count, unit="documents"))
         if not document.is_empty and not is_held_out(document.digest(), corpus.holdout):
-            yield from _contents(document)
+            yield from (document.prompt, document.text, *document.contents())
 
 
-def _contents(document: Any) -> Iterator[str]:
-    yield document.prompt
-    yield document.text
-    for message in document.messages:
-        yield str(message.get("content") or "")
+def _leave_out(bad: BadRowError) -> None:
+    """Nothing: preparing the corpus counts bad rows."""

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from coldstill.data.corpus import Columns, Document, list_sources, read_documents
+from coldstill.data.corpus import (
+    BadRowError,
+    Columns,
+    Document,
+    Reading,
+    list_sources,
+    read_documents,
+    refuse,
+)
 from coldstill.data.errors import ColdstillError
 
 if TYPE_CHECKING:
@@ -114,18 +122,6 @@ def test_a_table_is_one_document_per_row(tmp_path: Path, kind: str, compression:
     assert documents[1030].where == f"{path.name}: record 1031"
 
 
-@pytest.mark.parametrize("kind", [".parquet", ".arrow"])
-def test_a_table_of_chats_reads_as_json_lines_do(tmp_path: Path, kind: str) -> None:
-    rows = [
-        {"messages": [{"role": "user", "content": "hi"}]},
-        {"messages": [{"role": "tool", "content": "3", "name": "f"}]},
-    ]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / f"a{kind}").write_bytes(table_bytes(kind, pa.Table.from_pylist(rows)))
-    pairs = zip(read(tmp_path, "a.jsonl"), read(tmp_path, f"a{kind}"), strict=True)
-    assert all(line.digest() == row.digest() for line, row in pairs)
-
-
 def test_all_members_of_a_compressed_file_are_read(tmp_path: Path) -> None:
     for suffix in (".gz", ".zst"):
         parts = [COMPRESS[suffix](f'{{"text": "{i}"}}\n'.encode()) for i in range(3)]
@@ -198,6 +194,10 @@ def test_memory_stays_flat_over_json_lines(tmp_path: Path, compression: str) -> 
         ('{"body": "a"}', "missing column 'text' (have: body); map it in the recipe"),
         ('{"text": 3}', "column 'text' holds int 3, expected a string"),
         ('{"messages": [{"role": "user"}]}', "messages[0]: no 'content' (have: role)"),
+        ('{"text": "a", "text": "b"}', "an object with the key 'text' twice is no record"),
+        ('{"text": {"b": 1, "b": 2}}', "column 'text' holds an object with the key 'b' twice, "),
+        ('{"messages": [{"role": "user", "content": "b"}]}', "the assistant says nothing in this"),
+        ('{"text": ' + "9" * 5000 + "}", "not valid JSON: Exceeds the limit"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str, told: str) -> None:
@@ -305,3 +305,49 @@ def test_an_arrow_column_named_twice_is_refused(tmp_path: Path) -> None:
 def test_lines_that_are_all_blank_hold_no_records(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n \n\n")
     assert refusal(tmp_path, "a.jsonl").startswith("a.jsonl: holds no records;")
+
+
+def test_what_is_wrong_with_an_unused_column_does_not_matter(tmp_path: Path) -> None:
+    line = '{"text": "a", "score": NaN, "meta": {"x": 1, "x": 2}, "half": "\\ud83d"}'
+    (tmp_path / "a.jsonl").write_text(line)
+    assert [d.text for d in read(tmp_path, "a.jsonl")] == ["a"]
+
+
+def test_columns_used_for_nothing_are_named_in_every_format(tmp_path: Path) -> None:
+    rows = [{"id": i, "source": "s", "text": f"{i}"} for i in range(3)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    for kind in (".parquet", ".arrow"):
+        (tmp_path / f"a{kind}").write_bytes(table_bytes(kind, pa.Table.from_pylist(rows)))
+    for name in ("a.jsonl", "a.json", "a.parquet", "a.arrow"):
+        reading = Reading()
+        assert len(list(read_documents(list_sources([name], tmp_path), Columns(), refuse, reading)))
+        assert reading.note() == "columns not used: id, source"
+
+
+def test_bad_rows_may_be_left_out_one_by_one(tmp_path: Path) -> None:
+    lines = ['{"text": "a"}', '{"text": 1}', '{"b": ""}', '{"text": "\\ud83d"}', '{"text": "b"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.json").write_text('[{"text": "c"}, {"text": "d", "text": "e"}]')
+    sources, bad = list_sources(["a.jsonl", "b.json"], tmp_path), list[BadRowError]()
+    assert [d.text for d in read_documents(sources, Columns(), bad.append)] == ["a", "b", "c"]
+    kinds = ["wrong_values", "incomplete_rows", "broken_text", "wrong_values"]
+    assert [error.kind for error in bad] == kinds
+    assert str(bad[0]).startswith("a.jsonl:2: column 'text' holds int 1")
+    assert str(bad[3]).startswith("b.json: record 2: an object with the key 'text' twice")
+
+
+def test_a_corpus_of_bad_rows_alone_tells_of_the_first(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "a"}\n{"body": "b"}')
+    with pytest.raises(ColdstillError) as caught:
+        list(read_documents(list_sources(["a.jsonl"], tmp_path), Columns(), lambda bad: None))
+    assert str(caught.value) == (
+        "every row is bad, the first of them: a.jsonl:1: missing column 'text' (have: body); map "
+        'it in the recipe: [corpus.columns] text = "..."'
+    )
+
+
+def test_a_damaged_file_is_no_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": ')
+    with pytest.raises(ColdstillError, match=r"^a\.jsonl:2: not valid JSON"):
+        list(read_documents(list_sources(["a.jsonl"], tmp_path), Columns(), lambda bad: None))

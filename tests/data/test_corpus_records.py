@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import json
 from typing import Any
 
 import pydantic
 import pytest
-from coldstill.data.corpus import Columns, Document, read_documents
+from coldstill.data.corpus import Columns, Document, Reading, read_documents
 from coldstill.data.corpus.records import to_document, used_columns
 from coldstill.data.errors import ColdstillError
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "hello"}
+SKIP = ', or skip such rows with corpus.bad_rows = "skip"'
 
 
 def read(record: Any, **columns: Any) -> Document:
@@ -102,13 +104,8 @@ def test_a_mapped_instruction_is_not_joined_with_the_input() -> None:
 
 
 def test_messages_keep_their_other_keys() -> None:
-    call = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"name": "f", "arguments": {"x": None}}],
-    }
-    tool = {"role": "tool", "content": "3", "name": "f"}
-    assert read({"messages": [call, tool]}).messages == (call, tool)
+    message = USER | {"name": "f", "reasoning_content": "hm", "meta": {"a": [1, None]}}
+    assert read({"messages": [message]}).messages == (message,)
 
 
 def test_the_words_of_other_chat_formats_are_understood() -> None:
@@ -154,31 +151,35 @@ def test_a_null_content_says_nothing() -> None:
         assert read({"messages": [message]}).messages[0]["content"] == ""
 
 
-def test_times_inside_a_message_do_not_break_its_digest() -> None:
+def test_values_inside_a_message_are_such_as_json_can_hold() -> None:
     when = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
-    document = read({"messages": [USER | {"meta": {"at": [when], "score": 0.5, 3: b"x"}}]})
-    assert document.messages[0]["meta"] == {
-        "at": ["2024-05-01 00:00:00+00:00"], "score": 0.5, "3": "b'x'"
-    }  # fmt: skip
+    meta = {"b": decimal.Decimal("1.50"), "at": [when], "score": 2.0, 3: b"x", "none": None}
+    document = read({"messages": [USER | {"meta": meta}]})
+    assert json.dumps(document.messages[0]["meta"]) == json.dumps(
+        {"3": "x", "at": ["2024-05-01 00:00:00+00:00"], "b": 1.5, "score": 2}
+    )
     assert len(document.digest()) == 32
 
 
 def test_a_missing_column_names_those_that_are_there_and_how_to_map() -> None:
     assert refusal({"id": 1, "body": "b"}) == (
         "a.jsonl:7: missing column 'text' (have: id, body); map it in the recipe: "
-        '[corpus.columns] text = "..."'
+        f'[corpus.columns] text = "..."{SKIP}'
     )
     assert refusal({}).startswith("a.jsonl:7: missing column 'text' (have: none);")
-    assert refusal({"text": "t"}, text="body").endswith('[corpus.columns] text = "..."')
+    assert refusal({"text": "t"}, text="body").endswith(f'[corpus.columns] text = "..."{SKIP}')
     assert "missing column 'x' (have: p)" in refusal({"p": ""}, prompt="p", completion="x")
-    assert refusal({"p": ""}, prompt="p", completion="x").endswith('completion = "..."')
-    assert refusal({"x": ""}, prompt="p", completion="x").endswith('prompt = "..."')
-    assert refusal({"x": ""}, messages="p").endswith('messages = "..."')
+    assert refusal({"p": ""}, prompt="p", completion="x").endswith(f'completion = "..."{SKIP}')
+    assert refusal({"x": ""}, prompt="p", completion="x").endswith(f'prompt = "..."{SKIP}')
+    assert refusal({"x": ""}, messages="p").endswith(f'messages = "..."{SKIP}')
 
 
 @pytest.mark.parametrize("half", [{"prompt": "p"}, {"instruction": "i"}, {"answer": "a"}])
 def test_half_a_pair_is_not_recognised(half: dict[str, Any]) -> None:
     assert "missing column 'text'" in refusal(half)
+
+
+DEEP = json.loads("[" * 150 + "]" * 150)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,14 @@ def test_half_a_pair_is_not_recognised(half: dict[str, Any]) -> None:
         ({"messages": [{"role": 1, "content": "c"}]}, "messages[0]: column 'role' holds int 1"),
         ({"messages": [{"role": "user", "content": [1]}]}, "column 'content' holds list [1]"),
         ({"conversations": [{"from": "gpt", "value": 1}]}, "column 'value' holds int 1"),
-        ({"text": "ab\ud83d"}, "column 'text' has half a surrogate pair at character 2"),
+        ({"text": "ab\ud83d"}, "a.jsonl:7: column 'text' has half a surrogate pair at character 2"),
+        ({"\ud83d\n": 1}, "missing column 'text' (have: '\\ud83d\\n'); map it"),
+        ({"messages": [USER | {"a\ud83d": 1}]}, "messages[0]: a value has half a surrogate"),
+        ({"messages": [USER | {"a": {"b": ["\ud83d"]}}]}, "messages[0]: a value has half"),
+        ({"messages": [USER | {"a": float("nan")}]}, "messages[0]: holds float nan, which is no"),
+        ({"messages": [USER | {"a": b"\xff"}]}, "holds bytes b'\\xff', which is no text"),
+        ({"messages": [USER | {"a": DEEP}]}, "messages[0]: is nested deeper than 100 levels"),
+        ({"messages": [USER | {"content": [{"type": "image"}]}]}, "a part of type 'image', only"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(record: Any, told: str) -> None:
@@ -307,7 +315,7 @@ def test_what_is_no_prompt_is_told_so() -> None:
         with pytest.raises(ColdstillError) as caught:
             prompt(record)
         assert told in str(caught.value)
-    with pytest.raises(ColdstillError, match=r'missing column .q.*columns\] prompt = "\.\.\."$'):
+    with pytest.raises(ColdstillError, match=r'missing column .q.*columns\] prompt = "\.\.\.", or'):
         prompt({"p": "x"}, prompt="q", completion="p")
 
 
@@ -317,3 +325,81 @@ def test_of_a_table_of_prompts_what_follows_is_read_where_it_is_there() -> None:
     assert used_columns("t", ["a", "id", "q"], mapped) == ["q", "a"]
     names = ["id", "prompt", "input", "completion"]
     assert used_columns("t", names, Columns().for_prompts()) == ["prompt", "input", "completion"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": [USER], "chosen": [ASSISTANT]},
+        {"prompt": "hi", "chosen": [ASSISTANT]},
+        {"prompt": "hi", "chosen": [USER, ASSISTANT]},
+        {"prompt": [USER], "chosen": "hello"},
+        {"chosen": [USER, ASSISTANT]},
+        {"chosen": json.dumps([USER, ASSISTANT])},
+        {"conversations": [USER], "chosen": {"from": "gpt", "value": "hello"}},
+        {"messages": [USER], "chosen": "hello"},
+        {"messages": [USER, ASSISTANT], "chosen": [USER, ASSISTANT]},
+    ],
+)
+def test_of_a_preference_the_better_answer_is_learned(record: dict[str, Any]) -> None:
+    reading = Reading()
+    worse = record | {"rejected": "no"}
+    document = to_document("a.jsonl:7", worse, Columns(), reading)
+    assert document.messages == (USER, ASSISTANT)
+    assert "rejected" in str(reading.note())
+
+
+@pytest.mark.parametrize("asks", ["prompt", "question", "instruction"])
+def test_of_a_preference_between_texts_the_better_one_is_learned(asks: str) -> None:
+    document = read({asks: "p", "chosen": "c", "rejected": "r"})
+    assert (document.prompt, document.text) == ("p", "c")
+
+
+def test_a_preference_whose_prompt_is_not_known_is_refused_with_the_columns_to_map() -> None:
+    told = refusal({"chosen": "Human: a Assistant: b", "rejected": "c"})
+    assert 'columns] prompt = "...", completion = "chosen", or learn all of the text: ' in told
+
+
+def test_what_stands_beside_a_chat_is_given_to_it() -> None:
+    tool = {"name": "f", "parameters": {"type": "object"}}
+    kept = {"type": "function", "function": tool}
+    chat = {"messages": [USER, ASSISTANT], "system": "be brief"}
+    for tools in ([tool], [kept], json.dumps([tool]), [json.dumps(kept)], tool):
+        for name in ("tools", "functions"):
+            document = read(chat | {name: tools, "documents": ["one", {"title": "two"}]})
+            assert document.messages == (
+                {"role": "system", "content": "be brief"}, USER, ASSISTANT
+            )  # fmt: skip
+            assert document.tools == (kept,)
+            assert document.documents == ({"text": "one"}, {"title": "two"})
+    for nothing in ("", None, [], "[]", "null"):
+        assert read(chat | {"tools": nothing}).tools == ()
+    mapped = read(chat | {"t": [tool], "s": "S"}, tools="t", system="s")
+    assert mapped.tools == (kept,)
+    assert mapped.messages[0]["content"] == "S"
+    assert read(chat, system="").messages == (USER, ASSISTANT)
+    assert "column 'tools': int 3 is no tool" in refusal(chat | {"tools": [3]})
+
+
+def test_a_system_text_before_a_prompt_is_read_with_it() -> None:
+    for name in ("system", "system_prompt"):
+        assert read({name: "s", "question": "q", "answer": "a"}).prompt == "s\n\nq"
+    row = {"system": "s", "q": "ask", "a": "say"}
+    assert read(row, prompt="q", completion="a").prompt == "ask"
+
+
+def test_columns_used_for_nothing_are_counted() -> None:
+    reading = Reading()
+    system = {"role": "system", "content": "own"}
+    rows: list[dict[str, Any]] = [
+        {"id": 1, "messages": [USER, ASSISTANT], "system": "used", "score": None},
+        {"id": 2, "messages": [system, USER, ASSISTANT], "system": "not used", "score": 3},
+        {"id": 3, "messages": [system, USER, ASSISTANT], "system": "own", "tools": []},
+        {"id": 4, "instruction": "i", "input": "", "output": "o"},
+    ]
+    for row in rows:
+        to_document("a", row, Columns(), reading)
+    assert reading.note() == (
+        "columns not used: id, score (in 1 of 4 rows), system (in 1 of 4 rows)"
+    )
+    assert Reading().note() is None

@@ -211,8 +211,9 @@ def test_messages_of_different_shapes_survive_being_saved(datasets: Any, tmp_pat
     fill(
         tmp_path,
         "chat.jsonl",
-        data=b'{"messages": [{"role": "user", "content": "hi"}]}\n'
-        b'{"messages": [{"role": "assistant", "tool_calls": [{"arguments": {"x": 1}}]}]}\n',
+        data=b'{"messages": [{"role": "assistant", "content": "hi"}]}\n'
+        b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": '
+        b'[{"name": "f", "arguments": {"x": 1}}]}]}\n',
     )
     direct = list(read_documents(list_sources(["chat.jsonl"], tmp_path), Columns()))
     lines = [{"messages": list(document.messages)} for document in direct]

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import coldstill.data
 import pytest
 from coldstill.data.stores import STORES
 from oracles import manifest_for, random_block, write_missing
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BLOCK = random_block(0, 10)
 
@@ -26,12 +26,6 @@ import polars
 table = polars.concat([polars.read_ipc(file) for file in files])
 rows = table.select("token_ids", "head_ids", "head_logprobs").to_dicts()
 """,
-    "duckdb": """
-import duckdb, pyarrow.dataset
-shards = pyarrow.dataset.dataset(files, format="ipc")
-found = duckdb.sql("SELECT token_ids, head_ids, head_logprobs FROM shards ORDER BY sequence_id")
-rows = [dict(zip(found.columns, row)) for row in found.fetchall()]
-""",
     "pandas": """
 import numpy, pandas
 frame = pandas.concat([pandas.read_feather(file) for file in files])
@@ -39,12 +33,6 @@ def plain(value):
     return [plain(v) for v in value] if isinstance(value, numpy.ndarray) else value.item()
 frame = frame[["token_ids", "head_ids", "head_logprobs"]].map(plain)
 rows = frame.to_dict("records")
-""",
-    "datasets": """
-import datasets
-datasets.disable_progress_bars()
-found = datasets.load_dataset("arrow", data_files=files, split="train", cache_dir="cache")
-rows = found.select_columns(["token_ids", "head_ids", "head_logprobs"]).to_list()
 """,
 }
 """How each tool makes `rows`, a dictionary a sequence, of the shards in `files`."""
@@ -100,9 +88,9 @@ def expected() -> list[dict[str, Any]]:
 def read_elsewhere(code: str, tmp_path: Path, store: str) -> Any:
     """What another process makes of a store's shards; it has nothing of coldstill."""
     manifest = manifest_for(BLOCK, codec="plain", store=store)
-    write_missing(tmp_path / "store", manifest, BLOCK)
+    write_missing(tmp_path / "logits", manifest, BLOCK)
     suffix = STORES[store].suffix
-    shards = sorted(str(shard) for shard in (tmp_path / "store" / "shards").glob(f"*{suffix}"))
+    shards = sorted(str(shard) for shard in (tmp_path / "logits" / "shards").glob(f"*{suffix}"))
     assert len(shards) == 3
     script = (
         f"import json, sys\nfiles = sys.argv[1:]\n{code}\n"
@@ -118,13 +106,40 @@ def read_elsewhere(code: str, tmp_path: Path, store: str) -> Any:
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("tool", list(ARROW_READERS))
 def test_the_arrow_store_is_read_by(tool: str, tmp_path: Path) -> None:
     pytest.importorskip(tool)
     assert read_elsewhere(ARROW_READERS[tool], tmp_path, "arrow") == expected()
+
+
+DOCUMENTED = re.findall(
+    r"^```python\n(.*?)^```$",
+    (Path(coldstill.data.__file__).parent / "FORMAT.md").read_text(encoding="utf-8"),
+    re.DOTALL | re.MULTILINE,
+)
+"""The lines that the description of the format gives, block by block."""
+
+
+DOCUMENTED_ROWS = {
+    "duckdb": """
+found = duckdb.sql("SELECT token_ids, head_ids, head_logprobs FROM shards ORDER BY sequence_id")
+rows = [dict(zip(found.columns, row)) for row in found.fetchall()]
+""",
+    "datasets": """
+rows = rows.select_columns(["token_ids", "head_ids", "head_logprobs"]).to_list()
+""",
+}
+"""How `rows` follow from what the documented lines of a tool leave."""
+
+
+@pytest.mark.parametrize("tool", list(DOCUMENTED_ROWS))
+def test_the_documented_lines_read_an_arrow_store(tool: str, tmp_path: Path) -> None:
+    pytest.importorskip(tool)
+    (lines,) = (block for block in DOCUMENTED if f"import {tool}" in block)
+    assert read_elsewhere(lines + DOCUMENTED_ROWS[tool], tmp_path, "arrow") == expected()
 
 
 @pytest.mark.parametrize("tool", list(ZARR_READERS))

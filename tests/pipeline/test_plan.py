@@ -36,7 +36,7 @@ def test_a_plan_before_anything_is_done_touches_nothing_and_estimates(
     assert plan["source_bytes"] == size
     assert plan["sources"] == 60
     assert plan["counted"] is False
-    assert sum(store["positions"] for store in plan["stores"].values()) <= size // 4
+    assert plan["basis"] == "estimated from all 60 documents"
     # 320 tokens, or 336 with the padding of the teacher, which nobody can tell yet
     embeddings, layer = 336 * 32, 4 * 32 * 32 + 3 * 32 * 96 + 2 * 32
     assert plan["students"] == {
@@ -49,12 +49,35 @@ def test_a_plan_before_anything_is_done_touches_nothing_and_estimates(
     assert plan["free_bytes"] > 0
     lines = text.splitlines()
     first_words = [line.split()[0] for line in lines if not line.startswith(" ")]
-    stages = ["corpus", "teacher", "train", "heldout", "student", "student"]
+    stages = ["corpus", "note", "teacher", "train", "heldout", "student", "student"]
     assert first_words == [*stages, "memory", "memory", "memory", "kept", "disk"]
-    assert lines[2].endswith("to do")
-    assert "about" in lines[2]
-    assert plan["supervised_share"] == {"train": None, "heldout": None}
+    assert lines[1] == "note         corpus: estimated from all 60 documents"
+    assert lines[3].endswith("to do")
+    assert "about" in lines[3]
+    assert 0.8 < plan["supervised_share"]["train"] < 1
     assert plan["hours"] == dict.fromkeys(plan["memory"])  # nothing was measured yet
+
+
+def test_a_plan_foretells_what_is_captured(finished: Desk) -> None:
+    afterwards = facts(finished)
+    for folder in ("corpus", "logits", "heldout"):
+        shutil.rmtree(finished.run / folder)
+    before = facts(finished)
+    assert before["counted"] is False
+    for key in ("sequences", "positions", "supervised_share"):
+        assert before[key] == afterwards[key]
+
+
+def test_a_plan_says_what_it_assumes_without_a_tokenizer(desk: Desk, texts: Path) -> None:
+    size = sum(path.stat().st_size for path in texts.iterdir())
+    words = ["--set", "teacher.model=ORG/NAME"]
+    plan = facts(desk, *words)
+    assert sum(plan["positions"].values()) == pytest.approx(size / 4, rel=0.05)
+    assert desk.done("plan", "r.toml", *words).stdout.splitlines()[1] == (
+        "note         corpus: 4 bytes a token are assumed, for the corpus is not tokenised yet: "
+        "the tokenizer of ORG/NAME is not on this machine"
+    )
+    assert "tokenizer is not trained yet" in desk.done("plan", "demo").stdout
 
 
 def test_a_plan_afterwards_counts_and_says_what_is_done(finished: Desk) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import chat_templates
 import numpy as np
 import pytest
 from chats import CHAT, TEMPLATE
@@ -349,6 +350,43 @@ def test_whether_bad_rows_are_skipped_is_a_difference_only_if_there_were_any(
     record = prepared(tmp_path, tokenizer)
     del record.settings["bad_rows"]
     assert difference_in_corpus(record, configured(), tmp_path, tokenizer) is None
+
+
+def test_chats_that_are_not_as_their_rows_are_said_once_with_their_number(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    tokenizer = load_tokenizer(str(tokenizer_folder), "test")
+    tokenizer.chat_template = chat_templates.DATED
+    chats = [
+        {"messages": [*chat_templates.ONE[:1], said | {"content": f"Hello {i}"}]}
+        for i in range(30)
+        for said in ({"role": "assistant", "reasoning_content": "so"}, {"role": "assistant"})
+    ]
+    rows = [*chats, *pairs(3), {"messages": list(chat_templates.TOOL)}]
+    write_rows(tmp_path, rows)
+    with pytest.raises(ColdstillError, match=r"^a\.jsonl:64: .* does not write the tool call "):
+        prepared(tmp_path, tokenizer, sequence_length=99)
+    record = prepared(tmp_path, tokenizer, sequence_length=99, bad_rows="skip")
+    told = (
+        "; 1 chats with messages that the template does not write skipped; 30 messages without "
+        "their thoughts, which the chat template leaves out; 60 chats that say it is 2025-01-01, "
+        "where the template writes today's date; 3 prompts without the tokenizer's chat template "
+        "(corpus.as_chat = true writes them with it)"
+    )
+    assert summary(record).endswith(told)
+    assert record.skipped == 1
+    record = prepared(tmp_path, tokenizer, sequence_length=99, bad_rows="skip", as_chat=True)
+    assert "corpus.as_chat" not in summary(record)
+
+
+def test_records_without_newer_keys_mean_their_defaults(tmp_path: Path, tokenizer: Any) -> None:
+    write_rows(tmp_path, pairs(30))
+    record = prepared(tmp_path, tokenizer)
+    assert record.settings.pop("as_chat") is False
+    assert record.settings["columns"].pop("roles") == {}
+    assert difference_in_corpus(record, configured(), tmp_path, tokenizer) is None
+    found = difference_in_corpus(record, configured(as_chat=True), tmp_path, tokenizer)
+    assert found == "corpus.as_chat was False, is True"
 
 
 def test_a_corpus_of_bad_rows_says_that_they_were_skipped(tmp_path: Path, tokenizer: Any) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from chats import CHAT, END, TEMPLATE
-from coldstill.data.corpus import Document
+from coldstill.data.corpus import BadRowError, Document
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.corpus.tokenize_documents import BadRowError, DocumentTokenizer
+from coldstill.stages.corpus.tokenize_documents import DocumentTokenizer
 from coldstill.stages.models.loading import load_tokenizer
 from conftest import sentences
 
@@ -168,6 +168,47 @@ def test_a_template_that_writes_no_prompt_to_answer_is_understood(own: Any) -> N
     assert "the teacher speaks" not in learned(own, one)
 
 
+def test_a_token_that_begins_in_a_header_is_learned_with_the_text_in_it_only(own: Any) -> None:
+    own.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    said = {"role": "assistant", "content": "once and for all"}
+    (one,) = tokenize(own, [Document(where="a", messages=(CHAT[1], said))])
+    assert learned(own, one) == " once and for all\n"  # this tokenizer joins a space and a word
+    # a token of white space that begins in the header is the header's
+    own.add_tokens(["\n\n"])
+    own.chat_template = (
+        "{% for m in messages %}{{ m.role }}\n{{ m.content }}" + END + "{% endfor %}"
+    )
+    said = {"role": "assistant", "content": "\nonce"}
+    (one,) = tokenize(own, [Document(where="a", messages=(CHAT[1], said))])
+    assert "assistant\n\nonce" in whole(own, one)
+    assert learned(own, one) == f"once{END}"
+
+
+def test_white_space_behind_the_end_of_a_turn_is_not_learned(own: Any) -> None:
+    own.chat_template = TEMPLATE.replace(END, END + "\n")
+    (one,) = tokenize(own, [Document(where="a", messages=CHAT)])
+    assert learned(own, one) == f"once and for all ✓{END}listens{END}"
+
+
+def test_prompts_and_completions_become_a_chat_where_asked(own: Any) -> None:
+    own.chat_template = TEMPLATE
+    document = Document(where="a", prompt="every student", text="listens")
+    plain = DocumentTokenizer(own, configured())
+    ((_, one),) = plain([document], 0)
+    assert whole(own, one) == f"every studentlistens{END}"
+    assert plain.counts == {"untemplated_pairs": 1}
+    chats = DocumentTokenizer(own, CorpusConfig(files=("a",), as_chat=True))
+    (_, one), (_, text) = chats([document, Document(where="b", text="listens")], 0)
+    assert whole(own, one) == f"<user>every student{END}<assistant>listens{END}"
+    assert learned(own, one) == f"listens{END}"
+    assert whole(own, text) == f"listens{END}"  # a text is no answer
+    assert +chats.counts == {}
+    own.chat_template = None
+    assert +DocumentTokenizer(own, configured()).counts == {}
+    with pytest.raises(ColdstillError, match=r"^corpus\.as_chat: the tokenizer has no chat templ"):
+        chats([document], 0)
+
+
 def refused(tokenizer: Any, messages: tuple[dict[str, Any], ...]) -> str:
     with pytest.raises(ColdstillError) as error:
         tokenize(tokenizer, [Document(where="chats.jsonl:12", messages=messages)])
@@ -192,12 +233,11 @@ def test_a_template_that_raises_is_quoted_with_the_chats_place(own: Any) -> None
     assert "cannot render this chat: " in refused(own, CHAT)
 
 
-def test_a_template_that_rewrites_the_past_is_refused(own: Any) -> None:
-    """Some templates drop earlier turns: then nobody can say where a turn stands."""
+def test_a_template_that_drops_earlier_messages_is_refused(own: Any) -> None:
     own.chat_template = (
         "{% for m in messages[-2:] %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     )
-    assert "writes message 2 differently once more follow" in refused(own, CHAT[1:])
+    assert "does not write the content of message 1 (user)" in refused(own, CHAT[1:])
 
 
 def test_a_template_that_drops_earlier_thoughts_is_understood(own: Any) -> None:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from chats import CHAT, END, TEMPLATE
-from coldstill.data.corpus import Document
+from coldstill.data.corpus import BadRowError, Document
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.corpus.tokenize_documents import BadRowError
 from coldstill.stages.corpus.tokenize_prompts import PromptTokenizer
 from coldstill.stages.models.loading import load_tokenizer
 
@@ -125,3 +124,16 @@ def test_a_prompt_that_is_no_token_is_told_of(own: Any) -> None:
     with pytest.raises(BadRowError, match=r"^a:1: its prompt has no tokens") as error:
         tokenizer_of(own)([Document(where="a:1", prompt="  ")], 0)
     assert error.value.kind == "empty_prompts"
+
+
+def test_a_prompt_becomes_a_chat_where_asked(own: Any) -> None:
+    config = CorpusConfig(files=("a",), as_chat=True)
+    documents = [
+        Document(where="a", prompt="every student", text="listens"),
+        Document(where="b", prompt="every student"),
+    ]
+    for _, found in PromptTokenizer(own, config)(documents, 0):
+        assert own.decode(found.tokens_T) == f"<user>every student{END}<assistant>"
+    plain = tokenizer_of(own)
+    plain(documents, 0)
+    assert plain.counts == {"untemplated_pairs": 2}

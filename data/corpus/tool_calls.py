@@ -1,0 +1,140 @@
+"""Tools and calls of them in the shape that chat templates expect, from the usual ways of writing.
+
+`{"type": "function", "function": {"name": ..., "arguments": {...}}}` is the shape of a call.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .bad_rows import BadRowError
+from .values import canonical, parse_json, parsed, shown
+
+_ARGUMENTS = ("arguments", "parameters", "args")
+_TAGGED = re.compile(r"<(tool_calls?|function_calls?)>(.*?)</\1>", re.DOTALL)
+
+
+def read_calls(where: str, value: Any) -> list[dict[str, Any]]:
+    """The calls of a message: a list, one call, or either as JSON.
+
+    Raises
+        BadRowError: something in it is no call
+    """
+    value = parsed(value)
+    if value is None:
+        return []
+    items = value if isinstance(value, list) else [value]
+    return [_call(where, parsed(item)) for item in items if item is not None]
+
+
+def read_written_calls(where: str, text: str) -> tuple[str, list[dict[str, Any]]]:
+    """What stands before calls written as text, and the calls.
+
+    They are JSON, one after another, a list, or each between tags such as `<tool_call>`.
+
+    Raises
+        BadRowError: what stands there is not JSON or no call
+    """
+    tagged = list(_TAGGED.finditer(text))
+    before = text[: tagged[0].start()].strip() if tagged else ""
+    left = _TAGGED.sub("", text[tagged[0].start() :]).strip() if tagged else ""
+    if left:
+        raise _broken(where, f"has {shown(left)} after its call")
+    calls: list[dict[str, Any]] = []
+    for written in [match[2] for match in tagged] or [text]:
+        for value in _json_values(where, written):
+            calls += read_calls(where, value)
+    if not calls:
+        raise _broken(where, f"has no tool call in {shown(text)}")
+    return before, calls
+
+
+def read_tools(where: str, value: Any) -> tuple[dict[str, Any], ...]:
+    """The tools of a row: a list, one tool, either as JSON, or a list of JSON.
+
+    Raises
+        BadRowError: something in it is no tool
+    """
+    value = parsed(value)
+    if value is None or value == "":
+        return ()
+    items = value if isinstance(value, list) else [value]
+    return tuple(_tool(where, parsed(item)) for item in items if item is not None)
+
+
+def read_texts(where: str, value: Any) -> tuple[dict[str, Any], ...]:
+    """The documents that a chat refers to: objects, or plain texts, in a list or alone.
+
+    Raises
+        BadRowError: something in it is neither
+    """
+    value = parsed(value)
+    if value is None or value == "":
+        return ()
+    items = value if isinstance(value, list) else [value]
+    found = []
+    for item in (parsed(item) for item in items if item is not None):
+        item = {"text": item} if isinstance(item, str) else item
+        if not isinstance(item, dict):
+            told = f"holds {shown(item)}, expected an object or a text; repair the row"
+            raise BadRowError("wrong_values", where, told)
+        found.append(canonical(where, item))
+    return tuple(found)
+
+
+def _call(where: str, item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise _broken(where, f"{shown(item)} is no tool call")
+    item = {key: value for key, value in item.items() if value is not None}
+    function = parsed(item.get("function"))
+    if isinstance(function, dict):
+        outer = {key: value for key, value in item.items() if key != "function"}
+    else:  # the function's own keys, beside `type` and `id` if there are any
+        function = {**item, **({} if function is None else {"name": function})}
+        outer = {key: item[key] for key in ("type", "id") if key in item}
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise _broken(where, f"a tool call without a name: {shown(item)}")
+    key = next((key for key in _ARGUMENTS if function.get(key) is not None), "arguments")
+    arguments = function.get(key) or {}
+    as_object = parsed(arguments)
+    if isinstance(as_object, dict):
+        arguments = as_object
+    called = canonical(where, {"name": name, "arguments": arguments})
+    called.setdefault("arguments", {})
+    return dict(canonical(where, {"type": "function", **outer, "function": called}))
+
+
+def _tool(where: str, item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise _broken(where, f"{shown(item)} is no tool, expected an object")
+    item = {key: parsed(value) if key == "function" else value for key, value in item.items()}
+    if item.get("function") is None and item.get("name") is not None:
+        item = {"type": "function", "function": {**item, "function": None, "type": None}}
+    if isinstance(item.get("function"), dict):
+        function = item["function"]
+        if isinstance(function.get("parameters"), str):
+            function = {**function, "parameters": parsed(function["parameters"])}
+        item = {"type": "function", **_filled(item), "function": function}
+    return dict(canonical(where, item))
+
+
+def _filled(item: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if value is not None}
+
+
+def _json_values(where: str, text: str) -> list[Any]:
+    """One value, or several on a line each."""
+    try:
+        return [parse_json(text)]
+    except (ValueError, RecursionError) as error:
+        try:
+            return [parse_json(line) for line in text.splitlines() if line.strip()]
+        except (ValueError, RecursionError):
+            reason = f"{shown(text)} is no JSON of a tool call: {error}"
+            raise _broken(where, reason) from error
+
+
+def _broken(where: str, reason: str) -> BadRowError:
+    return BadRowError("broken_tool_calls", where, f"{reason}; repair the row")

@@ -1,0 +1,190 @@
+"""Chats as people write them, and the one form that they become."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from coldstill.data.corpus import BadRowError, Columns
+from coldstill.data.corpus.messages import read_chat
+
+Message = dict[str, Any]
+
+
+def read(*messages: Any, **columns: Any) -> tuple[Message, ...]:
+    return read_chat("a.jsonl:7", "chat", list(messages), Columns(**columns))
+
+
+def refusal(*messages: Any) -> BadRowError:
+    with pytest.raises(BadRowError) as caught:
+        read(*messages)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("a.jsonl:7: chat[")
+    return caught.value
+
+
+def call(name: str, arguments: Any = None, **other: Any) -> Message:
+    function = {"name": name, "arguments": {} if arguments is None else arguments}
+    return {"type": "function", **other, "function": function}
+
+
+@pytest.mark.parametrize(
+    ("names", "role"),
+    [
+        (("user", "human", "User", " human ", "prompter"), "user"),
+        (("assistant", "gpt", "bot", "chatgpt", "model", "ai", "ASSISTANT"), "assistant"),
+        (("tool", "function", "observation", "ipython", "tool_response"), "tool"),
+        (("system",), "system"),
+        (("developer",), "developer"),
+    ],
+)
+def test_the_usual_names_of_roles_are_understood(names: tuple[str, ...], role: str) -> None:
+    for name in names:
+        assert read({"from": name, "value": "x"}) == ({"role": role, "content": "x"},)
+
+
+def test_an_unknown_role_is_a_bad_row_that_names_the_known_ones() -> None:
+    bad = refusal({"from": "human", "value": "a"}, {"from": "narrator", "value": "b"})
+    assert bad.kind == "unknown_roles"
+    assert "chat[1]: unknown role 'narrator'; known are system, developer, user, " in str(bad)
+    assert 'map it in the recipe: [corpus.columns] roles = { "narrator" = "..." }' in str(bad)
+
+
+def test_a_role_may_be_mapped() -> None:
+    roles = {"narrator": "gpt", "critic": "critic", "human": "system", "act": "function_call"}
+    chat = [{"from": name, "value": '{"name": "f"}'} for name in roles]
+    said = '{"name": "f"}'
+    assert read(*chat, roles=roles) == (
+        {"role": "assistant", "content": said},
+        {"role": "critic", "content": said},
+        {"role": "system", "content": said},
+        {"role": "assistant", "content": "", "tool_calls": [call("f")]},
+    )
+
+
+WRITTEN = {"name": "f", "arguments": {"b": 1, "a": "x"}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        json.dumps(WRITTEN),
+        WRITTEN,
+        [WRITTEN],
+        json.dumps([WRITTEN]),
+        json.dumps({"name": "f", "parameters": WRITTEN["arguments"]}),
+        json.dumps({"name": "f", "arguments": json.dumps(WRITTEN["arguments"])}),
+        json.dumps({"type": "function", "function": WRITTEN}),
+        f"<tool_call>\n{json.dumps(WRITTEN)}\n</tool_call>",
+    ],
+)
+def test_a_turn_that_calls_a_tool_becomes_a_tool_call(value: Any) -> None:
+    chat = read(
+        {"from": "human", "value": "?"},
+        {"from": "function_call", "value": value},
+        {"from": "observation", "value": "3"},
+    )
+    assert chat == (
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "", "tool_calls": [call("f", {"a": "x", "b": 1})]},
+        {"role": "tool", "content": "3"},
+    )
+    assert list(chat[1]["tool_calls"][0]["function"]["arguments"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"name": "f"}, {"name": "g"}],
+        '[{"name": "f"}, {"name": "g"}]',
+        '{"name": "f"}\n{"name": "g"}',
+        '<tool_call>{"name": "f"}</tool_call> <tool_call>{"name": "g"}</tool_call>',
+    ],
+)
+def test_a_turn_may_call_several_tools(value: Any) -> None:
+    (message,) = read({"from": "function_call", "value": value})
+    assert message["tool_calls"] == [call("f"), call("g")]
+
+
+def test_calls_right_after_what_the_assistant_said_are_of_its_turn() -> None:
+    first, second = ({"from": "function_call", "value": f'{{"name": "{n}"}}'} for n in "fg")
+    said = {"from": "gpt", "value": "wait"}
+    assert read(said, first, second, said) == (
+        {"role": "assistant", "content": "wait", "tool_calls": [call("f"), call("g")]},
+        {"role": "assistant", "content": "wait"},
+    )
+    thought = {"from": "function_call", "value": 'hm <tool_call>{"name": "f"}</tool_call>'}
+    assert read(said, thought)[1] == {
+        "role": "assistant", "content": "hm", "tool_calls": [call("f")]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("{'name': 'f'}", "is no JSON of a tool call: Expecting property name"),
+        ("I call f", "is no JSON of a tool call"),
+        ("3", "int 3 is no tool call"),
+        ("", "has no tool call in str ''"),
+        ("[]", "has no tool call in str '[]'"),
+        ('{"arguments": {}}', "a tool call without a name: dict {'arguments': {}}"),
+        ('<tool_call>{"name": "f"}</tool_call> and so on', "has str 'and so on' after its call"),
+        ('{"name": "f", "name": "g"}', "an object with the key 'name' twice is no tool call"),
+    ],
+)
+def test_a_turn_that_calls_no_tool_is_a_bad_row(value: str, told: str) -> None:
+    bad = refusal({"from": "function_call", "value": value})
+    assert bad.kind == "broken_tool_calls"
+    assert told in str(bad)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}},
+        {"id": "1", "type": None, "function": {"name": "f", "arguments": '{"x": 1}'}},
+        {"id": "1", "name": "f", "arguments": {"x": 1.0, "y": None}},
+        {"id": "1", "function": "f", "arguments": {"x": 1}},
+        '{"id": "1", "function": {"name": "f", "arguments": "{\\"x\\": 1}"}}',
+    ],
+)
+def test_tool_calls_have_one_form(item: Any) -> None:
+    for calls in ([item], json.dumps([item]), [item, None]):
+        message = {"role": "assistant", "content": None, "tool_calls": calls}
+        assert read(message)[0]["tool_calls"] == [call("f", {"x": 1}, id="1")]
+
+
+def test_arguments_that_are_no_object_are_left_as_they_are() -> None:
+    for written, kept in [("x = 1", "x = 1"), ("", {}), ([], {}), ([1], [1]), ("[1]", "[1]")]:
+        calls = [{"name": "f", "arguments": written}]
+        (message,) = read({"role": "assistant", "content": "", "tool_calls": calls})
+        assert message["tool_calls"] == [call("f", kept)]
+
+
+def test_the_old_call_of_openai_becomes_a_tool_call_and_its_role_a_tool() -> None:
+    chat = read(
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": "3"},
+        {"role": "assistant", "content": "3", "function_call": {"name": None, "arguments": None}},
+    )
+    assert chat == (
+        {"role": "assistant", "content": "", "tool_calls": [call("f")]},
+        {"role": "tool", "content": "3", "name": "f"},
+        {"role": "assistant", "content": "3"},
+    )
+
+
+def test_no_calls_are_as_if_there_were_none() -> None:
+    for nothing in ([], None, "[]", "null"):
+        message = {"role": "assistant", "content": "x", "tool_calls": nothing}
+        assert read(message) == ({"role": "assistant", "content": "x"},)
+
+
+def test_a_content_in_parts_stays_in_parts_of_text() -> None:
+    parts = [{"type": "text", "text": "a", "image": None}, {"type": None, "text": "b"}]
+    assert read({"role": "user", "content": parts})[0]["content"] == [
+        {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
+    ]  # fmt: skip
+    bad = refusal({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})
+    assert "column 'content' has a part of type 'image_url', only text is read" in str(bad)

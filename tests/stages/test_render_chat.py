@@ -1,0 +1,326 @@
+"""What of a chat is learned: what the assistant says, as the template writes it, to its end."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import chat_templates as t
+import pytest
+from chat_templates import said
+from coldstill.data.corpus import BadRowError, Document
+from coldstill.data.errors import ColdstillError
+from coldstill.stages.corpus.render_chat import ChatRenderer
+from coldstill.stages.models.loading import load_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from coldstill.stages.corpus.render_chat import RenderedChat
+
+EOS = "<|endoftext|>"
+NO_THOUGHTS = "<think>\n\n</think>\n\n"
+
+
+@pytest.fixture
+def own(tokenizer_folder: Path) -> Any:
+    """A tokenizer whose template a test may set."""
+    return load_tokenizer(str(tokenizer_folder), "test")
+
+
+def document(messages: Sequence[dict[str, Any]], **more: Any) -> Document:
+    return Document(where="c.jsonl:3", messages=tuple(messages), **more)
+
+
+def rendered(
+    own: Any, template: str, messages: Sequence[dict[str, Any]], **more: Any
+) -> RenderedChat:
+    own.chat_template = template
+    return ChatRenderer(own).render(document(messages, **more))
+
+
+def learned(own: Any, template: str, messages: Sequence[dict[str, Any]]) -> list[str]:
+    found = rendered(own, template, messages)
+    return [found.text[begin:end] for begin, end in found.learned]
+
+
+def refused(own: Any, template: str, messages: Sequence[dict[str, Any]], **more: Any) -> str:
+    with pytest.raises(BadRowError) as error:
+        rendered(own, template, messages, **more)
+    line = str(error.value)
+    assert "\n" not in line
+    assert line.startswith("c.jsonl:3: ")
+    assert line.endswith(', or skip such rows with corpus.bad_rows = "skip"')
+    return f"{error.value.kind}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "expected"),
+    [
+        pytest.param(t.PLAIN, t.WITH_SYSTEM, ["Hello.<|end|>", "Sure.<|end|>"], id="plain"),
+        pytest.param(t.DEFAULT_SYSTEM, t.FIRST, ["Hello!<|end|>", "Hi.<|end|>"], id="first"),
+        pytest.param(t.DEFAULT_SYSTEM, t.FIRST[:1], ["Hello!<|end|>"], id="alone"),
+        pytest.param(
+            t.TRIMS, [said("user", "Hi "), said("assistant", " Hello.\n")], ["Hello.<|end|>"],
+            id="trims",
+        ),
+        pytest.param(
+            t.PLAIN, [said("user", "Hi "), said("assistant", " Hello.\n")], [" Hello.\n<|end|>"],
+            id="keeps white space",
+        ),
+        pytest.param(
+            t.PLAIN, [said("user", "Hi"), said("assistant", "")], ["<|end|>"], id="empty"
+        ),
+        pytest.param(
+            t.PLAIN,
+            [said("user", 'a "Hi"'), said("assistant", '"'), *t.ONE[:1], said("assistant", 'Hi"')],
+            ['"<|end|>', 'Hi"<|end|>'],
+            id="quotes",
+        ),
+        pytest.param(
+            t.PLAIN, [*t.ONE, said("assistant", "Again.")], ["Hello.<|end|>", "Again.<|end|>"],
+            id="two in a row",
+        ),
+        pytest.param(
+            t.MERGES, [*t.ONE, said("assistant", "Again.")], ["Hello.", " Again.<|end|>"],
+            id="merged",
+        ),
+        pytest.param(
+            t.PLAIN,
+            [said("user", "assistant Hi"), said("assistant", "Hi"), said("user", "Hi")],
+            ["Hi<|end|>"],
+            id="said elsewhere too",
+        ),
+        pytest.param(
+            t.THINKS,
+            [said("user", "<|end|>?"), said("assistant", "Is <|end|> <|assistant|>\n it?")],
+            ["<think>\n\n</think>\n\nIs <|end|> <|assistant|>\n it?<|end|>"],
+            id="tags of the template",
+        ),
+        pytest.param(
+            t.THINKS, t.THOUGHTS,
+            ["Hello.<|end|>", "<think>\ngo on\n</think>\n\nSure.<|end|>"],
+            id="thoughts",
+        ),
+        pytest.param(
+            t.THINKS, t.TWO, ["Hello.<|end|>", f"{NO_THOUGHTS}Sure.<|end|>"],
+            id="asked for thoughts where there are none",
+        ),
+        pytest.param(
+            t.ASKS_THOUGHTS, t.THOUGHTS,
+            ["Hello.<|end|>", "go on\n</think>\n\nSure.<|end|>"],
+            id="asked within thoughts",
+        ),
+        pytest.param(
+            t.ASKS_THOUGHTS, [*t.ONE[:1], said("assistant", "<th>")], ["\n</think>\n\n<th><|end|>"],
+            id="begins like the prompt",
+        ),
+        pytest.param(
+            t.ASKS_NO_THOUGHTS, t.TWO, ["Hello.<|end|>", "Sure.<|end|>"],
+            id="prompt with empty thoughts",
+        ),
+        pytest.param(t.ASKS_THOUGHTS, t.FIRST, ["Hello!<|end|>", "\n</think>\n\nHi.<|end|>"],
+                     id="first, within thoughts"),
+        pytest.param(
+            t.CHANNELS, t.REASONED,
+            [
+                "<|channel|>final<|message|>Hello.<|end|>",
+                "<|channel|>thoughts<|message|>because<|end|><|start|>assistant<|channel|>final"
+                "<|message|>Sure.<|end|>",
+            ],
+            id="channels",
+        ),
+        pytest.param(t.MARKED, t.FIRST, ["Hello!<|end|>", "Hi.<|end|>"], id="marked"),
+        pytest.param(
+            t.MARKED_HEADER, [*t.ONE, t.ONE[0], said("assistant", "")],
+            ["Hello.<|end|>", "<|end|>"],
+            id="marked with its header",
+        ),
+        pytest.param(t.MARKED_LAST, t.TWO, ["Sure.<|end|>"], id="only the last is marked"),
+        pytest.param(t.NO_END, t.TWO, ["Hello.", "Sure."], id="no end"),
+        pytest.param(t.END_BETWEEN, t.TWO, [f"Hello.{EOS}", "Sure."], id="end between"),
+        pytest.param(t.END_LAST, t.TWO, ["Hello.", f"Sure.{EOS}"], id="end of the last"),
+        pytest.param(t.END_TWICE, t.TWO, ["Hello.<|end|>", "Sure.<|end|>"], id="end of the chat"),
+        pytest.param(
+            t.OTHER_END_LAST, [*t.TWO, said("assistant", "Yes.")],
+            ["Hello.<|end|>", "Sure.<|end|>", "Yes.<|return|>"],
+            id="another end of the last",
+        ),
+        pytest.param(t.NEVER_ASKS, t.TWO, ["Hello.<|end|>", "Sure.<|end|>"], id="never asks"),
+        pytest.param(t.SPEAKERS, t.FIRST, [f" Hello!{EOS}", f" Hi.{EOS}"], id="no tags at all"),
+        pytest.param(t.SYSTEM_IN_LAST, t.TWO, [f" Hello.{EOS}", f" Sure.{EOS}"], id="no prompt"),
+        pytest.param(t.PARTS, t.FIRST, ["Hello!<|end|>", "Hi.<|end|>"], id="parts"),
+        pytest.param(
+            t.PLAIN, [said("user", "\U000f0001"), said("assistant", "x\U000f0000 \U0010fffd")],
+            ["x\U000f0000 \U0010fffd<|end|>"],
+            id="characters of private use",
+        ),
+    ],
+)  # fmt: skip
+def test_a_turn_is_learned_from_behind_its_header_to_its_end(
+    template: str, messages: Sequence[dict[str, Any]], expected: list[str], own: Any
+) -> None:
+    assert learned(own, template, messages) == expected
+
+
+def test_surroundings_of_turns_that_were_seen_before_give_the_same(own: Any) -> None:
+    own.chat_template = t.THINKS
+    chats = [t.TWO, t.THOUGHTS, t.FIRST, t.REASONED, t.ONE]
+    alone = [ChatRenderer(own).render(document(chat)).learned for chat in chats]
+    together = ChatRenderer(own)
+    assert [together.render(document(chat)).learned for chat in chats * 2] == alone * 2
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (t.CALLS, '<call>{"name": "sky", "arguments": {"city": "Oslo"}}</call><|end|>'),
+        (t.TEXT_CALLS, '<call>{"name": "sky", "arguments": {"city": "Oslo"}}</call><|end|>'),
+        (t.BARE_CALLS, '<call>{"name": "sky", "arguments": {"city": "Oslo"}}</call><|end|>'),
+        (t.ITEM_CALLS, "<call>sky<city>Oslo</call><|end|>"),
+        (t.NONE_CALLS, '<call>{"name": "sky", "arguments": {"city": "Oslo"}}</call><|end|>'),
+        (t.NAMES_TOOL_AGAIN, 'to sky {"city": "Oslo"}<|end|>'),
+    ],
+)
+def test_a_tool_call_is_learned_with_its_arguments_as_json(
+    template: str, expected: str, own: Any
+) -> None:
+    assert learned(own, template, t.TOOL) == [expected, "Cold.<|end|>"]
+    # arguments that are JSON text already say the same
+    function = {"name": "sky", "arguments": json.dumps({"city": "Oslo"})}
+    calls = [{"type": "function", "function": function}]
+    texts = [t.TOOL[0], said("assistant", "", tool_calls=calls), *t.TOOL[2:]]
+    assert learned(own, template, texts) == [expected, "Cold.<|end|>"]
+
+
+def test_several_calls_stand_beside_what_is_said(own: Any) -> None:
+    calls = [t.call("sky", city="Oslo", days=2), t.call("now")]
+    messages = [t.TOOL[0], said("assistant", "Wait. ", tool_calls=calls), *t.TOOL[2:]]
+    assert learned(own, t.CALLS, messages)[0] == (
+        'Wait. <call>{"name": "sky", "arguments": {"city": "Oslo", "days": 2}}</call>'
+        '<call>{"name": "now", "arguments": {}}</call><|end|>'
+    )
+
+
+@pytest.mark.parametrize("form", [None, [{"type": "text", "text": "Hi"}]])
+def test_a_content_may_be_missing_or_in_parts(form: Any, own: Any) -> None:
+    messages = [said("user", "Hi") | ({"content": form} if form else {}), *t.TOOL[1:]]
+    messages[1] = messages[1] | {"content": None}
+    assert "<|user|>\nHi<|end|>" in rendered(own, t.CALLS, messages).text
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "told"),
+    [
+        (t.PLAIN, t.TOOL, "unrendered_messages: the chat template does not write the tool call of "
+         "message 2 (assistant)"),
+        (t.CALLS.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}"),
+         t.TOOL, "unrendered_messages: the chat template does not write the content of message 3 "
+         "(tool)"),
+        (t.turns("{{ m.content[:4] }}<|end|>"), t.TWO, "unrendered_messages: the chat template "
+         "does not write the content of message 2 (assistant), or not all of it"),
+        (t.SYSTEM_IN_LAST, t.WITH_SYSTEM, "unrendered_messages: the chat template does not write "
+         "the content of message 1 (system)"),
+        (t.ITEM_CALLS, [t.TOOL[0], said("assistant", "", tool_calls=[t.call("f", a={"b": "c"})])],
+         "unrendered_messages: the chat template does not write the arguments of a tool call as "
+         "JSON"),
+        (t.turns("{{ m.content | upper }}<|end|>"), t.ONE, "unlocated_turns: the chat template "
+         "writes other text depending on what the messages say"),
+        (t.turns("{% if m.content %}: {{ m.content }}{% endif %}<|end|>"),
+         [*t.ONE, said("user", "Hm"), said("assistant", "")],
+         "unlocated_turns: message 4 (assistant) is empty"),
+        (t.PLAIN, [said("user", [{"type": "image"}]), t.ONE[1]],  # type: ignore[arg-type]
+         "unrenderable_chats: message 1 (user) has a content that is not all text"),
+        ("{{ raise_exception('roles must\nalternate') }}", t.ONE,
+         "unrenderable_chats: the chat template cannot render this chat: roles must; repair it"),
+        ("{% if %}", t.ONE, "unrenderable_chats: the chat template cannot render this chat: "),
+        ("{{ messages[7].content }}", t.ONE, "unrenderable_chats: the chat template cannot "),
+    ],
+)  # fmt: skip
+def test_what_a_template_does_not_write_makes_a_bad_row(
+    template: str, messages: Sequence[dict[str, Any]], told: str, own: Any
+) -> None:
+    kind, told = told.split(": ", 1)
+    assert f"{kind}: c.jsonl:3: {told}" in refused(own, template, messages)
+
+
+def test_a_turn_that_has_nothing_of_what_asks_for_it_is_not_guessed_at(own: Any) -> None:
+    template = t.PLAIN.replace(t.PLAIN[t.PLAIN.index("{% if add") :], "") + (
+        "{% if add_generation_prompt %}(answer){% endif %}"
+    )
+    template = template.replace("<|end|>\n", "").replace("<|{{ m.role }}|>", "[{{ m.role }}]")
+    assert "unlocated_turns: " in refused(own, template, t.ONE)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "counts"),
+    [
+        (t.THINKS, t.THOUGHTS, {"dropped_thoughts": 1}),
+        (t.CHANNELS, t.REASONED, {"dropped_thoughts": 1}),
+        (t.PLAIN, t.REASONED, {"dropped_thoughts": 2}),
+        (t.PLAIN, t.THOUGHTS, {}),
+        (t.NO_END, t.TWO, {"unended_turns": 2}),
+        (t.END_LAST, t.TWO, {"unended_turns": 1}),
+        (t.DATED, t.TWO, {"dated_chats": 1}),
+    ],
+)
+def test_what_is_left_out_or_replaced_is_counted(
+    template: str, messages: Sequence[dict[str, Any]], counts: dict[str, int], own: Any
+) -> None:
+    assert rendered(own, template, messages).counts == counts
+
+
+@pytest.mark.parametrize(
+    ("template", "counts"),
+    [
+        (t.TOOLS, {"unrendered_documents": 1}),
+        (t.DOCUMENTS, {"unrendered_tools": 1}),
+        (t.PLAIN, {"unrendered_tools": 1, "unrendered_documents": 1}),
+    ],
+)
+def test_tools_and_documents_are_given_to_the_template(
+    template: str, counts: dict[str, int], own: Any
+) -> None:
+    tool = {"type": "function", "function": {"name": "sky", "description": "above"}}
+    beside = {"tools": (tool,), "documents": ({"title": "one", "text": "paper"},)}
+    found = rendered(own, template, t.ONE, **beside)
+    assert found.counts == counts
+    assert ('<tool>{"type": "function"' in found.text) is (template is t.TOOLS)
+    assert ("<doc>paper" in found.text) is (template is t.DOCUMENTS)
+    assert [found.text[b:e] for b, e in found.learned] == ["Hello.<|end|>"]
+    asked = ChatRenderer(own).ask(document(t.ONE, **beside))
+    assert asked.text == found.text[: -len("Hello.<|end|>\n")]
+    assert asked.counts == counts
+
+
+def test_a_developer_is_the_system_unless_the_template_knows_one(own: Any) -> None:
+    messages = [said("developer", "Be brief."), *t.ONE]
+    assert rendered(own, t.PLAIN, messages).text.startswith("<|system|>\nBe brief.")
+    knowing = "{# system or developer #}" + t.PLAIN
+    assert rendered(own, knowing, messages).text.startswith("<|developer|>\nBe brief.")
+
+
+def test_a_date_is_the_same_on_every_day(own: Any) -> None:
+    assert rendered(own, t.DATED, t.ONE).text.startswith("01 Jan 2025\n")
+
+
+def test_a_tokenizer_may_have_a_template_for_tools(own: Any) -> None:
+    own.chat_template = {"default": t.PLAIN, "tool_use": t.TOOLS}
+    with pytest.raises(BadRowError, match="does not write the tool call"):
+        ChatRenderer(own).render(document(t.TOOL))
+    tool = {"type": "function", "function": {"name": "sky"}}
+    found = ChatRenderer(own).render(document(t.TOOL, tools=(tool,)))
+    assert found.text.startswith('<tool>{"type": "function"')
+    own.chat_template = {"other": t.PLAIN}
+    with pytest.raises(ColdstillError, match=r"^the tokenizer's chat_template: trans"):
+        ChatRenderer(own).render(document(t.ONE))
+
+
+def test_a_prompt_is_complete_too(own: Any) -> None:
+    own.chat_template = t.THINKS
+    asked = ChatRenderer(own).ask(document(t.THOUGHTS))
+    assert asked.text.endswith("Hello.<|end|>\n<|user|>\nMore<|end|>\n<|assistant|>\n")
+    assert asked.counts == {"dropped_thoughts": 1}
+    with pytest.raises(BadRowError, match=r"tool call of message 2 \(assistant\)"):
+        ChatRenderer(own).ask(document(t.TOOL))
