@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ class Document:
     """Everything that is to be learned, unless `messages` is given."""
     prompt: str = ""
     """What stands before `text` and is read but not learned."""
+    system: str = ""
+    """What `prompt` begins with where the row has a system text beside it."""
     messages: tuple[dict[str, Any], ...] = ()
     """A chat: mappings with at least `role` and `content`, for the tokenizer's chat template."""
     tools: tuple[dict[str, Any], ...] = ()
@@ -32,6 +34,13 @@ class Document:
     def is_empty(self) -> bool:
         """Whether there is nothing to learn from it."""
         return not self.text and not self.messages
+
+    def as_chat(self) -> Document:
+        """The same as a chat: the system text, the prompt and the text are a message each."""
+        asked = self.prompt.removeprefix(f"{self.system}\n\n") if self.system else self.prompt
+        said = (("system", self.system), ("user", asked), ("assistant", self.text))
+        messages = tuple({"role": role, "content": text} for role, text in said if text)
+        return replace(self, text="", prompt="", system="", messages=messages)
 
     @property
     def size(self) -> int:

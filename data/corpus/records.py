@@ -129,11 +129,12 @@ class _Row:
             prompt = f"{prompt}\n\n{extra}" if extra else prompt
         if not prompt and isinstance(self.columns, PromptColumns):
             return Document(where=self.where)  # an answer to nothing asks nothing
+        system = ""
         if self.columns.are_recognised or self.columns.system != "system":
             name = self._beside("system")
             system = self._string(name) if name else ""
             prompt = f"{system}\n\n{prompt}" if system else prompt
-        return Document(where=self.where, prompt=prompt, text=text)
+        return Document(where=self.where, prompt=prompt, text=text, system=system)
 
     def _chat(self, name: str) -> Document:
         value = self.record[name]

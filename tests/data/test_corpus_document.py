@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Any
 
 from coldstill.data.corpus import Document, is_held_out
 
@@ -15,9 +17,11 @@ def test_the_digest_depends_on_every_part_of_the_content() -> None:
         replace(plain, messages=({"role": "user", "content": "ho"},)),
         replace(plain, messages=({"role": "system", "content": "hi"},)),
         replace(plain, messages=CHAT * 2),
+        replace(plain, tools=({"name": "f"},)),
+        replace(plain, documents=({"name": "f"},)),
         replace(plain, text="two", prompt="one"),
     ]
-    assert len({document.digest() for document in [plain, *changed]}) == 7
+    assert len({document.digest() for document in [plain, *changed]}) == 9
 
 
 def test_the_digest_does_not_depend_on_where_the_text_was_found() -> None:
@@ -66,3 +70,35 @@ def test_the_ends_of_the_share_hold_out_none_and_all() -> None:
     for digest in (bytes(32), b"\xff" * 32):
         assert not is_held_out(digest, 0.0)
         assert is_held_out(digest, 1.0)
+
+
+def test_a_document_keeps_the_digest_that_held_it_out_before_there_were_tools() -> None:
+    document = Document(where="a:1", text="one", prompt="two", messages=CHAT)
+    assert document.digest().hex() == (
+        "0b816d39fb10db091e42a4dda4148a98a576697879257825425ad6bffc19f89a"
+    )
+
+
+def test_the_size_counts_all_that_is_written() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "é"}}}
+    parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "é"}]
+    messages: tuple[dict[str, Any], ...] = (
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "hm"},
+    )
+    document = Document(where="", messages=messages, tools=({"name": "f"},))
+    calls = len(json.dumps([call], ensure_ascii=False).encode())
+    assert document.size == 4 + calls + 2 + len('{"name": "f"}')
+
+
+def test_a_prompt_may_be_taken_for_a_chat() -> None:
+    pair = Document(where="a:1", prompt="s\n\nq", system="s", text="a")
+    assert pair.as_chat() == Document(
+        where="a:1",
+        messages=(
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"},
+        ),
+    )
+    assert [m["role"] for m in Document(where="", prompt="q").as_chat().messages] == ["user"]

@@ -383,7 +383,8 @@ def test_what_stands_beside_a_chat_is_given_to_it() -> None:
 
 def test_a_system_text_before_a_prompt_is_read_with_it() -> None:
     for name in ("system", "system_prompt"):
-        assert read({name: "s", "question": "q", "answer": "a"}).prompt == "s\n\nq"
+        document = read({name: "s", "question": "q", "answer": "a"})
+        assert (document.prompt, document.system) == ("s\n\nq", "s")
     row = {"system": "s", "q": "ask", "a": "say"}
     assert read(row, prompt="q", completion="a").prompt == "ask"
 

@@ -83,7 +83,7 @@ def test_a_large_corpus_is_foretold_from_a_sample(
 
 
 def test_without_a_tokenizer_a_token_has_four_bytes(tmp_path: Path) -> None:
-    rows = [{"prompt": "p" * 40, "completion": "c" * 60} for _ in range(50)]
+    rows: list[dict[str, Any]] = [{"prompt": "p" * 40, "completion": "c" * 60} for _ in range(50)]
     said = [{"role": "user", "content": "p" * 40}, {"role": "assistant", "content": "c" * 60}]
     rows += [{"messages": said}] * 50
     lines = "\n".join(map(json.dumps, rows)).encode()
