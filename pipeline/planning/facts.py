@@ -151,8 +151,11 @@ def _note(
     name: str, student: StudentTable, left: ModelSizes | None, teacher: ModelSizes | None
 ) -> str | None:
     """What a person should know before the student is made."""
+    from ...stages.planning.model_sizes import unused_size
     from ...stages.pruning.targets import shortfall
 
+    if student.architecture is not None:
+        return unused_size(student.architecture, f"students.{name}.architecture")
     if student.prune is None or left is None or teacher is None:
         return None
     where = f"students.{name}.prune"

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..models.size_names import size_in
 from ..pruning.anatomy import anatomy_of
 from ..pruning.families import FAMILIES
 from ..pruning.targets import all_target_sizes
@@ -58,7 +59,7 @@ def anatomy_of_model(name: str, revision: str, where: str) -> Anatomy | None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         family = config["model_type"]
-        heads = config.get("num_attention_heads", config.get("n_head"))
+        heads = size_in(config, "heads")
         shapes = {key: shape for path in files for key, shape in _headers(path).items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None  # whoever loads it will tell what is wrong with it
@@ -73,9 +74,9 @@ def anatomy_of_table(
     Raises
         ColdstillError: a family that cannot be pruned, or as `stages.models.building.build_model`
     """
-    model = model_without_memory(architecture, vocabulary, sequence_length)
+    model = model_without_memory(architecture, vocabulary, sequence_length, "teacher.architecture")
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    heads = model.config.num_attention_heads
+    heads = size_in(model.config.to_dict(), "heads")
     return anatomy_of(model.config.model_type, heads, shapes, where)
 
 
