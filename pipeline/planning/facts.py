@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.corpus import list_sources
 from ...data.schema import Capture
+from ..trainable import expect_trainable
 from .measured import capture_hours, capture_speeds, read_pilot, training_hours
 from .memory import memory, student_sizes, teacher_sizes
 from .room import free_bytes
@@ -37,9 +38,11 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
     """The state of every step and the size of what is to come, as a JSON value.
 
     Raises
-        ColdstillError: sources that are not there, a damaged record of what was done
+        ColdstillError: sources that are not there, a damaged record of what was done, settings of a
+            training that the trainer does not take
     """
     recipe = loaded.recipe
+    expect_trainable(recipe, recipe.students, teacher=True)
     corpus = corpus_sizes(loaded, run)
     stores = store_sizes(loaded, run)
     teacher = teacher_sizes(loaded, run)
