@@ -26,7 +26,7 @@ from .reporting.command import report
 from .tasks.options import TaskOptions, task_options
 
 TRACEBACK = "COLDSTILL_TRACEBACK"
-"""Environment variable: where it is set, a fault of coldstill shows its whole traceback."""
+"""Environment variable: where it is set, every error shows its whole traceback."""
 
 
 class _Group(click.Group):
@@ -36,6 +36,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ColdstillError as error:
+            if os.environ.get(TRACEBACK):
+                raise
             _fail(str(error))
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever reads our output has seen enough

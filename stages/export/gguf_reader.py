@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ...data.errors import ColdstillError
+from ..libraries import asking
 from .contract import titled
 from .torch_runtime import TorchRuntime
 
@@ -36,14 +36,14 @@ def read_back(path: Path, source: Source) -> TorchRuntime:
     config: Any = copy.deepcopy(source.model.config)
     if source.family == "mistral":  # a Llama with a window, which the file's context stays within
         config = LlamaConfig(**{**config.to_dict(), "model_type": "llama"})
-    try:
-        # a progress bar is drawn there, whatever transformers was told
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, config=config, dtype=torch.float32
-            )
-    except Exception as error:  # whatever its many loaders raise
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ColdstillError(f"{path.name}: transformers cannot read it: {line}") from error
+    # a progress bar is drawn there, whatever transformers was told
+    with (
+        asking("transformers", "read it", where=path.name, remedy="take --to hf"),
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, config=config, dtype=torch.float32
+        )
     return TorchRuntime(model.eval(), f"the GGUF reader of {titled('transformers')}", is_own=False)

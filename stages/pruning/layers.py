@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig
 
 from ...data.errors import ColdstillError
+from ..libraries import first_line
 from ..training.blocks import named_blocks
 
 if TYPE_CHECKING:
@@ -82,9 +83,8 @@ def cut_to_layers(teacher: Any, keep: Sequence[int], where: str) -> Any:
         student.config._name_or_path = teacher.config._name_or_path  # from_pretrained says "None"
         student.generation_config = copy.deepcopy(teacher.generation_config)
         same = _agree(teacher, student, name, keep)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise _cannot(where, family, reason) from error
+    except Exception as error:  # configurations and models of other kinds raise anything
+        raise _cannot(where, family, first_line(error)) from error
     if not same:
         raise _cannot(where, family, "a layer of it does something else at another place")
     return student

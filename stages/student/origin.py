@@ -14,6 +14,7 @@ from ...data.errors import ColdstillError
 from ...data.files import read_json, whole_folder, write_json
 from ...data.fingerprint import json_sha256
 from ..models.building import build_model, unused_heads
+from ..models.generation import repair_generation
 from ..models.identity import teacher_identity
 from ..models.loading import context_length, load_model, load_tokenizer
 from ..models.vocabulary import expect_same_tokens
@@ -126,6 +127,8 @@ def make_student(
     manifest = store.manifest
     length, vocabulary = manifest.packing.sequence_length, manifest.tokenizer.size
     made = _made(job, store, tokenizer, report, where)
+    if note := repair_generation(made.model):
+        report(Report(stage=f"train-student {job.stage}", note=note, warning=True))
     rows = made.model.get_output_embeddings().weight.shape[0]
     if rows < vocabulary:
         raise ColdstillError(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError, StoppedError
 from ..interruption import Interruption
+from ..libraries import asking
 from ..ranks import lost_process_told, rank
 from ..report import Report, Reporter, silent
 from .arguments import sequences_per_step, step_shape, taking, training_arguments
@@ -45,6 +46,11 @@ if TYPE_CHECKING:
     from ..models.output_head import OutputHead
     from .chunked_loss import Term
     from .feed import Trainable
+
+_REMEDY = (
+    "lower train.micro_batch_tokens if memory is short; otherwise choose another model or other "
+    "settings of train"
+)
 
 __all__ = [
     "TrainingJob", "full_disk_told", "last_whole_checkpoint", "read_metrics",
@@ -111,7 +117,11 @@ def _train(job: TrainingJob, report: Reporter, asked: Callable[[], bool]) -> Non
         trainer.go_on(standing)
         if last is not None:
             report(Report(stage=job.stage, note=f"going on from step {standing.step}"))
-        with lost_process_told(job.stage):
+        kind = model.config.model_type
+        with (
+            asking("the trainer", f"train a {kind!r} model", where=job.stage, remedy=_REMEDY),
+            lost_process_told(job.stage),
+        ):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
             # some optimisers train other weights than those that they arrive at
             trainer.optimizer.eval()
