@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import click
 
 from .. import __version__
 from ..data.errors import ColdstillError, StoppedError
+from ..stages.libraries import first_line
 from ..stages.ranks import rank, world_size
 from .cli_export import export
 from .cli_recipe import recipe_options, run_options, student_option, work_on
@@ -23,6 +25,9 @@ from .inspect.command import inspect
 from .reporting.command import report
 from .tasks.options import TaskOptions, task_options
 
+TRACEBACK = "COLDSTILL_TRACEBACK"
+"""Environment variable: where it is set, every error shows its whole traceback."""
+
 
 class _Group(click.Group):
     """Turns our errors into one line and the promised exit status."""
@@ -31,11 +36,15 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ColdstillError as error:
+            if os.environ.get(TRACEBACK):
+                raise
             _fail(str(error))
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever reads our output has seen enough
                 raise
             _fail(_system_error(error))
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except StoppedError:
             if rank() == 0:
                 started = "" if world_size() == 1 else "torchrun as before, "
@@ -47,6 +56,10 @@ class _Group(click.Group):
             start = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
             click.echo(f"{start}interrupted; run the same command again to go on", err=True)
             sys.exit(130)
+        except Exception as error:  # a fault of ours, or of a library where nobody expected one
+            if os.environ.get(TRACEBACK):
+                raise
+            _fail(_out_of_memory(error) or _fault(error))
 
     def main(self, *args: Any, **options: Any) -> Any:
         try:
@@ -56,6 +69,28 @@ class _Group(click.Group):
             sys.exit(error.exit_code)
         except click.Abort:
             sys.exit(130)
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """A machine that is too small is no fault; torch has no error of its own for it on a CPU."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "t allocate memory" in text:
+        return (
+            f"not enough memory ({first_line(error)}); lower train.micro_batch_tokens or "
+            "logits.batch_tokens, or corpus.sequence_length"
+        )
+    return None
+
+
+def _fault(error: Exception) -> str:
+    """What went wrong where nothing was meant to, as one line."""
+    context = click.get_current_context(silent=True)
+    words = [] if context is None else [word for word in (context.invoked_subcommand,) if word]
+    return (
+        f"unexpected {type(error).__name__} in {' '.join(['coldstill', *words])}: "
+        f"{first_line(error)}; this is a fault in coldstill, not in what you asked for; run it "
+        f"again with {TRACEBACK}=1 to see where, and report that"
+    )
 
 
 def _fail(message: str) -> None:
@@ -333,8 +368,10 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
     from . import capture, evaluation, ground, students
     from .comparison.command import compare_runs
     from .comparison.table import tables
+    from .trainable import expect_trainable
 
     work = _work(recipe, settings, runs, progress)
+    expect_trainable(work.recipe, work.recipe.students, teacher=True)  # before any step
     ground.train_teacher(work)
     capture.teacher_logits(work)
     students.train_students(work, ())

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..data.errors import ColdstillError
 from ..stages.export import FORMATS
 from .cli_recipe import run_options, work_of
 
@@ -44,11 +45,17 @@ def export(
 
     RUN is a run's folder or name, or a recipe. What is written lies in
     RUN/students/STUDENT/exports/FORMAT, with export.json: what was compared, and what it costs.
+    Of several formats those that can be written are; the others fail the command in the end.
 
     Example: coldstill export demo small --to hf --to onnx-int8
     """
     from .export import export as step
 
-    records = step(work_of(recipe, settings, runs, progress), student, formats, output)
+    try:
+        records = step(work_of(recipe, settings, runs, progress), student, formats, output)
+    except ColdstillError as error:
+        if as_json and (done := getattr(error, "done", None)):
+            click.echo(json.dumps(done, indent=2))
+        raise
     if as_json:
         click.echo(json.dumps(records, indent=2))

@@ -60,7 +60,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         figures = dataclasses.asdict(result)
         figures[CACHED_BYTES] = _cached_bytes(work, name)
         write_json(folder.evaluation, {**figures, "heldout": heldout})
-        work.say(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:.4f}")
+        work.say(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:z.4f}")
 
 
 def heldout_identity(manifest: Manifest) -> str:

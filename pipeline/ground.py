@@ -12,13 +12,14 @@ from ..data.manifest import read_manifest
 from ..data.place import place_at
 from ..data.prepared import CorpusLayout, CorpusRecord
 from ..data.schema import Capture
+from .trainable import expect_trainable
 from .work import beginning, is_done
 
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
     from ..stages.evaluation.heldout_loss import Heldout
     from .run import Run
-    from .work import Work
+from .work import Work
 
 
 def train_teacher(work: Work) -> None:
@@ -46,6 +47,7 @@ def train_missing_teacher(work: Work, *, asked: bool = False) -> bool:
             f"cannot do it on the way; train it first with coldstill train-teacher "
             f"{work.named}"
         )
+    expect_trainable(work.recipe, (), teacher=not work.run.teacher_model.exists())
     made_here = work.recipe.teacher.model is None
     return _make_teacher(work) if made_here else _correct_teacher(work)
 

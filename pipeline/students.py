@@ -15,6 +15,7 @@ from ..data.reader import open_store
 from ..stages.ranks import rank, world_size
 from ..stages.report import Report
 from .run import recorded_run
+from .trainable import expect_trainable
 from .trained import VARIANT, is_trained, student_settings
 from .work import beginning
 
@@ -56,6 +57,7 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
     if not chosen:
         raise ColdstillError(f"{work.recipe.name}: the recipe has no students")
     students = {name: work.recipe.student(name) for name in chosen}
+    expect_trainable(work.recipe, chosen, teacher=False)
     store = open_made(work.run.logits, work)
     others = _open_others(work, students)
     settings = {

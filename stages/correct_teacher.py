@@ -17,6 +17,7 @@ from ..data.files import read_json, write_json
 from ..data.schema import Capture
 from .config import ObjectiveConfig
 from .evaluation.heldout_loss import heldout_loss
+from .models.generation import repair_generation
 from .models.output_head import connect_head
 from .models.vocabulary import vocabulary_size
 from .report import Report, Reporter, silent
@@ -79,6 +80,8 @@ def correct_teacher(job: Correction, report: Reporter = silent) -> None:
     model = job.model
     if job.lora is not None:
         adapted_layers(model, job.lora.targets, LORA)  # refused before anything takes time
+    if note := repair_generation(model):
+        report(Report(stage=STAGE, note=note, warning=True))
     head = connect_head(model, vocabulary_size(job.tokenizer), report)
     before = _loss_before(job, head, report)
     own = {name: tensor.dtype for name, tensor in _tensors(model)}

@@ -49,10 +49,12 @@ def asking(library: str, action: str, *, where: str, remedy: str = "") -> Iterat
 def first_line(error: BaseException) -> str:
     """What an exception says, in at most one line of 200 characters; its class if it says nothing.
 
-    A `KeyError` says only which key it missed, so its class stands before it.
+    A line that ends in a colon goes on in the next one. A `KeyError` says only which key it missed,
+    so its class stands before it.
     """
-    text = str(error).strip()
-    if not text:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
         return type(error).__name__
-    line = text.splitlines()[0][:_LONGEST]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    line = line[:_LONGEST].rstrip(" .;")
     return f"{type(error).__name__}: {line}" if isinstance(error, KeyError) else line

@@ -9,7 +9,7 @@ from ..data.files import whole_folder
 from ..data.schema import Capture
 from .config import ObjectiveConfig
 from .evaluation.heldout_loss import heldout_loss
-from .models.building import build_model
+from .models.building import build_model, unused_heads
 from .models.device import best_device
 from .models.isolation import choose_isolation
 from .models.output_head import connect_head
@@ -57,6 +57,8 @@ def train_teacher(
             apart
     """
     model = build_model(architecture, tokenizer, sequence_length, seed, "teacher.architecture")
+    if note := unused_heads(architecture, "teacher.architecture"):
+        report(Report(stage=STAGE, note=note, warning=True))
     model.to(best_device())
     vocabulary = vocabulary_size(tokenizer)
     isolation = choose_isolation(model, vocabulary, sequence_length) if together else "single"

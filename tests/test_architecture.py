@@ -27,8 +27,8 @@ DATA_MAY_ASK = {
 }
 """What one file each imports, inside a function, for those who ask for it."""
 LIGHT_STAGES = {
-    "stages", "stages.config", "stages.export", "stages.ranks", "stages.report",
-    "stages.models.weight_files", "stages.pruning", "stages.pruning.config",
+    "stages", "stages.config", "stages.export", "stages.libraries", "stages.models.weight_files",
+    "stages.ranks", "stages.report", "stages.pruning", "stages.pruning.config",
 }  # fmt: skip
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .columns import COST, QUALITY
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -51,7 +53,23 @@ def notes(rows: Sequence[Row]) -> list[str]:
             f"Weights are {' and '.join(sorted(whole))}: precision moves speed and memory as size "
             "does."
         )
-    return found
+    return found + _missing(rows)
+
+
+def _missing(rows: Sequence[Row]) -> list[str]:
+    """Why a figure is not known, a line for each reason: the columns, and the models."""
+    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for column in (*QUALITY, *COST):
+        names = tuple(row["name"] for row in rows if column.value(row) is None)
+        if names:
+            titles = found.setdefault((column.missing, names), [])
+            title = f"{column.title} ({column.group})" if column.group else column.title
+            if title not in titles:
+                titles.append(title)
+    return [
+        f"- in {', '.join(titles)} of {', '.join(names)}: {reason}."
+        for (reason, names), titles in found.items()
+    ]
 
 
 def _by_runtime(rows: Sequence[Row]) -> dict[str, list[str]]:

@@ -31,6 +31,8 @@ class Column:
     better: Literal["less", "more", ""] = ""
     of: Literal["model", "text", "machine"] = "model"
     """With which it changes: figures compare where that is the same."""
+    missing: str = ""
+    """Why it may not be known, for the note below a table that has a `-` there."""
 
     def cell(self, row: Row) -> str:
         """The figure as text; `-` where it is not known."""
@@ -73,12 +75,13 @@ def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _nats(value: float) -> str:
-    return f"{value:.4f}"
+def nats(value: float) -> str:
+    """A figure in nats; what rounds to nothing is 0, without a sign."""
+    return f"{value:z.4f}"
 
 
 def _share(value: float) -> str:
-    return f"{value:.1%}"
+    return f"{value:z.1%}"
 
 
 def _milliseconds(seconds: float) -> str:
@@ -95,13 +98,14 @@ QUALITY = (
     Column(key="parameters", title="parameters", value=_figure("parameters"), told=_whole,
            better="less"),
     Column(key=CACHED_BYTES, title="cached", value=_figure(CACHED_BYTES), told=_cached,
-           better="less"),
-    Column(key="loss", title="loss", value=_figure("loss"), told=_nats, better="less", of="text"),
+           better="less", missing="only what was trained from a store has read one"),
+    Column(key="loss", title="loss", value=_figure("loss"), told=nats, better="less", of="text"),
     Column(key="perplexity", title="perplexity", value=_figure("perplexity"), told="{:.2f}".format,
            better="less", of="text"),
-    Column(key="bits_per_byte", title="bits/byte", value=_figure("bits_per_byte"), told=_nats,
-           better="less", of="text"),
-    Column(key="kl", title="KL", value=_figure("kl"), told=_nats, better="less", of="text"),
+    Column(key="bits_per_byte", title="bits/byte", value=_figure("bits_per_byte"), told=nats,
+           better="less", of="text",
+           missing="the held-out store does not tell how many bytes its text has"),
+    Column(key="kl", title="KL", value=_figure("kl"), told=nats, better="less", of="text"),
     Column(key="agreement", title="agreement", value=_figure("agreement"), told=_share,
            better="more", of="text"),
     Column(key="acceptance", title="acceptance", value=_figure("acceptance"), told=_share,
@@ -109,6 +113,13 @@ QUALITY = (
     Column(key="ece", title="ECE", value=_figure("ece"), told=_share, better="less", of="text"),
 )  # fmt: skip
 """How good a model is."""
+
+
+_NEWER = "it was evaluated by an older version; delete evaluation.json and evaluate again"
+_UNTIMED = (
+    "it was not timed at that size of batch: it keeps no cache of keys and values, its texts are "
+    "too short, or its own runtime is not here"
+)
 
 
 def _timed(key: str, title: str, better: Literal["less", "more"], batch: int = 1) -> Column:
@@ -120,21 +131,26 @@ def _timed(key: str, title: str, better: Literal["less", "more"], batch: int = 1
         group=f"batch {batch}",
         better=better,
         of="machine",
+        missing=_UNTIMED,
     )
 
 
 COST = (
     NAME,
-    Column(key="dtype", title="precision", value=_figure("dtype"), told=str),
-    Column(key="bytes", title="size", value=_measured("bytes"), told=size, better="less"),
+    Column(key="dtype", title="precision", value=_figure("dtype"), told=str,
+           missing=_NEWER),
+    Column(key="bytes", title="size", value=_measured("bytes"), told=size, better="less",
+           missing=_NEWER),
     Column(key="flops_per_token", title="FLOPs", value=_measured("flops_per_token"),
-           told=short, better="less"),
+           told=short, better="less",
+           missing="the arithmetic of the model could not be counted"),
     _timed("prefill_tokens_per_second", "prompt/s", "more"),
     _timed("first_token_seconds", "first ms", "less"),
     _timed("token_seconds", "ms/token", "less"),
     _timed("token_seconds_p95", "p95", "less"),
     Column(key="memory_bytes", title="memory", value=_speed("memory_bytes"), told=size,
-           group="batch 1", better="less", of="machine"),
+           group="batch 1", better="less", of="machine",
+           missing="it was not timed, or took too little to be measured"),
     _timed("token_seconds", "ms/token", "less", batch=8),
     _timed("token_seconds_p95", "p95", "less", batch=8),
     _timed("decode_tokens_per_second", "tokens/s", "more", batch=8),

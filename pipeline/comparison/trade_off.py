@@ -118,7 +118,7 @@ def point(row: Row, x: float, quality: Quality, rows: Sequence[Row], what: str) 
     what  that place in words
     """
     name, height = row["name"], row[quality.key]
-    note = f"{name}: {what}, {quality.name.removeprefix('Held-out ')} {height:.4f}"
+    note = f"{name}: {what}, {quality.name.removeprefix('Held-out ')} {height:z.4f}"
     return Series(
         name=name,
         points=((x, height),),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.corpus import list_sources
 from ...data.schema import Capture
+from ..trainable import expect_trainable
 from .measured import capture_hours, capture_speeds, read_pilot, training_hours
 from .memory import memory, student_sizes, teacher_sizes
 from .room import free_bytes
@@ -39,9 +40,10 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
 
     Raises
         ColdstillError: sources that are not there, a damaged record of what was done, tokens that
-            the teacher has no row for
+            the teacher has no row for, settings of a training that the trainer does not take
     """
     recipe = loaded.recipe
+    expect_trainable(recipe, recipe.students, teacher=True)
     left_out = left_out_tokens(loaded, run)
     corpus = corpus_sizes(loaded, run)
     stores = store_sizes(loaded, run, corpus)
@@ -154,8 +156,11 @@ def _note(
     name: str, student: StudentTable, left: ModelSizes | None, teacher: ModelSizes | None
 ) -> str | None:
     """What a person should know before the student is made."""
+    from ...stages.planning.model_sizes import unused_size
     from ...stages.pruning.targets import shortfall
 
+    if student.architecture is not None:
+        return unused_size(student.architecture, f"students.{name}.architecture")
     if student.prune is None or left is None or teacher is None:
         return None
     where = f"students.{name}.prune"

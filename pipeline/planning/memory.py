@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..recipe import LoadedRecipe
     from ..run import Run
 
+_ANY_VOCABULARY = 1024
 Memory = dict[str, int | None]
 """Stage to bytes; None where a model is not on this machine."""
 
@@ -80,7 +81,8 @@ def student_sizes(
     for name, student in recipe.students.items():
         if student.architecture is not None:
             length = recipe.corpus.sequence_length
-            found[name] = _of_table(student.architecture, vocabulary, length)
+            where = f"students.{name}.architecture"
+            found[name] = _of_table(student.architecture, vocabulary, length, where)
         elif student.layers is not None:
             found[name] = _of_layers(loaded, run, teacher, student.layers)
         elif student.prune is not None:
@@ -112,7 +114,8 @@ def teacher_sizes(loaded: LoadedRecipe, run: Run) -> ModelSizes | None:
         assert table.model is not None
         return _of_model(loaded, run, table.model, table.revision)
     length = loaded.recipe.corpus.sequence_length
-    return _of_table(table.architecture, table.tokenizer.vocabulary, length)
+    vocabulary = table.tokenizer.vocabulary
+    return _of_table(table.architecture, vocabulary, length, "teacher.architecture")
 
 
 def _of_model(
@@ -165,10 +168,14 @@ def _of_cuts(
     return None if known is None else sizes_of_cuts(teacher, known, cuts, where)
 
 
-def _of_table(table: ArchitectureConfig, vocabulary: int | None, length: int) -> ModelSizes | None:
+def _of_table(
+    table: ArchitectureConfig, vocabulary: int | None, length: int, where: str
+) -> ModelSizes | None:
     from ...stages.planning.model_sizes import sizes_of_table
 
-    return None if vocabulary is None else sizes_of_table(table, vocabulary, length)
+    # with any vocabulary it is known whether it can be built
+    sizes = sizes_of_table(table, vocabulary or _ANY_VOCABULARY, length, where)
+    return None if vocabulary is None else sizes
 
 
 def _training(

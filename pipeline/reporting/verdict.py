@@ -253,4 +253,4 @@ def _untaught(best: Row, teacher: Row) -> str:
 
 
 def _nats(value: float) -> str:
-    return f"{value:.2f} nats"
+    return f"{value:z.2f} nats"

@@ -101,7 +101,7 @@ def _cell(score: Record | None) -> str:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4f}"
+    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:z.4f}"
 
 
 def _all_records(path: Path) -> list[Record]:

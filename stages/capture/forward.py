@@ -15,6 +15,7 @@ import torch
 from ...data.alignment import labels
 from ...data.errors import ColdstillError
 from ...data.order import uniform
+from ..libraries import first_line
 from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
 from ..selection import Selected, select, to_targets
@@ -179,7 +180,9 @@ class TeacherForward:
             try:
                 yield whole()
                 return
-            except (RuntimeError, MemoryError) as error:
+            except ColdstillError:
+                raise
+            except Exception as error:  # models raise anything
                 self._expect_divisible(error, len(sequences), tokens)
             # outside the except clause: the error holds on to every tensor of the failed pass
             self._shrink(tokens)
@@ -189,7 +192,12 @@ class TeacherForward:
 
     def _expect_divisible(self, error: Exception, rows: int, tokens: int) -> None:
         if not is_out_of_memory(error):
-            raise error
+            kind = self._teacher.head.model.config.model_type
+            raise ColdstillError(
+                f"{self._name}: transformers cannot run a {kind!r} model on {rows} sequences of "
+                f"{tokens:,} tokens together: {first_line(error)}; try teacher.attention = "
+                "'eager', or choose another teacher"
+            ) from error
         if self._teacher.lockstep:  # the others have gone on
             raise ColdstillError(
                 f"{self._name}: not enough memory for {tokens:,} tokens to a batch; lower "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..libraries import first_line
 from ..models.loading import context_length
 from .flops import flops_per_token
 from .generation_speed import BATCHES, GenerationSpeed, generation_speeds
@@ -65,7 +66,6 @@ def measure_usage(
 def _tried(measure: Callable[[], T], what: str, tell: Callable[[str], None]) -> T | None:
     try:
         return measure()
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        tell(f"{what} could not be measured: {reason[:200]}")
+    except Exception as error:  # models of other kinds raise anything
+        tell(f"{what} could not be measured: {first_line(error)}")
         return None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import SCRATCH_PREFIX, json_bytes, remove_scratch, told_where, whole_folder
+from ..libraries import asking
 from ..models.identity import teacher_identity
 from ..report import Report, Reporter, silent
 from . import FORMATS
@@ -48,12 +49,11 @@ def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent
     store  the held-out one
 
     Raises
-        ColdstillError: a package is missing, a format does not know the student, an export of
-            other weights or a damaged one stands there, or its runtime says something else than
-            the student; what was finished before is kept
+        ColdstillError: where there is one format and something is wrong with it: a package is
+            missing, it does not know the student, an export of other weights or a damaged one
+            stands there, or its runtime says something else than the student
+        IncompleteError: the same of some of several formats; the others are done
     """
-    for name, form in job.formats.items():
-        expect_packages(name, form)
     remove_scratch(job.folder)  # of exports that were killed
     identity = teacher_identity(
         str(job.model), f"students.{job.name}", dtype="auto", revision="main"
@@ -64,21 +64,46 @@ def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent
         "parameters": identity.parameters,
         "fingerprint": identity.fingerprint,
     }
-    found = {name: standing(job.folder / name, student) for name in job.formats}
-    open_ones = {}
+    found: dict[str, Record] = {}
+    failed: dict[str, ColdstillError] = {}
+    ground: Ground | None = None
     for name, form in job.formats.items():
-        record = found[name]
-        if record is not None and (record["checked_by_own_runtime"] or form.lacking):
-            _tell_of(name, form, record, job, report)
-        else:
-            open_ones[name] = form
-    if open_ones:
-        ground = ground_of(job, store, student)
-        for name, form in open_ones.items():
-            expect_known(name, form, ground.source)
-        for name, form in open_ones.items():
-            found[name] = _Export(name, form, ground, job, report).done(found[name])
-    return [record for record in found.values() if record is not None]
+        try:
+            expect_packages(name, form)
+            record = standing(job.folder / name, student)
+            if record is None or not (record["checked_by_own_runtime"] or form.lacking):
+                ground = ground or ground_of(job, store, student)
+                expect_known(name, form, ground.source)
+                record = _Export(name, form, ground, job, report).done(record)
+            else:
+                _tell_of(name, form, record, job, report)
+            found[name] = record
+        except ColdstillError as error:
+            failed[name] = error
+    if failed:
+        raise _failure(failed, found)
+    return list(found.values())
+
+
+class IncompleteError(ColdstillError):
+    """Some of several exports could not be made; those that could are there."""
+
+    def __init__(self, message: str, done: list[Record]) -> None:
+        super().__init__(message)
+        self.done = done
+
+
+def _failure(failed: dict[str, ColdstillError], found: dict[str, Record]) -> ColdstillError:
+    """The one error, or all of them in a line that says what was done."""
+    first = next(iter(failed.values()))
+    if not found and len({str(error) for error in failed.values()}) == 1:
+        return first
+    reasons = " | ".join(f"{name}: {error}" for name, error in failed.items())
+    done = f"{', '.join(found)} done" if found else "none done"
+    total = len(failed) + len(found)
+    return IncompleteError(
+        f"{len(failed)} of {total} exports failed ({done}): {reasons}", list(found.values())
+    )
 
 
 def _tell_of(name: str, form: Format, record: Record, job: ExportJob, report: Reporter) -> None:
@@ -127,8 +152,14 @@ class _Export:
         """
         folder = self.job.folder / self.name
         ground = self.ground.within(self.form.context(self.ground.source))
+        asked = asking("the export", "finish", where=f"students.{self.job.name}: {self.name}")
         try:
-            with told_where(folder), self._base(ground) as base, whole_folder(folder) as scratch:
+            with (
+                asked,
+                told_where(folder),
+                self._base(ground) as base,
+                whole_folder(folder) as scratch,
+            ):
                 if before is None:
                     own = self.form.write(
                         ground.source, scratch, None if base is None else base.folder

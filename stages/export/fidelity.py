@@ -167,6 +167,8 @@ def _cached_difference(export: Runtime, tokens_T: NDArray[Any], vocabulary: int)
     part_TV, cache = export.step(tokens_T[:first])
     distance = _Distance()
     distance.add(whole_TV[:first], _logits(part_TV, vocabulary))
+    if cache is None:  # it keeps nothing, so whoever runs it asks for all tokens again
+        return distance.largest
     for place in range(first, len(tokens_T)):
         part_TV, cache = export.step(tokens_T[place : place + 1], cache)
         distance.add(whole_TV[place : place + 1], _logits(part_TV, vocabulary))

@@ -10,6 +10,7 @@ import numpy as np
 from ...data.errors import ColdstillError
 from ..evaluation.generation_speed import passage
 from ..evaluation.usage import SEQUENCES, longest_asked
+from ..models.generation import repair_generation
 from ..models.loading import load_model, load_tokenizer
 from ..models.vocabulary import without_padding
 from .contract import Source, titled
@@ -68,6 +69,7 @@ def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> G
     vocabulary = store.manifest.tokenizer.size
     model = load_model(str(job.model), where, precision="fp32", own_code=job.own_code)
     model = without_padding(model, vocabulary)
+    repair_generation(model)  # of a student that was trained before that was done
     texts = [
         tokenizer.decode(document.tokens_T, skip_special_tokens=True)
         for document in documents[:_TEXTS]

@@ -45,12 +45,14 @@ class HuggingFace:
 
     def write(self, source: Source, folder: Path, base: Path | None = None) -> Sequence[str]:
         """Weights in the student's own precision, and what generation needs to know to end."""
+        from ..models.generation import repair_generation
         from ..models.loading import load_model
         from ..models.vocabulary import without_padding
 
         where, own_code = f"students.{source.name}", source.own_code
         model = load_model(str(source.folder), where, precision="auto", own_code=own_code)
         model = without_padding(model, source.vocabulary)
+        repair_generation(model)
         settings, tokenizer = model.generation_config, source.tokenizer
         if settings.eos_token_id is None:
             settings.eos_token_id = tokenizer.eos_token_id

@@ -24,7 +24,7 @@ tags:
 _FIGURES = (
     ("loss", "held-out loss, nats", "{:.4f}"),
     ("perplexity", "perplexity", "{:.2f}"),
-    ("kl", "KL(teacher, model), nats", "{:.4f}"),
+    ("kl", "KL(teacher, model), nats", "{:z.4f}"),
     ("agreement", "same most probable token as the teacher", "{:.1%}"),
     ("accuracy", "most probable token is the next one", "{:.1%}"),
     ("acceptance", "acceptance in speculative decoding", "{:.1%}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from ..libraries import asking
 from .contract import Limits
 
 if TYPE_CHECKING:
@@ -107,9 +108,11 @@ class Onnx:
 
         if self.int8:
             assert base is not None
-            quantise(base / FILE, folder / FILE)
+            where = f"students.{source.name}"
+            with asking("onnxruntime", "quantise it", where=where, remedy="take --to onnx"):
+                quantise(base / FILE, folder / FILE)
         else:
-            write_program(source.model, folder / FILE)
+            write_program(source.model, folder / FILE, source.name)
         source.model.config.save_pretrained(folder)
         if source.model.generation_config is not None:
             source.model.generation_config.save_pretrained(folder)

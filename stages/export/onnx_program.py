@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from ..libraries import asking
 from .torch_runtime import cache_name
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class _WithPlainCache(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.cache = cache_name(model) or ""
 
     def forward(
         self,
@@ -52,7 +54,7 @@ class _WithPlainCache(nn.Module):
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=True,
-            **{cache_name(self.model): cache},
+            **{self.cache: cache},
         )
         present = [part for layer in cache.layers for part in (layer.keys, layer.values)]
         return (output.logits, *present)
@@ -61,24 +63,32 @@ class _WithPlainCache(nn.Module):
 @torch.no_grad()
 def cache_shapes(model: Any) -> list[CacheShape] | None:
     """What each layer keeps of the past, or None where that is not keys and values."""
+    name = cache_name(model)
+    if name is None:
+        return None
     try:
         output = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
-        cache = getattr(output, cache_name(model))
+        cache = getattr(output, name)
         shapes = [
             (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
             for layer in cache.layers
         ]
-    except (AttributeError, IndexError, TypeError):
+    except Exception:  # a model of another kind, whose forward takes other things
         return None
     plain = all(layer.keys.shape[2] == 2 for layer in cache.layers)
     return shapes if plain and type(cache) is DynamicCache and shapes else None
 
 
-def write_program(model: Any, path: Path) -> None:
+def write_program(model: Any, path: Path, name: str) -> None:
     """Trace the model for any batch, length and past, and write it.
+
+    name  the student's, for messages
 
     The example has two rows of five tokens after three, so that no axis has a size that tracing
     would take for a constant.
+
+    Raises
+        ColdstillError: the exporter cannot trace it
     """
     shapes = cache_shapes(model)
     assert shapes is not None  # `refusal` has asked
@@ -93,7 +103,9 @@ def write_program(model: Any, path: Path) -> None:
     rest = torch.export.Dim.DYNAMIC  # the sum of the last two
     pasts = [{0: batch, 2: before} for _ in past]
     names = [f"{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
-    with _quietly():
+    where = f"students.{name}"
+    action = f"trace a {model.config.model_type!r} model"
+    with _quietly(), asking("torch.onnx", action, where=where, remedy="take --to hf"):
         program = torch.onnx.export(
             _WithPlainCache(model).eval(),
             example,

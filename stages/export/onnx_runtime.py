@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...data.errors import ColdstillError
+from ..libraries import asking
 from .contract import titled
 
 if TYPE_CHECKING:
@@ -38,13 +38,10 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors only
-        try:
+        with asking("onnxruntime", "load it", where=str(path), remedy="take --to hf"):
             session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # its exceptions have no common class
-            line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise ColdstillError(f"{path}: onnxruntime cannot load it: {line}") from error
         return cls(session, titled("onnxruntime"))
 
     def step(
@@ -63,7 +60,9 @@ class OnnxRuntime:
             "position_ids": np.arange(before, before + count, dtype=np.int64)[None],
         }
         names = [output.name for output in self.session.get_outputs()]
-        outputs = dict(zip(names, self.session.run(None, inputs | past), strict=True))
+        with asking("onnxruntime", "run it", where="model.onnx", remedy="take --to hf"):
+            found = self.session.run(None, inputs | past)
+        outputs = dict(zip(names, found, strict=True))
         logits: NDArray[Any] = outputs.pop("logits")[0]
         return logits, {
             name.replace("present", "past_key_values"): value for name, value in outputs.items()

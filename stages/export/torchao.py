@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..libraries import asking
 from .contract import Limits, titled, transformers_usage
 
 if TYPE_CHECKING:
@@ -65,8 +66,11 @@ class TorchAo:
         settings = TorchAoConfig(
             Int8WeightOnlyConfig(version=2), include_input_output_embeddings=not _is_tied(source)
         )
-        model = _load(base, source, {"quantization_config": settings})
-        model.save_pretrained(folder)
+        action = f"quantise a {source.family!r} model"
+        where = f"students.{source.name}"
+        with asking("torchao", action, where=where, remedy="take --to hf or --to onnx-int8"):
+            model = _load(base, source, {"quantization_config": settings})
+            model.save_pretrained(folder)
         source.tokenizer.save_pretrained(folder)
         return ()
 

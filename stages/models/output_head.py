@@ -8,6 +8,7 @@ against the model's own logits and, if none agrees, falls back to calling the wh
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from ...data.errors import ColdstillError
+from ..libraries import asking
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 CHUNK_ELEMENTS = 3 << 23
 """Logits computed at a time: 96 MB in fp32. Smaller chunks make the matrix products slower,
 larger ones only take memory (measured at V = 32,000 and 128,256)."""
+_ANOTHER = "choose another model"
 _DEVICE_SHARE = 128
 """On an accelerator a chunk may take one part in so many of its memory: it needs more rows at a
 time to be busy, and has more memory."""
@@ -129,17 +133,22 @@ def _accelerator_share() -> int:
 
 
 def connect_head(model: Any, vocabulary: int, report: Reporter = silent) -> OutputHead:
-    """Split `model` at its head, or fall back to its full logits and say so."""
+    """Split `model` at its head, or fall back to its full logits and say so.
+
+    Raises
+        ColdstillError: it cannot be run, or what it says of a token depends on later ones
+    """
+    own_TV = _own_logits(model, vocabulary)
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
-    guess = OutputHead(model, vocabulary, scale=scale / divisor, softcap=softcap)
+    scale = _number(getattr(config, "logit_scale", None))
+    divisor = _number(getattr(config, "logits_scaling", None))
     try:
-        if _agrees(guess):
+        guess = OutputHead(model, vocabulary, scale=scale / divisor, softcap=softcap)
+        if _agrees(guess, own_TV):
             return guess
-    except (AttributeError, TypeError, ValueError, RuntimeError):
-        pass  # a model that is not built this way: the fallback serves it
+    except Exception:  # a model that is not built this way raises anything; the fallback serves it
+        pass
     report(
         Report(
             stage="head",
@@ -151,23 +160,66 @@ def connect_head(model: Any, vocabulary: int, report: Reporter = silent) -> Outp
     return OutputHead(model, vocabulary, whole=True)
 
 
+def _number(value: Any) -> float:
+    """A factor in a configuration; 1 where there is none."""
+    return float(value) if isinstance(value, int | float) and value else 1.0
+
+
+def _tokens(vocabulary: int) -> torch.Tensor:
+    """[1, 8] any tokens."""
+    return torch.randint(0, vocabulary, (1, 8), generator=torch.Generator().manual_seed(0))
+
+
 @torch.no_grad()
-def _agrees(head: OutputHead) -> bool:
+def _own_logits(model: Any, vocabulary: int) -> torch.Tensor:
+    """[8, V] what the whole model says of eight tokens.
+
+    Raises
+        ColdstillError: it cannot be run on them, or looks at later tokens
+    """
+    kind = model.config.get_text_config().model_type
+    where = f"a {kind!r} model"
+    tokens = _tokens(vocabulary)
+    other = tokens.clone()
+    other[0, -1] = (other[0, -1] + 1) % vocabulary
+    with _evaluating(model), asking("transformers", "run it", where=where, remedy=_ANOTHER):
+        first, second = (
+            model(input_ids=ids.to(model.device), use_cache=False).logits for ids in (tokens, other)
+        )
+        own_TV, other_TV = (each[0, :, :vocabulary].float() for each in (first, second))
+    before, after = own_TV[:-1], other_TV[:-1]
+    real = before.isfinite() & after.isfinite()
+    moved = torch.where(real, before - after, 0.0).abs().max() if len(before) else 0.0
+    if moved > 0.05 * torch.where(real, before, 0.0).abs().max():
+        raise ColdstillError(
+            f"{where}: what it says of a token depends on the tokens that follow, so it is no "
+            f"causal language model; {_ANOTHER}"
+        )
+    return own_TV
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def _agrees(head: OutputHead, own_TV: torch.Tensor) -> bool:
     model = head.model
     if model.base_model is model:
         return False
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, head.vocabulary, (1, 8), generator=generator).to(model.device)
-    training = model.training
-    model.eval()
-    own = model(input_ids=tokens, use_cache=False).logits[0, :, : head.vocabulary].float()
-    hidden = head.hidden({"input_ids": tokens})[0]
-    ours = head.logits(hidden, head.buffer(len(hidden), hidden.device))
-    model.train(training)
+    with _evaluating(model):
+        hidden = head.hidden({"input_ids": _tokens(head.vocabulary).to(model.device)})[0]
+        ours = head.logits(hidden, head.buffer(len(hidden), hidden.device))
     tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
     # what is no number on both sides is another fault than the head's, told where it is met
-    real = own.isfinite()
+    real = own_TV.isfinite()
     if not torch.equal(real, ours.isfinite()):
         return False
-    difference = torch.where(real, own - ours, 0.0).abs().max()
-    return bool(difference <= tolerance * torch.where(real, own, 0.0).abs().max())
+    difference = torch.where(real, own_TV - ours, 0.0).abs().max()
+    return bool(difference <= tolerance * torch.where(real, own_TV, 0.0).abs().max())

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
+from ..models.size_names import size_in
 from ..models.weight_files import weight_files_in
 
 if TYPE_CHECKING:
@@ -26,13 +27,6 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16
 """Bytes of a number, by the names that configurations and recipes use."""
 _PLAIN_FAMILIES = {"llama", "mistral"}
 """Without biases, or norms besides two to a layer and one at the end."""
-_NAMES = {
-    "hidden": ("hidden_size", "n_embd", "d_model"),
-    "layers": ("num_hidden_layers", "n_layer"),
-    "feed_forward": ("intermediate_size", "n_inner", "ffn_dim"),
-    "vocabulary": ("vocab_size",),
-}
-"""What the families call their sizes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +50,17 @@ class ModelSizes:
 
 
 def sizes_of_table(
-    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int
+    architecture: ArchitectureConfig,
+    vocabulary: int,
+    sequence_length: int,
+    where: str = "architecture",
 ) -> ModelSizes:
-    """Of a model that the recipe makes; raises as `stages.models.building.build_model`."""
-    if architecture.family not in _PLAIN_FAMILIES:
-        return _built_without_memory(architecture, vocabulary, sequence_length)
+    """Of a model that the recipe makes; raises as `stages.models.building.build_model`.
+
+    where  the recipe's table, for messages
+    """
+    if architecture.family not in _PLAIN_FAMILIES or not _divides(architecture):
+        return _built_without_memory(architecture, vocabulary, sequence_length, where)
     hidden, heads = architecture.hidden, architecture.heads
     feed_forward = architecture.feed_forward or -(-hidden * 8 // (3 * 32)) * 32
     keys_values = (architecture.kv_heads or heads) * (hidden // heads)
@@ -85,7 +85,8 @@ def sizes_of_model(name: str, revision: str = "main") -> ModelSizes | None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = {**config, **config.get("text_config", {})}
-        found = {key: _number(config, names) for key, names in _NAMES.items()}
+        found = {key: size_in(config, key) for key in ("hidden", "layers", "feed_forward")}
+        found["vocabulary"] = int(config.get("vocab_size") or 0)
         width = WIDTHS.get(dtype := _dtype(config), 4)
         parameters = _parameters(folder, width)
     except (ColdstillError, OSError, ValueError, AttributeError, TypeError):
@@ -138,7 +139,10 @@ def adapter_parameters(sizes: ModelSizes, rank: int) -> int:
 
 
 def model_without_memory(
-    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int
+    architecture: ArchitectureConfig,
+    vocabulary: int,
+    sequence_length: int,
+    where: str = "architecture",
 ) -> Any:
     """A model of any family on torch's `meta` device, which has shapes and no storage; raises as
     `stages.models.building.build_model`."""
@@ -153,23 +157,40 @@ def model_without_memory(
         pad_token_id=None,
     )
     with torch.device("meta"):
-        return build_model(architecture, tokenizer, sequence_length, 0, "architecture")
+        return build_model(architecture, tokenizer, sequence_length, 0, where)
 
 
 def _built_without_memory(
-    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int
+    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int, where: str
 ) -> ModelSizes:
-    model = model_without_memory(architecture, vocabulary, sequence_length)
+    from ..models.built_sizes import feed_forward_width
+
+    model = model_without_memory(architecture, vocabulary, sequence_length, where)
     config = model.config.get_text_config().to_dict()
     return ModelSizes(
         parameters=model.num_parameters(),
         hidden=architecture.hidden,
-        feed_forward=_number(config, _NAMES["feed_forward"]) or 4 * architecture.hidden,
+        feed_forward=feed_forward_width(model),
         layers=architecture.layers,
         vocabulary=vocabulary,
         tied=architecture.tied,
         activation=str(config.get("hidden_act") or config.get("activation_function") or "silu"),
     )
+
+
+def unused_size(architecture: ArchitectureConfig, where: str) -> str | None:
+    """A note on a size that the family has no use for, or None."""
+    if architecture.family in _PLAIN_FAMILIES:
+        return None
+    from ..models.building import unused_heads
+
+    return unused_heads(architecture, where)
+
+
+def _divides(architecture: ArchitectureConfig) -> bool:
+    heads = architecture.heads
+    whole = architecture.hidden % heads == 0
+    return whole and heads % (architecture.kv_heads or heads) == 0
 
 
 def model_folder(name: str, revision: str) -> Path | None:
@@ -185,15 +206,6 @@ def model_folder(name: str, revision: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(found).parent if isinstance(found, str) else None
-
-
-def _number(config: dict[str, Any], names: tuple[str, ...]) -> int:
-    """The first of these that the configuration has; 0 for none. A list is one number a layer."""
-    for name in names:
-        value = config.get(name)
-        if value:
-            return int(max(value) if isinstance(value, list) else value)
-    return 0
 
 
 def _dtype(config: dict[str, Any]) -> str:

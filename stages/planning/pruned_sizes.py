@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
+from ..models.size_names import size_in
 from ..models.weight_files import weight_files_in
 from ..pruning.anatomy import anatomy_of
 from ..pruning.families import FAMILIES
@@ -62,7 +63,7 @@ def anatomy_of_model(name: str, revision: str, where: str) -> Anatomy | None:
             return None
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         family = config["model_type"]
-        heads = config.get("num_attention_heads", config.get("n_head"))
+        heads = size_in(config, "heads")
         shapes = {key: shape for path in files for key, shape in _headers(path).items()}
     except (ColdstillError, OSError, ValueError, AttributeError, KeyError, TypeError):
         return None  # whoever loads it will tell what is wrong with it
@@ -77,9 +78,9 @@ def anatomy_of_table(
     Raises
         ColdstillError: a family that cannot be pruned, or as `stages.models.building.build_model`
     """
-    model = model_without_memory(architecture, vocabulary, sequence_length)
+    model = model_without_memory(architecture, vocabulary, sequence_length, "teacher.architecture")
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    heads = model.config.num_attention_heads
+    heads = size_in(model.config.to_dict(), "heads")
     return anatomy_of(model.config.model_type, heads, shapes, where)
 
 

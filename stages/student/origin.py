@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ...data.files import read_json, whole_folder, write_json
 from ...data.fingerprint import json_sha256
-from ..models.building import build_model
+from ..models.building import build_model, unused_heads
+from ..models.generation import repair_generation
 from ..models.identity import teacher_identity
 from ..models.loading import context_length, load_config, load_model, load_tokenizer
 from ..models.vocabulary import (
@@ -25,7 +26,7 @@ from ..models.vocabulary import (
 from ..pruning.cutting import Cutting, make_cut
 from ..pruning.layers import TeacherWeights, cut_to_layers, layer_count
 from ..ranks import is_one_of_several, rank, wait_for_all, world_size
-from ..report import Reporter, silent
+from ..report import Report, Reporter, silent
 from ..training.checkpoints import full_disk_told
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def make_student(
     length, vocabulary = manifest.packing.sequence_length, manifest.tokenizer.size
     made = _made(job, store, tokenizer, report, where)
     expect_rows(made.model, vocabulary, where)
+    if note := repair_generation(made.model):
+        report(Report(stage=f"train-student {job.stage}", note=note, warning=True))
     longest = context_length(made.model.config)
     if longest is not None and longest < length:
         raise ColdstillError(
@@ -151,6 +154,8 @@ def _made(
     if job.architecture is not None:
         length = store.manifest.packing.sequence_length
         place = f"{where}.architecture"
+        if note := unused_heads(job.architecture, place):
+            report(Report(stage=f"train-student {job.stage}", note=note, warning=True))
         return Made(model=build_model(job.architecture, tokenizer, length, job.seed, place))
     if job.layers is not None:
         return Made(model=_of_layers(job, store, f"{where}.layers"))

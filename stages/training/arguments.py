@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from ...data.errors import ColdstillError
+from ..libraries import asking
 from ..ranks import world_size
 from .feed import StepShape
+from .trainer_keys import expect_honoured
 
 if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ..config import TrainConfig
 
-_FREE = {
-    "report_to", "save_total_limit", "save_strategy", "dataloader_pin_memory", "use_cpu",
-    "ddp_find_unused_parameters",
-}  # fmt: skip
-"""Trainer arguments that have a value here and may be given another."""
+ADVICE = "correct it, or remove it"
 _STRATEGIES = {"no", "steps"}
 """The trainer takes the whole training for one epoch: a checkpoint at its end is made anyway."""
 
@@ -60,24 +62,17 @@ def training_arguments(
         ColdstillError: a setting of the trainer's that it refuses, or that follows from others here
     """
     settings = {**_settings(config, shape, checkpoints), "seed": seed}
-    if ours := sorted((settings.keys() - _FREE) & config.trainer.keys()):
-        raise ColdstillError(
-            f"{stage}: train.trainer: {ours[0]!r} follows from the keys of train itself "
-            "(steps, batch_tokens, learning_rate and so on); set those"
-        )
-    given = copy.deepcopy(config.trainer)  # the trainer changes tables that it is given
+    expect_honoured(config.trainer, stage)
+    given = _typed(config.trainer, stage)
     if given.get("save_strategy", "steps") not in _STRATEGIES:
         raise ColdstillError(
             f"{stage}: train.trainer: save_strategy = {given['save_strategy']!r}, expected 'steps' "
             "or 'no'; train.checkpoint_every says how often"
         )
-    try:
-        with warnings.catch_warnings():
-            # what it would rather be told in another way
-            warnings.simplefilter("ignore", FutureWarning)
-            arguments = TrainingArguments(**(settings | given))
-    except (TypeError, ValueError, ImportError) as error:
-        raise refused(stage, error) from error
+    with warnings.catch_warnings(), taking(stage):
+        # what it would rather be told in another way
+        warnings.simplefilter("ignore", FutureWarning)
+        arguments = TrainingArguments(**(settings | given))
     if arguments.fsdp and arguments.fsdp_plugin_args["fsdp_version"] != 2:
         raise ColdstillError(
             f"{stage}: train.trainer: fsdp_config: version = "
@@ -86,10 +81,31 @@ def training_arguments(
     return arguments
 
 
-def refused(stage: str, error: Exception) -> ColdstillError:
-    """The trainer's own reason in one line."""
-    reason = str(error).splitlines()[0].replace("TrainingArguments.__init__() ", "")
-    return ColdstillError(f"{stage}: train.trainer: {reason.strip()}")
+def taking(stage: str) -> contextlib.AbstractContextManager[None]:
+    """The boundary to the trainer: what it raises is about a recipe's `trainer` table."""
+    place = f"{stage}: train.trainer"
+    return asking("transformers", "train with these settings", where=place, remedy=ADVICE)
+
+
+def _typed(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Copies of settings, since the trainer changes tables that it is given.
+
+    Raises
+        ColdstillError: a value of another type than the setting has: the trainer would take it, and
+            fail in the middle of its work
+    """
+    types: dict[str, Any] = {
+        field.name: field.type for field in dataclasses.fields(TrainingArguments)
+    } | {"fsdp": bool | str | None}  # which it declares to be a text and takes as a switch
+    for name, value in given.items():
+        try:
+            TypeAdapter(types[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            wanted = error.errors()[0]["msg"]
+            raise ColdstillError(
+                f"{stage}: train.trainer: {name} = {value!r}: {wanted[0].lower()}{wanted[1:]}"
+            ) from error
+    return copy.deepcopy(dict(given))
 
 
 def _settings(config: TrainConfig, shape: StepShape, checkpoints: Path) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError, StoppedError
 from ..interruption import Interruption
+from ..libraries import asking
 from ..ranks import lost_process_told, rank
 from ..report import Report, Reporter, silent
-from .arguments import refused, sequences_per_step, step_shape, training_arguments
+from .arguments import sequences_per_step, step_shape, taking, training_arguments
 from .blocks import running_blocks
 from .checkpoints import (
     drop_cut_short,
@@ -30,6 +31,7 @@ from .checkpoints import (
 from .feed import CollateWithIds, StepBatches
 from .metrics import Metrics, read_metrics
 from .objective import attach_objective
+from .rehearsal import expect_parts
 from .schedule import Progress
 from .sharding import whole_afterwards
 from .trainer import StoreTrainer
@@ -44,6 +46,11 @@ if TYPE_CHECKING:
     from ..models.output_head import OutputHead
     from .chunked_loss import Term
     from .feed import Trainable
+
+_REMEDY = (
+    "lower train.micro_batch_tokens if memory is short; otherwise choose another model or other "
+    "settings of train"
+)
 
 __all__ = [
     "TrainingJob", "full_disk_told", "last_whole_checkpoint", "read_metrics",
@@ -110,8 +117,14 @@ def _train(job: TrainingJob, report: Reporter, asked: Callable[[], bool]) -> Non
         trainer.go_on(standing)
         if last is not None:
             report(Report(stage=job.stage, note=f"going on from step {standing.step}"))
-        with lost_process_told(job.stage):
+        kind = model.config.model_type
+        with (
+            asking("the trainer", f"train a {kind!r} model", where=job.stage, remedy=_REMEDY),
+            lost_process_told(job.stage),
+        ):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            # some optimisers train other weights than those that they arrive at
+            trainer.optimizer.eval()
     if trainer.stopped:
         raise StoppedError
 
@@ -129,6 +142,7 @@ def _make_trainer(
         raise ColdstillError(f"{job.stage}: there is no sequence to learn from")
     shape = step_shape(config, job.sequence_length, job.stage)
     arguments = training_arguments(config, shape, job.seed, checkpoints, job.stage)
+    expect_parts(arguments, model, config.trainer, job.stage)  # it makes a folder first of all
     # the trainer leaves settings of its own in it: `use_cache = False`, for one
     held.callback(setattr, model, "config", copy.deepcopy(model.config))
     held.enter_context(whole_afterwards(model))
@@ -138,7 +152,7 @@ def _make_trainer(
     held.callback(vars(model).pop, "forward", None)
     # accelerate leaves a word to later trainings in this process
     held.callback(os.environ.pop, "ACCELERATE_USE_FSDP", None)
-    try:
+    with taking(job.stage):
         trainer = StoreTrainer(
             model,
             arguments,
@@ -157,7 +171,5 @@ def _make_trainer(
             settings=job.settings,
             asked=asked,
         )
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise refused(job.stage, error) from error
     trainer.add_callback(progress)
     return trainer

@@ -14,9 +14,13 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from ...data.errors import ColdstillError
+from ..libraries import asking
 
 if TYPE_CHECKING:
     from ..config import LoraConfig
+
+
+_OTHERS = "choose other layers with targets, such as ['q_proj', 'v_proj'], or train all weights"
 
 
 def expect_peft(where: str) -> None:
@@ -47,7 +51,12 @@ def adapt(model: Any, config: LoraConfig, seed: int, where: str) -> Any:
     names = adapted_layers(model, config.targets, where)
     layers = [model.get_submodule(name) for name in names]
     torch.manual_seed(seed)
-    with warnings.catch_warnings():
+    kind = model.config.model_type
+    with (
+        asking("peft", f"put adapters into a {kind!r} model", where=where, remedy=_OTHERS),
+        warnings.catch_warnings(),
+    ):
+        before = _said(model)
         # peft asks for gradient checkpointing by a name that transformers has given up
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         wrapper = peft.get_peft_model(
@@ -61,10 +70,26 @@ def adapt(model: Any, config: LoraConfig, seed: int, where: str) -> Any:
                 fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers),
             ),
         )
+        after = _said(model)
+    if not torch.allclose(before, after, rtol=1e-2, atol=1e-2 * float(before.abs().max())):
+        raise ColdstillError(
+            f"{where}: adapters that have learned nothing change what a {kind!r} model says; "
+            f"{_OTHERS}"
+        )
     learned = {name for name, weight in model.named_parameters() if weight.requires_grad}
     # a tied head stands in the state by a name of its own, so the state is asked, not the weights
     model._keys_to_ignore_on_save = {name for name in model.state_dict() if name not in learned}
     return wrapper
+
+
+@torch.no_grad()
+def _said(model: Any) -> torch.Tensor:
+    """What a model says of a few tokens: one of its layers may be of a kind that takes none."""
+    training = model.training
+    tokens = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
+    logits: torch.Tensor = model.eval()(input_ids=tokens, use_cache=False).logits
+    model.train(training)
+    return logits.float().nan_to_num()
 
 
 def merge(wrapper: Any) -> None:

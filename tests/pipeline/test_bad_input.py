@@ -172,7 +172,10 @@ def test_a_student_with_too_short_a_context(finished: Desk) -> None:
         ("objective.kl=0", "students.n.objective: all weights are 0"),
         ("train.trainer={stepps=3}", "train.trainer: "),
         ("train.trainer={optim='none'}", "train.trainer: "),
-        ("train.trainer={eval_strategy='steps'}", "train.trainer: You have set "),
+        (
+            "train.trainer={eval_strategy='steps'}",
+            "'eval_strategy' would change nothing: ",
+        ),
         ("train.micro_batch_tokens=96", "cannot be shared out as 3 per forward pass"),
     ],
 )

@@ -122,12 +122,33 @@ def test_every_end_has_its_line_and_its_exit_code(
     assert result.stdout == ""
 
 
-def test_a_fault_of_ours_is_not_hidden(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("ours"), "unexpected KeyError in coldstill plan: KeyError: 'ours'; this is "),
+        (
+            TypeError("forward() got\nmore"),
+            "unexpected TypeError in coldstill plan: forward() ",
+        ),
+        (RuntimeError(), "unexpected RuntimeError in coldstill plan: RuntimeError; "),
+        (MemoryError(), "not enough memory (MemoryError); lower train.micro_batch_tokens or "),
+        (RuntimeError("CUDA out of memory. Tried to"), "not enough memory (CUDA out of memory. "),
+    ],
+)
+def test_a_fault_of_ours_is_one_line_that_says_how_to_see_more(
+    error: Exception, told: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def break_(*_: Any, **__: Any) -> None:
-        raise KeyError("ours")
+        raise error
 
     monkeypatch.setattr(cli, "_work", break_)
-    assert isinstance(desk.coldstill("plan", "r.toml").exception, KeyError)
+    monkeypatch.delenv("COLDSTILL_TRACEBACK", raising=False)
+    line = desk.refused("plan", "r.toml")
+    assert line.startswith(f"error: {told}")
+    assert ("COLDSTILL_TRACEBACK=1" in line) == ("memory" not in told)
+    monkeypatch.setenv("COLDSTILL_TRACEBACK", "1")
+    if "memory" not in told:
+        assert desk.coldstill("plan", "r.toml").exception is error
 
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "zarr")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from coldstill.data.errors import ColdstillError
+from coldstill.stages.config import TrainConfig
+from coldstill.stages.training.arguments import training_arguments
+from coldstill.stages.training.feed import StepShape
 from coldstill.stages.training.loop import read_metrics
+from coldstill.stages.training.rehearsal import expect_trainable
+from coldstill.stages.training.trainer_keys import HONOURED, NO_EFFECT, RECIPE_KEYS, expect_honoured
 from small_runs import LENGTH
 from small_trainings import train_small
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -47,9 +54,12 @@ def test_a_board_that_is_not_installed_is_refused_in_one_line(
     ("trainer", "told"),
     [
         ({"save_strategy": "epoch"}, "save_strategy = 'epoch', expected 'steps' or 'no'"),
-        ({"dataloader_drop_last": True}, "'dataloader_drop_last' follows from the keys of train"),
+        (
+            {"dataloader_drop_last": True},
+            "'dataloader_drop_last' would change nothing: ",
+        ),
         ({"fsdp": True, "fsdp_config": {"version": 1}}, "fsdp_config: version = 1, expected 2"),
-        ({"fsdp": True}, "Using fsdp only works in distributed training"),
+        ({"fsdp": True}, "transformers cannot train with these settings: Using fsdp only works"),
     ],
 )
 def test_settings_that_would_change_the_order_or_do_nothing_are_refused(
@@ -74,3 +84,135 @@ def test_micro_batches_that_do_not_divide_a_step_are_refused(
 ) -> None:
     with pytest.raises(ColdstillError, match=r"a step of 4 sequences cannot be shared out as 3"):
         train_small(store, tmp_path, steps=1, micro_batch_tokens=3 * LENGTH)
+
+
+def test_every_setting_of_the_trainer_is_honoured_or_refused_with_a_reason() -> None:
+    names = [field.name for field in dataclasses.fields(TrainingArguments)]
+    assert sorted([*HONOURED, *RECIPE_KEYS, *NO_EFFECT]) == sorted(names)
+    keys = {field.name for field in dataclasses.fields(TrainConfig)}
+    for name, named in RECIPE_KEYS.items():
+        assert {word.removeprefix("train.") for word in named.split(" and ")} <= keys, name
+
+
+@pytest.mark.parametrize("name", [*RECIPE_KEYS, *NO_EFFECT])
+def test_a_setting_that_decides_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ColdstillError) as error:
+        expect_trainable(TrainConfig(steps=1, trainer={name: True}), "students.a")
+    told = RECIPE_KEYS.get(name) or NO_EFFECT[name]
+    assert str(error.value).startswith(f"students.a: train.trainer: {name!r} ")
+    assert told in str(error.value)
+
+
+def test_a_misspelled_setting_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ColdstillError, match="'adam_epsilo'; did you mean 'adam_epsilon'"):
+        expect_honoured({"adam_epsilo": 0.5}, "teacher")
+
+
+PROBES: dict[str, Any] = {
+    "optim": "sgd",
+    "adam_beta1": 0.1,
+    "adam_beta2": 0.5,
+    "adam_epsilon": 0.5,
+    "lr_scheduler_kwargs": {"num_cycles": 3.0},
+    "neftune_noise_alpha": 50.0,
+}
+"""Settings that change what is learned."""
+OTHERS: dict[str, Any] = {
+    "tf32": False,
+    "torch_empty_cache_steps": 1,
+    "use_cpu": True,
+    "run_name": "a",
+    "project": "b",
+    "save_total_limit": 1,
+    "save_strategy": "no",
+    "dataloader_num_workers": 1,
+    "dataloader_pin_memory": False,
+    "ddp_bucket_cap_mb": 5,
+    "ddp_timeout": 60,
+    "ddp_static_graph": True,
+    "ddp_broadcast_buffers": True,
+    "ddp_find_unused_parameters": True,
+    "optim_target_modules": ["q_proj"],
+    "trackio_space_id": "c",
+}
+"""Settings that arrive at the trainer; what they change is elsewhere."""
+
+
+def test_settings_that_are_honoured_change_what_is_learned(
+    store: StoreReader, tmp_path: Path
+) -> None:
+    assert PROBES.keys() <= HONOURED
+
+    def learned(name: str, trainer: dict[str, Any]) -> torch.Tensor:
+        weights = train_small(store, tmp_path / name, steps=3, warmup=0.0, trainer=trainer)
+        return torch.cat([weight.flatten() for weight in weights.values()])
+
+    plain = learned("plain", {})
+    assert torch.equal(plain, learned("again", {}))
+    for name, value in PROBES.items():
+        assert not torch.equal(plain, learned(name, {name: value})), name
+
+
+def test_settings_that_are_honoured_arrive_at_the_trainer(tmp_path: Path) -> None:
+    assert OTHERS.keys() <= HONOURED
+    shape = StepShape(processes=1, passes=1, micro=1)
+    for name, value in OTHERS.items():
+        config = TrainConfig(steps=1, trainer={name: value})
+        arguments = training_arguments(config, shape, 0, tmp_path, "a")
+        assert getattr(arguments, name) == value, name
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        "adamw_bnb_8bit", "paged_lion_8bit", "ademamix", "galore_adamw",
+        "galore_adafactor_layerwise", "lomo", "adalomo", "apollo_adamw", "schedule_free_adamw",
+        "schedule_free_radam", "grokadamw",
+        "stable_adamw", "adamw_anyprecision", "adamw_torch_xla", "adamw_torch_npu_fused",
+    ],
+)  # fmt: skip
+def test_an_optimiser_whose_package_is_missing_is_refused_before_training(
+    optimiser: str, store: StoreReader, tmp_path: Path
+) -> None:
+    config = TrainConfig(steps=1, trainer={"optim": optimiser})
+    with pytest.raises(ColdstillError) as planned:
+        expect_trainable(config, "students.a")
+    with pytest.raises(ColdstillError) as trained:
+        train_small(store, tmp_path / "new", steps=1, trainer=config.trainer)
+    for error, where in ((planned, "students.a"), (trained, "train-student test")):
+        line = str(error.value)
+        assert line.startswith(f"{where}: train.trainer: transformers cannot ")
+        assert "\n" not in line
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"adam_beta1": "a lot"},
+        {"adam_beta1": 5.0},
+        {"optim": "adam"},
+        {"optim_args": "amsgrad=True"},  # of this optimiser it is not read
+        {"optim_args": "no equals sign"},
+        {"optim": "sgd", "optim_args": "momentum=fast"},
+        {"optim": "sgd", "adam_beta1": 0.5},
+        {"dataloader_num_workers": -1},
+        {"dataloader_prefetch_factor": 2},  # without workers
+        {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "bowl"},
+        {"lr_scheduler_kwargs": {"laps": 3}},
+        {"lr_scheduler_kwargs": 3},
+        {"report_to": "wandb"},
+        {"report_to": "boards"},
+        {"dataloader_num_workers": 1.5},
+        {"use_cpu": "yes"},
+        {"deepspeed": "zero.json"},
+    ],
+    ids=str,
+)
+def test_a_value_that_the_trainer_would_stumble_over_is_refused_at_once(
+    trainer: dict[str, Any],
+) -> None:
+    with pytest.raises(ColdstillError) as error:
+        expect_trainable(TrainConfig(steps=2, trainer=trainer), "students.a")
+    assert str(error.value).startswith("students.a: train.trainer: ")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,145 @@
+"""Whether the trainer takes a recipe's settings, tried before anything is read or written.
+
+Optimisers, boards and schedules come from packages that may be missing, and tell of it only when
+training begins. Here they are made once for a few numbers, and thrown away.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks
+
+from ...data.errors import ColdstillError
+from ..libraries import asking
+from .arguments import ADVICE, training_arguments
+from .feed import StepShape
+from .trainer_keys import expect_honoured
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import TrainingArguments
+
+    from ..config import TrainConfig
+
+_OF_SEVERAL = ("fsdp", "fsdp_config", "deepspeed")
+"""Settings that only processes that were started together can try."""
+_OF_OPTIMISERS = {
+    "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon",
+}  # fmt: skip
+"""Settings that some optimisers read and others do not."""
+_WEIGHTS = {"params", "model", "optimizer_dict"}
+"""Options of an optimiser that are the weights themselves."""
+
+
+def expect_trainable(config: TrainConfig, where: str) -> None:
+    """Refuse what the trainer would refuse when training begins, as far as one process can know.
+
+    where  what is trained, for messages
+
+    Raises
+        ColdstillError: a setting without effect, of a wrong type, or of a package that is missing
+    """
+    if not config.trainer:
+        return
+    expect_honoured(config.trainer, where)
+    if config.trainer.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        raise ColdstillError(
+            f"{where}: train.trainer: deepspeed: needs the package 'deepspeed', which is not "
+            "installed; pip install deepspeed, or take fsdp"
+        )
+    given = {key: value for key, value in config.trainer.items() if key not in _OF_SEVERAL}
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = training_arguments(
+            replace(config, trainer=given),
+            StepShape(processes=1, passes=1, micro=1),
+            0,
+            Path(scratch),
+            where,
+        )
+        with asking(
+            "transformers",
+            "report there",
+            where=f"{where}: train.trainer",
+            remedy="install it, or leave report_to out",
+        ):
+            for board in get_reporting_integration_callbacks(arguments.report_to):
+                board()
+        if not given.get("optim_target_modules"):  # which a few numbers do not have
+            expect_parts(arguments, torch.nn.Linear(2, 2), given, where)
+
+
+def expect_parts(
+    arguments: TrainingArguments, model: torch.nn.Module, given: Mapping[str, Any], where: str
+) -> None:
+    """Make the optimiser, the schedule and the reader that the trainer would make; keep none.
+
+    given  the settings of the recipe among the arguments
+
+    Raises
+        ColdstillError: a package is missing, or they do not take what they are given
+    """
+    place = f"{where}: train.trainer"
+    name = getattr(arguments.optim, "value", arguments.optim)
+    with asking("transformers", f"make the optimiser {name!r}", where=place, remedy=ADVICE):
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        # some bring the weights with them, others are no class before they see the model
+        alone = isinstance(kind, type) and not _WEIGHTS & options.keys()
+        optimiser = kind([torch.nn.Parameter(torch.zeros(2, 2))], **options) if alone else None
+    _expect_used(arguments, model, given, place, name)
+    if optimiser is not None:
+        schedule = getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
+        with asking("transformers", f"make the schedule {schedule!r}", where=place, remedy=ADVICE):
+            get_scheduler(
+                arguments.lr_scheduler_type,
+                optimizer=optimiser,
+                num_warmup_steps=arguments.get_warmup_steps(arguments.max_steps),
+                num_training_steps=arguments.max_steps,
+                scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+            )
+    with asking("torch", "read batches so", where=place, remedy=ADVICE):
+        DataLoader(
+            [0],
+            num_workers=arguments.dataloader_num_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+            multiprocessing_context=arguments.dataloader_multiprocessing_context,
+        )
+
+
+def _expect_used(
+    arguments: TrainingArguments,
+    model: torch.nn.Module,
+    given: Mapping[str, Any],
+    place: str,
+    optimiser: str,
+) -> None:
+    """Refuse a setting of optimisers that the chosen one does not read.
+
+    Raises
+        ColdstillError: it is made with the same options without that setting
+    """
+    defaults = {field.name: field.default for field in fields(arguments)}
+    for name in _OF_OPTIMISERS & given.keys():
+        value = getattr(arguments, name)
+        if value == defaults[name]:
+            continue
+        without = copy.copy(arguments)
+        setattr(without, name, defaults[name])
+        try:
+            same = Trainer.get_optimizer_cls_and_kwargs(without, model)[1]
+        except Exception:  # it cannot be made without it
+            continue
+        if same == Trainer.get_optimizer_cls_and_kwargs(arguments, model)[1]:
+            raise ColdstillError(
+                f"{place}: {name} = {value!r} would change nothing: the optimiser {optimiser!r} "
+                "does not read it; remove it"
+            )

@@ -1,0 +1,40 @@
+"""Every family of transformers' causal language models works, or is refused in one line.
+
+`COLDSTILL_FAMILIES=all` also writes every export of every family and opens it again.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from coldstill.stages.export import FORMATS
+from families import FAMILIES, STEPS, WORKS, walk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ALL = os.environ.get("COLDSTILL_FAMILIES") == "all"
+USUAL = ("gpt2", "opt", "bloom", "falcon", "gpt_neo", "gptj", "llama", "mistral", "phi", "qwen2",
+         "qwen3", "gemma2", "olmo2", "stablelm")  # fmt: skip
+"""Families that must work up to their own export, not only be refused well."""
+SLOW = {"bamba", "falcon_h1", "granitemoehybrid", "zamba2", "mamba2", "nemotron_h"}
+"""Whose state-space layers take a minute without their own kernels."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_works_as_its_own_model_says_or_is_refused_in_one_line(
+    family: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    if family in SLOW and not ALL:
+        pytest.skip("slow without kernels; COLDSTILL_FAMILIES=all runs it")
+    formats = tuple(FORMATS) if ALL else ("hf",) if family in (*USUAL, "rwkv", "mamba") else ()
+    walked = walk(family, tokenizer, tmp_path, formats)
+    assert set(walked.steps) <= set(STEPS)
+    if family in USUAL:
+        refused = {step: line for step, line in walked.steps.items() if line != WORKS}
+        assert not refused.keys() & {"plan", "build", "capture", "student", "lora", "hf"}, refused
+    if family in ("rwkv", "mamba"):
+        assert walked.steps["hf"] == WORKS
+        assert "keeps no plain key-value cache; take --to hf" in walked.steps["onnx"]
