@@ -96,7 +96,7 @@ def evaluate_student(
     identity = teacher_identity(str(model_folder), where, dtype="auto", revision="main")
     model = load_model(str(model_folder), where, precision="fp32").to(best_device())
     head = connect_head(model, store.manifest.tokenizer.size, report)
-    isolation = student_isolation(model, store, where)
+    isolation = student_isolation(model, store, where, report)
     size = max(1, 8192 // store.manifest.packing.sequence_length)
     sums, calibration = Sums(), Calibration()
     for block in store.batches(size):
