@@ -86,16 +86,17 @@ class Trial:
         )
         if not self._same(whole, other):
             raise ColdstillError(
-                f"{self._where}: a {kind!r} model sees the tokens that it is to predict: it is no causal language "
-                "model, so its distributions say nothing of the next token; choose another model"
+                f"{self._where}: a {kind!r} model sees the tokens that it is to predict, so its "
+                "distributions say nothing of the next token; choose a causal language model"
             )
         for long in self._long:
             self._alone_states(long)
         before = self._alone_states(self._first)
         if self._long and not self._same(before, self._ask_alone(self._first)):
             raise ColdstillError(
-                f"{self._where}: what a {kind!r} model says of a text depends on the texts that it was asked "
-                "about before, so no record of it could be made again; choose another model"
+                f"{self._where}: what a {kind!r} model says of a text depends on the texts that it "
+                "was asked about before, so no record of it could be made again; choose another "
+                "model"
             )
 
     def holds(self, way: Isolation) -> bool:
@@ -202,9 +203,9 @@ class Trial:
 
     def _states(self, rows: Rows, way: Isolation) -> States:
         packed = [
-            [TokenizedDocument(0, tokens.astype(np.int32), np.ones(len(tokens), bool)) for tokens in row]
+            [TokenizedDocument(0, tokens.astype(np.int32), tokens >= 0) for tokens in row]
             for row in rows
-        ]  # fmt: skip
+        ]
         inputs = model_inputs(build_sequences(0, packed), way, self._model.dtype)
         states_BTD = self._ask({k: v.to(self._model.device) for k, v in inputs.items()})
         return [
