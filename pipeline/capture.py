@@ -42,6 +42,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
     recipe, run = work.recipe, work.run
     from ..stages.capture.loading import expect_several_processes
     from ..stages.capture.lockstep import follows, lead
+    from ..stages.models.isolation import packs
     from ..stages.teacher_logits import capture_split, is_captured
 
     if recipe.teacher.tensor_parallel:
@@ -64,8 +65,10 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
         work.say("teacher-logits", f"complete: {stores}")
         return
     expect_room(work.loaded, run)
-    teacher = _load_teacher(work, tokenizer, f"teacher {source.identity.name}")
-    if record.together and teacher.isolation == "single":
+    teacher = _load_teacher(
+        work, tokenizer, f"teacher {source.identity.name}", together=record.together
+    )
+    if record.together and not packs(teacher.isolation):
         work.say(
             "teacher-logits",
             f"a {plans[0].teacher.family!r} model cannot keep packed documents apart: one document "
@@ -74,8 +77,6 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
         with claimed(run.preparing, wait=True):
             record = prepared(work, tokenizer, together=False)
         plans = _capture_plans(work, tokenizer, record, source)
-    if not record.together:
-        teacher = dataclasses.replace(teacher, isolation="single")
     # the small one first: what is wrong with a teacher shows there, at little cost
     for plan in reversed(plans):
         if not follows(teacher) and is_captured(plan):
@@ -170,7 +171,7 @@ def _capture_plans(
     return plans
 
 
-def _load_teacher(work: Work, tokenizer: Any, who: str) -> Teacher:
+def _load_teacher(work: Work, tokenizer: Any, who: str, *, together: bool) -> Teacher:
     from ..stages.capture.loading import Loading, load_teacher
     from ..stages.models.vocabulary import vocabulary_size
 
@@ -190,6 +191,8 @@ def _load_teacher(work: Work, tokenizer: Any, who: str) -> Teacher:
         loading,
         vocabulary=vocabulary_size(tokenizer),
         sequence_length=work.recipe.corpus.sequence_length,
+        together=together,
+        generate=table.generate is not None,
         report=work.report,
     )
     return dataclasses.replace(teacher, name=who)

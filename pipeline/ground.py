@@ -97,13 +97,20 @@ def _correct_teacher(work: Work) -> bool:
         return False
     _expect_uncaptured(run, base)
     from ..stages.correct_teacher import Correction, correct_teacher
-    from ..stages.models.isolation import choose_isolation
+    from ..stages.models.isolation import choose_isolation, packs
     from ..stages.models.vocabulary import vocabulary_size
 
     model = _load_base(work)
     length = recipe.corpus.sequence_length
-    isolation = choose_isolation(model, vocabulary_size(tokenizer), length)
-    if record.together and isolation == "single":
+    isolation = choose_isolation(
+        model,
+        vocabulary_size(tokenizer),
+        length,
+        together=record.together,
+        where="teacher.model",
+        report=work.report,
+    )
+    if record.together and not packs(isolation):
         work.say(
             "train-teacher",
             f"a {base.family!r} model cannot keep packed documents apart: one document per "
@@ -114,7 +121,7 @@ def _correct_teacher(work: Work) -> bool:
     job = Correction(
         model=model,
         tokenizer=tokenizer,
-        isolation=isolation if record.together else "single",
+        isolation=isolation,
         lora=teacher.lora,
         config=teacher.train,
         sequences=CorpusLayout(run.corpus).open("train"),

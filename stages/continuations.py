@@ -16,6 +16,7 @@ from ..data.order import uniform
 from ..data.prepared import BLOCK_SEQUENCES
 from .evaluation.generation_speed import call_settings
 from .models.loading import context_length
+from .models.rotary import scale_by_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -157,28 +158,41 @@ def continued(
 
     ends  ids after which a document has ended; one of them is the last that is written
     """
+    # with other positions for longer texts, what was remembered of a shorter one is of no use
+    scaled = bool(scale_by_document(model))
     longest = context_length(model.config)
     steps = np.arange(NEW_TOKENS, dtype=np.int32)
     found = []
     for prompt in prompts:
         room = NEW_TOKENS if longest is None else max(0, longest - len(prompt.tokens))
         draws = uniform(drawing.seed, np.full(NEW_TOKENS, prompt.sequence, np.int64), steps)
-        found.append(_written(model, prompt, draws[:room].tolist(), drawing, ends))
+        found.append(
+            _written(model, prompt, draws[:room].tolist(), drawing, ends, cached=not scaled)
+        )
     return found
 
 
 def _written(
-    model: Any, prompt: Prompt, draws: list[float], drawing: Drawing, ends: frozenset[int]
+    model: Any,
+    prompt: Prompt,
+    draws: list[float],
+    drawing: Drawing,
+    ends: frozenset[int],
+    *,
+    cached: bool,
 ) -> list[int]:
-    """A token for every draw, unless an end comes first."""
-    settings, cached = call_settings(model)
+    """A token for every draw, unless an end comes first.
+
+    cached  whether what was computed for a text still holds when it has become longer
+    """
+    settings, name = call_settings(model)
     text, cache = list(prompt.tokens), None
     for draw in draws:
         # a model that gives no cache to go on with reads everything again
         asked = text if cache is None else text[-1:]
         ids_BT = torch.tensor([asked], device=model.device)
-        output = model(input_ids=ids_BT, use_cache=True, **settings, **{cached: cache})
-        cache = getattr(output, "past_key_values", None)
+        output = model(input_ids=ids_BT, use_cache=cached, **settings, **{name: cache})
+        cache = getattr(output, "past_key_values", None) if cached else None
         logits_V = output.logits[0, -1, : drawing.vocabulary].double() / drawing.temperature
         text.append(_drawn(logits_V, draw))
         if text[-1] in ends:

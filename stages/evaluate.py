@@ -19,7 +19,7 @@ from ..data.files import parse_json
 from ..data.layout import MEASUREMENTS
 from ..data.token_bytes import token_bytes_of
 from .evaluation.calibration import Calibration, CalibrationBin
-from .evaluation.usage import SEQUENCES, Usage, measure_usage
+from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
 from .losses.forward_kl import ForwardKL
 from .models.device import best_device, describe_machine, short_dtype
 from .models.identity import teacher_identity
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .models.output_head import OutputHead
 
 STAGE = "evaluate"
+_WRITING_SECONDS = 30.0
+"""That measuring how fast a student writes may take, unless a single short text takes longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,7 @@ def evaluate_student(
     model = load_model(str(model_folder), where, precision="fp32", own_code=own_code)
     model.to(best_device())
     head = connect_head(model, store.manifest.tokenizer.size, report)
-    isolation = student_isolation(model, store, where)
+    isolation = student_isolation(model, store, where, report)
     size = max(1, 8192 // store.manifest.packing.sequence_length)
     sums, calibration = Sums(), Calibration()
     for block in store.batches(size):
@@ -126,6 +128,8 @@ def evaluate_student(
         store.read(np.arange(min(SEQUENCES, len(store)))).sequences,
         store.manifest.packing.sequence_length,
         lambda note: report(Report(stage=f"{STAGE} {name}", note=note, warning=True)),
+        seconds=_WRITING_SECONDS,
+        measured=lambda done: report(writing_progress(f"{STAGE} {name}", done)),
     )
     means = sums.means()
     return Evaluation(

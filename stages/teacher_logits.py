@@ -7,7 +7,7 @@ run that was killed and went on leaves the same bytes as one that was not.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,7 @@ from .capture.lockstep import follow, follows, lead
 from .capture.plan import CapturePlan, make_manifest
 from .capture.shards import answered, capture_shards
 from .evaluation.speed import forward_speed
-from .evaluation.usage import SEQUENCES, measure_usage
+from .evaluation.usage import SEQUENCES, measure_usage, writing_progress
 from .models.device import describe_machine, peak_memory
 from .ranks import world_size
 from .report import Report, Reporter, silent
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .evaluation.usage import Usage
 
 STAGE = "teacher-logits"
+_LEAST_SECONDS, _MOST_SECONDS = 5.0, 30.0
+"""Each measurement of the teacher's speed may take a tenth of the capture's time, within these."""
 RARE_SEPARATOR = 1e-3
 """Below this mean probability the teacher does not know the separator: it was never trained to end
 a document that way, and the student would learn nonsense there."""
@@ -112,8 +114,9 @@ def _capture_split(
         with peak_memory(teacher.head.device) as memory:
             tally = capture_shards(plan, teacher, writer, forward, report, stop)
         if tally.done and not stop():
-            speed = tally.done / (time.perf_counter() - started)
-            measured = _measure(plan, teacher, forward.budget, speed, memory.bytes, report)
+            took = time.perf_counter() - started
+            clock = _Clock(tally.done / took, min(max(took / 10, _LEAST_SECONDS), _MOST_SECONDS))
+            measured = _measure(plan, teacher, forward.budget, clock, memory.bytes, report)
             writer.place.write(MEASUREMENTS, json_bytes(measured))
         left = len(writer.missing())
     if left and stop():
@@ -159,39 +162,54 @@ def _tell_of_separator(sums: ShardStatistics, plan: CapturePlan, report: Reporte
     report(Report(stage=STAGE, note=note, warning=not known))
 
 
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """What a capture's time allows to measure."""
+
+    tokens_per_second: float
+    """Of the capture,"""
+    seconds: float
+    """and what each of two measurements after it may take."""
+
+
 def _measure(
     plan: CapturePlan,
     teacher: Teacher,
     budget: int,
-    tokens_per_second: float,
+    clock: _Clock,
     memory: int,
     report: Reporter,
 ) -> dict[str, Any]:
     size = max(1, budget // plan.sequence_length)  # what is known to fit
     sample = plan.sequences.read(plan.rows[: min(size, len(plan.rows))])
-    forward = None if teacher.lockstep else forward_speed(teacher.head, sample, teacher.isolation)
+    forward = None
+    if not teacher.lockstep:
+        forward = forward_speed(teacher.head, sample, teacher.isolation, clock.seconds)
     # students are compared with it on held-out documents
     alone = plan.split == "heldout" and not teacher.lockstep
-    usage = _usage(plan, teacher, report) if alone else None
+    usage = _usage(plan, teacher, clock.seconds, report) if alone else None
     return {
         "machine": describe_machine(),
         "runtime": f"torch {torch.__version__}",
         "processes": world_size(),
-        "capture_tokens_per_second": round(tokens_per_second, 1),
+        "capture_tokens_per_second": round(clock.tokens_per_second, 1),
         "capture_peak_memory_bytes": memory,
         "forward": None if forward is None else asdict(forward),
         "usage": None if usage is None else asdict(usage),
     }
 
 
-def _usage(plan: CapturePlan, teacher: Teacher, report: Reporter) -> Usage:
+def _usage(plan: CapturePlan, teacher: Teacher, seconds: float, report: Reporter) -> Usage:
     """On the sequences that students will be measured on."""
     sequences = plan.sequences.read(plan.rows[:SEQUENCES])
     if plan.generate is not None:
         sequences = answered(plan, teacher, sequences)
+    stage = f"{STAGE} {plan.split}"
     return measure_usage(
         teacher.head.model,
         sequences,
         plan.sequence_length,
-        lambda note: report(Report(stage=f"{STAGE} {plan.split}", note=note, warning=True)),
+        lambda note: report(Report(stage=stage, note=note, warning=True)),
+        seconds=seconds,
+        measured=lambda done: report(writing_progress(stage, done)),
     )

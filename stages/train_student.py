@@ -58,7 +58,7 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     made = make_student(job, store, tokenizer, report)
     model = made.model
     model.to(best_device())
-    isolation = student_isolation(model, store, where)
+    isolation = student_isolation(model, store, where, report)
     head = connect_head(model, manifest.tokenizer.size, report)
     begin = _beginning(job, made)
     judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)

@@ -11,7 +11,7 @@ from .config import ObjectiveConfig
 from .evaluation.heldout_loss import heldout_loss
 from .models.building import build_model, unused_heads
 from .models.device import best_device
-from .models.isolation import choose_isolation
+from .models.isolation import choose_isolation, packs
 from .models.output_head import connect_head
 from .models.vocabulary import vocabulary_size
 from .ranks import rank, wait_for_all
@@ -61,8 +61,15 @@ def train_teacher(
         report(Report(stage=STAGE, note=note, warning=True))
     model.to(best_device())
     vocabulary = vocabulary_size(tokenizer)
-    isolation = choose_isolation(model, vocabulary, sequence_length) if together else "single"
-    if together and isolation == "single":
+    isolation = choose_isolation(
+        model,
+        vocabulary,
+        sequence_length,
+        together=together,
+        where="teacher.architecture",
+        report=report,
+    )
+    if together and not packs(isolation):
         raise ColdstillError(
             f"teacher.architecture: a {architecture.family!r} model cannot keep packed documents "
             "apart; set corpus.pack = false"

@@ -55,6 +55,7 @@ def pilot(work: Work, count: int) -> Row:
             is cut across processes
     """
     from ...stages.capture.plan import chosen_rows
+    from ...stages.models.isolation import packs
     from ...stages.models.loading import expect_loadable
     from ...stages.planning.pilot import PilotPlan, run_pilot
 
@@ -80,13 +81,11 @@ def pilot(work: Work, count: int) -> Row:
     with claimed(run.preparing, wait=True):  # a capture may be preparing the same
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
     _expect_so_many(count, record, recipe)
-    teacher = _load_teacher(work, tokenizer)
-    if record.together and teacher.isolation == "single":
+    teacher = _load_teacher(work, tokenizer, together=record.together)
+    if record.together and not packs(teacher.isolation):
         with claimed(run.preparing, wait=True):
             record = prepared(work, tokenizer, together=False)
         _expect_so_many(count, record, recipe)
-    if not record.together:
-        teacher = dataclasses.replace(teacher, isolation="single")
     sequences = CorpusLayout(run.corpus).open("train")
     rows = chosen_rows(len(sequences), recipe.logits.sequences, recipe.seed)
     random = np.random.Generator(np.random.PCG64([recipe.seed, 2]))
@@ -162,6 +161,7 @@ def _manifest(
 ) -> Manifest:
     """Of a store that nobody will open: only what decides its bytes is real."""
     from ...stages.capture.plan import BLOCK_TOKENS
+    from ...stages.models.isolation import recorded
 
     length, size = recipe.corpus.sequence_length, teacher.head.vocabulary
     settings = format_settings(codec, recipe.logits.store, size, capture)
@@ -176,7 +176,7 @@ def _manifest(
         packing=Packing(
             sequence_length=length,
             together=record.together,
-            isolation=teacher.isolation,
+            isolation=recorded(teacher.isolation),
             separator=tuple(record.separator),
             fingerprint="",
         ),
@@ -189,7 +189,7 @@ def _manifest(
     )
 
 
-def _load_teacher(work: Work, tokenizer: Any) -> Teacher:
+def _load_teacher(work: Work, tokenizer: Any, *, together: bool) -> Teacher:
     from ...stages.capture.loading import Loading, load_teacher
     from ...stages.capture.plan import expect_capturable
     from ...stages.models.loading import context_length
@@ -214,6 +214,8 @@ def _load_teacher(work: Work, tokenizer: Any) -> Teacher:
         loading,
         vocabulary=size,
         sequence_length=length,
+        together=together,
+        generate=table.generate is not None,
         report=work.report,
     )
     expect_capturable(own, size, length, context_length(teacher.head.model.config))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ...data.schema import Capture, Sequences, Targets
     from ..models.isolation import Isolation
     from ..models.output_head import OutputHead
+    from .answering import Answering
 
 _Result = TypeVar("_Result")
 
@@ -37,6 +38,8 @@ class Teacher:
 
     head: OutputHead
     isolation: Isolation
+    answering: Answering | None = None
+    """Which prompts it answers together; None where it was not tried."""
     name: str = "teacher"
     """For messages."""
     lockstep: bool = False

@@ -2,21 +2,18 @@
 
 Transformers generates; what is drawn is decided here. One number per (seed, sequence id, step) is
 read off the cumulative distribution, so an answer is a function of its prompt and those three, not
-of the batch it stood in (as far as the model's own arithmetic is).
+of the batch it stood in: which prompts are answered together is tried on the model (`answering`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import (
-    GenerationConfig,
     LogitsProcessor,
-    LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
     TopKLogitsWarper,
@@ -25,15 +22,15 @@ from transformers import (
 
 from ...data.order import uniform
 from ...data.packing import TokenizedDocument, build_sequences
+from .answering import answered_together, choose_answering, written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from ...data.schema import Sequences
     from ..config import GenerateConfig
     from ..models.output_head import OutputHead
+    from .answering import Answering
 
 _STREAM = 0x616E73776572
 """Added to the seed: the numbers that draw an answer are others than those that sample its tail at
@@ -56,6 +53,7 @@ def answer(
     seed: int,
     ends: frozenset[int],
     sequence_length: int,
+    answering: Answering | None = None,
 ) -> Sequences:
     """The same sequences, each a prompt with its answer of at least one token, supervised where an
     answer's tokens are predicted.
@@ -63,6 +61,7 @@ def answer(
     prompts          one document each, of fewer than `sequence_length` tokens
     ends             ids that end an answer, and belong to it
     sequence_length  most tokens of prompt and answer together
+    answering        which prompts are answered together; tried now unless given
 
     Raises
         ValueError: a prompt leaves no room for an answer
@@ -74,9 +73,26 @@ def answer(
             f"sequence {int(prompts.ids[row])}: a prompt of {int(lengths_N[row])} tokens leaves no "
             f"room in {sequence_length}"
         )
+    if answering is None:
+        answering = choose_answering(head, sequence_length)
     room_N = np.minimum(config.max_new_tokens, sequence_length - lengths_N)
     answers: list[list[int]] = [[] for _ in range(len(prompts))]
-    going_on = list(range(len(prompts)))
+    for rows in answered_together(lengths_N, answering):
+        _go_on(head, prompts, answers, rows, room_N, config, seed, ends)
+    return _answered(prompts, answers)
+
+
+def _go_on(
+    head: OutputHead,
+    prompts: Sequences,
+    answers: list[list[int]],
+    going_on: list[int],
+    room_N: NDArray[np.int64],
+    config: GenerateConfig,
+    seed: int,
+    ends: frozenset[int],
+) -> None:
+    """Write the answers of some prompts, all in one batch, to where they belong in `answers`."""
     while going_on:
         # No further than the fullest row can go, so that none is ever longer than a sequence: what
         # lies beyond a model's context may have no position. The others go on from there.
@@ -92,7 +108,6 @@ def answer(
             for row in going_on
             if len(answers[row]) < room_N[row] and answers[row][-1] not in ends
         ]
-    return _answered(prompts, answers)
 
 
 def _answered(prompts: Sequences, answers: list[list[int]]) -> Sequences:
@@ -130,12 +145,7 @@ def _generate(
     """[N, <= S] what comes next, whatever follows an end included."""
     model = head.model
     width = max(len(text) for text in texts)
-    input_ids = torch.zeros(len(texts), width, dtype=torch.int64)
-    mask = torch.zeros_like(input_ids)
-    for row, text in enumerate(texts):  # on the left, so that all go on at the same place
-        input_ids[row, width - len(text) :] = torch.tensor(text)
-        mask[row, width - len(text) :] = 1
-    processors = LogitsProcessorList([_RealVocabulary(head.vocabulary)])
+    processors: list[LogitsProcessor] = [_RealVocabulary(head.vocabulary)]
     if config.temperature > 0:
         processors.extend(_warpers(config))
         draws = torch.from_numpy(draws_NS).to(model.device)
@@ -143,34 +153,8 @@ def _generate(
     stopping = StoppingCriteriaList()
     if ends:
         stopping.append(_AtEnd(torch.tensor(sorted(ends), device=model.device)))
-    settings = GenerationConfig(
-        max_new_tokens=draws_NS.shape[1],
-        do_sample=False,  # the largest score is taken, and ours leave but one
-        use_cache=True,
-        pad_token_id=0,  # never seen: the mask hides it
-        disable_compile=True,
-    )
-    with _without_habits(model):
-        found: torch.Tensor = model.generate(
-            input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=settings,
-            logits_processor=processors,
-            stopping_criteria=stopping,
-        )
-    return found[:, width:].cpu().numpy()
-
-
-@contextmanager
-def _without_habits(model: Any) -> Iterator[None]:
-    """Without what the checkpoint says about generating: it fills in whatever is not asked for
-    (penalties, suppressed tokens), and the targets would be of another distribution."""
-    habits = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = habits
+    found = written(model, texts, draws_NS.shape[1], processors, stopping)
+    return found.cpu().numpy()
 
 
 def _warpers(config: GenerateConfig) -> list[LogitsProcessor]:

@@ -20,6 +20,7 @@ from ..models.output_head import connect_head
 from ..models.vocabulary import expect_rows
 from ..ranks import world_size
 from ..report import Reporter, silent
+from .answering import choose_answering
 from .forward import Teacher
 
 
@@ -49,11 +50,15 @@ def load_teacher(
     *,
     vocabulary: int,
     sequence_length: int,
+    together: bool = True,
+    generate: bool = False,
     report: Reporter = silent,
 ) -> Teacher:
     """The teacher, ready to be asked.
 
-    where  the recipe's key, for messages
+    where     the recipe's key, for messages
+    together  whether documents share sequences
+    generate  whether it is to answer prompts
 
     Raises
         ColdstillError: there is no such model, or it cannot be placed as asked
@@ -81,12 +86,17 @@ def load_teacher(
     if loading.tensor_parallel:
         _gather_head(model)
     head = connect_head(model, vocabulary, report)
-    isolation = choose_isolation(model, vocabulary, sequence_length)
+    isolation = choose_isolation(
+        model, vocabulary, sequence_length, together=together, where=where, report=report
+    )
+    answering = choose_answering(head, sequence_length, where, report) if generate else None
     if loading.compiled:  # after the checks: they ask with shapes of their own
         model.base_model.compile(dynamic=True)
         if head.whole:
             model.compile(dynamic=True)
-    return Teacher(head=head, isolation=isolation, lockstep=loading.tensor_parallel)
+    return Teacher(
+        head=head, isolation=isolation, answering=answering, lockstep=loading.tensor_parallel
+    )
 
 
 def _expect_divisible(name: str, where: str, loading: Loading) -> None:

@@ -15,6 +15,7 @@ from ...data.manifest import (
     Packing,
     format_settings,
 )
+from ..models.isolation import recorded
 from ..models.vocabulary import tokenizer_identity
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
         packing=Packing(
             sequence_length=plan.sequence_length,
             together=plan.corpus.together,
-            isolation=isolation,
+            isolation=recorded(isolation),
             separator=tuple(plan.corpus.separator),
             fingerprint=split.packing,
         ),

@@ -237,6 +237,7 @@ def answered(plan: CapturePlan, teacher: Teacher, prompts: Sequences) -> Sequenc
         seed=plan.capture.seed,
         ends=end_tokens(teacher.head.model, plan.tokenizer),
         sequence_length=plan.sequence_length,
+        answering=teacher.answering,
     )
 
 

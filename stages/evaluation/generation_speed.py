@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -31,13 +32,16 @@ if TYPE_CHECKING:
 BATCHES = (1, 8)
 PROMPT_TOKENS, NEW_TOKENS = 128, 32
 _REPEATS = 5
+_FEWEST = 3
+"""Calls of the shortest run that says anything: the prompt and two tokens."""
 _SLOW = 95
 """The percentile that is told beside the median."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSpeed:
-    """One batch size: medians of several runs after a warm-up. Seconds are of the whole batch."""
+    """One batch size: medians of several runs after a warm-up, of fewer and shorter ones where time
+    was limited. Seconds are of the whole batch."""
 
     batch: int
     prompt_tokens: int
@@ -96,23 +100,41 @@ def passage(sequences: Sequences, batch: int, longest: int) -> Passage | None:
     return Passage(text_BT=text_BT, prompt=prompt)
 
 
-def generation_speeds(model: Any, sequences: Sequences, longest: int) -> list[GenerationSpeed]:
+def generation_speeds(
+    model: Any,
+    sequences: Sequences,
+    longest: int,
+    seconds: float = math.inf,
+    measured: Callable[[int], None] = lambda batches: None,
+) -> list[GenerationSpeed]:
     """Time a model of transformers at every batch size of `BATCHES`; nothing if it keeps no cache.
 
     sequences  the first of the held-out ones
     longest    tokens it may be asked about at once
+    seconds    that it may take: what does not fit is left out, the larger batches first
+    measured   hears of how many batch sizes are done
     """
-    found = []
+    found: list[GenerationSpeed] = []
+    until = time.perf_counter() + seconds
     for batch in BATCHES:
+        if found and time.perf_counter() >= until:
+            break
+        measured(len(found))
         read = passage(sequences, batch, longest)
         if read is None:
             return []
         speed = generation_speed(
-            torch_step(model), read, lambda: peak_memory(model.device), weights_bytes(model)
+            torch_step(model),
+            read,
+            lambda: peak_memory(model.device),
+            weights_bytes(model),
+            # an equal part of what is left for each of the others
+            time.perf_counter() + (until - time.perf_counter()) / (len(BATCHES) - len(found)),
         )
         if speed is None:
             return []
         found.append(speed)
+    measured(len(found))
     return found
 
 
@@ -122,20 +144,24 @@ def generation_speed(
     read: Passage,
     peak: Callable[[], AbstractContextManager[PeakMemory]],
     loaded: int,
+    until: float = math.inf,
 ) -> GenerationSpeed | None:
     """Time one batch, after a warm-up; None where there is no cache to go on with.
 
     peak    measures the memory that a block takes beside what is in use,
     loaded  bytes which that is
+    until   when it ends, by `time.perf_counter`, or soon after: one short run there is always
     """
-    if _written(step, read) is None:
+    if _written(step, read, until) is None:
         return None
+    runs: list[list[float] | None] = []
     with peak() as memory:
-        runs = [_written(step, read) for _ in range(_REPEATS)]
+        while len(runs) < _REPEATS and not (runs and time.perf_counter() >= until):
+            runs.append(_written(step, read, until))
     return _speed(read, [run for run in runs if run is not None], loaded + memory.bytes)
 
 
-def _written(step: Step, read: Passage) -> list[float] | None:
+def _written(step: Step, read: Passage, until: float = math.inf) -> list[float] | None:
     """Seconds to each token; None from a model that gives no cache to go on with."""
     cache, seconds = None, []
     borders = [0, *range(read.prompt, read.text_BT.shape[1])]
@@ -145,6 +171,8 @@ def _written(step: Step, read: Passage) -> list[float] | None:
         seconds.append(time.perf_counter() - started)
         if cache is None:
             return None
+        if len(seconds) >= _FEWEST and time.perf_counter() >= until:
+            break
     return seconds
 
 
@@ -187,12 +215,12 @@ def weights_bytes(model: Any) -> int:
 def _speed(read: Passage, runs: list[list[float]], memory: int) -> GenerationSpeed:
     batch, prompt = len(read.text_BT), read.prompt
     first = statistics.median(run[0] for run in runs)
-    further = np.array([run[1:] for run in runs])
+    further = np.concatenate([run[1:] for run in runs])
     usual = float(np.median(further))
     return GenerationSpeed(
         batch=batch,
         prompt_tokens=prompt,
-        new_tokens=len(runs[0]),
+        new_tokens=min(map(len, runs)),
         first_token_seconds=round(first, 6),
         prefill_tokens_per_second=round(batch * prompt / first, 1),
         token_seconds=round(usual, 6),

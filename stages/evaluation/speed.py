@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ _REPEATS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardSpeed:
-    """One forward pass of a batch, logits included, median of several after a warm-up."""
+    """One forward pass of a batch, logits included: the median of several after a warm-up, or of
+    one where that takes long."""
 
     tokens_per_second: float
     peak_memory_bytes: int
@@ -32,22 +34,27 @@ class ForwardSpeed:
 
 
 @torch.no_grad()
-def forward_speed(head: OutputHead, sequences: Sequences, isolation: Isolation) -> ForwardSpeed:
-    """Time the model on the given sequences, padding counted as tokens: it is computed too."""
+def forward_speed(
+    head: OutputHead, sequences: Sequences, isolation: Isolation, limit: float = math.inf
+) -> ForwardSpeed:
+    """Time the model on the given sequences, padding counted as tokens: it is computed too.
+
+    limit  seconds after which no further pass begins
+    """
     device = head.model.device
     inputs = model_inputs(sequences, isolation, head.model.dtype)
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     count = inputs["input_ids"].numel()
-    seconds = []
+    seconds: list[float] = []
     with peak_memory(device) as memory:
-        for _ in range(_REPEATS + 1):
+        while len(seconds) <= _REPEATS and sum(seconds) < limit:
             started = time.perf_counter()
             _forward(head, inputs)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - started)
     return ForwardSpeed(
-        tokens_per_second=round(count / statistics.median(seconds[1:]), 1),
+        tokens_per_second=round(count / statistics.median(seconds[1:] or seconds), 1),
         peak_memory_bytes=memory.bytes,
         batch_tokens=count,
         machine=describe_machine(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..libraries import first_line
 from ..models.loading import context_length
+from ..report import Report
 from .flops import flops_per_token
 from .generation_speed import BATCHES, GenerationSpeed, generation_speeds
 
@@ -49,18 +51,33 @@ def longest_asked(model: Any, sequence_length: int) -> int:
 
 
 def measure_usage(
-    model: Any, sequences: Sequences, sequence_length: int, tell: Callable[[str], None]
+    model: Any,
+    sequences: Sequences,
+    sequence_length: int,
+    tell: Callable[[str], None],
+    *,
+    seconds: float = math.inf,
+    measured: Callable[[int], None] = lambda batches: None,
 ) -> Usage:
     """Measure a model of transformers.
 
     sequences  the first `SEQUENCES` of the held-out store
     tell       hears what could not be measured: what a model of another kind cannot do, or a device
                has no memory for, is left out, so that nothing else is lost with it
+    seconds    that writing may take
+    measured   hears of how many batch sizes writing is measured
     """
     longest = longest_asked(model, sequence_length)
     operations = _tried(lambda: flops_per_token(model, longest), "arithmetic", tell)
-    speeds = _tried(lambda: generation_speeds(model, sequences, longest), "writing", tell)
+    speeds = _tried(
+        lambda: generation_speeds(model, sequences, longest, seconds, measured), "writing", tell
+    )
     return Usage(flops_per_token=operations, generation=tuple(speeds or ()))
+
+
+def writing_progress(stage: str, done: int) -> Report:
+    """What is shown while writing is measured."""
+    return Report(stage=f"{stage} speed", done=done, total=len(BATCHES), unit="batch sizes")
 
 
 def _tried(measure: Callable[[], T], what: str, tell: Callable[[str], None]) -> T | None:

@@ -1,9 +1,10 @@
-"""Keeping documents that share a sequence from seeing one another, without special kernels.
+"""Keeping documents that share a sequence or a batch from changing one another.
 
-Position ids that restart at each document, and no attention mask, make transformers isolate packed
-documents by itself, but only with `use_cache=False`: with the cache on, the same call leaks
-silently. Some models heed only an explicit 4-d mask, recurrent ones neither. So nothing is assumed:
-`choose_isolation` tries the model at hand.
+What a model says of a document must be what it says of that document alone. Position ids that
+restart at each document, and no attention mask, make transformers isolate packed documents by
+itself, but only with `use_cache=False`: with the cache on, the same call leaks silently. Some
+models heed only an explicit 4-d mask, recurrent ones neither, and a few change all documents of a
+batch when one of them is long. So nothing is assumed: `choose_isolation` tries the model at hand.
 """
 
 from __future__ import annotations
@@ -14,20 +15,34 @@ import numpy as np
 import torch
 
 from ...data.errors import ColdstillError
-from ...data.ragged import Ragged
-from ...data.schema import Sequences
+from ..report import Report, Reporter, silent
+from .rotary import scale_by_document
 
 if TYPE_CHECKING:
     from ...data.reader import StoreReader
+    from ...data.schema import Sequences
 
-Isolation = Literal["positions", "mask", "single"]
+Isolation = Literal["positions", "mask", "single", "alone"]
+"""`positions` and `mask` keep documents of one sequence apart. `single` is one document a sequence,
+`alone` one document a forward pass."""
+
+
+def packs(isolation: Isolation) -> bool:
+    """Whether several documents may share a sequence."""
+    return isolation in ("positions", "mask")
+
+
+def recorded(isolation: Isolation) -> Literal["positions", "mask", "single"]:
+    """What a store says of it: how batches were made up is no property of the record."""
+    return "single" if isolation == "alone" else isolation
 
 
 def model_inputs(sequences: Sequences, isolation: Isolation, dtype: torch.dtype) -> dict[str, Any]:
     """What the model is called with: `[B, T]` tensors, padded on the right with token 0.
 
     Padding is a document of its own, so nothing real can see it. `dtype` is the model's, for the
-    additive mask.
+    additive mask. One document a forward pass comes as `lengths` `[B]`, which `OutputHead.hidden`
+    heeds.
     """
     rows, length = len(sequences), int(sequences.tokens.lengths.max())
     input_ids = np.zeros((rows, length), dtype=np.int64)
@@ -41,6 +56,9 @@ def model_inputs(sequences: Sequences, isolation: Isolation, dtype: torch.dtype)
         begins[starts[1:]] = 1
         document[row] = np.cumsum(begins)
         position_ids[row] = np.arange(length) - starts[document[row]]
+    if isolation == "alone":
+        lengths = torch.from_numpy(sequences.tokens.lengths.astype(np.int64))
+        return {"input_ids": torch.from_numpy(input_ids), "lengths": lengths}
     inputs: dict[str, Any] = {
         "input_ids": torch.from_numpy(input_ids),
         "position_ids": torch.from_numpy(position_ids),
@@ -56,75 +74,76 @@ def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
     return torch.from_numpy(row_M * length + sequences.positions.values.astype(np.int64))
 
 
-def choose_isolation(model: Any, vocabulary: int, sequence_length: int) -> Isolation:
-    """The first way in which this very model keeps two packed documents apart.
+def choose_isolation(
+    model: Any,
+    vocabulary: int,
+    sequence_length: int,
+    *,
+    together: bool = True,
+    where: str = "model",
+    report: Reporter = silent,
+) -> Isolation:
+    """The first way in which this very model says of every document what it says of it alone.
 
-    A way counts if changing the first document leaves the second's hidden states as they were, and
-    if both are what they are when each stands alone.
+    Rotary positions that depend on the batch are made to depend on each document first
+    (`scale_by_document`), and stay so.
+
+    together  whether documents share sequences: without it only `single` and `alone` are tried
+    where     whose model it is, for messages and for the report of what is unusual about it
+
+    Raises
+        ColdstillError: the model sees the tokens that it is to predict, or what it says of a
+            document depends on what it was asked before
     """
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    ways: list[Isolation] = ["positions"]
-    if window is None or window >= sequence_length:
-        ways.append("mask")  # an explicit mask would replace the model's own sliding window
+    from .isolation_trial import Trial
+
+    kind = model.config.model_type
+    for scaling, border in scale_by_document(model).items():
+        if border < sequence_length:
+            note = (
+                f"a {kind!r} model scales its positions by the longest text of a batch ({scaling}, "
+                f"above {border:,} tokens): each document's are computed from its own length"
+            )
+            report(Report(stage=where, note=note))
+    trial = Trial(model, vocabulary, sequence_length, where)
+    if not trial.answers():
+        return "single"  # whoever asks it next is told what is wrong with it
+    trial.expect_causal()
+    ways: tuple[Isolation, ...] = ("positions", "mask", "single") if together else ("single",)
     for way in ways:
-        try:
-            if _isolates(model, way, vocabulary):
-                return way
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            continue  # a model that does not take these arguments does not isolate with them
-    return "single"
+        if trial.holds(way):
+            return way
+    note = (
+        f"what a {kind!r} model says of a document depends on the others in its batch: one "
+        "document a forward pass from here on, which is slower"
+    )
+    report(Report(stage=where, note=note, warning=True))
+    return "alone"
 
 
-def student_isolation(model: Any, store: StoreReader, where: str) -> Isolation:
+def student_isolation(
+    model: Any, store: StoreReader, where: str, report: Reporter = silent
+) -> Isolation:
     """How this student keeps the store's documents apart, as the teacher did.
 
     Raises
         ColdstillError: it cannot, and the store holds packed documents
     """
     packing = store.manifest.packing
-    if not packing.together:
-        return "single"
-    isolation = choose_isolation(model, store.manifest.tokenizer.size, packing.sequence_length)
-    if isolation == "single":
+    isolation = choose_isolation(
+        model,
+        store.manifest.tokenizer.size,
+        packing.sequence_length,
+        together=packing.together,
+        where=where,
+        report=report,
+    )
+    if packing.together and not packs(isolation):
         raise ColdstillError(
             f"{where}: a {model.config.model_type!r} model cannot keep packed documents apart, as "
             "the teacher did; capture again with corpus.pack = false"
         )
     return isolation
-
-
-def _isolates(model: Any, way: Isolation, vocabulary: int) -> bool:
-    random = np.random.Generator(np.random.PCG64(0))
-    first, other = (random.integers(0, vocabulary, 9) for _ in range(2))
-    second = random.integers(0, vocabulary, 7)
-    packed = _hidden(model, [first, second], way)
-    changed = _hidden(model, [other, second], way)
-    alone = torch.cat([_hidden(model, [d], way) for d in (first, second)])
-    scale = float(alone.abs().max())
-    # a leak through attention is never below this, rounding never above it
-    leak_free = float((packed[9:] - changed[9:]).abs().max()) <= 1e-6 * scale
-    tolerance = 1e-4 if packed.dtype == torch.float32 else 5e-2
-    return leak_free and float((packed - alone).abs().max()) <= tolerance * scale
-
-
-@torch.no_grad()
-def _hidden(model: Any, documents: list[Any], way: Isolation) -> torch.Tensor:
-    lengths = [len(document) for document in documents]
-    starts = np.cumsum([0, *lengths[:-1]]).astype(np.int32)
-    empty = Ragged.from_rows([[]], np.int32)
-    sequences = Sequences(
-        ids=np.zeros(1, np.int64),
-        tokens=Ragged.from_rows([np.concatenate(documents)], np.int32),
-        document_starts=Ragged.from_rows([starts], np.int32),
-        document_ids=empty,
-        positions=empty,
-        hashes=np.zeros(1, np.uint64),
-    )
-    inputs = model_inputs(sequences, way, model.dtype)
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    output = model(**inputs, use_cache=False, output_hidden_states=True)
-    hidden: torch.Tensor = output.hidden_states[-1][0]
-    return hidden
 
 
 def _additive_mask(document_BT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

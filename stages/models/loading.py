@@ -238,7 +238,12 @@ def context_length(config: Any) -> int | None:
     """The longest input a model takes, or None if its configuration does not say."""
     text = config.get_text_config()
     length = getattr(text, "max_position_embeddings", None)
-    return int(length) if length else None
+    if not length:
+        return None
+    scaling = getattr(text, "rope_parameters", None) or {}
+    # this kind begins to scale there, and goes on for `factor` times as long
+    dynamic = scaling.get("rope_type") == "dynamic"
+    return int(length * float(scaling.get("factor") or 1.0)) if dynamic else int(length)
 
 
 def expect_present(name: str, where: str) -> None:

@@ -21,7 +21,7 @@ from ..libraries import asking
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 CHUNK_ELEMENTS = 3 << 23
 """Logits computed at a time: 96 MB in fp32. Smaller chunks make the matrix products slower,
@@ -72,12 +72,28 @@ class OutputHead:
         return max(1, max(CHUNK_ELEMENTS, _accelerator_share()) // self.vocabulary)
 
     def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """[B, T, D] what the head would be applied to (in the fallback: [B, T, V] logits)."""
+        """[B, T, D] what the head would be applied to (in the fallback: [B, T, V] logits).
+
+        With `lengths` `[B]` among the inputs each row is asked alone, without its padding.
+        """
+        if "lengths" in inputs:
+            return self._one_by_one(inputs["input_ids"], inputs["lengths"].tolist())
         if self.whole:
             logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
             return logits[..., : self.vocabulary]
         states: torch.Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         return states
+
+    def _one_by_one(self, ids_BT: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        width = ids_BT.shape[1]
+        rows = [
+            functional.pad(
+                self.hidden({"input_ids": ids_BT[row : row + 1, :length]})[0],
+                (0, 0, 0, width - length),
+            )
+            for row, length in enumerate(lengths)
+        ]
+        return torch.stack(rows)
 
     def buffer(self, positions: int, device: torch.device) -> torch.Tensor:
         """[chunk, V] memory for `logits` to write into, chunk after chunk: on a CPU fresh memory

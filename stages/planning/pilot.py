@@ -266,4 +266,5 @@ def _answered(plan: PilotPlan, teacher: Teacher, prompts: Sequences) -> Sequence
         seed=plan.captures[0].seed,
         ends=end_tokens(teacher.head.model, plan.tokenizer),
         sequence_length=plan.manifests[0].packing.sequence_length,
+        answering=teacher.answering,
     )

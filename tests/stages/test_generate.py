@@ -75,7 +75,15 @@ def said(
     **config: Any,
 ) -> list[list[int]]:
     settings = GenerateConfig(**{"max_new_tokens": 16, **config})
-    found = answer(head, prompts, settings, seed=seed, ends=ends, sequence_length=length)
+    found = answer(
+        head,
+        prompts,
+        settings,
+        seed=seed,
+        ends=ends,
+        sequence_length=length,
+        answering="padded",
+    )
     return answers(prompts, found)
 
 

@@ -80,7 +80,7 @@ def test_a_trained_teacher_is_a_model_with_its_tokenizer(
 def test_an_architecture_that_leaks_is_refused_packed_documents(
     corpus: SmallCorpus, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "choose_isolation", lambda *_: "single")
+    monkeypatch.setattr(module, "choose_isolation", lambda *_, **__: "single")
     with pytest.raises(ColdstillError, match=r"^teacher\.architecture: a 'llama' model cannot"):
         run(tmp_path / "out", corpus, tokenizer)
     assert not (tmp_path / "out").exists()
