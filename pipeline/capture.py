@@ -13,6 +13,7 @@ from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..data.schema import Capture
 from .ground import prepared, tokenizer_of, train_missing_teacher
 from .planning.room import expect_room, expect_writable
+from .work import READ_TEACHER
 
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
@@ -102,6 +103,7 @@ def _source(work: Work, tokenizer: Any) -> _Source:
     recipe = work.recipe
     logits, table = recipe.logits, recipe.teacher
     name = work.teacher_model
+    work.doing("teacher-logits", READ_TEACHER)
     identity = teacher_identity(name, "teacher.model", dtype=table.dtype, revision=table.revision)
     if table.is_trained_here:  # its folder is called the same in every run
         identity = dataclasses.replace(identity, name=recipe.trained_teacher)
@@ -175,6 +177,7 @@ def _load_teacher(work: Work, tokenizer: Any, who: str) -> Teacher:
     from ..stages.models.vocabulary import vocabulary_size
 
     table = work.recipe.teacher
+    work.doing("teacher-logits", "load the teacher")
     loading = Loading(
         dtype=table.dtype,
         revision=table.revision,

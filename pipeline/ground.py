@@ -12,7 +12,7 @@ from ..data.manifest import read_manifest
 from ..data.place import place_at
 from ..data.prepared import CorpusLayout, CorpusRecord
 from ..data.schema import Capture
-from .work import beginning, is_done
+from .work import READ_TEACHER, beginning, is_done
 
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
@@ -164,6 +164,7 @@ def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
     if teacher.lora is not None:
         expect_peft("teacher.lora")
     name = work.local(teacher.model)
+    work.doing("train-teacher", READ_TEACHER)
     base = teacher_identity(name, "teacher.model", dtype="auto", revision=teacher.revision)
     longest = context_length(AutoConfig.from_pretrained(name, revision=teacher.revision))
     capture = Capture(head=logits.head, tail=logits.tail)
@@ -189,6 +190,7 @@ def _load_base(work: Work) -> Any:
 
     teacher = work.recipe.teacher
     assert teacher.model is not None
+    work.doing("train-teacher", "load the teacher")
     return load_model(
         work.local(teacher.model),
         "teacher.model",
@@ -251,6 +253,7 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
     layout = CorpusLayout(run.corpus)
     record = layout.read_record()
     if record is not None:
+        work.doing("corpus", "compare the sources with those that were read")
         changed = difference_in_corpus(
             record,
             config,

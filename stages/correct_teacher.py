@@ -87,9 +87,10 @@ def correct_teacher(job: Correction, report: Reporter = silent) -> None:
     for name, tensor in _tensors(model):  # tied ones are one tensor and stay it
         tensor.data = tensor.data.to(own[name])
     model.config = config
-    after = _loss(job, head, report)
+    after = _loss(job, head, "after", report)
     # the model last: its presence says that there is nothing left to do
     write_json(job.record, _figures(job, before=before, after=after, trained=learned))
+    report(Report(stage=STAGE, doing="save the model"))
     save_teacher(model, job.tokenizer, job.folder)
     size = f"{model.num_parameters():,} parameters"
     merged = f"{learned:,} adapter weights trained and merged into {size}"
@@ -143,11 +144,11 @@ def _loss_before(job: Correction, head: OutputHead, report: Reporter) -> float:
         match read_json(job.record):
             case {"before": float() as before, "sequences": int() as was} if was == count:
                 return before
-    return _loss(job, head, report)
+    return _loss(job, head, "before", report)
 
 
-def _loss(job: Correction, head: OutputHead, report: Reporter) -> float:
-    return heldout_loss(head, job.heldout, job.isolation, f"{STAGE} heldout", report)
+def _loss(job: Correction, head: OutputHead, when: str, report: Reporter) -> float:
+    return heldout_loss(head, job.heldout, job.isolation, f"{STAGE} heldout loss {when}", report)
 
 
 def _figures(job: Correction, **figures: float) -> dict[str, Any]:

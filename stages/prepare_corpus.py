@@ -62,6 +62,7 @@ def prepare_corpus(
         ColdstillError: sources that cannot be read, rows that cannot be learned from (unless they
             are to be skipped), or nothing to learn
     """
+    report(Report(stage=STAGE, doing="look the sources up"))
     sources = list_sources(config.files, base)
     tokenize = (PromptTokenizer if prompts else DocumentTokenizer)(tokenizer, config)
     together = together and not prompts
@@ -81,6 +82,7 @@ def prepare_corpus(
             skip = _counter(counts) if config.bad_rows == "skip" else refuse
             read = added = 0
             stream = read_documents(sources, columns)
+            report(Report(stage=STAGE, unit="documents"))
             for documents in _batches(stream, counts, prompts=prompts):
                 tokenized = tokenize(documents, added, skip)
                 _add(tokenized, writers, config.holdout)
@@ -91,6 +93,7 @@ def prepare_corpus(
             _expect_something(splits, config, counts)
         for writer in writers.values():
             counts.update(writer.counts)
+        report(Report(stage=STAGE, doing="take the digests of the sources"))
         record = CorpusRecord(
             settings=corpus_settings(config, tokenizer),
             sources=source_listing(sources),

@@ -96,9 +96,10 @@ def _capture_split(
     stop: Callable[[], bool],
 ) -> None:
     manifest = make_manifest(plan, teacher.isolation)
-    if not place_at(plan.folder).exists(MANIFEST) and len(plan.rows):
-        manifest = with_error(manifest, _first_batch(plan, teacher))
     stage = f"{STAGE} {plan.split}"
+    if not place_at(plan.folder).exists(MANIFEST) and len(plan.rows):
+        report(Report(stage=stage, doing="measure the codec's error"))
+        manifest = with_error(manifest, _first_batch(plan, teacher))
     forward = TeacherForward(teacher, plan.capture, plan.batch_tokens, report, plan.split)
     writer = StoreWriter(
         plan.folder, manifest, shared=True, save_tokenizer=plan.tokenizer.save_pretrained
@@ -113,6 +114,7 @@ def _capture_split(
             tally = capture_shards(plan, teacher, writer, forward, report, stop)
         if tally.done and not stop():
             speed = tally.done / (time.perf_counter() - started)
+            report(Report(stage=stage, doing="measure the teacher's speed"))
             measured = _measure(plan, teacher, forward.budget, speed, memory.bytes, report)
             writer.place.write(MEASUREMENTS, json_bytes(measured))
         left = len(writer.missing())

@@ -55,6 +55,7 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     if job.lora is not None:
         expect_peft(f"{where}.lora")
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
+    report(Report(stage=f"{STAGE} {job.stage}", doing="make or load the model"))
     made = make_student(job, store, tokenizer, report)
     model = made.model
     model.to(best_device())
@@ -84,6 +85,7 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     )
     if adapters is not None:
         merge(adapters)
+    report(Report(stage=f"{STAGE} {job.stage}", doing="save the model"))
     _save(job, model, tokenizer)
     size = f"{model.num_parameters():,} parameters"
     merged = f"{learned:,} adapter weights trained and merged into {size}"

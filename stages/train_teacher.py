@@ -56,6 +56,7 @@ def train_teacher(
         ColdstillError: an architecture that cannot be made, or that cannot keep packed documents
             apart
     """
+    report(Report(stage=STAGE, doing="make the model"))
     model = build_model(architecture, tokenizer, sequence_length, seed, "teacher.architecture")
     model.to(best_device())
     vocabulary = vocabulary_size(tokenizer)
@@ -85,6 +86,7 @@ def train_teacher(
         ),
         report,
     )
+    report(Report(stage=STAGE, doing="save the model"))
     save_teacher(model, tokenizer, folder)
     report(Report(stage=STAGE, note=f"{model.num_parameters():,} parameters trained"))
     if heldout is not None:

@@ -146,8 +146,10 @@ def _written(
     """What each of them writes, and of those that cannot why."""
     made, failed = {}, {}
     stage, total = f"{STAGE} continuations", len(authors)
+    if authors:
+        work.report(Report(stage=stage, total=total, unit="models"))
     for done, author in enumerate(authors):
-        work.report(Report(stage=stage, done=done, total=total, unit="models"))
+        work.report(Report(stage=stage, doing=f"load {author.name} and let it write"))
         try:
             written = _continued(work, store, author, prompts)
         except ColdstillError as error:
@@ -157,6 +159,7 @@ def _written(
             failed[author.name] = f"{author.folder}: {first[:200]}"
         else:
             made[author.name] = {"fingerprint": author.fingerprint, "written": written}
+        work.report(Report(stage=stage, done=done + 1, total=total, step=1, unit="models"))
     return made, failed
 
 

@@ -58,11 +58,13 @@ def train_tokenizer(
 
 
 def _texts(corpus: CorpusConfig, base: Path, report: Reporter) -> Iterator[str]:
+    report(Report(stage=STAGE, unit="documents"))
     sources = list_sources(corpus.files, base)
     for count, document in enumerate(read_documents(sources, corpus.columns), 1):
         report(Report(stage=STAGE, done=count, unit="documents"))
         if not document.is_empty and not is_held_out(document.digest(), corpus.holdout):
             yield from _contents(document)
+    report(Report(stage=STAGE, doing="learn the merges"))
 
 
 def _contents(document: Any) -> Iterator[str]:

@@ -55,6 +55,7 @@ def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent
     for name, form in job.formats.items():
         expect_packages(name, form)
     remove_scratch(job.folder)  # of exports that were killed
+    report(Report(stage=f"{STAGE} {job.name}", doing="read the student's weights"))
     identity = teacher_identity(
         str(job.model), f"students.{job.name}", dtype="auto", revision="main"
     )
@@ -73,6 +74,7 @@ def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent
         else:
             open_ones[name] = form
     if open_ones:
+        report(Report(stage=f"{STAGE} {job.name}", doing="load the student"))
         ground = ground_of(job, store, student)
         for name, form in open_ones.items():
             expect_known(name, form, ground.source)
@@ -130,6 +132,7 @@ class _Export:
         try:
             with told_where(folder), self._base(ground) as base, whole_folder(folder) as scratch:
                 if before is None:
+                    self.report(Report(stage=self.stage, doing="write the files"))
                     own = self.form.write(
                         ground.source, scratch, None if base is None else base.folder
                     )
@@ -166,6 +169,8 @@ class _Export:
         self.job.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=self.job.folder) as scratch:
             folder = Path(scratch)
+            doing = f"write what it is quantised from ({name})"
+            self.report(Report(stage=self.stage, doing=doing))
             notes = form.write(ground.source, folder)
             record = checked_base(self.stage, name, form, folder, ground, self.report)
             yield _Base(folder=folder, notes=tuple(notes), record=record)

@@ -169,6 +169,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return 0
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._metrics.saving()
         with full_disk_told(Path(self.args.output_dir)):
             super()._save_checkpoint(model, trial)
         step = self.state.global_step
