@@ -117,7 +117,8 @@ class Lines:
         """Write a sentence of a stage; what that did until now, and did not count, has ended."""
         with self._lock:
             phase, now = self._phase, self._clock()
-            if stage == phase.stage and not (phase.counts and phase.total and not phase.is_complete):
+            between_steps = phase.counts and phase.total and not phase.is_complete
+            if stage == phase.stage and phase.doing and not between_steps:
                 self._end(now)
                 self._phase = _between(stage, now)
             self._write(sentence)
