@@ -166,16 +166,19 @@ def _written(
 def _continued(
     work: Work, store: StoreReader, author: _Author, prompts: Sequence[Prompt]
 ) -> list[list[int]]:
-    from ...stages.continuations import Drawing, continued, end_ids
+    from ...stages.continuations import Drawing, continued
+    from ...stages.models.ends import own_ends, store_ends
+    from ...stages.models.loading import load_tokenizer
 
     if not prompts:
         return []
     model = _loaded(work, store, author)
-    manifest = store.manifest
-    drawing = Drawing(
-        seed=work.recipe.seed, temperature=_TEMPERATURE, vocabulary=manifest.tokenizer.size
-    )
-    return continued(model, prompts, drawing, end_ids(model, manifest.packing.separator))
+    size = store.manifest.tokenizer.size
+    drawing = Drawing(seed=work.recipe.seed, temperature=_TEMPERATURE, vocabulary=size)
+    # a model that was not trained here, or by an older version, may not know how its texts end
+    tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
+    ends = {*own_ends(model), *store_ends(store, tokenizer).tokens}
+    return continued(model, prompts, drawing, frozenset(ends))
 
 
 def _loaded(work: Work, store: StoreReader, author: _Author) -> Any:

@@ -136,7 +136,9 @@ class _Export:
                     own = self.form.write(
                         ground.source, scratch, None if base is None else base.folder
                     )
-                    notes = [*(() if base is None else base.notes), *own]
+                    lack = ground.source.ends.lack
+                    told = [lack] if lack else []
+                    notes = [*(() if base is None else base.notes), *own, *told]
                 else:
                     notes = before["notes"]
                     _link(folder, scratch, before)

@@ -10,6 +10,7 @@ import numpy as np
 from ...data.errors import ColdstillError
 from ..evaluation.generation_speed import passage
 from ..evaluation.usage import SEQUENCES, longest_asked
+from ..models.ends import stop_at, store_ends, with_end
 from ..models.loading import load_model, load_tokenizer
 from ..models.vocabulary import without_padding
 from .contract import Source, titled
@@ -67,6 +68,9 @@ def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> G
     tokenizer = load_tokenizer(str(job.model), where)
     vocabulary = store.manifest.tokenizer.size
     model = without_padding(load_model(str(job.model), where, precision="fp32"), vocabulary)
+    # of a student that an older version has trained, too
+    ends = store_ends(store, tokenizer)
+    stop_at(model, ends.tokens)
     texts = [
         tokenizer.decode(document.tokens_T, skip_special_tokens=True)
         for document in documents[:_TEXTS]
@@ -76,10 +80,11 @@ def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> G
         name=job.name,
         folder=job.model,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=with_end(tokenizer, ends.tokens),
         vocabulary=vocabulary,
         length=length,
         texts=tuple(texts),
+        ends=ends,
     )
     sequences = store.read(np.arange(min(SEQUENCES, len(store)))).sequences
     return Ground(
