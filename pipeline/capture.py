@@ -13,6 +13,7 @@ from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..data.schema import Capture
 from .ground import prepared, tell_left_out, tokenizer_of, train_missing_teacher
 from .planning.room import expect_room, expect_writable
+from .work import READ_TEACHER
 
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
@@ -109,6 +110,7 @@ def _source(work: Work, tokenizer: Any) -> _Source:
     if found.other_parts:
         note = f"{name}: {found.other_parts:,} tensors that are not of its text model are left out"
         work.say("teacher-logits", note)
+    work.doing("teacher-logits", READ_TEACHER)
     identity = teacher_identity(
         name, where, dtype=table.dtype, revision=table.revision, own_code=own_code
     )
@@ -176,6 +178,7 @@ def _load_teacher(work: Work, tokenizer: Any, who: str, *, together: bool) -> Te
     from ..stages.models.vocabulary import vocabulary_size
 
     table = work.recipe.teacher
+    work.doing("teacher-logits", "load the teacher")
     loading = Loading(
         dtype=table.dtype,
         revision=table.revision,

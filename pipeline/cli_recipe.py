@@ -26,7 +26,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**options: Any) -> None:
         from .progress import Progress
 
-        with Progress() as progress:
+        with Progress(click.get_current_context().info_name or "") as progress:
             command(progress=progress, **options)
 
     return wrapped

@@ -184,12 +184,14 @@ def shrink(path: str, to: str, head: int, tail: int, as_json: bool) -> None:
 def _progress() -> Progress:
     from .progress import Progress
 
-    return Progress()
+    return Progress(f"store {click.get_current_context().info_name}")
 
 
 def _tell(progress: Progress, stage: str) -> Callable[[str, int, int], None]:
-    """Draw what a step of `data.maintenance` tells, as every other stage's."""
+    """Draw what a step of `data.maintenance` tells, as every other stage's, from its start on."""
     from ..stages.report import Report
+
+    progress(Report(stage=f"store {stage}", unit="sequences"))
 
     def tell(what: str, done: int, total: int) -> None:
         name = f"store {stage}" if what in (stage, "write") else f"store {stage}: {what}"

@@ -45,10 +45,11 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
     # figures belong to the store they were measured on: another held-out store asks for new ones
     heldout = heldout_identity(store.manifest)
     if not _is_measured(work.run.teacher_evaluation, heldout, *_NEWER):
-        figures = dataclasses.asdict(evaluate_teacher(store))
+        figures = dataclasses.asdict(evaluate_teacher(store, work.report))
         write_json(work.run.teacher_evaluation, {**figures, "heldout": heldout})
     for name in list(names) or trained:
         folder = work.run.student(name)
+        work.doing(f"evaluate {name}", "look for figures of these weights")
         if is_evaluated(folder, heldout):
             if is_older(folder):  # but of these weights: who only sees times is not to ask again
                 folder.evaluation.touch()

@@ -13,7 +13,7 @@ from ..data.place import place_at
 from ..data.prepared import CorpusLayout, CorpusRecord
 from ..data.schema import Capture
 from .trainable import expect_trainable
-from .work import beginning, is_done
+from .work import READ_TEACHER, beginning, is_done
 
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
@@ -76,6 +76,7 @@ def _make_teacher(work: Work) -> bool:
         sequence_length=recipe.corpus.sequence_length,
         together=record.together,
         seed=settings["seed"],
+        separator=record.separator,
         heldout=_heldout(work),
         report=work.report,
         begin=beginning(work, run.teacher_settings, settings),
@@ -128,6 +129,7 @@ def _correct_teacher(work: Work) -> bool:
         heldout=_heldout(work),
         sequence_length=length,
         seed=settings["seed"],
+        separator=record.separator,
         folder=run.teacher,
         record=run.correction,
         begin=beginning(work, run.teacher_settings, settings),
@@ -173,6 +175,7 @@ def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
     name, where = work.local(teacher.model), "teacher.model"
     own_code, revision = teacher.trust_remote_code, teacher.revision
     expect_loadable(name, where, revision, own_code=own_code)
+    work.doing("train-teacher", READ_TEACHER)
     base = teacher_identity(name, where, dtype="auto", revision=revision, own_code=own_code)
     longest = context_length(load_config(name, where, revision, own_code=own_code))
     capture = Capture(head=logits.head, tail=logits.tail)
@@ -198,6 +201,7 @@ def _load_base(work: Work) -> Any:
 
     teacher = work.recipe.teacher
     assert teacher.model is not None
+    work.doing("train-teacher", "load the teacher")
     return load_model(
         work.local(teacher.model),
         "teacher.model",
@@ -278,6 +282,7 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
     layout = CorpusLayout(run.corpus)
     record = layout.read_record()
     if record is not None:
+        work.doing("corpus", "compare the sources with those that were read")
         changed = difference_in_corpus(
             record,
             config,

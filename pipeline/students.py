@@ -69,8 +69,10 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
     for job in jobs.values():
         lesson(job, store)
     left_out: dict[str, str] = {}
-    for name, student in students.items():
+    for number, (name, student) in enumerate(students.items(), 1):
         folder = work.run.student(name)
+        if go_on:
+            work.say("sweep", f"point {number} of {len(students)}: {name}")
         with alone(folder):
             # once more where it was missing: another run may have trained it since
             if name not in jobs or is_trained(work, name, settings[name], new_name):

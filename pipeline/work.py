@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .run import Run
     from .tables import Recipe
 
+READ_TEACHER = "read the teacher's weights for its fingerprint"
+"""What comes before a teacher is loaded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -49,6 +52,10 @@ class Work:
     def say(self, stage: str, note: str) -> None:
         """Tell the user a sentence."""
         self.report(Report(stage=stage, note=note))
+
+    def doing(self, stage: str, what: str) -> None:
+        """Tell that something begins that may take long and is not counted."""
+        self.report(Report(stage=stage, doing=what))
 
     def begin(self, *, student: bool = False) -> None:
         """Record the recipe in the run: called when something is about to be made, so that a

@@ -208,10 +208,3 @@ def _drawn(logits_V: torch.Tensor, draw: float) -> int:
     place = int(torch.searchsorted(ends_V, draw * ends_V[-1:], right=True))
     # rounding can put it past the end
     return int(order_V[min(place, len(order_V) - 1)])
-
-
-def end_ids(model: Any, separator: Sequence[int]) -> frozenset[int]:
-    """What ends a document: the checkpoint's own end of text, and what stood after documents."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    several = own if isinstance(own, list | tuple) else [own]
-    return frozenset(int(i) for i in [*several, *separator[:1]] if i is not None)

@@ -17,6 +17,7 @@ from ..data.files import read_json, write_json
 from ..data.schema import Capture
 from .config import ObjectiveConfig
 from .evaluation.heldout_loss import heldout_loss
+from .models.ends import corpus_ends, report_ends, with_end
 from .models.generation import repair_generation
 from .models.output_head import connect_head
 from .models.vocabulary import vocabulary_size
@@ -28,7 +29,7 @@ from .training.lora import adapt, adapted_layers, merge
 from .training.objective import terms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from ..data.prepared import SequenceFile
@@ -57,6 +58,8 @@ class Correction:
     """What it is measured on."""
     sequence_length: int
     seed: int
+    separator: Sequence[int] = ()
+    """What was put after each plain document."""
     folder: Path
     """Where checkpoints, metrics and the model go."""
     record: Path
@@ -90,10 +93,13 @@ def correct_teacher(job: Correction, report: Reporter = silent) -> None:
     for name, tensor in _tensors(model):  # tied ones are one tensor and stay it
         tensor.data = tensor.data.to(own[name])
     model.config = config
-    after = _loss(job, head, report)
+    after = _loss(job, head, "after", report)
     # the model last: its presence says that there is nothing left to do
     write_json(job.record, _figures(job, before=before, after=after, trained=learned))
-    save_teacher(model, job.tokenizer, job.folder)
+    ends = corpus_ends(job.sequences, job.tokenizer, job.separator)
+    report_ends(model, job.tokenizer, ends, STAGE, report)
+    report(Report(stage=STAGE, doing="save the model"))
+    save_teacher(model, with_end(copy.deepcopy(job.tokenizer), ends.tokens), job.folder)
     size = f"{model.num_parameters():,} parameters"
     merged = f"{learned:,} adapter weights trained and merged into {size}"
     report(Report(stage=STAGE, note=f"{size} trained" if job.lora is None else merged))
@@ -146,11 +152,11 @@ def _loss_before(job: Correction, head: OutputHead, report: Reporter) -> float:
         match read_json(job.record):
             case {"before": float() as before, "sequences": int() as was} if was == count:
                 return before
-    return _loss(job, head, report)
+    return _loss(job, head, "before", report)
 
 
-def _loss(job: Correction, head: OutputHead, report: Reporter) -> float:
-    return heldout_loss(head, job.heldout, job.isolation, f"{STAGE} heldout", report)
+def _loss(job: Correction, head: OutputHead, when: str, report: Reporter) -> float:
+    return heldout_loss(head, job.heldout, job.isolation, f"{STAGE} heldout loss {when}", report)
 
 
 def _figures(job: Correction, **figures: float) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def evaluate_student(
     Raises
         ColdstillError: the model cannot be loaded, or the store is damaged
     """
-    where = f"students.{name}"
+    where, stage = f"students.{name}", f"{STAGE} {name}"
+    report(Report(stage=stage, doing="load the model"))
     identity = teacher_identity(str(model_folder), where, dtype="auto", revision="main")
     model = load_model(str(model_folder), where, precision="fp32", own_code=own_code)
     model.to(best_device())
@@ -109,6 +110,7 @@ def evaluate_student(
     isolation = student_isolation(model, store, where, report)
     size = max(1, 8192 // store.manifest.packing.sequence_length)
     sums, calibration = Sums(), Calibration()
+    report(Report(stage=stage, total=store.positions, unit="positions"))
     for block in store.batches(size):
         inputs = model_inputs(block.sequences, isolation, model.dtype)
         positions = flat_positions(block.sequences, inputs["input_ids"].shape[1])
@@ -117,19 +119,20 @@ def evaluate_student(
         _add_batch(head, inputs, positions, target, sums, calibration)
         report(
             Report(
-                stage=f"{STAGE} {name}",
+                stage=stage,
                 done=sums.positions,
                 total=store.positions,
                 unit="positions",
             )
         )
+    report(Report(stage=stage, doing="measure its speed and memory"))
     usage = measure_usage(
         model,
         store.read(np.arange(min(SEQUENCES, len(store)))).sequences,
         store.manifest.packing.sequence_length,
-        lambda note: report(Report(stage=f"{STAGE} {name}", note=note, warning=True)),
+        lambda note: report(Report(stage=stage, note=note, warning=True)),
         seconds=_WRITING_SECONDS,
-        measured=lambda done: report(writing_progress(f"{STAGE} {name}", done)),
+        measured=lambda done: report(writing_progress(stage, done)),
     )
     means = sums.means()
     return Evaluation(
@@ -150,10 +153,14 @@ def evaluate_student(
     )
 
 
-def evaluate_teacher(store: StoreReader) -> Evaluation:
+def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluation:
     """The teacher's own figures, from what the store recorded."""
     calibration = Calibration()
+    stage, done = f"{STAGE} teacher", 0
+    report(Report(stage=stage, total=len(store), unit="sequences"))
     for block in store.batches(256):
+        done += len(block)
+        report(Report(stage=stage, done=done, total=len(store), step=len(block), unit="sequences"))
         if block.capture.head:
             confidence = np.exp(block.targets.head_logprobs[:, 0].astype(np.float64))
             calibration.add(confidence, block.targets.head_ids[:, 0] == labels(block.sequences))

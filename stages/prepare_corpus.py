@@ -90,6 +90,7 @@ def prepare_corpus(
             are to be skipped), or nothing to learn
     """
     left_out: list[str] = []
+    report(Report(stage=STAGE, doing="look the sources up"))
     sources = list_sources(config.files, base, left_out)
     tokenize = (PromptTokenizer if prompts else DocumentTokenizer)(tokenizer, config)
     together = together and not prompts
@@ -110,6 +111,7 @@ def prepare_corpus(
             read = added = 0
             reading = Reading()
             stream = read_documents(sources, columns, skip, reading)
+            report(Report(stage=STAGE, unit="documents"))
             for documents in _batches(stream, counts, prompts=prompts):
                 tokenized = tokenize(documents, added, skip)
                 _add(tokenized, writers, config.holdout)
@@ -121,6 +123,7 @@ def prepare_corpus(
         counts.update(+tokenize.counts)
         for writer in writers.values():
             counts.update(writer.counts)
+        report(Report(stage=STAGE, doing="take the digests of the sources"))
         record = CorpusRecord(
             settings=corpus_settings(config, tokenizer),
             sources=source_listing(sources),

@@ -34,11 +34,13 @@ def prune_student(
             continue
         tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
         begun = each.start.is_dir()
+        report(Report(stage=f"{STAGE} {each.stage}", doing="load the model that is cut"))
         made = make_student(each, store, tokenizer, report)
         if begun:
             note = f"already pruned: {each.start}"
         else:
             job.begin()
+            report(Report(stage=f"{STAGE} {each.stage}", doing="save what is left"))
             made.save(each)
             note = f"{made.model.num_parameters():,} parameters left: {each.start}"
         report(Report(stage=f"{STAGE} {each.stage}", note=note))

@@ -13,13 +13,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One step forward, or one sentence."""
+    """One step forward, the beginning of something, or one sentence."""
 
     stage: str
     """The command's name, and what of it: `teacher-logits train`."""
+    doing: str = ""
+    """What begins now, where nothing is counted: `load the teacher`. Within a stage that counts it
+    is what comes between two steps. A report has either this, a note or counts."""
+    part: str = ""
+    """Which pass of a stage this is, where it makes several: `pass 2 of 6, without layer 3`."""
     done: int = 0
     total: int = 0
-    """Both in `unit`; a total of 0 means that there is nothing to count, only a note."""
+    """Both in `unit`; a total of 0 means that it is not known. A stage that counts reports once
+    before its first step, so that its beginning is told."""
     step: int = 0
     """How much of `done` is new since the last report: what a resumed bar starts from."""
     unit: str = "tokens"

@@ -98,9 +98,10 @@ def _capture_split(
     stop: Callable[[], bool],
 ) -> None:
     manifest = make_manifest(plan, teacher.isolation)
-    if not place_at(plan.folder).exists(MANIFEST) and len(plan.rows):
-        manifest = with_error(manifest, _first_batch(plan, teacher))
     stage = f"{STAGE} {plan.split}"
+    if not place_at(plan.folder).exists(MANIFEST) and len(plan.rows):
+        report(Report(stage=stage, doing="measure the codec's error"))
+        manifest = with_error(manifest, _first_batch(plan, teacher))
     forward = TeacherForward(teacher, plan.capture, plan.batch_tokens, report, plan.split)
     writer = StoreWriter(
         plan.folder, manifest, shared=True, save_tokenizer=plan.tokenizer.save_pretrained
@@ -116,6 +117,7 @@ def _capture_split(
         if tally.done and not stop():
             took = time.perf_counter() - started
             clock = _Clock(tally.done / took, min(max(took / 10, _LEAST_SECONDS), _MOST_SECONDS))
+            report(Report(stage=stage, doing="measure the teacher's speed"))
             measured = _measure(plan, teacher, forward.budget, clock, memory.bytes, report)
             writer.place.write(MEASUREMENTS, json_bytes(measured))
         left = len(writer.missing())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.files import whole_folder
 from .models.device import best_device
+from .models.ends import report_ends, store_ends, with_end
 from .models.isolation import student_isolation
 from .models.loading import load_tokenizer
 from .models.output_head import connect_head
@@ -55,12 +56,15 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     if job.lora is not None:
         expect_peft(f"{where}.lora")
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
+    report(Report(stage=f"{STAGE} {job.stage}", doing="make or load the model"))
     made = make_student(job, store, tokenizer, report)
     model = made.model
     model.to(best_device())
     isolation = student_isolation(model, store, where, report)
     head = connect_head(model, manifest.tokenizer.size, report)
     begin = _beginning(job, made)
+    report(Report(stage=f"{STAGE} {job.stage}", doing="look at what ends the texts"))
+    ends = store_ends(store, tokenizer)
     judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)
     adapters = None if job.lora is None else adapt(model, job.lora, job.seed, f"{where}.lora")
     learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -84,7 +88,9 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     )
     if adapters is not None:
         merge(adapters)
-    _save(job, model, tokenizer)
+    report(Report(stage=f"{STAGE} {job.stage}", doing="save the model"))
+    report_ends(model, tokenizer, ends, f"{STAGE} {job.stage}", report)
+    _save(job, model, with_end(tokenizer, ends.tokens))
     size = f"{model.num_parameters():,} parameters"
     merged = f"{learned:,} adapter weights trained and merged into {size}"
     note = f"{size} trained" if job.lora is None else merged

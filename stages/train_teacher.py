@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
@@ -11,6 +12,7 @@ from .config import ObjectiveConfig
 from .evaluation.heldout_loss import heldout_loss
 from .models.building import build_model, unused_heads
 from .models.device import best_device
+from .models.ends import corpus_ends, report_ends, with_end
 from .models.isolation import choose_isolation, packs
 from .models.output_head import connect_head
 from .models.vocabulary import vocabulary_size
@@ -21,7 +23,7 @@ from .training.loop import TrainingJob, full_disk_told, train
 from .training.objective import terms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from ..data.prepared import SequenceFile
@@ -41,6 +43,7 @@ def train_teacher(
     sequence_length: int,
     together: bool,
     seed: int,
+    separator: Sequence[int] = (),
     heldout: Heldout | None = None,
     report: Reporter = silent,
     begin: Callable[[], None] = lambda: None,
@@ -48,14 +51,16 @@ def train_teacher(
 ) -> None:
     """Train a new model by cross-entropy; write it to `folder/model`, which then is whole.
 
-    heldout   what it is measured on afterwards, if anything
-    begin     called once, when everything is checked and nothing is written yet
-    settings  what its checkpoints say of it
+    separator  what was put after each plain document
+    heldout    what it is measured on afterwards, if anything
+    begin      called once, when everything is checked and nothing is written yet
+    settings   what its checkpoints say of it
 
     Raises
         ColdstillError: an architecture that cannot be made, or that cannot keep packed documents
             apart
     """
+    report(Report(stage=STAGE, doing="make the model"))
     model = build_model(architecture, tokenizer, sequence_length, seed, "teacher.architecture")
     if note := unused_heads(architecture, "teacher.architecture"):
         report(Report(stage=STAGE, note=note, warning=True))
@@ -94,7 +99,10 @@ def train_teacher(
         ),
         report,
     )
-    save_teacher(model, tokenizer, folder)
+    ends = corpus_ends(sequences, tokenizer, separator)
+    report_ends(model, tokenizer, ends, STAGE, report)
+    report(Report(stage=STAGE, doing="save the model"))
+    save_teacher(model, with_end(copy.deepcopy(tokenizer), ends.tokens), folder)
     report(Report(stage=STAGE, note=f"{model.num_parameters():,} parameters trained"))
     if heldout is not None:
         loss = heldout_loss(head, heldout, isolation, f"{STAGE} heldout", report)

@@ -69,6 +69,17 @@ def _brief_measurements() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_lines_of_a_clock() -> Iterator[None]:
+    """How long a command takes here decides nothing of what it writes."""
+    from coldstill.pipeline import progress_lines
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress_lines, "BRIEF", 1e9)
+        patch.setattr(progress_lines, "INTERVALS", (1e9,))
+        yield
+
+
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 60 short text files."""

@@ -30,6 +30,7 @@ def compare_runs(runs: Sequence[Run], file: Path | None, report: Reporter) -> li
     """
     if file is not None:
         expect_file(file)
+    report(Report(stage=_STAGE, doing="gather the figures"))
     rows = compare(runs)
     for warning in warnings(rows):
         report(Report(stage=_STAGE, note=warning, warning=True))

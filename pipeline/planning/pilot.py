@@ -81,6 +81,7 @@ def pilot(work: Work, count: int) -> Row:
     with claimed(run.preparing, wait=True):  # a capture may be preparing the same
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
     _expect_so_many(count, record, recipe)
+    work.doing("pilot", "load the teacher")
     teacher = _load_teacher(work, tokenizer, together=record.together)
     if record.together and not packs(teacher.isolation):
         with claimed(run.preparing, wait=True):

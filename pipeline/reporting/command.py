@@ -61,7 +61,9 @@ def report(
     work = work_of(named, settings, runs, progress, loads_models=False)
     path = file or work.run.report
     expect_file(path)
+    work.doing(_STAGE, "gather the figures")
     facts = gather(work, ReportOptions(prompts=0 if no_continuations else prompts))
+    work.doing(_STAGE, "write the page")
     write_page(path, facts)
     for warning in facts["warnings"]:
         progress(Report(stage=_STAGE, note=warning, warning=True))

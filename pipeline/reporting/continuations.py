@@ -147,8 +147,10 @@ def _written(
     """What each of them writes, and of those that cannot why."""
     made, failed = {}, {}
     stage, total = f"{STAGE} continuations", len(authors)
+    if authors:
+        work.report(Report(stage=stage, total=total, unit="models"))
     for done, author in enumerate(authors):
-        work.report(Report(stage=stage, done=done, total=total, unit="models"))
+        work.report(Report(stage=stage, doing=f"load {author.name} and let it write"))
         try:
             written = _continued(work, store, author, prompts)
         except ColdstillError as error:
@@ -158,22 +160,26 @@ def _written(
             failed[author.name] = f"{author.folder}: {first[:200]}"
         else:
             made[author.name] = {"fingerprint": author.fingerprint, "written": written}
+        work.report(Report(stage=stage, done=done + 1, total=total, step=1, unit="models"))
     return made, failed
 
 
 def _continued(
     work: Work, store: StoreReader, author: _Author, prompts: Sequence[Prompt]
 ) -> list[list[int]]:
-    from ...stages.continuations import Drawing, continued, end_ids
+    from ...stages.continuations import Drawing, continued
+    from ...stages.models.ends import own_ends, store_ends
+    from ...stages.models.loading import load_tokenizer
 
     if not prompts:
         return []
     model = _loaded(work, store, author)
-    manifest = store.manifest
-    drawing = Drawing(
-        seed=work.recipe.seed, temperature=_TEMPERATURE, vocabulary=manifest.tokenizer.size
-    )
-    return continued(model, prompts, drawing, end_ids(model, manifest.packing.separator))
+    size = store.manifest.tokenizer.size
+    drawing = Drawing(seed=work.recipe.seed, temperature=_TEMPERATURE, vocabulary=size)
+    # a model that was not trained here, or by an older version, may not know how its texts end
+    tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
+    ends = {*own_ends(model), *store_ends(store, tokenizer).tokens}
+    return continued(model, prompts, drawing, frozenset(ends))
 
 
 def _loaded(work: Work, store: StoreReader, author: _Author) -> Any:

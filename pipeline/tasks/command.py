@@ -54,6 +54,7 @@ def evaluate_on_tasks(work: Work, names: Sequence[str], asked: TaskOptions) -> N
     expect_harness()
     tasks = read_tasks(asked.paths)
     wanted = {unit.name: (unit, _asked(unit, asked.limit)) for unit in units(tasks)}
+    work.doing("evaluate", "read the models' weights for their fingerprints")
     subjects = _subjects(work, names)
     missing: list[tuple[_Subject, list[Unit]]] = []
     for subject in subjects:
@@ -89,6 +90,7 @@ def _run(
     from ...stages.harness.running import Examinee
 
     needed = {unit.name: unit for _, left in missing for unit in left}
+    work.doing("evaluate", "load lm-eval and the tasks' data")
     with harness([_source(task) for task in tasks.values()], download=asked.download) as opened:
         # all of them, before any model is loaded
         loaded = {

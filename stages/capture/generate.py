@@ -22,6 +22,7 @@ from transformers import (
 
 from ...data.order import uniform
 from ...data.packing import TokenizedDocument, build_sequences
+from ..models.ends import own_ends
 from .answering import answered_together, choose_answering, written
 
 if TYPE_CHECKING:
@@ -39,9 +40,8 @@ the same place, or the two would go together."""
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """The ids that end an answer: what the checkpoint generates until, and the tokenizer's own."""
-    configured = model.generation_config.eos_token_id
-    several = configured if isinstance(configured, list | tuple) else [configured]
-    return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
+    end = tokenizer.eos_token_id
+    return frozenset(own_ends(model)) | frozenset([] if end is None else [int(end)])
 
 
 @torch.no_grad()

@@ -183,6 +183,7 @@ def capture_shards(
     tally = Tally(total=count * plan.sequence_length)
     shards = ShardQueue(plan, writer, forward, tally)
     stage = f"teacher-logits {plan.split}"
+    report(Report(stage=stage, total=tally.total))
     try:
         with (
             Background(_workers(forward)) as background,

@@ -59,12 +59,14 @@ def train_tokenizer(
 
 
 def _texts(corpus: CorpusConfig, base: Path, report: Reporter) -> Iterator[str]:
+    report(Report(stage=STAGE, unit="documents"))
     sources = list_sources(corpus.files, base)
     skip = _leave_out if corpus.bad_rows == "skip" else refuse
     for count, document in enumerate(read_documents(sources, corpus.columns, skip), 1):
         report(Report(stage=STAGE, done=count, unit="documents"))
         if not document.is_empty and not is_held_out(document.digest(), corpus.holdout):
             yield from (document.prompt, document.text, *document.contents())
+    report(Report(stage=STAGE, doing="learn the merges"))
 
 
 def _leave_out(bad: BadRowError) -> None:

@@ -53,6 +53,7 @@ def heldout_loss(
     training = head.model.training
     head.model.eval()
     total, positions = 0.0, 0
+    report(Report(stage=stage, total=len(rows), unit="sequences"))
     for start in range(0, len(rows), batch):
         block = heldout.sequences.read(rows[start : start + batch])
         total -= label_logprobs(head, block, isolation)

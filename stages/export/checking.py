@@ -34,6 +34,7 @@ def checked(
     def tell(done: int) -> None:
         report(Report(stage=stage, done=done, total=total, step=1, unit="documents"))
 
+    report(Report(stage=stage, total=total, unit="documents"))
     try:
         found = check(ground.student, runtime, ground.documents, source.vocabulary, tell)
     except ColdstillError as error:

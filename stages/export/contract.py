@@ -7,11 +7,12 @@ and its refusals are known at once.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...data.errors import ColdstillError
+from ..models.ends import Ends
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,6 +63,8 @@ class Source:
     """Whether code that lies beside its weights may run."""
     texts: tuple[str, ...]
     """Held-out text, to try tokenizers on."""
+    ends: Ends = field(default_factory=Ends)
+    """How its held-out texts end; `model` stops there."""
 
     @property
     def family(self) -> str:

@@ -55,6 +55,7 @@ def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent
         IncompleteError: the same of some of several formats; the others are done
     """
     remove_scratch(job.folder)  # of exports that were killed
+    report(Report(stage=f"{STAGE} {job.name}", doing="read the student's weights"))
     identity = teacher_identity(
         str(job.model), f"students.{job.name}", dtype="auto", revision="main"
     )
@@ -72,7 +73,9 @@ def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent
             expect_packages(name, form)
             record = standing(job.folder / name, student)
             if record is None or not (record["checked_by_own_runtime"] or form.lacking):
-                ground = ground or ground_of(job, store, student)
+                if ground is None:
+                    report(Report(stage=f"{STAGE} {job.name}", doing="load the student"))
+                    ground = ground_of(job, store, student)
                 expect_known(name, form, ground.source)
                 record = _Export(name, form, ground, job, report).done(record)
             else:
@@ -161,10 +164,13 @@ class _Export:
                 whole_folder(folder) as scratch,
             ):
                 if before is None:
+                    self.report(Report(stage=self.stage, doing="write the files"))
                     own = self.form.write(
                         ground.source, scratch, None if base is None else base.folder
                     )
-                    notes = [*(() if base is None else base.notes), *own]
+                    lack = ground.source.ends.lack
+                    told = [lack] if lack else []
+                    notes = [*(() if base is None else base.notes), *own, *told]
                 else:
                     notes = before["notes"]
                     _link(folder, scratch, before)
@@ -197,6 +203,8 @@ class _Export:
         self.job.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=self.job.folder) as scratch:
             folder = Path(scratch)
+            doing = f"write what it is quantised from ({name})"
+            self.report(Report(stage=self.stage, doing=doing))
             notes = form.write(ground.source, folder)
             record = checked_base(self.stage, name, form, folder, ground, self.report)
             yield _Base(folder=folder, notes=tuple(notes), record=record)

@@ -8,7 +8,10 @@ tokenizer's own on held-out text before an export counts as done.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Kind = Literal["bytes", "pieces"]
 """Byte-level merges (GPT-2, Llama 3, Qwen), or merges of characters with bytes to fall back on
@@ -23,6 +26,8 @@ SPLITS = {
 """Patterns that text is split by, and llama.cpp's names for them."""
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+END_SLOTS = 3
+"""So many tokens a file can name at which llama.cpp stops."""
 _LAST_SCORE = -1e6
 """Of tokens that no merge makes: they come after all others."""
 
@@ -38,8 +43,11 @@ def refusal(tokenizer: Any) -> str | None:
     return None
 
 
-def add_tokens(writer: Any, tokenizer: Any, vocabulary: int) -> None:
-    """Write the tokenizer of a model with `vocabulary` rows."""
+def add_tokens(writer: Any, tokenizer: Any, vocabulary: int, ends: Sequence[int] = ()) -> None:
+    """Write the tokenizer of a model with `vocabulary` rows.
+
+    ends  where the model stops, as `end_slots` orders them, no more than `END_SLOTS`
+    """
     parts = _parts(tokenizer)
     kind = _kind(parts)
     tokens, types = _table(parts, vocabulary, kind)
@@ -56,7 +64,7 @@ def add_tokens(writer: Any, tokenizer: Any, vocabulary: int) -> None:
     else:
         writer.add_token_scores(_scores(tokens, merges))
         writer.add_add_space_prefix(_begins_with_space(parts))
-    _add_special(writer, tokenizer)
+    _add_special(writer, tokenizer, ends)
 
 
 def _parts(tokenizer: Any) -> dict[str, Any]:
@@ -126,13 +134,34 @@ def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
     return [-float(first[token]) if token in first else _LAST_SCORE for token in tokens]
 
 
-def _add_special(writer: Any, tokenizer: Any) -> None:
-    for name in ("bos", "eos", "unk", "pad"):
-        index = getattr(tokenizer, f"{name}_token_id")
+def end_slots(tokenizer: Any, ends: Sequence[int]) -> list[int]:
+    """All tokens at which a model stops, the tokenizer's own end of text too, in the order of
+    llama.cpp's names for them: end of text, end of turn, end of message.
+
+    The first one is also what llama.cpp puts behind a text and writes for a chat template's
+    `eos_token`, so it stays the tokenizer's own wherever that is used.
+    """
+    own = tokenizer.eos_token_id
+    if own is None:
+        return list(ends)
+    used = _appends_end(tokenizer) or "eos_token" in str(tokenizer.chat_template or "")
+    return list(dict.fromkeys([own, *ends] if used else [*ends, own]))
+
+
+def _appends_end(tokenizer: Any) -> bool:
+    ids = tokenizer("a").input_ids
+    return len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+
+
+def _add_special(writer: Any, tokenizer: Any, ends: Sequence[int]) -> None:
+    names = ("bos", "eos", "unk", "pad")
+    special = {name: getattr(tokenizer, f"{name}_token_id") for name in names}
+    special |= dict(zip(("eos", "eot", "eom"), ends, strict=False))
+    for name, index in special.items():
         if index is not None:
             getattr(writer, f"add_{name}_token_id")(index)
     ids = tokenizer("a").input_ids
     writer.add_add_bos_token(bool(ids) and ids[0] == tokenizer.bos_token_id)
-    writer.add_add_eos_token(len(ids) > 1 and ids[-1] == tokenizer.eos_token_id)
+    writer.add_add_eos_token(_appends_end(tokenizer))
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)

@@ -8,8 +8,9 @@ import gguf
 import numpy as np
 
 from ...data.errors import ColdstillError
+from ..models.ends import names, own_ends
 from .gguf_families import Family, family_of, rotary, window
-from .gguf_tokens import add_tokens
+from .gguf_tokens import END_SLOTS, add_tokens, end_slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +38,8 @@ def write_gguf(source: Source, path: Path) -> Sequence[str]:
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in {**facts, "vocab_size": source.vocabulary}.items():
         _add(writer, f"{family.architecture}.{key}", value)
-    add_tokens(writer, source.tokenizer, source.vocabulary)
+    ends = end_slots(source.tokenizer, own_ends(model))
+    add_tokens(writer, source.tokenizer, source.vocabulary, ends[:END_SLOTS])
     for name, tensor in _tensors(source, family):
         kind = gguf.GGMLQuantizationType.F16
         if tensor.ndim == 1 or name in _ALWAYS_F32:
@@ -48,7 +50,16 @@ def write_gguf(source: Source, path: Path) -> Sequence[str]:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return _notes(model.config, facts)
+    return [*_notes(model.config, facts), *_left_out(source, ends[END_SLOTS:])]
+
+
+def _left_out(source: Source, ends: Sequence[int]) -> list[str]:
+    if not ends:
+        return []
+    return [
+        f"such a file names {END_SLOTS} tokens at which llama.cpp stops; not among them: "
+        f"{names(source.tokenizer, ends)}; give their text as further stops (-r, or stop=)"
+    ]
 
 
 def _notes(config: Any, facts: dict[str, Any]) -> list[str]:

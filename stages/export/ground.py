@@ -10,6 +10,7 @@ import numpy as np
 from ...data.errors import ColdstillError
 from ..evaluation.generation_speed import passage
 from ..evaluation.usage import SEQUENCES, longest_asked
+from ..models.ends import stop_at, store_ends, with_end
 from ..models.generation import repair_generation
 from ..models.loading import load_model, load_tokenizer
 from ..models.vocabulary import without_padding
@@ -69,7 +70,10 @@ def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> G
     vocabulary = store.manifest.tokenizer.size
     model = load_model(str(job.model), where, precision="fp32", own_code=job.own_code)
     model = without_padding(model, vocabulary)
-    repair_generation(model)  # of a student that was trained before that was done
+    # of a student that an older version has trained, too
+    repair_generation(model)
+    ends = store_ends(store, tokenizer)
+    stop_at(model, ends.tokens)
     texts = [
         tokenizer.decode(document.tokens_T, skip_special_tokens=True)
         for document in documents[:_TEXTS]
@@ -79,11 +83,12 @@ def ground_of(job: ExportJob, store: StoreReader, identity: dict[str, Any]) -> G
         name=job.name,
         folder=job.model,
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=with_end(tokenizer, ends.tokens),
         vocabulary=vocabulary,
         length=length,
         texts=tuple(texts),
         own_code=job.own_code,
+        ends=ends,
     )
     sequences = store.read(np.arange(min(SEQUENCES, len(store)))).sequences
     return Ground(

@@ -45,6 +45,7 @@ class HuggingFace:
 
     def write(self, source: Source, folder: Path, base: Path | None = None) -> Sequence[str]:
         """Weights in the student's own precision, and what generation needs to know to end."""
+        from ..models.ends import stop_at
         from ..models.generation import repair_generation
         from ..models.loading import load_model
         from ..models.vocabulary import without_padding
@@ -53,6 +54,7 @@ class HuggingFace:
         model = load_model(str(source.folder), where, precision="auto", own_code=own_code)
         model = without_padding(model, source.vocabulary)
         repair_generation(model)
+        stop_at(model, source.ends.tokens)
         settings, tokenizer = model.generation_config, source.tokenizer
         if settings.eos_token_id is None:
             settings.eos_token_id = tokenizer.eos_token_id

@@ -21,10 +21,11 @@ Needs `pip install onnxruntime transformers`.
 ```python
 import numpy as np
 from onnxruntime import InferenceSession
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 folder = "."  # where this page lies
 tokenizer = AutoTokenizer.from_pretrained(folder)
+ends = GenerationConfig.from_pretrained(folder).eos_token_id
 session = InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
 names = [output.name for output in session.get_outputs()]
 cache = {
@@ -45,7 +46,7 @@ for _ in range(50):
     new = [int(found.pop("logits")[0, -1].argmax())]
     cache = {name.replace("present", "past_key_values"): value for name, value in found.items()}
     text += new
-    if new == [tokenizer.eos_token_id]:
+    if new[0] in np.atleast_1d(ends):
         break
 print(tokenizer.decode(text))
 ```

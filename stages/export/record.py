@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ..models.device import describe_machine, short_dtype
+from ..report import Report, Reporter
 from .checking import checked
 from .measure import resident, writing_speed
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..evaluation.generation_speed import GenerationSpeed
-    from ..report import Reporter
     from .contract import Format, Runtime
     from .fidelity import Checked
     from .ground import Ground
@@ -47,6 +47,7 @@ def checked_record(
         found = checked(stage, form, runtime, ground, report)
         speed = None
         if runtime.is_own and ground.read is not None:
+            report(Report(stage=stage, doing="measure its speed and memory"))
             speed = writing_speed(runtime, ground.read, before)
     finally:
         runtime.close()

@@ -85,6 +85,7 @@ class Examinee:
 
         self._report = aloud
         where = f"{STAGE} {model.name}"
+        aloud(Report(stage=where, doing="load the model"))
         tokenizer = load_tokenizer(model.folder, where, own_code=model.own_code)
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
             raise ColdstillError(
@@ -118,6 +119,8 @@ class Examinee:
         from lm_eval.evaluator import evaluate
 
         self._task = name
+        stage = f"{STAGE} {self._name} {name}"
+        self._report(Report(stage=stage, unit="requests"))
         self._lm.begin()
         _seed(loaded["tasks"].values())
         # resampling in processes would copy this one, threads of torch and all

@@ -119,15 +119,16 @@ def run_pilot(
             held.enter_context(PilotStore(scratch / str(number), manifest))
             for number, manifest in enumerate(plan.manifests)
         ]
-        done = 0
+        done, total = 0, len(sequences) * length
+        report(Report(stage=STAGE, total=total))
         for places in batches_of(_lengths(plan, sequences), plan.batch_tokens):
             part = sequences.take(places)
             blocks = measured.measure(part)
             for store in stores:
                 store.add(blocks[store.manifest.capture])
             done += len(part) * length
-            total = len(sequences) * length
             report(Report(stage=STAGE, done=done, total=total, step=len(part) * length))
+        report(Report(stage=STAGE, doing="weigh the shards"))
         for store in stores:
             store.finish()
     return _figures(plan, teacher, measured, stores, length)

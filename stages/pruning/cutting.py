@@ -77,13 +77,14 @@ def make_cut(job: Cutting, report: Reporter = silent) -> Pruned:
     )
     head = connect_head(model, job.store.manifest.tokenizer.size, report)
     importance = _importance(job, head, anatomy, sizes, sample, report)
+    report(Report(stage=job.stage, doing="cut the weights"))
     kept = choose(anatomy, sizes, importance)
     smaller = cut(model.cpu(), anatomy, kept, job.where)
     after = connect_head(smaller.to(best_device()), job.store.manifest.tokenizer.size)
     left = smaller.num_parameters()
     if (note := shortfall(config, left, teacher, job.where)) is not None:
         report(Report(stage=job.stage, note=note, warning=True))
-    loss = sample_loss(after, sample, f"{job.stage} after", report)
+    loss = sample_loss(after, sample, f"{job.stage} loss after", report)
     _expect_finite(loss, "after", job.where)
     record = {
         "parameters": {
@@ -107,7 +108,8 @@ def _importance(
     sample: Sample,
     report: Reporter,
 ) -> Importance:
-    importance = measure(head, anatomy, sample, f"{job.stage} importance", report)
+    stage = f"{job.stage} importance and loss before"
+    importance = measure(head, anatomy, sample, stage, report)
     _expect_finite(importance.loss, "before", job.where)
     if job.cuts[0].layers_by == "influence" or sizes.layers == anatomy.sizes.layers:
         return importance

@@ -96,17 +96,31 @@ def judge_layers_by_loss(
     layers = head.model.get_submodule(anatomy.family.layers)
     rises_L = torch.zeros(len(layers))
     gone: list[int] = []
+    passes = sum(range(keep + 1, len(layers) + 1))
+    done = 0
     with contextlib.ExitStack() as idle:
         while len(layers) - len(gone) > keep:
             left = [number for number in range(len(layers)) if number not in gone]
             for number in left:
+                without = ", ".join(map(str, [*gone, number]))
+                part = f"pass {done + 1} of {passes}, without layer{'s' * bool(gone)} {without}"
+                told = _one_of_several(report, part, done * len(sample), passes * len(sample))
                 with _left_out(layers[number]):
-                    without = ", ".join(map(str, [*gone, number]))
-                    loss = sample_loss(head, sample, f"{stage} without layer {without}", report)
+                    loss = sample_loss(head, sample, f"{stage} choice of layers", told)
+                done += 1
                 rises_L[number] = loss - importance.loss
             gone.append(min(reversed(left), key=lambda number: float(rises_L[number])))
             idle.enter_context(_left_out(layers[gone[-1]]))
     return replace(importance, layers_L=rises_L, gone=tuple(gone))
+
+
+def _one_of_several(report: Reporter, part: str, before: int, total: int) -> Reporter:
+    """A reporter for one pass of a stage that makes several, counted over all of them."""
+
+    def told(own: Report) -> None:
+        report(replace(own, part=part, done=before + own.done, total=total))
+
+    return told
 
 
 @contextlib.contextmanager
@@ -128,9 +142,11 @@ def sample_loss(
 ) -> float:
     """Mean -log p(label) over the sample's supervised positions, in nats.
 
+    stage    names the pass, in reports
     look_at  called before each forward pass with [B] how many real tokens its sequences have
     """
     total, positions, done = 0.0, 0, 0
+    report(Report(stage=stage, total=len(sample), unit="sequences"))
     for block in sample.batches():
         look_at(torch.from_numpy(block.tokens.lengths))
         total -= label_logprobs(head, block, sample.isolation)

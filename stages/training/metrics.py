@@ -114,17 +114,25 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
+        """Start the clock, and report where the training starts: after a checkpoint, not at 0."""
         self._since, self._waiting = time.perf_counter(), 0.0
+        self._tell(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report progress."""
+        self._tell(state.global_step, self._step_tokens)
+
+    def saving(self) -> None:
+        """Report that a checkpoint is being saved."""
+        self._report(Report(stage=self._stage, doing="save a checkpoint"))
+
+    def _tell(self, steps: int, new: int = 0) -> None:
         self._report(
             Report(
                 stage=self._stage,
-                done=state.global_step * self._step_tokens,
+                done=steps * self._step_tokens,
                 total=self._steps * self._step_tokens,
-                step=self._step_tokens,
+                step=new,
                 figures=self._shown,
             )
         )

@@ -182,6 +182,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         super()._issue_warnings_after_load(load_result)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._metrics.saving()
         with full_disk_told(Path(self.args.output_dir)):
             super()._save_checkpoint(model, trial)
         step = self.state.global_step

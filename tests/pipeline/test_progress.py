@@ -1,4 +1,4 @@
-"""What is drawn: bars where somebody watches, sentences anywhere."""
+"""What is drawn on a terminal: bars; and sentences anywhere."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import re
 import select
 import struct
 import termios
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from coldstill.pipeline.progress import Progress
+from coldstill.pipeline.progress import Bars, Progress
 from coldstill.stages.report import Report
 
 if TYPE_CHECKING:
@@ -39,20 +39,62 @@ def watched() -> Iterator[tuple[Progress, Terminal]]:
         yield progress, terminal
 
 
+def bar_of(progress: Progress) -> Any:
+    """What is on the terminal now."""
+    assert isinstance(progress._drawn, Bars)
+    return progress._drawn.bar
+
+
 def step(done: int, total: int = 4000, stage: str = "teacher-logits", **figures: float) -> Report:
     """A step of 1000 tokens."""
     return Report(stage=stage, done=done, total=total, step=1000, figures=figures)
 
 
-def test_without_a_terminal_there_are_only_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_there_are_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
-        for done in (1000, 2000, 4000):
+        for done in (0, 1000, 2000, 4000):
             progress(step(done))
         progress(Report(stage="corpus", note="three documents"))
         progress(Report(stage="corpus", note="beware", warning=True))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "corpus: three documents\ncorpus: warning: beware\n"
+    assert captured.err == (
+        "teacher-logits: starts, 0 of 4,000 tokens\n"
+        "corpus: three documents\n"
+        "corpus: warning: beware\n"
+    )
+
+
+def test_of_several_processes_only_the_first_one_writes_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with Progress() as progress:
+        progress(step(1000))
+        progress(Report(stage="corpus", doing="look the sources up"))
+        progress(Report(stage="corpus", note="beware", warning=True))
+    assert capsys.readouterr().err == "corpus: warning: beware\n"
+
+
+def test_on_a_terminal_what_is_not_counted_is_shown_until_something_else_begins() -> None:
+    with watched() as (progress, terminal):
+        progress(Report(stage="teacher-logits", doing="load the teacher"))
+        assert terminal.getvalue().endswith("teacher-logits: load the teacher")
+        progress(step(1000))
+        progress(Report(stage="teacher-logits", doing="save a checkpoint"))
+        progress(step(2000))
+        assert bar_of(progress).n == 2000
+    assert "load the teacher" not in terminal.getvalue().rstrip("\n").split("\r")[-1]
+    assert terminal.getvalue().count("\n") == 1  # of the bar that stays
+
+
+def test_on_a_terminal_passes_share_a_bar_that_names_the_one_it_is_at() -> None:
+    with watched() as (progress, terminal):
+        progress(Report(stage="choice", part="pass 1 of 2", done=1, total=2, step=1))
+        first = bar_of(progress)
+        progress(Report(stage="choice", part="pass 2 of 2", done=2, total=2, step=1))
+        assert bar_of(progress) is first
+    assert "pass 2 of 2" in terminal.getvalue()
 
 
 def test_a_sentence_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,8 +107,8 @@ def test_a_sentence_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_on_a_terminal_a_bar_tells_rate_time_left_and_figures() -> None:
     with watched() as (progress, terminal):
         progress(step(1000))
-        progress._bar.start_t -= 5  # as if it had taken a while
-        progress._bar.last_print_t -= 5
+        bar_of(progress).start_t -= 5  # as if it had taken a while
+        bar_of(progress).last_print_t -= 5
         progress(step(2000, loss=3.25))
     last = terminal.getvalue().rstrip("\n").split("\r")[-1]
     assert last.startswith("teacher-logits:  50%")
@@ -79,7 +121,7 @@ def test_on_a_terminal_a_bar_tells_rate_time_left_and_figures() -> None:
 def test_a_resumed_bar_starts_where_the_work_goes_on() -> None:
     with watched() as (progress, _):
         progress(step(3000))
-        assert (progress._bar.initial, progress._bar.n) == (2000, 3000)
+        assert (bar_of(progress).initial, bar_of(progress).n) == (2000, 3000)
 
 
 def test_a_bar_of_unknown_length_counts() -> None:
@@ -91,10 +133,10 @@ def test_a_bar_of_unknown_length_counts() -> None:
 def test_each_stage_has_its_own_bar_and_the_last_is_closed() -> None:
     with watched() as (progress, terminal):
         progress(step(4000, stage="a"))
-        first = progress._bar
+        first = bar_of(progress)
         progress(step(1000, stage="b"))
-        assert progress._bar is not first
-        second = progress._bar
+        assert bar_of(progress) is not first
+        second = bar_of(progress)
         assert first.disable  # what tqdm sets on closing
         assert not second.disable
     assert second.disable

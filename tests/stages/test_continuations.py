@@ -15,7 +15,6 @@ from coldstill.stages.continuations import (
     Prompt,
     choose_prompts,
     continued,
-    end_ids,
     first_sequences,
 )
 from conftest import VOCABULARY, make_model
@@ -167,10 +166,3 @@ def test_it_ends_with_a_document_and_with_the_context() -> None:
     assert go_on(model, ends=frozenset({end})) == whole[: whole.index(end) + 1]
     long = dataclasses.replace(PROMPT, tokens=tuple(i % VOCABULARY for i in range(120)))
     assert len(go_on(model, long)) == 128 - 120
-
-
-@pytest.mark.parametrize(("own", "ends"), [(None, {7}), (3, {3, 7}), ([3, 4], {3, 4, 7})])
-def test_what_ends_a_document_is_the_models_and_the_corpus_own(own: Any, ends: set[int]) -> None:
-    model = make_model("gpt2", VOCABULARY)
-    model.generation_config.eos_token_id = own
-    assert end_ids(model, (7, 8)) == ends
