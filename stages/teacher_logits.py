@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .evaluation.usage import Usage
 
 STAGE = "teacher-logits"
-_LEAST_SECONDS, _MOST_SECONDS = 5.0, 30.0
+_LEAST_SECONDS, _MOST_SECONDS = 2.0, 30.0
 """Each measurement of the teacher's speed may take a tenth of the capture's time, within these."""
 RARE_SEPARATOR = 1e-3
 """Below this mean probability the teacher does not know the separator: it was never trained to end

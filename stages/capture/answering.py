@@ -79,10 +79,10 @@ def choose_answering(
         pass  # a model that takes no batch of this kind answers in none
     if found != "padded":
         kind = head.model.config.model_type
-        how = "prompts of equal length" if found == "equal" else "one prompt at a time"
+        how = "prompts of equal length in a batch" if found == "equal" else "one prompt at a time"
         note = (
-            f"a {kind!r} model answers otherwise beside prompts of other lengths: {how} in a "
-            "batch from here on, which is slower"
+            f"a {kind!r} model answers otherwise beside prompts of other lengths: {how} from "
+            "here on, which is slower"
         )
         report(Report(stage=where, note=note))
     return found

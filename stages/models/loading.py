@@ -238,7 +238,7 @@ def context_length(config: Any) -> int | None:
     """The longest input a model takes, or None if its configuration does not say."""
     text = config.get_text_config()
     length = getattr(text, "max_position_embeddings", None)
-    if not length:
+    if not length or length < 0:
         return None
     scaling = getattr(text, "rope_parameters", None) or {}
     # this kind begins to scale there, and goes on for `factor` times as long

@@ -223,3 +223,30 @@ def test_what_cannot_be_measured_costs_nothing_else(monkeypatch: pytest.MonkeyPa
     assert found.flops_per_token is None
     assert [speed.batch for speed in found.generation] == [1, 8]
     assert said == ["arithmetic could not be measured: no room"]
+
+
+def test_measuring_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow model is asked for one short warm-up and one short run, and for no larger batch."""
+    monkeypatch.setattr(module, "_REPEATS", 5)
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    asked: list[int] = []
+    model = make_model("llama", VOCABULARY)
+
+    def slow(model: Any) -> Any:
+        def step(tokens_BT: np.ndarray[Any, Any], cache: Any) -> Any:
+            asked.append(tokens_BT.size)
+            clock[0] += 7.0
+            return True
+
+        return step
+
+    monkeypatch.setattr(module, "torch_step", slow)
+    done: list[int] = []
+    (speed,) = generation_speeds(model, sequences_of(40), 128, 10.0, done.append)
+    assert asked == [40, 1, 1, 40, 1, 1]
+    assert (speed.batch, speed.new_tokens, speed.token_seconds) == (1, 3, 7.0)
+    assert done == [0, 1]
+    asked.clear()
+    assert len(generation_speeds(model, sequences_of(40), 128)) == 2
+    assert sum(asked) == 6 * (1 + 8) * (40 + 31)

@@ -1,0 +1,99 @@
+"""A prompt's answer is what the model says to that prompt alone, whatever is asked beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from bordered import VOCABULARY, bordered
+from coldstill.data.errors import ColdstillError
+from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.stages.capture.answering import answered_together, choose_answering
+from coldstill.stages.capture.generate import answer
+from coldstill.stages.config import GenerateConfig
+from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.models.rotary import scale_by_document
+
+if TYPE_CHECKING:
+    from coldstill.data.schema import Sequences
+    from coldstill.stages.capture.answering import Answering
+    from coldstill.stages.models.output_head import OutputHead
+    from coldstill.stages.report import Report
+
+LENGTH = 40
+LENGTHS = [1, 9, 14, 9, 4, 17, 14, 25]
+"""Prompts whose answers end before the border, cross it, and begin beyond it."""
+CONFIG = GenerateConfig(max_new_tokens=20, temperature=0.0)
+EXPECTED: dict[str, Answering] = {
+    "llama": "padded",
+    "phi3 longrope": "equal",  # it reads a text again at the step in which its batch gets long
+    "llama dynamic": "equal",
+    "gemma3 window": "padded",
+    "llama4 queries scaled by place": "equal",
+    "bloom": "padded",
+    "mamba": "padded",
+    "rwkv": "alone",  # it reads padding, and its batches mix their rows
+}
+
+
+def prompts() -> Sequences:
+    random = np.random.default_rng(0)
+    texts = [random.integers(0, VOCABULARY, n).astype(np.int32) for n in LENGTHS]
+    return build_sequences(0, [[TokenizedDocument(0, text, text < 0)] for text in texts])
+
+
+def said(head: OutputHead, asked: Sequences, answering: Answering | None) -> list[list[int]]:
+    found = answer(
+        head,
+        asked,
+        CONFIG,
+        seed=1,
+        ends=frozenset(),
+        sequence_length=LENGTH,
+        answering=answering,
+    )
+    return [tokens.tolist() for tokens in found.tokens]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_answers_are_those_to_each_prompt_alone(name: str) -> None:
+    model = bordered(name)
+    scale_by_document(model)
+    head = connect_head(model, VOCABULARY)
+    notes: list[Report] = []
+    assert choose_answering(head, LENGTH, "teacher.model", notes.append) == EXPECTED[name]
+    asked = prompts()
+    alone = [said(head, asked.take(np.array([row])), "alone")[0] for row in range(len(asked))]
+    assert said(head, asked, None) == alone
+    assert len(notes) == (EXPECTED[name] != "padded")
+    for report in notes:
+        how = {"equal": "prompts of equal length in a batch", "alone": "one prompt at a time"}
+        assert report.stage == "teacher.model"
+        assert f"prompts of other lengths: {how[EXPECTED[name]]} from here on" in report.note
+
+
+def test_a_recurrent_model_answers_otherwise_beside_longer_prompts() -> None:
+    """What would be stored if nothing were tried."""
+    head = connect_head(bordered("rwkv"), VOCABULARY)
+    assert said(head, prompts(), "padded") != said(head, prompts(), "alone")
+
+
+def test_every_prompt_is_in_one_batch() -> None:
+    lengths = np.array(LENGTHS)
+    assert list(answered_together(lengths, "padded")) == [list(range(8))]
+    assert list(answered_together(lengths, "equal")) == [[0], [4], [1, 3], [2, 6], [5], [7]]
+    assert list(answered_together(lengths, "alone")) == [[row] for row in range(8)]
+
+
+def test_a_model_that_cannot_generate_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise AttributeError("no cache of this kind\nTraceback")
+
+    model = bordered("llama")
+    monkeypatch.setattr(model, "generate", failing)
+    message = r"^teacher\.model: transformers cannot generate answers: no cache of this kind$"
+    with pytest.raises(ColdstillError, match=message):
+        choose_answering(connect_head(model, VOCABULARY), LENGTH, "teacher.model")
