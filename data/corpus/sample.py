@@ -40,6 +40,8 @@ class Sample:
     documents: tuple[Document, ...]
     share: float
     """Of the source, rows that are bad included; of one text that was cut, how much is here."""
+    fault: str = ""
+    """What is wrong with the first bad row."""
 
 
 def sample(source: Source, columns: Columns, count: int, limit: int) -> Sample | None:
@@ -144,17 +146,17 @@ def _of_batch(
 def _sample(
     source: Source, records: Iterable[Any], columns: Columns, share: float
 ) -> Sample | None:
-    found, seen = [], 0
+    found, seen, fault = [], 0, ""
     for record in records:
         seen += 1
         try:
             document = to_document(source.name, record, columns)
             if not isinstance(columns, PromptColumns):
                 expect_answer(document)
-        except BadRowError:
-            continue  # told when the corpus is prepared
-        found.append(document)
-    return Sample(tuple(found), min(1.0, share)) if seen and share else None
+            found.append(document)
+        except BadRowError as bad:  # refused or counted when the corpus is prepared
+            fault = fault or bad.fault
+    return Sample(tuple(found), min(1.0, share), fault) if seen and share else None
 
 
 def _value(text: str) -> Any:

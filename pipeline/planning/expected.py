@@ -52,6 +52,9 @@ def expected_sizes(loaded: LoadedRecipe, run: Run) -> dict[Split, SplitSize]:
 def _estimated(loaded: LoadedRecipe, run: Run, sources: list[Source]) -> tuple[Estimate, str]:
     from ...stages.corpus.estimate import BYTES_PER_TOKEN, Estimate, estimate
 
+    unknown = sum(source.format == "hub" for source in sources)
+    without = f", without {unknown} of {len(sources)} sources that are not fetched yet"
+    without = without if unknown else ""
     config, prompts = loaded.recipe.corpus, loaded.recipe.teacher.generate is not None
     folder, why_not = _tokenizer(loaded, run)
     if folder is not None:
@@ -61,7 +64,7 @@ def _estimated(loaded: LoadedRecipe, run: Run, sources: list[Source]) -> tuple[E
             why_not = str(error)
         else:
             of = "all" if found.is_whole else "a sample of"
-            return found, f"estimated from {of} {found.documents:,} documents"
+            return found, f"estimated from {of} {found.documents:,} documents{without}"
     assumed = f"{BYTES_PER_TOKEN} bytes a token are assumed, for the corpus is not tokenised yet"
     try:
         found = estimate(config, sources, None, prompts=prompts)
@@ -71,7 +74,7 @@ def _estimated(loaded: LoadedRecipe, run: Run, sources: list[Source]) -> tuple[E
         counts = {split: tokens * shares[split] for split in SPLITS}
         sequences = {split: -(-counts[split] // config.sequence_length) for split in SPLITS}
         found = Estimate(0, False, sequences, counts, counts)
-    return found, f"{assumed}: {why_not}"
+    return found, f"{assumed}: {why_not}{without}"
 
 
 def _tokenizer(loaded: LoadedRecipe, run: Run) -> tuple[Path | None, str]:

@@ -74,15 +74,16 @@ def estimate(
     count = max(8, _DOCUMENTS // max(1, len(chosen)))
     limit = max(_SMALLEST, _BYTES // max(1, len(chosen)))
     size = _Size(config, prompts=prompts)
-    read, is_whole = 0, len(chosen) == len(sources)
+    read, fault, is_whole = 0, "", len(chosen) == len(sources)
     for source in chosen:
         found = sample(source, columns, count, limit)
         is_whole = is_whole and found is not None and found.share == 1.0
         if found is not None:
             read += source.bytes
+            fault = fault or found.fault
             size.add(tokenize, found)
     if not size.documents:
-        raise ColdstillError("no document of the corpus can be looked at")
+        raise ColdstillError(fault or "no document of the corpus can be looked at")
     all_bytes = sum(source.bytes for source in sources)
     return size.finish(1.0 if is_whole else all_bytes / max(1, read), is_whole=is_whole)
 
@@ -153,8 +154,8 @@ def _rule(
     for document in documents:
         said = (m for m in document.messages if m["role"] == "assistant")
         answers = replace(document, prompt="", messages=tuple(said), tools=(), documents=())
-        tokens = np.zeros(max(1, document.size // BYTES_PER_TOKEN), np.int32)
-        learned = np.arange(len(tokens)) >= len(tokens) - answers.size // BYTES_PER_TOKEN
+        tokens = np.zeros(-(-document.size // BYTES_PER_TOKEN), np.int32)
+        learned = np.arange(len(tokens)) >= len(tokens) + -answers.size // BYTES_PER_TOKEN
         found.append((document, TokenizedDocument(first, tokens, learned)))
     return found
 

@@ -63,7 +63,7 @@ def test_a_role_may_be_mapped() -> None:
     )
 
 
-WRITTEN = {"name": "f", "arguments": {"b": 1, "a": "x"}}
+WRITTEN: Message = {"name": "f", "arguments": {"b": 1, "a": "x"}}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_turn_that_calls_a_tool_becomes_a_tool_call(value: Any) -> None:
         {"role": "assistant", "content": "", "tool_calls": [call("f", {"a": "x", "b": 1})]},
         {"role": "tool", "content": "3"},
     )
-    assert list(chat[1]["tool_calls"][0]["function"]["arguments"]) == ["a", "b"]
+    assert '"arguments": {"a": "x", "b": 1}' in json.dumps(chat)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,8 @@ def test_the_old_call_of_openai_becomes_a_tool_call_and_its_role_a_tool() -> Non
 
 
 def test_no_calls_are_as_if_there_were_none() -> None:
-    for nothing in ([], None, "[]", "null"):
+    nothings: list[Any] = [[], None, "[]", "null"]
+    for nothing in nothings:
         message = {"role": "assistant", "content": "x", "tool_calls": nothing}
         assert read(message) == ({"role": "assistant", "content": "x"},)
 

@@ -230,7 +230,7 @@ def test_a_wrong_value_is_named_with_its_place(record: Any, told: str) -> None:
     ],
 )
 def test_a_contradictory_mapping_is_refused_when_it_is_made(
-    mapped: dict[str, str], told: str
+    mapped: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(ColdstillError, match=rf"^corpus\.columns: .*{told}"):
         Columns(**mapped)
@@ -372,7 +372,8 @@ def test_what_stands_beside_a_chat_is_given_to_it() -> None:
             )  # fmt: skip
             assert document.tools == (kept,)
             assert document.documents == ({"text": "one"}, {"title": "two"})
-    for nothing in ("", None, [], "[]", "null"):
+    nothings: list[Any] = ["", None, [], "[]", "null"]
+    for nothing in nothings:
         assert read(chat | {"tools": nothing}).tools == ()
     mapped = read(chat | {"t": [tool], "s": "S"}, tools="t", system="s")
     assert mapped.tools == (kept,)

@@ -110,7 +110,7 @@ def test_rows_that_are_bad_are_left_to_the_preparation(tmp_path: Path, chatting:
 
 def test_what_cannot_be_looked_at_is_told(tmp_path: Path, chatting: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": 3}\n')
-    with pytest.raises(ColdstillError, match="no document of the corpus can be looked at"):
+    with pytest.raises(ColdstillError, match=r"^a\.jsonl: column 'text' holds int 3"):
         foretold(tmp_path, chatting)
     (tmp_path / "a.jsonl").write_text('{"text": "3"}\n')
     with pytest.raises(ColdstillError, match="transformers cannot load the tokenizer quickly"):
