@@ -87,7 +87,7 @@ MERGES = (
     "\n{% endif %}" + _DONE + _ASK
 )  # fmt: skip
 CHANNELS = (
-    _EACH + _IS_SAID + "{% if m.thinking and loop.last %}<|start|>assistant<|channel|>thoughts"
+    _EACH + _IS_SAID + "{% if 'thinking' in m and loop.last %}<|start|>assistant<|channel|>thoughts"
     "<|message|>{{ m.thinking }}<|end|>{% endif %}<|start|>assistant<|channel|>final<|message|>"
     "{{ m.content }}<|end|>{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif"
     " %}" + _DONE + "{% if add_generation_prompt %}<|start|>assistant{% endif %}"

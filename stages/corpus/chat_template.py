@@ -175,11 +175,10 @@ def _usual(message: dict[str, Any], developer: str) -> dict[str, Any]:
     elif isinstance(content, list | dict) and usual["role"] == "tool":
         content = _json(content)
     usual["content"] = "" if content is None else content
+    # transformers gives thoughts to a template under all their names, empty ones too
     thoughts = next((usual[key] for key in THOUGHTS if usual.get(key)), None)
-    if thoughts is not None:  # transformers gives them to a template under all its names
-        usual = {k: v for k, v in usual.items() if k not in THOUGHTS or v != thoughts}
-        usual.setdefault(THOUGHTS[0], thoughts)
-    return usual
+    usual = {k: v for k, v in usual.items() if k not in THOUGHTS or (v and v != thoughts)}
+    return usual if thoughts is None else {THOUGHTS[0]: thoughts} | usual
 
 
 def is_text(content: Any) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,6 @@ _ROOM = _LAST - _FIRST - 1
 """Characters for private use in planes 15 and 16; two of this range are no characters."""
 
 _TINTED = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
-_AFTER_TINTED = re.compile(f"[^{chr(_FIRST)}-{chr(_LAST)}]*\\Z")
 _ESCAPED = frozenset('"\\')
 """Written differently inside JSON, so replacing them would change the text around them."""
 
@@ -96,9 +96,8 @@ class Tinted:
         leaves out thoughts only."""
         lost, thoughtless = [], []
         codes = _codes(text)
-        owners = self._owners_of(codes)
-        for number, piece in enumerate(self.pieces):
-            found = codes[owners[:, 0] == number]
+        for piece, places in zip(self.pieces, self._places(codes), strict=True):
+            found = codes[places]
             if _is_repeated(found, piece.codes):
                 continue
             only_thoughts = piece.kind == "thoughts" and not len(found)
@@ -113,40 +112,41 @@ class Tinted:
     def stretches(self, text: str) -> dict[int, Stretch | None]:
         """Where each message stands in the restored `text`; None if another one stands inside."""
         codes = _codes(text)
-        pieces, messages = self._owners_of(codes).T.copy()
-        for number, piece in enumerate(self.pieces):
+        owners = np.full(len(codes), -1)
+        for piece, places in zip(self.pieces, self._places(codes), strict=True):
             # a string that stands there again (a tool's name before its answer) is the template's
-            messages[np.flatnonzero(pieces == number)[len(piece.codes) :]] = -1
+            owners[places[: len(piece.codes)]] = piece.message
         nothing = [code for code, original in self._originals.items() if not original]
         lengths = np.where(np.isin(codes, nothing), 0, 1)
         ends = np.cumsum(lengths)
-        tinted = np.flatnonzero(messages >= 0)
+        begins = ends - lengths
+        said = np.flatnonzero(owners >= 0)
+        speakers = owners[said]
+        firsts = np.flatnonzero(np.diff(speakers, prepend=-1))
         whole, found = self.restore(text), dict[int, Stretch | None]()
-        for message in np.unique(messages[tinted]):
-            mine = np.flatnonzero(messages[tinted] == message)
-            if mine[-1] - mine[0] + 1 != len(mine):
-                found[int(message)] = None
-                continue
-            first, last = tinted[mine[0]], tinted[mine[-1]]
-            begin, end = int(ends[first] - lengths[first]), int(ends[last])
-            left = int(ends[tinted[mine[0] - 1]]) if mine[0] else 0
-            behind = mine[-1] + 1
-            right = len(whole)
-            if behind < len(tinted):
-                right = int(ends[tinted[behind]] - lengths[tinted[behind]])
-            found[int(message)] = Stretch(begin, end, whole[left:begin], whole[end:right])
+        for first, behind in pairwise([*firsts, len(said)]):
+            message = int(speakers[first])
+            begin, end = int(begins[said[first]]), int(ends[said[behind - 1]])
+            left = ends[said[first - 1]] if first else 0
+            right = begins[said[behind]] if behind < len(said) else len(whole)
+            is_first = message not in found
+            stretch = Stretch(begin, end, whole[left:begin], whole[end:right])
+            found[message] = stretch if is_first else None
         return found
 
-    def _owners_of(self, codes: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """[T, 2] the string and the message that each character comes from, else -1."""
-        table = np.full((self._next - _FIRST + 1, 2), -1)
+    def _places(self, codes: NDArray[np.uint32]) -> list[NDArray[np.int64]]:
+        """Where in a rendering the characters of each string stand."""
+        table = np.full(self._next - _FIRST + 1, -1)  # the last is for what is no string's
         for code, piece in zip(self._originals, self._owners, strict=True):
-            table[code - _FIRST] = piece, self.pieces[piece].message
-        places = codes.astype(np.int64) - _FIRST
-        return table[np.where((places < 0) | (places >= len(table)), -1, places)]
+            table[code - _FIRST] = piece
+        rows = codes.astype(np.int64) - _FIRST
+        pieces = table[np.where((rows < 0) | (rows >= len(table)), -1, rows)]
+        order = np.argsort(pieces, kind="stable")
+        bounds = np.searchsorted(pieces[order], np.arange(len(self.pieces) + 1))
+        return [order[begin:end] for begin, end in pairwise(bounds)]
 
     def _message(self, i: int, message: dict[str, Any]) -> dict[str, Any]:
-        tinted = dict(message)
+        tinted, before = dict(message), len(self.pieces)
         for key in THOUGHTS:
             if isinstance(message.get(key), str):
                 tinted[key] = self._replace(i, "thoughts", message[key])
@@ -159,7 +159,7 @@ class Tinted:
             ]
         if isinstance(message.get("content"), str):
             tinted["content"] = self._replace(i, "content", message["content"])
-            silent = not any(len(p.codes) for p in self.pieces if p.message == i)
+            silent = not any(len(piece.codes) for piece in self.pieces[before:])
             if silent and message["role"] != "system":  # a character that stands for none
                 code = self._new("", i, "content")
                 tinted["content"] += chr(code)
@@ -192,7 +192,8 @@ class Tinted:
         table: dict[int, int] = {}
         owner = len(self.pieces)
         # both ends first: they say where the string begins and ends if there is no room for more
-        for character in dict.fromkeys(text[:1] + text[-1:] + text):
+        ends = text.strip()
+        for character in dict.fromkeys(ends[:1] + ends[-1:] + text):
             if len(table) < self._quota and self._is_replaced(character):
                 table[ord(character)] = self._code(character, owner)
         parts, position = [], 0
@@ -231,8 +232,8 @@ class Tinted:
 
 def behind_last(text: str) -> str:
     """What a template writes behind the last replaced character of a rendering."""
-    found = _AFTER_TINTED.search(text)
-    return found.group() if found else text
+    found = _TINTED.search(text[::-1])
+    return text[len(text) - found.start() :] if found else text
 
 
 def before_first(text: str) -> str:

@@ -131,6 +131,11 @@ def refused(own: Any, template: str, messages: Sequence[dict[str, Any]], **more:
             ],
             id="channels",
         ),
+        pytest.param(
+            t.CHANNELS, [t.ONE[0], t.ONE[1] | {"reasoning_content": ""}],
+            ["<|channel|>final<|message|>Hello.<|end|>"],
+            id="channels without thoughts",
+        ),
         pytest.param(t.MARKED, t.FIRST, ["Hello!<|end|>", "Hi.<|end|>"], id="marked"),
         pytest.param(
             t.MARKED_HEADER, [*t.ONE, t.ONE[0], said("assistant", "")],
