@@ -81,6 +81,8 @@ def _json_list(source: Source, columns: Columns, count: int, limit: int) -> Samp
     data, total = _beginning(source, limit)
     text = _decoded(data)
     records: list[Any] = []
+    if not text.lstrip().startswith("["):
+        return None
     decoder, end = json.JSONDecoder(), text.find("[") + 1
     while len(records) < count and (more := _NEXT.match(text, end)):
         try:
@@ -149,6 +151,9 @@ def _sample(
     found, seen, fault = [], 0, ""
     for record in records:
         seen += 1
+        if record is None:
+            fault = fault or f"{source.name}: a record is not valid JSON"
+            continue
         try:
             document = to_document(source.name, record, columns)
             if not isinstance(columns, PromptColumns):

@@ -74,6 +74,19 @@ def test_a_row_longer_than_what_is_looked_at_has_no_sample(tmp_path: Path) -> No
     assert sample(source, Columns(), 100, 1000) is None
 
 
+def test_what_is_wrong_with_the_first_bad_row_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": \n{"text": 3}\n')
+    (tmp_path / "b.json").write_text('[{"text": "a"}, {"text": 3}]')
+    (tmp_path / "c.json").write_text('{"data": [{"text": "a"}]}')
+    first, second, third = list_sources(["a.jsonl", "b.json", "c.json"], tmp_path)
+    samples = [sample(source, Columns(), 9, 1000) for source in (first, second)]
+    assert [s and (len(s.documents), s.fault[:31]) for s in samples] == [
+        (1, "a.jsonl: a record is not valid "),
+        (1, "b.json: column 'text' holds int"),
+    ]
+    assert sample(third, Columns(), 9, 1000) is None
+
+
 def test_sources_are_taken_evenly(tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / f"{i}.txt").write_text("a")
