@@ -30,24 +30,22 @@ LENGTHS = [[5, 30, 9], [20, 17, 11], [3], [48], [16, 15], [17, 2, 16], [2, 4], [
 """Documents of each sequence, on both sides of the border and on it."""
 CAPTURE = Capture(head=4, tail=0)
 EXPECTED = {
-    "llama4 chunks": "single",  # chunks are counted from the beginning of a sequence
+    "llama4 queries scaled by place": "single",  # of the sequence, not of the document
     "bloom": "single",  # its attention is biased by places of a sequence
     "rwkv": "single",
     "mamba": "single",
 }
 """How each keeps documents apart, where that is not by positions."""
+ROUNDING = {"mamba": 5e-5}
+"""Its sums are long: one document in two batches differs by as much."""
 
 
 def sequences_of(lengths: list[list[int]], seed: int = 0) -> Sequences:
     random = np.random.default_rng(seed)
-    rows = [
-        [
-            TokenizedDocument(0, random.integers(0, VOCABULARY, n).astype(np.int32), np.ones(n, bool))
-            for n in row
-        ]
-        for row in lengths
-    ]  # fmt: skip
-    return build_sequences(0, rows)
+    texts = [[random.integers(0, VOCABULARY, n).astype(np.int32) for n in row] for row in lengths]
+    return build_sequences(
+        0, [[TokenizedDocument(0, text, text >= 0) for text in row] for row in texts]
+    )
 
 
 @torch.no_grad()
@@ -62,10 +60,9 @@ def label_logprobs_alone(make: Callable[[], Any], sequences: Sequences) -> np.nd
 
 
 def captured(teacher: Teacher, sequences: Sequences, batch: int) -> np.ndarray[Any, Any]:
-    parts = [
-        capture_batch(teacher, sequences.take(np.arange(i, min(i + batch, len(sequences)))), CAPTURE)
-        for i in range(0, len(sequences), batch)
-    ]  # fmt: skip
+    starts = range(0, len(sequences), batch)
+    rows = [np.arange(start, min(start + batch, len(sequences))) for start in starts]
+    parts = [capture_batch(teacher, sequences.take(some), CAPTURE) for some in rows]
     return np.concatenate([part.label_logprob for part in parts])
 
 
@@ -82,9 +79,10 @@ def test_a_record_is_what_the_model_says_of_the_document_alone(name: str) -> Non
         teacher = Teacher(head=head, isolation=isolation)
         for batch in (len(given), 3, 1):
             found = captured(teacher, sequences, batch)
-            assert np.abs(found - alone).max() < 1e-5, (lengths, batch)
+            assert np.abs(found - alone).max() < ROUNDING.get(name, 1e-5), (lengths, batch)
         # what trains and measures students reads its inputs in the same way
-        total = label_logprobs(head, sequences, isolation)
+        with torch.no_grad():
+            total = label_logprobs(head, sequences, isolation)
         assert total == pytest.approx(float(alone.sum()), rel=1e-6)
 
 
@@ -125,7 +123,8 @@ def test_a_second_choice_adds_no_second_hook() -> None:
 
 
 def test_a_model_of_unknown_code_that_looks_at_its_batch_reads_one_document_at_a_time() -> None:
-    model, said = ScaledByTheBatch(), []
+    said: list[Report] = []
+    model = ScaledByTheBatch()
     isolation = choose_isolation(model, VOCABULARY, LENGTH, report=said.append)
     assert isolation == "alone"
     assert recorded(isolation) == "single"

@@ -246,14 +246,11 @@ def test_a_student_that_leaks_is_refused_packed_documents(
 ) -> None:
     student = new_student(store)
     assert choose_isolation(student, VOCABULARY, LENGTH) == "positions"
-    forward = student.forward
+    forward = student.base_model.forward
 
     def leaking(**inputs: Any) -> Any:
-        return forward(**{k: v for k, v in inputs.items() if k == "input_ids"}, **_shown(inputs))
+        return forward(input_ids=inputs["input_ids"], use_cache=False)
 
-    def _shown(inputs: dict[str, Any]) -> dict[str, Any]:
-        return {"use_cache": False, "output_hidden_states": inputs["output_hidden_states"]}
-
-    monkeypatch.setattr(student, "forward", leaking)
+    monkeypatch.setattr(student.base_model, "forward", leaking)
     with pytest.raises(ColdstillError, match=r"cannot keep packed documents apart.*pack = false"):
         student_isolation(student, store, "students.small")
