@@ -74,7 +74,7 @@ def test_a_recipe_that_is_not_there(desk: Desk) -> None:
         ("no.jsonl", b'{"text": ""}\n' * 9, r"no\.jsonl: nothing to learn: of 0 documents"),
         (
             "chat.jsonl",
-            b'{"messages": [{"role": "user", "content": "a"}]}\n',
+            b'{"messages": [{"role": "assistant", "content": "a"}]}\n',
             r"chat\.jsonl:1: a chat, but the tokenizer has no chat template",
         ),
     ],
