@@ -201,6 +201,7 @@ def _without_its_origin(base: dict[str, Any], own: dict[str, Any]) -> dict[str, 
         return base
     # of a new model single sizes may be taken over; a choice of layers or a cut replaces another
     gone = {origin for origin in ORIGINS if origin not in said or origin in ("layers", "prune")}
+    gone.add("trust_remote_code")  # it was given for the other's model
     if "architecture" in said:
         gone.add("lora")
     return {key: value for key, value in base.items() if key not in gone}

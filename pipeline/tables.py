@@ -115,6 +115,11 @@ class TeacherTable(_Table):
                 "has both 'model' and a table for making one; keep either 'model' (and 'train', to "
                 "correct it) or 'architecture', 'tokenizer' and 'train'"
             )
+        if self.model is None and self.trust_remote_code:
+            raise ValueError(
+                "has 'trust_remote_code' without 'model': a model that is made here brings no "
+                "code; remove it"
+            )
         if self.model is None and self.lora is not None:
             raise ValueError(
                 "has 'lora' without 'model': a model that is made here has no weights worth "
@@ -278,6 +283,11 @@ class StudentTable(_Table):
         if len(given) != 1:
             has = f", not both {given[0]!r} and {given[1]!r}" if given else ""
             raise ValueError(f"needs one of 'architecture', 'model', 'layers' and 'prune'{has}")
+        if self.trust_remote_code and self.model is None:
+            raise ValueError(
+                "has 'trust_remote_code' without 'model', whose code it would allow; remove it "
+                "(for 'layers' and 'prune' the teacher's key counts)"
+            )
         if self.lora is not None and self.architecture is not None:
             raise ValueError(
                 "has 'lora' with 'architecture': a new model has no weights worth freezing; remove "

@@ -125,5 +125,5 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # whoever loads it will tell what is wrong with it
+        return {}  # told when the model is loaded
     return found if isinstance(found, dict) else {}

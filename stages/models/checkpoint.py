@@ -109,6 +109,26 @@ def count_parameters(files: Iterable[Path], where: str) -> int:
     return sum(counted.values())
 
 
+def differ(files: Iterable[Path], first: str, second: str) -> bool:
+    """Whether two tensors of these files hold other numbers."""
+    found: dict[str, torch.Tensor] = {}
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:
+                there = {first, second}.intersection(tensors.keys())
+                found |= {key: tensors.get_tensor(key) for key in there}
+        else:
+            state = _unpickled(path)
+            found |= {key: state[key] for key in (first, second) if key in state}
+    return not torch.equal(found[first], found[second])
+
+
+def _unpickled(path: Path) -> Any:
+    # files of the older format are no archives, so they cannot be mapped into memory
+    mapped = zipfile.is_zipfile(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
 def _tensors(path: Path, where: str) -> Iterator[tuple[str, tuple[int, ...], object]]:
     """Name and shape of each tensor, and what is equal for tensors that are one and the same."""
     with asking(
@@ -123,10 +143,7 @@ def _tensors(path: Path, where: str) -> Iterator[tuple[str, tuple[int, ...], obj
                     yield key, tuple(tensors.get_slice(key).get_shape()), key
             return
         try:
-            # files of the older format are no archives, so they cannot be mapped into memory
-            state = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            state = _unpickled(path)
         except pickle.UnpicklingError as error:
             raise ColdstillError(
                 f"{where}: {path}: is damaged, or holds more than tensors, and reading that could "

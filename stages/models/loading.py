@@ -11,6 +11,7 @@ import contextlib
 import io
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ...data.errors import ColdstillError
 from ..libraries import first_line
-from .checkpoint import expect_no_adapter, tensor_shapes, weight_files
+from .checkpoint import differ, expect_no_adapter, tensor_shapes, weight_files
 from .completeness import Found, expect_numbers, expect_whole, found_in
 from .device import DTYPES
 
@@ -192,7 +193,9 @@ def expect_loadable(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        found = _found(model, info, config)
+        pairs = [pair for pair in model.all_tied_weights_keys.items() if shapes.keys() >= {*pair}]
+        untied = tuple(pair for pair in pairs if differ(files, *pair))
+        found = replace(_found(model, info, config), untied=untied)
     except Exception:  # a class that cannot be made without memory: told by loading it
         return Found()
     expect_whole(found, model, name, where)

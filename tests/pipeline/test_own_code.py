@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from checkpoints import configure, save_checkpoint
+from coldstill.pipeline.recipe import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,7 +99,6 @@ def test_allowed_it_runs_from_the_capture_to_the_export(odd: Desk) -> None:
 def test_other_code_is_another_teacher(odd: Desk) -> None:
     odd.edit("[logits]", "trust_remote_code = true\n[logits]")
     odd.done("teacher-logits", "r.toml")
-    assert ran.exists()
     with (odd.root / "odd" / "modeling_odd.py").open("a") as stream:
         stream.write("# changed\n")
     assert "teacher.fingerprint" in odd.refused("teacher-logits", "r.toml")
@@ -123,3 +123,19 @@ def test_code_of_a_tokenizer_is_asked_for_too(odd: Desk) -> None:
     stored = odd.json("logits", "tokenizer", "tokenizer_config.json")
     assert "auto_map" not in stored
     odd.done("train-student", "r.toml", "--student", "small")
+
+
+def test_the_permission_belongs_to_one_model(desk: Desk) -> None:
+    desk.edit("[students.small]", "[students.small]\ntrust_remote_code = true")
+    line = desk.refused("plan", "r.toml")
+    assert "students.small: has 'trust_remote_code' without 'model'" in line
+    desk.edit("trust_remote_code = true", "")
+    train = "train = { steps = 1, batch_tokens = 256 }"
+    desk.edit(
+        "[students.baseline]",
+        f'[students.a]\nmodel = "a"\ntrust_remote_code = true\n{train}\n'
+        '[students.b]\nlike = "a"\nmodel = "b"\n[students.c]\nlike = "a"\n[students.baseline]',
+    )
+    recipe = load_recipe(str(desk.root / "r.toml"), (), None, desk.root / "runs").recipe
+    trusted = {name: recipe.trusts(name) for name in ("a", "b", "c", "small")}
+    assert trusted == {"a": True, "b": False, "c": True, "small": False}

@@ -146,6 +146,7 @@ def test_what_transformers_derives_or_renames_itself_is_nothing_wrong(
 def test_a_head_that_is_called_tied_and_differs_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a", tokenizer, tie_word_embeddings=True)
     line = refused(lambda: load_model(str(tmp_path / "a"), "m", precision="fp32"))
+    assert refused(lambda: expect_loadable(str(tmp_path / "a"), "m")) == line
     assert "lm_head.weight and model.embed_tokens.weight are one tensor" in line
     assert "they differ" in line
 
@@ -153,6 +154,7 @@ def test_a_head_that_is_called_tied_and_differs_is_refused(tokenizer: Any, tmp_p
         return {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
 
     save_checkpoint(tmp_path / "b", tokenizer, equal, tie_word_embeddings=True)
+    assert expect_loadable(str(tmp_path / "b"), "m").is_whole
     model = load_model(str(tmp_path / "b"), "m", precision="fp32")
     assert model.lm_head.weight is model.model.embed_tokens.weight
 

@@ -116,7 +116,9 @@ def test_a_model_in_a_table_of_its_own_is_found(tmp_path: Path, teacher_folder: 
     config = json.loads((teacher_folder / "config.json").read_text(encoding="utf-8"))
     plain = sizes_of_model(str(teacher_folder))
     (tmp_path / "config.json").write_text(json.dumps({"text_config": config}), encoding="utf-8")
-    (tmp_path / "m.safetensors").write_bytes((teacher_folder / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(
+        (teacher_folder / "model.safetensors").read_bytes()
+    )
     assert sizes_of_model(str(tmp_path)) == plain
 
 
