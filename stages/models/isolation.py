@@ -70,7 +70,7 @@ def choose_isolation(model: Any, vocabulary: int, sequence_length: int) -> Isola
         try:
             if _isolates(model, way, vocabulary):
                 return way
-        except (TypeError, ValueError, RuntimeError, IndexError):
+        except Exception:
             continue  # a model that does not take these arguments does not isolate with them
     return "single"
 

@@ -239,25 +239,25 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     [
         (
             {"family": "mpt", "feed_forward": 96},
-            "feed_forward = 96: a 'mpt' model has feed_forward = ",
+            "feed_forward = 96: a 'mpt' model has feed_fo",
         ),
         (
             {"family": "bloom", "feed_forward": 96},
-            "feed_forward = 96: a 'bloom' model has feed_forw",
+            "feed_forward = 96: a 'bloom' model has feed_",
         ),
         (
             {"family": "bloom", "context": 77},
-            "context = 77: a 'bloom' model has no such size; remo",
+            "context = 77: a 'bloom' model has no such si",
         ),
         (
             {"family": "mamba", "feed_forward": 96},
-            "feed_forward = 96: a 'mamba' model has no such ",
+            "feed_forward = 96: a 'mamba' model has no su",
         ),
-        ({"family": "gpt2", "kv_heads": 1}, "kv_heads = 1: a 'gpt2' model has kv_heads = 4 here; "),
-        ({"family": "bailing_hybrid"}, "tied = true: a 'bailing_hybrid' model has two matrices"),
+        ({"family": "gpt2", "kv_heads": 1}, "kv_heads = 1: a 'gpt2' model has kv_heads = "),
+        ({"family": "bailing_hybrid"}, "tied = true: a 'bailing_hybrid' model has tw"),
         (
             {"family": "gemma3"},
-            "cannot make a 'gemma3' model: it is made of several models, of whi",
+            "cannot make a 'gemma3' model: it is made of ",
         ),
     ],
 )
