@@ -6,8 +6,10 @@ from .gguf_families import FAMILIES as GGUF_FAMILIES
 
 WITHOUT_PLAIN_CACHE = frozenset(
     {
-        "bailing_hybrid", "dory", "jamba", "lara_mini", "lfm3", "mamba", "megatron-bert", "minimax",
-        "olmo_hybrid", "openai-gpt", "qwen3_5_moe_text", "rwkv",
+        "bailing_hybrid", "dory", "falcon_mamba", "jamba", "lara_mini", "lfm3", "mamba",
+        "megatron-bert", "minimax", "olmo_hybrid", "openai-gpt", "qwen3_5_moe_text",
+        "qwen3_5_text", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rembert", "roc_bert",
+        "rwkv", "xlstm",
     }
 )  # fmt: skip
 """Families that keep something else than keys and values of every layer, which is what an ONNX

@@ -186,6 +186,8 @@ def _own_logits(model: Any, vocabulary: int) -> torch.Tensor:
         first, second = (
             model(input_ids=ids.to(model.device), use_cache=False).logits for ids in (tokens, other)
         )
+        own_TV: torch.Tensor
+        other_TV: torch.Tensor
         own_TV, other_TV = (each[0, :, :vocabulary].float() for each in (first, second))
     before, after = own_TV[:-1], other_TV[:-1]
     real = before.isfinite() & after.isfinite()
