@@ -82,9 +82,18 @@ def work_on(
         loaded.recipe.name if folder is None else folder.name,
         loaded,
     )
+    quiet_imports()
     if loads_models:
         quiet_libraries()
     return Work(loaded, run, progress)
+
+
+def quiet_imports() -> None:
+    """Libraries that speak while they are imported, for commands that may come to import them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # transformers imports torchao where it is installed, which tells of every GPU it does not find
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def quiet_libraries() -> None:
@@ -96,6 +105,3 @@ def quiet_libraries() -> None:
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     model_logging.set_verbosity_error()
     model_logging.disable_progress_bar()
-    # transformers imports torchao where it is installed, which tells of every GPU it does not find
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -26,17 +26,18 @@ class ArchitectureConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     family: str = "llama"
-    """Any causal language model type of transformers that has the usual sizes."""
+    """Any causal language model type of transformers; a size that it does not take is refused."""
     layers: Size
     """Transformer blocks."""
     hidden: Size
     """Width of the residual stream."""
     heads: Size
-    """Attention heads; must divide `hidden`."""
+    """Attention heads; must divide `hidden`. A family without attention has no use for it."""
     kv_heads: Size | None = None
     """Key-value heads; the same as `heads` unless given."""
     feed_forward: Size | None = None
-    """Width of the feed-forward layer; 8/3 of `hidden`, rounded up to 32, unless given."""
+    """Width of the feed-forward layer, and of each expert of a mixture; unless given 8/3 of
+    `hidden`, rounded up to 32, or what the family derives from `hidden`."""
     context: Size | None = None
     """Longest input; four sequences of the corpus unless given."""
     tied: bool = True
@@ -77,7 +78,7 @@ class TrainConfig:
     seed: int | None = None
     """Of weights and order; the recipe's seed unless given."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Any further `transformers.TrainingArguments`, by name."""
+    """Further `transformers.TrainingArguments` by name, those that decide something here."""
 
 
 def _layer_names(value: Any) -> Any:

@@ -9,7 +9,7 @@ from ...data.corpus import list_sources
 from ...data.schema import Capture
 from ..trainable import expect_trainable
 from .measured import capture_hours, capture_speeds, read_pilot, training_hours
-from .memory import memory, student_sizes, teacher_sizes
+from .memory import memory, student_family, student_sizes, teacher_sizes
 from .room import free_bytes
 from .rowless import left_out_tokens
 from .sizes import (
@@ -76,6 +76,7 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
                 "parameters": None if (known := sizes[name]) is None else known.parameters,
                 "done": run.student(name).model.exists(),
                 "note": _note(name, student, known, teacher),
+                "not_exported_to": _not_exported_to(loaded, run, student),
             }
             for name, student in recipe.students.items()
         },
@@ -150,6 +151,15 @@ def _times(recipe: Recipe, run: Run, stores: Mapping[Split, StoreSize]) -> dict[
             0.0 if done else training_hours(student.train, folder.root, length) if once else None
         )
     return {"tokens_per_second": speeds["train"], "hours": hours}
+
+
+def _not_exported_to(loaded: LoadedRecipe, run: Run, student: StudentTable) -> list[str]:
+    """Formats that no student of this family can be exported to, as far as it is known here."""
+    from ...stages.export import FORMATS
+    from ...stages.export.families import unable
+
+    family = student_family(loaded, run, student)
+    return [] if family is None else unable(family, tuple(FORMATS))
 
 
 def _note(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ...stages.pruning.config import PruneConfig
     from ..recipe import LoadedRecipe
     from ..run import Run
+    from ..tables import StudentTable
 
 _ANY_VOCABULARY = 1024
 Memory = dict[str, int | None]
@@ -94,6 +95,25 @@ def student_sizes(
             # whatever it is kept in, it is trained in fp32
             found[name] = None if sizes is None else replace(sizes, dtype="float32")
     return found
+
+
+def student_family(loaded: LoadedRecipe, run: Run, student: StudentTable) -> str | None:
+    """What transformers calls a student's kind; None where its model is not on this machine."""
+    from ...stages.planning.model_sizes import family_of_model
+
+    teacher = loaded.recipe.teacher
+    if student.architecture is not None:
+        return student.architecture.family
+    if student.model is None and teacher.architecture is not None:
+        return teacher.architecture.family
+    name, revision = (
+        (student.model, "main") if student.model is not None else (teacher.model, teacher.revision)
+    )
+    assert name is not None
+    try:
+        return family_of_model(Work(loaded, run, silent).local(name), revision)
+    except ColdstillError:
+        return None
 
 
 def vocabulary_of(loaded: LoadedRecipe, run: Run, teacher: ModelSizes | None) -> int | None:

@@ -88,6 +88,9 @@ def _students(facts: Facts) -> list[str]:
         )
         if student["note"] is not None:
             lines.append(f"note         {student['note']}")
+        if student["not_exported_to"]:
+            formats = ", ".join(student["not_exported_to"])
+            lines.append(f"note         students.{name}: cannot be exported to {formats}")
     return lines
 
 

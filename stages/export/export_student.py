@@ -155,7 +155,12 @@ class _Export:
         """
         folder = self.job.folder / self.name
         ground = self.ground.within(self.form.context(self.ground.source))
-        asked = asking("the export", "finish", where=f"students.{self.job.name}: {self.name}")
+        asked = asking(
+            f"--to {self.name}",
+            "be done",
+            where=f"students.{self.job.name}",
+            remedy="take another format",
+        )
         try:
             with (
                 asked,

@@ -52,8 +52,8 @@ class TorchAo:
         ]
         if not linear:
             return (
-                f"a {source.family!r} model has no linear layers that torchao knows; take "
-                "--to onnx-int8 or --to gguf-q8_0"
+                f"a {source.family!r} model has no linear layers that torchao knows; take --to hf, "
+                "or where it is known there --to onnx-int8 or --to gguf-q8_0"
             )
         return None
 

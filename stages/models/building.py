@@ -96,7 +96,8 @@ def _config_class(family: str, where: str) -> Any:
 
 def _names(kind: Any) -> set[str]:
     """The settings that a configuration declares; whatever else it is given it keeps unread."""
-    return {field.name for field in fields(kind)} | kind.attribute_map.keys()
+    names: set[str] = {field.name for field in fields(kind)}
+    return names | set(kind.attribute_map)
 
 
 def _sizes(kind: Any) -> list[str]:

@@ -106,6 +106,18 @@ def sizes_of_model(name: str, revision: str = "main") -> ModelSizes | None:
     )
 
 
+def family_of_model(name: str, revision: str = "main") -> str | None:
+    """What the configuration of a model on this machine says it is; None if it is not here."""
+    folder = model_folder(name, revision)
+    if folder is None:
+        return None
+    try:
+        family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(family)
+
+
 def sizes_of_layers(
     whole: ModelSizes, layers: LayersConfig, name: str | None = None, revision: str = "main"
 ) -> ModelSizes | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -108,7 +108,7 @@ def expect_parts(
             )
     with asking("torch", "read batches so", where=place, remedy=ADVICE):
         DataLoader(
-            [0],
+            TensorDataset(torch.zeros(1)),
             num_workers=arguments.dataloader_num_workers,
             prefetch_factor=arguments.dataloader_prefetch_factor,
             multiprocessing_context=arguments.dataloader_multiprocessing_context,

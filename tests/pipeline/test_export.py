@@ -334,3 +334,34 @@ def test_without_a_held_out_store_there_is_nothing_to_check_on(finished: Desk) -
     shutil.rmtree(finished.run / "heldout")
     line = finished.refused("export", "r.toml", "small", "--to", "hf")
     assert "heldout: no store there; make it first with coldstill teacher-logits" in line
+
+
+def test_what_can_be_exported_is_and_what_cannot_fails_in_the_end(
+    finished: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(FORMATS["gguf-f16"]), "refusal", lambda *_: "of no kind it knows")
+    result = finished.coldstill(
+        "export", "r.toml", "small", "--to", "gguf-f16", "--to", "hf", "--json"
+    )
+    assert result.exit_code == 1
+    line = result.stderr.splitlines()[-1]
+    assert line == (
+        "error: 1 of 2 exports failed (hf done): gguf-f16: students.small: cannot be written as "
+        "gguf-f16: of no kind it knows"
+    )
+    assert finished.run.joinpath(*EXPORTS, "hf", "export.json").is_file()
+    assert not finished.run.joinpath(*EXPORTS, "gguf-f16").exists()
+    assert [record["format"] for record in json.loads(result.stdout)] == ["hf"]
+
+
+def test_what_a_library_raises_while_it_writes_is_one_line(
+    finished: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TypeError("unexpected\nkeyword")
+
+    monkeypatch.setattr(type(FORMATS["hf"]), "write", fail)
+    line = finished.refused("export", "r.toml", "small", "--to", "hf")
+    assert line == (
+        "error: students.small: --to hf cannot be done: unexpected; take another format"
+    )

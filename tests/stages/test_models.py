@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import ArchitectureConfig
-from coldstill.stages.models.building import build_model
+from coldstill.stages.models.building import build_model, unused_heads
+from coldstill.stages.models.built_sizes import feed_forward_widths, layer_count_of
+from coldstill.stages.models.generation import repair_generation
 from coldstill.stages.models.identity import teacher_identity
 from coldstill.stages.models.loading import context_length, load_model, load_tokenizer
 from coldstill.stages.models.vocabulary import (
@@ -229,3 +232,88 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     make_model("llama", VOCABULARY).config.save_pretrained(tmp_path / "bare")
     told = refused(lambda: identity(tmp_path / "bare"))
     assert told.endswith("bare holds no *.safetensors or *.bin weights")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        (
+            {"family": "mpt", "feed_forward": 96},
+            "feed_forward = 96: a 'mpt' model has feed_fo",
+        ),
+        (
+            {"family": "bloom", "feed_forward": 96},
+            "feed_forward = 96: a 'bloom' model has feed_",
+        ),
+        (
+            {"family": "bloom", "context": 77},
+            "context = 77: a 'bloom' model has no such si",
+        ),
+        (
+            {"family": "mamba", "feed_forward": 96},
+            "feed_forward = 96: a 'mamba' model has no su",
+        ),
+        ({"family": "gpt2", "kv_heads": 1}, "kv_heads = 1: a 'gpt2' model has kv_heads = "),
+        ({"family": "bailing_hybrid"}, "tied = true: a 'bailing_hybrid' model has tw"),
+        (
+            {"family": "gemma3"},
+            "cannot make a 'gemma3' model: it is made of ",
+        ),
+    ],
+)
+def test_a_size_that_a_family_does_not_take_is_refused_with_those_that_it_does(
+    sizes: dict[str, Any], told: str, tokenizer: Any
+) -> None:
+    config = ArchitectureConfig(**({"layers": 2, "hidden": 64, "heads": 4} | sizes))
+    line = refused(lambda: build_model(config, tokenizer, 32, 0, "a.b"))
+    assert line.startswith(f"a.b: {told}"), line
+    assert "choose " in line
+
+
+@pytest.mark.parametrize(
+    "family", ["opt", "gptj", "codegen", "xglm", "lfm2", "qwen3_moe", "falcon", "gpt_neo", "gpt2"]
+)
+def test_every_size_of_a_family_with_names_of_its_own_arrives(family: str, tokenizer: Any) -> None:
+    sizes = ArchitectureConfig(
+        family=family, layers=3, hidden=64, heads=4, feed_forward=96, context=80
+    )
+    model = build_model(sizes, tokenizer, 32, 0, "a.b")
+    assert feed_forward_widths(model) & {96, 192}
+    assert not {width for width in feed_forward_widths(model) if width > 192}
+    assert layer_count_of(model, 3) == 3
+    assert model.get_input_embeddings().weight.shape == (VOCABULARY, 64)
+    assert context_length(model.config) == 80
+    tokens = torch.arange(6)[None]
+    assert model(input_ids=tokens, use_cache=False).logits.isfinite().all()
+
+
+def test_a_family_without_attention_heads_says_so() -> None:
+    rwkv = ArchitectureConfig(family="rwkv", layers=1, hidden=32, heads=2)
+    assert unused_heads(rwkv, "a") == (
+        "a: heads = 2 decides nothing: a 'rwkv' model has no attention heads"
+    )
+    assert unused_heads(ArchitectureConfig(layers=1, hidden=32, heads=2), "a") is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"do_sample": False, "temperature": 0.7}, "left out: temperature = 0.7"),
+        ({"do_sample": False, "top_p": 0.9, "top_k": 20}, "left out: top_p = 0.9, top_k = 20"),
+        ({"num_beams": 1, "length_penalty": 2.0}, "left out: length_penalty = 2.0"),
+        ({"pad_token_id": -1}, "left out: pad_token_id = -1"),
+    ],
+)
+def test_generation_settings_that_cannot_be_saved_are_mended_and_told(
+    settings: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    make_model("llama", VOCABULARY).save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings), encoding="utf-8")
+    model = load_model(str(tmp_path / "model"), "m", precision="fp32")
+    note = repair_generation(model)
+    assert note is not None
+    assert note.endswith(told)
+    model.generation_config.eos_token_id = 3  # changed, so transformers checks strictly
+    model.save_pretrained(tmp_path / "again")
+    assert repair_generation(load_model(str(tmp_path / "again"), "m", precision="fp32")) is None
