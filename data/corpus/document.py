@@ -36,7 +36,10 @@ class Document:
         return not self.text and not self.messages
 
     def as_chat(self) -> Document:
-        """The same as a chat: the system text, the prompt and the text are a message each."""
+        """The same as a chat: the system text, the prompt and the text are a message each. A chat
+        stays as it is."""
+        if self.messages:
+            return self
         asked = self.prompt.removeprefix(f"{self.system}\n\n") if self.system else self.prompt
         said = (("system", self.system), ("user", asked), ("assistant", self.text))
         messages = tuple({"role": role, "content": text} for role, text in said if text)

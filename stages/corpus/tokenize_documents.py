@@ -9,7 +9,7 @@ shares only white space with the turn is the header's.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,7 +151,7 @@ class DocumentTokenizer:
 
     def _render(self, document: Document) -> Rendered:
         if self._is_chat(document):
-            return self._chat(document, self._chats.render(self._messages(document)))
+            return self._chat(document, self._chats.render(document.as_chat()))
         if not self._has_end:
             raise ColdstillError(
                 "corpus.separator: the tokenizer has no end-of-text token to put after a text "
@@ -174,14 +174,6 @@ class DocumentTokenizer:
             )
         self.counts["untemplated_pairs"] += has_template and not self._as_chat
         return self._as_chat
-
-    def _messages(self, document: Document) -> Document:
-        """The document with its prompt and completion as messages, unless it is a chat already."""
-        if document.messages:
-            return document
-        said = (("user", document.prompt), ("assistant", document.text))
-        messages = tuple({"role": role, "content": text} for role, text in said if text)
-        return replace(document, messages=messages, prompt="", text="")
 
     def _chat(self, document: Document, chat: RenderedChat) -> Rendered:
         self.counts.update(chat.counts)

@@ -28,7 +28,7 @@ class PromptTokenizer(DocumentTokenizer):
 
     def _render(self, document: Document) -> Rendered:
         if self._is_chat(document):
-            return self._chat(document, self._chats.ask(self._messages(document)))
+            return self._chat(document, self._chats.ask(document.as_chat()))
         if not document.prompt:
             raise ColdstillError(
                 f"{document.where}: a text, but teacher.generate needs prompts or chats; leave it "

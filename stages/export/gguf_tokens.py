@@ -134,18 +134,27 @@ def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
     return [-float(first[token]) if token in first else _LAST_SCORE for token in tokens]
 
 
-def end_slots(tokenizer: Any, ends: Sequence[int]) -> list[int]:
+def end_slots(tokenizer: Any, ends: Sequence[int], measured: Sequence[int] = ()) -> list[int]:
     """All tokens at which a model stops, the tokenizer's own end of text too, in the order of
     llama.cpp's names for them: end of text, end of turn, end of message.
 
     The first one is also what llama.cpp puts behind a text and writes for a chat template's
     `eos_token`, so it stays the tokenizer's own wherever that is used.
+
+    ends      where the model stops
+    measured  those of them with which its texts were seen to end, the most frequent first
     """
     own = tokenizer.eos_token_id
     if own is None:
         return list(ends)
-    used = _appends_end(tokenizer) or "eos_token" in str(tokenizer.chat_template or "")
-    return list(dict.fromkeys([own, *ends] if used else [*ends, own]))
+    used = (
+        not measured
+        or own in measured
+        or _appends_end(tokenizer)
+        or "eos_token" in str(tokenizer.chat_template or "")
+    )
+    first = [own, *measured] if used else [*measured, own]
+    return list(dict.fromkeys([*first, *ends]))
 
 
 def _appends_end(tokenizer: Any) -> bool:

@@ -38,7 +38,7 @@ def write_gguf(source: Source, path: Path) -> Sequence[str]:
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in {**facts, "vocab_size": source.vocabulary}.items():
         _add(writer, f"{family.architecture}.{key}", value)
-    ends = end_slots(source.tokenizer, own_ends(model))
+    ends = end_slots(source.tokenizer, own_ends(model), source.ends.tokens)
     add_tokens(writer, source.tokenizer, source.vocabulary, ends[:END_SLOTS])
     for name, tensor in _tensors(source, family):
         kind = gguf.GGMLQuantizationType.F16

@@ -14,6 +14,7 @@ from coldstill.data.maintenance.verify import verify
 from coldstill.data.reader import open_store
 from inspected import TOKENS, desk_at, write_tokenizer
 from oracles import FULL, manifest_for, random_block, write_missing
+from said import sentences
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +81,7 @@ SEQUENCES = {"convert": 10, "merge": 15, "slice": 4, "shrink": 10}
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_writes_a_store_says_what_it_wrote(alone: Desk, name: str, as_json: bool) -> None:
     result = alone.done("store", *WRITING[name], *(["--json"] if as_json else []))
-    assert result.stderr == ""
+    assert sentences(result.stderr) == []
     made = open_store(alone.root / "new")
     assert list(verify(str(alone.root / "new"))) == []
     files = [*(alone.root / "new" / "shards").rglob("*")]
@@ -139,7 +140,7 @@ def test_a_whole_store_is_called_whole(alone: Desk) -> None:
     before = alone.snapshot()
     for path in ("s", "t"):
         result = alone.done("store", "verify", path)
-        assert (result.stdout, result.stderr) == (f"{path}: whole\n", "")
+        assert (result.stdout, sentences(result.stderr)) == (f"{path}: whole\n", [])
         facts = json.loads(alone.done("store", "verify", path, "--json").stdout)
         assert facts == {"path": path, "whole": True, "problems": []}
     assert alone.snapshot() == before
@@ -149,7 +150,7 @@ def failed(desk: Desk, *arguments: str) -> str:
     """What a command prints that ends with 1 without an error of its own."""
     result = desk.coldstill(*arguments)
     assert isinstance(result.exception, SystemExit)
-    assert (result.exit_code, result.stderr) == (1, "")
+    assert (result.exit_code, sentences(result.stderr)) == (1, [])
     return result.stdout
 
 
@@ -222,7 +223,7 @@ def test_a_dry_repair_says_all_and_does_nothing(alone: Desk) -> None:
 def test_a_repair_leaves_a_gap_that_can_be_filled(alone: Desk) -> None:
     damage(alone, 1)
     result = alone.done("store", "repair", "s")
-    assert result.stderr == ""
+    assert sentences(result.stderr) == []
     assert result.stdout.splitlines()[1:] == [
         "s: dropped 1 shard",
         "s: 1 shard to make; run coldstill teacher-logits again",

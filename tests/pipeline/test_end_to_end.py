@@ -32,11 +32,12 @@ def test_a_whole_run_tells_each_step_once_and_ends_in_a_table(first_run: Result)
     assert [line for i, line in enumerate(said) if line not in said[:i]] == [
         "train-teacher",
         "corpus",
-        "teacher-logits",
         "teacher-logits heldout",
+        "teacher-logits",
         "teacher-logits train",
         "train-student small",
         "train-student baseline",
+        "evaluate teacher",
         "evaluate baseline",
         "evaluate small",
         "compare",

@@ -14,6 +14,7 @@ from coldstill.pipeline.recipe import load_recipe
 from coldstill.pipeline.reporting.reproduce import reproduction
 from coldstill.pipeline.run import Run
 from coldstill.stages.models import loading
+from said import sentences
 
 if TYPE_CHECKING:
     from desk import Desk
@@ -42,7 +43,8 @@ def facts_of(desk: Desk, *arguments: str) -> dict[str, Any]:
 
 def test_it_writes_a_page_and_says_the_result(finished: Desk) -> None:
     result = finished.done("report", "r.toml")
-    assert result.stderr == "report: page: runs/r/report/index.html; open it in a browser\n"
+    said = ["report: page: runs/r/report/index.html; open it in a browser"]
+    assert sentences(result.stderr) == said
     assert result.stdout.count("\n") == 1
     assert result.stdout.startswith("`small` has ")
     page = (finished.run / "report" / "index.html").read_text(encoding="utf-8")

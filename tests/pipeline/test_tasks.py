@@ -12,6 +12,7 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.pipeline.run import StudentFolder
 from coldstill.pipeline.tasks.scores import add_record, table, task_scores
+from said import sentences
 from small_tasks import PROSE, QUIZ, quiz, write_task
 
 pytest.importorskip("lm_eval")
@@ -37,7 +38,7 @@ def test_every_trained_student_takes_every_task_and_keeps_its_results(finished: 
     write_task(folder / "deeper", "prose", PROSE, TEXTS)
     (folder / "template.yaml").write_text("dataset_path: json\n", encoding="utf-8")
     done = finished.done("evaluate", "r.toml", "--tasks", "tasks")
-    assert done.stderr.splitlines() == [
+    assert sentences(done.stderr) == [
         f"evaluate {name}: done: prose, quiz: runs/r/students/{name}/tasks.json"
         for name in ("baseline", "small")
     ]
@@ -67,7 +68,7 @@ def test_every_trained_student_takes_every_task_and_keeps_its_results(finished: 
     before = finished.snapshot()
     again = finished.done("evaluate", "r.toml", "--tasks", "tasks")
     assert again.stdout == done.stdout
-    assert again.stderr.splitlines() == [
+    assert sentences(again.stderr) == [
         f"evaluate {name}: already done: prose, quiz: runs/r/students/{name}/tasks.json"
         for name in ("baseline", "small")
     ]
@@ -82,7 +83,9 @@ def test_other_questions_are_asked_and_what_was_known_stays(finished: Desk) -> N
     for change in (["--limit", "4"], []):  # fewer of them; then others, under the same name
         if not change:
             write_task(finished.root, "quiz", QUIZ, quiz(6, seed=1))
-        assert finished.done(*ask, *change).stderr.startswith("evaluate small: done: quiz: ")
+        assert sentences(finished.done(*ask, *change).stderr)[0].startswith(
+            "evaluate small: done: quiz: "
+        )
         records.append(finished.json("students", "small", "tasks.json"))
         assert records[-1][:-1] == records[-2]
     assert [r["results"][0]["examples"] for r in records[-1]] == [10, 4, 6]
@@ -96,7 +99,7 @@ def test_other_questions_are_asked_and_what_was_known_stays(finished: Desk) -> N
     for file in (path, path.with_suffix(".jsonl")):
         shutil.move(file, finished.root / "moved" / file.name)
     again = finished.done(*ask[:-1], "moved/quiz.yaml")
-    assert again.stderr.startswith("evaluate small: already done: quiz: ")
+    assert sentences(again.stderr)[0].startswith("evaluate small: already done: quiz: ")
 
 
 def test_results_of_another_model_are_not_taken_for_this_ones(finished: Desk) -> None:
@@ -106,7 +109,7 @@ def test_results_of_another_model_are_not_taken_for_this_ones(finished: Desk) ->
     old = tasks_of(finished)["quiz"]
     students = finished.run / "students"
     shutil.copytree(students / "baseline/model", students / "small/model", dirs_exist_ok=True)
-    assert finished.done(*ask).stderr.startswith("evaluate small: done: quiz: ")
+    assert sentences(finished.done(*ask).stderr)[0].startswith("evaluate small: done: quiz: ")
     (new,) = finished.json("students", "small", "tasks.json")
     assert new["model"] != old["model"]
     assert new["files"] == old["files"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.stages.capture.generate import end_tokens
+from coldstill.stages.export.gguf_tokens import end_slots
 from coldstill.stages.models.ends import Ends, measured_ends, own_ends, stop_at, with_end
 from conftest import VOCABULARY, make_model
 
@@ -161,3 +162,22 @@ def test_only_a_tokenizer_without_an_end_gets_one(chatty: Any) -> None:
     chatty.eos_token = None
     assert with_end(chatty, ()).eos_token_id is None
     assert with_end(chatty, (TURN,)).eos_token_id == TURN
+
+
+@pytest.mark.parametrize(
+    ("template", "ends", "measured", "slots"),
+    [
+        (None, (5, 6), (), [EOS, 5, 6]),  # nothing measured: the tokenizer's own stays the first
+        (None, (TURN, EOS), (TURN,), [TURN, EOS]),
+        (None, (TURN, EOS), (TURN, EOS), [EOS, TURN]),
+        ("{{ eos_token }}", (TURN, EOS), (TURN,), [EOS, TURN]),  # it is written for it
+        (None, (TURN, 5, 6, EOS), (TURN,), [TURN, EOS, 5, 6]),
+    ],
+)
+def test_llama_cpp_gets_the_ends_in_an_order_that_keeps_what_uses_the_first(
+    chatty: Any, template: Any, ends: Any, measured: Any, slots: list[int]
+) -> None:
+    chatty.chat_template = template
+    assert end_slots(chatty, ends, measured) == slots
+    chatty.eos_token = None
+    assert end_slots(chatty, ends, measured)[0] == (measured or ends)[0]
