@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from coldstill.stages.corpus.train_tokenizer import train_tokenizer
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.contract import Source, expect_known
 from coldstill.stages.models.building import build_model
-from coldstill.stages.models.isolation import choose_isolation
+from coldstill.stages.models.isolation import choose_isolation, packs
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.planning.model_sizes import sizes_of_table
@@ -121,7 +122,7 @@ def _walk(family: str, tokenizer: Any, folder: Path, formats: tuple[str, ...]) -
     walked.tried("prune", lambda: _pruned(model))
     source = _source(model, tokenizer, vocabulary, folder)
     for name in FORMATS:
-        walked.tried(name, lambda name=name: _exported(name, source, formats))
+        walked.tried(name, partial(_exported, name, source, formats))
     return walked
 
 
@@ -130,7 +131,7 @@ def _table(family: str, vocabulary: int, walked: Walk) -> ArchitectureConfig | N
     usual = ArchitectureConfig(family=family, layers=2, hidden=32, heads=2, feed_forward=48)
     for change in _TRIES:
         table = replace(usual, **change)
-        walked.tried("plan", lambda table=table: sizes_of_table(table, vocabulary, LENGTH))
+        walked.tried("plan", partial(sizes_of_table, table, vocabulary, LENGTH))
         if walked.steps["plan"] == WORKS:
             return table
     return None
@@ -175,7 +176,7 @@ def _captured(model: Any, vocabulary: int) -> Targets:
     """The record of both documents, which is what the model says of each."""
     isolation = choose_isolation(model, vocabulary, LENGTH)
     head = connect_head(model, vocabulary)
-    sequences = _sequences(vocabulary, packed=isolation != "single")
+    sequences = _sequences(vocabulary, packed=packs(isolation))
     found = capture_batch(Teacher(head=head, isolation=isolation), sequences, _CAPTURE)
     own = _alone(model, vocabulary)
     rows = torch.arange(len(own))
@@ -190,7 +191,7 @@ def _learns(model: Any, vocabulary: int) -> None:
     """The objective is the mean of what the model says of the labels, and has a gradient."""
     student = copy.deepcopy(model)
     loss, count = _loss(student, vocabulary)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert any(weight.grad is not None and weight.grad.any() for weight in student.parameters())
     labels_M = torch.from_numpy(labels(_sequences(vocabulary, packed=False)).astype(np.int64))
     own = _alone(model, vocabulary)[torch.arange(count), labels_M]
@@ -203,7 +204,7 @@ def _loss(student: Any, vocabulary: int) -> tuple[torch.Tensor, int]:
     capture = Capture(head=0, tail=0)
     terms = terms_of(ObjectiveConfig(kl=0.0, cross_entropy=1.0), capture, "student")
     attach_objective(head, terms, capture)
-    sequences = _sequences(vocabulary, packed=isolation != "single")
+    sequences = _sequences(vocabulary, packed=packs(isolation))
     batch = Collate(isolation, student.dtype, capture)((sequences, None))
     return student(**batch)["loss"], len(batch["labels"])
 
@@ -215,7 +216,7 @@ def _adapted(model: Any, vocabulary: int) -> None:
     wrapper = adapt(student, LoraConfig(rank=2), 0, "student.lora")
     _close(_logits(student), before)
     loss, _ = _loss(student, vocabulary)
-    loss.backward()
+    torch.autograd.backward(loss)
     learned = [weight for weight in student.parameters() if weight.requires_grad]
     assert any(weight.grad is not None and weight.grad.any() for weight in learned)
     del student.forward
