@@ -274,7 +274,7 @@ def tell_left_out(work: Work, tokenizer: Any, stage: str) -> None:
 
 def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
     """The corpus, prepared unless it already is; never replaced once something rests on it."""
-    from ..stages.corpus.origin import difference_in_corpus
+    from ..stages.corpus.origin import difference_in_corpus, outdated_labels
     from ..stages.prepare_corpus import prepare_corpus, summary
 
     config, base, run = work.recipe.corpus, work.loaded.base, work.run
@@ -293,6 +293,8 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
         )
         if changed is None and record.together in (together, False):
             work.say("corpus", summary(record))
+            if outdated := outdated_labels(record, tokenizer):
+                work.say("corpus", outdated, warning=True)
             return record
         built_on = _built_on_corpus(run)
         if changed is not None and built_on:

@@ -49,9 +49,9 @@ class Work:
         own = self.recipe.name
         return own if self.run.root.name == own else shlex.quote(str(self.run.root))
 
-    def say(self, stage: str, note: str) -> None:
+    def say(self, stage: str, note: str, *, warning: bool = False) -> None:
         """Tell the user a sentence."""
-        self.report(Report(stage=stage, note=note))
+        self.report(Report(stage=stage, note=note, warning=warning))
 
     def doing(self, stage: str, what: str) -> None:
         """Tell that something begins that may take long and is not counted."""

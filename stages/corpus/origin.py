@@ -106,6 +106,28 @@ def difference_in_corpus(
     return None
 
 
+def outdated_labels(record: CorpusRecord, tokenizer: Any) -> str | None:
+    """What is wrong with the labels of a corpus that version 0.1.0 prepared from chats, as a
+    sentence; None if nothing is.
+
+    That version learned the white space after each answer, and sometimes a header.
+    """
+    is_older = "as_chat" not in record.settings
+    if not is_older or record.prompts or not tokenizer.chat_template:
+        return None
+    # of a plain text every token is learned but the first one of each piece
+    partly = any(
+        split.positions < split.tokens - split.documents - split.sequences
+        for split in record.splits.values()
+    )
+    if not partly:
+        return None
+    return (
+        "prepared by an older version, which learned the white space after each answer of a chat "
+        "and sometimes a header; give the run another name to prepare the corpus anew"
+    )
+
+
 def _has_changed(source: Source, before: list[Any], written_ns: int) -> bool:
     size, changed_ns, digest = before
     settled = changed_ns < written_ns - _CLOCK_NS

@@ -20,7 +20,7 @@ from .chat_trace import LEVELS, Tinted
 from .chat_turns import TurnFinder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ...data.corpus import Document
     from .chat_template import Chat, Spans
@@ -69,6 +69,9 @@ class ChatRenderer:
         learned: Spans = []
         for i, message in enumerate(found.chat.messages):
             if message["role"] != "assistant":
+                continue
+            if _is_masked(message):
+                counts["masked_turns"] += 1
                 continue
             stretch = stretches.get(i)
             turn = None
@@ -177,6 +180,12 @@ class ChatRenderer:
             counts[f"unrendered_{name}"] += text == found.text
         counts["dated_chats"] += self._template.writes_date(found.chat)
         return counts
+
+
+def _is_masked(message: Mapping[str, Any]) -> bool:
+    """Whether a row says of an answer that it is not to be learned: `weight: 0`, as OpenAI's
+    fine-tuning files have it, or `train: false`."""
+    return message.get("weight") == 0 or message.get("train") is False
 
 
 def _unlocated(chat: Chat) -> str:

@@ -15,6 +15,7 @@ import torch
 from ...data.errors import ColdstillError
 from ..models.device import best_device
 from ..models.loading import load_model, load_tokenizer
+from ..models.rotary import scale_by_document
 from ..models.vocabulary import without_rowless
 from ..report import Report, Reporter, silent
 from .loading import first_line
@@ -99,6 +100,7 @@ class Examinee:
             attention=model.attention,
             own_code=model.own_code,
         )
+        scale_by_document(loaded)  # lm-eval batches texts of many lengths
         rows = loaded.get_output_embeddings().weight.shape[0]
         tokenizer = without_rowless(tokenizer, rows, where)
         with hushed():

@@ -99,7 +99,7 @@ def expect_whole(found: Found, model: Any, what: str, where: str) -> None:
             f"use both as they are, or remove {target} from the file"
         )
     parts = [
-        f"{len(names)} {kind} ({_listed(names)})"
+        f"{len(names)} tensors {kind} ({_listed(names)})"
         for kind, names in (
             ("missing", found.missing),
             ("unexpected", found.unexpected),
@@ -109,7 +109,7 @@ def expect_whole(found: Found, model: Any, what: str, where: str) -> None:
     ]
     raise ColdstillError(
         f"{where}: the weights in {what} are not those of a {type(model).__name__} with its "
-        f"config.json: tensors {', '.join(parts)}: {_reason(found, model)}"
+        f"config.json: {', '.join(parts)}: {_reason(found, model)}"
     )
 
 

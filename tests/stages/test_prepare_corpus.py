@@ -15,7 +15,7 @@ from coldstill.data.corpus import is_held_out, list_sources, read_documents
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.corpus.origin import difference_in_corpus
+from coldstill.stages.corpus.origin import difference_in_corpus, outdated_labels
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.vocabulary import tokenizer_identity
 from coldstill.stages.prepare_corpus import prepare_corpus, summary
@@ -387,6 +387,21 @@ def test_records_without_newer_keys_mean_their_defaults(tmp_path: Path, tokenize
     assert difference_in_corpus(record, configured(), tmp_path, tokenizer) is None
     found = difference_in_corpus(record, configured(as_chat=True), tmp_path, tokenizer)
     assert found == "corpus.as_chat was False, is True"
+
+
+def test_labels_of_chats_by_an_older_version_are_told(tmp_path: Path, chatting: Any) -> None:
+    write_rows(tmp_path, [{"messages": list(CHAT)}] * 3 + pairs(30))
+    record = prepared(tmp_path, chatting)
+    assert outdated_labels(record, chatting) is None
+    del record.settings["as_chat"]
+    assert "white space after each answer" in str(outdated_labels(record, chatting))
+
+
+def test_plain_texts_by_an_older_version_are_as_they_were(tmp_path: Path, chatting: Any) -> None:
+    write(tmp_path, sentences(40))
+    record = prepared(tmp_path, chatting)
+    del record.settings["as_chat"]
+    assert outdated_labels(record, chatting) is None
 
 
 def test_a_corpus_of_bad_rows_says_that_they_were_skipped(tmp_path: Path, tokenizer: Any) -> None:

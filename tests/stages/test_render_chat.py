@@ -169,6 +169,21 @@ def test_a_turn_is_learned_from_behind_its_header_to_its_end(
     assert learned(own, template, messages) == expected
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_an_answer_that_its_row_marks_is_not_learned_and_counted(
+    own: Any, mark: dict[str, Any]
+) -> None:
+    first, *others = t.TWO
+    assert [m["role"] for m in t.TWO] == ["user", "assistant", "user", "assistant"]
+    whole = rendered(own, t.PLAIN, t.TWO)
+    found = rendered(own, t.PLAIN, [first, {**others[0], **mark}, *others[1:]])
+    assert found.text == whole.text
+    assert found.learned == whole.learned[1:]
+    assert found.counts == {"masked_turns": 1}
+    kept = [first, {**others[0], "weight": 1, "train": True}, *others[1:]]
+    assert rendered(own, t.PLAIN, kept).learned == whole.learned
+
+
 def test_surroundings_of_turns_that_were_seen_before_give_the_same(own: Any) -> None:
     own.chat_template = t.THINKS
     chats = [t.TWO, t.THOUGHTS, t.FIRST, t.REASONED, t.ONE]
