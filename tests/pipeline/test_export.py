@@ -246,7 +246,7 @@ def test_a_missing_extra_is_one_line_with_the_command(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *_: None if name == package else real(name)
     )
-    line = finished.refused("export", "r.toml", "small", "--to", "hf", "--to", to)
+    line = finished.refused("export", "r.toml", "small", "--to", to)
     assert line == (f"error: export: --to {to} needs {package}: pip install 'coldstill[{extra}]'")
 
 
