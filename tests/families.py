@@ -9,6 +9,7 @@ refused in one line. As a program this writes the table of all families, exports
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import tempfile
 import warnings
@@ -121,7 +122,7 @@ def _walk(family: str, tokenizer: Any, folder: Path, formats: tuple[str, ...]) -
     walked.tried("prune", lambda: _pruned(model))
     source = _source(model, tokenizer, vocabulary, folder)
     for name in FORMATS:
-        walked.tried(name, lambda name=name: _exported(name, source, formats))
+        walked.tried(name, functools.partial(_exported, name, source, formats))
     return walked
 
 
@@ -130,7 +131,7 @@ def _table(family: str, vocabulary: int, walked: Walk) -> ArchitectureConfig | N
     usual = ArchitectureConfig(family=family, layers=2, hidden=32, heads=2, feed_forward=48)
     for change in _TRIES:
         table = replace(usual, **change)
-        walked.tried("plan", lambda table=table: sizes_of_table(table, vocabulary, LENGTH))
+        walked.tried("plan", functools.partial(sizes_of_table, table, vocabulary, LENGTH))
         if walked.steps["plan"] == WORKS:
             return table
     return None
@@ -190,7 +191,7 @@ def _learns(model: Any, vocabulary: int) -> None:
     """The objective is the mean of what the model says of the labels, and has a gradient."""
     student = copy.deepcopy(model)
     loss, count = _loss(student, vocabulary)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert any(weight.grad is not None and weight.grad.any() for weight in student.parameters())
     labels_M = torch.from_numpy(labels(_sequences(vocabulary, packed=False)).astype(np.int64))
     own = _alone(model, vocabulary)[torch.arange(count), labels_M]
@@ -215,7 +216,7 @@ def _adapted(model: Any, vocabulary: int) -> None:
     wrapper = adapt(student, LoraConfig(rank=2), 0, "student.lora")
     _close(_logits(student), before)
     loss, _ = _loss(student, vocabulary)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     learned = [weight for weight in student.parameters() if weight.requires_grad]
     assert any(weight.grad is not None and weight.grad.any() for weight in learned)
     del student.forward
