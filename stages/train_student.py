@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from ..data.files import whole_folder
+from .libraries import asking
 from .models.device import best_device
 from .models.ends import report_ends, store_ends, with_end
 from .models.isolation import student_isolation
@@ -119,7 +120,8 @@ def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:
     if rank() == 0:
         forget_rounds(job)  # first: nobody comes back for them once the model is there
         with whole_folder(folder) as scratch, full_disk_told(folder):
-            model.save_pretrained(scratch)
+            with asking("transformers", "save the student", where=str(folder)):
+                model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
         shutil.rmtree(job.start, ignore_errors=True)
     wait_for_all()  # nobody goes on to what rests on it

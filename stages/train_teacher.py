@@ -10,6 +10,7 @@ from ..data.files import whole_folder
 from ..data.schema import Capture
 from .config import ObjectiveConfig
 from .evaluation.heldout_loss import heldout_loss
+from .libraries import asking
 from .models.building import build_model, unused_heads
 from .models.device import best_device
 from .models.ends import corpus_ends, report_ends, with_end
@@ -113,6 +114,7 @@ def save_teacher(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a trained teacher with its tokenizer to `folder/model`, whole."""
     if rank() == 0:
         with whole_folder(folder / "model") as scratch, full_disk_told(folder / "model"):
-            model.save_pretrained(scratch)
+            with asking("transformers", "save the teacher", where=str(folder)):
+                model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
     wait_for_all()  # nobody goes on to what rests on it

@@ -53,10 +53,10 @@ def notes(rows: Sequence[Row]) -> list[str]:
             f"Weights are {' and '.join(sorted(whole))}: precision moves speed and memory as size "
             "does."
         )
-    return found + _missing(rows)
+    return found
 
 
-def _missing(rows: Sequence[Row]) -> list[str]:
+def missing(rows: Sequence[Row]) -> list[str]:
     """Why a figure is not known, a line for each reason: the columns, and the models."""
     found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for column in (*QUALITY, *COST):
@@ -67,7 +67,7 @@ def _missing(rows: Sequence[Row]) -> list[str]:
             if title not in titles:
                 titles.append(title)
     return [
-        f"- in {', '.join(titles)} of {', '.join(names)}: {reason}."
+        f"No {', '.join(titles)} of {_in_few_words(list(names), rows)}: {reason}."
         for (reason, names), titles in found.items()
     ]
 

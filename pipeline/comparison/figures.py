@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..charts import Markup, element, joined, swatch
-from .caveats import heldout_groups, machine_groups, notes
+from .caveats import heldout_groups, machine_groups, missing, notes
 from .columns import COST, QUALITY, groups_of, short_name
 from .plot import looks, outlines, students_of
 from .table import COST_TITLE
@@ -40,7 +40,12 @@ def figures_section(rows: Sequence[Row]) -> Markup:
         element("h2", "Figures"),
         *_table(QUALITY, rows, "Quality of all models", _QUALITY),
         element("h2", COST_TITLE),
-        *_table(COST, rows, "Cost of all models", " ".join([_COST + where, *notes(rows)])),
+        *_table(
+            COST,
+            rows,
+            "Cost of all models",
+            " ".join([_COST + where, *notes(rows), *missing(rows)]),
+        ),
         cls="whole figures",
     )
 

@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from ..inspect.glyphs import display_width
-from .caveats import machine_groups, notes, warnings
+from .caveats import machine_groups, missing, notes, warnings
 from .columns import COST, QUALITY, groups_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def tables(rows: Sequence[Row]) -> str:
     machine = "; ".join(machine_groups(rows))
     title = f"{COST_TITLE} ({machine})" if machine else COST_TITLE
     parts = [_aligned(QUALITY, rows), f"{title}\n{_aligned(COST, rows)}"]
-    wrapped = [textwrap.fill(note, _NOTE) for note in notes(rows)]
+    wrapped = [textwrap.fill(note, _NOTE) for note in [*notes(rows), *missing(rows)]]
     return "\n\n".join([*parts, "\n".join(wrapped)] if wrapped else parts)
 
 
@@ -63,7 +63,7 @@ def markdown(rows: Sequence[Row]) -> str:
     told = [f"**{warning}**\n" for warning in warnings(rows)]
     title = f"{COST_TITLE} ({machine})" if machine else COST_TITLE
     parts = [*told, _marked_down(QUALITY, rows), f"{title}:\n"]
-    parts += [_marked_down(COST, rows), *(f"{note}\n" for note in notes(rows))]
+    parts += [_marked_down(COST, rows), *(f"{note}\n" for note in [*notes(rows), *missing(rows)])]
     return "\n".join(parts)
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..config import ArchitectureConfig
 
 _REMEDY = "choose other sizes, or another family"
+_VOCABULARIES = ("vocab_size_per_layer_input", "unpadded_vocab_size")
+"""Further sizes of vocabularies, which must not be larger than the tokenizer's."""
 _PARTS = {
     "text_config", "decoder", "decoder_config", "vision_config", "audio_config", "patcher_config",
 }  # fmt: skip
@@ -129,8 +131,7 @@ def _settings(
     }
     vocabulary = vocabulary_size(tokenizer)
     settings |= {"vocab_size": vocabulary, **_special_tokens(kind, tokenizer)}
-    if "vocab_size_per_layer_input" in known:
-        settings["vocab_size_per_layer_input"] = vocabulary
+    settings |= {name: vocabulary for name in _VOCABULARIES if name in known}
     # some families read in both directions unless they are told
     settings |= {name: True for name in ("is_decoder", "causal") if name in known}
     width = architecture.hidden // architecture.heads

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError, StoppedError
 from ..interruption import Interruption
-from ..libraries import asking
+from ..libraries import first_line
 from ..ranks import lost_process_told, rank
 from ..report import Report, Reporter, silent
 from .arguments import sequences_per_step, step_shape, taking, training_arguments
@@ -37,7 +37,7 @@ from .sharding import whole_afterwards
 from .trainer import StoreTrainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from ...data.schema import Capture
@@ -51,6 +51,10 @@ _REMEDY = (
     "lower train.micro_batch_tokens if memory is short; otherwise choose another model or other "
     "settings of train"
 )
+_OF_LIBRARIES = (
+    ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What libraries raise; a full disk, a signal or an error of ours is none of these."""
 
 __all__ = [
     "TrainingJob", "full_disk_told", "last_whole_checkpoint", "read_metrics",
@@ -117,16 +121,23 @@ def _train(job: TrainingJob, report: Reporter, asked: Callable[[], bool]) -> Non
         trainer.go_on(standing)
         if last is not None:
             report(Report(stage=job.stage, note=f"going on from step {standing.step}"))
-        kind = model.config.model_type
-        with (
-            asking("the trainer", f"train a {kind!r} model", where=job.stage, remedy=_REMEDY),
-            lost_process_told(job.stage),
-        ):
+        with _library_told(job.stage), lost_process_told(job.stage):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
             # some optimisers train other weights than those that they arrive at
             trainer.optimizer.eval()
     if trainer.stopped:
         raise StoppedError
+
+
+@contextlib.contextmanager
+def _library_told(stage: str) -> Iterator[None]:
+    """Turn what the trainer or the model raises in the middle of a step into one line."""
+    try:
+        yield
+    except _OF_LIBRARIES as error:
+        raise ColdstillError(
+            f"{stage}: the trainer cannot go on: {first_line(error)}; {_REMEDY}"
+        ) from error
 
 
 def _make_trainer(

@@ -247,7 +247,7 @@ def test_a_missing_extra_is_one_line_with_the_command(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *_: None if name == package else real(name)
     )
-    line = finished.refused("export", "r.toml", "small", "--to", "hf", "--to", to)
+    line = finished.refused("export", "r.toml", "small", "--to", to)
     assert line == (f"error: export: --to {to} needs {package}: pip install 'coldstill[{extra}]'")
 
 
@@ -321,13 +321,13 @@ def test_a_file_for_llama_cpp_says_who_has_checked_it(finished: Desk) -> None:
     assert finished.run.joinpath(*EXPORTS, "gguf-q8_0", "small-q8_0.gguf").is_file()
 
 
-def test_what_only_some_formats_know_is_refused_before_any_is_written(finished: Desk) -> None:
+def test_what_a_format_does_not_know_of_a_student_is_refused(finished: Desk) -> None:
     pytest.importorskip("gguf")
     path = finished.run / "students" / "small" / "model" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "hidden_act": "relu"}), encoding="utf-8")
     finished.done("evaluate", "r.toml")  # it is another model by now
-    line = finished.refused("export", "r.toml", "small", "--to", "hf", "--to", "gguf-f16")
+    line = finished.refused("export", "r.toml", "small", "--to", "gguf-f16")
     assert "students.small: cannot be written as gguf-f16: a 'llama' model with the " in line
 
 
