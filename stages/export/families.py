@@ -15,9 +15,13 @@ WITHOUT_PLAIN_CACHE = frozenset(
 """Families that keep something else than keys and values of every layer, which is what an ONNX
 graph takes in and gives out. A model is always asked itself when it is exported."""
 
+_SAME_AS = {"gpt-sw3": "gpt2"}
+"""Names that transformers has for the models of another family."""
+
 
 def unable(family: str, formats: tuple[str, ...]) -> list[str]:
     """Those of the formats that no student of this family can be written in."""
+    family = _SAME_AS.get(family, family)
     return [
         name
         for name in formats
