@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.errors import ColdstillError
 from ..data.layout import MANIFEST
 from ..data.manifest import read_manifest
-from ..data.place import place_at
+from ..data.places.opening import place_at
 from ..data.prepared import CorpusLayout, CorpusRecord
 from ..data.schema import Capture
 from .trainable import expect_trainable

@@ -17,7 +17,7 @@ from ..data.layout import MANIFEST, MEASUREMENTS
 from ..data.manifest import (
     read_manifest,
 )
-from ..data.place import place_at
+from ..data.places.opening import place_at
 from ..data.reader import open_store
 from ..data.schema import Block
 from ..data.writer import StoreWriter, with_error

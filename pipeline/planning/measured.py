@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ...data.files import parse_json, read_json
 from ...data.layout import MEASUREMENTS
-from ...data.place import place_at
+from ...data.places.opening import place_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.layout import MANIFEST
-from ...data.local_place import LocalPlace
 from ...data.manifest import read_manifest
-from ...data.place import place_at
+from ...data.places.local import LocalPlace
+from ...data.places.opening import place_at
 from ...data.prepared import SPLITS, CorpusLayout
 from ...data.reader import finished_shards, read_commit
 from ...data.schema import Capture
@@ -17,7 +17,7 @@ from ...data.schema import Capture
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ...data.place import Place
+    from ...data.places.place import Place
     from ...data.prepared import Split, SplitRecord
     from ..recipe import LoadedRecipe
     from ..run import Run
