@@ -18,8 +18,8 @@ from .work import READ_TEACHER
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
     from ..data.prepared import Split
-    from ..stages.capture.forward import Teacher
     from ..stages.capture.plan import CapturePlan
+    from ..stages.capture.teacher import Teacher
     from ..stages.interruption import Interruption
     from .work import Work
 

@@ -23,7 +23,8 @@ from coldstill.data.alignment import labels
 from coldstill.data.errors import ColdstillError
 from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Capture, Sequences
-from coldstill.stages.capture.forward import Teacher, capture_batch
+from coldstill.stages.capture.forward import capture_batch
+from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.config import (
     ArchitectureConfig,
     CorpusConfig,

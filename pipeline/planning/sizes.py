@@ -13,6 +13,7 @@ from ...data.places.opening import place_at
 from ...data.prepared import SPLITS, CorpusLayout
 from ...data.reader import finished_shards, read_commit
 from ...data.schema import Capture
+from .pilot_record import read_pilot
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -170,7 +171,6 @@ def answered(prompts: SplitRecord | SplitSize, recipe: Recipe, basis: str = "") 
 
 
 def _store_size(split: Split, size: SplitSize, recipe: Recipe, run: Run) -> StoreSize:
-    from .measured import read_pilot
 
     logits = recipe.logits
     sample = {"train": logits.sequences, "heldout": recipe.evaluation.sequences}[split]

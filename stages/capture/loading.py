@@ -21,7 +21,7 @@ from ..models.vocabulary import expect_rows
 from ..ranks import world_size
 from ..report import Reporter, silent
 from .answering import choose_answering
-from .forward import Teacher
+from .teacher import Teacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
