@@ -24,7 +24,7 @@ from .stores import STORES, Store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .place import Place
+    from .places.place import Place
 
 FORMAT_VERSION = 2
 MOST_SHARDS = 1 << 20

@@ -16,7 +16,8 @@ from .errors import ColdstillError
 from .layout import SHARDS, TOKENIZER, commit_name, committed, shard_name
 from .manifest import Manifest, read_manifest
 from .order import MIXED_BLOCKS, WINDOW, epoch_order
-from .place import expect_size, place_at
+from .places.opening import place_at
+from .places.place import expect_size
 from .schema import Block
 from .statistics import ShardStatistics, total
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .cache_settings import CacheSettings
     from .columns import Columns
-    from .place import Place
+    from .places.cache_settings import CacheSettings
+    from .places.place import Place
     from .stores import Shard
 
 _KEPT_COMMITS = 1024

@@ -23,7 +23,7 @@ from .layout import (
     shard_name,
 )
 from .manifest import Manifest, difference, read_manifest
-from .place import place_at
+from .places.opening import place_at
 from .statistics import block_statistics, total
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..data.claims import claimed
-from ..data.local_place import LocalPlace
-from ..data.place import place_at
+from ..data.places.claims import claimed
+from ..data.places.local import LocalPlace
+from ..data.places.opening import place_at
 from ..data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..data.schema import Capture
 from .ground import prepared, tell_left_out, tokenizer_of, train_missing_teacher
@@ -18,8 +18,8 @@ from .work import READ_TEACHER
 if TYPE_CHECKING:
     from ..data.manifest import TeacherIdentity
     from ..data.prepared import Split
-    from ..stages.capture.forward import Teacher
     from ..stages.capture.plan import CapturePlan
+    from ..stages.capture.teacher import Teacher
     from ..stages.interruption import Interruption
     from .work import Work
 

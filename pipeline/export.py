@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..data.claims import claimed
 from ..data.errors import ColdstillError
 from ..data.files import read_json
 from ..data.layout import MANIFEST
 from ..data.manifest import read_manifest
-from ..data.place import place_at
+from ..data.places.claims import claimed
+from ..data.places.opening import place_at
 from .comparison.columns import CACHED_BYTES
 from .evaluation import evaluate, heldout_identity, is_evaluated
 from .students import open_made

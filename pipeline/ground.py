@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.errors import ColdstillError
 from ..data.layout import MANIFEST
 from ..data.manifest import read_manifest
-from ..data.place import place_at
+from ..data.places.opening import place_at
 from ..data.prepared import CorpusLayout, CorpusRecord
 from ..data.schema import Capture
 from .trainable import expect_trainable
@@ -98,7 +98,8 @@ def _correct_teacher(work: Work) -> bool:
         return False
     _expect_uncaptured(run, base)
     from ..stages.correct_teacher import Correction, correct_teacher
-    from ..stages.models.isolation import choose_isolation, packs
+    from ..stages.models.isolation import packs
+    from ..stages.models.isolation_choice import choose_isolation
     from ..stages.models.vocabulary import vocabulary_size
 
     model = _load_base(work)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ..data.claims import claimed
 from ..data.errors import ColdstillError
 from ..data.files import read_json, whole_file, write_json
+from ..data.places.claims import claimed
 from .tables import NAME_PATTERN, TEACHER, StudentTable
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.cache_settings import CacheSettings
 from ..data.errors import ColdstillError
+from ..data.places.cache_settings import CacheSettings
 from .recipe import RESOLVED, VERBATIM, load_recipe
 
 if TYPE_CHECKING:

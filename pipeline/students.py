@@ -7,10 +7,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.claims import claimed
 from ..data.errors import ColdstillError, DivergedError
 from ..data.layout import MANIFEST
-from ..data.place import place_at
+from ..data.places.claims import claimed
+from ..data.places.opening import place_at
 from ..data.reader import open_store
 from ..stages.ranks import rank, world_size
 from ..stages.report import Report

@@ -19,10 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from ..data.cache_settings import byte_count
 from ..data.codecs import CODECS
 from ..data.errors import ColdstillError
 from ..data.manifest import format_settings
+from ..data.places.cache_settings import byte_count
 from ..data.schema import Capture
 from ..data.stores import STORES
 from ..stages.config import (

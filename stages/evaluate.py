@@ -23,7 +23,8 @@ from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
 from .losses.forward_kl import ForwardKL
 from .models.device import best_device, describe_machine, short_dtype
 from .models.identity import teacher_identity
-from .models.isolation import flat_positions, model_inputs, student_isolation
+from .models.isolation import flat_positions, model_inputs
+from .models.isolation_choice import student_isolation
 from .models.loading import load_model
 from .models.output_head import connect_head
 from .report import Report, Reporter, silent

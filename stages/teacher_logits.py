@@ -17,11 +17,11 @@ from ..data.layout import MANIFEST, MEASUREMENTS
 from ..data.manifest import (
     read_manifest,
 )
-from ..data.place import place_at
+from ..data.places.opening import place_at
 from ..data.reader import open_store
 from ..data.schema import Block
 from ..data.writer import StoreWriter, with_error
-from .capture.forward import Teacher, TeacherForward, capture_batch
+from .capture.forward import TeacherForward, capture_batch
 from .capture.lockstep import follow, follows, lead
 from .capture.plan import CapturePlan, make_manifest
 from .capture.shards import answered, capture_shards
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..data.statistics import ShardStatistics
+    from .capture.teacher import Teacher
     from .evaluation.usage import Usage
 
 STAGE = "teacher-logits"
@@ -82,7 +83,8 @@ def capture_split(
         ColdstillError: the store was made otherwise, the teacher gives no numbers, the disk is full
     """
     if follows(teacher):
-        follow(teacher, TeacherForward(teacher, plan.capture, plan.batch_tokens))
+        forward = TeacherForward(teacher, plan.capture, plan.batch_tokens)
+        follow(teacher, lambda sequences: forward.prepare(sequences).inputs)
         return
     try:
         _capture_split(plan, teacher, report, begin, stop)

@@ -11,7 +11,7 @@ from ..data.files import whole_folder
 from .libraries import asking
 from .models.device import best_device
 from .models.ends import report_ends, store_ends, with_end
-from .models.isolation import student_isolation
+from .models.isolation_choice import student_isolation
 from .models.loading import load_tokenizer
 from .models.output_head import connect_head
 from .ranks import rank, wait_for_all

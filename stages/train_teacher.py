@@ -14,7 +14,8 @@ from .libraries import asking
 from .models.building import build_model, unused_heads
 from .models.device import best_device
 from .models.ends import corpus_ends, report_ends, with_end
-from .models.isolation import choose_isolation, packs
+from .models.isolation import packs
+from .models.isolation_choice import choose_isolation
 from .models.output_head import connect_head
 from .models.vocabulary import vocabulary_size
 from .ranks import rank, wait_for_all

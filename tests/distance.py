@@ -8,12 +8,12 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import coldstill.data.remote
+import coldstill.data.places.remote
 import pytest
-from coldstill.data.cache_settings import CacheSettings
-from coldstill.data.faults import Patience
 from coldstill.data.layout import LOCK
-from coldstill.data.remote import RemotePlace
+from coldstill.data.places.cache_settings import CacheSettings
+from coldstill.data.places.faults import Patience
+from coldstill.data.places.remote import RemotePlace
 from faulty_proxy import FaultyProxy
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Distance:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for long between two tries."""
-    monkeypatch.setattr(coldstill.data.remote, "PATIENCE", QUICK)
+    monkeypatch.setattr(coldstill.data.places.remote, "PATIENCE", QUICK)
 
 
 @pytest.fixture

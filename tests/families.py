@@ -23,7 +23,8 @@ from coldstill.data.alignment import labels
 from coldstill.data.errors import ColdstillError
 from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Capture, Sequences
-from coldstill.stages.capture.forward import Teacher, capture_batch
+from coldstill.stages.capture.forward import capture_batch
+from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.config import (
     ArchitectureConfig,
     CorpusConfig,
@@ -35,7 +36,8 @@ from coldstill.stages.corpus.train_tokenizer import train_tokenizer
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.contract import Source, expect_known
 from coldstill.stages.models.building import build_model
-from coldstill.stages.models.isolation import choose_isolation, packs
+from coldstill.stages.models.isolation import packs
+from coldstill.stages.models.isolation_choice import choose_isolation
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.planning.model_sizes import sizes_of_table

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..manifest import Manifest
-    from ..place import Place
+    from ..places.place import Place
     from .problem import Problem
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from ..errors import ColdstillError
 from ..fingerprint import json_sha256
 from ..layout import MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
-from ..local_place import LocalPlace
 from ..manifest import Manifest, format_settings
-from ..place import place_at
+from ..places.local import LocalPlace
+from ..places.opening import place_at
 from ..reader import StoreReader, open_store
 from ..schema import Block
 from ..statistics import block_statistics

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..manifest import Manifest
-    from ..place import Place
+    from ..places.place import Place
     from ..stores import Shard
     from .sequence_order import SequenceOrder
 

@@ -8,14 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cache_settings import CacheSettings
-from ..local_place import LocalPlace
-from ..place import place_at
+from ..places.cache_settings import CacheSettings
+from ..places.local import LocalPlace
+from ..places.opening import place_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..place import Place
+    from ..places.place import Place
 
 
 @contextlib.contextmanager

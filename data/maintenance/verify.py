@@ -18,7 +18,7 @@ from ..layout import (
     shard_name,
 )
 from ..manifest import Manifest, parse_manifest
-from ..place import place_at
+from ..places.opening import place_at
 from . import Tell, quiet
 from .problem import Problem, one_line
 from .sequence_order import SequenceOrder
@@ -28,7 +28,7 @@ from .uncached import uncached
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..place import Place
+    from ..places.place import Place
 
 
 def verify(path: str, tell: Tell = quiet) -> Iterator[Problem]:

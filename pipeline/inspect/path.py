@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...data.errors import ColdstillError
 from ...data.layout import MANIFEST, SHARDS
-from ...data.place import place_at
+from ...data.places.opening import place_at
 from ...data.reader import StoreReader, open_store
 from ...data.stores import STORES
 from ..run import recorded_run

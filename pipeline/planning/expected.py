@@ -9,7 +9,7 @@ from ...data.errors import ColdstillError
 from ...data.prepared import SPLITS
 from ...stages.report import silent
 from ..work import Work
-from .sizes import SplitSize, answered
+from .split_size import SplitSize, answered
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ...data.corpus import list_sources
 from ...data.schema import Capture
 from ..trainable import expect_trainable
-from .measured import capture_hours, capture_speeds, read_pilot, training_hours
+from .measured import capture_hours, capture_speeds, training_hours
 from .memory import memory, student_family, student_sizes, teacher_sizes
+from .pilot_record import read_pilot
 from .room import free_bytes
 from .rowless import left_out_tokens
 from .sizes import (

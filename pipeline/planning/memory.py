@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...data.errors import ColdstillError
 from ...data.layout import MANIFEST
 from ...data.manifest import read_manifest
-from ...data.place import place_at
+from ...data.places.opening import place_at
 from ...stages.report import silent
 from ..work import Work
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...data.claims import claimed
 from ...data.errors import ColdstillError
 from ...data.files import write_json
 from ...data.manifest import (
@@ -20,15 +19,16 @@ from ...data.manifest import (
     TokenizerIdentity,
     format_settings,
 )
+from ...data.places.claims import claimed
 from ...data.prepared import CorpusLayout
 from ...data.schema import Capture
 from ..ground import prepared, tell_left_out, tokenizer_of
-from .measured import pilot_settings
+from .pilot_record import pilot_settings
 from .sizes import captures
 
 if TYPE_CHECKING:
     from ...data.prepared import CorpusRecord
-    from ...stages.capture.forward import Teacher
+    from ...stages.capture.teacher import Teacher
     from ...stages.planning.pilot import PilotFigures
     from ..tables import Recipe
     from ..work import Work

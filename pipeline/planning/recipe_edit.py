@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ...data.files import whole_file
 from ...data.layout import MANIFEST
-from ...data.place import place_at
+from ...data.places.opening import place_at
 from ..recipe import RESOLVED
 
 if TYPE_CHECKING:

@@ -7,36 +7,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.layout import MANIFEST
-from ...data.local_place import LocalPlace
 from ...data.manifest import read_manifest
-from ...data.place import place_at
+from ...data.places.local import LocalPlace
+from ...data.places.opening import place_at
 from ...data.prepared import SPLITS, CorpusLayout
 from ...data.reader import finished_shards, read_commit
 from ...data.schema import Capture
+from .expected import expected_sizes
+from .pilot_record import read_pilot
+from .split_size import SplitSize, answered
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ...data.place import Place
-    from ...data.prepared import Split, SplitRecord
+    from ...data.places.place import Place
+    from ...data.prepared import Split
     from ..recipe import LoadedRecipe
     from ..run import Run
     from ..tables import Recipe
 
 _MOST_COMMITS = 256
 """Commit records looked at: of a store with more shards, evenly spaced ones stand for all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitSize:
-    """What a prepared split holds, or what its text lets expect."""
-
-    sequences: int
-    tokens: int
-    positions: int
-    counted: bool
-    basis: str = ""
-    """What it was estimated from, for the user; empty where it is counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +71,6 @@ def corpus_sizes(loaded: LoadedRecipe, run: Run) -> dict[Split, SplitSize]:
     Raises
         ColdstillError: sources that are not there
     """
-    from .expected import expected_sizes
-
     record = CorpusLayout(run.corpus).read_record()
     if record is not None:
         return {
@@ -154,24 +143,7 @@ def pilot_row(pilot: Any, capture: Capture, codec: Any) -> dict[str, Any] | None
     return next((r for r in rows if [r["head"], r["tail"], r["codec"]] == wanted), None)
 
 
-def answered(prompts: SplitRecord | SplitSize, recipe: Recipe, basis: str = "") -> SplitSize:
-    """At most: where the teacher answers prompts, only it knows how long its answers get."""
-    generate = recipe.teacher.generate
-    longest = 0 if generate is None else prompts.sequences * generate.max_new_tokens
-    room = prompts.sequences * recipe.corpus.sequence_length - prompts.tokens
-    positions = max(0, min(longest, room))
-    return SplitSize(
-        sequences=prompts.sequences,
-        tokens=prompts.tokens + positions,
-        positions=positions,
-        counted=False,
-        basis=basis,
-    )
-
-
 def _store_size(split: Split, size: SplitSize, recipe: Recipe, run: Run) -> StoreSize:
-    from .measured import read_pilot
-
     logits = recipe.logits
     sample = {"train": logits.sequences, "heldout": recipe.evaluation.sequences}[split]
     place = place_at({"train": run.logits, "heldout": run.heldout}[split])

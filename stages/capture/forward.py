@@ -26,24 +26,9 @@ if TYPE_CHECKING:
 
     from ...data.schema import Capture, Sequences, Targets
     from ..models.isolation import Isolation
-    from ..models.output_head import OutputHead
-    from .answering import Answering
+    from .teacher import Teacher
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Teacher:
-    """The loaded teacher."""
-
-    head: OutputHead
-    isolation: Isolation
-    answering: Answering | None = None
-    """Which prompts it answers together; None where it was not tried."""
-    name: str = "teacher"
-    """For messages."""
-    lockstep: bool = False
-    """Whether all processes run it together, each a slice of every layer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

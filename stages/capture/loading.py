@@ -14,14 +14,14 @@ import torch
 
 from ...data.errors import ColdstillError
 from ..models.device import best_device
-from ..models.isolation import choose_isolation
+from ..models.isolation_choice import choose_isolation
 from ..models.loading import load_config, load_model
 from ..models.output_head import connect_head
 from ..models.vocabulary import expect_rows
 from ..ranks import world_size
 from ..report import Reporter, silent
 from .answering import choose_answering
-from .forward import Teacher
+from .teacher import Teacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,10 @@ from torch import distributed
 from ..ranks import rank
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from ...data.schema import Sequences
-    from .forward import Teacher, TeacherForward
+    from .teacher import Teacher
 
 
 def follows(teacher: Teacher) -> bool:
@@ -29,10 +31,13 @@ def lead(teacher: Teacher, sequences: Sequences | None) -> None:
         distributed.broadcast_object_list([sequences], src=0)
 
 
-def follow(teacher: Teacher, forward: TeacherForward) -> None:
-    """Keep step until the first process has nothing more."""
+def follow(teacher: Teacher, inputs_of: Callable[[Sequences], Mapping[str, torch.Tensor]]) -> None:
+    """Keep step until the first process has nothing more.
+
+    inputs_of  what the model's forward takes of some sequences, on the host
+    """
     while (sequences := _next()) is not None:
-        inputs = forward.prepare(sequences).inputs
+        inputs = inputs_of(sequences)
         with torch.no_grad():
             teacher.head.hidden({n: t.to(teacher.head.input_device) for n, t in inputs.items()})
 

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from ...data.schema import Capture
     from ...data.writer import EncodedBlock, StoreWriter
     from ..report import Reporter
-    from .forward import Pending, Prepared, Teacher, TeacherForward
+    from .forward import Pending, Prepared, TeacherForward
     from .plan import CapturePlan
+    from .teacher import Teacher
 
 _MOST_WORKERS = 4
 

@@ -4,7 +4,7 @@ What a model says of a document must be what it says of that document alone. Pos
 restart at each document, and no attention mask, make transformers isolate packed documents by
 itself, but only with `use_cache=False`: with the cache on, the same call leaks silently. Some
 models heed only an explicit 4-d mask, recurrent ones neither, and a few change all documents of a
-batch when one of them is long. So nothing is assumed: `choose_isolation` tries the model at hand.
+batch when one of them is long. So nothing is assumed: `isolation_choice.py` tries the model at hand.
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ...data.errors import ColdstillError
-from ..report import Report, Reporter, silent
-from .rotary import scale_by_document
-
 if TYPE_CHECKING:
-    from ...data.reader import StoreReader
     from ...data.schema import Sequences
 
 Isolation = Literal["positions", "mask", "single", "alone"]
@@ -72,78 +67,6 @@ def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
     """[M] where the supervised positions lie in a flattened `[B * length]` batch."""
     row_M = np.repeat(np.arange(len(sequences)), sequences.positions.lengths)
     return torch.from_numpy(row_M * length + sequences.positions.values.astype(np.int64))
-
-
-def choose_isolation(
-    model: Any,
-    vocabulary: int,
-    sequence_length: int,
-    *,
-    together: bool = True,
-    where: str = "model",
-    report: Reporter = silent,
-) -> Isolation:
-    """The first way in which this very model says of every document what it says of it alone.
-
-    Rotary positions that depend on the batch are made to depend on each document first
-    (`scale_by_document`), and stay so.
-
-    together  whether documents share sequences: without it only `single` and `alone` are tried
-    where     whose model it is, for messages and for the report of what is unusual about it
-
-    Raises
-        ColdstillError: the model sees the tokens that it is to predict, or what it says of a
-            document depends on what it was asked before
-    """
-    from .isolation_trial import Trial
-
-    kind = model.config.model_type
-    for scaling, border in scale_by_document(model).items():
-        if border < sequence_length:
-            note = (
-                f"a {kind!r} model scales its positions by the longest text of a batch ({scaling}, "
-                f"above {border:,} tokens): each document's are computed from its own length"
-            )
-            report(Report(stage=where, note=note))
-    trial = Trial(model, vocabulary, sequence_length, where)
-    if not trial.answers():
-        return "single"  # whoever asks it next is told what is wrong with it
-    trial.expect_causal()
-    ways: tuple[Isolation, ...] = ("positions", "mask", "single") if together else ("single",)
-    for way in ways:
-        if trial.holds(way):
-            return way
-    note = (
-        f"what a {kind!r} model says of a document depends on the others in its batch: one "
-        "document a forward pass from here on, which is slower"
-    )
-    report(Report(stage=where, note=note, warning=True))
-    return "alone"
-
-
-def student_isolation(
-    model: Any, store: StoreReader, where: str, report: Reporter = silent
-) -> Isolation:
-    """How this student keeps the store's documents apart, as the teacher did.
-
-    Raises
-        ColdstillError: it cannot, and the store holds packed documents
-    """
-    packing = store.manifest.packing
-    isolation = choose_isolation(
-        model,
-        store.manifest.tokenizer.size,
-        packing.sequence_length,
-        together=packing.together,
-        where=where,
-        report=report,
-    )
-    if packing.together and not packs(isolation):
-        raise ColdstillError(
-            f"{where}: a {model.config.model_type!r} model cannot keep packed documents apart, as "
-            "the teacher did; capture again with corpus.pack = false"
-        )
-    return isolation
 
 
 def _additive_mask(document_BT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

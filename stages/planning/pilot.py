@@ -16,7 +16,7 @@ import torch
 
 from ...data.schema import Block, Capture
 from ..capture.batches import batches_of
-from ..capture.forward import Pending, Teacher, prepare
+from ..capture.forward import Pending, prepare
 from ..models.device import describe_machine
 from ..report import Report, Reporter, silent
 from ..selection import Selected, select, to_targets
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ...data.prepared import SequenceFile
     from ...data.schema import Sequences
     from ..capture.forward import Prepared
+    from ..capture.teacher import Teacher
     from ..config import GenerateConfig
     from .estimator import EstimatorQuality
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -22,13 +22,30 @@ if TYPE_CHECKING:
     from ...data.prepared import SequenceFile
     from ...data.reader import StoreReader
     from ...data.schema import Sequences, Targets
-    from .mixture import MixedDataset
 
 Rows = tuple["Sequences", "Targets | None"]
 MixedRows = tuple["Sequences", "Targets | None", list["Targets"]]
 """With what further teachers say of the same positions."""
-Trainable = Union["StoreDataset", "CorpusDataset", "MixedDataset"]
-"""What a model can be trained on: it has a length and an order."""
+
+
+class Trainable(Protocol):
+    """What a model can be trained on."""
+
+    def __len__(self) -> int:
+        """How many sequences there are."""
+        ...
+
+    def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
+        """[N - seen] the sequences of an epoch, all but the first `seen`."""
+        ...
+
+    def __getitem__(self, index: int) -> Any:
+        """One sequence, as `Rows` or `MixedRows`."""
+        ...
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        """A batch, likewise."""
+        ...
 
 
 class StoreDataset(Dataset[Rows]):

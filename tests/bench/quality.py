@@ -27,8 +27,8 @@ from coldstill.data.prepared import CorpusLayout
 from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Block, Capture, Targets
 from coldstill.pipeline.recipe import load_recipe
-from coldstill.stages.capture.forward import Teacher
 from coldstill.stages.capture.plan import CapturePlan, chosen_rows
+from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.evaluate import evaluate_student
 from coldstill.stages.models.device import describe_machine

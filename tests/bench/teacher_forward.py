@@ -27,9 +27,10 @@ from coldstill.data.prepared import SequenceFile, SequenceWriter
 from coldstill.data.schema import Capture
 from coldstill.data.stores.arrow import ArrowStore
 from coldstill.data.writer import StoreWriter
-from coldstill.stages.capture.forward import Teacher, TeacherForward
+from coldstill.stages.capture.forward import TeacherForward
 from coldstill.stages.capture.plan import CapturePlan
 from coldstill.stages.capture.shards import capture_shards
+from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.models.device import best_device
 from coldstill.stages.models.isolation import model_inputs
 from coldstill.stages.models.output_head import OutputHead

@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import coldstill.data.cache
+import coldstill.data.places.cache
 import pytest
-from coldstill.data.cache import ShardCache
-from coldstill.data.cache_entry import Entry
-from coldstill.data.cache_settings import CacheSettings, byte_count
 from coldstill.data.commit import shard_files
 from coldstill.data.errors import ColdstillError
+from coldstill.data.places.cache import ShardCache
+from coldstill.data.places.cache_entry import Entry
+from coldstill.data.places.cache_settings import CacheSettings, byte_count
 from oracles import cached_bytes
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def test_when_all_of_it_is_in_use_it_waits_and_then_says_so(
     with ThreadPoolExecutor(1) as pool:
         with cache.reading(source.entries[0]):
             with monkeypatch.context() as patch:
-                patch.setattr(coldstill.data.cache, "_PATIENCE", 0.0)
+                patch.setattr(coldstill.data.places.cache, "_PATIENCE", 0.0)
                 with pytest.raises(ColdstillError, match="no room for s3://b/1, all of it is in"):
                     get(cache, source, 1)
             waiting = pool.submit(get, cache, source, 1)
@@ -210,8 +210,8 @@ def read_held(cache: ShardCache, source: Source, index: int) -> bytes:
 FETCH = """
 import sys, time
 from pathlib import Path
-from coldstill.data.cache import ShardCache
-from coldstill.data.cache_entry import Entry
+from coldstill.data.places.cache import ShardCache
+from coldstill.data.places.cache_entry import Entry
 from coldstill.data.commit import shard_files
 
 source, folder, log = map(Path, sys.argv[1:])

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.claims import claimed, let_go, lock_file
 from coldstill.data.errors import ColdstillError
+from coldstill.data.places.claims import claimed, let_go, lock_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HOLD = """
 import sys, time
 from pathlib import Path
-from coldstill.data.claims import claimed
+from coldstill.data.places.claims import claimed
 
 with claimed(Path(sys.argv[1])) as mine:
     print(mine, flush=True)
@@ -33,7 +33,7 @@ with claimed(Path(sys.argv[1])) as mine:
 CLAIM_AND_LET_GO = """
 import os, sys, time
 from pathlib import Path
-from coldstill.data.local_place import LocalPlace
+from coldstill.data.places.local import LocalPlace
 
 folder = Path(sys.argv[1])
 place = LocalPlace(folder)

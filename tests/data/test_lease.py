@@ -12,13 +12,13 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import coldstill.data.lease
+import coldstill.data.places.lease
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.layout import LOCK
-from coldstill.data.lease import DEAD, RENEW, Holder, Lease
-from coldstill.data.objects import Objects
+from coldstill.data.places.lease import DEAD, RENEW, Holder, Lease
+from coldstill.data.places.objects import Objects
 from coldstill.data.writer import StoreWriter
 from oracles import manifest_for, random_block
 
@@ -118,7 +118,7 @@ def test_signs_of_life_keep_it(memory: Distance, clock: Clock) -> None:
 def test_a_thread_gives_the_signs(
     memory: Distance, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coldstill.data.lease, "RENEW", 0.01)
+    monkeypatch.setattr(coldstill.data.places.lease, "RENEW", 0.01)
     first = elsewhere(memory, clock)
     first.acquire()
     clock.now += DEAD - 1

@@ -9,14 +9,14 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import coldstill.data.leases
+import coldstill.data.places.leases
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError, DamageError
 from coldstill.data.layout import CLAIMS, LOCK, MEMBERS, STARTING, claim_name
-from coldstill.data.lease import DEAD, HeldError, Lease, holder_of
-from coldstill.data.leases import Leases
-from coldstill.data.objects import Objects
+from coldstill.data.places.lease import DEAD, HeldError, Lease, holder_of
+from coldstill.data.places.leases import Leases
+from coldstill.data.places.objects import Objects
 from coldstill.data.writer import StoreWriter
 from oracles import manifest_for, random_block
 
@@ -36,7 +36,7 @@ LONG_AGO = DEAD + 1
 @pytest.fixture(autouse=True)
 def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks twice a second only."""
-    monkeypatch.setattr(coldstill.data.leases, "_PAUSE", 0.005)
+    monkeypatch.setattr(coldstill.data.places.leases, "_PAUSE", 0.005)
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +190,7 @@ def test_one_that_is_joining_is_waited_for(
     with memory.place().join(told.append):
         assert joining._released.is_set()
     joining = lease_of_another(memory, STARTING)
-    monkeypatch.setattr(coldstill.data.leases, "_PATIENCE", 0.05)
+    monkeypatch.setattr(coldstill.data.places.leases, "_PATIENCE", 0.05)
     assert "process 7 on far" in refusal_of(memory.place().join(told.append))
     assert told == [True]
     joining.release()

@@ -10,7 +10,6 @@ from coldstill.data.codecs.plain import PlainCodec
 from coldstill.data.errors import ColdstillError
 from coldstill.data.fidelity import CodecError
 from coldstill.data.files import write_json
-from coldstill.data.local_place import LocalPlace
 from coldstill.data.manifest import (
     Manifest,
     difference,
@@ -18,6 +17,7 @@ from coldstill.data.manifest import (
     parse_manifest,
     read_manifest,
 )
+from coldstill.data.places.local import LocalPlace
 from coldstill.data.schema import Capture
 from coldstill.data.seal import sealed
 from coldstill.data.writer import StoreWriter

@@ -16,14 +16,15 @@ from coldstill.data.commit import Commit, shard_files
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import SCRATCH_PREFIX
 from coldstill.data.layout import CLAIMS, MANIFEST, STARTING, claim_name
-from coldstill.data.local_place import LocalPlace
-from coldstill.data.objects import Objects
-from coldstill.data.place import Place, place_at
+from coldstill.data.places.local import LocalPlace
+from coldstill.data.places.objects import Objects
+from coldstill.data.places.opening import place_at
 from coldstill.data.statistics import total
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from coldstill.data.places.place import Place
     from distance import Distance
 
 pytest_plugins = ("distance",)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.data.cache_settings import CacheSettings
 from coldstill.data.errors import ColdstillError
-from coldstill.data.objects import Objects
 from coldstill.data.order import WINDOW, epoch_order
+from coldstill.data.places.cache_settings import CacheSettings
+from coldstill.data.places.objects import Objects
 from coldstill.data.reader import StoreReader, open_store
 from oracles import cached_bytes, manifest_for, random_block, write_missing
 

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import coldstill.data.remote
+import coldstill.data.places.remote
 import fsspec
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.faults import Patience
-from coldstill.data.objects import Objects
-from coldstill.data.place import place_at
+from coldstill.data.places.faults import Patience
+from coldstill.data.places.objects import Objects
+from coldstill.data.places.opening import place_at
 from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.writer import StoreWriter
 from oracles import cached_bytes, digests, manifest_for, random_block, write_missing
@@ -136,7 +136,7 @@ def test_slow_answers_are_waited_for_and_too_slow_ones_asked_again(
     assert_right(read_all(s3))
     assert s3.network.count(DATA) == 3
     options = {"config_kwargs": {"read_timeout": 0.2, "retries": {"total_max_attempts": 1}}}
-    monkeypatch.setitem(coldstill.data.objects._OWN_OPTIONS, "s3", options)
+    monkeypatch.setitem(coldstill.data.places.objects._OWN_OPTIONS, "s3", options)
     s3.network.spoil("slow", r"GET .*manifest", times=1, seconds=0.6)
     assert opened(s3).manifest.sequences == len(BLOCK)
     assert s3.network.count("GET .*manifest") == 3
@@ -305,7 +305,7 @@ def test_a_store_killed_at_any_object_and_finished_is_the_same(far: Distance, lo
 
 WRITE_SLOWLY = """
 import sys, time
-from coldstill.data.objects import Objects
+from coldstill.data.places.objects import Objects
 from oracles import manifest_for, random_block, write_missing
 
 write = Objects.write

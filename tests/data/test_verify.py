@@ -11,13 +11,13 @@ from coldstill.data.codecs import CODECS
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import json_bytes
 from coldstill.data.fingerprint import tokens_sha256
-from coldstill.data.local_place import LocalPlace
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.problem import Problem
 from coldstill.data.maintenance.repair import Repaired, repair
 from coldstill.data.maintenance.rewrite import convert
 from coldstill.data.maintenance.verify import leftovers, verify
 from coldstill.data.manifest import TokenizerIdentity, read_manifest
+from coldstill.data.places.local import LocalPlace
 from coldstill.data.schema import Capture
 from coldstill.data.seal import sealed
 from coldstill.data.stores import STORES

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.local_place import LocalPlace
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.repair import repair
 from coldstill.data.maintenance.sequence_order import SequenceOrder
 from coldstill.data.maintenance.uncached import uncached
 from coldstill.data.maintenance.verify import leftovers, verify
 from coldstill.data.manifest import Part, read_manifest
+from coldstill.data.places.local import LocalPlace
 from coldstill.data.reader import open_store
 from coldstill.data.writer import StoreWriter
 from oracles import digests, manifest_for, random_block, write_missing

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.cache_settings import CacheSettings
 from coldstill.data.errors import ColdstillError
+from coldstill.data.places.cache_settings import CacheSettings
 from coldstill.data.reader import open_store
 from coldstill.pipeline.recipe import load_recipe
 from coldstill.pipeline.record import record_recipe

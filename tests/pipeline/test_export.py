@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.claims import claimed
+from coldstill.data.places.claims import claimed
 from coldstill.stages.export import FORMATS
 from safetensors.torch import load_file, save_file
 from said import sentences

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.claims import claimed
+from coldstill.data.places.claims import claimed
 from coldstill.pipeline.recipe import load_recipe
 from coldstill.pipeline.record import record_recipe
 from coldstill.pipeline.run import open_run

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.claims import claimed
+from coldstill.data.places.claims import claimed
 from small_runs import CLOCKS
 
 if TYPE_CHECKING:

@@ -11,10 +11,12 @@ from bordered import BORDER, BORDERED, VOCABULARY, ScaledByTheBatch, bordered
 from coldstill.data.errors import ColdstillError
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.schema import Capture
-from coldstill.stages.capture.forward import Teacher, capture_batch
+from coldstill.stages.capture.forward import capture_batch
+from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.evaluation.heldout_loss import label_logprobs
 from coldstill.stages.models.borders import borders
-from coldstill.stages.models.isolation import choose_isolation, packs, recorded
+from coldstill.stages.models.isolation import packs, recorded
+from coldstill.stages.models.isolation_choice import choose_isolation
 from coldstill.stages.models.output_head import OutputHead, connect_head
 from coldstill.stages.models.rotary import scale_by_document
 from dense import documents

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.packing import TokenizedDocument, build_sequences
-from coldstill.stages.models.isolation import choose_isolation, model_inputs
+from coldstill.stages.models.isolation import model_inputs
+from coldstill.stages.models.isolation_choice import choose_isolation
 from conftest import FAMILIES, VOCABULARY, make_model
 from dense import documents
 from transformers import AutoModelForCausalLM

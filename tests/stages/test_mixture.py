@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.alignment import labels
-from coldstill.data.cache_settings import CacheSettings
 from coldstill.data.errors import ColdstillError
+from coldstill.data.places.cache_settings import CacheSettings
 from coldstill.data.reader import open_store
 from coldstill.data.schema import Block, Capture
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig

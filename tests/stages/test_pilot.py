@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.manifest import Manifest
-    from coldstill.stages.capture.forward import Teacher
+    from coldstill.stages.capture.teacher import Teacher
     from coldstill.stages.report import Report
 
 CAPTURES = (Capture(head=4, tail=4, seed=3), Capture(head=0, tail=8, seed=3))

@@ -12,7 +12,7 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.models.isolation import choose_isolation
+from coldstill.stages.models.isolation_choice import choose_isolation
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.train_student import (

@@ -23,8 +23,8 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
-from .errors import ColdstillError
-from .files import SCRATCH_PREFIX, remove_scratch, told_where
+from ..errors import ColdstillError
+from ..files import SCRATCH_PREFIX, remove_scratch, told_where
 from .place import expect_whole
 
 if TYPE_CHECKING:

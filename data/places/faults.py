@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import ColdstillError
+from ..errors import ColdstillError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

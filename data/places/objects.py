@@ -7,11 +7,11 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import ColdstillError
+from ..errors import ColdstillError
+from ..files import parse_json
+from ..layout import CLAIMS, LOCK
+from ..seal import expect_seal
 from .faults import Patience, code, persistently, reason, without_secrets
-from .files import parse_json
-from .layout import CLAIMS, LOCK
-from .seal import expect_seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

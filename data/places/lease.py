@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ColdstillError, DamageError
-from .files import json_bytes, parse_json
-from .layout import LOCK
-from .seal import expect_seal, sealed, unsealed
+from ..errors import ColdstillError, DamageError
+from ..files import json_bytes, parse_json
+from ..layout import LOCK
+from ..seal import expect_seal, sealed, unsealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

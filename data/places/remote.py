@@ -13,15 +13,15 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ..commit import ShardFile
+from ..errors import ColdstillError, DamageError
+from ..files import SCRATCH_PREFIX
+from ..fingerprint import json_sha256
+from ..layout import MANIFEST
 from .cache import ShardCache
 from .cache_entry import Entry
 from .cache_settings import CacheSettings
-from .commit import ShardFile
-from .errors import ColdstillError, DamageError
 from .faults import Patience
-from .files import SCRATCH_PREFIX
-from .fingerprint import json_sha256
-from .layout import MANIFEST
 from .leases import Leases
 from .objects import Objects
 from .place import REPAIR
@@ -30,7 +30,7 @@ from .readahead import ReadAhead
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .commit import Commit
+    from ..commit import Commit
 
 PATIENCE = Patience()
 

@@ -9,17 +9,17 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING
 
+from ..errors import ColdstillError
+from ..files import SCRATCH_PREFIX, remove_scratch, sync_tree, told_where, whole_file
+from ..layout import CLAIMS, LOCK, STARTING
 from .claims import claimed, let_go, lock_file
-from .errors import ColdstillError
-from .files import SCRATCH_PREFIX, remove_scratch, sync_tree, told_where, whole_file
-from .layout import CLAIMS, LOCK, STARTING
 from .place import expect_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from .commit import Commit
+    from ..commit import Commit
 
 
 class LocalPlace:

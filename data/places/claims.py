@@ -12,8 +12,8 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from .errors import ColdstillError
-from .files import told_where
+from ..errors import ColdstillError
+from ..files import told_where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,19 +6,17 @@ name with `/` between its parts (`data.layout`).
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import DamageError
-from .fingerprint import file_sha256
+from ..errors import DamageError
+from ..fingerprint import file_sha256
 
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
-    from .cache_settings import CacheSettings
-    from .commit import Commit, ShardFile
+    from ..commit import Commit, ShardFile
 
 
 class Place(Protocol):
@@ -114,25 +112,6 @@ class Place(Protocol):
         """Shards that will be wanted soon, in this order, each with how many are in use from its
         first use on. They may be asked for one by one, later, and by another thread."""
         ...
-
-
-def place_at(path: str | Path, cache: CacheSettings | None = None) -> Place:
-    """The place that a path or address names: `runs/demo/logits`, `s3://bucket/store`.
-
-    cache  where shards of distant stores are kept, and how many of them
-    """
-    from .local_place import LocalPlace
-
-    # a Path has lost one of the two slashes; two letters or more, or it would be a drive
-    protocol, colon, rest = str(path).partition(":/")
-    if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.:-]+", protocol):
-        return LocalPlace(Path(path))
-    rest = rest.removeprefix("/")
-    if protocol == "file":
-        return LocalPlace(Path("/", rest))
-    from .remote import RemotePlace
-
-    return RemotePlace(f"{protocol}://{rest}", cache)
 
 
 def expect_whole(made: Path, files: Iterable[ShardFile], where: str) -> None:

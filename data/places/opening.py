@@ -1,0 +1,30 @@
+"""From a path or an address to the place that it names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .cache_settings import CacheSettings
+    from .place import Place
+
+
+def place_at(path: str | Path, cache: CacheSettings | None = None) -> Place:
+    """The place that a path or address names: `runs/demo/logits`, `s3://bucket/store`.
+
+    cache  where shards of distant stores are kept, and how many of them
+    """
+    from .local import LocalPlace
+
+    # a Path has lost one of the two slashes; two letters or more, or it would be a drive
+    protocol, colon, rest = str(path).partition(":/")
+    if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.:-]+", protocol):
+        return LocalPlace(Path(path))
+    rest = rest.removeprefix("/")
+    if protocol == "file":
+        return LocalPlace(Path("/", rest))
+    from .remote import RemotePlace
+
+    return RemotePlace(f"{protocol}://{rest}", cache)
