@@ -4,7 +4,7 @@ What a model says of a document must be what it says of that document alone. Pos
 restart at each document, and no attention mask, make transformers isolate packed documents by
 itself, but only with `use_cache=False`: with the cache on, the same call leaks silently. Some
 models heed only an explicit 4-d mask, recurrent ones neither, and a few change all documents of a
-batch when one of them is long. So nothing is assumed: `isolation_choice.py` tries the model at hand.
+batch when one of them is long. So nothing is assumed: `isolation_choice.py` tries the model.
 """
 
 from __future__ import annotations
