@@ -59,7 +59,7 @@ _SAID = {
     "unrendered_tools": "chats without their tools, which the chat template does not write",
     "unrendered_documents": "chats without their documents, which the chat template does not write",
     "unended_turns": "answers without a token that ends them, since the chat template writes none",
-    "masked_turns": "answers not learned, as their rows say (weight = 0 or train = false)",
+    "masked_turns": "answers not learned, as their rows say (weight, train or loss is 0 or false)",
     "dated_chats": f"chats that say it is {TODAY:%Y-%m-%d}, where the template writes today's date",
     "untemplated_pairs": "prompts without the tokenizer's chat template (corpus.as_chat = true "
     "writes them with it)",
