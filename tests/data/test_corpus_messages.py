@@ -162,7 +162,7 @@ def test_a_call_with_arguments_under_an_unknown_name_is_a_bad_row() -> None:
         bad = refusal({"role": "assistant", "content": None, "tool_calls": [item]})
         assert bad.kind == "broken_tool_calls"
         assert "has kwargs, expected arguments, parameters, args or input; repair" in str(bad)
-    unfilled = {"function": {"name": "f", "arguments": {}, "parsed_arguments": None}}
+    unfilled: Message = {"function": {"name": "f", "arguments": {}, "parsed_arguments": None}}
     message = {"role": "assistant", "content": None, "tool_calls": [unfilled]}
     assert read(message)[0]["tool_calls"] == [call("f")]
 
