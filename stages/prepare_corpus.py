@@ -59,8 +59,9 @@ _SAID = {
     "unrendered_tools": "chats without their tools, which the chat template does not write",
     "unrendered_documents": "chats without their documents, which the chat template does not write",
     "unended_turns": "answers without a token that ends them, since the chat template writes none",
-    "masked_turns": "answers not learned, as their rows say (weight = 0 or train = false)",
+    "masked_turns": "answers not learned, as their rows say (weight, train or loss is 0 or false)",
     "dated_chats": f"chats that say it is {TODAY:%Y-%m-%d}, where the template writes today's date",
+    "templated_pairs": "prompts written with the tokenizer's chat template",
     "untemplated_pairs": "prompts without the tokenizer's chat template (corpus.as_chat = true "
     "writes them with it)",
 }
@@ -137,7 +138,10 @@ def prepare_corpus(
         expect_unchanged(sources, config, base)
         write_json(layout.record, asdict(record))
     report(Report(stage=STAGE, note=summary(record)))
-    for note in (reading.note(), note_left_out(left_out)):
+    without_effect = None
+    if config.as_chat and not record.counts.get("templated_pairs"):
+        without_effect = "corpus.as_chat = true changes nothing: no row is a prompt of its own"
+    for note in (reading.note(), note_left_out(left_out), without_effect):
         if note is not None:
             report(Report(stage=STAGE, note=note))
     return record

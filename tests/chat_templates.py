@@ -70,6 +70,10 @@ OTHER_END_LAST = turns(
     "{% if loop.last and m.role == 'assistant' and not add_generation_prompt %}<|return|>"
     "{% else %}<|end|>{% endif %}"
 )
+OTHER_END_ALWAYS = (
+    _EACH + "<|start|>{{ m.role }}\n{{ m.content }}<|{{ 'return' if loop.last else 'end' }}|>" +
+    _DONE + "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)  # fmt: skip
 NEVER_ASKS = turns(ask="")
 SPEAKERS = (
     "A chat.\n" + _EACH + "{{ m.role | upper }}: {{ m.content }}"

@@ -207,7 +207,8 @@ def test_one_file_alone_loads_what_transformers_has_saved() -> None:
         for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr == "from_pretrained"
     }
-    assert callers == {"stages.models.loading"}
+    # a tokenizer has no weights: an estimate loads it without torch
+    assert callers == {"stages.models.loading", "stages.corpus.estimate"}
 
 
 def test_no_module_needs_itself_to_be_imported() -> None:

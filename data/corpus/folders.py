@@ -24,8 +24,8 @@ _ABOUT = re.compile(
 )
 """Beginnings of the names of texts about a project."""
 _CARD = re.compile(
-    rb"---\r?\n(?:.*\n)*?(?:license|task_categories|dataset_info|configs|size_categories"
-    rb"|pretty_name|annotations_creators|language|viewer):"
+    rb"(?:\xef\xbb\xbf)?---\r?\n(?:.*\n)*?(?:license|task_categories|dataset_info|configs"
+    rb"|size_categories|pretty_name|annotations_creators|language|viewer|tags):"
 )
 """The beginning of a data set's card on a hub."""
 _SPLITS = {
@@ -169,11 +169,21 @@ def _saved_dataset(name: str, folder: Path) -> list[Candidate] | None:
 def _is_card(path: Path) -> bool:
     if path.name.lower() != "readme.md":
         return False
+    return _CARD.match(_begin(path)) is not None or _is_clone(path.parent)
+
+
+def _is_clone(folder: Path) -> bool:
+    """Whether a folder was fetched from a hub, by what its tools leave there."""
+    downloaded = (folder / ".cache" / "huggingface", folder / ".huggingface")
+    return any(map(Path.is_dir, downloaded)) or b"filter=lfs" in _begin(folder / ".gitattributes")
+
+
+def _begin(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return _CARD.match(file.read(4096)) is not None
+            return file.read(4096)
     except OSError:
-        return False
+        return b""
 
 
 def _split(candidate: Candidate) -> tuple[str | None, str]:

@@ -131,7 +131,10 @@ def _content(where: str, name: str, value: Any) -> str | list[dict[str, Any]]:
     for part in value:
         kind = part.get("type") or "text"
         if kind != "text" or not isinstance(part.get("text"), str):
-            told = f"column {name!r} has a part of type {kind!r}, only text is read; repair the row"
+            held = f"type {kind!r}"
+            if kind == "text":
+                held = f"text that holds {shown(part.get('text'))}"
+            told = f"column {name!r} has a part of {held}, only text is read; repair the row"
             raise BadRowError("wrong_values", where, told)
         parts.append(canonical(where, {**part, "type": "text"}))
     return parts

@@ -115,10 +115,9 @@ class _Row:
             return self._chat(names[0])
         if self.chosen.prompt is None:
             return Document(where=self.where, text=self._string(names[0]))
-        lists = [isinstance(parsed(value), list) for value in values]
-        if all(isinstance(value, list) for value in values):
-            return self._of_messages(self._joined(names))
-        if CHOSEN in names and any(lists):
+        if all(isinstance(value, list) for value in values) or (
+            CHOSEN in names and any(map(self._are_messages, values))
+        ):
             return self._of_messages(self._joined(names))
         return self._pair(names)
 
@@ -181,13 +180,23 @@ class _Row:
 
     def _messages(self, name: str, role: str = "") -> tuple[dict[str, Any], ...]:
         """The messages of a column, in which a text or one message alone may stand for a list."""
-        value = parsed(self.record[name])
-        if role and isinstance(value, dict):
-            value = [value]
-        elif role and value and not isinstance(value, list):
-            value = [{"role": role, "content": self.record[name]}]
+        value = self.record[name]
+        if role and value and not self._are_messages(value):
+            value = [{"role": role, "content": value}]
             return read_chat(self.where, name, value, _usual_keys(self.columns))
+        value = parsed(value)
+        value = [value] if role and isinstance(value, dict) else value
         return read_chat(self.where, name, value, self.columns)
+
+    def _are_messages(self, value: Any) -> bool:
+        """Whether a column holds messages where it may hold a text. A text may be JSON by itself:
+        an answer such as `[1, 2]`."""
+        if not isinstance(value, str):
+            return isinstance(value, list | dict)
+        found = parsed(value)
+        items = found if isinstance(found, list) else [found]
+        roles = {self.columns.role, "from"}
+        return bool(items) and all(isinstance(i, dict) and roles.intersection(i) for i in items)
 
     def _string(self, name: str) -> str:
         self.used.add(name)

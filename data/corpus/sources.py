@@ -29,6 +29,8 @@ SUFFIXES = {
     ".arrow": "arrow",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_POINTER, _LARGEST_POINTER = b"version https://git-lfs.github.com/", 1024
+"""What a clone without Git LFS has in the place of large files."""
 KNOWN = f"{' '.join(SUFFIXES)}, each also with .gz or .zst"
 
 
@@ -75,10 +77,14 @@ def list_sources(
     if not files:
         raise ColdstillError("corpus.files: empty; name at least one file, folder or dataset")
     found: dict[str, Source] = {}
+    unread: list[str] = []
     for entry in files:
         with _told_where(entry):
-            for source in _expand(entry, base, [] if left_out is None else left_out):
+            for source in _expand(entry, base, unread):
                 found.setdefault(source.identity, source)
+    if left_out is not None:  # another entry may name such a file itself
+        names = {source.name for source in found.values()}
+        left_out += [name for name in dict.fromkeys(unread) if name not in names]
     return list(found.values())
 
 
@@ -158,6 +164,10 @@ def _source(name: str, path: Path, kind: str, compression: str | None = None) ->
     if not os.access(path, os.R_OK):
         raise ColdstillError(f"{name}: no permission to read the file; change its mode or owner")
     stat = path.stat()
+    if stat.st_size < _LARGEST_POINTER and path.read_bytes().startswith(_POINTER):
+        raise ColdstillError(
+            f"{name}: is a pointer of Git LFS, not the file itself; fetch that with git lfs pull"
+        )
     return Source(
         name=name,
         path=path,

@@ -9,9 +9,20 @@ import re
 from typing import Any
 
 from .bad_rows import BadRowError
-from .values import canonical, parse_json, parsed, shown
+from .values import canonical, parse_json, parsed, printable, shown
 
-_ARGUMENTS = ("arguments", "parameters", "args")
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
+_BESIDE_ARGUMENTS = (
+    *_ARGUMENTS,
+    "name",
+    "function",
+    "type",
+    "id",
+    "index",
+    "description",
+    "strict",
+)
+"""What a call may hold that is not its arguments under another name."""
 _TAGGED = re.compile(r"<(tool_calls?|function_calls?)>(.*?)</\1>", re.DOTALL)
 
 
@@ -89,7 +100,9 @@ def _call(where: str, item: Any) -> dict[str, Any]:
     item = {key: value for key, value in item.items() if value is not None}
     function = parsed(item.get("function"))
     if isinstance(function, dict):
-        outer = {key: value for key, value in item.items() if key != "function"}
+        outer = {key: value for key, value in item.items() if key not in ("function", *_ARGUMENTS)}
+        beside = {key: item[key] for key in _ARGUMENTS if key in item}
+        function = {**beside, **_filled(function)}
     else:  # the function's own keys, beside `type` and `id` if there are any
         function = {**item, **({} if function is None else {"name": function})}
         outer = {key: item[key] for key in ("type", "id") if key in item}
@@ -97,6 +110,13 @@ def _call(where: str, item: Any) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         raise _broken(where, f"a tool call without a name: {shown(item)}")
     key = next((key for key in _ARGUMENTS if function.get(key) is not None), "arguments")
+    unknown = [name for name in function if name not in _BESIDE_ARGUMENTS]
+    if unknown and key not in function:  # the call would lose what they hold
+        raise _broken(
+            where,
+            f"a tool call without arguments: {shown(item)} has {printable(unknown)}, expected "
+            f"{', '.join(_ARGUMENTS[:-1])} or {_ARGUMENTS[-1]}",
+        )
     arguments = function.get(key) or {}
     as_object = parsed(arguments)
     if isinstance(as_object, dict):

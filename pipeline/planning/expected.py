@@ -50,7 +50,7 @@ def expected_sizes(loaded: LoadedRecipe, run: Run) -> dict[Split, SplitSize]:
 
 
 def _estimated(loaded: LoadedRecipe, run: Run, sources: list[Source]) -> tuple[Estimate, str]:
-    from ...stages.corpus.estimate import BYTES_PER_TOKEN, Estimate, estimate
+    from ...stages.corpus.estimate import BYTES_PER_TOKEN, Estimate, NoEstimateError, estimate
 
     unknown = sum(source.format == "hub" for source in sources)
     without = f", without {unknown} of {len(sources)} sources that are not fetched yet"
@@ -60,7 +60,7 @@ def _estimated(loaded: LoadedRecipe, run: Run, sources: list[Source]) -> tuple[E
     if folder is not None:
         try:
             found = estimate(config, sources, folder, prompts=prompts)
-        except ColdstillError as error:
+        except NoEstimateError as error:
             why_not = str(error)
         else:
             of = "all" if found.is_whole else "a sample of"
@@ -68,7 +68,7 @@ def _estimated(loaded: LoadedRecipe, run: Run, sources: list[Source]) -> tuple[E
     assumed = f"{BYTES_PER_TOKEN} bytes a token are assumed, for the corpus is not tokenised yet"
     try:
         found = estimate(config, sources, None, prompts=prompts)
-    except ColdstillError:
+    except NoEstimateError:
         tokens = sum(source.bytes for source in sources) / BYTES_PER_TOKEN
         shares = {"train": 1 - config.holdout, "heldout": config.holdout}
         counts = {split: tokens * shares[split] for split in SPLITS}

@@ -34,7 +34,9 @@ _ESCAPED = frozenset('"\\')
 
 _TAG = r"<[^<>\n]{1,80}>|\[[^\[\]\n]{1,40}\]|(?<![\w/<])/\w+"
 _THOUGHT = re.compile(
-    r"<(think|thinking|thought|reasoning)>.*?</\1>|\[THINK\].*?\[/THINK\]|\A.*?</think>", re.DOTALL
+    r"<(think|thinking|thought|reasoning)>.*?</\1>|\[THINK\].*?\[/THINK\]"
+    r"|\A(?:(?!<think>).)*?</think>",  # the generation prompt may have opened it
+    re.DOTALL,
 )
 
 LEVELS = 3

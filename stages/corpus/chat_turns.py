@@ -153,6 +153,7 @@ class _Surroundings:
             ends.append(asked.removesuffix(self._prompt))
         ends = sorted((e for e in ends if e and self._after.startswith(e)), key=len)
         closing = next((e.rstrip() for e in ends if e.strip()), ends[0] if ends else "")
+        closing = closing if closing.strip() else self._before_header() or closing
         eos = self._template.eos
         rest = self._after[len(closing) :]
         is_ended = self._template.ends_turn(closing)
@@ -160,6 +161,16 @@ class _Surroundings:
             # some templates end every turn but the last one
             closing, is_ended = closing + rest[: rest.index(eos) + len(eos)], True
         return len(closing), is_ended
+
+    def _before_header(self) -> str:
+        """The one tag between a turn and the next header, if there is one: some templates end a
+        turn that others follow in another way than the last one."""
+        header = _WHOLE.match(self._prompt.lstrip())
+        if header is None or header[0] not in self._after:
+            return ""
+        end = self._after.partition(header[0])[0].rstrip()
+        is_tag = _WHOLE.fullmatch(end.lstrip()) and self._template.ends_turn(end)
+        return end if is_tag else ""
 
     def _message(self, role: str, content: str) -> dict[str, Any]:
         """A message in the form of the chat's own."""

@@ -42,6 +42,10 @@ _SMALLEST = 1 << 13
 """Bytes of a source that are always looked at."""
 
 
+class NoEstimateError(ColdstillError):
+    """Nothing of the corpus can be looked at yet; it may be prepared all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """What a sample lets expect of a prepared corpus."""
@@ -65,7 +69,9 @@ def estimate(
     prompts  what is counted are prompts that the teacher answers
 
     Raises
-        ColdstillError: the tokenizer cannot be loaded, or no source can be looked at
+        NoEstimateError: the tokenizer cannot be loaded quickly, or no source can be looked at
+        ColdstillError: the corpus cannot be prepared: a source is damaged, say, or there are chats
+            and no chat template
     """
     kind = PromptTokenizer if prompts else DocumentTokenizer
     tokenize = _rule if folder is None else kind(_tokenizer(folder), config)
@@ -83,7 +89,7 @@ def estimate(
             fault = fault or found.fault
             size.add(tokenize, found)
     if not size.documents:
-        raise ColdstillError(fault or "no document of the corpus can be looked at")
+        raise NoEstimateError(fault or "no document of the corpus can be looked at")
     all_bytes = sum(source.bytes for source in sources)
     return size.finish(1.0 if is_whole else all_bytes / max(1, read), is_whole=is_whole)
 
@@ -166,5 +172,8 @@ def _tokenizer(folder: Path) -> Any:
 
     from ..libraries import asking
 
-    with asking("transformers", "load the tokenizer quickly", where=str(folder)):
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        with asking("transformers", "load the tokenizer quickly", where=str(folder)):
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+    except ColdstillError as error:
+        raise NoEstimateError(str(error)) from error

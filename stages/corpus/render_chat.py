@@ -184,8 +184,8 @@ class ChatRenderer:
 
 def _is_masked(message: Mapping[str, Any]) -> bool:
     """Whether a row says of an answer that it is not to be learned: `weight: 0`, as OpenAI's
-    fine-tuning files have it, or `train: false`."""
-    return message.get("weight") == 0 or message.get("train") is False
+    fine-tuning files have it, or `train: false`, `loss: false`."""
+    return any(message.get(key) in (0, False) for key in ("weight", "train", "loss"))
 
 
 def _unlocated(chat: Chat) -> str:

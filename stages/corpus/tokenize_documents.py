@@ -177,6 +177,7 @@ class DocumentTokenizer:
 
     def _chat(self, document: Document, chat: RenderedChat) -> Rendered:
         self.counts.update(chat.counts)
+        self.counts["templated_pairs"] += not document.messages
         return Rendered(document, chat.text, chat.learned, closed=True)
 
 

@@ -43,6 +43,43 @@ def test_a_data_set_of_texts_keeps_its_texts(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("mark", "content"),
+    [
+        ("README.md", b"\xef\xbb\xbf---\r\ntags:\r\n- code\r\n---\r\n# A data set\r\n"),
+        (".gitattributes", b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"),
+        (".cache/huggingface/download/a.lock", b""),
+    ],
+)
+def test_a_data_set_of_texts_is_known_by_what_a_hub_leaves_in_it(
+    tmp_path: Path, mark: str, content: bytes
+) -> None:
+    touch(tmp_path, "set/a.txt", "set/README.md")
+    (tmp_path / "set/README.md").write_text("# Only words")
+    assert listed(tmp_path, "set")[1] == []
+    touch(tmp_path, f"set/{mark}")
+    (tmp_path / "set" / mark).write_bytes(content)
+    assert listed(tmp_path, "set") == (["set/a.txt"], ["set/README.md"])
+
+
+def test_a_file_that_another_entry_names_is_not_said_to_be_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "set/a.jsonl", "set/README.md")
+    names = ["set/a.jsonl", "set/README.md"]
+    assert listed(tmp_path, "set", "set/README.md") == (names, [])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.jsonl.zst"])
+def test_what_git_lfs_has_not_fetched_is_refused(tmp_path: Path, name: str) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / name).write_text(pointer)
+    for entry in (name, "*"):
+        with pytest.raises(ColdstillError) as caught:
+            listed(tmp_path, entry)
+        assert str(caught.value) == (
+            f"{name}: is a pointer of Git LFS, not the file itself; fetch that with git lfs pull"
+        )
+
+
 def test_a_text_about_records_is_no_document(tmp_path: Path) -> None:
     touch(tmp_path, "d/a.jsonl", "d/notes.txt", "d/license.md")
     (tmp_path / "d/README.md").write_text("Nothing special.")

@@ -146,6 +146,8 @@ def test_a_turn_that_calls_no_tool_is_a_bad_row(value: str, told: str) -> None:
         {"id": "1", "type": None, "function": {"name": "f", "arguments": '{"x": 1}'}},
         {"id": "1", "name": "f", "arguments": {"x": 1.0, "y": None}},
         {"id": "1", "function": "f", "arguments": {"x": 1}},
+        {"id": "1", "type": "function", "name": "f", "input": {"x": 1}},
+        {"id": "1", "function": {"name": "f", "arguments": None}, "arguments": {"x": 1}},
         '{"id": "1", "function": {"name": "f", "arguments": "{\\"x\\": 1}"}}',
     ],
 )
@@ -153,6 +155,16 @@ def test_tool_calls_have_one_form(item: Any) -> None:
     for calls in ([item], json.dumps([item]), [item, None]):
         message = {"role": "assistant", "content": None, "tool_calls": calls}
         assert read(message)[0]["tool_calls"] == [call("f", {"x": 1}, id="1")]
+
+
+def test_a_call_with_arguments_under_an_unknown_name_is_a_bad_row() -> None:
+    for item in ({"name": "f", "kwargs": {"x": 1}}, {"function": {"name": "f", "kwargs": {}}}):
+        bad = refusal({"role": "assistant", "content": None, "tool_calls": [item]})
+        assert bad.kind == "broken_tool_calls"
+        assert "has kwargs, expected arguments, parameters, args or input; repair" in str(bad)
+    unfilled: Message = {"function": {"name": "f", "arguments": {}, "parsed_arguments": None}}
+    message = {"role": "assistant", "content": None, "tool_calls": [unfilled]}
+    assert read(message)[0]["tool_calls"] == [call("f")]
 
 
 def test_arguments_that_are_no_object_are_left_as_they_are() -> None:
@@ -189,3 +201,5 @@ def test_a_content_in_parts_stays_in_parts_of_text() -> None:
     ]  # fmt: skip
     bad = refusal({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})
     assert "column 'content' has a part of type 'image_url', only text is read" in str(bad)
+    bad = refusal({"role": "user", "content": [{"type": "text", "text": 3}]})
+    assert "column 'content' has a part of text that holds int 3, only text is read" in str(bad)

@@ -338,6 +338,7 @@ def test_of_a_table_of_prompts_what_follows_is_read_where_it_is_there() -> None:
         {"chosen": json.dumps([USER, ASSISTANT])},
         {"conversations": [USER], "chosen": {"from": "gpt", "value": "hello"}},
         {"messages": [USER], "chosen": "hello"},
+        {"prompt": "hi", "chosen": ASSISTANT},
         {"messages": [USER, ASSISTANT], "chosen": [USER, ASSISTANT]},
     ],
 )
@@ -353,6 +354,14 @@ def test_of_a_preference_the_better_answer_is_learned(record: dict[str, Any]) ->
 def test_of_a_preference_between_texts_the_better_one_is_learned(asks: str) -> None:
     document = read({asks: "p", "chosen": "c", "rejected": "r"})
     assert (document.prompt, document.text) == ("p", "c")
+
+
+@pytest.mark.parametrize("answer", ["[1, 2]", "[]", '{"a": 1}', '[{"a": 1}]'])
+def test_an_answer_that_is_json_by_itself_is_a_text(answer: str) -> None:
+    document = read({"prompt": "[0]", "chosen": answer, "rejected": "r"})
+    assert (document.prompt, document.text) == ("[0]", answer)
+    chat = read({"prompt": [USER], "chosen": answer, "rejected": "r"})
+    assert chat.messages == (USER, {"role": "assistant", "content": answer})
 
 
 def test_a_preference_whose_prompt_is_not_known_is_refused_with_the_columns_to_map() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from desk import Desk
 
 pytest_plugins = ("desk",)
+ANSWER = {"role": "assistant", "content": "!"}
 
 
 def facts(desk: Desk, *arguments: str) -> Any:
@@ -79,6 +80,19 @@ def test_a_plan_says_what_it_assumes_without_a_tokenizer(desk: Desk, texts: Path
         "the tokenizer of ORG/NAME is not on this machine"
     )
     assert "tokenizer is not trained yet" in desk.done("plan", "demo").stdout
+
+
+def test_a_plan_refuses_a_corpus_that_cannot_be_prepared(finished: Desk) -> None:
+    shutil.rmtree(finished.run / "corpus")
+    finished.write("damaged.jsonl.zst", b"no such thing" * 99)
+    chats = json.dumps({"messages": [{"role": "user", "content": "?"}, ANSWER]}) + "\n"
+    finished.write("chats.jsonl", chats * 9)
+    for name, told in (
+        ("damaged.jsonl.zst", "cannot be read: it is not compressed with zstd but of another kind"),
+        ("chats.jsonl", "a chat, but the tokenizer has no chat template"),
+    ):
+        line = finished.refused("plan", "r.toml", "--set", f'corpus.files=["{name}"]')
+        assert line.startswith(f"error: {name}: {told}")
 
 
 def test_a_plan_afterwards_counts_and_says_what_is_done(finished: Desk) -> None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from chats import TEMPLATE
 from coldstill.data.corpus import list_sources
-from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.corpus.estimate import Estimate, estimate
+from coldstill.stages.corpus.estimate import Estimate, NoEstimateError, estimate
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.prepare_corpus import prepare_corpus
 from conftest import sentences
@@ -110,8 +109,8 @@ def test_rows_that_are_bad_are_left_to_the_preparation(tmp_path: Path, chatting:
 
 def test_what_cannot_be_looked_at_is_told(tmp_path: Path, chatting: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": 3}\n')
-    with pytest.raises(ColdstillError, match=r"^a\.jsonl: column 'text' holds int 3"):
+    with pytest.raises(NoEstimateError, match=r"^a\.jsonl: column 'text' holds int 3"):
         foretold(tmp_path, chatting)
     (tmp_path / "a.jsonl").write_text('{"text": "3"}\n')
-    with pytest.raises(ColdstillError, match="transformers cannot load the tokenizer quickly"):
+    with pytest.raises(NoEstimateError, match="transformers cannot load the tokenizer quickly"):
         foretold(tmp_path, tmp_path)

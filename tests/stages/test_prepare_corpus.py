@@ -376,7 +376,27 @@ def test_chats_that_are_not_as_their_rows_are_said_once_with_their_number(
     assert summary(record).endswith(told)
     assert record.skipped == 1
     record = prepared(tmp_path, tokenizer, sequence_length=99, bad_rows="skip", as_chat=True)
-    assert "corpus.as_chat" not in summary(record)
+    assert summary(record).endswith("; 3 prompts written with the tokenizer's chat template")
+
+
+def test_as_chat_without_any_prompt_is_said_to_change_nothing(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    tokenizer = load_tokenizer(str(tokenizer_folder), "test")
+    tokenizer.chat_template = chat_templates.PLAIN
+    for rows, changes in ((pairs(9), True), ([{"text": f"alone {i}"} for i in range(30)], False)):
+        write_rows(tmp_path, rows)
+        notes: list[str] = []
+        prepare_corpus(
+            tmp_path / "corpus",
+            configured(as_chat=True, sequence_length=99),
+            tmp_path,
+            tokenizer,
+            together=True,
+            report=lambda report: notes.append(report.note),  # noqa: B023
+        )
+        told = "corpus.as_chat = true changes nothing: no row is a prompt of its own"
+        assert (told in notes) is not changes
 
 
 def test_records_without_newer_keys_mean_their_defaults(tmp_path: Path, tokenizer: Any) -> None:

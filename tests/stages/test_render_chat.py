@@ -152,6 +152,10 @@ def refused(own: Any, template: str, messages: Sequence[dict[str, Any]], **more:
             ["Hello.<|end|>", "Sure.<|end|>", "Yes.<|return|>"],
             id="another end of the last",
         ),
+        pytest.param(
+            t.OTHER_END_ALWAYS, t.TWO, ["Hello.<|end|>", "Sure.<|return|>"],
+            id="another end of whatever is last",
+        ),
         pytest.param(t.NEVER_ASKS, t.TWO, ["Hello.<|end|>", "Sure.<|end|>"], id="never asks"),
         pytest.param(t.SPEAKERS, t.FIRST, [f" Hello!{EOS}", f" Hi.{EOS}"], id="no tags at all"),
         pytest.param(t.SYSTEM_IN_LAST, t.TWO, [f" Hello.{EOS}", f" Sure.{EOS}"], id="no prompt"),
@@ -169,7 +173,7 @@ def test_a_turn_is_learned_from_behind_its_header_to_its_end(
     assert learned(own, template, messages) == expected
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": False}])
 def test_an_answer_that_its_row_marks_is_not_learned_and_counted(
     own: Any, mark: dict[str, Any]
 ) -> None:
@@ -180,7 +184,7 @@ def test_an_answer_that_its_row_marks_is_not_learned_and_counted(
     assert found.text == whole.text
     assert found.learned == whole.learned[1:]
     assert found.counts == {"masked_turns": 1}
-    kept = [first, {**others[0], "weight": 1, "train": True}, *others[1:]]
+    kept = [first, {**others[0], "weight": 1, "train": True, "loss": True}, *others[1:]]
     assert rendered(own, t.PLAIN, kept).learned == whole.learned
 
 
@@ -289,6 +293,13 @@ def test_what_is_left_out_or_replaced_is_counted(
     template: str, messages: Sequence[dict[str, Any]], counts: dict[str, int], own: Any
 ) -> None:
     assert rendered(own, template, messages).counts == counts
+
+
+def test_what_stands_before_a_thought_is_no_thought(own: Any) -> None:
+    before = [said("user", "Hi"), said("assistant", "First <think>greet</think>Hello.")]
+    assert "unrendered_messages: " in refused(own, t.THINKS, before)
+    opened = [*t.ONE[:1], said("assistant", "greet</think>Hello."), *t.ONE]
+    assert rendered(own, t.THINKS, opened).counts == {"dropped_thoughts": 1}
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_prompts_and_completions_become_a_chat_where_asked(own: Any) -> None:
     assert whole(own, one) == f"<user>every student{END}<assistant>listens{END}"
     assert learned(own, one) == f"listens{END}"
     assert whole(own, text) == f"listens{END}"  # a text is no answer
-    assert +chats.counts == {}
+    assert +chats.counts == {"templated_pairs": 1}
     own.chat_template = None
     assert +DocumentTokenizer(own, configured()).counts == {}
     with pytest.raises(ColdstillError, match=r"^corpus\.as_chat: the tokenizer has no chat templ"):
