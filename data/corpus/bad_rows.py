@@ -10,6 +10,7 @@ REASONS = {
     "broken_text": "rows with half a surrogate pair",
     "unknown_roles": "chats with an unknown role",
     "broken_tool_calls": "rows with a tool call or tool that cannot be read",
+    "unwanted_answers": "rows whose label says that the completion is not wanted",
     "unanswered_chats": "chats in which the assistant says nothing",
 }
 """What is wrong with a record by itself, as a count names it in a sentence."""

@@ -120,6 +120,8 @@ class PromptColumns(Columns):
 
 CHOSEN = "chosen"
 """The column of the better one of two answers; the other one is not used."""
+LABEL = "label"
+"""The column that says of one answer alone whether it is wanted: true or false."""
 BESIDE = ("system", "tools", "documents")
 """What a row may hold beside its messages, by the fields of `Columns`."""
 _OTHER_NAMES = {"system": ("system_prompt",), "tools": ("functions",)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError
 from .bad_rows import BadRowError
-from .columns import BESIDE, CHOSEN, PromptColumns, known_records
+from .columns import BESIDE, CHOSEN, LABEL, PromptColumns, known_records
 from .document import Document
 from .messages import read_chat, read_string
 from .tool_calls import read_texts, read_tools
@@ -47,7 +47,7 @@ def used_columns(where: str, names: Collection[str], columns: Columns) -> list[s
     """
     chosen = _choose(where, names, columns)
     if columns.are_recognised:
-        used = {"input", CHOSEN}.union(*(known.needed for known in known_records(columns)))
+        used = {"input", CHOSEN, LABEL}.union(*(known.needed for known in known_records(columns)))
     else:
         used = {*chosen.needed, *chosen.optional}
     used.update(name for kind in BESIDE for name in columns.beside(kind))
@@ -107,6 +107,7 @@ class _Row:
 
     def document(self) -> Document:
         """The document, whichever kind the record is of."""
+        self._expect_wanted()
         names = [n for n in self.chosen.optional if self.record.get(n) is not None]
         names = [*self.chosen.needed, *names]
         self.used.update(names)
@@ -120,6 +121,24 @@ class _Row:
         ):
             return self._of_messages(self._joined(names))
         return self._pair(names)
+
+    def _expect_wanted(self) -> None:
+        """Refuse a completion that its row calls a bad one: unpaired preferences (KTO) have a
+        `label` of true or false beside prompt and completion."""
+        is_pair = self.chosen.prompt is not None and self.chosen.completion is not None
+        only_asked = isinstance(self.columns, PromptColumns)
+        if only_asked or not (self.columns.are_recognised and is_pair):
+            return
+        label = self.record.get(LABEL)
+        if label is False:
+            raise BadRowError(
+                "unwanted_answers",
+                self.where,
+                f"column {LABEL!r} is false, so its completion is one that is not wanted; leave "
+                "the row out, map prompt and completion in [corpus.columns] to learn all of them",
+            )
+        if label is True:
+            self.used.add(LABEL)
 
     def _pair(self, names: list[str]) -> Document:
         prompt, text = (*(self._string(name) for name in names), "")[:2]

@@ -364,6 +364,22 @@ def test_an_answer_that_is_json_by_itself_is_a_text(answer: str) -> None:
     assert chat.messages == (USER, {"role": "assistant", "content": answer})
 
 
+def test_an_answer_whose_label_is_false_is_refused() -> None:
+    pair = {"prompt": "Hi", "completion": "Go away."}
+    assert refusal({**pair, "label": False}).startswith(
+        "a.jsonl:7: column 'label' is false, so its completion is one that is not wanted"
+    )
+    reading = Reading()
+    wanted = to_document("c.jsonl:1", {**pair, "label": True}, Columns(), reading)
+    assert (wanted.prompt, wanted.text, reading.note()) == ("Hi", "Go away.", None)
+    to_document("c.jsonl:1", {**pair, "label": 0}, Columns(), reading)
+    assert reading.note() == "columns not used: label (in 1 of 2 rows)"
+    mapped = Columns(prompt="prompt", completion="completion")
+    assert to_document("c.jsonl:1", {**pair, "label": False}, mapped).text == "Go away."
+    asked = to_document("c.jsonl:1", {**pair, "label": False}, Columns().for_prompts())
+    assert asked.prompt == "Hi"
+
+
 def test_a_preference_whose_prompt_is_not_known_is_refused_with_the_columns_to_map() -> None:
     told = refusal({"chosen": "Human: a Assistant: b", "rejected": "c"})
     assert 'columns] prompt = "...", completion = "chosen", or learn all of the text: ' in told
