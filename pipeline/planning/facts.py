@@ -9,6 +9,7 @@ from ...data.corpus import list_sources
 from ...data.schema import Capture
 from ..trainable import expect_trainable
 from .measured import capture_hours, capture_speeds, read_pilot, training_hours
+from .loadable import expect_loadable_models
 from .memory import memory, student_family, student_sizes, teacher_sizes
 from .room import free_bytes
 from .rowless import left_out_tokens
@@ -40,13 +41,16 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
 
     Raises
         ColdstillError: sources that are not there, a damaged record of what was done, tokens that
-            the teacher has no row for, settings of a training that the trainer does not take
+            a model has no row for, settings of a training that the trainer does not take, models that
+            cannot be loaded
     """
     recipe = loaded.recipe
     expect_trainable(recipe, recipe.students, teacher=True)
     left_out = left_out_tokens(loaded, run)
     corpus = corpus_sizes(loaded, run)
     stores = store_sizes(loaded, run, corpus)
+    captured = all(store.shards_done == store.shards for store in stores.values())
+    expect_loadable_models(loaded, run, captured=captured)
     teacher = teacher_sizes(loaded, run)
     sizes = student_sizes(loaded, run, teacher)
     sources = list_sources(recipe.corpus.files, loaded.base)
