@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ...data.corpus import list_sources
 from ...data.schema import Capture
 from ..trainable import expect_trainable
+from .loadable import expect_loadable_models, expect_packable_students
 from .measured import capture_hours, capture_speeds, read_pilot, training_hours
-from .loadable import expect_loadable_models
 from .memory import memory, student_family, student_sizes, teacher_sizes
 from .room import free_bytes
 from .rowless import left_out_tokens
@@ -41,11 +41,12 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
 
     Raises
         ColdstillError: sources that are not there, a damaged record of what was done, tokens that
-            a model has no row for, settings of a training that the trainer does not take, models that
-            cannot be loaded
+            a model has no row for, settings of a training that the trainer does not take, models
+            that cannot be loaded, students that cannot learn from the store
     """
     recipe = loaded.recipe
     expect_trainable(recipe, recipe.students, teacher=True)
+    expect_packable_students(loaded, run)
     left_out = left_out_tokens(loaded, run)
     corpus = corpus_sizes(loaded, run)
     stores = store_sizes(loaded, run, corpus)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import read_json
+from ...data.prepared import CorpusLayout
+from ...stages.models.packing_families import UNPACKED
 from ...stages.models.size_names import size_in
 from ...stages.models.weight_files import INDEX_END, ORDER, shards, weight_files_in
 from ...stages.report import silent
@@ -48,6 +50,42 @@ def expect_loadable_models(loaded: LoadedRecipe, run: Run, *, captured: bool) ->
         folder = folder_of(loaded, run, model, revision)
         if folder is not None and _is_unusual(folder, own_code=own_code):
             expect_usable(Work(loaded, run, silent).local(model), where, revision, own_code)
+
+
+def expect_packable_students(loaded: LoadedRecipe, run: Run) -> None:
+    """Refuse students whose family cannot learn from the packed store that the teacher will make.
+
+    Raises
+        ColdstillError: the first such student, and what to set
+    """
+    from .memory import student_family
+
+    recipe = loaded.recipe
+    record = CorpusLayout(run.corpus).read_record()
+    if not recipe.corpus.pack or recipe.teacher.generate or (record and not record.together):
+        return
+    for name, student in recipe.students.items():
+        family = student_family(loaded, run, student)
+        own = student.architecture is not None or student.model is not None
+        if own and family in UNPACKED and not run.student(name).model.exists():
+            if _teacher_family(loaded, run) in UNPACKED:
+                return  # its store will not be packed
+            raise ColdstillError(
+                f"students.{name}: a {family!r} model cannot keep packed documents apart, so it "
+                "cannot learn from a packed store; set corpus.pack = false before the teacher is "
+                "captured, or choose another family"
+            )
+
+
+def _teacher_family(loaded: LoadedRecipe, run: Run) -> str | None:
+    from ...stages.planning.model_sizes import family_of_model
+
+    teacher = loaded.recipe.teacher
+    if teacher.architecture is not None:
+        return teacher.architecture.family
+    assert teacher.model is not None
+    folder = folder_of(loaded, run, teacher.model, teacher.revision)
+    return None if folder is None else family_of_model(str(folder))
 
 
 def own_models(loaded: LoadedRecipe, run: Run) -> Iterator[tuple[str, str, str, bool]]:

@@ -16,7 +16,6 @@ from ...data.prepared import CorpusLayout
 from .loadable import folder_of, own_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from ..recipe import LoadedRecipe

@@ -42,7 +42,7 @@ def test_a_plan_before_anything_is_done_touches_nothing_and_estimates(
     assert plan["students"] == {
         name: {
             "steps": 3, "tokens": 768, "parameters": embeddings + layer + 32, "done": False,
-            "note": None,
+            "note": None, "not_exported_to": [],
         }
         for name in ("small", "baseline")
     }  # fmt: skip

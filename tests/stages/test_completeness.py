@@ -79,7 +79,10 @@ WRONG: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "a classifier": (
         renamed(lambda key: "score.weight" if "lm_head" in key else key),
         {},
-        ["1 tensor missing (lm_head.weight), 1 tensor unexpected (score.weight)", "of a model for another task"],
+        [
+            "1 tensor missing (lm_head.weight), 1 tensor unexpected (score.weight)",
+            "of a model for another task",
+        ],
     ),
     "more layers": (
         dict,
@@ -89,7 +92,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "another vocabulary": (
         dict,
         {"vocab_size": VOCABULARY + 7},
-        ["2 tensors of another shape (lm_head.weight [320, 32] in the file, [327, 32] by config.json"],
+        ["2 tensors of another shape (lm_head.weight [320, 32] in the file, [327, 32] by config"],
     ),
     "something more": (
         with_one_more("v_head.summary.weight", 1, 32),
