@@ -32,7 +32,7 @@ BLOCK_SEQUENCES = 64
 
 SKIPPED_ROWS = (
     "unrenderable_chats", "unrendered_messages", "unlocated_turns", "too_long_prompts",
-    "empty_prompts", *REASONS,
+    "empty_prompts", "rowless_tokens", *REASONS,
 )  # fmt: skip
 """What `corpus.bad_rows = "skip"` leaves out, by its name in a record's counts."""
 

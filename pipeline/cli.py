@@ -368,10 +368,13 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
     from . import capture, evaluation, ground, students
     from .comparison.command import compare_runs
     from .comparison.table import tables
+    from .planning.loadable import expect_packable_students, expect_usable_students
     from .trainable import expect_trainable
 
     work = _work(recipe, settings, runs, progress)
     expect_trainable(work.recipe, work.recipe.students, teacher=True)  # before any step
+    expect_packable_students(work.loaded, work.run)
+    expect_usable_students(work)
     ground.train_teacher(work)
     capture.teacher_logits(work)
     students.train_students(work, ())

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _LONGEST = 200
 """Characters of a library's answer that are shown: enough to search for it."""
+_MORE = " ..."
+"""At the end of one that is longer."""
 
 
 @contextlib.contextmanager
@@ -46,6 +48,14 @@ def asking(library: str, action: str, *, where: str, remedy: str = "") -> Iterat
         ) from error
 
 
+def _cut(line: str) -> str:
+    """The first words of what is too long, and that there is more."""
+    if len(line) <= _LONGEST:
+        return line
+    begin = line[: _LONGEST - len(_MORE)]
+    return begin[: begin.rfind(" ")].rstrip(" ,;.") + _MORE if " " in begin else begin + _MORE
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, in at most one line of 200 characters; its class if it says nothing.
 
@@ -56,5 +66,5 @@ def first_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    line = line[:_LONGEST].rstrip(" .;")
+    line = _cut(line.rstrip(" .;"))
     return f"{type(error).__name__}: {line}" if isinstance(error, KeyError) else line

@@ -53,6 +53,7 @@ _SAID = {
     "unrendered_messages": "chats with messages that the template does not write skipped",
     "unlocated_turns": "chats whose answers cannot be located skipped",
     "too_long_prompts": "prompts that leave no room for an answer skipped",
+    "rowless_tokens": "rows with a token that the model has no row for skipped",
     "empty_prompts": "prompts without any token skipped",
     **{kind: f"{rows} skipped" for kind, rows in REASONS.items()},
     "dropped_thoughts": "messages without their thoughts, which the chat template leaves out",

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coldstill.data.schema import Targets
+    from coldstill.stages.models.isolation import Isolation
 
 FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 STEPS = ("plan", "build", "capture", "student", "lora", "layers", "prune", *FORMATS)
@@ -81,6 +82,12 @@ class Walk:
 
     family: str
     steps: dict[str, str] = field(default_factory=dict)
+    isolations: list[Isolation] = field(default_factory=list)
+
+    @property
+    def packs(self) -> bool:
+        """Whether its documents may share a sequence."""
+        return all(map(packs, self.isolations))
 
     def tried(self, step: str, action: Callable[[], Any]) -> Any:
         """The result of a step; None if it is refused. Anything but one line is a fault."""
@@ -115,7 +122,7 @@ def _walk(family: str, tokenizer: Any, folder: Path, formats: tuple[str, ...]) -
     _make_sure(model)
     parameters = sizes_of_table(table, vocabulary, LENGTH).parameters
     assert parameters == model.num_parameters()
-    teacher = walked.tried("capture", lambda: _captured(model, vocabulary))
+    teacher = walked.tried("capture", lambda: _captured(model, vocabulary, walked))
     if teacher is None:
         return walked
     walked.tried("student", lambda: _learns(model, vocabulary))
@@ -174,9 +181,10 @@ def _alone(model: Any, vocabulary: int) -> torch.Tensor:
     return torch.cat(found).float().log_softmax(1)
 
 
-def _captured(model: Any, vocabulary: int) -> Targets:
+def _captured(model: Any, vocabulary: int, walked: Walk) -> Targets:
     """The record of both documents, which is what the model says of each."""
     isolation = choose_isolation(model, vocabulary, LENGTH)
+    walked.isolations.append(isolation)
     head = connect_head(model, vocabulary)
     sequences = _sequences(vocabulary, packed=packs(isolation))
     found = capture_batch(Teacher(head=head, isolation=isolation), sequences, _CAPTURE)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.corpus import list_sources
 from ...data.schema import Capture
 from ..trainable import expect_trainable
+from .loadable import expect_loadable_models, expect_packable_students
 from .measured import capture_hours, capture_speeds, training_hours
 from .memory import memory, student_family, student_sizes, teacher_sizes
 from .pilot_record import read_pilot
@@ -41,13 +42,17 @@ def plan(loaded: LoadedRecipe, run: Run) -> dict[str, Any]:
 
     Raises
         ColdstillError: sources that are not there, a damaged record of what was done, tokens that
-            the teacher has no row for, settings of a training that the trainer does not take
+            a model has no row for, settings of a training that the trainer does not take, models
+            that cannot be loaded, students that cannot learn from the store
     """
     recipe = loaded.recipe
     expect_trainable(recipe, recipe.students, teacher=True)
+    expect_packable_students(loaded, run)
     left_out = left_out_tokens(loaded, run)
     corpus = corpus_sizes(loaded, run)
     stores = store_sizes(loaded, run, corpus)
+    captured = all(store.shards_done == store.shards for store in stores.values())
+    expect_loadable_models(loaded, run, captured=captured)
     teacher = teacher_sizes(loaded, run)
     sizes = student_sizes(loaded, run, teacher)
     sources = list_sources(recipe.corpus.files, loaded.base)

@@ -10,14 +10,12 @@ import json
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ...data.corpus import list_sources, read_documents
+from ...data.corpus import BadRowError, list_sources, read_documents
 from ...data.errors import ColdstillError
 from ...data.prepared import CorpusLayout
-from ...stages.report import silent
-from ..work import Work
+from .loadable import folder_of, own_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from ..recipe import LoadedRecipe
@@ -32,20 +30,37 @@ def left_out_tokens(loaded: LoadedRecipe, run: Run) -> list[str]:
     """Tokens that stage one will leave out of the vocabulary.
 
     Raises
-        ColdstillError: a token that it will refuse: one that is needed, or that a text contains
+        ColdstillError: a token that is refused: one that the teacher or a student needs, or that a
+            text contains
     """
-    from ...stages.planning.model_sizes import model_folder
+    from ...stages.models.vocabulary import rowless_in
 
-    table, where = loaded.recipe.teacher, "teacher.model"
+    for where, model, revision, _ in own_models(loaded, run):
+        _left_out_of(folder_of(loaded, run, model, revision), where)
+    table = loaded.recipe.teacher
     if table.model is None:
         return []
-    try:
-        folder = model_folder(Work(loaded, run, silent).local(table.model), table.revision)
-    except ColdstillError:
-        return []  # a folder that is not there: told by stage one
+    rowless = _left_out_of(folder_of(loaded, run, table.model, table.revision), "teacher.model")
+    if rowless:
+        separator = loaded.recipe.corpus.separator or ""
+        for token in rowless:
+            if token in separator:
+                raise ColdstillError(f"corpus.separator: {rowless_in(token)}")
+    skipped = loaded.recipe.corpus.bad_rows == "skip"
+    if rowless and not skipped and CorpusLayout(run.corpus).read_record() is None:
+        _expect_in_no_text(loaded, rowless)
+    return sorted(rowless)
+
+
+def _left_out_of(folder: Path | None, where: str) -> dict[str, int]:
+    """Tokens of a model's tokenizer that it has no row for and can do without.
+
+    Raises
+        ColdstillError: one that it cannot do without
+    """
     found = None if folder is None else _tokens(folder)
     if found is None:
-        return []
+        return {}
     rows, base, added, roles = found
     for token, index in sorted(base.items(), key=lambda pair: pair[1]):
         if index >= rows:
@@ -55,11 +70,7 @@ def left_out_tokens(loaded: LoadedRecipe, run: Run) -> list[str]:
         if (role := roles.get(token)) is not None:
             use = "sequences are padded with it" if role == "pad_token" else "texts need it"
             raise _refused(where, token, index, rows, f"it is its {role}: {use}")
-    if rowless:
-        _expect_without(rowless, loaded.recipe.corpus.separator or "", "corpus.separator")
-    if rowless and CorpusLayout(run.corpus).read_record() is None:
-        _expect_in_no_text(loaded, rowless)
-    return sorted(rowless)
+    return rowless
 
 
 def _refused(where: str, token: str, index: int, rows: int, use: str) -> ColdstillError:
@@ -71,6 +82,8 @@ def _refused(where: str, token: str, index: int, rows: int, use: str) -> Coldsti
 
 
 def _expect_in_no_text(loaded: LoadedRecipe, tokens: dict[str, int]) -> None:
+    from ...stages.models.vocabulary import rowless_in
+
     corpus = loaded.recipe.corpus
     columns = corpus.columns
     if loaded.recipe.teacher.generate is not None:
@@ -79,17 +92,9 @@ def _expect_in_no_text(loaded: LoadedRecipe, tokens: dict[str, int]) -> None:
     for document in islice(read_documents(sources, columns), _DOCUMENTS):
         text = document.prompt + document.text
         text += json.dumps(document.messages, ensure_ascii=False) if document.messages else ""
-        _expect_without(tokens, text, document.where)
-
-
-def _expect_without(tokens: Iterable[str], text: str, where: str) -> None:
-    for token in tokens:
-        if token in text:
-            raise ColdstillError(
-                f"{where}: contains the token {token!r}, which the tokenizer knows and the model "
-                "has no row for; take it out of the text, or resize the model's embeddings and "
-                "train the new row"
-            )
+        for token in tokens:
+            if token in text:
+                raise BadRowError("rowless_tokens", document.where, rowless_in(token))
 
 
 def _tokens(folder: Path) -> tuple[int, dict[str, int], dict[str, int], dict[str, str]] | None:

@@ -90,7 +90,10 @@ def _students(facts: Facts) -> list[str]:
             lines.append(f"note         {student['note']}")
         if student["not_exported_to"]:
             formats = ", ".join(student["not_exported_to"])
-            lines.append(f"note         students.{name}: cannot be exported to {formats}")
+            lines.append(
+                f"note         students.{name}: a student of this family cannot be exported to "
+                f"{formats}"
+            )
     return lines
 
 

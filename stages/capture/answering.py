@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Answering = Literal["padded", "equal", "alone"]
 """All prompts together, those of equal length, or one by one."""
 
+_REMEDY = "take a corpus with answers in place of generate, or another teacher"
 _PROMPTS = (3, 11)
 """Tokens of the prompts that are always tried;"""
 _AROUND = (-2, 3)
@@ -67,7 +68,7 @@ def choose_answering(
     Raises
         ColdstillError: the model cannot generate
     """
-    with asking("transformers", "generate answers", where=where):
+    with asking("transformers", "generate answers", where=where, remedy=_REMEDY):
         trial = _Trial(head, sequence_length)
     found: Answering = "alone"
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from ...data.corpus import BadRowError, refuse
 from ...data.errors import ColdstillError
 from ...data.packing import TokenizedDocument
-from ..models.vocabulary import expect_without_left_out
+from ..models.vocabulary import left_out_in
 from .render_chat import ChatRenderer, RenderedChat
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class DocumentTokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        expect_without_left_out(tokenizer, config.separator or "", "corpus.separator")
+        if reason := left_out_in(tokenizer, config.separator or ""):
+            raise ColdstillError(f"corpus.separator: {reason}")
         self._choose_separator(config.separator)
 
     def __call__(
@@ -84,7 +85,8 @@ class DocumentTokenizer:
         for document in documents:
             try:
                 text = self._render(document)
-                expect_without_left_out(self._tokenizer, text.text, document.where)
+                if reason := left_out_in(self._tokenizer, text.text):
+                    raise BadRowError("rowless_tokens", document.where, reason)
                 texts.append(text)
             except BadRowError as bad:
                 skip(bad)

@@ -99,7 +99,7 @@ def expect_whole(found: Found, model: Any, what: str, where: str) -> None:
             f"use both as they are, or remove {target} from the file"
         )
     parts = [
-        f"{len(names)} tensors {kind} ({_listed(names)})"
+        f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'} {kind} ({_listed(names)})"
         for kind, names in (
             ("missing", found.missing),
             ("unexpected", found.unexpected),
@@ -133,8 +133,9 @@ def expect_numbers(model: Any, what: str, where: str) -> None:
         # the sum of numbers is a number: one pass, and no memory of the tensor's size
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
+            values = "1 value that is" if bad == 1 else f"{bad:,} values that are"
             raise ColdstillError(
-                f"{where}: {what}: {name} holds {bad:,} values that are infinite or no numbers in "
+                f"{where}: {what}: {name} holds {values} infinite or no number in "
                 f"{str(tensor.dtype).removeprefix('torch.')}; fetch or save the model again, or "
                 "load it in another precision"
             )

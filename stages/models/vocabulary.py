@@ -42,7 +42,7 @@ def without_rowless(tokenizer: Any, rows: int | None, where: str) -> Any:
     """The tokenizer without tokens that were added to it and that the model has no row for.
 
     They are taken out of it in place, so that copies of it fit the model too. A text that contains
-    one of them must be refused (`expect_without_left_out`): it would be read as other tokens.
+    one of them must be refused (`left_out_in`): it would be read as other tokens.
 
     rows   of the model's embedding; None where its configuration does not say
     where  the recipe's key, for messages
@@ -94,19 +94,19 @@ def left_out_tokens(tokenizer: Any) -> tuple[str, ...]:
     return getattr(tokenizer, _LEFT_OUT, ())
 
 
-def expect_without_left_out(tokenizer: Any, text: str, where: str) -> None:
-    """Refuse a text with a token that was taken out: it would be read as other tokens.
+def left_out_in(tokenizer: Any, text: str) -> str | None:
+    """Why a text cannot be read: the first token in it that was taken out, since it would be read
+    as other tokens; None if there is none."""
+    found = (rowless_in(token) for token in left_out_tokens(tokenizer) if token in text)
+    return next(found, None)
 
-    Raises
-        ColdstillError: the first such token
-    """
-    for token in left_out_tokens(tokenizer):
-        if token in text:
-            raise ColdstillError(
-                f"{where}: contains the token {token!r}, which the tokenizer knows and the model "
-                "has no row for; take it out of the text, or resize the model's embeddings and "
-                "train the new row"
-            )
+
+def rowless_in(token: str) -> str:
+    """What is wrong with a text that contains a token without a row in the model."""
+    return (
+        f"contains the token {token!r}, which the tokenizer knows and the model has no row for; "
+        "take it out of the text, or resize the model's embeddings and train the new row"
+    )
 
 
 def vocabulary_size(tokenizer: Any) -> int:

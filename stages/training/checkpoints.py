@@ -107,10 +107,11 @@ def expect_own_tensors(
     places = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
     there = {place for name, place in places.items() if name not in missing}
     lost = [key for key in missing if key not in left_out and places.get(key) not in there]
-    for kind, keys in (("lacks", lost), ("has unknown", list(unexpected))):
+    for verb, kind, keys in (("lacks", "", lost), ("has", "unknown ", list(unexpected))):
         if keys:
+            tensors = f"{kind}tensor" if len(keys) == 1 else f"{kind}tensors"
             raise ColdstillError(
-                f"{stage}: its last checkpoint {kind} {len(keys)} tensors ({', '.join(keys[:3])}"
+                f"{stage}: its last checkpoint {verb} {len(keys)} {tensors} ({', '.join(keys[:3])}"
                 f"{', ...' if len(keys) > 3 else ''}); delete it, training goes on from one before "
                 "it"
             )

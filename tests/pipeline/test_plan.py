@@ -43,8 +43,7 @@ def test_a_plan_before_anything_is_done_touches_nothing_and_estimates(
     assert plan["students"] == {
         name: {
             "steps": 3, "tokens": 768, "parameters": embeddings + layer + 32, "done": False,
-            "note": None,
-            "not_exported_to": [],
+            "note": None, "not_exported_to": [],
         }
         for name in ("small", "baseline")
     }  # fmt: skip
@@ -217,3 +216,17 @@ def test_the_built_in_recipe_can_be_planned_on_any_machine(desk: Desk) -> None:
     text = desk.done("plan", "demo").stdout
     assert "teacher      trained here, not yet" in text
     assert "students" not in text
+
+
+def test_a_plan_says_what_a_student_cannot_be_exported_to(desk: Desk) -> None:
+    sizes = "layers = 1, hidden = 32, heads = 2, feed_forward = 64"
+    desk.edit(
+        "[students.baseline]",
+        f'[students.own]\narchitecture = {{ family = "falcon", {sizes} }}\n'
+        "train = { steps = 1, batch_tokens = 256 }\n[students.baseline]",
+    )
+    assert facts(desk)["students"]["own"]["not_exported_to"] == ["gguf-f16", "gguf-q8_0"]
+    note = "students.own: a student of this family cannot be exported to gguf-f16, gguf-q8_0"
+    text = desk.done("plan", "r.toml").stdout
+    assert text.count("cannot be exported") == 1
+    assert note in text

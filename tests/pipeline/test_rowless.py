@@ -102,3 +102,20 @@ def test_one_that_a_text_contains_is_refused(desk: Desk, tokenizer: Any, place: 
     for command in ("plan", "teacher-logits"):
         line = desk.refused(command, "r.toml")
         assert line.startswith(f"error: {where}: contains the token '[PAD]', which the tokenizer")
+
+
+def test_rows_that_contain_one_are_skipped_and_counted_where_the_recipe_says_so(
+    desk: Desk, tokenizer: Any
+) -> None:
+    with_tokens(desk, tokenizer, lambda more: more.add_tokens(["[PAD]"]))
+    desk.write("texts/a.txt", "some text [PAD]")
+    desk.write("texts/b.txt", "other text")
+    desk.edit("files = [", 'files = ["texts", ')
+    for command in ("plan", "teacher-logits"):
+        line = desk.refused(command, "r.toml")
+        assert line.endswith('or skip such rows with corpus.bad_rows = "skip"')
+    desk.edit("holdout", 'bad_rows = "skip"\nholdout')
+    desk.done("plan", "r.toml")
+    said = desk.done("teacher-logits", "r.toml").stderr
+    assert "; 1 rows with a token that the model has no row for skipped" in said
+    assert desk.json("corpus", "corpus.json")["counts"]["rowless_tokens"] == 1

@@ -94,6 +94,6 @@ def test_a_model_that_cannot_generate_is_refused_in_one_line(
 
     model = bordered("llama")
     monkeypatch.setattr(model, "generate", failing)
-    message = r"^teacher\.model: transformers cannot generate answers: no cache of this kind$"
+    message = r"^teacher\.model: transformers cannot generate answers: no cache of this kind; take "
     with pytest.raises(ColdstillError, match=message):
         choose_answering(connect_head(model, VOCABULARY), LENGTH, "teacher.model")

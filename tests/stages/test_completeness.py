@@ -39,8 +39,8 @@ WRONG: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
         renamed(lambda key: f"_orig_mod.{key}"),
         {},
         [
-            "21 missing (lm_head.weight, model.embed_tokens.weight, ",
-            "21 unexpected (_orig_mod.lm_head.weight, ",
+            "21 tensors missing (lm_head.weight, model.embed_tokens.weight, ",
+            "21 tensors unexpected (_orig_mod.lm_head.weight, ",
             "carry '_orig_mod.'",
             "torch.compile",
         ],
@@ -48,63 +48,66 @@ WRONG: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "data parallel": (
         renamed(lambda key: f"module.{key}"),
         {},
-        ["21 missing (lm_head.weight, ", "carry 'module.'", "DistributedDataParallel"],
+        ["21 tensors missing (lm_head.weight, ", "carry 'module.'", "DistributedDataParallel"],
     ),
     "some other prefix": (
         renamed(lambda key: f"student.model.{key}"),
         {},
-        ["21 missing", "21 unexpected", "carry 'student.'"],
+        ["21 tensors missing", "21 tensors unexpected", "carry 'student.'"],
     ),
     "wrapped inside": (
         renamed(lambda key: key.replace("layers", "_fsdp_wrapped_module.layers")),
         {},
-        ["18 missing", "carry '_fsdp_wrapped_module.'", "FSDP"],
+        ["18 tensors missing", "carry '_fsdp_wrapped_module.'", "FSDP"],
     ),
-    "a layer lost": (without(".layers.1."), {}, ["9 missing", "the file lacks layer 1;"]),
+    "a layer lost": (without(".layers.1."), {}, ["9 tensors missing", "the file lacks layer 1;"]),
     "a norm lost": (
         without("model.norm"),
         {},
-        ["1 missing (model.norm.weight)", "would be random numbers"],
+        ["1 tensor missing (model.norm.weight)", "would be random numbers"],
     ),
     "no head": (
         without("lm_head"),
         {},
-        ["1 missing (lm_head.weight)", "the head is neither in the file nor tied"],
+        ["1 tensor missing (lm_head.weight)", "the head is neither in the file nor tied"],
     ),
     "the bare model": (
         renamed(lambda key: None if "lm_head" in key else key.removeprefix("model.")),
         {},
-        ["1 missing (lm_head.weight)", "the head is neither in the file nor tied"],
+        ["1 tensor missing (lm_head.weight)", "the head is neither in the file nor tied"],
     ),
     "a classifier": (
         renamed(lambda key: "score.weight" if "lm_head" in key else key),
         {},
-        ["1 missing (lm_head.weight), 1 unexpected (score.weight)", "of a model for another task"],
+        [
+            "1 tensor missing (lm_head.weight), 1 tensor unexpected (score.weight)",
+            "of a model for another task",
+        ],
     ),
     "more layers": (
         dict,
         {"num_hidden_layers": 1},
-        ["9 unexpected", "the file has layers up to 1, config.json asks for 1"],
+        ["9 tensors unexpected", "the file has layers up to 1, config.json asks for 1"],
     ),
     "another vocabulary": (
         dict,
         {"vocab_size": VOCABULARY + 7},
-        ["2 of another shape (lm_head.weight [320, 32] in the file, [327, 32] by config.json"],
+        ["2 tensors of another shape (lm_head.weight [320, 32] in the file, [327, 32] by config"],
     ),
     "something more": (
         with_one_more("v_head.summary.weight", 1, 32),
         {},
-        ["1 unexpected (v_head.summary.weight)", "they would be left out"],
+        ["1 tensor unexpected (v_head.summary.weight)", "they would be left out"],
     ),
     "adapters": (
         with_one_more("model.layers.0.self_attn.q_proj.lora_A.default.weight", 2, 32),
         {},
-        ["1 unexpected", "adapters that were not merged"],
+        ["1 tensor unexpected", "adapters that were not merged"],
     ),
     "emptied": (
         lambda state: {key: torch.zeros(0) for key in state},
         {},
-        ["21 of another shape (lm_head.weight [0] in the file, [320, 32] by config.json"],
+        ["21 tensors of another shape (lm_head.weight [0] in the file, [320, 32] by config.json"],
     ),
 }
 
@@ -166,7 +169,7 @@ def test_weights_that_are_no_numbers_are_refused(tokenizer: Any, tmp_path: Path)
 
     name = str(save_checkpoint(tmp_path, tokenizer, spoil))
     line = refused(lambda: load_model(name, "m", precision="fp32"))
-    assert "model.norm.weight holds 1 values that are infinite or no numbers in float32" in line
+    assert "model.norm.weight holds 1 value that is infinite or no number in float32" in line
     line = refused(lambda: load_model(name, "m", precision="fp16"))  # 1e6 is infinite there
     assert "model.norm.weight holds 2 values" in line
 
@@ -177,7 +180,7 @@ def test_a_model_made_from_a_state_has_all_of_it() -> None:
     again = load_state(type(model), model.config, state, dtype=torch.float32)
     assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())
     del state["model.norm.weight"]
-    with pytest.raises(ValueError, match=r"1 missing \(model.norm.weight\)"):
+    with pytest.raises(ValueError, match=r"1 tensor missing \(model.norm.weight\)"):
         load_state(type(model), model.config, state, dtype=torch.float32)
 
 
@@ -194,9 +197,9 @@ def test_a_checkpoint_of_a_training_has_all_that_it_should() -> None:
     model = make_model("llama-tied", VOCABULARY)
     expect_own_tensors(model, ["lm_head.weight"], [], "s")  # tied to the embedding, which is there
     line = refused(lambda: expect_own_tensors(model, ["model.norm.weight"], [], "s"))
-    assert line.startswith("s: its last checkpoint lacks 1 tensors (model.norm.weight); delete it")
+    assert line.startswith("s: its last checkpoint lacks 1 tensor (model.norm.weight); delete it")
     line = refused(lambda: expect_own_tensors(model, [], ["_orig_mod.a"], "s"))
-    assert "has unknown 1 tensors (_orig_mod.a)" in line
+    assert "has 1 unknown tensor (_orig_mod.a)" in line
     model._keys_to_ignore_on_save = {"model.norm.weight"}  # frozen, so never saved
     expect_own_tensors(model, ["model.norm.weight"], [], "s")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.families import unable
+from coldstill.stages.models.packing_families import UNPACKED
 from families import FAMILIES, STEPS, WORKS, walk
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def test_a_family_works_as_its_own_model_says_or_is_refused_in_one_line(
     assert set(walked.steps) <= set(STEPS)
     for name in unable(family, tuple(FORMATS)):
         assert walked.steps.get(name) != WORKS, name  # as coldstill plan says
+    if family in UNPACKED and walked.steps.get("capture") == WORKS:
+        assert not walked.packs
     if family in USUAL:
         refused = {step: line for step, line in walked.steps.items() if line != WORKS}
         assert not refused.keys() & {"plan", "build", "capture", "student", "lora", "hf"}, refused

@@ -16,7 +16,9 @@ from coldstill.stages.libraries import asking, first_line
         (KeyError("falcon"), "KeyError: 'falcon'"),
         (ImportError("install it"), "install it"),
         (AttributeError(), "AttributeError"),
-        (TypeError("x" * 500), "x" * 200),
+        (TypeError("x" * 500), "x" * 196 + " ..."),
+        (TypeError("some words, " * 50), "some words, " * 15 + "some words ..."),
+        (TypeError("x" * 200 + "."), "x" * 200),
     ],
 )
 def test_any_exception_of_a_library_is_one_line(error: Exception, said: str) -> None:

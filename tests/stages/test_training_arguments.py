@@ -196,6 +196,8 @@ def test_an_optimiser_whose_package_is_missing_is_refused_before_training(
         {"optim_args": "no equals sign"},
         {"optim": "sgd", "optim_args": "momentum=fast"},
         {"optim": "sgd", "adam_beta1": 0.5},
+        {"optim_target_modules": ["q_proj"]},  # of this optimiser they are not read
+        {"optim": "galore_adamw", "optim_target_modules": ["q_proj"]},  # its package is missing
         {"dataloader_num_workers": -1},
         {"dataloader_prefetch_factor": 2},  # without workers
         {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "bowl"},
