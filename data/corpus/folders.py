@@ -77,13 +77,13 @@ def choose_documents(candidates: Sequence[Candidate], left_out: list[str]) -> li
 
 
 def note_left_out(names: Sequence[str]) -> str | None:
-    """One sentence about files that are no documents, or None."""
+    """One sentence about files that are not documents, or None."""
     if not names:
         return None
-    several = "file is" if len(names) == 1 else "files are"
+    several = "file is not a document" if len(names) == 1 else "files are not documents"
     some = names[:3]
     more = f" and {len(names) - len(some):,} more" if len(names) > len(some) else ""
-    return f"{len(names):,} {several} no document and not read: {printable(some)}{more}"
+    return f"{len(names):,} {several} and not read: {printable(some)}{more}"
 
 
 def expect_one_split(entry: str, chosen: Sequence[Candidate]) -> None:

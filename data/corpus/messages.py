@@ -32,7 +32,7 @@ def read_chat(where: str, name: str, value: Any, columns: Columns) -> tuple[Mess
     """The messages in a column; null is none.
 
     Raises
-        BadRowError: it is no list of messages, or a message lacks something
+        BadRowError: it is not a list of messages, or a message lacks something
     """
     if value is None:
         return ()
@@ -71,7 +71,7 @@ def read_string(where: str, name: str, value: Any) -> str:
 
 def _message(where: str, message: Any, columns: Columns) -> Message:
     if not isinstance(message, dict):
-        told = f"{shown(message)} is no message, expected an object; repair the row"
+        told = f"{shown(message)} is not a message, expected an object; repair the row"
         raise BadRowError("wrong_values", where, told)
     # A table gives every message the keys of all of them; the null ones were never written.
     left = {key: value for key, value in message.items() if value is not None}

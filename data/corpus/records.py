@@ -63,11 +63,11 @@ def to_document(
     reading  told of the columns that have a value and are used for nothing
 
     Raises
-        BadRowError: it is no object, a column is missing or holds something else, or a chat has
+        BadRowError: it is not an object, a column is missing or holds something else, or a chat has
             nothing to learn
     """
     if not isinstance(record, dict):
-        told = f'{shown(record)} is no record, expected an object such as {{"text": "..."}}'
+        told = f'{shown(record)} is not a record, expected an object such as {{"text": "..."}}'
         raise BadRowError("wrong_values", where, f"{told}; repair it")
     try:
         chosen = _choose(where, record, columns)

@@ -69,7 +69,7 @@ def list_sources(
     An entry is a path relative to `base`, a glob, a folder (searched whole; hidden names are
     skipped), a dataset saved with `save_to_disk`, `stdlib:` or `hub:ORG/NAME?split=...`.
 
-    left_out  filled with the names of those files of folders and globs that are no documents
+    left_out  filled with the names of those files of folders and globs that are not documents
 
     Raises
         ColdstillError: an entry stands for nothing, or for something that cannot be read

@@ -65,7 +65,7 @@ def read_tools(where: str, value: Any) -> tuple[dict[str, Any], ...]:
     """The tools of a row: a list, one tool, either as JSON, or a list of JSON.
 
     Raises
-        BadRowError: something in it is no tool
+        BadRowError: something in it is not a tool
     """
     value = parsed(value)
     if value is None or value == "":
@@ -96,7 +96,7 @@ def read_texts(where: str, value: Any) -> tuple[dict[str, Any], ...]:
 
 def _call(where: str, item: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise _broken(where, f"{shown(item)} is no tool call")
+        raise _broken(where, f"{shown(item)} is not a tool call")
     item = {key: value for key, value in item.items() if value is not None}
     function = parsed(item.get("function"))
     if isinstance(function, dict):
@@ -128,7 +128,7 @@ def _call(where: str, item: Any) -> dict[str, Any]:
 
 def _tool(where: str, item: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise _broken(where, f"{shown(item)} is no tool, expected an object")
+        raise _broken(where, f"{shown(item)} is not a tool, expected an object")
     item = {key: parsed(value) if key == "function" else value for key, value in item.items()}
     if item.get("function") is None and item.get("name") is not None:
         item = {"type": "function", "function": {**item, "function": None, "type": None}}
@@ -152,7 +152,7 @@ def _json_values(where: str, text: str) -> list[Any]:
         try:
             return [parse_json(line) for line in text.splitlines() if line.strip()]
         except (ValueError, RecursionError):
-            reason = f"{shown(text)} is no JSON of a tool call: {error}"
+            reason = f"{shown(text)} is not the JSON of a tool call: {error}"
             raise _broken(where, reason) from error
 
 

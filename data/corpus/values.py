@@ -65,7 +65,7 @@ def canonical(where: str, value: Any, depth: int = 0) -> Any:
     numbers, times text, and bytes the text that they encode.
 
     Raises
-        BadRowError: a number that JSON does not have, text or bytes that are no text, or nesting
+        BadRowError: a number that JSON does not have, text or bytes that are not text, or nesting
             deeper than 100 levels
     """
     if depth > _DEEPEST:
@@ -89,7 +89,7 @@ def canonical(where: str, value: Any, depth: int = 0) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError as error:
-            told = f"holds {shown(value)}, which is no text; repair the row"
+            told = f"holds {shown(value)}, which is not text; repair the row"
             raise BadRowError("wrong_values", where, told) from error
     return str(value)
 
@@ -107,7 +107,7 @@ def checked_text(where: str, text: str, what: str = "a value") -> str:
             raise BadRowError(
                 "broken_text",
                 where,
-                f"{what} has half a surrogate pair at character {error.start}, which is no text; "
+                f"{what} has half a surrogate pair at character {error.start}, which is not text; "
                 "repair or leave out the record",
             ) from error
     return text
@@ -127,7 +127,7 @@ def _order(key: str) -> tuple[int, str]:
 
 def _number(where: str, value: float | Decimal) -> int | float:
     if not math.isfinite(value):
-        told = f"holds {shown(value)}, which is no number of JSON; repair the row"
+        told = f"holds {shown(value)}, which is not a number of JSON; repair the row"
         raise BadRowError("wrong_values", where, told)
     number = float(value)
     if number.is_integer() and (isinstance(value, Decimal) or abs(number) < _EXACT):

@@ -151,7 +151,7 @@ def _tensors(path: Path, where: str) -> Iterator[tuple[str, tuple[int, ...], obj
             ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise ColdstillError(
-            f"{where}: {path}: is no table of tensors, as the state of a training is none; save "
+            f"{where}: {path}: is not a table of tensors (the state of a training, perhaps); save "
             "the model itself with save_pretrained"
         )
     for key, tensor in state.items():

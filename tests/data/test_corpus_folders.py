@@ -107,9 +107,9 @@ def test_what_is_left_out_is_said_in_one_sentence(tmp_path: Path) -> None:
     touch(tmp_path, "d/a.txt", "d/b.csv", "d/c.jsonl.bz2", "d/d.zip", "d/e.tar.gz")
     _, left_out = listed(tmp_path, "d")
     assert note_left_out(left_out) == (
-        "4 files are no document and not read: d/b.csv, d/c.jsonl.bz2, d/d.zip and 1 more"
+        "4 files are not documents and not read: d/b.csv, d/c.jsonl.bz2, d/d.zip and 1 more"
     )
-    assert note_left_out(["d/x\n"]) == "1 file is no document and not read: 'd/x\\n'"
+    assert note_left_out(["d/x\n"]) == "1 file is not a document and not read: 'd/x\\n'"
     assert note_left_out([]) is None
 
 

@@ -123,14 +123,14 @@ def test_calls_right_after_what_the_assistant_said_are_of_its_turn() -> None:
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        ("{'name': 'f'}", "is no JSON of a tool call: Expecting property name"),
-        ("I call f", "is no JSON of a tool call"),
-        ("3", "int 3 is no tool call"),
+        ("{'name': 'f'}", "is not the JSON of a tool call: Expecting property name"),
+        ("I call f", "is not the JSON of a tool call"),
+        ("3", "int 3 is not a tool call"),
         ("", "has no tool call in str ''"),
         ("[]", "has no tool call in str '[]'"),
         ('{"arguments": {}}', "a tool call without a name: dict {'arguments': {}}"),
         ('<tool_call>{"name": "f"}</tool_call> and so on', "has str 'and so on' after its call"),
-        ('{"name": "f", "name": "g"}', "an object with the key 'name' twice is no tool call"),
+        ('{"name": "f", "name": "g"}', "an object with the key 'name' twice is not a tool call"),
     ],
 )
 def test_a_turn_that_calls_no_tool_is_a_bad_row(value: str, told: str) -> None:

@@ -185,9 +185,9 @@ DEEP = json.loads("[" * 150 + "]" * 150)
 @pytest.mark.parametrize(
     ("record", "told"),
     [
-        ([1], "a.jsonl:7: list [1] is no record, expected an object"),
-        ("text", "a.jsonl:7: str 'text' is no record"),
-        (None, "a.jsonl:7: NoneType None is no record"),
+        ([1], "a.jsonl:7: list [1] is not a record, expected an object"),
+        ("text", "a.jsonl:7: str 'text' is not a record"),
+        (None, "a.jsonl:7: NoneType None is not a record"),
         ({"text": 42}, "a.jsonl:7: column 'text' holds int 42, expected a string"),
         ({"text": ["a"]}, "column 'text' holds list ['a'], expected a string"),
         ({"text": list(range(99))}, "7, 8, 9, 10, 11..., expected a string"),
@@ -196,7 +196,7 @@ DEEP = json.loads("[" * 150 + "]" * 150)
         ({"instruction": "i", "output": "o", "input": 3}, "column 'input' holds int 3"),
         ({"messages": "hi"}, "column 'messages' holds str 'hi', expected a list of messages"),
         ({"messages": USER}, "column 'messages' holds dict"),
-        ({"messages": ["hi"]}, "a.jsonl:7: messages[0]: str 'hi' is no message"),
+        ({"messages": ["hi"]}, "a.jsonl:7: messages[0]: str 'hi' is not a message"),
         ({"messages": [USER, {"role": "user"}]}, "messages[1]: no 'content' (have: role); map it"),
         ({"messages": [{"content": "c"}]}, "messages[0]: no 'role' (have: content); map it"),
         ({"messages": [{"from": "human"}]}, "messages[0]: no 'content' (have: from)"),
@@ -209,7 +209,7 @@ DEEP = json.loads("[" * 150 + "]" * 150)
         ({"messages": [USER | {"a\ud83d": 1}]}, "messages[0]: a value has half a surrogate"),
         ({"messages": [USER | {"a": {"b": ["\ud83d"]}}]}, "messages[0]: a value has half"),
         ({"messages": [USER | {"a": float("nan")}]}, "messages[0]: holds float nan, which is no"),
-        ({"messages": [USER | {"a": b"\xff"}]}, "holds bytes b'\\xff', which is no text"),
+        ({"messages": [USER | {"a": b"\xff"}]}, "holds bytes b'\\xff', which is not text"),
         ({"messages": [USER | {"a": DEEP}]}, "messages[0]: is nested deeper than 100 levels"),
         ({"messages": [USER | {"content": [{"type": "image"}]}]}, "a part of type 'image', only"),
     ],
@@ -404,7 +404,7 @@ def test_what_stands_beside_a_chat_is_given_to_it() -> None:
     assert mapped.tools == (kept,)
     assert mapped.messages[0]["content"] == "S"
     assert read(chat, system="").messages == (USER, ASSISTANT)
-    assert "column 'tools': int 3 is no tool" in refusal(chat | {"tools": [3]})
+    assert "column 'tools': int 3 is not a tool" in refusal(chat | {"tools": [3]})
 
 
 def test_a_system_text_before_a_prompt_is_read_with_it() -> None:

@@ -89,7 +89,7 @@ def test_a_pickle_never_runs_anything(tmp_path: Path) -> None:
     assert "could run code" in refused(lambda: identity(tmp_path))
     assert not (tmp_path / "ran").exists()
     torch.save({"state_dict": {"a": torch.ones(2)}}, path)
-    assert refused(lambda: identity(tmp_path)).startswith(f"m: {path}: is no table of tensors")
+    assert refused(lambda: identity(tmp_path)).startswith(f"m: {path}: is not a table of tensors")
 
 
 def test_a_pointer_of_git_lfs_and_half_a_file_are_named(tokenizer: Any, tmp_path: Path) -> None:
