@@ -94,7 +94,7 @@ def test_what_is_left_out_and_what_is_not_used_is_said_once(chatting: Desk) -> N
     lines = said.splitlines()
     (unused,) = [line for line in lines if "columns not used: " in line]
     assert unused.endswith("columns not used: id (in 30 of 31 rows), score (in 1 of 31 rows)")
-    (left_out,) = [line for line in lines if "no document" in line]
+    (left_out,) = [line for line in lines if "not documents" in line]
     assert left_out.endswith(
         "2 files are not documents and not read: data/README.md, data/dataset_infos.json"
     )
