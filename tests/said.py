@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_START = re.compile(r".+: starts(, 0 of [\d,]+ \w+| at [\d,]+.*)?")
+_START = re.compile(r".+: starts(, 0 of [\d,]+ [\w ]+| at [\d,]+.*)?")
 
 
 def sentences(said: str) -> list[str]:

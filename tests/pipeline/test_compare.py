@@ -59,13 +59,15 @@ def test_the_table_is_also_written_as_json_and_markdown(finished: Desk) -> None:
     assert all(f"<bdi>{row['name']}</bdi>" in page for row in json.loads(printed))
     assert finished.json("comparison.json") == json.loads(printed)
     text = (finished.run / "comparison.md").read_text(encoding="utf-8")
-    quality, title, cost = text.split("\n\n")
+    quality, title, cost, *missing = text.split("\n\n")
     assert title == f"What it costs to run ({json.loads(printed)[0]['machine']}):"
     for table in (quality, cost):
         lines = table.splitlines()
         assert len(lines) == 2 + 3
         assert len({line.count("|") for line in lines}) == 1
         assert lines[2].startswith("| teacher | ")
+    assert missing
+    assert all(line.startswith("No ") and ": " in line for line in missing)
 
 
 def test_a_student_that_is_not_evaluated_yet_is_left_out(finished: Desk) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from compared import models_of
 from conftest import sentences
+from said import sentences as told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,16 +29,15 @@ train = { steps = 3, batch_tokens = 256 }"""
 
 
 def test_a_whole_run_tells_each_step_once_and_ends_in_a_table(first_run: Result) -> None:
-    said = [line.split(":")[0] for line in first_run.stderr.splitlines()]
+    said = [line.split(":")[0] for line in told(first_run.stderr)]
     assert [line for i, line in enumerate(said) if line not in said[:i]] == [
         "train-teacher",
         "corpus",
-        "teacher-logits heldout",
         "teacher-logits",
+        "teacher-logits heldout",
         "teacher-logits train",
         "train-student small",
         "train-student baseline",
-        "evaluate teacher",
         "evaluate baseline",
         "evaluate small",
         "compare",

@@ -37,7 +37,7 @@ def test_a_student_is_exported_checked_and_told_of(finished: Desk) -> None:
         "README.md",
         "export.json",
     }
-    (line,) = result.stderr.splitlines()
+    (line,) = sentences(result.stderr)
     assert line.startswith("export small hf: ")
     assert "largest difference 0, KL 0, top-1 agreement 100.00%" in line
     record = finished.json(*EXPORTS, "hf", "export.json")
