@@ -111,7 +111,7 @@ def test_by_the_loss_layers_go_one_after_another(keep: int, store: StoreReader) 
     importance = measure(head, built, sample, "test")
     passes: list[str] = []
     judged = judge_layers_by_loss(
-        importance, head, built, sample, keep, "judge", lambda report: passes.append(report.stage)
+        importance, head, built, sample, keep, "judge", lambda report: passes.append(report.part)
     )
     gone, rounds = one_after_another(model, sample, keep)
     assert list(judged.gone) == gone
