@@ -260,7 +260,10 @@ def test_a_teacher_that_got_worse_is_warned_about(
     ("changes", "said"),
     [
         ({"lora": LoraConfig(targets=("q_prj",))}, r"^teacher\.lora\.targets: no linear layer"),
-        ({"trainer": {"optimm": "sgd"}}, r"^train-teacher: train\.trainer: transformers has no training argument 'optimm'"),
+        (
+            {"trainer": {"optimm": "sgd"}},
+            r"^train-teacher: train\.trainer: transformers has no training argument 'optimm'",
+        ),
         ({"batch_tokens": 5 * LENGTH, "micro_batch_tokens": 2 * LENGTH}, r"cannot be shared out"),
     ],
 )

@@ -15,7 +15,7 @@ from coldstill.stages.capture.generate import answer, end_tokens
 from coldstill.stages.config import GenerateConfig
 from coldstill.stages.models.output_head import OutputHead, connect_head
 from conftest import VOCABULARY, make_model
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaConfig
 
 if TYPE_CHECKING:
     from coldstill.data.schema import Sequences
@@ -287,5 +287,8 @@ def test_a_prompt_that_leaves_no_room_is_a_mistake_of_the_caller(prompts: Sequen
 def test_ends_are_the_checkpoints_and_the_tokenizers(
     configured: Any, own: int | None, ends: set[int]
 ) -> None:
-    model = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=configured))
+    model = SimpleNamespace(
+        generation_config=GenerationConfig(eos_token_id=configured),
+        config=LlamaConfig(eos_token_id=None),
+    )
     assert end_tokens(model, SimpleNamespace(eos_token_id=own)) == ends
