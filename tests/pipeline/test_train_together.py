@@ -74,5 +74,5 @@ def test_one_run_at_a_time_trains_a_student(finished: Desk) -> None:
 def test_sharded_weights_need_several_processes(finished: Desk) -> None:
     sharded = 'students.small.train.trainer={ fsdp = "full_shard" }'
     line = finished.refused("train-student", "r.toml", "--student", "n", "--set", sharded)
-    assert "train.trainer: Using fsdp only works in distributed training" in line
+    assert "train.trainer: transformers cannot train with these settings: Using fsdp only" in line
     assert not (finished.run / "students" / "n").exists()
