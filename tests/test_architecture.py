@@ -211,8 +211,7 @@ def test_one_file_alone_loads_what_transformers_has_saved() -> None:
         and node.attr == "from_pretrained"
         and ast.unparse(node.value) != "PreTrainedTokenizerFast"
     }
-    # a tokenizer has no weights: an estimate loads it without torch
-    assert callers == {"stages.models.loading", "stages.corpus.estimate"}
+    assert callers == {"stages.models.loading"}
 
 
 def test_no_module_needs_itself_to_be_imported() -> None:
