@@ -56,7 +56,7 @@ class _Group(click.Group):
             start = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
             click.echo(f"{start}interrupted; run the same command again to go on", err=True)
             sys.exit(130)
-        except Exception as error:  # a fault of ours, or of a library where nobody expected one
+        except Exception as error:  # a fault of ours, or an unexpected one of a library
             if os.environ.get(TRACEBACK):
                 raise
             _fail(_out_of_memory(error) or _fault(error))
@@ -72,7 +72,7 @@ class _Group(click.Group):
 
 
 def _out_of_memory(error: Exception) -> str | None:
-    """A machine that is too small is no fault; torch has no error of its own for it on a CPU."""
+    """A machine that is too small is not a fault; torch has no error of its own for it on a CPU."""
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "t allocate memory" in text:
         return (

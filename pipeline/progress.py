@@ -87,7 +87,7 @@ class Bars:
         self.bar: Any = None
 
     def take(self, report: Report) -> None:
-        """Draw one report, which is no note."""
+        """Draw one report that is not a note."""
         counts = self.bar is not None and self.bar.unit
         if report.doing:
             if not (counts and report.stage == self._stage and self.bar.n != self.bar.total):

@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: whole lines, at the start of a stage and then ever more
+"""Progress without a terminal: whole lines, at the start of a stage and then ever more
 rarely, so that a log of a batch system tells what goes on and stays short.
 
 A thread writes them: a line is due although a stage says nothing for minutes, while a library
@@ -97,7 +97,7 @@ class Lines:
             self._thread.join()
 
     def take(self, report: Report) -> None:
-        """Take one report, which is no note, and write what is due."""
+        """Take one report that is not a note, and write what is due."""
         with self._lock:
             phase, now = self._phase, self._clock()
             same = phase.counts and report.stage == phase.stage
@@ -129,7 +129,7 @@ class Lines:
             self._look(self._clock())
 
     def _beat(self) -> None:
-        # a log that takes no more is no reason to end the work
+        # a log that cannot be written must not end the work
         with contextlib.suppress(OSError, ValueError):
             while not self._ended.wait(_BEAT):
                 self.tick()

@@ -30,7 +30,7 @@ def read_calls(where: str, value: Any) -> list[dict[str, Any]]:
     """The calls of a message: a list, one call, or either as JSON.
 
     Raises
-        BadRowError: something in it is no call
+        BadRowError: something in it is not a call
     """
     value = parsed(value)
     if value is None:

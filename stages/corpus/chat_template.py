@@ -42,7 +42,7 @@ class Chat:
         return replace(self, messages=self.messages[part])
 
     def role(self, i: int) -> str:
-        """Who speaks in message `i`; nobody beyond the last."""
+        """The role of message `i`; empty beyond the last."""
         return str(self.messages[i]["role"]) if 0 <= i < len(self.messages) else ""
 
 
