@@ -7,7 +7,7 @@ their targets (`read`) and yields batches (`batches`). Everything it returns is 
 from __future__ import annotations
 
 from .data.errors import ColdstillError
-from .data.reader import StoreReader, open_store
+from .data.store.reader import StoreReader, open_store
 
 __version__ = "0.1.0"
 

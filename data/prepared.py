@@ -13,9 +13,9 @@ from .columns import check_hashes, from_sequences, to_sequences
 from .corpus.bad_rows import REASONS
 from .errors import ColdstillError
 from .files import read_json
+from .formats.arrow import ArrowStore
 from .packing import TokenizedDocument, build_sequences
 from .schema import Sequences
-from .stores.arrow import ArrowStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

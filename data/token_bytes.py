@@ -15,13 +15,13 @@ import numpy as np
 
 from .alignment import label_places
 from .errors import ColdstillError
-from .layout import TOKENIZER
+from .store.layout import TOKENIZER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .reader import StoreReader
     from .schema import Sequences
+    from .store.reader import StoreReader
 
 _FILE = "tokenizer.json"
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ..data.prepared import SequenceFile
-    from ..data.reader import StoreReader
     from ..data.schema import Sequences
+    from ..data.store.reader import StoreReader
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 40
 _MOST_PROMPT = 256

@@ -22,10 +22,10 @@ from .models.generation import repair_generation
 from .models.output_head import connect_head
 from .models.vocabulary import vocabulary_size
 from .report import Report, Reporter, silent
+from .students.adapters import adapt, adapted_layers, merge
 from .train_teacher import STAGE, save_teacher
 from .training.feed import CorpusDataset
 from .training.loop import TrainingJob, train
-from .training.lora import adapt, adapted_layers, merge
 from .training.objective import terms_of
 
 if TYPE_CHECKING:

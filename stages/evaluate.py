@@ -16,11 +16,10 @@ import torch
 
 from ..data.alignment import labels
 from ..data.files import parse_json
-from ..data.layout import MEASUREMENTS
+from ..data.store.layout import MEASUREMENTS
 from ..data.token_bytes import token_bytes_of
 from .evaluation.calibration import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
-from .losses.forward_kl import ForwardKL
 from .models.device import best_device, describe_machine, short_dtype
 from .models.identity import teacher_identity
 from .models.isolation import flat_positions, model_inputs
@@ -28,13 +27,14 @@ from .models.isolation_choice import student_isolation
 from .models.loading import load_model
 from .models.output_head import connect_head
 from .report import Report, Reporter, silent
-from .softmax import softmax_in_place
-from .targets import TargetTensors, target_tensors
+from .targets.losses.forward_kl import ForwardKL
+from .targets.softmax import softmax_in_place
+from .targets.tensors import TargetTensors, target_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..data.reader import StoreReader
+    from ..data.store.reader import StoreReader
     from .evaluation.generation_speed import GenerationSpeed
     from .models.output_head import OutputHead
 

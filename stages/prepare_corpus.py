@@ -20,6 +20,7 @@ from ..data.corpus import (
 )
 from ..data.errors import ColdstillError
 from ..data.files import whole_folder, write_json
+from ..data.formats.arrow import ArrowStore
 from ..data.packing import Packer
 from ..data.prepared import (
     SKIPPED_ROWS,
@@ -29,7 +30,6 @@ from ..data.prepared import (
     SequenceWriter,
     SplitRecord,
 )
-from ..data.stores.arrow import ArrowStore
 from .corpus.chat_template import TODAY
 from .corpus.origin import corpus_settings, expect_unchanged, source_listing
 from .corpus.tokenize_documents import DocumentTokenizer

@@ -8,11 +8,11 @@ from ..data.errors import ColdstillError
 from ..data.files import read_json
 from .models.loading import load_tokenizer
 from .report import Report, Reporter, silent
-from .student.origin import PRUNING, StudentJob, make_student
-from .student.rounds import rounds_of, rounds_to_go
+from .students.origin import PRUNING, StudentJob, make_student
+from .students.rounds import rounds_of, rounds_to_go
 
 if TYPE_CHECKING:
-    from ..data.reader import StoreReader
+    from ..data.store.reader import StoreReader
 
 STAGE = "prune-student"
 

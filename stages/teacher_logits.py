@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.files import json_bytes
-from ..data.layout import MANIFEST, MEASUREMENTS
-from ..data.manifest import (
-    read_manifest,
-)
 from ..data.places.opening import place_at
-from ..data.reader import open_store
 from ..data.schema import Block
-from ..data.writer import StoreWriter, with_error
+from ..data.store.layout import MANIFEST, MEASUREMENTS
+from ..data.store.manifest import read_manifest
+from ..data.store.reader import open_store
+from ..data.store.writer import StoreWriter, with_error
 from .capture.forward import TeacherForward, capture_batch
 from .capture.lockstep import follow, follows, lead
 from .capture.plan import CapturePlan, make_manifest
@@ -34,7 +32,7 @@ from .report import Report, Reporter, silent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..data.statistics import ShardStatistics
+    from ..data.store.statistics import ShardStatistics
     from .capture.teacher import Teacher
     from .evaluation.usage import Usage
 

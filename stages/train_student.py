@@ -16,19 +16,19 @@ from .models.loading import load_tokenizer
 from .models.output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
-from .student.origin import Made, StudentJob, make_student
-from .student.rounds import forget_rounds, rounds_to_go
+from .students.adapters import adapt, expect_peft, merge
+from .students.origin import Made, StudentJob, make_student
+from .students.rounds import forget_rounds, rounds_to_go
 from .training.feed import StoreDataset
 from .training.lesson import lesson
 from .training.loop import TrainingJob, full_disk_told, train
-from .training.lora import adapt, expect_peft, merge
 from .training.mixture import MixedDataset
 from .training.objective import supports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ..data.reader import StoreReader
+    from ..data.store.reader import StoreReader
 
 __all__ = ["StudentJob", "make_student", "student_isolation", "train_student"]
 

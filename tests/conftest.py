@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
 
 VOCABULARY = 320
 WORDS = [
@@ -76,7 +76,7 @@ def _brief_measurements() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _no_lines_of_a_clock() -> Iterator[None]:
     """How long a command takes here decides nothing of what it writes."""
-    from coldstill.pipeline import progress_lines
+    from coldstill.pipeline.cli import progress_lines
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress_lines, "BRIEF", 1e9)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from coldstill.stages.losses.sparse import StudentSoftmax
-from coldstill.stages.targets import TargetTensors
+from coldstill.stages.targets.losses.sparse import StudentSoftmax
+from coldstill.stages.targets.tensors import TargetTensors
 
 if TYPE_CHECKING:
     from coldstill.data.schema import Capture, Sequences

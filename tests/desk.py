@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from coldstill.pipeline.cli import main
+from coldstill.pipeline.cli.commands import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +134,7 @@ class Desk:
 _DOOR = """
 import json, os, sys
 import torch
-import coldstill.pipeline.work
+import coldstill.pipeline.steps.work
 import coldstill.stages.teacher_logits
 import coldstill.stages.train_student
 from coldstill.pipeline.cli import main

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import coldstill.data.places.remote
 import pytest
-from coldstill.data.layout import LOCK
 from coldstill.data.places.cache_settings import CacheSettings
 from coldstill.data.places.faults import Patience
 from coldstill.data.places.remote import RemotePlace
+from coldstill.data.store.layout import LOCK
 from faulty_proxy import FaultyProxy
 
 if TYPE_CHECKING:

@@ -41,13 +41,13 @@ from coldstill.stages.models.isolation_choice import choose_isolation
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.planning.model_sizes import sizes_of_table
-from coldstill.stages.pruning.anatomy import anatomy_of
-from coldstill.stages.pruning.config import PruneConfig
-from coldstill.stages.pruning.layers import cut_to_layers
-from coldstill.stages.pruning.surgery import choose, cut
-from coldstill.stages.pruning.targets import target_sizes
+from coldstill.stages.students.adapters import adapt, merge
+from coldstill.stages.students.pruning.anatomy import anatomy_of
+from coldstill.stages.students.pruning.config import PruneConfig
+from coldstill.stages.students.pruning.layers import cut_to_layers
+from coldstill.stages.students.pruning.shapes import target_sizes
+from coldstill.stages.students.pruning.surgery import choose, cut
 from coldstill.stages.training.feed import Collate
-from coldstill.stages.training.lora import adapt, merge
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, sentences
 from small_pruning import random_importance

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from coldstill.stages.losses import LOSSES
-from coldstill.stages.losses.jsd import JensenShannon
-from coldstill.stages.losses.skew_kl import SkewKL
-from coldstill.stages.losses.skew_reverse_kl import SkewReverseKL
+from coldstill.stages.targets.losses import LOSSES
+from coldstill.stages.targets.losses.jsd import JensenShannon
+from coldstill.stages.targets.losses.skew_kl import SkewKL
+from coldstill.stages.targets.losses.skew_reverse_kl import SkewReverseKL
 
 Formula = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """[M] of the teacher's and the student's probabilities, each [M, V], and the labels."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from coldstill.data.layout import TOKENIZER
-from coldstill.data.reader import open_store
+from coldstill.data.store.layout import TOKENIZER
+from coldstill.data.store.reader import open_store
 from oracles import FULL, VOCABULARY, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from coldstill.data.alignment import labels
-from coldstill.data.manifest import (
+from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Block, Capture, Sequences, Targets
+from coldstill.data.store.manifest import (
     CorpusIdentity,
     Manifest,
     Packing,
@@ -21,11 +24,8 @@ from coldstill.data.manifest import (
     TokenizerIdentity,
     format_settings,
 )
-from coldstill.data.packing import TokenizedDocument, build_sequences
-from coldstill.data.ragged import Ragged
-from coldstill.data.reader import open_store
-from coldstill.data.schema import Block, Capture, Sequences, Targets
-from coldstill.data.writer import StoreWriter
+from coldstill.data.store.reader import open_store
+from coldstill.data.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,10 +6,10 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from coldstill.pipeline.recipe import load_recipe
-from coldstill.pipeline.reporting.facts import ReportOptions, gather
-from coldstill.pipeline.run import Run
-from coldstill.pipeline.work import Work
+from coldstill.pipeline.recipe.reading import load_recipe
+from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.results.facts import ReportOptions, gather
+from coldstill.pipeline.steps.work import Work
 from coldstill.stages.report import silent
 from compared import Made, write_run
 

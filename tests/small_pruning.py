@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from coldstill.stages.pruning.anatomy import Anatomy, anatomy_of
-from coldstill.stages.pruning.importance import Importance
-from coldstill.stages.pruning.sample import Sample
+from coldstill.stages.students.pruning.anatomy import Anatomy, anatomy_of
+from coldstill.stages.students.pruning.importance import Importance
+from coldstill.stages.students.pruning.sample import Sample
 from conftest import FAMILIES, VOCABULARY, make_model
 
 if TYPE_CHECKING:
-    from coldstill.data.reader import StoreReader
-    from coldstill.stages.pruning.anatomy import Sizes
+    from coldstill.data.store.reader import StoreReader
+    from coldstill.stages.students.pruning.anatomy import Sizes
 
 ROWS = VOCABULARY + 16
 TOKENS = torch.randint(0, VOCABULARY, (2, 90), generator=torch.Generator().manual_seed(3))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from coldstill.data.prepared import CorpusLayout, CorpusRecord
-from coldstill.data.reader import StoreReader, open_store
+from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.stages.capture.plan import CapturePlan, chosen_rows
 from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.config import CorpusConfig

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
 
 Weights = dict[str, "torch.Tensor"]
 

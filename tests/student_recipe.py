@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe import load_recipe
+from coldstill.pipeline.recipe.reading import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.pipeline.tables import StudentTable
+    from coldstill.pipeline.recipe.tables import StudentTable
 
 ORIGIN = "architecture = { layers = 1, hidden = 32, heads = 2 }"
 RECIPE = """\

@@ -22,7 +22,7 @@ import transformers.models.gpt2.modeling_gpt2  # loaded once, not by each child
 import transformers.models.llama.modeling_llama
 import transformers.models.llama.tokenization_llama  # noqa: F401  # likewise
 from coldstill.data.errors import ColdstillError, DamageError, StoppedError
-from coldstill.data.reader import open_store
+from coldstill.data.store.reader import open_store
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import train
 from small_trainings import Weights, small_job, weights_of

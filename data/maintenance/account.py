@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..statistics import (
+from ..store.statistics import (
     ENTROPY_BIN_WIDTH,
     ENTROPY_BINS,
     MASS_BINS,
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..commit import Commit
     from ..schema import Block
+    from ..store.commit import Commit
     from .checks import Rules
 
 _FLOAT = 1e-6

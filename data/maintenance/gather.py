@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ragged import Ragged
 from ..schema import Block
-from ..statistics import ShardStatistics, block_statistics, total
+from ..store.statistics import ShardStatistics, block_statistics, total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..columns import Columns
-    from ..reader import StoreReader
+    from ..store.reader import StoreReader
 
 
 @dataclass(frozen=True, slots=True, eq=False)

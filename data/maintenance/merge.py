@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import ColdstillError
 from ..fidelity import CodecError
 from ..fingerprint import json_sha256
-from ..manifest import Manifest, difference
+from ..store.manifest import Manifest, difference
 from . import Tell, quiet
 from .gather import Piece
 from .parts import parts_of
@@ -19,7 +19,7 @@ from .rewrite import Settings, open_source, reformatted, write_anew
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..reader import StoreReader
+    from ..store.reader import StoreReader
 
 
 def merge(

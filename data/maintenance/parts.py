@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..fingerprint import json_sha256
-from ..manifest import Part
+from ..store.manifest import Part
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..manifest import Manifest
+    from ..store.manifest import Manifest
 
 
 def parts_of(manifest: Manifest) -> tuple[Part, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
-from ..layout import SHARDS, commit_name, committed, shard_name
+from ..store.layout import SHARDS, commit_name, committed, shard_name
 from . import Tell, quiet
 from .sequence_order import SequenceOrder
 from .shard import check_shard
@@ -16,8 +16,8 @@ from .verify import checked_manifest, stray_names
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..manifest import Manifest
     from ..places.place import Place
+    from ..store.manifest import Manifest
     from .problem import Problem
 
 

@@ -14,14 +14,14 @@ import numpy as np
 
 from ..errors import ColdstillError
 from ..fingerprint import json_sha256
-from ..layout import MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
-from ..manifest import Manifest, format_settings
 from ..places.local import LocalPlace
 from ..places.opening import place_at
-from ..reader import StoreReader, open_store
 from ..schema import Block
-from ..statistics import block_statistics
-from ..writer import StoreWriter, blocks_of, with_error
+from ..store.layout import MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
+from ..store.manifest import Manifest, format_settings
+from ..store.reader import StoreReader, open_store
+from ..store.statistics import block_statistics
+from ..store.writer import StoreWriter, blocks_of, with_error
 from . import Tell, quiet
 from .gather import Piece, block_of, columns_of, sums_of
 from .parts import parts_of_slice
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ..fidelity import CodecError
     from ..schema import Capture
-    from ..statistics import ShardStatistics
+    from ..store.statistics import ShardStatistics
 
 Settings = dict[str, Any]
 

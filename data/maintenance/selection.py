@@ -12,7 +12,7 @@ from . import Tell, quiet
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..reader import StoreReader
+    from ..store.reader import StoreReader
 
 
 def chosen_rows(

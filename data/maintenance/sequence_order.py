@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..manifest import Manifest
+    from ..store.manifest import Manifest
 
 
 class SequenceOrder:

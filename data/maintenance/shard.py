@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..commit import Commit, commit_json, parse_commit
 from ..errors import ColdstillError, DamageError
-from ..layout import commit_name, shard_name
+from ..store.commit import Commit, commit_json, parse_commit
+from ..store.layout import commit_name, shard_name
 from .account import Account
 from .checks import Finding, Rules, check_block
 from .problem import Problem, one_line
@@ -14,9 +14,9 @@ from .problem import Problem, one_line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..manifest import Manifest
+    from ..formats import Shard
     from ..places.place import Place
-    from ..stores import Shard
+    from ..store.manifest import Manifest
     from .sequence_order import SequenceOrder
 
 _DAMAGED = (ColdstillError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)

@@ -19,8 +19,8 @@ from ..schema import Block, Targets
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..manifest import Manifest
     from ..schema import Capture
+    from ..store.manifest import Manifest
 
 _SEED = 0x5348_5249_4E4B
 """Added to the capture's seed, with the new sizes: no draw may know anything of one before it,

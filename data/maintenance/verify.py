@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..commit import parse_files
 from ..errors import ColdstillError
 from ..files import SCRATCH_PREFIX, json_bytes
 from ..fingerprint import file_sha256, tokens_sha256
-from ..layout import (
+from ..places.opening import place_at
+from ..store.commit import parse_files
+from ..store.layout import (
     MANIFEST,
     SHARDS,
     TOKENIZER,
@@ -17,8 +18,7 @@ from ..layout import (
     committed,
     shard_name,
 )
-from ..manifest import Manifest, parse_manifest
-from ..places.opening import place_at
+from ..store.manifest import Manifest, parse_manifest
 from . import Tell, quiet
 from .problem import Problem, one_line
 from .sequence_order import SequenceOrder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..commit import ShardFile
+    from ..store.commit import ShardFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError, DamageError
 from ..files import json_bytes, parse_json
-from ..layout import LOCK
-from ..seal import expect_seal, sealed, unsealed
+from ..store.layout import LOCK
+from ..store.seal import expect_seal, sealed, unsealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

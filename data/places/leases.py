@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..errors import DamageError
-from ..layout import CLAIMS, LOCK, MEMBERS, STARTING
+from ..store.layout import CLAIMS, LOCK, MEMBERS, STARTING
 from .lease import DEAD, RENEW, HeldError, Lease, holder_of, living_holder, refusal
 
 if TYPE_CHECKING:

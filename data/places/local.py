@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
 from ..files import SCRATCH_PREFIX, remove_scratch, sync_tree, told_where, whole_file
-from ..layout import CLAIMS, LOCK, STARTING
+from ..store.layout import CLAIMS, LOCK, STARTING
 from .claims import claimed, let_go, lock_file
 from .place import expect_whole
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from ..commit import Commit
+    from ..store.commit import Commit
 
 
 class LocalPlace:

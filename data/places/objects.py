@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ColdstillError
 from ..files import parse_json
-from ..layout import CLAIMS, LOCK
-from ..seal import expect_seal
+from ..store.layout import CLAIMS, LOCK
+from ..store.seal import expect_seal
 from .faults import Patience, code, persistently, reason, without_secrets
 
 if TYPE_CHECKING:

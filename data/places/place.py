@@ -1,7 +1,7 @@
 """Where a store is: a folder of this machine, or one in an object store.
 
 Everything that reads or writes a store goes through a place, and names what it means by a relative
-name with `/` between its parts (`data.layout`).
+name with `/` between its parts (`data.store.layout`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from ..commit import Commit, ShardFile
+    from ..store.commit import Commit, ShardFile
 
 
 class Place(Protocol):

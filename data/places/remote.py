@@ -13,11 +13,11 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ..commit import ShardFile
 from ..errors import ColdstillError, DamageError
 from ..files import SCRATCH_PREFIX
 from ..fingerprint import json_sha256
-from ..layout import MANIFEST
+from ..store.commit import ShardFile
+from ..store.layout import MANIFEST
 from .cache import ShardCache
 from .cache_entry import Entry
 from .cache_settings import CacheSettings
@@ -30,7 +30,7 @@ from .readahead import ReadAhead
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ..commit import Commit
+    from ..store.commit import Commit
 
 PATIENCE = Patience()
 

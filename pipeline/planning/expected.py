@@ -8,7 +8,7 @@ from ...data.corpus import list_sources
 from ...data.errors import ColdstillError
 from ...data.prepared import SPLITS
 from ...stages.report import silent
-from ..work import Work
+from ..steps.work import Work
 from .split_size import SplitSize, answered
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ...data.corpus import Source
     from ...data.prepared import Split
     from ...stages.corpus.estimate import Estimate
-    from ..recipe import LoadedRecipe
-    from ..run import Run
+    from ..recipe.reading import LoadedRecipe
+    from ..recipe.run_folder import Run
 
 _known: dict[str, tuple[Estimate, str]] = {}
 """Estimates of this process: a plan asks several times for one."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.corpus import list_sources
 from ...data.schema import Capture
-from ..trainable import expect_trainable
+from ..steps.trainable import expect_trainable
 from .loadable import expect_loadable_models, expect_packable_students
 from .measured import capture_hours, capture_speeds, training_hours
 from .memory import memory, student_family, student_sizes, teacher_sizes
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from ...data.prepared import Split
     from ...stages.planning.model_sizes import ModelSizes
-    from ..recipe import LoadedRecipe
-    from ..run import Run
-    from ..tables import Recipe, StudentTable
+    from ..recipe.reading import LoadedRecipe
+    from ..recipe.run_folder import Run
+    from ..recipe.tables import Recipe, StudentTable
 
 _OTHERS = ((0, 24), (16, 16), (50, 0), (4, 20))
 """(head, tail) that a capture is held against: an unbiased sample alone, both, top-k as others keep
@@ -173,7 +173,7 @@ def _note(
 ) -> str | None:
     """What a person should know before the student is made."""
     from ...stages.planning.model_sizes import unused_size
-    from ...stages.pruning.targets import shortfall
+    from ...stages.students.pruning.shapes import shortfall
 
     if student.architecture is not None:
         return unused_size(student.architecture, f"students.{name}.architecture")

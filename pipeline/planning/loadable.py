@@ -18,14 +18,14 @@ from ...stages.models.packing_families import UNPACKED
 from ...stages.models.size_names import size_in
 from ...stages.models.weight_files import INDEX_END, ORDER, shards, weight_files_in
 from ...stages.report import silent
-from ..work import Work
+from ..steps.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ..recipe import LoadedRecipe
-    from ..run import Run
+    from ..recipe.reading import LoadedRecipe
+    from ..recipe.run_folder import Run
 
 _WRAPPED = re.compile(r"(^|\.)(_\w+|module|base_layer|base_model|lora_\w+)\.")
 """Parts of tensor names that only models inside of others have."""
@@ -114,7 +114,7 @@ def expect_usable(name: str, where: str, revision: str, own_code: bool) -> Any:
     """
     from ...stages.models.loading import expect_loadable, load_config, load_tokenizer
     from ...stages.models.vocabulary import vocabulary_rows, without_rowless
-    from ..cli_recipe import quiet_libraries
+    from ..cli.options import quiet_libraries
 
     quiet_libraries()  # a plan has not done so
     expect_loadable(name, where, revision, own_code=own_code)
@@ -131,7 +131,7 @@ def expect_usable_students(work: Work) -> None:
         ColdstillError: the first such student
     """
     from ...stages.models.vocabulary import expect_same_tokens
-    from ..ground import tokenizer_of
+    from ..steps.teacher import tokenizer_of
 
     exists = work.recipe.teacher.model is not None
     for where, model, revision, own_code in own_models(work.loaded, work.run):

@@ -7,8 +7,8 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from ...data.files import parse_json
-from ...data.layout import MEASUREMENTS
 from ...data.places.opening import place_at
+from ...data.store.layout import MEASUREMENTS
 from .pilot_record import read_pilot
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from ...data.prepared import Split
     from ...stages.config import TrainConfig
-    from ..run import Run
-    from ..tables import Recipe
+    from ..recipe.run_folder import Run
+    from ..recipe.tables import Recipe
     from .sizes import StoreSize
 
 _LINES = 10

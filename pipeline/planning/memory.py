@@ -6,21 +6,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
-from ...data.layout import MANIFEST
-from ...data.manifest import read_manifest
 from ...data.places.opening import place_at
+from ...data.store.layout import MANIFEST
+from ...data.store.manifest import read_manifest
 from ...stages.report import silent
-from ..work import Work
+from ..steps.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ...stages.config import ArchitectureConfig, LayersConfig, LoraConfig, TrainConfig
     from ...stages.planning.model_sizes import ModelSizes
-    from ...stages.pruning.config import PruneConfig
-    from ..recipe import LoadedRecipe
-    from ..run import Run
-    from ..tables import StudentTable
+    from ...stages.students.pruning.config import PruneConfig
+    from ..recipe.reading import LoadedRecipe
+    from ..recipe.run_folder import Run
+    from ..recipe.tables import StudentTable
 
 _ANY_VOCABULARY = 1024
 Memory = dict[str, int | None]

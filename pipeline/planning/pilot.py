@@ -11,7 +11,10 @@ import numpy as np
 
 from ...data.errors import ColdstillError
 from ...data.files import write_json
-from ...data.manifest import (
+from ...data.places.claims import claimed
+from ...data.prepared import CorpusLayout
+from ...data.schema import Capture
+from ...data.store.manifest import (
     CorpusIdentity,
     Manifest,
     Packing,
@@ -19,10 +22,7 @@ from ...data.manifest import (
     TokenizerIdentity,
     format_settings,
 )
-from ...data.places.claims import claimed
-from ...data.prepared import CorpusLayout
-from ...data.schema import Capture
-from ..ground import prepared, tell_left_out, tokenizer_of
+from ..steps.teacher import prepared, tell_left_out, tokenizer_of
 from .pilot_record import pilot_settings
 from .sizes import captures
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ...data.prepared import CorpusRecord
     from ...stages.capture.teacher import Teacher
     from ...stages.planning.pilot import PilotFigures
-    from ..tables import Recipe
-    from ..work import Work
+    from ..recipe.tables import Recipe
+    from ..steps.work import Work
 
 Row = dict[str, Any]
 Way = tuple[Capture, "str | dict[str, Any]"]

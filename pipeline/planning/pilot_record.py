@@ -8,8 +8,8 @@ from ...data.errors import ColdstillError
 from ...data.files import read_json
 
 if TYPE_CHECKING:
-    from ..run import Run
-    from ..tables import Recipe
+    from ..recipe.run_folder import Run
+    from ..recipe.tables import Recipe
 
 
 def pilot_settings(recipe: Recipe) -> dict[str, Any]:

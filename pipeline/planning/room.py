@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from ..recipe import LoadedRecipe
-    from ..run import Run
+    from ..recipe.reading import LoadedRecipe
+    from ..recipe.run_folder import Run
 
 
 def expect_room(loaded: LoadedRecipe, run: Run) -> None:

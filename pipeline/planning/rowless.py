@@ -18,8 +18,8 @@ from .loadable import folder_of, own_models
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..recipe import LoadedRecipe
-    from ..run import Run
+    from ..recipe.reading import LoadedRecipe
+    from ..recipe.run_folder import Run
 
 _NEEDED = ("bos_token", "eos_token", "unk_token", "pad_token")
 _DOCUMENTS = 20_000

@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...data.layout import MANIFEST
-from ...data.manifest import read_manifest
 from ...data.places.local import LocalPlace
 from ...data.places.opening import place_at
 from ...data.prepared import SPLITS, CorpusLayout
-from ...data.reader import finished_shards, read_commit
 from ...data.schema import Capture
+from ...data.store.layout import MANIFEST
+from ...data.store.manifest import read_manifest
+from ...data.store.reader import finished_shards, read_commit
 from .expected import expected_sizes
 from .pilot_record import read_pilot
 from .split_size import SplitSize, answered
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from ...data.places.place import Place
     from ...data.prepared import Split
-    from ..recipe import LoadedRecipe
-    from ..run import Run
-    from ..tables import Recipe
+    from ..recipe.reading import LoadedRecipe
+    from ..recipe.run_folder import Run
+    from ..recipe.tables import Recipe
 
 _MOST_COMMITS = 256
 """Commit records looked at: of a store with more shards, evenly spaced ones stand for all."""

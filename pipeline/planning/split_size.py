@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ...data.prepared import SplitRecord
-    from ..tables import Recipe
+    from ..recipe.tables import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,8 @@ from ...data.order import uniform
 from ..libraries import first_line
 from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
-from ..selection import Selected, select, to_targets
 from .lockstep import lead
+from .selection import Selected, select, to_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

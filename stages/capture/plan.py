@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...data.errors import ColdstillError
-from ...data.manifest import (
-    CorpusIdentity,
-    Generation,
-    Manifest,
-    Packing,
-    format_settings,
-)
+from ...data.store.manifest import CorpusIdentity, Generation, Manifest, Packing, format_settings
 from ..models.isolation import recorded
 from ..models.vocabulary import tokenizer_identity
 
@@ -23,9 +17,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ...data.manifest import TeacherIdentity
     from ...data.prepared import CorpusRecord, SequenceFile, Split
     from ...data.schema import Capture
+    from ...data.store.manifest import TeacherIdentity
     from ..config import GenerateConfig
     from ..models.isolation import Isolation
 

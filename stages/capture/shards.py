@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.schema import Capture
-    from ...data.writer import EncodedBlock, StoreWriter
+    from ...data.store.writer import EncodedBlock, StoreWriter
     from ..report import Reporter
     from .forward import Pending, Prepared, TeacherForward
     from .plan import CapturePlan

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .gguf import Gguf
+from .gguf.format import Gguf
 from .hf import HuggingFace
-from .onnx import Onnx
+from .onnx.format import Onnx
 from .torchao import TorchAo
 
 if TYPE_CHECKING:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...data.errors import ColdstillError
-from ..targets import TargetTensors, target_tensors
+from ..targets.tensors import TargetTensors, target_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from ...data.reader import StoreReader
     from ...data.schema import Block
+    from ...data.store.reader import StoreReader
 
 SAMPLE_TOKENS = 4096
 """About so many tokens of held-out text are compared; all of them, where there are fewer."""

@@ -32,7 +32,7 @@ from .standing import listed_files, standing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ...data.reader import StoreReader
+    from ...data.store.reader import StoreReader
     from .contract import Format
     from .ground import Ground
     from .job import ExportJob

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .gguf_families import FAMILIES as GGUF_FAMILIES
+from .gguf.families import FAMILIES as GGUF_FAMILIES
 
 WITHOUT_PLAIN_CACHE = frozenset(
     {

@@ -19,7 +19,7 @@ from .documents import sampled_documents
 from .torch_runtime import TorchRuntime
 
 if TYPE_CHECKING:
-    from ...data.reader import StoreReader
+    from ...data.store.reader import StoreReader
     from ..evaluation.generation_speed import Passage
     from .documents import Document
     from .job import ExportJob

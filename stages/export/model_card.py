@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ...data.manifest import Manifest, TeacherIdentity
+    from ...data.store.manifest import Manifest, TeacherIdentity
     from .contract import Format
 
 _FRONT = """\

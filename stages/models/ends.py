@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ...data.prepared import SequenceFile
-    from ...data.reader import StoreReader
     from ...data.schema import Sequences
+    from ...data.store.reader import StoreReader
 
 _BLOCKS, _DISTANT_BLOCKS = 32, 8
 """So many blocks of a store are looked at, evenly spaced: each may lie in a shard of its own, which

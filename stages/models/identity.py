@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING
 
 from ...data.files import read_json
 from ...data.fingerprint import files_sha256, json_sha256
-from ...data.manifest import TeacherIdentity
+from ...data.store.manifest import TeacherIdentity
 from .checkpoint import count_parameters, expect_no_adapter, weight_files
 from .device import DTYPES
 from .loading import load_config, raw_config

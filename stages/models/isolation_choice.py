@@ -11,7 +11,7 @@ from .isolation_trial import Trial
 from .rotary import scale_by_document
 
 if TYPE_CHECKING:
-    from ...data.reader import StoreReader
+    from ...data.store.reader import StoreReader
 
 
 def choose_isolation(

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...data.errors import ColdstillError
 from ...data.fingerprint import tokens_sha256
-from ...data.manifest import TokenizerIdentity
+from ...data.store.manifest import TokenizerIdentity
 
 _NEEDED = ("bos_token", "eos_token", "unk_token", "pad_token")
 """Roles whose tokens are written into sequences, or fill them up;"""

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...data.errors import ColdstillError
-from ..losses.forward_kl import ForwardKL
-from ..losses.sparse import GradientSum
-from ..selection import Selected, select
-from ..softmax import softmax_in_place
-from ..targets import TargetTensors
+from ..capture.selection import Selected, select
+from ..targets.losses.forward_kl import ForwardKL
+from ..targets.losses.sparse import GradientSum
+from ..targets.softmax import softmax_in_place
+from ..targets.tensors import TargetTensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,9 +17,9 @@ import torch
 from ...data.schema import Block, Capture
 from ..capture.batches import batches_of
 from ..capture.forward import Pending, prepare
+from ..capture.selection import Selected, select, to_targets
 from ..models.device import describe_machine
 from ..report import Report, Reporter, silent
-from ..selection import Selected, select, to_targets
 from .estimator import EstimatorMeter
 from .pilot_store import PilotStore
 from .stopwatch import Stopwatch
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ...data.manifest import Manifest
     from ...data.prepared import SequenceFile
     from ...data.schema import Sequences
+    from ...data.store.manifest import Manifest
     from ..capture.forward import Prepared
     from ..capture.teacher import Teacher
     from ..config import GenerateConfig

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...data.layout import shard_name
 from ...data.schema import Block
-from ...data.writer import StoreWriter
+from ...data.store.layout import shard_name
+from ...data.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from ...data.manifest import Manifest
+    from ...data.store.manifest import Manifest
 
 
 class PilotStore:

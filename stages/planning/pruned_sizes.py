@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ..models.size_names import size_in
 from ..models.weight_files import weight_files_in
-from ..pruning.anatomy import anatomy_of
-from ..pruning.families import FAMILIES
-from ..pruning.targets import all_target_sizes
+from ..students.pruning.anatomy import anatomy_of
+from ..students.pruning.families import FAMILIES
+from ..students.pruning.shapes import all_target_sizes
 from .model_sizes import model_folder, model_without_memory
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..config import ArchitectureConfig
-    from ..pruning.anatomy import Anatomy, Shapes
-    from ..pruning.config import PruneConfig
+    from ..students.pruning.anatomy import Anatomy, Shapes
+    from ..students.pruning.config import PruneConfig
     from .model_sizes import ModelSizes
 
 

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..losses.sparse import GradientSum
-from ..softmax import entropies_and_labels, softmaxes_in_place
-from ..targets import tempered
+from ..targets.losses.sparse import GradientSum
+from ..targets.softmax import entropies_and_labels, softmaxes_in_place
+from ..targets.tensors import tempered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..config import WeightConfig
-    from ..losses import Loss
-    from ..losses.sparse import StudentSoftmax
     from ..models.output_head import OutputHead
-    from ..targets import TargetTensors
+    from ..targets.losses import Loss
+    from ..targets.losses.sparse import StudentSoftmax
+    from ..targets.tensors import TargetTensors
 
 COUNTS = (
     "teacher_mass", "student_mass", "agreement", "accuracy", "teacher_entropy", "student_entropy",

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from ...data.order import epoch_order
 from ...data.prepared import BLOCK_SEQUENCES
 from ..models.isolation import Isolation, flat_positions, model_inputs
-from ..targets import target_tensors
+from ..targets.tensors import target_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.prepared import SequenceFile
-    from ...data.reader import StoreReader
     from ...data.schema import Sequences, Targets
+    from ...data.store.reader import StoreReader
 
 Rows = tuple["Sequences", "Targets | None"]
 MixedRows = tuple["Sequences", "Targets | None", list["Targets"]]

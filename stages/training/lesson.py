@@ -13,9 +13,9 @@ from .mixture import mixed_stores
 from .objective import expect_weight, mixed_terms
 
 if TYPE_CHECKING:
-    from ...data.reader import StoreReader
     from ...data.schema import Capture
-    from ..student.origin import StudentJob
+    from ...data.store.reader import StoreReader
+    from ..students.origin import StudentJob
     from .chunked_loss import Term
 
 

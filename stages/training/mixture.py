@@ -15,8 +15,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ...data.errors import ColdstillError
-from ...data.manifest import difference
 from ...data.order import WINDOW
+from ...data.store.manifest import difference
 from .feed import MixedRows
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ...data.reader import StoreReader
     from ...data.schema import Block
+    from ...data.store.reader import StoreReader
 
 
 class MixedDataset(Dataset[MixedRows]):

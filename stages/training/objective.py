@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...data.errors import ColdstillError
-from ..losses import LOSSES
-from ..targets import TargetTensors
+from ..targets.losses import LOSSES
+from ..targets.tensors import TargetTensors
 from .chunked_loss import Term, chunked_loss
 from .schedule import weight_at
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from ...data.schema import Capture
     from ..config import ObjectiveConfig
-    from ..losses import Loss
     from ..models.output_head import OutputHead
+    from ..targets.losses import Loss
     from .schedule import Progress
 
 _TARGET_NAMES = (

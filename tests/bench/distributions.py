@@ -22,10 +22,10 @@ from coldstill.data.order import uniform
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.prepared import CorpusLayout
 from coldstill.data.schema import Block, Capture, Sequences
+from coldstill.stages.capture.selection import Selected, select, to_targets
 from coldstill.stages.models.isolation import flat_positions, model_inputs
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import OutputHead
-from coldstill.stages.selection import Selected, select, to_targets
 from measure import OUTPUT
 
 if TYPE_CHECKING:

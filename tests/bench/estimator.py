@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 from coldstill.data.codecs import CODECS
+from coldstill.data.formats import STORES
 from coldstill.data.schema import Block, Capture
-from coldstill.data.stores import STORES
-from coldstill.data.writer import blocks_of
+from coldstill.data.store.writer import blocks_of
 from coldstill.stages.models.device import describe_machine
 from coldstill.stages.planning.estimator import EstimatorMeter, EstimatorQuality
 from distributions import Reading, measured, synthetic_reading, trained_reading

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from coldstill.data.commit import commit_json, parse_commit
 from coldstill.data.files import json_bytes
-from coldstill.data.layout import MANIFEST, commit_name, shard_name
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
+from coldstill.data.store.commit import commit_json, parse_commit
+from coldstill.data.store.layout import MANIFEST, commit_name, shard_name
+from coldstill.data.store.reader import open_store
 from coldstill.stages.models.device import describe_machine
 from coldstill.stages.training.loop import train
 from measure import Figure, write

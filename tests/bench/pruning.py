@@ -144,7 +144,14 @@ def _folder(share: str) -> str:
 
 
 def _coldstill(command: str, recipe: Path, *arguments: str) -> None:
-    words = [sys.executable, "-m", "coldstill.pipeline.cli", command, str(recipe), *arguments]
+    words = [
+        sys.executable,
+        "-m",
+        "coldstill.pipeline.cli.commands",
+        command,
+        str(recipe),
+        *arguments,
+    ]
     subprocess.run([*words, "--runs", str(OUTPUT)], check=True)
 
 

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from coldstill.data.prepared import CorpusLayout
-from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Block, Capture, Targets
-from coldstill.pipeline.recipe import load_recipe
+from coldstill.data.store.reader import StoreReader, open_store
+from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.stages.capture.plan import CapturePlan, chosen_rows
 from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.config import ObjectiveConfig

@@ -15,9 +15,9 @@ import pyarrow as pa
 import torch
 from coldstill.data.codecs import CODECS
 from coldstill.data.fidelity import distortion
+from coldstill.data.formats import STORES
 from coldstill.data.schema import Block, Capture
-from coldstill.data.stores import STORES
-from coldstill.data.writer import blocks_of
+from coldstill.data.store.writer import blocks_of
 from coldstill.stages.models.device import describe_machine
 from distributions import Measured, synthetic, trained
 from measure import OUTPUT

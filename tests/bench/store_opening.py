@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from coldstill.data.commit import commit_json, parse_commit
 from coldstill.data.files import json_bytes
-from coldstill.data.layout import MANIFEST, SHARDS, commit_name, shard_name
-from coldstill.data.reader import open_store
+from coldstill.data.store.commit import commit_json, parse_commit
+from coldstill.data.store.layout import MANIFEST, SHARDS, commit_name, shard_name
+from coldstill.data.store.reader import open_store
 from coldstill.stages.models.device import describe_machine
 from measure import Figure, compare_memory, write
 from oracles import manifest_for, random_block, write_missing

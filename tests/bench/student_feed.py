@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
+from coldstill.data.store.reader import open_store
 from coldstill.stages.training.feed import StepBatches, StepShape, StoreDataset
 from coldstill.stages.training.loop import train
 from measure import Figure, compare_times, write
 from synthetic_store import make_block, make_model, make_store, training_job
 
 if TYPE_CHECKING:
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
     from coldstill.stages.training.feed import Rows
 
 CAPTURES = (Capture(), Capture(head=16, tail=16))

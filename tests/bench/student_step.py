@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from coldstill.data.schema import Capture
-from coldstill.stages.losses import LOSSES
 from coldstill.stages.models.device import best_device
 from coldstill.stages.models.output_head import OutputHead
+from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.training.chunked_loss import Term
 from coldstill.stages.training.objective import attach_objective
 from measure import Figure, compare_memory, compare_times, write

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from coldstill.data.manifest import TokenizerIdentity, format_settings
 from coldstill.data.packing import TokenizedDocument, build_sequences
-from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Block, Capture, Targets
+from coldstill.data.store.manifest import TokenizerIdentity, format_settings
+from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.stages.config import ObjectiveConfig, TrainConfig
 from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.training.feed import StoreDataset

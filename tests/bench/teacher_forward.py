@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from coldstill.data.files import json_bytes
-from coldstill.data.layout import MANIFEST, SHARDS
-from coldstill.data.manifest import (
+from coldstill.data.formats.arrow import ArrowStore
+from coldstill.data.packing import TokenizedDocument
+from coldstill.data.prepared import SequenceFile, SequenceWriter
+from coldstill.data.schema import Capture
+from coldstill.data.store.layout import MANIFEST, SHARDS
+from coldstill.data.store.manifest import (
     CorpusIdentity,
     Manifest,
     Packing,
@@ -22,11 +26,7 @@ from coldstill.data.manifest import (
     TokenizerIdentity,
     format_settings,
 )
-from coldstill.data.packing import TokenizedDocument
-from coldstill.data.prepared import SequenceFile, SequenceWriter
-from coldstill.data.schema import Capture
-from coldstill.data.stores.arrow import ArrowStore
-from coldstill.data.writer import StoreWriter
+from coldstill.data.store.writer import StoreWriter
 from coldstill.stages.capture.forward import TeacherForward
 from coldstill.stages.capture.plan import CapturePlan
 from coldstill.stages.capture.shards import capture_shards

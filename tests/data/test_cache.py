@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import coldstill.data.places.cache
 import pytest
-from coldstill.data.commit import shard_files
 from coldstill.data.errors import ColdstillError
 from coldstill.data.places.cache import ShardCache
 from coldstill.data.places.cache_entry import Entry
 from coldstill.data.places.cache_settings import CacheSettings, byte_count
+from coldstill.data.store.commit import shard_files
 from oracles import cached_bytes
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ import sys, time
 from pathlib import Path
 from coldstill.data.places.cache import ShardCache
 from coldstill.data.places.cache_entry import Entry
-from coldstill.data.commit import shard_files
+from coldstill.data.store.commit import shard_files
 
 source, folder, log = map(Path, sys.argv[1:])
 cache = ShardCache(folder, 10**6)

@@ -5,11 +5,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.commit import Commit, ShardFile, commit_json, parse_commit, shard_files
 from coldstill.data.errors import ColdstillError
 from coldstill.data.fingerprint import file_sha256
-from coldstill.data.seal import sealed
-from coldstill.data.statistics import ShardStatistics
+from coldstill.data.store.commit import Commit, ShardFile, commit_json, parse_commit, shard_files
+from coldstill.data.store.seal import sealed
+from coldstill.data.store.statistics import ShardStatistics
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,17 +12,17 @@ from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.rewrite import change, convert, take
 from coldstill.data.maintenance.shrink import shrink_block, smaller_capture
 from coldstill.data.ragged import Ragged
-from coldstill.data.reader import StoreReader, open_store
-from coldstill.data.statistics import block_statistics, total
-from coldstill.data.writer import blocks_of, with_error
+from coldstill.data.store.reader import StoreReader, open_store
+from coldstill.data.store.statistics import block_statistics, total
+from coldstill.data.store.writer import blocks_of, with_error
 from oracles import everything, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.columns import Columns
-    from coldstill.data.manifest import Manifest
     from coldstill.data.schema import Block
+    from coldstill.data.store.manifest import Manifest
 
 COUNT = 22
 BLOCK = random_block(11, COUNT)  # six shards of two blocks; the last shard holds two sequences

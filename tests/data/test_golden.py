@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from coldstill.data.codecs import CODECS
+from coldstill.data.formats import STORES
 from coldstill.data.maintenance.verify import verify
-from coldstill.data.manifest import FORMAT_VERSION
 from coldstill.data.ragged import Ragged
-from coldstill.data.reader import open_store
-from coldstill.data.stores import STORES
+from coldstill.data.store.manifest import FORMAT_VERSION
+from coldstill.data.store.reader import open_store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STORED = sorted(path.parent for path in GOLDEN.glob("v*/*/manifest.json"))

@@ -16,10 +16,10 @@ import coldstill.data.places.lease
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.layout import LOCK
 from coldstill.data.places.lease import DEAD, RENEW, Holder, Lease
 from coldstill.data.places.objects import Objects
-from coldstill.data.writer import StoreWriter
+from coldstill.data.store.layout import LOCK
+from coldstill.data.store.writer import StoreWriter
 from oracles import manifest_for, random_block
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ import coldstill.data.places.leases
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError, DamageError
-from coldstill.data.layout import CLAIMS, LOCK, MEMBERS, STARTING, claim_name
 from coldstill.data.places.lease import DEAD, HeldError, Lease, holder_of
 from coldstill.data.places.leases import Leases
 from coldstill.data.places.objects import Objects
-from coldstill.data.writer import StoreWriter
+from coldstill.data.store.layout import CLAIMS, LOCK, MEMBERS, STARTING, claim_name
+from coldstill.data.store.writer import StoreWriter
 from oracles import manifest_for, random_block
 
 if TYPE_CHECKING:

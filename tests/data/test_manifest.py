@@ -10,17 +10,17 @@ from coldstill.data.codecs.plain import PlainCodec
 from coldstill.data.errors import ColdstillError
 from coldstill.data.fidelity import CodecError
 from coldstill.data.files import write_json
-from coldstill.data.manifest import (
+from coldstill.data.places.local import LocalPlace
+from coldstill.data.schema import Capture
+from coldstill.data.store.manifest import (
     Manifest,
     difference,
     format_settings,
     parse_manifest,
     read_manifest,
 )
-from coldstill.data.places.local import LocalPlace
-from coldstill.data.schema import Capture
-from coldstill.data.seal import sealed
-from coldstill.data.writer import StoreWriter
+from coldstill.data.store.seal import sealed
+from coldstill.data.store.writer import StoreWriter
 from oracles import digests, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:

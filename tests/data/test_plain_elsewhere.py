@@ -15,7 +15,7 @@ from typing import Any
 
 import coldstill.data
 import pytest
-from coldstill.data.stores import STORES
+from coldstill.data.formats import STORES
 from oracles import manifest_for, random_block, write_missing
 
 BLOCK = random_block(0, 10)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import write_json
+from coldstill.data.formats.arrow import ArrowStore
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.prepared import (
     BLOCK_SEQUENCES,
@@ -19,7 +20,6 @@ from coldstill.data.prepared import (
     SequenceWriter,
     SplitRecord,
 )
-from coldstill.data.stores.arrow import ArrowStore
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from coldstill.data.codecs import CODECS
-from coldstill.data.commit import shard_files
 from coldstill.data.errors import ColdstillError
+from coldstill.data.formats import STORES
 from coldstill.data.order import epoch_order
 from coldstill.data.ragged import Ragged
-from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Block, Capture, Sequences, Targets
-from coldstill.data.seal import sealed
-from coldstill.data.statistics import ShardStatistics, block_statistics
-from coldstill.data.stores import STORES
+from coldstill.data.store.commit import shard_files
+from coldstill.data.store.reader import StoreReader, open_store
+from coldstill.data.store.seal import sealed
+from coldstill.data.store.statistics import ShardStatistics, block_statistics
 from oracles import FULL, VOCABULARY, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:

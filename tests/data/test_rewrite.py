@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.layout import MEASUREMENTS, TOKENIZER
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.rewrite import convert, take
-from coldstill.data.reader import StoreReader, open_store
-from coldstill.data.writer import StoreWriter
+from coldstill.data.store.layout import MEASUREMENTS, TOKENIZER
+from coldstill.data.store.reader import StoreReader, open_store
+from coldstill.data.store.writer import StoreWriter
 from oracles import (
     assert_same,
     digests,
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from coldstill.data.commit import Commit
-    from coldstill.data.manifest import Manifest
     from coldstill.data.schema import Block
+    from coldstill.data.store.commit import Commit
+    from coldstill.data.store.manifest import Manifest
 
 COUNT = 10
 BLOCK = random_block(0, COUNT)

@@ -12,8 +12,8 @@ from coldstill.data.fidelity import CodecError
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.rewrite import convert, take
 from coldstill.data.maintenance.selection import chosen_rows
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Block
+from coldstill.data.store.reader import open_store
 from oracles import (
     FULL,
     assert_same,

@@ -12,8 +12,8 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.maintenance.rewrite import change
 from coldstill.data.maintenance.shrink import shrink_block, smaller_capture
 from coldstill.data.ragged import Ragged
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Block, Capture, Sequences, Targets
+from coldstill.data.store.reader import open_store
 from oracles import VOCABULARY, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import whole_file, whole_folder
+from coldstill.data.formats import STORES
 from coldstill.data.ragged import Ragged
-from coldstill.data.stores import STORES
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -11,24 +11,24 @@ from coldstill.data.codecs import CODECS
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import json_bytes
 from coldstill.data.fingerprint import tokens_sha256
+from coldstill.data.formats import STORES
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.problem import Problem
 from coldstill.data.maintenance.repair import Repaired, repair
 from coldstill.data.maintenance.rewrite import convert
 from coldstill.data.maintenance.verify import leftovers, verify
-from coldstill.data.manifest import TokenizerIdentity, read_manifest
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.schema import Capture
-from coldstill.data.seal import sealed
-from coldstill.data.stores import STORES
-from coldstill.data.writer import StoreWriter
+from coldstill.data.store.manifest import TokenizerIdentity, read_manifest
+from coldstill.data.store.seal import sealed
+from coldstill.data.store.writer import StoreWriter
 from oracles import FULL, VOCABULARY, digests, manifest_for, random_block, write_missing
 from tokenizers import Tokenizer, models
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.manifest import Manifest
+    from coldstill.data.store.manifest import Manifest
 
 KINDS = list(itertools.product(sorted(STORES), sorted(CODECS)))
 BLOCK = random_block(0, 10)

@@ -16,17 +16,17 @@ from coldstill.data.maintenance.repair import repair
 from coldstill.data.maintenance.sequence_order import SequenceOrder
 from coldstill.data.maintenance.uncached import uncached
 from coldstill.data.maintenance.verify import leftovers, verify
-from coldstill.data.manifest import Part, read_manifest
 from coldstill.data.places.local import LocalPlace
-from coldstill.data.reader import open_store
-from coldstill.data.writer import StoreWriter
+from coldstill.data.store.manifest import Part, read_manifest
+from coldstill.data.store.reader import open_store
+from coldstill.data.store.writer import StoreWriter
 from oracles import digests, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
-    from coldstill.data.commit import Commit
-    from coldstill.data.manifest import Manifest
     from coldstill.data.schema import Block
-    from coldstill.data.statistics import ShardStatistics
+    from coldstill.data.store.commit import Commit
+    from coldstill.data.store.manifest import Manifest
+    from coldstill.data.store.statistics import ShardStatistics
     from distance import Distance
 
 pytest_plugins = ("distance",)

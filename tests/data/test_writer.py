@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 from coldstill.data.codecs import CODECS
 from coldstill.data.codecs.plain import PlainCodec
-from coldstill.data.commit import shard_files
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import SCRATCH_PREFIX
-from coldstill.data.writer import StoreWriter
+from coldstill.data.store.commit import shard_files
+from coldstill.data.store.writer import StoreWriter
 from oracles import digests, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coldstill.data.manifest import Manifest
     from coldstill.data.schema import Block, Capture
+    from coldstill.data.store.manifest import Manifest
 
 BLOCK = random_block(0, 10)  # three shards, of which the last is short, of two blocks each
 MANIFEST = manifest_for(BLOCK)
@@ -479,7 +479,7 @@ WRITE_SHARED = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from coldstill.data.writer import StoreWriter
+from coldstill.data.store.writer import StoreWriter
 from oracles import manifest_for, random_block
 
 block = random_block(0, 10)

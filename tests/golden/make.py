@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from coldstill import __version__
 from coldstill.data.codecs import CODECS
 from coldstill.data.fingerprint import tokens_sha256
-from coldstill.data.manifest import FORMAT_VERSION, Manifest
+from coldstill.data.formats import STORES
 from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Block, Sequences, Targets
-from coldstill.data.stores import STORES
-from coldstill.data.writer import with_error
+from coldstill.data.store.manifest import FORMAT_VERSION, Manifest
+from coldstill.data.store.writer import with_error
 from oracles import VOCABULARY, manifest_for, random_block, write_missing
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel

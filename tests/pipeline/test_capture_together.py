@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.reader import open_store
+from coldstill.data.store.reader import open_store
 from coldstill.stages.capture.loading import Loading, load_teacher
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from coldstill.pipeline.charts import (
+from coldstill.pipeline.pages.charts import (
     STYLE,
     Axis,
     Bars,
@@ -24,16 +24,10 @@ from coldstill.pipeline.charts import (
     joined,
     short,
     swatch,
-)  # fmt: skip
-from coldstill.pipeline.charts.labels import (
-    Box,
-    beside_points,
-    clipped,
-    spread,
-    text_width,
-)  # fmt: skip
-from coldstill.pipeline.charts.looks import COLOURS, dashes, mark
-from coldstill.pipeline.charts.scale import linear_ticks, log_ticks, make_scale, tick_texts
+)
+from coldstill.pipeline.pages.charts.labels import Box, beside_points, clipped, spread, text_width
+from coldstill.pipeline.pages.charts.looks import COLOURS, dashes, mark
+from coldstill.pipeline.pages.charts.scale import linear_ticks, log_ticks, make_scale, tick_texts
 
 NAN, INFINITE = float("nan"), float("inf")
 

@@ -14,8 +14,8 @@ import coldstill
 import pytest
 from click.testing import CliRunner
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline import cli
-from coldstill.pipeline.cli_store import store
+from coldstill.pipeline.cli import commands as cli
+from coldstill.pipeline.cli.store import store
 
 if TYPE_CHECKING:
     from desk import Desk

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from coldstill.data.fingerprint import tokens_sha256
-from coldstill.data.layout import TOKENIZER
 from coldstill.data.maintenance.verify import verify
-from coldstill.data.reader import open_store
+from coldstill.data.store.layout import TOKENIZER
+from coldstill.data.store.reader import open_store
 from inspected import TOKENS, desk_at, write_tokenizer
 from oracles import FULL, manifest_for, random_block, write_missing
 from said import sentences

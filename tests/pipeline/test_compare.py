@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.reader import open_store
-from coldstill.pipeline.comparison.command import compare
-from coldstill.pipeline.comparison.table import markdown, tables
-from coldstill.pipeline.run import Run
+from coldstill.data.store.reader import open_store
+from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.results.table import markdown, tables
+from coldstill.pipeline.steps.comparison import compare
 from compared import ROW, SPEED, Made, models_of, write_run
 
 if TYPE_CHECKING:

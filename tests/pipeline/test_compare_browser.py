@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.pipeline.comparison.page import write_page
+from coldstill.pipeline.pages.compare.page import write_page
 from compared import Made, write_run
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ LABELS = [f"a/{name}" for name in NAMES] + ["a-run-with-a-name-of-some-length/sm
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of two runs and eleven students."""
-    from coldstill.pipeline.comparison.command import compare
-    from coldstill.pipeline.run import Run
+    from coldstill.pipeline.recipe.run_folder import Run
+    from coldstill.pipeline.steps.comparison import compare
 
     folder = tmp_path_factory.mktemp("page")
     other = Made(name="small", cached=17.0, parameters=9_000_000, steps=300)
@@ -99,8 +99,8 @@ def test_figures_scroll_in_their_own_box_with_the_names_in_sight(opened: Any) ->
 
 
 def test_a_long_name_does_not_push_figures_out_of_sight(open_file: Any, tmp_path: Path) -> None:
-    from coldstill.pipeline.comparison.command import compare
-    from coldstill.pipeline.run import Run
+    from coldstill.pipeline.recipe.run_folder import Run
+    from coldstill.pipeline.steps.comparison import compare
 
     long = "small-learning_rate-0.003-" * 5
     run = Run(write_run(tmp_path, "a", [Made(name=long), Made(name="bare", cached=0.0)]))

@@ -8,19 +8,19 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.pipeline.comparison.columns import COST, QUALITY
-from coldstill.pipeline.comparison.command import compare
-from coldstill.pipeline.comparison.curves import MOST_POINTS, averaged, in_words, read_curves
-from coldstill.pipeline.comparison.figures import best as best_of
-from coldstill.pipeline.comparison.page import page
-from coldstill.pipeline.comparison.plots import make_plots
-from coldstill.pipeline.run import Run
+from coldstill.pipeline.pages.compare.figures import best as best_of
+from coldstill.pipeline.pages.compare.page import page
+from coldstill.pipeline.pages.compare.plots import make_plots
+from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.results.columns import COST, QUALITY
+from coldstill.pipeline.results.curves import MOST_POINTS, averaged, in_words, read_curves
+from coldstill.pipeline.steps.comparison import compare
 from compared import Made, label_loss_at, write_run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.pipeline.comparison.columns import Row
+    from coldstill.pipeline.results.columns import Row
 
 TITLES = [
     "Learning curves", "Loss against size", "Loss against bytes cached", "Calibration",

@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from coldstill.pipeline.comparison.caveats import notes, warnings
-from coldstill.pipeline.comparison.command import compare
-from coldstill.pipeline.comparison.table import markdown, tables
-from coldstill.pipeline.run import Run
+from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.results.caveats import notes, warnings
+from coldstill.pipeline.results.table import markdown, tables
+from coldstill.pipeline.steps.comparison import compare
 from coldstill.pipeline.units import size
 from compared import FORMATS, QUALITY, ROW, SPEED, Made, figures, models_of, write_run
 

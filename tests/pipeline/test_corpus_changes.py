@@ -11,10 +11,10 @@ import pytest
 from chats import CHAT, TEMPLATE
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
-from coldstill.pipeline.ground import prepared, tokenizer_of
-from coldstill.pipeline.recipe import load_recipe
-from coldstill.pipeline.run import Run
-from coldstill.pipeline.work import Work
+from coldstill.pipeline.recipe.reading import load_recipe
+from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.steps.teacher import prepared, tokenizer_of
+from coldstill.pipeline.steps.work import Work
 from coldstill.stages.report import silent
 from conftest import sentences
 from transformers import AutoTokenizer

@@ -14,7 +14,7 @@ from conftest import VOCABULARY, make_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.manifest import TeacherIdentity
+    from coldstill.data.store.manifest import TeacherIdentity
     from desk import Desk, Processes
 
 pytest_plugins = ("desk",)

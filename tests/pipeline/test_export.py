@@ -284,7 +284,7 @@ def test_a_graph_of_other_weights_is_found(finished: Desk, monkeypatch: pytest.M
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     onnx = pytest.importorskip("onnx")
-    from coldstill.stages.export import onnx_int8
+    from coldstill.stages.export.onnx import int8 as onnx_int8
 
     quantise = onnx_int8.quantise
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from coldstill.data.alignment import labels
 from coldstill.data.prepared import CorpusLayout
-from coldstill.data.reader import open_store
+from coldstill.data.store.reader import open_store
 from coldstill.stages.models.loading import load_model
 from compared import models_of
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.grid import Grid, points_of, read_grids
-from coldstill.pipeline.keys import split_key, student_keys
-from coldstill.pipeline.tables import NAME_PATTERN
+from coldstill.pipeline.recipe.keys import split_key, student_keys
+from coldstill.pipeline.recipe.tables import NAME_PATTERN
+from coldstill.pipeline.steps.grid import Grid, points_of, read_grids
 
 STUDENTS = ("small", "small-learning_rate-0.003")
 

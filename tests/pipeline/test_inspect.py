@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
-from coldstill.pipeline.cli import main
-from coldstill.pipeline.inspect.glyphs import ASCII, BLOCKS, cell, glyphs_for, histogram
-from coldstill.pipeline.inspect.store import ranges
+from coldstill.data.store.reader import open_store
+from coldstill.pipeline.cli.commands import main
+from coldstill.pipeline.pages.inspect.glyphs import ASCII, BLOCKS, cell, glyphs_for, histogram
+from coldstill.pipeline.pages.inspect.store import ranges
 from inspected import SEQUENCES, desk_at, write_store
 from oracles import VOCABULARY, manifest_for, random_block, write_missing
 

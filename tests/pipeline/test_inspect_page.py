@@ -15,9 +15,9 @@ import coldstill
 import numpy as np
 import pytest
 from coldstill.data.alignment import labels
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
-from coldstill.pipeline.inspect.tokens import token_texts
+from coldstill.data.store.reader import open_store
+from coldstill.pipeline.pages.inspect.tokens import token_texts
 from inspected import LONG, SEQUENCES, desk_at, write_store
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
-from coldstill.pipeline.cli import main
-from coldstill.pipeline.inspect import command
-from coldstill.pipeline.inspect.glyphs import clip
-from coldstill.pipeline.inspect.listing import percent
+from coldstill.data.store.reader import open_store
+from coldstill.pipeline.cli import inspect as command
+from coldstill.pipeline.cli.commands import main
+from coldstill.pipeline.pages.inspect.glyphs import clip
+from coldstill.pipeline.pages.inspect.listing import percent
 from inspected import LONG, SEQUENCES, TOKENS, desk_at, write_store
 from oracles import FULL, VOCABULARY
 

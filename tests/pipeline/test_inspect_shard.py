@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from coldstill.data.formats import STORES
 from coldstill.data.ragged import Ragged
-from coldstill.data.reader import open_store
-from coldstill.data.stores import STORES
+from coldstill.data.store.reader import open_store
 from inspected import desk_at, write_store
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.data.reader import open_store
+from coldstill.data.store.reader import open_store
 from coldstill.data.token_bytes import TokenBytes
-from coldstill.pipeline.inspect.glyphs import ASCII, BLOCKS
-from coldstill.pipeline.inspect.tokens import TokenTexts, token_texts
+from coldstill.pipeline.pages.inspect.glyphs import ASCII, BLOCKS
+from coldstill.pipeline.pages.inspect.tokens import TokenTexts, token_texts
 from inspected import TOKENS, write_store
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from checkpoints import configure, save_checkpoint
-from coldstill.pipeline.recipe import load_recipe
+from coldstill.pipeline.recipe.reading import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.schema import Capture
 from coldstill.pipeline.planning.pilot import recommended
-from coldstill.pipeline.recipe import load_recipe
+from coldstill.pipeline.recipe.reading import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
+from coldstill.data.store.reader import open_store
 from coldstill.pipeline.planning.sizes import expected_bytes
 
 if TYPE_CHECKING:

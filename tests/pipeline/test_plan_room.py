@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.pipeline.planning.room import existing, expect_room, expect_writable
-from coldstill.pipeline.recipe import load_recipe
-from coldstill.pipeline.run import open_run
+from coldstill.pipeline.recipe.reading import load_recipe
+from coldstill.pipeline.recipe.run_folder import open_run
 
 if TYPE_CHECKING:
     from desk import Desk

@@ -13,7 +13,7 @@ import struct
 import termios
 from typing import TYPE_CHECKING, Any
 
-from coldstill.pipeline.progress import Bars, Progress
+from coldstill.pipeline.cli.progress import Bars, Progress
 from coldstill.stages.report import Report
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.planning.model_sizes import sizes_of_model
-from coldstill.stages.pruning.config import PruneConfig
+from coldstill.stages.students.pruning.config import PruneConfig
 from conftest import FAMILIES
 from small_runs import save_teacher
 from student_recipe import ORIGIN, load

@@ -9,11 +9,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import coldstill.pipeline.tables
+import coldstill.pipeline.recipe.tables
 import coldstill.stages.config
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe import BUILT_IN, load_recipe
+from coldstill.pipeline.recipe.reading import BUILT_IN, load_recipe
 
 WHOLE = """\
 name = "r"
@@ -419,7 +419,7 @@ def test_a_variant_needs_a_name_too(tmp_path: Path, name: str) -> None:
     assert f"'{name}'" in said
 
 
-@pytest.mark.parametrize("module", [coldstill.pipeline.tables, coldstill.stages.config])
+@pytest.mark.parametrize("module", [coldstill.pipeline.recipe.tables, coldstill.stages.config])
 def test_every_key_of_a_recipe_says_what_it_is(module: Any) -> None:
     """A string stands under each field, unless the field is a table with a docstring of its own."""
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.planning.recipe_edit import write_capture
+from coldstill.pipeline.recipe.editing import write_capture
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.reader import open_store
-from coldstill.pipeline.recipe import load_recipe
-from coldstill.pipeline.reporting.reproduce import reproduction
-from coldstill.pipeline.run import Run
+from coldstill.data.store.reader import open_store
+from coldstill.pipeline.recipe.reading import load_recipe
+from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.results.reproduce import reproduction
 from coldstill.stages.models import loading
 from said import sentences
 

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.pipeline.reporting.page import write_page
+from coldstill.pipeline.pages.report.page import write_page
 from compared import FORMATS, Made
 from reported import STUDENTS, report_facts
 

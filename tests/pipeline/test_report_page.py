@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.token_bytes import TokenBytes
-from coldstill.pipeline.comparison.trade_off import DISK, LATENCY, MEMORY
-from coldstill.pipeline.inspect.tokens import TokenTexts
-from coldstill.pipeline.reporting.lineage import origin_in_words
-from coldstill.pipeline.reporting.page import page
-from coldstill.pipeline.reporting.pictures import covered_mass, entropies, trade_offs
+from coldstill.pipeline.pages.compare.trade_off import DISK, LATENCY, MEMORY
+from coldstill.pipeline.pages.inspect.tokens import TokenTexts
+from coldstill.pipeline.pages.report.page import page
+from coldstill.pipeline.pages.report.pictures import covered_mass, entropies, trade_offs
+from coldstill.pipeline.results.lineage import origin_in_words
 from compared import FORMATS, Made
 from reported import STUDENTS, record, report_facts
 from tokenizers import Tokenizer, decoders, models

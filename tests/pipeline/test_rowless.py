@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from checkpoints import save_checkpoint
-from coldstill.data.reader import open_store
+from coldstill.data.store.reader import open_store
 from coldstill.stages.models.loading import load_tokenizer
 from conftest import VOCABULARY, make_model
 

@@ -7,11 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import coldstill.pipeline.run
+import coldstill.pipeline.recipe.run_folder
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe import load_recipe
-from coldstill.pipeline.run import Run, open_run
+from coldstill.pipeline.recipe.reading import load_recipe
+from coldstill.pipeline.recipe.run_folder import Run, open_run
 
 if TYPE_CHECKING:
     from desk import Desk
@@ -58,7 +58,7 @@ def test_only_students_that_were_begun_are_named_in_order(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("room", ["pipeline", "stages", "data", "tests"])
 def test_a_run_inside_a_source_room_is_refused(room: str, tmp_path: Path) -> None:
-    source = Path(coldstill.pipeline.run.__file__).resolve().parent.parent
+    source = Path(coldstill.pipeline.recipe.run_folder.__file__).resolve().parents[2]
     with pytest.raises(ColdstillError, match=rf"own source \({room}/\); choose another folder"):
         open_run(source / room, "r")
     (tmp_path / "link").symlink_to(source / room)

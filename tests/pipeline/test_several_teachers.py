@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe import load_recipe
+from coldstill.pipeline.recipe.reading import load_recipe
 from small_runs import CLOCKS, save_teacher
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.run import StudentFolder
-from coldstill.pipeline.tasks.scores import add_record, table, task_scores
+from coldstill.pipeline.recipe.run_folder import StudentFolder
+from coldstill.pipeline.steps.tasks.scores import add_record, table, task_scores
 from said import sentences
 from small_tasks import PROSE, QUIZ, quiz, write_task
 

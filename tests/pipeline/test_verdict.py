@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from coldstill.pipeline.reporting.verdict import (
+from coldstill.pipeline.results.verdict import (
     Upbringing,
     baseline_of,
     best_taught,

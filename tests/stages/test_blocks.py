@@ -20,7 +20,7 @@ from small_runs import LENGTH, capture_store, prepare, save_teacher
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
 
 
 @pytest.fixture(scope="module")

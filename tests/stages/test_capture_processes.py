@@ -17,7 +17,7 @@ from coldstill.stages.teacher_logits import is_captured
 from small_runs import LENGTH, SmallCorpus, capture_store, plan_capture, prepare, save_teacher
 
 if TYPE_CHECKING:
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
 
 CAPTURE = Capture(head=6, tail=5, seed=3)
 SIZES: dict[str, Any] = {"shard_tokens": LENGTH * 2, "batch_tokens": LENGTH, "codec": "compact"}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from coldstill.data.manifest import TeacherIdentity
+    from coldstill.data.store.manifest import TeacherIdentity
 
 
 def identity(folder: Path) -> TeacherIdentity:

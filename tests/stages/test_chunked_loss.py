@@ -9,17 +9,17 @@ import dense
 import pytest
 import torch
 from coldstill.data.schema import Capture
-from coldstill.stages.losses import LOSSES
 from coldstill.stages.models import output_head
 from coldstill.stages.models.output_head import OutputHead
-from coldstill.stages.targets import TargetTensors, tempered
+from coldstill.stages.targets.losses import LOSSES
+from coldstill.stages.targets.tensors import TargetTensors, tempered
 from coldstill.stages.training.chunked_loss import COUNTS, Term, chunked_loss
 from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coldstill.stages.losses.record import Support
+    from coldstill.stages.targets.losses.support import Support
 
 ROWS, WIDTH, VOCABULARY, PADDED = 23, 12, 70, 80
 TEMPERATURES = (2.0,)

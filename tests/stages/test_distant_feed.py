@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.data.places.cache_settings import CacheSettings
-from coldstill.data.reader import open_store
+from coldstill.data.store.reader import open_store
 from coldstill.stages.training.feed import StepBatches, StepShape, StoreDataset
 from oracles import manifest_for, random_block, write_missing
 from torch.utils.data import DataLoader

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
     from coldstill.stages.evaluation.calibration import CalibrationBin
     from coldstill.stages.report import Report
 

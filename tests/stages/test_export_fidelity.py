@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
+from coldstill.data.store.reader import open_store
 from coldstill.stages.evaluate import evaluate_student
 from coldstill.stages.export.contract import Limits
 from coldstill.stages.export.documents import sampled_documents
@@ -25,7 +25,7 @@ from small_runs import capture_store, prepare, save_teacher
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
     from numpy.typing import NDArray
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.export import FORMATS
-from coldstill.stages.export import gguf as gguf_format
-from coldstill.stages.export.gguf_families import FAMILIES, refusal
-from coldstill.stages.export.gguf_reader import read_back
-from coldstill.stages.export.gguf_tokens import SPLITS
-from coldstill.stages.export.gguf_tokens import refusal as tokens_refusal
+from coldstill.stages.export.gguf import format as gguf_format
+from coldstill.stages.export.gguf.families import FAMILIES, refusal
+from coldstill.stages.export.gguf.reader import read_back
+from coldstill.stages.export.gguf.tokens import SPLITS
+from coldstill.stages.export.gguf.tokens import refusal as tokens_refusal
 from conftest import VOCABULARY
 from exports import (
     TEXTS,

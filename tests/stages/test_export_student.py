@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture
+from coldstill.data.store.reader import open_store
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.contract import choose
 from coldstill.stages.export.export_student import export_student
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
     from coldstill.stages.export.contract import Format
     from coldstill.stages.report import Report
 
@@ -221,7 +221,7 @@ def test_a_fault_that_rounding_could_hide_is_found_before_that(
 def test_what_was_written_without_llama_cpp_is_checked_by_it_later(
     tokenizer: Any, heldout: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coldstill.stages.export import gguf
+    from coldstill.stages.export.gguf import format as gguf
 
     source_of("llama", tokenizer, tmp_path / "model")
     job, told = job_of(tmp_path, heldout, "gguf-q8_0"), list[str]()
@@ -254,7 +254,8 @@ def test_what_was_written_without_llama_cpp_is_checked_by_it_later(
 def test_what_llama_cpp_refuses_later_stays_with_the_advice_to_delete_it(
     tokenizer: Any, heldout: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coldstill.stages.export import gguf, gguf_families
+    from coldstill.stages.export.gguf import families as gguf_families
+    from coldstill.stages.export.gguf import format as gguf
 
     source_of("llama", tokenizer, tmp_path / "model")
     job, rotary = job_of(tmp_path, heldout, "gguf-q8_0"), gguf_families.rotary

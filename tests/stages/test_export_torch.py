@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from coldstill.data.manifest import (
+from coldstill.data.schema import Capture
+from coldstill.data.store.manifest import (
     CorpusIdentity,
     Manifest,
     Packing,
     TeacherIdentity,
     TokenizerIdentity,
 )
-from coldstill.data.schema import Capture
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.model_card import Facts, model_card
 from coldstill.stages.export.torch_runtime import TorchRuntime

@@ -9,8 +9,8 @@ import pytest
 import torch
 from coldstill.data.order import epoch_order
 from coldstill.data.prepared import CorpusLayout
-from coldstill.data.reader import StoreReader, open_store
 from coldstill.data.schema import Capture
+from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.stages.models.isolation import flat_positions
 from coldstill.stages.training.feed import (
     Collate,

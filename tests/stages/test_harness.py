@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("lm_eval")
 
-from coldstill.stages.harness.loading import TaskSource, harness
-from coldstill.stages.harness.running import Examinee, HarnessModel, TaskResult
+from coldstill.stages.evaluation.lm_eval.loading import TaskSource, harness
+from coldstill.stages.evaluation.lm_eval.running import Examinee, HarnessModel, TaskResult
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import LoraConfig
-from coldstill.stages.training.lora import adapt, adapted_layers, merge
+from coldstill.stages.students.adapters import adapt, adapted_layers, merge
 from conftest import FAMILIES, VOCABULARY, make_model
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 

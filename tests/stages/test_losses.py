@@ -9,11 +9,11 @@ import dense
 import pytest
 import torch
 from coldstill.data.schema import Capture
-from coldstill.stages.losses import LOSSES
+from coldstill.stages.targets.losses import LOSSES
 
 if TYPE_CHECKING:
-    from coldstill.stages.losses.sparse import SparseGradient
-    from coldstill.stages.targets import TargetTensors
+    from coldstill.stages.targets.losses.sparse import SparseGradient
+    from coldstill.stages.targets.tensors import TargetTensors
 
 ROWS, VOCABULARY = 13, 60
 TEMPERATURES = (0.5, 2.0, 4.0)

@@ -9,9 +9,9 @@ import dense
 import pytest
 import torch
 from coldstill.data.schema import Capture
-from coldstill.stages.losses import LOSSES
 from coldstill.stages.models import output_head
 from coldstill.stages.models.output_head import OutputHead
+from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.training.chunked_loss import Term, chunked_loss
 from formulas import PLAIN
 from torch import nn
@@ -19,7 +19,7 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coldstill.stages.targets import TargetTensors
+    from coldstill.stages.targets.tensors import TargetTensors
 
 ROWS, WIDTH, VOCABULARY = 23, 12, 60
 WHOLE = Capture(head=VOCABULARY, tail=0, temperatures=(2.0,))

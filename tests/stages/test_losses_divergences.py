@@ -13,13 +13,13 @@ import pytest
 import torch
 from coldstill.data.schema import Capture
 from coldstill.stages import losses
-from coldstill.stages.losses import LOSSES
-from coldstill.stages.losses.partition import PartitionLoss
-from coldstill.stages.losses.skew_kl import SkewKL
+from coldstill.stages.targets.losses import LOSSES
+from coldstill.stages.targets.losses.partition import PartitionLoss
+from coldstill.stages.targets.losses.skew_kl import SkewKL
 from formulas import PLAIN, divergence
 
 if TYPE_CHECKING:
-    from coldstill.stages.targets import TargetTensors
+    from coldstill.stages.targets.tensors import TargetTensors
 
 ROWS, VOCABULARY = 13, 40
 TEMPERATURES = (0.5, 2.0)

@@ -11,8 +11,8 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.stages.config import ObjectiveConfig
-from coldstill.stages.losses import LOSSES
 from coldstill.stages.models.output_head import OutputHead
+from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.training.chunked_loss import COUNTS, Term, chunked_loss
 from coldstill.stages.training.objective import mixed_terms, terms_of
 from torch import nn
@@ -20,8 +20,8 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coldstill.stages.losses.record import Support
-    from coldstill.stages.targets import TargetTensors
+    from coldstill.stages.targets.losses.support import Support
+    from coldstill.stages.targets.tensors import TargetTensors
 
 ROWS, WIDTH, SIZE = 19, 12, 60
 SHARES = (0.7, 0.3)

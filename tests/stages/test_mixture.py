@@ -11,8 +11,8 @@ import torch
 from coldstill.data.alignment import labels
 from coldstill.data.errors import ColdstillError
 from coldstill.data.places.cache_settings import CacheSettings
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Block, Capture
+from coldstill.data.store.reader import open_store
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.train_student import StudentJob, train_student
@@ -27,8 +27,8 @@ from small_runs import CLOCKS, LENGTH, SmallCorpus, capture_store, prepare, save
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.manifest import Manifest
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.manifest import Manifest
+    from coldstill.data.store.reader import StoreReader
     from coldstill.stages.training.chunked_loss import Term
     from distance import Distance
 

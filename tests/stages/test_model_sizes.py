@@ -20,8 +20,8 @@ from coldstill.stages.planning.model_sizes import (
     sizes_of_model,
     sizes_of_table,
 )
-from coldstill.stages.pruning.layers import cut_to_layers
-from coldstill.stages.training.lora import adapt
+from coldstill.stages.students.adapters import adapt
+from coldstill.stages.students.pruning.layers import cut_to_layers
 from conftest import FAMILIES, VOCABULARY, make_model
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from coldstill.data.manifest import TeacherIdentity
+    from coldstill.data.store.manifest import TeacherIdentity
 
 
 def identity(folder: Path, dtype: str = "fp32") -> TeacherIdentity:

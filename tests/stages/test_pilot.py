@@ -30,7 +30,7 @@ from small_runs import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.manifest import Manifest
+    from coldstill.data.store.manifest import Manifest
     from coldstill.stages.capture.teacher import Teacher
     from coldstill.stages.report import Report
 

@@ -10,9 +10,9 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.planning.model_sizes import sizes_of_model
 from coldstill.stages.planning.pruned_sizes import anatomy_of_model, sizes_of_cuts
-from coldstill.stages.pruning.config import PruneConfig
-from coldstill.stages.pruning.surgery import choose, cut
-from coldstill.stages.pruning.targets import target_sizes
+from coldstill.stages.students.pruning.config import PruneConfig
+from coldstill.stages.students.pruning.shapes import target_sizes
+from coldstill.stages.students.pruning.surgery import choose, cut
 from safetensors.torch import load_file, save_file
 from small_pruning import anatomy, every_model, pruning_model, random_importance
 

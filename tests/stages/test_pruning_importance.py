@@ -10,17 +10,17 @@ import pytest
 import torch
 from coldstill.stages.models.isolation import model_inputs
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.pruning.importance import judge_layers_by_loss, measure, sample_loss
-from coldstill.stages.pruning.layers import cut_to_layers
-from coldstill.stages.pruning.sample import sample_of
-from coldstill.stages.pruning.surgery import choose
+from coldstill.stages.students.pruning.importance import judge_layers_by_loss, measure, sample_loss
+from coldstill.stages.students.pruning.layers import cut_to_layers
+from coldstill.stages.students.pruning.sample import sample_of
+from coldstill.stages.students.pruning.surgery import choose
 from conftest import VOCABULARY
 from small_pruning import anatomy, pruning_model, whole_sample
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from coldstill.data.reader import StoreReader
-    from coldstill.stages.pruning.sample import Sample
+    from coldstill.data.store.reader import StoreReader
+    from coldstill.stages.students.pruning.sample import Sample
 
 
 def alone(model: Any, store: StoreReader, names: list[str]) -> dict[str, list[torch.Tensor]]:

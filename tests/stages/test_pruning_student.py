@@ -15,10 +15,10 @@ from coldstill.stages.config import LoraConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.prune_student import prune_student
-from coldstill.stages.pruning.config import PruneConfig
-from coldstill.stages.pruning.cutting import Cutting, make_cut
-from coldstill.stages.pruning.importance import sample_loss
-from coldstill.stages.pruning.layers import TeacherWeights, cut_to_layers
+from coldstill.stages.students.pruning.config import PruneConfig
+from coldstill.stages.students.pruning.cutting import Cutting, make_cut
+from coldstill.stages.students.pruning.importance import sample_loss
+from coldstill.stages.students.pruning.layers import TeacherWeights, cut_to_layers
 from coldstill.stages.train_student import StudentJob, train_student
 from coldstill.stages.training.loop import read_metrics
 from conftest import FAMILIES, VOCABULARY, make_model
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
     from coldstill.stages.report import Report, Reporter
 
 WHERE = "students.small.prune"

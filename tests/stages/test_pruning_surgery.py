@@ -11,11 +11,11 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.pruning.anatomy import anatomy_of
-from coldstill.stages.pruning.families import FAMILIES
-from coldstill.stages.pruning.importance import measure
-from coldstill.stages.pruning.layers import hand_through
-from coldstill.stages.pruning.surgery import choose, cut
+from coldstill.stages.students.pruning.anatomy import anatomy_of
+from coldstill.stages.students.pruning.families import FAMILIES
+from coldstill.stages.students.pruning.importance import measure
+from coldstill.stages.students.pruning.layers import hand_through
+from coldstill.stages.students.pruning.surgery import choose, cut
 from conftest import VOCABULARY
 from small_pruning import (
     MODELS,
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
-    from coldstill.stages.pruning.anatomy import Anatomy, Sizes
-    from coldstill.stages.pruning.surgery import Kept
+    from coldstill.data.store.reader import StoreReader
+    from coldstill.stages.students.pruning.anatomy import Anatomy, Sizes
+    from coldstill.stages.students.pruning.surgery import Kept
 
 WHERE = "students.small.prune"
 

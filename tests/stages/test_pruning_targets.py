@@ -10,14 +10,14 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import ArchitectureConfig
 from coldstill.stages.planning.pruned_sizes import anatomy_of_table
-from coldstill.stages.pruning.config import PruneConfig
-from coldstill.stages.pruning.surgery import choose, cut
-from coldstill.stages.pruning.targets import all_target_sizes, target_sizes
+from coldstill.stages.students.pruning.config import PruneConfig
+from coldstill.stages.students.pruning.shapes import all_target_sizes, target_sizes
+from coldstill.stages.students.pruning.surgery import choose, cut
 from small_pruning import anatomy, every_model, pruning_model, random_importance
 from transformers import AutoConfig, AutoModelForCausalLM
 
 if TYPE_CHECKING:
-    from coldstill.stages.pruning.anatomy import Anatomy, Sizes
+    from coldstill.stages.students.pruning.anatomy import Anatomy, Sizes
 
 WHERE = "students.small.prune"
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.pruning.importance import judge_layers_by_loss, measure, sample_loss
-from coldstill.stages.pruning.surgery import choose, cut
+from coldstill.stages.students.pruning.importance import judge_layers_by_loss, measure, sample_loss
+from coldstill.stages.students.pruning.surgery import choose, cut
 from small_pruning import anatomy, random_importance
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from coldstill.data.schema import Sequences
     from coldstill.stages.models.output_head import OutputHead
-    from coldstill.stages.pruning.anatomy import Anatomy, Sizes
-    from coldstill.stages.pruning.importance import Importance
+    from coldstill.stages.students.pruning.anatomy import Anatomy, Sizes
+    from coldstill.stages.students.pruning.importance import Importance
     from numpy.typing import NDArray
 
 KINDS, LENGTH, TOKENS = 2, 24, 64

@@ -10,7 +10,7 @@ import pytest
 import torch
 from coldstill.data.order import uniform
 from coldstill.data.schema import Capture
-from coldstill.stages.selection import select, to_targets
+from coldstill.stages.capture.selection import select, to_targets
 from dense import record
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.ragged import Ragged
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Capture, sequence_hash
+from coldstill.data.store.reader import open_store
 from coldstill.stages.config import (
     ArchitectureConfig,
     LayersConfig,
@@ -22,7 +22,7 @@ from coldstill.stages.config import (
     TrainConfig,
 )
 from coldstill.stages.models.loading import load_model
-from coldstill.stages.pruning.layers import TeacherWeights, cut_to_layers
+from coldstill.stages.students.pruning.layers import TeacherWeights, cut_to_layers
 from coldstill.stages.train_student import StudentJob, train_student
 from coldstill.stages.training.loop import read_metrics
 from conftest import FAMILIES, VOCABULARY, make_model
@@ -33,7 +33,7 @@ from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
     from coldstill.stages.report import Report, Reporter
 
 Weights = dict[str, torch.Tensor]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.schema import Capture
-from coldstill.stages.targets import TargetTensors, target_tensors, tempered
+from coldstill.stages.targets.tensors import TargetTensors, target_tensors, tempered
 
 TEMPERATURES = (0.5, 2.0, 4.0)
 

@@ -80,7 +80,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
     )
     # the pilot's batch, halved, then one large batch more and the one that was made ahead
     assert sum(tokens > 3 * LENGTH for tokens in asked) <= 4
-    from coldstill.data.reader import open_store
+    from coldstill.data.store.reader import open_store
 
     store = open_store(tmp_path / "logits")
     rows = np.arange(len(expected))

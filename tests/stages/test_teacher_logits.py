@@ -10,8 +10,8 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.order import uniform
-from coldstill.data.reader import open_store
 from coldstill.data.schema import Block, Capture
+from coldstill.data.store.reader import open_store
 from coldstill.stages.capture.plan import chosen_rows, make_manifest
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.teacher_logits import capture_split, is_captured
@@ -28,7 +28,7 @@ from small_runs import (
 )
 
 if TYPE_CHECKING:
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
     from coldstill.stages.report import Report
 
 CAPTURE = Capture(head=6, tail=5, temperatures=(2.0,), seed=3)

@@ -28,8 +28,8 @@ from conftest import VOCABULARY, make_model
 from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
 
 if TYPE_CHECKING:
-    from coldstill.data.reader import StoreReader
     from coldstill.data.schema import Sequences
+    from coldstill.data.store.reader import StoreReader
 
 SMALL = ArchitectureConfig(layers=1, hidden=32, heads=2)
 OBJECTIVES = {

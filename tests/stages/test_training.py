@@ -21,7 +21,7 @@ from small_trainings import lines, small_job, train_small
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
     from coldstill.stages.report import Report, Reporter
 
 

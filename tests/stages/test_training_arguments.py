@@ -23,7 +23,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
 
 
 def test_figures_go_where_the_trainer_reports_to(

@@ -19,7 +19,7 @@ from training_child import Task, finish, run, start
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
 
 
 def expect_bit_for_bit(ours: Task, theirs: Task) -> None:

@@ -16,7 +16,7 @@ from small_trainings import lines, train_small
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
     from coldstill.stages.report import Report
 
 

@@ -17,7 +17,7 @@ from training_child import Task, finish, run, start, weights
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.reader import StoreReader
+    from coldstill.data.store.reader import StoreReader
     from small_trainings import Weights
 
 SGD: dict[str, Any] = {"optim": "sgd"}

@@ -1,0 +1,1 @@
+"""One store: its manifest, its commit records, its writer and its reader."""

@@ -1,0 +1,289 @@
+"""Reads a store: a path is all it needs."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..columns import check_hashes
+from ..errors import ColdstillError
+from ..order import MIXED_BLOCKS, WINDOW, epoch_order
+from ..places.opening import place_at
+from ..places.place import expect_size
+from ..schema import Block
+from .commit import Commit, parse_commit
+from .layout import SHARDS, TOKENIZER, commit_name, committed, shard_name
+from .manifest import Manifest, read_manifest
+from .statistics import ShardStatistics, total
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from ..columns import Columns
+    from ..formats import Shard
+    from ..places.cache_settings import CacheSettings
+    from ..places.place import Place
+
+_KEPT_COMMITS = 1024
+"""So many commit records stay in memory, about a kilobyte each."""
+_READS_AT_ONCE = 16
+"""Commit records that are asked for at the same time: from afar each takes its time."""
+_OPEN_SHARDS = 32
+"""So many shards stay open: a window of the seeded order and some more, never one a file."""
+
+
+class StoreReader:
+    """A store: it has a length, reads any sequences, and yields batches."""
+
+    def __init__(self, place: Place, manifest: Manifest, done: list[int]) -> None:
+        """Use `open_store`, which checks what this takes for granted."""
+        self.place = place
+        self.manifest = manifest
+        self.done = done
+        """The shards that are there, in order."""
+        self._codec = manifest.make_codec(place)
+        self._store = manifest.make_store(place)
+        self._commits: OrderedDict[int, Commit] = OrderedDict()
+        self._open: OrderedDict[int, tuple[Path, Shard]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: open files do not."""
+        return {**self.__dict__, "_open": OrderedDict(), "_blocks": OrderedDict()}
+
+    def __len__(self) -> int:
+        """How many sequences the whole store holds."""
+        return self.manifest.sequences
+
+    def commits(self) -> Iterator[Commit]:
+        """The commit record of every shard that is there, in order."""
+        if self.place.room is None:
+            return (self.commit(index) for index in self.done)
+        return self._commits_from_afar()
+
+    def _commits_from_afar(self) -> Iterator[Commit]:
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            for start in range(0, len(self.done), 4 * _READS_AT_ONCE):
+                yield from pool.map(self.commit, self.done[start : start + 4 * _READS_AT_ONCE])
+
+    @functools.cached_property
+    def positions(self) -> int:
+        """How many supervised positions it holds; reads every commit record."""
+        return sum(commit.positions for commit in self.commits())
+
+    @functools.cached_property
+    def statistics(self) -> ShardStatistics:
+        """The teacher's sums over all positions; reads every commit record."""
+        return total(commit.statistics for commit in self.commits())
+
+    def tokenizer_folder(self) -> Path:
+        """A local folder with the tokenizer; empty or absent if the store has none."""
+        return self.place.folder(TOKENIZER)
+
+    def commit(self, index: int) -> Commit:
+        """One shard's commit record, checked against the manifest. May be asked for by several
+        threads: a record read twice is the same, and keeping it is one step.
+
+        Raises
+            ColdstillError: it is not there, damaged, or another shard's
+        """
+        commit = self._commits.get(index)
+        if commit is None:
+            commit = self._commits[index] = read_commit(self.place, self.manifest, index)
+            if len(self._commits) > _KEPT_COMMITS:
+                self._commits.popitem(last=False)
+        return commit
+
+    def expect_sizes(self) -> None:
+        """Compare the size of every file with its commit record: a look before a long run.
+
+        Raises
+            ColdstillError: a file is missing or of another size (which)
+        """
+        sizes = self.place.sizes(SHARDS)
+        for commit in self.commits():
+            for file in commit.files:
+                name = file.path(shard_name(commit.shard, self._store.suffix))
+                expect_size(self.place.path(name), sizes.get(name), file)
+
+    def read(self, rows: NDArray[np.int64]) -> Block:
+        """The chosen sequences with their targets, in the order given.
+
+        Raises
+            IndexError: there is no such sequence
+            ColdstillError: a shard is missing or damaged (which, and how)
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(self):
+            raise IndexError(f"sequences {rows.tolist()} of {len(self)}")
+        shard_N, place_N = np.divmod(rows, self.manifest.shard_sequences)
+        block_N, within_N = np.divmod(place_N, self.manifest.block_sequences)
+        parts, found = [], []
+        # in the order given: what a window of shards still needs is read before the next begins
+        for shard, number in dict.fromkeys(zip(shard_N.tolist(), block_N.tolist(), strict=True)):
+            chosen = np.flatnonzero((shard_N == shard) & (block_N == number))
+            parts.append(self.block(shard, number).take(within_N[chosen]))
+            found.append(chosen)
+        joined = Block.concatenate(parts) if len(parts) > 1 else parts[0]
+        return joined.take(np.argsort(np.concatenate(found), kind="stable"))
+
+    def batches(self, size: int, *, seed: int | None = None, epoch: int = 0) -> Iterator[Block]:
+        """Every sequence once, `size` at a time: in store order, or in a seeded one."""
+        order = np.arange(len(self)) if seed is None else self.order(seed, epoch)
+        self.will_read(order)
+        for start in range(0, len(order), size):
+            yield self.read(order[start : start + size])
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """[N] every sequence once, as a student sees them in an epoch (`data.order`)."""
+        return epoch_order(
+            seed, epoch, len(self), self.manifest.shard_sequences, self.manifest.block_sequences
+        )
+
+    def will_read(self, rows: NDArray[np.int64]) -> None:
+        """Say which sequences are wanted next, so that a distant store can send them ahead."""
+        shards = rows // self.manifest.shard_sequences
+        first = np.sort(np.unique(shards, return_index=True)[1])
+        last = np.sort(len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1])
+        in_use = np.arange(1, len(first) + 1) - np.searchsorted(last, first)
+        self.place.prefetch(
+            (self.commit(i), shard_name(i, self._store.suffix), count)
+            for i, count in zip(shards[first].tolist(), in_use.tolist(), strict=True)
+        )
+
+    def expect_room(self) -> None:
+        """Refuse a cache in which a seeded order would fetch the same shards again and again.
+
+        Raises
+            ColdstillError: it is too small for the shards that are mixed (how large it must be)
+        """
+        if self.place.room is None:
+            return
+        needed = sum(heapq.nlargest(WINDOW, (commit.bytes for commit in self.commits())))
+        if self.place.room < needed:
+            raise ColdstillError(
+                f"{self.place}: logits.cache: {self.place.room:,} bytes are too few, a student "
+                f"mixes {WINDOW} shards at a time; set it to at least {needed:,}, twice that to "
+                "fetch ahead"
+            )
+
+    def block(self, shard: int, number: int) -> Block:
+        """One block of one shard, decoded and checked. The last few are kept."""
+        key = (shard, number)
+        if key in self._blocks:
+            self._blocks.move_to_end(key)
+            return self._blocks[key]
+        where = self.place.path(shard_name(shard, self._store.suffix))
+        columns = self.columns(shard, number)
+        try:
+            block = self._codec.decode(columns, self.manifest.capture)
+            expected = len(self.manifest.block_rows(shard, number))
+            if len(block) != expected:
+                raise ValueError(f"holds {len(block)} sequences, expected {expected}")
+            check_hashes(block.sequences)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ColdstillError(f"{where}: block {number}: {error}") from error
+        self._blocks[key] = block
+        if len(self._blocks) > MIXED_BLOCKS + 2:
+            self._blocks.popitem(last=False)
+        return block
+
+    def columns(self, shard: int, number: int) -> Columns:
+        """The same block as its codec wrote it."""
+        commit, name = self.commit(shard), shard_name(shard, self._store.suffix)
+        while True:
+            # every byte is compared before a shard is opened: only damage on disk can change it
+            path = self._open[shard][0] if shard in self._open else self.place.shard(commit, name)
+            with self.place.reading(commit, name) as is_there:
+                if is_there:
+                    return self._shard(shard, path).read(number)
+            # it had to make room for others, in the cache of a distant store
+            self._open.pop(shard, None)
+
+    def _shard(self, index: int, path: Path) -> Shard:
+        if index in self._open:
+            self._open.move_to_end(index)
+            return self._open[index][1]
+        commit, name = self.commit(index), shard_name(index, self._store.suffix)
+        opened = self._store.open(path)
+        blocks = -(-commit.sequences // self.manifest.block_sequences)
+        if opened.blocks != blocks:
+            raise ColdstillError(
+                f"{self.place.path(name)}: has {opened.blocks} blocks, expected {blocks}"
+            )
+        # what had to make room for it must not take its space on the disk any longer
+        self._open = OrderedDict((i, old) for i, old in self._open.items() if old[0].exists())
+        self._open[index] = path, opened
+        if len(self._open) > _OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return opened
+
+
+def open_store(
+    path: str | Path, *, incomplete: bool = False, cache: CacheSettings | None = None
+) -> StoreReader:
+    """Open a store without reading its data; `path` may be an address such as s3://bucket/store.
+
+    cache       where shards of a distant store are kept, and how many of them
+    incomplete  also open one that lacks shards; reading a sequence of those is an error
+
+    Raises
+        ColdstillError: no store, or an incomplete one, or a malformed manifest
+    """
+    place = place_at(path, cache)
+    manifest = read_manifest(place)
+    done = finished_shards(place, manifest)
+    if len(done) < manifest.shards and not incomplete:
+        raise ColdstillError(
+            f"{place}: incomplete, {len(done)} of {manifest.shards} shards; finish it with "
+            "coldstill teacher-logits"
+        )
+    return StoreReader(place, manifest, done)
+
+
+def finished_shards(place: Place, manifest: Manifest) -> list[int]:
+    """The shards that have a commit record, in order.
+
+    From the records, not from the manifest's promise: a damaged manifest promises any number.
+
+    Raises
+        ColdstillError: the data of one of them is not there
+    """
+    names = place.names(SHARDS)
+    suffix = manifest.make_store(place).suffix
+    done = [index for index in committed(names) if index < manifest.shards]
+    for index in done:
+        name = shard_name(index, suffix)
+        if name.rpartition("/")[2] not in names:
+            raise ColdstillError(
+                f"{place.path(name)}: damaged: missing, though its commit record is there; run "
+                "coldstill store repair, then teacher-logits again"
+            )
+    return done
+
+
+def read_commit(place: Place, manifest: Manifest, index: int) -> Commit:
+    """One shard's commit record; raises ColdstillError unless it is that shard's."""
+    name = commit_name(index)
+    try:
+        commit = parse_commit(place.read(name), place.path(name))
+    except FileNotFoundError as error:
+        raise ColdstillError(
+            f"{place.path(name)}: shard {index} is not there; finish the store with coldstill "
+            "teacher-logits"
+        ) from error
+    rows = len(manifest.shard_rows(index))
+    if (commit.shard, commit.sequences) != (index, rows):
+        raise ColdstillError(
+            f"{place.path(name)}: damaged: it speaks of shard {commit.shard} with "
+            f"{commit.sequences} sequences, not of shard {index} with {rows}"
+        )
+    return commit

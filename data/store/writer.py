@@ -1,0 +1,241 @@
+"""Adds shards to a store, each whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import ColdstillError
+from ..fidelity import distortion, measure
+from ..files import json_bytes
+from ..places.opening import place_at
+from .commit import Commit, commit_json, files_json, shard_files
+from .layout import (
+    MANIFEST,
+    SHARDS,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    claim_name,
+    commit_name,
+    committed,
+    shard_name,
+)
+from .manifest import Manifest, difference, read_manifest
+from .statistics import block_statistics, total
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from ..codecs import Codec
+    from ..columns import Columns
+    from ..schema import Block
+    from .statistics import ShardStatistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EncodedBlock:
+    """A block on its way into a shard: what is written of it, and what is said of it."""
+
+    columns: Columns
+    statistics: ShardStatistics
+    sequences: int
+    documents: int
+    tokens: int
+    positions: int
+
+
+class StoreWriter:
+    """A store that is being written; a context manager that holds its lock.
+
+    Raises, on entering
+        ColdstillError: another process is writing it, or it was made by another teacher,
+            tokenizer, corpus, packing or capture (which field, the old and the new value)
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        manifest: Manifest,
+        *,
+        shared: bool = False,
+        save_tokenizer: Callable[[Path], object] | None = None,
+    ) -> None:
+        """Name the store; nothing is touched before the context is entered.
+
+        shared          any number of processes may write it at the same time, each only shards
+                        that it has claimed (`claim`)
+        save_tokenizer  fills a folder with the tokenizer; called if the store has none yet
+        """
+        self._shared, self._save_tokenizer = shared, save_tokenizer
+        self.place = place_at(root)
+        self.manifest = manifest
+        self._codec = manifest.make_codec(root)
+        self._store = manifest.make_store(root)
+        self._held = contextlib.ExitStack()
+
+    def check(self) -> None:
+        """Refuse to add to a store that was made differently. Writes nothing."""
+        if not self.place.exists(MANIFEST):
+            if self.place.names(SHARDS):
+                raise ColdstillError(
+                    f"{self.place}: holds shards but no manifest.json; move it away"
+                )
+            return
+        if changed := difference(read_manifest(self.place), self.manifest):
+            raise ColdstillError(
+                f"{self.place}: made differently: {changed}; keep the store by giving this "
+                "run another name, or move the folder away to make it anew"
+            )
+
+    def __enter__(self) -> StoreWriter:
+        """Take the lock, write the manifest if there is none, clear what a crash left behind."""
+        self.check()
+        with contextlib.ExitStack() as held:
+            if self._shared:
+                held.enter_context(self.place.join(self._begin))
+            else:
+                held.enter_context(self.place.lock())
+                self._begin(alone=True)
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of the lock."""
+        self._held.close()
+
+    def _begin(self, alone: bool) -> None:
+        self.check()  # it may have been made while nobody held the lock
+        if alone:
+            self.place.clear()
+        if not self.place.exists(MANIFEST):
+            self.place.write(MANIFEST, json_bytes(self.manifest.to_json()))
+        if self._save_tokenizer is not None and not self.place.exists(TOKENIZER_FILES):
+            with self.place.scratch() as folder:
+                self._save_tokenizer(folder / TOKENIZER)
+                self.add_tokenizer(folder / TOKENIZER)
+
+    @contextlib.contextmanager
+    def claim(self, shard: int) -> Iterator[bool]:
+        """Be the only process that makes a shard; False if another is at it or it is there."""
+        with self.place.claim(claim_name(shard)) as mine:
+            # it may have been committed while nobody held the claim
+            yield mine and not self.place.exists(commit_name(shard))
+
+    def add_tokenizer(self, made: Path) -> None:
+        """Move a finished tokenizer folder into the store, with a record of its files."""
+        files = shard_files(made)
+        self.place.adopt(made, TOKENIZER)
+        self.place.write(TOKENIZER_FILES, files_json(files))
+
+    def missing(self) -> list[int]:
+        """The shards without a commit record, in order."""
+        done = set(committed(self.place.names(SHARDS)))
+        return [i for i in range(self.manifest.shards) if i not in done]
+
+    def write(
+        self,
+        shard: int,
+        block: Block,
+        *,
+        encoded: Sequence[Columns] | None = None,
+        statistics: ShardStatistics | None = None,
+    ) -> Commit:
+        """Write one whole shard and commit it.
+
+        encoded     the columns of each block, where they are at hand: of another store with the
+                    same codec
+        statistics  the sums over what was captured, where `block` is what a codec made of it; the
+                    distortion is added to theirs
+
+        What the codec made of it is decoded again before anything is committed: an id that does
+        not come back is an error here, not a wrong target years later.
+        """
+        expected = len(self.manifest.shard_rows(shard))
+        if len(block) != expected:
+            raise ValueError(f"shard {shard} holds {expected} sequences, got {len(block)}")
+        parts = blocks_of(block, self.manifest.block_sequences)
+        return self.commit(
+            shard,
+            (self.encode(p, encoded[i] if encoded else None) for i, p in enumerate(parts)),
+            statistics,
+        )
+
+    def encode(self, part: Block, columns: Columns | None = None) -> EncodedBlock:
+        """One block as its codec writes it, decoded again and compared. Any thread may do it.
+
+        columns  where they are at hand
+        """
+        if columns is None:
+            columns = self._codec.encode(part)
+        kept = self._codec.decode(columns, self.manifest.capture)
+        error_M = distortion(part.targets, kept.targets)
+        return EncodedBlock(
+            columns=columns,
+            statistics=block_statistics(part, self.manifest.packing.separator, error_M),
+            sequences=len(part),
+            documents=len(part.sequences.document_ids.values),
+            tokens=len(part.sequences.tokens.values),
+            positions=len(part.targets),
+        )
+
+    def commit(
+        self, shard: int, blocks: Iterable[EncodedBlock], statistics: ShardStatistics | None = None
+    ) -> Commit:
+        """Write the blocks of one whole shard, in order, and commit it; `statistics` as in `write`.
+
+        Raises
+            ValueError: they are not the shard's sequences, cut into blocks as the manifest says
+        """
+        sizes = self.manifest.block_sizes(shard)
+        name = shard_name(shard, self._store.suffix)
+        sums: list[EncodedBlock] = []
+        with self.place.scratch() as folder:
+            made = folder / name.rpartition("/")[2]
+            with self._store.create(made) as add:
+                for block in blocks:
+                    add(block.columns)
+                    sums.append(replace(block, columns={}))
+            if [block.sequences for block in sums] != sizes:
+                found = [block.sequences for block in sums]
+                raise ValueError(f"shard {shard} holds {sizes} sequences, got {found}")
+            files = shard_files(made)
+            self.place.adopt(made, name)
+        found_sums = total(block.statistics for block in sums)
+        if statistics:
+            distorted = statistics.distortion + found_sums.distortion
+            found_sums = replace(statistics, distortion=distorted)
+        commit = Commit(
+            shard=shard,
+            sequences=sum(block.sequences for block in sums),
+            documents=sum(block.documents for block in sums),
+            tokens=sum(block.tokens for block in sums),
+            positions=sum(block.positions for block in sums),
+            files=files,
+            statistics=found_sums,
+        )
+        self.place.write(commit_name(shard), commit_json(commit))
+        return commit
+
+
+def blocks_of(block: Block, size: int) -> Sequence[Block]:
+    """A block in parts of `size` sequences; the last may hold fewer."""
+    rows = np.arange(len(block))
+    return [block.take(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def with_error(manifest: Manifest, block: Block) -> Manifest:
+    """The manifest with the error that its codec makes on a block."""
+    codec: Codec = manifest.make_codec("manifest")
+    stored = codec.decode(codec.encode(block), block.capture)
+    error = measure(block, stored, codec.maximum_error(block.capture), codec.rounding)
+    return replace(manifest, error=error)

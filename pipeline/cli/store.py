@@ -1,0 +1,255 @@
+"""`coldstill store ...`: what is done to a whole store. Parse, call one function, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .progress import Progress
+
+_SHOWN = 20
+
+
+@click.group()
+def store() -> None:
+    """Verify, convert, merge, slice, shrink or repair a store of teacher logits.
+
+    PATH and TO are folders or addresses such as s3://bucket/store.
+    """
+
+
+def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")(command)
+
+
+def _format_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How the new store is to be written."""
+    for option in (
+        click.option("--zstd", type=click.IntRange(0, 22), help="Level, 0 to 22."),
+        click.option("--levels", type=int, help="Steps of the compact codec, 15 to 254."),
+        click.option("--store", "kind", metavar="NAME", help="arrow or zarr."),
+        click.option("--codec", metavar="NAME", help="compact or plain."),
+    ):
+        command = option(command)
+    return command
+
+
+@store.command()
+@click.argument("path")
+@_json_option
+def verify(path: str, as_json: bool) -> None:
+    """Check every byte, record and rule of a store; exit 1 if anything is wrong.
+
+    Example: coldstill store verify runs/demo/logits
+    """
+    from ...data.maintenance.verify import leftovers
+    from ...data.maintenance.verify import verify as problems_of
+
+    with _progress() as progress:
+        problems = list(problems_of(path, _tell(progress, "verify")))
+    for left in leftovers(path):
+        click.echo(f"{left}: left by an interrupted write; it does no harm", err=True)
+    if as_json:
+        found = [_problem(problem) for problem in problems]
+        click.echo(json.dumps({"path": path, "whole": not problems, "problems": found}, indent=2))
+    else:
+        _say_problems(problems)
+        click.echo(f"{path}: " + (_summary(problems) if problems else "whole"))
+    sys.exit(1 if problems else 0)
+
+
+@store.command()
+@click.argument("path")
+@click.option("--dry-run", is_flag=True, help="Only say what would be dropped.")
+@_json_option
+def repair(path: str, dry_run: bool, as_json: bool) -> None:
+    """Drop what is damaged, so that teacher-logits can fill it again.
+
+    Example: coldstill store repair runs/demo/logits
+    """
+    from ...data.maintenance.repair import repair as step
+
+    with _progress() as progress:
+        done = step(path, pretend=dry_run, tell=_tell(progress, "repair"))
+    if as_json:
+        problems = [_problem(problem) for problem in done.problems]
+        facts = {"dropped": done.dropped, "strays": done.strays, "missing": done.missing}
+        click.echo(json.dumps({"path": path, "problems": problems, **facts}, indent=2))
+        return
+    _say_problems(done.problems)
+    verb = "would drop" if dry_run else "dropped"
+    if done.dropped or done.strays:
+        what = [_counted(len(done.dropped), "shard")] if done.dropped else []
+        what += [_counted(len(done.strays), "stray file")] if done.strays else []
+        click.echo(f"{path}: {verb} {' and '.join(what)}")
+    if done.missing:
+        shards = _counted(done.missing, "shard")
+        click.echo(f"{path}: {shards} to make; run coldstill teacher-logits again")
+    elif not done.strays:
+        click.echo(f"{path}: whole, nothing to repair")
+
+
+@store.command()
+@click.argument("path")
+@click.argument("to")
+@_format_options
+@_json_option
+def convert(path: str, to: str, as_json: bool, **wanted: Any) -> None:
+    """Write the same record in another codec or store.
+
+    Example: coldstill store convert runs/demo/logits plain-logits --codec plain
+    """
+    from ...data.maintenance.rewrite import convert as step
+
+    with _progress() as progress:
+        step(path, to, *_formats(wanted), tell=_tell(progress, "convert"))
+    _wrote(to, as_json)
+
+
+@store.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH... TO")
+@_format_options
+@_json_option
+def merge(paths: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
+    """Write several stores of one teacher as one, in the order given.
+
+    Example: coldstill store merge runs/a/logits runs/b/logits both
+    """
+    from ...data.maintenance.merge import merge as step
+
+    *sources, to = paths
+    if not sources:
+        raise click.UsageError("name at least one store to read and the one to write")
+    with _progress() as progress:
+        step(sources, to, *_formats(wanted), tell=_tell(progress, "merge"))
+    _wrote(to, as_json)
+
+
+@store.command("slice")
+@click.argument("path")
+@click.argument("to")
+@click.option("--sequences", metavar="A:B", help="By place in the store, B not included.")
+@click.option("--documents", metavar="A:B", help="Sequences that hold one of these documents.")
+@click.option("--fraction", type=float, metavar="F", help="A random share, 0 to 1.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random share."
+)
+@_json_option
+def slice_(path: str, to: str, as_json: bool, **wanted: Any) -> None:
+    """Write a part of a store; several options keep what all of them choose.
+
+    Example: coldstill store slice runs/demo/logits tenth --fraction 0.1
+    """
+    from ...data.maintenance.rewrite import take
+    from ...data.maintenance.selection import chosen_rows
+    from ...data.store.reader import open_store
+
+    with _progress() as progress:
+        tell = _tell(progress, "slice")
+        take(path, to, chosen_rows(open_store(path), **wanted, tell=tell), tell=tell)
+    _wrote(to, as_json)
+
+
+@store.command()
+@click.argument("path")
+@click.argument("to")
+@click.option("--head", type=click.IntRange(0), required=True, help="Most probable tokens kept.")
+@click.option("--tail", type=click.IntRange(0), required=True, help="Samples of the rest.")
+@_json_option
+def shrink(path: str, to: str, head: int, tail: int, as_json: bool) -> None:
+    """Keep a smaller head or tail, without the teacher and without bias.
+
+    Example: coldstill store shrink runs/demo/logits small --head 8 --tail 8
+    """
+    from ...data.maintenance.rewrite import change
+    from ...data.maintenance.shrink import shrink_block, smaller_capture
+
+    with _progress() as progress:
+        change(
+            path,
+            to,
+            lambda manifest: smaller_capture(manifest, head, tail, path),
+            shrink_block,
+            tell=_tell(progress, "shrink"),
+        )
+    _wrote(to, as_json)
+
+
+def _progress() -> Progress:
+    from .progress import Progress
+
+    return Progress(f"store {click.get_current_context().info_name}")
+
+
+def _tell(progress: Progress, stage: str) -> Callable[[str, int, int], None]:
+    """Draw what a step of `data.maintenance` tells, as every other stage's, from its start on."""
+    from ...stages.report import Report
+
+    progress(Report(stage=f"store {stage}", unit="sequences"))
+
+    def tell(what: str, done: int, total: int) -> None:
+        name = f"store {stage}" if what in (stage, "write") else f"store {stage}: {what}"
+        progress(Report(stage=name, done=done, total=total, unit="sequences"))
+
+    return tell
+
+
+def _formats(wanted: dict[str, Any]) -> tuple[Any, Any]:
+    """What the options say of codec and store, for `data.store.manifest.format_settings`."""
+    codec, levels = wanted["codec"], wanted["levels"]
+    if levels is not None:
+        codec = {"name": codec or "compact", "levels": levels}
+    kind, zstd = wanted["kind"], wanted["zstd"]
+    if zstd is not None:
+        kind = {"name": kind, "zstd": zstd} if kind else {"zstd": zstd}
+    return codec, kind
+
+
+def _problem(problem: Any) -> dict[str, Any]:
+    names = ("shard", "sequence", "position", "what", "missing")
+    return {name: getattr(problem, name) for name in names}
+
+
+def _say_problems(problems: list[Any]) -> None:
+    for problem in problems[:_SHOWN]:
+        click.echo(str(problem))
+    if len(problems) > _SHOWN:
+        click.echo(f"and {len(problems) - _SHOWN} more")
+
+
+def _summary(problems: list[Any]) -> str:
+    count = _counted(len(problems), "problem")
+    damaged = [problem for problem in problems if not problem.missing]
+    if not damaged:
+        return f"{count}, all of shards that are not there; finish it with coldstill teacher-logits"
+    first = next((problem for problem in damaged if problem.shard is not None), damaged[0])
+    places = {"shard": first.shard, "sequence": first.sequence, "position": first.position}
+    where = ", ".join(f"{name} {place}" for name, place in places.items() if place is not None)
+    text = f"{count}, the first damage {'at ' + where if where else 'outside the shards'}"
+    return text + ("; drop what is damaged with coldstill store repair" if where else "")
+
+
+def _counted(count: int, noun: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _wrote(to: str, as_json: bool) -> None:
+    from ...data.store.reader import open_store
+
+    made = open_store(to)
+    size = sum(commit.bytes for commit in made.commits())
+    facts = {"wrote": to, "sequences": len(made), "positions": made.positions, "bytes": size}
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    per = size / max(1, made.positions)
+    click.echo(
+        f"wrote {to}: {len(made):,} sequences, {made.positions:,} positions, {per:.1f} bytes each"
+    )

@@ -1,0 +1,1 @@
+"""Pages and terminal views: compare, report and inspect."""

@@ -1,0 +1,256 @@
+"""The recipe: one TOML file that says everything about a run (`pipeline/recipe/tables.py`).
+
+An unknown key is an error that names the nearest right one.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ...data.errors import ColdstillError
+from ...data.files import read_json
+from .keys import keys_at, set_value, split_key, toml_value
+from .tables import ORIGINS, Recipe
+
+VERBATIM, RESOLVED = "recipe.toml", "recipe.resolved.json"
+"""A run's own copies of its recipe: as it was written, and as it was understood."""
+
+BUILT_IN = Path(__file__).parents[1] / "recipes"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe and where it came from."""
+
+    recipe: Recipe
+    base: Path
+    """What its relative paths start from."""
+    text: str
+    """The file as it was written."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RecipeSource:
+    """A recipe that is read and not yet understood: what one student takes over from another is
+    not filled in."""
+
+    table: dict[str, Any]
+    base: Path
+    """As of `LoadedRecipe`, and"""
+    text: str
+    """likewise."""
+    where: str
+    """What messages call it."""
+
+    def understood(self) -> LoadedRecipe:
+        """The recipe that this says; raises ColdstillError: unknown keys, bad values."""
+        table = copy.deepcopy(self.table)
+        _resolve_likeness(table, self.where)
+        try:
+            return LoadedRecipe(Recipe.model_validate(table), self.base, self.text)
+        except ValidationError as error:
+            raise ColdstillError(_explain(error, self.where, table)) from error
+
+
+def load_recipe(
+    name: str, settings: tuple[str, ...] = (), student: str | None = None, runs: Path = Path("runs")
+) -> LoadedRecipe:
+    """Load a recipe by the name of a built-in one, its file, or a run's folder.
+
+    settings  `section.key=value` overrides, values in TOML (a bare word is a string)
+    student   a name that the recipe lacks becomes a variant of the one student that `settings`
+              change; that student itself stays as it was
+
+    Raises
+        ColdstillError: no such recipe, not TOML, unknown keys, bad values
+    """
+    return read_source(name, settings, student, runs).understood()
+
+
+def read_source(
+    name: str, settings: tuple[str, ...] = (), student: str | None = None, runs: Path = Path("runs")
+) -> RecipeSource:
+    """The first half of `load_recipe`."""
+    path, base = _locate(name, runs)
+    if path.name == RESOLVED:
+        stored, source = read_json(path), path.with_name(VERBATIM)
+        match stored:
+            case {"recipe": dict() as table, "base": str() as folder}:
+                base = Path(folder)
+            case _:
+                raise ColdstillError(f"{path}: not what a run writes; pass its recipe file instead")
+        text = _read(source if source.exists() else path)
+    else:
+        text = _read(path)
+        try:
+            table = tomllib.loads(text.removeprefix("\ufeff"))
+        except tomllib.TOMLDecodeError as error:
+            raise ColdstillError(f"{path}: not valid TOML: {error}") from error
+    original = copy.deepcopy(table)
+    keys = [_set(table, setting) for setting in settings]
+    _make_variant(original, table, keys, student)
+    return RecipeSource(table, base, text, str(path))
+
+
+def run_folder(name: str, runs: Path) -> Path | None:
+    """The run that a name on the command line stands for; None if it names a recipe.
+
+    Raises
+        ColdstillError: it names neither
+    """
+    path, _ = _locate(name, runs)
+    return path.parent if path.name == RESOLVED else None
+
+
+def _locate(name: str, runs: Path) -> tuple[Path, Path]:
+    path = Path(name)
+    if path.is_file():
+        return path, path.resolve().parent
+    if (path / RESOLVED).is_file():
+        return path / RESOLVED, path
+    beside = Path(f"{name}.toml")
+    if beside.is_file():
+        return beside, beside.resolve().parent
+    built_in = BUILT_IN / f"{name}.toml"
+    if built_in.is_file():
+        return built_in, Path.cwd()
+    if (runs / name / RESOLVED).is_file():
+        return runs / name / RESOLVED, runs / name
+    if path.is_dir():
+        raise ColdstillError(f"{name}: a folder without {RESOLVED}, so not a run")
+    have = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.toml")))
+    raise ColdstillError(
+        f"{name}: no recipe file, no run folder and no built-in recipe of that name (built in: "
+        f"{have}); write one with coldstill init NAME"
+    )
+
+
+def _read(path: Path) -> str:
+    try:  # not read_text, which would change line endings
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ColdstillError(
+            f"{path}: byte {error.start} is not valid UTF-8, so this is no recipe"
+        ) from error
+
+
+def _set(table: dict[str, Any], setting: str) -> list[str]:
+    """Override a key; what it was."""
+    text, equals, value = setting.partition("=")
+    students = table.get("students")
+    key = split_key(text, students if isinstance(students, dict) else ()) if equals else None
+    if key is None:
+        raise ColdstillError(f"--set {setting}: expected section.key=value")
+    set_value(table, key, toml_value(value), f"--set {setting}")
+    return key
+
+
+def _make_variant(
+    original: dict[str, Any], table: dict[str, Any], keys: list[list[str]], student: str | None
+) -> None:
+    students = table.get("students", {})
+    if student is None or not isinstance(students, dict) or student in students:
+        return
+    changed = {key[1] for key in keys if key[0] == "students" and len(key) > 2}
+    if len(changed) == 1:
+        base, before = changed.pop(), original.get("students", {})
+        if base not in before:
+            raise ColdstillError(
+                f"--set students.{base}: no student '{base}' to make '{student}' of (have: "
+                f"{', '.join(before) or 'none'})"
+            )
+        students[student], students[base] = students[base], before[base]
+
+
+def _resolve_likeness(table: dict[str, Any], where: str) -> None:
+    """Fill in what a student takes over from another."""
+    students = table.get("students")
+    if not isinstance(students, dict):
+        return
+
+    def resolved(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+        own = students.get(name)
+        if name in seen or not isinstance(own, dict):
+            chain = " -> ".join((*seen, name))
+            raise ColdstillError(
+                f"{where}: students.{seen[-1]}.like: no student '{name}'"
+                if name not in seen
+                else f"{where}: students.{name}.like goes round in a circle: {chain}"
+            )
+        if own.get("like") is None:
+            return own
+        base = dict(resolved(str(own["like"]), (*seen, name)))
+        return _merged(_without_its_origin(base, own), own)
+
+    whole = {name: resolved(name, ()) for name in students if isinstance(students[name], dict)}
+    for name, student in whole.items():
+        students[name] = {key: value for key, value in student.items() if key != "like"}
+
+
+def _without_its_origin(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """What a student takes over from another, if it says itself what it is made of."""
+    said = [origin for origin in ORIGINS if own.get(origin) is not None]
+    if not said:
+        return base
+    # of a new model single sizes may be taken over; a choice of layers or a cut replaces another
+    gone = {origin for origin in ORIGINS if origin not in said or origin in ("layers", "prune")}
+    gone.add("trust_remote_code")  # it was given for the other's model
+    if "architecture" in said:
+        gone.add("lora")
+    return {key: value for key, value in base.items() if key not in gone}
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in own.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _explain(error: ValidationError, where: str, table: dict[str, Any]) -> str:
+    """The first mistake, as one line that says what to do."""
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    mistakes = error.errors(include_url=False)
+    # a misspelled key is also a missing one: tell the cause
+    first = next((mistake for mistake in mistakes if mistake["type"] in unknown), mistakes[0])
+    place = _as_written(first["loc"], table)
+    if first["type"] in unknown:
+        section, key = ".".join(place[:-1]), place[-1]
+        known = keys_at([str(part) for part in first["loc"][:-1]])
+        begun = [name for name in known if name.startswith(key)]
+        near = begun or difflib.get_close_matches(key, known, 1, cutoff=0.5)
+        guess = f"; did you mean '{near[0]}'?" if near else ""
+        return (
+            f"{where}: {section or 'recipe'}: unknown key '{key}'{guess} (have: {', '.join(known)})"
+        )
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{where}: {'.'.join(place)}: missing, and it has no default"
+    if first["type"] == "value_error":
+        return f"{where}: {'.'.join(place)}: {first['ctx']['error']!s}"
+    value = repr(first["input"])
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where}: {'.'.join(place)}: {message}, not {shown}"
+
+
+def _as_written(place: tuple[str | int, ...], table: Any) -> list[str]:
+    """Where something is in the recipe: a table that stands for a list of one has no number."""
+    said, value = [], table
+    for part in place:
+        if isinstance(part, int) and isinstance(value, dict):
+            continue
+        said.append(str(part))
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            value = None
+    return said

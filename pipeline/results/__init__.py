@@ -1,0 +1,1 @@
+"""Results as typed rows and facts: figures of models, tables, and what limits a comparison."""

@@ -1,0 +1,124 @@
+"""How training went: a student's lines of metrics, as far as a plot needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...data.errors import ColdstillError
+from ...data.files import read_json
+from ..planning.measured import metrics_lines
+from ..recipe.reading import RESOLVED
+from .names import labelled, run_labels, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..pages.charts.figure import Points
+    from ..recipe.run_folder import Run, StudentFolder
+
+MOST_POINTS = 80
+"""Of a curve: more lines than these are averaged, some neighbours at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One student's training. Points are trained tokens and a mean over the steps of some lines."""
+
+    label_loss: Points
+    """Mean -log p(label) in nats, of what was trained on; empty where it was not measured."""
+    objective: Points
+    """What was minimised, whatever it is."""
+    asked: str
+    """Which that is, in words."""
+    lines: int
+    """How many neighbouring lines of metrics one point is the mean of."""
+
+
+def read_curves(runs: Sequence[Run]) -> dict[str, Curve]:
+    """The curves of all students that have any, by what their models are called."""
+    found = {}
+    for run, label in zip(runs, run_labels(runs), strict=True):
+        length = _sequence_length(run)
+        for name in run.student_names:
+            curve = _read_curve(run.student(name), length)
+            if curve is not None:
+                found[labelled(label, visible(name))] = curve
+    return found
+
+
+def _read_curve(folder: StudentFolder, sequence_length: int) -> Curve | None:
+    lines = metrics_lines(folder.metrics)
+    if not lines:
+        return None
+    settings = _table(folder.settings, "student")
+    step_tokens = _step_tokens(settings, sequence_length)
+    together = -(-len(lines) // MOST_POINTS)
+    # cross-entropy is the same figure: where it is a part of the objective, older lines have it
+    labels = [line.get("label_loss", line.get("cross_entropy")) for line in lines]
+    tokens = [line["step"] * step_tokens for line in lines]
+    return Curve(
+        label_loss=averaged(tokens, labels, together),
+        objective=averaged(tokens, [line.get("loss") for line in lines], together),
+        asked=in_words(settings.get("objective")),
+        lines=together,
+    )
+
+
+def averaged(places: Sequence[float], values: Sequence[Any], together: int) -> Points:
+    """The means of `together` neighbours, none of which counts twice; those that are no numbers do
+    not count."""
+    pairs = [
+        (float(place), float(value))
+        for place, value in zip(places, values, strict=True)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    found = []
+    for start in range(0, len(pairs), together):
+        block = pairs[start : start + together]
+        mean = tuple(sum(side) / len(block) for side in zip(*block, strict=True))
+        found.append((mean[0], mean[1]))
+    return tuple(found)
+
+
+def in_words(objective: Any) -> str:
+    """What an objective weighs, such as "kl, 0.5 cross_entropy, at temperature 2"."""
+    if not isinstance(objective, dict):
+        return ""
+    parts = []
+    for name, weight in objective.items():
+        if name in ("temperature", "beta", "skew"):
+            continue
+        if isinstance(weight, dict):
+            parts.append(f"{weight.get('weight')} {name} ({weight.get('schedule')})")
+        elif isinstance(weight, int | float) and weight > 0:
+            parts.append(name if weight == 1 else f"{weight:g} {name}")
+    shape = ("beta", "skew")
+    parts += [f"{key} {objective[key]}" for key in shape if objective.get(key) is not None]
+    temperature = objective.get("temperature", 1.0)
+    return ", ".join(parts) + ("" if temperature == 1.0 else f", at temperature {temperature}")
+
+
+def _step_tokens(settings: dict[str, Any], sequence_length: int) -> int:
+    """Tokens of an optimiser step, as whole sequences."""
+    train = settings.get("train")
+    asked = train.get("batch_tokens") if isinstance(train, dict) else None
+    if not isinstance(asked, int) or asked < 1:
+        return sequence_length
+    return max(1, asked // sequence_length) * sequence_length
+
+
+def _sequence_length(run: Run) -> int:
+    length = _table(run.root / RESOLVED, "recipe").get("corpus", {})
+    length = length.get("sequence_length") if isinstance(length, dict) else None
+    return length if isinstance(length, int) and length > 0 else 1
+
+
+def _table(path: Any, key: str) -> dict[str, Any]:
+    """A table of a JSON file, or nothing: a plot does without what is not there."""
+    try:
+        value = read_json(path)
+    except ColdstillError:
+        return {}
+    found = value.get(key) if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}

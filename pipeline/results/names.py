@@ -1,0 +1,33 @@
+"""What runs and models are called, wherever they stand side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..recipe.run_folder import Run
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """What the runs are called in front of their models: nothing where there is one, else as much
+    of their folders' ends as tells them apart."""
+    if len(runs) == 1:
+        return [""]
+    paths = [run.root.resolve().parts for run in runs]
+    for length in range(1, max(map(len, paths)) + 1):
+        ends = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(ends)) == len(ends):
+            break
+    return [visible(end) for end in ends]
+
+
+def labelled(run_label: str, name: str) -> str:
+    """What a model is called in every output."""
+    return f"{run_label}/{name}" if run_label else name
+
+
+def visible(text: str) -> str:
+    """A name of the file system as it may be shown: nothing in it moves a cursor."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

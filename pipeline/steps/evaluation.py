@@ -1,0 +1,142 @@
+"""The step after stage two: measure students on held-out documents."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from ...data.errors import ColdstillError
+from ...data.files import read_json, write_json
+from ...data.fingerprint import json_sha256
+from ...data.store.reader import open_store
+from ...stages.models.weight_files import weight_files_in
+from ..results.columns import CACHED_BYTES
+from .students import open_made, store_called
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ...data.store.manifest import Manifest
+    from ..recipe.run_folder import StudentFolder
+    from .work import Work
+
+_NEWER = ("calibration", "bits_per_byte", "flops_per_token", "generation", "weights")
+"""Keys that figures of older versions lack: those are measured anew."""
+
+
+def evaluate(work: Work, names: Sequence[str]) -> None:
+    """Measure the named students, or all that are trained, on the held-out store of the run: that
+    of its own teacher, whomever else a student listened to."""
+    from ...stages.evaluate import evaluate_student, evaluate_teacher
+
+    store = open_made(work.run.heldout, work)
+    trained = [n for n in work.run.student_names if work.run.student(n).model.exists()]
+    for name in names:
+        if name not in trained:
+            raise ColdstillError(
+                f"{work.run.root}: student '{name}' is not trained (trained: "
+                f"{', '.join(trained) or 'none'}); run coldstill train-student --student {name}"
+            )
+    if not trained:
+        raise ColdstillError(
+            f"{work.run.root}: no student is trained yet; run coldstill train-student"
+        )
+    # figures belong to the store they were measured on: another held-out store asks for new ones
+    heldout = heldout_identity(store.manifest)
+    if not _is_measured(work.run.teacher_evaluation, heldout, *_NEWER):
+        figures = dataclasses.asdict(evaluate_teacher(store, work.report))
+        write_json(work.run.teacher_evaluation, {**figures, "heldout": heldout})
+    for name in list(names) or trained:
+        folder = work.run.student(name)
+        work.doing(f"evaluate {name}", "look for figures of these weights")
+        if is_evaluated(folder, heldout):
+            if is_older(folder):  # but of these weights: who only sees times is not to ask again
+                folder.evaluation.touch()
+            work.say(f"evaluate {name}", f"already done: {folder.evaluation}")
+            continue
+        result = evaluate_student(
+            name, folder.model, store, work.report, own_code=work.recipe.trusts(name)
+        )
+        figures = dataclasses.asdict(result)
+        figures[CACHED_BYTES] = _cached_bytes(work, name)
+        write_json(folder.evaluation, {**figures, "heldout": heldout})
+        work.say(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:z.4f}")
+
+
+def heldout_identity(manifest: Manifest) -> str:
+    """What figures depend on: everything that a store says of itself but its teacher's name, which
+    is the run's where the teacher was made in it."""
+    nameless = dataclasses.replace(manifest.teacher, name="")
+    return json_sha256(dataclasses.replace(manifest, teacher=nameless).to_json())
+
+
+def is_evaluated(folder: StudentFolder, heldout: str) -> bool:
+    """Whether a student's figures are there, of this held-out store, by this version, and of the
+    weights that are there now."""
+    from ...stages.models.identity import teacher_identity
+
+    if not _is_measured(folder.evaluation, heldout, *_NEWER, CACHED_BYTES):
+        return False
+    where = f"students.{folder.root.name}"
+    identity = teacher_identity(str(folder.model), where, dtype="auto", revision="main")
+    return bool(read_json(folder.evaluation)["weights"] == identity.fingerprint)
+
+
+def is_older(folder: StudentFolder) -> bool:
+    """Whether a student's figures may be of other weights, by the times of files: what can be told
+    without reading the weights."""
+    if not folder.evaluation.exists():
+        return False
+    measured = folder.evaluation.stat().st_mtime_ns
+    return any(path.stat().st_mtime_ns > measured for path in weight_files_in(folder.model))
+
+
+def _is_measured(record: Path, heldout: str, *newer: str) -> bool:
+    """Whether these figures are there, are of this held-out store and have the keys that older
+    records lack."""
+    if not record.exists():
+        return False
+    try:
+        figures = read_json(record)
+    except ColdstillError:  # nothing that could be kept
+        return False
+    return (
+        isinstance(figures, dict)
+        and figures.get("heldout") == heldout
+        and all(key in figures for key in newer)
+    )
+
+
+def _cached_bytes(work: Work, name: str) -> float | None:
+    """Bytes a position, tokens included, of all stores whose targets a student was trained from: 0
+    where its objective reads none, None where one of them is not there any more."""
+    from ...stages.targets.losses import LOSSES
+    from ..recipe.tables import StudentTable
+
+    settings = work.run.student(name).settings
+    try:
+        trained = read_json(settings)
+        # what it was trained with, which the recipe need not say any more
+        student = StudentTable.model_validate(trained["student"])
+        if not any(LOSSES[loss].needs_targets for loss in student.objective.weights):
+            return 0.0
+        total = 0.0
+        for named, share in zip(("", *student.other_stores), student.shares, strict=True):
+            if share > 0:
+                where = f"students.{name}.teachers"
+                address = store_called(named, work, where) if named else work.run.logits
+                store = open_store(address, cache=work.run.cache)
+                digest = trained["others"][named] if named else trained["store"]
+                if json_sha256(store.manifest.to_json()) != digest:
+                    raise ColdstillError(f"{store.place}: another store by now")
+                stored = sum(commit.bytes for commit in store.commits())
+                total += stored / max(1, store.positions)
+    except (ColdstillError, OSError) as error:
+        reason = str(error)
+    except (LookupError, TypeError, ValueError):
+        reason = f"{settings}: damaged"
+    else:
+        return total
+    work.say(f"evaluate {name}", f"the size of what it was trained from is not known: {reason}")
+    return None

@@ -1,0 +1,198 @@
+"""The points of a sweep: from `--grid KEY=V1,V2` to students with names that say what they are.
+
+A name depends on nothing but the point's own settings, so that a grid that has grown finds the
+students it had: `small-learning_rate-0.003-steps-200`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import tomllib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...data.errors import ColdstillError
+from ...data.fingerprint import json_sha256
+from ..recipe.keys import split_key, student_keys, toml_value
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+MOST = 1000
+"""Points of a sweep: more are a slip of the keyboard."""
+_LONGEST = 100
+"""Characters of a name; it is a folder's too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """One key of one student, and the values it is to have."""
+
+    student: str
+    key: tuple[str, ...]
+    """Below the student, such as ("train", "steps")."""
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One student of a sweep."""
+
+    name: str
+    student: str
+    """Whose variant it is."""
+    settings: dict[tuple[str, ...], Any]
+    """Key below the student to value."""
+
+
+def read_grids(texts: Sequence[str], students: Collection[str]) -> list[Grid]:
+    """Grids as they are typed, `students.NAME.KEY=V1,V2`: TOML values, or bare words.
+
+    students  those of the recipe
+
+    Raises
+        ColdstillError: no such key or student, no values, one key twice
+    """
+    grids: list[Grid] = []
+    for text in texts:
+        named, equals, values = text.partition("=")
+        where = f"--grid {text}"
+        key = split_key(named, students) if equals else None
+        if key is None:
+            raise ColdstillError(f"{where}: expected students.NAME.KEY=V1,V2")
+        _expect_below_student(key, students, where)
+        grid = Grid(student=key[1], key=tuple(key[2:]), values=_values(values, where))
+        for other in grids:
+            short, long = sorted((grid.key, other.key), key=len)
+            if other.student == grid.student and long[: len(short)] == short:
+                raise ColdstillError(
+                    f"{where}: this key has a grid already; give all its values in one --grid"
+                    if short == long
+                    else f"{where}: {'.'.join(long)} is a part of {'.'.join(short)}, which has a "
+                    "grid too; keep one of them"
+                )
+        grids.append(grid)
+    return grids
+
+
+def points_of(grids: Iterable[Grid]) -> list[Point]:
+    """The product of each student's grids, one student after the other.
+
+    Raises
+        ColdstillError: two points that cannot be told apart by name, or far too many
+    """
+    of_students: dict[str, list[Grid]] = {}
+    for grid in grids:
+        of_students.setdefault(grid.student, []).append(grid)
+    count = sum(math.prod(len(g.values) for g in each) for each in of_students.values())
+    if count > MOST:
+        raise ColdstillError(f"--grid: {count:,} points are more than {MOST:,}; take fewer values")
+    points: dict[str, Point] = {}
+    for student, own in of_students.items():
+        own.sort(key=lambda grid: grid.key)
+        suffixes = [_suffix(grid.key, [other.key for other in own]) for grid in own]
+        for values in itertools.product(*(grid.values for grid in own)):
+            point = Point(
+                name=_name(student, suffixes, values),
+                student=student,
+                settings=dict(zip((grid.key for grid in own), values, strict=True)),
+            )
+            same = points.setdefault(point.name, point)
+            if same.settings != point.settings or same.student != student:
+                raise ColdstillError(
+                    f"--grid: two points would both be called {point.name}; write one of the "
+                    "values differently, or sweep it by itself"
+                )
+    return list(points.values())
+
+
+def _expect_below_student(key: list[str], students: Collection[str], where: str) -> None:
+    if key == ["seed"]:
+        raise ColdstillError(
+            f"{where}: another seed of the recipe would ask for another store; sweep "
+            "students.NAME.train.seed"
+        )
+    if key[0] != "students":
+        raise ColdstillError(
+            f"{where}: only keys below students. can be swept: another {'.'.join(key)} would ask "
+            "for another store, in a run of its own"
+        )
+    if len(key) > 1 and key[1] not in students:
+        raise ColdstillError(
+            f"{where}: no student '{key[1]}' (have: {', '.join(students) or 'none'})"
+        )
+    if len(key) < 3:
+        raise ColdstillError(f"{where}: expected a student's key, students.NAME.KEY=V1,V2")
+
+
+def _values(text: str, where: str) -> tuple[Any, ...]:
+    try:
+        found = tomllib.loads(f"values = [{text}]")
+        values = found["values"] if found.keys() == {"values"} else [""]
+    except tomllib.TOMLDecodeError:
+        # bare words: what has brackets or quotes was meant as TOML
+        words = [""] if re.search(r"[\[\]{}\"'\n]", text) else text.split(",")
+        values = [toml_value(word) for word in words]
+    if not values or any(value == "" for value in values):
+        raise ColdstillError(
+            f"{where}: expected values separated by commas, as in TOML; quote what the shell would "
+            "change"
+        )
+    return tuple(values)
+
+
+def _suffix(key: tuple[str, ...], swept: Collection[tuple[str, ...]]) -> str:
+    """The shortest end of a key that no other key of a student has."""
+    others = (student_keys() | set(swept)) - {key}
+    for length in range(1, len(key)):
+        if all(other[-length:] != key[-length:] for other in others):
+            return ".".join(key[-length:])
+    return ".".join(key)
+
+
+def _name(student: str, suffixes: Sequence[str], values: Sequence[Any]) -> str:
+    parts = [f"{key}-{_said(value)}" for key, value in zip(suffixes, values, strict=True)]
+    name = "-".join([student, *parts])
+    return name if len(name) <= _LONGEST else f"{student}-{_digest([*parts])}"
+
+
+def _said(value: Any) -> str:
+    """A value as a part of a name."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return _number(value)
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,32}", value):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[0-9.]{1,8}%", value):
+        return f"{value[:-1]}pct"  # a share, in letters that names may have
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        listed = "_".join(map(str, value))
+        return listed if len(listed) <= 32 else _digest(value)
+    return _digest(value)
+
+
+def _number(value: float) -> str:
+    """One text for each number, however it was written: 3e-3 and 0.003, 1 and 1.0, are the same."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    digits, _, exponent = repr(value).partition("e")
+    return f"{digits}e{int(exponent)}" if exponent else digits
+
+
+def _digest(value: Any) -> str:
+    """The same for values that are equal."""
+    return json_sha256(json.loads(json.dumps(_plain(value))))[:8]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bool):
+        return value
+    return _number(value) if isinstance(value, int | float) else str(value)

@@ -1,0 +1,53 @@
+"""`plan --pilot`: measure, print, recommend, and write into the recipe if asked to."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from ...data.errors import ColdstillError
+from ..planning.pilot import own_row, recommended
+from ..planning.pilot import pilot as measure
+from ..planning.pilot_text import pilot_text, recommendation_text
+from ..planning.sizes import store_sizes
+from ..recipe.editing import editable_recipe, write_capture
+
+if TYPE_CHECKING:
+    from .work import Work
+
+
+def pilot(
+    work: Work, count: int, budget: float | None, write_to: str | None, *, as_json: bool
+) -> None:
+    """Carry it out.
+
+    budget    bytes a position, those of the recipe's own capture unless given
+    write_to  the recipe as the user named it, if the recommendation is to be written there
+
+    Raises
+        ColdstillError: as `pipeline.pilot.pilot`, a recipe that cannot be written to, or nothing
+            to write since no capture fits the budget
+    """
+    path = None if write_to is None else editable_recipe(write_to, work.loaded, work.run)
+    from ...stages.interruption import Interruption
+
+    with Interruption().listening():  # what it has written for weighing is cleared away
+        measured = measure(work, count)
+    own = own_row(measured, work.recipe)
+    choice = recommended(measured, work.recipe, budget)
+    store = store_sizes(work.loaded, work.run)["train"]
+    said = recommendation_text(choice, own, measured, budget)
+    if as_json:
+        click.echo(json.dumps({**measured, "recommended": choice}, indent=2))
+    else:
+        length = work.recipe.corpus.sequence_length
+        click.echo(f"{pilot_text(measured, own, store, length)}\n\n{said}")
+    if path is None:
+        return
+    if choice is None:
+        raise ColdstillError(f"--write: {said}; raise --budget")
+    changed = write_capture(path, choice["head"], choice["tail"])
+    line = f"head = {choice['head']}, tail = {choice['tail']}"
+    work.say("plan", f"{path}: {line}" if changed else f"{path}: has {line} already")

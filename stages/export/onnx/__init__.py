@@ -1,0 +1,1 @@
+"""Export to ONNX, and to int8 ONNX."""

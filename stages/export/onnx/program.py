@@ -1,0 +1,156 @@
+"""From a PyTorch model to an ONNX file, through `torch.onnx.export`.
+
+(`optimum` was looked at: the release that exports to ONNX wants a transformers older than this
+project's.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from ...libraries import asking
+from ..torch_runtime import cache_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LARGEST_FILE = 3 << 29
+"""Bytes of weights inside the file itself: protobuf ends at 2 GiB, so more lie in a file beside."""
+
+CacheShape = tuple[int, int, int]
+"""Key-value heads, size of a key, size of a value."""
+
+
+class _WithPlainCache(nn.Module):
+    """The model as a function of tensors: the cache comes in and goes out as a list of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.cache = cache_name(model) or ""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        # a cache that knows nothing of sliding windows keeps all of the past; the mask, which does
+        # know of them, leaves out what a layer must not see
+        cache = DynamicCache()
+        for layer in range(len(past) // 2):
+            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=True,
+            **{self.cache: cache},
+        )
+        present = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+        return (output.logits, *present)
+
+
+@torch.no_grad()
+def cache_shapes(model: Any) -> list[CacheShape] | None:
+    """What each layer keeps of the past, or None where that is not keys and values."""
+    name = cache_name(model)
+    if name is None:
+        return None
+    try:
+        output = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True)
+        cache = getattr(output, name)
+        shapes = [
+            (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
+            for layer in cache.layers
+        ]
+    except Exception:  # a model of another kind, whose forward takes other things
+        return None
+    plain = all(layer.keys.shape[2] == 2 for layer in cache.layers)
+    return shapes if plain and type(cache) is DynamicCache and shapes else None
+
+
+def write_program(model: Any, path: Path, name: str) -> None:
+    """Trace the model for any batch, length and past, and write it.
+
+    name  the student's, for messages
+
+    The example has two rows of five tokens after three, so that no axis has a size that tracing
+    would take for a constant.
+
+    Raises
+        ColdstillError: the exporter cannot trace it
+    """
+    shapes = cache_shapes(model)
+    assert shapes is not None  # `refusal` has asked
+    past = [torch.zeros(2, heads, 3, size) for heads, key, value in shapes for size in (key, value)]
+    example = (
+        torch.arange(10).reshape(2, 5) % model.get_input_embeddings().num_embeddings,
+        torch.ones(2, 8, dtype=torch.long),
+        torch.arange(3, 8).repeat(2, 1),
+        past,
+    )
+    batch, length, before = (torch.export.Dim(n) for n in ("batch", "sequence", "past"))
+    rest = torch.export.Dim.DYNAMIC  # the sum of the last two
+    pasts = [{0: batch, 2: before} for _ in past]
+    names = [f"{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
+    where = f"students.{name}"
+    action = f"trace a {model.config.model_type!r} model"
+    with _quietly(), asking("torch.onnx", action, where=where, remedy="take --to hf"):
+        program = torch.onnx.export(
+            _WithPlainCache(model).eval(),
+            example,
+            dynamo=True,
+            verbose=False,
+            input_names=["input_ids", "attention_mask", "position_ids"]
+            + [f"past_key_values.{name}" for name in names],
+            output_names=["logits"] + [f"present.{name}" for name in names],
+            dynamic_shapes=(
+                {0: batch, 1: length},
+                {0: batch, 1: rest},
+                {0: batch, 1: length},
+                pasts,
+            ),
+        )
+    assert program is not None
+    _forget_where_it_was_traced(program.model)
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    program.save(str(path), external_data=size > LARGEST_FILE)
+
+
+def _forget_where_it_was_traced(model: Any) -> None:
+    """Every node carries the source lines it came from, with this machine's paths: of a small model
+    most of the file."""
+    for graph in (model.graph, *model.functions.values()):
+        for node in graph:
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()
+        graph.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporter warns of packages that it could also convert, and of its own future."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

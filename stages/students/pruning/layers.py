@@ -1,0 +1,156 @@
+"""A student that is some of its teacher's layers.
+
+Keeping some layers of a trained model and training on from there ("layer dropping") is the
+cheapest start a student can have: DistilBERT (arXiv 1910.01108) took every second layer, Minitron
+(arXiv 2407.14679) calls it depth pruning. What comes out is an ordinary checkpoint of the same
+class.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ....data.errors import ColdstillError
+from ...libraries import first_line
+from ...models.loading import load_config, load_state
+from ...training.blocks import named_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherWeights:
+    """Where a teacher lies."""
+
+    name: str
+    """A folder or a hub name."""
+    revision: str = "main"
+    own_code: bool = False
+    """Whether code that it brings may run."""
+
+
+_NOT_OF_LAYERS = re.compile(r"_token_ids?$|^architectures$")
+"""Lists of a configuration that may have as many entries as there are layers by chance."""
+
+
+def layer_count(teacher: TeacherWeights, where: str) -> int:
+    """How many layers it has, by its configuration alone.
+
+    Raises
+        ColdstillError: its configuration does not say
+    """
+    config = load_config(teacher.name, where, teacher.revision, own_code=teacher.own_code)
+    count = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(count, int):
+        raise _cannot(where, config.model_type, "its configuration has no number of layers")
+    return count
+
+
+def cut_to_layers(teacher: Any, keep: Sequence[int], where: str) -> Any:
+    """A model of the teacher's class with only those of its layers, in the teacher's precision.
+
+    Embeddings, norms, head and everything else are taken over. The tensors are the teacher's own,
+    so drop it afterwards.
+
+    keep  which layers, counted from 0, increasing
+
+    Raises
+        ColdstillError: a family whose layers are not found, or where a layer does something else
+            at another place
+    """
+    family = teacher.config.model_type
+    found = named_blocks(teacher)
+    if found is None:
+        raise _cannot(where, family, "its layers are not found")
+    name, _ = found
+    try:
+        student = load_state(
+            type(teacher),
+            _cut_config(teacher.config, keep),
+            _cut_state(teacher.state_dict(), name, keep),
+            dtype=teacher.dtype,
+        )
+        student.config._name_or_path = teacher.config._name_or_path  # transformers says "None"
+        student.generation_config = copy.deepcopy(teacher.generation_config)
+        same = _agree(teacher, student, name, keep)
+    except Exception as error:  # configurations and models of other kinds raise anything
+        raise _cannot(where, family, first_line(error)) from error
+    if not same:
+        raise _cannot(where, family, "a layer of it does something else at another place")
+    return student
+
+
+def _cannot(where: str, family: str, reason: str) -> ColdstillError:
+    return ColdstillError(
+        f"{where}: cannot leave layers out of a {family!r} model: {reason}; start from 'model' or "
+        "'architecture'"
+    )
+
+
+def _cut_config(config: Any, keep: Sequence[int]) -> Any:
+    """The same with fewer layers: what it lists layer by layer is cut too."""
+    cut = copy.deepcopy(config)
+    text = cut.get_text_config()
+    count = text.num_hidden_layers
+    for name, value in vars(config.get_text_config()).items():
+        per_layer = isinstance(value, list | tuple) and len(value) == count
+        if per_layer and not _NOT_OF_LAYERS.search(name):
+            setattr(text, name, type(value)(value[layer] for layer in keep))
+    text.num_hidden_layers = len(keep)
+    return cut
+
+
+def _cut_state(
+    state: Mapping[str, torch.Tensor], name: str, keep: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Weights without those of the other layers, under the numbers the kept ones will have."""
+    numbers = {old: new for new, old in enumerate(keep)}
+    layer = re.compile(rf"^{re.escape(name)}\.(\d+)\.")
+    cut: dict[str, torch.Tensor] = {}
+    for key, tensor in state.items():
+        found = layer.match(key)
+        if found is None:
+            cut[key] = tensor
+        elif (number := numbers.get(int(found[1]))) is not None:
+            cut[f"{name}.{number}.{key[found.end() :]}"] = tensor
+    return cut
+
+
+@torch.no_grad()
+def _agree(teacher: Any, student: Any, name: str, keep: Sequence[int]) -> bool:
+    """Whether the student says what the teacher does while its other layers do nothing."""
+    rows = teacher.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, min(rows, 256), (1, 16), generator=generator)
+    blocks = teacher.get_submodule(name)
+    idle: list[RemovableHandle] = [
+        block.register_forward_hook(hand_through, with_kwargs=True)
+        for number, block in enumerate(blocks)
+        if number not in keep
+    ]
+    try:
+        theirs = teacher(input_ids=tokens, use_cache=False).logits
+    finally:
+        for hook in idle:
+            hook.remove()
+    ours = student(input_ids=tokens, use_cache=False).logits
+    # the same sums in the same order; what a wrong layer says is far from this
+    tolerance = 1e-5 if theirs.dtype == torch.float32 else 2e-2
+    scale = float(theirs.abs().max())
+    return bool(torch.allclose(ours, theirs, rtol=0.0, atol=tolerance * scale, equal_nan=True))
+
+
+def hand_through(
+    module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
+) -> Any:
+    """Instead of what a layer computed, what it was given."""
+    states = inputs[0] if inputs else named["hidden_states"]
+    return (states, *output[1:]) if isinstance(output, tuple) else states

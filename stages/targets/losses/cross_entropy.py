@@ -1,0 +1,45 @@
+"""Cross-entropy with the token that really came next: what training without a teacher minimises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from .sparse import SparseGradient
+
+if TYPE_CHECKING:
+    from ....data.schema import Capture
+    from ..tensors import TargetTensors
+    from .sparse import StudentSoftmax
+    from .support import Support
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """`-log q(label)`. Exact with any record, since it reads none of it."""
+
+    name: ClassVar[str] = "cross_entropy"
+    needs_targets: ClassVar[bool] = False
+
+    def refuse(self, capture: Capture, temperature: float) -> str | None:
+        """Nothing stands in its way."""
+        return None
+
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        """Exact."""
+        return "exact"
+
+    def value(
+        self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
+    ) -> torch.Tensor:
+        """[M] nats."""
+        return -logprobs_MV.gather(1, target.labels[:, None])[:, 0]
+
+    def gradient(
+        self, student: StudentSoftmax, target: TargetTensors, temperature: float
+    ) -> SparseGradient:
+        """`q - onehot(label)`."""
+        ones = torch.ones_like(student.label_logprob)
+        return SparseGradient(-student.label_logprob, ones, target.labels[:, None], -ones[:, None])

@@ -1,0 +1,103 @@
+"""Forward KL from teacher to student: `sum_i p_i (log p_i - log q_i)`.
+
+With tail samples it is the full divergence: the head exactly, the rest without bias, because
+forward KL is linear in the teacher's probabilities (sparse logit sampling, arXiv 2503.16870). The
+expected gradient equals the one from the teacher's whole distribution.
+
+Without them (`tail = 0`) it is the divergence on the partition "each head token, and everything
+else": a lower bound of the full one, zero when the student agrees on the head and on the mass
+beside it. Plain truncation, which drops that bucket, is not a divergence: its minimum is a student
+with no mass outside the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from ..tensors import tempered
+from .sparse import SparseGradient
+from .support import refuse_temperature
+
+if TYPE_CHECKING:
+    from ....data.schema import Capture
+    from ..tensors import TargetTensors
+    from .sparse import StudentSoftmax
+    from .support import Support
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardKL:
+    """Exact at head = V, unbiased with tail samples, a lower bound with a head alone."""
+
+    name: ClassVar[str] = "kl"
+    needs_targets: ClassVar[bool] = True
+
+    def refuse(self, capture: Capture, temperature: float) -> str | None:
+        """A record that holds nothing, or not at this temperature."""
+        return refuse_temperature(capture, temperature)
+
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        """Exact at head = V, unbiased with tail samples, a lower bound with a head alone."""
+        if capture.head >= vocabulary:
+            return "exact"
+        return "unbiased" if capture.tail else "a lower bound"
+
+    def value(
+        self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
+    ) -> torch.Tensor:
+        """[M] nats, from dense student log-probabilities at `temperature`."""
+        head = logprobs_MV.gather(1, target.head_ids)
+        tail = logprobs_MV.gather(1, target.tail_ids)
+        outside = logprobs_MV.scatter(1, target.head_ids, -torch.inf)
+        log_rest = torch.logsumexp(outside, 1) if target.tail_ids.shape[1] == 0 else None
+        return _value(target, temperature, head, tail, log_rest)
+
+    def gradient(
+        self, student: StudentSoftmax, target: TargetTensors, temperature: float
+    ) -> SparseGradient:
+        """With samples: `q * mass - p` at head and samples. With a bucket of teacher mass m and
+        student mass s: `q - p` on the head, `q (1 - m / s)` off it."""
+        teacher = tempered(target, temperature)
+        head, tail = student.head_logprobs, student.tail_logprobs
+        if target.tail_ids.shape[1]:
+            value = _value(target, temperature, head, tail, None)
+            mass = teacher.head.sum(1) + teacher.tail.sum(1)
+            ids = torch.cat([target.head_ids, target.tail_ids], 1)
+            return SparseGradient(value, mass, ids, -torch.cat([teacher.head, teacher.tail], 1))
+        rest = student.rest(target)
+        value = _value(target, temperature, head, tail, rest.log())
+        # a teacher with no mass outside its head asks nothing of the student's there: q itself
+        share = torch.where(teacher.rest > 0, teacher.rest / rest, torch.zeros_like(rest))
+        nothing = target.head_ids[:, :0]
+        return SparseGradient(
+            value, 1.0 - share, nothing, head[:, :0], head_gradient=head.exp() - teacher.head
+        )
+
+
+def _value(
+    target: TargetTensors,
+    temperature: float,
+    head: torch.Tensor,
+    tail: torch.Tensor,
+    log_rest: torch.Tensor | None,
+) -> torch.Tensor:
+    """[M] from the student's log-probabilities at the head, the samples, and (bucket) beside."""
+    teacher = tempered(target, temperature)
+    if log_rest is not None:
+        kl = (teacher.head * (teacher.log_head - head)).sum(1)
+        bucket = torch.where(
+            teacher.rest > 0, teacher.rest * (teacher.rest.log() - log_rest), torch.zeros_like(kl)
+        )
+        return kl + bucket
+    if temperature == 1.0:  # the entropy is known exactly, better than the samples could tell it
+        cross = -(teacher.head * head).sum(1) - (teacher.tail * tail).sum(1)
+        return cross - target.entropy
+    assert target.tail_logprobs is not None  # `refuse` saw to it
+    index = target.capture.temperatures.index(temperature)
+    log_tail = target.tail_logprobs / temperature - target.log_norm[:, index, None]
+    return (teacher.head * (teacher.log_head - head)).sum(1) + (
+        teacher.tail * (log_tail - tail)
+    ).sum(1)
