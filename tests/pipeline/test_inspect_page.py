@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ("desk",)
 
-TEMPLATES = Path(coldstill.__file__).parent / "pipeline" / "inspect" / "templates"
+TEMPLATES = Path(coldstill.__file__).parent / "pipeline" / "pages" / "inspect" / "templates"
 
 
 class Page(HTMLParser):
