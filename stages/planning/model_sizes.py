@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ..models.size_names import size_in
+from ..models.known_families import size_in
 from ..models.weight_files import weight_files_in
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def model_without_memory(
 def _built_without_memory(
     architecture: ArchitectureConfig, vocabulary: int, sequence_length: int, where: str
 ) -> ModelSizes:
-    from ..models.built_sizes import feed_forward_width
+    from ..models.building import feed_forward_width
 
     model = model_without_memory(architecture, vocabulary, sequence_length, where)
     config = model.config.get_text_config().to_dict()

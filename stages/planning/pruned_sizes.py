@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ..models.size_names import size_in
+from ..models.known_families import size_in
 from ..models.weight_files import weight_files_in
 from ..students.pruning.anatomy import anatomy_of
 from ..students.pruning.families import FAMILIES
