@@ -12,7 +12,7 @@ import pytest
 from chats import TEMPLATE
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.corpus.origin import difference_in_corpus
+from coldstill.stages.corpus.provenance import difference_in_corpus
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.prepare_corpus import prepare_corpus
 from conftest import sentences

@@ -15,7 +15,7 @@ from coldstill.data.corpus import is_held_out, list_sources, read_documents
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.corpus.origin import difference_in_corpus, outdated_labels
+from coldstill.stages.corpus.provenance import difference_in_corpus, outdated_labels
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.vocabulary import tokenizer_identity
 from coldstill.stages.prepare_corpus import prepare_corpus, summary
