@@ -1,4 +1,4 @@
-"""Chat templates with the traits of real ones, and a chat for each trait."""
+"""Chat templates with traits of real ones, and chats that show them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _IS_SAID = "{% if m.role == 'assistant' %}"
 
 
 def turns(content: str = "{{ m.content }}<|end|>\n", ask: str = _ASK) -> str:
-    """A template that writes a header and `content` for each message, and asks with `ask`."""
+    """A template with a header and `content` per message; `ask` is its generation prompt."""
     return f"{_EACH}{_HEADER}{content}{_DONE}{ask}"
 
 
@@ -113,12 +113,12 @@ DOCUMENTS = "{% for d in documents or [] %}<doc>{{ d.text }}{% endfor %}" + PLAI
 
 
 def said(role: str, content: str, **more: Any) -> Message:
-    """One message."""
+    """A message."""
     return {"role": role, "content": content, **more}
 
 
 def call(name: str, **arguments: Any) -> Message:
-    """A call of a tool."""
+    """A tool call."""
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
