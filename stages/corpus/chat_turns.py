@@ -141,9 +141,8 @@ class _Surroundings:
         if written is None:
             return own
         plain = written.rpartition(_ASKED)[2].partition(_ANSWERED)[0]
-        plain = plain[
-            _agreed(plain, self._text_after(Chat((self._question,)), prompt=True) or "") :
-        ]
+        prompted = self._text_after(Chat((self._question,)), prompt=True) or ""
+        plain = plain[_agreed(plain, prompted) :]
         return own[_agreed(own, plain) :] if plain.strip() else own
 
     def _closing(self) -> tuple[int, bool]:
