@@ -248,9 +248,9 @@ def test_the_commands_make_the_run_again_with_changed_settings(
     renamed = Path("else") / "renamed"
     renamed.parent.mkdir()
     root.rename(renamed)
-    again = reproduction(Run(renamed), [])
-    assert again.commands[0].startswith("coldstill run renamed.toml --runs else --set ")
-    assert 'name="renamed"' in again.settings
+    moved = reproduction(Run(renamed), [])
+    assert moved.commands[0].startswith("coldstill run renamed.toml --runs else --set ")
+    assert 'name="renamed"' in (moved.settings or [])
     renamed.rename(root)
     finished.write("runs/r/recipe.toml", "not = toml = at all")
     unknown = reproduction(Run(finished.run), [])

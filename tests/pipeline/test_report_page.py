@@ -65,6 +65,7 @@ def test_texts_of_models_and_recipes_stay_texts(tmp_path: Path) -> None:
     assert facts.continuations is not None
     models = facts.continuations.prompts[0].models
     facts = with_prompt(facts, text=evil, next=evil, models={**models, "small": evil})
+    assert facts.continuations is not None
     again = replace(facts.reproduce, recipe=evil, commands=[evil], environment={evil: evil})
     facts = replace(
         facts, result=evil, name=evil, reproduce=again,
