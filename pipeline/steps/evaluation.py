@@ -27,8 +27,11 @@ _CACHED = "cached_bytes_per_position"
 
 
 def evaluate(work: Work, names: Sequence[str]) -> None:
-    """Measure the named students, or all that are trained, on the held-out store of the run: that
-    of its own teacher, whomever else a student listened to."""
+    """Measure the named students, or all trained ones, on the held-out store of the run's teacher.
+
+    Raises
+        ColdstillError: a named student is not trained, no student is, or a record is damaged
+    """
     from ...stages.evaluate import evaluate_student, evaluate_teacher
 
     store = open_made(work.run.heldout, work)
@@ -43,7 +46,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         raise ColdstillError(
             f"{work.run.root}: no student is trained yet; run coldstill train-student"
         )
-    # figures belong to the store they were measured on: another held-out store asks for new ones
+    # figures of another held-out store are measured again
     heldout = heldout_identity(store.manifest)
     if _measured(work.run.teacher_evaluation, heldout, *_NEWER) is None:
         figures = dataclasses.asdict(evaluate_teacher(store, work.report))
@@ -52,7 +55,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         folder = work.run.student(name)
         work.doing(f"evaluate {name}", "look for figures of these weights")
         if is_evaluated(folder, heldout):
-            if is_older(folder):  # but of these weights: who only sees times is not to ask again
+            if is_older(folder):  # the weights are the same, only the files' times changed
                 folder.evaluation.touch()
             work.say(f"evaluate {name}", f"already done: {folder.evaluation}")
             continue
@@ -66,8 +69,10 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
 
 
 def heldout_identity(manifest: Manifest) -> str:
-    """What figures depend on: everything that a store says of itself but its teacher's name, which
-    is the run's where the teacher was made in it."""
+    """Hash of the held-out store that figures depend on.
+
+    The teacher's name is left out: a teacher that was trained in the run is named after the run.
+    """
     nameless = dataclasses.replace(manifest.teacher, name="")
     return json_sha256(dataclasses.replace(manifest, teacher=nameless).to_json())
 
@@ -97,15 +102,17 @@ def _measured(record: Path, heldout: str, *newer: str) -> ModelFigures | None:
 
 
 def _cached_bytes(work: Work, name: str) -> float | None:
-    """Bytes a position, tokens included, of all stores whose targets a student was trained from: 0
-    where its objective reads none, None where one of them is not there any more."""
+    """Bytes for each position, tokens included, of all stores that a student was trained from.
+
+    0 if its objective reads no targets; None if a store is missing or was replaced.
+    """
     from ...stages.targets.losses import LOSSES
     from ..recipe.tables import StudentTable
 
     settings = work.run.student(name).settings
     try:
         trained = read_json(settings)
-        # what it was trained with, which the recipe need not say any more
+        # the recipe may have changed since the training
         student = StudentTable.model_validate(trained["student"])
         if not any(LOSSES[loss].needs_targets for loss in student.objective.weights):
             return 0.0

@@ -199,14 +199,16 @@ def test_nothing_evaluated_is_refused(finished: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["r", "--html", "runs"], "error: runs: a folder; name the file that the page is to be"),
         (["nowhere"], "error: nowhere: no recipe file, no run folder and no built-in recipe"),
     ],
 )
-def test_wrong_runs_and_files_are_refused(finished: Desk, arguments: list[str], said: str) -> None:
-    assert finished.refused("report", *arguments).startswith(said)
+def test_wrong_runs_and_files_are_refused(
+    finished: Desk, arguments: list[str], message: str
+) -> None:
+    assert finished.refused("report", *arguments).startswith(message)
 
 
 def test_the_page_may_go_elsewhere(finished: Desk) -> None:

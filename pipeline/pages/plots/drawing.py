@@ -199,6 +199,12 @@ def _point_names(
     most = min(_MOST_NAME, 0.4 * chart.width)
     wanted = [(clipped(one.label or one.name, most), px, py) for one, px, py in ends]
     taken = [*rules, *map(_box, found), *(around(px, py, 6.0) for _, px, py in ends)]
+    # names keep off the lines between exports and students
+    for join in _join_rows(drawn):
+        (x1, y1), (x2, y2) = (
+            (x.place(join[a]), y.place(join[b])) for a, b in (("x", "y"), ("x2", "y2"))
+        )
+        taken += [around(x1 + (x2 - x1) * i / 30, y1 + (y2 - y1) * i / 30, 2.0) for i in range(31)]
     beside = placed(wanted, frame, taken)
     return [*found, *filter(None, beside)], None not in beside and len(ends) == len(drawn)
 
