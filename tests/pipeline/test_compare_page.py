@@ -198,5 +198,5 @@ def test_a_plot_can_be_written_for_a_document(tmp_path: Path) -> None:
     rows = compared_rows([Run(write_run(tmp_path, "a", STUDENTS))])
     write_plot(tmp_path / "plot.svg", rows)
     text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
-    assert text.startswith('<svg class="chart" width="760"')
+    assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg" width="792"')
     assert all(f">{student.name}<" in text for student in STUDENTS)

@@ -37,6 +37,8 @@ _UNUSED = frozenset(
 """Attributes that a picture with one text alternative and the font of its page does not need."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 26, 44
 """Pixels around the axes, for tick labels and titles."""
+_MARGIN = 16
+"""Pixels around a plot in a file of its own."""
 _MOST_NAME = 230.0
 """Pixels of a name, at most."""
 _MARK, _MARK_ON_LINE, _OUTLINE = 72, 32, 110
@@ -104,10 +106,13 @@ def draw(chart: Chart) -> Picture:
 
 def standalone(chart: Chart) -> str:
     """The chart as an SVG file that can be read in a light and in a dark theme."""
-    picture = draw(chart).svg
-    paper = f'<rect width="100%" height="100%" fill="{_PAPER}"/>'
-    head, tail = picture.split(">", 1)
-    return f'{head} xmlns="{_SVG[1:-1]}"><style>{STYLE}</style>{paper}{tail}\n'
+    wide, tall = chart.width + 2 * _MARGIN, chart.height + 2 * _MARGIN
+    head = (
+        f'<svg xmlns="{_SVG[1:-1]}" width="{wide}" height="{tall}" '
+        f'viewBox="{-_MARGIN} {-_MARGIN} {wide} {tall}"><style>{STYLE}</style>'
+        f'<rect x="{-_MARGIN}" y="{-_MARGIN}" width="{wide}" height="{tall}" fill="{_PAPER}"/>'
+    )
+    return f"{head}{draw(chart).svg}</svg>\n"
 
 
 _CONFIG: dict[str, Any] = {
