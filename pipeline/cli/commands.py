@@ -306,6 +306,7 @@ def sweep(
     Example: coldstill sweep demo --grid students.small.train.steps=250,500
     """
     from ..recipe.reading import read_source
+    from ..results.figures import json_rows
     from ..results.table import tables
     from ..steps.sweep import left_out_error, listed, plan_sweep, told, train_sweep
 
@@ -317,7 +318,7 @@ def sweep(
         return
     rows, left_out = train_sweep(work, planned)
     if rows:
-        click.echo(json.dumps(rows, indent=2) if as_json else tables(rows))
+        click.echo(json.dumps(json_rows(rows), indent=2) if as_json else tables(rows))
     if left_out:
         raise left_out_error(left_out, len(planned.points))
 
@@ -350,12 +351,13 @@ def compare(
     """
     if settings and len(named) > 1:
         raise click.UsageError("--set is about one recipe; name one RUN with it.")
+    from ..results.figures import json_rows
     from ..results.table import tables
     from ..steps.comparison import compare_runs
 
     works = [_work(one, settings, runs, progress, loads_models=False) for one in named]
     rows = compare_runs([work.run for work in works], file, works[0].report)
-    click.echo(json.dumps(rows, indent=2) if as_json else tables(rows))
+    click.echo(json.dumps(json_rows(rows), indent=2) if as_json else tables(rows))
 
 
 @main.command()

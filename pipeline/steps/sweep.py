@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..recipe.reading import LoadedRecipe, RecipeSource
     from ..recipe.tables import StudentTable
+    from ..results.figures import ModelFigures
     from .work import Work
 
 Row = dict[str, Any]
@@ -129,7 +130,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value, default=str, ensure_ascii=False)
 
 
-def train_sweep(work: Work, sweep: Sweep) -> tuple[list[Row], dict[str, str]]:
+def train_sweep(work: Work, sweep: Sweep) -> tuple[list[ModelFigures], dict[str, str]]:
     """Train what is missing, measure it, and compare.
 
     Returns the rows of the teacher and of each point, the best first, and the points that were left
@@ -152,9 +153,11 @@ def train_sweep(work: Work, sweep: Sweep) -> tuple[list[Row], dict[str, str]]:
     rows = [
         row
         for row in compare_runs([work.run], None, work.report)
-        if row["name"] in {TEACHER, *settings}
+        if row.name in {TEACHER, *settings}
     ]
-    return [{**row, "settings": settings.get(row["name"], {})} for row in rows], left_out
+    return [
+        row.model_copy(update={"settings": settings.get(row.name, {})}) for row in rows
+    ], left_out
 
 
 def left_out_error(left_out: Mapping[str, str], count: int) -> ColdstillError:

@@ -1,1 +1,1 @@
-"""Models side by side: their rows and table, curves of training, plots, and a page for all."""
+"""The page of a comparison: tables, learning curves and plots of all models."""

@@ -1,1 +1,1 @@
-"""A run on one page, for whoever has a minute: what came of it first, then how and from what."""
+"""The report of a run on one page: the result first, then its figures, plots and records."""
