@@ -165,14 +165,14 @@ def plan(
         for option, given in (("--budget", budget is not None), ("--write", write)):
             if given:
                 raise click.UsageError(f"{option} is about what --pilot N measures; give that too.")
-        from ..planning.facts import plan as make_plan
+        from ..planning.plan import make_plan
         from ..planning.room import expect_room
-        from ..planning.text import text
+        from ..planning.text import plan_text
 
         work = _work(recipe, settings, runs, progress, loads_models=False)
-        facts = make_plan(work.loaded, work.run)
-        click.echo(json.dumps(facts, indent=2) if as_json else text(facts))
-        expect_room(work.loaded, work.run)
+        made = make_plan(work)
+        click.echo(json.dumps(made.as_json(), indent=2) if as_json else plan_text(made))
+        expect_room(made.stores.values())
         return
     if budget is not None and math.isnan(budget):
         raise click.BadParameter("is no number of bytes.", param_hint="'--budget'")
@@ -374,7 +374,7 @@ def run(recipe: str, settings: Any, runs: str, progress: Any) -> None:
 
     work = _work(recipe, settings, runs, progress)
     expect_trainable(work.recipe, work.recipe.students, teacher=True)  # before any step
-    expect_packable_students(work.loaded, work.run)
+    expect_packable_students(work)
     expect_usable_students(work)
     ground.train_teacher(work)
     capture.teacher_logits(work)
