@@ -182,8 +182,8 @@ def _zero_values(layer: Any, alive: torch.Tensor, groups: int, width: int) -> No
 
 
 def _zero_channels(model: Any, built: Anatomy, live: torch.Tensor) -> None:
-    """Write nothing to the dead channels. A LayerNorm's channel is dead only if it always equals the
-    mean, so the living channels get the mean 0."""
+    """Write nothing to the dead channels. A channel of a LayerNorm is dead only if it always equals
+    the mean, so the living channels get the mean 0."""
     centred = built.name in ("gpt2", "gpt_neox")
     gone = torch.ones(built.sizes.hidden, dtype=torch.bool)
     gone[live] = False

@@ -18,8 +18,6 @@ from small_runs import (
     capture_store,
     load_teacher,
     plan_capture,
-    prepare,
-    save_teacher,
 )
 
 if TYPE_CHECKING:
@@ -28,17 +26,9 @@ if TYPE_CHECKING:
 
     from coldstill.stages.report import Report
 
+pytest_plugins = ("captured",)
+
 CAPTURE = Capture(head=6, tail=5, seed=3)
-
-
-@pytest.fixture(scope="module")
-def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
 
 
 def small_memory(model: Any, tokens: int, error: Callable[[], BaseException]) -> list[int]:
@@ -63,14 +53,14 @@ def small_memory(model: Any, tokens: int, error: Callable[[], BaseException]) ->
     ],
 )
 def test_a_batch_that_does_not_fit_is_halved_without_loss(
-    error: Any, corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+    error: Any, corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:
-    expected = capture_store(corpus, teacher_folder, tmp_path / "expected", CAPTURE)
-    teacher = load_teacher(teacher_folder)
+    expected = capture_store(corpus, saved_teacher, tmp_path / "expected", CAPTURE)
+    teacher = load_teacher(saved_teacher)
     asked = small_memory(teacher.head.model, 3 * LENGTH, error)
     reports: list[Report] = []
     plan = plan_capture(
-        corpus, teacher_folder, tmp_path / "logits", CAPTURE, batch_tokens=10 * LENGTH
+        corpus, saved_teacher, tmp_path / "logits", CAPTURE, batch_tokens=10 * LENGTH
     )
     capture_split(plan, teacher, reports.append)
     warnings = [report.note for report in reports if report.warning]
@@ -92,11 +82,11 @@ def test_a_batch_that_does_not_fit_is_halved_without_loss(
 
 
 def test_a_single_sequence_that_does_not_fit_is_refused_with_advice(
-    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:
-    teacher = load_teacher(teacher_folder)
+    teacher = load_teacher(saved_teacher)
     small_memory(teacher.head.model, 1, lambda: torch.OutOfMemoryError("CUDA out of memory."))
-    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", CAPTURE)
     with pytest.raises(ColdstillError, match=r"not enough memory for one sequence of \d+ tokens"):
         capture_split(plan, teacher)
     assert not (tmp_path / "logits").exists()
@@ -108,10 +98,10 @@ def test_other_errors_do_not_count_as_out_of_memory() -> None:
 
 
 def test_a_batch_and_its_halves_have_equal_targets(
-    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:
-    teacher = load_teacher(teacher_folder)
-    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
+    teacher = load_teacher(saved_teacher)
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", CAPTURE)
     sequences = plan.sequences.read(np.arange(7))
     whole = capture_batch(teacher, sequences, CAPTURE)
     forward = TeacherForward(teacher, CAPTURE, budget=2 * LENGTH)

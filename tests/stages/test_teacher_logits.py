@@ -23,7 +23,6 @@ from small_runs import (
     capture_store,
     load_teacher,
     plan_capture,
-    prepare,
     save_teacher,
 )
 
@@ -31,24 +30,16 @@ if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
     from coldstill.stages.report import Report
 
+pytest_plugins = ("captured",)
+
 CAPTURE = Capture(head=6, tail=5, temperatures=(2.0,), seed=3)
 
 
 @pytest.fixture(scope="module")
-def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
-
-
-@pytest.fixture(scope="module")
 def store(
-    corpus: SmallCorpus, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> StoreReader:
-    return capture_store(corpus, teacher_folder, tmp_path_factory.mktemp("run") / "logits", CAPTURE)
+    return capture_store(corpus, saved_teacher, tmp_path_factory.mktemp("run") / "logits", CAPTURE)
 
 
 def everything(store: StoreReader) -> Block:
@@ -113,10 +104,10 @@ def test_targets_equal_those_of_each_document_alone(
 
 
 def test_a_killed_capture_continues_to_the_same_bytes(
-    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader, tmp_path: Path
+    corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tmp_path: Path
 ) -> None:
-    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
-    teacher = load_teacher(teacher_folder)
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", CAPTURE)
+    teacher = load_teacher(saved_teacher)
     per_shard = store.manifest.shard_sequences * LENGTH
 
     def killed(report: Report) -> None:
@@ -136,17 +127,17 @@ def test_a_killed_capture_continues_to_the_same_bytes(
 
 
 def test_a_complete_store_is_not_written_again(
-    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader
+    corpus: SmallCorpus, saved_teacher: Path, store: StoreReader
 ) -> None:
-    plan = plan_capture(corpus, teacher_folder, Path(str(store.place)), CAPTURE)
+    plan = plan_capture(corpus, saved_teacher, Path(str(store.place)), CAPTURE)
     assert is_captured(plan)
     before = {path: path.stat().st_mtime_ns for path in Path(str(store.place)).rglob("*.*")}
-    capture_split(plan, load_teacher(teacher_folder))
+    capture_split(plan, load_teacher(saved_teacher))
     assert {path: path.stat().st_mtime_ns for path in Path(str(store.place)).rglob("*.*")} == before
 
 
 def test_another_teacher_or_capture_is_refused(
-    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader, tokenizer: Any, tmp_path: Path
+    corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tokenizer: Any, tmp_path: Path
 ) -> None:
     make_model("llama", VOCABULARY + 16, seed=9).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
@@ -157,16 +148,16 @@ def test_another_teacher_or_capture_is_refused(
     assert "\n" not in str(error.value)
     with pytest.raises(ColdstillError, match=r"teacher\.fingerprint"):
         capture_split(plan, load_teacher(tmp_path / "other"))
-    plan = plan_capture(corpus, teacher_folder, folder, Capture(head=7, tail=5))
+    plan = plan_capture(corpus, saved_teacher, folder, Capture(head=7, tail=5))
     with pytest.raises(ColdstillError, match=r"capture\.head: 6 in the store, 7 now"):
         is_captured(plan)
 
 
 def test_nan_logits_are_refused_with_sequence_and_position(
-    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:
-    teacher = load_teacher(teacher_folder)
-    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
+    teacher = load_teacher(saved_teacher)
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", CAPTURE)
     sequences = plan.sequences.read(np.arange(8))
     row, position = 4, int(sequences.positions[4][5])
     spoiled = int(sequences.tokens[row][position])
@@ -198,10 +189,10 @@ def test_nan_logits_are_refused_with_sequence_and_position(
 
 
 def test_an_impossible_capture_is_refused_before_anything_is_written(
-    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:
     def refused(capture: Capture, **changes: Any) -> str:
-        plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", capture, **changes)
+        plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", capture, **changes)
         with pytest.raises(ColdstillError) as error:
             is_captured(plan)
         with pytest.raises(ColdstillError):
@@ -246,10 +237,10 @@ def test_an_unknown_separator_causes_a_warning(
 
 @pytest.mark.parametrize("batch", [1, 5, 100])
 def test_the_batch_size_does_not_change_the_targets(
-    batch: int, corpus: SmallCorpus, teacher_folder: Path, store: StoreReader, tmp_path: Path
+    batch: int, corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tmp_path: Path
 ) -> None:
     other = capture_store(
-        corpus, teacher_folder, tmp_path / "logits", CAPTURE, batch_tokens=batch * LENGTH
+        corpus, saved_teacher, tmp_path / "logits", CAPTURE, batch_tokens=batch * LENGTH
     )
     ours, theirs = everything(store).targets, everything(other).targets
     assert (ours.head_ids == theirs.head_ids).mean() > 0.999
@@ -259,14 +250,12 @@ def test_the_batch_size_does_not_change_the_targets(
 
 
 def test_a_sample_of_sequences_has_the_same_targets(
-    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader, tmp_path: Path
+    corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tmp_path: Path
 ) -> None:
     rows = chosen_rows(len(store), 7, seed=1)
     assert len(rows) == 7
     assert (np.diff(rows) > 0).all()
-    some = everything(
-        capture_store(corpus, teacher_folder, tmp_path / "logits", CAPTURE, rows=rows)
-    )
+    some = everything(capture_store(corpus, saved_teacher, tmp_path / "logits", CAPTURE, rows=rows))
     same = everything(store).take(rows)
     np.testing.assert_array_equal(some.sequences.ids, rows)
     np.testing.assert_array_equal(some.targets.tail_ids, same.targets.tail_ids)
