@@ -18,7 +18,7 @@ import numpy as np
 from ...data.schema import Block, Sequences
 from ..ranks import rank, world_size
 from ..report import Report
-from .background import Ahead, Background
+from .background import Background, ahead
 from .forward import batches_of
 from .generate import answered, most_tokens
 
@@ -186,7 +186,7 @@ def capture_shards(
     try:
         with (
             Background(_workers(forward)) as background,
-            Ahead(shards.batches()) as batches,
+            contextlib.closing(ahead(shards.batches())) as batches,
         ):
             for shard, batch in batches:
                 for prepared in _prepared(plan, teacher, forward, batch):
