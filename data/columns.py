@@ -37,9 +37,10 @@ def from_sequences(sequences: Sequences) -> Columns:
     return {column: getattr(sequences, name) for column, name in _SEQUENCE_COLUMNS.items()}
 
 
-def to_sequences(columns: Mapping[str, Any]) -> Sequences:
+def to_sequences(columns: Columns) -> Sequences:
     """Rebuild the sequences of a block; `check_hashes` says whether they are what was written."""
-    return Sequences(**{name: columns[c] for c, name in _SEQUENCE_COLUMNS.items()})
+    values: dict[str, Any] = {name: columns[c] for c, name in _SEQUENCE_COLUMNS.items()}
+    return Sequences(**values)
 
 
 def check_hashes(sequences: Sequences) -> None:
@@ -64,7 +65,7 @@ def from_positions(values: Mapping[str, NDArray[Any]], positions: Ragged) -> Col
     return {name: Ragged(array, positions.offsets) for name, array in values.items()}
 
 
-def to_positions(columns: Mapping[str, Any], positions: Ragged) -> dict[str, NDArray[Any]]:
+def to_positions(columns: Columns, positions: Ragged) -> dict[str, NDArray[Any]]:
     """The per-position arrays `[M, ...]` of a block: the lists that have its row borders."""
     return {
         name: column.values

@@ -17,16 +17,15 @@ from .models.output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .students.adapters import adapt, expect_peft, merge
+from .students.lesson import lesson
 from .students.origin import Made, StudentJob, make_student
 from .students.rounds import forget_rounds, rounds_to_go
 from .training.feed import StoreDataset
-from .training.lesson import lesson
 from .training.loop import TrainingJob, full_disk_told, train
-from .training.mixture import MixedDataset
 from .training.objective import supports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from ..data.store.reader import StoreReader
 
@@ -73,10 +72,9 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
         TrainingJob(
             stage=f"{STAGE} {job.stage}",
             head=head,
-            dataset=_dataset(taught.stores),
+            dataset=StoreDataset(*taught.stores),
             isolation=isolation,
             capture=manifest.capture,
-            others=taught.captures[1:],
             terms=taught.terms,
             config=job.config,
             sequence_length=manifest.packing.sequence_length,
@@ -96,10 +94,6 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     merged = f"{learned:,} adapter weights trained and merged into {size}"
     note = f"{size} trained" if job.lora is None else merged
     report(Report(stage=f"{STAGE} {job.stage}", note=note))
-
-
-def _dataset(stores: Sequence[StoreReader]) -> StoreDataset | MixedDataset:
-    return StoreDataset(stores[0]) if len(stores) == 1 else MixedDataset(stores)
 
 
 def _telling(

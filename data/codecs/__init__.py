@@ -11,8 +11,6 @@ from .compact import CompactCodec
 from .plain import PlainCodec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ..columns import Columns
     from ..schema import Block, Capture
 
@@ -44,7 +42,7 @@ class Codec(Protocol):
         """One row a sequence; everything of the block."""
         ...
 
-    def decode(self, columns: Mapping[str, Any], capture: Capture) -> Block:
+    def decode(self, columns: Columns, capture: Capture) -> Block:
         """The block; raises ValueError or KeyError where the columns do not fit the capture."""
         ...
 

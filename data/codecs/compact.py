@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..columns import expect_column, from_positions, to_positions
+from ..columns import expect_column, from_positions, to_positions, to_sequences
 from ..ragged import Ragged
-from ..schema import Block, Capture, Sequences, Targets
+from ..schema import Block, Capture, Targets, target_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -118,46 +118,39 @@ class CompactCodec:
         }
         return columns | from_positions(arrays, sequences.positions)
 
-    def decode(self, columns: Mapping[str, Any], capture: Capture) -> Block:
-        """Heads come back most probable first; among equal levels, smaller ids first."""
-        positions = _from_runs(columns["run_starts"], columns["run_lengths"])
+    def decode(self, columns: Columns, capture: Capture) -> Block:
+        """The block. Heads are most probable first; of equal levels, the smaller id comes first."""
+        stored: dict[str, Any] = columns
+        positions = _from_runs(stored["run_starts"], stored["run_lengths"])
         arrays = to_positions(columns, positions)
-        count = len(positions.values)
+        shapes = target_shapes(capture, len(positions.values))
 
-        def column(name: str, width: int | None, dtype: Any) -> NDArray[Any]:
-            shape = (count,) if width is None else (count, width)
-            return expect_column(arrays, name, shape, dtype)
+        def column(name: str, dtype: Any, field: str | None = None) -> NDArray[Any]:
+            return expect_column(arrays, name, shapes[field or name][0], dtype)
 
-        angle = column("tail_angle", None, np.uint16)
+        angle = column("tail_angle", np.uint16, "log_tail")
         if angle.max(initial=0) > _widest(capture.head):
             raise ValueError(f"column 'tail_angle' reaches {angle.max()}, beyond a right angle")
         head_ids, head_logprobs = self._head(
-            column("head_ids", capture.head, self._id_type),
-            column("head_levels", capture.head, np.uint8),
+            column("head_ids", self._id_type),
+            column("head_levels", np.uint8, "head_ids"),
             _LOG_HEAD_MASS.take(angle),
         )
         tail_logprobs = None
         if capture.keeps_tail_logprobs:
-            tail_logprobs = _from_steps(column("tail_logprobs", capture.tail, np.uint16), -1)
+            tail_logprobs = _from_steps(column("tail_logprobs", np.uint16), -1)
         targets = Targets(
             head_ids=head_ids,
             head_logprobs=head_logprobs,
             log_tail=_LOG_TAIL.take(angle),
-            tail_ids=_cumulated(column("tail_ids", capture.tail, self._id_type)),
+            tail_ids=_cumulated(column("tail_ids", self._id_type)),
             tail_logprobs=tail_logprobs,
-            label_logprob=_from_steps(column("label_logprob", None, np.uint16), -1),
-            entropy=_from_steps(column("entropy", None, np.uint16), 1),
-            log_norm=column("log_norm", len(capture.temperatures), np.float32),
+            label_logprob=_from_steps(column("label_logprob", np.uint16), -1),
+            entropy=_from_steps(column("entropy", np.uint16), 1),
+            log_norm=column("log_norm", np.float32),
         )
-        tokens = columns["token_ids"]
-        sequences = Sequences(
-            ids=columns["sequence_id"],
-            tokens=Ragged(tokens.values.astype(np.int32), tokens.offsets),
-            document_starts=columns["document_starts"],
-            document_ids=columns["document_ids"],
-            positions=positions,
-            hashes=columns["sequence_hash"],
-        )
+        tokens = Ragged(stored["token_ids"].values.astype(np.int32), stored["token_ids"].offsets)
+        sequences = to_sequences(columns | {"token_ids": tokens, "positions": positions})
         return Block(sequences=sequences, targets=targets, capture=capture)
 
     @property

@@ -7,15 +7,16 @@ is found by its block first, so that neither needs a sort or a running sum over 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from ...data.schema import Capture, Targets
+from ..targets.tensors import TargetTensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from ...data.schema import Capture
 
 _BLOCK = 128
 _LOST = -69.0
@@ -25,24 +26,10 @@ _CACHE_ELEMENTS = 1 << 19
 which made the selection ten times faster than over a whole chunk."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Selected:
-    """`data.schema.Targets` of one chunk, still on the device."""
-
-    head_ids: torch.Tensor
-    head_logprobs: torch.Tensor
-    log_tail: torch.Tensor
-    tail_ids: torch.Tensor
-    tail_logprobs: torch.Tensor | None
-    label_logprob: torch.Tensor
-    entropy: torch.Tensor
-    log_norm: torch.Tensor
-
-
 @torch.no_grad()
 def select(
     logits_MV: torch.Tensor, labels_M: torch.Tensor, uniform_M: torch.Tensor, capture: Capture
-) -> Iterator[Selected]:
+) -> Iterator[TargetTensors]:
     """The record at M positions, in order, in one or several parts.
 
     logits_MV  fp32, real vocabulary only; not changed
@@ -59,7 +46,7 @@ def select(
 
 def _select(
     logits_MV: torch.Tensor, labels_M: torch.Tensor, uniform_M: torch.Tensor, capture: Capture
-) -> Selected:
+) -> TargetTensors:
     vocabulary = logits_MV.shape[1]
     logits_MNB = _in_blocks(logits_MV)
     maxima_MN = logits_MNB.amax(2)
@@ -90,7 +77,8 @@ def _select(
     tail_ids = _systematic(probs_MNB, mass_MN, uniform_M, capture.tail)
     tail_logprobs = shifted.gather(1, tail_ids) - log_sum_M[:, None]
     label_logits_M = shifted.gather(1, labels_M[:, None])[:, 0]
-    return Selected(
+    return TargetTensors(
+        labels=labels_M,
         head_ids=head_ids,
         head_logprobs=head_logits - log_sum_M[:, None],
         log_tail=log_tail_M.clamp_(max=0.0),
@@ -99,27 +87,7 @@ def _select(
         label_logprob=label_logits_M - log_sum_M,
         entropy=(log_sum_M - dots_M).clamp_(min=0.0),
         log_norm=_log_norms(shifted, log_sum_M, capture.temperatures),
-    )
-
-
-def to_targets(parts: Sequence[Selected], capture: Capture) -> Targets:
-    """Bring chunks to the host as one record."""
-
-    def join(name: str, dtype: torch.dtype) -> torch.Tensor:
-        return torch.cat([getattr(part, name) for part in parts]).to(dtype).cpu()
-
-    def numbers(name: str) -> torch.Tensor:
-        return join(name, torch.float32)
-
-    return Targets(
-        head_ids=join("head_ids", torch.int32).numpy(),
-        head_logprobs=numbers("head_logprobs").numpy(),
-        log_tail=numbers("log_tail").numpy(),
-        tail_ids=join("tail_ids", torch.int32).numpy(),
-        tail_logprobs=numbers("tail_logprobs").numpy() if capture.keeps_tail_logprobs else None,
-        label_logprob=numbers("label_logprob").numpy(),
-        entropy=numbers("entropy").numpy(),
-        log_norm=numbers("log_norm").numpy(),
+        capture=capture,
     )
 
 

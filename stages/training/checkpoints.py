@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from ...data.errors import ColdstillError
 from ...data.files import read_json, write_json
 from ...data.settings import first_difference
-from .feed import Place
+from .feed import OrderPosition
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -24,11 +24,11 @@ _WHOLE = "whole.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class CheckpointState:
     """Where training stood at a checkpoint, besides what the trainer knows of it."""
 
     step: int = 0
-    place: Place = field(default_factory=Place)
+    place: OrderPosition = field(default_factory=OrderPosition)
     """In the order of the sequences."""
     measured: dict[str, float] = field(default_factory=dict)
     """Sums since the last line of metrics."""
@@ -42,19 +42,19 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=_step_of, default=None)
 
 
-def declare_whole(checkpoint: Path, standing: Standing) -> None:
+def declare_whole(checkpoint: Path, standing: CheckpointState) -> None:
     """Say of a checkpoint that everything in it is written."""
     write_json(checkpoint / _WHOLE, asdict(standing))
 
 
-def standing_at(checkpoint: Path | None) -> Standing:
+def standing_at(checkpoint: Path | None) -> CheckpointState:
     """Where to go on; without a checkpoint, the beginning.
 
     Raises
         ColdstillError: it does not say
     """
     if checkpoint is None:
-        return Standing()
+        return CheckpointState()
     match read_json(checkpoint / _WHOLE):
         case {
             "step": int(step),
@@ -62,9 +62,9 @@ def standing_at(checkpoint: Path | None) -> Standing:
             "measured": dict(measured),
             **more,
         }:
-            place, said = Place(epoch, sequences), more.get("settings")
+            place, said = OrderPosition(epoch, sequences), more.get("settings")
             settings = said if isinstance(said, dict) else None
-            return Standing(step=step, place=place, measured=measured, settings=settings)
+            return CheckpointState(step=step, place=place, measured=measured, settings=settings)
         case other:
             raise ColdstillError(
                 f"{checkpoint / _WHOLE}: {other!r} does not say where in the order of sequences "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from ..libraries import first_line
 from ..ranks import lost_process_told, rank
 from ..report import Report, Reporter, silent
 from .arguments import sequences_per_step, step_shape, taking, training_arguments
+from .batch import collate
 from .blocks import running_blocks
 from .checkpoints import (
     drop_cut_short,
@@ -28,11 +30,11 @@ from .checkpoints import (
     last_whole_checkpoint,
     standing_at,
 )
-from .feed import CollateWithIds, StepBatches
+from .feed import StepBatches
 from .metrics import Metrics, read_metrics
 from .objective import attach_objective
 from .rehearsal import expect_parts
-from .schedule import Progress
+from .schedule import CurrentStep
 from .sharding import whole_afterwards
 from .trainer import StoreTrainer
 
@@ -73,9 +75,7 @@ class TrainingJob:
     dataset: Trainable
     isolation: Isolation
     capture: Capture
-    """Of the record that figures are of,"""
-    others: Sequence[Capture] = ()
-    """and of further teachers' records."""
+    """What the first teacher's targets hold."""
     terms: Sequence[Term]
     config: TrainConfig
     sequence_length: int
@@ -158,8 +158,8 @@ def _make_trainer(
     held.callback(setattr, model, "config", copy.deepcopy(model.config))
     held.enter_context(whole_afterwards(model))
     held.enter_context(running_blocks(model, config, f"{job.stage}: train"))
-    progress = Progress(config.steps)
-    attach_objective(job.head, job.terms, job.capture, job.others, progress)
+    current = CurrentStep(config.steps)
+    attach_objective(job.head, job.terms, current)
     held.callback(vars(model).pop, "forward", None)
     # accelerate leaves a word to later trainings in this process
     held.callback(os.environ.pop, "ACCELERATE_USE_FSDP", None)
@@ -169,7 +169,7 @@ def _make_trainer(
             arguments,
             stage=job.stage,
             dataset=job.dataset,
-            collate=CollateWithIds(job.isolation, model.dtype, job.capture),
+            collate=functools.partial(collate, isolation=job.isolation, dtype=model.dtype),
             batches=StepBatches(job.dataset, job.seed, shape, rank=rank(), steps=config.steps),
             metrics=Metrics(
                 job.folder / "metrics.jsonl",
@@ -182,5 +182,5 @@ def _make_trainer(
             settings=job.settings,
             asked=asked,
         )
-    trainer.add_callback(progress)
+    trainer.add_callback(current)
     return trainer

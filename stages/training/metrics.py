@@ -20,6 +20,8 @@ from ..report import Report, Reporter
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .batch import Batch
+
 _OF_A_HEAD = ("teacher_mass", "student_mass", "agreement")
 """Figures that mean nothing where the record has no head."""
 _COUNTS = ("positions", "tokens")
@@ -53,23 +55,19 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._since = time.perf_counter()
         self._shown: dict[str, float] = {}
 
-    def add(self, loss: torch.Tensor, sums: dict[str, torch.Tensor], batch: dict[str, Any]) -> None:
+    def add(self, loss: torch.Tensor, sums: dict[str, torch.Tensor], batch: Batch) -> None:
         """Take one micro-batch.
 
         loss  the objective's sum over its positions, `sums` that of its parts
         """
-        for name, value in self._added(loss, sums, batch).items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def _added(
-        self, loss: torch.Tensor, sums: dict[str, torch.Tensor], batch: dict[str, Any]
-    ) -> dict[str, Any]:
-        return {
+        added = {
             "loss": loss.detach().double(),
             **sums,
-            "positions": len(batch["labels"]),
-            "tokens": batch["input_ids"].numel(),
+            "positions": len(batch.targets),
+            "tokens": batch.inputs["input_ids"].numel(),
         }
+        for name, value in added.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
 
     def waited(self, seconds: float) -> None:
         """Take the time in which nothing was done for want of data."""

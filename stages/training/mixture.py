@@ -1,8 +1,8 @@
-"""Several teachers of one student: stores of the same sequences, read side by side.
+"""Several teachers of one student: stores of the same sequences that are read together.
 
-What several teachers say of a position can be mixed only if it is the same position of the same
-tokens. The first store, the run's own, decides the order; the others are read row by row beside it,
-and every sequence's id and hash are compared on every read.
+Targets of several teachers can be mixed only if they describe the same position of the same tokens.
+The first store, the run's own, decides the order. `StoreDataset` reads the others row by row beside
+it and compares the id and the hash of every sequence on every read.
 """
 
 from __future__ import annotations
@@ -11,58 +11,14 @@ import heapq
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-from torch.utils.data import Dataset
-
 from ...data.errors import ColdstillError
 from ...data.order import WINDOW
 from ...data.store.manifest import difference
-from .feed import MixedRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    from ...data.schema import Block
     from ...data.store.reader import StoreReader
-
-
-class MixedDataset(Dataset[MixedRows]):
-    """Sequences with what several teachers say of them."""
-
-    def __init__(self, stores: Sequence[StoreReader]) -> None:
-        """Read from open stores, compared by `expect_same_sequences`; the first one leads."""
-        self._first, *self._others = stores
-
-    def __len__(self) -> int:
-        return len(self._first)
-
-    def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
-        """[N - seen] the sequences of an epoch of the first store, all but the first `seen`;
-        distant stores begin to send them."""
-        order = self._first.order(seed, epoch)[seen:]
-        for store in (self._first, *self._others):
-            store.will_read(order)
-        return order
-
-    def __getitem__(self, index: int) -> MixedRows:
-        """One sequence."""
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: list[int]) -> MixedRows:
-        """A batch.
-
-        Raises
-            ColdstillError: the stores hold different sequences in one of these rows (which)
-        """
-        rows = np.array(indices)
-        own, targets = self._first.read(rows), []
-        for store in self._others:
-            block = store.read(rows)
-            _expect_same_rows(self._first, own, store, block)
-            targets.append(block.targets)
-        return own.sequences, own.targets, targets
 
 
 def mixed_stores(
@@ -142,15 +98,3 @@ def _shards_beside(first: StoreReader, other: StoreReader) -> int:
     if ours % theirs == 0 or theirs % ours == 0:
         return max(1, ours // theirs)
     return -(-ours // theirs) + 1
-
-
-def _expect_same_rows(first: StoreReader, own: Block, other: StoreReader, found: Block) -> None:
-    ours, theirs = own.sequences, found.sequences
-    differs = (ours.ids != theirs.ids) | (ours.hashes != theirs.hashes)
-    if differs.any():
-        row = int(np.flatnonzero(differs)[0])
-        raise ColdstillError(
-            f"{first.place} and {other.place}: sequence {int(ours.ids[row])} of the first is not "
-            f"what the second holds in its place (sequence {int(theirs.ids[row])}): other tokens, "
-            "document borders or supervised positions; capture both over one corpus"
-        )

@@ -10,7 +10,7 @@ import torch
 
 from ...data.errors import ColdstillError
 from ..targets.losses import LOSSES
-from ..targets.tensors import TargetTensors
+from .batch import Batch
 from .chunked_loss import Term, chunked_loss
 from .schedule import weight_at
 
@@ -21,12 +21,7 @@ if TYPE_CHECKING:
     from ..config import ObjectiveConfig
     from ..models.output_head import OutputHead
     from ..targets.losses import Loss
-    from .schedule import Progress
-
-_TARGET_NAMES = (
-    "labels", "head_ids", "head_logprobs", "log_tail", "tail_ids", "tail_logprobs", "entropy",
-    "log_norm",
-)  # fmt: skip
+    from .schedule import CurrentStep
 
 
 def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[Term]:
@@ -125,10 +120,10 @@ def supports(terms: Sequence[Term], captures: Sequence[Capture], vocabulary: int
     return ", ".join(f"{name} {' or '.join(said)}" for name, said in words.items())
 
 
-def terms_at(terms: Sequence[Term], progress: Progress) -> list[Term]:
+def terms_at(terms: Sequence[Term], current: CurrentStep) -> list[Term]:
     """The same with the weights of the step that training has come to."""
     return [
-        dataclasses.replace(term, weight=weight_at(term.schedule, progress.step, progress.steps))
+        dataclasses.replace(term, weight=weight_at(term.schedule, current.step, current.steps))
         if term.schedule is not None
         else term
         for term in terms
@@ -136,47 +131,33 @@ def terms_at(terms: Sequence[Term], progress: Progress) -> list[Term]:
 
 
 def attach_objective(
-    head: OutputHead,
-    terms: Sequence[Term],
-    capture: Capture,
-    others: Sequence[Capture] = (),
-    progress: Progress | None = None,
+    head: OutputHead, terms: Sequence[Term], current: CurrentStep | None = None
 ) -> None:
-    """Make the model's forward compute the objective when it is called with `positions`.
+    """Make the model's forward compute the objective when it is called with a `Batch`.
 
-    others    captures of further teachers' records, whose targets come as `others`
-    progress  what tells the step to weights that change; without it they are what they come to
+    The forward then returns `loss`, the objective summed over positions, and `sums`, its parts. A
+    weight that changes over training is in `sums` too, as `weight_NAME`, times the positions.
 
-    Weights that change are in the sums too (`weight_NAME`), times the number of positions.
+    The loss must be computed inside the forward that data-parallel wrappers see. Otherwise they
+    would neither gather the head's weights nor average its gradient. The model's own forward stays
+    as it was for every other input, so that it saves, loads and generates as before.
 
-    The loss has to be computed inside the forward that data-parallel wrappers see, or they would
-    neither gather the head's weights nor average its gradient. The model stays what it is: it
-    saves, loads and generates as before, and without `positions` its forward is its own.
+    current  the step of the training, for weights that change; without it, the weights are those
+             that the objective names
     """
     model = head.model
     own_forward = model.forward
 
     @functools.wraps(own_forward)
     def forward(*args: Any, **inputs: Any) -> Any:
-        if "positions" not in inputs:
+        if not (args and isinstance(args[0], Batch)):
             return own_forward(*args, **inputs)
-        positions = inputs.pop("positions")
-        target: dict[str, Any] = {
-            name: inputs.pop(name) for name in _TARGET_NAMES if name in inputs
-        }
-        further = zip(inputs.pop("others", ()), others, strict=True)
-        target["others"] = tuple(
-            TargetTensors.of({**said, "labels": target["labels"], "capture": own})
-            for said, own in further
-        )
-        inputs.pop("num_items_in_batch", None)
-        hidden = head.hidden(inputs).flatten(0, 1)[positions]
-        if torch.is_autocast_enabled(hidden.device.type):  # a last norm leaves its output in fp32
+        batch = args[0]
+        hidden = head.hidden(batch.inputs).flatten(0, 1)[batch.positions]
+        if torch.is_autocast_enabled(hidden.device.type):  # a final norm returns fp32
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        now = terms if progress is None else terms_at(terms, progress)
-        loss, sums = chunked_loss(
-            head, hidden, TargetTensors.of({**target, "capture": capture}), now
-        )
+        now = terms if current is None else terms_at(terms, current)
+        loss, sums = chunked_loss(head, hidden, batch.targets, now)
         return {"loss": loss, "sums": sums | _changing_weights(now, len(hidden), loss)}
 
     model.forward = forward

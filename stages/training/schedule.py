@@ -47,13 +47,13 @@ def _count(share: float, steps: int) -> int:
     return math.ceil(share * steps - 1e-9)
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """How far a training is. The trainer says so before each step."""
+class CurrentStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """The number of the current step. The Trainer sets it before each step."""
 
     def __init__(self, steps: int) -> None:
-        """Stand before the first of so many steps."""
+        """Start before the first of `steps` steps."""
         self.step, self.steps = 0, steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take the step from the trainer, which knows it after a resumption too."""
+        """Take the step from the Trainer, which knows it after a resumption too."""
         self.step = state.global_step

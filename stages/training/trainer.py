@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from ...data.errors import ColdstillError, DivergedError, StoppedError
 from ..ranks import gather_from_all, rank, sum_over_all, wait_for_all
 from .checkpoints import (
-    Standing,
+    CheckpointState,
     declare_whole,
     expect_own_tensors,
     full_disk_told,
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from transformers import TrainingArguments
 
-    from .feed import CollateWithIds, StepBatches, Trainable
+    from .batch import Batch, Rows
+    from .feed import StepBatches, Trainable
     from .metrics import Metrics
 
 _NAMED = 5
@@ -52,7 +53,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         *,
         stage: str,
         dataset: Trainable,
-        collate: CollateWithIds,
+        collate: Callable[[Rows], Batch],
         batches: StepBatches,
         metrics: Metrics,
         settings: dict[str, Any] | None,
@@ -66,7 +67,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.stopped = False
         self._stage, self._batches, self._metrics, self._asked = stage, batches, metrics, asked
         self._settings = settings
-        self._losses: list[tuple[torch.Tensor, Any]] = []
+        self._losses: list[tuple[torch.Tensor, tuple[int, ...]]] = []
         super().__init__(
             model=model,
             args=arguments,
@@ -76,9 +77,9 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         )
         self.remove_callback(PrinterCallback)
 
-    def go_on(self, standing: Standing) -> None:
+    def go_on(self, standing: CheckpointState) -> None:
         """Begin where training stood."""
-        self._batches.go_on(standing.step, standing.place)
+        self._batches.resume(standing.step, standing.place)
         self._metrics.go_on(standing.step, standing.measured)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -116,21 +117,25 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         except ColdstillError as error:
             raise _as_it_was(error) from error
         self._metrics.waited(time.perf_counter() - began)
-        count = torch.tensor(sum(len(batch["labels"]) for batch in batches), device=device)
+        count = torch.tensor(sum(len(batch.targets) for batch in batches), device=device)
         return batches, sum_over_all(count).clamp(min=1)
+
+    def _prepare_inputs(self, batch: Batch) -> Batch:
+        """Move a batch to the device. The Trainer's own method expects a dict of tensors; this is
+        the only place that adapts."""
+        return batch.to(self.args.device, non_blocking=self.args.dataloader_pin_memory)
 
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Any],
+        batch: Batch,
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
         """The micro-batch's share of the step's mean."""
-        ids = inputs.pop("sequence_ids")
-        output = model(**inputs)
-        self._metrics.add(output["loss"], output["sums"], inputs)
-        self._losses.append((output["loss"].detach(), ids))
+        output = model(batch)
+        self._metrics.add(output["loss"], output["sums"], batch)
+        self._losses.append((output["loss"].detach(), batch.sequence_ids))
         # data parallelism averages over processes what should be added up
         loss = output["loss"] / num_items_in_batch * self.args.world_size
         return (loss, output) if return_outputs else loss
@@ -153,7 +158,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
             self._refuse_step(f"the norm of the gradient is {float(norm)}", losses)
 
-    def _refuse_step(self, what: str, losses: list[tuple[torch.Tensor, Any]]) -> None:
+    def _refuse_step(self, what: str, losses: list[tuple[torch.Tensor, tuple[int, ...]]]) -> None:
         wrong = [ids for loss, ids in losses if not loss.isfinite()]
         everybodys = gather_from_all([int(i) for ids in wrong for i in ids])
         if not everybodys:
@@ -186,9 +191,9 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         with full_disk_told(Path(self.args.output_dir)):
             super()._save_checkpoint(model, trial)
         step = self.state.global_step
-        standing = Standing(
+        standing = CheckpointState(
             step=step,
-            place=self._batches.place_after(step),
+            place=self._batches.position_after(step),
             measured=self._metrics.open_interval(),
             settings=self._settings,
         )
@@ -210,7 +215,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]  # likewise
         self._trainer, self._sequences = trainer, sequences
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        place = self._trainer._batches.place_after(state.global_step)
+        place = self._trainer._batches.position_after(state.global_step)
         state.epoch = place.epoch + place.sequences / self._sequences
         if self._trainer.stopped:
             control.should_save = control.should_training_stop = True

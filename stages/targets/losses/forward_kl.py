@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..tensors import tempered
+from ..tensors import tail_logprobs_at, tempered
 from .sparse import SparseGradient
 from .support import refuse_temperature
 
@@ -95,9 +95,7 @@ def _value(
     if temperature == 1.0:  # the entropy is known exactly, better than the samples could tell it
         cross = -(teacher.head * head).sum(1) - (teacher.tail * tail).sum(1)
         return cross - target.entropy
-    assert target.tail_logprobs is not None  # `refuse` saw to it
-    index = target.capture.temperatures.index(temperature)
-    log_tail = target.tail_logprobs / temperature - target.log_norm[:, index, None]
+    log_tail = tail_logprobs_at(target, temperature)
     return (teacher.head * (teacher.log_head - head)).sum(1) + (
         teacher.tail * (log_tail - tail)
     ).sum(1)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..tensors import tempered
+from ..tensors import tail_logprobs_at, tempered
 from .partition import LOG_FLOOR, PartitionLoss, log_mixture
 from .sparse import SparseGradient
 from .support import refuse_temperature
@@ -100,10 +100,6 @@ def _known(target: TargetTensors, temperature: float) -> tuple[torch.Tensor, tor
     """[M, K + R] the teacher's log-probability of head and samples at a temperature, and what each
     stands for."""
     teacher = tempered(target, temperature)
-    log_tail = target.tail_logprobs
-    assert log_tail is not None  # the caller saw to it
-    if temperature != 1.0:
-        index = target.capture.temperatures.index(temperature)
-        log_tail = log_tail / temperature - target.log_norm[:, index, None]
+    log_tail = tail_logprobs_at(target, temperature)
     log_p = torch.cat([teacher.log_head, log_tail], 1).clamp(min=LOG_FLOOR)
     return log_p, torch.cat([teacher.head, teacher.tail], 1)

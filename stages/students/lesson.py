@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
 from ..models.building import expect_sizes
-from .arguments import step_shape
-from .mixture import mixed_stores
-from .objective import expect_weight, mixed_terms
+from ..training.arguments import step_shape
+from ..training.mixture import mixed_stores
+from ..training.objective import expect_weight, mixed_terms
 
 if TYPE_CHECKING:
     from ...data.schema import Capture
     from ...data.store.reader import StoreReader
-    from ..students.origin import StudentJob
-    from .chunked_loss import Term
+    from ..training.chunked_loss import Term
+    from .origin import StudentJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
