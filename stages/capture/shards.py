@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.schema import Capture
-    from ...data.store.writer import EncodedBlock, StoreWriter
+    from ...data.store.writer import EncodedBlock, ShardWriter
     from ..report import Reporter
     from .forward import Pending, Prepared, TeacherForward
     from .plan import CapturePlan
@@ -49,7 +49,7 @@ class ShardCapture:
     """One claimed shard, from its first batch to its commit record."""
 
     def __init__(
-        self, shard: int, writer: StoreWriter, sequences: Sequences, held: contextlib.ExitStack
+        self, shard: int, writer: ShardWriter, sequences: Sequences, held: contextlib.ExitStack
     ) -> None:
         """Expect targets of `sequences`; `held` is closed when they are committed."""
         self._shard, self._writer, self._held = shard, writer, held
@@ -104,7 +104,7 @@ class ShardQueue:
     """The shards that this process takes on, and their batches, in an order of its own."""
 
     def __init__(
-        self, plan: CapturePlan, writer: StoreWriter, forward: TeacherForward, tally: Tally
+        self, plan: CapturePlan, writer: ShardWriter, forward: TeacherForward, tally: Tally
     ) -> None:
         """Take from the shards that are missing."""
         self._plan, self._writer, self._forward, self._tally = plan, writer, forward, tally
@@ -169,7 +169,7 @@ def _order(missing: set[int]) -> list[int]:
 def capture_shards(
     plan: CapturePlan,
     teacher: Teacher,
-    writer: StoreWriter,
+    writer: ShardWriter,
     forward: TeacherForward,
     report: Reporter,
     stop: Callable[[], bool],
