@@ -61,6 +61,8 @@ def numbers(
         cast = array.astype(dtype)
         if whole and array.size and not np.array_equal(cast, array):
             raise ValueError("holds numbers beyond 32 bits")
+        if array.size == 0 and 0 in shape:  # a sequence without supervised positions
+            cast = np.zeros([length or 0 for length in shape], dtype)
     except (TypeError, ValueError) as error:
         raise ColdstillError(f"{where}: {name}: {error}") from error
     if len(cast.shape) != len(shape) or any(
