@@ -169,7 +169,9 @@ class Block:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Block]) -> Block:
-        """All sequences of all parts, in order."""
+        """All sequences of all parts, in order; a single part is returned as it is."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(
             sequences=Sequences.concatenate([p.sequences for p in parts]),
             targets=Targets.concatenate([p.targets for p in parts]),

@@ -21,7 +21,7 @@ from .students.lesson import lesson
 from .students.origin import Made, StudentJob, make_student
 from .students.rounds import forget_rounds, rounds_to_go
 from .training.feed import StoreDataset
-from .training.loop import TrainingJob, full_disk_told, train
+from .training.loop import TrainingJob, full_disk_errors, train
 from .training.objective import supports
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:
     folder = job.model_folder
     if rank() == 0:
         forget_rounds(job)  # first: nobody comes back for them once the model is there
-        with whole_folder(folder) as scratch, full_disk_told(folder):
+        with whole_folder(folder) as scratch, full_disk_errors(folder):
             with asking("transformers", "save the student", where=str(folder)):
                 model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)

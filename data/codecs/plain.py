@@ -1,4 +1,4 @@
-"""Ordinary columns of int32 ids and float32 log-probabilities: any tool reads them, exactly."""
+"""Columns of int32 ids and float32 log-probabilities, exact and readable by other tools."""
 
 from __future__ import annotations
 

@@ -64,10 +64,7 @@ def collate(
     dtype      dtype of the model, for the mask
     """
     by_store = [rows] if isinstance(rows[0], Block) else rows
-    first, *others = (
-        parts[0] if len(parts) == 1 else Block.concatenate(parts)
-        for parts in zip(*by_store, strict=True)
-    )
+    first, *others = (Block.concatenate(parts) for parts in zip(*by_store, strict=True))
     inputs = model_inputs(first.sequences, isolation, dtype)
     return Batch(
         inputs=inputs,

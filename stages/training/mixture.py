@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 def mixed_stores(
     stores: Sequence[StoreReader], shares: Sequence[float], where: str
 ) -> tuple[list[StoreReader], list[float]]:
-    """The first store, and of the others those that have a share; all are compared.
+    """The first store and the other stores with a positive share, after all are compared.
 
     Raises
-        ColdstillError: they do not hold the same sequences, or a cache is too small for all
+        ColdstillError: the stores do not hold the same sequences, or a cache is too small
     """
     first, *others = stores
     for other in others:
@@ -40,17 +40,17 @@ def mixed_stores(
 
 
 def expect_same_sequences(first: StoreReader, other: StoreReader, where: str) -> None:
-    """Compare what two manifests say of tokenizer, corpus, packing and number of sequences.
+    """Compare tokenizer, corpus, packing and number of sequences of two manifests.
 
-    Teachers may differ, and how they kept documents apart; so may what was kept of them, its codec,
-    its store and the size of shards.
+    The teachers, their isolation of documents, the captures, codecs, formats and shard sizes may
+    differ.
 
     Raises
-        ColdstillError: what differs
+        ColdstillError: a field differs (which)
     """
     ours, theirs = first.manifest, other.manifest
     packing = replace(theirs.packing, isolation=ours.packing.isolation)
-    # a merged store says where its sequences are from instead of one corpus and packing
+    # a merged store has `parts` instead of one corpus and packing
     same = replace(
         ours,
         tokenizer=theirs.tokenizer,
@@ -68,10 +68,10 @@ def expect_same_sequences(first: StoreReader, other: StoreReader, where: str) ->
 
 
 def expect_room(stores: Sequence[StoreReader]) -> None:
-    """Refuse a cache in which the order of the first store would fetch shards again and again.
+    """Refuse a cache in which the order of the first store would fetch shards repeatedly.
 
     Raises
-        ColdstillError: it is too small for the shards of all stores that are mixed at a time
+        ColdstillError: the cache is too small for the shards of all stores that are read together
     """
     for store in stores:
         store.expect_room()
@@ -93,7 +93,7 @@ def expect_room(stores: Sequence[StoreReader]) -> None:
 
 
 def _shards_beside(first: StoreReader, other: StoreReader) -> int:
-    """How many shards of another store one of the first can lie across."""
+    """Number of shards of `other` that one shard of `first` can overlap."""
     ours, theirs = first.manifest.shard_sequences, other.manifest.shard_sequences
     if ours % theirs == 0 or theirs % ours == 0:
         return max(1, ours // theirs)

@@ -1,4 +1,4 @@
-"""What a model is trained to match, attached to its own forward."""
+"""The training objective, attached to the model's forward."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
     """The losses of an objective.
 
     Raises
-        ColdstillError: nothing is asked for, or the record cannot support what is
+        ColdstillError: all weights are 0, or the capture cannot support a loss
     """
     terms = []
     for name, table in objective.weights.items():
@@ -46,7 +46,7 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
 
 
 def _loss(name: str, objective: ObjectiveConfig) -> Loss:
-    """A loss with those of its parameters that the objective gives."""
+    """A loss with the parameters that the objective sets."""
     loss: Any = LOSSES[name]
     its_own = {field.name for field in dataclasses.fields(loss)}
     given = {key: value for key, value in objective.parameters.items() if key in its_own}
@@ -60,20 +60,20 @@ def mixed_terms(
     shares: Sequence[float],
     where: str,
 ) -> list[Term]:
-    """The losses of an objective against several teachers' records: the shares' weighted sum.
+    """The losses of an objective against the targets of several teachers, weighted by shares.
 
-    For forward KL, `sum_i w_i KL(p_i || q)` is `KL(sum_i w_i p_i || q)` and what the teachers
-    differ by, `sum_i w_i KL(p_i || sum_j w_j p_j)`, in which q does not occur: the gradient is that
-    of the divergence from the mixture, and what is reported is larger by that constant. Records
-    with a bucket (`tail = 0`) know no mixture, since their buckets hold different tokens; the sum
-    is exact for those too. Other losses are not linear in the teacher: of them it is the mean
-    divergence from each. A loss that reads no teacher counts once.
+    For forward KL, `sum_i w_i KL(p_i || q)` equals `KL(sum_i w_i p_i || q)` plus
+    `sum_i w_i KL(p_i || sum_j w_j p_j)`, which does not depend on q. So the gradient is that of the
+    divergence from the mixture, and the reported value is larger by a constant. Targets with a
+    bucket (`tail = 0`) have no mixture, since their buckets hold different tokens, but the sum is
+    defined for them too. Other losses are not linear in the teacher: for them the sum is the mean
+    divergence from each teacher. A loss that reads no targets counts once.
 
-    captures  of each record, and what to call it in a message
-    shares    of each, summing to 1; one of 0 is left out
+    captures  capture and name of each store, the name for messages
+    shares    share of each store, summing to 1; a store with share 0 is left out
 
     Raises
-        ColdstillError: as `terms_of`, for any of the records
+        ColdstillError: as `terms_of`, for any of the stores
     """
     terms: list[Term] = []
     for source, ((capture, name), share) in enumerate(zip(captures, shares, strict=True)):
@@ -88,10 +88,10 @@ def mixed_terms(
 
 
 def expect_weight(terms: Sequence[Term], steps: int, where: str) -> None:
-    """Refuse weights that change and are 0 in each of so many steps.
+    """Refuse scheduled weights that are 0 in all `steps` steps.
 
     Raises
-        ColdstillError: there is no step in which anything is learned
+        ColdstillError: no step has a positive weight
     """
     for term in terms:
         if term.schedule is None or any(
@@ -105,10 +105,10 @@ def expect_weight(terms: Sequence[Term], steps: int, where: str) -> None:
 
 
 def supports(terms: Sequence[Term], captures: Sequence[Capture], vocabulary: int) -> str:
-    """What the records make of each loss that reads them, such as "kl unbiased, jsd a lower bound".
+    """How the targets support each loss, such as "kl unbiased, jsd a lower bound".
 
-    captures    of each source that terms read
-    vocabulary  V of the records
+    captures    capture of each source
+    vocabulary  V
     """
     words: dict[str, list[str]] = {}
     for term in terms:
@@ -117,11 +117,11 @@ def supports(terms: Sequence[Term], captures: Sequence[Capture], vocabulary: int
             word = term.loss.support(own, term.temperature, vocabulary)
             if word not in words.setdefault(term.loss.name, []):
                 words[term.loss.name].append(word)
-    return ", ".join(f"{name} {' or '.join(said)}" for name, said in words.items())
+    return ", ".join(f"{name} {' or '.join(found)}" for name, found in words.items())
 
 
 def terms_at(terms: Sequence[Term], current: CurrentStep) -> list[Term]:
-    """The same with the weights of the step that training has come to."""
+    """The terms with the weights of the current step."""
     return [
         dataclasses.replace(term, weight=weight_at(term.schedule, current.step, current.steps))
         if term.schedule is not None
@@ -166,7 +166,7 @@ def attach_objective(
 def _changing_weights(
     terms: Sequence[Term], positions: int, like: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Each scheduled weight once a position, so that its mean over positions is the weight."""
+    """Each scheduled weight times the positions, so that its mean per position is the weight."""
     return {
         f"weight_{term.loss.name}": like.new_tensor(term.weight * positions, dtype=torch.float64)
         for term in terms

@@ -140,7 +140,7 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
         assert str(error.value) == (
             "train-student test: step 5: the loss is nan, in a batch with the sequences "
             f"{ids[0]}, {ids[1]}; it was not taken, {kept} is kept; train under a new name with a "
-            "lower learning_rate, or look for what is wrong with these sequences"
+            "lower learning_rate, or check these sequences for errors"
         )
         assert last_whole_checkpoint(tmp_path / "checkpoints") == kept
         assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
