@@ -16,6 +16,7 @@ from ...data.places.claims import claimed
 from ...data.prepared import CorpusLayout
 from ...data.schema import Capture
 from ...data.store.manifest import TeacherIdentity
+from ...data.store.writer import BLOCK_TOKENS
 from ..steps.capture import loaded_teacher
 from ..steps.teacher import prepared, tell_left_out, tokenizer_of
 from .pilot_record import PilotRecord, PilotRow, pilot_settings
@@ -122,7 +123,7 @@ def _plans(
     work: Work, tokenizer: Any, record: CorpusRecord, count: int, context: int | None
 ) -> list[CapturePlan]:
     """A plan for each capture and codec, the recipe's own first, on the same sampled sequences."""
-    from ...stages.capture.plan import BLOCK_TOKENS, CapturePlan, chosen_rows
+    from ...stages.capture.plan import CapturePlan, chosen_rows
     from ...stages.models.vocabulary import vocabulary_size
 
     recipe, logits = work.recipe, work.recipe.logits

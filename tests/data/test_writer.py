@@ -21,7 +21,7 @@ from coldstill.data.codecs.plain import PlainCodec
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import SCRATCH_PREFIX
 from coldstill.data.store.commit import shard_files
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import digests, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class DyingDisk:
 
 def write_claimed(root: Path, manifest: Manifest, block: Block) -> None:
     """As `write_missing`, by one of several writers."""
-    with StoreWriter(root, manifest, shared=True) as writer:
+    with ShardWriter(root, manifest, shared=True) as writer:
         for shard in writer.missing():
             with writer.claim(shard) as mine:
                 assert mine
@@ -132,7 +132,7 @@ def test_an_error_between_blocks_leaves_the_shard_missing(
     with pytest.raises(type(error)):
         write_missing(tmp_path, MANIFEST, BLOCK)
     assert scratch_in(tmp_path) == []
-    with StoreWriter(tmp_path, MANIFEST) as writer:
+    with ShardWriter(tmp_path, MANIFEST) as writer:
         assert writer.missing() == [1, 2]
     write_missing(tmp_path, MANIFEST, BLOCK)
     assert digests(tmp_path) == whole
@@ -140,7 +140,7 @@ def test_an_error_between_blocks_leaves_the_shard_missing(
 
 def test_shards_may_be_written_in_any_order(tmp_path: Path, whole: dict[str, str]) -> None:
     for shard in (2, 0, 1):
-        with StoreWriter(tmp_path, MANIFEST) as writer:
+        with ShardWriter(tmp_path, MANIFEST) as writer:
             assert shard in writer.missing()
             writer.write(shard, BLOCK.take(np.array(MANIFEST.shard_rows(shard))))
             assert shard not in writer.missing()
@@ -194,14 +194,14 @@ def test_a_process_killed_while_writing_loses_one_shard_and_its_lock(
             assert len(scratch_in(tmp_path)) == 1
             with (
                 pytest.raises(ColdstillError, match="another process is writing this store"),
-                StoreWriter(tmp_path, MANIFEST),
+                ShardWriter(tmp_path, MANIFEST),
             ):
                 pass
             assert len(scratch_in(tmp_path)) == 1  # the refused one has cleared nothing away
         finally:
             process.send_signal(signal.SIGKILL)
     assert sorted(path.name for path in tmp_path.glob("shards/0*")) == ["00000.arrow", "00000.json"]
-    with StoreWriter(tmp_path, MANIFEST) as writer:
+    with ShardWriter(tmp_path, MANIFEST) as writer:
         assert scratch_in(tmp_path) == []
         assert writer.missing() == [1, 2]
     write_missing(tmp_path, MANIFEST, BLOCK)
@@ -209,15 +209,15 @@ def test_a_process_killed_while_writing_loses_one_shard_and_its_lock(
 
 
 def test_two_writers_at_once_are_one_too_many(tmp_path: Path) -> None:
-    with StoreWriter(tmp_path, MANIFEST):
+    with ShardWriter(tmp_path, MANIFEST):
         with (
             pytest.raises(ColdstillError) as caught,
-            StoreWriter(tmp_path, MANIFEST),
+            ShardWriter(tmp_path, MANIFEST),
         ):
             pass
         assert str(caught.value).startswith(f"{tmp_path}: another process is writing")
         assert "\n" not in str(caught.value)
-    with StoreWriter(tmp_path, MANIFEST):
+    with ShardWriter(tmp_path, MANIFEST):
         pass
 
 
@@ -260,14 +260,14 @@ def test_shards_without_a_manifest_are_left_alone(tmp_path: Path) -> None:
     write_missing(tmp_path, MANIFEST, BLOCK)
     (tmp_path / "manifest.json").unlink()
     before = digests(tmp_path)
-    with pytest.raises(ColdstillError) as caught, StoreWriter(tmp_path, MANIFEST):
+    with pytest.raises(ColdstillError) as caught, ShardWriter(tmp_path, MANIFEST):
         pass
     assert str(caught.value) == f"{tmp_path}: holds shards but no manifest.json; move it away"
     assert digests(tmp_path) == before
 
 
 def test_checking_a_store_writes_nothing(tmp_path: Path) -> None:
-    StoreWriter(tmp_path / "store", MANIFEST).check()
+    ShardWriter(tmp_path / "store", MANIFEST).check()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -282,7 +282,7 @@ def test_the_manifest_of_a_store_is_never_written_again(tmp_path: Path) -> None:
 
 def test_a_shard_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
     with (
-        StoreWriter(tmp_path, MANIFEST) as writer,
+        ShardWriter(tmp_path, MANIFEST) as writer,
         pytest.raises(ValueError, match="shard 2 holds 2 sequences, got 4"),
     ):
         writer.write(2, BLOCK.take(np.arange(4)))
@@ -290,7 +290,7 @@ def test_a_shard_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_record_counts_what_the_shard_holds(tmp_path: Path) -> None:
-    with StoreWriter(tmp_path, MANIFEST) as writer:
+    with ShardWriter(tmp_path, MANIFEST) as writer:
         part = BLOCK.take(np.array(MANIFEST.shard_rows(1)))
         commit = writer.write(1, part)
     path = tmp_path / "shards" / "00001.arrow"
@@ -332,8 +332,8 @@ def test_a_store_where_a_file_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "store").read_text() == "mine"
 
 
-def shared(root: Path, **options: Any) -> StoreWriter:
-    return StoreWriter(root, MANIFEST, shared=True, **options)
+def shared(root: Path, **options: Any) -> ShardWriter:
+    return ShardWriter(root, MANIFEST, shared=True, **options)
 
 
 def part(shard: int) -> Block:
@@ -384,10 +384,10 @@ def test_only_the_first_of_several_writers_clears_up(tmp_path: Path) -> None:
 
 def test_who_shares_and_who_does_not_keep_out_of_each_others_way(tmp_path: Path) -> None:
     for first, second in ((False, True), (True, False)):
-        with StoreWriter(tmp_path, MANIFEST, shared=first):
+        with ShardWriter(tmp_path, MANIFEST, shared=first):
             with (
                 pytest.raises(ColdstillError) as caught,
-                StoreWriter(tmp_path, MANIFEST, shared=second),
+                ShardWriter(tmp_path, MANIFEST, shared=second),
             ):
                 pass
             wait = f"{tmp_path}: another process is writing this store; wait for it"
@@ -401,7 +401,7 @@ def test_a_writer_that_cannot_begin_takes_no_part(tmp_path: Path) -> None:
     with pytest.raises(KeyError), shared(tmp_path, save_tokenizer=fail):
         pass
     assert scratch_in(tmp_path) == []
-    with StoreWriter(tmp_path, MANIFEST):
+    with ShardWriter(tmp_path, MANIFEST):
         assert not (tmp_path / "claims").exists()
 
 
@@ -410,7 +410,7 @@ def test_a_store_that_was_made_differently_meanwhile_is_refused(tmp_path: Path) 
     late.check()
     other = replace(MANIFEST, shard_sequences=5)
     with (
-        StoreWriter(tmp_path, other, shared=True),
+        ShardWriter(tmp_path, other, shared=True),
         pytest.raises(ColdstillError, match="made differently: shard_sequences"),
         late,
     ):
@@ -440,7 +440,7 @@ def test_the_tokenizer_is_written_by_the_first(tmp_path: Path) -> None:
     before = digests(tmp_path)
     assert set(before) == {"manifest.json", "tokenizer/tokenizer.json", "tokenizer.files.json"}
     (tmp_path / "tokenizer.files.json").unlink()  # killed before its record was written
-    with StoreWriter(tmp_path, MANIFEST, save_tokenizer=save):
+    with ShardWriter(tmp_path, MANIFEST, save_tokenizer=save):
         pass
     assert len(calls) == 2
     assert digests(tmp_path) == before
@@ -479,12 +479,12 @@ WRITE_SHARED = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import manifest_for, random_block
 
 block = random_block(0, 10)
 manifest = manifest_for(block)
-with StoreWriter(Path(sys.argv[1]), manifest, shared=True) as writer, writer.claim(0) as mine:
+with ShardWriter(Path(sys.argv[1]), manifest, shared=True) as writer, writer.claim(0) as mine:
     with writer.claim(1):
         writer.write(1, block.take(np.array(manifest.shard_rows(1))))
         print(mine, flush=True)

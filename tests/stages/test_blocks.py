@@ -218,8 +218,8 @@ def test_a_model_that_cannot_be_checkpointed_is_refused(
     with pytest.raises(ColdstillError) as error:
         learn(store, tmp_path / "out", gradient_checkpointing=True)
     assert str(error.value) == (
-        "train-student small: train.gradient_checkpointing: a 'llama' model cannot; remove it, or "
-        "lower micro_batch_tokens instead"
+        "train-student small: train.gradient_checkpointing: a 'llama' model does not support it; "
+        "remove it, or lower micro_batch_tokens instead"
     )
     assert not (tmp_path / "out").exists()
 

@@ -12,7 +12,7 @@ import dense
 import pytest
 import torch
 from coldstill.data.schema import Capture
-from coldstill.stages import losses
+from coldstill.stages.targets import losses
 from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.targets.losses.partition import PartitionLoss
 from coldstill.stages.targets.losses.skew_kl import SkewKL
@@ -380,8 +380,8 @@ def test_what_a_record_cannot_support_is_refused_in_a_line(name: str) -> None:
 
 def test_samples_alone_are_refused_by_the_loss_that_weighs_by_the_student() -> None:
     assert LOSSES["reverse_kl"].refuse(Capture(head=0, tail=50, temperatures=(2.0,)), 2.0) == (
-        "reverse KL needs the teacher's probabilities of tokens the student likes; samples alone "
-        "cannot give them: capture again with logits.head > 0"
+        "reverse KL needs the teacher's probabilities of tokens that the student prefers; "
+        "samples alone do not give them: capture again with logits.head > 0"
     )
     assert LOSSES["skew_kl"].refuse(Capture(head=0, tail=50, temperatures=(2.0,)), 1.0) is None
     assert LOSSES["skew_kl"].refuse(Capture(head=0, tail=50), 1.0) == (

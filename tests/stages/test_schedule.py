@@ -9,7 +9,7 @@ import torch
 from coldstill.stages.config import ObjectiveConfig, WeightConfig
 from coldstill.stages.training.loop import read_metrics
 from coldstill.stages.training.objective import terms_at, terms_of
-from coldstill.stages.training.schedule import Progress, weight_at
+from coldstill.stages.training.schedule import CurrentStep, weight_at
 from pydantic import TypeAdapter, ValidationError
 from small_trainings import train_small
 
@@ -98,10 +98,10 @@ def test_a_loss_counts_where_its_weight_ever_does(store: StoreReader) -> None:
     objective = OBJECTIVE.validate_python(weights)
     terms = terms_of(objective, store.manifest.capture, "here")
     assert [term.loss.name for term in terms] == ["kl", "cross_entropy"]
-    progress = Progress(3)
+    current = CurrentStep(3)
     seen = []
-    for progress.step in range(3):
-        seen.append([term.weight for term in terms_at(terms, progress)])
+    for current.step in range(3):
+        seen.append([term.weight for term in terms_at(terms, current)])
     assert seen == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from coldstill.data.order import uniform
 from coldstill.data.schema import Capture
-from coldstill.stages.capture.selection import select, to_targets
+from coldstill.stages.capture.selection import select
+from coldstill.stages.targets.tensors import TargetTensors
 from dense import record
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ def selected(
     logits_MV: torch.Tensor, capture: Capture, labels_M: torch.Tensor, uniform_M: torch.Tensor
 ) -> Targets:
     before = logits_MV.clone()
-    targets = to_targets(list(select(logits_MV, labels_M, uniform_M, capture)), capture)
+    targets = TargetTensors.concatenate(
+        list(select(logits_MV, labels_M, uniform_M, capture))
+    ).to_targets()
     assert torch.equal(logits_MV.nan_to_num(7.0), before.nan_to_num(7.0))  # read only
     return targets
 
@@ -208,7 +211,7 @@ def test_the_sample_does_not_depend_on_how_rows_are_cut(vocabulary: int) -> None
         for rows in (slice(0, 1), slice(1, 18), slice(18, 40))
         for part in select(logits_MV[rows], labels_M[rows], uniform_M[rows], capture)
     ]
-    cut = to_targets(parts, capture)
+    cut = TargetTensors.concatenate(parts).to_targets()
     for field in fields(whole):
         name = field.name
         np.testing.assert_array_equal(getattr(whole, name), getattr(cut, name), err_msg=name)

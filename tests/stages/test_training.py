@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError, DamageError
@@ -16,7 +14,7 @@ from coldstill.stages.training.loop import last_whole_checkpoint, read_metrics, 
 from coldstill.stages.training.trainer import StoreTrainer
 from safetensors.torch import load_file, save_file
 from small_runs import LENGTH
-from small_trainings import lines, small_job, train_small
+from small_trainings import lines, small_job, spoiled, train_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,25 +140,15 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
         assert str(error.value) == (
             "train-student test: step 5: the loss is nan, in a batch with the sequences "
             f"{ids[0]}, {ids[1]}; it was not taken, {kept} is kept; train under a new name with a "
-            "lower learning_rate, or look for what is wrong with these sequences"
+            "lower learning_rate, or check these sequences for errors"
         )
         assert last_whole_checkpoint(tmp_path / "checkpoints") == kept
         assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, row: int) -> None:
-    """Let the store say of one sequence what is no number."""
-    read = StoreDataset.__getitems__
-
-    def poisoned(dataset: StoreDataset, indices: list[int]) -> Any:
-        sequences, targets = read(dataset, indices)
-        if row in indices:
-            assert targets is not None
-            changed = np.full_like(targets.head_logprobs, np.nan)
-            targets = dataclasses.replace(targets, head_logprobs=changed)
-        return sequences, targets
-
-    monkeypatch.setattr(StoreDataset, "__getitems__", poisoned)
+    """Make the targets of one sequence NaN."""
+    monkeypatch.setattr(StoreDataset, "__getitems__", spoiled(poison=row))
 
 
 def test_a_gradient_that_is_no_number_is_no_step(store: StoreReader, tmp_path: Path) -> None:
@@ -183,7 +171,7 @@ def test_every_sequence_is_seen_once_an_epoch_and_never_in_order(
     learn = StoreTrainer.compute_loss
 
     def watched(trainer: StoreTrainer, model: Any, inputs: Any, **options: Any) -> Any:
-        seen.extend(inputs["sequence_ids"].tolist())
+        seen.extend(inputs.sequence_ids)
         return learn(trainer, model, inputs, **options)
 
     monkeypatch.setattr(StoreTrainer, "compute_loss", watched)

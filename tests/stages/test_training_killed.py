@@ -122,8 +122,8 @@ def test_a_checkpoint_that_does_not_say_where_it_stood_is_refused(
     with pytest.raises(ColdstillError) as error:
         run(task)
     assert str(error.value) == (
-        f"{whole}: {{'step': 1}} does not say where in the order of sequences training stood; "
-        "delete the checkpoint, training goes on from one before it"
+        f"{whole}: {{'step': 1}} does not hold the position in the order of sequences; "
+        "delete the checkpoint to resume from an earlier one"
     )
     assert sorted(tmp_path.rglob("*")) == before
 

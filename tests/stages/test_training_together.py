@@ -157,7 +157,7 @@ def test_without_the_other_none_goes_on(task: Any, store: StoreReader) -> None:
     finish(start(damaged, 2))
     assert (damaged.folder / "said-1").read_text() == "a damaged shard"
     assert (damaged.folder / "said-0").read_text() == (
-        "train-student test: another of the 2 processes has ended, and this one cannot go on "
-        "without it; see what that one said, then run the same command again"
+        "train-student test: another of the 2 processes has ended, and this one cannot "
+        "continue without it; see the error of that process, then run the command again"
     )
     assert [line["step"] for line in read_metrics(damaged.folder)] == [1]
