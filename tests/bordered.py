@@ -1,4 +1,4 @@
-"""Small models that treat texts otherwise beyond some length, or that cannot be batched freely."""
+"""Small models that compute differently beyond some length, or that depend on their batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCABULARY = 96
 BORDER = 16
-"""Where they change."""
+"""The length from which on they change."""
 _WIDE: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -94,11 +94,11 @@ BORDERED: dict[str, tuple[str, dict[str, Any]]] = {
     "rwkv": ("rwkv", {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}),
     "mamba": ("mamba", {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}),
 }
-"""Families of transformers with their settings, by what is special about them."""
+"""Name of a special trait -> family of transformers and its settings."""
 
 
 def bordered(name: str) -> Any:
-    """A new model of `BORDERED`, always with the same weights: it has read nothing yet."""
+    """A new model of `BORDERED` with fixed weights; it has read nothing yet."""
     family, settings = BORDERED[name]
     config = AutoConfig.for_model(
         family, vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=0, **settings
@@ -113,8 +113,7 @@ def bordered(name: str) -> Any:
 
 
 class ScaledByTheBatch(torch.nn.Module):
-    """A model that brings code of its own, in which all positions of a batch depend on the longest
-    sequence there."""
+    """A model with unknown code, in which all positions depend on the longest text of the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,10 +130,10 @@ class ScaledByTheBatch(torch.nn.Module):
 
     @property
     def get_output_embeddings(self) -> Any:
-        """As models of transformers have it."""
+        """The accessor that models of transformers have."""
         return self.inner.get_output_embeddings
 
     @property
     def get_input_embeddings(self) -> Any:
-        """Likewise."""
+        """The accessor that models of transformers have."""
         return self.inner.get_input_embeddings

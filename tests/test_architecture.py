@@ -35,7 +35,7 @@ DATA_MAY_ASK = {
 """What one file each imports, inside a function, for those who ask for it."""
 LIGHT_STAGES = {
     "stages", "stages.config", "stages.export", "stages.libraries",
-    "stages.models.packing_families", "stages.models.size_names", "stages.models.weight_files",
+    "stages.models.known_families", "stages.models.weight_files",
     "stages.planning", "stages.planning.memory", "stages.planning.model_sizes",
     "stages.ranks", "stages.report", "stages.students.pruning", "stages.students.pruning.config",
     "stages.students.pruning.shapes",

@@ -275,7 +275,7 @@ def tell_left_out(work: Work, tokenizer: Any, stage: str) -> None:
 
 def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
     """The corpus, prepared unless it already is; never replaced once something rests on it."""
-    from ...stages.corpus.origin import difference_in_corpus, outdated_labels
+    from ...stages.corpus.provenance import difference_in_corpus, outdated_labels
     from ...stages.prepare_corpus import prepare_corpus, summary
 
     config, base, run = work.recipe.corpus, work.loaded.base, work.run

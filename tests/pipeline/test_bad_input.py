@@ -304,7 +304,7 @@ def test_a_store_that_was_made_with_another_tokenizer(finished: Desk) -> None:
     table["added_tokens"].append({**table["added_tokens"][0], "id": 320, "content": "<new>"})
     path.write_text(json.dumps(table), encoding="utf-8")
     line = finished.refused(*LOGITS)
-    assert "runs/r/corpus: prepared differently: the tokenizer is another; logits rests on" in line
+    assert "runs/r/corpus: prepared differently: the tokenizer has changed; logits rests on" in line
 
 
 def test_a_store_made_from_another_corpus(desk: Desk) -> None:
@@ -338,7 +338,7 @@ def test_a_teacher_made_here_that_cannot_be(desk: Desk) -> None:
     made += "tokenizer = { vocabulary = 300 }\ntrain = { steps = 3, batch_tokens = 256 }"
     desk.write("r.toml", re.sub('model = ".*"', made, text))
     many = desk.refused("train-teacher", "r.toml", "--set", "teacher.tokenizer.vocabulary=9999")
-    assert re.search(r"the corpus gives only \d+ tokens, asked for 9999; ask for no more", many)
+    assert re.search(r"the corpus gives only \d+ tokens, expected 9999; set it to at most", many)
     desk.done("train-teacher", "r.toml")
     line = desk.refused("train-teacher", "r.toml", "--set", "teacher.train.steps=4")
     assert "teacher was trained with train.steps = 3, now 4; train another under a new name" in line

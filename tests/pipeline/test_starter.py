@@ -41,7 +41,7 @@ def test_the_starter_with_no_teacher_named_says_what_is_missing(
     desk.done("init", "mine")
     line = desk.refused("teacher-logits", "mine.toml", "--set", f'corpus.files=["{texts}"]')
     assert line.startswith(
-        "error: teacher.model: no tokenizer in ORG/NAME (no folder here, so taken for one on a "
+        "error: teacher.model: no tokenizer in ORG/NAME (not a folder here, so taken as a "
     )
 
 

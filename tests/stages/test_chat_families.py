@@ -1,6 +1,6 @@
 # ruff: noqa: RUF001 - the tags of some families are spelt with full-width bars
-"""The templates of well-known model families, where they lie beside the project: of every turn what
-the assistant says is learned to its end, and a chat that a template cannot write is a bad row."""
+"""Templates of well-known model families, if they are present: the assistant's turns are learned to
+their ends, and a chat that a template cannot write is a bad row."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "chat-templates"
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the templates are not here")
+pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the templates are not present")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What stands around an assistant's turn."""
+    """The text that a template writes around an assistant's turn."""
 
     headers: tuple[str, ...]
-    """What asks for a turn."""
+    """Texts that ask for a turn."""
     ends: tuple[str, ...]
-    """What ends a turn."""
+    """Texts that end a turn."""
     cannot: str = ""
-    """Chats that its template does not write, in words of `CHATS`."""
+    """Keys of `CHATS` that the template cannot write, separated by spaces."""
 
 
 _ALTERNATES = "first tool tools calls said trips row"
@@ -105,14 +105,14 @@ CHATS: dict[str, Sequence[dict[str, Any]]] = {
 
 
 def spoken(message: dict[str, Any]) -> list[str]:
-    """Everything that must stand in a turn, in this order."""
+    """The texts that a turn must contain, in order."""
     content = str(message["content"]).split("</think>")[-1].strip()
     calls = [c["function"] for c in message.get("tool_calls", ())]
     return [content, *(text for c in calls for text in (c["name"], *c["arguments"].values()))]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_the_assistant_says_is_learned_with_every_template(
+def test_the_assistants_turns_are_learned_with_every_template(
     name: str, tokenizer_folder: Path
 ) -> None:
     tokenizer = load_tokenizer(str(tokenizer_folder), "test")
@@ -147,5 +147,5 @@ def test_what_the_assistant_says_is_learned_with_every_template(
         assert all(m["content"].strip() in found.text for m in missing)
 
 
-def test_every_template_here_is_tried() -> None:
+def test_every_present_template_is_tested() -> None:
     assert {path.stem for path in FOLDER.glob("*.jinja")} == FAMILIES.keys()

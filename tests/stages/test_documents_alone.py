@@ -1,4 +1,4 @@
-"""The targets of a document do not depend on other documents in its sequence or batch."""
+"""The record of a document is what the model computes for that document alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from coldstill.data.schema import Capture
 from coldstill.stages.capture.forward import capture_batch
 from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.evaluation.heldout_loss import label_logprobs
-from coldstill.stages.models.borders import borders
 from coldstill.stages.models.isolation import packs, recorded
-from coldstill.stages.models.isolation_choice import choose_isolation
+from coldstill.stages.models.isolation_choice import choose_isolation, length_thresholds
 from coldstill.stages.models.output_head import OutputHead, connect_head
 from coldstill.stages.models.rotary import scale_by_document
 from dense import documents
@@ -29,17 +28,17 @@ if TYPE_CHECKING:
 
 LENGTH = 48
 LENGTHS = [[5, 30, 9], [20, 17, 11], [3], [48], [16, 15], [17, 2, 16], [2, 4], [40, 7]]
-"""Documents of each sequence, on both sides of the border and on it."""
+"""Document lengths of each sequence, below, at and above the threshold."""
 CAPTURE = Capture(head=4, tail=0)
 EXPECTED = {
-    "llama4 queries scaled by place": "single",  # by positions of the sequence, not of the document
-    "bloom": "single",  # its attention is biased by positions of the sequence
+    "llama4 queries scaled by place": "single",  # by the position in the sequence
+    "bloom": "single",  # its attention bias uses positions of the sequence
     "rwkv": "single",
     "mamba": "single",
 }
-"""Isolation of each model, if it is not by positions."""
+"""Models that do not isolate documents by positions."""
 ROUNDING = {"mamba": 5e-5}
-"""Its sums are long: the same document in two batches differs by as much."""
+"""Long sums: one document differs by this much between two batches."""
 
 
 def sequences_of(lengths: list[list[int]], seed: int = 0) -> Sequences:
@@ -52,7 +51,7 @@ def sequences_of(lengths: list[list[int]], seed: int = 0) -> Sequences:
 
 @torch.no_grad()
 def label_logprobs_alone(make: Callable[[], Any], sequences: Sequences) -> np.ndarray[Any, Any]:
-    """Log-probs of every document, by a model that has read nothing else."""
+    """Label log-probs of every document by a model that has read nothing else."""
     found = []
     for row, start, end in documents(sequences):
         tokens = torch.from_numpy(sequences.tokens[row][start:end].astype(np.int64))
@@ -69,7 +68,7 @@ def captured(teacher: Teacher, sequences: Sequences, batch: int) -> np.ndarray[A
 
 
 @pytest.mark.parametrize("name", BORDERED)
-def test_targets_equal_those_of_the_document_alone(name: str) -> None:
+def test_a_record_equals_the_document_alone(name: str) -> None:
     model = bordered(name)
     head = connect_head(model, VOCABULARY)
     isolation = choose_isolation(model, VOCABULARY, LENGTH)
@@ -89,7 +88,7 @@ def test_targets_equal_those_of_the_document_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["phi3 longrope", "llama dynamic"])
-def test_without_isolation_a_long_document_changes_a_short_one(name: str) -> None:
+def test_without_the_hook_a_short_document_changes_beside_a_long_one(name: str) -> None:
     sequences = sequences_of([[9], [40]])
     alone = label_logprobs_alone(lambda: bordered(name), sequences)
     head = OutputHead(bordered(name), VOCABULARY)
@@ -97,15 +96,14 @@ def test_without_isolation_a_long_document_changes_a_short_one(name: str) -> Non
     assert np.abs(found - alone)[:8].max() > 1e-3
 
 
-def test_scaling_by_the_longest_text_is_reported_once_with_its_border() -> None:
-    reports: list[Report] = []
-    for _ in range(2):
-        choose_isolation(bordered("llama"), VOCABULARY, LENGTH, report=reports.append)
-    assert reports == []
+def test_scaling_by_the_longest_text_of_a_batch_is_reported_with_its_threshold() -> None:
+    said: list[Report] = []
+    choose_isolation(bordered("llama"), VOCABULARY, LENGTH, report=said.append)
+    assert said == []
     model = bordered("phi3 longrope")
-    choose_isolation(model, VOCABULARY, LENGTH, where="teacher.model", report=reports.append)
-    choose_isolation(model, VOCABULARY, BORDER, where="teacher.model", report=reports.append)
-    assert [(report.stage, report.note) for report in reports] == [
+    choose_isolation(model, VOCABULARY, LENGTH, where="teacher.model", report=said.append)
+    choose_isolation(model, VOCABULARY, BORDER, where="teacher.model", report=said.append)
+    assert [(report.stage, report.note) for report in said] == [
         (
             "teacher.model",
             "a 'phi3' model scales its positions by the longest text of a batch (longrope, above "
@@ -114,7 +112,7 @@ def test_scaling_by_the_longest_text_is_reported_once_with_its_border() -> None:
     ]
 
 
-def test_choosing_twice_adds_one_hook() -> None:
+def test_a_second_call_adds_no_second_hook() -> None:
     model = bordered("phi3 longrope")
     rotary = next(m for m in model.modules() if hasattr(m, "rope_type"))
     for _ in range(3):
@@ -123,17 +121,17 @@ def test_choosing_twice_adds_one_hook() -> None:
     assert scale_by_document(bordered("llama yarn")) == {}
 
 
-def test_an_unknown_model_that_depends_on_its_batch_reads_one_document_at_a_time() -> None:
-    reports: list[Report] = []
+def test_a_model_with_unknown_dependence_on_its_batch_gets_one_document_per_forward_pass() -> None:
+    said: list[Report] = []
     model = ScaledByTheBatch()
-    isolation = choose_isolation(model, VOCABULARY, LENGTH, report=reports.append)
+    isolation = choose_isolation(model, VOCABULARY, LENGTH, report=said.append)
     assert isolation == "alone"
     assert recorded(isolation) == "single"
-    assert [report.note for report in reports] == [
-        "what a 'llama' model says of a document depends on the others in its batch: one document "
-        "a forward pass from here on, which is slower"
+    assert [report.note for report in said] == [
+        "the output of a 'llama' model for a document depends on the other documents of its batch: "
+        "one document per forward pass from here on, which is slower"
     ]
-    # no text reaches the border
+    # no text reaches the threshold
     assert choose_isolation(model, VOCABULARY, BORDER) == "positions"
     sequences = sequences_of([[9], [40], [16], [17]])
     head = OutputHead(model, VOCABULARY, whole=True)
@@ -144,7 +142,7 @@ def test_an_unknown_model_that_depends_on_its_batch_reads_one_document_at_a_time
     assert np.abs(together - alone).max() > 1e-3
 
 
-def test_dependence_on_the_batch_is_detected_in_half_precision() -> None:
+def test_the_effect_of_a_neighbours_length_is_found_in_half_precision_too() -> None:
     model = ScaledByTheBatch()
     model.inner.to(torch.bfloat16)
     model.dtype = torch.bfloat16
@@ -176,15 +174,15 @@ def test_a_model_that_remembers_long_texts_is_refused() -> None:
             )
             return self.inner(input_ids=input_ids, **given)
 
-    with pytest.raises(ColdstillError, match="depends on the texts that it was asked about before"):
+    with pytest.raises(ColdstillError, match="model depends on the texts of earlier calls"):
         choose_isolation(Remembering(), VOCABULARY, LENGTH)
 
 
-def test_every_length_that_a_configuration_names_is_a_border() -> None:
-    assert borders(bordered("llama").config, LENGTH) == []
+def test_every_length_that_a_configuration_names_is_a_threshold() -> None:
+    assert length_thresholds(bordered("llama").config, LENGTH) == []
     for name in ("phi3 longrope", "llama dynamic", "llama yarn", "gemma3 window", "llama4 chunks"):
-        assert BORDER in borders(bordered(name).config, LENGTH), name
-        assert borders(bordered(name).config, BORDER) == []
+        assert BORDER in length_thresholds(bordered(name).config, LENGTH), name
+        assert length_thresholds(bordered(name).config, BORDER) == []
     config = bordered("gemma3 longrope in half the layers").config
     config.rope_parameters["full_attention"]["original_max_position_embeddings"] = 23
-    assert borders(config, LENGTH) == [BORDER, 23]
+    assert length_thresholds(config, LENGTH) == [BORDER, 23]

@@ -1,4 +1,4 @@
-"""Documents that share a sequence, against each of them alone."""
+"""Documents that share a sequence have the states that each of them has alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from coldstill.stages.models.isolation import model_inputs
 from coldstill.stages.models.isolation_choice import choose_isolation
 from conftest import FAMILIES, VOCABULARY, make_model
 from dense import documents
-from transformers import AutoModelForCausalLM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 LENGTH = 48
 LENGTHS = [[5, 17, 1, 12], [40], [2, 2, 30], [11, 36, 1]]
-"""Documents of each sequence; most sequences need padding."""
+"""Document lengths of each sequence; most sequences need padding."""
 MODELS = [
     (family, attention)
     for family in FAMILIES
@@ -68,23 +67,20 @@ def expect_isolated(
 
 
 @pytest.mark.parametrize(("family", "attention"), MODELS)
-def test_packed_documents_are_what_they_are_alone(family: str, attention: str) -> None:
+def test_packed_documents_have_their_own_states_and_do_not_affect_each_other(
+    family: str, attention: str
+) -> None:
     model, sequences = load(family, attention), packed()
     way = choose_isolation(model, VOCABULARY, LENGTH)
     assert way == "positions"
     expect_isolated(model, way, sequences)
-    # isolation matters here: without it the later documents are something else
+    before = hidden(model, sequences, way)
+    # without isolation the later documents differ
     tokens = torch.from_numpy(sequences.tokens[0].astype(np.int64))
     with torch.no_grad():
         leaky = model.base_model(input_ids=tokens[None], use_cache=False).last_hidden_state[0]
-    states = hidden(model, sequences, way)[0, : len(tokens)]
-    assert float((leaky - states)[22:].abs().max()) > 1e-2
-
-
-@pytest.mark.parametrize(("family", "attention"), MODELS)
-def test_a_changed_document_leaves_all_others_bit_for_bit(family: str, attention: str) -> None:
-    model, sequences = load(family, attention), packed()
-    before = hidden(model, sequences, "positions")
+    assert float((leaky - before[0, : len(tokens)])[22:].abs().max()) > 1e-2
+    # a changed document leaves all others bit-identical
     for changed in documents(sequences):
         row, start, end = changed
         tokens = sequences.tokens.values.copy()
@@ -105,18 +101,14 @@ def test_the_explicit_mask_isolates_too(family: str, attention: str) -> None:
     expect_isolated(load(family, attention), "mask", packed())
 
 
-def test_a_sliding_window_shorter_than_the_sequence_is_still_the_models_own() -> None:
-    model = make_model("mistral", VOCABULARY)
-    config = model.config
-    config.sliding_window = 8
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+def test_a_sliding_window_shorter_than_the_sequence_is_kept() -> None:
+    model = make_model("mistral", VOCABULARY, sliding_window=8)
     assert choose_isolation(model, VOCABULARY, LENGTH) == "positions"
     expect_isolated(model, "positions", packed())
 
 
 class Wrapped(torch.nn.Module):
-    """A model whose forward drops or changes what it is given."""
+    """A model whose forward drops or changes its arguments."""
 
     def __init__(self, model: Any, change: Any) -> None:
         super().__init__()
@@ -128,7 +120,7 @@ class Wrapped(torch.nn.Module):
 
 
 def without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Drop what the model is told by these names."""
+    """Drop the arguments of these names."""
 
     def change(inputs: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in inputs.items() if k not in names}
@@ -137,12 +129,12 @@ def without(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def mask_alone(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Heed restarted positions only together with a mask."""
+    """Follow restarted positions only together with a mask."""
     return inputs if "attention_mask" in inputs else without("position_ids")(inputs)
 
 
 def cached(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Keep a cache whatever was asked, which makes restarted positions leak."""
+    """Always keep a cache, which makes restarted positions leak."""
     return without("attention_mask")(inputs) | {"use_cache": True}
 
 
@@ -151,27 +143,28 @@ def refusing(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "change", [without("position_ids", "attention_mask"), cached, refusing],
-    ids=["ignores both", "keeps a cache", "takes neither"],
-)  # fmt: skip
-def test_a_model_that_leaks_gets_one_document_a_sequence(change: Any) -> None:
+    ("change", "way"),
+    [
+        (without("position_ids", "attention_mask"), "single"),
+        (cached, "single"),
+        (refusing, "single"),
+        (mask_alone, "mask"),
+    ],
+    ids=["ignores both", "keeps a cache", "rejects both", "follows the mask"],
+)
+def test_the_model_decides_how_documents_are_isolated(change: Any, way: Isolation) -> None:
     model = Wrapped(make_model("llama", VOCABULARY), change)
-    assert choose_isolation(model, VOCABULARY, LENGTH) == "single"
+    assert choose_isolation(model, VOCABULARY, LENGTH) == way
 
 
-def test_a_model_that_heeds_only_the_mask_gets_one() -> None:
-    model = Wrapped(make_model("llama", VOCABULARY), mask_alone)
-    assert choose_isolation(model, VOCABULARY, LENGTH) == "mask"
-
-
-def test_a_mask_is_not_tried_where_it_would_replace_a_sliding_window() -> None:
+def test_a_mask_that_would_replace_a_sliding_window_is_not_used() -> None:
     model = Wrapped(make_model("mistral", VOCABULARY), mask_alone)
     assert choose_isolation(model, VOCABULARY, 64) == "mask"
     assert choose_isolation(model, VOCABULARY, 65) == "single"
 
 
-def test_a_leak_smaller_than_rounding_against_documents_alone_is_still_a_leak() -> None:
-    """Single documents may go through other kernels, two packs of one shape may not."""
+def test_a_leak_below_the_rounding_of_other_kernels_is_found() -> None:
+    """Single documents may run other kernels, two batches of one shape may not."""
 
     class Leaking(Wrapped):
         def forward(self, **inputs: Any) -> Any:
@@ -182,8 +175,8 @@ def test_a_leak_smaller_than_rounding_against_documents_alone_is_still_a_leak() 
     assert choose_isolation(model, VOCABULARY, LENGTH) == "single"
 
 
-def test_a_state_that_runs_through_all_positions_is_found_out() -> None:
-    """A recurrent model takes the arguments and lets every document see the ones before it."""
+def test_a_recurrent_state_is_found() -> None:
+    """A recurrent model accepts the arguments and lets documents see earlier ones."""
 
     class Recurrent(torch.nn.Module):
         def __init__(self) -> None:
@@ -200,7 +193,7 @@ def test_a_state_that_runs_through_all_positions_is_found_out() -> None:
     assert choose_isolation(Recurrent(), VOCABULARY, LENGTH) == "single"
 
 
-def test_inputs_restart_positions_and_pad_with_a_document_of_its_own() -> None:
+def test_positions_restart_and_padding_is_a_separate_document() -> None:
     sequences = packed([[3, 2], [4]])
     inputs = model_inputs(sequences, "positions", torch.float32)
     assert inputs.keys() == {"input_ids", "position_ids"}

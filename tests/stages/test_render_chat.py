@@ -1,4 +1,4 @@
-"""What of a chat is learned: what the assistant says, as the template writes it, to its end."""
+"""Of a rendered chat exactly the assistant's turns are learned, up to the token that ends them."""
 
 from __future__ import annotations
 
@@ -167,18 +167,15 @@ def refused(own: Any, template: str, messages: Sequence[dict[str, Any]], **more:
         ),
     ],
 )  # fmt: skip
-def test_a_turn_is_learned_from_behind_its_header_to_its_end(
+def test_a_turn_is_learned_from_its_header_to_its_end(
     template: str, messages: Sequence[dict[str, Any]], expected: list[str], own: Any
 ) -> None:
     assert learned(own, template, messages) == expected
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": False}])
-def test_an_answer_that_its_row_marks_is_not_learned_and_counted(
-    own: Any, mark: dict[str, Any]
-) -> None:
+def test_an_answer_that_is_marked_as_unlearned_is_counted(own: Any, mark: dict[str, Any]) -> None:
     first, *others = t.TWO
-    assert [m["role"] for m in t.TWO] == ["user", "assistant", "user", "assistant"]
     whole = rendered(own, t.PLAIN, t.TWO)
     found = rendered(own, t.PLAIN, [first, {**others[0], **mark}, *others[1:]])
     assert found.text == whole.text
@@ -188,7 +185,7 @@ def test_an_answer_that_its_row_marks_is_not_learned_and_counted(
     assert rendered(own, t.PLAIN, kept).learned == whole.learned
 
 
-def test_surroundings_of_turns_that_were_seen_before_give_the_same(own: Any) -> None:
+def test_remembered_surroundings_of_turns_give_the_same_result(own: Any) -> None:
     own.chat_template = t.THINKS
     chats = [t.TWO, t.THOUGHTS, t.FIRST, t.REASONED, t.ONE]
     alone = [ChatRenderer(own).render(document(chat)).learned for chat in chats]
@@ -211,14 +208,14 @@ def test_a_tool_call_is_learned_with_its_arguments_as_json(
     template: str, expected: str, own: Any
 ) -> None:
     assert learned(own, template, t.TOOL) == [expected, "Cold.<|end|>"]
-    # arguments that are JSON text already say the same
+    # arguments may be JSON text already
     function = {"name": "sky", "arguments": json.dumps({"city": "Oslo"})}
     calls = [{"type": "function", "function": function}]
     texts = [t.TOOL[0], said("assistant", "", tool_calls=calls), *t.TOOL[2:]]
     assert learned(own, template, texts) == [expected, "Cold.<|end|>"]
 
 
-def test_several_calls_stand_beside_what_is_said(own: Any) -> None:
+def test_several_calls_beside_a_content_are_learned(own: Any) -> None:
     calls = [t.call("sky", city="Oslo", days=2), t.call("now")]
     messages = [t.TOOL[0], said("assistant", "Wait. ", tool_calls=calls), *t.TOOL[2:]]
     assert learned(own, t.CALLS, messages)[0] == (
@@ -235,7 +232,7 @@ def test_a_content_may_be_missing_or_in_parts(form: Any, own: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "messages", "told"),
+    ("template", "messages", "line"),
     [
         (t.PLAIN, t.TOOL, "unrendered_messages: the chat template does not write the tool call of "
          "message 2 (assistant)"),
@@ -243,14 +240,14 @@ def test_a_content_may_be_missing_or_in_parts(form: Any, own: Any) -> None:
          t.TOOL, "unrendered_messages: the chat template does not write the content of message 3 "
          "(tool)"),
         (t.turns("{{ m.content[:4] }}<|end|>"), t.TWO, "unrendered_messages: the chat template "
-         "does not write the content of message 2 (assistant), or not all of it"),
+         "does not write the content of message 2 (assistant) completely"),
         (t.SYSTEM_IN_LAST, t.WITH_SYSTEM, "unrendered_messages: the chat template does not write "
          "the content of message 1 (system)"),
         (t.ITEM_CALLS, [t.TOOL[0], said("assistant", "", tool_calls=[t.call("f", a={"b": "c"})])],
          "unrendered_messages: the chat template does not write the arguments of a tool call as "
          "JSON"),
-        (t.turns("{{ m.content | upper }}<|end|>"), t.ONE, "unlocated_turns: the chat template "
-         "writes other text depending on what the messages say"),
+        (t.turns("{{ m.content | upper }}<|end|>"), t.ONE, "unlocated_turns: the text "
+         "that the chat template writes depends on the content of the messages"),
         (t.turns("{% if m.content %}: {{ m.content }}{% endif %}<|end|>"),
          [*t.ONE, said("user", "Hm"), said("assistant", "")],
          "unlocated_turns: message 4 (assistant) is empty"),
@@ -262,14 +259,14 @@ def test_a_content_may_be_missing_or_in_parts(form: Any, own: Any) -> None:
         ("{{ messages[7].content }}", t.ONE, "unrenderable_chats: the chat template cannot "),
     ],
 )  # fmt: skip
-def test_what_a_template_does_not_write_makes_a_bad_row(
-    template: str, messages: Sequence[dict[str, Any]], told: str, own: Any
+def test_a_chat_that_the_template_does_not_write_completely_is_a_bad_row(
+    template: str, messages: Sequence[dict[str, Any]], line: str, own: Any
 ) -> None:
-    kind, told = told.split(": ", 1)
-    assert f"{kind}: c.jsonl:3: {told}" in refused(own, template, messages)
+    kind, line = line.split(": ", 1)
+    assert f"{kind}: c.jsonl:3: {line}" in refused(own, template, messages)
 
 
-def test_a_turn_that_has_nothing_of_what_asks_for_it_is_not_guessed_at(own: Any) -> None:
+def test_a_turn_without_its_generation_prompt_is_a_bad_row(own: Any) -> None:
     template = t.PLAIN.replace(t.PLAIN[t.PLAIN.index("{% if add") :], "") + (
         "{% if add_generation_prompt %}(answer){% endif %}"
     )
@@ -289,13 +286,15 @@ def test_a_turn_that_has_nothing_of_what_asks_for_it_is_not_guessed_at(own: Any)
         (t.DATED, t.TWO, {"dated_chats": 1}),
     ],
 )
-def test_what_is_left_out_or_replaced_is_counted(
+def test_omitted_thoughts_missing_ends_and_dates_are_counted(
     template: str, messages: Sequence[dict[str, Any]], counts: dict[str, int], own: Any
 ) -> None:
-    assert rendered(own, template, messages).counts == counts
+    found = rendered(own, template, messages)
+    assert found.counts == counts
+    assert found.text.startswith("01 Jan 2025\n") == (template is t.DATED)
 
 
-def test_what_stands_before_a_thought_is_no_thought(own: Any) -> None:
+def test_text_before_a_thought_belongs_to_the_answer(own: Any) -> None:
     before = [said("user", "Hi"), said("assistant", "First <think>greet</think>Hello.")]
     assert "unrendered_messages: " in refused(own, t.THINKS, before)
     opened = [*t.ONE[:1], said("assistant", "greet</think>Hello."), *t.ONE]
@@ -310,7 +309,7 @@ def test_what_stands_before_a_thought_is_no_thought(own: Any) -> None:
         (t.PLAIN, {"unrendered_tools": 1, "unrendered_documents": 1}),
     ],
 )
-def test_tools_and_documents_are_given_to_the_template(
+def test_the_template_gets_tools_and_documents(
     template: str, counts: dict[str, int], own: Any
 ) -> None:
     tool = {"type": "function", "function": {"name": "sky", "description": "above"}}
@@ -325,15 +324,11 @@ def test_tools_and_documents_are_given_to_the_template(
     assert asked.counts == counts
 
 
-def test_a_developer_is_the_system_unless_the_template_knows_one(own: Any) -> None:
+def test_a_developer_is_the_system_unless_the_template_knows_the_role(own: Any) -> None:
     messages = [said("developer", "Be brief."), *t.ONE]
     assert rendered(own, t.PLAIN, messages).text.startswith("<|system|>\nBe brief.")
     knowing = "{# system or developer #}" + t.PLAIN
     assert rendered(own, knowing, messages).text.startswith("<|developer|>\nBe brief.")
-
-
-def test_a_date_is_the_same_on_every_day(own: Any) -> None:
-    assert rendered(own, t.DATED, t.ONE).text.startswith("01 Jan 2025\n")
 
 
 def test_a_tokenizer_may_have_a_template_for_tools(own: Any) -> None:
@@ -348,7 +343,7 @@ def test_a_tokenizer_may_have_a_template_for_tools(own: Any) -> None:
         ChatRenderer(own).render(document(t.ONE))
 
 
-def test_a_prompt_is_complete_too(own: Any) -> None:
+def test_a_prompt_must_be_complete_too(own: Any) -> None:
     own.chat_template = t.THINKS
     asked = ChatRenderer(own).ask(document(t.THOUGHTS))
     assert asked.text.endswith("Hello.<|end|>\n<|user|>\nMore<|end|>\n<|assistant|>\n")

@@ -1,4 +1,4 @@
-"""What the families of transformers call the sizes of a model in their configurations."""
+"""Facts about the model families of transformers, by name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+UNPACKED = frozenset(
+    {
+        "bailing_hybrid", "bamba", "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small",
+        "bloom", "camembert", "data2vec-text", "falcon_h1", "falcon_mamba", "granitemoehybrid",
+        "jamba", "lara_mini", "mamba", "marian", "mbart", "minimax", "mvp", "olmo_hybrid",
+        "openai-gpt", "pegasus", "plbart", "prophetnet", "qwen3_5_moe_text", "qwen3_5_text",
+        "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "roberta", "roberta-prelayernorm",
+        "rwkv", "trocr", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlstm", "xmod",
+    }
+)  # fmt: skip
+"""Families that cannot isolate documents of one sequence: recurrent ones, and ones that count
+positions differently. The list warns before a teacher packs a store that no such student could
+use; training itself tests the model (`isolation_choice.py`)."""
 
 SIZE_NAMES: dict[str, tuple[str, ...]] = {
     "layers": (
@@ -16,7 +30,7 @@ SIZE_NAMES: dict[str, tuple[str, ...]] = {
         "decoder_layers",
         "num_decoder_layers",
     ),
-    # the last ones are widths of the embedding that a family may choose apart from the rest
+    # the last three are widths of the embedding, which some families choose separately
     "hidden": (
         "hidden_size",
         "n_embd",
@@ -36,7 +50,7 @@ SIZE_NAMES: dict[str, tuple[str, ...]] = {
         "swa_num_attention_heads",
     ),
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"),
-    # of a mixture of experts: of its dense layers, of each expert and of the shared expert
+    # a mixture of experts has widths of its dense layers, each expert and the shared expert
     "feed_forward": (
         "intermediate_size",
         "n_inner",
@@ -65,12 +79,14 @@ SIZE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "tied": ("tie_word_embeddings",),
 }
-"""A recipe's key -> names for it, the usual one first."""
+"""Key of a recipe -> names of that setting in `config.json`, the most common name first."""
 
 
 def size_in(config: Mapping[str, Any], key: str) -> int:
-    """A size in a configuration as it stands in `config.json`; 0 if it does not say. A list has one
-    number for each layer: the largest counts."""
+    """A size in the content of `config.json`; 0 if it is not set.
+
+    A list has one number per layer: the largest counts.
+    """
     for name in SIZE_NAMES[key]:
         value = config.get(name)
         if isinstance(value, list):
