@@ -22,6 +22,9 @@ from .tables import ORIGINS, Recipe
 VERBATIM, RESOLVED = "recipe.toml", "recipe.resolved.json"
 """A run's own copies of its recipe: as it was written, and as it was understood."""
 
+BYTE_ORDER_MARK = "\ufeff"
+"""Some editors put it at the start of a file; it is not part of the TOML."""
+
 BUILT_IN = Path(__file__).parents[1] / "recipes"
 
 
@@ -86,11 +89,11 @@ def read_source(
                 base = Path(folder)
             case _:
                 raise ColdstillError(f"{path}: not what a run writes; pass its recipe file instead")
-        text = _read(source if source.exists() else path)
+        text = read_text(source if source.exists() else path)
     else:
-        text = _read(path)
+        text = read_text(path)
         try:
-            table = tomllib.loads(text.removeprefix("\ufeff"))
+            table = tomllib.loads(text.removeprefix(BYTE_ORDER_MARK))
         except tomllib.TOMLDecodeError as error:
             raise ColdstillError(f"{path}: not valid TOML: {error}") from error
     original = copy.deepcopy(table)
@@ -132,7 +135,8 @@ def _locate(name: str, runs: Path) -> tuple[Path, Path]:
     )
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return a recipe file's text with its own line endings; raises ColdstillError unless UTF-8."""
     try:  # not read_text, which would change line endings
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
