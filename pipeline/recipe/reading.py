@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from ...data.errors import ColdstillError
 from ...data.files import read_json
-from .keys import keys_at, set_value, split_key, toml_value
+from .fields import names_at
+from .keys import set_value, split_key, toml_value
 from .tables import ORIGINS, Recipe
 
 VERBATIM, RESOLVED = "recipe.toml", "recipe.resolved.json"
@@ -229,7 +230,7 @@ def _explain(error: ValidationError, where: str, table: dict[str, Any]) -> str:
     place = _as_written(first["loc"], table)
     if first["type"] in unknown:
         section, key = ".".join(place[:-1]), place[-1]
-        known = keys_at([str(part) for part in first["loc"][:-1]])
+        known = names_at([str(part) for part in first["loc"][:-1]])
         begun = [name for name in known if name.startswith(key)]
         near = begun or difflib.get_close_matches(key, known, 1, cutoff=0.5)
         guess = f"; did you mean '{near[0]}'?" if near else ""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STARTER = """\
-# What each key means: the README's section "A recipe, line by line".
+# coldstill recipe-help KEY explains a key.
 name = "{name}"
 seed = 0
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.fingerprint import json_sha256
-from ..recipe.keys import split_key, student_keys, toml_value
+from ..recipe.fields import student_keys
+from ..recipe.keys import split_key, toml_value
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
