@@ -121,7 +121,7 @@ def test_the_reader_of_sources_sees_what_it_should() -> None:
     assert writer["data.schema"].for_types
     assert writer["numpy"].at_start
     cli = {found.module: found for found in GRAPH["pipeline.cli.commands"] if not found.for_types}
-    assert cli["pipeline.steps.students"].in_function
+    assert cli["pipeline.steps.interface"].in_function
     assert {"data.ragged", "data.files"} <= reached_from("stages.teacher_logits")
 
 

@@ -114,7 +114,7 @@ def expect_usable(name: str, where: str, revision: str, own_code: bool) -> Any:
     """
     from ...stages.models.loading import expect_loadable, load_config, load_tokenizer
     from ...stages.models.vocabulary import vocabulary_rows, without_rowless
-    from ..cli.options import quiet_libraries
+    from ..quiet import quiet_libraries
 
     quiet_libraries()  # a plan has not done so
     expect_loadable(name, where, revision, own_code=own_code)

@@ -39,7 +39,7 @@ class Key:
     """One key of a recipe table."""
 
     name: str
-    type: str
+    values: str
     """Accepted values in words: `integer at least 1`."""
     default: str
     """Default value as TOML, `unset`, or `required`."""
@@ -95,7 +95,7 @@ def keys_of(kind: type) -> tuple[Key, ...]:
     return tuple(
         Key(
             name=name,
-            type=_in_words(hints[name]),
+            values=_in_words(hints[name]),
             default=default,
             meaning=meanings[name],
             below=_below(hints[name]),

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -19,6 +19,9 @@ from ...data.files import read_json
 from .fields import names_at
 from .keys import set_value, split_key, toml_value
 from .tables import ORIGINS, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 VERBATIM, RESOLVED = "recipe.toml", "recipe.resolved.json"
 """A run's own copies of its recipe: as it was written, and as it was understood."""
@@ -64,7 +67,7 @@ class RecipeSource:
 
 
 def load_recipe(
-    name: str, settings: tuple[str, ...] = (), student: str | None = None, runs: Path = Path("runs")
+    name: str, settings: Sequence[str] = (), student: str | None = None, runs: Path = Path("runs")
 ) -> LoadedRecipe:
     """Load a recipe by the name of a built-in one, its file, or a run's folder.
 
@@ -79,7 +82,7 @@ def load_recipe(
 
 
 def read_source(
-    name: str, settings: tuple[str, ...] = (), student: str | None = None, runs: Path = Path("runs")
+    name: str, settings: Sequence[str] = (), student: str | None = None, runs: Path = Path("runs")
 ) -> RecipeSource:
     """The first half of `load_recipe`."""
     path, base = _locate(name, runs)

@@ -63,9 +63,8 @@ def explained(name: str) -> str:
         return "\n\n".join(found)
     keys = {key.name for table in tables() for key in table.keys}
     known = {place for table in tables() for place in table.places if place} | keys
-    near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
-        name.rpartition(".")[2], keys, 1, cutoff=0.5
-    )
+    last = name.rpartition(".")[2]
+    near = difflib.get_close_matches(last, keys, 1) or difflib.get_close_matches(name, known, 1)
     guess = f"; did you mean '{near[0]}'?" if near else ""
     raise ColdstillError(
         f"recipe-help: a recipe has no table or key '{name}'{guess} (coldstill recipe-help lists "
@@ -78,7 +77,7 @@ def markdown() -> str:
     parts = []
     for table in tables():
         rows = [
-            (f"`{key.name}`", *map(_escaped, (key.type, f"`{key.default}`", key.meaning)))
+            (f"`{key.name}`", *map(_escaped, (key.values, f"`{key.default}`", key.meaning)))
             for key in table.keys
         ]
         body = tabulate(rows, ("key", "value", "default", "meaning"), "pipe", disable_numparse=True)
@@ -119,7 +118,7 @@ def _table_text(table: Table) -> str:
 
 def _key_lines(key: Key) -> list[str]:
     default = key.default if key.default in ("required", "unset") else f"default {key.default}"
-    return [f"  {key.name}: {key.type}; {default}", *_wrapped(key.meaning, 6)]
+    return [f"  {key.name}: {key.values}; {default}", *_wrapped(key.meaning, 6)]
 
 
 def _wrapped(text: str, indent: int) -> list[str]:

@@ -82,7 +82,10 @@ def test_a_weight_that_only_begins_at_zero_is_one() -> None:
         ),
         ('[{ logits = "o", weight = -1 }]', "weight: input should be greater than or equal to 0"),
         ('[{ logits = "o", weight = nan }]', "weight: input should be "),
-        ('[{ logits = "o", weight = 1.5 }]', "the sum of the weights is 1.5, so the run's own store"),
+        (
+            '[{ logits = "o", weight = 1.5 }]',
+            "the sum of the weights is 1.5, so the run's own store",
+        ),
     ],
 )
 def test_teachers_whose_weights_cannot_be(finished: Desk, teachers: str, said: str) -> None:

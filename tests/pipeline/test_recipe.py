@@ -215,7 +215,7 @@ def test_a_student_has_a_name_that_can_be_a_folder(tmp_path: Path, name: str) ->
 
 
 def test_head_and_tail_cannot_both_be_nothing(tmp_path: Path) -> None:
-    assert "keep nothing" in fault(WHOLE, tmp_path, "logits.head=0", "logits.tail=0")
+    assert "store nothing" in fault(WHOLE, tmp_path, "logits.head=0", "logits.tail=0")
 
 
 @pytest.mark.parametrize("temperatures", ["[1.0]", "[2, 2]", "[2, 1]"])
@@ -239,12 +239,14 @@ def test_a_teacher_that_exists_may_be_corrected(tmp_path: Path) -> None:
         return fault(WHOLE.replace("[teacher]\n", f"[teacher]\n{keys}\n"), tmp_path)
 
     train = "train = { steps = 3 }\n"
-    assert said("lora = {}").startswith("r.toml: teacher: has 'lora' without 'train': say how long")
+    assert said("lora = {}").startswith(
+        "r.toml: teacher: has 'lora' without 'train': set the length"
+    )
     whole = said(f"{train}tokenizer = {{}}")
     assert "teacher: has both 'model' and a table for making one; keep either 'model' (and" in whole
     made = "architecture = { layers = 1, hidden = 8, heads = 1 }\ntokenizer = {}\nlora = {}\n"
     new = fault(WHOLE.replace('model = "ORG/NAME"\n', made + train), tmp_path)
-    assert new.startswith("r.toml: teacher: has 'lora' without 'model': a model that is made here")
+    assert new.startswith("r.toml: teacher: has 'lora' without 'model': the weights of a new")
     for targets, shown in (("'q_proj'", "'q_proj'"), ("[]", "[]"), ("['a', 3]", "['a', 3]")):
         assert said(f"{train}lora = {{ targets = {targets} }}") == (
             f"r.toml: teacher.lora.targets: {shown} is neither 'all-linear' nor a list of layer "

@@ -48,7 +48,7 @@ def test_every_key_has_a_type_a_default_and_a_meaning_that_stands_alone() -> Non
     for name, key in found.items():
         assert key.meaning[0].isupper() or key.meaning[0] in "`-", name
         assert key.meaning.endswith("."), name
-        assert key.type, name
+        assert key.values, name
     kinds = {
         "corpus.sequence_length": ("integer at least 2", "1024"),
         "corpus.holdout": ("number above 0 and below 1", "0.02"),
@@ -62,7 +62,7 @@ def test_every_key_has_a_type_a_default_and_a_meaning_that_stands_alone() -> Non
         "students.NAME.objective.kl": ("number at least 0, or table", "1.0"),
         "students.NAME.prune.parameters": ('integer at least 1, or share such as "50%"', "unset"),
     }
-    assert {name: (found[name].type, found[name].default) for name in kinds} == kinds
+    assert {name: (found[name].values, found[name].default) for name in kinds} == kinds
 
 
 def test_tables_are_listed_once_with_all_their_places() -> None:
@@ -91,7 +91,7 @@ def test_a_name_or_the_end_of_one_is_explained(name: str, titles: list[str]) -> 
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("stepps", "steps"), ("students.a.train.stps", "steps"), ("corpus.colums", "corpus.columns")],
+    [("stepps", "steps"), ("students.a.train.stps", "steps"), ("corpus.colums", "columns")],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(ColdstillError, match=f"no table or key .{name}.; did you mean '{near}'"):
@@ -105,6 +105,8 @@ def test_the_command_prints_all_tables_one_of_them_or_one_line(desk: Desk) -> No
     for table in tables():
         assert f"\n{', '.join(table.places)}\n  " in f"\n{overview()}" or table.places == ("",)
     one = desk.done("recipe-help", "logits.head").stdout
-    assert one.startswith("logits\n  head: integer at least 0; default 0\n      How many of the most")
+    assert one.startswith(
+        "logits\n  head: integer at least 0; default 0\n      How many of the most"
+    )
     line = desk.refused("recipe-help", "heda")
     assert "a recipe has no table or key 'heda'; did you mean 'head'?" in line

@@ -22,7 +22,8 @@ def test_the_starter_is_a_recipe_once_its_placeholders_are_filled_in(
     desk: Desk, texts: Path, teacher_folder: Path
 ) -> None:
     result = desk.done("init", "mine")
-    assert result.stdout == f"wrote {desk.root}/mine.toml; next: coldstill plan mine\n"
+    assert result.stdout == f"wrote {desk.root}/mine.toml\n"
+    assert result.stderr == "next: coldstill plan mine\n"
     path = desk.root / "mine.toml"
     text = path.read_text(encoding="utf-8")
     assert load_recipe(str(path)).recipe.name == "mine"
