@@ -47,7 +47,7 @@ def test_the_list_of_commands_is_grouped_and_cuts_no_help() -> None:
     text = outputs.pop()
     assert "Offline distillation" in text
     assert re.findall(r"^(\S.*):$", text, re.MULTILINE) == ["Options", *SECTIONS]
-    assert re.findall(r"^  ([a-z-]+)  ", text, re.MULTILINE) == listed
+    assert re.findall(r"^  ([a-z][a-z-]+)  ", text, re.MULTILINE) == listed
     for page in (text, invoke("store", "--help").output):
         assert "..." not in page.partition("\n")[2]
     assert invoke("--version").output.strip() == f"coldstill, version {coldstill.__version__}"
@@ -160,8 +160,9 @@ def test_commands_that_only_read_never_load_a_deep_learning_stack(finished: Desk
         cwd=finished.root,
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert result.returncode == 0, result.stderr
     loaded = [line for line in result.stdout.splitlines() if line.startswith("loaded by")]
     assert loaded == [f"loaded by {line} []" for line in lines]
 

@@ -375,8 +375,8 @@ def test_like_an_unknown_student_or_itself_is_refused(tmp_path: Path) -> None:
     assert unknown.startswith("r.toml: students.other.like: no student 'smal'")
     circle = fault(LIKE + 'like = "third"\n[students.third]\nlike = "other"\n', tmp_path)
     assert circle.startswith("r.toml: students.")
-    assert "goes round in a circle: other -> third -> other" in circle
-    assert "circle: other -> other" in fault(LIKE + 'like = "other"\n', tmp_path)
+    assert "is circular: other -> third -> other" in circle
+    assert "circular: other -> other" in fault(LIKE + 'like = "other"\n', tmp_path)
 
 
 def test_a_new_name_makes_a_variant_and_leaves_the_old_student_as_it_was(tmp_path: Path) -> None:
@@ -405,9 +405,9 @@ def test_the_name_of_a_known_student_makes_no_variant(tmp_path: Path) -> None:
 
 def test_a_variant_of_no_known_student_is_refused(tmp_path: Path) -> None:
     said = fault(WHOLE, tmp_path, "students.smal.train.steps=9", student="small2")
-    assert said == "--set students.smal: no student 'smal' to make 'small2' of (have: small)"
+    assert said == "--set students.smal: no student 'smal' to make 'small2' from (have: small)"
     nobody = fault(WHOLE.partition("[students")[0], tmp_path, "students.a.like=b", student="c")
-    assert nobody == "--set students.a: no student 'a' to make 'c' of (have: none)"
+    assert nobody == "--set students.a: no student 'a' to make 'c' from (have: none)"
     assert "students: " in fault(
         "students = 5\n" + WHOLE.partition("[st")[0], tmp_path, student="c"
     )

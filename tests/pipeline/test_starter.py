@@ -56,7 +56,7 @@ def test_the_starter_shows_every_table_and_explains_its_lines(tmp_path: Path) ->
 def test_a_recipe_that_is_there_is_never_written_over(desk: Desk) -> None:
     desk.write("mine.toml", "precious")
     line = desk.refused("init", "mine")
-    assert line == f"error: {desk.root}/mine.toml: already there; choose another name or edit it"
+    assert line == f"error: {desk.root}/mine.toml: exists already; choose another name or edit it"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "a b", "-x", "x\n"])
