@@ -34,7 +34,9 @@ DATA_MAY_ASK = {
 LIGHT_STAGES = {
     "stages", "stages.config", "stages.export", "stages.libraries",
     "stages.models.packing_families", "stages.models.size_names", "stages.models.weight_files",
+    "stages.planning", "stages.planning.memory", "stages.planning.model_sizes",
     "stages.ranks", "stages.report", "stages.students.pruning", "stages.students.pruning.config",
+    "stages.students.pruning.shapes",
 }  # fmt: skip
 
 

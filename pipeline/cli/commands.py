@@ -96,14 +96,14 @@ def plan(
         for option, given in (("--budget", budget is not None), ("--write", write)):
             if given:
                 raise click.UsageError(f"{option} needs the measurements of --pilot N; add that.")
-        from ..planning.facts import plan as make_plan
+        from ..planning.plan import make_plan
         from ..planning.room import expect_room
-        from ..planning.text import text
+        from ..planning.text import plan_text
 
         work = work_of(recipe, settings, runs, report, loads_models=False)
-        facts = make_plan(work.loaded, work.run)
-        click.echo(json.dumps(facts, indent=2) if as_json else text(facts))
-        expect_room(work.loaded, work.run)
+        made = make_plan(work)
+        click.echo(json.dumps(made.as_json(), indent=2) if as_json else plan_text(made))
+        expect_room(made.stores.values())
         return
     if budget is not None and math.isnan(budget):
         raise click.BadParameter("NaN is not a number of bytes.", param_hint="'--budget'")

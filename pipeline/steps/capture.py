@@ -12,6 +12,7 @@ from ...data.places.opening import place_at
 from ...data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ...data.schema import Capture
 from ..planning.room import expect_room, expect_writable
+from ..planning.sizes import store_sizes
 from .teacher import prepared, tell_left_out, tokenizer_of, train_missing_teacher
 from .work import READ_TEACHER
 
@@ -41,8 +42,7 @@ def teacher_logits(work: Work) -> None:
 
 def _teacher_logits(work: Work, interruption: Interruption) -> None:
     recipe, run = work.recipe, work.run
-    from ...stages.capture.loading import expect_several_processes
-    from ...stages.capture.lockstep import follows, lead
+    from ...stages.capture.teacher import expect_several_processes
     from ...stages.models.isolation import packs
     from ...stages.teacher_logits import capture_split, is_captured
 
@@ -65,10 +65,9 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
         stores = f"{place_at(run.logits)} and {place_at(run.heldout)}"
         work.say("teacher-logits", f"complete: {stores}")
         return
-    expect_room(work.loaded, run)
-    teacher = _load_teacher(
-        work, tokenizer, f"teacher {source.identity.name}", together=record.together
-    )
+    expect_room(store_sizes(work).values())
+    name = f"teacher {source.identity.name}"
+    teacher = loaded_teacher(work, tokenizer, name, "teacher-logits", together=record.together)
     if record.together and not packs(teacher.isolation):
         work.say(
             "teacher-logits",
@@ -80,9 +79,9 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
         plans = _capture_plans(work, tokenizer, record, source)
     # the small one first: what is wrong with a teacher shows there, at little cost
     for plan in reversed(plans):
-        if not follows(teacher) and is_captured(plan):
+        if not teacher.follows and is_captured(plan):
             work.say(f"teacher-logits {plan.split}", f"complete: {place_at(plan.folder)}")
-            lead(teacher, None)
+            teacher.lead(None)
             continue
         with interruption.postponed():
             capture_split(plan, teacher, work.report, work.begin, stop=lambda: interruption.asked)
@@ -173,12 +172,13 @@ def _capture_plans(
     return plans
 
 
-def _load_teacher(work: Work, tokenizer: Any, who: str, *, together: bool) -> Teacher:
-    from ...stages.capture.loading import Loading, load_teacher
+def loaded_teacher(work: Work, tokenizer: Any, name: str, stage: str, *, together: bool) -> Teacher:
+    """Load the recipe's teacher; `name` is for messages, `stage` for reports."""
+    from ...stages.capture.teacher import Loading, load_teacher
     from ...stages.models.vocabulary import vocabulary_size
 
     table = work.recipe.teacher
-    work.doing("teacher-logits", "load the teacher")
+    work.doing(stage, "load the teacher")
     loading = Loading(
         dtype=table.dtype,
         revision=table.revision,
@@ -198,4 +198,4 @@ def _load_teacher(work: Work, tokenizer: Any, who: str, *, together: bool) -> Te
         generate=table.generate is not None,
         report=work.report,
     )
-    return dataclasses.replace(teacher, name=who)
+    return dataclasses.replace(teacher, name=name)

@@ -63,7 +63,7 @@ def run(
 
     with _work(recipe, settings, runs, report) as work:
         expect_trainable(work.recipe, work.recipe.students, teacher=True)
-        expect_packable_students(work.loaded, work.run)
+        expect_packable_students(work)
         expect_usable_students(work)
         teacher.train_teacher(work)
         capture.teacher_logits(work)

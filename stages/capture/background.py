@@ -1,7 +1,7 @@
-"""Work beside the processor that runs the model: a few threads, bounded queues, and no silence.
+"""Threads that work while the model runs, with bounded queues.
 
-A task that fails stops the run with its error at the next call; what is queued behind it is not
-begun, nobody waits for ever, and nothing counts as done that was not.
+An error in a task is raised by the next call of `submit`, and queued tasks are then skipped. No
+call blocks for ever, and nothing counts as done that was not done.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ _Item = TypeVar("_Item")
 
 
 class Background:
-    """Tasks behind the model. A context manager: leaving it waits until all is done.
+    """Runs tasks on threads. A context manager; leaving it waits until all tasks are done.
 
-    workers  threads; 0 does every task at once, in the calling thread
-    waiting  how many tasks may wait for a thread before `submit` blocks
+    workers  threads; 0 runs every task at once, in the calling thread
+    waiting  number of tasks that may wait for a thread before `submit` blocks
     """
 
     def __init__(self, workers: int, waiting: int = 2) -> None:
-        """Start nothing yet."""
         self._executor = ThreadPoolExecutor(workers, "coldstill") if workers else None
         self._room = threading.BoundedSemaphore(max(1, workers) + waiting)
         self._error: BaseException | None = None
@@ -41,10 +40,10 @@ class Background:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for what was submitted: it is little, and whoever is interrupted wants to keep it.
+        """Wait for all submitted tasks, also after an interruption: they are few and worth keeping.
 
         Raises
-            whatever a task raised, unless another error is on its way already
+            the error of a task, unless another error is being raised already
         """
         if self._executor is not None:
             self._executor.shutdown(wait=True)
@@ -52,15 +51,15 @@ class Background:
             self.check()
 
     def check(self) -> None:
-        """Raise what a task raised, if one did."""
+        """Raise the error of a task, if one failed."""
         if self._error is not None:
             raise self._error
 
     def submit(self, task: Callable[[], object]) -> None:
-        """Do it soon; blocks while too much is waiting.
+        """Queue a task; blocks while too many are waiting.
 
         Raises
-            whatever an earlier task raised
+            the error of an earlier task
         """
         self.check()
         if self._executor is None:
@@ -85,10 +84,10 @@ class Background:
 
 
 class Ahead(Generic[_Item]):
-    """Items ahead of the model, made by a thread. A context manager, iterated once inside it."""
+    """Makes items on a thread before they are needed. A context manager, iterated once inside."""
 
     def __init__(self, items: Iterator[_Item], depth: int = 2) -> None:
-        """Make up to `depth` items more than were taken."""
+        """Make at most `depth` items more than were taken."""
         self._items = items
         self._queue: queue.Queue[tuple[bool, _Item | BaseException | None]] = queue.Queue(depth)
         self._left = threading.Event()
@@ -104,15 +103,15 @@ class Ahead(Generic[_Item]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Make no more."""
+        """Stop the thread."""
         self._left.set()
-        while self._thread.is_alive():  # it may be waiting for room
+        while self._thread.is_alive():  # the thread may be waiting for space in the queue
             with contextlib.suppress(queue.Empty):
                 self._queue.get(timeout=0.02)
         self._thread.join()
 
     def __iter__(self) -> Iterator[_Item]:
-        """In order; raises what the making of an item raised."""
+        """Items in order; raises the error that making an item raised."""
         while True:
             more, item = self._queue.get()
             if more:

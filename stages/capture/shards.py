@@ -19,7 +19,8 @@ from ...data.schema import Block, Sequences
 from ..ranks import rank, world_size
 from ..report import Report
 from .background import Ahead, Background
-from .batches import batches_of
+from .forward import batches_of
+from .generate import answered, most_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,10 +118,7 @@ class ShardQueue:
         for shard, held in self._claims():
             sequences = self._plan.sequences.read(self._rows(shard))
             current = ShardCapture(shard, self._writer, sequences, held)
-            lengths_N = sequences.tokens.lengths
-            if generate is not None:
-                lengths_N = _answered_lengths(self._plan, lengths_N)
-            for places in batches_of(lengths_N, self._forward.budget):
+            for places in batches_of(most_tokens(self._plan, sequences), self._forward.budget):
                 part = sequences.take(places)
                 yield current, part if generate is not None else self._forward.prepare(part)
 
@@ -216,31 +214,9 @@ def _prepared(
     def ask(prompts: Sequences) -> Sequences:
         return answered(plan, teacher, prompts)
 
-    longest = int(_answered_lengths(plan, batch.tokens.lengths).max())
+    longest = int(most_tokens(plan, batch).max())
     for sequences in forward.answered(batch, longest, ask):
         yield forward.prepare(sequences)
-
-
-def _answered_lengths(plan: CapturePlan, lengths_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The longest that prompts can become."""
-    assert plan.generate is not None
-    return np.minimum(lengths_N + plan.generate.max_new_tokens, plan.sequence_length)
-
-
-def answered(plan: CapturePlan, teacher: Teacher, prompts: Sequences) -> Sequences:
-    """What the teacher says to prompts."""
-    from .generate import answer, end_tokens
-
-    assert plan.generate is not None
-    return answer(
-        teacher.head,
-        prompts,
-        plan.generate,
-        seed=plan.capture.seed,
-        ends=end_tokens(teacher.head.model, plan.tokenizer),
-        sequence_length=plan.sequence_length,
-        answering=teacher.answering,
-    )
 
 
 def _task(shard: ShardCapture, pending: Pending, capture: Capture) -> Callable[[], None]:

@@ -51,7 +51,7 @@ def test_a_run_with_its_stores_far_away_makes_the_same_students(
     last = stopped.stderr.splitlines()[-1]
     assert last.startswith(f"error: {s3.url}/logits/shards/00002.json: access refused")
     resumed = finished.done("run", "r.toml")
-    assert "teacher-logits train: going on: 2 of " in resumed.stderr
+    assert "teacher-logits train: continuing: 2 of " in resumed.stderr
     far = s3.digests("logits")
     measured = "measurements.json"  # a measurement is never the same
     assert far.keys() == local.keys()

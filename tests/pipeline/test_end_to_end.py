@@ -287,7 +287,7 @@ def test_a_stopped_capture_goes_on_and_ends_as_if_it_had_not_been(
     assert 2 <= done < shards, "it was not stopped in the middle"
 
     result = desk.done("teacher-logits", "r.toml", *small)
-    assert f"teacher-logits train: going on: {done} of {shards} shards done" in result.stderr
+    assert f"teacher-logits train: continuing: {done} of {shards} shards done" in result.stderr
     went_on = {name: digest for name, (digest, _) in desk.snapshot().items() if "/shards/" in name}
     shutil.rmtree(desk.run)
     desk.done("teacher-logits", "r.toml", *small)

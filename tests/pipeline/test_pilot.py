@@ -147,8 +147,8 @@ def test_nothing_is_written_when_nothing_fits(piloted: Desk) -> None:
     before = (piloted.root / "r.toml").read_bytes()
     result = piloted.coldstill(*PILOT, "--budget", "0.5", "--write")
     assert result.exit_code == 1
-    assert "none of these fits into 0.5 bytes a position" in result.stdout
-    assert result.stderr.splitlines()[-1].startswith("error: --write: none of these fits")
+    assert "none of these captures fits into 0.5 bytes per position" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("error: --write: none of these captures fits")
     assert (piloted.root / "r.toml").read_bytes() == before
 
 

@@ -61,7 +61,7 @@ def test_a_token_of_the_vocabulary_itself_is_refused(desk: Desk, tokenizer: Any)
     for command in ("plan", "teacher-logits"):
         line = desk.refused(command, "r.toml")
         assert "at id 310, its model has 310 rows" in line
-        assert "one of its vocabulary" in line
+        assert "it belongs to its vocabulary" in line
 
 
 def test_one_that_no_text_contains_is_left_out_and_said(desk: Desk, tokenizer: Any) -> None:
@@ -76,7 +76,7 @@ def test_one_that_no_text_contains_is_left_out_and_said(desk: Desk, tokenizer: A
         "[students.baseline]",
     )
     plan = desk.done("plan", "r.toml").stdout
-    assert "without '[MASK]', '[MORE]', '[PAD]', which the model has no row for" in plan
+    assert "without '[MASK]', '[MORE]', '[PAD]', for which the model has no row" in plan
     said = desk.done("teacher-logits", "r.toml").stderr
     desk.done("train-student", "r.toml", "--student", "small", "--student", "own")
     told = "3 tokens of the tokenizer left out, without a row in the model: "

@@ -148,7 +148,7 @@ def test_layers_of_a_teacher_trained_here(desk: Desk) -> None:
     plan = json.loads(desk.done("plan", "r.toml", "--json").stdout)
     desk.done("teacher-logits", "r.toml")
     desk.done("train-student", "r.toml", "--student", "small")
-    found = sizes_of_model(str(desk.run / "students" / "small" / "model"))
+    found = sizes_of_model(desk.run / "students" / "small" / "model")
     assert found is not None
     assert found.layers == 2
     assert plan["students"]["small"]["parameters"] == found.parameters
@@ -162,10 +162,10 @@ def test_a_plan_counts_students_before_they_are_made(deep: Desk) -> None:
     deep.done("train-student", "r.toml")
     memory = plan["memory"]
     for name in ("small", "baseline"):
-        found = sizes_of_model(str(deep.run / "students" / name / "model"))
+        found = sizes_of_model(deep.run / "students" / name / "model")
         assert found is not None
         assert plan["students"][name]["parameters"] == found.parameters
-    whole = sizes_of_model(str(deep.root / "teacher"))
+    whole = sizes_of_model(deep.root / "teacher")
     assert whole is not None
     full = json.loads(
         deep.done("plan", "r.toml", "--json", "--set", "students.small.layers.every=1").stdout

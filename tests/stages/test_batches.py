@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from coldstill.stages.capture.batches import batches_of
+from coldstill.stages.capture.forward import batches_of
 
 
 @pytest.mark.parametrize("budget", [1, 64, 500, 10_000])

@@ -47,7 +47,7 @@ def test_weights_that_lie_there_twice_are_counted_once(shards: str, tmp_path: Pa
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin"):
         torch.save({"steps": [1, 2]}, tmp_path / name)
     assert identity(tmp_path) == own
-    sizes = sizes_of_model(str(tmp_path))
+    sizes = sizes_of_model(tmp_path)
     assert sizes is not None
     assert sizes.parameters == model.num_parameters()
 

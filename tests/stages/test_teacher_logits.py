@@ -138,7 +138,7 @@ def test_a_capture_that_was_killed_leaves_the_same_bytes(
         open_store(tmp_path / "logits")
     notes: list[str] = []
     capture_split(plan, teacher, lambda report: notes.append(report.note))
-    assert notes[0] == f"going on: 1 of {store.manifest.shards} shards done"
+    assert notes[0] == f"continuing: 1 of {store.manifest.shards} shards done"
     assert contents(tmp_path / "logits") == contents(Path(str(store.place)))
 
 
