@@ -188,8 +188,8 @@ def test_a_checkpoint_of_an_older_version_needs_the_record(half: Desk) -> None:
     line = half.refused(*STUDENT, "--student", "small")
     assert line == (
         "error: runs/r/students/small/checkpoints/checkpoint-2: students.small has no student.json "
-        "beside it, so nobody knows what it was trained with; put that back, or delete "
-        "runs/r/students/small to train it anew"
+        "beside it, so its settings are unknown; put that file back, or delete "
+        "runs/r/students/small to train it again"
     )
     older = json.loads(text)
     older["student"]["train"]["seed"] = None  # as it was written where the recipe's seed counts
