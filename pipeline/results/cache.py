@@ -25,7 +25,7 @@ def record_facts(store: StoreReader) -> dict[str, Any]:
     Raises
         ColdstillError: a commit record is damaged
     """
-    found = describe(Subject(store=store, path=str(store.place)))
+    found = describe(Subject(store=store, path=str(store.place))).to_json()
     manifest = found["manifest"]
     vocabulary = manifest["tokenizer"]["size"]
     keys = ("capture", "codec", "store", "error")

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe.keys import split_key, student_keys
+from coldstill.pipeline.recipe.fields import student_keys
+from coldstill.pipeline.recipe.keys import split_key
 from coldstill.pipeline.recipe.tables import NAME_PATTERN
 from coldstill.pipeline.steps.grid import Grid, points_of, read_grids
 
