@@ -23,7 +23,7 @@ FILES = {
 }
 """Every source file by its name without `coldstill.`, packages by their own."""
 
-PIPELINE_MAY_IMPORT = {"click", "numpy", "pydantic", "tabulate", "tqdm"}
+PIPELINE_MAY_IMPORT = {"click", "jinja2", "markupsafe", "numpy", "pydantic", "tabulate", "tqdm"}
 DATA_MAY_IMPORT = {"numpy", "pyarrow", "zarr", "filelock", "fsspec", "pydantic"}
 DATA_MAY_ASK = {
     ("datasets", "data.corpus.hub"),

@@ -227,6 +227,7 @@ def sweep(
     """
     from ..quiet import quiet
     from ..recipe.reading import read_source
+    from ..results.figures import json_rows
     from ..results.table import tables
     from ..steps import sweep as step
     from ..steps.work import Work, run_of
@@ -241,7 +242,7 @@ def sweep(
     with quiet():
         rows, left_out = step.train_sweep(work, listed)
     if rows:
-        click.echo(json.dumps(rows, indent=2) if as_json else tables(rows))
+        click.echo(json.dumps(json_rows(rows), indent=2) if as_json else tables(rows))
     if left_out:
         raise step.left_out_error(left_out, len(listed))
 
@@ -276,12 +277,13 @@ def compare(
     if settings and len(named) > 1:
         raise click.UsageError("--set changes one recipe; name a single RUN with it.")
     from ..quiet import quiet_imports
+    from ..results.figures import json_rows
     from ..results.table import tables
     from ..steps import interface
 
     quiet_imports()
     rows = interface.compare(*named, page=page, settings=settings, runs=runs, report=progress)
-    click.echo(json.dumps(rows, indent=2) if as_json else tables(rows))
+    click.echo(json.dumps(json_rows(rows), indent=2) if as_json else tables(rows))
 
 
 @main.command()

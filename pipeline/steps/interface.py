@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...stages.report import Reporter
-    from ..results.columns import Row
+    from ..results.figures import ModelFigures
     from .pruning import Cut
     from .work import Work
 
@@ -47,7 +47,7 @@ def run(
     settings: Sequence[str] = (),
     runs: str | Path = "runs",
     report: Reporter | None = None,
-) -> list[Row]:
+) -> list[ModelFigures]:
     """Run a whole recipe: teacher, logits, students, evaluation and comparison.
 
     Returns the rows of the comparison: the teacher first, then the students by loss.
@@ -201,7 +201,7 @@ def compare(
     settings: Sequence[str] = (),
     runs: str | Path = "runs",
     report: Reporter | None = None,
-) -> list[Row]:
+) -> list[ModelFigures]:
     """Compare all models of one run or of several.
 
     The comparison of a single run is also written into its folder as JSON, Markdown and HTML.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..recipe.reading import LoadedRecipe, RecipeSource
     from ..recipe.tables import StudentTable
-    from ..results.columns import Row
+    from ..results.figures import ModelFigures
     from .work import Work
 
 NEW_NAME = "with a --grid of that key too"
@@ -131,7 +131,9 @@ def text(listed: Sequence[ListedPoint]) -> str:
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
-def train_sweep(work: Work, listed: Sequence[ListedPoint]) -> tuple[list[Row], dict[str, str]]:
+def train_sweep(
+    work: Work, listed: Sequence[ListedPoint]
+) -> tuple[list[ModelFigures], dict[str, str]]:
     """Train missing points, measure all of them and compare.
 
     Returns the rows of the teacher and of each point, the lowest loss first, and the points that
@@ -154,9 +156,11 @@ def train_sweep(work: Work, listed: Sequence[ListedPoint]) -> tuple[list[Row], d
     rows = [
         row
         for row in compare_runs([work.run], None, work.report)
-        if row["name"] in {TEACHER, *settings}
+        if row.name in {TEACHER, *settings}
     ]
-    return [{**row, "settings": settings.get(row["name"], {})} for row in rows], left_out
+    return [
+        row.model_copy(update={"settings": settings.get(row.name, {})}) for row in rows
+    ], left_out
 
 
 def left_out_error(left_out: Mapping[str, str], count: int) -> ColdstillError:
