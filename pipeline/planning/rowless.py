@@ -61,7 +61,13 @@ def _rowless(folder: Path | None, where: str) -> list[str]:
         return []
     for token, index in sorted(found.vocabulary.items(), key=lambda pair: pair[1]):
         if index >= found.rows:
-            raise _refused(where, token, index, found.rows, "it belongs to its vocabulary")
+            raise _refused(
+                where,
+                token,
+                index,
+                found.rows,
+                "the token is one of its vocabulary, so any text may contain it",
+            )
     rowless = {token: index for token, index in found.added.items() if index >= found.rows}
     for token, index in rowless.items():
         if (role := found.roles.get(token)) is not None:
@@ -73,7 +79,7 @@ def _rowless(folder: Path | None, where: str) -> list[str]:
 def _refused(where: str, token: str, index: int, rows: int, use: str) -> ColdstillError:
     return ColdstillError(
         f"{where}: its tokenizer has the token {token!r} at id {index}, its model has {rows} rows "
-        f"(ids 0 to {rows - 1}), and {use}; remove the token from the tokenizer's files, or "
+        f"(ids 0 to {rows - 1}), and {use}; take the token out of the tokenizer's files, or "
         "resize the model's embeddings and train the new row"
     )
 

@@ -15,7 +15,7 @@ from .objective import expect_weight, mixed_terms
 if TYPE_CHECKING:
     from ...data.schema import Capture
     from ...data.store.reader import StoreReader
-    from ..students.origin import StudentJob
+    from ..students.job import StudentJob
     from .chunked_loss import Term
 
 

@@ -266,8 +266,10 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_reason(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk.write("taken", "a file")
-    line = desk.refused("plan", "r.toml", "--set", "logits.path=taken/logits")
-    assert f"{desk.root / 'taken'} is a file" in line
+    result = desk.coldstill("plan", "r.toml", "--set", "logits.path=taken/logits")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert f"{desk.root / 'taken'} is a file" in result.stderr
     where = tmp_path / "new"
     assert existing(where / "a" / "b") == tmp_path
     assert existing(tmp_path) == tmp_path

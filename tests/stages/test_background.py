@@ -1,4 +1,4 @@
-"""Nothing is dropped, nothing hangs, and an error stops the run."""
+"""No task is lost, no call hangs, and an error stops the run."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 def do(background: Background, tasks: Sequence[Callable[[], object]]) -> None:
-    """Submit them all and wait."""
+    """Submit all tasks and wait."""
     with background:
         for task in tasks:
             background.submit(task)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_every_task_is_done_when_the_context_is_left(workers: int) -> None:
+def test_all_tasks_are_done_when_the_context_is_left(workers: int) -> None:
     done: list[int] = []
     do(Background(workers), [functools.partial(done.append, i) for i in range(50)])
     assert sorted(done) == list(range(50))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_a_task_that_fails_stops_the_run_with_its_error(workers: int) -> None:
+def test_a_failed_task_stops_the_run_with_its_error(workers: int) -> None:
     begun: list[int] = []
 
     def task(i: int) -> None:
@@ -40,7 +40,7 @@ def test_a_task_that_fails_stops_the_run_with_its_error(workers: int) -> None:
     tasks = [functools.partial(task, i) for i in range(1000)]
     with pytest.raises(ValueError, match="the disk is gone"):
         do(Background(workers), tasks)
-    assert len(begun) < 1000  # it did not go on as if nothing had happened
+    assert len(begun) < 1000  # the rest was skipped
 
 
 def test_an_error_in_the_last_task_is_not_lost() -> None:
@@ -80,13 +80,13 @@ def test_the_queue_is_bounded() -> None:
     filler.start()
     began.wait()
     time.sleep(0.2)
-    assert submitted == 3  # one at work, two waiting
+    assert submitted == 3  # one running, two waiting
     gate.set()
     filler.join()
     assert submitted == 10
 
 
-def test_whoever_is_interrupted_keeps_what_was_submitted() -> None:
+def test_submitted_tasks_are_finished_after_an_interruption() -> None:
     done: list[int] = []
 
     def task(i: int) -> None:
@@ -104,7 +104,7 @@ def test_whoever_is_interrupted_keeps_what_was_submitted() -> None:
     assert done == [0, 1, 2]
 
 
-def test_items_come_in_order_and_ahead() -> None:
+def test_items_are_made_ahead_and_come_in_order() -> None:
     made: list[int] = []
 
     def items() -> Iterator[int]:
@@ -118,11 +118,11 @@ def test_items_come_in_order_and_ahead() -> None:
             taken.append(i)
             if i == 0:
                 time.sleep(0.1)
-                assert 2 <= len(made) <= 4  # some ahead, never all
+                assert 2 <= len(made) <= 4  # some ahead, not all
     assert taken == list(range(10))
 
 
-def test_what_the_maker_raises_is_raised() -> None:
+def test_an_error_in_making_an_item_is_raised() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise OSError("unreadable")

@@ -1,4 +1,4 @@
-"""A document's record is what the model says of that document alone, whatever is beside it."""
+"""The targets of a document do not depend on other documents in its sequence or batch."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ LENGTHS = [[5, 30, 9], [20, 17, 11], [3], [48], [16, 15], [17, 2, 16], [2, 4], [
 """Documents of each sequence, on both sides of the border and on it."""
 CAPTURE = Capture(head=4, tail=0)
 EXPECTED = {
-    "llama4 queries scaled by place": "single",  # of the sequence, not of the document
-    "bloom": "single",  # its attention is biased by places of a sequence
+    "llama4 queries scaled by place": "single",  # by positions of the sequence, not of the document
+    "bloom": "single",  # its attention is biased by positions of the sequence
     "rwkv": "single",
     "mamba": "single",
 }
-"""How each keeps documents apart, where that is not by positions."""
+"""Isolation of each model, if it is not by positions."""
 ROUNDING = {"mamba": 5e-5}
-"""Its sums are long: one document in two batches differs by as much."""
+"""Its sums are long: the same document in two batches differs by as much."""
 
 
 def sequences_of(lengths: list[list[int]], seed: int = 0) -> Sequences:
@@ -52,7 +52,7 @@ def sequences_of(lengths: list[list[int]], seed: int = 0) -> Sequences:
 
 @torch.no_grad()
 def label_logprobs_alone(make: Callable[[], Any], sequences: Sequences) -> np.ndarray[Any, Any]:
-    """Of every document, by a model that has read nothing else."""
+    """Log-probs of every document, by a model that has read nothing else."""
     found = []
     for row, start, end in documents(sequences):
         tokens = torch.from_numpy(sequences.tokens[row][start:end].astype(np.int64))
@@ -69,7 +69,7 @@ def captured(teacher: Teacher, sequences: Sequences, batch: int) -> np.ndarray[A
 
 
 @pytest.mark.parametrize("name", BORDERED)
-def test_a_record_is_what_the_model_says_of_the_document_alone(name: str) -> None:
+def test_targets_equal_those_of_the_document_alone(name: str) -> None:
     model = bordered(name)
     head = connect_head(model, VOCABULARY)
     isolation = choose_isolation(model, VOCABULARY, LENGTH)
@@ -82,15 +82,14 @@ def test_a_record_is_what_the_model_says_of_the_document_alone(name: str) -> Non
         for batch in (len(given), 3, 1):
             found = captured(teacher, sequences, batch)
             assert np.abs(found - alone).max() < ROUNDING.get(name, 1e-5), (lengths, batch)
-        # what trains and measures students reads its inputs in the same way
+        # training and evaluation of students use the same inputs
         with torch.no_grad():
             total = label_logprobs(head, sequences, isolation)
         assert total == pytest.approx(float(alone.sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["phi3 longrope", "llama dynamic"])
-def test_without_positions_of_its_own_a_short_document_changes_beside_a_long_one(name: str) -> None:
-    """What would be stored if a model were asked as it comes."""
+def test_without_isolation_a_long_document_changes_a_short_one(name: str) -> None:
     sequences = sequences_of([[9], [40]])
     alone = label_logprobs_alone(lambda: bordered(name), sequences)
     head = OutputHead(bordered(name), VOCABULARY)
@@ -98,15 +97,15 @@ def test_without_positions_of_its_own_a_short_document_changes_beside_a_long_one
     assert np.abs(found - alone)[:8].max() > 1e-3
 
 
-def test_what_depends_on_the_longest_text_of_a_batch_is_told_once_with_its_border() -> None:
-    said: list[Report] = []
+def test_scaling_by_the_longest_text_is_reported_once_with_its_border() -> None:
+    reports: list[Report] = []
     for _ in range(2):
-        choose_isolation(bordered("llama"), VOCABULARY, LENGTH, report=said.append)
-    assert said == []
+        choose_isolation(bordered("llama"), VOCABULARY, LENGTH, report=reports.append)
+    assert reports == []
     model = bordered("phi3 longrope")
-    choose_isolation(model, VOCABULARY, LENGTH, where="teacher.model", report=said.append)
-    choose_isolation(model, VOCABULARY, BORDER, where="teacher.model", report=said.append)
-    assert [(report.stage, report.note) for report in said] == [
+    choose_isolation(model, VOCABULARY, LENGTH, where="teacher.model", report=reports.append)
+    choose_isolation(model, VOCABULARY, BORDER, where="teacher.model", report=reports.append)
+    assert [(report.stage, report.note) for report in reports] == [
         (
             "teacher.model",
             "a 'phi3' model scales its positions by the longest text of a batch (longrope, above "
@@ -115,7 +114,7 @@ def test_what_depends_on_the_longest_text_of_a_batch_is_told_once_with_its_borde
     ]
 
 
-def test_a_second_choice_adds_no_second_hook() -> None:
+def test_choosing_twice_adds_one_hook() -> None:
     model = bordered("phi3 longrope")
     rotary = next(m for m in model.modules() if hasattr(m, "rope_type"))
     for _ in range(3):
@@ -124,13 +123,13 @@ def test_a_second_choice_adds_no_second_hook() -> None:
     assert scale_by_document(bordered("llama yarn")) == {}
 
 
-def test_a_model_of_unknown_code_that_looks_at_its_batch_reads_one_document_at_a_time() -> None:
-    said: list[Report] = []
+def test_an_unknown_model_that_depends_on_its_batch_reads_one_document_at_a_time() -> None:
+    reports: list[Report] = []
     model = ScaledByTheBatch()
-    isolation = choose_isolation(model, VOCABULARY, LENGTH, report=said.append)
+    isolation = choose_isolation(model, VOCABULARY, LENGTH, report=reports.append)
     assert isolation == "alone"
     assert recorded(isolation) == "single"
-    assert [report.note for report in said] == [
+    assert [report.note for report in reports] == [
         "what a 'llama' model says of a document depends on the others in its batch: one document "
         "a forward pass from here on, which is slower"
     ]
@@ -145,7 +144,7 @@ def test_a_model_of_unknown_code_that_looks_at_its_batch_reads_one_document_at_a
     assert np.abs(together - alone).max() > 1e-3
 
 
-def test_in_half_precision_a_neighbours_length_is_seen_too() -> None:
+def test_dependence_on_the_batch_is_detected_in_half_precision() -> None:
     model = ScaledByTheBatch()
     model.inner.to(torch.bfloat16)
     model.dtype = torch.bfloat16

@@ -22,8 +22,6 @@ from small_runs import (
     capture_store,
     load_teacher,
     plan_capture,
-    prepare,
-    save_teacher,
 )
 
 if TYPE_CHECKING:
@@ -33,29 +31,21 @@ if TYPE_CHECKING:
     from coldstill.stages.capture.teacher import Teacher
     from coldstill.stages.report import Report
 
+pytest_plugins = ("captured",)
+
 OWN, TAIL = Capture(head=4, tail=4, seed=3), Capture(head=0, tail=8, seed=3)
 WAYS = ((OWN, "compact"), (OWN, "plain"), (TAIL, "compact"))
 
 
 @pytest.fixture(scope="module")
-def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
+def teacher(saved_teacher: Path) -> Teacher:
+    return load_teacher(saved_teacher)
 
 
 @pytest.fixture(scope="module")
-def folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
-
-
-@pytest.fixture(scope="module")
-def teacher(folder: Path) -> Teacher:
-    return load_teacher(folder)
-
-
-@pytest.fixture(scope="module")
-def plans(corpus: SmallCorpus, folder: Path) -> list[CapturePlan]:
+def plans(corpus: SmallCorpus, saved_teacher: Path) -> list[CapturePlan]:
     """All ways, on the whole training split, in batches of two sequences."""
-    return [plan_capture(corpus, folder, folder, c, codec=codec) for c, codec in WAYS]
+    return [plan_capture(corpus, saved_teacher, saved_teacher, c, codec=codec) for c, codec in WAYS]
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +87,14 @@ def test_covered_mass_is_that_of_the_whole_distribution(
 
 def test_bytes_and_codec_errors_are_those_of_captured_stores(
     corpus: SmallCorpus,
-    folder: Path,
+    saved_teacher: Path,
     measured: tuple[PilotFigures, list[Report], Path],
     tmp_path: Path,
 ) -> None:
     for (capture, codec), way in zip(WAYS, measured[0].ways, strict=True):
         assert (way.manifest.capture, way.manifest.codec["name"]) == (capture, codec)
         at = tmp_path / f"{capture.head} {codec}"
-        store = capture_store(corpus, folder, at, capture, codec=codec)
+        store = capture_store(corpus, saved_teacher, at, capture, codec=codec)
         stored = sum(commit.bytes for commit in store.commits()) / store.positions
         # sequences are written in the order of batches of similar length, so bytes differ a little
         assert way.bytes_per_position == pytest.approx(stored, rel=0.02)
@@ -117,7 +107,7 @@ def test_bytes_and_codec_errors_are_those_of_captured_stores(
 
 def test_gradients_are_measured_on_the_positions_of_a_capture(
     corpus: SmallCorpus,
-    folder: Path,
+    saved_teacher: Path,
     teacher: Teacher,
     plans: list[CapturePlan],
     measured: tuple[PilotFigures, list[Report], Path],
@@ -138,7 +128,7 @@ def test_gradients_are_measured_on_the_positions_of_a_capture(
 
     monkeypatch.setattr(pilot_stage, "EstimatorMeter", Meter)
     figures = run_pilot(plans, teacher, tmp_path)
-    store = capture_store(corpus, folder, tmp_path / "store", OWN)
+    store = capture_store(corpus, saved_teacher, tmp_path / "store", OWN)
     assert float(torch.cat(seen).mean()) == pytest.approx(
         -store.statistics.loss / store.positions, rel=1e-4
     )
@@ -200,9 +190,9 @@ def test_a_gradient_error_is_the_distance_between_two_gradients() -> None:
 
 
 def test_a_teacher_with_nan_logits_is_refused(
-    plans: list[CapturePlan], folder: Path, tmp_path: Path
+    plans: list[CapturePlan], saved_teacher: Path, tmp_path: Path
 ) -> None:
-    broken = load_teacher(folder)
+    broken = load_teacher(saved_teacher)
     with torch.no_grad():
         broken.head.model.get_output_embeddings().weight[5] = torch.nan
     with pytest.raises(ColdstillError, match=r"its logits are not finite at train sequence 0"):
