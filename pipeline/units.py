@@ -1,10 +1,12 @@
-"""Quantities as people read them."""
+"""Quantities as text."""
 
 from __future__ import annotations
 
+_SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Bytes in a unit that fits: `1.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -13,7 +15,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people, in its two largest units: `45 s`, `1 min 56 s`, `2 h 5 min`, `3 d 4 h`."""
+    """Seconds in the two largest units: `45 s`, `1 min 56 s`, `2 h 5 min`, `3 d 4 h`."""
     whole = max(0, round(seconds))
     for unit, above, below, smaller in (
         (86400, "d", "h", 3600),
@@ -27,5 +29,14 @@ def duration(seconds: float) -> str:
 
 
 def rate(count: float) -> str:
-    """Units a second for people: whole numbers, and three digits of a small one."""
+    """Units a second: whole numbers from 100 on, three digits below."""
     return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
+
+
+def short(value: float) -> str:
+    """Three digits and a letter: 926k, 1.5M."""
+    for unit, letter in _SUFFIXES:
+        # 999,600 is 1M, not 1000k
+        if unit <= abs(value) * 1.0005 and abs(value) < 1000 * _SUFFIXES[0][0]:
+            return f"{value / unit:.3g}{letter}"
+    return f"{value:.3g}"

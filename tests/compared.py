@@ -1,4 +1,4 @@
-"""Runs with figures and metrics but without models: what the tests of `compare` look at."""
+"""Runs with figures and metrics but without models, for tests of `compare`."""
 
 from __future__ import annotations
 
@@ -7,44 +7,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from coldstill.pipeline.results.figures import ModelFigures
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 BINS = 21
-QUALITY: dict[str, Any] = {
-    "name": "a-long-name",
-    "parameters": 1234567,
-    "cached_bytes_per_position": 42.34,
-    "loss": 1.23456,
-    "perplexity": 3.4567,
-    "bits_per_byte": 1.5,
-    "kl": 0.01,
-    "agreement": 0.5,
-    "acceptance": 0.75,
-    "ece": 0.01234,
-}
-"""Every figure of the first table, and"""
-SPEED: dict[str, Any] = {
-    "batch": 1,
-    "prefill_tokens_per_second": 12345.6,
-    "first_token_seconds": 0.0456,
-    "token_seconds": 0.00123,
-    "token_seconds_p95": 0.00234,
-    "memory_bytes": None,
-    "decode_tokens_per_second": 813.0,
-}
-"""of writing one text; nobody knows in how much memory."""
-ROW: dict[str, Any] = {
-    **QUALITY, "dtype": "bf16", "bytes": 2_500_000, "flops_per_token": 2_469_134,
-    "generation": [SPEED],
-}  # fmt: skip
-"""A row for both tables."""
+CACHED = "cached_bytes_per_position"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A student as it would be after training and evaluation."""
+    """A trained and evaluated student."""
 
     name: str
     loss: float = 5.0
@@ -53,13 +28,13 @@ class Made:
     steps: int = 40
     batch_tokens: int = 4096
     old: bool = False
-    """Whether its figures and metrics are those of a version that knew less."""
+    """Whether an older version wrote its figures and metrics."""
     exports: tuple[str, ...] = ()
     """Formats it was exported to."""
 
 
 def calibration(sharpness: float = 1.2) -> list[dict[str, Any]]:
-    """Bins of a model that is a little too sure; two of them are empty."""
+    """Bins of a model that is a little overconfident; two of them are empty."""
     found: list[dict[str, Any]] = []
     for number in range(BINS):
         confidence = (number + 0.5) / BINS
@@ -70,7 +45,7 @@ def calibration(sharpness: float = 1.2) -> list[dict[str, Any]]:
 
 
 def figures(name: str, loss: float, parameters: int, **more: Any) -> dict[str, Any]:
-    """What `evaluate` writes."""
+    """The figures that `evaluate` writes."""
     return {
         "name": name,
         "role": "student",
@@ -94,6 +69,12 @@ def figures(name: str, loss: float, parameters: int, **more: Any) -> dict[str, A
         "heldout": "f00d",
         **more,
     }
+
+
+def row(name: str = "small", loss: float = 5.0, parameters: int = 926_336, **more: Any) -> Any:
+    """A row of the comparison."""
+    value = figures(name, loss, parameters, **more)
+    return ModelFigures.model_validate_json(json.dumps(value))
 
 
 def generation(parameters: int, batches: Sequence[int] = (1, 8)) -> list[dict[str, Any]]:
@@ -145,8 +126,8 @@ def _write_student(folder: Path, student: Made, heldout: str) -> None:
     train = {"batch_tokens": student.batch_tokens, "steps": student.steps}
     _write(folder / "student.json", {"student": {"objective": objective, "train": train}})
     found = figures(student.name, student.loss, student.parameters, heldout=heldout)
-    found["cached_bytes_per_position"] = student.cached
-    newer = ("calibration", "cached_bytes_per_position")
+    found[CACHED] = student.cached
+    newer = ("calibration", CACHED)
     kept = {key: value for key, value in found.items() if not student.old or key not in newer}
     _write(folder / "evaluation.json", kept)
     for name in student.exports:
@@ -168,8 +149,7 @@ PRECISIONS = {"hf": "fp32", "onnx": "fp32", "onnx-int8": "int8", "gguf-q8_0": "q
 
 
 def export_record(student: dict[str, Any], name: str) -> dict[str, Any]:
-    """What is told of an export, the smaller and the further from its student the later its format
-    comes."""
+    """The record of an export; later formats are smaller and further from their student."""
     place = FORMATS.index(name)
     bytes_ = int(student["bytes"] / (1 + 0.6 * place))
     keys = ("loss", "kl", "agreement", "accuracy", "acceptance", "ece", "calibration")
@@ -193,12 +173,12 @@ def export_record(student: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def models_of(printed: str) -> list[str]:
-    """Who has a row in the first of the tables that a command printed, in their order."""
+    """Names of the models in the first table that a command printed, in their order."""
     return [line.split()[0] for line in printed.split("\n\n")[0].splitlines()[2:]]
 
 
 def label_loss_at(student: Made, step: int) -> float:
-    """What its metrics say."""
+    """The loss in its metrics."""
     return student.loss + 3.0 * math.exp(-step / 8)
 
 

@@ -24,7 +24,7 @@ FILES = {
 }
 """Every source file by its name without `coldstill.`, packages by their own."""
 
-PIPELINE_MAY_IMPORT = {"click", "numpy", "pydantic", "tabulate", "tqdm"}
+PIPELINE_MAY_IMPORT = {"click", "jinja2", "markupsafe", "numpy", "pydantic", "tabulate", "tqdm"}
 DATA_MAY_IMPORT = {"numpy", "pyarrow", "zarr", "filelock", "fsspec", "pydantic"}
 DATA_MAY_ASK = {
     ("datasets", "data.corpus.hub"),
@@ -125,7 +125,7 @@ def test_the_reader_of_sources_sees_what_it_should() -> None:
     assert writer["data.schema"].for_types
     assert writer["numpy"].at_start
     cli = {found.module: found for found in GRAPH["pipeline.cli.commands"] if not found.for_types}
-    assert cli["pipeline.steps.students"].in_function
+    assert cli["pipeline.steps.interface"].in_function
     assert {"data.ragged", "data.files"} <= reached_from("stages.teacher_logits")
 
 

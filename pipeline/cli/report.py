@@ -1,4 +1,4 @@
-"""`coldstill report`: one page about a run, and one sentence for the terminal."""
+"""`coldstill report`: one page about a run, and its result for the terminal."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _PROMPTS = 3
     default=_PROMPTS,
     show_default=True,
     metavar="N",
-    help="Held-out prompts that the models go on from.",
+    help="Number of held-out prompts that the models continue.",
 )
-@click.option("--no-continuations", is_flag=True, help="Load no model; show none of their text.")
-@click.option("--json", "as_json", is_flag=True, help="Print the facts that the page is made of.")
+@click.option("--no-continuations", is_flag=True, help="Load no model and show no text.")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts of the page as JSON.")
 def report(
     named: str,
     settings: Any,
@@ -45,27 +45,27 @@ def report(
     no_continuations: bool,
     as_json: bool,
 ) -> None:
-    """Write one page about a run that is read in a minute: the result in a sentence, what was
-    distilled from what, figures, plots, the record in numbers, some text by every model, and how to
-    make it again.
+    """Write one page about a run.
 
-    RUN is a run's folder or name, or a recipe. Models write their text once; it is kept beside the
-    page.
+    The page has the result in a sentence, what was distilled from what, figures, plots, the
+    teacher's cache in numbers, sample text of every model, and the commands that make the run
+    again. RUN is a run's folder or name, or a recipe. Sample text is generated once and kept beside
+    the page.
 
     Example: coldstill report demo
     """
     from ..pages.report.page import write_page
     from ..pages.self_contained import expect_file
-    from ..results.facts import ReportOptions, gather
+    from ..results.facts import gather
 
     work = work_of(named, settings, runs, progress, loads_models=False)
     path = file or work.run.report
     expect_file(path)
     work.doing(_STAGE, "gather the figures")
-    facts = gather(work, ReportOptions(prompts=0 if no_continuations else prompts))
+    facts = gather(work, 0 if no_continuations else prompts)
     work.doing(_STAGE, "write the page")
     write_page(path, facts)
-    for warning in facts["warnings"]:
+    for warning in facts.warnings:
         progress(Report(stage=_STAGE, note=warning, warning=True))
     work.say(_STAGE, f"page: {path}; open it in a browser")
-    click.echo(json.dumps(facts, indent=2) if as_json else facts["result"])
+    click.echo(json.dumps(facts.to_json(), indent=2) if as_json else facts.result)

@@ -1,37 +1,98 @@
-"""Pages that need nothing outside themselves: one file, and a policy that holds a browser to it."""
+"""Pages that need nothing outside themselves: one file, and a policy that holds a browser to it.
+
+Text from recipes, corpora and models is hostile: the templates escape all of it.
+"""
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ... import __version__
 from ...data.errors import ColdstillError
+from ...data.files import whole_file
+from .plots.drawing import STYLE
+from .plots.looks import colour, dashes, mark
+from .text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def policy(style: str, script: str | None = None) -> str:
-    """A Content-Security-Policy under which this style, this script and nothing else counts."""
+    """A Content-Security-Policy that allows this style and this script and nothing else."""
     allowed = f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src {_digest(style)}"
     return allowed if script is None else f"{allowed}; script-src {_digest(script)}"
 
 
+def rendered(template: str, **values: Any) -> str:
+    """A page from its template, which extends `page.html`.
+
+    Raises
+        jinja2.UndefinedError: the template uses a value that was not given
+    """
+    style = STYLE + "".join(
+        (_TEMPLATES / name).read_text(encoding="utf-8")
+        for name in ("page.css", template.replace(".html", ".css"))
+        if (_TEMPLATES / name).exists()
+    )
+    page = _environment().get_template(template)
+    return page.render(style=Markup(style), policy=policy(style), version=__version__, **values)
+
+
+def write_file(path: Path, page: str) -> None:
+    """Write a page or picture whole.
+
+    Raises
+        ColdstillError: the path is a folder
+    """
+    expect_file(path)
+    with whole_file(path) as scratch:
+        scratch.write_bytes(page.encode())
+
+
 def filled(outline: str, parts: Mapping[str, str]) -> str:
-    """A page's outline with every `@@NAME@@` replaced by its part, once: what a part holds is not
-    looked at again."""
+    """A page's outline with every `@@NAME@@` replaced by its part, once: parts are not searched."""
     return re.sub(r"@@([A-Z]+)@@", lambda found: parts[found[1]], outline)
 
 
 def expect_file(path: Path) -> None:
-    """Raise ColdstillError where a page is to be written and a folder stands."""
+    """Raise ColdstillError if a page would replace a folder."""
     if path.is_dir():
         raise ColdstillError(f"{path}: a folder; name the file that the page is to be")
 
 
+def named(sentence: str) -> Markup:
+    """A sentence whose names in backquotes are bold."""
+    pieces = re.split(r"`([^`]*)`", printable(sentence))
+    bold = Markup("<b>{}</b>")
+    return Markup("").join(bold.format(piece) if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.globals |= {"colour": colour, "dashes": dashes, "mark": mark}
+    environment.filters["named"] = named
+    return environment
+
+
 def _digest(text: str) -> str:
-    """How a policy names the one style or script that it allows."""
+    """A style or script as a policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

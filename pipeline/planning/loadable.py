@@ -103,7 +103,7 @@ def _expect_usable(work: Work, named: NamedModel) -> Any:
     """
     from ...stages.models.loading import expect_loadable, load_config, load_tokenizer
     from ...stages.models.vocabulary import vocabulary_rows, without_rowless
-    from ..cli.options import quiet_libraries
+    from ..quiet import quiet_libraries
 
     quiet_libraries()  # the plan command does not
     where = (work.local(named.model), named.key, named.revision)

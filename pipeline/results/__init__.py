@@ -1,1 +1,1 @@
-"""Results as typed rows and facts: figures of models, tables, and what limits a comparison."""
+"""Figures of models as types, the tables made from them, and the facts of a report."""

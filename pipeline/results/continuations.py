@@ -1,7 +1,7 @@
-"""Continuations of held-out prompts by a run's models, made once and kept beside the report.
+"""Continuations of held-out prompts by a run's models, generated once and kept.
 
-`report/continuations.json` holds token ids, with a hash of every model's files: a model is loaded
-again only if it, the prompts or the held-out store have changed.
+`report/continuations.json` holds token ids and a hash of every model's files. A model is loaded
+again only if its files, the prompts or the held-out store have changed.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from ...data.errors import ColdstillError
-from ...data.files import read_json, write_json
+from ...data.files import write_json
 from ...data.fingerprint import files_sha256, json_sha256
 from ...data.prepared import CorpusLayout
 from ...stages.models.weight_files import weight_files_in
 from ...stages.report import Report
-from ..cli.options import quiet_libraries
 from ..pages.inspect.tokens import token_texts
+from ..quiet import quiet_libraries
 from ..recipe.tables import TEACHER
+from .figures import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,14 +33,72 @@ if TYPE_CHECKING:
 
 STAGE = "report"
 _TEMPERATURE = 0.7
-"""At which tokens are drawn: what is hardly probable hardly comes, without a border."""
+"""Sampling temperature; below 1, improbable tokens are rare without a hard cut."""
 _VERSION = 2
-"""Of the file: another one is made anew."""
+"""Version of the file; continuations of another version are generated again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTexts:
+    """One prompt, what followed it in the document, and each model's continuation."""
+
+    sequence: int
+    document: int
+    text: str
+    tokens: int
+    next: str
+    models: dict[str, str]
+    """Continuations by the names of the models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuations:
+    """Continuations of all prompts as text."""
+
+    seed: int
+    temperature: float
+    asked: int
+    """Number of prompts asked for; a small store gives fewer."""
+    prompts: list[PromptTexts]
+    missing: dict[str, str]
+    """Models without continuations, and the reason."""
+    note: str
+    """Reason why token ids are shown instead of text, or empty."""
+
+
+class _KeptPrompt(Record):
+    sequence: int
+    document: int
+    tokens: tuple[int, ...]
+    next: tuple[int, ...]
+    ended: bool
+
+
+class _Written(Record):
+    fingerprint: str
+    written: tuple[tuple[int, ...], ...]
+    """New tokens for each prompt."""
+
+
+class _Kept(Record):
+    """The file: what was asked for, the prompts, and what the models wrote."""
+
+    version: int
+    temperature: float
+    heldout: str
+    seed: int
+    count: int
+    prompts: tuple[_KeptPrompt, ...] = ()
+    models: dict[str, _Written] = Field(default_factory=dict)
+
+    @property
+    def request(self) -> tuple[Any, ...]:
+        return self.version, self.temperature, self.heldout, self.seed, self.count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Author:
-    """A model that may write."""
+    """A model whose files are on this machine."""
 
     name: str
     folder: Path
@@ -47,42 +108,47 @@ class _Author:
 
 def continuations(
     work: Work, store: StoreReader, students: Sequence[str], count: int
-) -> dict[str, Any]:
-    """Prompts, what really came next, and what the teacher and these students make of them, as text
-    in a JSON value.
+) -> Continuations:
+    """Prompts of the held-out store with the continuations of the teacher and these students.
 
     students  names, in the order in which they are shown
+    count     number of prompts
 
     Raises
         ColdstillError: the held-out store is damaged
     """
-    asked = {
-        "version": _VERSION,
-        "temperature": _TEMPERATURE,
-        "heldout": json_sha256(store.manifest.to_json()),
-        "seed": work.recipe.seed,
-        "count": count,
-    }
-    kept = _kept(work.run.continuations, asked)
+    asked = _Kept(
+        version=_VERSION,
+        temperature=_TEMPERATURE,
+        heldout=json_sha256(store.manifest.to_json()),
+        seed=work.recipe.seed,
+        count=count,
+    )
+    kept = _read(work.run.continuations, asked)
     authors, missing = _authors(work, students)
-    known = {} if kept is None else kept["models"]
-    lacking = [a for a in authors if known.get(a.name, {}).get("fingerprint") != a.fingerprint]
+    known = {} if kept is None else kept.models
+    lacking = [
+        author
+        for author in authors
+        if author.name not in known or known[author.name].fingerprint != author.fingerprint
+    ]
     if kept is None or lacking:
         quiet_libraries()
         from ...stages.continuations import choose_prompts
 
         prompts = choose_prompts(store, count, work.recipe.seed, _beginnings(work, store))
         made, failed = _written(work, store, lacking, prompts)
-        known, missing = {**known, **made}, {**missing, **failed}
-        kept = {**asked, "prompts": [asdict(prompt) for prompt in prompts], "models": known}
+        missing |= failed
+        rows = tuple(_KeptPrompt(**asdict(prompt)) for prompt in prompts)
+        kept = asked.model_copy(update={"prompts": rows, "models": {**known, **made}})
         if made or not lacking:
-            write_json(work.run.continuations, kept)
-    shown = [a.name for a in authors if a.name not in missing]
-    return _told(kept, shown, missing, token_texts(store))
+            write_json(work.run.continuations, kept.model_dump(mode="json"))
+    shown = [author.name for author in authors if author.name not in missing]
+    return _as_text(kept, shown, missing, token_texts(store))
 
 
 def _beginnings(work: Work, store: StoreReader) -> dict[int, int] | None:
-    """Where the store's documents begin, by the corpus it was captured from, if that is here."""
+    """The sequence in which each document begins; None without the corpus of this store."""
     from ...stages.continuations import first_sequences
 
     layout = CorpusLayout(work.run.corpus)
@@ -95,36 +161,18 @@ def _beginnings(work: Work, store: StoreReader) -> dict[int, int] | None:
         return None
 
 
-def _kept(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """What an earlier report has made, if it was asked for the same; a damaged file is none."""
+def _read(path: Path, asked: _Kept) -> _Kept | None:
+    """The file of an earlier report if it was asked for the same; None if it is damaged."""
     try:
-        value = read_json(path)
+        kept = _Kept.read(path, "")
     except ColdstillError:
         return None
-    if not isinstance(value, dict) or any(value.get(key) != v for key, v in asked.items()):
-        return None
-    return value if _is_whole(value) else None
-
-
-def _is_whole(value: dict[str, Any]) -> bool:
-    prompts, models = value.get("prompts"), value.get("models")
-    if not isinstance(prompts, list) or not isinstance(models, dict):
-        return False
-    rows = [one.get("written") for one in models.values() if isinstance(one, dict)]
-    lists = [
-        part
-        for one in prompts
-        for part in ([one.get("tokens"), one.get("next")] if isinstance(one, dict) else [None])
-    ]
-    whole = all(isinstance(row, list) and len(row) == len(prompts) for row in rows)
-    lists += [row for several in rows if isinstance(several, list) for row in several]
-    ends = all(isinstance(one.get("ended"), bool) for one in prompts if isinstance(one, dict))
-    ids = all(isinstance(ids, list) and all(isinstance(i, int) for i in ids) for ids in lists)
-    return whole and ends and ids and len(rows) == len(models)
+    whole = all(len(model.written) == len(kept.prompts) for model in kept.models.values())
+    return kept if whole and kept.request == asked.request else None
 
 
 def _authors(work: Work, students: Sequence[str]) -> tuple[list[_Author], dict[str, str]]:
-    """Those whose folders are on this machine, and of the others why they write nothing."""
+    """The models whose folders are on this machine, and for each other one the reason."""
     found, missing = [], {}
     folders = {name: work.run.student(name).model for name in students}
     try:
@@ -143,14 +191,14 @@ def _authors(work: Work, students: Sequence[str]) -> tuple[list[_Author], dict[s
 
 def _written(
     work: Work, store: StoreReader, authors: Sequence[_Author], prompts: Sequence[Prompt]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What each of them writes, and of those that cannot why."""
+) -> tuple[dict[str, _Written], dict[str, str]]:
+    """What each model writes, and for each one that fails the reason."""
     made, failed = {}, {}
     stage, total = f"{STAGE} continuations", len(authors)
     if authors:
         work.report(Report(stage=stage, total=total, unit="models"))
     for done, author in enumerate(authors):
-        work.report(Report(stage=stage, doing=f"load {author.name} and let it write"))
+        work.report(Report(stage=stage, doing=f"load {author.name} and generate text"))
         try:
             written = _continued(work, store, author, prompts)
         except ColdstillError as error:
@@ -159,32 +207,35 @@ def _written(
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             failed[author.name] = f"{author.folder}: {first[:200]}"
         else:
-            made[author.name] = {"fingerprint": author.fingerprint, "written": written}
+            made[author.name] = _Written(fingerprint=author.fingerprint, written=written)
         work.report(Report(stage=stage, done=done + 1, total=total, step=1, unit="models"))
     return made, failed
 
 
 def _continued(
     work: Work, store: StoreReader, author: _Author, prompts: Sequence[Prompt]
-) -> list[list[int]]:
+) -> tuple[tuple[int, ...], ...]:
     from ...stages.continuations import Drawing, continued
     from ...stages.models.ends import own_ends, store_ends
     from ...stages.models.loading import load_tokenizer
 
     if not prompts:
-        return []
+        return ()
     model = _loaded(work, store, author)
     size = store.manifest.tokenizer.size
     drawing = Drawing(seed=work.recipe.seed, temperature=_TEMPERATURE, vocabulary=size)
-    # a model that was not trained here, or by an older version, may not know how its texts end
+    # a model that was trained elsewhere may not know the token that ends a text
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
     ends = {*own_ends(model), *store_ends(store, tokenizer).tokens}
-    return continued(model, prompts, drawing, frozenset(ends))
+    return tuple(map(tuple, continued(model, prompts, drawing, frozenset(ends))))
 
 
 def _loaded(work: Work, store: StoreReader, author: _Author) -> Any:
-    """The model on this process's device; raises ColdstillError if it cannot be loaded, or is not
-    the teacher of the store."""
+    """The model on this process's device.
+
+    Raises
+        ColdstillError: it cannot be loaded, or it is not the teacher of the store
+    """
     from ...stages.models.device import best_device
     from ...stages.models.identity import teacher_identity
     from ...stages.models.loading import load_model
@@ -198,7 +249,7 @@ def _loaded(work: Work, store: StoreReader, author: _Author) -> Any:
     own_code = table.trust_remote_code
     found = teacher_identity(name, where, dtype="auto", revision=table.revision, own_code=own_code)
     if found.fingerprint != store.manifest.teacher.fingerprint:
-        raise ColdstillError("what is in its folder by now is another model than was captured")
+        raise ColdstillError("its folder holds another model than the one that was captured")
     spread = None if table.device_map is None else {"device_map": table.device_map}
     model = load_model(
         name,
@@ -211,27 +262,25 @@ def _loaded(work: Work, store: StoreReader, author: _Author) -> Any:
     return model if spread else model.to(best_device())
 
 
-def _told(
-    kept: dict[str, Any], names: Sequence[str], missing: dict[str, str], texts: TokenTexts
-) -> dict[str, Any]:
-    models = {name: kept["models"][name]["written"] for name in names}
-    prompts = []
-    for place, prompt in enumerate(kept["prompts"]):
-        prompts.append(
-            {
-                "sequence": prompt["sequence"],
-                "document": prompt["document"],
-                "text": texts.prose(prompt["tokens"], ended=True),
-                "tokens": len(prompt["tokens"]),
-                "next": texts.prose(prompt["next"], ended=prompt["ended"]),
-                "models": {name: texts.prose(rows[place]) for name, rows in models.items()},
-            }
+def _as_text(
+    kept: _Kept, names: Sequence[str], missing: dict[str, str], texts: TokenTexts
+) -> Continuations:
+    prompts = [
+        PromptTexts(
+            sequence=prompt.sequence,
+            document=prompt.document,
+            text=texts.prose(prompt.tokens, ended=True),
+            tokens=len(prompt.tokens),
+            next=texts.prose(prompt.next, ended=prompt.ended),
+            models={name: texts.prose(kept.models[name].written[place]) for name in names},
         )
-    return {
-        "seed": kept["seed"],
-        "temperature": kept["temperature"],
-        "asked": kept["count"],
-        "prompts": prompts,
-        "missing": missing,
-        "note": texts.lack,
-    }
+        for place, prompt in enumerate(kept.prompts)
+    ]
+    return Continuations(
+        seed=kept.seed,
+        temperature=kept.temperature,
+        asked=kept.count,
+        prompts=prompts,
+        missing=missing,
+        note=texts.lack,
+    )

@@ -1,4 +1,4 @@
-"""How training went: a student's lines of metrics, as far as a plot needs them."""
+"""Learning curves from the metrics that a student's training wrote."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from .names import labelled, run_labels, visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..pages.charts.figure import Points
     from ..recipe.run_folder import Run, StudentFolder
 
+Points = tuple[tuple[float, float], ...]
 MOST_POINTS = 80
-"""Of a curve: more lines than these are averaged, some neighbours at a time."""
+"""Points of a curve; neighbouring lines of longer metrics are averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """One student's training. Points are trained tokens and a mean over the steps of some lines."""
+    """One student's training. A point is trained tokens and a mean over some lines of metrics."""
 
     label_loss: Points
-    """Mean -log p(label) in nats, of what was trained on; empty where it was not measured."""
+    """Mean -log p(label) on the training text in nats; empty where it was not measured."""
     objective: Points
-    """What was minimised, whatever it is."""
+    """Value of the objective that was minimised."""
     asked: str
-    """Which that is, in words."""
+    """The objective in words."""
     lines: int
-    """How many neighbouring lines of metrics one point is the mean of."""
+    """Neighbouring lines of metrics that one point is the mean of."""
 
 
 def read_curves(runs: Sequence[Run]) -> dict[str, Curve]:
-    """The curves of all students that have any, by what their models are called."""
+    """The curves of all students with metrics, by the names of their models."""
     found = {}
     for run, label in zip(runs, run_labels(runs), strict=True):
         length = _sequence_length(run)
@@ -54,7 +54,7 @@ def _read_curve(folder: StudentFolder, sequence_length: int) -> Curve | None:
     settings = _table(folder.settings, "student")
     step_tokens = _step_tokens(settings, sequence_length)
     together = -(-len(lines) // MOST_POINTS)
-    # cross-entropy is the same figure: where it is a part of the objective, older lines have it
+    # older versions wrote the same figure only as a part of the objective
     labels = [line.get("label_loss", line.get("cross_entropy")) for line in lines]
     tokens = [line["step"] * step_tokens for line in lines]
     return Curve(
@@ -66,8 +66,7 @@ def _read_curve(folder: StudentFolder, sequence_length: int) -> Curve | None:
 
 
 def averaged(places: Sequence[float], values: Sequence[Any], together: int) -> Points:
-    """The means of `together` neighbours, none of which counts twice; those that are no numbers do
-    not count."""
+    """Means of each `together` neighbours; values that are not numbers are left out."""
     pairs = [
         (float(place), float(value))
         for place, value in zip(places, values, strict=True)
@@ -82,7 +81,7 @@ def averaged(places: Sequence[float], values: Sequence[Any], together: int) -> P
 
 
 def in_words(objective: Any) -> str:
-    """What an objective weighs, such as "kl, 0.5 cross_entropy, at temperature 2"."""
+    """An objective in words, such as "kl, 0.5 cross_entropy, at temperature 2"."""
     if not isinstance(objective, dict):
         return ""
     parts = []
@@ -100,7 +99,7 @@ def in_words(objective: Any) -> str:
 
 
 def _step_tokens(settings: dict[str, Any], sequence_length: int) -> int:
-    """Tokens of an optimiser step, as whole sequences."""
+    """Tokens of an optimiser step, in whole sequences."""
     train = settings.get("train")
     asked = train.get("batch_tokens") if isinstance(train, dict) else None
     if not isinstance(asked, int) or asked < 1:
@@ -115,7 +114,7 @@ def _sequence_length(run: Run) -> int:
 
 
 def _table(path: Any, key: str) -> dict[str, Any]:
-    """A table of a JSON file, or nothing: a plot does without what is not there."""
+    """A table of a JSON file; empty if it is missing or damaged, so that only a plot is lost."""
     try:
         value = read_json(path)
     except ColdstillError:

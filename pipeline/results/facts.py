@@ -1,4 +1,4 @@
-"""Everything that a report is made of, as one JSON value: the page shows nothing else."""
+"""Everything that a report shows, gathered from a run's records."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.store.reader import open_store
-from .cache import record_facts
+from .cache import cache_facts
 from .caveats import warnings
 from .curves import read_curves
-from .lineage import corpus_facts, student_facts, teacher_facts, upbringings
+from .figures import json_rows, students_of
+from .lineage import corpus_facts, student_facts, teacher_facts, trainings
 from .names import visible
 from .reproduce import reproduction
 from .rows import compared_rows
-from .verdict import comparable_students, export_sentence, standing, verdict
+from .verdict import comparable_students, contest, export_sentence, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,26 +23,67 @@ if TYPE_CHECKING:
 
     from ...data.store.reader import StoreReader
     from ..steps.work import Work
-    from .columns import Row
-    from .verdict import Upbringing
+    from .cache import CacheFacts
+    from .continuations import Continuations
+    from .curves import Curve
+    from .figures import ModelFigures
+    from .lineage import CorpusFacts, StudentFacts, TeacherFacts
+    from .reproduce import Reproduction
+    from .verdict import Training
 
-MOST_STUDENTS = 4
-"""That continuations are shown of, the baseline besides."""
+_MOST_STUDENTS = 4
+"""Students whose continuations are shown, besides the baseline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReportOptions:
-    """What a report is asked to show."""
+class HeldoutFacts:
+    """The held-out store."""
 
-    prompts: int = 3
-    """Held-out prompts that models go on from; none are asked with 0."""
+    positions: int
+    head: int
+    tail: int
 
 
-def gather(work: Work, options: ReportOptions) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportFacts:
+    """All facts of one run's report."""
+
+    run: str
+    name: str
+    result: str
+    """The result in one or two sentences."""
+    warnings: list[str]
+    teacher: TeacherFacts
+    corpus: CorpusFacts
+    students: list[StudentFacts]
+    best: str | None
+    """Name of the best student; None if none was evaluated."""
+    baseline: str | None
+    """Name of the student without a teacher that the best one is compared with."""
+    models: list[ModelFigures]
+    curves: dict[str, Curve]
+    record: CacheFacts | None
+    no_record: str
+    """Reason why there is no record."""
+    heldout: HeldoutFacts | None
+    continuations: Continuations | None
+    no_continuations: str
+    """Reason why there are no continuations; empty if none were asked for."""
+    reproduce: Reproduction
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value."""
+        record = None if self.record is None else self.record.to_json()
+        return {**asdict(self), "models": json_rows(self.models), "record": record}
+
+
+def gather(work: Work, prompts: int) -> ReportFacts:
     """All facts of a run's report.
 
+    prompts  number of held-out prompts for the models to continue
+
     Raises
-        ColdstillError: no student is evaluated yet, or a record that is there is damaged
+        ColdstillError: no student is evaluated yet, or a record is damaged
     """
     run, recipe = work.run, work.recipe
     rows = compared_rows([run])
@@ -49,69 +91,67 @@ def gather(work: Work, options: ReportOptions) -> dict[str, Any]:
     heldout, no_heldout = _opened(work, run.heldout)
     manifests = [store.manifest for store in (logits, heldout) if store is not None]
     students = student_facts(run, rows)
-    known = upbringings(students)
-    pair = standing(comparable_students(rows, known), known)
-    best = None if pair is None else pair.best["name"]
-    baseline = None if pair is None or pair.baseline is None else pair.baseline["name"]
-    result = [verdict(rows, known), "" if best is None else export_sentence(rows, best)]
-    texts, no_texts = _continuations(work, heldout, _shown(rows, known), options)
-    return {
-        "run": visible(str(run.root)),
-        "name": visible(run.root.name),
-        "result": " ".join(part for part in result if part),
-        "warnings": warnings(rows),
-        "teacher": teacher_facts(recipe, manifests[0] if manifests else None),
-        "corpus": corpus_facts(recipe, run, manifests),
-        "students": students,
-        "best": best,
-        "baseline": baseline,
-        "models": rows,
-        "curves": {name: asdict(curve) for name, curve in read_curves([run]).items()},
-        "record": None if logits is None else record_facts(logits),
-        "no_record": no_logits,
-        "heldout": None if heldout is None else _heldout_facts(heldout),
-        "continuations": texts,
-        "no_continuations": no_heldout or no_texts,
-        "reproduce": reproduction(run, rows),
-    }
+    known = trainings(students)
+    pair = contest(comparable_students(rows, known), known)
+    result = [verdict(rows, known), "" if pair is None else export_sentence(rows, pair.best.name)]
+    texts, no_texts = _continuations(work, heldout, _shown(rows, known), prompts)
+    return ReportFacts(
+        run=visible(str(run.root)),
+        name=visible(run.root.name),
+        result=" ".join(filter(None, result)),
+        warnings=warnings(rows),
+        teacher=teacher_facts(recipe, manifests[0] if manifests else None),
+        corpus=corpus_facts(recipe, run, manifests),
+        students=students,
+        best=None if pair is None else pair.best.name,
+        baseline=None if pair is None or pair.baseline is None else pair.baseline.name,
+        models=rows,
+        curves=read_curves([run]),
+        record=None if logits is None else cache_facts(logits),
+        no_record=no_logits,
+        heldout=None if heldout is None else _heldout_facts(heldout),
+        continuations=texts,
+        no_continuations=no_heldout or no_texts,
+        reproduce=reproduction(run, rows),
+    )
 
 
 def _opened(
     work: Work, address: str | Path, *, incomplete: bool = False
 ) -> tuple[StoreReader | None, str]:
-    """A store of the run, or why there is none to look at: a student's machine may lack either."""
+    """A store of the run, or the reason why it cannot be opened on this machine."""
     try:
         return open_store(address, incomplete=incomplete, cache=work.run.cache), ""
     except (ColdstillError, OSError) as error:
         return None, visible(str(error))
 
 
-def _heldout_facts(store: StoreReader) -> dict[str, Any]:
+def _heldout_facts(store: StoreReader) -> HeldoutFacts:
     capture = store.manifest.capture
-    return {"positions": store.positions, "head": capture.head, "tail": capture.tail}
+    return HeldoutFacts(positions=store.positions, head=capture.head, tail=capture.tail)
 
 
-def _shown(rows: Sequence[Row], students: Mapping[str, Upbringing]) -> list[str]:
-    """Whose continuations are shown: the best students, and the baseline that one of them has."""
-    own = [row for row in rows if row["name"] in students]
-    pair = standing(own, students)
-    last = [] if pair is None or pair.baseline is None else [pair.baseline["name"]]
-    # the student that the baseline is of is always among them
-    first = [] if pair is None else [pair.best["name"], pair.compared["name"]]
-    others = [*first, *(row["name"] for row in own)]
+def _shown(rows: Sequence[ModelFigures], known: Mapping[str, Training]) -> list[str]:
+    """Students whose continuations are shown: the best ones, and the baseline of one of them."""
+    own = [row for row in students_of(rows) if row.name in known]
+    pair = contest(own, known)
+    last = [] if pair is None or pair.baseline is None else [pair.baseline.name]
+    # the student that the baseline belongs to is always shown
+    first = [] if pair is None else [pair.best.name, pair.compared.name]
+    others = [*first, *(row.name for row in own)]
     shown = [name for name in dict.fromkeys(others) if name not in last]
-    return shown[:MOST_STUDENTS] + last
+    return shown[:_MOST_STUDENTS] + last
 
 
 def _continuations(
-    work: Work, heldout: StoreReader | None, names: Sequence[str], options: ReportOptions
-) -> tuple[dict[str, Any] | None, str]:
-    """What models make of some prompts, or why there is nothing of it."""
-    if heldout is None or not options.prompts:
+    work: Work, heldout: StoreReader | None, names: Sequence[str], prompts: int
+) -> tuple[Continuations | None, str]:
+    """The models' continuations, or the reason why there are none."""
+    if heldout is None or not prompts:
         return None, ""
     from .continuations import continuations
 
     try:
-        return continuations(work, heldout, names, options.prompts), ""
-    except ColdstillError as error:  # a damaged store costs this part, not the page
+        return continuations(work, heldout, names, prompts), ""
+    except ColdstillError as error:  # the rest of the report does not need the store
         return None, visible(str(error))

@@ -1,8 +1,9 @@
-"""What was distilled from what: teacher, corpus, capture and students, from their own records."""
+"""The lineage of a run: its teacher, corpus and students, from their own records."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -12,10 +13,9 @@ from ...data.files import read_json
 from ...data.prepared import SPLITS, CorpusLayout
 from ..pages.inspect.store import counted
 from ..recipe.tables import StudentTable
-from .columns import CACHED_BYTES
 from .curves import in_words
 from .names import visible
-from .verdict import Upbringing
+from .verdict import Training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,24 +23,80 @@ if TYPE_CHECKING:
     from ...data.store.manifest import Manifest
     from ..recipe.run_folder import Run
     from ..recipe.tables import Recipe, TeacherTable
-    from .columns import Row
+    from .figures import ModelFigures
 
 _TRAINING = ("objective", "teachers", "train", "like")
-"""Of a student's table: what is not what it began as."""
+"""Keys of a student's table that do not describe its origin."""
 
 
-def teacher_facts(recipe: Recipe, manifest: Manifest | None) -> dict[str, Any]:
-    """Who spoke; without a store nothing but where it came from."""
-    found: dict[str, Any] = {"origin": _teacher_origin(recipe.teacher)}
-    if manifest is not None:
-        found |= {
-            "name": manifest.teacher.name,
-            "family": manifest.teacher.family,
-            "parameters": manifest.teacher.parameters,
-            "dtype": manifest.teacher.dtype,
-            "fingerprint": manifest.teacher.fingerprint,
-        }
-    return found
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherFacts:
+    """The teacher; only its origin is known without a store."""
+
+    origin: str
+    name: str | None = None
+    family: str | None = None
+    parameters: int | None = None
+    dtype: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitFacts:
+    """One split of the corpus; a store alone knows its documents and fingerprint."""
+
+    documents: int
+    fingerprint: str
+    tokens: int | None = None
+    positions: int | None = None
+    sequences: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusFacts:
+    """The corpus; most figures are None where the prepared corpus is not on this machine."""
+
+    files: tuple[str, ...]
+    splits: dict[str, SplitFacts]
+    sources: int | None = None
+    """Files that were read."""
+    documents: int | None = None
+    tokens: int | None = None
+    supervised_share: float | None = None
+    """Share of tokens that are trained on; None where the teacher writes the answers."""
+    heldout_share: float | None = None
+    """Share of documents that are held out."""
+    prompts: bool | None = None
+    """Whether the documents are prompts that the teacher answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentFacts:
+    """One student of the run."""
+
+    name: str
+    evaluated: bool
+    trained: bool
+    origin: str
+    """What it started as, in words."""
+    made_of: dict[str, Any]
+    """What it started as, as its table says."""
+    train: dict[str, Any] | None = None
+    """Its training settings; None where its record cannot be read."""
+    objective: str = ""
+    teachers: list[str] = field(default_factory=list)
+    """Further stores it was trained from, with their weights."""
+    listens: bool | None
+    """Whether its objective reads targets of a teacher; None where that is not known."""
+
+
+def teacher_facts(recipe: Recipe, manifest: Manifest | None) -> TeacherFacts:
+    """The teacher of a recipe, as a store's manifest identifies it."""
+    origin = _teacher_origin(recipe.teacher)
+    if manifest is None:
+        return TeacherFacts(origin=origin)
+    known = ("name", "family", "parameters", "dtype", "fingerprint")
+    return TeacherFacts(origin=origin, **{key: getattr(manifest.teacher, key) for key in known})
 
 
 def _teacher_origin(teacher: TeacherTable) -> str:
@@ -59,76 +115,71 @@ def _is_path(model: str) -> bool:
     return model[0] in "./~" or model.count("/") != 1
 
 
-def corpus_facts(recipe: Recipe, run: Run, manifests: Sequence[Manifest]) -> dict[str, Any]:
-    """What was read. Where the prepared corpus is not on this machine, only what the stores say.
+def corpus_facts(recipe: Recipe, run: Run, manifests: Sequence[Manifest]) -> CorpusFacts:
+    """The corpus, from its own record or else from the manifests of stores.
 
     Raises
-        ColdstillError: the corpus's record is damaged
+        ColdstillError: the record is damaged
     """
-    facts: dict[str, Any] = {"files": list(recipe.corpus.files), "splits": {}}
+    files = tuple(recipe.corpus.files)
     record = CorpusLayout(run.corpus).read_record()
     if record is None:
-        facts["splits"] = {
-            m.corpus.split: {"documents": m.corpus.documents, "fingerprint": m.corpus.fingerprint}
-            for m in manifests
-        }
-        return facts
-    for split in SPLITS:
-        found = record.splits[split]
-        facts["splits"][split] = {
-            "documents": found.documents,
-            "fingerprint": found.content,
-            "tokens": found.tokens,
-            "positions": found.positions,
-            "sequences": found.sequences,
-        }
+        corpora = [manifest.corpus for manifest in manifests]
+        return CorpusFacts(
+            files=files,
+            splits={
+                c.split: SplitFacts(documents=c.documents, fingerprint=c.fingerprint)
+                for c in corpora
+            },
+        )
+    splits: dict[str, SplitFacts] = {
+        split: SplitFacts(
+            documents=(found := record.splits[split]).documents,
+            fingerprint=found.content,
+            tokens=found.tokens,
+            positions=found.positions,
+            sequences=found.sequences,
+        )
+        for split in SPLITS
+    }
     train, heldout = (record.splits[split] for split in SPLITS)
-    documents = train.documents + heldout.documents
-    tokens = train.tokens + heldout.tokens
+    documents, tokens = train.documents + heldout.documents, train.tokens + heldout.tokens
     learned = train.positions + heldout.positions
-    return facts | {
-        "sources": len(record.sources),
-        "documents": documents,
-        "tokens": tokens,
-        "supervised_share": None if record.prompts else learned / max(1, tokens),
-        "heldout_share": heldout.documents / max(1, documents),
-        "prompts": record.prompts,
-    }
+    return CorpusFacts(
+        files=files,
+        splits=splits,
+        sources=len(record.sources),
+        documents=documents,
+        tokens=tokens,
+        supervised_share=None if record.prompts else learned / max(1, tokens),
+        heldout_share=heldout.documents / max(1, documents),
+        prompts=record.prompts,
+    )
 
 
-def student_facts(run: Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every student of the run, the evaluated ones first and of those the best."""
-    order = {row["name"]: place for place, row in enumerate(rows)}
-    by_name = {row["name"]: row for row in rows}
+def student_facts(run: Run, rows: Sequence[ModelFigures]) -> list[StudentFacts]:
+    """Every student of the run, first the evaluated ones in the order of the rows."""
+    order = {row.name: place for place, row in enumerate(rows)}
+    by_name = {row.name: row for row in rows}
     found = [_student(run, name, by_name.get(visible(name))) for name in run.student_names]
-    return sorted(found, key=lambda one: (order.get(one["name"], len(order)), one["name"]))
+    return sorted(found, key=lambda one: (order.get(one.name, len(order)), one.name))
 
 
-def _student(run: Run, name: str, row: Row | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "name": visible(name),
-        "evaluated": row is not None,
-        "trained": run.student(name).model.exists(),
-    }
+def _student(run: Run, name: str, row: ModelFigures | None) -> StudentFacts:
     table = _table(run, name)
-    if table is None:
-        unknown: dict[str, Any] = {
-            "origin": "its record cannot be read",
-            "made_of": {},
-            "train": None,
-        }
-        return facts | {**unknown, "listens": _listens({}, row)}
-    origin = {
-        key: value for key, value in table.items() if key not in _TRAINING and value is not None
-    }
-    return facts | {
-        "origin": origin_in_words(origin),
-        "made_of": origin,
-        "objective": in_words(table.get("objective")),
-        "train": table.get("train"),
-        "teachers": _others(table),
-        "listens": _listens(table, row),
-    }
+    known = table or {}
+    made_of = {k: value for k, value in known.items() if k not in _TRAINING and value is not None}
+    return StudentFacts(
+        name=visible(name),
+        evaluated=row is not None,
+        trained=run.student(name).model.exists(),
+        origin="its record cannot be read" if table is None else origin_in_words(made_of),
+        made_of=made_of,
+        objective=in_words(known.get("objective")),
+        train=train if isinstance(train := known.get("train"), dict) else None,
+        teachers=_others(known),
+        listens=_listens(known, row),
+    )
 
 
 def _table(run: Run, name: str) -> dict[str, Any] | None:
@@ -140,10 +191,10 @@ def _table(run: Run, name: str) -> dict[str, Any] | None:
     return table if isinstance(table, dict) else None
 
 
-def _listens(table: Mapping[str, Any], row: Row | None) -> bool | None:
-    """Whether its objective reads anything of a teacher's; None if nobody knows."""
-    cached = None if row is None else row.get(CACHED_BYTES)
-    if cached is not None:  # which is 0 only there
+def _listens(table: Mapping[str, Any], row: ModelFigures | None) -> bool | None:
+    """Whether its objective reads targets of a teacher; None if that is not known."""
+    cached = None if row is None else row.cached_bytes_per_position
+    if cached is not None:  # 0 only for an objective that reads none
         return bool(cached)
     from ...stages.targets.losses import LOSSES
 
@@ -161,7 +212,7 @@ def _others(table: Mapping[str, Any]) -> list[str]:
 
 
 def origin_in_words(origin: Mapping[str, Any]) -> str:
-    """What a student began as, such as "new llama, 2 layers of width 128"."""
+    """What a student started as, such as "new llama, 2 layers of width 128"."""
     parts = []
     for key, value in origin.items():
         if key == "architecture" and isinstance(value, dict):
@@ -190,7 +241,7 @@ def _layers(value: Mapping[str, Any]) -> str:
 
 
 def _cut(cut: Mapping[str, Any]) -> str:
-    """What one pruning leaves, such as "2 layers, 4 heads"."""
+    """What remains after one pruning, such as "2 layers, 4 heads"."""
     words = {
         "layers": ("{} layer", "{} layers"),
         "hidden": ("width {}",) * 2,
@@ -214,26 +265,26 @@ def _cut(cut: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A table as one would write it in a recipe, without what is not set."""
+    """A table as a recipe writes it, without unset keys."""
     if isinstance(value, dict):
         inner = (f"{key} = {_plain(v)}" for key, v in value.items() if v is not None)
         return "{ " + ", ".join(inner) + " }"
     return json.dumps(value, ensure_ascii=False)
 
 
-def upbringings(students: Sequence[Mapping[str, Any]]) -> dict[str, Upbringing]:
-    """The same, of those that are known, for the verdict."""
+def trainings(students: Sequence[StudentFacts]) -> dict[str, Training]:
+    """The training of each student of which it is known whether it used a teacher."""
     return {
-        one["name"]: Upbringing(
-            listens=one["listens"], origin=one["made_of"], train=_alike(one["train"])
+        one.name: Training(
+            uses_teacher=one.listens, origin=one.made_of, settings=_settings(one.train)
         )
         for one in students
-        if one["listens"] is not None
+        if one.listens is not None
     }
 
 
-def _alike(train: Any) -> Any:
-    """Of a training what can make its end another: not how often it writes down where it is."""
+def _settings(train: Any) -> dict[str, Any]:
+    """The settings of a training that can change its result."""
     quiet = ("log_every", "checkpoint_every", "micro_batch_tokens", "seed")
     kept = train if isinstance(train, dict) else {}
     return {key: value for key, value in kept.items() if key not in quiet}

@@ -1,4 +1,4 @@
-"""What runs and models are called, wherever they stand side by side."""
+"""Names of runs and models where several stand side by side."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
-    """What the runs are called in front of their models: nothing where there is one, else as much
-    of their folders' ends as tells them apart."""
+    """Labels before the names of models: empty for one run, otherwise the shortest ends of the
+    folders that differ."""
     if len(runs) == 1:
         return [""]
     paths = [run.root.resolve().parts for run in runs]
@@ -24,10 +24,10 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
 
 
 def labelled(run_label: str, name: str) -> str:
-    """What a model is called in every output."""
+    """Name of a model in every output."""
     return f"{run_label}/{name}" if run_label else name
 
 
 def visible(text: str) -> str:
-    """A name of the file system as it may be shown: nothing in it moves a cursor."""
+    """A name without control characters, so that it cannot move a terminal's cursor."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

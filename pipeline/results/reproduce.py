@@ -1,10 +1,11 @@
-"""How to make the same run again: its recipe, what was set beside it, the commands, the machine."""
+"""How to make a run again: its recipe, changed settings, commands, and the machine it ran on."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,28 +18,43 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ..recipe.run_folder import Run
-    from .columns import Row
+    from .figures import ModelFigures
 
 
-def reproduction(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
-    """What to type and where it ran, as a JSON value."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reproduction:
+    """What to type, and where the run was made."""
+
+    recipe: str | None
+    """Text of the recipe; None where it is not in the run."""
+    commands: list[str]
+    settings: list[str] | None
+    """Settings besides the recipe, as `--set` takes them; None where TOML cannot express them."""
+    students_beside: list[str]
+    """Trained students that the recipe does not name."""
+    environment: dict[str, str]
+    """Versions and platform."""
+    machines: list[str]
+
+
+def reproduction(run: Run, rows: Sequence[ModelFigures]) -> Reproduction:
+    """The commands that make a run with these figures again."""
     text = _text(run.verbatim)
     changes, beside = (None, {}) if text is None else _changes(run, text)
-    return {
-        "recipe": text,
-        "commands": [*_commands(run, text, changes, beside), *_last(run, rows)],
-        # None: it cannot be said as settings; the run's folder, taken for a recipe, still does
-        "settings": changes,
-        "students_beside": sorted(beside),
-        "environment": _environment(run.environment),
-        "machines": list(machine_groups(rows)),
-    }
+    return Reproduction(
+        recipe=text,
+        commands=[*_commands(run, text, changes, beside), *_last(run, rows)],
+        settings=changes,
+        students_beside=sorted(beside),
+        environment=_environment(run.environment),
+        machines=list(machine_groups(rows)),
+    )
 
 
 def _commands(
     run: Run, text: str | None, changes: Sequence[str] | None, beside: Mapping[str, Any]
 ) -> list[str]:
-    """In their order; what stands after # is for the reader."""
+    """Commands in their order, with comments for the reader."""
     root, name = shlex.quote(str(run.root)), run.root.name
     found = []
     if text is not None and changes is not None:
@@ -58,7 +74,7 @@ def _commands(
 
 
 def _where(run: Run) -> str:
-    """Options that make a run in this very folder, where its recipe's name alone does not."""
+    """The option that puts a run into its folder, where that is not the default one."""
     parent = str(run.root.parent)
     return "" if parent == "runs" else f" --runs {shlex.quote(parent)}"
 
@@ -67,19 +83,19 @@ def _sets(changes: Sequence[str]) -> str:
     return "".join(f" --set {shlex.quote(change)}" for change in changes)
 
 
-def _last(run: Run, rows: Sequence[Row]) -> list[str]:
-    """What comes after training: exports that are there, and this page."""
-    root, exports = shlex.quote(str(run.root)), [row for row in rows if row["role"] == "export"]
+def _last(run: Run, rows: Sequence[ModelFigures]) -> list[str]:
+    """Commands after training: the exports that exist, and the report."""
+    root, exports = shlex.quote(str(run.root)), [row for row in rows if row.is_export]
     found = []
-    for student in dict.fromkeys(row["of"] for row in exports):
-        formats = (f" --to {row['format']}" for row in exports if row["of"] == student)
+    for student in dict.fromkeys(str(row.of) for row in exports):
+        formats = (f" --to {row.format}" for row in exports if row.of == student)
         found.append(f"coldstill export {root} {shlex.quote(student)}{''.join(formats)}")
     return [*found, f"coldstill report {root}"]
 
 
 def _changes(run: Run, text: str) -> tuple[list[str] | None, dict[str, Any]]:
-    """What the recipe's file does not say: settings as `--set` takes them, and tables of trained
-    students that it does not name."""
+    """Settings that the recipe's file does not have, and the tables of trained students that it
+    does not name."""
     try:
         recorded = read_json(run.resolved)
         source = RecipeSource(
@@ -88,7 +104,7 @@ def _changes(run: Run, text: str) -> tuple[list[str] | None, dict[str, Any]]:
         written = json.loads(source.understood().recipe.model_dump_json())
         students = recorded["recipe"]["students"]
         own = {name: students[name] for name in students if name in written["students"]}
-        # the folder's name is the run's, whatever its recipe is called
+        # the run is named after its folder, not after its recipe
         now = {**recorded["recipe"], "students": own, "name": run.root.name}
         beside = {
             name: table
@@ -103,8 +119,7 @@ def _changes(run: Run, text: str) -> tuple[list[str] | None, dict[str, Any]]:
 
 
 def _settings(old: Any, new: Any, key: tuple[str, ...]) -> Iterator[str]:
-    """`key=value` for every leaf of the second that the first has not; raises ValueError where TOML
-    cannot say it."""
+    """`key=value` for every leaf of `new` that differs; ValueError where TOML cannot express it."""
     if old == new:
         return
     if isinstance(old, dict) and isinstance(new, dict):
@@ -123,7 +138,7 @@ def _part(name: str) -> str:
 
 def _toml(value: Any) -> str:
     if value is None:
-        raise ValueError("there is no nothing in TOML")
+        raise ValueError("TOML has no null")
     if isinstance(value, dict):
         inner = (f"{_part(k)} = {_toml(v)}" for k, v in value.items() if v is not None)
         return "{ " + ", ".join(inner) + " }"
@@ -132,7 +147,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _environment(path: Path) -> Mapping[str, str]:
+def _environment(path: Path) -> dict[str, str]:
     try:
         value = read_json(path)
     except ColdstillError:

@@ -1,4 +1,4 @@
-"""`coldstill compare`: what is said beside the table, and where the page goes."""
+"""The step that compares all models of one run or of several, and writes the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from ...data.files import whole_file, write_json
 from ...stages.report import Report, Reporter
 from ..pages.compare.page import write_page
 from ..pages.self_contained import expect_file
-from ..results.caveats import lacking, warnings
+from ..results.caveats import warnings, without_calibration
+from ..results.figures import json_rows
 from ..results.rows import compared_rows
 from ..results.table import markdown
 
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..recipe.run_folder import Run
-    from ..results.columns import Row
+    from ..results.figures import ModelFigures
 
 _STAGE = "compare"
 
 
-def compare_runs(runs: Sequence[Run], file: Path | None, report: Reporter) -> list[Row]:
-    """The rows of these runs; the page is written to `file`, if given, and of one run beside it.
+def compare_runs(runs: Sequence[Run], file: Path | None, report: Reporter) -> list[ModelFigures]:
+    """The rows of these runs. The page is written to `file` if given, and beside a single run.
 
     Raises
         ColdstillError: as `compare`, or `file` is a folder
@@ -34,9 +35,9 @@ def compare_runs(runs: Sequence[Run], file: Path | None, report: Reporter) -> li
     rows = compare(runs)
     for warning in warnings(rows):
         report(Report(stage=_STAGE, note=warning, warning=True))
-    if old := lacking(rows):
+    if old := without_calibration(rows):
         names = ", ".join(old)
-        note = f"no calibration in older figures of {names}; coldstill evaluate measures them anew"
+        note = f"no calibration in older figures of {names}; coldstill evaluate measures them again"
         report(Report(stage=_STAGE, note=note))
     if file is not None:
         write_page(file, runs, rows)
@@ -46,12 +47,12 @@ def compare_runs(runs: Sequence[Run], file: Path | None, report: Reporter) -> li
     return rows
 
 
-def compare(runs: Sequence[Run]) -> list[Row]:
+def compare(runs: Sequence[Run]) -> list[ModelFigures]:
     """A row for each teacher, then one for every evaluated student and each of its exports, the
     lowest loss first.
 
-    Of one run the comparison is also written beside it, as JSON, Markdown and a page. Of several,
-    models are called RUN/NAME; a teacher whose figures two runs share has one row.
+    The comparison of one run is also written beside it, as JSON, Markdown and a page. For several
+    runs, models are called RUN/NAME, and a teacher whose figures two runs share has one row.
 
     Raises
         ColdstillError: as `compared_rows`
@@ -62,8 +63,8 @@ def compare(runs: Sequence[Run]) -> list[Row]:
     return rows
 
 
-def _write_beside(run: Run, rows: Sequence[Row]) -> None:
-    write_json(run.comparison, rows)
+def _write_beside(run: Run, rows: Sequence[ModelFigures]) -> None:
+    write_json(run.comparison, json_rows(rows))
     with whole_file(run.comparison.with_suffix(".md")) as scratch:
         scratch.write_text(markdown(rows), encoding="utf-8")
     write_page(run.comparison.with_suffix(".html"), [run], rows)

@@ -9,8 +9,8 @@ from ...data.errors import ColdstillError
 from ...data.files import read_json, write_json
 from ...data.fingerprint import json_sha256
 from ...data.store.reader import open_store
-from ...stages.models.weight_files import weight_files_in
-from ..results.columns import CACHED_BYTES
+from ..results.figures import ModelFigures
+from ..results.rows import is_older
 from .students import open_made, store_called
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .work import Work
 
 _NEWER = ("calibration", "bits_per_byte", "flops_per_token", "generation", "weights")
-"""Keys that figures of older versions lack: those are measured anew."""
+"""Keys that older versions did not write; figures without them are measured again."""
+_CACHED = "cached_bytes_per_position"
 
 
 def evaluate(work: Work, names: Sequence[str]) -> None:
@@ -44,7 +45,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         )
     # figures belong to the store they were measured on: another held-out store asks for new ones
     heldout = heldout_identity(store.manifest)
-    if not _is_measured(work.run.teacher_evaluation, heldout, *_NEWER):
+    if _measured(work.run.teacher_evaluation, heldout, *_NEWER) is None:
         figures = dataclasses.asdict(evaluate_teacher(store, work.report))
         write_json(work.run.teacher_evaluation, {**figures, "heldout": heldout})
     for name in list(names) or trained:
@@ -59,7 +60,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
             name, folder.model, store, work.report, own_code=work.recipe.trusts(name)
         )
         figures = dataclasses.asdict(result)
-        figures[CACHED_BYTES] = _cached_bytes(work, name)
+        figures[_CACHED] = _cached_bytes(work, name)
         write_json(folder.evaluation, {**figures, "heldout": heldout})
         work.say(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:z.4f}")
 
@@ -72,40 +73,27 @@ def heldout_identity(manifest: Manifest) -> str:
 
 
 def is_evaluated(folder: StudentFolder, heldout: str) -> bool:
-    """Whether a student's figures are there, of this held-out store, by this version, and of the
-    weights that are there now."""
+    """Whether a student has figures of this held-out store and of its current weights, with all
+    keys of this version."""
     from ...stages.models.identity import teacher_identity
 
-    if not _is_measured(folder.evaluation, heldout, *_NEWER, CACHED_BYTES):
+    figures = _measured(folder.evaluation, heldout, *_NEWER, _CACHED)
+    if figures is None:
         return False
     where = f"students.{folder.root.name}"
     identity = teacher_identity(str(folder.model), where, dtype="auto", revision="main")
-    return bool(read_json(folder.evaluation)["weights"] == identity.fingerprint)
+    return figures.weights == identity.fingerprint
 
 
-def is_older(folder: StudentFolder) -> bool:
-    """Whether a student's figures may be of other weights, by the times of files: what can be told
-    without reading the weights."""
-    if not folder.evaluation.exists():
-        return False
-    measured = folder.evaluation.stat().st_mtime_ns
-    return any(path.stat().st_mtime_ns > measured for path in weight_files_in(folder.model))
-
-
-def _is_measured(record: Path, heldout: str, *newer: str) -> bool:
-    """Whether these figures are there, are of this held-out store and have the keys that older
-    records lack."""
+def _measured(record: Path, heldout: str, *newer: str) -> ModelFigures | None:
+    """Figures of this held-out store with the keys that older versions did not write, or None."""
     if not record.exists():
-        return False
+        return None
     try:
-        figures = read_json(record)
-    except ColdstillError:  # nothing that could be kept
-        return False
-    return (
-        isinstance(figures, dict)
-        and figures.get("heldout") == heldout
-        and all(key in figures for key in newer)
-    )
+        figures = ModelFigures.read(record, "")
+    except ColdstillError:  # damaged figures are measured again
+        return None
+    return figures if figures.heldout == heldout and figures.has(*newer) else None
 
 
 def _cached_bytes(work: Work, name: str) -> float | None:

@@ -278,7 +278,10 @@ def test_unknown_students(finished: Desk) -> None:
         ("seed=1", "made differently: capture.seed: 0 in the store, 1 now"),
         ("teacher.dtype=bf16", "made differently: teacher.dtype: float32 in the store, bfloat16 n"),
         ("evaluation.head=5", "runs/r/heldout: made differently: capture.head: 16 in the store, 5"),
-        ("corpus.sequence_length=16", "corpus.sequence_length was 32, is 16; logits rests on it"),
+        (
+            "corpus.sequence_length=16",
+            "corpus.sequence_length was 32, is 16; logits was made from it",
+        ),
         ("corpus.holdout=0.3", "runs/r/corpus: prepared differently: corpus.holdout was 0.2, is 0"),
         ("corpus.pack=false", "runs/r/corpus: prepared differently: corpus.pack was True, is Fal"),
     ],
@@ -304,7 +307,7 @@ def test_a_store_that_was_made_with_another_tokenizer(finished: Desk) -> None:
     table["added_tokens"].append({**table["added_tokens"][0], "id": 320, "content": "<new>"})
     path.write_text(json.dumps(table), encoding="utf-8")
     line = finished.refused(*LOGITS)
-    assert "runs/r/corpus: prepared differently: the tokenizer has changed; logits rests on" in line
+    assert "runs/r/corpus: prepared differently: the tokenizer has changed; logits was made" in line
 
 
 def test_a_store_made_from_another_corpus(desk: Desk) -> None:
@@ -314,7 +317,7 @@ def test_a_store_made_from_another_corpus(desk: Desk) -> None:
     desk.done(*LOGITS)
     path = desk.root / "texts" / "07.txt"
     path.write_text("something else", encoding="utf-8")
-    said = "runs/r/corpus: prepared differently: the file texts/07.txt has changed; logits rests on"
+    said = "runs/r/corpus: prepared differently: the file texts/07.txt has changed; logits was made"
     assert said in desk.refused(*LOGITS)
     path.unlink()
     assert "the file texts/07.txt is gone" in desk.refused(*LOGITS)
@@ -329,7 +332,9 @@ def test_a_teacher_made_here_where_another_was_captured(finished: Desk) -> None:
     finished.write("r.toml", text.replace('model = "teacher"', made))
     for command in ("train-teacher", "teacher-logits", "run"):
         line = finished.refused(command, "r.toml")
-        assert "teacher.tokenizer asks for a new tokenizer, but logits rests on another" in line
+        assert (
+            "teacher.tokenizer asks for a new tokenizer, but logits was made with another" in line
+        )
 
 
 def test_a_teacher_made_here_that_cannot_be(desk: Desk) -> None:

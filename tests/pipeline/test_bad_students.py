@@ -75,14 +75,17 @@ def test_a_weight_that_only_begins_at_zero_is_one() -> None:
 @pytest.mark.parametrize(
     ("teachers", "said"),
     [
-        ("[{ weight = 0 }]", "teachers: all weights are 0, so there is nobody to listen to"),
+        ("[{ weight = 0 }]", "teachers: all weights are 0; set at least one above 0"),
         (
             '[{ weight = 0.0 }, { logits = "o", weight = 0 }]',
-            "teachers: all weights are 0, so there is nobody to listen to",
+            "teachers: all weights are 0; set at least one above 0",
         ),
         ('[{ logits = "o", weight = -1 }]', "weight: input should be greater than or equal to 0"),
         ('[{ logits = "o", weight = nan }]', "weight: input should be "),
-        ('[{ logits = "o", weight = 1.5 }]', "the weights' sum is 1.5, which leaves the run's own"),
+        (
+            '[{ logits = "o", weight = 1.5 }]',
+            "the sum of the weights is 1.5, so the run's own store",
+        ),
     ],
 )
 def test_teachers_whose_weights_cannot_be(finished: Desk, teachers: str, said: str) -> None:
@@ -185,8 +188,8 @@ def test_a_checkpoint_of_an_older_version_needs_the_record(half: Desk) -> None:
     line = half.refused(*STUDENT, "--student", "small")
     assert line == (
         "error: runs/r/students/small/checkpoints/checkpoint-2: students.small has no student.json "
-        "beside it, so nobody knows what it was trained with; put that back, or delete "
-        "runs/r/students/small to train it anew"
+        "beside it, so its settings are unknown; put that file back, or delete "
+        "runs/r/students/small to train it again"
     )
     older = json.loads(text)
     older["student"]["train"]["seed"] = None  # as it was written where the recipe's seed counts

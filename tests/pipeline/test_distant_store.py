@@ -70,7 +70,7 @@ def test_a_run_of_another_corpus_is_still_refused(desk: Desk, memory: Distance) 
     far_away(desk, memory)
     desk.done("teacher-logits", "r.toml")
     line = desk.refused("teacher-logits", "r.toml", "--set", "corpus.sequence_length=16")
-    assert "; logits rests on it" in line
+    assert "; logits was made from it" in line
     line = desk.refused("teacher-logits", "r.toml", "--set", "logits.head=5")
     assert f"{memory.url}/logits: made differently: capture.head" in line
 

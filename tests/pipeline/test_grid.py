@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe.keys import split_key, student_keys
+from coldstill.pipeline.recipe.fields import student_keys
+from coldstill.pipeline.recipe.keys import split_key
 from coldstill.pipeline.recipe.tables import NAME_PATTERN
 from coldstill.pipeline.steps.grid import Grid, points_of, read_grids
 
@@ -55,7 +56,7 @@ def test_values_are_toml_or_bare_words(text: str, expected: tuple[Any, ...] | No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("seed=1,2", "another seed of the recipe would ask for another store; sweep students.NAME"),
+        ("seed=1,2", "another seed of the recipe would need another store; sweep students.NAME"),
         ("logits.head=1,2", "only keys below students. can be swept: another logits.head would a"),
         ("students=1", "expected a student's key, students.NAME.KEY=V1,V2"),
         ("students.small=1", "expected a student's key, students.NAME.KEY=V1,V2"),

@@ -106,10 +106,10 @@ def test_inspect_is_readable(finished: Desk) -> None:
 def test_a_run_is_taken_for_its_store(finished: Desk) -> None:
     facts = told(finished, "runs/r")
     assert facts["note"] == (
-        "runs/r is a run: this is its store runs/r/logits; it has another, runs/r/heldout"
+        "runs/r is a run; its store runs/r/logits is shown; it also has runs/r/heldout"
     )
     assert {**facts, "note": ""} == told(finished, "runs/r/logits")
-    assert finished.done("inspect", "runs/r/").stdout.startswith("runs/r/ is a run: ")
+    assert finished.done("inspect", "runs/r/").stdout.startswith("runs/r/ is a run; ")
 
 
 def test_the_histograms_are_plain_where_blocks_cannot_be_shown(alone: Desk) -> None:
@@ -161,7 +161,7 @@ def test_inspect_of_a_store_that_holds_no_shard_yet(alone: Desk) -> None:
     assert "says" not in text
     assert "positions by" not in text
     assert told(alone, "s")["teacher_perplexity"] is None
-    assert "holds no sequence yet" in alone.refused("inspect", "s", "--html", "p.html")
+    assert "has no sequence yet" in alone.refused("inspect", "s", "--html", "p.html")
 
 
 def test_inspect_touches_nothing(finished: Desk) -> None:
@@ -175,7 +175,7 @@ def test_inspect_touches_nothing(finished: Desk) -> None:
 def test_any_other_file_is_refused(alone: Desk) -> None:
     alone.write("notes.txt", "a")
     line = alone.refused("inspect", "notes.txt")
-    assert line == "error: notes.txt: a file, but no shard (*.arrow, *.zarr)"
+    assert line == "error: notes.txt: a file that is not a shard (*.arrow, *.zarr)"
 
 
 def test_a_store_may_be_called_like_a_shard(tmp_path: Path) -> None:

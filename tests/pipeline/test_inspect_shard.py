@@ -51,7 +51,7 @@ def test_one_shard_is_looked_at_as_part_of_its_store(
     assert columns["token_ids"]["values"] == len(part.sequences.tokens.values)
     assert columns["head_ids"]["values"] == len(part.targets)
     text = desk.done("inspect", name).stdout
-    assert "this shard  2: sequences 8 to 9; the rest is of it alone" in text
+    assert "this shard  2: sequences 8 to 9; all lines below are about it alone" in text
 
 
 def test_a_shard_is_found_from_inside_its_folder(alone: Desk) -> None:
@@ -117,7 +117,7 @@ def test_a_damaged_shard_is_one_line(tmp_path: Path, store: str) -> None:
 
 @pytest.mark.parametrize("name", ["lone.arrow", "s/shards/00009.arrow", "lone.zarr"])
 def test_a_shard_that_is_not_there(alone: Desk, name: str) -> None:
-    assert alone.refused("inspect", name) == f"error: {name}: not there"
+    assert alone.refused("inspect", name) == f"error: {name}: does not exist"
 
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1\0\0", b"no table at all"])

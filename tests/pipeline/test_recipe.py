@@ -215,7 +215,7 @@ def test_a_student_has_a_name_that_can_be_a_folder(tmp_path: Path, name: str) ->
 
 
 def test_head_and_tail_cannot_both_be_nothing(tmp_path: Path) -> None:
-    assert "keep nothing" in fault(WHOLE, tmp_path, "logits.head=0", "logits.tail=0")
+    assert "store nothing" in fault(WHOLE, tmp_path, "logits.head=0", "logits.tail=0")
 
 
 @pytest.mark.parametrize("temperatures", ["[1.0]", "[2, 2]", "[2, 1]"])
@@ -239,12 +239,14 @@ def test_a_teacher_that_exists_may_be_corrected(tmp_path: Path) -> None:
         return fault(WHOLE.replace("[teacher]\n", f"[teacher]\n{keys}\n"), tmp_path)
 
     train = "train = { steps = 3 }\n"
-    assert said("lora = {}").startswith("r.toml: teacher: has 'lora' without 'train': say how long")
+    assert said("lora = {}").startswith(
+        "r.toml: teacher: has 'lora' without 'train': set the length"
+    )
     whole = said(f"{train}tokenizer = {{}}")
     assert "teacher: has both 'model' and a table for making one; keep either 'model' (and" in whole
     made = "architecture = { layers = 1, hidden = 8, heads = 1 }\ntokenizer = {}\nlora = {}\n"
     new = fault(WHOLE.replace('model = "ORG/NAME"\n', made + train), tmp_path)
-    assert new.startswith("r.toml: teacher: has 'lora' without 'model': a model that is made here")
+    assert new.startswith("r.toml: teacher: has 'lora' without 'model': the weights of a new")
     for targets, shown in (("'q_proj'", "'q_proj'"), ("[]", "[]"), ("['a', 3]", "['a', 3]")):
         assert said(f"{train}lora = {{ targets = {targets} }}") == (
             f"r.toml: teacher.lora.targets: {shown} is neither 'all-linear' nor a list of layer "
@@ -373,8 +375,8 @@ def test_like_an_unknown_student_or_itself_is_refused(tmp_path: Path) -> None:
     assert unknown.startswith("r.toml: students.other.like: no student 'smal'")
     circle = fault(LIKE + 'like = "third"\n[students.third]\nlike = "other"\n', tmp_path)
     assert circle.startswith("r.toml: students.")
-    assert "goes round in a circle: other -> third -> other" in circle
-    assert "circle: other -> other" in fault(LIKE + 'like = "other"\n', tmp_path)
+    assert "is circular: other -> third -> other" in circle
+    assert "circular: other -> other" in fault(LIKE + 'like = "other"\n', tmp_path)
 
 
 def test_a_new_name_makes_a_variant_and_leaves_the_old_student_as_it_was(tmp_path: Path) -> None:
@@ -403,9 +405,9 @@ def test_the_name_of_a_known_student_makes_no_variant(tmp_path: Path) -> None:
 
 def test_a_variant_of_no_known_student_is_refused(tmp_path: Path) -> None:
     said = fault(WHOLE, tmp_path, "students.smal.train.steps=9", student="small2")
-    assert said == "--set students.smal: no student 'smal' to make 'small2' of (have: small)"
+    assert said == "--set students.smal: no student 'smal' to make 'small2' from (have: small)"
     nobody = fault(WHOLE.partition("[students")[0], tmp_path, "students.a.like=b", student="c")
-    assert nobody == "--set students.a: no student 'a' to make 'c' of (have: none)"
+    assert nobody == "--set students.a: no student 'a' to make 'c' from (have: none)"
     assert "students: " in fault(
         "students = 5\n" + WHOLE.partition("[st")[0], tmp_path, student="c"
     )

@@ -22,7 +22,8 @@ def test_the_starter_is_a_recipe_once_its_placeholders_are_filled_in(
     desk: Desk, texts: Path, teacher_folder: Path
 ) -> None:
     result = desk.done("init", "mine")
-    assert result.stdout == f"wrote {desk.root}/mine.toml; next: coldstill plan mine\n"
+    assert result.stdout == f"wrote {desk.root}/mine.toml\n"
+    assert result.stderr == "next: coldstill plan mine\n"
     path = desk.root / "mine.toml"
     text = path.read_text(encoding="utf-8")
     assert load_recipe(str(path)).recipe.name == "mine"
@@ -55,7 +56,7 @@ def test_the_starter_shows_every_table_and_explains_its_lines(tmp_path: Path) ->
 def test_a_recipe_that_is_there_is_never_written_over(desk: Desk) -> None:
     desk.write("mine.toml", "precious")
     line = desk.refused("init", "mine")
-    assert line == f"error: {desk.root}/mine.toml: already there; choose another name or edit it"
+    assert line == f"error: {desk.root}/mine.toml: exists already; choose another name or edit it"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "a b", "-x", "x\n"])

@@ -180,7 +180,7 @@ def test_a_dry_run_needs_no_store_and_a_sweep_does(desk: Desk) -> None:
         ("students.small.architecture.heads=2,3", "hidden = 32 is not a multiple of heads = 3"),
         (f"{TRAIN}.micro_batch_tokens=256,96", "cannot be shared out as 3 per forward pass"),
         ("students.small.train.schedule.x=1,2", "--grid students.small: 'schedule' is a value, n"),
-        ("seed=0,1", "another seed of the recipe would ask for another store"),
+        ("seed=0,1", "another seed of the recipe would need another store"),
     ],
 )
 def test_one_point_that_cannot_be_stops_all_before_any_is_trained(
@@ -196,7 +196,7 @@ def test_a_point_called_as_another_student_is_refused(finished: Desk) -> None:
     line = finished.refused(*SWEEP, "--grid", f"{TRAIN}.steps=2,3")
     assert line == (
         "error: --grid: students.small-steps-2 is in the recipe already, with train.steps = 3, now "
-        "2; get another name with a --grid of that key too, or call that student something else"
+        "2; get another name with a --grid of that key too, or rename that student"
     )
     finished.edit("like = 'small'", "like = 'small'\ntrain = { steps = 2 }")
     told = finished.done(*SWEEP, "--grid", f"{TRAIN}.steps=2,3", "--dry-run").stdout
@@ -225,7 +225,7 @@ def test_a_point_whose_loss_is_no_number_does_not_keep_the_others(finished: Desk
         left_out = "sweep: warning: left out: train-student sgd-learning_rate-1e30: step 2: the "
         assert result.stderr.count(left_out) == 1
         assert result.stderr.splitlines()[-1] == (
-            "error: sweep: 1 of 3 points left out, their loss became no number: "
+            "error: sweep: 1 of 3 points left out because their loss became NaN or infinite: "
             "sgd-learning_rate-1e30; sweep lower learning rates, or leave these values out"
         )
         assert sorted(models_of(result.stdout)) == ["sgd", "sgd-learning_rate-0.002", "teacher"]

@@ -1,55 +1,57 @@
-"""The sentence that a report begins with: what it says of every outcome."""
+"""The sentence that a report begins with, for every outcome."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.pipeline.results.verdict import (
-    Upbringing,
+    Training,
     baseline_of,
-    best_taught,
+    contest,
     export_sentence,
-    standing,
     verdict,
 )
+from compared import generation
+from compared import row as whole_row
+
+if TYPE_CHECKING:
+    from coldstill.pipeline.results.figures import ModelFigures
 
 SMALL = {"architecture": {"layers": 2}}
 LONG = {"steps": 40}
 
 
-def row(name: str, loss: float, parameters: int = 270, **more: Any) -> dict[str, Any]:
-    speed = {"machine": "2 CPU threads", "heldout": "f00d"}
-    own = {"role": "student", "parameters": parameters, "loss": loss}
-    return {"name": name, **speed, **own, **more}
+def row(name: str, loss: float, parameters: int = 270, **more: Any) -> ModelFigures:
+    own = {"generation": [], **more}
+    found: ModelFigures = whole_row(name, loss, parameters, **own)
+    return found
 
 
-def teacher(**more: Any) -> dict[str, Any]:
-    return row("teacher", 4.9, 1000, role="teacher", **more)
+teacher = functools.partial(row, "teacher", 4.9, 1000, role="teacher")
 
 
 def writes(milliseconds: float) -> dict[str, Any]:
-    speeds = [{"batch": 8, "token_seconds": 9.0}, {"batch": 1, "token_seconds": milliseconds / 1e3}]
-    return {"generation": speeds}
+    one, eight = generation(1000)
+    return {"generation": [eight, {**one, "token_seconds": milliseconds / 1e3}]}
 
 
-def raised(listens: bool, origin: Any = SMALL, train: Any = LONG) -> Upbringing:
-    return Upbringing(listens=listens, origin=origin, train=train)
+def trained(uses_teacher: bool, origin: Any = SMALL, settings: Any = LONG) -> Training:
+    return Training(uses_teacher=uses_teacher, origin=origin, settings=settings)
 
 
-PAIR = {"small": raised(True), "bare": raised(False)}
+PAIR = {"small": trained(True), "bare": trained(False)}
 
 
-def said(*rows: dict[str, Any], students: dict[str, Upbringing] | None = None) -> str:
-    first = [] if rows and rows[0]["role"] == "teacher" else [teacher()]
-    return verdict([*first, *rows], PAIR if students is None else students)
+def result(*rows: ModelFigures, trainings: dict[str, Training] | None = None) -> str:
+    first = [] if rows and rows[0].role == "teacher" else [teacher()]
+    return verdict([*first, *rows], PAIR if trainings is None else trainings)
 
 
-def test_all_of_it_in_one_sentence() -> None:
-    sentence = said(
-        teacher(**writes(8.1)), row("small", 4.9973, **writes(3.0)), row("bare", 5.5245)
-    )
-    assert sentence == (
+def test_one_sentence_holds_the_whole_result() -> None:
+    rows = teacher(**writes(8.1)), row("small", 4.9973, **writes(3.0)), row("bare", 5.5245)
+    assert result(*rows) == (
         "`small` has 27% of the teacher's parameters, writes 2.7 times as fast and keeps held-out "
         "loss within 0.10 nats of it; without the teacher the same model ends 0.62 nats away."
     )
@@ -66,8 +68,9 @@ def test_all_of_it_in_one_sentence() -> None:
         (4.8, "ends 0.10 nats below it in held-out loss"),
     ],
 )
-def test_nearness_to_the_teacher_is_told_and_within_holds(loss: float, words: str) -> None:
-    assert f"of the teacher's parameters and {words}; " in said(row("small", loss), row("bare", 9))
+def test_the_distance_to_the_teacher_is_rounded_up(loss: float, words: str) -> None:
+    sentence = result(row("small", loss), row("bare", 9))
+    assert f"of the teacher's parameters and {words}; " in sentence
 
 
 @pytest.mark.parametrize(
@@ -76,120 +79,107 @@ def test_nearness_to_the_teacher_is_told_and_within_holds(loss: float, words: st
         (5.0, 5.5, "; without the teacher the same model ends 0.60 nats away."),
         (5.0, 5.0049, "; without the teacher the same model ends as well, so here the teacher did"),
         (5.0, 4.95, "; but without the teacher the same model ends 0.05 nats lower, so here the"),
-        # where the student is past the teacher, so may the baseline be: told from the student
+        # the student is past the teacher: the distance is measured from the student
         (4.5, 4.8, "; without the teacher the same model ends 0.30 nats higher."),
         (4.5, 5.0, "; without the teacher the same model ends 0.50 nats higher."),
     ],
 )
-def test_what_the_teacher_is_worth_is_told_whichever_way_it_went(
-    small: float, bare: float, end: str
-) -> None:
-    assert end in said(row("small", small), row("bare", bare))
+def test_the_teachers_part_is_stated_for_every_outcome(small: float, bare: float, end: str) -> None:
+    assert end in result(row("small", small), row("bare", bare))
 
 
-def test_a_baseline_trained_otherwise_is_told_as_such_and_only_taken_for_want_of_another() -> None:
-    students = {**PAIR, "longer": raised(False, train={"steps": 80})}
+def test_a_baseline_with_other_settings_is_used_only_without_a_better_one() -> None:
+    trainings = {**PAIR, "longer": trained(False, settings={"steps": 80})}
     rows = [row("small", 5.0), row("bare", 5.5), row("longer", 5.3)]
-    assert "the same model ends 0.60 nats away" in said(*rows, students=students)
-    without = said(rows[0], rows[2], students=students)
+    assert "the same model ends 0.60 nats away" in result(*rows, trainings=trainings)
+    without = result(rows[0], rows[2], trainings=trainings)
     assert "without the teacher the same model, though trained with other settings, ends" in without
 
 
-def test_a_baseline_is_of_the_same_origin() -> None:
-    other = {"small": raised(True), "bare": raised(False, origin={"layers": {"every": 2}})}
+def test_a_baseline_has_the_same_origin_and_held_out_store() -> None:
+    other = {"small": trained(True), "bare": trained(False, origin={"layers": {"every": 2}})}
     rows = [teacher(), row("small", 5.0), row("bare", 5.5)]
     end = "What the teacher is worth to it is not known: no student of the same kind was trained"
     assert end in verdict(rows, other)
     assert baseline_of(rows[1], rows, other) is None
     assert baseline_of(rows[1], rows, PAIR) is rows[2]
-    unknown = {name: raised(name == "small", origin={}) for name in PAIR}
+    unknown = {name: trained(name == "small", origin={}) for name in PAIR}
     assert baseline_of(rows[1], rows, unknown) is None
-    rows[2]["heldout"] = "beef"
-    assert baseline_of(rows[1], rows, PAIR) is None
+    elsewhere = row("bare", 5.5, heldout="beef")
+    assert baseline_of(rows[1], [*rows[:2], elsewhere], PAIR) is None
 
 
-def test_of_several_the_best_is_told_and_exports_are_no_students() -> None:
-    students = {"a": raised(True), "b": raised(True), "bare": raised(False)}
-    rows = [row("b (int8)", 4.9), row("b", 5.0), row("a", 5.1), row("bare", 4.99)]
-    assert best_taught(rows, students) is rows[1]
-    assert said(*rows, students=students).startswith("The best of 2 taught students, `b`, has 27%")
+def test_the_best_of_several_is_named_and_exports_are_not_students() -> None:
+    trainings = {"a": trained(True), "b": trained(True), "bare": trained(False)}
+    rows = [row("b (int8)", 4.9, role="export"), row("b", 5.0), row("a", 5.1), row("bare", 4.99)]
+    sentence = result(*rows, trainings=trainings)
+    assert sentence.startswith("The best of 2 taught students, `b`, has 27%")
 
 
-def test_where_the_best_has_no_baseline_the_teachers_worth_is_told_of_one_that_has() -> None:
-    students = {**PAIR, "pruned": raised(True, origin={"prune": {"layers": 1}})}
-    rows = [row("pruned", 4.95), row("small", 5.1), row("bare", 5.5)]
-    sentence = said(*rows, students=students)
+def test_the_teachers_part_is_shown_by_a_student_that_has_a_baseline() -> None:
+    trainings = {**PAIR, "pruned": trained(True, origin={"prune": {"layers": 1}})}
+    pruned, small = row("pruned", 4.95), row("small", 5.1)
+    rows = [pruned, small, row("bare", 5.5)]
+    sentence = result(*rows, trainings=trainings)
     assert sentence.startswith("The best of 2 taught students, `pruned`, has 27%")
     assert sentence.endswith(
         " nats of it. What the teacher is worth shows in `small`: without it the same model ends "
         "0.40 nats higher."
     )
-    pair = standing(rows, students)
+    pair = contest(rows, trainings)
     assert pair is not None
-    assert [one and one["name"] for one in (pair.best, pair.compared, pair.baseline)] == [
-        "pruned", "small", "bare",
-    ]  # fmt: skip
-    rows[2]["loss"] = 5.101
-    end = "Without the teacher the same model as `small` ends as well, so there it did not help."
-    assert said(*rows, students=students).endswith(end)
-    rows[2]["loss"] = 5.0
-    assert "`small` ends 0.10 nats lower, so there it did not help." in said(
-        *rows, students=students
-    )
-    assert standing(rows[2:], students) is None
+    assert [pair.best, pair.compared, pair.baseline] == rows
+    for loss, end in (
+        (5.101, "Without the teacher the same model as `small` ends as well, so there it did not"),
+        (5.0, "`small` ends 0.10 nats lower, so there it did not help."),
+    ):
+        assert end in result(pruned, small, row("bare", loss), trainings=trainings)
+    assert contest(rows[2:], trainings) is None
 
 
-def export(of: str, name: str, bytes_: int, kl: float, **more: Any) -> dict[str, Any]:
-    own: dict[str, Any] = {
-        "role": "export",
-        "of": of,
-        "format": name,
-        "bytes": bytes_,
-        "kl_from_student": kl,
-    }
+def export(of: str, name: str, bytes_: int, kl: float, **more: Any) -> ModelFigures:
+    own = {"role": "export", "of": of, "format": name, "bytes": bytes_, "kl_from_student": kl}
     return row(f"{of} ({name})", 5.0, **own, **more)
 
 
-def test_what_an_export_wins_is_told() -> None:
+def test_the_gain_of_an_export_is_stated() -> None:
     small = row("small", 5.0, bytes=1000, **writes(2.0))
     hf = export("small", "hf", 1000, 0.0, **writes(2.0))
     onnx = export("small", "onnx", 990, 1e-9, **writes(1.0))
-    tiny = export("small", "onnx-int8", 280, 0.0068, **writes(1.9))
-    rows = [teacher(), small, hf, onnx, tiny]
+    rows = [teacher(), small, hf, onnx, export("small", "onnx-int8", 280, 0.0068, **writes(1.9))]
     assert export_sentence(rows, "small") == (
         "Exported as onnx-int8, `small` takes 28% of its bytes, writes 1.1 times as fast and is "
         "0.007 nats of KL away from it."
     )
-    # nothing is smaller: the fastest, where it is faster at all
+    # nothing is smaller: the fastest, if it is faster at all
     assert export_sentence(rows[:-1], "small") == (
-        "Exported as onnx, `small` writes 2.0 times as fast and says the same."
+        "Exported as onnx, `small` writes 2.0 times as fast and predicts the same."
     )
-    assert export_sentence(rows[:3], "small") == ""
-    assert export_sentence(rows[:2], "small") == ""
-    # of the best, and of another only where that has none
-    bare = row("bare", 5.5, bytes=1000)
-    other = [*rows, bare, export("bare", "gguf-q8_0", 300, 0.1)]
+    assert export_sentence(rows[:3], "small") == export_sentence(rows[:2], "small") == ""
+    # the best student's export, and another one's only if it has none
+    other = [*rows, row("bare", 5.5, bytes=1000), export("bare", "gguf-q8_0", 300, 0.1)]
     assert "`bare` takes 30%" in export_sentence(other, "bare")
     assert "`small` takes" in export_sentence(other, "gone")
-    tiny["generation"] = []  # its runtime was not there
-    assert "takes 28% of its bytes and is 0.007 nats" in export_sentence(rows, "small")
+    # its runtime was not installed
+    untimed = [*rows[:-1], export("small", "onnx-int8", 280, 0.0068)]
+    assert "takes 28% of its bytes and is 0.007 nats" in export_sentence(untimed, "small")
 
 
-def test_a_run_in_which_nobody_listened_says_so() -> None:
-    sentence = said(row("bare", 5.5))
-    assert sentence == (
+def test_a_run_without_a_taught_student_says_so() -> None:
+    assert result(row("bare", 5.5)) == (
         "No student that learned from the teacher is evaluated; the best of those without one, "
         "`bare`, has 27% of the teacher's parameters and ends 0.60 nats above it in held-out loss."
     )
-    assert said() == "No student is evaluated yet."
+    assert result() == "No student is evaluated yet."
 
 
-def test_figures_of_different_stores_are_not_held_against_each_other() -> None:
-    apart = said(row("small", 5.0, heldout="beef"), row("bare", 5.5))
+def test_figures_of_different_stores_are_not_compared() -> None:
+    elsewhere = row("small", 5.0, heldout="beef")
+    apart = result(elsewhere, row("bare", 5.5))
     assert apart.startswith("Teacher and taught students were measured on different held-out")
-    sentence = said(row("small", 5.0, heldout="beef"))
+    sentence = result(elsewhere)
     assert sentence.startswith("Teacher and students were measured on different held-out stores")
-    assert "within 0.10 nats" in said(row("small", 5.0, heldout=None), row("bare", 5.5))
+    assert "within 0.10 nats" in result(row("small", 5.0, heldout=None), row("bare", 5.5))
 
 
 @pytest.mark.parametrize(
@@ -199,19 +189,16 @@ def test_figures_of_different_stores_are_not_held_against_each_other() -> None:
         (writes(4.0), writes(2.0), "writes at 50% of its speed"),
         (writes(0.1), writes(2.0), "writes 20 times as fast"),
         ({}, writes(2.0), None),
-        ({"generation": []}, writes(2.0), None),
         ({**writes(1.0), "machine": "another"}, writes(2.0), None),
         ({**writes(1.0), "machine": ""}, {**writes(2.0), "machine": ""}, None),
     ],
 )
-def test_speed_is_told_where_it_was_measured_on_one_machine(
+def test_speed_is_stated_if_it_was_measured_on_one_machine(
     own: dict[str, Any], theirs: dict[str, Any], words: str | None
 ) -> None:
-    sentence = said(teacher(**theirs), row("small", 5.0, **own), row("bare", 5.5))
-    if words is None:
-        assert "parameters and keeps" in sentence
-    else:
-        assert f"parameters, {words} and keeps" in sentence
+    sentence = result(teacher(**theirs), row("small", 5.0, **own), row("bare", 5.5))
+    part = "parameters and keeps" if words is None else f"parameters, {words} and keeps"
+    assert part in sentence
 
 
 @pytest.mark.parametrize(
@@ -223,5 +210,5 @@ def test_speed_is_told_where_it_was_measured_on_one_machine(
         (4, "has 0.4% of the teacher's parameters"),
     ],
 )
-def test_size_is_told_in_words_that_fit(parameters: int, words: str) -> None:
-    assert f"`small` {words} and keeps" in said(row("small", 5.0, parameters), row("bare", 5.5))
+def test_size_is_stated_in_words_that_fit(parameters: int, words: str) -> None:
+    assert f"`small` {words} and keeps" in result(row("small", 5.0, parameters), row("bare", 5.5))

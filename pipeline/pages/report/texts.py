@@ -1,88 +1,91 @@
-"""What the models make of a few held-out prompts, side by side."""
+"""The models' continuations of a few held-out prompts, side by side."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...recipe.tables import TEACHER
-from ..charts import Markup, element, joined
 from ..inspect.store import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from ...results.continuations import Continuations, PromptTexts
+    from ...results.facts import ReportFacts
 
-Facts = dict[str, Any]
+Pieces = list[tuple[str, int]]
+"""Parts of a text; a number stands for that many line ends in a row, 0 for text."""
 _MANY = 4
-"""Line ends that are counted instead of left empty."""
+"""Line ends in a row from which on they are counted instead of shown."""
 
 
-def texts_section(facts: Mapping[str, Any]) -> Markup:
-    """Every prompt, what came next and what each model writes; nothing if none was asked for."""
-    texts = facts["continuations"]
+@dataclass(frozen=True, slots=True)
+class TextColumn:
+    """One continuation."""
+
+    name: str
+    detail: str
+    text: Pieces
+    kind: str
+    """CSS class: what followed in the document, or the text of a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptView:
+    """One prompt with its continuations."""
+
+    where: str
+    text: Pieces
+    columns: list[TextColumn]
+
+
+@dataclass(frozen=True, slots=True)
+class TextsView:
+    """The section; without prompts its caption says why."""
+
+    prompts: list[PromptView]
+    caption: str
+
+
+def texts_view(facts: ReportFacts) -> TextsView | None:
+    """Every prompt, what followed it, and each model's continuation; None if not asked for."""
+    texts = facts.continuations
     if texts is None:
-        why = facts["no_continuations"]
-        if not why:
-            return joined()
-        return _section(element("p", f"Not shown: {why}.", cls="none"))
-    prompts = [_prompt(prompt, facts) for prompt in texts["prompts"]]
-    if not prompts:
-        none = "No held-out document is long enough to be cut into a prompt and what came next."
-        return _section(element("p", none, cls="none"))
-    return _section(*prompts, element("p", _caption(texts), cls="caption"))
+        why = facts.no_continuations
+        return TextsView([], f"Not shown: {why}.") if why else None
+    if not texts.prompts:
+        return TextsView([], "No held-out document is long enough for a prompt and what follows.")
+    return TextsView([_prompt(one, facts.baseline) for one in texts.prompts], _caption(texts))
 
 
-def _section(*content: Markup) -> Markup:
-    title = element("h2", "What they write")
-    return element("section", title, *content, cls="whole texts")
+def _prompt(prompt: PromptTexts, baseline: str | None) -> PromptView:
+    columns = [TextColumn("What came next", "", _pieces(prompt.next), "truth")]
+    for name, text in prompt.models.items():
+        detail = "no teacher" if name == baseline else ""
+        columns.append(TextColumn(_name(name), detail, _pieces(text), "model"))
+    where = f"document {prompt.document:,}, sequence {prompt.sequence:,} of the held-out store"
+    return PromptView(where, _pieces(prompt.text), columns)
 
 
-def _caption(texts: Facts) -> str:
-    count = len(texts["prompts"])
-    begun = counted(count, "held-out document")
-    few = f" (of {texts['asked']} asked for)" if count < texts["asked"] else ""
+def _caption(texts: Continuations) -> str:
+    count = len(texts.prompts)
+    few = f" (of {texts.asked} asked for)" if count < texts.asked else ""
     parts = [
-        f"Beginnings of {begun}{few}, chosen by seed {texts['seed']}; nobody picked them. Tokens "
-        f"are drawn at temperature {texts['temperature']:g}, by the same numbers for every model: "
-        "where two agree, so do their texts. Loss and KL above say more than a few of them.",
-        *(f"{_name(name)}: not shown, {why}." for name, why in texts["missing"].items()),
-        f"{texts['note']}." if texts["note"] else "",
+        f"Beginnings of {counted(count, 'held-out document')}{few}, chosen at random by seed "
+        f"{texts.seed}. Tokens are sampled at temperature {texts.temperature:g} with the same "
+        "random numbers for every model: where two models agree, so do their texts. Loss and KL "
+        "above say more than a few texts.",
+        *(f"{_name(name)}: not shown, {why}." for name, why in texts.missing.items()),
+        f"{texts.note}." if texts.note else "",
     ]
-    return " ".join(part for part in parts if part)
-
-
-def _prompt(prompt: Facts, facts: Mapping[str, Any]) -> Markup:
-    where = (
-        f"document {prompt['document']:,}, sequence {prompt['sequence']:,} of the held-out store"
-    )
-    columns = [_column("What came next", "", prompt["next"], "truth")]
-    for name, text in prompt["models"].items():
-        role = "no teacher" if name == facts["baseline"] else ""
-        columns.append(_column(_name(name), role, text, "model"))
-    return element(
-        "article",
-        element("div", element("p", "Prompt ", element("small", where)), _text(prompt["text"]),
-                cls="prompt"),
-        element("div", *columns, cls="columns"),
-    )  # fmt: skip
+    return " ".join(filter(None, parts))
 
 
 def _name(name: str) -> str:
     return "Teacher" if name == TEACHER else name
 
 
-def _column(name: str, detail: str, text: str, kind: str) -> Markup:
-    label = element("p", element("b", element("bdi", name)), " ", element("small", detail))
-    return element("div", label, _text(text), cls=kind)
-
-
-def _text(text: str) -> Markup:
-    """As it is, with its own line ends, but for many of them in a row; direction is kept inside."""
-    if not text:
-        return element("pre", element("i", "nothing: it ends here"))
+def _pieces(text: str) -> Pieces:
+    """The text with its own line ends, but many of them in a row as a number."""
     pieces = re.split(rf"(\n{{{_MANY},}})", text)
-    shown = (
-        element("i", f" {len(piece)} line ends ") if i % 2 else joined(piece)
-        for i, piece in enumerate(pieces)
-    )
-    return element("pre", element("bdi", *shown))
+    return [(piece, len(piece) * (i % 2)) for i, piece in enumerate(pieces) if piece]
