@@ -53,7 +53,7 @@ def test_labels_are_those_of_a_loop_over_sequences_and_documents() -> None:
         assert labels(build_sequences(0, packed)).tolist() == expected
 
 
-def test_the_first_token_of_a_document_is_nobodys_label() -> None:
+def test_the_first_token_of_a_document_is_never_a_label() -> None:
     first = TokenizedDocument(0, np.array([1, 2, 3], np.int32), np.ones(3, np.bool_))
     second = TokenizedDocument(1, np.array([4, 5], np.int32), np.ones(2, np.bool_))
     sequences = build_sequences(0, [[first, second], [second, first]])

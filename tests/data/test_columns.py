@@ -18,7 +18,7 @@ from coldstill.data.schema import Sequences
 from oracles import random_sequences
 
 
-def test_sequences_become_columns_and_come_back() -> None:
+def test_sequences_are_converted_to_columns_and_back() -> None:
     sequences = random_sequences(0, 7)
     columns = from_sequences(sequences)
     assert set(columns) == {
@@ -46,7 +46,7 @@ def test_position_columns_are_the_lists_with_the_borders_of_the_positions() -> N
     assert found["x"] is values
 
 
-def test_a_column_that_is_not_what_it_should_be_is_named() -> None:
+def test_a_column_of_a_wrong_shape_or_type_is_named() -> None:
     arrays = {"x": np.zeros((3, 2), np.int32)}
     assert expect_column(arrays, "x", (3, 2), np.int32) is arrays["x"]
     assert expect_column(arrays, "none", (3, 0), np.int32).shape == (3, 0)

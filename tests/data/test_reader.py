@@ -92,7 +92,9 @@ def test_any_sequences_are_read_in_any_order(
     [Capture(head=0, tail=2), Capture(head=2, tail=0), Capture(head=0, tail=0), FULL],
     ids=["no head", "no tail", "neither", "everything"],
 )
-def test_any_capture_comes_back(tmp_path: Path, store: str, codec: str, capture: Capture) -> None:
+def test_every_capture_is_read_as_written(
+    tmp_path: Path, store: str, codec: str, capture: Capture
+) -> None:
     source = random_block(3, 6, capture)
     reader = make(tmp_path, source, store=store, codec=codec, shard_sequences=6, block_sequences=6)
     assert_same(reader.read(np.arange(6)), as_stored(source, codec))
@@ -111,7 +113,7 @@ def test_batches_visit_every_sequence_once(
         assert order.tolist() != list(range(10))
 
 
-def test_a_store_knows_its_size_and_sums_without_reading_data(tmp_path: Path) -> None:
+def test_size_and_statistics_are_known_without_reading_data(tmp_path: Path) -> None:
     reader = make(tmp_path)
     assert len(reader) == 10
     assert reader.positions == len(BLOCK.targets)
@@ -129,7 +131,7 @@ def test_a_store_may_be_moved_and_contain_other_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [-1], [10], [0, 99]])
-def test_a_sequence_that_is_not_there_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
+def test_a_missing_sequence_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
     with pytest.raises(IndexError):
         make(tmp_path).read(np.array(rows, dtype=np.int64))
 
@@ -219,9 +221,7 @@ def test_two_shards_that_changed_places_are_found(tmp_path: Path) -> None:
         ("version", 1),
     ],
 )
-def test_a_manifest_that_is_not_this_stores_never_gives_wrong_data(
-    tmp_path: Path, field: str, value: Any
-) -> None:
+def test_a_wrong_manifest_never_gives_wrong_data(tmp_path: Path, field: str, value: Any) -> None:
     make(tmp_path)
     if isinstance(value, dict):
         value = json.loads((tmp_path / "manifest.json").read_text())[field] | value

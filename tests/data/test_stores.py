@@ -186,7 +186,7 @@ class TestArrow(StoreTests):
         with pytest.raises(ColdstillError, match="block 0 is damaged"):
             self.store.open(path).read(0)
 
-    def test_what_was_read_outlives_its_shard(self, path: Path) -> None:
+    def test_a_block_stays_valid_after_its_shard_is_deleted(self, path: Path) -> None:
         block = random_columns(0, 5)
         self.write(path, [block])
         columns = self.store.open(path).read(0)

@@ -276,7 +276,7 @@ def test_the_manifest_of_a_store_is_never_written_again(tmp_path: Path) -> None:
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-def test_the_record_counts_what_the_shard_holds(tmp_path: Path) -> None:
+def test_the_commit_record_has_the_counts_of_the_shard(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, MANIFEST) as writer:
         part = BLOCK.take(np.array(MANIFEST.shard_rows(1)))
         commit = writer.write(1, part)
@@ -302,7 +302,7 @@ class Forgetful(PlainCodec):
         return replace(block, targets=replace(block.targets, head_ids=ids))
 
 
-def test_what_does_not_come_back_from_its_codec_is_never_committed(
+def test_a_shard_that_decodes_differently_is_never_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CODECS, "plain", Forgetful)
@@ -320,9 +320,7 @@ def part(shard: int) -> Block:
     return BLOCK.take(np.array(MANIFEST.shard_rows(shard)))
 
 
-def test_writers_that_share_a_store_make_what_one_makes(
-    tmp_path: Path, whole: dict[str, str]
-) -> None:
+def test_several_writers_write_the_same_bytes_as_one(tmp_path: Path, whole: dict[str, str]) -> None:
     with shared(tmp_path) as one, shared(tmp_path) as other:
         with one.claim(1) as mine, other.claim(1) as its, other.claim(0) as another:
             assert (mine, its, another) == (True, False, True)
@@ -403,7 +401,7 @@ def test_the_tokenizer_is_written_by_the_first(tmp_path: Path) -> None:
     assert digests(tmp_path) == before
 
 
-def test_blocks_that_are_not_the_shards_are_refused(tmp_path: Path) -> None:
+def test_blocks_of_wrong_sizes_are_refused(tmp_path: Path) -> None:
     with shared(tmp_path) as writer, writer.claim(0):
         with pytest.raises(ValueError, match="shard 2 holds 2 sequences, got 4"):
             writer.write(2, BLOCK.take(np.arange(4)))
@@ -450,7 +448,7 @@ with ShardWriter(Path(sys.argv[1]), manifest, shared=True) as writer, writer.cla
 """
 
 
-def test_what_a_killed_writer_had_claimed_is_free_at_once(
+def test_the_claims_of_a_killed_writer_are_free_at_once(
     tmp_path: Path, whole: dict[str, str]
 ) -> None:
     process = subprocess.Popen(

@@ -158,7 +158,7 @@ def expect_agreement(
 @pytest.mark.parametrize("capture", CAPTURES.values(), ids=CAPTURES)
 @pytest.mark.parametrize("terms", OBJECTIVES.values(), ids=OBJECTIVES)
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_loss_and_gradients_are_those_of_whole_logits(
+def test_loss_and_gradients_equal_those_of_whole_logits(
     setting: Setting, terms: list[Term], capture: Capture
 ) -> None:
     expect_agreement(setting, terms, capture)
@@ -193,7 +193,7 @@ def test_a_tied_weight_gets_the_gradient_of_both_its_uses() -> None:
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
 
 
-def test_counts_are_what_they_say() -> None:
+def test_counts_match_their_definitions() -> None:
     hidden_MD, target = draw(CAPTURES["head and tail"])
     model = Headed()
     _, sums = chunked_loss(connect(model, Setting()), hidden_MD, target, OBJECTIVES["kl"])

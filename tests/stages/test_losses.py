@@ -132,7 +132,7 @@ def cells(logits_MV: torch.Tensor, target: TargetTensors, temperature: float) ->
 
 @every_temperature
 @pytest.mark.parametrize("name", [*BOUNDS, "kl"])
-def test_a_head_alone_gives_the_divergence_of_the_partition_which_is_a_lower_bound(
+def test_a_head_alone_gives_the_divergence_of_the_partition_a_lower_bound(
     name: str, temperature: float
 ) -> None:
     teacher_MV, student_MV, labels_M, shifts_M = draw(rows=300)
@@ -152,7 +152,7 @@ def test_a_head_alone_gives_the_divergence_of_the_partition_which_is_a_lower_bou
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_samples_change_nothing_for_what_they_cannot_help(name: str) -> None:
+def test_samples_of_unknown_probability_do_not_change_a_lower_bound(name: str) -> None:
     """A head with samples of unknown probability gives what the head alone gives."""
     teacher_MV, student_MV, labels_M, shifts_M = draw()
     unknown = dense.record(teacher_MV, labels_M, shifts_M, Capture(head=6, tail=9))
@@ -168,7 +168,7 @@ def test_samples_change_nothing_for_what_they_cannot_help(name: str) -> None:
 @every_temperature
 @pytest.mark.parametrize("capture", ["whole", "bucket"])
 @pytest.mark.parametrize("name", READERS)
-def test_a_student_that_equals_the_target_has_nothing_to_learn(
+def test_the_loss_and_gradient_are_zero_if_the_student_equals_the_target(
     name: str, capture: str, temperature: float
 ) -> None:
     teacher_MV, _, labels_M, shifts_M = draw()
@@ -193,7 +193,7 @@ def test_a_student_that_equals_the_target_has_nothing_to_learn(
 @every_temperature
 @pytest.mark.parametrize("capture", ["whole", "bucket"])
 @pytest.mark.parametrize("name", PLAIN)
-def test_it_is_never_less_than_nothing(name: str, capture: str, temperature: float) -> None:
+def test_a_divergence_is_never_negative(name: str, capture: str, temperature: float) -> None:
     for seed, scale in enumerate((0.1, 1.0, 3.0, 30.0)):
         teacher_MV, student_MV, labels_M, shifts_M = draw(seed, rows=200, scale=scale)
         target = dense.record(teacher_MV, labels_M, shifts_M, CAPTURES[capture])
@@ -303,7 +303,7 @@ def test_the_residual_goes_to_the_label_whether_it_is_in_the_head_or_not() -> No
     torch.testing.assert_close(found, divergence(aimed_at, q), rtol=1e-9, atol=1e-11)
 
 
-def test_at_no_skew_it_is_the_plain_divergence_with_any_head() -> None:
+def test_without_skew_it_is_the_plain_divergence_with_any_head() -> None:
     teacher_MV, student_MV, labels_M, shifts_M = draw()
     for capture in (WHOLE, BUCKET):
         target = dense.record(teacher_MV, labels_M, shifts_M, capture)
@@ -331,7 +331,7 @@ RECORDS = (
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_table_says_what_a_record_makes_of_a_loss(name: str) -> None:
+def test_the_table_of_supports_is_correct(name: str) -> None:
     (line,) = [row for row in str(losses.__doc__).splitlines() if row.split()[:1] == [name]]
     columns = [line[at:end].strip() for at, end in ((23, 31), (31, 44), (44, 58), (58, 80))]
     for said, (capture, vocabulary) in zip(columns, RECORDS, strict=True):
@@ -351,7 +351,7 @@ def test_the_table_says_what_a_record_makes_of_a_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"cross_entropy"}))
-def test_what_a_record_cannot_support_is_refused_in_a_line(name: str) -> None:
+def test_a_capture_that_cannot_support_a_loss_is_refused_in_one_line(name: str) -> None:
     loss = LOSSES[name]
     nothing = loss.refuse(Capture(head=0, tail=0), 1.0)
     assert nothing == "the store kept neither head nor tail, so there is no distribution to match"
@@ -365,7 +365,7 @@ def test_what_a_record_cannot_support_is_refused_in_a_line(name: str) -> None:
     assert loss.refuse(Capture(head=1, tail=50), 1.0) is None
 
 
-def test_samples_alone_are_refused_by_the_loss_that_weighs_by_the_student() -> None:
+def test_samples_alone_are_refused_by_losses_that_weight_by_the_student() -> None:
     assert LOSSES["reverse_kl"].refuse(Capture(head=0, tail=50, temperatures=(2.0,)), 2.0) == (
         "reverse KL needs the teacher's probabilities of tokens that the student prefers; "
         "samples alone do not give them: capture again with logits.head > 0"
@@ -379,7 +379,7 @@ def test_samples_alone_are_refused_by_the_loss_that_weighs_by_the_student() -> N
 
 @every_temperature
 @pytest.mark.parametrize("head", [0, 6])
-def test_sampled_records_give_the_gradient_of_the_whole_teacher_on_average(
+def test_samples_give_the_gradient_of_the_whole_teacher_on_average(
     head: int, temperature: float
 ) -> None:
     """Over equally spaced shifts the mean is an integral, off by at most a step per edge."""
@@ -407,7 +407,7 @@ def test_sampled_records_give_the_gradient_of_the_whole_teacher_on_average(
     assert float(gradient.std(0).max()) > 1e-3  # single records do differ
 
 
-def test_a_sampled_gradient_points_where_the_whole_one_does_and_truncation_does_not() -> None:
+def test_a_sampled_gradient_has_the_direction_of_the_exact_one_and_truncation_has_not() -> None:
     """Angle and length against the full teacher's gradient (arXiv 2503.16870, table 3)."""
     rows, vocabulary = 400, 2000
     random = torch.Generator().manual_seed(5)

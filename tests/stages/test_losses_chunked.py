@@ -26,7 +26,7 @@ MIXED = {name: 0.1 * (place + 1) for place, name in enumerate(PLAIN)}
 @pytest.mark.parametrize("chunk", [1, 5, 23])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_whole_record_gives_the_formula_times_the_squared_temperature_once(
+def test_a_whole_distribution_gives_the_formula_times_the_squared_temperature(
     name: str, temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", chunk * VOCABULARY)
@@ -68,7 +68,7 @@ def test_losses_are_added_by_their_weights(
 
 @pytest.mark.parametrize("confidence", [5.0, 20.0, 45.0])
 @pytest.mark.parametrize("name", [name for name in PLAIN if PLAIN[name][0].needs_targets])
-def test_nothing_cancels_however_sure_of_the_head_the_student_is(
+def test_no_precision_is_lost_if_the_student_is_sure_of_the_head(
     name: str, confidence: float
 ) -> None:
     """In float32, to nearly as many digits as float64 has it."""

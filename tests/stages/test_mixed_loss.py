@@ -46,7 +46,9 @@ class GenericKL:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("loss", [KL, GenericKL()], ids=["closed form", "autograd"])
-def test_whole_records_give_the_divergence_from_the_mixture(loss: Any, temperature: float) -> None:
+def test_whole_distributions_give_the_divergence_from_the_mixture(
+    loss: Any, temperature: float
+) -> None:
     """In gradient exactly; in value but for what the teachers differ by."""
     everything = Capture(head=VOCABULARY, tail=0, temperatures=TEMPERATURES)
     hidden_MD, teachers, target = draw(everything, everything)
@@ -84,7 +86,7 @@ RECORDS = {
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("second", RECORDS)
 @pytest.mark.parametrize("first", RECORDS)
-def test_records_of_any_shape_add_up_by_their_shares(
+def test_targets_of_any_shape_add_up_by_their_shares(
     first: str, second: str, temperature: float
 ) -> None:
     """Against each record's own formula on whole logits, differentiated by autograd."""
@@ -103,7 +105,7 @@ def test_records_of_any_shape_add_up_by_their_shares(
     assert sums["kl"] == pytest.approx(float(mixed.detach()), rel=1e-5)
 
 
-def test_a_closed_form_and_none_may_stand_side_by_side() -> None:
+def test_losses_with_and_without_a_closed_form_can_be_mixed() -> None:
     hidden_MD, _, target = draw(RECORDS["head"], RECORDS["short head"])
     terms = [Term(KL, 0.9, 1.0, 0, 0.6), Term(KL, 0.9, 1.0, 1, 0.4)]
     value, sums, gradients = run(hidden_MD, target, terms)
@@ -117,7 +119,7 @@ def test_a_closed_form_and_none_may_stand_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("confidence", [5.0, 30.0])
-def test_two_buckets_keep_their_digits_however_sure_of_a_head_the_student_is(
+def test_two_buckets_lose_no_precision_if_the_student_is_sure_of_a_head(
     confidence: float,
 ) -> None:
     """The heads overlap in part, and the student leaves nothing beside the first."""

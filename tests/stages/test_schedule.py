@@ -52,7 +52,7 @@ def test_a_weight_stays_between_its_ends(warmup: float, decay: float, steps: int
         assert weights[0] == pytest.approx(0.2)
 
 
-def test_a_weight_is_a_number_wherever_it_never_changes() -> None:
+def test_a_constant_weight_is_stored_as_a_number() -> None:
     plain = OBJECTIVE.validate_python({"kl": {"weight": 0.5, "schedule": "constant"}})
     assert plain.kl == 0.5
     changing = OBJECTIVE.validate_python({"kl": {"weight": 0.5, "schedule": "linear", "start": 1}})
@@ -80,7 +80,7 @@ def test_a_schedule_that_cannot_be_is_refused(weight: dict[str, Any], said: str)
         OBJECTIVE.validate_python({"kl": weight})
 
 
-def test_a_loss_counts_where_its_weight_ever_does(store: StoreReader) -> None:
+def test_a_loss_is_used_if_its_weight_is_ever_positive(store: StoreReader) -> None:
     weights = {
         "kl": {"weight": 0.0, "schedule": "linear", "start": 1.0},
         "cross_entropy": {"weight": 1.0, "schedule": "linear", "start": 0.0},
@@ -108,7 +108,7 @@ def test_training_follows_the_schedule_and_tells_of_it(store: StoreReader, tmp_p
         assert line["loss"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_schedule_goes_on_where_training_does(store: StoreReader, tmp_path: Path) -> None:
+def test_a_schedule_resumes_with_the_training(store: StoreReader, tmp_path: Path) -> None:
     """From a checkpoint the weights are those of an uninterrupted training, bit for bit."""
     settings: dict[str, Any] = {
         "steps": 4,

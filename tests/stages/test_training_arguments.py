@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
 
 
-def test_figures_go_where_the_trainer_reports_to(
+def test_metrics_are_reported_where_the_trainer_reports(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[dict[str, float]] = []
@@ -40,7 +40,7 @@ def test_figures_go_where_the_trainer_reports_to(
     assert told[:2] == read_metrics(tmp_path)
 
 
-def test_a_board_that_is_not_installed_is_refused_in_one_line(
+def test_a_missing_reporting_package_is_refused_in_one_line(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
