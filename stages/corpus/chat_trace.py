@@ -124,11 +124,11 @@ class TracedChat:
         messages = owners[owned]
         firsts = np.flatnonzero(np.diff(messages, prepend=-1))
         whole, found = self.restore(text), dict[int, MessageSpan | None]()
-        for first, behind in pairwise([*firsts, len(owned)]):
+        for first, following in pairwise([*firsts, len(owned)]):
             message = int(messages[first])
-            begin, end = int(begins[owned[first]]), int(ends[owned[behind - 1]])
+            begin, end = int(begins[owned[first]]), int(ends[owned[following - 1]])
             left = ends[owned[first - 1]] if first else 0
-            right = begins[owned[behind]] if behind < len(owned) else len(whole)
+            right = begins[owned[following]] if following < len(owned) else len(whole)
             span = MessageSpan(begin, end, whole[left:begin], whole[end:right])
             found[message] = None if message in found else span
         return found
@@ -226,13 +226,13 @@ class TracedChat:
         return code
 
 
-def behind_last(text: str) -> str:
+def text_after_last(text: str) -> str:
     """The text after the last replaced character of a rendering."""
     found = _REPLACED.search(text[::-1])
     return text[len(text) - found.start() :] if found else text
 
 
-def before_first(text: str) -> str:
+def text_before_first(text: str) -> str:
     """The text before the first replaced character of a rendering."""
     found = _REPLACED.search(text)
     return text[: found.start()] if found else text

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .chat_template import Chat, in_parts
-from .chat_trace import before_first, behind_last
+from .chat_trace import text_after_last, text_before_first
 
 if TYPE_CHECKING:
     from .chat_template import ChatTemplate, Spans
@@ -89,11 +89,11 @@ class _Surroundings:
         self._template, self._chat, self._i = template, chat, i
         self._before, self._after = span.before, span.after
         self._question = self._message("user", _ASKED)
-        self._asked = self._behind(chat[:i], prompt=True) if i else None
+        self._asked = self._text_after(chat[:i], prompt=True) if i else None
         self._context = chat[:i]
         if self._asked is None:  # the chat begins with the assistant: put a question before it
             self._context = replace(chat, messages=(*chat.messages[:i], self._question))
-            self._asked = self._behind(self._context, prompt=True)
+            self._asked = self._text_after(self._context, prompt=True)
         self._prompt = self._asking()
 
     def edges(self) -> TurnEdges | None:
@@ -110,7 +110,7 @@ class _Surroundings:
             written = self._written(replace(self._chat, messages=rest))
             if written is None:
                 return None
-            own = self._own(before_first(written.rpartition(_ASKED)[2]), asked)
+            own = self._own(text_before_first(written.rpartition(_ASKED)[2]), asked)
             header = len(before) - len(own) if before.endswith(own) else None
         else:
             header = len(before) - len(self._own(before, asked))
@@ -125,10 +125,10 @@ class _Surroundings:
         if context.messages[-1]["role"] == "assistant":
             # some templates close the last answer of a chat differently
             context = replace(context, messages=(*context.messages, self._question))
-        asked = self._behind(context, prompt=True)
+        asked = self._text_after(context, prompt=True)
         if asked is None:
             context, asked = self._context, self._asked
-        return (asked or "")[_agreed(asked or "", self._behind(context) or "") :]
+        return (asked or "")[_agreed(asked or "", self._text_after(context) or "") :]
 
     def _own(self, before: str, asked: str) -> str:
         """The part of the text before a turn that belongs to the turn and not to `asked`."""
@@ -141,15 +141,16 @@ class _Surroundings:
         if written is None:
             return own
         plain = written.rpartition(_ASKED)[2].partition(_ANSWERED)[0]
-        plain = plain[_agreed(plain, self._behind(Chat((self._question,)), prompt=True) or "") :]
+        prompted = self._text_after(Chat((self._question,)), prompt=True) or ""
+        plain = plain[_agreed(plain, prompted) :]
         return own[_agreed(own, plain) :] if plain.strip() else own
 
     def _closing(self) -> tuple[int, bool]:
         """Characters after the turn that close it, and whether they end in an end token."""
         through = (*self._context.messages, self._chat.messages[self._i])
         ended = replace(self._chat, messages=through)
-        stated = self._behind(ended)
-        asked = self._behind(ended, prompt=True)
+        stated = self._text_after(ended)
+        asked = self._text_after(ended, prompt=True)
         ends = [] if stated is None else [stated]
         if asked is not None and asked.endswith(self._prompt):
             ends.append(asked.removesuffix(self._prompt))
@@ -182,10 +183,10 @@ class _Surroundings:
         has_parts = any(isinstance(m["content"], list) for m in self._chat.messages)
         return in_parts(message) if has_parts else message
 
-    def _behind(self, chat: Chat, *, prompt: bool = False) -> str | None:
+    def _text_after(self, chat: Chat, *, prompt: bool = False) -> str | None:
         """The template's text after the last message of a chat; None if it cannot be located."""
         text = self._written(chat, prompt=prompt)
-        found = None if text is None else behind_last(text)
+        found = None if text is None else text_after_last(text)
         return None if found == text else found
 
     def _written(self, chat: Chat, *, prompt: bool = False) -> str | None:

@@ -153,8 +153,8 @@ def _by_size(
     """Tokenise with four bytes per token; the learned tokens are at the end of a document."""
     found = []
     for document in documents:
-        said = (m for m in document.messages if m["role"] == "assistant")
-        answers = replace(document, prompt="", messages=tuple(said), tools=(), documents=())
+        turns = (m for m in document.messages if m["role"] == "assistant")
+        answers = replace(document, prompt="", messages=tuple(turns), tools=(), documents=())
         tokens = np.zeros(-(-document.size // BYTES_PER_TOKEN), np.int32)
         learned = np.arange(len(tokens)) >= len(tokens) + -answers.size // BYTES_PER_TOKEN
         found.append((document, TokenizedDocument(first, tokens, learned)))

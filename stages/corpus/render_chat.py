@@ -7,7 +7,6 @@ most templates drop those of earlier turns; they are counted.
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from .chat_trace import LEVELS, TracedChat
 from .chat_turns import TurnFinder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from ...data.corpus import Document
     from .chat_template import Chat, Spans
@@ -134,8 +133,16 @@ class ChatRenderer:
                     f"message {i + 1} ({message['role']}) has a content that is not all text, "
                     "expected a string or parts of text; leave out images and other media",
                 )
-        with _templating(where):
+        try:
             text, marked = self._template.write(chat, prompt=prompt)
+        except ColdstillError:
+            raise
+        except Exception as error:  # templates are programs and raise any class
+            raise BadRowError(
+                "unrenderable_chats",
+                where,
+                f"the chat template cannot render this chat: {first_line(error)}; repair it",
+            ) from error
         if misquotes(usual, chat, text):
             raise BadRowError(
                 "unrendered_messages",
@@ -148,7 +155,7 @@ class ChatRenderer:
             try:
                 traced = TracedChat(chat, source, level)
                 traced_text, _ = self._template.write(traced.chat, prompt=prompt)
-            except Exception:  # it searches the messages for text that must be kept
+            except Exception:  # the template searches messages for text that was replaced
                 continue
             if traced.restore(traced_text) == text:
                 break
@@ -203,18 +210,3 @@ def _unlocated(chat: Chat) -> str:
         "the text that the chat template writes depends on the content of the messages, so the "
         "answers cannot be located; use a template that writes messages as they are"
     )
-
-
-@contextmanager
-def _templating(where: str) -> Iterator[None]:
-    """Turn an error of the template into a bad row that names the chat."""
-    try:
-        yield
-    except ColdstillError:
-        raise
-    except Exception as error:  # templates are programs and raise anything
-        raise BadRowError(
-            "unrenderable_chats",
-            where,
-            f"the chat template cannot render this chat: {first_line(error)}; repair it",
-        ) from error

@@ -132,12 +132,12 @@ class DocumentTokenizer:
         learned = np.ones(len(ids), np.bool_)
         if text.learned is not None:
             learned = _covers(encoding.offsets, text)
-        ends = len(self.separator)
-        if not text.closed and ends and tuple(ids[-ends:]) == self.separator:
-            learned[-ends:] = True  # added by the tokenizer, so it covers no characters
-        if not text.closed and ends and tuple(ids[-ends:]) != self.separator:
-            ids = [*ids, *self.separator]
-            learned = np.concatenate([learned, np.ones(ends, np.bool_)])
+        if not text.closed and (ends := len(self.separator)):
+            if tuple(ids[-ends:]) == self.separator:
+                learned[-ends:] = True  # added by the tokenizer, so it covers no characters
+            else:
+                ids = [*ids, *self.separator]
+                learned = np.concatenate([learned, np.ones(ends, np.bool_)])
         before = int(learned.argmax()) if learned.any() else 0
         if before >= self._length:  # the answer would be in a later piece, without the prompt
             raise self._too_long(text.document.where, before)

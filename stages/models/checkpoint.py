@@ -160,9 +160,6 @@ def _tensors(path: Path, where: str) -> Iterator[tuple[str, tuple[int, ...], obj
 
 def _file(name: str, file: str, revision: str) -> Path | None:
     """The path of a model's file, downloaded if the model is on a hub; None if it has none."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder / file if (folder / file).is_file() else None
     found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)
 

@@ -80,7 +80,9 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
         result.bytes = torch.cuda.max_memory_allocated(device) - before
         return
     give_back_freed_memory()
-    _reset_high_water_mark()
+    # without this file the mark of the whole process stays, which is still an upper bound
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     yield result
     result.bytes = max(0, _resident("VmHWM") - before)
@@ -95,12 +97,6 @@ def give_back_freed_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # not glibc
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def _reset_high_water_mark() -> None:
-    # without this file the mark of the whole process stays, which is still an upper bound
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _resident(field: str) -> int:

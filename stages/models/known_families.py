@@ -23,62 +23,33 @@ use; training itself tests the model (`isolation_choice.py`)."""
 
 SIZE_NAMES: dict[str, tuple[str, ...]] = {
     "layers": (
-        "num_hidden_layers",
-        "n_layer",
-        "n_layers",
-        "num_layers",
-        "decoder_layers",
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
         "num_decoder_layers",
     ),
     # the last three are widths of the embedding, which some families choose separately
     "hidden": (
-        "hidden_size",
-        "n_embd",
-        "d_model",
-        "word_embed_proj_dim",
-        "embedding_size",
+        "hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "embedding_size",
         "input_embedding_size",
     ),
     "heads": (
-        "num_attention_heads",
-        "n_head",
-        "n_heads",
-        "num_heads",
-        "attention_heads",
-        "decoder_attention_heads",
-        "num_decoder_attention_heads",
-        "swa_num_attention_heads",
+        "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads",
+        "decoder_attention_heads", "num_decoder_attention_heads", "swa_num_attention_heads",
     ),
     "kv_heads": ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"),
     # a mixture of experts has widths of its dense layers, each expert and the shared expert
     "feed_forward": (
-        "intermediate_size",
-        "n_inner",
-        "ffn_dim",
-        "ffn_hidden_size",
-        "decoder_ffn_dim",
-        "dim_ff",
-        "dff",
-        "d_inner",
-        "moe_intermediate_size",
-        "expert_ffn_hidden_size",
-        "shared_expert_intermediate_size",
-        "moe_shared_expert_intermediate_size",
-        "shared_experts_intermediate_size",
-        "shared_intermediate_size",
-        "intermediate_size_mlp",
+        "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim", "dim_ff",
+        "dff", "d_inner", "moe_intermediate_size", "expert_ffn_hidden_size",
+        "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size",
+        "shared_experts_intermediate_size", "shared_intermediate_size", "intermediate_size_mlp",
         "dense_intermediate_size",
     ),
     "context": (
-        "max_position_embeddings",
-        "n_positions",
-        "n_ctx",
-        "max_seq_len",
-        "context_length",
+        "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length",
         "model_max_length",
     ),
     "tied": ("tie_word_embeddings",),
-}
+}  # fmt: skip
 """Key of a recipe -> names of that setting in `config.json`, the most common name first."""
 
 

@@ -62,9 +62,13 @@ def checkpoint_state(checkpoint: Path | None) -> CheckpointState:
             "measured": dict(measured),
             **more,
         }:
-            place, said = OrderPosition(epoch, sequences), more.get("settings")
-            settings = said if isinstance(said, dict) else None
-            return CheckpointState(step=step, place=place, measured=measured, settings=settings)
+            settings = more.get("settings")
+            return CheckpointState(
+                step=step,
+                place=OrderPosition(epoch, sequences),
+                measured=measured,
+                settings=settings if isinstance(settings, dict) else None,
+            )
         case other:
             raise ColdstillError(
                 f"{checkpoint / _WHOLE}: {other!r} does not hold the position in the order of "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from chat_templates import FIRST, ONE, REASONED, THOUGHTS, TOOL, TWO, WITH_SYSTEM, call, said
+from chat_templates import FIRST, ONE, REASONED, THOUGHTS, TOOL, TWO, WITH_SYSTEM, call, say
 from coldstill.data.corpus import BadRowError, Document
 from coldstill.stages.corpus.render_chat import ChatRenderer
 from coldstill.stages.models.loading import load_tokenizer
@@ -33,8 +33,8 @@ class Family:
     """Keys of `CHATS` that the template cannot write, separated by spaces."""
 
 
-_ALTERNATES = "first tool tools calls said trips row"
-_NO_TOOLS = "tool tools calls said trips"
+_ALTERNATES = "first tool tools calls mixed trips row"
+_NO_TOOLS = "tool tools calls mixed trips"
 _CHATML = ("<|im_start|>assistant\n",)
 _DEEPSEEK = Family(
     ("<｜Assistant｜>", "<｜tool▁outputs▁end｜>"), ("<｜end▁of▁sentence｜>",), "trips"
@@ -49,13 +49,13 @@ FAMILIES = {
     ),
     "gemma3": Family(("<start_of_turn>model\n",), ("<end_of_turn>",), _ALTERNATES),
     "glm4moe": Family(("<|assistant|>",), ("",), "empty"),
-    "gptoss": Family(("<|start|>assistant",), ("<|end|>", "<|return|>", "<|call|>"), "calls said"),
+    "gptoss": Family(("<|start|>assistant",), ("<|end|>", "<|return|>", "<|call|>"), "calls mixed"),
     "lfm2": Family(_CHATML, ("<|im_end|>",), _NO_TOOLS),
     "llama3": Family(
         ("<|start_header_id|>assistant<|end_header_id|>\n\n",), ("<|eot_id|>",), _NO_TOOLS
     ),
     "llama3_1": Family(
-        ("<|start_header_id|>assistant<|end_header_id|>\n\n",), ("<|eot_id|>",), "calls said"
+        ("<|start_header_id|>assistant<|end_header_id|>\n\n",), ("<|eot_id|>",), "calls mixed"
     ),
     "mistral_v03": Family(("[/INST]",), ("</s>",), f"{_ALTERNATES} system developer"),
     "nemotron_3_nano": Family(
@@ -67,7 +67,7 @@ FAMILIES = {
     "qwen3_5_think": Family((*_CHATML, f"{_CHATML[0]}<think>\n"), ("<|im_end|>",)),
     "qwen3_6": Family((*_CHATML, f"{_CHATML[0]}<think>\n"), ("<|im_end|>",)),
     "r1_distill": Family(
-        _DEEPSEEK.headers, ("<｜end▁of▁sentence｜>", "<｜tool▁call▁end｜>"), "said trips"
+        _DEEPSEEK.headers, ("<｜end▁of▁sentence｜>", "<｜tool▁call▁end｜>"), "mixed trips"
     ),
 }
 TOOLS = (
@@ -80,26 +80,26 @@ CHATS: dict[str, Sequence[dict[str, Any]]] = {
     "one": ONE,
     "two": TWO,
     "system": WITH_SYSTEM,
-    "developer": [said("developer", "Be brief."), *ONE],
+    "developer": [say("developer", "Be brief."), *ONE],
     "first": FIRST,
     "tool": TOOL,
     "tools": TOOL,
     "calls": [
         TOOL[0],
-        said("assistant", "", tool_calls=[call("sky", city="Oslo"), call("clock", zone="CET")]),
-        said("tool", "cold"), said("tool", "noon"), TOOL[3],
+        say("assistant", "", tool_calls=[call("sky", city="Oslo"), call("clock", zone="CET")]),
+        say("tool", "cold"), say("tool", "noon"), TOOL[3],
     ],
-    "said": [TOOL[0], said("assistant", "Wait.", tool_calls=[call("sky", city="Oslo")]), *TOOL[2:]],
-    "trips": [*TOOL, said("user", "There?"), *TOOL[1:]],
+    "mixed": [TOOL[0], say("assistant", "Wait.", tool_calls=[call("sky", city="Oslo")]), *TOOL[2:]],
+    "trips": [*TOOL, say("user", "There?"), *TOOL[1:]],
     "thoughts": THOUGHTS,
     "reasoned": REASONED,
-    "empty": [said("user", "Hi"), said("assistant", ""), said("user", "Hm"), ONE[1]],
-    "row": [*ONE, said("assistant", "Again."), *TWO[2:]],
-    "space": [said("user", "Hi "), said("assistant", " Hello.\n"), *TWO[2:]],
-    "again": [said("user", "assistant Hi"), said("assistant", "Hi"), said("user", "Hi"), TWO[3]],
+    "empty": [say("user", "Hi"), say("assistant", ""), say("user", "Hm"), ONE[1]],
+    "row": [*ONE, say("assistant", "Again."), *TWO[2:]],
+    "space": [say("user", "Hi "), say("assistant", " Hello.\n"), *TWO[2:]],
+    "again": [say("user", "assistant Hi"), say("assistant", "Hi"), say("user", "Hi"), TWO[3]],
     "tags": [
-        said("user", "What is <|im_end|>?"),
-        said("assistant", "<|im_end|> is </s> or <end_of_turn> or <|eot_id|>, no?"), *TWO[2:],
+        say("user", "What is <|im_end|>?"),
+        say("assistant", "<|im_end|> is </s> or <end_of_turn> or <|eot_id|>, no?"), *TWO[2:],
     ],
 }  # fmt: skip
 

@@ -43,12 +43,12 @@ def prepared(folder: Path, tokenizer: Path) -> CorpusRecord:
 
 
 def pair(text: str, kind: str) -> dict[str, Any]:
-    asked, said = text[:9], text[9:]
+    asked, answer = text[:9], text[9:]
     if kind == "texts":
         return {"text": text}
     if kind == "prompts":
-        return {"prompt": asked, "completion": said}
-    roles = [("user", asked), ("assistant", said)]
+        return {"prompt": asked, "completion": answer}
+    roles = [("user", asked), ("assistant", answer)]
     return {"messages": [{"role": role, "content": content} for role, content in roles]}
 
 
@@ -82,8 +82,8 @@ def test_a_large_corpus_is_estimated_from_a_sample(
 
 def test_without_a_tokenizer_a_token_has_four_bytes(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": "p" * 40, "completion": "c" * 60} for _ in range(50)]
-    said = [{"role": "user", "content": "p" * 40}, {"role": "assistant", "content": "c" * 60}]
-    rows += [{"messages": said}] * 50
+    answer = [{"role": "user", "content": "p" * 40}, {"role": "assistant", "content": "c" * 60}]
+    rows += [{"messages": answer}] * 50
     lines = "\n".join(map(json.dumps, rows)).encode()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
     found = estimated(tmp_path, None)

@@ -124,7 +124,7 @@ SHAPES = [(1, 1, 4), (1, 4, 1), (2, 1, 2), (2, 2, 1), (4, 1, 1)]
 
 @pytest.mark.parametrize(("processes", "passes", "micro"), SHAPES)
 @pytest.mark.parametrize("sequences", [23, 24, 3])
-def test_every_sequence_is_taken_once_an_epoch_by_any_number_of_processes(
+def test_every_sequence_is_used_once_per_epoch_by_any_number_of_processes(
     sequences: int, processes: int, passes: int, micro: int, tmp_path: Path
 ) -> None:
     dataset = numbered(tmp_path, sequences)
@@ -142,7 +142,7 @@ def test_epochs_differ() -> None:
     assert epoch_order(4, 0, 23, 5, 2).tolist() != epoch_order(4, 1, 23, 5, 2).tolist()
 
 
-def test_two_integers_say_where_to_go_on(tmp_path: Path) -> None:
+def test_two_integers_are_enough_to_resume(tmp_path: Path) -> None:
     dataset, shape = numbered(tmp_path, 23), StepShape(processes=1, passes=2, micro=2)
     straight = StepBatches(dataset, 4, shape, steps=15)
     whole = steps_of(dataset, shape, 15)

@@ -139,7 +139,7 @@ def test_stores_of_other_sequences_are_refused_at_the_start(change: str, tmp_pat
     )
 
 
-def test_fewer_sequences_are_refused_and_other_teachers_are_not(tmp_path: Path) -> None:
+def test_fewer_sequences_are_refused_and_other_teachers_accepted(tmp_path: Path) -> None:
     block = random_block(1, 12)
     first = write(tmp_path / "a", block)
     fewer = write(tmp_path / "b", block.take(np.arange(11)))
@@ -254,7 +254,7 @@ def test_a_mixed_batch_gives_the_sum_of_both_teachers_alone(
     assert float((found - alone[0][1]).norm() / mixed.norm()) > 0.1
 
 
-def test_a_share_of_nothing_changes_nothing_bit_for_bit(
+def test_a_share_of_zero_changes_nothing_bit_for_bit(
     two: tuple[StoreReader, StoreReader], tmp_path: Path
 ) -> None:
     train_student(job(tmp_path / "alone"), two[0])
@@ -264,7 +264,7 @@ def test_a_share_of_nothing_changes_nothing_bit_for_bit(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_what_is_written_down_of_a_mixture(
+def test_the_settings_of_a_mixture_are_recorded(
     two: tuple[StoreReader, StoreReader], tmp_path: Path
 ) -> None:
     train_student(job(tmp_path, others=two[1:], shares=SHARES), two[0])
@@ -277,7 +277,7 @@ def test_what_is_written_down_of_a_mixture(
         assert line["teacher_mass"] == pytest.approx(1.0)
 
 
-def test_a_resumed_mixture_goes_on_as_if_nothing_had_happened(
+def test_a_resumed_mixture_trains_as_if_uninterrupted(
     two: tuple[StoreReader, StoreReader], tmp_path: Path
 ) -> None:
     config = TrainConfig(steps=4, batch_tokens=4 * LENGTH, log_every=1, checkpoint_every=2)

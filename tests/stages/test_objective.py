@@ -82,7 +82,7 @@ def expect_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_not_supervised_changes_nothing_bit_for_bit(family: str) -> None:
+def test_unsupervised_tokens_change_nothing_bit_for_bit(family: str) -> None:
     model = model_with_objective(family)
     before = loss_and_gradients(model, batch_of(packed()))
     changed = batch_of(packed(change_unlearned=11))
@@ -106,7 +106,7 @@ def test_padding_changes_nothing_bit_for_bit(family: str) -> None:
     )
 
 
-def test_what_is_supervised_changes_everything() -> None:
+def test_every_part_of_the_targets_changes_the_gradient() -> None:
     model, batch = model_with_objective(), batch_of(packed())
     before = loss_and_gradients(model, batch)
     old = batch.targets
@@ -147,7 +147,7 @@ def test_without_positions_the_forward_is_the_models_own() -> None:
     assert generated.shape == (1, 15)
 
 
-def test_what_the_record_cannot_support_is_refused_with_its_place() -> None:
+def test_an_unsupported_objective_is_refused_with_its_place() -> None:
     def refused(objective: ObjectiveConfig, capture: Capture) -> str:
         with pytest.raises(ColdstillError) as error:
             terms_of(objective, capture, "students.a.objective")

@@ -92,14 +92,14 @@ def test_a_head_that_does_something_unknown_is_computed_whole_and_reported(
 ) -> None:
     model = make_model("llama", PADDED).to(dtype)
     scale_logits(model, 1.3, monkeypatch)
-    said: list[Report] = []
-    head = connect_head(model, VOCABULARY, said.append)
+    reports: list[Report] = []
+    head = connect_head(model, VOCABULARY, reports.append)
     assert head.whole
     assert head.weight is None
     assert head.bias is None
-    assert len(said) == 1
-    assert said[0].warning
-    assert said[0].note.startswith("llama: its head does something unknown after the last layer")
+    assert len(reports) == 1
+    assert reports[0].warning
+    assert reports[0].note.startswith("llama: its head does something unknown after the last layer")
     expect_same(model, head, 1e-6)
 
 

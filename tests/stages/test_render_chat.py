@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import chat_templates as t
 import pytest
-from chat_templates import said
+from chat_templates import dialogue, say
 from coldstill.data.corpus import BadRowError, Document
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.corpus.render_chat import ChatRenderer
@@ -55,121 +55,76 @@ def refused(own: Any, template: str, messages: Sequence[dict[str, Any]], **more:
     return f"{error.value.kind}: {line}"
 
 
-@pytest.mark.parametrize(
-    ("template", "messages", "expected"),
-    [
-        pytest.param(t.PLAIN, t.WITH_SYSTEM, ["Hello.<|end|>", "Sure.<|end|>"], id="plain"),
-        pytest.param(t.DEFAULT_SYSTEM, t.FIRST, ["Hello!<|end|>", "Hi.<|end|>"], id="first"),
-        pytest.param(t.DEFAULT_SYSTEM, t.FIRST[:1], ["Hello!<|end|>"], id="alone"),
-        pytest.param(
-            t.TRIMS, [said("user", "Hi "), said("assistant", " Hello.\n")], ["Hello.<|end|>"],
-            id="trims",
-        ),
-        pytest.param(
-            t.PLAIN, [said("user", "Hi "), said("assistant", " Hello.\n")], [" Hello.\n<|end|>"],
-            id="keeps white space",
-        ),
-        pytest.param(
-            t.PLAIN, [said("user", "Hi"), said("assistant", "")], ["<|end|>"], id="empty"
-        ),
-        pytest.param(
-            t.PLAIN,
-            [said("user", 'a "Hi"'), said("assistant", '"'), *t.ONE[:1], said("assistant", 'Hi"')],
-            ['"<|end|>', 'Hi"<|end|>'],
-            id="quotes",
-        ),
-        pytest.param(
-            t.PLAIN, [*t.ONE, said("assistant", "Again.")], ["Hello.<|end|>", "Again.<|end|>"],
-            id="two in a row",
-        ),
-        pytest.param(
-            t.MERGES, [*t.ONE, said("assistant", "Again.")], ["Hello.", " Again.<|end|>"],
-            id="merged",
-        ),
-        pytest.param(
-            t.PLAIN,
-            [said("user", "assistant Hi"), said("assistant", "Hi"), said("user", "Hi")],
-            ["Hi<|end|>"],
-            id="said elsewhere too",
-        ),
-        pytest.param(
-            t.THINKS,
-            [said("user", "<|end|>?"), said("assistant", "Is <|end|> <|assistant|>\n it?")],
-            ["<think>\n\n</think>\n\nIs <|end|> <|assistant|>\n it?<|end|>"],
-            id="tags of the template",
-        ),
-        pytest.param(
-            t.THINKS, t.THOUGHTS,
-            ["Hello.<|end|>", "<think>\ngo on\n</think>\n\nSure.<|end|>"],
-            id="thoughts",
-        ),
-        pytest.param(
-            t.THINKS, t.TWO, ["Hello.<|end|>", f"{NO_THOUGHTS}Sure.<|end|>"],
-            id="asked for thoughts where there are none",
-        ),
-        pytest.param(
-            t.ASKS_THOUGHTS, t.THOUGHTS,
-            ["Hello.<|end|>", "go on\n</think>\n\nSure.<|end|>"],
-            id="asked within thoughts",
-        ),
-        pytest.param(
-            t.ASKS_THOUGHTS, [*t.ONE[:1], said("assistant", "<th>")], ["\n</think>\n\n<th><|end|>"],
-            id="begins like the prompt",
-        ),
-        pytest.param(
-            t.ASKS_NO_THOUGHTS, t.TWO, ["Hello.<|end|>", "Sure.<|end|>"],
-            id="prompt with empty thoughts",
-        ),
-        pytest.param(t.ASKS_THOUGHTS, t.FIRST, ["Hello!<|end|>", "\n</think>\n\nHi.<|end|>"],
-                     id="first, within thoughts"),
-        pytest.param(
-            t.CHANNELS, t.REASONED,
-            [
-                "<|channel|>final<|message|>Hello.<|end|>",
-                "<|channel|>thoughts<|message|>because<|end|><|start|>assistant<|channel|>final"
-                "<|message|>Sure.<|end|>",
-            ],
-            id="channels",
-        ),
-        pytest.param(
-            t.CHANNELS, [t.ONE[0], t.ONE[1] | {"reasoning_content": ""}],
-            ["<|channel|>final<|message|>Hello.<|end|>"],
-            id="channels without thoughts",
-        ),
-        pytest.param(t.MARKED, t.FIRST, ["Hello!<|end|>", "Hi.<|end|>"], id="marked"),
-        pytest.param(
-            t.MARKED_HEADER, [*t.ONE, t.ONE[0], said("assistant", "")],
-            ["Hello.<|end|>", "<|end|>"],
-            id="marked with its header",
-        ),
-        pytest.param(t.MARKED_LAST, t.TWO, ["Sure.<|end|>"], id="only the last is marked"),
-        pytest.param(t.NO_END, t.TWO, ["Hello.", "Sure."], id="no end"),
-        pytest.param(t.END_BETWEEN, t.TWO, [f"Hello.{EOS}", "Sure."], id="end between"),
-        pytest.param(t.END_LAST, t.TWO, ["Hello.", f"Sure.{EOS}"], id="end of the last"),
-        pytest.param(t.END_TWICE, t.TWO, ["Hello.<|end|>", "Sure.<|end|>"], id="end of the chat"),
-        pytest.param(
-            t.OTHER_END_LAST, [*t.TWO, said("assistant", "Yes.")],
-            ["Hello.<|end|>", "Sure.<|end|>", "Yes.<|return|>"],
-            id="another end of the last",
-        ),
-        pytest.param(
-            t.OTHER_END_ALWAYS, t.TWO, ["Hello.<|end|>", "Sure.<|return|>"],
-            id="another end of whatever is last",
-        ),
-        pytest.param(t.NEVER_ASKS, t.TWO, ["Hello.<|end|>", "Sure.<|end|>"], id="never asks"),
-        pytest.param(t.SPEAKERS, t.FIRST, [f" Hello!{EOS}", f" Hi.{EOS}"], id="no tags at all"),
-        pytest.param(t.SYSTEM_IN_LAST, t.TWO, [f" Hello.{EOS}", f" Sure.{EOS}"], id="no prompt"),
-        pytest.param(t.PARTS, t.FIRST, ["Hello!<|end|>", "Hi.<|end|>"], id="parts"),
-        pytest.param(
-            t.PLAIN, [said("user", "\U000f0001"), said("assistant", "x\U000f0000 \U0010fffd")],
-            ["x\U000f0000 \U0010fffd<|end|>"],
-            id="characters of private use",
-        ),
-    ],
-)  # fmt: skip
-def test_a_turn_is_learned_from_its_header_to_its_end(
-    template: str, messages: Sequence[dict[str, Any]], expected: list[str], own: Any
-) -> None:
+TWO, FIRST = ["Hello.<|end|>", "Sure.<|end|>"], ["Hello!<|end|>", "Hi.<|end|>"]
+AGAIN = (*t.ONE, say("assistant", "Again."))
+SPACES, PRIVATE = dialogue("Hi ", " Hello.\n"), "x\U000f0000 \U0010fffd"
+CASES: dict[str, tuple[str, Sequence[dict[str, Any]], list[str]]] = {
+    "plain": (t.PLAIN, t.WITH_SYSTEM, TWO),
+    "first": (t.DEFAULT_SYSTEM, t.FIRST, FIRST),
+    "alone": (t.DEFAULT_SYSTEM, t.FIRST[:1], FIRST[:1]),
+    "trims": (t.TRIMS, SPACES, ["Hello.<|end|>"]),
+    "keeps white space": (t.PLAIN, SPACES, [" Hello.\n<|end|>"]),
+    "empty": (t.PLAIN, dialogue("Hi", ""), ["<|end|>"]),
+    "quotes": (
+        t.PLAIN, dialogue('a "Hi"', '"', "Hi", 'Hi"'), ['"<|end|>', 'Hi"<|end|>'],
+    ),
+    "two in a row": (t.PLAIN, AGAIN, ["Hello.<|end|>", "Again.<|end|>"]),
+    "merged": (t.MERGES, AGAIN, ["Hello.", " Again.<|end|>"]),
+    "same text elsewhere": (t.PLAIN, dialogue("assistant Hi", "Hi", "Hi"), ["Hi<|end|>"]),
+    "tags of the template": (
+        t.THINKS, dialogue("<|end|>?", "Is <|end|> <|assistant|>\n it?"),
+        [f"{NO_THOUGHTS}Is <|end|> <|assistant|>\n it?<|end|>"],
+    ),
+    "thoughts": (
+        t.THINKS, t.THOUGHTS, ["Hello.<|end|>", "<think>\ngo on\n</think>\n\nSure.<|end|>"],
+    ),
+    "empty thoughts": (t.THINKS, t.TWO, ["Hello.<|end|>", f"{NO_THOUGHTS}Sure.<|end|>"]),
+    "prompt opens thoughts": (
+        t.ASKS_THOUGHTS, t.THOUGHTS, ["Hello.<|end|>", "go on\n</think>\n\nSure.<|end|>"],
+    ),
+    "first, prompt opens thoughts": (
+        t.ASKS_THOUGHTS, t.FIRST, ["Hello!<|end|>", "\n</think>\n\nHi.<|end|>"],
+    ),
+    "begins like the prompt": (
+        t.ASKS_THOUGHTS, dialogue("Hi", "<th>"), ["\n</think>\n\n<th><|end|>"],
+    ),
+    "prompt with empty thoughts": (t.ASKS_NO_THOUGHTS, t.TWO, TWO),
+    "channels": (
+        t.CHANNELS, t.REASONED,
+        ["<|channel|>final<|message|>Hello.<|end|>",
+         "<|channel|>thoughts<|message|>because<|end|><|start|>assistant<|channel|>final"
+         "<|message|>Sure.<|end|>"],
+    ),
+    "channels without thoughts": (
+        t.CHANNELS, [t.ONE[0], t.ONE[1] | {"reasoning_content": ""}],
+        ["<|channel|>final<|message|>Hello.<|end|>"],
+    ),
+    "marked": (t.MARKED, t.FIRST, FIRST),
+    "marked with its header": (
+        t.MARKED_HEADER, dialogue("Hi", "Hello.", "Hi", ""), ["Hello.<|end|>", "<|end|>"],
+    ),
+    "only the last is marked": (t.MARKED_LAST, t.TWO, TWO[1:]),
+    "no end": (t.NO_END, t.TWO, ["Hello.", "Sure."]),
+    "end between": (t.END_BETWEEN, t.TWO, [f"Hello.{EOS}", "Sure."]),
+    "end of the last": (t.END_LAST, t.TWO, ["Hello.", f"Sure.{EOS}"]),
+    "end of the chat": (t.END_TWICE, t.TWO, TWO),
+    "different end of the last answer": (
+        t.OTHER_END_LAST, [*t.TWO, say("assistant", "Yes.")], [*TWO, "Yes.<|return|>"],
+    ),
+    "different end of the last message": (
+        t.OTHER_END_ALWAYS, t.TWO, ["Hello.<|end|>", "Sure.<|return|>"],
+    ),
+    "no generation prompt": (t.NEVER_ASKS, t.TWO, TWO),
+    "no tags at all": (t.SPEAKERS, t.FIRST, [f" Hello!{EOS}", f" Hi.{EOS}"]),
+    "no prompt": (t.SYSTEM_IN_LAST, t.TWO, [f" Hello.{EOS}", f" Sure.{EOS}"]),
+    "parts": (t.PARTS, t.FIRST, FIRST),
+    "private use": (t.PLAIN, dialogue("\U000f0001", PRIVATE), [f"{PRIVATE}<|end|>"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_turn_is_learned_from_its_header_to_its_end(case: str, own: Any) -> None:
+    template, messages, expected = CASES[case]
     assert learned(own, template, messages) == expected
 
 
@@ -211,13 +166,13 @@ def test_a_tool_call_is_learned_with_its_arguments_as_json(
     # arguments may be JSON text already
     function = {"name": "sky", "arguments": json.dumps({"city": "Oslo"})}
     calls = [{"type": "function", "function": function}]
-    texts = [t.TOOL[0], said("assistant", "", tool_calls=calls), *t.TOOL[2:]]
+    texts = [t.TOOL[0], say("assistant", "", tool_calls=calls), *t.TOOL[2:]]
     assert learned(own, template, texts) == [expected, "Cold.<|end|>"]
 
 
 def test_several_calls_beside_a_content_are_learned(own: Any) -> None:
     calls = [t.call("sky", city="Oslo", days=2), t.call("now")]
-    messages = [t.TOOL[0], said("assistant", "Wait. ", tool_calls=calls), *t.TOOL[2:]]
+    messages = [t.TOOL[0], say("assistant", "Wait. ", tool_calls=calls), *t.TOOL[2:]]
     assert learned(own, t.CALLS, messages)[0] == (
         'Wait. <call>{"name": "sky", "arguments": {"city": "Oslo", "days": 2}}</call>'
         '<call>{"name": "now", "arguments": {}}</call><|end|>'
@@ -226,7 +181,7 @@ def test_several_calls_beside_a_content_are_learned(own: Any) -> None:
 
 @pytest.mark.parametrize("form", [None, [{"type": "text", "text": "Hi"}]])
 def test_a_content_may_be_missing_or_in_parts(form: Any, own: Any) -> None:
-    messages = [said("user", "Hi") | ({"content": form} if form else {}), *t.TOOL[1:]]
+    messages = [say("user", "Hi") | ({"content": form} if form else {}), *t.TOOL[1:]]
     messages[1] = messages[1] | {"content": None}
     assert "<|user|>\nHi<|end|>" in rendered(own, t.CALLS, messages).text
 
@@ -243,15 +198,15 @@ def test_a_content_may_be_missing_or_in_parts(form: Any, own: Any) -> None:
          "does not write the content of message 2 (assistant) completely"),
         (t.SYSTEM_IN_LAST, t.WITH_SYSTEM, "unrendered_messages: the chat template does not write "
          "the content of message 1 (system)"),
-        (t.ITEM_CALLS, [t.TOOL[0], said("assistant", "", tool_calls=[t.call("f", a={"b": "c"})])],
+        (t.ITEM_CALLS, [t.TOOL[0], say("assistant", "", tool_calls=[t.call("f", a={"b": "c"})])],
          "unrendered_messages: the chat template does not write the arguments of a tool call as "
          "JSON"),
         (t.turns("{{ m.content | upper }}<|end|>"), t.ONE, "unlocated_turns: the text "
          "that the chat template writes depends on the content of the messages"),
         (t.turns("{% if m.content %}: {{ m.content }}{% endif %}<|end|>"),
-         [*t.ONE, said("user", "Hm"), said("assistant", "")],
+         [*t.ONE, say("user", "Hm"), say("assistant", "")],
          "unlocated_turns: message 4 (assistant) is empty"),
-        (t.PLAIN, [said("user", [{"type": "image"}]), t.ONE[1]],  # type: ignore[arg-type]
+        (t.PLAIN, [say("user", [{"type": "image"}]), t.ONE[1]],  # type: ignore[arg-type]
          "unrenderable_chats: message 1 (user) has a content that is not all text"),
         ("{{ raise_exception('roles must\nalternate') }}", t.ONE,
          "unrenderable_chats: the chat template cannot render this chat: roles must; repair it"),
@@ -295,9 +250,9 @@ def test_omitted_thoughts_missing_ends_and_dates_are_counted(
 
 
 def test_text_before_a_thought_belongs_to_the_answer(own: Any) -> None:
-    before = [said("user", "Hi"), said("assistant", "First <think>greet</think>Hello.")]
+    before = [say("user", "Hi"), say("assistant", "First <think>greet</think>Hello.")]
     assert "unrendered_messages: " in refused(own, t.THINKS, before)
-    opened = [*t.ONE[:1], said("assistant", "greet</think>Hello."), *t.ONE]
+    opened = [*t.ONE[:1], say("assistant", "greet</think>Hello."), *t.ONE]
     assert rendered(own, t.THINKS, opened).counts == {"dropped_thoughts": 1}
 
 
@@ -325,7 +280,7 @@ def test_the_template_gets_tools_and_documents(
 
 
 def test_a_developer_is_the_system_unless_the_template_knows_the_role(own: Any) -> None:
-    messages = [said("developer", "Be brief."), *t.ONE]
+    messages = [say("developer", "Be brief."), *t.ONE]
     assert rendered(own, t.PLAIN, messages).text.startswith("<|system|>\nBe brief.")
     knowing = "{# system or developer #}" + t.PLAIN
     assert rendered(own, knowing, messages).text.startswith("<|developer|>\nBe brief.")

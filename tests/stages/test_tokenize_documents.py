@@ -155,16 +155,16 @@ def test_a_batch_equals_single_documents(own: Any) -> None:
 
 def test_a_token_that_begins_in_a_header_is_learned_only_with_visible_text(own: Any) -> None:
     own.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-    said = {"role": "assistant", "content": "once and for all"}
-    (one,) = tokenize(own, [Document(where="a", messages=(CHAT[1], said))])
+    answer = {"role": "assistant", "content": "once and for all"}
+    (one,) = tokenize(own, [Document(where="a", messages=(CHAT[1], answer))])
     assert learned(own, one) == " once and for all\n"  # this tokenizer joins a space and a word
     # a token of white space that begins in the header belongs to the header
     own.add_tokens(["\n\n"])
     own.chat_template = (
         "{% for m in messages %}{{ m.role }}\n{{ m.content }}" + END + "{% endfor %}"
     )
-    said = {"role": "assistant", "content": "\nonce"}
-    (one,) = tokenize(own, [Document(where="a", messages=(CHAT[1], said))])
+    answer = {"role": "assistant", "content": "\nonce"}
+    (one,) = tokenize(own, [Document(where="a", messages=(CHAT[1], answer))])
     assert "assistant\n\nonce" in whole(own, one)
     assert learned(own, one) == f"once{END}"
 

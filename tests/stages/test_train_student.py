@@ -126,7 +126,7 @@ def expect_close(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_a_batch_from_the_store_gives_the_loss_and_gradient_of_the_living_teacher(
+def test_a_batch_from_the_store_gives_the_loss_and_gradient_of_the_online_teacher(
     objective: ObjectiveConfig, store: StoreReader, teacher_folder: Path
 ) -> None:
     student, capture = new_student(store), store.manifest.capture
@@ -151,7 +151,7 @@ def test_a_batch_from_the_store_gives_the_loss_and_gradient_of_the_living_teache
     )
 
 
-def test_a_step_of_training_follows_the_gradient_of_the_living_teacher(
+def test_a_training_step_follows_the_gradient_of_the_online_teacher(
     store: StoreReader, teacher_folder: Path, tmp_path: Path
 ) -> None:
     config = gradient_step(micro_batch_tokens=2 * LENGTH, learning_rate=100.0)
@@ -175,7 +175,7 @@ def test_a_step_of_training_follows_the_gradient_of_the_living_teacher(
 
 
 @pytest.mark.parametrize("head", [VOCABULARY, 16])
-def test_the_teacher_has_nothing_to_learn_from_itself(
+def test_a_student_equal_to_the_teacher_learns_nothing(
     head: int,
     corpus: SmallCorpus,
     store: StoreReader,
@@ -197,7 +197,7 @@ def test_the_teacher_has_nothing_to_learn_from_itself(
         assert float((before - after).detach().abs().max()) < 2e-6
 
 
-def test_a_sampled_store_points_where_the_living_teacher_does(
+def test_the_gradient_of_a_sampled_store_has_the_direction_of_the_online_teacher(
     corpus: SmallCorpus, store: StoreReader, teacher_folder: Path, tmp_path: Path
 ) -> None:
     """Over all positions the noise of the samples averages out, that of truncation does not."""

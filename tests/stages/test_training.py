@@ -65,7 +65,7 @@ def test_micro_batches_change_memory_and_not_results(
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
+def test_a_killed_run_resumes_as_if_uninterrupted(
     family: str, store: StoreReader, tmp_path: Path
 ) -> None:
     """KilledError in the first epoch and again in the second; gpt2 has dropout on top."""
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_was_cut_short_is_ignored(store: StoreReader, tmp_path
     assert notes[0] == "going on from step 2"
 
 
-def test_a_checkpoint_with_other_tensors_is_not_gone_on_from(
+def test_a_checkpoint_with_other_tensors_is_not_resumed_from(
     store: StoreReader, tmp_path: Path
 ) -> None:
     train_small(store, tmp_path, steps=2, checkpoint_every=2)
@@ -124,7 +124,7 @@ def test_training_lowers_the_loss(store: StoreReader, tmp_path: Path) -> None:
     assert last["agreement"] > first["agreement"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
+def test_a_nan_loss_ends_the_run_in_one_line(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It names the sequences at fault, and keeps the last checkpoint and the lines before it."""
@@ -151,7 +151,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, row: int) -> None:
     monkeypatch.setattr(StoreDataset, "__getitems__", spoiled(poison=row))
 
 
-def test_a_gradient_that_is_no_number_is_no_step(store: StoreReader, tmp_path: Path) -> None:
+def test_a_step_with_an_infinite_or_nan_gradient_is_not_taken(
+    store: StoreReader, tmp_path: Path
+) -> None:
     settings: dict[str, Any] = {"learning_rate": 1e30, "gradient_clip": 0.0, "warmup": 0.0}
     with pytest.raises(ColdstillError) as error:
         train_small(store, tmp_path, steps=5, **settings, trainer={"optim": "sgd"})
@@ -164,7 +166,7 @@ def test_a_gradient_that_is_no_number_is_no_step(store: StoreReader, tmp_path: P
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_sequence_is_seen_once_an_epoch_and_never_in_order(
+def test_every_sequence_is_seen_once_per_epoch_in_shuffled_order(
     workers: int, store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -209,7 +211,7 @@ def test_bf16_changes_the_first_loss_only_by_its_rounding(
         assert rough["grad_norm"] == pytest.approx(exact["grad_norm"], rel=5e-2)
 
 
-def test_the_model_leaves_training_as_it_came(store: StoreReader, tmp_path: Path) -> None:
+def test_training_leaves_no_trace_on_the_model_object(store: StoreReader, tmp_path: Path) -> None:
     job = small_job(store, tmp_path, family="gpt2", steps=1)
     train(job)
     assert "forward" not in vars(job.head.model)
