@@ -197,14 +197,6 @@ def test_recipes_that_cannot_be_changed_are_refused(finished: Desk) -> None:
     assert "a run's own record" in own
     line = finished.refused("plan", "r.toml", *write)
     assert line.startswith("error: --write: runs/r/logits already exists")
-    finished.edit("[logits]\nhead = 4\ntail = 4\n", "[logits]\n")
-    finished.write("n.toml", 'logits.head = 4\nname = "n"\n' + _without_logits(finished))
-    assert "set logits.head" in finished.refused("plan", "n.toml", *write)
-
-
-def _without_logits(desk: Desk) -> str:
-    text = (desk.root / "r.toml").read_text(encoding="utf-8")
-    return text.replace('name = "r"\n', "").replace("[logits]\nshard_tokens = 640\n", "")
 
 
 def test_a_teacher_that_answers_prompts_is_measured_on_its_answers(desk: Desk) -> None:
