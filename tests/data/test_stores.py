@@ -344,16 +344,7 @@ class TestZarr(StoreTests):
         self.write(path, [random_columns(0, 5)])
         group = self.group(path, "r+")
         whole = dict(group.attrs)
-        rows: tuple[Any, ...] = (
-            [],
-            [0, 2**40],
-            [0, 4],
-            [1, 5],
-            [0, 6, 5],
-            [0, -1, 5],
-            "five",
-            None,
-        )
+        rows: list[Any] = [[], [0, 2**40], [0, 4], [1, 5], [0, 6, 5], [0, -1, 5], "five", None]
         sizes = (None, {"weather": 5}, {"int64": 10**9}, {"list": 10**9})
         changed = [{"block_rows": r} for r in rows] + [{"bytes": size} for size in sizes]
         for attributes in (*(whole | change for change in changed), {}):
