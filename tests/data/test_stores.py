@@ -344,7 +344,7 @@ class TestZarr(StoreTests):
         self.write(path, [random_columns(0, 5)])
         group = self.group(path, "r+")
         whole = dict(group.attrs)
-        rows = ([], [0, 2**40], [0, 4], [1, 5], [0, 6, 5], [0, -1, 5], "five", None)
+        rows: list[Any] = [[], [0, 2**40], [0, 4], [1, 5], [0, 6, 5], [0, -1, 5], "five", None]
         sizes = (None, {"weather": 5}, {"int64": 10**9}, {"list": 10**9})
         changed = [{"block_rows": r} for r in rows] + [{"bytes": size} for size in sizes]
         for attributes in (*(whole | change for change in changed), {}):
@@ -364,12 +364,13 @@ class TestZarr(StoreTests):
 
     def test_columns_that_cannot_be_one_shard_are_refused(self, path: Path) -> None:
         first: Columns = {"a": np.zeros(3, np.int32)}
-        for wrong in (
+        wrongs: tuple[Columns, ...] = (
             {"a": np.zeros(3)},
             {"a": np.zeros(3, np.int32), "b": np.zeros(3)},
             {"a": Ragged(np.zeros(3, np.int32), np.array([0, 1, 2, 3]))},
             {"b": np.zeros(3, np.int32)},
-        ):
+        )
+        for wrong in wrongs:
             with pytest.raises(ValueError, match="differ"):
                 self.write(path, [first, wrong])
         for dtype in ("bool", "object", "complex64", "U3", "M8[s]", "float16"):

@@ -199,8 +199,9 @@ def test_options_that_cannot_work_are_refused_before_training(
         "gradient_checkpointing": "a 'llama' model does not support it; remove it, or lower "
         "micro_batch_tokens instead",
     }.items():
+        options: dict[str, Any] = {option: True}
         with pytest.raises(ColdstillError) as error:
-            learn(store, tmp_path / "out", **{option: True})
+            learn(store, tmp_path / "out", **options)
         assert str(error.value) == f"train-student small: train.{option}: {told}"
     assert not (tmp_path / "out").exists()
     blocks._no_compiler.cache_clear()
