@@ -96,11 +96,9 @@ def test_packed_documents_have_their_own_states_and_do_not_affect_each_other(
     # a changed document leaves all others bit-identical
     for changed in documents(sequences):
         row, start, end = changed
-        tokens = sequences.tokens.values.copy()
-        first = sequences.tokens.offsets[row]
-        tokens[first + start : first + end] = (tokens[first + start : first + end] + 7) % VOCABULARY
-        other = packed()
-        other.tokens.values[:] = tokens
+        other, first = packed(), sequences.tokens.offsets[row]
+        document = other.tokens.values[first + start : first + end]
+        document[:] = (document + 7) % VOCABULARY
         after = hidden(model, other, "positions")
         assert not torch.equal(after[row, start:end], before[row, start:end])
         for other_row, begin, stop in documents(sequences):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from chats import CHAT, TEMPLATE
-from coldstill.data.corpus import is_held_out, list_sources, read_documents
+from coldstill.data.corpus import BadRowError, is_held_out, list_sources, read_documents
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages.config import CorpusConfig
@@ -448,8 +448,9 @@ def test_chats_are_prepared_alike_from_preferences_and_parquet(
     assert splits(better) == expected
     # chats without an answer are refused or counted
     asking = {"conversations": [{"from": "human", "value": "?"}]}
-    with pytest.raises(ColdstillError, match=r"^a\.jsonl:3: the assistant says nothing in this"):
+    with pytest.raises(BadRowError, match=r"^a\.jsonl:3: ") as error:
         splits([*rows[:2], asking, *rows[2:]])
+    assert error.value.kind == "unanswered_chats"
     write_rows(tmp_path, [*rows, asking])
     record = prepared(tmp_path, chatting, sequence_length=128, bad_rows="skip")
     assert (record.counts["unanswered_chats"], record.skipped) == (1, 1)
