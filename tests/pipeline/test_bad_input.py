@@ -356,7 +356,7 @@ def test_a_student_with_other_settings_than_it_was_trained_with(finished: Desk) 
     assert line == (
         "error: runs/r/students/small: students.small was trained with student.train.steps = 3, "
         "now 4; train another under a new name (--student NEW), or delete this folder to train it "
-        "anew"
+        "again"
     )
 
 
@@ -469,7 +469,7 @@ def test_a_full_disk_keeps_what_is_finished_and_the_same_command_goes_on(
     assert isinstance(result.exception, SystemExit)
     line = result.stderr.splitlines()[-1]
     assert re.fullmatch(
-        r"error: runs/r/\S+: the disk is full; what was finished is kept, free some space and run "
+        r"error: runs/r/\S+: the disk is full; finished results are kept, free some space and run "
         r"the same command again",
         line,
     )

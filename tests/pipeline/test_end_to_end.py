@@ -99,7 +99,8 @@ def test_a_command_run_again_does_nothing_and_says_so(
 ) -> None:
     before = finished.snapshot()
     result = finished.done(command, "r.toml")
-    spoken = [line for line in result.stderr.splitlines() if not line.startswith("corpus:")]
+    lines = result.stderr.splitlines()
+    spoken = [line for line in lines if not line.startswith(("corpus:", "next: "))]
     assert spoken == says
     assert result.stdout == ""
     assert finished.snapshot() == before
@@ -271,7 +272,7 @@ def test_a_stopped_capture_goes_on_and_ends_as_if_it_had_not_been(
     code, said = processes.stopped(desk, how, second, "teacher-logits", "r.toml", *small)
     if how is signal.SIGINT:
         assert code == 130
-        assert said[-1] == "interrupted; run the same command again to go on"
+        assert said[-1] == "interrupted; run the same command again to continue"
         assert [line for line in said if "Traceback" in line or not line] == []
         assert not list(desk.run.rglob(".unfinished-*"))
     elif how is signal.SIGTERM:
@@ -308,7 +309,7 @@ def test_a_stopped_training_goes_on_from_its_last_checkpoint(
     code, said = processes.stopped(finished, how, whole, "train-student", "r.toml", *new)
     if how is signal.SIGINT:
         assert code == 130
-        assert said[-1] == "interrupted; run the same command again to go on"
+        assert said[-1] == "interrupted; run the same command again to continue"
     elif how is signal.SIGTERM:
         assert code == 0
         command = " ".join(("coldstill train-student r.toml", *new))
