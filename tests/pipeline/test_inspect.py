@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("desk", "inspect_fixtures")
 
 
-def test_inspect_tells_what_is_in_a_store(finished: Desk) -> None:
+def test_inspect_shows_the_content_of_a_store(finished: Desk) -> None:
     store = open_store(finished.run / "logits")
     block = next(iter(store.batches(len(store))))
     facts = shown(finished, "runs/r/logits")
@@ -63,7 +63,7 @@ def test_the_figures_are_those_of_the_targets(tmp_path: Path) -> None:
     assert bins["head_mass"]["positions"] == np.histogram(mass_M, edges)[0].tolist()
 
 
-def test_what_a_codec_cost_is_a_mean_over_all_positions(tmp_path: Path) -> None:
+def test_the_codecs_kl_is_a_mean_over_all_positions(tmp_path: Path) -> None:
     write_store(tmp_path / "s", codec="compact")
     store = open_store(tmp_path / "s")
     facts = shown(desk_at(tmp_path), "s")
@@ -73,7 +73,7 @@ def test_what_a_codec_cost_is_a_mean_over_all_positions(tmp_path: Path) -> None:
     assert f"mean KL {facts['codec_kl']:.2g} nats a position" in text
 
 
-def test_inspect_is_readable(finished: Desk) -> None:
+def test_inspect_prints_aligned_rows(finished: Desk) -> None:
     text = finished.done("inspect", "runs/r/heldout").stdout
     lines = text.splitlines()
     rows = {line[:11].strip(): line[12:] for line in lines if line[:1].isalpha()}
@@ -91,7 +91,7 @@ def test_inspect_is_readable(finished: Desk) -> None:
     assert "\u2588" in text
 
 
-def test_a_run_is_taken_for_its_store(finished: Desk) -> None:
+def test_a_run_means_its_store(finished: Desk) -> None:
     facts = shown(finished, "runs/r")
     assert facts["note"] == (
         "runs/r is a run; its store runs/r/logits is shown; it also has runs/r/heldout"
@@ -100,7 +100,7 @@ def test_a_run_is_taken_for_its_store(finished: Desk) -> None:
     assert finished.done("inspect", "runs/r/").stdout.startswith("runs/r/ is a run; ")
 
 
-def test_the_histograms_are_plain_where_blocks_cannot_be_shown(alone: Desk) -> None:
+def test_histograms_are_ascii_if_blocks_cannot_be_shown(alone: Desk) -> None:
     arguments = ["inspect", str(alone.root / "s")]
     plain = CliRunner(charset="ascii").invoke(main, arguments)
     assert plain.exit_code == 0
@@ -111,20 +111,20 @@ def test_the_histograms_are_plain_where_blocks_cannot_be_shown(alone: Desk) -> N
     assert (glyphs_for(None), glyphs_for("no such encoding")) == (ASCII, ASCII)
 
 
-def test_a_bar_is_as_high_as_what_it_counts() -> None:
+def test_a_bar_is_as_high_as_its_count() -> None:
     lines = histogram([0, 1, 500, 1000], BLOCKS, height=2, width=1)
     assert lines == ["   \u2588", " \u2581\u2588\u2588"]
     assert histogram([0, 0], ASCII, height=1) == ["    "]
 
 
-def test_a_cell_is_as_wide_as_it_should_be() -> None:
+def test_a_cell_has_its_width() -> None:
     assert cell("abc", 5) == "abc  "
     assert cell("abcdef", 5) == "ab..."
     assert cell("\u65e5\u672c", 5) == "\u65e5\u672c "  # two columns each
     assert cell("e\u0301", 2) == "e\u0301 "  # an accent takes none
 
 
-def test_without_a_head_nothing_is_said_of_what_it_covers(tmp_path: Path) -> None:
+def test_without_a_head_its_figures_are_omitted(tmp_path: Path) -> None:
     write_store(tmp_path / "s", Capture(head=0, tail=6))
     text = desk_at(tmp_path).done("inspect", "s").stdout
     assert "top-1" not in text
@@ -132,7 +132,7 @@ def test_without_a_head_nothing_is_said_of_what_it_covers(tmp_path: Path) -> Non
     assert shown(desk_at(tmp_path), "s")["teacher_accuracy"] is None
 
 
-def test_inspect_names_the_shards_that_are_missing(alone: Desk) -> None:
+def test_inspect_names_missing_shards(alone: Desk) -> None:
     for index in (0, 2):
         (alone.root / "s" / "shards" / f"{index:05d}.json").unlink()
     facts = shown(alone, "s")
@@ -141,7 +141,7 @@ def test_inspect_names_the_shards_that_are_missing(alone: Desk) -> None:
     assert "1 of 3, missing 0, 2\n" in alone.done("inspect", "s").stdout
 
 
-def test_inspect_of_a_store_that_holds_no_shard_yet(alone: Desk) -> None:
+def test_inspect_shows_a_store_without_shards(alone: Desk) -> None:
     for record in (alone.root / "s" / "shards").glob("*.json"):
         record.unlink()
     text = alone.done("inspect", "s").stdout
@@ -152,7 +152,7 @@ def test_inspect_of_a_store_that_holds_no_shard_yet(alone: Desk) -> None:
     assert "has no sequence yet" in alone.refused("inspect", "s", "--html", "p.html")
 
 
-def test_inspect_touches_nothing(finished: Desk) -> None:
+def test_inspect_changes_nothing(finished: Desk) -> None:
     before = finished.snapshot()
     finished.done("inspect", "runs/r/logits")
     finished.done("inspect", "runs/r", "--sequence", "1")
@@ -166,7 +166,7 @@ def test_any_other_file_is_refused(alone: Desk) -> None:
     assert line == "error: notes.txt: a file that is not a shard (*.arrow, *.zarr)"
 
 
-def test_a_store_may_be_called_like_a_shard(tmp_path: Path) -> None:
+def test_a_store_can_have_the_name_of_a_shard(tmp_path: Path) -> None:
     write_store(tmp_path / "s.arrow")
     assert shown(desk_at(tmp_path), "s.arrow")["sequences"] == SEQUENCES
 
@@ -212,7 +212,7 @@ def test_reading_tokens_needs_no_deep_learning(alone: Desk) -> None:
     assert result.stdout.splitlines()[-1] == ""
 
 
-def test_an_address_is_looked_at_like_a_folder() -> None:
+def test_an_address_is_inspected_like_a_folder() -> None:
     pytest.importorskip("fsspec")
     url = "memory://inspected/s"
     block = random_block(2, 6)
@@ -229,7 +229,7 @@ def test_an_address_is_looked_at_like_a_folder() -> None:
     assert store["manifest"]["tokenizer"]["size"] == VOCABULARY
 
 
-def test_missing_shards_are_told_in_ranges() -> None:
+def test_missing_shards_are_listed_as_ranges() -> None:
     assert ranges([0, 1, 2, 3, 7]) == "0-3, 7"
     assert ranges([5]) == "5"
     assert ranges([1, 2, 4, 5]) == "1-2, 4-5"

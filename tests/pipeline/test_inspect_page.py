@@ -148,7 +148,7 @@ def test_a_sample_is_the_same_every_time_and_counted(alone: Desk) -> None:
     assert [sequence["row"] for sequence in chosen] == [7, 2]
 
 
-def test_only_what_is_there_is_sampled(alone: Desk) -> None:
+def test_only_finished_shards_are_sampled(alone: Desk) -> None:
     (alone.root / "s" / "shards" / "00001.json").unlink()
     data = written(alone).data
     assert [sequence["row"] for sequence in data["sequences"]] == [0, 1, 2, 3, 8, 9]
@@ -161,7 +161,7 @@ def test_only_what_is_there_is_sampled(alone: Desk) -> None:
     assert alone.snapshot() == before
 
 
-def test_only_some_places(alone: Desk, block: Block) -> None:
+def test_a_page_can_show_some_positions_only(alone: Desk, block: Block) -> None:
     row = ("--sequence", str(LONG))
     (whole,) = written(alone, *row).data["sequences"]
     (part,) = written(alone, *row, "--positions", "3:8").data["sequences"]
@@ -171,7 +171,7 @@ def test_only_some_places(alone: Desk, block: Block) -> None:
     assert part["beliefs"] == [b for b in whole["beliefs"] if 3 <= b[0] < 8]
 
 
-def test_what_was_written_is_told(alone: Desk) -> None:
+def test_the_command_reports_what_it_wrote(alone: Desk) -> None:
     told = shown(alone, "s", "--html", "out/p.html", "--count", "2")
     path = alone.root / "out" / "p.html"
     assert told["wrote"] == os.path.join("out", "p.html")
@@ -234,7 +234,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_text_can_be_read_on_every_colour(theme: int) -> None:
+def test_text_is_readable_on_every_colour(theme: int) -> None:
     style = (TEMPLATES / "inspect.css").read_text(encoding="utf-8")
     found = re.findall(r"--([a-z]+\d*): (#[0-9a-f]{6})", style)
     assert len(found) % 2 == 0

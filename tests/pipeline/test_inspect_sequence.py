@@ -83,7 +83,7 @@ def _compare(block: Block, row: int, entries: list[Any]) -> None:
             assert sample["probability"] == pytest.approx(np.exp(known[sample["token"]]))
 
 
-def test_the_fixture_would_show_a_wrong_step(block: Block) -> None:
+def test_the_fixture_reveals_a_wrong_shift(block: Block) -> None:
     wrong = right = 0
     for row in range(SEQUENCES):
         tokens, positions = block.sequences.tokens[row], block.sequences.positions[row]
@@ -92,7 +92,7 @@ def test_the_fixture_would_show_a_wrong_step(block: Block) -> None:
     assert wrong > 0.9 * right
 
 
-def test_the_text_says_what_the_json_says(alone: Desk) -> None:
+def test_the_text_agrees_with_the_json(alone: Desk) -> None:
     text = alone.done("inspect", "s", "--sequence", str(LONG)).stdout
     sequence = listed(alone, LONG)
     lines = text.splitlines()
@@ -132,7 +132,7 @@ def seen(text: str) -> str:
     return clip(text.replace(" ", "\u00b7").replace("\n", "\u21b5").replace("\t", "\u21e5"), 22)
 
 
-def test_only_some_positions(alone: Desk) -> None:
+def test_the_text_can_show_some_positions_only(alone: Desk) -> None:
     whole = listed(alone, LONG)["positions"]
     assert len(whole) > 5
     for given, part in (("2:4", whole[2:4]), (":3", whole[:3]), ("3:", whole[3:])):
@@ -144,7 +144,7 @@ def test_only_some_positions(alone: Desk) -> None:
     assert line == f"error: s: sequence {LONG} has {len(whole)} positions, none from 50 on"
 
 
-def test_several_sequences(alone: Desk) -> None:
+def test_several_sequences_are_shown_in_the_given_order(alone: Desk) -> None:
     both = ("--sequence", "4", "--sequence", "0")
     assert [one["sequence"] for one in shown(alone, "s", *both)["sequences"]] == [4, 0]
     text = alone.done("inspect", "s", *both).stdout
@@ -178,7 +178,7 @@ def test_without_a_tokenizer_ids_are_shown(alone: Desk) -> None:
     [Capture(head=0, tail=5), Capture(head=6, tail=0), Capture(head=VOCABULARY, tail=0)],
     ids=["no head", "no tail", "everything"],
 )
-def test_a_capture_of_less_or_all(tmp_path: Path, capture: Capture) -> None:
+def test_a_capture_without_head_or_tail_is_shown(tmp_path: Path, capture: Capture) -> None:
     write_store(tmp_path / "s", capture)
     desk = desk_at(tmp_path)
     targets = [e["target"] for e in listed(desk, LONG)["positions"] if e["target"]]
@@ -210,7 +210,7 @@ def test_a_compact_zarr_store_gives_the_same_within_its_error(tmp_path: Path) ->
             assert abs(np.sqrt(guess["probability"]) - wanted[guess["token"]]) <= maximum
 
 
-def test_long_text_is_read_page_by_page_where_somebody_watches(
+def test_long_text_goes_through_a_pager_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     paged: list[str] = []
@@ -226,7 +226,7 @@ def test_long_text_is_read_page_by_page_where_somebody_watches(
     assert len(paged) == 1
 
 
-def test_plain_ascii_where_nothing_else_can_be_shown(alone: Desk) -> None:
+def test_sequences_are_ascii_if_the_output_needs_it(alone: Desk) -> None:
     options = [part for row in range(SEQUENCES) for part in ("--sequence", str(row))]
     result = CliRunner(charset="ascii").invoke(main, ["inspect", str(alone.root / "s"), *options])
     assert result.exit_code == 0

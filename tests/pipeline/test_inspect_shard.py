@@ -22,9 +22,7 @@ pytest_plugins = ("desk", "inspect_fixtures")
 
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 @pytest.mark.parametrize("store", list(STORES))
-def test_one_shard_is_looked_at_as_part_of_its_store(
-    tmp_path: Path, store: str, codec: str
-) -> None:
+def test_one_shard_is_shown_as_part_of_its_store(tmp_path: Path, store: str, codec: str) -> None:
     write_store(tmp_path / "s", store=store, codec=codec)
     desk, name = desk_at(tmp_path), f"s/shards/00002{STORES[store].suffix}"
     facts = shown(desk, name)
@@ -49,7 +47,7 @@ def test_a_shard_is_found_from_inside_its_folder(alone: Desk) -> None:
 
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 @pytest.mark.parametrize("store", list(STORES))
-def test_a_shard_without_a_manifest_tells_what_it_can(
+def test_a_shard_without_a_manifest_shows_its_columns(
     tmp_path: Path, store: str, codec: str
 ) -> None:
     block = write_store(tmp_path / "s", store=store, codec=codec)
@@ -78,7 +76,7 @@ def test_a_shard_without_a_manifest_tells_what_it_can(
         assert line.endswith("without it no target can be read")
 
 
-def test_a_shard_without_a_commit_record_is_looked_at_by_itself(alone: Desk) -> None:
+def test_a_shard_without_a_commit_record_is_shown_alone(alone: Desk) -> None:
     (alone.root / "s" / "shards" / "00001.json").unlink()
     facts = shown(alone, "s/shards/00001.arrow")
     assert facts["note"].startswith("the store s has no commit record of it")

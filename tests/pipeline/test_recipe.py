@@ -66,7 +66,7 @@ def test_a_recipe_from_any_editor_is_read_and_kept_unchanged(tmp_path: Path) -> 
         assert loaded.text.encode() == content
 
 
-def test_a_run_folder_gives_the_recipe_as_it_was_understood(tmp_path: Path) -> None:
+def test_a_run_folder_gives_the_validated_recipe(tmp_path: Path) -> None:
     text = WHOLE + '[students.other]\nlike = "small"\nobjective = { cross_entropy = 1.0 }\n'
     loaded = load_recipe(_written(tmp_path, text), ("seed=9",))
     run = tmp_path / "run"
@@ -92,7 +92,7 @@ def test_a_damaged_record_of_a_run_is_refused(tmp_path: Path) -> None:
             load_recipe(str(tmp_path))
 
 
-def test_what_is_no_recipe_is_named_with_what_would_be_one(tmp_path: Path) -> None:
+def test_a_missing_recipe_is_refused_with_the_known_names(tmp_path: Path) -> None:
     with pytest.raises(ColdstillError, match=r"nothing\.toml: no recipe file.*built in: .*demo"):
         load_recipe("nothing.toml")
     with pytest.raises(ColdstillError, match=r"a folder without recipe\.resolved\.json, so not a"):
@@ -218,7 +218,7 @@ def test_a_teacher_is_named_or_made_but_not_both(tmp_path: Path) -> None:
     )
 
 
-def test_a_teacher_that_exists_may_be_corrected(tmp_path: Path) -> None:
+def test_an_existing_teacher_can_be_corrected(tmp_path: Path) -> None:
     def said(keys: str) -> str:
         return fault(WHOLE.replace("[teacher]\n", f"[teacher]\n{keys}\n"), tmp_path)
 
@@ -309,7 +309,7 @@ def test_the_last_override_counts_and_wrong_ones_are_refused(tmp_path: Path) -> 
 LIKE = WHOLE.replace("heads = 4", "heads = 4, kv_heads = 2") + "[students.other]\n"
 
 
-def test_like_takes_over_what_a_student_leaves_unsaid(tmp_path: Path) -> None:
+def test_like_inherits_the_unset_keys(tmp_path: Path) -> None:
     text = LIKE + 'like = "small"\narchitecture = { layers = 1 }\ntrain = { steps = 7 }\n'
     students = load(text, tmp_path).students
     assert students["other"].architecture.layers == 1
@@ -365,7 +365,7 @@ def test_a_new_name_makes_a_variant_and_leaves_the_old_student_as_it_was(tmp_pat
     assert recipe.students["small"].train.steps == 9
 
 
-def test_a_variant_of_no_known_student_is_refused(tmp_path: Path) -> None:
+def test_a_variant_of_an_unknown_student_is_refused(tmp_path: Path) -> None:
     said = fault(WHOLE, tmp_path, "students.smal.train.steps=9", student="small2")
     assert said == "--set students.smal: no student 'smal' to make 'small2' from (have: small)"
     nobody = fault(WHOLE.partition("[students")[0], tmp_path, "students.a.like=b", student="c")
