@@ -1,4 +1,4 @@
-"""A machine that is about to be taken away says so with SIGTERM: stop cleanly, losing little."""
+"""Stops a stage cleanly on SIGTERM, which a machine sends before it shuts down."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 class Interruption:
-    """Listens for SIGTERM while its context is entered.
+    """Handles SIGTERM inside `listening`.
 
-    It is answered at once, by `StoppedError`, except inside `postponed`, where whoever works asks
-    for `asked` at moments of its own choice.
+    The signal raises `StoppedError` at once. Inside `postponed` it only sets `asked`, which the
+    stage checks when it can stop.
     """
 
     def __init__(self) -> None:
-        """Listen to nothing yet."""
+        """Install no handler yet."""
         self.asked = False
         self._postponed = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Answer the signal. Outside the main thread no signal arrives, and nothing is changed."""
+        """Handle the signal; outside the main thread signals do not arrive and nothing changes."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -39,7 +39,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def postponed(self) -> Iterator[None]:
-        """Only take note of the signal; leaving the context answers it."""
+        """Only record the signal; the end of the context raises `StoppedError`."""
         self._postponed = True
         try:
             yield

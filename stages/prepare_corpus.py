@@ -1,4 +1,4 @@
-"""Read the corpus once, tokenise it, pack it, and split off what evaluation will use."""
+"""Prepares a corpus: reads, tokenises and packs its documents, and splits off the held-out ones."""
 
 from __future__ import annotations
 
@@ -9,19 +9,10 @@ from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..data.corpus import (
-    REASONS,
-    Reading,
-    is_held_out,
-    list_sources,
-    note_left_out,
-    read_documents,
-    refuse,
-)
+from ..data.corpus import REASONS, Reading, list_sources, note_left_out, read_documents, refuse
 from ..data.errors import ColdstillError
 from ..data.files import whole_folder, write_json
 from ..data.formats.arrow import ArrowStore
-from ..data.packing import Packer
 from ..data.prepared import (
     SKIPPED_ROWS,
     SPLITS,
@@ -31,22 +22,22 @@ from ..data.prepared import (
     SplitRecord,
 )
 from .corpus.chat_template import TODAY
-from .corpus.origin import corpus_settings, expect_unchanged, source_listing
-from .corpus.tokenize_documents import DocumentTokenizer
-from .corpus.tokenize_prompts import PromptTokenizer
+from .corpus.provenance import corpus_settings, expect_unchanged, source_listing
+from .corpus.splits import SplitPacker, is_kept
+from .corpus.tokenize_documents import document_tokenizer
 from .report import Report, Reporter, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from ..data.corpus import BadRowError, Document
-    from ..data.packing import TokenizedDocument
     from ..data.prepared import Split
     from .config import CorpusConfig
+    from .corpus.splits import Pieces
 
 STAGE = "corpus"
-_SAID = {
+_COUNTED = {
     "empty_documents": "empty documents skipped",
     "unlearnable_pieces": "pieces without anything to learn skipped",
     "unrenderable_chats": "chats that the template cannot render skipped",
@@ -66,10 +57,10 @@ _SAID = {
     "untemplated_pairs": "prompts without the tokenizer's chat template (corpus.as_chat = true "
     "writes them with it)",
 }
-"""What is said of a record's counts."""
+"""Name of a count in the record -> its text in the summary."""
 
 _BATCH = 256
-"""Documents tokenised at a time: enough to keep every processor busy."""
+"""Documents per batch, enough to keep every processor busy."""
 
 
 def prepare_corpus(
@@ -82,50 +73,56 @@ def prepare_corpus(
     prompts: bool = False,
     report: Reporter = silent,
 ) -> CorpusRecord:
-    """Make the corpus folder anew, whole or not at all.
+    """Write the corpus folder; an interrupted or failed call leaves no folder.
 
-    base      the folder that relative paths of the recipe start from
+    base      folder that relative paths of the recipe start from
     together  whether documents may share a sequence
-    prompts   keep only what the teacher is to answer, one prompt a sequence
+    prompts   whether to keep only prompts for the teacher, one per sequence
 
     Raises
-        ColdstillError: sources that cannot be read, rows that cannot be learned from (unless they
-            are to be skipped), or nothing to learn
+        ColdstillError: a source cannot be read, a row cannot be learned from (unless the recipe
+            skips such rows), or there is nothing to learn
     """
     left_out: list[str] = []
     report(Report(stage=STAGE, doing="look the sources up"))
     sources = list_sources(config.files, base, left_out)
-    tokenize = (PromptTokenizer if prompts else DocumentTokenizer)(tokenizer, config)
+    tokenize = document_tokenizer(tokenizer, config, prompts=prompts)
     together = together and not prompts
+    packer = SplitPacker(config, together=together, prompts=prompts)
+    counts: Counter[str] = Counter()
+
+    def count(bad: BadRowError) -> None:
+        counts[bad.kind] += 1
+
     with whole_folder(folder) as scratch:
-        layout = CorpusLayout(scratch)
-        store = ArrowStore()
-        counts: Counter[str] = Counter()
+        layout, store = CorpusLayout(scratch), ArrowStore()
         with ExitStack() as open_files:
             writers = {
                 split: _SplitWriter(
-                    SequenceWriter(open_files.enter_context(store.create(layout.split(split)))),
-                    None if prompts else Packer(config.sequence_length, together=together),
+                    SequenceWriter(open_files.enter_context(store.create(layout.split(split))))
                 )
                 for split in SPLITS
             }
             columns = config.columns.for_prompts() if prompts else config.columns
-            skip = _counter(counts) if config.bad_rows == "skip" else refuse
+            skip = count if config.bad_rows == "skip" else refuse
             read = added = 0
             reading = Reading()
             stream = read_documents(sources, columns, skip, reading)
             report(Report(stage=STAGE, unit="documents"))
             for documents in _batches(stream, counts, prompts=prompts):
                 tokenized = tokenize(documents, added, skip)
-                _add(tokenized, writers, config.holdout)
+                for document, one in tokenized:
+                    split, packed = packer.add(document, one)
+                    writers[split].add(document, packed)
                 added += len(tokenized)
                 read += len(documents)
                 report(Report(stage=STAGE, done=read, unit="documents"))
+            for split, rest in packer.finish():
+                writers[split].write(rest)
             splits = {name: writer.finish() for name, writer in writers.items()}
             _expect_something(splits, config, counts)
         counts.update(+tokenize.counts)
-        for writer in writers.values():
-            counts.update(writer.counts)
+        counts.update(packer.counts)
         report(Report(stage=STAGE, doing="take the digests of the sources"))
         record = CorpusRecord(
             settings=corpus_settings(config, tokenizer),
@@ -141,7 +138,7 @@ def prepare_corpus(
     report(Report(stage=STAGE, note=summary(record)))
     without_effect = None
     if config.as_chat and not record.counts.get("templated_pairs"):
-        without_effect = "corpus.as_chat = true changes nothing: no row is a prompt of its own"
+        without_effect = "corpus.as_chat = true has no effect: no row has a prompt"
     for note in (reading.note(), note_left_out(left_out), without_effect):
         if note is not None:
             report(Report(stage=STAGE, note=note))
@@ -149,43 +146,40 @@ def prepare_corpus(
 
 
 def summary(record: CorpusRecord) -> str:
-    """One sentence about a prepared corpus, with everything that was left out."""
+    """One line about a prepared corpus and everything that was skipped or changed."""
     kind = "prompts" if record.prompts else "documents"
     parts = [
         f"{split}: {r.documents:,} {kind}, {r.tokens:,} tokens in {r.sequences:,} sequences"
         for split, r in ((split, record.splits[split]) for split in SPLITS)
     ]
     parts += [
-        f"{record.counts[name]:,} {text}" for name, text in _SAID.items() if record.counts.get(name)
+        f"{record.counts[name]:,} {text}"
+        for name, text in _COUNTED.items()
+        if record.counts.get(name)
     ]
     return "; ".join(parts)
 
 
 class _SplitWriter:
-    """One split on its way to disk."""
+    """Writes one split and computes its record."""
 
-    def __init__(self, writer: SequenceWriter, packer: Packer | None) -> None:
-        """Pack documents with `packer`; without one each is a sequence, learned from or not."""
-        self._writer, self._packer = writer, packer
+    def __init__(self, writer: SequenceWriter) -> None:
+        self._writer = writer
         self._content = hashlib.sha256()
         self._documents = self._bytes = 0
 
-    def add(self, document: Document, tokenized: TokenizedDocument) -> None:
+    def add(self, document: Document, packed: Iterable[Pieces]) -> None:
+        """Count a document and write the sequences that it filled."""
         self._content.update(document.digest())
         self._documents += 1
         self._bytes += document.size
-        for pieces in [[tokenized]] if self._packer is None else self._packer.add(tokenized):
-            self._writer.add(pieces)
+        self.write(packed)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """What packing did to the documents."""
-        names = ("cut_documents", "unlearnable_pieces")
-        return {name: self._packer.counts[name] if self._packer else 0 for name in names}
+    def write(self, packed: Iterable[Pieces]) -> None:
+        for pieces in packed:
+            self._writer.add(pieces)
 
     def finish(self) -> SplitRecord:
-        for pieces in () if self._packer is None else self._packer.finish():
-            self._writer.add(pieces)
         packing = self._writer.finish()
         return SplitRecord(
             documents=self._documents,
@@ -203,28 +197,10 @@ def _batches(
 ) -> Iterator[Sequence[Document]]:
     stream = iter(documents)
     while batch := list(islice(stream, _BATCH)):
-        # a prompt to be answered is something, whether or not anything follows it
-        full = [d for d in batch if not d.is_empty or (prompts and d.prompt)]
-        counts["empty_documents"] += len(batch) - len(full)
-        if full:
-            yield full
-
-
-def _counter(counts: Counter[str]) -> Callable[[BadRowError], None]:
-    def count(bad: BadRowError) -> None:
-        counts[bad.kind] += 1
-
-    return count
-
-
-def _add(
-    documents: Sequence[tuple[Document, TokenizedDocument]],
-    writers: dict[Split, _SplitWriter],
-    holdout: float,
-) -> None:
-    for document, tokenized in documents:
-        held_out = is_held_out(document.digest(), holdout)
-        writers["heldout" if held_out else "train"].add(document, tokenized)
+        kept = [document for document in batch if is_kept(document, prompts=prompts)]
+        counts["empty_documents"] += len(batch) - len(kept)
+        if kept:
+            yield kept
 
 
 def _expect_something(

@@ -18,11 +18,10 @@ from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .students.adapters import adapt, expect_peft, merge
 from .students.job import StudentJob
+from .students.lesson import lesson
 from .students.origin import NewStudent, make_student
 from .training.feed import StoreDataset
-from .training.lesson import lesson
-from .training.loop import TrainingJob, full_disk_told, train
-from .training.mixture import MixedDataset
+from .training.loop import TrainingJob, full_disk_errors, train
 from .training.objective import supports
 
 if TYPE_CHECKING:
@@ -69,16 +68,13 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     begin = _beginning(job, made, judged, report)
     adapters = None if job.lora is None else adapt(model, job.lora, job.seed, f"{where}.lora")
     learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    stores = taught.stores
-    dataset = StoreDataset(stores[0]) if len(stores) == 1 else MixedDataset(stores)
     train(
         TrainingJob(
             stage=f"{STAGE} {job.stage}",
             head=head,
-            dataset=dataset,
+            dataset=StoreDataset(*taught.stores),
             isolation=isolation,
             capture=manifest.capture,
-            others=taught.captures[1:],
             terms=taught.terms,
             config=job.config,
             sequence_length=manifest.packing.sequence_length,
@@ -104,7 +100,7 @@ def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:
     folder = job.model_folder
     if rank() == 0:
         job.delete_rounds()  # before the model exists: a later run would not delete them
-        with whole_folder(folder) as scratch, full_disk_told(folder):
+        with whole_folder(folder) as scratch, full_disk_errors(folder):
             with asking("transformers", "save the student", where=str(folder)):
                 model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)

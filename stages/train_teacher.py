@@ -1,4 +1,4 @@
-"""Train a teacher on the corpus, where there is none to load."""
+"""Trains a new teacher on the corpus by cross-entropy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .models.vocabulary import vocabulary_size
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .training.feed import CorpusDataset
-from .training.loop import TrainingJob, full_disk_told, train
+from .training.loop import TrainingJob, full_disk_errors, train
 from .training.objective import terms_of
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ..data.prepared import SequenceFile
     from .config import ArchitectureConfig, TrainConfig
     from .evaluation.heldout_loss import Heldout
+    from .models.isolation import Isolation
+    from .models.output_head import OutputHead
 
 STAGE = "train-teacher"
 
@@ -51,16 +53,15 @@ def train_teacher(
     begin: Callable[[], None] = lambda: None,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Train a new model by cross-entropy; write it to `folder/model`, which then is whole.
+    """Build a model, train it and write it to `folder/model`.
 
-    separator  what was put after each plain document
-    heldout    what it is measured on afterwards, if anything
-    begin      called once, when everything is checked and nothing is written yet
-    settings   what its checkpoints say of it
+    separator  ids after each plain document
+    heldout    sequences on which the loss is measured at the end, if given
+    begin      called once, after all checks and before anything is written
+    settings   stored in the checkpoints
 
     Raises
-        ColdstillError: an architecture that cannot be made, or that cannot keep packed documents
-            apart
+        ColdstillError: the model cannot be built, or it cannot keep packed documents apart
     """
     report(Report(stage=STAGE, doing="make the model"))
     model = build_model(architecture, tokenizer, sequence_length, seed, "teacher.architecture")
@@ -81,41 +82,63 @@ def train_teacher(
             f"teacher.architecture: a {architecture.family!r} model cannot keep packed documents "
             "apart; set corpus.pack = false"
         )
-    capture = Capture(head=0, tail=0)
-    objective = ObjectiveConfig(kl=0.0, cross_entropy=1.0)
     head = connect_head(model, vocabulary, report)
-    train(
-        TrainingJob(
-            stage=STAGE,
-            head=head,
-            dataset=CorpusDataset(sequences),
-            isolation=isolation,
-            capture=capture,
-            terms=terms_of(objective, capture, "teacher"),
-            config=config,
-            sequence_length=sequence_length,
-            seed=seed,
-            folder=folder,
-            begin=begin,
-            settings=settings,
-        ),
+    learn_corpus(
+        head,
+        sequences,
+        isolation,
         report,
+        config=config,
+        sequence_length=sequence_length,
+        seed=seed,
+        folder=folder,
+        begin=begin,
+        settings=settings,
     )
-    ends = corpus_ends(sequences, tokenizer, separator)
-    report_ends(model, tokenizer, ends, STAGE, report)
-    report(Report(stage=STAGE, doing="save the model"))
-    save_teacher(model, with_end(copy.deepcopy(tokenizer), ends.tokens), folder)
+    save_teacher(model, tokenizer, sequences, separator, folder, report)
     report(Report(stage=STAGE, note=f"{model.num_parameters():,} parameters trained"))
     if heldout is not None:
         loss = heldout_loss(head, heldout, isolation, f"{STAGE} heldout", report)
         report(Report(stage=STAGE, note=f"held-out loss {loss:.3f}"))
 
 
-def save_teacher(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a trained teacher with its tokenizer to `folder/model`, whole."""
+def learn_corpus(
+    head: OutputHead,
+    sequences: SequenceFile,
+    isolation: Isolation,
+    report: Reporter,
+    **settings: Any,
+) -> None:
+    """Train a model in place by cross-entropy; `settings` are the other fields of `TrainingJob`."""
+    capture = Capture(head=0, tail=0)
+    job = TrainingJob(
+        stage=STAGE,
+        head=head,
+        dataset=CorpusDataset(sequences),
+        isolation=isolation,
+        capture=capture,
+        terms=terms_of(ObjectiveConfig(kl=0.0, cross_entropy=1.0), capture, "teacher"),
+        **settings,
+    )
+    train(job, report)
+
+
+def save_teacher(
+    model: Any,
+    tokenizer: Any,
+    sequences: SequenceFile,
+    separator: Sequence[int],
+    folder: Path,
+    report: Reporter,
+) -> None:
+    """Write a trained teacher with its tokenizer and measured end tokens to `folder/model`."""
+    ends = corpus_ends(sequences, tokenizer, separator)
+    report_ends(model, tokenizer, ends, STAGE, report)
+    report(Report(stage=STAGE, doing="save the model"))
+    tokenizer = with_end(copy.deepcopy(tokenizer), ends.tokens)
     if rank() == 0:
-        with whole_folder(folder / "model") as scratch, full_disk_told(folder / "model"):
+        with whole_folder(folder / "model") as scratch, full_disk_errors(folder / "model"):
             with asking("transformers", "save the teacher", where=str(folder)):
                 model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
-    wait_for_all()  # nobody goes on to what rests on it
+    wait_for_all()  # the next stage needs the saved model

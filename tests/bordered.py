@@ -1,4 +1,4 @@
-"""Small models that treat texts otherwise beyond some length, or that cannot be batched freely."""
+"""Small models that compute differently beyond some length, or that depend on their batch."""
 
 from __future__ import annotations
 
@@ -9,96 +9,63 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCABULARY = 96
 BORDER = 16
-"""Where they change."""
+"""The length from which on they change."""
 _WIDE: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
     "max_position_embeddings": 128,
-}
-_KV: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 16}
-_WINDOW = {"sliding_window": BORDER, "layer_types": ["sliding_attention", "full_attention"]}
-_LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10_000.0,
-    "short_factor": [1.0] * 8,
-    "long_factor": [3.0 + i for i in range(8)],
-    "original_max_position_embeddings": BORDER,
-}
-_YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "original_max_position_embeddings": BORDER,
-}
-_DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 8.0}
-_LLAMA4 = {
-    **_WIDE,
-    **_KV,
-    "intermediate_size_mlp": 64,
-    "num_local_experts": 2,
-    "layer_types": ["chunked_attention", "full_attention"],
-    "no_rope_layers": [1, 0],
-    "pad_token_id": 0,
-}
+}  # fmt: skip
+_LLAMA = {**_WIDE, "num_key_value_heads": 2, "head_dim": 16}
+_WINDOW = {
+    **_LLAMA, "sliding_window": BORDER, "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
 _PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
+_LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * 8,
+    "long_factor": [3.0 + i for i in range(8)], "original_max_position_embeddings": BORDER,
+}  # fmt: skip
+_DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 8.0}
+_YARN = _DYNAMIC | {"rope_type": "yarn", "original_max_position_embeddings": BORDER}
+_LLAMA4 = {
+    **_LLAMA, "intermediate_size_mlp": 64, "num_local_experts": 2, "no_rope_layers": [1, 0],
+    "layer_types": ["chunked_attention", "full_attention"], "pad_token_id": 0,
+}  # fmt: skip
+_GEMMA3N = {
+    **_WINDOW, "intermediate_size": [64, 64], "activation_sparsity_pattern": [0.0, 0.0],
+    "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
+    "laurel_rank": 4, "num_kv_shared_layers": 0,
+}  # fmt: skip
 
 BORDERED: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {**_WIDE, **_KV}),
+    "llama": ("llama", _LLAMA),
     "phi3 longrope": (
         "phi3",
-        {
-            **_WIDE,
-            "rope_parameters": _LONGROPE,
-            "original_max_position_embeddings": BORDER,
-            "pad_token_id": 0,
-        },
+        {**_WIDE, "rope_parameters": _LONGROPE, "original_max_position_embeddings": BORDER,
+         "pad_token_id": 0},
     ),
     "llama dynamic": (
-        "llama",
-        {**_WIDE, **_KV, "max_position_embeddings": BORDER, "rope_parameters": _DYNAMIC},
+        "llama", {**_LLAMA, "max_position_embeddings": BORDER, "rope_parameters": _DYNAMIC}
     ),
-    "llama yarn": ("llama", {**_WIDE, **_KV, "rope_parameters": _YARN}),
-    "gemma3 window": ("gemma3_text", {**_WIDE, **_KV, **_WINDOW}),
+    "llama yarn": ("llama", {**_LLAMA, "rope_parameters": _YARN}),
+    "gemma3 window": ("gemma3_text", _WINDOW),
     "gemma3 longrope in half the layers": (
         "gemma3_text",
-        {
-            **_WIDE,
-            **_KV,
-            **_WINDOW,
-            "rope_parameters": {"sliding_attention": _PLAIN, "full_attention": _LONGROPE},
-        },
+        {**_WINDOW, "rope_parameters": {"sliding_attention": _PLAIN, "full_attention": _LONGROPE}},
     ),
-    "gemma3n": (
-        "gemma3n_text",
-        {
-            **_WIDE,
-            **_KV,
-            **_WINDOW,
-            "intermediate_size": [64, 64],
-            "activation_sparsity_pattern": [0.0, 0.0],
-            "vocab_size_per_layer_input": VOCABULARY,
-            "hidden_size_per_layer_input": 8,
-            "laurel_rank": 4,
-            "num_kv_shared_layers": 0,
-        },
-    ),
+    "gemma3n": ("gemma3n_text", _GEMMA3N),
     "llama4 chunks": ("llama4_text", {**_LLAMA4, "attention_chunk_size": BORDER}),
     "llama4 queries scaled by place": (
-        "llama4_text",
-        {**_LLAMA4, "attn_temperature_tuning": True, "floor_scale": BORDER},
+        "llama4_text", {**_LLAMA4, "attn_temperature_tuning": True, "floor_scale": BORDER}
     ),
     "falcon alibi": ("falcon", {**_WIDE, "alibi": True}),
     "bloom": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 2}),
     "rwkv": ("rwkv", {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}),
     "mamba": ("mamba", {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}),
-}
-"""Families of transformers with their settings, by what is special about them."""
+}  # fmt: skip
+"""Name of a special trait -> family of transformers and its settings."""
 
 
 def bordered(name: str) -> Any:
-    """A new model of `BORDERED`, always with the same weights: it has read nothing yet."""
+    """A new model of `BORDERED` with fixed weights; it has read nothing yet."""
     family, settings = BORDERED[name]
     config = AutoConfig.for_model(
         family, vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=0, **settings
@@ -113,8 +80,7 @@ def bordered(name: str) -> Any:
 
 
 class ScaledByTheBatch(torch.nn.Module):
-    """A model that brings code of its own, in which all positions of a batch depend on the longest
-    sequence there."""
+    """A model with unknown code, in which all positions depend on the longest text of the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,10 +97,10 @@ class ScaledByTheBatch(torch.nn.Module):
 
     @property
     def get_output_embeddings(self) -> Any:
-        """As models of transformers have it."""
+        """The accessor that models of transformers have."""
         return self.inner.get_output_embeddings
 
     @property
     def get_input_embeddings(self) -> Any:
-        """Likewise."""
+        """The accessor that models of transformers have."""
         return self.inner.get_input_embeddings

@@ -1,4 +1,4 @@
-"""Chat templates with the traits of real ones, and a chat for each trait."""
+"""Chat templates with traits of real ones, and chats that show them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _IS_SAID = "{% if m.role == 'assistant' %}"
 
 
 def turns(content: str = "{{ m.content }}<|end|>\n", ask: str = _ASK) -> str:
-    """A template that writes a header and `content` for each message, and asks with `ask`."""
+    """A template with a header and `content` per message; `ask` is its generation prompt."""
     return f"{_EACH}{_HEADER}{content}{_DONE}{ask}"
 
 
@@ -112,28 +112,30 @@ TOOLS = "{% for t in tools or [] %}<tool>{{ t | tojson }}{% endfor %}" + CALLS
 DOCUMENTS = "{% for d in documents or [] %}<doc>{{ d.text }}{% endfor %}" + PLAIN
 
 
-def said(role: str, content: str, **more: Any) -> Message:
-    """One message."""
+def say(role: str, content: str, **more: Any) -> Message:
+    """A message."""
     return {"role": role, "content": content, **more}
 
 
+def dialogue(*contents: str) -> tuple[Message, ...]:
+    """Messages of the user and the assistant in turns."""
+    return tuple(say(("user", "assistant")[i % 2], text) for i, text in enumerate(contents))
+
+
 def call(name: str, **arguments: Any) -> Message:
-    """A call of a tool."""
+    """A tool call."""
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-ONE = (said("user", "Hi"), said("assistant", "Hello."))
-TWO = (*ONE, said("user", "More"), said("assistant", "Sure."))
-WITH_SYSTEM = (said("system", "Be brief."), *TWO)
-FIRST = (said("assistant", "Hello!"), said("user", "Hi"), said("assistant", "Hi."))
+ONE = dialogue("Hi", "Hello.")
+TWO = dialogue("Hi", "Hello.", "More", "Sure.")
+WITH_SYSTEM = (say("system", "Be brief."), *TWO)
+FIRST = (say("assistant", "Hello!"), *dialogue("Hi", "Hi."))
 TOOL = (
-    said("user", "How is it?"), said("assistant", "", tool_calls=[call("sky", city="Oslo")]),
-    said("tool", "cold"), said("assistant", "Cold."),
+    say("user", "How is it?"), say("assistant", "", tool_calls=[call("sky", city="Oslo")]),
+    say("tool", "cold"), say("assistant", "Cold."),
 )  # fmt: skip
-THOUGHTS = (
-    said("user", "Hi"), said("assistant", "<think>greet</think>Hello."),
-    said("user", "More"), said("assistant", "<think>go on</think>Sure."),
-)  # fmt: skip
+THOUGHTS = dialogue("Hi", "<think>greet</think>Hello.", "More", "<think>go on</think>Sure.")
 REASONED = tuple(
     message | {"reasoning_content": "because"} if message["role"] == "assistant" else message
     for message in TWO

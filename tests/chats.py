@@ -1,4 +1,4 @@
-"""A chat, and a template that writes it."""
+"""A chat and a template for it."""
 
 from __future__ import annotations
 

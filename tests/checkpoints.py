@@ -1,10 +1,12 @@
-"""Checkpoints with something wrong with their weights."""
+"""Checkpoints with faulty weights, and the error line with which a call refuses them."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+from coldstill.data.errors import ColdstillError
 from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +19,14 @@ if TYPE_CHECKING:
     State = dict[str, torch.Tensor]
 
 
+def refused(call: Callable[[], Any]) -> str:
+    """The one line of the error that a call raises."""
+    with pytest.raises(ColdstillError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 def save_checkpoint(
     folder: Path,
     tokenizer: Any,
@@ -24,7 +34,7 @@ def save_checkpoint(
     family: str = "llama",
     **settings: Any,
 ) -> Path:
-    """A small model with its tokenizer, its weights changed.
+    """Save a small model with changed weights and its tokenizer.
 
     settings  written into config.json afterwards
     """
@@ -44,7 +54,7 @@ def configure(folder: Path, **settings: Any) -> None:
 
 
 def renamed(rename: Callable[[str], str | None]) -> Callable[[State], State]:
-    """The weights under other names; what gets no name is left out."""
+    """A change that renames tensors and drops those that get no name."""
     return lambda state: {
         name: tensor for key, tensor in state.items() if (name := rename(key)) is not None
     }

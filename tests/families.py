@@ -1,7 +1,7 @@
-"""One tiny model of every family of transformers, taken through every step of a run.
+"""Takes one tiny model of every family of transformers through every step of a run.
 
-A step has two allowed outcomes: it works and agrees with what the model itself says, or it is
-refused in one line. As a program this writes the table of all families, exports and all:
+A step has two allowed outcomes: it works and agrees with the model itself, or it is refused in one
+line. As a program this module writes the table of all families with all exports:
 
     python tests/families.py TABLE.md [FAMILY ...]
 """
@@ -22,7 +22,7 @@ import torch
 from coldstill.data.alignment import labels
 from coldstill.data.errors import ColdstillError
 from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Capture, Sequences
+from coldstill.data.schema import Block, Capture, Sequences, Targets
 from coldstill.stages.capture.forward import capture_batch
 from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.config import (
@@ -47,7 +47,7 @@ from coldstill.stages.students.pruning.config import PruneConfig
 from coldstill.stages.students.pruning.layers import cut_to_layers
 from coldstill.stages.students.pruning.shapes import target_sizes
 from coldstill.stages.students.pruning.surgery import choose, cut
-from coldstill.stages.training.feed import Collate
+from coldstill.stages.training.batch import collate
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, sentences
 from small_pruning import random_importance
@@ -56,7 +56,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coldstill.data.schema import Targets
     from coldstill.stages.models.isolation import Isolation
 
 FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -73,12 +72,12 @@ _TRIES: tuple[dict[str, Any], ...] = (
     {"layers": 4},
     {"hidden": 256, "heads": 4, "feed_forward": None},
 )
-"""Other sizes, for families that do not take the usual ones."""
+"""Changed sizes for families that do not take the usual ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """What came of each step: that it works, or its one line."""
+    """The outcome of each step: that it works, or its error line."""
 
     family: str
     steps: dict[str, str] = field(default_factory=dict)
@@ -86,11 +85,11 @@ class Walk:
 
     @property
     def packs(self) -> bool:
-        """Whether its documents may share a sequence."""
+        """Whether documents may share a sequence."""
         return all(map(packs, self.isolations))
 
     def tried(self, step: str, action: Callable[[], Any]) -> Any:
-        """The result of a step; None if it is refused. Anything but one line is a fault."""
+        """The result of a step; None if it is refused in one line."""
         try:
             found = action()
         except ColdstillError as error:
@@ -103,14 +102,8 @@ class Walk:
 def walk(family: str, tokenizer: Any, folder: Path, formats: tuple[str, ...] = ()) -> Walk:
     """Take a family through all steps.
 
-    formats  exports to write and open again; the others are only asked whether they can
+    formats  exports to write and open again; the others are only checked for support
     """
-    walked = _walk(family, tokenizer, folder, formats)
-    assert not any("\n" in line for line in walked.steps.values())
-    return walked
-
-
-def _walk(family: str, tokenizer: Any, folder: Path, formats: tuple[str, ...]) -> Walk:
     vocabulary = max(tokenizer.get_vocab().values()) + 1
     walked = Walk(family)
     table = _table(family, vocabulary, walked)
@@ -132,11 +125,12 @@ def _walk(family: str, tokenizer: Any, folder: Path, formats: tuple[str, ...]) -
     source = _source(model, tokenizer, vocabulary, folder)
     for name in FORMATS:
         walked.tried(name, partial(_exported, name, source, formats))
+    assert not any("\n" in line for line in walked.steps.values())
     return walked
 
 
 def _table(family: str, vocabulary: int, walked: Walk) -> ArchitectureConfig | None:
-    """The first sizes that the family takes."""
+    """The first sizes that the family accepts."""
     usual = ArchitectureConfig(family=family, layers=2, hidden=32, heads=2, feed_forward=48)
     for change in _TRIES:
         table = replace(usual, **change)
@@ -148,7 +142,7 @@ def _table(family: str, vocabulary: int, walked: Walk) -> ArchitectureConfig | N
 
 @torch.no_grad()
 def _make_sure(model: Any) -> None:
-    """Random weights that say something."""
+    """Enlarge the random weights, so that distributions are not flat."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.mul_(3.0)
@@ -173,7 +167,7 @@ def _sequences(vocabulary: int, *, packed: bool) -> Sequences:
 
 @torch.no_grad()
 def _alone(model: Any, vocabulary: int) -> torch.Tensor:
-    """[M, V] what the model says at each position, asked about one document at a time."""
+    """[M, V] log-probs at each position, computed for one document at a time."""
     found = []
     for tokens in _sequences(vocabulary, packed=False).tokens:
         ids = torch.from_numpy(np.asarray(tokens, np.int64))[None]
@@ -182,7 +176,7 @@ def _alone(model: Any, vocabulary: int) -> torch.Tensor:
 
 
 def _captured(model: Any, vocabulary: int, walked: Walk) -> Targets:
-    """The record of both documents, which is what the model says of each."""
+    """The record of both documents, which must equal each document alone."""
     isolation = choose_isolation(model, vocabulary, LENGTH)
     walked.isolations.append(isolation)
     head = connect_head(model, vocabulary)
@@ -198,7 +192,7 @@ def _captured(model: Any, vocabulary: int, walked: Walk) -> Targets:
 
 
 def _learns(model: Any, vocabulary: int) -> None:
-    """The objective is the mean of what the model says of the labels, and has a gradient."""
+    """The loss must be the mean of the label log-probs and have a gradient."""
     student = copy.deepcopy(model)
     loss, count = _loss(student, vocabulary)
     torch.autograd.backward(loss)
@@ -213,14 +207,16 @@ def _loss(student: Any, vocabulary: int) -> tuple[torch.Tensor, int]:
     head = connect_head(student, vocabulary)
     capture = Capture(head=0, tail=0)
     terms = terms_of(ObjectiveConfig(kl=0.0, cross_entropy=1.0), capture, "student")
-    attach_objective(head, terms, capture)
+    attach_objective(head, terms)
     sequences = _sequences(vocabulary, packed=packs(isolation))
-    batch = Collate(isolation, student.dtype, capture)((sequences, None))
-    return student(**batch)["loss"], len(batch["labels"])
+    targets = Targets.empty(len(sequences.positions.values))
+    block = Block(sequences=sequences, targets=targets, capture=capture)
+    batch = collate((block,), isolation, student.dtype)
+    return student(batch)["loss"], len(batch.targets)
 
 
 def _adapted(model: Any, vocabulary: int) -> None:
-    """Adapters begin as nothing, learn, and are gone when they are merged."""
+    """Adapters must start without effect, have gradients and disappear when merged."""
     student = copy.deepcopy(model)
     before = _logits(student)
     wrapper = adapt(student, LoraConfig(rank=2), 0, "student.lora")
@@ -235,7 +231,7 @@ def _adapted(model: Any, vocabulary: int) -> None:
 
 
 def _pruned(model: Any) -> None:
-    """Surgery leaves a model of the sizes that were asked for."""
+    """Pruning must give the requested sizes."""
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     heads = getattr(model.config, "num_attention_heads", None)
     anatomy = anatomy_of(model.config.model_type, heads, shapes, "student.prune")
@@ -268,7 +264,7 @@ def _source(model: Any, tokenizer: Any, vocabulary: int, folder: Path) -> Source
 
 
 def _exported(name: str, source: Source, formats: tuple[str, ...]) -> None:
-    """An export is refused, or its runtime says what the student says."""
+    """An export must be refused, or its runtime must agree with the student."""
     form = FORMATS[name]
     expect_known(name, form, source)
     if name not in formats:
@@ -295,25 +291,25 @@ def _close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def table_of(walks: list[Walk]) -> str:
-    """All walks as Markdown; lines that refuse stand below."""
+    """All walks as Markdown; error lines are numbered below the table."""
     head = "| family | " + " | ".join(STEPS) + " |\n" + "|---" * (len(STEPS) + 1) + "|\n"
     notes: dict[str, int] = {}
     rows = []
     for each in walks:
         cells = []
         for step in STEPS:
-            said = each.steps.get(step, "")
-            if said and said != WORKS:
-                cells.append(f"({notes.setdefault(said, len(notes) + 1)})")
+            line = each.steps.get(step, "")
+            if line and line != WORKS:
+                cells.append(f"({notes.setdefault(line, len(notes) + 1)})")
             else:
-                cells.append(said)
+                cells.append(line)
         rows.append(f"| {each.family} | " + " | ".join(cells) + " |")
     below = "\n".join(f"{number}. {line}" for line, number in notes.items())
     return f"{head}" + "\n".join(rows) + f"\n\n{below}\n"
 
 
 def main(path: Path, families: tuple[str, ...], formats: tuple[str, ...]) -> None:
-    """Walk, with every export written, and write the table; faults are told and do not end it."""
+    """Walk all families with all exports and write the table; faults do not stop the program."""
     walks = []
     with tempfile.TemporaryDirectory() as scratch:
         texts = Path(scratch) / "texts.txt"
@@ -326,7 +322,7 @@ def main(path: Path, families: tuple[str, ...], formats: tuple[str, ...]) -> Non
             walked = Walk(family)
             try:
                 walked = walk(family, tokenizer, Path(scratch) / family, formats)
-            except Exception as error:  # the very thing that is looked for
+            except Exception as error:  # a fault that this program is to find
                 walked.steps["plan"] = f"FAULT {type(error).__name__}: {str(error)[:200]}"
             walks.append(walked)
             print(family, walked.steps, flush=True)

@@ -13,10 +13,10 @@ import numpy as np
 from ...data.errors import ColdstillError
 from ...data.files import write_json
 from ...data.places.claims import claimed
-from ...data.prepared import CorpusLayout
 from ...data.schema import Capture
 from ...data.store.manifest import TeacherIdentity
-from ..steps.capture import loaded_teacher
+from ...data.store.writer import BLOCK_TOKENS
+from ..steps.capture import CheckedTeacher, capture_plans, loaded_teacher
 from ..steps.teacher import prepared, tell_left_out, tokenizer_of
 from .pilot_record import PilotRecord, PilotRow, pilot_settings
 from .sizes import captures
@@ -122,32 +122,22 @@ def _plans(
     work: Work, tokenizer: Any, record: CorpusRecord, count: int, context: int | None
 ) -> list[CapturePlan]:
     """A plan for each capture and codec, the recipe's own first, on the same sampled sequences."""
-    from ...stages.capture.plan import BLOCK_TOKENS, CapturePlan, chosen_rows
     from ...stages.models.vocabulary import vocabulary_size
 
     recipe, logits = work.recipe, work.recipe.logits
-    sequences = CorpusLayout(work.run.corpus).open("train")
-    rows = chosen_rows(len(sequences), logits.sequences, recipe.seed)
+    vocabulary = vocabulary_size(tokenizer)
+    checked = CheckedTeacher(
+        identity=_NO_IDENTITY, context=context, captures=captures(recipe, vocabulary)
+    )
+    train = capture_plans(work, tokenizer, record, checked)[0]
     random = np.random.Generator(np.random.PCG64([recipe.seed, 2]))
-    own = CapturePlan(
-        split="train",
-        teacher=_NO_IDENTITY,
-        context=context,
-        tokenizer=tokenizer,
-        corpus=record,
-        sequences=sequences,
-        rows=np.sort(random.choice(rows, count, replace=False)),
-        capture=captures(recipe)["train"],
-        sequence_length=recipe.corpus.sequence_length,
+    own = dataclasses.replace(
+        train,
+        rows=np.sort(random.choice(train.rows, count, replace=False)),
         shard_tokens=min(logits.shard_tokens, _SHARD_BLOCKS * BLOCK_TOKENS),
-        batch_tokens=logits.batch_tokens,
-        codec=logits.codec,
-        store=logits.store,
-        folder="",
-        generate=recipe.teacher.generate,
     )
     other = "compact" if logits.codec_name == "plain" else "plain"
-    own_capture, vocabulary = own.capture, vocabulary_size(tokenizer)
+    own_capture = own.capture
     pairs = dict.fromkeys([*_CAPTURES, (Capture().head, Capture().tail)])
     return [
         own,

@@ -60,7 +60,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
         # checked before the corpus is read, which can take long
         checked = _checked_teacher(work, tokenizer)
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
-    plans = _capture_plans(work, tokenizer, record, checked)
+    plans = capture_plans(work, tokenizer, record, checked)
     if all(is_captured(plan) for plan in plans):
         stores = f"{place_at(run.logits)} and {place_at(run.heldout)}"
         work.say("teacher-logits", f"complete: {stores}")
@@ -71,7 +71,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
     if record.together and not packs(teacher.isolation):
         with claimed(run.preparing, wait=True):
             record = prepared_apart(work, tokenizer, plans[0].teacher.family, "teacher-logits")
-        plans = _capture_plans(work, tokenizer, record, checked)
+        plans = capture_plans(work, tokenizer, record, checked)
     # the small store first, so that a wrong teacher is found at little cost
     for plan in reversed(plans):
         if not teacher.follows and is_captured(plan):
@@ -83,7 +83,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _CheckedTeacher:
+class CheckedTeacher:
     """What is known of the teacher before the corpus is read."""
 
     identity: TeacherIdentity
@@ -92,7 +92,7 @@ class _CheckedTeacher:
     captures: dict[Split, Capture]
 
 
-def _checked_teacher(work: Work, tokenizer: Any) -> _CheckedTeacher:
+def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
     """Check what can be checked without the teacher's weights in memory.
 
     Raises
@@ -120,12 +120,13 @@ def _checked_teacher(work: Work, tokenizer: Any) -> _CheckedTeacher:
     wanted = captures(recipe, size)
     for capture in wanted.values():
         expect_capturable(capture, size, recipe.corpus.sequence_length, context)
-    return _CheckedTeacher(identity=identity, context=context, captures=wanted)
+    return CheckedTeacher(identity=identity, context=context, captures=wanted)
 
 
-def _capture_plans(
-    work: Work, tokenizer: Any, record: CorpusRecord, checked: _CheckedTeacher
+def capture_plans(
+    work: Work, tokenizer: Any, record: CorpusRecord, checked: CheckedTeacher
 ) -> list[CapturePlan]:
+    """Return the plans of both splits, `train` first."""
     from ...stages.capture.plan import CapturePlan, chosen_rows
 
     recipe, run = work.recipe, work.run

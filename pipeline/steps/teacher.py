@@ -280,7 +280,7 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
     Raises
         ColdstillError: the sources changed after a teacher or a store was made from them
     """
-    from ...stages.corpus.origin import difference_in_corpus, outdated_labels
+    from ...stages.corpus.provenance import difference_in_corpus, outdated_labels
     from ...stages.prepare_corpus import prepare_corpus, summary
 
     config, base, run = work.recipe.corpus, work.loaded.base, work.run

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ..libraries import asking
-from ..models.borders import borders
+from ..models.isolation_choice import length_thresholds
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ class _Trial:
         self.tolerance = _ROUNDING if head.model.dtype == torch.float32 else _HALF_ROUNDING
         self._steps = max(1, min(_STEPS, sequence_length - 1))
         room = sequence_length - self._steps
-        around = [b + by for b in borders(head.model.config, sequence_length) for by in _AROUND]
+        thresholds = length_thresholds(head.model.config, sequence_length)
+        around = [threshold + by for threshold in thresholds for by in _AROUND]
         self._lengths = sorted({max(1, min(length, room)) for length in (*_PROMPTS, *around)})
         random = np.random.Generator(np.random.PCG64(0))
         self._texts = [

@@ -6,7 +6,7 @@ copied to the host while the next batch is computed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,7 +18,8 @@ from ...data.order import uniform
 from ..libraries import first_line
 from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
-from .selection import Selected, select, to_targets
+from ..targets.tensors import TargetTensors
+from .selection import select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -149,8 +150,7 @@ class Pending:
     """Name of the teacher, for messages."""
     split: str
     """Split of the sequences, for messages."""
-    parts: list[Selected]
-    capture: Capture
+    parts: list[TargetTensors]
     copied: Any = None
     """CUDA event after which the parts are on the host; None without an accelerator."""
 
@@ -162,7 +162,7 @@ class Pending:
         """
         if self.copied is not None:
             self.copied.synchronize()
-        targets = to_targets(self.parts, self.capture)
+        targets = TargetTensors.concatenate(self.parts).to_targets()
         _expect_finite(targets, self.sequences, self.teacher, self.split)
         return targets
 
@@ -288,15 +288,15 @@ class TeacherForward:
     def _capture_whole(self, batch: Prepared) -> Pending:
         teacher, head = self._teacher, self._teacher.head
         teacher.lead(batch.sequences)
-        parts: list[Selected] = []
+        parts: list[TargetTensors] = []
         for chunk in self._forward.chunks(batch):
             parts += select(chunk.logits_MV, chunk.labels_M, chunk.uniform_M, self._capture)
         if head.device.type != "cuda":
-            return Pending(batch.sequences, teacher.name, self._split, parts, self._capture)
+            return Pending(batch.sequences, teacher.name, self._split, parts)
         on_host = _to_host(parts)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(torch.cuda.current_stream(head.device))
-        return Pending(batch.sequences, teacher.name, self._split, [on_host], self._capture, copied)
+        return Pending(batch.sequences, teacher.name, self._split, [on_host], copied)
 
 
 def capture_batch(
@@ -313,20 +313,16 @@ def capture_batch(
     return parts[0] if len(parts) == 1 else type(parts[0]).concatenate(parts)
 
 
-def _to_host(parts: list[Selected]) -> Selected:
+def _to_host(parts: list[TargetTensors]) -> TargetTensors:
     """Start copying all chunks to pinned memory, joined. The copy is complete at the stream's next
     event."""
 
-    def copy(name: str) -> torch.Tensor | None:
-        tensors = [getattr(part, name) for part in parts]
-        if tensors[0] is None:
-            return None
-        kind = torch.int32 if name.endswith("_ids") else torch.float32
-        joined = torch.cat(tensors).to(kind)
-        host = torch.empty(joined.shape, dtype=kind, pin_memory=True)
-        return host.copy_(joined, non_blocking=True)
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        kind = torch.float32 if tensor.is_floating_point() else torch.int32
+        host = torch.empty(tensor.shape, dtype=kind, pin_memory=True)
+        return host.copy_(tensor.to(kind), non_blocking=True)
 
-    return Selected(**{field.name: copy(field.name) for field in fields(Selected)})  # type: ignore[arg-type]
+    return TargetTensors.concatenate(parts).map(copy)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,1 +1,1 @@
-"""From documents to token ids: tokenizers, templates, and what a corpus was made of."""
+"""Turning documents into token ids: chat templates, tokenising, splits, provenance, estimates."""

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template, and the forms in which it may want its messages."""
+"""Rendering a tokenizer's chat template, and the forms of messages that templates expect."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ if TYPE_CHECKING:
     from ...data.corpus import Document
 
 Spans = list[tuple[int, int]]
+"""Begin and end of parts of a text, in characters."""
 
 TODAY = datetime(2025, 1, 1)
-"""What a template that asks for today's date is told, so that a corpus never changes with it."""
+"""The date for templates that ask for today's date, so that a corpus does not change every day."""
 
 _ASKS_DATE = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _LAST_TAG = re.compile(r"(<[^<>\s]+>|\[[^\[\]\s]+\])\Z")
 _MARKS_ANSWERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""The keys of a message under which data sets keep an assistant's thoughts."""
+"""Keys under which data sets store the thoughts of an assistant's message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """What a template is given."""
+    """The input of a template."""
 
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
     documents: tuple[dict[str, Any], ...] = ()
 
     def __getitem__(self, part: slice) -> Chat:
-        """Some of the messages."""
+        """The chat with a part of the messages."""
         return replace(self, messages=self.messages[part])
 
     def role(self, i: int) -> str:
-        """The role of message `i`; empty beyond the last."""
+        """The role of message `i`; empty if there is no such message."""
         return str(self.messages[i]["role"]) if 0 <= i < len(self.messages) else ""
 
 
@@ -50,7 +51,7 @@ class ChatTemplate:
     """Writes chats as text."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Of this tokenizer; it may have none, until `write` is called."""
+        """Use the template of `tokenizer`, which is needed only when `write` is called."""
         self._tokenizer = tokenizer
 
     @property
@@ -59,26 +60,28 @@ class ChatTemplate:
         return str(self._tokenizer.eos_token or "")
 
     @property
-    def is_there(self) -> bool:
-        """Whether the tokenizer has one."""
+    def exists(self) -> bool:
+        """Whether the tokenizer has a template."""
         return bool(self._tokenizer.chat_template)
 
     def source(self, chat: Chat) -> str:
-        """The template that is used for a chat; a tokenizer may have another one for tools."""
+        """Source of the template for a chat; a tokenizer may have a separate one for tools."""
         with asking(
             "transformers", "choose a chat template", where="the tokenizer's chat_template"
         ):
             return str(self._tokenizer.get_chat_template(tools=chat.tools or None))
 
     def writes_date(self, chat: Chat) -> bool:
-        """Whether it asks for today's date."""
+        """Whether the template asks for today's date."""
         return bool(_ASKS_DATE.search(self.source(chat)))
 
     def write(self, chat: Chat, *, prompt: bool = False) -> tuple[str, Spans | None]:
-        """A chat as text, and where the template itself marks what the assistant said; None if it
-        marks nothing. Raises whatever the template raises.
+        """A chat as text, and the spans that the template marks as the assistant's, if it does.
 
-        prompt  end with the header of an answer (`add_generation_prompt`)
+        prompt  whether to end with the generation prompt (`add_generation_prompt`)
+
+        Raises
+            Exception: any error that the template raises
         """
         source = self.source(chat)
         marks = bool(_MARKS_ANSWERS.search(source))
@@ -94,42 +97,43 @@ class ChatTemplate:
         return str(texts[0]), list(spans[0]) if marks else None
 
     def ends_turn(self, closing: str) -> bool:
-        """Whether the text behind a turn ends in a token that ends turns."""
+        """Whether the text after a turn ends in a token that ends turns."""
         if self.eos and closing.endswith(self.eos):
             return True
-        tag = _LAST_TAG.search(closing)  # `</tool_call>` closes what stands inside a turn
+        tag = _LAST_TAG.search(closing)  # `</tool_call>` closes a part of a turn
         return tag is not None and not tag[1].startswith("</")
 
     def forms(self, document: Document) -> Iterator[Chat]:
-        """The chat of a document in the forms that templates expect, the usual one first.
+        """The chat of a document in the forms that templates expect, the most common one first.
 
-        Some templates serialise the arguments of a tool call themselves, others expect JSON text;
-        some want an empty content beside a tool call, others none; those of models that see images
-        may want a list of parts. A developer is the system where the template has no such role.
+        Some templates serialise the arguments of a tool call themselves, others expect JSON text.
+        Some want an empty content beside a tool call, others none. Templates of multimodal models
+        may want a list of parts. A developer becomes the system if the template has no such role.
         """
         chat = Chat((), document.tools, document.documents)
         developer = "developer" if "developer" in self.source(chat) else "system"
         messages = [_usual(message, developer) for message in document.messages]
         calling = any(message.get("tool_calls") for message in messages)
         for form in (dict, in_parts):
-            for silence in ("", None)[: 1 + calling]:
+            for empty in ("", None)[: 1 + calling]:
                 for arguments in (_as_object, _as_text)[: 1 + calling]:
-                    converted = (form(_calls(m, arguments, silence)) for m in messages)
+                    converted = (form(_calls(m, arguments, empty)) for m in messages)
                     yield replace(chat, messages=tuple(converted))
 
 
 def in_parts(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose content is a list with one part of text."""
+    """The message with its content as a list with one part of text."""
     content = message["content"]
     parts = [{"type": "text", "text": content}] if content else []
     return message | {"content": parts if isinstance(content, str) else content}
 
 
 def misquotes(usual: Chat, chat: Chat, text: str) -> bool:
-    """Whether a template wrote the arguments of a tool call as a Python object, or quoted JSON text
-    a second time.
+    """Whether a template wrote the arguments of a tool call other than as JSON.
 
-    usual  the same chat with arguments that are objects
+    It may write a Python object, or quote JSON text a second time.
+
+    usual  the same chat with objects as arguments
     """
     for i, message in enumerate(chat.messages):
         calls = zip(
@@ -147,7 +151,7 @@ def misquotes(usual: Chat, chat: Chat, text: str) -> bool:
 
 
 def _containers(value: Any) -> Iterator[Any]:
-    """All objects and lists of a value that Python writes differently from JSON."""
+    """All objects and lists of a value whose Python text differs from JSON."""
     if isinstance(value, dict | list):
         if str(value) != _json(value):
             yield value
@@ -165,7 +169,7 @@ def _arguments(call: Any) -> Any:
 
 
 def _usual(message: dict[str, Any], developer: str) -> dict[str, Any]:
-    """A message with its content as one string and its thoughts under one name."""
+    """The message with its content as one string and its thoughts under one key."""
     usual = dict(message)
     if usual["role"] == "developer":
         usual["role"] = developer
@@ -175,14 +179,14 @@ def _usual(message: dict[str, Any], developer: str) -> dict[str, Any]:
     elif isinstance(content, list | dict) and usual["role"] == "tool":
         content = _json(content)
     usual["content"] = "" if content is None else content
-    # transformers gives thoughts to a template under all their names, empty ones too
+    # transformers passes thoughts to a template under all keys, even empty ones
     thoughts = next((usual[key] for key in THOUGHTS if usual.get(key)), None)
     usual = {k: v for k, v in usual.items() if k not in THOUGHTS or (v and v != thoughts)}
     return usual if thoughts is None else {THOUGHTS[0]: thoughts} | usual
 
 
 def is_text(content: Any) -> bool:
-    """Whether the content of a message is text: a string, parts of text, or nothing."""
+    """Whether the content of a message is text: a string, parts of text, or empty."""
     parts = content if isinstance(content, list) else [content or ""]
     return all(
         isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str))
@@ -191,9 +195,9 @@ def is_text(content: Any) -> bool:
 
 
 def _calls(
-    message: dict[str, Any], convert: Callable[[Any], Any], silence: str | None
+    message: dict[str, Any], convert: Callable[[Any], Any], empty: str | None
 ) -> dict[str, Any]:
-    """A message with the arguments of its tool calls converted, and `silence` for no content."""
+    """The message with converted arguments of its tool calls, and `empty` as an empty content."""
     calls: Sequence[Any] | None = message.get("tool_calls")
     if not calls:
         return message
@@ -203,7 +207,7 @@ def _calls(
         else call
         for call in calls
     ]
-    return message | {"tool_calls": converted, "content": message["content"] or silence}
+    return message | {"tool_calls": converted, "content": message["content"] or empty}
 
 
 def _as_object(arguments: Any) -> Any:

@@ -1,10 +1,9 @@
-"""Where each character of a rendered chat comes from: from which message, or from the template.
+"""Finds the message from which each character of a rendered chat comes.
 
-Templates are programs: they trim, drop, reorder and repeat. Searching their output for what was
-said finds the wrong place as soon as it stands there twice. So a chat is rendered a second time
-with every character replaced by one of Unicode's private use areas, another one for every string
-of the chat. Where both renderings agree once the characters are put back, the second one tells
-the origin of each character of the first.
+Templates are programs: they trim, drop, reorder and repeat text. Searching a message in their
+output fails if the same text occurs twice. So a chat is rendered a second time, with its characters
+replaced by unique characters of Unicode's private use areas. If restoring the original characters
+gives the first rendering, then each replaced character shows which string of the chat is there.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
 
 _FIRST, _LAST = 0xF0000, 0x10FFFD
 _ROOM = _LAST - _FIRST - 1
-"""Characters for private use in planes 15 and 16; two of this range are no characters."""
+"""Private use characters in planes 15 and 16; two code points of this range are not characters."""
 
-_TINTED = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
+_REPLACED = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 _ESCAPED = frozenset('"\\')
-"""Written differently inside JSON, so replacing them would change the text around them."""
+"""Characters that JSON escapes, so replacing them would change the surrounding text."""
 
 _TAG = r"<[^<>\n]{1,80}>|\[[^\[\]\n]{1,40}\]|(?<![\w/<])/\w+"
 _THOUGHT = re.compile(
@@ -40,8 +39,8 @@ _THOUGHT = re.compile(
 )
 
 LEVELS = 3
-"""How carefully characters are replaced. A template may look for tags such as `</think>` in what
-was said, or for words: what must not change at a level is left as it is."""
+"""Levels of replacement. A template may search messages for tags such as `</think>`, or for words.
+Level 0 replaces everything, level 1 keeps tags, level 2 also keeps words."""
 
 
 class Piece(NamedTuple):
@@ -51,30 +50,30 @@ class Piece(NamedTuple):
     kind: str
     """`content`, `thoughts` or `tool call`."""
     codes: NDArray[np.uint32]
-    """What its characters were replaced by, in order; those that were not are missing."""
+    """The replacement characters of the string, in order, without characters that are kept."""
     unthought: NDArray[np.uint32]
-    """The same without the thoughts inside a content."""
+    """`codes` without the thoughts inside a content."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """Where a message stands in a rendered chat."""
+class MessageSpan:
+    """The place of a message in a rendered chat."""
 
     begin: int
     end: int
     before: str
-    """What stands between it and the message before, all of it written by the template."""
+    """The template's text between the previous message and this one."""
     after: str
-    """The same up to the message behind it."""
+    """The template's text between this message and the next one."""
 
 
-class Tinted:
-    """A chat of replaced characters."""
+class TracedChat:
+    """A chat whose characters are replaced by unique ones."""
 
     def __init__(self, chat: Chat, source: str, level: int) -> None:
         """Replace the characters of `chat`.
 
-        source  of the template, in which its tags and words are looked up
+        source  source of the template, to find the tags and words that it searches for
         """
         self._kept = _kept(source, level)
         self._all = level == 0
@@ -82,7 +81,7 @@ class Tinted:
         self._owners: list[int] = []
         self.pieces: list[Piece] = []
         texts = list(_texts(chat.messages))
-        self._foreign = set(map(ord, _TINTED.findall("".join(texts))))
+        self._foreign = set(map(ord, _REPLACED.findall("".join(texts))))
         self._quota = _ROOM // max(1, len(texts)) - 1
         self._next = _FIRST
         self.chat = replace(
@@ -90,12 +89,11 @@ class Tinted:
         )
 
     def restore(self, text: str) -> str:
-        """A rendering of the replaced chat as that of the chat itself would be."""
+        """A rendering of the replaced chat with the original characters."""
         return text.translate(self._originals)
 
     def missing(self, text: str) -> tuple[list[Piece], list[Piece]]:
-        """The strings that a rendering of the replaced chat does not hold, and those of which it
-        leaves out thoughts only."""
+        """Strings that a rendering lacks, and strings of which it lacks only the thoughts."""
         lost, thoughtless = [], []
         codes = _codes(text)
         for piece, places in zip(self.pieces, self._places(codes), strict=True):
@@ -111,34 +109,33 @@ class Tinted:
                 lost.append(piece)
         return lost, thoughtless
 
-    def stretches(self, text: str) -> dict[int, Stretch | None]:
-        """Where each message stands in the restored `text`; None if another one stands inside."""
+    def spans(self, text: str) -> dict[int, MessageSpan | None]:
+        """Index of a message -> its span in the restored `text`; None if it is not one span."""
         codes = _codes(text)
         owners = np.full(len(codes), -1)
         for piece, places in zip(self.pieces, self._places(codes), strict=True):
-            # a string that stands there again (a tool's name before its answer) is the template's
+            # a repeated string (a tool's name before its answer) belongs to the template
             owners[places[: len(piece.codes)]] = piece.message
-        nothing = [code for code, original in self._originals.items() if not original]
-        lengths = np.where(np.isin(codes, nothing), 0, 1)
+        empty = [code for code, original in self._originals.items() if not original]
+        lengths = np.where(np.isin(codes, empty), 0, 1)
         ends = np.cumsum(lengths)
         begins = ends - lengths
-        said = np.flatnonzero(owners >= 0)
-        speakers = owners[said]
-        firsts = np.flatnonzero(np.diff(speakers, prepend=-1))
-        whole, found = self.restore(text), dict[int, Stretch | None]()
-        for first, behind in pairwise([*firsts, len(said)]):
-            message = int(speakers[first])
-            begin, end = int(begins[said[first]]), int(ends[said[behind - 1]])
-            left = ends[said[first - 1]] if first else 0
-            right = begins[said[behind]] if behind < len(said) else len(whole)
-            is_first = message not in found
-            stretch = Stretch(begin, end, whole[left:begin], whole[end:right])
-            found[message] = stretch if is_first else None
+        owned = np.flatnonzero(owners >= 0)
+        messages = owners[owned]
+        firsts = np.flatnonzero(np.diff(messages, prepend=-1))
+        whole, found = self.restore(text), dict[int, MessageSpan | None]()
+        for first, following in pairwise([*firsts, len(owned)]):
+            message = int(messages[first])
+            begin, end = int(begins[owned[first]]), int(ends[owned[following - 1]])
+            left = ends[owned[first - 1]] if first else 0
+            right = begins[owned[following]] if following < len(owned) else len(whole)
+            span = MessageSpan(begin, end, whole[left:begin], whole[end:right])
+            found[message] = None if message in found else span
         return found
 
     def _places(self, codes: NDArray[np.uint32]) -> list[NDArray[np.int64]]:
-        """Where in a rendering the characters of each string stand."""
-        table = np.full(self._next - _FIRST + 1, -1)  # the last is for what is no string's
+        """Positions of the characters of each string in a rendering."""
+        table = np.full(self._next - _FIRST + 1, -1)  # the last entry is for other characters
         for code, piece in zip(self._originals, self._owners, strict=True):
             table[code - _FIRST] = piece
         rows = codes.astype(np.int64) - _FIRST
@@ -148,36 +145,38 @@ class Tinted:
         return [order[begin:end] for begin, end in pairwise(bounds)]
 
     def _message(self, i: int, message: dict[str, Any]) -> dict[str, Any]:
-        tinted, before = dict(message), len(self.pieces)
+        traced, before = dict(message), len(self.pieces)
         for key in THOUGHTS:
             if isinstance(message.get(key), str):
-                tinted[key] = self._replace(i, "thoughts", message[key])
+                traced[key] = self._replace(i, "thoughts", message[key])
         if message.get("tool_calls"):
-            tinted["tool_calls"] = [self._call(i, call) for call in message["tool_calls"]]
+            traced["tool_calls"] = [self._call(i, call) for call in message["tool_calls"]]
         if isinstance(message.get("content"), list):
-            tinted["content"] = [
+            traced["content"] = [
                 part | {"text": self._replace(i, "content", part["text"])}
                 for part in message["content"]
             ]
         if isinstance(message.get("content"), str):
-            tinted["content"] = self._replace(i, "content", message["content"])
-            silent = not any(len(piece.codes) for piece in self.pieces[before:])
-            if silent and message["role"] != "system":  # a character that stands for none
-                code = self._new("", i, "content")
-                tinted["content"] += chr(code)
-        return tinted
+            traced["content"] = self._replace(i, "content", message["content"])
+            is_empty = not any(len(piece.codes) for piece in self.pieces[before:])
+            if is_empty and message["role"] != "system":  # mark the place of the empty message
+                code = self._code("", len(self.pieces))
+                codes = np.array([code], np.uint32)
+                self.pieces.append(Piece(i, "content", codes, codes))
+                traced["content"] += chr(code)
+        return traced
 
     def _call(self, i: int, call: Any) -> Any:
         if not isinstance(call, dict):
             return call
         if isinstance(call.get("function"), dict):
             return call | {"function": self._call(i, call["function"])}
-        tinted = dict(call)
+        traced = dict(call)
         if isinstance(call.get("name"), str):
-            tinted["name"] = self._replace(i, "tool call", call["name"])
+            traced["name"] = self._replace(i, "tool call", call["name"])
         if "arguments" in call:
-            tinted["arguments"] = self._argument(i, call["arguments"])
-        return tinted
+            traced["arguments"] = self._argument(i, call["arguments"])
+        return traced
 
     def _argument(self, i: int, value: Any) -> Any:
         if isinstance(value, str):
@@ -190,10 +189,10 @@ class Tinted:
         return [self._argument(i, part) for part in value] if isinstance(value, list) else value
 
     def _replace(self, i: int, kind: str, text: str) -> str:
-        """A string with its characters replaced."""
+        """The string with replaced characters, which is added to `pieces`."""
         table: dict[int, int] = {}
         owner = len(self.pieces)
-        # both ends first: they say where the string begins and ends if there is no room for more
+        # both ends first: they locate the string even if the quota allows no more characters
         ends = text.strip()
         for character in dict.fromkeys(ends[:1] + ends[-1:] + text):
             if len(table) < self._quota and self._is_replaced(character):
@@ -202,27 +201,22 @@ class Tinted:
         for kept in self._kept.finditer(text) if self._kept else ():
             parts += [text[position : kept.start()].translate(table), kept.group()]
             position = kept.end()
-        tinted = "".join([*parts, text[position:].translate(table)])
-        codes = _codes(tinted)
-        mine = codes >= _FIRST
-        said = np.ones(len(codes), np.bool_)
+        traced = "".join([*parts, text[position:].translate(table)])
+        codes = _codes(traced)
+        is_replaced = codes >= _FIRST
+        is_answer = np.ones(len(codes), np.bool_)
         for thought in _THOUGHT.finditer(text):
-            said[thought.start() : thought.end()] = False
-        self.pieces.append(Piece(i, kind, codes[mine], codes[mine & said]))
-        return tinted
+            is_answer[thought.start() : thought.end()] = False
+        self.pieces.append(Piece(i, kind, codes[is_replaced], codes[is_replaced & is_answer]))
+        return traced
 
     def _is_replaced(self, character: str) -> bool:
         if character.isspace() or character in _ESCAPED or ord(character) < 32:
             return False
         return self._all or character.isalnum() or ord(character) >= _FIRST
 
-    def _new(self, original: str, i: int, kind: str) -> int:
-        code = self._code(original, len(self.pieces))
-        codes = np.array([code], np.uint32)
-        self.pieces.append(Piece(i, kind, codes, codes))
-        return code
-
     def _code(self, original: str, owner: int) -> int:
+        """An unused replacement for a character of piece `owner`."""
         while self._next in self._foreign or self._next & 0xFFFE == 0xFFFE:
             self._next += 1
         code = self._next
@@ -232,15 +226,15 @@ class Tinted:
         return code
 
 
-def behind_last(text: str) -> str:
-    """What a template writes behind the last replaced character of a rendering."""
-    found = _TINTED.search(text[::-1])
+def text_after_last(text: str) -> str:
+    """The text after the last replaced character of a rendering."""
+    found = _REPLACED.search(text[::-1])
     return text[len(text) - found.start() :] if found else text
 
 
-def before_first(text: str) -> str:
-    """What a template writes before the first replaced character of a rendering."""
-    found = _TINTED.search(text)
+def text_before_first(text: str) -> str:
+    """The text before the first replaced character of a rendering."""
+    found = _REPLACED.search(text)
     return text[: found.start()] if found else text
 
 
@@ -249,7 +243,7 @@ def _codes(text: str) -> NDArray[np.uint32]:
 
 
 def _is_repeated(found: NDArray[np.uint32], wanted: NDArray[np.uint32]) -> bool:
-    """Whether `found` is `wanted`, once or several times."""
+    """Whether `found` is `wanted`, repeated one or more times."""
     if not len(wanted):
         return True
     times, rest = divmod(len(found), len(wanted))
@@ -269,12 +263,12 @@ def _texts(value: Any) -> Iterator[str]:
 
 @lru_cache(maxsize=64)
 def _kept(source: str, level: int) -> re.Pattern[str] | None:
-    """What of a string stays as it is: what the template itself speaks of."""
+    """Matches the text that must not be replaced at a level: tags and words of the template."""
     if level == 0:
         return None
-    spoken = set(re.findall(_TAG, source))
+    named = set(re.findall(_TAG, source))
     if level > 1:
         quoted = re.findall(r"'([^'\n]+)'|\"([^\"\n]+)\"", source)
-        spoken.update(re.findall(r"\w{2,}", " ".join("".join(pair) for pair in quoted)))
-    longest = sorted(spoken, key=len, reverse=True)
+        named.update(re.findall(r"\w{2,}", " ".join("".join(pair) for pair in quoted)))
+    longest = sorted(named, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest)) or "(?!)")

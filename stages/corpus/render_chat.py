@@ -1,14 +1,12 @@
-"""A chat as text, with what of it is to be learned, or as a prompt to be answered.
+"""Renders a chat as text with the spans to learn, or as a prompt for the teacher.
 
-What the template does not write of a chat makes the chat a bad row: nothing of it is left out
-silently. Thoughts are the exception, since most templates drop those of earlier turns; they are
-counted.
+A chat is a bad row if the template leaves out any part of it. Thoughts are the exception, because
+most templates drop those of earlier turns; they are counted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +14,11 @@ from ...data.corpus import BadRowError
 from ...data.errors import ColdstillError
 from ..libraries import first_line
 from .chat_template import ChatTemplate, is_text, misquotes
-from .chat_trace import LEVELS, Tinted
+from .chat_trace import LEVELS, TracedChat
 from .chat_turns import TurnFinder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from ...data.corpus import Document
     from .chat_template import Chat, Spans
@@ -32,40 +30,43 @@ class RenderedChat:
 
     text: str
     learned: Spans
-    """Where the assistant speaks."""
+    """The spans of the assistant's turns."""
     counts: Counter[str]
-    """What of it is not as the row has it, by its name in `CorpusRecord.counts`."""
+    """Differences from the row, by their names in `CorpusRecord.counts`."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Traced:
+class _Rendering:
+    """A chat and its text, with the same for the traced chat."""
+
     chat: Chat
     text: str
     marked: Spans | None
-    tinted: Tinted
-    tinted_text: str
+    """Spans that the template marks as the assistant's; None if it marks nothing."""
+    traced: TracedChat
+    traced_text: str
     thoughtless: int
-    """Messages whose thoughts the template leaves out."""
+    """Number of messages whose thoughts the template leaves out."""
 
 
 class ChatRenderer:
     """Renders chats with a tokenizer's template."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Of this tokenizer. It needs no template until a chat is to be rendered."""
+        """Use the template of `tokenizer`, which is needed only for the first chat."""
         self._template = ChatTemplate(tokenizer)
         self._turns = TurnFinder(self._template)
 
     def render(self, document: Document) -> RenderedChat:
-        """A whole chat.
+        """The text of a chat, with the assistant's turns to learn.
 
         Raises
-            BadRowError: the template cannot write this chat, or not all of it
-            ColdstillError: there is no template
+            BadRowError: the template cannot write this chat completely
+            ColdstillError: the tokenizer has no template
         """
         found = self._trace(document, prompt=False)
         counts = self._counts(found, prompt=False)
-        stretches = found.tinted.stretches(found.tinted_text)
+        spans = found.traced.spans(found.traced_text)
         learned: Spans = []
         for i, message in enumerate(found.chat.messages):
             if message["role"] != "assistant":
@@ -73,27 +74,27 @@ class ChatRenderer:
             if _is_masked(message):
                 counts["masked_turns"] += 1
                 continue
-            stretch = stretches.get(i)
-            turn = None
-            if stretch is not None:
-                turn = self._turns.find(found.tinted, i, stretch, found.marked)
+            span = spans.get(i)
+            chat = found.traced.chat
+            turn = None if span is None else self._turns.find(chat, i, span, found.marked)
             if turn is None:
                 raise BadRowError(
                     "unlocated_turns",
                     document.where,
-                    f"the chat template writes message {i + 1} (assistant) so that its text "
-                    "cannot be told from what stands around it; change it or leave it out",
+                    f"in the output of the chat template the text of message {i + 1} (assistant) "
+                    "cannot be separated from the text around it; change it or leave it out",
                 )
-            learned += turn[0]
-            counts["unended_turns"] += not turn[1]
+            learned += turn.learned
+            counts["unended_turns"] += not turn.is_ended
         return RenderedChat(found.text, learned, +counts)
 
     def ask(self, document: Document) -> RenderedChat:
-        """A chat up to its last message that is not the assistant's, as a prompt to be answered.
+        """A chat up to its last message that is not the assistant's, as a prompt.
 
         Raises
-            BadRowError: nothing is asked, or the template cannot write this chat, or not all of it
-            ColdstillError: there is no template
+            BadRowError: the chat has only assistant messages, or the template cannot write it
+                completely
+            ColdstillError: the tokenizer has no template
         """
         roles = [message["role"] for message in document.messages]
         asked = max((i for i, role in enumerate(roles, 1) if role != "assistant"), default=0)
@@ -101,14 +102,14 @@ class ChatRenderer:
             raise BadRowError(
                 "unrenderable_chats",
                 document.where,
-                "the assistant alone speaks, so there is nothing to answer; add the user's turn",
+                "it has only messages of the assistant and nothing to answer; add the user's turn",
             )
         found = self._trace(replace(document, messages=document.messages[:asked]), prompt=True)
         return RenderedChat(found.text, [], +self._counts(found, prompt=True))
 
-    def _trace(self, document: Document, *, prompt: bool) -> _Traced:
-        """A chat in the first form that its template writes completely."""
-        if not self._template.is_there:  # that is no fault of the row
+    def _trace(self, document: Document, *, prompt: bool) -> _Rendering:
+        """The chat in the first form that its template writes completely."""
+        if not self._template.exists:  # not the fault of the row
             raise ColdstillError(
                 f"{document.where}: a chat, but the tokenizer has no chat template; use a chat "
                 "model's tokenizer or map the columns to prompt and completion"
@@ -123,7 +124,7 @@ class ChatRenderer:
         assert fault is not None
         raise fault
 
-    def _written(self, chat: Chat, usual: Chat, where: str, *, prompt: bool) -> _Traced:
+    def _written(self, chat: Chat, usual: Chat, where: str, *, prompt: bool) -> _Rendering:
         for i, message in enumerate(chat.messages):
             if not is_text(message["content"]):
                 raise BadRowError(
@@ -132,8 +133,16 @@ class ChatRenderer:
                     f"message {i + 1} ({message['role']}) has a content that is not all text, "
                     "expected a string or parts of text; leave out images and other media",
                 )
-        with _templating(where):
+        try:
             text, marked = self._template.write(chat, prompt=prompt)
+        except ColdstillError:
+            raise
+        except Exception as error:  # templates are programs and raise any class
+            raise BadRowError(
+                "unrenderable_chats",
+                where,
+                f"the chat template cannot render this chat: {first_line(error)}; repair it",
+            ) from error
         if misquotes(usual, chat, text):
             raise BadRowError(
                 "unrendered_messages",
@@ -144,16 +153,16 @@ class ChatRenderer:
         source = self._template.source(chat)
         for level in range(LEVELS):
             try:
-                tinted = Tinted(chat, source, level)
-                tinted_text, _ = self._template.write(tinted.chat, prompt=prompt)
-            except Exception:  # it looks into what was said: less of that may be replaced
+                traced = TracedChat(chat, source, level)
+                traced_text, _ = self._template.write(traced.chat, prompt=prompt)
+            except Exception:  # the template searches messages for text that was replaced
                 continue
-            if tinted.restore(tinted_text) == text:
+            if traced.restore(traced_text) == text:
                 break
         else:
             raise BadRowError("unlocated_turns", where, _unlocated(chat))
-        lost, thoughtless = tinted.missing(tinted_text)
-        placed = {piece.message for piece in tinted.pieces if len(piece.codes)}
+        lost, thoughtless = traced.missing(traced_text)
+        placed = {piece.message for piece in traced.pieces if len(piece.codes)}
         if any(m["role"] == "assistant" and i not in placed for i, m in enumerate(chat.messages)):
             raise BadRowError("unlocated_turns", where, _unlocated(chat))
         if lost:
@@ -162,20 +171,20 @@ class ChatRenderer:
                 "unrendered_messages",
                 where,
                 f"the chat template does not write the {kind} of message {i + 1} "
-                f"({chat.role(i)}), or not all of it; use a template that does, change the message",
+                f"({chat.role(i)}) completely; use a template that does, change the message",
             )
         messages = len({piece.message for piece in thoughtless})
-        return _Traced(chat, text, marked, tinted, tinted_text, messages)
+        return _Rendering(chat, text, marked, traced, traced_text, messages)
 
-    def _counts(self, found: _Traced, *, prompt: bool) -> Counter[str]:
-        """What of a chat its template leaves out without being wrong."""
+    def _counts(self, found: _Rendering, *, prompt: bool) -> Counter[str]:
+        """Parts of a chat that its template may leave out, by name."""
         counts = Counter(dropped_thoughts=found.thoughtless)
         for name in ("tools", "documents"):
             if not getattr(found.chat, name):
                 continue
             try:
                 text, _ = self._template.write(replace(found.chat, **{name: ()}), prompt=prompt)
-            except Exception:  # it cannot do without them
+            except Exception:  # the template requires them
                 continue
             counts[f"unrendered_{name}"] += text == found.text
         counts["dated_chats"] += self._template.writes_date(found.chat)
@@ -183,8 +192,10 @@ class ChatRenderer:
 
 
 def _is_masked(message: Mapping[str, Any]) -> bool:
-    """Whether a row says of an answer that it is not to be learned: `weight: 0`, as OpenAI's
-    fine-tuning files have it, or `train: false`, `loss: false`."""
+    """Whether a message is marked as not to be learned.
+
+    The marks are `weight: 0` (in OpenAI's fine-tuning files), `train: false` and `loss: false`.
+    """
     return any(message.get(key) in (0, False) for key in ("weight", "train", "loss"))
 
 
@@ -192,25 +203,10 @@ def _unlocated(chat: Chat) -> str:
     for i, message in enumerate(chat.messages):
         if not (str(message["content"] or "").strip() or message.get("tool_calls")):
             return (
-                f"message {i + 1} ({message['role']}) is empty, and the chat template does not "
-                "show where it stands; leave it out"
+                f"message {i + 1} ({message['role']}) is empty, and its place in the output of the "
+                "chat template is unknown; leave it out"
             )
     return (
-        "the chat template writes other text depending on what the messages say, so what the "
-        "assistant said cannot be located; use a template that writes messages as they are"
+        "the text that the chat template writes depends on the content of the messages, so the "
+        "answers cannot be located; use a template that writes messages as they are"
     )
-
-
-@contextmanager
-def _templating(where: str) -> Iterator[None]:
-    """Say of which chat, if its template fails."""
-    try:
-        yield
-    except ColdstillError:
-        raise
-    except Exception as error:  # templates are programs and raise anything
-        raise BadRowError(
-            "unrenderable_chats",
-            where,
-            f"the chat template cannot render this chat: {first_line(error)}; repair it",
-        ) from error

@@ -1,9 +1,9 @@
-"""Documents to token ids, and which of those ids are to be learned.
+"""Tokenises documents and prompts, and marks the tokens that are to be learned.
 
-Everything becomes one text with spans of characters: a plain document is learned whole, of a prompt
-with completion only the completion, of a chat only what the assistant said. A token is learned if
-it covers any learned character, except that a token that begins in the header of a chat's turn and
-shares only white space with the turn is the header's.
+Every document becomes one text with spans of characters to learn: all of a plain text, the
+completion of a pair, the assistant's turns of a chat. A token is learned if it covers a character
+of a span. One exception: a token that begins in the header of a chat turn and shares only white
+space with the turn belongs to the header.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A document as it is written."""
+    """The text of a document."""
 
     document: Document
     text: str
     learned: Spans | None
-    """None for all of it."""
+    """The spans to learn; None means the whole text."""
     closed: bool
-    """Whether a chat's template has put all special tokens; other text gets the tokenizer's."""
+    """Whether the chat template has written all special tokens, so that none are added."""
 
 
 class DocumentTokenizer:
-    """Tokenises batches of documents with all processors (the tokenizer's own threads)."""
+    """Tokenises batches of documents with the threads of the tokenizer."""
 
     separator: tuple[int, ...] = ()
-    """What is put after each document that is no chat."""
+    """Ids that are added after each document that is not a chat."""
 
     def __init__(self, tokenizer: Any, config: CorpusConfig) -> None:
-        """Find out what stands after a document.
+        """Tokenise the separator.
 
         Raises
-            ColdstillError: a separator that the tokenizer cannot write
+            ColdstillError: the tokenizer has no tokens for the separator
         """
         self._tokenizer = tokenizer
         self._as_chat = config.as_chat
         self._chats = ChatRenderer(tokenizer)
         self.counts: Counter[str] = Counter()
-        """What of the documents is not as the rows have it, by its name in a record's counts."""
+        """Differences between documents and their rows, by their names in a record's counts."""
         self._length = config.sequence_length
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
@@ -75,11 +75,11 @@ class DocumentTokenizer:
     ) -> list[tuple[Document, TokenizedDocument]]:
         """Tokenise documents; those that are not skipped are numbered from `first_index`.
 
-        skip  told of each bad row: a chat that the tokenizer's template cannot render, a prompt
-              that leaves no room for its answer
+        skip  called with each bad row: a chat that the template cannot render, a prompt that
+              leaves no room for its answer
 
         Raises
-            ColdstillError: a text after which nothing can be put, a chat without any template
+            ColdstillError: there is no separator for a text, or no template for a chat
         """
         texts: list[Rendered] = []
         for document in documents:
@@ -127,19 +127,19 @@ class DocumentTokenizer:
         return encodings
 
     def _finish(self, text: Rendered, encoding: Any) -> tuple[list[int], NDArray[np.bool_]]:
-        """The ids of a document with its end, and [T] which of them are learned."""
+        """The ids of a document with its separator, and [T] whether each of them is learned."""
         ids = encoding.ids
         learned = np.ones(len(ids), np.bool_)
         if text.learned is not None:
             learned = _covers(encoding.offsets, text)
-        ends = len(self.separator)
-        if not text.closed and ends and tuple(ids[-ends:]) == self.separator:
-            learned[-ends:] = True  # the tokenizer's own, which covers no characters
-        if not text.closed and ends and tuple(ids[-ends:]) != self.separator:
-            ids = [*ids, *self.separator]
-            learned = np.concatenate([learned, np.ones(ends, np.bool_)])
+        if not text.closed and (ends := len(self.separator)):
+            if tuple(ids[-ends:]) == self.separator:
+                learned[-ends:] = True  # added by the tokenizer, so it covers no characters
+            else:
+                ids = [*ids, *self.separator]
+                learned = np.concatenate([learned, np.ones(ends, np.bool_)])
         before = int(learned.argmax()) if learned.any() else 0
-        if before >= self._length:  # its answer would stand in a later piece, without it
+        if before >= self._length:  # the answer would be in a later piece, without the prompt
             raise self._too_long(text.document.where, before)
         return ids, learned
 
@@ -165,7 +165,7 @@ class DocumentTokenizer:
         return Rendered(document, whole, [(len(document.prompt), len(whole))], closed=False)
 
     def _is_chat(self, document: Document) -> bool:
-        """Whether a document is written by the chat template."""
+        """Whether the chat template writes this document."""
         if document.messages or not document.prompt:
             return bool(document.messages)
         has_template = bool(self._tokenizer.chat_template)
@@ -184,13 +184,51 @@ class DocumentTokenizer:
 
 
 def _covers(offsets: list[tuple[int, int]], text: Rendered) -> NDArray[np.bool_]:
-    """[T] whether each token covers what is to be learned of a text."""
+    """[T] whether each token covers a character to learn."""
     begin, end = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
     covered = np.zeros(len(begin), np.bool_)
     for first, last in text.learned or ():
-        said = first
+        visible = first
         if text.closed:
-            space = text.text[first:last]
-            said += len(space) - len(space.lstrip())
-        covered |= (begin < last) & ((begin >= first) | (end > said))
+            turn = text.text[first:last]
+            visible += len(turn) - len(turn.lstrip())
+        covered |= (begin < last) & ((begin >= first) | (end > visible))
     return covered
+
+
+class PromptTokenizer(DocumentTokenizer):
+    """Tokenises only the part of each document that the teacher is to answer.
+
+    This is the prompt of a pair, or a chat up to its last turn that is not the assistant's. No
+    token is learned. A plain text is refused, because it is not a prompt.
+    """
+
+    def _choose_separator(self, separator: str | None) -> None:
+        self._has_end = True  # the answer follows a prompt, so no separator is needed
+
+    def _render(self, document: Document) -> Rendered:
+        if self._is_chat(document):
+            return self._chat(document, self._chats.ask(document.as_chat()))
+        if not document.prompt:
+            raise ColdstillError(
+                f"{document.where}: a text, but teacher.generate needs prompts or chats; leave it "
+                "out of corpus.files, or map its column with corpus.columns.prompt"
+            )
+        return Rendered(document, document.prompt, [], closed=False)
+
+    def _finish(self, text: Rendered, encoding: Any) -> tuple[list[int], NDArray[np.bool_]]:
+        ids, added = list(encoding.ids), encoding.special_tokens_mask
+        # an end token that the tokenizer adds would end the answer before it begins
+        if ids and added[-1] and ids[-1] == self._tokenizer.eos_token_id:
+            ids.pop()
+        where = text.document.where
+        if not ids:
+            raise BadRowError("empty_prompts", where, "its prompt has no tokens; give it some text")
+        if len(ids) >= self._length:
+            raise self._too_long(where, len(ids))
+        return ids, np.zeros(len(ids), np.bool_)
+
+
+def document_tokenizer(tokenizer: Any, config: CorpusConfig, *, prompts: bool) -> DocumentTokenizer:
+    """The tokeniser of a corpus: of prompts for the teacher, or of documents to learn from."""
+    return (PromptTokenizer if prompts else DocumentTokenizer)(tokenizer, config)

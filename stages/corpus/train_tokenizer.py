@@ -1,4 +1,4 @@
-"""A byte-pair tokenizer from the corpus itself, for teachers that are made here."""
+"""Training a byte-pair tokenizer on the corpus, for teachers that are built from scratch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ...data.corpus import is_held_out, list_sources, read_documents, refuse
+from ...data.corpus import list_sources, read_documents, refuse
 from ...data.errors import ColdstillError
 from ...data.files import whole_folder
 from ..report import Report, Reporter, silent
+from .splits import split_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ...data.corpus import BadRowError
     from ..config import CorpusConfig, TokenizerConfig
 
 STAGE = "tokenizer"
@@ -30,7 +30,7 @@ def train_tokenizer(
     base: Path,
     report: Reporter = silent,
 ) -> Any:
-    """Learn merges from the training documents (never the held-out ones) and save them.
+    """Train merges on the training split and save the tokenizer in `folder`.
 
     Raises
         ColdstillError: the corpus cannot be read, or is too small for that many tokens
@@ -48,8 +48,8 @@ def train_tokenizer(
     size = tokenizer.get_vocab_size()
     if size < config.vocabulary:
         raise ColdstillError(
-            f"teacher.tokenizer.vocabulary: the corpus gives only {size} tokens, asked for "
-            f"{config.vocabulary}; ask for no more than {size}"
+            f"teacher.tokenizer.vocabulary: the corpus gives only {size} tokens, expected "
+            f"{config.vocabulary}; set it to at most {size}"
         )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
     with whole_folder(folder) as scratch:
@@ -61,13 +61,10 @@ def train_tokenizer(
 def _texts(corpus: CorpusConfig, base: Path, report: Reporter) -> Iterator[str]:
     report(Report(stage=STAGE, unit="documents"))
     sources = list_sources(corpus.files, base)
-    skip = _leave_out if corpus.bad_rows == "skip" else refuse
+    # preparing the corpus counts the skipped rows
+    skip = (lambda bad: None) if corpus.bad_rows == "skip" else refuse
     for count, document in enumerate(read_documents(sources, corpus.columns, skip), 1):
         report(Report(stage=STAGE, done=count, unit="documents"))
-        if not document.is_empty and not is_held_out(document.digest(), corpus.holdout):
+        if not document.is_empty and split_of(document, corpus.holdout) == "train":
             yield from (document.prompt, document.text, *document.contents())
     report(Report(stage=STAGE, doing="learn the merges"))
-
-
-def _leave_out(bad: BadRowError) -> None:
-    """Nothing: preparing the corpus counts bad rows."""

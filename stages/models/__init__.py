@@ -1,1 +1,1 @@
-"""Models and tokenizers: loading, making and naming them; devices, heads and isolation."""
+"""Models and tokenizers: loading, building, identity, output head, isolation, end tokens."""

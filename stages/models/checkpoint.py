@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint, found as transformers finds them, and their headers."""
+"""Finding the weight files of a checkpoint as transformers does, and reading their headers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Shapes = dict[str, tuple[int, ...]]
-"""Tensor names to shapes."""
+"""Tensor name -> shape."""
 _POINTER = b"version https://git-lfs"
 _ADAPTER = "adapter_config.json"
 
 
 def expect_no_adapter(folder: Path, where: str) -> None:
-    """Refuse a folder with an adapter: transformers would load its base from elsewhere, or add the
-    adapter to the weights beside it.
+    """Check that a folder holds no adapter.
+
+    transformers would load the adapter's base model from elsewhere, or add the adapter to the
+    weights beside it.
 
     Raises
-        ColdstillError: there is one
+        ColdstillError: the folder holds an adapter
     """
     if not (folder / _ADAPTER).is_file():
         return
@@ -39,32 +41,31 @@ def expect_no_adapter(folder: Path, where: str) -> None:
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if any((folder / name).is_file() for name in ORDER):
         raise ColdstillError(
-            f"{where}: {folder} holds an adapter ({_ADAPTER}) beside whole weights, and "
+            f"{where}: {folder} holds an adapter ({_ADAPTER}) beside complete weights, and "
             f"transformers would add it to them; merge it into the weights, or move {_ADAPTER} "
             "away to use them without it"
         )
     raise ColdstillError(
         f"{where}: {folder} holds an adapter of {base!r} and no model; merge the adapter into its "
-        "base model (peft: merge_and_unload), save that with its tokenizer, and name that folder"
+        "base model (peft: merge_and_unload), save that with its tokenizer, and use that folder"
     )
 
 
 def weight_files(name: str, where: str, revision: str = "main", named: Any = None) -> list[Path]:
-    """The files that transformers loads the weights of a model from, by their names.
+    """The files from which transformers loads the weights of a model.
 
-    name   a folder, or a hub name, whose files are fetched if they are not here
-    named  `transformers_weights` of its configuration: a file to load in place of the usual ones
+    name   a folder, or a hub name whose files are downloaded if needed
+    named  `transformers_weights` of the configuration: a file to load instead of the usual ones
 
     Raises
-        ColdstillError: no weights there, an index that names a file that is not there, or a
-            pointer of Git LFS in place of a file
+        ColdstillError: there are no weights, an index lists a missing file, or a file is only a
+            Git LFS pointer
     """
     candidates = (str(named),) if named else ORDER
     with asking("huggingface_hub", f"find the weights of {name}", where=where):
         found = next(filter(None, (_file(name, each, revision) for each in candidates)), None)
     if found is None:
-        at = Path(name) if Path(name).is_dir() else name
-        raise ColdstillError(f"{where}: {_without_weights(at)}")
+        raise ColdstillError(f"{where}: {_no_weights(name)}")
     files = [found]
     if found.name.endswith(INDEX_END):
         _expect_fetched(found, where)
@@ -72,7 +73,7 @@ def weight_files(name: str, where: str, revision: str = "main", named: Any = Non
         gone = [shard for shard, path in there.items() if path is None]
         if gone:
             raise ColdstillError(
-                f"{where}: {found} names {len(there)} weight files, {len(gone)} of them not there "
+                f"{where}: {found} lists {len(there)} weight files, {len(gone)} of them missing "
                 f"({', '.join(gone[:3])}); fetch or save the model again"
             )
         files = [path for path in there.values() if path is not None]
@@ -82,25 +83,25 @@ def weight_files(name: str, where: str, revision: str = "main", named: Any = Non
 
 
 def tensor_shapes(files: Iterable[Path], where: str) -> Shapes:
-    """Every tensor of these files, by its header alone where the format has one.
+    """Shapes of all tensors in these files, read from the headers if the format has headers.
 
     Raises
-        ColdstillError: a damaged file, or a tensor that stands in two of them
+        ColdstillError: a file is damaged, or two files hold the same tensor
     """
     shapes: Shapes = {}
     for path in files:
         for key, shape, _ in _tensors(path, where):
             if key in shapes:
                 raise ColdstillError(
-                    f"{where}: {path}: the tensor {key} stands in another weight file too, so "
-                    "it is not known which is meant; fetch or save the model again"
+                    f"{where}: {path}: another weight file holds the tensor {key} too, so it is "
+                    "unknown which is meant; fetch or save the model again"
                 )
             shapes[key] = shape
     return shapes
 
 
 def count_parameters(files: Iterable[Path], where: str) -> int:
-    """Numbers in these files; tensors that share their memory count once."""
+    """Number of parameters in these files; tensors that share memory count once."""
     counted = {
         (path, shared): math.prod(shape)
         for path in files
@@ -110,7 +111,7 @@ def count_parameters(files: Iterable[Path], where: str) -> int:
 
 
 def differ(files: Iterable[Path], first: str, second: str) -> bool:
-    """Whether two tensors of these files hold other numbers."""
+    """Whether two tensors of these files hold different numbers."""
     found: dict[str, torch.Tensor] = {}
     for path in files:
         if path.suffix == ".safetensors":
@@ -124,13 +125,12 @@ def differ(files: Iterable[Path], first: str, second: str) -> bool:
 
 
 def _unpickled(path: Path) -> Any:
-    # files of the older format are no archives, so they cannot be mapped into memory
-    mapped = zipfile.is_zipfile(path)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    # files of the older format are not archives, so they cannot be memory-mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _tensors(path: Path, where: str) -> Iterator[tuple[str, tuple[int, ...], object]]:
-    """Name and shape of each tensor, and what is equal for tensors that are one and the same."""
+    """Name, shape and an identity of each tensor; tensors that share memory have one identity."""
     with asking(
         "torch" if path.suffix == ".bin" else "safetensors",
         f"read {path.name} of {path.parent} (damaged weights)",
@@ -146,7 +146,7 @@ def _tensors(path: Path, where: str) -> Iterator[tuple[str, tuple[int, ...], obj
             state = _unpickled(path)
         except pickle.UnpicklingError as error:
             raise ColdstillError(
-                f"{where}: {path}: is damaged, or holds more than tensors, and reading that could "
+                f"{where}: {path}: is damaged, or holds objects other than tensors, which could "
                 "run code; fetch it again, or save the model with save_pretrained"
             ) from error
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
@@ -159,10 +159,7 @@ def _tensors(path: Path, where: str) -> Iterator[tuple[str, tuple[int, ...], obj
 
 
 def _file(name: str, file: str, revision: str) -> Path | None:
-    """A file of a model, in its folder or fetched from a hub; None if the model has none."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder / file if (folder / file).is_file() else None
+    """The path of a model's file, downloaded if the model is on a hub; None if it has none."""
     found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)
 
@@ -177,15 +174,13 @@ def _expect_fetched(path: Path, where: str) -> None:
         )
 
 
-def _without_weights(at: Path | str) -> str:
-    """Why there is nothing to load."""
-    told = f"{at} holds no *.safetensors or *.bin weights"
-    if not isinstance(at, Path):
-        return told
-    others = sorted(p.name for end in ("*.safetensors", "*.bin") for p in at.glob(end))
+def _no_weights(name: str) -> str:
+    """Why a model has no weights to load."""
+    fault = f"{name} holds no *.safetensors or *.bin weights"
+    others = sorted(p.name for end in ("*.safetensors", "*.bin") for p in Path(name).glob(end))
     if not others:
-        return told
+        return fault
     return (
-        f"{told} that transformers loads ({', '.join(ORDER)}), but {', '.join(others[:3])}; save "
+        f"{fault} that transformers loads ({', '.join(ORDER)}), but {', '.join(others[:3])}; save "
         "the model with save_pretrained"
     )

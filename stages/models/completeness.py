@@ -1,7 +1,7 @@
-"""Whether the weights of a model are those of its checkpoint, all of them and nothing else.
+"""Checks that a loaded model has exactly the weights of its checkpoint.
 
-transformers fills tensors that a file lacks with random numbers, and leaves out tensors that it has
-no place for; it only logs both. Here both are faults, with their names and the likely reason.
+transformers fills missing tensors with random numbers and ignores unexpected ones; it only logs
+both. Here both are errors, which name the tensors and the likely cause.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
 _SHOWN = 3
-"""Names in a message."""
+"""Most names in a message."""
 _LAYER = re.compile(r"^(.*?\.)(\d+)\.")
 _OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|multi_?modal|vq", re.IGNORECASE)
-"""Names of what a model that reads more than text has besides its text model."""
+"""Names of tensors that a multimodal model has besides its text model."""
 _WRAPPERS = {
     "_orig_mod": "of a model that torch.compile has wrapped; save the model inside (_orig_mod)",
     "module": "of a model inside DataParallel or DistributedDataParallel; save the model inside "
@@ -31,44 +31,44 @@ _WRAPPERS = {
     "base_layer": "of a model with adapters; merge them (peft: merge_and_unload) and save that",
     "base_model": "of a model inside peft; merge its adapters (merge_and_unload) and save that",
 }
-"""Parts of names that are known, and how they come into a file."""
+"""Known parts of tensor names -> how they come into a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What loading a model found wrong, by tensor names."""
+    """Faults found while loading a model, by tensor names."""
 
     missing: tuple[str, ...] = ()
-    """The model has them, the file has not."""
+    """Tensors that only the model has."""
     unexpected: tuple[str, ...] = ()
-    """The file has them, the model has not."""
+    """Tensors that only the file has."""
     reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
-    """Those of another shape: the name, the shape in the file and the shape in the model."""
+    """Name, shape in the file and shape in the model of each tensor whose shapes differ."""
     untied: tuple[tuple[str, str], ...] = ()
-    """Pairs that the configuration calls one tensor and the file has as two different ones."""
+    """Pairs that are tied by the configuration and differ in the file."""
     other_parts: int = 0
-    """Tensors of what is not the text model, where only that is loaded."""
+    """Number of ignored tensors that do not belong to the text model."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no fault was found."""
         return not (self.missing or self.unexpected or self.reshaped or self.untied)
 
 
 def found_in(model: Any, info: Mapping[str, Any], *, of_text_alone: bool = False) -> Found:
-    """What is wrong with a model that was just loaded.
+    """Faults of a model that was just loaded.
 
-    transformers has taken out what the model's class declares as derivable: tied tensors, buffers,
-    and names that it ignores.
+    transformers has already excluded tensors that the model's class declares as derivable: tied
+    tensors, buffers and ignored names.
 
     info           the loading information of transformers
-    of_text_alone  the checkpoint is of a model with further parts, such as one for images
+    of_text_alone  the checkpoint belongs to a multimodal model of which only the text part is used
     """
     named = getattr(model, "get_expanded_tied_weights_keys", None)
     tied = getattr(model, "all_tied_weights_keys", None)
     untied: dict[str, str] = {}
     if named is not None and isinstance(tied, dict):
-        # transformers takes a pair out of the table if both are there and differ
+        # transformers removes a pair from the table if the file has both and they differ
         untied = {k: v for k, v in named(all_submodels=True).items() if k not in tied}
     unexpected = sorted(map(str, info["unexpected_keys"]))
     others = [key for key in unexpected if of_text_alone and _OTHER_PARTS.search(key)]
@@ -84,10 +84,10 @@ def found_in(model: Any, info: Mapping[str, Any], *, of_text_alone: bool = False
 def expect_whole(found: Found, model: Any, what: str, where: str) -> None:
     """Refuse a model whose weights are not those of its checkpoint.
 
-    what  the checkpoint, for the message
+    what  the checkpoint's name for the message
 
     Raises
-        ColdstillError: they are not
+        ColdstillError: tensors are missing, unexpected, of another shape or wrongly tied
     """
     if found.is_whole:
         return
@@ -114,35 +114,35 @@ def expect_whole(found: Found, model: Any, what: str, where: str) -> None:
 
 
 def expect_numbers(model: Any, what: str, where: str) -> None:
-    """Refuse weights that are no finite numbers, and weights that were left without memory.
+    """Refuse NaN or infinite weights, and weights that were not loaded into memory.
 
     Raises
-        ColdstillError: the first one, by its name
+        ColdstillError: the name of the first such weight
     """
     placed = getattr(model, "hf_device_map", None)
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":
             if placed is None:
                 raise ColdstillError(f"{where}: {what}: no numbers were loaded for {name}")
-            continue  # it waits on the disk
+            continue  # offloaded to disk
         tensor = parameter.detach()
         tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         is_quantised = type(tensor) is not torch.Tensor or tensor.element_size() < 2
         if is_quantised or not tensor.is_floating_point():
             continue
-        # the sum of numbers is a number: one pass, and no memory of the tensor's size
+        # a finite sum proves finite numbers in one pass and without memory of the tensor's size
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
             values = "1 value that is" if bad == 1 else f"{bad:,} values that are"
             raise ColdstillError(
-                f"{where}: {what}: {name} holds {values} infinite or no number in "
+                f"{where}: {what}: {name} holds {values} NaN or infinite in "
                 f"{str(tensor.dtype).removeprefix('torch.')}; fetch or save the model again, or "
                 "load it in another precision"
             )
 
 
 def _reason(found: Found, model: Any) -> str:
-    """What has most likely happened, and what to do."""
+    """The most likely cause and the remedy."""
     if any(".lora_" in key for key in found.unexpected):
         return (
             "the file holds adapters that were not merged; merge them (peft: merge_and_unload) and "
@@ -151,15 +151,15 @@ def _reason(found: Found, model: Any) -> str:
     if (extra := _extra_part(found, model.state_dict().keys())) is not None:
         known = _WRAPPERS.get(extra.strip(".").split(".")[0])
         cause = f"that is the state {known}" if known else "rename them, or save the model again"
-        return f"the names in the file carry {extra!r}, which the model's have not: {cause}"
+        return f"the names in the file carry {extra!r}, which the model's do not: {cause}"
     if found.reshaped and not found.missing and not found.unexpected:
-        return "config.json and the weights are of different models; fetch both from one place"
+        return "config.json and the weights belong to different models; fetch both from one place"
     head = _head_names(model)
     if found.missing and head.issuperset(found.missing) and not found.reshaped:
-        of = f"; the file is of a model for another task ({_listed(found.unexpected)})"
+        task = f"; the file is for another task ({_listed(found.unexpected)})"
         return (
             "the head is neither in the file nor tied to the embedding (tie_word_embeddings = "
-            f"false){of if found.unexpected else ''}; fetch the causal language model, or set "
+            f"false){task if found.unexpected else ''}; fetch the causal language model, or set "
             '"tie_word_embeddings": true in config.json if its head is its embedding'
         )
     if gone := _whole_layers(found, model):
@@ -170,17 +170,13 @@ def _reason(found: Found, model: Any) -> str:
             f"{_layer_count(model)}; correct num_hidden_layers, or fetch the model again"
         )
     return (
-        "what is missing would be random numbers; fetch or save the model again, with the "
-        "config.json that belongs to it"
-        if found.missing
-        else "they would be left out; fetch or save the model again, with the config.json that "
-        "belongs to it"
+        f"they would be {'random numbers' if found.missing else 'ignored'}; fetch or save the "
+        "model again, with the config.json that belongs to it"
     )
 
 
 def _extra_part(found: Found, model_keys: Collection[str]) -> str | None:
-    """What stands in the file's names and not in the model's, such as `_orig_mod.`: without it most
-    of the unexpected names are missing ones."""
+    """A part such as `_orig_mod.` without which most unexpected names equal missing ones."""
     words = {word for key in model_keys for word in key.split(".")}
     missing, matched = set(found.missing), 0
     extra: dict[str, int] = {}
@@ -200,7 +196,7 @@ def _extra_part(found: Found, model_keys: Collection[str]) -> str | None:
 
 
 def _shortened(parts: list[str], words: Collection[str]) -> Iterable[list[str]]:
-    """Names without the parts that the model does not know, and without their first parts."""
+    """The name without parts that the model does not know, and without its first parts."""
     yield [part for part in parts if part in words]
     for begin in range(1, len(parts) - 1):
         yield parts[begin:]
@@ -222,7 +218,7 @@ def _layers(keys: Iterable[str]) -> list[int]:
 
 
 def _whole_layers(found: Found, model: Any) -> list[int]:
-    """Layers of which everything is missing, where nothing else is wrong."""
+    """Layers that are missing completely, if there is no other fault."""
     layers = _layers(found.missing)
     of_layers = {
         key for key in model.state_dict() if (m := _LAYER.match(key)) and int(m[2]) in layers
@@ -232,7 +228,7 @@ def _whole_layers(found: Found, model: Any) -> list[int]:
 
 
 def _layers_beyond(found: Found, model: Any) -> list[int]:
-    """Layers that only the file has, where nothing else is wrong."""
+    """Layers that only the file has, if there is no other fault."""
     if found.missing or found.reshaped:
         return []
     return [layer for layer in _layers(found.unexpected) if layer >= _layer_count(model)]

@@ -1,4 +1,4 @@
-"""The processor a stage runs on, and how much memory it took there."""
+"""The device that a stage runs on, dtypes, and measuring peak memory."""
 
 from __future__ import annotations
 
@@ -24,21 +24,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def best_device() -> torch.device:
-    """This process's accelerator if there is one, else the CPU."""
+    """The accelerator of this process, or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
 def short_dtype(name: str) -> str:
-    """`fp32` of `float32` and so on; what has no such name keeps its own."""
-    return {str(dtype).removeprefix("torch."): short for short, dtype in DTYPES.items()}.get(
-        name, name
-    )
+    """`fp32` for `float32` and so on; other names are returned unchanged."""
+    return next((short for short, dtype in DTYPES.items() if str(dtype) == f"torch.{name}"), name)
 
 
 def describe_machine() -> str:
-    """One line for whoever reads a measurement later: measurements with equal lines compare."""
+    """One line about processor and torch; measurements with equal lines are comparable."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     threads = torch.get_num_threads()
@@ -50,7 +48,7 @@ def describe_machine() -> str:
 
 @functools.cache
 def _processor() -> str:
-    """What the CPU calls itself."""
+    """The name of the CPU."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
@@ -61,17 +59,18 @@ def _processor() -> str:
 
 @dataclass(slots=True)
 class PeakMemory:
-    """Filled when the block ends."""
+    """The result of `peak_memory`."""
 
     bytes: int = 0
+    """Set when the block ends."""
 
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
-    """Measure the most memory that the block took on top of what was in use before it.
+    """Measure the peak memory of a block beyond the memory in use before it.
 
-    On a GPU the allocator counts; on Linux the kernel's high-water mark of resident memory is reset
-    first; elsewhere the mark since the process began is all there is, so small blocks read as 0.
+    On a GPU the allocator counts. On Linux the kernel's high-water mark of resident memory is reset
+    first. Elsewhere only the mark since the start of the process exists, so small blocks give 0.
     """
     result = PeakMemory()
     if device.type == "cuda":
@@ -81,25 +80,23 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
         result.bytes = torch.cuda.max_memory_allocated(device) - before
         return
     give_back_freed_memory()
-    _reset_high_water_mark()
+    # without this file the mark of the whole process stays, which is still an upper bound
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     yield result
     result.bytes = max(0, _resident("VmHWM") - before)
 
 
 def give_back_freed_memory() -> None:
-    """Let what is resident be what is in use, as far as the C library can."""
-    # what the C library keeps for later is resident already, and would hide what the block takes
+    """Return freed memory to the operating system, as far as the C library can.
+
+    Memory that the C library keeps for later is resident already and would hide a block's use.
+    """
     gc.collect()
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library without it
+        with contextlib.suppress(OSError, AttributeError):  # not glibc
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def _reset_high_water_mark() -> None:
-    # a kernel without this file leaves the mark of the whole process, which is still an upper bound
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _resident(field: str) -> int:

@@ -1,8 +1,8 @@
-"""Which tokens end a text: what a model stops at, wherever it is run.
+"""End tokens: measuring which tokens end the texts of a corpus, and making a model stop at them.
 
-A student writes what it was taught: its texts end as the documents and the turns of its corpus do,
-whatever the tokenizer calls its end of text. So the ends are measured: the tokens that stand last
-where something supervised ends, and hardly anywhere else.
+A student's texts end as the documents and chat turns of its corpus do, which need not be the
+tokenizer's end of text. So end tokens are measured: tokens that are last where a supervised part
+ends, and hardly occur anywhere else.
 """
 
 from __future__ import annotations
@@ -24,32 +24,31 @@ if TYPE_CHECKING:
     from ...data.store.reader import StoreReader
 
 _BLOCKS, _DISTANT_BLOCKS = 32, 8
-"""So many blocks of a store are looked at, evenly spaced: each may lie in a shard of its own, which
-a distant store sends whole."""
+"""Blocks of a local and of a remote store that are read, evenly spaced. Each may be in a different
+shard, which a remote store sends whole."""
 _SEQUENCES = 2048
-"""So many sequences of a corpus are looked at, evenly spaced."""
+"""Sequences of a corpus that are read, evenly spaced."""
 _BEHIND = 1
-"""Tokens that may follow an end token where something supervised ends: a line break after a turn,
-in stores that supervise it."""
+"""Tokens that may follow an end token, such as a line break after a turn that is supervised too."""
 _SHARE = 0.9
-"""Least share of a token's supervised places at which something ends: a token that a model writes
-in the middle of its answers too would cut them off."""
+"""Smallest share of a token's supervised occurrences that are ends. A token that also occurs inside
+answers would cut them off."""
 _RARE = 0.001
-"""Least share of all ends: documents that were cut to fit a sequence end with any token."""
+"""Smallest share of all ends. Documents that were cut to fit a sequence end with any token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ends:
-    """How texts end."""
+    """The end tokens of a corpus."""
 
     tokens: tuple[int, ...] = ()
-    """Ids after each of which a text has ended, the most frequent first."""
+    """Ids that end a text, the most frequent first."""
     lack: str = ""
-    """Why documents have no such token, as a sentence, and what to do; empty if they have."""
+    """A sentence that says why documents have no end token and what to do; empty if they have."""
 
 
 def own_ends(model: Any) -> tuple[int, ...]:
-    """The ids at which a model stops by its own settings."""
+    """Ids at which a model stops by its saved settings."""
     for settings in (model.generation_config, model.config.get_text_config()):
         found = getattr(settings, "eos_token_id", None)
         if found is not None:
@@ -58,8 +57,10 @@ def own_ends(model: Any) -> tuple[int, ...]:
 
 
 def stop_at(model: Any, tokens: Sequence[int]) -> bool:
-    """Make a model stop at these tokens and at its own; whether that changes anything. They are
-    saved with it."""
+    """Add tokens to those at which a model stops, in the settings that are saved with it.
+
+    Returns whether that changed the settings.
+    """
     own = own_ends(model)
     if set(tokens) <= set(own):
         return False
@@ -77,29 +78,28 @@ def stop_at(model: Any, tokens: Sequence[int]) -> bool:
 def report_ends(
     model: Any, tokenizer: Any, ends: Ends, stage: str, report: Reporter = silent
 ) -> None:
-    """Make a model that was trained stop where its texts ended, and say so where that is not what
-    the tokenizer says."""
+    """Make a trained model stop at these end tokens; report new ones and missing ones."""
     if stop_at(model, ends.tokens):
-        said = names(tokenizer, ends.tokens)
-        report(Report(stage=stage, note=f"texts end with {said}: the model stops there"))
+        shown = names(tokenizer, ends.tokens)
+        report(Report(stage=stage, note=f"texts end with {shown}: the model stops there"))
     if ends.lack:
         report(Report(stage=stage, note=ends.lack, warning=True))
 
 
 def with_end(tokenizer: Any, tokens: Sequence[int]) -> Any:
-    """The tokenizer itself, its end of text the first of these where it has none of its own."""
+    """Set the tokenizer's end of text to the first token if it has none; returns the tokenizer."""
     if tokenizer.eos_token_id is None and tokens:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(tokens[0])
     return tokenizer
 
 
 def names(tokenizer: Any, tokens: Iterable[int]) -> str:
-    """Tokens for people: `'<s>' (1), '</s>' (2)`."""
+    """Tokens for messages: `'<s>' (1), '</s>' (2)`."""
     return ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in tokens)
 
 
 def store_ends(store: StoreReader, tokenizer: Any) -> Ends:
-    """How the texts of a store end.
+    """The end tokens of a store.
 
     Raises
         ColdstillError: the store is damaged
@@ -108,7 +108,9 @@ def store_ends(store: StoreReader, tokenizer: Any) -> Ends:
 
 
 def corpus_ends(corpus: SequenceFile, tokenizer: Any, separator: Sequence[int]) -> Ends:
-    """How the texts of a prepared corpus end; `separator` as `measured_ends` takes it.
+    """The end tokens of a prepared corpus.
+
+    separator  the ids after each plain document; empty if there are none
 
     Raises
         ColdstillError: the corpus is damaged
@@ -128,13 +130,13 @@ def _of_store(store: StoreReader) -> Iterator[Sequences]:
 
 
 def measured_ends(parts: Iterable[Sequences], tokenizer: Any, separator: Sequence[int]) -> Ends:
-    """How texts end: with special tokens, or with a separator that stands nowhere else.
+    """End tokens: special tokens, or a separator that occurs nowhere else.
 
-    separator  the ids that were put after each plain document; none if nothing was
+    separator  the ids after each plain document; empty if there are none
     """
     special = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
     known = special | set(separator if len(separator) == 1 else ())
-    # wherever these stand, a document ends: a file may hold several that were joined
+    # these end a document everywhere: a file may hold several documents that were joined
     sure = special & {*separator, tokenizer.eos_token_id}
     candidates = np.array(sorted(known), dtype=np.int64)
     reach = max(1 + _BEHIND, len(separator))
@@ -159,8 +161,10 @@ def measured_ends(parts: Iterable[Sequences], tokenizer: Any, separator: Sequenc
 
 
 def _ends(sequences: Sequences) -> np.ndarray[Any, Any]:
-    """[E] which of all supervised positions are the last ones of what is learned without a break: a
-    document, the answer to a prompt, a turn of a chat."""
+    """[E] indices of the supervised positions that end a supervised run.
+
+    A run is a document, the answer to a prompt or a turn of a chat.
+    """
     places_M = label_places(sequences)
     rows_M = np.repeat(np.arange(len(sequences)), sequences.positions.lengths)
     if not len(places_M):
@@ -174,18 +178,18 @@ def _lack(
 ) -> str:
     if not ends or (tokens and not separated) or set(separator) & set(tokens):
         return ""
-    remedy = "set corpus.separator to a token that stands nowhere else"
+    remedy = "set corpus.separator to a token that occurs nowhere else"
     if not separator:
-        return f"nothing stands after its documents, so no token tells it to stop; {remedy}"
+        return f"no token follows its documents, so no token tells it to stop; {remedy}"
     if not separated:
-        return "none of its texts ends with a token of its own, so no token tells it to stop"
+        return "none of its texts ends with an end token, so no token tells it to stop"
     text = tokenizer.decode(list(separator))
     why = (
         f"which is {len(separator)} tokens"
         if len(separator) > 1
-        else "which also stands inside of them"
+        else "which also occurs inside them"
     )
     return (
-        f"its documents end with {text!r}, {why}, so no token tells it to stop: give that text to "
-        f"what runs it (stop_strings in transformers, stop in llama.cpp), or {remedy}"
+        f"its documents end with {text!r}, {why}, so no token tells it to stop: pass that text to "
+        f"the runtime (stop_strings in transformers, stop in llama.cpp), or {remedy}"
     )

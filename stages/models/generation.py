@@ -1,4 +1,4 @@
-"""Generation settings of a checkpoint that transformers would refuse to save again."""
+"""Repairing generation settings that transformers loads but refuses to save."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from transformers import GenerationConfig
 from ..libraries import first_line
 
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_length")
-"""What generation must know; the rest is a matter of taste."""
+"""Settings that are kept; the others are only defaults for sampling."""
 
 
 def repair_generation(model: Any) -> str | None:
-    """Make a model's generation settings ones that can be saved; what was left out, as a note.
+    """Remove generation settings that cannot be saved; returns a note that lists them.
 
-    Published models have settings that do nothing together, such as a temperature without sampling.
-    transformers loads them, and refuses to save them once anything else is changed: that would be
-    found when the model is trained.
+    Published models have settings that contradict each other, such as a temperature without
+    sampling. transformers loads them, but refuses to save them after any other change. Without the
+    repair this error would appear only after training.
     """
     settings = getattr(model, "generation_config", None)
     if settings is None:
@@ -35,10 +35,9 @@ def repair_generation(model: Any) -> str | None:
         if not named:
             kept = {name: getattr(settings, name) for name in _KEPT[:2]}
             model.generation_config = GenerationConfig(**kept)
-            said = first_line(ValueError(reason))
             return (
-                f"its generation_config.json is refused by transformers ({said}); only its special "
-                "tokens are kept"
+                "transformers refuses its generation_config.json "
+                f"({first_line(ValueError(reason))}); only its special tokens are kept"
             )
         dropped[named[0]] = getattr(settings, named[0])
         setattr(settings, named[0], None)
@@ -50,9 +49,9 @@ def repair_generation(model: Any) -> str | None:
 
 
 def _refusal(settings: Any) -> str | None:
-    """Why transformers would not save these settings; None if it would."""
+    """Why transformers would refuse to save these settings; None if it would save them."""
     try:
         settings.validate(strict=True)
-    except Exception as error:  # a check of theirs may fail itself, on a value of another type
+    except Exception as error:  # the check itself may fail on a value of another type
         return str(error) or type(error).__name__
     return None

@@ -1,4 +1,4 @@
-"""What a store records of its teacher, read from its files without loading it."""
+"""The identity of a teacher that a store records, computed from its files without loading it."""
 
 from __future__ import annotations
 
@@ -19,33 +19,36 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
-"""Settings that do not decide what a model says, or that are recorded by themselves."""
+"""Settings that do not change a model's output, or that are recorded separately."""
 
 
 def teacher_identity(
     name: str, where: str, *, dtype: str, revision: str, own_code: bool = False
 ) -> TeacherIdentity:
-    """What a store records of its teacher: everything that decides what it says. Reads its files,
-    but neither loads it nor runs code that it brings.
+    """Name, size and a fingerprint of everything that decides a teacher's output.
 
-    own_code  whether that code will run (`trust_remote_code` of the recipe)
+    Reads the files of the model, but neither loads it nor runs code that it brings.
+
+    own_code  whether that code will run later (`trust_remote_code` of the recipe)
 
     Raises
-        ColdstillError: there is no such model, or its weights are damaged
+        ColdstillError: the model is missing, or its weights are damaged
     """
     raw = raw_config(name, where, revision)
     family = str(raw.get("model_type"))
     native = family in CONFIG_MAPPING and CONFIG_MAPPING[family].__module__.startswith(
         "transformers."
     )
-    # one that is no model at all is told by loading its configuration
+    # loading the configuration reports a folder that holds no model
     readable = native or not raw.get("auto_map")
     config = load_config(name, where, revision) if readable else None
     settings = raw if config is None else config.to_diff_dict()
     if Path(name).is_dir():
         expect_no_adapter(Path(name), where)
     files = weight_files(name, where, revision, raw.get("transformers_weights"))
-    code = _code(files[0].parent, raw) if own_code or not readable else []
+    code = []
+    if raw.get("auto_map") and (own_code or not readable):
+        code = sorted(files[0].parent.glob("*.py"))
     settings = {key: value for key, value in settings.items() if key not in _NOT_OF_THE_MODEL}
     own = raw.get("dtype") or raw.get("torch_dtype") if config is None else config.dtype
     kept = str(own or torch.float32) if dtype == "auto" else str(DTYPES[dtype])
@@ -65,8 +68,3 @@ def _brings_code(folder: Path, config: Mapping[str, Any]) -> bool:
         return True
     of_tokenizer = folder / "tokenizer_config.json"
     return of_tokenizer.is_file() and bool(read_json(of_tokenizer).get("auto_map"))
-
-
-def _code(folder: Path, config: Mapping[str, Any]) -> list[Path]:
-    """What a model runs of its own folder."""
-    return sorted(folder.glob("*.py")) if config.get("auto_map") else []

@@ -1,10 +1,10 @@
-"""Keeping documents that share a sequence or a batch from changing one another.
+"""Model inputs that keep the documents of a sequence or a batch from influencing each other.
 
-What a model says of a document must be what it says of that document alone. Position ids that
-restart at each document, and no attention mask, make transformers isolate packed documents by
-itself, but only with `use_cache=False`: with the cache on, the same call leaks silently. Some
-models heed only an explicit 4-d mask, recurrent ones neither, and a few change all documents of a
-batch when one of them is long. So nothing is assumed: `isolation_choice.py` tries the model.
+The record of a document must be what the teacher computes for that document alone. Position ids
+that restart at each document, without an attention mask, make transformers isolate packed documents
+by itself, but only with `use_cache=False`: with the cache on, the same call leaks silently. Some
+models follow only an explicit 4-d mask, recurrent models follow neither, and in a few models a long
+document changes all documents of its batch. So `isolation_choice.py` tests each model.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from ...data.schema import Sequences
 
 Isolation = Literal["positions", "mask", "single", "alone"]
-"""`positions` and `mask` keep documents of one sequence apart. `single` is one document a sequence,
-`alone` one document a forward pass."""
+"""How documents are kept apart.
+
+`positions` and `mask` isolate documents that share a sequence. `single` means one document per
+sequence, `alone` one document per forward pass.
+"""
 
 
 def packs(isolation: Isolation) -> bool:
@@ -28,16 +31,15 @@ def packs(isolation: Isolation) -> bool:
 
 
 def recorded(isolation: Isolation) -> Literal["positions", "mask", "single"]:
-    """What a store says of it: how batches were made up is no property of the record."""
+    """The isolation that a manifest stores: how batches were formed is not part of the record."""
     return "single" if isolation == "alone" else isolation
 
 
 def model_inputs(sequences: Sequences, isolation: Isolation, dtype: torch.dtype) -> dict[str, Any]:
-    """What the model is called with: `[B, T]` tensors, padded on the right with token 0.
+    """Keyword arguments of the model: `[B, T]` tensors, padded on the right with token 0.
 
-    Padding is a document of its own, so nothing real can see it. `dtype` is the model's, for the
-    additive mask. One document a forward pass comes as `lengths` `[B]`, which `OutputHead.hidden`
-    heeds.
+    Padding is a document by itself, so no real document sees it. `dtype` is the model's, for the
+    additive mask. With `alone` the result holds `lengths` `[B]`, which `OutputHead.hidden` reads.
     """
     rows, length = len(sequences), int(sequences.tokens.lengths.max())
     input_ids = np.zeros((rows, length), dtype=np.int64)
@@ -51,20 +53,18 @@ def model_inputs(sequences: Sequences, isolation: Isolation, dtype: torch.dtype)
         begins[starts[1:]] = 1
         document[row] = np.cumsum(begins)
         position_ids[row] = np.arange(length) - starts[document[row]]
+    inputs: dict[str, Any] = {"input_ids": torch.from_numpy(input_ids)}
     if isolation == "alone":
-        lengths = torch.from_numpy(sequences.tokens.lengths.astype(np.int64))
-        return {"input_ids": torch.from_numpy(input_ids), "lengths": lengths}
-    inputs: dict[str, Any] = {
-        "input_ids": torch.from_numpy(input_ids),
-        "position_ids": torch.from_numpy(position_ids),
-    }
+        inputs["lengths"] = torch.from_numpy(sequences.tokens.lengths.astype(np.int64))
+        return inputs
+    inputs["position_ids"] = torch.from_numpy(position_ids)
     if isolation == "mask":
         inputs["attention_mask"] = _additive_mask(torch.from_numpy(document), dtype)
     return inputs
 
 
 def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
-    """[M] where the supervised positions lie in a flattened `[B * length]` batch."""
+    """[M] indices of the supervised positions in a flattened `[B * length]` batch."""
     row_M = np.repeat(np.arange(len(sequences)), sequences.positions.lengths)
     return torch.from_numpy(row_M * length + sequences.positions.values.astype(np.int64))
 

@@ -1,9 +1,9 @@
-"""From hidden states to logits as the model itself does it, for any number of positions at a time.
+"""Computing the logits of a few positions at a time from hidden states.
 
-Full logits `[B, T, V]` are most of the memory of a small model, so nobody here makes them: the
+Full logits `[B, T, V]` take most of the memory of a small model, so they are never computed: the
 transformer runs without its head, and the head is applied to a few hundred positions at a time.
-Some models do more after the head (soft-capping, scaling); `connect_head` tries what it knows
-against the model's own logits and, if none agrees, falls back to calling the whole model.
+Some models also scale or soft-cap their logits. `connect_head` compares its result with the model's
+own logits and falls back to the whole model if they differ.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _ANOTHER = "choose another model"
 _DEVICE_SHARE = 128
-"""On an accelerator a chunk may take one part in so many of its memory: it needs more rows at a
-time to be busy, and has more memory."""
+"""On an accelerator a chunk may take this fraction (1/128) of its memory: it needs more rows to be
+busy, and has more memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,43 +36,43 @@ class OutputHead:
 
     model: Any
     vocabulary: int
-    """V; rows of the head past it are padding and never computed."""
+    """V, the real vocabulary: further rows of the head are padding and never computed."""
     scale: float = 1.0
     softcap: float | None = None
     """Logits become `softcap * tanh(logits / softcap)`."""
     whole: bool = False
-    """The fallback: `hidden` gives finished logits and `logits` hands them through."""
+    """Whether this is the fallback: `hidden` returns final logits, which `logits` only copies."""
 
     @property
     def weight(self) -> torch.Tensor | None:
-        """[>= V, D] the output embedding, or None in the fallback."""
+        """[>= V, D] the output embedding; None in the fallback."""
         return None if self.whole else self.model.get_output_embeddings().weight
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """[>= V] its bias, if it has one."""
+        """[>= V] the bias of the head; None if it has none, and in the fallback."""
         return None if self.whole else getattr(self.model.get_output_embeddings(), "bias", None)
 
     @property
     def device(self) -> torch.device:
-        """Where the head is; a model that is spread out has its parts in several places."""
+        """The device of the head; a model may be spread over several devices."""
         weight = self.weight
         return _real(self.model.device if weight is None else weight.device)
 
     @property
     def input_device(self) -> torch.device:
-        """Where token ids go."""
+        """The device for token ids."""
         return _real(self.model.get_input_embeddings().weight.device)
 
     @property
     def chunk(self) -> int:
-        """How many positions to take at a time."""
+        """Positions per chunk."""
         return chunk_rows(self.vocabulary, max(CHUNK_ELEMENTS, _accelerator_share()))
 
     def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """[B, T, D] what the head would be applied to (in the fallback: [B, T, V] logits).
+        """[B, T, D] inputs of the head; [B, T, V] logits in the fallback.
 
-        With `lengths` `[B]` among the inputs each row is asked alone, without its padding.
+        With `lengths` `[B]` among the inputs each row is computed alone, without its padding.
         """
         if "lengths" in inputs:
             return self._one_by_one(inputs["input_ids"], inputs["lengths"].tolist())
@@ -94,12 +94,14 @@ class OutputHead:
         return torch.stack(rows)
 
     def buffer(self, positions: int, device: torch.device) -> torch.Tensor:
-        """[chunk, V] memory for `logits` to write into, chunk after chunk: on a CPU fresh memory
-        of this size costs more than the arithmetic done in it."""
+        """[chunk, V] memory that `logits` writes into, one chunk after the other.
+
+        On a CPU, allocating this size each time costs more than the arithmetic.
+        """
         return torch.empty(min(self.chunk, positions), self.vocabulary, device=device)
 
     def real_weight(self, dtype: torch.dtype) -> torch.Tensor | None:
-        """[V, D] the head without its padding rows, as a constant in the given precision."""
+        """[V, D] the head without padding rows, detached, in the given dtype."""
         return None if self.weight is None else self.weight.detach()[: self.vocabulary].to(dtype)
 
     def logits(
@@ -107,7 +109,7 @@ class OutputHead:
     ) -> torch.Tensor:
         """[M, V] fp32 logits of the given positions, in the first rows of `buffer`.
 
-        weight_VD  `real_weight` of these positions' precision, where the caller has it at hand
+        weight_VD  `real_weight` in the dtype of `hidden_MD`, if the caller already has it
         """
         logits = buffer[: len(hidden_MD)]
         if self.whole:
@@ -123,7 +125,7 @@ class OutputHead:
         return self.finish(logits)
 
     def finish(self, logits_MV: torch.Tensor) -> torch.Tensor:
-        """Apply, in place, what the model does after its head."""
+        """Scale and soft-cap logits in place, as the model does after its head."""
         if self.scale != 1.0:
             logits_MV.mul_(self.scale)
         if self.softcap is not None:
@@ -132,7 +134,7 @@ class OutputHead:
 
 
 def _real(device: torch.device) -> torch.device:
-    """Weights that wait on the disk or in memory are computed with where the accelerator is."""
+    """The device that computes; offloaded weights on `meta` are computed on the accelerator."""
     if device.type != "meta":
         return device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -140,17 +142,17 @@ def _real(device: torch.device) -> torch.device:
 
 @functools.cache
 def _accelerator_share() -> int:
-    """Elements of a chunk that an accelerator has room for; 0 without one."""
+    """Elements of a chunk on an accelerator; 0 without one."""
     if not torch.cuda.is_available():
         return 0
     return int(torch.cuda.get_device_properties(0).total_memory) // (4 * _DEVICE_SHARE)
 
 
 def connect_head(model: Any, vocabulary: int, report: Reporter = silent) -> OutputHead:
-    """Split `model` at its head, or fall back to its full logits and say so.
+    """Split `model` at its head, or report the fallback to full logits.
 
     Raises
-        ColdstillError: it cannot be run, or what it says of a token depends on later ones
+        ColdstillError: the model cannot run, or its logits depend on later tokens
     """
     own_TV = _own_logits(model, vocabulary)
     config = model.config.get_text_config()
@@ -161,7 +163,7 @@ def connect_head(model: Any, vocabulary: int, report: Reporter = silent) -> Outp
         guess = OutputHead(model, vocabulary, scale=scale / divisor, softcap=softcap)
         if _agrees(guess, own_TV):
             return guess
-    except Exception:  # a model that is not built this way raises anything; the fallback serves it
+    except Exception:  # models with another structure raise any class; they get the fallback
         pass
     report(
         Report(
@@ -175,21 +177,21 @@ def connect_head(model: Any, vocabulary: int, report: Reporter = silent) -> Outp
 
 
 def _number(value: Any) -> float:
-    """A factor in a configuration; 1 where there is none."""
+    """A factor of a configuration; 1 if it is not set."""
     return float(value) if isinstance(value, int | float) and value else 1.0
 
 
 def _tokens(vocabulary: int) -> torch.Tensor:
-    """[1, 8] any tokens."""
+    """[1, 8] random tokens."""
     return torch.randint(0, vocabulary, (1, 8), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def _own_logits(model: Any, vocabulary: int) -> torch.Tensor:
-    """[8, V] what the whole model says of eight tokens.
+    """[8, V] logits of the whole model for eight tokens.
 
     Raises
-        ColdstillError: it cannot be run on them, or looks at later tokens
+        ColdstillError: the model cannot run, or its logits depend on later tokens
     """
     kind = model.config.get_text_config().model_type
     where = f"a {kind!r} model"
@@ -209,7 +211,7 @@ def _own_logits(model: Any, vocabulary: int) -> torch.Tensor:
     tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
     if moved > tolerance * torch.where(real, before, 0.0).abs().max():
         raise ColdstillError(
-            f"{where}: what it says of a token depends on the tokens that follow, so it is no "
+            f"{where}: its logits for a token depend on the tokens that follow, so it is not a "
             f"causal language model; {_ANOTHER}"
         )
     return own_TV
@@ -234,7 +236,7 @@ def _agrees(head: OutputHead, own_TV: torch.Tensor) -> bool:
         hidden = head.hidden({"input_ids": _tokens(head.vocabulary).to(model.device)})[0]
         ours = head.logits(hidden, head.buffer(len(hidden), hidden.device))
     tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
-    # what is no number on both sides is another fault than the head's, told where it is met
+    # NaN on both sides is not a fault of the head; other checks report it
     real = own_TV.isfinite()
     if not torch.equal(real, ours.isfinite()):
         return False

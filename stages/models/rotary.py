@@ -1,10 +1,10 @@
-"""Rotary positions that depend on the longest text of a batch, computed for each document alone.
+"""Rotary embeddings whose scaling depends on the longest text of a batch, computed per document.
 
 Two kinds of rotary scaling in transformers choose their frequencies by the largest position of the
-whole batch: `longrope` by the side of the original context it lies on, `dynamic` by its value,
-which it also remembers for the batches that follow. A long document would change the positions of
-all documents beside it and, with `dynamic`, of some that come later. A hook computes them again,
-for every document with the frequencies that its own length asks for.
+whole batch. `longrope` tests whether it exceeds the original context, `dynamic` uses its value and
+also remembers it for later batches. So a long document would change the embeddings of all documents
+of its batch and, with `dynamic`, of later ones. A hook recomputes them for every document with the
+frequencies that fit the length of that document.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ _LONGROPE, _DYNAMIC = "longrope", "dynamic"
 
 
 def scale_by_document(model: Any) -> dict[str, int]:
-    """Make the model's rotary positions a function of each document's own length.
+    """Make rotary embeddings depend on the length of each document and not on the batch.
 
-    The hooks stay on the model; a second call adds none. A document is a run of position ids that
-    increase by one.
+    A document is a run of position ids that increase by one. The hooks stay on the model; a second
+    call adds no hooks.
 
-    Returns the kinds of scaling that were found, each with the length up to which it changes
-    nothing; empty for nearly all models, which stay as they are.
+    Returns each kind of scaling that was found with the length up to which it changes nothing. The
+    result is empty for nearly all models, which stay unchanged.
     """
     found: dict[str, int] = {}
     for module in model.modules():
         for layer_type, kind in _kinds(module).items():
-            found[kind] = min(_border(module, layer_type, kind), found.get(kind, 1 << 62))
+            found[kind] = min(_threshold(module, layer_type, kind), found.get(kind, 1 << 62))
         if _kinds(module) and not any(
             hook is _by_document for hook in module._forward_hooks.values()
         ):
@@ -37,7 +37,7 @@ def scale_by_document(model: Any) -> dict[str, int]:
 
 
 def _kinds(module: Any) -> dict[str | None, str]:
-    """Layer type to kind of scaling, those that look at the batch; None where layers are alike."""
+    """Layer type -> kind of scaling that depends on the batch; the key is None for all layers."""
     own = getattr(module, "rope_type", None)
     if not hasattr(module, "original_max_seq_len"):
         return {}
@@ -49,8 +49,8 @@ def _kinds(module: Any) -> dict[str | None, str]:
     }
 
 
-def _border(module: Any, layer_type: str | None, kind: str) -> int:
-    """Tokens up to which a document has the frequencies that the model was first trained with."""
+def _threshold(module: Any, layer_type: str | None, kind: str) -> int:
+    """Tokens up to which a document has the frequencies of the original training."""
     if kind == _DYNAMIC:
         return int(module.original_max_seq_len)
     settings = module.config.rope_parameters
@@ -61,13 +61,13 @@ def _border(module: Any, layer_type: str | None, kind: str) -> int:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch is untyped here
 def _by_document(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    """What the rotary embedding gives instead: `[B, T, ...]`, for each document as if alone."""
-    position_ids, layer_type = _asked(*args, **kwargs)
+    """Forward hook: the `[B, T, ...]` output in which each document is as if alone."""
+    position_ids, layer_type = _arguments(*args, **kwargs)
     kind = _kinds(module).get(layer_type)
     if kind is None or position_ids is None or position_ids.ndim != 2:
         return None
     lengths_BT = _document_lengths(position_ids)
-    beyond_BT = lengths_BT > _border(module, layer_type, kind)
+    beyond_BT = lengths_BT > _threshold(module, layer_type, kind)
     # documents of one group have the same frequencies
     group_BT = beyond_BT.long() if kind == _LONGROPE else lengths_BT * beyond_BT
     groups = torch.unique(group_BT).tolist()
@@ -79,24 +79,26 @@ def _by_document(module: Any, args: Any, kwargs: dict[str, Any], output: Any) ->
     for group in groups:
         inside_BT = group_BT == group
         if kind == _DYNAMIC:
-            _forget(module, layer_type)
+            _reset_frequencies(module, layer_type)
         own = module.forward(x, position_ids.where(inside_BT, 0), **given)
-        found = own if found is None else _chosen(inside_BT, own, found)
+        found = own if found is None else _merged(inside_BT, own, found)
     if kind == _DYNAMIC:
-        _forget(module, layer_type)
+        _reset_frequencies(module, layer_type)
     return found
 
 
-def _asked(
+def _arguments(
     x: Any = None, position_ids: Any = None, layer_type: str | None = None, **_: Any
 ) -> tuple[Any, str | None]:
-    """Arguments of a rotary embedding, given by place or by name."""
+    """Position ids and layer type of a call, passed by position or by name."""
     return position_ids, layer_type
 
 
 def _document_lengths(position_ids: torch.Tensor) -> torch.Tensor:
-    """[B, T] the length of the document in which each position is. Of a text that goes on from a
-    cache only its last positions are there: the largest one counts."""
+    """[B, T] length of the document of each position.
+
+    The largest position decides: a text that continues a cache has only its last positions here.
+    """
     begins_BT = torch.ones_like(position_ids, dtype=torch.bool)
     begins_BT[:, 1:] = position_ids.diff(dim=1) != 1
     number_BT = begins_BT.flatten().cumsum(0) - 1
@@ -106,15 +108,15 @@ def _document_lengths(position_ids: torch.Tensor) -> torch.Tensor:
     return lengths_D[number_BT].view_as(position_ids)
 
 
-def _chosen(inside_BT: torch.Tensor, own: Any, others: Any) -> Any:
-    """One group's part of the result put over that of the others."""
+def _merged(inside_BT: torch.Tensor, own: Any, others: Any) -> Any:
+    """`own` where `inside_BT` holds, otherwise `others`."""
     if isinstance(own, tuple):
-        return tuple(_chosen(inside_BT, *pair) for pair in zip(own, others, strict=True))
+        return tuple(_merged(inside_BT, *pair) for pair in zip(own, others, strict=True))
     return torch.where(inside_BT[..., None], own, others)
 
 
-def _forget(module: Any, layer_type: str | None) -> None:
-    """Drop what a dynamic scaling remembers of longer texts."""
+def _reset_frequencies(module: Any, layer_type: str | None) -> None:
+    """Restore the original frequencies, which dynamic scaling replaces for longer texts."""
     prefix = "" if layer_type is None else f"{layer_type}_"
     original = getattr(module, f"{prefix}original_inv_freq")
     now = getattr(module, f"{prefix}inv_freq")

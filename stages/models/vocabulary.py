@@ -1,4 +1,4 @@
-"""Which ids are tokens, and whether two tokenizers mean the same by them."""
+"""The real vocabulary of a tokenizer, rows of a model, and comparing two tokenizers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from ...data.fingerprint import tokens_sha256
 from ...data.store.manifest import TokenizerIdentity
 
 _NEEDED = ("bos_token", "eos_token", "unk_token", "pad_token")
-"""Roles whose tokens are written into sequences, or fill them up;"""
+"""Roles whose tokens are written into sequences or pad them."""
 _UNUSED = ("sep_token", "cls_token", "mask_token")
-"""roles that causal language models have no use for."""
+"""Roles that causal language models do not use."""
 _LEFT_OUT = "_coldstill_left_out"
 
 
 def vocabulary_rows(config: Any) -> int | None:
-    """How many rows the embedding of a model has by its configuration, if that says so."""
+    """Rows of a model's embedding by its configuration; None if it does not state them."""
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) else None
 
 
 def expect_rows(model: Any, vocabulary: int, where: str) -> None:
-    """Refuse a model with fewer rows than there are tokens.
+    """Check that a model has a row for each token.
 
     Raises
-        ColdstillError: its head or its embedding has fewer than `vocabulary` rows
+        ColdstillError: the head or the embedding has fewer than `vocabulary` rows
     """
     tables = {"head": model.get_output_embeddings(), "embedding": model.get_input_embeddings()}
     for name, table in tables.items():
@@ -39,17 +39,17 @@ def expect_rows(model: Any, vocabulary: int, where: str) -> None:
 
 
 def without_rowless(tokenizer: Any, rows: int | None, where: str) -> Any:
-    """The tokenizer without tokens that were added to it and that the model has no row for.
+    """Remove the added tokens for which the model has no row; returns the same tokenizer.
 
-    They are taken out of it in place, so that copies of it fit the model too. A text that contains
-    one of them must be refused (`left_out_in`): it would be read as other tokens.
+    The tokenizer is changed in place, so that saved copies fit the model too. A text that contains
+    a removed token must be refused (`left_out_in`): it would be split into other tokens.
 
-    rows   of the model's embedding; None where its configuration does not say
+    rows   rows of the model's embedding; None if its configuration does not state them
     where  the recipe's key, for messages
 
     Raises
-        ColdstillError: such a token is not an added one, or is needed: it pads, begins or ends
-            texts, or is put around every text
+        ColdstillError: a token without a row is not an added token, or it is needed: it pads,
+            begins or ends texts, or the tokenizer adds it to every text
     """
     if rows is None or vocabulary_size(tokenizer) <= rows:
         return tokenizer
@@ -77,7 +77,7 @@ def without_rowless(tokenizer: Any, rows: int | None, where: str) -> Any:
 
 
 def _use(tokenizer: Any, token: str, index: int) -> str | None:
-    """What a token is needed for, if it is."""
+    """Why a token is needed; None if it is not."""
     if index not in tokenizer.added_tokens_decoder:
         return "the token is one of its vocabulary, so any text may contain it"
     for role in _NEEDED:
@@ -85,46 +85,46 @@ def _use(tokenizer: Any, token: str, index: int) -> str | None:
             purpose = "sequences are padded with it" if role == "pad_token" else "texts need it"
             return f"the token is its {role}: {purpose}"
     if index in tokenizer.backend_tokenizer.encode("a", add_special_tokens=True).ids:
-        return "the token is put around every text"
+        return "the tokenizer adds the token to every text"
     return None
 
 
 def left_out_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """What `without_rowless` took out of a tokenizer."""
+    """The tokens that `without_rowless` removed from a tokenizer."""
     return getattr(tokenizer, _LEFT_OUT, ())
 
 
 def left_out_in(tokenizer: Any, text: str) -> str | None:
-    """Why a text cannot be read: the first token in it that was taken out, since it would be read
-    as other tokens; None if there is none."""
+    """Why a text cannot be tokenised: it contains a removed token. None if it contains none."""
     found = (rowless_in(token) for token in left_out_tokens(tokenizer) if token in text)
     return next(found, None)
 
 
 def rowless_in(token: str) -> str:
-    """What is wrong with a text that contains a token without a row in the model."""
+    """The fault of a text that contains a token without a row in the model."""
     return (
         f"contains the token {token!r}, which the tokenizer knows and the model has no row for; "
-        "take it out of the text, or resize the model's embeddings and train the new row"
+        "remove it from the text, or resize the model's embeddings and train the new row"
     )
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """V, the real vocabulary: one past the largest id that stands for a token."""
+    """V, size of the real vocabulary: one more than the largest token id."""
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def without_padding(model: Any, vocabulary: int) -> Any:
-    """The model itself, its embedding and head cut to the rows that are tokens: rows past them are
-    padding, and whoever draws from all of them writes tokens that do not exist.
+    """Cut embedding and head to the real vocabulary; returns the same model.
 
-    vocabulary  V, no more than it has rows
+    Rows past it are padding: sampling from all rows could produce ids without a token.
+
+    vocabulary  V, at most the number of rows
     """
     if model.get_output_embeddings().weight.shape[0] == vocabulary:
         return model
     embedding = model.get_input_embeddings()
     if embedding.padding_idx is not None and embedding.padding_idx >= vocabulary:
-        embedding.padding_idx = None  # its row goes
+        embedding.padding_idx = None  # its row is removed
     config = model.config.get_text_config()
     if isinstance(config.pad_token_id, int) and config.pad_token_id >= vocabulary:
         config.pad_token_id = None
@@ -133,17 +133,17 @@ def without_padding(model: Any, vocabulary: int) -> Any:
 
 
 def tokenizer_identity(tokenizer: Any) -> TokenizerIdentity:
-    """What a store records of a tokenizer."""
+    """Fingerprint and size of a tokenizer, as a store records them."""
     return TokenizerIdentity(
         fingerprint=tokens_sha256(tokenizer.get_vocab()), size=vocabulary_size(tokenizer)
     )
 
 
-def expect_same_tokens(tokenizer: Any, other: Any, who: str) -> None:
-    """Refuse a student whose ids mean something else.
+def expect_same_tokens(tokenizer: Any, other: Any, where: str) -> None:
+    """Check that a student's tokenizer gives every id the teacher's token.
 
-    Compares the tables token by token: two models of one family often differ in padded size and
-    still share their tokens, and two of equal size may share none.
+    The tables are compared token by token. Two models of one family may differ in padded size and
+    share all tokens, and two vocabularies of equal size may share none.
 
     Raises
         ColdstillError: the first id that differs, with both tokens
@@ -153,7 +153,7 @@ def expect_same_tokens(tokenizer: Any, other: Any, who: str) -> None:
     for index in sorted(ours.keys() | theirs.keys()):
         if ours.get(index) != theirs.get(index):
             raise ColdstillError(
-                f"{who}: its tokenizer is not the teacher's: id {index} is "
+                f"{where}: its tokenizer is not the teacher's: id {index} is "
                 f"{theirs.get(index)!r}, the teacher's is {ours.get(index)!r}; a student must "
                 "share the teacher's tokens"
             )

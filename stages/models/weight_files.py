@@ -1,7 +1,7 @@
-"""Which files of a folder transformers loads weights from, told by their names. Loads no torch.
+"""The files of a folder from which transformers loads weights, by their names. Imports no torch.
 
-A folder may hold the same weights twice (`consolidated.safetensors` beside `model.safetensors`) and
-files that are no weights at all (`optimizer.pt`, `training_args.bin`).
+A folder may hold the same weights twice (`consolidated.safetensors` beside `model.safetensors`),
+and files that are not weights (`optimizer.pt`, `training_args.bin`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ ORDER = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""The first of these that is there is what transformers loads."""
+"""transformers loads the first of these files that exists."""
 INDEX_END = ".index.json"
 
 
 def weight_files_in(folder: Path) -> list[Path]:
-    """The weight files of a model's folder that are there; none if it has no weights."""
+    """The existing weight files of a model's folder; empty if it has no weights."""
     found = next((folder / name for name in ORDER if (folder / name).is_file()), None)
     if found is None:
         return []
@@ -35,10 +35,10 @@ def weight_files_in(folder: Path) -> list[Path]:
 
 
 def shards(index: Path) -> list[str]:
-    """The weight files that an index names.
+    """The weight files that an index lists.
 
     Raises
-        ColdstillError: it names none
+        ColdstillError: the index lists no weight files
     """
     match read_json(index):
         case {"weight_map": dict(listed)} if listed and all(

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ..models.size_names import size_in
+from ..models.known_families import size_in
 from ..models.weight_files import weight_files_in
 from ..students.pruning.anatomy import anatomy_of
 from ..students.pruning.families import FAMILIES
@@ -293,7 +293,7 @@ def _meta_model(
 def _sizes_of_built(
     architecture: ArchitectureConfig, vocabulary: int, sequence_length: int, where: str
 ) -> ModelSizes:
-    from ..models.built_sizes import feed_forward_width
+    from ..models.building import feed_forward_width
 
     model = _meta_model(architecture, vocabulary, sequence_length, where)
     return ModelSizes(

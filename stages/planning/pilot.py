@@ -18,13 +18,14 @@ import torch
 
 from ...data.schema import Block, Capture
 from ...data.store.layout import shard_name
-from ...data.store.writer import StoreWriter
+from ...data.store.writer import ShardWriter
 from ..capture.forward import ChunkedForward, Pending, batches_of, prepare
 from ..capture.generate import answered, most_tokens
 from ..capture.plan import make_manifest
-from ..capture.selection import Selected, select, to_targets
+from ..capture.selection import select
 from ..models.device import describe_machine
 from ..report import Report, Reporter, silent
+from ..targets.tensors import TargetTensors
 from .estimator import EstimatorMeter
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class _Measuring:
         if self._own.generate is not None:
             sequences = answered(self._own, self._teacher, sequences)
         batch = prepare(sequences, self._teacher.isolation, head.model.dtype, own.seed, pin=False)
-        parts: dict[Capture, list[Selected]] = {capture: [] for capture in self._captures}
+        parts: dict[Capture, list[TargetTensors]] = {capture: [] for capture in self._captures}
         for chunk in self._forward.chunks(batch):
             kept = list(select(chunk.logits_MV, chunk.labels_M, chunk.uniform_M, own))
             parts[own].extend(kept)
@@ -176,18 +177,18 @@ class _Measuring:
                     break  # refused below
                 self._compare(parts, chunk)
         # refuses a teacher whose logits are not finite, as stage one does
-        pending = Pending(sequences, self._teacher.name, self._own.split, parts[own], own)
+        pending = Pending(sequences, self._teacher.name, self._own.split, parts[own])
         targets = {own: pending.targets()}
         self._seconds.append(watch.seconds())
         self._sequences.append(len(sequences))
         self.positions += len(batch.positions)
-        targets |= {c: to_targets(parts[c], c) for c in self._captures[1:]}
+        targets |= {c: TargetTensors.concatenate(parts[c]).to_targets() for c in self._captures[1:]}
         return {
             capture: Block(sequences=sequences, targets=found, capture=capture)
             for capture, found in targets.items()
         }
 
-    def _compare(self, parts: dict[Capture, list[Selected]], chunk: Chunk) -> None:
+    def _compare(self, parts: dict[Capture, list[TargetTensors]], chunk: Chunk) -> None:
         """Everything that stage one does not do: other captures, covered mass, gradients."""
         for capture in self._captures[1:]:
             parts[capture].extend(select(chunk.logits_MV, chunk.labels_M, chunk.uniform_M, capture))
@@ -203,7 +204,7 @@ class _CountingStore:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.manifest = manifest
-        self.writer = StoreWriter(folder, manifest)
+        self.writer = ShardWriter(folder, manifest)
         self._suffix = manifest.make_store(folder).suffix
         self._waiting: list[Block] = []
         self._shard = 0

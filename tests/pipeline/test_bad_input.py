@@ -307,7 +307,7 @@ def test_a_store_with_another_tokenizer_is_refused(finished: Desk) -> None:
     table["added_tokens"].append({**table["added_tokens"][0], "id": 320, "content": "<new>"})
     path.write_text(json.dumps(table), encoding="utf-8")
     line = finished.refused(*LOGITS)
-    assert "runs/r/corpus: prepared differently: the tokenizer is another; logits was made" in line
+    assert "runs/r/corpus: prepared differently: the tokenizer has changed; logits was made" in line
 
 
 def test_a_store_of_another_corpus_is_refused(desk: Desk) -> None:
@@ -343,7 +343,7 @@ def test_an_impossible_new_teacher_is_refused(desk: Desk) -> None:
     made += "tokenizer = { vocabulary = 300 }\ntrain = { steps = 3, batch_tokens = 256 }"
     desk.write("r.toml", re.sub('model = ".*"', made, text))
     many = desk.refused("train-teacher", "r.toml", "--set", "teacher.tokenizer.vocabulary=9999")
-    assert re.search(r"the corpus gives only \d+ tokens, asked for 9999; ask for no more", many)
+    assert re.search(r"the corpus gives only \d+ tokens, expected 9999; set it to at most", many)
     desk.done("train-teacher", "r.toml")
     line = desk.refused("train-teacher", "r.toml", "--set", "teacher.train.steps=4")
     assert "teacher was trained with train.steps = 3, now 4; train another under a new name" in line

@@ -76,7 +76,7 @@ def test_a_plan_refuses_an_index_with_missing_files(desk: Desk, tokenizer: Any) 
     names = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     with_student(desk)
-    assert "1 of them not there (model-2.safetensors)" in desk.refused("plan", "r.toml")
+    assert "1 of them missing (model-2.safetensors)" in desk.refused("plan", "r.toml")
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "gpt2"])

@@ -58,7 +58,7 @@ def odd(desk: Desk, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, ran: Path) 
 def test_model_code_never_runs_unless_it_is_allowed(odd: Desk, ran: Path) -> None:
     line = odd.refused("teacher-logits", "r.toml")
     assert line.startswith("error: teacher.model: ")
-    assert "brings code of its own (modeling_odd.py)" in line
+    assert "brings its own code (modeling_odd.py)" in line
     assert line.endswith("allow it with teacher.trust_remote_code = true")
     odd.edit("[logits]", "train = { steps = 1 }\n[logits]")
     assert odd.refused("train-teacher", "r.toml") == line
@@ -116,7 +116,7 @@ def test_code_of_a_tokenizer_needs_permission_too(odd: Desk) -> None:
         "class Odd(PreTrainedTokenizerFast):\n    pass\n",
     )
     configure(odd.root / "odd", model_type="odd", auto_map=MAP)
-    assert "brings code of its own" in odd.refused("teacher-logits", "r.toml")
+    assert "brings its own code" in odd.refused("teacher-logits", "r.toml")
     odd.edit("[logits]", "trust_remote_code = true\n[logits]")
     odd.done("teacher-logits", "r.toml")
     # what lies in the store loads without it

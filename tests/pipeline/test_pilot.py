@@ -196,7 +196,7 @@ def test_recipes_that_cannot_be_changed_are_refused(finished: Desk) -> None:
     own = finished.refused("plan", "runs/r/recipe.toml", "--runs", "elsewhere", *write)
     assert "a run's own record" in own
     line = finished.refused("plan", "r.toml", *write)
-    assert line.startswith("error: --write: runs/r/logits is there already")
+    assert line.startswith("error: --write: runs/r/logits already exists")
     finished.edit("[logits]\nhead = 4\ntail = 4\n", "[logits]\n")
     finished.write("n.toml", 'logits.head = 4\nname = "n"\n' + _without_logits(finished))
     assert "set logits.head" in finished.refused("plan", "n.toml", *write)

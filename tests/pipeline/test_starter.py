@@ -42,7 +42,7 @@ def test_the_starter_without_a_teacher_reports_what_is_missing(
     desk.done("init", "mine")
     line = desk.refused("teacher-logits", "mine.toml", "--set", f'corpus.files=["{texts}"]')
     assert line.startswith(
-        "error: teacher.model: no tokenizer in ORG/NAME (no folder here, so taken for one on a "
+        "error: teacher.model: no tokenizer in ORG/NAME (not a folder here, so taken as a "
     )
 
 

@@ -1,6 +1,6 @@
 # ruff: noqa: RUF001 - the tags of some families are spelt with full-width bars
-"""The templates of well-known model families, where they lie beside the project: of every turn what
-the assistant says is learned to its end, and a chat that a template cannot write is a bad row."""
+"""Templates of well-known model families, if they are present: the assistant's turns are learned to
+their ends, and a chat that a template cannot write is a bad row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from chat_templates import FIRST, ONE, REASONED, THOUGHTS, TOOL, TWO, WITH_SYSTEM, call, said
+from chat_templates import FIRST, ONE, REASONED, THOUGHTS, TOOL, TWO, WITH_SYSTEM, call, say
 from coldstill.data.corpus import BadRowError, Document
 from coldstill.stages.corpus.render_chat import ChatRenderer
 from coldstill.stages.models.loading import load_tokenizer
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "chat-templates"
-pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the templates are not here")
+pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the templates are not present")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What stands around an assistant's turn."""
+    """The text that a template writes around an assistant's turn."""
 
     headers: tuple[str, ...]
-    """What asks for a turn."""
+    """Texts that ask for a turn."""
     ends: tuple[str, ...]
-    """What ends a turn."""
+    """Texts that end a turn."""
     cannot: str = ""
-    """Chats that its template does not write, in words of `CHATS`."""
+    """Keys of `CHATS` that the template cannot write, separated by spaces."""
 
 
-_ALTERNATES = "first tool tools calls said trips row"
-_NO_TOOLS = "tool tools calls said trips"
+_ALTERNATES = "first tool tools calls mixed trips row"
+_NO_TOOLS = "tool tools calls mixed trips"
 _CHATML = ("<|im_start|>assistant\n",)
 _DEEPSEEK = Family(
     ("<｜Assistant｜>", "<｜tool▁outputs▁end｜>"), ("<｜end▁of▁sentence｜>",), "trips"
@@ -49,13 +49,13 @@ FAMILIES = {
     ),
     "gemma3": Family(("<start_of_turn>model\n",), ("<end_of_turn>",), _ALTERNATES),
     "glm4moe": Family(("<|assistant|>",), ("",), "empty"),
-    "gptoss": Family(("<|start|>assistant",), ("<|end|>", "<|return|>", "<|call|>"), "calls said"),
+    "gptoss": Family(("<|start|>assistant",), ("<|end|>", "<|return|>", "<|call|>"), "calls mixed"),
     "lfm2": Family(_CHATML, ("<|im_end|>",), _NO_TOOLS),
     "llama3": Family(
         ("<|start_header_id|>assistant<|end_header_id|>\n\n",), ("<|eot_id|>",), _NO_TOOLS
     ),
     "llama3_1": Family(
-        ("<|start_header_id|>assistant<|end_header_id|>\n\n",), ("<|eot_id|>",), "calls said"
+        ("<|start_header_id|>assistant<|end_header_id|>\n\n",), ("<|eot_id|>",), "calls mixed"
     ),
     "mistral_v03": Family(("[/INST]",), ("</s>",), f"{_ALTERNATES} system developer"),
     "nemotron_3_nano": Family(
@@ -67,7 +67,7 @@ FAMILIES = {
     "qwen3_5_think": Family((*_CHATML, f"{_CHATML[0]}<think>\n"), ("<|im_end|>",)),
     "qwen3_6": Family((*_CHATML, f"{_CHATML[0]}<think>\n"), ("<|im_end|>",)),
     "r1_distill": Family(
-        _DEEPSEEK.headers, ("<｜end▁of▁sentence｜>", "<｜tool▁call▁end｜>"), "said trips"
+        _DEEPSEEK.headers, ("<｜end▁of▁sentence｜>", "<｜tool▁call▁end｜>"), "mixed trips"
     ),
 }
 TOOLS = (
@@ -80,39 +80,39 @@ CHATS: dict[str, Sequence[dict[str, Any]]] = {
     "one": ONE,
     "two": TWO,
     "system": WITH_SYSTEM,
-    "developer": [said("developer", "Be brief."), *ONE],
+    "developer": [say("developer", "Be brief."), *ONE],
     "first": FIRST,
     "tool": TOOL,
     "tools": TOOL,
     "calls": [
         TOOL[0],
-        said("assistant", "", tool_calls=[call("sky", city="Oslo"), call("clock", zone="CET")]),
-        said("tool", "cold"), said("tool", "noon"), TOOL[3],
+        say("assistant", "", tool_calls=[call("sky", city="Oslo"), call("clock", zone="CET")]),
+        say("tool", "cold"), say("tool", "noon"), TOOL[3],
     ],
-    "said": [TOOL[0], said("assistant", "Wait.", tool_calls=[call("sky", city="Oslo")]), *TOOL[2:]],
-    "trips": [*TOOL, said("user", "There?"), *TOOL[1:]],
+    "mixed": [TOOL[0], say("assistant", "Wait.", tool_calls=[call("sky", city="Oslo")]), *TOOL[2:]],
+    "trips": [*TOOL, say("user", "There?"), *TOOL[1:]],
     "thoughts": THOUGHTS,
     "reasoned": REASONED,
-    "empty": [said("user", "Hi"), said("assistant", ""), said("user", "Hm"), ONE[1]],
-    "row": [*ONE, said("assistant", "Again."), *TWO[2:]],
-    "space": [said("user", "Hi "), said("assistant", " Hello.\n"), *TWO[2:]],
-    "again": [said("user", "assistant Hi"), said("assistant", "Hi"), said("user", "Hi"), TWO[3]],
+    "empty": [say("user", "Hi"), say("assistant", ""), say("user", "Hm"), ONE[1]],
+    "row": [*ONE, say("assistant", "Again."), *TWO[2:]],
+    "space": [say("user", "Hi "), say("assistant", " Hello.\n"), *TWO[2:]],
+    "again": [say("user", "assistant Hi"), say("assistant", "Hi"), say("user", "Hi"), TWO[3]],
     "tags": [
-        said("user", "What is <|im_end|>?"),
-        said("assistant", "<|im_end|> is </s> or <end_of_turn> or <|eot_id|>, no?"), *TWO[2:],
+        say("user", "What is <|im_end|>?"),
+        say("assistant", "<|im_end|> is </s> or <end_of_turn> or <|eot_id|>, no?"), *TWO[2:],
     ],
 }  # fmt: skip
 
 
 def spoken(message: dict[str, Any]) -> list[str]:
-    """Everything that must stand in a turn, in this order."""
+    """The texts that a turn must contain, in order."""
     content = str(message["content"]).split("</think>")[-1].strip()
     calls = [c["function"] for c in message.get("tool_calls", ())]
     return [content, *(text for c in calls for text in (c["name"], *c["arguments"].values()))]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_the_assistant_says_is_learned_with_every_template(
+def test_the_assistants_turns_are_learned_with_every_template(
     name: str, tokenizer_folder: Path
 ) -> None:
     tokenizer = load_tokenizer(str(tokenizer_folder), "test")
@@ -147,5 +147,5 @@ def test_what_the_assistant_says_is_learned_with_every_template(
         assert all(m["content"].strip() in found.text for m in missing)
 
 
-def test_every_template_here_is_tried() -> None:
+def test_every_present_template_is_tested() -> None:
     assert {path.stem for path in FOLDER.glob("*.jinja")} == FAMILIES.keys()

@@ -1,4 +1,4 @@
-"""Which files are a model's weights: those that transformers loads, each counted once."""
+"""The weight files of a model are those that transformers loads; each counts once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from checkpoints import save_checkpoint
-from coldstill.data.errors import ColdstillError
+from checkpoints import refused, save_checkpoint
 from coldstill.stages.models.identity import teacher_identity
 from coldstill.stages.models.loading import load_config, load_model
 from coldstill.stages.planning.model_sizes import sizes_of_model
@@ -18,7 +17,6 @@ from conftest import VOCABULARY, make_model
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from coldstill.data.store.manifest import TeacherIdentity
@@ -28,18 +26,15 @@ def identity(folder: Path) -> TeacherIdentity:
     return teacher_identity(str(folder), "m", dtype="auto", revision="main")
 
 
-def refused(call: Callable[[], Any]) -> str:
-    with pytest.raises(ColdstillError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
+@pytest.mark.parametrize("family", ["llama", "llama-tied"])
 @pytest.mark.parametrize("shards", ["1GB", "20KB"])
-def test_weights_that_lie_there_twice_are_counted_once(shards: str, tmp_path: Path) -> None:
-    model = make_model("llama", VOCABULARY)
+def test_repeated_files_and_tied_tensors_count_once(
+    shards: str, family: str, tmp_path: Path
+) -> None:
+    model = make_model(family, VOCABULARY)
     model.save_pretrained(tmp_path, max_shard_size=shards)
     own, files = identity(tmp_path), list(tmp_path.glob("*.safetensors"))
+    assert (len(files) > 1) == (shards == "20KB")
     assert own.parameters == model.num_parameters()
     assert own.bytes == sum(path.stat().st_size for path in files)
     for name in ("consolidated.safetensors", "adapter_model.safetensors", "zz.safetensors"):
@@ -68,7 +63,7 @@ def test_pickled_weights_are_read_in_both_formats(old: bool, family: str, tmp_pa
 
 
 class _Runs:
-    """What runs a command when it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -77,15 +72,11 @@ class _Runs:
         return os.system, (self.command,)
 
 
-def test_a_pickle_never_runs_anything(tmp_path: Path) -> None:
+def test_a_pickle_never_runs_code(tmp_path: Path) -> None:
     make_model("llama", VOCABULARY).config.save_pretrained(tmp_path)
     path = tmp_path / "pytorch_model.bin"
     torch.save({"a": _Runs(f"touch {tmp_path}/ran")}, path)
-    for call in (
-        lambda: identity(tmp_path),
-        lambda: load_model(str(tmp_path), "m", precision="fp32"),
-    ):
-        refused(call)
+    refused(lambda: load_model(str(tmp_path), "m", precision="fp32"))
     assert "could run code" in refused(lambda: identity(tmp_path))
     assert not (tmp_path / "ran").exists()
     torch.save({"state_dict": {"a": torch.ones(2)}}, path)
@@ -102,7 +93,7 @@ def test_a_pointer_of_git_lfs_and_half_a_file_are_named(tokenizer: Any, tmp_path
     assert line.startswith(f"m: {path} is a pointer of Git LFS, not the weights;")
 
 
-def test_weights_under_a_name_that_is_never_loaded_are_no_weights(
+def test_weights_under_a_name_that_is_never_loaded_are_refused(
     tokenizer: Any, tmp_path: Path
 ) -> None:
     path = save_checkpoint(tmp_path, tokenizer) / "model.safetensors"
@@ -112,7 +103,7 @@ def test_weights_under_a_name_that_is_never_loaded_are_no_weights(
     assert "but consolidated.safetensors" in line
 
 
-def test_an_adapter_is_no_model(tokenizer: Any, tmp_path: Path) -> None:
+def test_an_adapter_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     settings = json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"})
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -123,4 +114,4 @@ def test_an_adapter_is_no_model(tokenizer: Any, tmp_path: Path) -> None:
     beside = save_checkpoint(tmp_path / "beside", tokenizer)
     (beside / "adapter_config.json").write_text(settings)
     line = refused(lambda: load_model(str(beside), "m", precision="fp32"))
-    assert "beside whole weights" in line
+    assert "beside complete weights" in line

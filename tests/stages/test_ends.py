@@ -1,4 +1,4 @@
-"""Which tokens end a text: measured where documents, answers and turns end."""
+"""End tokens are measured where documents, answers and turns end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EOS = 0
 BREAK = 10 + 40
-"""An ordinary token, as a line break is."""
+"""An ordinary token that stands for a line break."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ TURN, PART = VOCABULARY, VOCABULARY + 1
 
 
 def packed(*documents: tuple[list[int], list[int]]) -> list[Sequences]:
-    """Documents in one sequence: their tokens, and 1 where these are learned."""
+    """Documents in one sequence: token ids, and 1 for each supervised one."""
     pieces = [
         TokenizedDocument(i, np.array(tokens, np.int32), np.array(learned, np.bool_))
         for i, (tokens, learned) in enumerate(documents)
@@ -46,111 +46,77 @@ def text(*tokens: int) -> tuple[list[int], list[int]]:
     return list(tokens), [1] * len(tokens)
 
 
-def test_documents_end_with_their_separator(tokenizer: Any) -> None:
-    found = measured_ends(packed(text(7, 8, EOS), text(9, 7, 5, EOS)), tokenizer, (EOS,))
-    assert found == Ends(tokens=(EOS,))
-
-
-def test_turns_end_with_the_token_that_ends_them_and_documents_with_theirs(chatty: Any) -> None:
-    chat = ([5, 6, 7, TURN, BREAK, 5, 8, TURN], [0, 0, 1, 1, 0, 0, 1, 1])
-    found = measured_ends(packed(chat, text(9, 9, EOS)), chatty, (EOS,))
-    assert found == Ends(tokens=(TURN, EOS))
-
-
-def test_a_line_break_that_is_learned_after_a_turn_ends_nothing(chatty: Any) -> None:
-    chat = ([5, 6, 7, TURN, BREAK, 5, 8, TURN, BREAK], [0, 0, 1, 1, 1, 0, 1, 1, 1])
-    assert measured_ends(packed(chat), chatty, (EOS,)).tokens == (TURN,)
-
-
-def test_a_token_within_answers_does_not_end_them(chatty: Any) -> None:
-    thought = ([5, 7, PART, 8, TURN], [0, 1, 1, 1, 1])
-    cut = ([5, 7, PART], [0, 1, 1])
-    assert measured_ends(packed(thought, thought, cut), chatty, (EOS,)).tokens == (TURN,)
-
-
-def test_a_separator_within_a_file_of_several_documents_still_ends_them(tokenizer: Any) -> None:
-    joined = text(7, EOS, 8, EOS, 9, EOS)
-    assert measured_ends(packed(joined), tokenizer, (EOS,)) == Ends(tokens=(EOS,))
-
-
-def test_an_ordinary_token_ends_documents_that_do_not_contain_it(tokenizer: Any) -> None:
-    found = measured_ends(packed(text(7, 8, BREAK), text(8, 7, BREAK)), tokenizer, (BREAK,))
-    assert found == Ends(tokens=(BREAK,))
-
-
-def test_an_ordinary_token_that_documents_contain_does_not_end_them(tokenizer: Any) -> None:
-    documents = packed(text(7, BREAK, 8, BREAK), text(8, BREAK, BREAK))
-    found = measured_ends(documents, tokenizer, (BREAK,))
-    assert found.tokens == ()
-    assert f"end with {tokenizer.decode([BREAK])!r}, which also stands inside" in found.lack
-
-
-def test_of_a_separator_of_several_tokens_the_special_one_ends_documents(chatty: Any) -> None:
-    for separator in ((BREAK, TURN), (TURN, BREAK), (TURN, BREAK, BREAK)):
-        documents = packed(text(7, BREAK, 8, *separator), text(9, BREAK, *separator))
-        assert measured_ends(documents, chatty, separator) == Ends(tokens=(TURN,))
-
-
-def test_a_separator_of_several_ordinary_tokens_is_named(tokenizer: Any) -> None:
-    found = measured_ends(packed(text(7, 8, 50, 51), text(9, 50, 51)), tokenizer, (50, 51))
-    assert found.tokens == ()
-    said = f"end with {tokenizer.decode([50, 51])!r}, which is 2 tokens, so no token tells"
-    assert said in found.lack
+CHAT = ([5, 6, 7, TURN, BREAK, 5, 8, TURN], [0, 0, 1, 1, 0, 0, 1, 1])
+SUPERVISED_BREAK = ([5, 6, 7, TURN, BREAK, 5, 8, TURN, BREAK], [0, 0, 1, 1, 1, 0, 1, 1, 1])
+THOUGHT, CUT = ([5, 7, PART, 8, TURN], [0, 1, 1, 1, 1]), ([5, 7, PART], [0, 1, 1])
+UNLEARNED = ([7, 8, EOS], [0, 0, 0])
 
 
 @pytest.mark.parametrize(
-    ("separator", "said"),
-    [((), "nothing stands after its documents"), ((EOS,), "none of its texts ends with a token")],
+    ("documents", "separator", "expected"),
+    [
+        pytest.param([text(7, 8, EOS), text(9, 7, 5, EOS)], (EOS,), (EOS,), id="separator"),
+        pytest.param([CHAT, text(9, 9, EOS)], (EOS,), (TURN, EOS), id="turns and documents"),
+        pytest.param([SUPERVISED_BREAK], (EOS,), (TURN,), id="supervised line break after a turn"),
+        pytest.param([THOUGHT, THOUGHT, CUT], (EOS,), (TURN,), id="token inside answers"),
+        pytest.param([text(7, EOS, 8, EOS, 9, EOS)], (EOS,), (EOS,), id="joined documents"),
+        pytest.param(
+            [text(7, 8, BREAK), text(8, 7, BREAK)], (BREAK,), (BREAK,), id="ordinary token"
+        ),
+        *(
+            pytest.param([text(7, BREAK, 8, *end), text(9, BREAK, *end)], end, (TURN,), id=str(end))
+            for end in ((BREAK, TURN), (TURN, BREAK), (TURN, BREAK, BREAK))
+        ),
+        pytest.param(
+            [*[text(7, 8, EOS)] * 1001, text(7, 8, PART)], (EOS,), (EOS,), id="pieces of documents"
+        ),
+        pytest.param([UNLEARNED], (EOS,), (), id="nothing supervised"),
+        pytest.param([], (EOS,), (), id="no documents"),
+    ],
 )
-def test_texts_without_an_end_are_told_of(
-    tokenizer: Any, separator: tuple[int, ...], said: str
+def test_end_tokens_are_measured_where_supervised_parts_end(
+    documents: list[Any], separator: tuple[int, ...], expected: tuple[int, ...], chatty: Any
 ) -> None:
-    found = measured_ends(packed(text(7, 8), text(9, 9)), tokenizer, separator)
+    sequences = packed(*documents) if documents else []
+    assert measured_ends(sequences, chatty, separator) == Ends(tokens=expected)
+
+
+@pytest.mark.parametrize(
+    ("documents", "separator", "lack"),
+    [
+        ([text(7, BREAK, 8, BREAK), text(8, BREAK, BREAK)], (BREAK,), "{}, which also occurs insi"),
+        ([text(7, 8, 50, 51), text(9, 50, 51)], (50, 51), "{}, which is 2 tokens, so no token te"),
+        ([text(7, 8), text(9, 9)], (), "no token follows its documents"),
+        ([text(7, 8), text(9, 9)], (EOS,), "none of its texts ends with an end token"),
+    ],
+)
+def test_missing_end_tokens_are_explained(
+    documents: list[Any], separator: tuple[int, ...], lack: str, tokenizer: Any
+) -> None:
+    found = measured_ends(packed(*documents), tokenizer, separator)
     assert found.tokens == ()
-    assert said in found.lack
-
-
-def test_pieces_of_a_long_document_end_nothing(chatty: Any) -> None:
-    whole = [text(7, 8, EOS)] * 1001
-    found = measured_ends(packed(*whole, text(7, 8, PART)), chatty, (EOS,))
-    assert found.tokens == (EOS,)
-
-
-def test_nothing_supervised_ends_nothing(tokenizer: Any) -> None:
-    assert measured_ends(packed(([7, 8, EOS], [0, 0, 0])), tokenizer, (EOS,)) == Ends()
-    assert measured_ends([], tokenizer, (EOS,)) == Ends()
+    assert lack.format(repr(tokenizer.decode(list(separator)))) in found.lack
 
 
 @pytest.mark.parametrize(("own", "ends"), [(None, ()), (3, (3,)), ([3, 4], (3, 4))])
-def test_a_model_has_ends_of_its_own(own: Any, ends: tuple[int, ...], tokenizer: Any) -> None:
+@pytest.mark.parametrize("new", [(), (7,), (4, 7)])
+def test_a_model_stops_at_its_own_ends_and_at_new_ones(
+    own: Any, ends: tuple[int, ...], new: tuple[int, ...], tokenizer: Any
+) -> None:
     model = make_model("gpt2", VOCABULARY)
     model.generation_config.eos_token_id = model.config.eos_token_id = own
     assert own_ends(model) == ends
     assert end_tokens(model, tokenizer) == {*ends, EOS}
-
-
-@pytest.mark.parametrize(
-    ("own", "tokens", "expected"),
-    [(None, (7,), 7), (3, (7,), [7, 3]), ([3, 4], (4, 7), [4, 7, 3])],
-)
-def test_a_model_stops_at_new_ends_and_at_its_own(
-    own: Any, tokens: tuple[int, ...], expected: Any
-) -> None:
-    model = make_model("gpt2", VOCABULARY)
-    model.generation_config.eos_token_id = model.config.eos_token_id = own
-    assert stop_at(model, tokens)
-    assert model.generation_config.eos_token_id == model.config.eos_token_id == expected
-
-
-@pytest.mark.parametrize(("own", "tokens"), [(None, ()), (3, (3,)), ([3, 4], (4,))])
-def test_ends_that_a_model_has_change_nothing(own: Any, tokens: tuple[int, ...]) -> None:
-    model = make_model("gpt2", VOCABULARY)
-    model.generation_config.eos_token_id = model.config.eos_token_id = own
-    assert not stop_at(model, tokens)
+    assert not stop_at(model, ends)
     assert model.generation_config.eos_token_id == own
+    assert stop_at(model, new) == bool(set(new) - {*ends})
+    expected = [*new, *(end for end in ends if end not in new)] if new else list(ends)
+    for settings in (model.generation_config, model.config):
+        found = settings.eos_token_id
+        assert (found if isinstance(found, list) else [found] if found else []) == expected
 
 
-def test_a_model_without_settings_for_generation_gets_some() -> None:
+def test_a_model_without_generation_settings_gets_some() -> None:
     model = make_model("gpt2", VOCABULARY)
     model.generation_config, model.config.eos_token_id = None, None
     assert stop_at(model, (7,))
@@ -167,14 +133,14 @@ def test_only_a_tokenizer_without_an_end_gets_one(chatty: Any) -> None:
 @pytest.mark.parametrize(
     ("template", "ends", "measured", "slots"),
     [
-        (None, (5, 6), (), [EOS, 5, 6]),  # nothing measured: the tokenizer's own stays the first
+        (None, (5, 6), (), [EOS, 5, 6]),  # nothing measured: the tokenizer's own stays first
         (None, (TURN, EOS), (TURN,), [TURN, EOS]),
         (None, (TURN, EOS), (TURN, EOS), [EOS, TURN]),
-        ("{{ eos_token }}", (TURN, EOS), (TURN,), [EOS, TURN]),  # it is written for it
+        ("{{ eos_token }}", (TURN, EOS), (TURN,), [EOS, TURN]),  # the template writes it
         (None, (TURN, 5, 6, EOS), (TURN,), [TURN, EOS, 5, 6]),
     ],
 )
-def test_llama_cpp_gets_the_ends_in_an_order_that_keeps_what_uses_the_first(
+def test_llama_cpp_gets_the_ends_in_an_order_that_keeps_the_first_useful(
     chatty: Any, template: Any, ends: Any, measured: Any, slots: list[int]
 ) -> None:
     chatty.chat_template = template

@@ -1,4 +1,4 @@
-"""What a sample foretells of a corpus, held against the corpus once it is prepared."""
+"""The estimated size of a corpus is close to that of the prepared corpus."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def chatting(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def foretold(folder: Path, tokenizer: Path | None, *, prompts: bool = False) -> Estimate:
+def estimated(folder: Path, tokenizer: Path | None, *, prompts: bool = False) -> Estimate:
     return estimate(CONFIG, list_sources(CONFIG.files, folder), tokenizer, prompts=prompts)
 
 
@@ -43,37 +43,36 @@ def prepared(folder: Path, tokenizer: Path) -> CorpusRecord:
 
 
 def pair(text: str, kind: str) -> dict[str, Any]:
-    asked, said = text[:9], text[9:]
+    asked, answer = text[:9], text[9:]
     if kind == "texts":
         return {"text": text}
     if kind == "prompts":
-        return {"prompt": asked, "completion": said}
-    roles = [("user", asked), ("assistant", said)]
+        return {"prompt": asked, "completion": answer}
+    roles = [("user", asked), ("assistant", answer)]
     return {"messages": [{"role": role, "content": content} for role, content in roles]}
 
 
 @pytest.mark.parametrize("kind", ["texts", "prompts", "chats"])
-def test_a_small_corpus_is_foretold_exactly(tmp_path: Path, chatting: Path, kind: str) -> None:
+def test_the_estimate_of_a_small_corpus_is_exact(tmp_path: Path, chatting: Path, kind: str) -> None:
     rows = [pair(text, kind) for text in sentences(80)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows[:40])), encoding="utf-8")
     rest = "\n".join(map(json.dumps, rows[40:])).encode()
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(rest))
-    found = foretold(tmp_path, chatting)
+    found = estimated(tmp_path, chatting)
     assert (found.documents, found.is_whole) == (80, True)
     for split, record in prepared(tmp_path, chatting).splits.items():
         counts = (found.sequences[split], found.tokens[split], found.positions[split])
         assert counts == (record.sequences, record.tokens, record.positions)
 
 
-@pytest.mark.parametrize("kind", ["texts", "prompts"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_large_corpus_is_foretold_from_a_sample(
+@pytest.mark.parametrize(("kind", "packed"), [("texts", False), ("prompts", True)])
+def test_a_large_corpus_is_estimated_from_a_sample(
     tmp_path: Path, chatting: Path, kind: str, packed: bool
 ) -> None:
-    lines = "".join(json.dumps(pair(text, kind)) + "\n" for text in sentences(3000)).encode()
+    lines = "".join(json.dumps(pair(text, kind)) + "\n" for text in sentences(1500)).encode()
     name = "a.jsonl.gz" if packed else "a.jsonl"
     (tmp_path / name).write_bytes(gzip.compress(lines) if packed else lines)
-    found = foretold(tmp_path, chatting)
+    found = estimated(tmp_path, chatting)
     assert (found.documents, found.is_whole) == (512, False)
     splits = prepared(tmp_path, chatting).splits
     for name in ("sequences", "tokens", "positions"):
@@ -83,34 +82,34 @@ def test_a_large_corpus_is_foretold_from_a_sample(
 
 def test_without_a_tokenizer_a_token_has_four_bytes(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": "p" * 40, "completion": "c" * 60} for _ in range(50)]
-    said = [{"role": "user", "content": "p" * 40}, {"role": "assistant", "content": "c" * 60}]
-    rows += [{"messages": said}] * 50
+    answer = [{"role": "user", "content": "p" * 40}, {"role": "assistant", "content": "c" * 60}]
+    rows += [{"messages": answer}] * 50
     lines = "\n".join(map(json.dumps, rows)).encode()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
-    found = foretold(tmp_path, None)
+    found = estimated(tmp_path, None)
     assert sum(found.tokens.values()) == 100 * 25
     assert sum(found.positions.values()) == 100 * 15
 
 
-def test_prompts_are_foretold_as_sequences(tmp_path: Path, chatting: Path) -> None:
+def test_each_prompt_is_estimated_as_a_sequence(tmp_path: Path, chatting: Path) -> None:
     rows = [{"prompt": text[:20]} for text in sentences(50)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    found = foretold(tmp_path, chatting, prompts=True)
+    found = estimated(tmp_path, chatting, prompts=True)
     assert sum(found.sequences.values()) == 50
     assert sum(found.positions.values()) == 0
 
 
-def test_rows_that_are_bad_are_left_to_the_preparation(tmp_path: Path, chatting: Path) -> None:
+def test_bad_rows_do_not_stop_the_estimate(tmp_path: Path, chatting: Path) -> None:
     good = [pair(text, "texts") for text in sentences(20)]
-    bad = [{"text": 3}, {"messages": [{"role": "nobody", "content": ""}]}, {"prompt": "p" * 99}]
+    bad = [{"text": 3}, {"messages": [{"role": "unknown", "content": ""}]}, {"prompt": "p" * 99}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*good[:9], *bad, *good[9:]])))
-    assert foretold(tmp_path, chatting).documents == 20
+    assert estimated(tmp_path, chatting).documents == 20
 
 
-def test_what_cannot_be_looked_at_is_told(tmp_path: Path, chatting: Path) -> None:
+def test_a_corpus_that_cannot_be_sampled_is_reported(tmp_path: Path, chatting: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": 3}\n')
     with pytest.raises(NoEstimateError, match=r"^a\.jsonl: column 'text' holds int 3"):
-        foretold(tmp_path, chatting)
+        estimated(tmp_path, chatting)
     (tmp_path / "a.jsonl").write_text('{"text": "3"}\n')
     with pytest.raises(NoEstimateError, match="transformers cannot load the tokenizer quickly"):
-        foretold(tmp_path, tmp_path)
+        estimated(tmp_path, tmp_path)

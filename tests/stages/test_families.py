@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.families import unable
-from coldstill.stages.models.packing_families import UNPACKED
+from coldstill.stages.models.known_families import UNPACKED
 from families import FAMILIES, STEPS, WORKS, walk
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ALL = os.environ.get("COLDSTILL_FAMILIES") == "all"
 USUAL = ("gpt2", "opt", "bloom", "falcon", "gpt_neo", "gptj", "llama", "mistral", "phi", "qwen2",
          "qwen3", "gemma2", "olmo2", "stablelm")  # fmt: skip
-"""Families that must work up to their own export, not only be refused well."""
+"""Families that must work in all these steps and may not be refused."""
 SLOW = {"bamba", "falcon_h1", "granitemoehybrid", "zamba2", "mamba2", "nemotron_h",
         "qwen4_exp_text", "bailing_hybrid", "deepseek_v32", "longcat_flash", "dots3_note_text",
         "minimax_m2", "glm_moe_dsa"}  # fmt: skip
@@ -28,7 +28,7 @@ SLOW = {"bamba", "falcon_h1", "granitemoehybrid", "zamba2", "mamba2", "nemotron_
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_works_as_its_own_model_says_or_is_refused_in_one_line(
+def test_a_family_agrees_with_its_own_model_or_is_refused_in_one_line(
     family: str, tokenizer: Any, tmp_path: Path
 ) -> None:
     if family in SLOW and not ALL:
@@ -37,7 +37,7 @@ def test_a_family_works_as_its_own_model_says_or_is_refused_in_one_line(
     walked = walk(family, tokenizer, tmp_path, formats)
     assert set(walked.steps) <= set(STEPS)
     for name in unable(family, tuple(FORMATS)):
-        assert walked.steps.get(name) != WORKS, name  # as coldstill plan says
+        assert walked.steps.get(name) != WORKS, name  # as coldstill plan reports
     if family in UNPACKED and walked.steps.get("capture") == WORKS:
         assert not walked.packs
     if family in USUAL:

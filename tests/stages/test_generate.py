@@ -99,6 +99,7 @@ def test_at_temperature_0_every_token_is_the_most_probable_one(
             tokens.append(int(dense(head, tokens).argmax()))
         assert answer_T == tokens[len(prompt) :]
     assert generated(head, prompts, temperature=0.0, max_new_tokens=12, seed=9, top_k=2) == found
+    assert generated(head, prompts, temperature=1e-30, max_new_tokens=12) == found
 
 
 def expected(
@@ -259,12 +260,6 @@ def test_padding_rows_of_the_vocabulary_are_never_generated(prompts: Sequences) 
         assert (
             max(token for one in generated(head, prompts, **config) for token in one) < VOCABULARY
         )
-
-
-def test_a_temperature_near_0_is_like_0(prompts: Sequences) -> None:
-    head = make_head("llama")
-    coldest = generated(head, prompts, temperature=0.0)
-    assert generated(head, prompts, temperature=1e-30) == coldest
 
 
 def test_nan_logits_select_tokens_of_the_vocabulary(prompts: Sequences) -> None:

@@ -1,10 +1,11 @@
-"""SIGTERM is answered at once, or at a moment of the worker's choice; never lost."""
+"""SIGTERM stops a stage at once or at the end of postponed work; it is never lost."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from contextlib import nullcontext
 
 import pytest
 from coldstill.data.errors import ColdstillError, StoppedError
@@ -15,35 +16,23 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_it_is_answered_at_once() -> None:
-    interruption, worked = Interruption(), []
+@pytest.mark.parametrize("postponed", [False, True])
+def test_the_signal_stops_at_once_or_at_the_end_of_postponed_work(postponed: bool) -> None:
+    interruption, seen = Interruption(), list[bool]()
 
     def work() -> None:
-        with interruption.listening():
+        with interruption.listening(), interruption.postponed() if postponed else nullcontext():
             terminate()
-            worked.append("on")
+            seen.append(interruption.asked)
 
     with pytest.raises(StoppedError):
         work()
     assert interruption.asked
-    assert worked == []
+    assert seen == [True] * postponed
+    assert not issubclass(StoppedError, Exception)
 
 
-def test_postponed_it_waits_for_the_end_of_the_work() -> None:
-    interruption, worked = Interruption(), []
-
-    def work() -> None:
-        with interruption.listening(), interruption.postponed():
-            worked.append(interruption.asked)
-            terminate()
-            worked.append(interruption.asked)
-
-    with pytest.raises(StoppedError):
-        work()
-    assert worked == [False, True]
-
-
-def test_an_error_of_the_work_is_told_rather_than_the_stop() -> None:
+def test_an_error_of_the_work_is_reported_instead_of_the_stop() -> None:
     interruption = Interruption()
 
     def work() -> None:
@@ -55,7 +44,7 @@ def test_an_error_of_the_work_is_told_rather_than_the_stop() -> None:
         work()
 
 
-def test_what_was_listening_before_listens_again() -> None:
+def test_the_previous_handler_is_restored() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
@@ -67,11 +56,7 @@ def test_what_was_listening_before_listens_again() -> None:
     assert heard == [signal.SIGTERM]
 
 
-def test_it_is_no_ordinary_error() -> None:
-    assert not issubclass(StoppedError, Exception)
-
-
-def test_in_another_thread_nothing_is_changed() -> None:
+def test_another_thread_changes_no_handler() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen: list[object] = []
 

@@ -124,6 +124,8 @@ def test_cuts_are_counted_from_the_teacher_s_headers(name: str, tmp_path: Path) 
     first, last = sizes_of_cuts(whole, read, TWICE, WHERE)
     target = target_sizes(built, TWICE[0], model.num_parameters(), WHERE)
     small = cut(model, built, choose(built, target, random_importance(built.sizes)), WHERE)
+    assert small.num_parameters() == built.parameters(target)
+    assert anatomy(small) == built.resized(target)
     small.save_pretrained(tmp_path / "small")
     assert first == sizes_of_model(tmp_path / "small")
     assert 0.3 * whole.parameters < last.parameters <= 0.45 * whole.parameters

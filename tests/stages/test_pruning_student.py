@@ -18,9 +18,8 @@ from coldstill.stages.prune_student import prune_student
 from coldstill.stages.students.pruning.config import PruneConfig
 from coldstill.stages.students.pruning.cutting import Cutting, make_cut
 from coldstill.stages.students.pruning.importance import sample_loss
-from coldstill.stages.students.pruning.layers import cut_to_layers
 from coldstill.stages.train_student import train_student
-from conftest import FAMILIES, VOCABULARY, make_model
+from conftest import FAMILIES, VOCABULARY
 from small_pruning import pruning_model, whole_sample
 from small_runs import SmallCorpus, capture_store, prepare, save_teacher
 from small_students import KilledError, expect_same_training, killed_at, refusal, student_job
@@ -61,6 +60,12 @@ def job_of(folder: Path, teacher: Path | None, *cuts: PruneConfig, **changes: An
     )
 
 
+def cutting(model: Any, store: StoreReader, cut: PruneConfig) -> Cutting:
+    return Cutting(
+        model=model, cuts=(cut,), teacher=None, store=store, seed=5, stage="x", where=WHERE
+    )
+
+
 def record(folder: Path) -> Any:
     return json.loads((folder / "pruning.json").read_text(encoding="utf-8"))
 
@@ -95,17 +100,8 @@ def test_a_pruned_student_starts_with_the_recorded_loss_and_learns(
         config.intermediate_size,
     )
     # the recorded loss is that of the same cut
-    pruned = make_cut(
-        Cutting(
-            model=load_model(str(teacher), "test", precision="auto"),
-            cuts=(HALF,),
-            teacher=None,
-            store=store,
-            seed=5,
-            stage="test",
-            where=WHERE,
-        )
-    )
+    whole = load_model(str(teacher), "test", precision="auto")
+    pruned = make_cut(cutting(whole, store, HALF))
     begun = sample_loss(connect_head(pruned.model, VOCABULARY), whole_sample(store), "test")
     assert begun == pytest.approx(recorded["loss"]["after"], rel=1e-6)
 
@@ -206,25 +202,19 @@ def test_an_impossible_later_cut_is_refused_before_the_first(
     )
 
 
-def test_layers_can_be_chosen_by_the_loss_without_them(store: StoreReader, teacher: Path) -> None:
-    def kept(how: Any) -> Any:
+def test_layers_by_makes_the_cut_choose_layers_by_the_loss(
+    store: StoreReader, teacher: Path
+) -> None:
+    def record_of(how: Any) -> Any:
         model = load_model(str(teacher), "test", precision="fp32")
-        cutting = Cutting(
-            model=model, cuts=(PruneConfig(layers=2, layers_by=how),), teacher=None, store=store,
-            seed=0, stage="test", where=WHERE,
-        )  # fmt: skip
-        return make_cut(cutting).record
+        cut = PruneConfig(layers=2, layers_by=how)
+        return make_cut(cutting(model, store, cut)).record
 
-    by_loss = kept("loss")
-    losses = []
-    for removed in range(3):
-        model = load_model(str(teacher), "test", precision="fp32")
-        rest = cut_to_layers(model, [i for i in range(3) if i != removed], "test")
-        losses.append(sample_loss(connect_head(rest, VOCABULARY), whole_sample(store), "test"))
-    assert by_loss["loss"]["after"] == pytest.approx(min(losses), rel=1e-5)
-    increases = [loss - by_loss["loss"]["before"] for loss in losses]
-    assert by_loss["layer_scores"] == pytest.approx(increases, abs=1e-4)
-    assert kept("influence")["layer_scores"] != by_loss["layer_scores"]
+    by_loss, by_influence = record_of("loss"), record_of("influence")
+    increase = by_loss["loss"]["after"] - by_loss["loss"]["before"]
+    assert min(by_loss["layer_scores"]) == pytest.approx(increase, abs=1e-4)
+    assert by_influence["layer_scores"] != by_loss["layer_scores"]
+    assert by_loss["loss"]["after"] <= by_influence["loss"]["after"] + 1e-6
 
 
 def test_other_settings_another_teacher_and_several_processes_are_refused(
@@ -253,23 +243,11 @@ def test_other_settings_another_teacher_and_several_processes_are_refused(
     )
 
 
-def test_an_unknown_family_and_a_model_with_nan_weights_are_refused(
-    store: StoreReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def cutting(model: Any) -> Cutting:
-        return Cutting(
-            model=model, cuts=(HALF,), teacher=None, store=store, seed=0, stage="x", where=WHERE
-        )
-
-    monkeypatch.setitem(FAMILIES, "olmo2-small", {})
-    with pytest.raises(
-        ColdstillError, match=r"prune: cannot prune a 'olmo2' model \(have: llama, "
-    ):
-        make_cut(cutting(make_model("olmo2-small", VOCABULARY)))
+def test_a_model_with_nan_weights_is_refused(store: StoreReader) -> None:
     broken = pruning_model("llama")
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
     with pytest.raises(
         ColdstillError, match=r"loss on the store's sequences is nan before the cut"
     ):
-        make_cut(cutting(broken))
+        make_cut(cutting(broken, store, HALF))

@@ -12,8 +12,7 @@ from coldstill.stages.config import ArchitectureConfig
 from coldstill.stages.planning.model_sizes import anatomy_of_table
 from coldstill.stages.students.pruning.config import PruneConfig
 from coldstill.stages.students.pruning.shapes import all_target_sizes, target_sizes
-from coldstill.stages.students.pruning.surgery import choose, cut
-from small_pruning import anatomy, every_model, pruning_model, random_importance
+from small_pruning import anatomy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 if TYPE_CHECKING:
@@ -244,18 +243,6 @@ def test_shares_of_later_cuts_are_shares_of_the_teacher() -> None:
     with pytest.raises(ColdstillError) as error:
         all_target_sizes(model, [*cuts, PruneConfig(hidden=512)], whole, WHERE)
     assert str(error.value).startswith(f"{WHERE} (4 of 4): hidden = 512, the model to cut ha")
-
-
-@every_model
-def test_a_pruned_model_has_the_counted_parameters(name: str) -> None:
-    model = pruning_model(name)
-    made = anatomy(model)
-    assert made.parameters(made.sizes) == model.num_parameters()
-    for share in ("80%", "45%"):
-        target = sizes(made, parameters=share)
-        small = cut(model, made, choose(made, target, random_importance(made.sizes)), WHERE)
-        assert small.num_parameters() == made.parameters(target)
-        assert anatomy(small) == made.resized(target)
 
 
 def test_a_cut_without_sizes_is_refused() -> None:

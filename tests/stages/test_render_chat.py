@@ -1,4 +1,4 @@
-"""What of a chat is learned: what the assistant says, as the template writes it, to its end."""
+"""Of a rendered chat exactly the assistant's turns are learned, up to the token that ends them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import chat_templates as t
 import pytest
-from chat_templates import said
+from chat_templates import dialogue, say
 from coldstill.data.corpus import BadRowError, Document
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.corpus.render_chat import ChatRenderer
@@ -55,130 +55,82 @@ def refused(own: Any, template: str, messages: Sequence[dict[str, Any]], **more:
     return f"{error.value.kind}: {line}"
 
 
-@pytest.mark.parametrize(
-    ("template", "messages", "expected"),
-    [
-        pytest.param(t.PLAIN, t.WITH_SYSTEM, ["Hello.<|end|>", "Sure.<|end|>"], id="plain"),
-        pytest.param(t.DEFAULT_SYSTEM, t.FIRST, ["Hello!<|end|>", "Hi.<|end|>"], id="first"),
-        pytest.param(t.DEFAULT_SYSTEM, t.FIRST[:1], ["Hello!<|end|>"], id="alone"),
-        pytest.param(
-            t.TRIMS, [said("user", "Hi "), said("assistant", " Hello.\n")], ["Hello.<|end|>"],
-            id="trims",
-        ),
-        pytest.param(
-            t.PLAIN, [said("user", "Hi "), said("assistant", " Hello.\n")], [" Hello.\n<|end|>"],
-            id="keeps white space",
-        ),
-        pytest.param(
-            t.PLAIN, [said("user", "Hi"), said("assistant", "")], ["<|end|>"], id="empty"
-        ),
-        pytest.param(
-            t.PLAIN,
-            [said("user", 'a "Hi"'), said("assistant", '"'), *t.ONE[:1], said("assistant", 'Hi"')],
-            ['"<|end|>', 'Hi"<|end|>'],
-            id="quotes",
-        ),
-        pytest.param(
-            t.PLAIN, [*t.ONE, said("assistant", "Again.")], ["Hello.<|end|>", "Again.<|end|>"],
-            id="two in a row",
-        ),
-        pytest.param(
-            t.MERGES, [*t.ONE, said("assistant", "Again.")], ["Hello.", " Again.<|end|>"],
-            id="merged",
-        ),
-        pytest.param(
-            t.PLAIN,
-            [said("user", "assistant Hi"), said("assistant", "Hi"), said("user", "Hi")],
-            ["Hi<|end|>"],
-            id="said elsewhere too",
-        ),
-        pytest.param(
-            t.THINKS,
-            [said("user", "<|end|>?"), said("assistant", "Is <|end|> <|assistant|>\n it?")],
-            ["<think>\n\n</think>\n\nIs <|end|> <|assistant|>\n it?<|end|>"],
-            id="tags of the template",
-        ),
-        pytest.param(
-            t.THINKS, t.THOUGHTS,
-            ["Hello.<|end|>", "<think>\ngo on\n</think>\n\nSure.<|end|>"],
-            id="thoughts",
-        ),
-        pytest.param(
-            t.THINKS, t.TWO, ["Hello.<|end|>", f"{NO_THOUGHTS}Sure.<|end|>"],
-            id="asked for thoughts where there are none",
-        ),
-        pytest.param(
-            t.ASKS_THOUGHTS, t.THOUGHTS,
-            ["Hello.<|end|>", "go on\n</think>\n\nSure.<|end|>"],
-            id="asked within thoughts",
-        ),
-        pytest.param(
-            t.ASKS_THOUGHTS, [*t.ONE[:1], said("assistant", "<th>")], ["\n</think>\n\n<th><|end|>"],
-            id="begins like the prompt",
-        ),
-        pytest.param(
-            t.ASKS_NO_THOUGHTS, t.TWO, ["Hello.<|end|>", "Sure.<|end|>"],
-            id="prompt with empty thoughts",
-        ),
-        pytest.param(t.ASKS_THOUGHTS, t.FIRST, ["Hello!<|end|>", "\n</think>\n\nHi.<|end|>"],
-                     id="first, within thoughts"),
-        pytest.param(
-            t.CHANNELS, t.REASONED,
-            [
-                "<|channel|>final<|message|>Hello.<|end|>",
-                "<|channel|>thoughts<|message|>because<|end|><|start|>assistant<|channel|>final"
-                "<|message|>Sure.<|end|>",
-            ],
-            id="channels",
-        ),
-        pytest.param(
-            t.CHANNELS, [t.ONE[0], t.ONE[1] | {"reasoning_content": ""}],
-            ["<|channel|>final<|message|>Hello.<|end|>"],
-            id="channels without thoughts",
-        ),
-        pytest.param(t.MARKED, t.FIRST, ["Hello!<|end|>", "Hi.<|end|>"], id="marked"),
-        pytest.param(
-            t.MARKED_HEADER, [*t.ONE, t.ONE[0], said("assistant", "")],
-            ["Hello.<|end|>", "<|end|>"],
-            id="marked with its header",
-        ),
-        pytest.param(t.MARKED_LAST, t.TWO, ["Sure.<|end|>"], id="only the last is marked"),
-        pytest.param(t.NO_END, t.TWO, ["Hello.", "Sure."], id="no end"),
-        pytest.param(t.END_BETWEEN, t.TWO, [f"Hello.{EOS}", "Sure."], id="end between"),
-        pytest.param(t.END_LAST, t.TWO, ["Hello.", f"Sure.{EOS}"], id="end of the last"),
-        pytest.param(t.END_TWICE, t.TWO, ["Hello.<|end|>", "Sure.<|end|>"], id="end of the chat"),
-        pytest.param(
-            t.OTHER_END_LAST, [*t.TWO, said("assistant", "Yes.")],
-            ["Hello.<|end|>", "Sure.<|end|>", "Yes.<|return|>"],
-            id="another end of the last",
-        ),
-        pytest.param(
-            t.OTHER_END_ALWAYS, t.TWO, ["Hello.<|end|>", "Sure.<|return|>"],
-            id="another end of whatever is last",
-        ),
-        pytest.param(t.NEVER_ASKS, t.TWO, ["Hello.<|end|>", "Sure.<|end|>"], id="never asks"),
-        pytest.param(t.SPEAKERS, t.FIRST, [f" Hello!{EOS}", f" Hi.{EOS}"], id="no tags at all"),
-        pytest.param(t.SYSTEM_IN_LAST, t.TWO, [f" Hello.{EOS}", f" Sure.{EOS}"], id="no prompt"),
-        pytest.param(t.PARTS, t.FIRST, ["Hello!<|end|>", "Hi.<|end|>"], id="parts"),
-        pytest.param(
-            t.PLAIN, [said("user", "\U000f0001"), said("assistant", "x\U000f0000 \U0010fffd")],
-            ["x\U000f0000 \U0010fffd<|end|>"],
-            id="characters of private use",
-        ),
-    ],
-)  # fmt: skip
-def test_a_turn_is_learned_from_behind_its_header_to_its_end(
-    template: str, messages: Sequence[dict[str, Any]], expected: list[str], own: Any
-) -> None:
+TWO, FIRST = ["Hello.<|end|>", "Sure.<|end|>"], ["Hello!<|end|>", "Hi.<|end|>"]
+AGAIN = (*t.ONE, say("assistant", "Again."))
+SPACES, PRIVATE = dialogue("Hi ", " Hello.\n"), "x\U000f0000 \U0010fffd"
+CASES: dict[str, tuple[str, Sequence[dict[str, Any]], list[str]]] = {
+    "plain": (t.PLAIN, t.WITH_SYSTEM, TWO),
+    "first": (t.DEFAULT_SYSTEM, t.FIRST, FIRST),
+    "alone": (t.DEFAULT_SYSTEM, t.FIRST[:1], FIRST[:1]),
+    "trims": (t.TRIMS, SPACES, ["Hello.<|end|>"]),
+    "keeps white space": (t.PLAIN, SPACES, [" Hello.\n<|end|>"]),
+    "empty": (t.PLAIN, dialogue("Hi", ""), ["<|end|>"]),
+    "quotes": (
+        t.PLAIN, dialogue('a "Hi"', '"', "Hi", 'Hi"'), ['"<|end|>', 'Hi"<|end|>'],
+    ),
+    "two in a row": (t.PLAIN, AGAIN, ["Hello.<|end|>", "Again.<|end|>"]),
+    "merged": (t.MERGES, AGAIN, ["Hello.", " Again.<|end|>"]),
+    "same text elsewhere": (t.PLAIN, dialogue("assistant Hi", "Hi", "Hi"), ["Hi<|end|>"]),
+    "tags of the template": (
+        t.THINKS, dialogue("<|end|>?", "Is <|end|> <|assistant|>\n it?"),
+        [f"{NO_THOUGHTS}Is <|end|> <|assistant|>\n it?<|end|>"],
+    ),
+    "thoughts": (
+        t.THINKS, t.THOUGHTS, ["Hello.<|end|>", "<think>\ngo on\n</think>\n\nSure.<|end|>"],
+    ),
+    "empty thoughts": (t.THINKS, t.TWO, ["Hello.<|end|>", f"{NO_THOUGHTS}Sure.<|end|>"]),
+    "prompt opens thoughts": (
+        t.ASKS_THOUGHTS, t.THOUGHTS, ["Hello.<|end|>", "go on\n</think>\n\nSure.<|end|>"],
+    ),
+    "first, prompt opens thoughts": (
+        t.ASKS_THOUGHTS, t.FIRST, ["Hello!<|end|>", "\n</think>\n\nHi.<|end|>"],
+    ),
+    "begins like the prompt": (
+        t.ASKS_THOUGHTS, dialogue("Hi", "<th>"), ["\n</think>\n\n<th><|end|>"],
+    ),
+    "prompt with empty thoughts": (t.ASKS_NO_THOUGHTS, t.TWO, TWO),
+    "channels": (
+        t.CHANNELS, t.REASONED,
+        ["<|channel|>final<|message|>Hello.<|end|>",
+         "<|channel|>thoughts<|message|>because<|end|><|start|>assistant<|channel|>final"
+         "<|message|>Sure.<|end|>"],
+    ),
+    "channels without thoughts": (
+        t.CHANNELS, [t.ONE[0], t.ONE[1] | {"reasoning_content": ""}],
+        ["<|channel|>final<|message|>Hello.<|end|>"],
+    ),
+    "marked": (t.MARKED, t.FIRST, FIRST),
+    "marked with its header": (
+        t.MARKED_HEADER, dialogue("Hi", "Hello.", "Hi", ""), ["Hello.<|end|>", "<|end|>"],
+    ),
+    "only the last is marked": (t.MARKED_LAST, t.TWO, TWO[1:]),
+    "no end": (t.NO_END, t.TWO, ["Hello.", "Sure."]),
+    "end between": (t.END_BETWEEN, t.TWO, [f"Hello.{EOS}", "Sure."]),
+    "end of the last": (t.END_LAST, t.TWO, ["Hello.", f"Sure.{EOS}"]),
+    "end of the chat": (t.END_TWICE, t.TWO, TWO),
+    "different end of the last answer": (
+        t.OTHER_END_LAST, [*t.TWO, say("assistant", "Yes.")], [*TWO, "Yes.<|return|>"],
+    ),
+    "different end of the last message": (
+        t.OTHER_END_ALWAYS, t.TWO, ["Hello.<|end|>", "Sure.<|return|>"],
+    ),
+    "no generation prompt": (t.NEVER_ASKS, t.TWO, TWO),
+    "no tags at all": (t.SPEAKERS, t.FIRST, [f" Hello!{EOS}", f" Hi.{EOS}"]),
+    "no prompt": (t.SYSTEM_IN_LAST, t.TWO, [f" Hello.{EOS}", f" Sure.{EOS}"]),
+    "parts": (t.PARTS, t.FIRST, FIRST),
+    "private use": (t.PLAIN, dialogue("\U000f0001", PRIVATE), [f"{PRIVATE}<|end|>"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_turn_is_learned_from_its_header_to_its_end(case: str, own: Any) -> None:
+    template, messages, expected = CASES[case]
     assert learned(own, template, messages) == expected
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"loss": False}])
-def test_an_answer_that_its_row_marks_is_not_learned_and_counted(
-    own: Any, mark: dict[str, Any]
-) -> None:
+def test_an_answer_that_is_marked_as_unlearned_is_counted(own: Any, mark: dict[str, Any]) -> None:
     first, *others = t.TWO
-    assert [m["role"] for m in t.TWO] == ["user", "assistant", "user", "assistant"]
     whole = rendered(own, t.PLAIN, t.TWO)
     found = rendered(own, t.PLAIN, [first, {**others[0], **mark}, *others[1:]])
     assert found.text == whole.text
@@ -188,7 +140,7 @@ def test_an_answer_that_its_row_marks_is_not_learned_and_counted(
     assert rendered(own, t.PLAIN, kept).learned == whole.learned
 
 
-def test_surroundings_of_turns_that_were_seen_before_give_the_same(own: Any) -> None:
+def test_remembered_surroundings_of_turns_give_the_same_result(own: Any) -> None:
     own.chat_template = t.THINKS
     chats = [t.TWO, t.THOUGHTS, t.FIRST, t.REASONED, t.ONE]
     alone = [ChatRenderer(own).render(document(chat)).learned for chat in chats]
@@ -211,16 +163,16 @@ def test_a_tool_call_is_learned_with_its_arguments_as_json(
     template: str, expected: str, own: Any
 ) -> None:
     assert learned(own, template, t.TOOL) == [expected, "Cold.<|end|>"]
-    # arguments that are JSON text already say the same
+    # arguments may be JSON text already
     function = {"name": "sky", "arguments": json.dumps({"city": "Oslo"})}
     calls = [{"type": "function", "function": function}]
-    texts = [t.TOOL[0], said("assistant", "", tool_calls=calls), *t.TOOL[2:]]
+    texts = [t.TOOL[0], say("assistant", "", tool_calls=calls), *t.TOOL[2:]]
     assert learned(own, template, texts) == [expected, "Cold.<|end|>"]
 
 
-def test_several_calls_stand_beside_what_is_said(own: Any) -> None:
+def test_several_calls_beside_a_content_are_learned(own: Any) -> None:
     calls = [t.call("sky", city="Oslo", days=2), t.call("now")]
-    messages = [t.TOOL[0], said("assistant", "Wait. ", tool_calls=calls), *t.TOOL[2:]]
+    messages = [t.TOOL[0], say("assistant", "Wait. ", tool_calls=calls), *t.TOOL[2:]]
     assert learned(own, t.CALLS, messages)[0] == (
         'Wait. <call>{"name": "sky", "arguments": {"city": "Oslo", "days": 2}}</call>'
         '<call>{"name": "now", "arguments": {}}</call><|end|>'
@@ -229,13 +181,13 @@ def test_several_calls_stand_beside_what_is_said(own: Any) -> None:
 
 @pytest.mark.parametrize("form", [None, [{"type": "text", "text": "Hi"}]])
 def test_a_content_may_be_missing_or_in_parts(form: Any, own: Any) -> None:
-    messages = [said("user", "Hi") | ({"content": form} if form else {}), *t.TOOL[1:]]
+    messages = [say("user", "Hi") | ({"content": form} if form else {}), *t.TOOL[1:]]
     messages[1] = messages[1] | {"content": None}
     assert "<|user|>\nHi<|end|>" in rendered(own, t.CALLS, messages).text
 
 
 @pytest.mark.parametrize(
-    ("template", "messages", "told"),
+    ("template", "messages", "line"),
     [
         (t.PLAIN, t.TOOL, "unrendered_messages: the chat template does not write the tool call of "
          "message 2 (assistant)"),
@@ -243,18 +195,18 @@ def test_a_content_may_be_missing_or_in_parts(form: Any, own: Any) -> None:
          t.TOOL, "unrendered_messages: the chat template does not write the content of message 3 "
          "(tool)"),
         (t.turns("{{ m.content[:4] }}<|end|>"), t.TWO, "unrendered_messages: the chat template "
-         "does not write the content of message 2 (assistant), or not all of it"),
+         "does not write the content of message 2 (assistant) completely"),
         (t.SYSTEM_IN_LAST, t.WITH_SYSTEM, "unrendered_messages: the chat template does not write "
          "the content of message 1 (system)"),
-        (t.ITEM_CALLS, [t.TOOL[0], said("assistant", "", tool_calls=[t.call("f", a={"b": "c"})])],
+        (t.ITEM_CALLS, [t.TOOL[0], say("assistant", "", tool_calls=[t.call("f", a={"b": "c"})])],
          "unrendered_messages: the chat template does not write the arguments of a tool call as "
          "JSON"),
-        (t.turns("{{ m.content | upper }}<|end|>"), t.ONE, "unlocated_turns: the chat template "
-         "writes other text depending on what the messages say"),
+        (t.turns("{{ m.content | upper }}<|end|>"), t.ONE, "unlocated_turns: the text "
+         "that the chat template writes depends on the content of the messages"),
         (t.turns("{% if m.content %}: {{ m.content }}{% endif %}<|end|>"),
-         [*t.ONE, said("user", "Hm"), said("assistant", "")],
+         [*t.ONE, say("user", "Hm"), say("assistant", "")],
          "unlocated_turns: message 4 (assistant) is empty"),
-        (t.PLAIN, [said("user", [{"type": "image"}]), t.ONE[1]],  # type: ignore[arg-type]
+        (t.PLAIN, [say("user", [{"type": "image"}]), t.ONE[1]],  # type: ignore[arg-type]
          "unrenderable_chats: message 1 (user) has a content that is not all text"),
         ("{{ raise_exception('roles must\nalternate') }}", t.ONE,
          "unrenderable_chats: the chat template cannot render this chat: roles must; repair it"),
@@ -262,14 +214,14 @@ def test_a_content_may_be_missing_or_in_parts(form: Any, own: Any) -> None:
         ("{{ messages[7].content }}", t.ONE, "unrenderable_chats: the chat template cannot "),
     ],
 )  # fmt: skip
-def test_what_a_template_does_not_write_makes_a_bad_row(
-    template: str, messages: Sequence[dict[str, Any]], told: str, own: Any
+def test_a_chat_that_the_template_does_not_write_completely_is_a_bad_row(
+    template: str, messages: Sequence[dict[str, Any]], line: str, own: Any
 ) -> None:
-    kind, told = told.split(": ", 1)
-    assert f"{kind}: c.jsonl:3: {told}" in refused(own, template, messages)
+    kind, line = line.split(": ", 1)
+    assert f"{kind}: c.jsonl:3: {line}" in refused(own, template, messages)
 
 
-def test_a_turn_that_has_nothing_of_what_asks_for_it_is_not_guessed_at(own: Any) -> None:
+def test_a_turn_without_its_generation_prompt_is_a_bad_row(own: Any) -> None:
     template = t.PLAIN.replace(t.PLAIN[t.PLAIN.index("{% if add") :], "") + (
         "{% if add_generation_prompt %}(answer){% endif %}"
     )
@@ -289,16 +241,18 @@ def test_a_turn_that_has_nothing_of_what_asks_for_it_is_not_guessed_at(own: Any)
         (t.DATED, t.TWO, {"dated_chats": 1}),
     ],
 )
-def test_what_is_left_out_or_replaced_is_counted(
+def test_omitted_thoughts_missing_ends_and_dates_are_counted(
     template: str, messages: Sequence[dict[str, Any]], counts: dict[str, int], own: Any
 ) -> None:
-    assert rendered(own, template, messages).counts == counts
+    found = rendered(own, template, messages)
+    assert found.counts == counts
+    assert found.text.startswith("01 Jan 2025\n") == (template is t.DATED)
 
 
-def test_what_stands_before_a_thought_is_no_thought(own: Any) -> None:
-    before = [said("user", "Hi"), said("assistant", "First <think>greet</think>Hello.")]
+def test_text_before_a_thought_belongs_to_the_answer(own: Any) -> None:
+    before = [say("user", "Hi"), say("assistant", "First <think>greet</think>Hello.")]
     assert "unrendered_messages: " in refused(own, t.THINKS, before)
-    opened = [*t.ONE[:1], said("assistant", "greet</think>Hello."), *t.ONE]
+    opened = [*t.ONE[:1], say("assistant", "greet</think>Hello."), *t.ONE]
     assert rendered(own, t.THINKS, opened).counts == {"dropped_thoughts": 1}
 
 
@@ -310,7 +264,7 @@ def test_what_stands_before_a_thought_is_no_thought(own: Any) -> None:
         (t.PLAIN, {"unrendered_tools": 1, "unrendered_documents": 1}),
     ],
 )
-def test_tools_and_documents_are_given_to_the_template(
+def test_the_template_gets_tools_and_documents(
     template: str, counts: dict[str, int], own: Any
 ) -> None:
     tool = {"type": "function", "function": {"name": "sky", "description": "above"}}
@@ -325,15 +279,11 @@ def test_tools_and_documents_are_given_to_the_template(
     assert asked.counts == counts
 
 
-def test_a_developer_is_the_system_unless_the_template_knows_one(own: Any) -> None:
-    messages = [said("developer", "Be brief."), *t.ONE]
+def test_a_developer_is_the_system_unless_the_template_knows_the_role(own: Any) -> None:
+    messages = [say("developer", "Be brief."), *t.ONE]
     assert rendered(own, t.PLAIN, messages).text.startswith("<|system|>\nBe brief.")
     knowing = "{# system or developer #}" + t.PLAIN
     assert rendered(own, knowing, messages).text.startswith("<|developer|>\nBe brief.")
-
-
-def test_a_date_is_the_same_on_every_day(own: Any) -> None:
-    assert rendered(own, t.DATED, t.ONE).text.startswith("01 Jan 2025\n")
 
 
 def test_a_tokenizer_may_have_a_template_for_tools(own: Any) -> None:
@@ -348,7 +298,7 @@ def test_a_tokenizer_may_have_a_template_for_tools(own: Any) -> None:
         ChatRenderer(own).render(document(t.ONE))
 
 
-def test_a_prompt_is_complete_too(own: Any) -> None:
+def test_a_prompt_must_be_complete_too(own: Any) -> None:
     own.chat_template = t.THINKS
     asked = ChatRenderer(own).ask(document(t.THOUGHTS))
     assert asked.text.endswith("Hello.<|end|>\n<|user|>\nMore<|end|>\n<|assistant|>\n")

@@ -75,7 +75,7 @@ def test_a_pretrained_model_may_have_other_padding_than_the_teacher(
 ) -> None:
     make_model("llama", rows, seed=4).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    steps = {"train": {"weight_decay": 0.0}}
+    steps: dict[str, Any] = {"train": {"weight_decay": 0.0}}
     train_student(student_job(tmp_path / "out", model=str(tmp_path / "base"), **steps), store)
     old, new = load_file(tmp_path / "base" / "model.safetensors"), saved(tmp_path / "out")
     assert new["lm_head.weight"].shape == (rows, 32)

@@ -1,4 +1,4 @@
-"""What of a document is learned decodes to exactly what was meant to be learned."""
+"""The learned tokens of a document decode to exactly the text to learn."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from coldstill.stages.config import CorpusConfig
 from coldstill.stages.corpus.tokenize_documents import DocumentTokenizer
 from coldstill.stages.models.loading import load_tokenizer
 from conftest import sentences
+from tokenizers.normalizers import Strip
+from tokenizers.processors import TemplateProcessing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +61,7 @@ def test_plain_text_is_learned_whole_with_its_end(own: Any) -> None:
 @pytest.mark.parametrize(
     ("separator", "end"), [(None, END), ("", ""), ("\n\n", "\n\n"), ("§", "§")]
 )
-def test_the_separator_is_the_tokenizers_own_or_another_or_none(
+def test_the_separator_is_the_end_of_text_or_as_configured(
     separator: str | None, end: str, own: Any
 ) -> None:
     assert own.decode(DocumentTokenizer(own, configured(separator)).separator) == end
@@ -68,17 +70,8 @@ def test_the_separator_is_the_tokenizers_own_or_another_or_none(
     assert len(one.tokens_T) == len(one.learned_T)
 
 
-def test_a_separator_that_stands_there_already_is_not_put_twice(own: Any) -> None:
-    (one,) = tokenize(own, [Document(where="a", text="to learn" + END)])
-    assert whole(own, one) == "to learn" + END
-    (one,) = tokenize(own, [Document(where="a", text="to learn\n\n")], "\n\n")
-    assert whole(own, one) == "to learn\n\n"
-
-
 @pytest.mark.parametrize("prompt", ["", "every student"])
-def test_a_tokenizer_without_an_end_needs_to_be_told_what_stands_after_a_text(
-    prompt: str, own: Any
-) -> None:
+def test_a_tokenizer_without_an_end_needs_a_separator(prompt: str, own: Any) -> None:
     own.eos_token, own.chat_template = None, TEMPLATE
     document = Document(where="a.jsonl:3", prompt=prompt, text="as it likes")
     with pytest.raises(ColdstillError) as error:
@@ -94,26 +87,27 @@ def test_a_tokenizer_without_an_end_needs_to_be_told_what_stands_after_a_text(
     assert whole(own, chat).endswith(f"listens{END}")
 
 
+def test_an_end_that_the_text_or_the_tokenizer_already_has_is_not_added_twice(own: Any) -> None:
+    (one,) = tokenize(own, [Document(where="a", text="to learn" + END)])
+    assert whole(own, one) == "to learn" + END
+    (one,) = tokenize(own, [Document(where="a", text="to learn\n\n")], "\n\n")
+    assert whole(own, one) == "to learn\n\n"
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, own.eos_token_id)]
+    )
+    (one,) = tokenize(own, [Document(where="a", prompt="to learn ", text="it likes")])
+    assert whole(own, one) == f"to learn it likes{END}"
+    assert learned(own, one).endswith(END)
+
+
 def test_a_separator_without_tokens_is_refused(own: Any) -> None:
-    class Mute:
-        """Encodes everything to nothing."""
-
-        ids: tuple[int, ...] = ()
-
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_, **__: self
-
-    class Tokenizer:
-        backend_tokenizer = Mute()
-
-    with pytest.raises(ColdstillError, match=r"^corpus\.separator: .* no tokens for '§'$"):
-        DocumentTokenizer(Tokenizer(), configured("§"))
+    own.backend_tokenizer.normalizer = Strip()
+    with pytest.raises(ColdstillError, match=r"^corpus\.separator: .* no tokens for ' '$"):
+        DocumentTokenizer(own, configured(" "))
 
 
 @pytest.mark.parametrize("completion", [" for as long", "élan ✓ vital"])
-def test_of_a_prompt_with_completion_only_the_completion_is_learned(
-    completion: str, own: Any
-) -> None:
+def test_only_the_completion_of_a_pair_is_learned(completion: str, own: Any) -> None:
     document = Document(where="a", prompt="every student listens", text=completion)
     (one,) = tokenize(own, [document])
     assert whole(own, one) == "every student listens" + completion + END
@@ -121,8 +115,8 @@ def test_of_a_prompt_with_completion_only_the_completion_is_learned(
     assert not one.learned_T.all()
 
 
-def test_a_token_that_covers_both_sides_of_the_border_is_learned(own: Any) -> None:
-    """The merge reaches into the prompt: leaving it out would leave out text to be learned."""
+def test_a_token_with_characters_of_prompt_and_completion_is_learned(own: Any) -> None:
+    """Without this token a part of the completion would not be learned."""
     (one,) = tokenize(own, [Document(where="a", prompt="the teac", text="her speaks")])
     covering = learned(own, one)
     assert covering.endswith("her speaks" + END)
@@ -130,30 +124,28 @@ def test_a_token_that_covers_both_sides_of_the_border_is_learned(own: Any) -> No
     assert not one.learned_T[0]
 
 
-def test_of_a_chat_only_what_the_assistant_says_is_learned(own: Any) -> None:
-    own.chat_template = TEMPLATE
-    (one,) = tokenize(own, [Document(where="a", messages=CHAT)])
-    said = "".join(f"<{m['role']}>{m['content']}{END}" for m in CHAT)
-    assert whole(own, one) == said  # and no separator on top of the template's own
-    assert learned(own, one) == f"once and for all ✓{END}listens{END}"
-
-
-def test_chats_and_texts_of_one_batch_keep_their_order(own: Any) -> None:
+def test_a_batch_of_chats_pairs_and_texts_keeps_its_order(own: Any) -> None:
+    chat = Document(where="c", messages=CHAT)
+    with pytest.raises(ColdstillError, match=r"^c: a chat, but the tokenizer has no chat template"):
+        tokenize(own, [chat])
     own.chat_template = TEMPLATE
     documents = [
         Document(where="a", text="every student"),
         Document(where="b", messages=CHAT[1:3]),
-        Document(where="c", prompt="as", text=" long"),
-        Document(where="d", messages=CHAT[3:]),
+        Document(where="d", prompt="as", text=" long"),
+        chat,
     ]
     found = tokenize(own, documents, "\n")
+    answers = f"once and for all ✓{END}"
     assert [learned(own, one) for one in found] == [
-        "every student\n", f"once and for all ✓{END}", " long\n", f"listens{END}",
+        "every student\n", answers, " long\n", f"{answers}listens{END}",
     ]  # fmt: skip
     assert [one.index for one in found] == [0, 1, 2, 3]
+    text = "".join(f"<{m['role']}>{m['content']}{END}" for m in CHAT)
+    assert whole(own, found[3]) == text  # without a separator after the template's end
 
 
-def test_a_batch_says_what_single_documents_say(own: Any) -> None:
+def test_a_batch_equals_single_documents(own: Any) -> None:
     documents = [Document(where="a", text=text) for text in sentences(20)]
     together = tokenize(own, documents)
     for i, document in enumerate(documents):
@@ -161,36 +153,23 @@ def test_a_batch_says_what_single_documents_say(own: Any) -> None:
         np.testing.assert_array_equal(alone.tokens_T, together[i].tokens_T)
 
 
-def test_a_template_that_writes_no_prompt_to_answer_is_understood(own: Any) -> None:
-    own.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
-    (one,) = tokenize(own, [Document(where="a", messages=CHAT[1:3])])
-    assert learned(own, one).endswith("once and for all ✓\n")
-    assert "the teacher speaks" not in learned(own, one)
-
-
-def test_a_token_that_begins_in_a_header_is_learned_with_the_text_in_it_only(own: Any) -> None:
+def test_a_token_that_begins_in_a_header_is_learned_only_with_visible_text(own: Any) -> None:
     own.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-    said = {"role": "assistant", "content": "once and for all"}
-    (one,) = tokenize(own, [Document(where="a", messages=(CHAT[1], said))])
+    answer = {"role": "assistant", "content": "once and for all"}
+    (one,) = tokenize(own, [Document(where="a", messages=(CHAT[1], answer))])
     assert learned(own, one) == " once and for all\n"  # this tokenizer joins a space and a word
-    # a token of white space that begins in the header is the header's
+    # a token of white space that begins in the header belongs to the header
     own.add_tokens(["\n\n"])
     own.chat_template = (
         "{% for m in messages %}{{ m.role }}\n{{ m.content }}" + END + "{% endfor %}"
     )
-    said = {"role": "assistant", "content": "\nonce"}
-    (one,) = tokenize(own, [Document(where="a", messages=(CHAT[1], said))])
+    answer = {"role": "assistant", "content": "\nonce"}
+    (one,) = tokenize(own, [Document(where="a", messages=(CHAT[1], answer))])
     assert "assistant\n\nonce" in whole(own, one)
     assert learned(own, one) == f"once{END}"
 
 
-def test_white_space_behind_the_end_of_a_turn_is_not_learned(own: Any) -> None:
-    own.chat_template = TEMPLATE.replace(END, END + "\n")
-    (one,) = tokenize(own, [Document(where="a", messages=CHAT)])
-    assert learned(own, one) == f"once and for all ✓{END}listens{END}"
-
-
-def test_prompts_and_completions_become_a_chat_where_asked(own: Any) -> None:
+def test_pairs_become_chats_if_configured(own: Any) -> None:
     own.chat_template = TEMPLATE
     document = Document(where="a", prompt="every student", text="listens")
     plain = DocumentTokenizer(own, configured())
@@ -201,7 +180,7 @@ def test_prompts_and_completions_become_a_chat_where_asked(own: Any) -> None:
     (_, one), (_, text) = chats([document, Document(where="b", text="listens")], 0)
     assert whole(own, one) == f"<user>every student{END}<assistant>listens{END}"
     assert learned(own, one) == f"listens{END}"
-    assert whole(own, text) == f"listens{END}"  # a text is no answer
+    assert whole(own, text) == f"listens{END}"  # a plain text stays a text
     assert +chats.counts == {"templated_pairs": 1}
     own.chat_template = None
     assert +DocumentTokenizer(own, configured()).counts == {}
@@ -209,61 +188,7 @@ def test_prompts_and_completions_become_a_chat_where_asked(own: Any) -> None:
         chats([document], 0)
 
 
-def refused(tokenizer: Any, messages: tuple[dict[str, Any], ...]) -> str:
-    with pytest.raises(ColdstillError) as error:
-        tokenize(tokenizer, [Document(where="chats.jsonl:12", messages=messages)])
-    assert "\n" not in str(error.value)
-    assert str(error.value).startswith("chats.jsonl:12: ")
-    assert isinstance(error.value, BadRowError) is bool(tokenizer.chat_template)
-    return str(error.value)
-
-
-def test_a_chat_without_a_template_is_refused_with_its_place(own: Any) -> None:
-    assert own.chat_template is None
-    assert "the tokenizer has no chat template" in refused(own, CHAT)
-
-
-def test_a_template_that_raises_is_quoted_with_the_chats_place(own: Any) -> None:
-    own.chat_template = "{{ raise_exception('roles must\nalternate') }}"
-    assert refused(own, CHAT) == (
-        "chats.jsonl:12: the chat template cannot render this chat: roles must; repair it, or skip "
-        'such rows with corpus.bad_rows = "skip"'
-    )
-    own.chat_template = "{% for m in messages %}{{ m['content'] + 3 }}{% endfor %}"
-    assert "cannot render this chat: " in refused(own, CHAT)
-
-
-def test_a_template_that_drops_earlier_messages_is_refused(own: Any) -> None:
-    own.chat_template = (
-        "{% for m in messages[-2:] %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
-    )
-    assert "does not write the content of message 1 (user)" in refused(own, CHAT[1:])
-
-
-def test_a_template_that_drops_earlier_thoughts_is_understood(own: Any) -> None:
-    """Reasoning models' templates write only the last answer with its (here empty) thoughts."""
-    own.chat_template = (
-        "{% for m in messages %}<{{ m['role'] }}>"
-        "{% if loop.last and m['role'] == 'assistant' %}[thoughts]{% endif %}"
-        "{{ m['content'] }}" + END + "{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    (found,) = tokenize(own, [Document(where="a", messages=CHAT)])
-    assert learned(own, found) == f"once and for all ✓{END}[thoughts]listens{END}"
-
-
-def test_an_end_that_the_tokenizer_puts_itself_is_learned(own: Any) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    own.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, own.eos_token_id)]
-    )
-    (found,) = tokenize(own, [Document(where="a", prompt="to learn ", text="it likes")])
-    assert whole(own, found) == f"to learn it likes{END}"
-    assert learned(own, found).endswith(END)
-
-
-def test_bad_rows_are_left_out_one_by_one_and_the_others_numbered_without_gaps(own: Any) -> None:
+def test_bad_rows_are_skipped_and_the_others_numbered_without_gaps(own: Any) -> None:
     own.chat_template = "{{ raise_exception('no tools') if messages[0].role == 'tool' }}" + TEMPLATE
     documents = [
         Document(where="a:1", text="every student"),
@@ -285,15 +210,15 @@ def test_bad_rows_are_left_out_one_by_one_and_the_others_numbered_without_gaps(o
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_an_answer_needs_its_prompt_before_it_in_the_first_piece(chat: bool, own: Any) -> None:
+def test_an_answer_must_begin_in_the_first_piece(chat: bool, own: Any) -> None:
     own.chat_template = TEMPLATE
     document = Document(where="a:4", prompt="every student ", text="listens for long")
     if chat:
         document = Document(where="a:4", messages=CHAT)
     (one,) = tokenize(own, [document])
-    before = int(np.argmax(one.learned_T))  # ids that are read and not learned
+    before = int(np.argmax(one.learned_T))  # ids of the prompt
     assert 1 < before < len(one.tokens_T) - 2
-    # room for one token of the answer is enough: what follows is cut as in any document
+    # room for one token of the answer is enough; the rest is cut as in any document
     for length in (len(one.tokens_T) + 1, before + 1):
         ((_, kept),) = DocumentTokenizer(own, configured(length=length))([document], 0)
         np.testing.assert_array_equal(kept.tokens_T, one.tokens_T)

@@ -1,4 +1,4 @@
-"""A tokenizer from the corpus, which never saw what is held out."""
+"""A tokenizer is trained on the training split of the corpus."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from coldstill.data.corpus import Document, is_held_out
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig, TokenizerConfig
 from coldstill.stages.corpus.train_tokenizer import END_OF_TEXT, train_tokenizer
@@ -25,7 +26,7 @@ def trained(folder: Path, vocabulary: int, texts: list[str], holdout: float = 0.
     return train_tokenizer(folder / "out", TokenizerConfig(vocabulary=vocabulary), corpus, folder)
 
 
-def test_any_text_goes_through_and_comes_back(tmp_path: Path) -> None:
+def test_any_text_is_encoded_and_decoded_unchanged(tmp_path: Path) -> None:
     tokenizer = trained(tmp_path / "a", 300, sentences(40))
     assert vocabulary_size(tokenizer) == 300
     assert tokenizer.eos_token == END_OF_TEXT
@@ -35,14 +36,10 @@ def test_any_text_goes_through_and_comes_back(tmp_path: Path) -> None:
         assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-def test_held_out_texts_teach_it_nothing(tmp_path: Path) -> None:
+def test_held_out_texts_do_not_affect_the_tokenizer(tmp_path: Path) -> None:
     texts = [f"{text} {'zyxw' * 9}" for text in sentences(40)]
     everything = trained(tmp_path / "a", 300, texts, holdout=1e-9)
-    nothing_of_it = trained(tmp_path / "b", 300, sentences(40), holdout=1e-9)
     assert any("zyxw" in token for token in everything.get_vocab())
-    assert not any("zyxw" in token for token in nothing_of_it.get_vocab())
-    from coldstill.data.corpus import Document, is_held_out
-
     held = [t for t in texts if is_held_out(Document(where="", text=t).digest(), 0.3)]
     plain = [t for t in sentences(40) if not is_held_out(Document(where="", text=t).digest(), 0.3)]
     assert held
@@ -50,7 +47,7 @@ def test_held_out_texts_teach_it_nothing(tmp_path: Path) -> None:
     assert not any("zyxw" in token for token in without.get_vocab())
 
 
-def test_a_corpus_too_small_for_so_many_tokens_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ColdstillError, match=r"gives only \d+ tokens, asked for 5000; ask for no"):
+def test_a_corpus_too_small_for_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ColdstillError, match=r"gives only \d+ tokens, expected 5000; set it to "):
         trained(tmp_path / "a", 5000, sentences(5), holdout=1e-9)
     assert not (tmp_path / "a" / "out").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ....data.errors import ColdstillError
@@ -78,35 +78,21 @@ class Anatomy:
         axes = self.axes(name)
         if axes is None:
             return shape
-        return tuple(
-            length if axis == "free" else self._length(axis, sizes)
-            for axis, length in zip(axes, shape, strict=True)
-        )
-
-    def _length(self, axis: Axis, sizes: Sizes) -> int:
-        match axis:
-            case "hidden":
-                return sizes.hidden
-            case "feed_forward":
-                return sizes.feed_forward
-            case "key":
-                return sizes.kv_heads * self.head_width
-            case "query":
-                return sizes.heads * self.head_width
-            case _:
-                return 3 * sizes.heads * self.head_width
+        queries = sizes.heads * self.head_width
+        lengths: dict[Axis, int] = {
+            "hidden": sizes.hidden,
+            "feed_forward": sizes.feed_forward,
+            "key": sizes.kv_heads * self.head_width,
+            "query": queries,
+            "three": 3 * queries,
+            "three_by_head": 3 * queries,
+        }
+        return tuple(lengths.get(axis, own) for axis, own in zip(axes, shape, strict=True))
 
     def settings(self, sizes: Sizes) -> dict[str, int]:
         """The sizes under the names of the model's configuration."""
-        values = {
-            "layers": sizes.layers,
-            "hidden": sizes.hidden,
-            "feed_forward": sizes.feed_forward,
-            "heads": sizes.heads,
-            "kv_heads": sizes.kv_heads,
-            # most families would set it to hidden / heads
-            "head_width": self.head_width,
-        }
+        # most families would set the width of a head to hidden / heads
+        values = asdict(sizes) | {"head_width": self.head_width}
         return {key: values[name] for name, key in self.layout.keys.items()}
 
 

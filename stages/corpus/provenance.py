@@ -1,4 +1,4 @@
-"""What a prepared corpus was made from, and what of that is different now."""
+"""The settings and sources of a prepared corpus, and how they differ from the current ones."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from ..config import CorpusConfig
 
 _FORMERLY = {"as_chat": False}
-"""What corpora were prepared with before there was this key."""
+"""Values of keys that older records lack."""
 
 _CLOCK_NS = 2_000_000_000
-"""The coarsest clock of a file system: two changes within it may bear the same time."""
+"""Resolution of the coarsest file system clock: changes within it may have the same time."""
 
 
 def corpus_settings(config: CorpusConfig, tokenizer: Any) -> dict[str, Any]:
-    """What decides how a corpus is read, as its record keeps it."""
+    """The settings that decide how a corpus is read, as its record stores them."""
     settings = asdict(config)
     settings["files"] = list(config.files)
     settings["tokenizer"] = tokenizer_identity(tokenizer).fingerprint
@@ -37,25 +37,27 @@ def corpus_settings(config: CorpusConfig, tokenizer: Any) -> dict[str, Any]:
 
 
 def source_listing(sources: Sequence[Source]) -> list[list[Any]]:
-    """Each source's name, bytes, time of change and SHA-256; the last is empty for what only a
-    hub has."""
+    """Name, bytes, time of change and SHA-256 of each source (empty for a data set on a hub)."""
     return [[s.name, s.bytes, _changed_ns(s), _digest(s)] for s in sources]
 
 
 def expect_unchanged(sources: Sequence[Source], config: CorpusConfig, base: Path) -> None:
-    """Raise ColdstillError if a source is no longer what it was when it was listed: then nobody
-    knows which of both was read."""
+    """Check that no source was changed while it was read.
+
+    Raises
+        ColdstillError: a source differs from its listing, so it is unknown which version was read
+    """
     now = {source.name: source for source in list_sources(config.files, base)}
     for source in sources:
         if now.get(source.name) != source:
             raise ColdstillError(
-                f"{source.name}: was changed while the corpus was read; run the command again once "
-                "nobody writes to it"
+                f"{source.name}: was changed while the corpus was read; run the command again when "
+                "nothing writes to it"
             )
 
 
 def _changed_ns(source: Source) -> int:
-    # whoever sets the time of a change back is found out by the time at which that was done
+    # `changed_ns` cannot be set back, so it shows that `modified_ns` was
     return max(source.modified_ns, source.changed_ns)
 
 
@@ -72,13 +74,12 @@ def difference_in_corpus(
     prompts: bool = False,
     written_ns: int = 0,
 ) -> str | None:
-    """What preparing the corpus again would do differently, or None.
+    """The first difference that preparing the corpus again would make; None if there is none.
 
-    Sources are compared by name, size and time of change; the content of one is read again only
-    where its size has stayed and its time has not, or may only seem to have.
+    Sources are compared by name, size and time of change. The content is read again only if the
+    size is the same and the time differs, or is too close to `written_ns` to be trusted.
 
-    written_ns  when the record was written: the time of a file that was changed just before tells
-                nothing of a change just after
+    written_ns  time at which the record was written
     """
     if record.prompts != prompts:
         if prompts:
@@ -87,12 +88,12 @@ def difference_in_corpus(
     now = corpus_settings(config, tokenizer)
     for key, value in now.items():
         before = record.settings.get(key, _FORMERLY.get(key))
-        if key == "columns" and isinstance(before, dict):  # which may lack the newest of its keys
+        if key == "columns" and isinstance(before, dict):  # older records lack newer columns
             before = {**asdict(Columns()), **before}
         if before == value or (key == "bad_rows" and not record.skipped):
             continue
-        if key in ("tokenizer", "chat_template"):  # known by their digests
-            return f"the {key.replace('_', ' ')} is another"
+        if key in ("tokenizer", "chat_template"):  # only their digests are known
+            return f"the {key.replace('_', ' ')} has changed"
         return f"corpus.{key} was {before!r}, is {value!r}"
     old = {str(name): rest for name, *rest in record.sources}
     new = {source.name: source for source in list_sources(config.files, base)}
@@ -107,15 +108,14 @@ def difference_in_corpus(
 
 
 def outdated_labels(record: CorpusRecord, tokenizer: Any) -> str | None:
-    """What is wrong with the labels of a corpus that version 0.1.0 prepared from chats, as a
-    sentence; None if nothing is.
+    """The fault of the labels of chats that version 0.1.0 prepared; None if there is none.
 
     That version learned the white space after each answer, and sometimes a header.
     """
     is_older = "as_chat" not in record.settings
     if not is_older or record.prompts or not tokenizer.chat_template:
         return None
-    # of a plain text every token is learned but the first one of each piece
+    # in a plain text every token except the first of each piece is learned
     partly = any(
         split.positions < split.tokens - split.documents - split.sequences
         for split in record.splits.values()
@@ -124,7 +124,7 @@ def outdated_labels(record: CorpusRecord, tokenizer: Any) -> str | None:
         return None
     return (
         "prepared by an older version, which learned the white space after each answer of a chat "
-        "and sometimes a header; give the run another name to prepare the corpus anew"
+        "and sometimes a header; give the run another name to prepare the corpus again"
     )
 
 
@@ -133,5 +133,5 @@ def _has_changed(source: Source, before: list[Any], written_ns: int) -> bool:
     settled = changed_ns < written_ns - _CLOCK_NS
     if settled and (source.bytes, _changed_ns(source)) == (size, changed_ns):
         return False
-    # a copy or a checkout touches files without changing them
+    # copies and checkouts change the time without changing the content
     return bool(source.bytes != size or _digest(source) != digest)

@@ -1,0 +1,67 @@
+"""Facts about the model families of transformers, by name. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+UNPACKED = frozenset(
+    {
+        "bailing_hybrid", "bamba", "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small",
+        "bloom", "camembert", "data2vec-text", "falcon_h1", "falcon_mamba", "granitemoehybrid",
+        "jamba", "lara_mini", "mamba", "marian", "mbart", "minimax", "mvp", "olmo_hybrid",
+        "openai-gpt", "pegasus", "plbart", "prophetnet", "qwen3_5_moe_text", "qwen3_5_text",
+        "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "roberta", "roberta-prelayernorm",
+        "rwkv", "trocr", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlstm", "xmod",
+    }
+)  # fmt: skip
+"""Families that cannot isolate documents of one sequence: recurrent ones, and ones that count
+positions differently. The list warns before a teacher packs a store that no such student could
+use; training itself tests the model (`isolation_choice.py`)."""
+
+SIZE_NAMES: dict[str, tuple[str, ...]] = {
+    "layers": (
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
+        "num_decoder_layers",
+    ),
+    # the last three are widths of the embedding, which some families choose separately
+    "hidden": (
+        "hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "embedding_size",
+        "input_embedding_size",
+    ),
+    "heads": (
+        "num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads",
+        "decoder_attention_heads", "num_decoder_attention_heads", "swa_num_attention_heads",
+    ),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"),
+    # a mixture of experts has widths of its dense layers, each expert and the shared expert
+    "feed_forward": (
+        "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "decoder_ffn_dim", "dim_ff",
+        "dff", "d_inner", "moe_intermediate_size", "expert_ffn_hidden_size",
+        "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size",
+        "shared_experts_intermediate_size", "shared_intermediate_size", "intermediate_size_mlp",
+        "dense_intermediate_size",
+    ),
+    "context": (
+        "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length",
+        "model_max_length",
+    ),
+    "tied": ("tie_word_embeddings",),
+}  # fmt: skip
+"""Key of a recipe -> names of that setting in `config.json`, the most common name first."""
+
+
+def size_in(config: Mapping[str, Any], key: str) -> int:
+    """A size in the content of `config.json`; 0 if it is not set.
+
+    A list has one number per layer: the largest counts.
+    """
+    for name in SIZE_NAMES[key]:
+        value = config.get(name)
+        if isinstance(value, list):
+            value = max((one for one in value if isinstance(one, int)), default=0)
+        if value and not isinstance(value, bool | str | dict):
+            return int(value)
+    return 0
