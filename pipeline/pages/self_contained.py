@@ -20,11 +20,14 @@ from ...data.errors import ColdstillError
 from ...data.files import whole_file
 from .plots.drawing import STYLE
 from .plots.looks import colour, dashes, mark
-from .text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""Characters that neither HTML nor a UTF-8 file can hold."""
+_MANY = 4
+"""Line ends in a row from which on they are counted instead of shown."""
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -71,11 +74,23 @@ def expect_file(path: Path) -> None:
         raise ColdstillError(f"{path}: a folder; name the file that the page is to be")
 
 
+def printable(text: str) -> str:
+    """The text with a replacement character for each one that a page cannot hold."""
+    return _UNSEEN.sub("\ufffd", text)
+
+
 def named(sentence: str) -> Markup:
     """A sentence whose names in backquotes are bold."""
     pieces = re.split(r"`([^`]*)`", printable(sentence))
     bold = Markup("<b>{}</b>")
     return Markup("").join(bold.format(piece) if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def prose(text: str) -> Markup:
+    """Text with its own line ends, but many of them in a row as a number."""
+    pieces = re.split(rf"(\n{{{_MANY},}})", printable(text))
+    ends = Markup("<i> {} line ends </i>")
+    return Markup("").join(ends.format(len(p)) if i % 2 else p for i, p in enumerate(pieces))
 
 
 @functools.cache
@@ -89,7 +104,7 @@ def _environment() -> Environment:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.globals |= {"colour": colour, "dashes": dashes, "mark": mark}
-    environment.filters["named"] = named
+    environment.filters |= {"named": named, "prose": prose}
     return environment
 
 

@@ -1,4 +1,4 @@
-"""Exports in the comparison: beside their student, and held to it."""
+"""Exports in the comparison: their rows and figures beside those of their student."""
 
 from __future__ import annotations
 
@@ -18,15 +18,8 @@ if TYPE_CHECKING:
 pytest_plugins = ("desk",)
 
 QUALITY = (
-    "loss",
-    "perplexity",
-    "bits_per_byte",
-    "kl",
-    "agreement",
-    "accuracy",
-    "acceptance",
-    "ece",
-)
+    "loss", "perplexity", "bits_per_byte", "kl", "agreement", "accuracy", "acceptance", "ece",
+)  # fmt: skip
 
 
 def record(desk: Desk, student: str = "small") -> Path:
@@ -69,12 +62,12 @@ def test_the_same_weights_have_the_same_figures(exported: Desk) -> None:
     assert "2 students" in page
 
 
-def test_figures_are_the_students_and_what_the_sample_differs_by(exported: Desk) -> None:
+def test_figures_are_the_students_plus_the_difference_on_the_sample(exported: Desk) -> None:
     own = exported.json("students", "small", "evaluation.json")
     saved = json.loads(record(exported).read_text(encoding="utf-8"))
     ours, theirs = saved["sample"]["student"], saved["sample"]["export"]
     for key in ("loss", "kl", "agreement", "accuracy", "acceptance", "ece"):
-        ours[key] = 0.25  # whatever the sample is like
+        ours[key] = 0.25
         theirs[key] = 0.25 - 0.5**7
     theirs["positions"] = 321
     record(exported).write_text(json.dumps(saved), encoding="utf-8")
@@ -91,39 +84,33 @@ def test_figures_are_the_students_and_what_the_sample_differs_by(exported: Desk)
     assert (row["agreement"], row["kl"]) == (1.0, 0.0)
 
 
-def test_an_export_of_weights_that_are_gone_has_no_row_and_is_told_of(exported: Desk) -> None:
-    path = exported.run / "students" / "small" / "evaluation.json"
-    own = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**own, "weights": "0" * 64}), encoding="utf-8")
-    result = exported.done("compare", "r.toml", "--json")
-    rows = json.loads(result.stdout)
-    assert [row["role"] for row in rows] == ["teacher", "student", "student"]
-    assert next(row for row in rows if row["name"] == "small")["stale_exports"] == ["hf"]
-    assert (
-        "small: its export hf is of other weights than its figures, so it is left out"
-        in result.stderr
-    )
-
-
-def test_half_written_exports_and_what_else_lies_there_have_no_row(exported: Desk) -> None:
+def test_stale_and_unfinished_exports_have_no_row(exported: Desk) -> None:
     folder = record(exported).parent
     for name in (".unfinished-deadbeef-hf", "mine"):
         other = folder.parent / name
         other.mkdir()
         (other / "export.json").write_bytes(record(exported).read_bytes())
+    path = exported.run / "students" / "small" / "evaluation.json"
+    own = json.loads(path.read_text(encoding="utf-8"))
     assert sum(row["role"] == "export" for row in compared(exported)) == 1
+    path.write_text(json.dumps({**own, "weights": "0" * 64}), encoding="utf-8")
+    result = exported.done("compare", "r.toml", "--json")
+    rows = json.loads(result.stdout)
+    assert [row["role"] for row in rows] == ["teacher", "student", "student"]
+    assert next(row for row in rows if row["name"] == "small")["stale_exports"] == ["hf"]
+    warning = "small: its export hf was made from other weights than its figures, so it is left out"
+    assert warning in result.stderr
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "no JSON"])
-def test_a_damaged_record_is_named(exported: Desk, content: str) -> None:
-    saved = json.loads(record(exported).read_text(encoding="utf-8"))
-    text = json.dumps({"student": saved["student"]}) if content == "{}" else content
-    record(exported).write_text(text, encoding="utf-8")
-    line = exported.refused("compare", "r.toml")
-    assert "students/small/exports/hf/export.json: " in line
+def test_a_damaged_record_is_named(exported: Desk) -> None:
+    student = json.loads(record(exported).read_text(encoding="utf-8"))["student"]
+    for text in ("[]", json.dumps({"student": student}), "no JSON"):
+        record(exported).write_text(text, encoding="utf-8")
+        line = exported.refused("compare", "r.toml")
+        assert "students/small/exports/hf/export.json: damaged; delete its folder" in line
 
 
-def test_a_student_is_measured_before_it_leaves(finished: Desk) -> None:
+def test_a_student_is_evaluated_before_its_export(finished: Desk) -> None:
     path = finished.run / "students" / "small" / "evaluation.json"
     path.unlink()
     result = finished.done("export", "r.toml", "small", "--to", "hf")
@@ -133,22 +120,20 @@ def test_a_student_is_measured_before_it_leaves(finished: Desk) -> None:
     assert f"{loss:.4f}" in page
 
 
-def test_figures_of_other_weights_are_measured_anew_and_told_by_their_time(
-    finished: Desk,
-) -> None:
+def test_figures_of_other_weights_are_measured_again(finished: Desk) -> None:
     assert "already done" in finished.done("evaluate", "r.toml", "--student", "small").stderr
     students = finished.run / "students"
     weights = students / "small" / "model" / "model.safetensors"
     now = (students / "small" / "evaluation.json").stat().st_mtime_ns
     os.utime(weights, ns=(now + 1, now + 1))
-    said = "small: its figures are older than its weights; run coldstill evaluate"
-    assert said in finished.done("compare", "r.toml").stderr
-    # the same weights have the same figures, whatever a file's time says
+    warning = "small: its figures are older than its weights; run coldstill evaluate"
+    assert warning in finished.done("compare", "r.toml").stderr
+    # the same weights keep their figures, also if a file's time is newer
     assert "already done" in finished.done("evaluate", "r.toml", "--student", "small").stderr
-    assert said not in finished.done("compare", "r.toml").stderr
-    # and other weights others, though their file is old
+    assert warning not in finished.done("compare", "r.toml").stderr
+    # other weights are measured again, also if their file is old
     shutil.copy2(students / "baseline" / "model" / "model.safetensors", weights)
-    assert said not in finished.done("compare", "r.toml").stderr
+    assert warning not in finished.done("compare", "r.toml").stderr
     finished.done("export", "r.toml", "small", "--to", "hf")
     small, baseline = (
         finished.json("students", name, "evaluation.json") for name in ("small", "baseline")
@@ -159,7 +144,7 @@ def test_figures_of_other_weights_are_measured_anew_and_told_by_their_time(
     assert [row["role"] for row in compared(finished)].count("export") == 1
 
 
-def test_figures_that_cannot_be_read_are_measured_anew(finished: Desk) -> None:
+def test_damaged_figures_are_measured_again(finished: Desk) -> None:
     path = finished.run / "students" / "small" / "evaluation.json"
     before = json.loads(path.read_text(encoding="utf-8"))
     path.write_text("", encoding="utf-8")
@@ -167,7 +152,7 @@ def test_figures_that_cannot_be_read_are_measured_anew(finished: Desk) -> None:
     assert json.loads(path.read_text(encoding="utf-8"))["loss"] == before["loss"]
 
 
-def test_everybody_may_read_what_leaves(exported: Desk) -> None:
+def test_exported_files_have_the_usual_permissions(exported: Desk) -> None:
     files = [path for path in record(exported).parent.rglob("*") if path.is_file()]
     files += (exported.run / "students" / "small" / "model").iterdir()
     usual = (exported.run / "env.json").stat().st_mode

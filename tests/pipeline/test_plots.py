@@ -110,7 +110,7 @@ def test_points_are_drawn_where_their_values_are() -> None:
     tree = drawing(one, x=axis, y=axis, named=False, width=300, height=200)
     low, top, right = (place(mark) for mark in marks_of(tree).values())
     assert low == (0.0, 130.0)  # the height without the axes' texts
-    assert top == (pytest.approx(right[0] / 2), 0.0)
+    assert top == pytest.approx((right[0] / 2, 0.0))
     assert right[1] == pytest.approx(65.0)
 
 

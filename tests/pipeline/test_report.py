@@ -1,4 +1,4 @@
-"""`coldstill report`: the facts it gathers, what it keeps, and what it does without."""
+"""`coldstill report`: its facts, the continuations it keeps, and missing records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest_plugins = ("desk",)
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The folders that models are loaded from, as it happens."""
+    """The folders that models are loaded from, in order."""
     names: list[str] = []
     own = loading.load_model
 
@@ -41,10 +41,10 @@ def facts_of(desk: Desk, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def test_it_writes_a_page_and_says_the_result(finished: Desk) -> None:
+def test_the_page_the_result_and_the_facts_come_from_the_records(finished: Desk) -> None:
     result = finished.done("report", "r.toml")
-    said = ["report: page: runs/r/report/index.html; open it in a browser"]
-    assert sentences(result.stderr) == said
+    note = ["report: page: runs/r/report/index.html; open it in a browser"]
+    assert sentences(result.stderr) == note
     assert result.stdout.count("\n") == 1
     assert result.stdout.startswith("`small` has ")
     page = (finished.run / "report" / "index.html").read_text(encoding="utf-8")
@@ -53,10 +53,6 @@ def test_it_writes_a_page_and_says_the_result(finished: Desk) -> None:
     assert facts["result"] + "\n" == result.stdout
     assert (facts["best"], facts["baseline"]) == ("small", "baseline")
     assert (finished.run / "report" / "index.html").read_text(encoding="utf-8") == page
-
-
-def test_the_facts_are_those_of_the_records(finished: Desk) -> None:
-    facts = facts_of(finished, "--no-continuations")
     store, heldout = (open_store(finished.run / name) for name in ("logits", "heldout"))
     assert facts["teacher"]["fingerprint"] == store.manifest.teacher.fingerprint
     assert facts["teacher"]["origin"] == "teacher, as it is"
@@ -65,26 +61,42 @@ def test_the_facts_are_those_of_the_records(finished: Desk) -> None:
     assert record["bytes"] == sum(commit.bytes for commit in store.commits())
     assert record["full_logits_bytes"] == store.positions * store.manifest.tokenizer.size * 2
     assert sum(record["histograms"]["entropy"]["positions"]) == store.positions
+    assert record["measurements"]["capture_tokens_per_second"] > 0
     assert facts["heldout"] == {"positions": heldout.positions, "head": 16, "tail": 8}
     splits = corpus["splits"].values()
     assert facts["corpus"]["documents"] == sum(split["documents"] for split in splits)
     learned = sum(s["positions"] for s in splits) / sum(s["tokens"] for s in splits)
     assert facts["corpus"]["supervised_share"] == pytest.approx(learned)
-    assert [one["name"] for one in facts["students"]] == [
-        row["name"] for row in facts["models"][1:]
-    ]
-    told = {one["name"]: one for one in facts["students"]}
-    assert told["small"]["origin"] == "new llama, 1 layer of width 32"
-    assert (told["small"]["objective"], told["small"]["listens"]) == ("kl", True)
-    assert (told["baseline"]["objective"], told["baseline"]["listens"]) == ("cross_entropy", False)
-    assert facts["curves"].keys() == told.keys()
-    assert facts["continuations"] is None
+    students = {one["name"]: one for one in facts["students"]}
+    assert list(students) == [row["name"] for row in facts["models"][1:]]
+    assert students["small"]["origin"] == "new llama, 1 layer of width 32"
+    objectives = {name: (one["objective"], one["listens"]) for name, one in students.items()}
+    assert objectives == {"small": ("kl", True), "baseline": ("cross_entropy", False)}
+    assert facts["curves"].keys() == students.keys()
+    written = facts["continuations"]
+    texts = [path.read_text(encoding="utf-8") for path in Path(_texts(finished)).iterdir()]
+    assert (written["seed"], len(written["prompts"]), written["missing"]) == (0, 3, {})
+    for prompt in written["prompts"]:
+        assert "<|endoftext|>" not in prompt["text"] + prompt["next"]
+        whole = (prompt["text"] + prompt["next"]).removesuffix("\u2026")
+        assert any(text.startswith(whole) for text in texts)
+        assert prompt["next"].endswith("\u2026") or whole in texts
+        assert list(prompt["models"]) == ["teacher", "small", "baseline"]
+        assert all(prompt["models"].values())
+    # figures of an older version lack what tells whether a student used a teacher
+    for path in finished.run.glob("students/*/evaluation.json"):
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        del figures["cached_bytes_per_position"]
+        path.write_text(json.dumps(figures), encoding="utf-8")
+    assert facts_of(finished, "--no-continuations")["students"] == facts["students"]
+
+
+def _texts(desk: Desk) -> str:
+    return str(desk.json("recipe.resolved.json")["recipe"]["corpus"]["files"][0])
 
 
 @pytest.mark.parametrize("lost", ["small", "baseline"])
-def test_a_student_that_is_not_evaluated_yet_costs_nothing_but_its_row(
-    finished: Desk, lost: str
-) -> None:
+def test_a_student_that_is_not_evaluated_only_lacks_its_row(finished: Desk, lost: str) -> None:
     (finished.run / "students" / lost / "evaluation.json").unlink()
     facts = facts_of(finished)
     assert lost not in {row["name"] for row in facts["models"]}
@@ -116,25 +128,8 @@ def test_models_write_once_and_again_only_when_something_changes(
     assert len(loaded) == 3
 
 
-def test_continuations_are_of_held_out_text(finished: Desk) -> None:
-    facts = facts_of(finished)["continuations"]
-    texts = [path.read_text(encoding="utf-8") for path in Path(_texts(finished)).iterdir()]
-    assert (facts["seed"], len(facts["prompts"]), facts["missing"]) == (0, 3, {})
-    for prompt in facts["prompts"]:
-        assert "<|endoftext|>" not in prompt["text"] + prompt["next"]
-        whole = (prompt["text"] + prompt["next"]).removesuffix("\u2026")
-        assert any(text.startswith(whole) for text in texts)
-        assert prompt["next"].endswith("\u2026") or whole in texts
-        assert list(prompt["models"]) == ["teacher", "small", "baseline"]
-        assert all(prompt["models"].values())
-
-
-def _texts(desk: Desk) -> str:
-    return str(desk.json("recipe.resolved.json")["recipe"]["corpus"]["files"][0])
-
-
 @pytest.mark.parametrize("damage", ["{", "shorter"])
-def test_damaged_continuations_are_made_anew(finished: Desk, damage: str) -> None:
+def test_damaged_continuations_are_generated_again(finished: Desk, damage: str) -> None:
     path = finished.run / "report" / "continuations.json"
     expected = facts_of(finished)["continuations"]
     if damage == "shorter":
@@ -145,7 +140,7 @@ def test_damaged_continuations_are_made_anew(finished: Desk, damage: str) -> Non
     assert facts_of(finished)["continuations"] == expected
 
 
-def test_without_its_folder_the_teacher_writes_nothing_and_that_is_said(
+def test_without_its_folder_the_teacher_writes_nothing_with_a_note(
     finished: Desk, loaded: list[str]
 ) -> None:
     shutil.rmtree(finished.root / "teacher")
@@ -156,19 +151,15 @@ def test_without_its_folder_the_teacher_writes_nothing_and_that_is_said(
     assert "<bdi>Teacher</bdi>" not in page
 
 
-def test_another_model_in_the_teachers_place_does_not_speak_for_it(finished: Desk) -> None:
+def test_a_replaced_teacher_and_a_damaged_student_write_nothing(finished: Desk) -> None:
     student = finished.run / "students" / "small" / "model"
     shutil.copy(student / "model.safetensors", finished.root / "teacher")
     shutil.copy(student / "config.json", finished.root / "teacher")
-    missing = facts_of(finished)["continuations"]["missing"]
-    assert missing == {"teacher": "what is in its folder by now is another model than was captured"}
-
-
-def test_a_student_whose_weights_are_damaged_writes_nothing(finished: Desk) -> None:
-    path = finished.run / "students" / "small" / "model" / "model.safetensors"
+    path = student / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     missing = facts_of(finished)["continuations"]["missing"]
-    assert list(missing) == ["small"]
+    assert missing.keys() == {"teacher", "small"}
+    assert missing["teacher"] == "its folder holds another model than the one that was captured"
     assert "cannot load" in missing["small"]
 
 
@@ -180,7 +171,7 @@ def test_a_run_without_stores_or_corpus_keeps_its_figures(finished: Desk) -> Non
     assert facts["result"] == whole["result"]
     assert facts["record"] is facts["heldout"] is facts["continuations"] is None
     page = (finished.run / "report" / "index.html").read_text(encoding="utf-8")
-    assert "Not told: " in page
+    assert "Not known: " in page
     assert "Not shown: " in page
     assert page.count("no manifest.json there") == 3
 
@@ -193,21 +184,11 @@ def test_a_damaged_held_out_store_costs_only_the_texts(finished: Desk) -> None:
     assert "damaged" in facts["no_continuations"]
 
 
-def test_without_a_baseline_what_the_teacher_is_worth_is_not_claimed(finished: Desk) -> None:
+def test_without_a_baseline_the_teachers_part_is_not_known(finished: Desk) -> None:
     shutil.rmtree(finished.run / "students" / "baseline")
     facts = facts_of(finished, "--no-continuations")
     assert facts["baseline"] is None
     assert "What the teacher is worth to it is not known" in facts["result"]
-
-
-def test_older_figures_ask_the_objective_itself(finished: Desk) -> None:
-    new = facts_of(finished, "--no-continuations")
-    for path in finished.run.glob("students/*/evaluation.json"):
-        figures = json.loads(path.read_text(encoding="utf-8"))
-        del figures["cached_bytes_per_position"]
-        path.write_text(json.dumps(figures), encoding="utf-8")
-    old = facts_of(finished, "--no-continuations")
-    assert old["students"] == new["students"]
 
 
 def test_nothing_evaluated_is_refused(finished: Desk) -> None:
@@ -224,9 +205,7 @@ def test_nothing_evaluated_is_refused(finished: Desk) -> None:
         (["nowhere"], "error: nowhere: no recipe file, no run folder and no built-in recipe"),
     ],
 )
-def test_what_cannot_be_reported_is_refused(
-    finished: Desk, arguments: list[str], said: str
-) -> None:
+def test_wrong_runs_and_files_are_refused(finished: Desk, arguments: list[str], said: str) -> None:
     assert finished.refused("report", *arguments).startswith(said)
 
 
@@ -236,7 +215,7 @@ def test_the_page_may_go_elsewhere(finished: Desk) -> None:
     assert not (finished.run / "report").exists()
 
 
-def test_the_recipe_is_there_with_what_was_set_beside_it(
+def test_the_commands_make_the_run_again_with_changed_settings(
     finished: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished.root)
@@ -252,28 +231,28 @@ def test_the_recipe_is_there_with_what_was_set_beside_it(
     resolved["recipe"]["students"]["small"]["train"]["learning_rate"] = 0.5
     resolved["recipe"]["students"]["s-2"] = resolved["recipe"]["students"]["small"]
     finished.write("runs/r/recipe.resolved.json", json.dumps(resolved))
-    # of a student that is not trained there is nothing to make again
+    # a student that is not trained is not made again
     root = Path("runs") / "r"
-    assert reproduction(Run(root), [])["students_beside"] == []
+    assert reproduction(Run(root), []).students_beside == []
     (root / "students" / "s-2" / "model").mkdir(parents=True)
     changed = reproduction(Run(root), [])
-    assert changed["settings"] == ["seed=7", "students.small.train.learning_rate=0.5"]
-    assert changed["students_beside"] == ["s-2"]
-    assert " --set seed=7 --set students.small" in changed["commands"][0]
-    # what it says of a student that the recipe does not name is that student
-    words = shlex.split(changed["commands"][1])
+    assert changed.settings == ["seed=7", "students.small.train.learning_rate=0.5"]
+    assert changed.students_beside == ["s-2"]
+    assert " --set seed=7 --set students.small" in changed.commands[0]
+    # the settings of a student that the recipe does not name make the same student
+    words = shlex.split(changed.commands[1])
     assert words[:6] == ["coldstill", "train-student", "runs/r", "--student", "s-2", "--set"]
     fresh = load_recipe("r.toml", tuple(words[6:]), "s-2")
     assert fresh.recipe.students["s-2"] == load_recipe("runs/r").recipe.students["s-2"]
-    # of a folder with another name, and of one elsewhere, the same folder is made again
+    # a folder with another name or place is made again under that name and place
     renamed = Path("else") / "renamed"
     renamed.parent.mkdir()
     root.rename(renamed)
-    again = reproduction(Run(renamed), [])
-    assert again["commands"][0].startswith("coldstill run renamed.toml --runs else --set ")
-    assert 'name="renamed"' in again["settings"]
+    moved = reproduction(Run(renamed), [])
+    assert moved.commands[0].startswith("coldstill run renamed.toml --runs else --set ")
+    assert 'name="renamed"' in (moved.settings or [])
     renamed.rename(root)
     finished.write("runs/r/recipe.toml", "not = toml = at all")
     unknown = reproduction(Run(finished.run), [])
-    assert unknown["settings"] is None
-    assert "with its own record for a recipe" in unknown["commands"][0]
+    assert unknown.settings is None
+    assert "with its own record for a recipe" in unknown.commands[0]

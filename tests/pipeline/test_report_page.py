@@ -1,9 +1,9 @@
-"""The page of a report: what it shows, what it leaves out, and what texts cannot do to it."""
+"""The page of a report: what it shows, what it leaves out, and hostile texts."""
 
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,13 +12,16 @@ from coldstill.pipeline.pages.compare.trade_off import DISK, LATENCY, MEMORY
 from coldstill.pipeline.pages.inspect.tokens import TokenTexts
 from coldstill.pipeline.pages.report.page import page
 from coldstill.pipeline.pages.report.pictures import covered_mass, entropies, trade_offs
-from coldstill.pipeline.results.lineage import origin_in_words
-from compared import FORMATS, Made
-from reported import STUDENTS, record, report_facts
+from coldstill.pipeline.results.lineage import TeacherFacts, origin_in_words
+from compared import FORMATS, Made, row
+from html_tags import Tags
+from reported import record, report_facts
 from tokenizers import Tokenizer, decoders, models
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from coldstill.pipeline.results.facts import ReportFacts
 
 TITLES = [
     "What was distilled from what", "Figures", "What it costs to run",
@@ -29,42 +32,21 @@ TITLES = [
 ]  # fmt: skip
 
 
-class Tags(HTMLParser):
-    """Every tag with its attributes, and whether all are closed; the text besides."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+def with_prompt(facts: ReportFacts, **changes: Any) -> ReportFacts:
+    """The facts with another first prompt."""
+    assert facts.continuations is not None
+    first, *others = facts.continuations.prompts
+    prompts = [replace(first, **changes), *others]
+    return replace(facts, continuations=replace(facts.continuations, prompts=prompts))
 
 
-def parsed(facts: dict[str, Any]) -> Tags:
-    text = page(facts)
-    tags = Tags(text[text.index("<html") :])
-    assert tags.open == []
-    return tags
-
-
-def test_everything_is_there_in_its_order(tmp_path: Path) -> None:
-    facts = report_facts(tmp_path)
-    text = page(facts)
-    assert re.findall(r"<h2>(.*?)</h2>", text) == [title.replace("'", "&#x27;") for title in TITLES]
-    told = parsed(facts).text
-    assert "small has 2.7% of the teacher's parameters, writes 6.1 times as fast and keeps" in told
+def test_every_part_is_there_in_its_order_and_nothing_is_loaded(tmp_path: Path) -> None:
+    text = page(report_facts(tmp_path))
+    assert re.findall(r"<h2>(.*?)</h2>", text) == TITLES
+    tags = Tags(text)
+    tags.expect_self_contained()
     for part in (
+        "small has 2.7% of the teacher's parameters, writes 6.1 times as fast and keeps",
         "f00df00df00d", "bfloat16", "731, 4.7% of them held out", "98.8% of all tokens",
         "16 most probable tokens", "1, 2", "compact, levels 127",
         "new llama, 2 layers of width 128", "bare no teacher", "40 steps",
@@ -73,42 +55,34 @@ def test_everything_is_there_in_its_order(tmp_path: Path) -> None:
         "document 3, sequence 12 of the held-out store",
         "coldstill report", 'name = "big"  # <b>', "torch 2.13.0",
     ):  # fmt: skip
-        assert part in told, part
-
-
-def test_the_page_needs_nothing_and_runs_nothing(tmp_path: Path) -> None:
-    tags = parsed(report_facts(tmp_path))
-    names = {tag for tag, _ in tags.tags}
-    assert not names & {"script", "img", "link", "iframe", "object", "form"}
-    for _, attributes in tags.tags:
-        assert not {"style", "src", "href"} & attributes.keys()
-        assert not any(name.startswith("on") for name in attributes)
-    policy = next(a["content"] for _, a in tags.tags if "http-equiv" in a)
-    assert policy is not None
-    assert policy.startswith("default-src 'none'; base-uri 'none'; form-action 'none'; style-src")
-    assert "unsafe" not in policy
+        assert part in tags.text, part
 
 
 def test_texts_of_models_and_recipes_stay_texts(tmp_path: Path) -> None:
-    evil = "</pre><script>alert(1)</script>&amp;@@TABLE@@`x`\x1b[31m\u202e"
+    evil = "</pre><script>alert(1)</script>&amp;{{ 7*7 }}`x`\x1b[31m\u202e"
     facts = report_facts(tmp_path)
-    clean = {tag for tag, _ in parsed(facts).tags}
-    prompt = facts["continuations"]["prompts"][0]
-    prompt |= {"text": evil, "next": evil}
-    prompt["models"]["small"] = evil
-    facts["continuations"]["missing"] = {"teacher": evil}
-    facts["reproduce"] |= {"recipe": evil, "commands": [evil], "environment": {evil: evil}}
-    facts["corpus"]["files"] = [evil]
-    facts["teacher"]["name"] = facts["students"][0]["origin"] = evil
-    facts["result"] = facts["name"] = evil
-    tags = parsed(facts)
+    clean = {tag for tag, _ in Tags(page(facts)).tags}
+    assert facts.continuations is not None
+    models = facts.continuations.prompts[0].models
+    facts = with_prompt(facts, text=evil, next=evil, models={**models, "small": evil})
+    assert facts.continuations is not None
+    again = replace(facts.reproduce, recipe=evil, commands=[evil], environment={evil: evil})
+    facts = replace(
+        facts, result=evil, name=evil, reproduce=again,
+        continuations=replace(facts.continuations, missing={"teacher": evil}),
+        corpus=replace(facts.corpus, files=(evil,)),
+        teacher=replace(facts.teacher, name=evil),
+        students=[replace(facts.students[0], origin=evil), *facts.students[1:]],
+    )  # fmt: skip
+    tags = Tags(page(facts))
     assert {tag for tag, _ in tags.tags} == clean
     assert tags.text.count("alert(1)") > 10
+    assert "{{ 7*7 }}" in tags.text
     assert "\x1b" not in page(facts)
     assert "`x`\\x1b[31m\\u202e" in tags.text  # of a recipe too
 
 
-def test_a_row_of_tokens_is_legible_text() -> None:
+def test_tokens_become_legible_text() -> None:
     letters = {"\u0120a": 0, "\u00e2": 1, "\u0124": 2, "\u00ac": 3, "\u012f": 4, "<": 5}
     tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
@@ -119,7 +93,7 @@ def test_a_row_of_tokens_is_legible_text() -> None:
     assert texts.text([]) == ""
 
 
-def test_text_to_be_read_has_no_special_tokens_and_says_where_it_was_cut() -> None:
+def test_prose_has_no_special_tokens_and_an_ellipsis_where_it_was_cut() -> None:
     tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<end>"])
@@ -134,54 +108,59 @@ def test_text_to_be_read_has_no_special_tokens_and_says_where_it_was_cut() -> No
     assert TokenTexts(None).prose([0, 7]) == "#0#7\u2026"
 
 
-def test_a_model_that_says_nothing_is_told_to(tmp_path: Path) -> None:
+def test_an_empty_text_and_many_line_ends_are_shown_in_words(tmp_path: Path) -> None:
     facts = report_facts(tmp_path)
-    facts["continuations"]["prompts"][0]["models"]["small"] = ""
-    assert page(facts).count("<pre><i>nothing: it ends here</i></pre>") == 1
+    empty = page(with_prompt(facts, models={"small": "", "bare": "s\n\n\nt" + 37 * "\n"}))
+    assert empty.count("<pre><i>nothing: the text ends here</i></pre>") == 1
+    assert "<bdi>s\n\n\nt<i> 37 line ends </i></bdi>" in empty
 
 
-def test_points_are_the_figures_and_what_was_not_measured_is_told(tmp_path: Path) -> None:
-    rows = report_facts(tmp_path)["models"]
+def test_points_are_the_figures_and_missing_ones_are_named(tmp_path: Path) -> None:
+    rows = report_facts(tmp_path).models
     loss, kl = trade_offs(rows)
     assert [panel.name for panel in loss.panels] == ["Parameters", "Time per token", "Peak memory"]
     latency = {one.name: one.points for one in loss.panels[1].chart.series}
-    small = next(row for row in rows if row["name"] == "small")
-    speed = small["generation"][0]
-    assert latency["small"] == ((1000 * speed["token_seconds"], small["loss"]),)
+    small = next(one for one in rows if one.name == "small")
+    speed = small.generation[0]
+    assert latency["small"] == ((1000 * speed.token_seconds, small.loss),)
     assert latency.keys() == {"teacher", "small", "bare"}
     memory = {one.name: one.points for one in kl.panels[2].chart.series}
-    assert memory["small"] == ((speed["memory_bytes"], small["kl"]),)
+    assert memory["small"] == ((speed.memory_bytes, small.kl),)
     assert "not measured" not in loss.caption
-    rows[0]["generation"][0]["token_seconds"] = None
-    speed["memory_bytes"] = 0  # too little to be measured
-    small["machine"] = "another"
-    loss, _ = trade_offs(rows)
-    assert "Left out: teacher (time per token not measured)." in loss.caption
-    assert "Left out: small (peak memory not measured)." in loss.caption
-    assert "Time per token is of different machines, so it does not compare." in loss.caption
-    for row in rows:
-        row |= {"generation": []}
-    loss, kl = trade_offs(rows)
+    # 0 is too little to be measured
+    weightless = speed.model_copy(update={"memory_bytes": 0})
+    other = {"generation": (weightless,), "machine": "another"}
+    rows = [
+        rows[0].model_copy(update={"generation": (rows[0].generation[1],)}),
+        *(one.model_copy(update=other if one is small else {}) for one in rows[1:]),
+    ]
+    caption = trade_offs(rows)[0].caption
+    assert "Left out: teacher (time per token not measured)." in caption
+    assert "small (peak memory not measured)." in caption
+    assert "Time per token is of different machines, so it does not compare." in caption
+    untimed = [one.model_copy(update={"generation": ()}) for one in rows]
+    loss, kl = trade_offs(untimed)
     assert loss.title == "Held-out loss against parameters"
     assert [len(plot.panels) for plot in (loss, kl)] == [1, 1]
     assert "Time per token was not measured; coldstill evaluate does it." in loss.caption
     assert "Peak memory was not measured; coldstill evaluate does it." in loss.caption
 
 
-def test_size_on_disk_has_a_plot_where_it_is_another(tmp_path: Path) -> None:
-    rows = report_facts(tmp_path)["models"]
-    small = next(row for row in rows if row["name"] == "small")
-    rows.append({**small, "name": "other", "bytes": small["parameters"]})
+def test_size_on_disk_has_a_plot_if_models_differ_in_bytes_a_parameter() -> None:
+    rows = [row("teacher", role="teacher"), row("small"), row("other", bytes=926_336)]
     loss, _ = trade_offs(rows)
     assert [panel.name for panel in loss.panels][1] == "Size on disk"
     assert [cost.value(rows[-1]) for cost in (DISK, MEMORY)] == [926_336, 5 * 926_336 + 40_000]
-    assert LATENCY.value({}) is None  # as rows of an older version
+    assert LATENCY.value(row("older", generation=[])) is None
 
 
-def test_exports_are_outlines_joined_to_their_student_where_they_can_differ(tmp_path: Path) -> None:
-    students = [Made(name="small", exports=FORMATS), Made(name="bare", exports=("hf",))]
+def test_exports_are_outlines_joined_to_their_student_and_can_be_made_again(
+    tmp_path: Path,
+) -> None:
+    bare = Made(name="bare", loss=5.5, cached=0.0, exports=("hf",))
+    students = [Made(name="small", exports=FORMATS), bare]
     facts = report_facts(tmp_path, students)
-    loss, kl = trade_offs(facts["models"])
+    loss, kl = trade_offs(facts.models)
     parameters, *others = loss.panels
     names = {"teacher", "small", "bare"}
     assert {one.name for one in parameters.chart.series} == names
@@ -198,84 +177,73 @@ def test_exports_are_outlines_joined_to_their_student_where_they_can_differ(tmp_
         assert series["small (hf)"].hollow == series["bare (hf)"].hollow
     assert (loss.columns, kl.columns) == (2, 2)
     assert "An outline is an export" in loss.caption
-    assert "An outline" not in trade_offs(facts["models"][:2])[0].caption
+    assert "An outline" not in trade_offs(facts.models[:2])[0].caption
     assert "Left out" not in loss.caption
     text = page(facts)
-    (key, _) = re.findall(r'<ul class="key">(.*?)</ul>', text)
-    told = re.findall("<bdi>(.*?)</bdi>", key)
-    assert {*told} == names | {*FORMATS}
-    assert len(told) == len({*told})
-
-
-def test_exports_are_told_and_made_again(tmp_path: Path) -> None:
-    facts = report_facts(tmp_path, [Made(name="small", exports=("onnx-int8", "hf"))])
-    assert (
-        "Exported as onnx-int8, `small` takes 45% of its bytes, writes 1.5 times as fast"
-        in (facts["result"])
-    )
-    commands = facts["reproduce"]["commands"]
+    legends = re.findall(r'<ul class="key">(.*?)</ul>', text, re.DOTALL)
+    shown = re.findall("<bdi>(.*?)</bdi>", legends[0])
+    assert sorted(shown) == sorted(names | {*FORMATS})
+    assert "2 students" in text  # exports are not students
+    assert "Exported as torchao-int8, `small` takes 25% of its bytes, writes 2.0" in facts.result
     root = tmp_path / "big"
-    assert commands[-2:] == [
-        f"coldstill export {root} small --to hf --to onnx-int8", f"coldstill report {root}",
+    assert facts.reproduce.commands[-3:] == [
+        f"coldstill export {root} small --to {' --to '.join(FORMATS)}",
+        f"coldstill export {root} bare --to hf", f"coldstill report {root}",
     ]  # fmt: skip
-    assert "2 students" not in parsed(facts).text  # an export is none
 
 
 def test_histograms_are_of_shares_and_end_where_they_are_empty() -> None:
     facts = record()
-    facts["histograms"]["entropy"]["positions"] = [30, 0, 10, *[0] * 21]
-    bars = entropies(facts).panels[0].chart.bars
-    assert bars is not None
-    assert bars.shares == (0.75, 0.0, 0.25)
-    assert bars.edges == (0.0, 0.5, 1.0, 1.5)
-    assert "The last bar" not in entropies(facts).caption
-    facts["histograms"]["entropy"]["positions"][-1] = 1
-    assert "The last bar holds all above." in entropies(facts).caption
+    counts = [30, 0, 10, *[0] * 21]
+    for last, note in ((0, False), (1, True)):
+        counts[-1] = last
+        histogram = replace(facts.entropy_histogram, positions=tuple(counts))
+        plot = entropies(replace(facts, entropy_histogram=histogram))
+        bars = plot.panels[0].chart.bars
+        assert [(bar.start, bar.end) for bar in bars[:3]] == [(0.0, 0.5), (0.5, 1.0), (1.0, 1.5)]
+        assert [bar.height for bar in bars[:3]] == [30 / (40 + last), 0.0, 10 / (40 + last)]
+        assert len(bars) == (24 if note else 3)
+        assert ("The last bar holds all above." in plot.caption) == note
     mass = covered_mass(facts).panels[0].chart
-    assert mass.y.high == max(mass.bars.shares)  # type: ignore[union-attr]
+    assert mass.y.high == max(bar.height for bar in mass.bars)
 
 
-def test_without_a_head_nothing_is_said_of_one(tmp_path: Path) -> None:
-    facts = {**report_facts(tmp_path), "record": record(head=0)}
-    text = page(facts)
-    assert "What the head covers" not in text
-    assert "head holds" not in text
+def test_missing_parts_are_replaced_by_the_reason(tmp_path: Path) -> None:
+    facts = report_facts(tmp_path)
+    headless = page(replace(facts, record=record(head=0)))
+    assert "What the head covers" not in headless
+    assert "head holds" not in headless
+    facts = replace(
+        facts, record=None, no_record="gone: no store there", continuations=None,
+        no_continuations="gone too", teacher=TeacherFacts(origin="made here, 3 steps"),
+        reproduce=replace(facts.reproduce, recipe=None),
+    )  # fmt: skip
+    text = Tags(page(facts)).text
+    assert "Not known: gone: no store there." in text
+    assert "Not shown: gone too." in text
+    assert "recipe.toml" not in text
+    assert "What they write" not in page(replace(facts, no_continuations=""))
 
 
-def test_many_students_are_told_shortly_with_those_that_matter(tmp_path: Path) -> None:
+def test_many_students_are_listed_shortly_with_those_of_the_result(tmp_path: Path) -> None:
     many = [Made(name=f"s{i}", loss=5 + i / 100) for i in range(12)]
     alone = [Made(name=name, loss=loss, cached=0.0) for name, loss in (("b", 5.5), ("c", 5.6))]
-    told = parsed(report_facts(tmp_path, [*many, *alone])).text
-    assert "14 students" in told
-    assert "and 8 more" in told
-    assert "b no teacher, the baseline" in told
+    text = Tags(page(report_facts(tmp_path, [*many, *alone]))).text
+    assert "14 students" in text
+    assert "and 8 more" in text
+    assert "b no teacher, the baseline" in text
 
 
-def test_what_is_missing_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_fewer_prompts_than_asked_are_noted(tmp_path: Path) -> None:
     facts = report_facts(tmp_path)
-    facts |= {"record": None, "no_record": "gone: no store there", "continuations": None}
-    facts |= {"no_continuations": "gone too", "teacher": {"origin": "made here, 3 steps"}}
-    facts["reproduce"] |= {"recipe": None}
-    told = parsed(facts).text
-    assert "Not told: gone: no store there." in told
-    assert "Not shown: gone too." in told
-    assert "recipe.toml" not in told
-    facts["no_continuations"] = ""
-    assert "What they write" not in parsed(facts).text
-
-
-def test_many_line_ends_in_a_row_are_counted(tmp_path: Path) -> None:
-    facts = report_facts(tmp_path)
-    facts["continuations"]["prompts"][0]["models"]["small"] = "s\n\n\nt" + 37 * "\n"
-    assert "<bdi>s\n\n\nt<i> 37 line ends </i></bdi>" in page(facts)
-
-
-def test_fewer_prompts_than_asked_are_told(tmp_path: Path) -> None:
-    facts = report_facts(tmp_path)
-    facts["continuations"]["prompts"] = facts["continuations"]["prompts"][:1]
-    assert "Beginnings of 1 held-out document (of 3 asked for)" in parsed(facts).text
-    facts["continuations"]["prompts"] = []
-    assert "No held-out document is long enough" in parsed(facts).text
+    assert facts.continuations is not None
+    for count, note in (
+        (1, "Beginnings of 1 held-out document (of 3 asked for)"),
+        (0, "No held-out document is long enough"),
+    ):
+        prompts = facts.continuations.prompts[:count]
+        fewer = replace(facts.continuations, prompts=prompts)
+        assert note in page(replace(facts, continuations=fewer))
 
 
 @pytest.mark.parametrize(
@@ -295,6 +263,5 @@ def test_fewer_prompts_than_asked_are_told(tmp_path: Path) -> None:
         ({}, "of unknown origin"),
     ],
 )  # fmt: skip
-def test_an_origin_is_told_in_words(origin: dict[str, Any], words: str) -> None:
+def test_an_origin_is_described_in_words(origin: dict[str, Any], words: str) -> None:
     assert origin_in_words(origin) == words
-    assert STUDENTS[0].name == "small"

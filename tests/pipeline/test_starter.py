@@ -35,7 +35,7 @@ def test_the_starter_is_a_recipe_once_its_placeholders_are_filled_in(
     assert " parameters, 2,000 steps of 65,536 tokens, to do" in plan
 
 
-def test_the_starter_with_no_teacher_named_says_what_is_missing(
+def test_the_starter_without_a_teacher_reports_what_is_missing(
     desk: Desk, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -53,7 +53,7 @@ def test_the_starter_shows_every_table_and_explains_its_lines(tmp_path: Path) ->
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
-def test_a_recipe_that_is_there_is_never_written_over(desk: Desk) -> None:
+def test_an_existing_recipe_is_never_replaced(desk: Desk) -> None:
     desk.write("mine.toml", "precious")
     line = desk.refused("init", "mine")
     assert line == f"error: {desk.root}/mine.toml: exists already; choose another name or edit it"

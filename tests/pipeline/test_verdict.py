@@ -138,7 +138,13 @@ def test_the_teachers_part_is_shown_by_a_student_that_has_a_baseline() -> None:
 
 
 def export(of: str, name: str, bytes_: int, kl: float, **more: Any) -> ModelFigures:
-    own = {"role": "export", "of": of, "format": name, "bytes": bytes_, "kl_from_student": kl}
+    own: dict[str, Any] = {
+        "role": "export",
+        "of": of,
+        "format": name,
+        "bytes": bytes_,
+        "kl_from_student": kl,
+    }
     return row(f"{of} ({name})", 5.0, **own, **more)
 
 

@@ -12,9 +12,8 @@ from ...results.names import visible
 from ..inspect.store import counted
 from ..plots.drawing import standalone
 from ..self_contained import rendered, write_file
-from .plot import drawn
 from .plots import loss_against_bytes, make_plots
-from .tables import table_views
+from .tables import table_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,8 +61,8 @@ def page(rows: Sequence[ModelFigures], curves: Mapping[str, Curve], runs: Sequen
         title=names[0] if len(names) == 1 else f"{len(names)} runs",
         notes=notes,
         facts=_facts(rows, runs),
-        views=table_views(rows),
-        plots=[drawn(plot) for plot in make_plots(rows, curves)],
+        plots=make_plots(rows, curves),
+        **table_values(rows),
     )
 
 

@@ -12,13 +12,22 @@ from ..plots.drawing import draw
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from markupsafe import Markup
-
     from ...results.figures import ModelFigures
-    from ..plots.chart import Chart, Series
+    from ..plots.chart import Chart
+    from ..plots.drawing import Picture
 
 _WIDE, _HALF, _PHONE = (1040, 380), (544, 330), (352, 270)
 """Sizes in pixels. Each picture is drawn for its place: a scaled one has letters of other sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegendEntry:
+    """One line of a legend."""
+
+    name: str
+    look: int | None
+    hollow: int | None = None
+    line: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +37,10 @@ class Panel:
     name: str = ""
     detail: str = ""
     chart: Chart
+
+    def drawn(self, size: tuple[int, int]) -> Picture:
+        """The picture in a size, in pixels."""
+        return draw(dataclasses.replace(self.chart, width=size[0], height=size[1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,88 +54,38 @@ class Plot:
     columns: Literal[2, 3] = 3
     """Pictures in a row on a wide screen."""
 
+    @property
+    def lines(self) -> bool:
+        """Whether its series are lines."""
+        return any(one.line for panel in self.panels for one in panel.chart.series)
 
-@dataclass(frozen=True, slots=True)
-class DrawnPicture:
-    """One picture, for a wide screen and for a phone if that needs another one."""
+    @property
+    def half(self) -> bool:
+        """Whether it takes half of the page's width."""
+        return len(self.panels) == 1 and not self.lines
 
-    desk: Markup
-    phone: Markup | None
-    complete: bool
-    """Whether both name all series."""
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Sizes of its pictures for a wide screen and for a phone; one if they are the same."""
+        if len(self.panels) == 1:
+            return (_WIDE if self.lines else _HALF), _PHONE
+        return (_HALF, _PHONE) if self.columns == 2 else (_PHONE,)
 
+    @property
+    def legend(self) -> list[LegendEntry]:
+        """Models by their colour, then formats of exports by their outline.
 
-@dataclass(frozen=True, slots=True)
-class DrawnPanel:
-    """A drawn panel."""
-
-    name: str
-    detail: str
-    picture: DrawnPicture
-
-
-@dataclass(frozen=True, slots=True)
-class LegendEntry:
-    """One line of a legend."""
-
-    name: str
-    look: int | None
-    hollow: int | None
-    line: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A plot as a template shows it."""
-
-    title: str
-    caption: str
-    panels: list[DrawnPanel]
-    columns: int
-    half: bool
-    """Whether it takes half of the page's width."""
-    legend: list[LegendEntry]
-
-
-def drawn(plot: Plot) -> Section:
-    """The plot with its pictures drawn, and a legend if any picture cannot name all its series."""
-    alone = len(plot.panels) == 1
-    lines = any(one.line for panel in plot.panels for one in panel.chart.series)
-    size = _HALF if plot.columns == 2 else _PHONE
-    if alone:
-        size = _WIDE if lines else _HALF
-    panels = [DrawnPanel(p.name, p.detail, _picture(p.chart, size)) for p in plot.panels]
-    return Section(
-        title=plot.title,
-        caption=plot.caption,
-        panels=panels,
-        columns=plot.columns,
-        half=alone and not lines,
-        legend=[] if all(panel.picture.complete for panel in panels) else _legend(plot),
-    )
-
-
-def _picture(chart: Chart, size: tuple[int, int]) -> DrawnPicture:
-    desk = draw(dataclasses.replace(chart, width=size[0], height=size[1]))
-    if size == _PHONE:
-        return DrawnPicture(desk.svg, None, desk.complete)
-    phone = draw(dataclasses.replace(chart, width=_PHONE[0], height=_PHONE[1]))
-    return DrawnPicture(desk.svg, phone.svg, desk.complete and phone.complete)
-
-
-def _legend(plot: Plot) -> list[LegendEntry]:
-    """Models by their colour, then formats of exports by their outline."""
-    series = {one.name: one for panel in plot.panels for one in panel.chart.series}
-    models = [one for one in series.values() if one.hollow is None]
-    formats = {one.label: one for one in series.values() if one.hollow is not None}
-    return [
-        *(LegendEntry(one.name, one.look, None, _is_plain(one)) for one in models),
-        *(LegendEntry(name, None, one.hollow, False) for name, one in formats.items()),
-    ]
-
-
-def _is_plain(series: Series) -> bool:
-    return series.line and not series.marks
+        Empty if every picture names all its series.
+        """
+        if all(panel.drawn(size).complete for panel in self.panels for size in self.sizes):
+            return []
+        series = {one.name: one for panel in self.panels for one in panel.chart.series}
+        models = [one for one in series.values() if one.hollow is None]
+        formats = {one.label: one for one in series.values() if one.hollow is not None}
+        return [
+            *(LegendEntry(one.name, one.look, None, not one.marks) for one in models),
+            *(LegendEntry(name, None, one.hollow) for name, one in formats.items()),
+        ]
 
 
 def looks(rows: Sequence[ModelFigures]) -> dict[str, int | None]:

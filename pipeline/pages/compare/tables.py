@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...results.caveats import heldout_groups, machine_groups, missing, notes
 from ...results.columns import COST, QUALITY, groups_of
@@ -32,45 +32,27 @@ _COST = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TableView:
-    """A table as a template shows it."""
+    """A table on a page."""
 
     title: str
     label: str
     caption: str
     columns: tuple[Column, ...]
-    groups: list[tuple[str, int]]
-    """Names of neighbouring columns and how many columns each has."""
-    rows: Sequence[ModelFigures]
-    looks: dict[str, int | None]
-    outlines: dict[str, int | None]
-    best: set[tuple[str, str]]
-    """Model and key of each figure to mark."""
 
 
-def table_views(rows: Sequence[ModelFigures]) -> list[TableView]:
-    """Both tables, with notes on their figures in the captions."""
+def table_values(rows: Sequence[ModelFigures]) -> dict[str, Any]:
+    """Both tables of a page, as values for its template."""
     machines = "; ".join(machine_groups(rows))
     where = f" Measured on {machines}." if machines else ""
     cost = " ".join([_COST + where, *notes(rows), *missing(rows)])
-    return [
-        TableView(
-            title=title,
-            label=label,
-            caption=caption,
-            columns=columns,
-            groups=groups_of(columns),
-            rows=rows,
-            looks=looks(rows),
-            outlines=outlines(rows),
-            best=best(columns, rows),
-        )
-        for title, label, caption, columns in (
-            ("Figures", "Quality of all models", _QUALITY, QUALITY),
-            ("What it costs to run", "Cost of all models", cost, COST),
-        )
+    views = [
+        TableView("Figures", "Quality of all models", _QUALITY, QUALITY),
+        TableView("What it costs to run", "Cost of all models", cost, COST),
     ]
+    functions = {"best": best, "groups": groups_of, "looks": looks, "outlines": outlines}
+    return {"rows": rows, "views": views, **functions}
 
 
 def best(columns: tuple[Column, ...], rows: Sequence[ModelFigures]) -> set[tuple[str, str]]:

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from ..text import printable
+from ...results.names import visible
 from .looks import colour, dashes, mark
 from .naming import Box, Name, around, clipped, placed, spread, text_width
 from .scale import Scale, drawable, scale_of
@@ -199,7 +199,6 @@ def _point_names(
     most = min(_MOST_NAME, 0.4 * chart.width)
     wanted = [(clipped(one.label or one.name, most), px, py) for one, px, py in ends]
     taken = [*rules, *map(_box, found), *(around(px, py, 6.0) for _, px, py in ends)]
-    taken += [box for join in _join_rows(drawn) for box in _covered(join, x, y)]
     beside = placed(wanted, frame, taken)
     return [*found, *filter(None, beside)], None not in beside and len(ends) == len(drawn)
 
@@ -208,17 +207,6 @@ def _box(name: Name) -> Box:
     wide = text_width(name.text)
     left = name.x - {"left": 0.0, "center": 0.5 * wide, "right": wide}[name.align]
     return Box(left, name.y - 7, left + wide, name.y + 7)
-
-
-def _covered(join: dict[str, Any], x: Scale, y: Scale) -> list[Box]:
-    """Small boxes along a line that joins two points."""
-    x1, x2 = x.place(join["x"]), x.place(join["x2"])
-    y1, y2 = y.place(join["y"]), y.place(join["y2"])
-    steps = max(1, round(max(abs(x2 - x1), abs(y2 - y1)) / 6))
-    return [
-        around(x1 + (x2 - x1) * i / steps, y1 + (y2 - y1) * i / steps, 2.0)
-        for i in range(steps + 1)
-    ]
 
 
 def _layer(values: list[Any], kind: str, encoding: dict[str, Any], **settings: Any) -> Any:
@@ -288,7 +276,7 @@ def _line(one: _Drawn, x: Scale, y: Scale) -> Any:
     encoding = {"x": x.encoding("x"), "y": y.encoding("y"), "order": order}
     settings = {
         "color": colour(one.series.look), "strokeWidth": 1.75, "clip": True, "aria": True,
-        "strokeDash": list(dashes(one.series.look)), "description": printable(one.series.name),
+        "strokeDash": list(dashes(one.series.look)), "description": visible(one.series.name),
     }  # fmt: skip
     return _layer(rows, "line", encoding, **settings)
 
@@ -303,7 +291,7 @@ def _marks(drawn: list[_Drawn], x: Scale, y: Scale) -> Any:
         for point, note in zip(one.points, notes, strict=False):
             if point is not None and series.marks:
                 rows.append({
-                    "x": point[0], "y": point[1], "note": printable(note or series.name),
+                    "x": point[0], "y": point[1], "note": visible(note or series.name),
                     "shape": mark(series.look, series.hollow), "size": _OUTLINE if hollow else full,
                     "fill": "transparent" if hollow else colour(series.look),
                     "stroke": colour(series.look) if hollow else _PAPER,
@@ -320,7 +308,7 @@ def _marks(drawn: list[_Drawn], x: Scale, y: Scale) -> Any:
 
 
 def _texts(names: list[Name]) -> Any:
-    rows = [{"x": n.x, "y": n.y, "text": printable(n.text), "align": n.align} for n in names]
+    rows = [{"x": n.x, "y": n.y, "text": visible(n.text), "align": n.align} for n in names]
     encoding = {
         "x": {"field": "x", "type": "quantitative", "scale": None, "axis": None},
         "y": {"field": "y", "type": "quantitative", "scale": None, "axis": None},
@@ -354,5 +342,5 @@ def _svg(spec: dict[str, Any], chart: Chart) -> Markup:
             attributes[name] = _DIGITS.sub(r"\1", attributes[name])
         for name in _UNUSED & attributes.keys():
             del attributes[name]
-    root.attrib |= {"class": "chart", "role": "img", "aria-label": printable(chart.label)}
+    root.attrib |= {"class": "chart", "role": "img", "aria-label": visible(chart.label)}
     return Markup(ElementTree.tostring(root, encoding="unicode"))

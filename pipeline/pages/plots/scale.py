@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..text import printable
+from ...results.names import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Scale:
         """The Vega-Lite encoding of a field on this axis."""
         side = "height" if self.upwards else "width"
         axis = {
-            "title": printable(self.axis.title),
+            "title": visible(self.axis.title),
             "format": _FORMATS[self.axis.form],
             # d3 writes 0 with the letter of its neighbours
             "labelExpr": "datum.value === 0 && datum.label.length === 2 ? "

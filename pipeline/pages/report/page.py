@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...recipe.tables import TEACHER
 from ...results.caveats import without_calibration
-from ..compare.plot import drawn
-from ..compare.tables import table_views
+from ..compare.tables import table_values
 from ..compare.training_plots import learning_curves
 from ..self_contained import rendered, write_file
 from .pictures import covered_mass, entropies, trade_offs
-from .sections import cards, environment_lines, plain, record_lines, student_list
-from .texts import texts_view
+from .sections import cards, environment_lines, plain, record_lines, student_lines
+from .texts import no_texts, texts_caption
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ...results.facts import ReportFacts
+
+_LOST = (
+    "Changed settings cannot be given on the command line; recipe.resolved.json in the run has "
+    "every setting."
+)
 
 
 def write_page(path: Path, facts: ReportFacts) -> None:
@@ -44,7 +49,6 @@ def page(facts: ReportFacts) -> str:
     else:
         numbers = record_lines(record, facts.heldout)
         record_plots = [entropies(record), *([covered_mass(record)] if record.capture.head else [])]
-    lost = again.recipe is not None and again.settings is None
     return rendered(
         "report.html",
         command="report",
@@ -52,16 +56,20 @@ def page(facts: ReportFacts) -> str:
         result=facts.result,
         notes=notes,
         cards=cards(facts),
-        students=student_list(facts),
-        views=table_views(rows),
-        plots=[drawn(plot) for plot in (*trade_offs(rows), learning_curves(rows, curves))],
+        students=student_lines(facts),
+        count=len(facts.students),
+        plots=[*trade_offs(rows), learning_curves(rows, curves)],
         no_record=no_record,
         numbers=numbers,
-        record_plots=[drawn(plot) for plot in record_plots],
-        texts=texts_view(facts),
+        record_plots=record_plots,
+        texts=facts.continuations,
+        texts_caption=texts_caption(facts.continuations) if facts.continuations else "",
+        no_texts=no_texts(facts),
+        teacher=TEACHER,
+        baseline=facts.baseline,
         commands=plain("\n".join(again.commands)),
-        again_note="Changed settings cannot be given on the command line; recipe.resolved.json in "
-        "the run has every setting." if lost else "",
+        again_note=_LOST if again.recipe is not None and again.settings is None else "",
         again=environment_lines(facts),
         recipe=None if again.recipe is None else plain(again.recipe),
-    )  # fmt: skip
+        **table_values(rows),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...units import size
@@ -20,40 +19,12 @@ _MOST = 6
 """Students that are listed; the table has them all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A box in the flow from the teacher to the students."""
-
-    title: str
-    kind: str
-    """CSS class: the first one, one that is added, or one that follows."""
-    lines: Lines
-
-
-@dataclass(frozen=True, slots=True)
-class StudentLine:
-    """One student in the list."""
-
-    name: str
-    kind: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class StudentList:
-    """The students of the run, shortened."""
-
-    title: str
-    shown: list[StudentLine]
-    more: int
-
-
-def cards(facts: ReportFacts) -> list[Card]:
-    """What the students were distilled from."""
+def cards(facts: ReportFacts) -> list[tuple[str, str, Lines]]:
+    """Title, CSS class and lines of the boxes that the students were distilled from."""
     return [
-        Card("Teacher", "first", _teacher(facts.teacher)),
-        Card("Corpus", "plus", _corpus(facts.corpus)),
-        Card("Record", "then", _record(facts.record, facts.no_record)),
+        ("Teacher", "first", _teacher(facts.teacher)),
+        ("Corpus", "plus", _corpus(facts.corpus)),
+        ("Record", "then", _record(facts.record, facts.no_record)),
     ]
 
 
@@ -105,22 +76,18 @@ def _record(record: CacheFacts | None, no_record: str) -> Lines:
     ]
 
 
-def student_list(facts: ReportFacts) -> StudentList:
-    """The students, with those that the result is about always among them."""
+def student_lines(facts: ReportFacts) -> list[tuple[str, str, str]]:
+    """Name, kind and description of some students, always with those of the result."""
     students = facts.students
     chosen = {facts.best, facts.baseline}
     first = [one for one in students if one.name in chosen]
     others = [one for one in students if one.name not in chosen]
     shown = [*first, *others[: max(0, _MOST - len(first))]]
     untaught = sum(one.listens is False for one in students)
-    return StudentList(
-        title="Student" if len(students) == 1 else f"{len(students)} students",
-        shown=[_student(one, facts.baseline, untaught) for one in students if one in shown],
-        more=len(students) - len(shown),
-    )
+    return [_student(one, facts.baseline, untaught) for one in students if one in shown]
 
 
-def _student(student: StudentFacts, baseline: str | None, untaught: int) -> StudentLine:
+def _student(student: StudentFacts, baseline: str | None, untaught: int) -> tuple[str, str, str]:
     kinds = ["no teacher"] if student.listens is False else []
     if student.name == baseline and untaught > 1:
         kinds.append("the baseline")
@@ -133,7 +100,7 @@ def _student(student: StudentFacts, baseline: str | None, untaught: int) -> Stud
         ", ".join([*objective, *(f"also {part}" for part in student.teachers)]),
         counted(steps, "step") if isinstance(steps, int) else "",
     ]
-    return StudentLine(student.name, ", ".join(kinds), "; ".join(filter(None, parts)))
+    return student.name, ", ".join(kinds), "; ".join(filter(None, parts))
 
 
 def record_lines(record: CacheFacts, heldout: HeldoutFacts | None) -> Lines:
