@@ -133,7 +133,7 @@ def told_where(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ColdstillError(
-                f"{path}: the disk is full; what was finished is kept, free some space and run the "
+                f"{path}: the disk is full; finished results are kept, free some space and run the "
                 "same command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):

@@ -1,6 +1,7 @@
-"""What the stages can be told. Each dataclass is one table of the recipe and owns its defaults.
+"""Settings of the stages. Each dataclass is one table of the recipe and defines its defaults.
 
-Nothing heavy is imported here, so that reading a recipe never waits for torch.
+The string below a field is its meaning in the recipe reference. Nothing heavy is imported here, so
+that reading a recipe does not wait for torch.
 """
 
 from __future__ import annotations
@@ -20,69 +21,77 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
+@dataclass(frozen=True, slots=True)
+class InRecipe:
+    """What a recipe accepts for a key, where that is more than the key's type in Python."""
+
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchitectureConfig:
-    """A new model by its sizes."""
+    """Sizes of a new model."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     family: str = "llama"
-    """Any causal language model type of transformers; a size that it does not take is refused."""
+    """Model type of transformers: any causal language model. A size that it lacks is refused."""
     layers: Size
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     hidden: Size
     """Width of the residual stream."""
     heads: Size
-    """Attention heads; must divide `hidden`. A family without attention has no use for it."""
+    """Number of attention heads; must divide `hidden`. Families without attention ignore it."""
     kv_heads: Size | None = None
-    """Key-value heads; the same as `heads` unless given."""
+    """Number of key-value heads; equal to `heads` if unset."""
     feed_forward: Size | None = None
-    """Width of the feed-forward layer, and of each expert of a mixture; unless given 8/3 of
-    `hidden`, rounded up to 32, or what the family derives from `hidden`."""
+    """Width of the feed-forward layer, and of each expert in a mixture of experts. If unset, it is
+    8/3 of `hidden`, rounded up to 32, or the family's own rule."""
     context: Size | None = None
-    """Longest input; four sequences of the corpus unless given."""
+    """Longest input in tokens; four times `corpus.sequence_length` if unset."""
     tied: bool = True
     """Whether input and output embeddings are one matrix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How long and how fast a model is trained."""
+    """How a model is trained: steps, batches, learning rate, precision, checkpoints."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     steps: Size
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     batch_tokens: Size = 8192
     """Tokens per optimiser step over all processes, as whole sequences."""
     learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-3
-    """The highest, at the end of the warm-up."""
+    """Highest learning rate, reached at the end of the warm-up."""
     warmup: Share = 0.05
-    """Share of the steps in which the learning rate climbs."""
+    """Share of the steps in which the learning rate increases from 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How it falls afterwards."""
+    """How the learning rate decreases after the warm-up."""
     weight_decay: Weight = 0.1
-    """How strongly weights are pulled to zero (AdamW)."""
+    """Weight decay of AdamW."""
     gradient_clip: Weight = 1.0
-    """Largest norm of the gradient; 0 leaves it alone."""
+    """Largest norm of the gradient; 0 turns clipping off."""
     micro_batch_tokens: Size | None = None
-    """Tokens per forward pass, all of a step's unless given. Changes memory, not results."""
+    """Tokens per forward pass; all tokens of a step if unset. Changes memory, not results."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What matrix products are computed in; weights and losses stay fp32."""
+    """Precision of matrix products; weights and losses stay fp32."""
     log_every: Size = 10
-    """Optimiser steps between lines of metrics.jsonl."""
+    """Optimiser steps between two lines of metrics.jsonl."""
     checkpoint_every: Size = 200
-    """Optimiser steps between checkpoints."""
+    """Optimiser steps between two checkpoints."""
     gradient_checkpointing: bool = False
-    """Whether layers are computed a second time instead of remembered: less memory, more time."""
+    """Whether layers are computed again in the backward pass: less memory, more time."""
     compile: bool = False
-    """Whether layers run through `torch.compile`: slower to begin with, faster afterwards."""
+    """Whether layers run through `torch.compile`: a slower start, then faster steps."""
     seed: int | None = None
-    """Of weights and order; the recipe's seed unless given."""
+    """Seed of initial weights and of the order of sequences; the recipe's `seed` if unset."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Further `transformers.TrainingArguments` by name, those that decide something here."""
+    """Further settings of `transformers.TrainingArguments` by name. Settings without an effect here
+    are refused."""
 
 
 def _layer_names(value: Any) -> Any:
-    """What may stand for a choice of layers; one message for all that may not."""
+    """Check `targets`; one message covers all wrong values."""
     names = isinstance(value, list | tuple) and all(isinstance(n, str) and n for n in value)
     if value != "all-linear" and not (names and value):
         raise ValueError(
@@ -94,15 +103,16 @@ def _layer_names(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayersConfig:
-    """Which layers of the teacher a student is made of, counted from 0: one of these."""
+    """Which layers of the teacher a student keeps, counted from 0. Exactly one key is set."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     every: Size | None = None
-    """Each so-manieth, from the first on."""
+    """Keep every n-th layer, starting with the first."""
     keep: Annotated[int, Field(ge=2)] | None = None
-    """So many, evenly spaced, the first and the last among them."""
+    """Keep this many layers, evenly spaced, including the first and the last."""
     only: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    """Just these, increasing; in a recipe also as a plain list."""
+    """Keep exactly these layers, in increasing order. A plain list in place of the table means the
+    same."""
 
     def __post_init__(self) -> None:
         if sum(way is not None for way in (self.every, self.keep, self.only)) != 1:
@@ -116,10 +126,10 @@ class LayersConfig:
             )
 
     def chosen(self, count: int, where: str) -> list[int]:
-        """The places of the kept layers in a teacher of `count` layers.
+        """Return the kept layers of a teacher that has `count` layers.
 
         Raises
-            ColdstillError: it has fewer layers than this asks for
+            ColdstillError: the teacher has fewer layers than this asks for
         """
         asked = self.every or self.keep or max(self.only or (0,)) + 1
         if asked > count:
@@ -141,45 +151,48 @@ class LayersConfig:
 
 
 def listed_layers(value: Any) -> Any:
-    """A plain list of layers as the table that it is short for."""
+    """Return the table that a plain list of layers stands for."""
     return {"only": value} if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (arXiv 2106.09685): weights stay frozen, a product of two thin matrices is
-    learned beside each and added to it in the end."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685). Weights stay frozen; a product of two thin
+    matrices is trained for each weight matrix and added to it at the end."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     rank: Size = 16
-    """Width of the thin matrices."""
+    """Rank of the adapters: width of the thin matrices."""
     alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 32.0
-    """The product counts `alpha / rank` times."""
+    """The product of the thin matrices is multiplied by `alpha / rank`."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of their inputs that is left out in training."""
-    targets: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_layer_names)] = (
-        "all-linear"
-    )
-    """Linear layers by the end of their names, such as `q_proj`; all but the head unless given."""
+    """Share of the adapters' inputs that is dropped during training."""
+    targets: Annotated[
+        Literal["all-linear"] | tuple[str, ...],
+        BeforeValidator(_layer_names),
+        InRecipe('"all-linear", or list of strings'),
+    ] = "all-linear"
+    """Linear layers that get adapters, by the end of their names, such as `q_proj`; by default all
+    linear layers except the output head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightConfig:
-    """A weight that changes over training."""
+    """A loss weight that changes during training."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     weight: Weight
-    """What it comes to: `linear` in the last step, `wsd` after its warm-up."""
+    """Target value: `linear` reaches it in the last step, `wsd` after its warm-up."""
     schedule: Literal["constant", "linear", "wsd"] = "constant"
-    """`linear` goes from `start` to `weight` over all steps; `wsd` climbs, stays and decays."""
+    """`linear` goes from `start` to `weight` over all steps; `wsd` warms up, stays and decays."""
     start: Weight = 0.0
-    """In the first step."""
+    """Value in the first step."""
     end: Weight = 0.0
-    """In the last step of `wsd`."""
+    """Value in the last step of `wsd`."""
     warmup: Share = 0.1
     """Share of the steps in which `wsd` goes from `start` to `weight`."""
     decay: Share = 0.01
-    """Share of the steps in which it goes from `weight` to `end`."""
+    """Share of the steps in which `wsd` goes from `weight` to `end`."""
 
     def __post_init__(self) -> None:
         of_wsd = ("end", "warmup", "decay")
@@ -196,19 +209,19 @@ class WeightConfig:
 
     @property
     def largest(self) -> float:
-        """What it never exceeds, and reaches if there are steps enough."""
+        """Upper bound of the weight, reached if there are enough steps."""
         of_wsd = self.schedule == "wsd"
         begun = self.start if self.schedule == "linear" or (of_wsd and self.warmup) else 0.0
         return max(self.weight, begun, self.end if of_wsd and self.decay else 0.0)
 
 
 def _weight_table(value: Any) -> Any:
-    """A plain weight as the table that it is short for."""
+    """Return the table that a plain weight stands for."""
     return value if isinstance(value, dict | WeightConfig) else {"weight": value}
 
 
 def _plain_weight(value: WeightConfig) -> float | WeightConfig:
-    """And back, so that a weight that never changes is a number everywhere."""
+    """Turn a constant weight's table back into a number, so that it is a number everywhere."""
     return value.weight if value.schedule == "constant" else value
 
 
@@ -218,55 +231,59 @@ def _as_in_a_recipe(value: float | WeightConfig) -> Any:
 
 if TYPE_CHECKING:
     ScheduledWeight = float | WeightConfig
-else:  # a recipe's number goes through the table too: one message for a bad weight, wherever it is
+else:  # a plain number goes through the table too, so that a bad weight has one message
     ScheduledWeight = Annotated[
         WeightConfig,
         BeforeValidator(_weight_table),
         AfterValidator(_plain_weight),
         PlainSerializer(_as_in_a_recipe),
+        InRecipe("number at least 0, or table"),
     ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveConfig:
-    """What a student is asked to match: a weighted sum of losses. Each weight is a number, or a
-    table such as { weight = 0.9, schedule = "wsd" }."""
+    """A student's objective: a weighted sum of losses. Each weight is a number, or a table such as
+    { weight = 0.9, schedule = "wsd" }."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     kl: ScheduledWeight = 1.0
-    """Weight of forward KL from the teacher."""
+    """Weight of the forward KL divergence, KL(teacher || student)."""
     cross_entropy: ScheduledWeight = 0.0
-    """Weight of cross-entropy with the token that really came next."""
+    """Weight of the cross-entropy with the actual next token."""
     reverse_kl: ScheduledWeight = 0.0
-    """Weight of reverse KL. This one and those below need a store with a head."""
+    """Weight of the reverse KL divergence, KL(student || teacher); needs a store with a head."""
     jsd: ScheduledWeight = 0.0
-    """Weight of the generalised Jensen-Shannon divergence."""
+    """Weight of the generalised Jensen-Shannon divergence; needs a store with a head."""
     total_variation: ScheduledWeight = 0.0
-    """Weight of the total variation distance."""
+    """Weight of the total variation distance; needs a store with a head."""
     skew_kl: ScheduledWeight = 0.0
-    """Weight of forward KL to a mixture with the teacher; captured temperatures do for a head."""
+    """Weight of the forward KL divergence to a mixture of student and teacher; needs a store with a
+    head or with temperatures."""
     skew_reverse_kl: ScheduledWeight = 0.0
-    """Weight of reverse KL to a mixture with the student."""
+    """Weight of the reverse KL divergence to a mixture of teacher and student; needs a store with a
+    head."""
     residual_to_label: ScheduledWeight = 0.0
-    """Weight of forward KL from the head, with the mass outside it put on the next token."""
+    """Weight of the forward KL divergence from the head, with the probability outside the head put
+    on the actual next token; needs a store with a head."""
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
-    """Of teacher and student in every loss but cross-entropy; besides 1 the store must have
-    captured it."""
+    """Temperature of teacher and student in every loss except cross-entropy. Temperatures other
+    than 1 must be listed in `logits.temperatures`."""
     beta: Share | None = None
-    """How much the teacher has of the mixture of `jsd`, 1/2 unless given; 0 is forward KL, 1
-    reverse."""
+    """Share of the teacher in the mixture of `jsd`; 1/2 if unset. 0 is the forward KL divergence, 1
+    the reverse one."""
     skew: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """How much is mixed in for `skew_kl` and `skew_reverse_kl`, 0.1 unless given."""
+    """Share that is mixed in for `skew_kl` and `skew_reverse_kl`; 0.1 if unset."""
 
     @property
     def parameters(self) -> dict[str, float]:
-        """What is given of the losses' parameters, by name."""
+        """Parameters of the losses that are set, by name."""
         given = {"beta": self.beta, "skew": self.skew}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
     def weights(self) -> dict[str, WeightConfig]:
-        """Loss name to weight, those that ever count."""
+        """Weights by loss name, without losses whose weight is always 0."""
         others = {"temperature", "beta", "skew"}
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
         tables = {
@@ -282,44 +299,46 @@ class TokenizerConfig:
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     vocabulary: Annotated[int, Field(ge=258)] = 8192
-    """How many tokens it ends up with: 256 bytes, the end of text, and merges."""
+    """Number of tokens: 256 bytes, the end of text, and merges."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateConfig:
-    """How a teacher answers prompts, so that students learn from its own text."""
+    """How the teacher answers prompts; students learn from the answers."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     max_new_tokens: Size = 256
-    """Most tokens of an answer; it ends earlier at an end token or a full sequence."""
+    """Most tokens of an answer. It ends earlier at an end token or when the sequence is full."""
     temperature: Weight = 1.0
-    """Of the sampling; 0 always takes the most probable token."""
+    """Sampling temperature; 0 always takes the most probable token."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Sample only from the fewest tokens that together have this probability."""
+    """Sample only from the smallest set of tokens that has this probability."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample only from so many most probable tokens; 0 for all."""
+    """Sample only from this many most probable tokens; 0 means all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusConfig:
-    """What is read, and how it is cut into sequences."""
+    """The documents that are read, and how they are cut into sequences."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     files: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Paths, globs and folders (relative to the recipe), `hub:ORG/NAME`, or `stdlib:`."""
+    """Files, globs and folders (relative to the recipe), data sets as `hub:ORG/NAME`, or `stdlib:`,
+    the sources of Python's own library."""
     sequence_length: Annotated[int, Field(ge=2)] = 1024
-    """T: most tokens in a sequence; no longer than the models' context."""
+    """Most tokens in a sequence (T); at most the context of the models."""
     holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02
-    """Share of the documents kept for evaluation, chosen by a hash of their content."""
+    """Share of the documents that is held out for evaluation, chosen by a hash of their content."""
     separator: str | None = None
-    """Put after each plain document: the tokenizer's own end of text unless given; "" for none."""
+    """Text that is put after each plain document; the tokenizer's end of text if unset, "" for
+    nothing."""
     pack: bool = True
-    """Whether short documents share a sequence (isolated from one another)."""
+    """Whether short documents share a sequence; they do not see one another."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What happens to a row that nothing can be learned from, such as a chat that the template
-    cannot render: the first one ends the command, or all are left out and counted by reason."""
+    """What happens with an unusable row, such as a chat that the template cannot render: `refuse`
+    ends the command at the first one; `skip` leaves all of them out and counts them by reason."""
     as_chat: bool = False
-    """Write prompts and completions with the tokenizer's chat template, as a user's message and an
-    assistant's; otherwise they are written one after the other, without any template."""
+    """Whether prompts and completions become a user message and an assistant message of the
+    tokenizer's chat template; otherwise the completion directly follows the prompt."""
     columns: Columns = field(default_factory=Columns)
-    """Which columns of the records hold what, where the usual names do not."""
+    """Names of the columns in the records; needed only if they differ from the usual names."""

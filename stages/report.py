@@ -1,8 +1,8 @@
-"""What a running stage says; the pipeline draws it, tests assert on it.
+"""Progress reports of a running stage; the pipeline shows them, and tests check them.
 
-A stage takes a `Reporter` and calls it. (An iterator of reports would read more nicely, but the
-training loop belongs to `transformers.Trainer`, which calls back: turning that inside out needs a
-second thread, and then Ctrl-C and the device context live in the wrong one.)
+A stage gets a `Reporter` and calls it. (Stages are not iterators of reports, since the training
+loop belongs to `transformers.Trainer`, which uses callbacks: an iterator would need a second thread
+for training, and Ctrl-C and the device context would be in the wrong thread.)
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One step forward, the beginning of something, or one sentence."""
+    """Progress of a counted stage, the start of a step without counts, or a note."""
 
     stage: str
-    """The command's name, and what of it: `teacher-logits train`."""
+    """Name of the command and of its part: `teacher-logits train`."""
     doing: str = ""
-    """What begins now, where nothing is counted: `load the teacher`. Within a stage that counts it
-    is what comes between two steps. A report has either this, a note or counts."""
+    """Step that begins now and is not counted: `load the teacher`. A report has either this, a
+    note, or counts."""
     part: str = ""
-    """Which pass of a stage this is, where it makes several: `pass 2 of 6, without layer 3`."""
+    """Current pass of a stage that has several: `pass 2 of 6, without layer 3`."""
     done: int = 0
+    """Finished amount in `unit`. A stage also reports once before its first step."""
     total: int = 0
-    """Both in `unit`; a total of 0 means that it is not known. A stage that counts reports once
-    before its first step, so that its beginning is told."""
+    """Whole amount in `unit`; 0 if it is not known."""
     step: int = 0
-    """How much of `done` is new since the last report: what a resumed bar starts from."""
+    """Part of `done` that is new since the last report; a resumed bar starts without it."""
     unit: str = "tokens"
     note: str = ""
     """A sentence for the user."""
     warning: bool = False
-    """Whether the note tells of something that will hurt."""
+    """Whether the note is a warning."""
     figures: dict[str, float] = field(default_factory=dict)
-    """Latest measurements, shown beside the bar."""
+    """Latest measurements, shown next to the bar."""
 
 
 Reporter = Callable[[Report], None]
 
 
 def silent(report: Report) -> None:
-    """A reporter for those who do not care."""
+    """Ignore a report."""

@@ -1,4 +1,4 @@
-"""Stage two: train a student from the store. Never runs the teacher, except to cut it down."""
+"""Stage two: train a student from the store. Runs the teacher only to prune it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from .models.output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .students.adapters import adapt, expect_peft, merge
-from .students.origin import Made, StudentJob, make_student
-from .students.rounds import forget_rounds, rounds_to_go
+from .students.job import StudentJob
+from .students.lesson import lesson
+from .students.origin import NewStudent, make_student
 from .training.feed import StoreDataset
-from .training.lesson import lesson
-from .training.loop import TrainingJob, full_disk_told, train
-from .training.mixture import MixedDataset
+from .training.loop import TrainingJob, full_disk_errors, train
 from .training.objective import supports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from ..data.store.reader import StoreReader
 
@@ -36,16 +35,16 @@ STAGE = "train-student"
 
 
 def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent) -> None:
-    """Train one student; write it to `folder/model`, which then is whole.
+    """Train one student and write it to `folder/model`.
 
-    One that is cut several times is trained after each cut.
+    A student with several cuts is trained after each of them.
 
     Raises
-        ColdstillError: a student with other tokens or too short a context, another teacher's
-            layers, sizes that pruning cannot reach, an objective that the store cannot support, a
-            store with nothing to learn, stores of different sequences, adapters that cannot be
+        ColdstillError: as `make_student`; an objective that the store does not support, a store
+            without supervised positions, stores of different sequences, impossible adapters, or a
+            loss that is NaN or infinite
     """
-    for each in rounds_to_go(job):
+    for each in job.remaining_rounds():
         if not each.model_folder.is_dir():
             _train_student(each, store, report)
 
@@ -63,26 +62,25 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     model.to(best_device())
     isolation = student_isolation(model, store, where, report)
     head = connect_head(model, manifest.tokenizer.size, report)
-    begin = _beginning(job, made)
-    report(Report(stage=f"{STAGE} {job.stage}", doing="look at what ends the texts"))
+    report(Report(stage=f"{STAGE} {job.stage}", doing="find the tokens that end texts"))
     ends = store_ends(store, tokenizer)
     judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)
+    begin = _beginning(job, made, judged, report)
     adapters = None if job.lora is None else adapt(model, job.lora, job.seed, f"{where}.lora")
     learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     train(
         TrainingJob(
             stage=f"{STAGE} {job.stage}",
             head=head,
-            dataset=_dataset(taught.stores),
+            dataset=StoreDataset(*taught.stores),
             isolation=isolation,
             capture=manifest.capture,
-            others=taught.captures[1:],
             terms=taught.terms,
             config=job.config,
             sequence_length=manifest.packing.sequence_length,
             seed=job.seed,
             folder=job.folder,
-            begin=_telling(begin, f"{STAGE} {job.stage}", judged, report),
+            begin=begin,
             settings=job.settings,
         ),
         report,
@@ -98,54 +96,41 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     report(Report(stage=f"{STAGE} {job.stage}", note=note))
 
 
-def _dataset(stores: Sequence[StoreReader]) -> StoreDataset | MixedDataset:
-    return StoreDataset(stores[0]) if len(stores) == 1 else MixedDataset(stores)
-
-
-def _telling(
-    begin: Callable[[], None], stage: str, judged: str, report: Reporter
-) -> Callable[[], None]:
-    """Say what the record makes of the objective, where it is read at all."""
-
-    def tell() -> None:
-        begin()
-        if judged:
-            report(Report(stage=stage, note=f"{judged} with this record"))
-
-    return tell
-
-
 def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:
     folder = job.model_folder
     if rank() == 0:
-        forget_rounds(job)  # first: nobody comes back for them once the model is there
-        with whole_folder(folder) as scratch, full_disk_told(folder):
+        job.delete_rounds()  # before the model exists: a later run would not delete them
+        with whole_folder(folder) as scratch, full_disk_errors(folder):
             with asking("transformers", "save the student", where=str(folder)):
                 model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
         shutil.rmtree(job.start, ignore_errors=True)
-    wait_for_all()  # nobody goes on to what rests on it
+    wait_for_all()  # the next step reads the model
 
 
-def _beginning(job: StudentJob, made: Made) -> Callable[[], None]:
-    """What training does first. Asked for before the trainer and adapters change the model."""
+def _beginning(
+    job: StudentJob, made: NewStudent, judged: str, report: Reporter
+) -> Callable[[], None]:
+    """Make the function that training calls before its first step. Must be called before adapters
+    and the trainer change the model."""
     model = made.model
     config = copy.deepcopy(model.config)
     weights = model.state_dict() if job.is_of_the_teacher else None
 
     def begin() -> None:
         job.begin()
-        if weights is None or job.start.is_dir() or rank() != 0:
-            return
-        with _as_it_was(model, config):
-            made.save(job, weights)
+        if weights is not None and not job.start.is_dir() and rank() == 0:
+            with _unchanged(model, config):
+                made.save(job, weights)
+        if judged:
+            report(Report(stage=f"{STAGE} {job.stage}", note=f"{judged} with this record"))
 
     return begin
 
 
 @contextlib.contextmanager
-def _as_it_was(model: Any, config: Any) -> Iterator[None]:
-    """For saving: with frozen weights, which adapters keep out of checkpoints, and the config."""
+def _unchanged(model: Any, config: Any) -> Iterator[None]:
+    """Restore the configuration and the frozen weights, which adapters exclude from saving."""
     now = model.config, model._keys_to_ignore_on_save
     model.config, model._keys_to_ignore_on_save = config, type(model)._keys_to_ignore_on_save
     try:

@@ -1,7 +1,8 @@
-"""A small store with a tokenizer whose tokens mean harm: what the tests of `inspect` look at."""
+"""A small store whose tokens are hostile text, for the tests of `inspect`."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,3 +67,8 @@ def desk_at(root: Path) -> Desk:
     from desk import Desk
 
     return Desk(root)
+
+
+def shown(desk: Desk, *arguments: str) -> Any:
+    """The JSON that `inspect` prints."""
+    return json.loads(desk.done("inspect", *arguments, "--json").stdout)

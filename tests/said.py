@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-_START = re.compile(r".+: starts(, 0 of [\d,]+ [\w ]+| at [\d,]+.*)?")
+_START = re.compile(r".+: starts(, 0 of [\d,]+ [\w ]+| at [\d,]+.*)?|next: coldstill .+")
 
 
 def sentences(said: str) -> list[str]:
-    """Its lines but those that tell that a stage starts."""
+    """Its lines without the starts of stages and the next command."""
     return [line for line in said.splitlines() if not _START.fullmatch(line)]

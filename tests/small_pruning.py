@@ -1,4 +1,4 @@
-"""Small models of every family that pruning knows, and a sample to measure them on."""
+"""Small models of every family that can be pruned, and a calibration set."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from coldstill.stages.students.pruning.anatomy import Anatomy, anatomy_of
-from coldstill.stages.students.pruning.importance import Importance
-from coldstill.stages.students.pruning.sample import Sample
+from coldstill.stages.students.pruning.importance import CalibrationSet, Importance
 from conftest import FAMILIES, VOCABULARY, make_model
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 ROWS = VOCABULARY + 16
 TOKENS = torch.randint(0, VOCABULARY, (2, 90), generator=torch.Generator().manual_seed(3))
-"""More than the sliding windows of the families are wide."""
+"""Longer than the sliding windows of the families."""
 _GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
 _KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 MODELS: dict[str, dict[str, Any]] = {
@@ -43,12 +42,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_neox-tied": {"num_attention_heads": 4, "tie_word_embeddings": True,
                       "use_parallel_residual": False},
 }  # fmt: skip
-"""Three layers each; some with groups of heads, biases, norms of queries and keys."""
+"""Three layers each; some with grouped heads, biases, or norms of queries and keys."""
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def pruning_model(name: str, seed: int = 0, depth: int = 3) -> Any:
-    """One of `MODELS`, with all weights random, those of norms and biases too."""
+    """One of `MODELS` with random weights, including norms and biases."""
     settings = MODELS[name]
     layers = {} if name.startswith("gpt2") else {"num_hidden_layers": depth}
     with pytest.MonkeyPatch.context() as patch:
@@ -79,8 +78,8 @@ def random_importance(sizes: Sizes, seed: int = 0) -> Importance:
     )
 
 
-def whole_sample(store: StoreReader) -> Sample:
-    return Sample(store=store, rows=np.arange(len(store)), isolation="positions")
+def whole_sample(store: StoreReader) -> CalibrationSet:
+    return CalibrationSet(store=store, rows=np.arange(len(store)), isolation="positions")
 
 
 @torch.no_grad()
@@ -90,7 +89,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def expect_same_function(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
-    """Logits alike, and not because they are all alike."""
+    """Both models must have equal logits that are not constant."""
     expected, found = logits(theirs), logits(ours)
     scale = float(expected.abs().max())
     assert float(expected.std()) > 0.02 * scale

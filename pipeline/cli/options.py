@@ -1,24 +1,24 @@
-"""What commands that work on a recipe share: their argument, their options, and the work itself."""
+"""Options that commands share, and the run that they name."""
 
 from __future__ import annotations
 
 import functools
-import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..quiet import quiet_imports, quiet_libraries
+from .next_command import print_next
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..recipe.reading import LoadedRecipe
     from ..steps.work import Work
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of every command that works on recipes and runs."""
+    """Add the options of every command that works on runs; it gets a reporter as `progress`."""
 
     @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key.")
     @click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
@@ -26,19 +26,29 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**options: Any) -> None:
         from .progress import Progress
 
-        with Progress(click.get_current_context().info_name or "") as progress:
+        context = click.get_current_context()
+        with Progress(context.info_name or "") as progress:
             command(progress=progress, **options)
+        print_next(context)
 
     return wrapped
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The argument and options of every command that works on one recipe."""
-    return click.argument("recipe")(run_options(command))
+    """Add the argument RECIPE and the options of `run_options`.
+
+    The command gets `recipe`, `settings`, `runs` and `report`, as the steps take them.
+    """
+
+    @functools.wraps(command)
+    def wrapped(progress: Any, **options: Any) -> None:
+        command(report=progress, **options)
+
+    return click.argument("recipe")(run_options(wrapped))
 
 
 def student_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Which students a command is about; none named means all, which --all says aloud."""
+    """Add --student and --all; without either, a command works on all students."""
 
     @click.option("--student", "students", multiple=True, metavar="NAME", help="Only this student.")
     @click.option("--all", "everyone", is_flag=True, help="All students, as without --student.")
@@ -51,6 +61,13 @@ def student_option(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def json_option(
+    what: str = "a JSON object",
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add --json; the command gets `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what}.")
+
+
 def work_of(
     recipe: str,
     settings: tuple[str, ...],
@@ -60,48 +77,11 @@ def work_of(
     *,
     loads_models: bool = True,
 ) -> Work:
-    """A recipe, as it was named on the command line, being carried out in its run."""
-    from ..recipe.reading import load_recipe
+    """Open the run of a recipe that was named on the command line."""
+    from ..steps.work import open_work
 
-    loaded = load_recipe(recipe, settings, student, Path(runs))
-    return work_on(loaded, recipe, runs, progress, loads_models=loads_models)
-
-
-def work_on(
-    loaded: LoadedRecipe, recipe: str, runs: str, progress: Any, *, loads_models: bool = True
-) -> Work:
-    """The same of a recipe that is loaded."""
-    from ..recipe.reading import run_folder
-    from ..recipe.run_folder import open_run
-    from ..steps.work import Work
-
-    # a folder that was copied or renamed is the run that it is, whatever its recipe is called
-    folder = run_folder(recipe, Path(runs))
-    run = open_run(
-        Path(runs) if folder is None else folder.parent,
-        loaded.recipe.name if folder is None else folder.name,
-        loaded,
-    )
+    work = open_work(recipe, settings, Path(runs), progress, student)
     quiet_imports()
     if loads_models:
         quiet_libraries()
-    return Work(loaded, run, progress)
-
-
-def quiet_imports() -> None:
-    """Libraries that speak while they are imported, for commands that may come to import them."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # transformers imports torchao where it is installed, which tells of every GPU it does not find
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def quiet_libraries() -> None:
-    """One voice on the terminal: ours."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as model_logging
-
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    model_logging.set_verbosity_error()
-    model_logging.disable_progress_bar()
+    return work

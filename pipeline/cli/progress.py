@@ -1,4 +1,4 @@
-"""Draws what the stages report: bars on a terminal, plain lines elsewhere, sentences anywhere."""
+"""Shows what the stages report: bars on a terminal, lines elsewhere, and notes on both."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A reporter: call it with reports; leaving the context ends what it draws."""
+    """A reporter; leaving its context ends the bar or the lines."""
 
     def __init__(self, command: str = "", clock: Callable[[], float] = time.monotonic) -> None:
-        """Draw bars where somebody watches and lines elsewhere; of several processes the first one
-        speaks.
+        """Choose bars or lines; only the first of several processes shows them.
 
-        command  what lines are about until a stage reports
-        clock    seconds, for lines
+        command  name in lines until a stage reports
+        clock    time in seconds, for lines
         """
-        # what a library is kept from printing must not swallow ours: the stream of the beginning
+        # taken now, since stderr can be redirected later to silence a library
         self._stream = sys.stderr
         self._first = rank() == 0
-        self._said: set[str] = set()
+        self._notes: set[str] = set()
         self._drawn: Bars | Lines | None = None
         if self._first:
-            watched = self._stream.isatty()
-            self._drawn = Bars(self._stream) if watched else Lines(self._write, command, clock)
+            on_terminal = self._stream.isatty()
+            self._drawn = Bars(self._stream) if on_terminal else Lines(self._write, command, clock)
 
     def __enter__(self) -> Progress:
         if isinstance(self._drawn, Lines):
@@ -52,7 +51,7 @@ class Progress:
             self._drawn.close()
 
     def __call__(self, report: Report) -> None:
-        """Draw one report."""
+        """Show one report."""
         if not report.note:
             if self._drawn is not None:
                 self._drawn.take(report)
@@ -63,10 +62,10 @@ class Progress:
     def _say(self, stage: str, sentence: str) -> None:
         if isinstance(self._drawn, Bars):
             self._drawn.close()
-        # steps that rest on one another tell the same: once is enough
-        if sentence in self._said:
+        # a step repeats notes of the steps that it needs
+        if sentence in self._notes:
             return
-        self._said.add(sentence)
+        self._notes.add(sentence)
         if isinstance(self._drawn, Lines):
             self._drawn.say(stage, sentence)
         else:
@@ -81,13 +80,13 @@ class Bars:
     """One bar at a time, on a terminal."""
 
     def __init__(self, stream: Any) -> None:
-        """Begin without any."""
+        """Start without a bar."""
         self._stream = stream
         self._stage = ""
         self.bar: Any = None
 
     def take(self, report: Report) -> None:
-        """Draw one report that is not a note."""
+        """Show one report that is not a note."""
         counts = self.bar is not None and self.bar.unit
         if report.doing:
             if not (counts and report.stage == self._stage and self.bar.n != self.bar.total):
@@ -107,11 +106,11 @@ class Bars:
         if shown or report.part:
             figures = ", ".join(f"{name}={value}" for name, value in shown.items())
             self.bar.set_postfix_str(report.part or figures, refresh=False)
-        self.bar.total = report.total or None  # other processes may take some of it
+        self.bar.total = report.total or None  # other processes can take over a part
         self.bar.update(report.done - self.bar.n)
 
     def close(self) -> None:
-        """End the bar, if there is one."""
+        """End the current bar, if any."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -119,6 +118,6 @@ class Bars:
     def _begin(self, report: Report, **looks: Any) -> None:
         self.close()
         self._stage = report.stage
-        uncounted = bool(report.doing)  # gone once something else begins
+        uncounted = bool(report.doing)  # removed when the next step begins
         looks = {"unit": "", "leave": not uncounted, "dynamic_ncols": True, **looks}
         self.bar = tqdm(file=self._stream, **looks)

@@ -1,8 +1,7 @@
-"""Progress without a terminal: whole lines, at the start of a stage and then ever more
-rarely, so that a log of a batch system tells what goes on and stays short.
+"""Progress without a terminal: lines at the start of a stage and then at growing intervals.
 
-A thread writes them: a line is due although a stage says nothing for minutes, while a library
-loads weights, say.
+So the log of a batch system stays short. A thread writes them, since a stage can report nothing for
+minutes, for example while a library loads weights.
 """
 
 from __future__ import annotations
@@ -20,40 +19,39 @@ if TYPE_CHECKING:
     from ...stages.report import Report
 
 INTERVALS = (10.0, 30.0, 60.0)
-"""Seconds from the start of a stage to its first line, to the next, and between all later ones."""
+"""Seconds until the first line of a stage, until the next one, and between later ones."""
 BRIEF = 2.0
-"""Seconds that something uncounted takes before it is told: most such steps of a small model take
-moments."""
+"""Seconds until a step without counts gets a line; most such steps of a small model are shorter."""
 AT_WORK = "at work"
-"""What is told between two steps that say what they do."""
+"""Name of the time between two named steps."""
 _BEAT = 0.25
-"""Seconds between two looks of the thread."""
+"""Seconds between two checks by the thread."""
 
 
 @dataclass(slots=True)
 class _Phase:
-    """What goes on now."""
+    """The current stage and step."""
 
     stage: str
     started: float
     doing: str = ""
-    """What is not counted."""
+    """Current step without counts."""
     counts: bool = False
     since: float = 0.0
-    """When `doing` began;"""
-    told: bool = False
-    """whether its beginning was told."""
+    """Time when `doing` began."""
+    announced: bool = False
+    """Whether a line for `doing` was written."""
     part: str = ""
     unit: str = ""
     first: int = 0
-    """Of `done`: where it started."""
+    """First value of `done`."""
     done: int = 0
     total: int = 0
     figures: dict[str, float] = field(default_factory=dict)
     lines: int = 0
-    """How many have been due since it started;"""
+    """Number of lines that were due since the start."""
     last: float = 0.0
-    """when the last one was."""
+    """Time of the last line."""
 
     @property
     def name(self) -> str:
@@ -68,16 +66,16 @@ class _Phase:
 
 
 class Lines:
-    """Writes lines about reports; `begin` starts the thread that also writes between them."""
+    """Writes lines about reports; `begin` starts a thread that also writes between reports."""
 
     def __init__(
         self, write: Callable[[str], None], command: str, clock: Callable[[], float]
     ) -> None:
-        """Begin with nothing reported.
+        """Start without a report.
 
-        write    one whole line
-        command  what lines are about until a stage reports; nothing is written until then if empty
-        clock    seconds
+        write    writes one line
+        command  name in lines until a stage reports; if empty, nothing is written until then
+        clock    time in seconds
         """
         self._write, self._clock = write, clock
         self._phase = _between(command, clock())
@@ -86,23 +84,23 @@ class Lines:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Also write while nothing is reported, until `close`."""
+        """Start to write lines between reports, until `close`."""
         self._thread = threading.Thread(target=self._beat, name="progress", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Write no more."""
+        """Stop writing."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
 
     def take(self, report: Report) -> None:
-        """Take one report that is not a note, and write what is due."""
+        """Handle one report that is not a note, and write the line that is due."""
         with self._lock:
             phase, now = self._phase, self._clock()
             same = phase.counts and report.stage == phase.stage
             if report.doing and same and not phase.is_complete:
-                phase.doing, phase.since, phase.told = report.doing, now, False
+                phase.doing, phase.since, phase.announced = report.doing, now, False
             elif report.doing:
                 self._end(now)
                 self._phase = _Phase(report.stage, now, report.doing, since=now, last=now)
@@ -114,7 +112,7 @@ class Lines:
             self._look(now)
 
     def say(self, stage: str, sentence: str) -> None:
-        """Write a sentence of a stage; what that did until now, and did not count, has ended."""
+        """Write a note of a stage; it ends the stage's current step without counts."""
         with self._lock:
             phase, now = self._phase, self._clock()
             between_steps = phase.counts and phase.total and not phase.is_complete
@@ -124,12 +122,12 @@ class Lines:
             self._write(sentence)
 
     def tick(self) -> None:
-        """Write what is due by now."""
+        """Write the line that is due now."""
         with self._lock:
             self._look(self._clock())
 
     def _beat(self) -> None:
-        # a log that cannot be written must not end the work
+        # a log that cannot be written does not end the work
         with contextlib.suppress(OSError, ValueError):
             while not self._ended.wait(_BEAT):
                 self.tick()
@@ -159,16 +157,16 @@ class Lines:
         phase.figures = report.figures
 
     def _complete(self, phase: _Phase, now: float) -> None:
-        """Of a stage that has come to its end: how long it took, if lines told of it."""
+        """Write the duration of a finished stage, if it had lines."""
         if not phase.is_complete:
             return
         if phase.lines:
             self._write(_state(phase, now, ended=True))
-        phase.doing, phase.since, phase.told = AT_WORK, now, True
+        phase.doing, phase.since, phase.announced = AT_WORK, now, True
         phase.lines, phase.last = 0, now
 
     def _end(self, now: float) -> None:
-        """Of what has no total, if lines told of it: how long it took."""
+        """Write the duration of a stage without a total, if it had lines."""
         phase = self._phase
         if not phase.lines or phase.total or phase.doing == AT_WORK:
             return
@@ -179,8 +177,8 @@ class Lines:
 
     def _look(self, now: float) -> None:
         phase = self._phase
-        if phase.doing and not phase.told and now - phase.since >= BRIEF:
-            phase.told = True
+        if phase.doing and not phase.announced and now - phase.since >= BRIEF:
+            phase.announced = True
             self._write(f"{phase.name}: {phase.doing}")
         if phase.is_due(now) and phase.stage:
             phase.lines, phase.last = phase.lines + 1, now
@@ -188,12 +186,12 @@ class Lines:
 
 
 def _between(stage: str, now: float) -> _Phase:
-    """After one thing and before the next."""
-    return _Phase(stage, now, AT_WORK, since=now, told=True, last=now)
+    """Return the phase between two steps."""
+    return _Phase(stage, now, AT_WORK, since=now, announced=True, last=now)
 
 
 def _state(phase: _Phase, now: float, *, ended: bool = False) -> str:
-    """Where it is now, as one line."""
+    """Return the line about a phase."""
     spent = now - phase.started
     if phase.doing and (phase.is_complete or not phase.counts):
         return f"{phase.name}: {phase.doing}, {duration(now - phase.since)} so far"

@@ -1,1 +1,1 @@
-"""`coldstill plan`: what a recipe will do and take, and a capture in small."""
+"""`coldstill plan`: what a recipe will do and cost, and a pilot that measures a sample."""

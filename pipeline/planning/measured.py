@@ -1,4 +1,4 @@
-"""What was measured before, by a pilot, a store or a student: how long the rest will take."""
+"""Time that is left of each stage, from speeds measured by a pilot, a store or a student."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from ...data.files import parse_json
 from ...data.places.opening import place_at
 from ...data.store.layout import MEASUREMENTS
-from .pilot_record import read_pilot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,44 +17,39 @@ if TYPE_CHECKING:
     from ...data.prepared import Split
     from ...stages.config import TrainConfig
     from ..recipe.run_folder import Run
-    from ..recipe.tables import Recipe
+    from .pilot_record import PilotRecord
     from .sizes import StoreSize
 
 _LINES = 10
-"""Lines of a student's metrics that its speed is the median of: the last ones."""
+"""The speed of a student is the median of this many last lines of its metrics."""
 
 
-def capture_speeds(recipe: Recipe, run: Run) -> dict[Split, float | None]:
-    """Tokens a second of the teacher, by the split it will read: of that split's own store where it
-    was measured, else of the other's, else of the pilot."""
-    folders: dict[Split, str | Path] = {"train": run.logits, "heldout": run.heldout}
-    own = {split: _stores_speed(folder) for split, folder in folders.items()}
-    pilot = read_pilot(recipe, run)
-    spare = (
-        own["train"] or own["heldout"] or (_speed(pilot, "tokens_per_second") if pilot else None)
-    )
-    return {split: speed or spare for split, speed in own.items()}
+def capture_speeds(run: Run, pilot: PilotRecord | None) -> dict[Split, float | None]:
+    """Tokens per second of the teacher for each split: measured on the store of that split, on the
+    other store, or by the pilot."""
+    train, heldout = _store_speed(run.logits), _store_speed(run.heldout)
+    other = train or heldout or (None if pilot is None else pilot.tokens_per_second)
+    return {"train": train or other, "heldout": heldout or other}
 
 
 def capture_hours(
     stores: Mapping[Split, StoreSize], speeds: Mapping[Split, float | None], sequence_length: int
 ) -> float | None:
-    """What both stores still need, or None where nothing was measured."""
+    """Hours for the missing sequences of both stores; None without a measured speed."""
     total = 0.0
     for split, store in stores.items():
-        speed = speeds[split]
-        if store.sequences_missing and speed is None:
-            return None
-        if store.sequences_missing and speed is not None:
+        if store.sequences_missing:
+            speed = speeds[split]
+            if speed is None:
+                return None
             total += store.sequences_missing * sequence_length / speed / 3600
     return total
 
 
 def training_hours(config: TrainConfig, folder: Path, sequence_length: int) -> float | None:
-    """What the steps that are left will take, at the speed of the last ones; None if there are
-    none."""
+    """Hours for the remaining steps at the speed of the last ones; None without metrics."""
     lines = metrics_lines(folder / "metrics.jsonl")
-    speeds = [speed for line in lines[-_LINES:] if (speed := _speed(line, "tokens_per_second"))]
+    speeds = [speed for line in lines[-_LINES:] if (speed := _speed(line.get("tokens_per_second")))]
     if not speeds:
         return None
     left = max(0, config.steps - int(lines[-1]["step"]))
@@ -63,23 +57,8 @@ def training_hours(config: TrainConfig, folder: Path, sequence_length: int) -> f
     return tokens / statistics.median(speeds) / 3600
 
 
-def _stores_speed(address: str | Path) -> float | None:
-    place = place_at(address)
-    if not place.exists(MEASUREMENTS):
-        return None
-    measured = parse_json(place.read(MEASUREMENTS), place.path(MEASUREMENTS))
-    return _speed(measured, "capture_tokens_per_second")
-
-
-def _speed(record: Any, key: str) -> float | None:
-    value = record.get(key) if isinstance(record, dict) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if value > 0 else None
-
-
 def metrics_lines(path: Path) -> list[dict[str, Any]]:
-    """Its whole lines; a killed training leaves half a one."""
+    """The complete lines of a metrics file; a killed training leaves an incomplete last line."""
     lines: list[dict[str, Any]] = []
     if not path.exists():
         return lines
@@ -91,3 +70,19 @@ def metrics_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     return lines
+
+
+def _store_speed(address: str | Path) -> float | None:
+    place = place_at(address)
+    if not place.exists(MEASUREMENTS):
+        return None
+    measured = parse_json(place.read(MEASUREMENTS), place.path(MEASUREMENTS))
+    value = measured.get("capture_tokens_per_second") if isinstance(measured, dict) else None
+    return _speed(value)
+
+
+def _speed(value: Any) -> float | None:
+    """A positive number as a speed, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if value > 0 else None

@@ -1,4 +1,4 @@
-"""Whether what is still to be written fits on the disks it goes to, and may be written there."""
+"""Checks before a capture that its stores fit on their disks and can be written."""
 
 from __future__ import annotations
 
@@ -10,30 +10,23 @@ from typing import TYPE_CHECKING
 from ...data.errors import ColdstillError
 from ...data.files import SCRATCH_PREFIX
 from ..units import size
-from .sizes import StoreSize, store_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from ..recipe.reading import LoadedRecipe
-    from ..recipe.run_folder import Run
+    from .sizes import StoreSize
 
 
-def expect_room(loaded: LoadedRecipe, run: Run) -> None:
-    """Refuse a capture that cannot end well, before its teacher is loaded.
+def expect_room(stores: Iterable[StoreSize]) -> None:
+    """Refuse a capture that does not fit, before its teacher is loaded. Leaves no files.
 
-    Counts what is missing of the stores on this machine, disk by disk; a distant store has as much
-    room as it has. Leaves nothing behind.
+    Adds up the missing bytes of the stores on each disk of this machine. A remote store is not
+    checked.
 
     Raises
         ColdstillError: the missing shards do not fit, or their folder cannot be written
     """
-    expect_room_for(store_sizes(loaded, run).values())
-
-
-def expect_room_for(stores: Iterable[StoreSize]) -> None:
-    """The same, of stores whose sizes are known; raises as `expect_room`."""
     disks: dict[int, list[StoreSize]] = {}
     for store in stores:
         if store.folder is not None and store.bytes_missing:
@@ -46,42 +39,42 @@ def expect_room_for(stores: Iterable[StoreSize]) -> None:
         if needed > free:
             about = "" if all(store.counted and store.measured for store in held) else "about "
             raise ColdstillError(
-                f"{' and '.join(map(str, folders))}: {about}{size(needed)} are still to be written "
-                f"and {size(free)} are free; free some space, put the store elsewhere with "
+                f"{' and '.join(map(str, folders))}: {about}{size(needed)} must still be written "
+                f"and {size(free)} are free; free some space, move the store elsewhere with "
                 "logits.path, or keep less: logits.head, logits.tail, logits.sequences"
             )
 
 
 def expect_writable(folder: Path) -> None:
-    """Try whether something can be made in a folder that may not be there yet.
+    """Test that a folder can be written; it may not exist yet.
 
     Raises
-        ColdstillError: it cannot, and why
+        ColdstillError: it cannot be written, and why
     """
     near = existing(folder)
     if not near.is_dir():
         raise ColdstillError(
-            f"{folder}: cannot be made: {near} is a file; move it away or choose another place"
+            f"{folder}: cannot be created: {near} is a file; move it or choose another folder"
         )
     trial = near / f"{SCRATCH_PREFIX}{secrets.token_hex(4)}"
     try:
         trial.mkdir()
-        with contextlib.suppress(FileNotFoundError):  # another process may have tidied up
+        with contextlib.suppress(FileNotFoundError):  # another process may have cleaned up
             trial.rmdir()
     except OSError as error:
         raise ColdstillError(
-            f"{folder}: cannot be written: {error.strerror} in {near}; choose another place with "
+            f"{folder}: cannot be written: {error.strerror} in {near}; choose another folder with "
             "--runs or logits.path, or change its permissions"
         ) from error
 
 
 def free_bytes(folder: Path) -> int:
-    """Of the disk that a folder, which may not be there yet, will lie on."""
+    """Free bytes of the disk of a folder, which may not exist yet."""
     return shutil.disk_usage(existing(folder)).free
 
 
 def existing(path: Path) -> Path:
-    """The path, or the nearest one above it that is there."""
+    """The path, or its nearest parent that exists."""
     path = path.absolute()
     while not path.exists():
         path = path.parent

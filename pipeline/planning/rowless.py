@@ -1,76 +1,79 @@
-"""Tokens that a teacher's model has no row for, told from JSON files alone.
+"""Tokens for which a model has no row, found in JSON files only.
 
-Stage one refuses or leaves out such tokens (`stages.models.vocabulary`); a plan says so before a
-deep-learning stack is loaded.
+Stage one refuses or leaves out such tokens (`stages.models.vocabulary`). A plan does the same
+without loading torch.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ...data.corpus import BadRowError, list_sources, read_documents
 from ...data.errors import ColdstillError
 from ...data.prepared import CorpusLayout
-from .loadable import folder_of, own_models
+from .models import folder_of, student_models
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..recipe.reading import LoadedRecipe
-    from ..recipe.run_folder import Run
+    from ..steps.work import Work
 
 _NEEDED = ("bos_token", "eos_token", "unk_token", "pad_token")
 _DOCUMENTS = 20_000
-"""Of a corpus that is not prepared yet, so many are searched for such tokens."""
+"""Documents that are searched for such tokens if the corpus is not prepared yet."""
 
 
-def left_out_tokens(loaded: LoadedRecipe, run: Run) -> list[str]:
+def left_out_tokens(work: Work) -> list[str]:
     """Tokens that stage one will leave out of the vocabulary.
 
     Raises
-        ColdstillError: a token that is refused: one that the teacher or a student needs, or that a
-            text contains
+        ColdstillError: a token that is refused, because the teacher or a student needs it or a text
+            contains it
     """
     from ...stages.models.vocabulary import rowless_in
 
-    for where, model, revision, _ in own_models(loaded, run):
-        _left_out_of(folder_of(loaded, run, model, revision), where)
-    table = loaded.recipe.teacher
+    for named in student_models(work):
+        _rowless(folder_of(work, named.model, named.revision), named.key)
+    table, corpus = work.recipe.teacher, work.recipe.corpus
     if table.model is None:
         return []
-    rowless = _left_out_of(folder_of(loaded, run, table.model, table.revision), "teacher.model")
-    if rowless:
-        separator = loaded.recipe.corpus.separator or ""
-        for token in rowless:
-            if token in separator:
-                raise ColdstillError(f"corpus.separator: {rowless_in(token)}")
-    skipped = loaded.recipe.corpus.bad_rows == "skip"
-    if rowless and not skipped and CorpusLayout(run.corpus).read_record() is None:
-        _expect_in_no_text(loaded, rowless)
+    rowless = _rowless(folder_of(work, table.model, table.revision), "teacher.model")
+    for token in rowless:
+        if token in (corpus.separator or ""):
+            raise ColdstillError(f"corpus.separator: {rowless_in(token)}")
+    prepared = CorpusLayout(work.run.corpus).read_record() is not None
+    if rowless and corpus.bad_rows != "skip" and not prepared:
+        _expect_in_no_text(work, rowless)
     return sorted(rowless)
 
 
-def _left_out_of(folder: Path | None, where: str) -> dict[str, int]:
-    """Tokens of a model's tokenizer that it has no row for and can do without.
+def _rowless(folder: Path | None, where: str) -> list[str]:
+    """Tokens of a tokenizer for which its model has no row and which are not needed.
 
     Raises
-        ColdstillError: one that it cannot do without
+        ColdstillError: a token is needed
     """
-    found = None if folder is None else _tokens(folder)
+    found = None if folder is None else _read_tokens(folder)
     if found is None:
-        return {}
-    rows, base, added, roles = found
-    for token, index in sorted(base.items(), key=lambda pair: pair[1]):
-        if index >= rows:
-            raise _refused(where, token, index, rows, "it is one of its vocabulary")
-    rowless = {token: index for token, index in added.items() if index >= rows}
+        return []
+    for token, index in sorted(found.vocabulary.items(), key=lambda pair: pair[1]):
+        if index >= found.rows:
+            raise _refused(
+                where,
+                token,
+                index,
+                found.rows,
+                "the token is one of its vocabulary, so any text may contain it",
+            )
+    rowless = {token: index for token, index in found.added.items() if index >= found.rows}
     for token, index in rowless.items():
-        if (role := roles.get(token)) is not None:
+        if (role := found.roles.get(token)) is not None:
             use = "sequences are padded with it" if role == "pad_token" else "texts need it"
-            raise _refused(where, token, index, rows, f"it is its {role}: {use}")
-    return rowless
+            raise _refused(where, token, index, found.rows, f"it is its {role}: {use}")
+    return list(rowless)
 
 
 def _refused(where: str, token: str, index: int, rows: int, use: str) -> ColdstillError:
@@ -81,14 +84,14 @@ def _refused(where: str, token: str, index: int, rows: int, use: str) -> Coldsti
     )
 
 
-def _expect_in_no_text(loaded: LoadedRecipe, tokens: dict[str, int]) -> None:
+def _expect_in_no_text(work: Work, tokens: list[str]) -> None:
     from ...stages.models.vocabulary import rowless_in
 
-    corpus = loaded.recipe.corpus
+    corpus = work.recipe.corpus
     columns = corpus.columns
-    if loaded.recipe.teacher.generate is not None:
+    if work.recipe.teacher.generate is not None:
         columns = columns.for_prompts()
-    sources = list_sources(corpus.files, loaded.base)
+    sources = list_sources(corpus.files, work.loaded.base)
     for document in islice(read_documents(sources, columns), _DOCUMENTS):
         text = document.prompt + document.text
         text += json.dumps(document.messages, ensure_ascii=False) if document.messages else ""
@@ -97,9 +100,20 @@ def _expect_in_no_text(loaded: LoadedRecipe, tokens: dict[str, int]) -> None:
                 raise BadRowError("rowless_tokens", document.where, rowless_in(token))
 
 
-def _tokens(folder: Path) -> tuple[int, dict[str, int], dict[str, int], dict[str, str]] | None:
-    """Rows of the model, tokens of the vocabulary, added tokens, and the roles of needed ones; None
-    if the files do not say."""
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Tokens of a tokenizer, by id, and the size of its model."""
+
+    rows: int
+    """Rows of the model's embedding."""
+    vocabulary: dict[str, int]
+    added: dict[str, int]
+    roles: dict[str, str]
+    """Role of each needed token, such as `eos_token`."""
+
+
+def _read_tokens(folder: Path) -> _Tokens | None:
+    """The tokens of a model's folder; None if its files are incomplete."""
     config = _json(folder / "config.json")
     rows = {**config, **(config.get("text_config") or {})}.get("vocab_size")
     tokenizer, settings = _json(folder / "tokenizer.json"), _json(folder / "tokenizer_config.json")
@@ -121,14 +135,14 @@ def _tokens(folder: Path) -> tuple[int, dict[str, int], dict[str, int], dict[str
         token = named.get("content") if isinstance(named, dict) else named
         if isinstance(token, str):
             roles[token] = role
-            if token not in base and token not in added:  # added as it is loaded, behind all others
+            if token not in base and token not in added:  # loading appends it after all others
                 added[token] = max([*base.values(), *added.values()], default=-1) + 1
-    return rows, base, added, roles
+    return _Tokens(rows, base, added, roles)
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # told when the model is loaded
+        return {}  # loading the model reports it
     return found if isinstance(found, dict) else {}

@@ -1,110 +1,80 @@
-"""How much a recipe's stores hold: counted where it is known, estimated before."""
+"""Sizes of a recipe's stores: counted if they exist, estimated before."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...data.places.local import LocalPlace
 from ...data.places.opening import place_at
-from ...data.prepared import SPLITS, CorpusLayout
+from ...data.prepared import SPLITS
 from ...data.schema import Capture
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
 from ...data.store.reader import finished_shards, read_commit
-from .expected import expected_sizes
+from .corpus_size import corpus_sizes
 from .pilot_record import read_pilot
-from .split_size import SplitSize, answered
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ...data.places.place import Place
     from ...data.prepared import Split
-    from ..recipe.reading import LoadedRecipe
-    from ..recipe.run_folder import Run
     from ..recipe.tables import Recipe
+    from ..steps.work import Work
+    from .corpus_size import SplitSize
+    from .pilot_record import PilotRecord
 
 _MOST_COMMITS = 256
-"""Commit records looked at: of a store with more shards, evenly spaced ones stand for all."""
+"""Commit records that are read. In a store with more shards, evenly spaced ones represent all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSize:
-    """One store as it will be, and as it is."""
+    """One store: its expected size, and how much of it exists."""
 
-    split: Split
     sequences: int
     positions: int
     counted: bool
-    """Whether positions are counted, not scaled from the whole corpus or from its text."""
+    """Whether the positions are counted, not scaled from the whole corpus or from its text."""
     bytes_per_position: float
     measured: str | None
-    """What it was measured on, `store` or `pilot`, or None where a rule foretells it."""
+    """Where the width was measured, `store` or `pilot`; None if it is estimated by a rule."""
     bytes: int
-    """Of the whole store."""
+    """Bytes of the whole store."""
     bytes_missing: int
-    """Of the shards that are not there yet."""
+    """Bytes of the shards that do not exist yet."""
     sequences_missing: int
     shards: int
     shards_done: int
     address: str | None
-    """Of a distant store."""
+    """Address of a remote store; None for a store on this machine."""
     folder: Path | None
-    """Of one on this machine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Done:
-    """What is there of a store."""
-
-    shards: int = 0
-    sequences: int = 0
-    positions: int = 0
-    bytes: int = 0
-
-
-def corpus_sizes(loaded: LoadedRecipe, run: Run) -> dict[Split, SplitSize]:
-    """Both splits, before anything is sampled from them.
-
-    Raises
-        ColdstillError: sources that are not there
-    """
-    record = CorpusLayout(run.corpus).read_record()
-    if record is not None:
-        return {
-            split: answered(record.splits[split], loaded.recipe)
-            if record.prompts
-            else SplitSize(
-                sequences=record.splits[split].sequences,
-                tokens=record.splits[split].tokens,
-                positions=record.splits[split].positions,
-                counted=True,
-            )
-            for split in SPLITS
-        }
-    return expected_sizes(loaded, run)
+    """Folder of a store on this machine; None for a remote store."""
 
 
 def store_sizes(
-    loaded: LoadedRecipe, run: Run, sizes: dict[Split, SplitSize] | None = None
+    work: Work,
+    corpus: dict[Split, SplitSize] | None = None,
+    pilot: PilotRecord | None = None,
 ) -> dict[Split, StoreSize]:
-    """Both stores; reads manifests and commit records, no data.
+    """Sizes of both stores; reads manifests and commit records, but no data.
 
-    sizes  of the corpus, where the caller has them at hand
+    corpus  sizes of the corpus, if known already
+    pilot   record of the pilot, if read already
 
     Raises
-        ColdstillError: sources that are not there, a damaged record
+        ColdstillError: sources do not exist, or a record is damaged
     """
-    sizes = sizes or corpus_sizes(loaded, run)
-    return {split: _store_size(split, sizes[split], loaded.recipe, run) for split in SPLITS}
+    corpus = corpus or corpus_sizes(work)
+    pilot = pilot or read_pilot(work)
+    return {split: _store_size(split, corpus[split], work, pilot) for split in SPLITS}
 
 
 def captures(recipe: Recipe, vocabulary: int | None = None) -> dict[Split, Capture]:
-    """What is kept at each position of either split.
+    """What is captured at each position of either split.
 
-    vocabulary  V if it is known: the held-out head is no larger
+    vocabulary  V if known; limits the held-out head
     """
     logits, evaluation = recipe.logits, recipe.evaluation
     head = evaluation.head if vocabulary is None else min(evaluation.head, vocabulary)
@@ -125,50 +95,44 @@ def captures(recipe: Recipe, vocabulary: int | None = None) -> dict[Split, Captu
 
 
 def expected_bytes(capture: Capture, codec: str) -> int:
-    """Bytes of one position: those of `plain` in Arrow, about for `compact`, which has to see the
-    data."""
+    """Bytes per position: exact for `plain` in Arrow, estimated for `compact`, whose size depends
+    on the data."""
     if codec == "compact":
-        # measured: 1.0 to 1.3 bytes an entry, 6 for the tokens and numbers beside it
+        # measured: 1.0 to 1.3 bytes per entry, and 6 for the tokens and numbers beside it
         samples = (3 if capture.keeps_tail_logprobs else 1.1) * capture.tail
         return round(7 + 1.3 * capture.head + samples + 4 * len(capture.temperatures))
     sample = 8 if capture.keeps_tail_logprobs else 4
-    # tokens, positions and borders beside the targets
+    # 8 for the token, its position and the document borders; 12 for three numbers per position
     return 8 + 8 * capture.head + sample * capture.tail + 12 + 4 * len(capture.temperatures)
 
 
-def pilot_row(pilot: Any, capture: Capture, codec: Any) -> dict[str, Any] | None:
-    """What a pilot measured of a capture with a codec, if it did."""
-    wanted = [capture.head, capture.tail, json.loads(json.dumps(codec))]
-    rows = pilot["captures"] if pilot else []
-    return next((r for r in rows if [r["head"], r["tail"], r["codec"]] == wanted), None)
-
-
-def _store_size(split: Split, size: SplitSize, recipe: Recipe, run: Run) -> StoreSize:
+def _store_size(split: Split, size: SplitSize, work: Work, pilot: PilotRecord | None) -> StoreSize:
+    recipe, run = work.recipe, work.run
     logits = recipe.logits
-    sample = {"train": logits.sequences, "heldout": recipe.evaluation.sequences}[split]
-    place = place_at({"train": run.logits, "heldout": run.heldout}[split])
-    sequences = min(sample or size.sequences, size.sequences)
+    training = split == "train"
+    place = place_at(run.logits if training else run.heldout)
+    wanted = logits.sequences if training else recipe.evaluation.sequences
+    sequences = min(wanted or size.sequences, size.sequences)
     positions = round(size.positions * sequences / max(1, size.sequences))
     shards = -(-sequences // max(1, logits.shard_tokens // recipe.corpus.sequence_length))
-    done = _what_is_there(place)
-    whole = done.sequences == sequences > 0
-    if whole:
+    done = _done(place)
+    complete = done.sequences == sequences > 0
+    if complete:
         positions, shards = done.positions, done.shards
-    capture = captures(recipe)[split]
-    codec = logits.codec if split == "train" else "plain"
-    name = logits.codec_name if split == "train" else "plain"
-    width: float = expected_bytes(capture, name)
-    measured = None
+    row = pilot.row(logits.head, logits.tail, logits.codec) if pilot and training else None
+    width: float
     if done.positions:
         width, measured = done.bytes / done.positions, "store"
-    elif split == "train" and (row := pilot_row(read_pilot(recipe, run), capture, codec)):
-        width, measured = row["bytes_per_position"], "pilot"
+    elif row is not None:
+        width, measured = row.bytes_per_position, "pilot"
+    else:
+        codec = logits.codec_name if training else "plain"
+        width, measured = expected_bytes(captures(recipe)[split], codec), None
     missing = round(max(0, positions - done.positions) * width)
     return StoreSize(
-        split=split,
         sequences=sequences,
         positions=positions,
-        counted=whole or (size.counted and sequences == size.sequences),
+        counted=complete or (size.counted and sequences == size.sequences),
         bytes_per_position=round(width, 1),
         measured=measured,
         bytes=done.bytes + missing,
@@ -181,13 +145,23 @@ def _store_size(split: Split, size: SplitSize, recipe: Recipe, run: Run) -> Stor
     )
 
 
-def _what_is_there(place: Place) -> _Done:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """The finished shards of a store."""
+
+    shards: int = 0
+    sequences: int = 0
+    positions: int = 0
+    bytes: int = 0
+
+
+def _done(place: Place) -> _Done:
     if not place.exists(MANIFEST):
         return _Done()
     manifest = read_manifest(place)
     done = finished_shards(place, manifest)
-    looked_at = done[:: -(-len(done) // _MOST_COMMITS) or 1]
-    commits = [read_commit(place, manifest, index) for index in looked_at]
+    chosen = done[:: -(-len(done) // _MOST_COMMITS) or 1]
+    commits = [read_commit(place, manifest, index) for index in chosen]
     share = len(done) / max(1, len(commits))
     return _Done(
         shards=len(done),

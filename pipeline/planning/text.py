@@ -1,134 +1,39 @@
-"""A plan for a person."""
+"""A plan and a pilot's figures as text for a terminal."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..units import size
+from tabulate import tabulate
+
+from ..units import duration, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Facts = dict[str, Any]
+    from .pilot_record import PilotRecord, PilotRow
+    from .plan import Plan
+    from .sizes import StoreSize
 
 
-def text(facts: Facts) -> str:
-    """All of a plan, a line a thing; what is estimated says so."""
+def plan_text(plan: Plan) -> str:
+    """All of a plan, one subject per line; estimates are marked with "about"."""
     return "\n".join(
         [
-            *_ground(facts),
-            *[_store(split, store) for split, store in facts["stores"].items()],
-            *_students(facts),
-            *_needs(facts),
-            *_alternatives(facts),
-            _disk(facts),
+            *_corpus_and_teacher(plan),
+            *[_store(split, store) for split, store in plan.stores.items()],
+            *_students(plan),
+            *_stages(plan),
+            *_captures(plan),
+            _disk(plan),
         ]
     )
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells in columns, numbers to the right; the first row is the heading."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-
-
-def duration(hours: float) -> str:
-    """Hours for people."""
-    if hours >= 48:
-        return f"{hours / 24:.1f} days"
-    if hours >= 1:
-        return f"{hours:.1f} hours"
-    minutes = hours * 60
-    return f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{hours * 3600:.0f} seconds"
-
-
-def _ground(facts: Facts) -> list[str]:
-    about = "" if facts["counted"] else "about "
-    positions = sum(facts["positions"].values())
-    learned = f"{about}{positions:,} positions"
-    learned += f" ({about}{facts['supervised_share']['train']:.1%} of train's tokens supervised)"
-    basis = [f"note         corpus: {facts['basis']}"] if facts["basis"] else []
-    rowless = [
-        f"tokenizer    without {', '.join(map(repr, facts['left_out_tokens']))}, which the model "
-        "has no row for"
-    ]
-    return [
-        f"corpus       {_counted(facts['sources'], 'file')}, {size(facts['source_bytes'])}, "
-        f"{about}{sum(facts['sequences'].values()):,} sequences, {learned}",
-        *basis,
-        f"teacher      {facts['teacher']}{'' if facts['teacher_done'] else ', not yet'}",
-        *(rowless if facts["left_out_tokens"] else ()),
-    ]
-
-
-def _store(split: str, store: Facts) -> str:
-    about = "" if store["counted"] else "about "
-    width = f"{'' if store['measured'] else 'about '}{store['bytes_per_position']:g} bytes"
-    done, shards = store["shards_done"], store["shards"]
-    state = f"{done} of {shards} shards" if done else "to do"
-    if 0 < done < shards:
-        state += f", {shards - done} missing"
-    whole = size(store["bytes"]) + ("" if done else f" in {_counted(shards, 'shard')}")
-    where = "" if store["address"] is None else f", in {store['address']}"
-    return (
-        f"{split:<12} {about}{store['positions']:,} positions in "
-        f"{store['sequences']:,} sequences at {width}: {whole}, {state}{where}"
-    )
-
-
-def _students(facts: Facts) -> list[str]:
-    lines = []
-    for name, student in facts["students"].items():
-        count = student["parameters"]
-        large = "" if count is None else f"{count:,} parameters, "
-        lines.append(
-            f"student      {name}: {large}{student['steps']:,} steps of "
-            f"{student['tokens'] // student['steps']:,} tokens, "
-            f"{'trained' if student['done'] else 'to do'}"
-        )
-        if student["note"] is not None:
-            lines.append(f"note         {student['note']}")
-        if student["not_exported_to"]:
-            formats = ", ".join(student["not_exported_to"])
-            lines.append(
-                f"note         students.{name}: a student of this family cannot be exported to "
-                f"{formats}"
-            )
-    return lines
-
-
-def _needs(facts: Facts) -> list[str]:
-    lines = []
-    for stage, needed in facts["memory"].items():
-        taken = "unknown" if needed is None else f"about {size(needed)}"
-        if needed is None:
-            taken += ", its model is not on this machine"
-        hours = facts["hours"][stage]
-        left = f"; {duration(hours)} to go" if hours else ""
-        if left and stage == "teacher-logits":
-            left += f" at {facts['tokens_per_second']:,.0f} tokens/s"
-        lines.append(f"memory       {stage}: {taken}{left}")
-    return lines
-
-
-def _alternatives(facts: Facts) -> list[str]:
-    """This capture's size among others'."""
-    own = facts["stores"]["train"]
-    this = {**facts["capture"], "codec": facts["codec"], "this": True}
-    this |= {key: own[key] for key in ("bytes_per_position", "measured", "bytes")}
-    rows = [["head", "tail", "codec", "bytes/position", "in all", ""]]
-    for way in [this, *facts["alternatives"]]:
-        about = "" if way["measured"] else "~"
-        rows.append(
-            [
-                *[str(way[key]) for key in ("head", "tail", "codec")],
-                f"{about}{way['bytes_per_position']:g}",
-                size(way["bytes"]),
-                "this recipe" if way.get("this") else "",
-            ]
-        )
-    heading, *lines = [f"{' ' * 13}{line}".rstrip() for line in aligned(rows)]
-    return [f"kept{heading[4:]}", *lines]
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, aligned to the right; the first row is the heading."""
+    table = tabulate(rows, tablefmt="plain", stralign="right", disable_numparse=True)
+    return [line.rstrip() for line in table.splitlines()]
 
 
 def _counted(count: int, noun: str) -> str:
@@ -136,17 +41,173 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def _disk(facts: Facts) -> str:
-    """What is still needed of this machine's disk, and for what."""
-    stores = facts["stores"].values()
-    here = [store["bytes_missing"] for store in stores if store["address"] is None]
-    distant = sum(store["bytes"] for store in stores if store["address"] is not None)
-    names = ["no store", "one store", "both stores"][len(here)]
-    needed, what = sum(here), names
+def _corpus_and_teacher(plan: Plan) -> list[str]:
+    about = "" if plan.counted else "about "
+    lines = [
+        f"corpus       {_counted(plan.sources, 'file')}, {size(plan.source_bytes)}, "
+        f"{about}{sum(plan.sequences.values()):,} sequences, "
+        f"{about}{sum(plan.positions.values()):,} positions "
+        f"({about}{plan.supervised_share['train']:.1%} of train's tokens supervised)"
+    ]
+    if plan.basis:
+        lines.append(f"note         corpus: {plan.basis}")
+    lines.append(f"teacher      {plan.teacher}{'' if plan.teacher_done else ', not yet'}")
+    if plan.left_out_tokens:
+        tokens = ", ".join(map(repr, plan.left_out_tokens))
+        lines.append(f"tokenizer    without {tokens}, for which the model has no row")
+    return lines
+
+
+def _store(split: str, store: StoreSize) -> str:
+    about = "" if store.counted else "about "
+    width = f"{'' if store.measured else 'about '}{store.bytes_per_position:g} bytes"
+    done, shards = store.shards_done, store.shards
+    state = f"{done} of {shards} shards" if done else "to do"
+    if 0 < done < shards:
+        state += f", {shards - done} missing"
+    whole = size(store.bytes) + ("" if done else f" in {_counted(shards, 'shard')}")
+    where = "" if store.address is None else f", in {store.address}"
+    return (
+        f"{split:<12} {about}{store.positions:,} positions in "
+        f"{store.sequences:,} sequences at {width}: {whole}, {state}{where}"
+    )
+
+
+def _students(plan: Plan) -> list[str]:
+    lines = []
+    for name, student in plan.students.items():
+        parameters = student.parameters
+        lines.append(
+            f"student      {name}: "
+            f"{'' if parameters is None else f'{parameters:,} parameters, '}{student.steps:,} "
+            f"steps of {student.tokens // student.steps:,} tokens, "
+            f"{'trained' if student.done else 'to do'}"
+        )
+        if student.note is not None:
+            lines.append(f"note         {student.note}")
+        if student.not_exported_to:
+            lines.append(
+                f"note         students.{name}: a student of this family cannot be exported to "
+                f"{', '.join(student.not_exported_to)}"
+            )
+    return lines
+
+
+def _stages(plan: Plan) -> list[str]:
+    lines = []
+    for stage, needed in plan.memory.items():
+        if needed is None:
+            taken = "unknown, its model is not on this machine"
+        else:
+            taken = f"about {size(needed)}"
+        hours = plan.hours[stage]
+        left = f"; {duration(3600 * hours)} to go" if hours else ""
+        if left and stage == "teacher-logits":
+            left += f" at {plan.tokens_per_second:,.0f} tokens/s"
+        lines.append(f"memory       {stage}: {taken}{left}")
+    return lines
+
+
+def _captures(plan: Plan) -> list[str]:
+    """Sizes of this capture and of the alternatives."""
+
+    def row(
+        capture: tuple[int, int, str], width: float, measured: str | None, count: int, note: str
+    ) -> list[str]:
+        about = "" if measured else "~"
+        return [*map(str, capture), f"{about}{width:g}", size(count), note]
+
+    own = plan.stores["train"]
+    capture = (plan.capture["head"], plan.capture["tail"], plan.codec)
+    rows = [
+        ["head", "tail", "codec", "bytes/position", "in all", ""],
+        row(capture, own.bytes_per_position, own.measured, own.bytes, "this recipe"),
+        *[
+            row((each.head, each.tail, each.codec), each.bytes_per_position, each.measured,
+                each.bytes, "")
+            for each in plan.alternatives
+        ],
+    ]  # fmt: skip
+    heading, *lines = [f"{' ' * 13}{line}" for line in _aligned(rows)]
+    return [f"kept{heading[4:]}", *lines]
+
+
+def _disk(plan: Plan) -> str:
+    """Bytes still to be written on this machine."""
+    stores = plan.stores.values()
+    here = [store.bytes_missing for store in stores if store.address is None]
+    remote = sum(store.bytes for store in stores if store.address is not None)
+    needed, what = sum(here), ["no store", "one store", "both stores"][len(here)]
     if len(here) < len(stores):
-        needed += min(distant, facts["cache_bytes"])
-        what = f"{names} and the cache of the other" if here else "the cache"
-    free = facts["free_bytes"]
-    enough = "" if needed <= free else ": not enough"
+        needed += min(remote, plan.cache_bytes)
+        what = f"{what} and the cache of the other" if here else "the cache"
+    enough = "" if needed <= plan.free_bytes else ": not enough"
     more = f"{size(needed)} more for {what}" if needed else "nothing more to write"
-    return f"disk         {more}, {size(free)} free{enough}"
+    return f"disk         {more}, {size(plan.free_bytes)} free{enough}"
+
+
+def pilot_text(pilot: PilotRecord, own: PilotRow, store: StoreSize, sequence_length: int) -> str:
+    """The figures of a pilot.
+
+    own    the row of the recipe's own capture
+    store  the store that the recipe will make
+    """
+    seconds = store.sequences * sequence_length / pilot.tokens_per_second
+    masses = [f"{mass:.3f}" for mass in pilot.covered_mass.values()]
+    names = ("head", "tail", "codec", "bytes/position", "in all", "KL", "angle", "length", "error")
+    rows = [
+        [*names, ""],
+        *[
+            [
+                str(row.head),
+                str(row.tail),
+                row.codec_name,
+                f"{row.bytes_per_position:.1f}",
+                size(store.positions * row.bytes_per_position),
+                f"{row.kl:.5f}",
+                f"{row.angle:.2f}\u00b0",
+                f"{row.norm_ratio:.3f}",
+                f"{row.gradient_error:.3f}",
+                "this recipe" if row is own else "",
+            ]
+            for row in pilot.captures
+        ],
+    ]
+    return "\n".join(
+        [
+            f"pilot        {pilot.sequences:,} sequences, {pilot.positions:,} positions, "
+            f"{pilot.tokens_per_second:,.0f} tokens/s ({pilot.machine})",
+            f"whole        {store.sequences:,} sequences, {store.positions:,} positions, "
+            f"{duration(seconds)}",
+            "",
+            "mean probability inside the head",
+            *_aligned([["head", *pilot.covered_mass], ["mass", *masses]]),
+            "",
+            "gradient of each capture, compared with that of the whole distribution",
+            *_aligned(rows),
+        ]
+    )
+
+
+def recommendation_text(
+    choice: PilotRow | None, own: PilotRow, pilot: PilotRecord, budget: float | None
+) -> str:
+    """The recommended capture; its last line goes into the recipe.
+
+    choice  the recommended row; None if no capture fits the budget
+    """
+    if choice is None:
+        least = pilot.smallest(own)
+        return (
+            f"none of these captures fits into {budget:g} bytes per position; the smallest takes "
+            f"{least.bytes_per_position:g} (head = {least.head}, tail = {least.tail})"
+        )
+    most = own.bytes_per_position if budget is None else budget
+    line = f"head = {choice.head}, tail = {choice.tail}"
+    if choice is own:
+        return f"best within {most:.4g} bytes per position: the recipe's own capture\n{line}"
+    return (
+        f"best within {most:.4g} bytes per position: {choice.bytes_per_position:.1f} bytes, "
+        f"gradient error {choice.gradient_error:.3f} (the recipe has "
+        f"{own.bytes_per_position:.1f} and {own.gradient_error:.3f}); in [logits]:\n{line}"
+    )

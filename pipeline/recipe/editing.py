@@ -1,12 +1,11 @@
-"""Writes head and tail into a recipe's file and leaves every other byte as it is.
+"""Writes `logits.head` and `logits.tail` into a recipe's file and leaves every other byte as it is.
 
-The file is edited as text, line by line, and the result is then read as TOML: unless it says what
-it said before with these two numbers changed, nothing is written.
+tomlkit edits the text. The result is then read by Python's own TOML reader, and nothing is written
+unless it differs from the original in these two numbers alone.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -16,26 +15,24 @@ from ...data.errors import ColdstillError
 from ...data.files import whole_file
 from ...data.places.opening import place_at
 from ...data.store.layout import MANIFEST
-from .reading import RESOLVED
+from .reading import BYTE_ORDER_MARK, RESOLVED, read_text
 
 if TYPE_CHECKING:
     from .reading import LoadedRecipe
     from .run_folder import Run
 
-_BOM = "\ufeff"
-
 
 def editable_recipe(name: str, loaded: LoadedRecipe, run: Run) -> Path:
-    """The file that `--write` would change, asked before anything is measured.
+    """Return the file that `--write` will change; called before anything is measured.
 
-    name  as it was given on the command line
+    name  the recipe as it was given on the command line
 
     Raises
-        ColdstillError: the recipe is no file of the user's, or its run has a store already
+        ColdstillError: the recipe is not a file of the user, or its run already has a store
     """
     path = next((p for p in (Path(name), Path(f"{name}.toml")) if p.is_file()), None)
     is_runs_own = path is not None and (path.parent / RESOLVED).exists()
-    if path is None or is_runs_own or _text(path) != loaded.text:
+    if path is None or is_runs_own or read_text(path) != loaded.text:
         raise ColdstillError(
             f"--write: {name} is built in or a run's own record, not a recipe to be edited; copy "
             "it to a file, or put the recommended line into the file it was made from"
@@ -43,24 +40,24 @@ def editable_recipe(name: str, loaded: LoadedRecipe, run: Run) -> Path:
     place = place_at(run.logits)
     if place.exists(MANIFEST):
         raise ColdstillError(
-            f"--write: {place} is there already, with what this recipe keeps, and would no longer "
-            "fit it; copy the recipe under another name and write into that"
+            f"--write: {place} already exists and would no longer match the changed recipe; copy "
+            "the recipe under another name and write into that"
         )
     _edited(path, loaded.text, loaded.recipe.logits.head, loaded.recipe.logits.tail)
     return path
 
 
 def write_capture(path: Path, head: int, tail: int) -> bool:
-    """Set `logits.head` and `logits.tail` in a recipe's file; whether that changed anything.
+    """Set `logits.head` and `logits.tail` in a recipe's file; return whether the file changed.
 
     Raises
-        ColdstillError: they stand there in a way that is not edited (an inline table, dotted keys)
+        ColdstillError: tomlkit cannot change these two numbers alone
     """
-    text = _text(path)
+    text = read_text(path)
     changed = _edited(path, text, head, tail)
     if changed == text:
         return False
-    target = path.resolve()  # a link stays a link
+    target = path.resolve()  # keeps a symbolic link a link
     with whole_file(target) as scratch:
         scratch.write_bytes(changed.encode())
         shutil.copymode(target, scratch)
@@ -68,49 +65,47 @@ def write_capture(path: Path, head: int, tail: int) -> bool:
 
 
 def _edited(path: Path, text: str, head: int, tail: int) -> str:
-    """The text with both numbers; raises as `write_capture`."""
-    changed = text
-    # the second first: a key that is put in comes right below the table's heading
-    for key, value in (("tail", tail), ("head", head)):
-        changed = _with_key(changed, key, value)
-    wanted = tomllib.loads(text.removeprefix(_BOM))
+    """Return the text with both numbers; raises as `write_capture`."""
+    plain = text.removeprefix(BYTE_ORDER_MARK)
+    wanted = tomllib.loads(plain)
     wanted.setdefault("logits", {}).update(head=head, tail=tail)
+    from tomlkit.exceptions import TOMLKitError
+
+    changed, found = "", None
     try:
-        found: Any = tomllib.loads(changed.removeprefix(_BOM))
-    except tomllib.TOMLDecodeError:
-        found = None
+        changed = _with_values(plain, {"head": head, "tail": tail})
+        if "\r\n" in plain and "\n" not in plain.replace("\r\n", ""):
+            changed = changed.replace("\r\n", "\n").replace("\n", "\r\n")  # the added lines too
+        found = tomllib.loads(changed)
+    except (TOMLKitError, tomllib.TOMLDecodeError):
+        pass  # reported below
     if found != wanted:
         raise ColdstillError(
-            f"--write: {path}: 'logits' is written in a way that is not edited here (an inline "
-            f"table or dotted keys); set logits.head = {head} and logits.tail = {tail} by hand"
+            f"--write: {path}: the table 'logits' cannot be edited without changing other keys; "
+            f"set logits.head = {head} and logits.tail = {tail} by hand"
         )
-    return changed
+    return text[: len(text) - len(plain)] + changed
 
 
-def _with_key(text: str, key: str, value: int) -> str:
-    newline = "\r\n" if "\r\n" in text else "\n"
-    lines = text.split("\n")  # the carriage return before it, if any, stays with its line
-    heading = next((i for i, line in enumerate(lines) if _HEADING.fullmatch(line)), None)
-    if heading is None:
-        gap = "" if not text or text.endswith("\n") else newline
-        return f"{text}{gap}{newline}[logits]{newline}{key} = {value}{newline}"
-    setting = re.compile(rf"(\s*{key}\s*=\s*)[0-9_xobA-Fa-f+]+(\s*(?:#.*)?)")
-    for i in range(heading + 1, len(lines)):
-        if _TABLE.match(lines[i]):
-            break
-        if found := setting.fullmatch(lines[i]):
-            lines[i] = f"{found[1]}{value}{found[2]}"
-            return "\n".join(lines)
-    if heading == len(lines) - 1:  # the heading is the file's last line, without an end
-        return f"{text}{newline}{key} = {value}{newline}"
-    end = newline.removesuffix("\n")
-    lines.insert(heading + 1, f"{key} = {value}{end}")
-    return "\n".join(lines)
+def _with_values(text: str, values: dict[str, int]) -> str:
+    import tomlkit
+    from tomlkit.items import Item, Table
 
-
-def _text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8")
-
-
-_HEADING = re.compile(r"\ufeff?\s*\[\s*logits\s*\]\s*(#.*)?")
-_TABLE = re.compile(r"\s*\[")
+    document = tomlkit.parse(text)
+    if "logits" not in document:
+        if document.body:
+            document.add(tomlkit.nl())
+        document.add("logits", tomlkit.table())
+    table: Any = document["logits"]
+    trailing: list[Item] = []
+    if isinstance(table, Table):
+        # comments before the next heading stay below the new keys
+        body = table.value.body
+        while body and body[-1][0] is None:
+            trailing.append(body.pop()[1])
+    for key, value in values.items():
+        if table.get(key) != value:
+            table[key] = value
+    for item in reversed(trailing):
+        table.add(item)
+    return tomlkit.dumps(document)

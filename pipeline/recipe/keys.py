@@ -1,28 +1,23 @@
-"""Keys of a recipe as one types them: `students.small.train.steps`, and which keys there are."""
+"""Dotted keys as users type them, such as `students.small.train.steps`, and their values."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import tomllib
-import types
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from .tables import Recipe, StudentTable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
 _PART = r'(?:[A-Za-z0-9_-]+|"[^"]+")'
 
 
 def split_key(text: str, students: Collection[str]) -> list[str] | None:
-    """The parts of a dotted key; None if it is none.
+    """Return the parts of a dotted key, or None if the text is not a dotted key.
 
-    students  those whose names may hold dots themselves, as those of a sweep's points do
+    students  known names; the name of a sweep's point can itself contain dots
     """
     text = text.strip()
     below = text.removeprefix("students.")
@@ -38,7 +33,7 @@ def split_key(text: str, students: Collection[str]) -> list[str] | None:
 
 
 def toml_value(text: str) -> Any:
-    """A value as it stands in TOML; a bare word is a string."""
+    """Parse a TOML value; a bare word is a string."""
     try:
         found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -47,10 +42,10 @@ def toml_value(text: str) -> Any:
 
 
 def set_value(table: dict[str, Any], key: list[str], value: Any, where: str) -> None:
-    """Set a key of nested tables, which are made where they are missing.
+    """Set a key of nested tables; missing tables are created.
 
     Raises
-        ColdstillError: the key goes through a value that is no table
+        ColdstillError: a part of the key is a value that is not a table
     """
     *path, last = key
     place = table
@@ -61,43 +56,3 @@ def set_value(table: dict[str, Any], key: list[str], value: Any, where: str) -> 
         if not isinstance(place, dict):
             raise ColdstillError(f"{where}: '{part}' is a value, not a table")
     place[last] = value
-
-
-def keys_at(place: list[str]) -> list[str]:
-    """The keys of the recipe's table at `place`."""
-    kind: Any = Recipe
-    for part in place:
-        if get_origin(kind) is tuple:  # of tables, whose number is `part`
-            kind = get_args(kind)[0]
-            continue
-        kind = get_args(kind)[1] if get_origin(kind) is dict else get_type_hints(kind)[part]
-        kind = _without_none(kind)
-    return _fields(kind)
-
-
-def student_keys() -> set[tuple[str, ...]]:
-    """Every key that a student's table and the tables in it may have."""
-    return set(_below(StudentTable, ()))
-
-
-def _below(kind: Any, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    hints = get_type_hints(kind)
-    for name in _fields(kind):
-        yield (*above, name)
-        inner = _without_none(hints[name])
-        if isinstance(inner, type) and (
-            dataclasses.is_dataclass(inner) or issubclass(inner, BaseModel)
-        ):
-            yield from _below(inner, (*above, name))
-
-
-def _without_none(kind: Any) -> Any:
-    if get_origin(kind) in (Union, types.UnionType):
-        return next(k for k in get_args(kind) if k is not type(None))
-    return kind
-
-
-def _fields(kind: Any) -> list[str]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return list(kind.model_fields)
-    return [field.name for field in dataclasses.fields(kind)]

@@ -1,6 +1,6 @@
-"""The recipe: one TOML file that says everything about a run (`pipeline/recipe/tables.py`).
+"""Reads a recipe: one TOML file that defines a run (its tables are in `tables.py`).
 
-An unknown key is an error that names the nearest right one.
+An unknown key is an error that names the nearest known key.
 """
 
 from __future__ import annotations
@@ -10,47 +10,53 @@ import dataclasses
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from ...data.errors import ColdstillError
 from ...data.files import read_json
-from .keys import keys_at, set_value, split_key, toml_value
+from .fields import names_at
+from .keys import set_value, split_key, toml_value
 from .tables import ORIGINS, Recipe
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 VERBATIM, RESOLVED = "recipe.toml", "recipe.resolved.json"
-"""A run's own copies of its recipe: as it was written, and as it was understood."""
+"""A run's copies of its recipe: the file as written, and the validated values."""
+
+BYTE_ORDER_MARK = "\ufeff"
+"""Some editors put it at the start of a file; it is not part of the TOML."""
 
 BUILT_IN = Path(__file__).parents[1] / "recipes"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A recipe and where it came from."""
+    """A validated recipe and its origin."""
 
     recipe: Recipe
     base: Path
-    """What its relative paths start from."""
+    """Folder that relative paths in the recipe start from."""
     text: str
     """The file as it was written."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecipeSource:
-    """A recipe that is read and not yet understood: what one student takes over from another is
-    not filled in."""
+    """A recipe that is read but not validated; `like` of students is not resolved yet."""
 
     table: dict[str, Any]
     base: Path
-    """As of `LoadedRecipe`, and"""
+    """Folder that relative paths in the recipe start from."""
     text: str
-    """likewise."""
+    """The file as it was written."""
     where: str
-    """What messages call it."""
+    """Name of the recipe in messages."""
 
     def understood(self) -> LoadedRecipe:
-        """The recipe that this says; raises ColdstillError: unknown keys, bad values."""
+        """Validate the recipe; raises ColdstillError for unknown keys and wrong values."""
         table = copy.deepcopy(self.table)
         _resolve_likeness(table, self.where)
         try:
@@ -60,24 +66,25 @@ class RecipeSource:
 
 
 def load_recipe(
-    name: str, settings: tuple[str, ...] = (), student: str | None = None, runs: Path = Path("runs")
+    name: str, settings: Sequence[str] = (), student: str | None = None, runs: Path = Path("runs")
 ) -> LoadedRecipe:
-    """Load a recipe by the name of a built-in one, its file, or a run's folder.
+    """Load a recipe by the name of a built-in recipe, by its file, or by a run's folder.
 
-    settings  `section.key=value` overrides, values in TOML (a bare word is a string)
-    student   a name that the recipe lacks becomes a variant of the one student that `settings`
-              change; that student itself stays as it was
+    settings  overrides `section.key=value`; values are TOML, a bare word is a string
+    student   an unknown name becomes a variant of the one student that `settings` change; that
+              student itself stays unchanged
+    runs      folder that holds the runs
 
     Raises
-        ColdstillError: no such recipe, not TOML, unknown keys, bad values
+        ColdstillError: no such recipe, invalid TOML, unknown keys, wrong values
     """
     return read_source(name, settings, student, runs).understood()
 
 
 def read_source(
-    name: str, settings: tuple[str, ...] = (), student: str | None = None, runs: Path = Path("runs")
+    name: str, settings: Sequence[str] = (), student: str | None = None, runs: Path = Path("runs")
 ) -> RecipeSource:
-    """The first half of `load_recipe`."""
+    """Read a recipe without validating it; parameters and errors as `load_recipe`."""
     path, base = _locate(name, runs)
     if path.name == RESOLVED:
         stored, source = read_json(path), path.with_name(VERBATIM)
@@ -85,12 +92,12 @@ def read_source(
             case {"recipe": dict() as table, "base": str() as folder}:
                 base = Path(folder)
             case _:
-                raise ColdstillError(f"{path}: not what a run writes; pass its recipe file instead")
-        text = _read(source if source.exists() else path)
+                raise ColdstillError(f"{path}: not written by a run; pass its recipe file instead")
+        text = read_text(source if source.exists() else path)
     else:
-        text = _read(path)
+        text = read_text(path)
         try:
-            table = tomllib.loads(text.removeprefix("\ufeff"))
+            table = tomllib.loads(text.removeprefix(BYTE_ORDER_MARK))
         except tomllib.TOMLDecodeError as error:
             raise ColdstillError(f"{path}: not valid TOML: {error}") from error
     original = copy.deepcopy(table)
@@ -100,10 +107,10 @@ def read_source(
 
 
 def run_folder(name: str, runs: Path) -> Path | None:
-    """The run that a name on the command line stands for; None if it names a recipe.
+    """Return the run's folder that a name on the command line means, or None for a recipe.
 
     Raises
-        ColdstillError: it names neither
+        ColdstillError: neither a run nor a recipe has this name
     """
     path, _ = _locate(name, runs)
     return path.parent if path.name == RESOLVED else None
@@ -127,22 +134,23 @@ def _locate(name: str, runs: Path) -> tuple[Path, Path]:
         raise ColdstillError(f"{name}: a folder without {RESOLVED}, so not a run")
     have = ", ".join(sorted(p.stem for p in BUILT_IN.glob("*.toml")))
     raise ColdstillError(
-        f"{name}: no recipe file, no run folder and no built-in recipe of that name (built in: "
+        f"{name}: no recipe file, no run folder and no built-in recipe has this name (built in: "
         f"{have}); write one with coldstill init NAME"
     )
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return a recipe file's text with its own line endings; raises ColdstillError unless UTF-8."""
     try:  # not read_text, which would change line endings
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ColdstillError(
-            f"{path}: byte {error.start} is not valid UTF-8, so this is no recipe"
+            f"{path}: byte {error.start} is not valid UTF-8, so this is not a recipe"
         ) from error
 
 
 def _set(table: dict[str, Any], setting: str) -> list[str]:
-    """Override a key; what it was."""
+    """Override a key, and return it."""
     text, equals, value = setting.partition("=")
     students = table.get("students")
     key = split_key(text, students if isinstance(students, dict) else ()) if equals else None
@@ -163,14 +171,14 @@ def _make_variant(
         base, before = changed.pop(), original.get("students", {})
         if base not in before:
             raise ColdstillError(
-                f"--set students.{base}: no student '{base}' to make '{student}' of (have: "
+                f"--set students.{base}: no student '{base}' to make '{student}' from (have: "
                 f"{', '.join(before) or 'none'})"
             )
         students[student], students[base] = students[base], before[base]
 
 
 def _resolve_likeness(table: dict[str, Any], where: str) -> None:
-    """Fill in what a student takes over from another."""
+    """Fill in the keys that students inherit by `like`."""
     students = table.get("students")
     if not isinstance(students, dict):
         return
@@ -182,7 +190,7 @@ def _resolve_likeness(table: dict[str, Any], where: str) -> None:
             raise ColdstillError(
                 f"{where}: students.{seen[-1]}.like: no student '{name}'"
                 if name not in seen
-                else f"{where}: students.{name}.like goes round in a circle: {chain}"
+                else f"{where}: students.{name}.like is circular: {chain}"
             )
         if own.get("like") is None:
             return own
@@ -195,14 +203,16 @@ def _resolve_likeness(table: dict[str, Any], where: str) -> None:
 
 
 def _without_its_origin(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """What a student takes over from another, if it says itself what it is made of."""
-    said = [origin for origin in ORIGINS if own.get(origin) is not None]
-    if not said:
+    """Return the inherited keys of a student that has its own origin."""
+    own_origins = [origin for origin in ORIGINS if own.get(origin) is not None]
+    if not own_origins:
         return base
-    # of a new model single sizes may be taken over; a choice of layers or a cut replaces another
-    gone = {origin for origin in ORIGINS if origin not in said or origin in ("layers", "prune")}
-    gone.add("trust_remote_code")  # it was given for the other's model
-    if "architecture" in said:
+    # single sizes of an architecture are inherited; layers and prune are replaced as a whole
+    gone = {
+        origin for origin in ORIGINS if origin not in own_origins or origin in ("layers", "prune")
+    }
+    gone.add("trust_remote_code")  # it was set for the other student's model
+    if "architecture" in own_origins:
         gone.add("lora")
     return {key: value for key, value in base.items() if key not in gone}
 
@@ -217,15 +227,15 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, where: str, table: dict[str, Any]) -> str:
-    """The first mistake, as one line that says what to do."""
+    """Return one line about the first mistake, with the remedy."""
     unknown = ("extra_forbidden", "unexpected_keyword_argument")
     mistakes = error.errors(include_url=False)
-    # a misspelled key is also a missing one: tell the cause
+    # a misspelled key is also a missing key, so unknown keys come first
     first = next((mistake for mistake in mistakes if mistake["type"] in unknown), mistakes[0])
     place = _as_written(first["loc"], table)
     if first["type"] in unknown:
         section, key = ".".join(place[:-1]), place[-1]
-        known = keys_at([str(part) for part in first["loc"][:-1]])
+        known = names_at([str(part) for part in first["loc"][:-1]])
         begun = [name for name in known if name.startswith(key)]
         near = begun or difflib.get_close_matches(key, known, 1, cutoff=0.5)
         guess = f"; did you mean '{near[0]}'?" if near else ""
@@ -243,14 +253,14 @@ def _explain(error: ValidationError, where: str, table: dict[str, Any]) -> str:
 
 
 def _as_written(place: tuple[str | int, ...], table: Any) -> list[str]:
-    """Where something is in the recipe: a table that stands for a list of one has no number."""
-    said, value = [], table
+    """Return a place in the recipe; a table that stands for a list of one has no index."""
+    parts, value = [], table
     for part in place:
         if isinstance(part, int) and isinstance(value, dict):
             continue
-        said.append(str(part))
+        parts.append(str(part))
         try:
             value = value[part]
         except (KeyError, IndexError, TypeError):
             value = None
-    return said
+    return parts

@@ -1,4 +1,4 @@
-"""The folder that a recipe produces. No other file builds a path inside one."""
+"""The folder of a run. No other file builds a path inside it."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ _ROOMS = ("pipeline", "stages", "data", "tests")
 
 @dataclass(frozen=True, slots=True)
 class StudentFolder:
-    """One student's part of a run."""
+    """The folder of one student."""
 
     root: Path
 
     @property
     def settings(self) -> Path:
-        """What it is trained with: written before training, compared ever after."""
+        """Settings of its training: written before training, compared by later commands."""
         return self.root / "student.json"
 
     @property
     def model(self) -> Path:
-        """The finished model; it exists only when training has ended."""
+        """The finished model; it exists only after training has ended."""
         return self.root / "model"
 
     @property
     def checkpoints(self) -> Path:
-        """What a killed training goes on from."""
+        """Checkpoints that an interrupted training resumes from."""
         return self.root / "checkpoints"
 
     @property
     def metrics(self) -> Path:
-        """What training measured: a line of JSON per log step."""
+        """Figures of the training: a line of JSON per log step."""
         return self.root / "metrics.jsonl"
 
     @property
     def claim(self) -> Path:
-        """There while a process trains it."""
+        """Claim that exists while a process trains the student."""
         return self.root / ".training"
 
     @property
     def start(self) -> Path:
-        """What a student made of the teacher began with; gone when training has ended."""
+        """Initial weights made from the teacher; deleted when training has ended."""
         return self.root / "start"
 
     @property
     def pruning(self) -> Path:
-        """What a cut left of the teacher."""
+        """Record of a cut: sizes, parameters and loss before and after."""
         return self.root / "pruning.json"
 
     @property
     def rounds(self) -> Path:
-        """One folder for each training between the cuts of iterated pruning."""
+        """Folders of the trainings between the cuts of iterated pruning."""
         return self.root / "rounds"
 
     def is_begun(self, trainings: int) -> bool:
-        """Whether it can be trained without its teacher, whom it is made of.
+        """Return whether initial weights exist, so that the teacher is not needed any more.
 
-        trainings  how many it takes
+        trainings  number of trainings, one after each cut
         """
         first = self.rounds / "1"
         earlier = (first / "start", first / "model") if trainings > 1 else ()
@@ -73,40 +73,40 @@ class StudentFolder:
 
     @property
     def evaluation(self) -> Path:
-        """Its figures on the held-out store."""
+        """Figures on the held-out store."""
         return self.root / "evaluation.json"
 
     @property
     def exports(self) -> Path:
-        """It in other formats, a folder each."""
+        """Exports in other formats, a folder for each."""
         return self.root / "exports"
 
     @property
     def tasks(self) -> Path:
-        """What it got in tasks of lm-eval."""
+        """Results of lm-eval tasks."""
         return self.root / "tasks.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All places of a run."""
+    """All paths of a run."""
 
     root: Path
     logits_at: str | Path | None = None
-    """The address or folder of the store, if it is elsewhere;"""
+    """Address or folder of the store; the folder `logits` of the run if None."""
     heldout_at: str | Path | None = None
-    """likewise of the other."""
+    """Address or folder of the held-out store; the folder `heldout` of the run if None."""
     cache: CacheSettings | None = None
-    """What is kept of them here, if they are far away."""
+    """Local cache of remote stores."""
 
     @property
     def teacher(self) -> Path:
-        """Only if it is trained here: tokenizer, checkpoints, metrics, model."""
+        """Folder of a teacher that is trained here: tokenizer, checkpoints, metrics, model."""
         return self.root / "teacher"
 
     @property
     def teacher_settings(self) -> Path:
-        """What the teacher is trained with."""
+        """Settings of the teacher's training."""
         return self.teacher / "teacher.json"
 
     @property
@@ -116,7 +116,7 @@ class Run:
 
     @property
     def correction(self) -> Path:
-        """The held-out loss of a teacher before and after it was corrected here."""
+        """Held-out loss of a corrected teacher before and after."""
         return self.teacher / "correction.json"
 
     @property
@@ -131,7 +131,7 @@ class Run:
 
     @property
     def preparing(self) -> Path:
-        """There while a process prepares the corpus: beside the run, which may not exist yet."""
+        """Claim that exists while a process prepares the corpus; the run may not exist yet."""
         return self.root.with_name(f".{self.root.name}.preparing")
 
     @property
@@ -141,12 +141,12 @@ class Run:
 
     @property
     def heldout(self) -> str | Path:
-        """The store that they are evaluated on."""
+        """The store that students are evaluated on."""
         return self.heldout_at or self.root / "heldout"
 
     @property
     def pilot(self) -> Path:
-        """What a pilot measured of the teacher before the capture."""
+        """Measurements of a pilot before the capture."""
         return self.root / "pilot.json"
 
     @property
@@ -160,7 +160,7 @@ class Run:
 
     @property
     def student_names(self) -> list[str]:
-        """Those that have a folder, in alphabetical order."""
+        """Names of the students that have settings here, in alphabetical order."""
         return sorted(p.parent.name for p in self.students.glob("*/student.json"))
 
     @property
@@ -170,50 +170,50 @@ class Run:
 
     @property
     def teacher_tasks(self) -> Path:
-        """What the teacher got in tasks of lm-eval, if it was asked."""
+        """Results of lm-eval tasks by the teacher."""
         return self.root / "teacher.tasks.json"
 
     @property
     def comparison(self) -> Path:
-        """The table as JSON; beside it the same as Markdown and as a page with plots."""
+        """The comparison as JSON; beside it the same as Markdown and as a page with plots."""
         return self.root / "comparison.json"
 
     @property
     def report(self) -> Path:
-        """The page for whoever has a minute."""
+        """The report page."""
         return self.root / "report" / "index.html"
 
     @property
     def continuations(self) -> Path:
-        """What its models made of some held-out prompts, for that page."""
+        """Continuations of held-out prompts by its models, for the report page."""
         return self.root / "report" / "continuations.json"
 
     @property
     def verbatim(self) -> Path:
-        """The recipe as it was written."""
+        """The recipe file as it was written."""
         return self.root / VERBATIM
 
     @property
     def resolved(self) -> Path:
-        """The recipe as it was understood, with every student that has a folder here."""
+        """The validated recipe, with every student that has a folder here."""
         return self.root / RESOLVED
 
     @property
     def environment(self) -> Path:
-        """The machine."""
+        """Versions of Python and libraries, and the platform."""
         return self.root / "env.json"
 
     @property
     def recording(self) -> Path:
-        """There while a process writes these three."""
+        """Claim that exists while a process writes the recipe and the environment."""
         return self.root / ".recording"
 
 
 def open_run(folder: Path, name: str, loaded: LoadedRecipe | None = None) -> Run:
-    """The run `name` below `folder`, with its stores where the recipe says.
+    """Return the run `name` below `folder`, with its stores where the recipe puts them.
 
     Raises
-        ColdstillError: no run may be there
+        ColdstillError: the folder is inside coldstill's own source
     """
     root = folder / name
     source = Path(__file__).resolve().parents[2]
@@ -227,7 +227,7 @@ def open_run(folder: Path, name: str, loaded: LoadedRecipe | None = None) -> Run
 
 
 def recorded_run(root: Path) -> Run:
-    """The run in a folder, with its stores where the recipe it was made by says."""
+    """Return the run in a folder, with its stores where its recorded recipe puts them."""
     is_recorded = (root / RESOLVED).is_file()
     return _with_stores(root, load_recipe(str(root))) if is_recorded else Run(root)
 

@@ -1,7 +1,8 @@
-"""What a recipe may say: its tables, with every key's default and meaning.
+"""The tables of a recipe: every key with its type, default and meaning.
 
-Tables that a stage understands are that stage's own dataclasses (`stages/config.py`); this file
-adds the whole around them. `pipeline/recipe/reading.py` reads a TOML file into them.
+Tables that one stage reads are dataclasses of `stages/config.py`; this file adds the others.
+`reading.py` reads a TOML file into them, and `reference.py` makes the recipe reference from the
+strings below the fields.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ...stages.config import (
     ArchitectureConfig,
     CorpusConfig,
     GenerateConfig,
+    InRecipe,
     LayersConfig,
     LoraConfig,
     ObjectiveConfig,
@@ -40,16 +42,21 @@ from ...stages.config import (
 from ...stages.students.pruning.config import PruneConfig, listed_cuts, plain_cuts
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""Of runs and students: what may be a folder's name anywhere."""
+"""Pattern for the names of runs and students, which are also folder names."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Whole = Annotated[int, Field(ge=0, le=1 << 24)]
 Seed = Annotated[int, Field(ge=0, le=1 << 62)]
-Bytes = Annotated[int, BeforeValidator(byte_count)]
+Bytes = Annotated[
+    int, BeforeValidator(byte_count), InRecipe('bytes: an integer, or a string such as "20 GB"')
+]
+NamedFormat = Annotated[
+    str | dict[str, Any], InRecipe("name, or table { name = ..., SETTING = ... }")
+]
 
 TEACHER = "teacher"
-"""What the teacher is called in every table, so no student may be."""
+"""The teacher's name in every comparison; a student cannot have it."""
 ORIGINS = ("architecture", "model", "layers", "prune")
-"""Where a student's first weights come from: one of these keys."""
+"""The keys that give a student its initial weights; each student has exactly one of them."""
 
 
 class _Table(BaseModel):
@@ -57,40 +64,41 @@ class _Table(BaseModel):
 
 
 class TeacherTable(_Table):
-    """Who speaks: a model that exists, or one that is made and trained here."""
+    """The teacher: an existing model, or a new model that is trained in this run."""
 
     model: str | None = None
-    """A folder (relative to the recipe) or a hub name."""
+    """An existing model: a folder (relative to the recipe) or a hub name."""
     revision: str = "main"
-    """Of a hub model: a branch, tag or commit."""
+    """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What its weights are loaded as; `auto` is what the checkpoint says."""
+    """Data type of the loaded weights; `auto` is the data type of the checkpoint."""
     attention: str | None = None
-    """Any `attn_implementation` of transformers; its own choice unless given."""
+    """The `attn_implementation` of transformers; transformers chooses it if unset."""
     trust_remote_code: bool = False
-    """Whether Python code that `model` brings (`auto_map` in its files) may run on this machine.
-    Read it first; the store's manifest records it."""
+    """Whether Python code that comes with `model` (`auto_map` in its files) may run on this
+    machine. Read that code first. The store's manifest records this setting."""
     compile: bool = False
-    """Run it through `torch.compile`: slower to begin with, faster afterwards."""
+    """Run the teacher through `torch.compile`: a slower start, then faster forward passes."""
     device_map: str | dict[str, int | str] | None = None
-    """Spread it over several devices, as transformers does: `auto`, or a device for each part."""
+    """Distribute the teacher over several devices as transformers does: `auto`, or a table of
+    module names and devices."""
     tensor_parallel: bool = False
-    """Cut every layer into slices, one for each process of a `torchrun`."""
+    """Split every layer into slices, one for each process of `torchrun`."""
     architecture: ArchitectureConfig | None = None
-    """Of a model that is made here,"""
+    """Sizes of a new teacher; set instead of `model`."""
     tokenizer: TokenizerConfig | None = None
-    """its tokenizer,"""
+    """Tokenizer of a new teacher; set together with `architecture`."""
     train: TrainConfig | None = None
-    """and how it is trained; with `model`, how that one is corrected: fine-tuned on the corpus
-    before it is asked."""
+    """How a new teacher is trained. With `model`: how that model is corrected, that is, fine-tuned
+    on the corpus before its logits are captured."""
     lora: LoraConfig | None = None
-    """Correct it by adapters on frozen weights instead of all its weights."""
+    """Correct `model` with low-rank adapters on frozen weights instead of training all weights."""
     generate: GenerateConfig | None = None
-    """It answers the corpus's prompts itself, and students learn from its answers."""
+    """Let the teacher answer the prompts of the corpus; students learn from these answers."""
 
     @property
     def is_trained_here(self) -> bool:
-        """Whether what speaks is made by training, from nothing or from `model`."""
+        """Whether this run trains the teacher, either from random weights or from `model`."""
         return self.train is not None
 
     @model_validator(mode="after")
@@ -102,8 +110,8 @@ class TeacherTable(_Table):
             )
         if self.tensor_parallel and self.generate is not None:
             raise ValueError(
-                "has both 'tensor_parallel' and 'generate'; spread a teacher that answers by "
-                "'device_map'"
+                "has both 'tensor_parallel' and 'generate'; distribute a teacher that answers "
+                "prompts with 'device_map'"
             )
         return self
 
@@ -117,13 +125,13 @@ class TeacherTable(_Table):
             )
         if self.model is None and self.trust_remote_code:
             raise ValueError(
-                "has 'trust_remote_code' without 'model': a model that is made here brings no "
-                "code; remove it"
+                "has 'trust_remote_code' without 'model': a new model comes without code; remove "
+                "'trust_remote_code'"
             )
         if self.model is None and self.lora is not None:
             raise ValueError(
-                "has 'lora' without 'model': a model that is made here has no weights worth "
-                "freezing; remove 'lora'"
+                "has 'lora' without 'model': the weights of a new model are random, so freezing "
+                "them is useless; remove 'lora'"
             )
         if self.model is None and any(part is None for part in (*made_here, self.train)):
             raise ValueError(
@@ -131,39 +139,39 @@ class TeacherTable(_Table):
             )
         if self.lora is not None and self.train is None:
             raise ValueError(
-                "has 'lora' without 'train': say how long it is trained, such as train = "
+                "has 'lora' without 'train': set the length of the training, such as train = "
                 "{ steps = 100 }, or remove 'lora'"
             )
         return self
 
 
 class LogitsTable(_Table):
-    """What is kept of the teacher."""
+    """The store of the teacher's logits: what is stored for each position, where and how."""
 
-    store: str | dict[str, Any] = "arrow"
-    """How shards lie on disk: a name, or a table of a name and settings."""
-    codec: str | dict[str, Any] = "compact"
-    """How targets become columns, likewise."""
+    store: NamedFormat = "arrow"
+    """File format of the shards, by name, or as a table with settings of that format."""
+    codec: NamedFormat = "compact"
+    """Codec that turns targets into columns, by name, or as a table with settings of that codec."""
     head: Whole = 0
-    """Most probable tokens kept exactly at each position. At the same bytes samples alone give a
-    better gradient; a head pays where `temperatures` are wanted."""
+    """How many of the most probable tokens are stored exactly at each position. With the same
+    number of bytes, samples alone give a better gradient; a head pays off for `temperatures`."""
     tail: Whole = 50
-    """Samples of the rest, unbiased."""
+    """How many tokens are sampled from the rest of the distribution, without bias."""
     temperatures: tuple[Annotated[float, Field(gt=0.0, le=100.0)], ...] = ()
-    """Temperatures besides 1 at which students may be trained exactly."""
+    """Temperatures other than 1 at which students can be trained exactly."""
     sequences: Size | None = None
-    """Capture only so many sequences, a seeded sample; all unless given."""
+    """Capture only this many sequences, a seeded sample; all if unset."""
     shard_tokens: Size = 262_144
-    """Tokens per shard: what a killed run loses at most, and what a reader verifies at once."""
+    """Tokens per shard. A killed run loses at most one shard; a reader verifies shard by shard."""
     batch_tokens: Size = 8192
     """Tokens per forward pass of the teacher."""
     path: Annotated[str, Field(min_length=1)] | None = None
-    """Where the store is instead of `logits` in the run: an address such as s3://bucket/store, or a
-    folder (relative to the recipe)."""
+    """Where the store is: an address such as s3://bucket/store, or a folder (relative to the
+    recipe). If unset, it is the folder `logits` of the run."""
     cache: Bytes = byte_count("20 GB")
-    """How much of stores that have an address is kept on this machine at most."""
+    """Most bytes of remote stores that are cached on this machine."""
     cache_folder: str | None = None
-    """Where; `$COLDSTILL_CACHE` or `~/.cache/coldstill` unless given."""
+    """Folder of that cache; `$COLDSTILL_CACHE` or `~/.cache/coldstill` if unset."""
 
     @model_validator(mode="after")
     def _known(self) -> LogitsTable:
@@ -174,85 +182,91 @@ class LogitsTable(_Table):
                 raise ValueError(f"{key} = {name!r} is unknown (have: {', '.join(table)})")
         capture = Capture(head=self.head, tail=self.tail, temperatures=self.temperatures)
         try:
-            # the vocabulary is not known yet; no setting depends on it
+            # the vocabulary is not known yet, and no setting depends on it
             format_settings(self.codec, self.store, 1, capture)
         except ColdstillError as error:
             raise ValueError(str(error)) from error
         if self.head == 0 and self.tail == 0:
-            raise ValueError("head = 0 and tail = 0 keep nothing; set one of them")
+            raise ValueError("head = 0 and tail = 0 store nothing; set one of them")
         if len(set(self.temperatures)) < len(self.temperatures) or 1.0 in self.temperatures:
             raise ValueError("temperatures must differ from one another and from 1, always kept")
         return self
 
     @property
     def codec_name(self) -> str:
-        """The codec without its settings."""
+        """Name of the codec, without its settings."""
         return str(self.codec["name"]) if isinstance(self.codec, dict) else self.codec
 
 
 class EvaluationTable(_Table):
-    """What is kept of the teacher on held-out documents: more, so that figures are sharp."""
+    """The held-out store. It holds more of each distribution, so that figures are precise."""
 
     head: Size = 128
-    """Most probable tokens kept exactly, or the whole vocabulary where it is smaller."""
+    """How many of the most probable tokens are stored exactly; at most the vocabulary size."""
     tail: Size = 32
-    """Samples of the rest."""
+    """How many tokens are sampled from the rest of the distribution."""
     sequences: Size | None = None
-    """Evaluate on so many held-out sequences; all unless given."""
+    """Evaluate on this many held-out sequences, a seeded sample; all if unset."""
     path: Annotated[str, Field(min_length=1)] | None = None
-    """Where this store is instead of `heldout` in the run: an address or a folder, as above."""
+    """Where the held-out store is: an address or a folder (relative to the recipe). If unset, it is
+    the folder `heldout` of the run."""
 
 
 class ShareTable(_Table):
-    """A teacher that a student listens to, and how much."""
+    """One teacher of a student, and its weight in the objective."""
 
     logits: Annotated[str, Field(min_length=1)] | None = None
-    """Its store: a folder (relative to the recipe), an address such as s3://bucket/store, a run's
-    folder or a run's name; the run's own store unless given."""
+    """Store of that teacher: a folder (relative to the recipe), an address such as
+    s3://bucket/store, a run's folder or a run's name. If unset, it is the store of this run."""
     weight: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-    """What part of the objective it has, of the sum of all."""
+    """Weight of this teacher; its share of the objective is this weight over the sum of weights."""
 
 
 class StudentTable(_Table):
-    """One student."""
+    """One student: its initial weights, its objective and its training."""
 
     like: str | None = None
-    """Another student of the recipe whose settings are taken where this one says nothing."""
+    """Another student of the recipe; unset keys are inherited from it."""
     architecture: ArchitectureConfig | None = None
-    """A new model of these sizes, or"""
+    """Start from a new model of these sizes. A student has exactly one of `architecture`, `model`,
+    `layers` and `prune`."""
     model: str | None = None
-    """a folder (relative to the recipe) or hub name to start from, or"""
+    """Start from an existing model: a folder (relative to the recipe) or a hub name."""
     trust_remote_code: bool = False
-    """Whether Python code that `model` brings may run on this machine; what is made of the
-    teacher has the teacher's key."""
-    layers: Annotated[LayersConfig | None, BeforeValidator(listed_layers)] = None
-    """the teacher with only these of its layers: a list, or `every` so-manieth, or so many to
-    `keep`, or"""
+    """Whether Python code that comes with `model` may run on this machine. With `layers` or `prune`
+    the teacher's key counts."""
+    layers: Annotated[
+        LayersConfig | None, BeforeValidator(listed_layers), InRecipe("list of integers, or table")
+    ] = None
+    """Start from the teacher with only some of its layers: a list of layers, every n-th layer, or a
+    number of evenly spaced layers."""
     prune: Annotated[
         tuple[PruneConfig, ...] | None,
         BeforeValidator(listed_cuts),
         PlainSerializer(plain_cuts),
+        InRecipe("table, or list of tables"),
     ] = None
-    """the teacher cut down: to sizes, or to a number of parameters. A list of tables cuts and
-    trains, cuts what was trained, and so on."""
+    """Start from the pruned teacher: cut to given sizes or to a number of parameters. With a list
+    of tables, each cut is followed by a training, and the next cut starts from its result."""
     lora: LoraConfig | None = None
-    """Train adapters on frozen weights instead of all weights; they are merged in the end."""
+    """Train low-rank adapters on frozen weights instead of all weights; they are merged into the
+    weights at the end."""
     objective: ObjectiveConfig = ObjectiveConfig()
-    """What it is asked to match."""
+    """Losses that the student is trained on, and their weights."""
     teachers: tuple[ShareTable, ...] = ()
-    """Further teachers, by their stores of the same sequences. The run's own has what their weights
-    leave of 1, unless it is listed too (without `logits`); then the weights may have any sum."""
+    """Further teachers, by their stores of the same sequences. The run's own teacher has the
+    weight that is left of 1. If it is listed too (without `logits`), weights can have any sum."""
     train: TrainConfig
-    """How long and how fast."""
+    """How the student is trained."""
 
     @property
     def other_stores(self) -> tuple[str, ...]:
-        """The further teachers' stores, as the recipe names them."""
+        """Stores of the further teachers, as the recipe names them."""
         return tuple(part.logits for part in self.teachers if part.logits is not None)
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """What part of the objective each store has, the run's own first; their sum is 1."""
+        """Share of each store in the objective, the run's own store first; the sum is 1."""
         others = [part.weight for part in self.teachers if part.logits is not None]
         listed = [part.weight for part in self.teachers if part.logits is None]
         left = 1.0 - math.fsum(others)
@@ -265,16 +279,18 @@ class StudentTable(_Table):
         own = [part for part in self.teachers if part.logits is None]
         total = math.fsum(part.weight for part in self.teachers)
         if len(own) > 1:
-            raise ValueError("teachers: only one can lack 'logits', which is the run's own store")
+            raise ValueError("teachers: only one entry can lack 'logits': the run's own store")
         if own and not total > 0:
-            raise ValueError("teachers: all weights are 0, so there is nobody to listen to")
+            raise ValueError("teachers: all weights are 0; set at least one above 0")
         if not own and total > 1 + 1e-9:
             raise ValueError(
-                f"teachers: the weights' sum is {total:g}, which leaves the run's own store less "
-                "than nothing; lower them, or list it too: { weight = ... } without logits"
+                f"teachers: the sum of the weights is {total:g}, so the run's own store would have "
+                "a negative weight; lower them, or list it too: { weight = ... } without logits"
             )
         if len(set(self.other_stores)) < len(self.other_stores):
-            raise ValueError("teachers: the same 'logits' twice; give that store one weight")
+            raise ValueError(
+                "teachers: the same 'logits' is listed twice; give that store one weight"
+            )
         return self
 
     @model_validator(mode="after")
@@ -286,38 +302,40 @@ class StudentTable(_Table):
         if self.trust_remote_code and self.model is None:
             raise ValueError(
                 "has 'trust_remote_code' without 'model', whose code it would allow; remove it "
-                "(for 'layers' and 'prune' the teacher's key counts)"
+                "(with 'layers' and 'prune' the teacher's key counts)"
             )
         if self.lora is not None and self.architecture is not None:
             raise ValueError(
-                "has 'lora' with 'architecture': a new model has no weights worth freezing; remove "
-                "'lora', or start from 'model', 'layers' or 'prune'"
+                "has 'lora' with 'architecture': the weights of a new model are random, so "
+                "freezing them is useless; remove 'lora', or use 'model', 'layers' or 'prune'"
             )
         return self
 
 
 class Recipe(_Table):
-    """Everything about a run."""
+    """The whole recipe: everything that defines a run."""
 
     name: Name
-    """Of the run: its folder below `runs`."""
+    """Name of the run, and of its folder below `runs`."""
     seed: Seed = 0
-    """Of weights, orders and samples."""
+    """Seed of initial weights, of the order of sequences and of all samples."""
     corpus: CorpusConfig
-    """What is read."""
+    """Documents to read, and how they are cut into sequences."""
     teacher: TeacherTable
-    """Who speaks."""
+    """The model whose logits are stored."""
     logits: LogitsTable = LogitsTable()
-    """What is kept of it."""
+    """The store that students are trained from."""
     evaluation: EvaluationTable = EvaluationTable()
-    """What is kept of it on held-out documents."""
+    """The store that students are evaluated on."""
     students: dict[Name, StudentTable] = Field(default_factory=dict)
-    """Who listens, by name: any number, all from the same store."""
+    """Students by name; any number of them are trained from the same store."""
 
     @model_validator(mode="after")
     def _one_teacher(self) -> Recipe:
         if TEACHER in self.students:
-            raise ValueError(f"students: '{TEACHER}' is the teacher's name in every table")
+            raise ValueError(
+                f"students: '{TEACHER}' is reserved for the teacher; choose another name"
+            )
         return self
 
     @model_validator(mode="after")
@@ -327,27 +345,27 @@ class Recipe(_Table):
         elif self.teacher.train is not None:
             raise ValueError(
                 "teacher has both 'train', which learns from texts, and 'generate', which answers "
-                "prompts; train it in a run of its own and name the result as teacher.model"
+                "prompts; train it in a separate run and name the result as teacher.model"
             )
         return self
 
     @property
     def trained_teacher(self) -> str:
-        """What stores call a teacher that is trained here."""
+        """Name of a teacher that is trained in this run, as stores record it."""
         base = self.teacher.model
         if base is None:
             return f"teacher of {self.name}"
         return f"{Path(base).name or base} corrected on {self.name}"
 
     def trusts(self, name: str) -> bool:
-        """Whether code that this student, or the teacher, brings may run."""
+        """Whether code that comes with this student's (or the teacher's) model may run."""
         student = self.students.get(name)
         if student is None or student.model is None:
             return self.teacher.trust_remote_code
         return student.trust_remote_code
 
     def student(self, name: str) -> StudentTable:
-        """One of its students; raises ColdstillError naming those there are."""
+        """Return a student by name; raises ColdstillError with the known names."""
         if name not in self.students:
             raise ColdstillError(
                 f"{self.name}: no student '{name}' (have: {', '.join(self.students) or 'none'}); a "

@@ -18,8 +18,8 @@ from ...data.fingerprint import files_sha256, json_sha256
 from ...data.prepared import CorpusLayout
 from ...stages.models.weight_files import weight_files_in
 from ...stages.report import Report
-from ..cli.options import quiet_libraries
 from ..pages.inspect.tokens import token_texts
+from ..quiet import quiet_libraries
 from ..recipe.tables import TEACHER
 from .figures import Record
 

@@ -1,4 +1,4 @@
-"""The steps of stage one: settle what is to be captured, load the teacher only if it must be."""
+"""The step of stage one: plan both captures, and load the teacher only if shards are missing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from ...data.places.claims import claimed
 from ...data.places.local import LocalPlace
 from ...data.places.opening import place_at
 from ...data.prepared import SPLITS, CorpusLayout, CorpusRecord
-from ...data.schema import Capture
 from ..planning.room import expect_room, expect_writable
-from .teacher import prepared, tell_left_out, tokenizer_of, train_missing_teacher
+from ..planning.sizes import captures, store_sizes
+from .teacher import prepared, prepared_apart, tell_left_out, tokenizer_of, train_missing_teacher
 from .work import READ_TEACHER
 
 if TYPE_CHECKING:
     from ...data.prepared import Split
+    from ...data.schema import Capture
     from ...data.store.manifest import TeacherIdentity
     from ...stages.capture.plan import CapturePlan
     from ...stages.capture.teacher import Teacher
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def teacher_logits(work: Work) -> None:
-    """Run the teacher over both splits; first train it if it is made here and is not yet.
+    """Run the teacher over both splits; trains it first if the recipe asks for it.
 
-    Any number of processes may do so at the same time, on one run: they share the work.
+    Several processes can do this for one run at the same time; they share the work.
 
     Raises
-        StoppedError: asked to stop by SIGTERM; what was begun is finished or dropped
+        StoppedError: SIGTERM arrived; the current shard is finished or dropped
     """
     from ...stages.interruption import Interruption
 
@@ -41,106 +42,91 @@ def teacher_logits(work: Work) -> None:
 
 def _teacher_logits(work: Work, interruption: Interruption) -> None:
     recipe, run = work.recipe, work.run
-    from ...stages.capture.loading import expect_several_processes
-    from ...stages.capture.lockstep import follows, lead
+    from ...stages.capture.teacher import expect_several_processes
     from ...stages.models.isolation import packs
     from ...stages.teacher_logits import capture_split, is_captured
 
     if recipe.teacher.tensor_parallel:
         expect_several_processes("teacher.tensor_parallel")
     for store in map(place_at, (run.logits, run.heldout)):
-        if isinstance(store, LocalPlace):  # before an hour is spent on the corpus
+        if isinstance(store, LocalPlace):  # before time is spent on the corpus
             expect_writable(store.root)
-    # one process at a time, or several would make the same
+    # one process at a time, so that the corpus is prepared once
     with claimed(run.preparing, wait=True):
         if recipe.teacher.is_trained_here:
             train_missing_teacher(work)
         tokenizer = tokenizer_of(work)
         tell_left_out(work, tokenizer, "teacher-logits")
-        # before the corpus is read: what is wrong with the teacher should not cost that
-        source = _source(work, tokenizer)
+        # checked before the corpus is read, which can take long
+        checked = _checked_teacher(work, tokenizer)
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
-    plans = _capture_plans(work, tokenizer, record, source)
+    plans = capture_plans(work, tokenizer, record, checked)
     if all(is_captured(plan) for plan in plans):
         stores = f"{place_at(run.logits)} and {place_at(run.heldout)}"
         work.say("teacher-logits", f"complete: {stores}")
         return
-    expect_room(work.loaded, run)
-    teacher = _load_teacher(
-        work, tokenizer, f"teacher {source.identity.name}", together=record.together
-    )
+    expect_room(store_sizes(work).values())
+    name = f"teacher {checked.identity.name}"
+    teacher = loaded_teacher(work, tokenizer, name, "teacher-logits", together=record.together)
     if record.together and not packs(teacher.isolation):
-        work.say(
-            "teacher-logits",
-            f"a {plans[0].teacher.family!r} model cannot keep packed documents apart: one document "
-            "per sequence from here on",
-        )
         with claimed(run.preparing, wait=True):
-            record = prepared(work, tokenizer, together=False)
-        plans = _capture_plans(work, tokenizer, record, source)
-    # the small one first: what is wrong with a teacher shows there, at little cost
+            record = prepared_apart(work, tokenizer, plans[0].teacher.family, "teacher-logits")
+        plans = capture_plans(work, tokenizer, record, checked)
+    # the small store first, so that a wrong teacher is found at little cost
     for plan in reversed(plans):
-        if not follows(teacher) and is_captured(plan):
+        if not teacher.follows and is_captured(plan):
             work.say(f"teacher-logits {plan.split}", f"complete: {place_at(plan.folder)}")
-            lead(teacher, None)
+            teacher.lead(None)
             continue
         with interruption.postponed():
             capture_split(plan, teacher, work.report, work.begin, stop=lambda: interruption.asked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """What is to be captured from whom: known before the corpus is read."""
+class CheckedTeacher:
+    """What is known of the teacher before the corpus is read."""
 
     identity: TeacherIdentity
     context: int | None
+    """Longest input in tokens, if limited."""
     captures: dict[Split, Capture]
 
 
-def _source(work: Work, tokenizer: Any) -> _Source:
+def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
+    """Check what can be checked without the teacher's weights in memory.
+
+    Raises
+        ColdstillError: the teacher cannot be loaded, or not captured as the recipe asks
+    """
     from ...stages.capture.plan import expect_capturable
     from ...stages.models.identity import teacher_identity
     from ...stages.models.loading import context_length, expect_loadable, load_config
     from ...stages.models.vocabulary import vocabulary_size
 
-    recipe = work.recipe
-    logits, table = recipe.logits, recipe.teacher
+    recipe, table = work.recipe, work.recipe.teacher
     name, where, own_code = work.teacher_model, "teacher.model", table.trust_remote_code
     found = expect_loadable(name, where, table.revision, own_code=own_code)
     if found.other_parts:
-        note = f"{name}: {found.other_parts:,} tensors that are not of its text model are left out"
+        note = f"{name}: {found.other_parts:,} tensors outside its text model are not used"
         work.say("teacher-logits", note)
     work.doing("teacher-logits", READ_TEACHER)
     identity = teacher_identity(
         name, where, dtype=table.dtype, revision=table.revision, own_code=own_code
     )
-    if table.is_trained_here:  # its folder is called the same in every run
+    if table.is_trained_here:  # its folder has the same name in every run
         identity = dataclasses.replace(identity, name=recipe.trained_teacher)
     context = context_length(load_config(name, where, table.revision, own_code=own_code))
     size = vocabulary_size(tokenizer)
-    heldout_head = min(recipe.evaluation.head, size)
-    captures: dict[Split, Capture] = {
-        "train": Capture(
-            head=logits.head,
-            tail=logits.tail,
-            temperatures=logits.temperatures,
-            seed=recipe.seed,
-        ),
-        "heldout": Capture(
-            head=heldout_head,
-            tail=recipe.evaluation.tail if heldout_head < size else 0,
-            tail_logprobs=True,
-            seed=recipe.seed,
-        ),
-    }
-    for capture in captures.values():
+    wanted = captures(recipe, size)
+    for capture in wanted.values():
         expect_capturable(capture, size, recipe.corpus.sequence_length, context)
-    return _Source(identity=identity, context=context, captures=captures)
+    return CheckedTeacher(identity=identity, context=context, captures=wanted)
 
 
-def _capture_plans(
-    work: Work, tokenizer: Any, record: CorpusRecord, source: _Source
+def capture_plans(
+    work: Work, tokenizer: Any, record: CorpusRecord, checked: CheckedTeacher
 ) -> list[CapturePlan]:
+    """Return the plans of both splits, `train` first."""
     from ...stages.capture.plan import CapturePlan, chosen_rows
 
     recipe, run = work.recipe, work.run
@@ -153,17 +139,17 @@ def _capture_plans(
         plans.append(
             CapturePlan(
                 split=split,
-                teacher=source.identity,
-                context=source.context,
+                teacher=checked.identity,
+                context=checked.context,
                 tokenizer=tokenizer,
                 corpus=record,
                 sequences=sequences,
                 rows=chosen_rows(len(sequences), wanted[split], recipe.seed),
-                capture=source.captures[split],
+                capture=checked.captures[split],
                 sequence_length=recipe.corpus.sequence_length,
                 shard_tokens=logits.shard_tokens,
                 batch_tokens=logits.batch_tokens,
-                # what everything is judged by is kept as it was; it is small
+                # the held-out store is small, so it is stored without loss
                 codec=logits.codec if split == "train" else "plain",
                 store=logits.store,
                 folder=folders[split],
@@ -173,12 +159,13 @@ def _capture_plans(
     return plans
 
 
-def _load_teacher(work: Work, tokenizer: Any, who: str, *, together: bool) -> Teacher:
-    from ...stages.capture.loading import Loading, load_teacher
+def loaded_teacher(work: Work, tokenizer: Any, name: str, stage: str, *, together: bool) -> Teacher:
+    """Load the recipe's teacher; `name` is for messages, `stage` for reports."""
+    from ...stages.capture.teacher import Loading, load_teacher
     from ...stages.models.vocabulary import vocabulary_size
 
     table = work.recipe.teacher
-    work.doing("teacher-logits", "load the teacher")
+    work.doing(stage, "load the teacher")
     loading = Loading(
         dtype=table.dtype,
         revision=table.revision,
@@ -198,4 +185,4 @@ def _load_teacher(work: Work, tokenizer: Any, who: str, *, together: bool) -> Te
         generate=table.generate is not None,
         report=work.report,
     )
-    return dataclasses.replace(teacher, name=who)
+    return dataclasses.replace(teacher, name=name)

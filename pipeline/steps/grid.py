@@ -1,7 +1,7 @@
-"""The points of a sweep: from `--grid KEY=V1,V2` to students with names that say what they are.
+"""The points of a sweep: from `--grid KEY=V1,V2` to students named by their settings.
 
-A name depends on nothing but the point's own settings, so that a grid that has grown finds the
-students it had: `small-learning_rate-0.003-steps-200`.
+A name such as `small-learning_rate-0.003-steps-200` depends only on the point's own settings, so a
+larger grid finds the students of a smaller one.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.fingerprint import json_sha256
-from ..recipe.keys import split_key, student_keys, toml_value
+from ..recipe.fields import student_keys
+from ..recipe.keys import split_key, toml_value
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
 MOST = 1000
-"""Points of a sweep: more are a slip of the keyboard."""
+"""Most points of a sweep; more are taken for a typing mistake."""
 _LONGEST = 100
-"""Characters of a name; it is a folder's too."""
+"""Most characters of a name, which is also a folder name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """One key of one student, and the values it is to have."""
+    """One key of one student, and its values."""
 
     student: str
     key: tuple[str, ...]
-    """Below the student, such as ("train", "steps")."""
+    """Parts of the key below the student, such as ("train", "steps")."""
     values: tuple[Any, ...]
 
 
@@ -43,18 +44,18 @@ class Point:
 
     name: str
     student: str
-    """Whose variant it is."""
+    """The student of the recipe that this point varies."""
     settings: dict[tuple[str, ...], Any]
-    """Key below the student to value."""
+    """Values by key below the student."""
 
 
 def read_grids(texts: Sequence[str], students: Collection[str]) -> list[Grid]:
-    """Grids as they are typed, `students.NAME.KEY=V1,V2`: TOML values, or bare words.
+    """Parse grids, `students.NAME.KEY=V1,V2`; values are TOML or bare words.
 
-    students  those of the recipe
+    students  names of the recipe's students
 
     Raises
-        ColdstillError: no such key or student, no values, one key twice
+        ColdstillError: unknown key or student, no values, or one key twice
     """
     grids: list[Grid] = []
     for text in texts:
@@ -79,10 +80,10 @@ def read_grids(texts: Sequence[str], students: Collection[str]) -> list[Grid]:
 
 
 def points_of(grids: Iterable[Grid]) -> list[Point]:
-    """The product of each student's grids, one student after the other.
+    """Return the product of each student's grids, one student after the other.
 
     Raises
-        ColdstillError: two points that cannot be told apart by name, or far too many
+        ColdstillError: two points would have one name, or there are too many points
     """
     of_students: dict[str, list[Grid]] = {}
     for grid in grids:
@@ -112,13 +113,13 @@ def points_of(grids: Iterable[Grid]) -> list[Point]:
 def _expect_below_student(key: list[str], students: Collection[str], where: str) -> None:
     if key == ["seed"]:
         raise ColdstillError(
-            f"{where}: another seed of the recipe would ask for another store; sweep "
+            f"{where}: another seed of the recipe would need another store; sweep "
             "students.NAME.train.seed"
         )
     if key[0] != "students":
         raise ColdstillError(
-            f"{where}: only keys below students. can be swept: another {'.'.join(key)} would ask "
-            "for another store, in a run of its own"
+            f"{where}: only keys below students. can be swept: another {'.'.join(key)} would need "
+            "another store, in another run"
         )
     if len(key) > 1 and key[1] not in students:
         raise ColdstillError(
@@ -133,19 +134,19 @@ def _values(text: str, where: str) -> tuple[Any, ...]:
         found = tomllib.loads(f"values = [{text}]")
         values = found["values"] if found.keys() == {"values"} else [""]
     except tomllib.TOMLDecodeError:
-        # bare words: what has brackets or quotes was meant as TOML
+        # bare words; text with brackets or quotes is wrong TOML
         words = [""] if re.search(r"[\[\]{}\"'\n]", text) else text.split(",")
         values = [toml_value(word) for word in words]
     if not values or any(value == "" for value in values):
         raise ColdstillError(
-            f"{where}: expected values separated by commas, as in TOML; quote what the shell would "
-            "change"
+            f"{where}: expected values separated by commas, as in TOML; put quotes around them if "
+            "the shell changes them"
         )
     return tuple(values)
 
 
 def _suffix(key: tuple[str, ...], swept: Collection[tuple[str, ...]]) -> str:
-    """The shortest end of a key that no other key of a student has."""
+    """Return the shortest end of a key that no other key of a student has."""
     others = (student_keys() | set(swept)) - {key}
     for length in range(1, len(key)):
         if all(other[-length:] != key[-length:] for other in others):
@@ -154,13 +155,13 @@ def _suffix(key: tuple[str, ...], swept: Collection[tuple[str, ...]]) -> str:
 
 
 def _name(student: str, suffixes: Sequence[str], values: Sequence[Any]) -> str:
-    parts = [f"{key}-{_said(value)}" for key, value in zip(suffixes, values, strict=True)]
+    parts = [f"{key}-{_in_name(value)}" for key, value in zip(suffixes, values, strict=True)]
     name = "-".join([student, *parts])
     return name if len(name) <= _LONGEST else f"{student}-{_digest([*parts])}"
 
 
-def _said(value: Any) -> str:
-    """A value as a part of a name."""
+def _in_name(value: Any) -> str:
+    """Return a value as a part of a name."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
@@ -168,7 +169,7 @@ def _said(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,32}", value):
         return value
     if isinstance(value, str) and re.fullmatch(r"[0-9.]{1,8}%", value):
-        return f"{value[:-1]}pct"  # a share, in letters that names may have
+        return f"{value[:-1]}pct"  # a name cannot contain a percent sign
     if isinstance(value, list) and value and all(type(item) is int for item in value):
         listed = "_".join(map(str, value))
         return listed if len(listed) <= 32 else _digest(value)
@@ -176,7 +177,7 @@ def _said(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """One text for each number, however it was written: 3e-3 and 0.003, 1 and 1.0, are the same."""
+    """Return one text for equal numbers: 3e-3 and 0.003, 1 and 1.0."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
     digits, _, exponent = repr(value).partition("e")
@@ -184,7 +185,7 @@ def _number(value: float) -> str:
 
 
 def _digest(value: Any) -> str:
-    """The same for values that are equal."""
+    """Return one digest for equal values."""
     return json_sha256(json.loads(json.dumps(_plain(value))))[:8]
 
 

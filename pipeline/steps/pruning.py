@@ -1,29 +1,72 @@
-"""The step before stage two: cut students out of the teacher, and show what is left of it."""
+"""The step before stage two: cut students out of the teacher, and show what remains of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
 
 from ...data.errors import ColdstillError
 from .students import alone, job_as_trained, open_made, teacher_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from .work import Work
 
-Cuts = list[dict[str, Any]]
-"""What is told of each cut of a student, the first one first."""
+_SIZES = {
+    "layers": "layers",
+    "hidden": "hidden",
+    "feed_forward": "feed forward",
+    "heads": "heads",
+    "kv_heads": "key-value heads",
+}
 
 
-def prune_students(work: Work, names: Sequence[str]) -> dict[str, Cuts]:
-    """Make the due cut of the named students, or of all that the recipe prunes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """One cut of a student: `before` is the model that was cut, `after` the smaller one."""
+
+    teacher_parameters: int
+    parameters: tuple[int, int]
+    """Number of parameters before and after."""
+    sizes: dict[str, tuple[int, int]]
+    """Each size before and after: layers, hidden, feed_forward, heads, kv_heads."""
+    loss: tuple[float, float]
+    """Mean loss in nats before and after, without any training."""
+    sequences: int
+    """Number of sequences on which the loss was measured."""
+    kept_layers: tuple[int, ...]
+    """Layers that were kept, counted from 0."""
+    record: dict[str, Any]
+    """The content of pruning.json, which also lists the kept heads and the scores of layers."""
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Cut:
+        """Return the cut that pruning.json describes."""
+        sizes, parameters, loss = record["sizes"], record["parameters"], record["loss"]
+        return cls(
+            teacher_parameters=parameters["teacher"],
+            parameters=(parameters["before"], parameters["after"]),
+            sizes={name: (sizes["before"][name], sizes["after"][name]) for name in _SIZES},
+            loss=(loss["before"], loss["after"]),
+            sequences=loss["sequences"],
+            kept_layers=tuple(record["kept"]["layers"]),
+            record=record,
+        )
+
+
+def prune_students(work: Work, names: Sequence[str]) -> dict[str, tuple[Cut, ...]]:
+    """Make the next cut of the named students, or of all that the recipe prunes.
+
+    Returns all cuts of each student so far, the first cut first.
 
     Raises
-        ColdstillError: a student that is not pruned, sizes that cannot be, another teacher than the
-            store's, no store
+        ColdstillError: a student without `prune`, sizes that do not fit the teacher, another
+            teacher than the store's, or no store
     """
     from ...stages.prune_student import prune_student
 
@@ -41,7 +84,7 @@ def prune_students(work: Work, names: Sequence[str]) -> dict[str, Cuts]:
         )
     store = open_made(work.run.logits, work)
     jobs = {name: job_as_trained(work, name, store) for name in chosen}
-    cuts: dict[str, Cuts] = {}
+    cuts = {}
     for name, job in jobs.items():
         folder = work.run.student(name)
         with alone(folder):
@@ -50,43 +93,43 @@ def prune_students(work: Work, names: Sequence[str]) -> dict[str, Cuts]:
                 teacher=teacher_weights(work, work.recipe.student(name), folder),
                 begin=functools.partial(work.begin, student=True),
             )
-            cuts[name] = prune_student(job, store, work.report)
+            cuts[name] = tuple(map(Cut.of, prune_student(job, store, work.report)))
     return cuts
 
 
-def text(cuts: dict[str, Cuts]) -> str:
-    """For a terminal: a table for each cut."""
+def to_json(cuts: Mapping[str, Sequence[Cut]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of all cuts by student."""
+    return {name: [cut.record for cut in each] for name, each in cuts.items()}
+
+
+def text(cuts: Mapping[str, Sequence[Cut]]) -> str:
+    """Return a table for each cut."""
     return "\n\n".join(
-        _table(name if len(records) == 1 else f"{name}, cut {number} of {len(records)}", record)
-        for name, records in cuts.items()
-        for number, record in enumerate(records, 1)
+        _table(name if len(each) == 1 else f"{name}, cut {number} of {len(each)}", cut)
+        for name, each in cuts.items()
+        for number, cut in enumerate(each, 1)
     )
 
 
-def _table(title: str, record: dict[str, Any]) -> str:
-    before, after = record["sizes"]["before"], record["sizes"]["after"]
-    rows = [
-        (
-            key.replace("kv_", "key-value ").replace("_", " "),
-            f"{before[key]:,}",
-            f"{after[key]:,}",
-            "" if before[key] == after[key] else f"{after[key] / before[key]:.1%}",
-        )
-        for key in ("layers", "hidden", "feed_forward", "heads", "kv_heads")
+def _table(title: str, cut: Cut) -> str:
+    rows: list[tuple[str, ...]] = [
+        (_SIZES[name], f"{old:,}", f"{new:,}", "" if old == new else f"{new / old:.1%}")
+        for name, (old, new) in cut.sizes.items()
     ]
-    count, loss = record["parameters"], record["loss"]
-    share = f"{count['after'] / count['before']:.1%}"
-    if count["before"] != count["teacher"]:
-        share += f", {count['after'] / count['teacher']:.1%} of the teacher"
-    rows.append(("parameters", f"{count['before']:,}", f"{count['after']:,}", share))
-    measured = f"on {loss['sequences']:,} sequences of the store, before any training"
-    rows.append(("loss", f"{loss['before']:.4f}", f"{loss['after']:.4f}", measured))
-    layers = record["kept"]["layers"]
-    if len(layers) < before["layers"]:
-        rows.append(("layers kept", "", "", ", ".join(map(str, layers))))
-    rows.insert(0, (title, "before", "after", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return "\n".join(
-        f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}  {note}".rstrip()
-        for a, b, c, note in rows
+    before, after = cut.parameters
+    share = f"{after / before:.1%}"
+    if before != cut.teacher_parameters:
+        share += f", {after / cut.teacher_parameters:.1%} of the teacher"
+    rows.append(("parameters", f"{before:,}", f"{after:,}", share))
+    measured = f"on {cut.sequences:,} sequences of the store, before any training"
+    rows.append(("loss", *(f"{loss:.4f}" for loss in cut.loss), measured))
+    if len(cut.kept_layers) < cut.sizes["layers"][0]:
+        rows.append(("layers kept", "", "", ", ".join(map(str, cut.kept_layers))))
+    table = tabulate(
+        rows,
+        headers=(title, "before", "after", ""),
+        tablefmt="plain",
+        disable_numparse=True,
+        colalign=("left", "right", "right", "left"),
     )
+    return "\n".join(line.rstrip() for line in table.splitlines())

@@ -1,9 +1,8 @@
-"""What a run says of itself: its recipe, as it was written and as it was understood, and the
-machine.
+"""The records of a run: its recipe as written, its validated recipe, and the environment.
 
-A run may hold students that no recipe file names: variants, the points of a sweep. The recipe as it
-was understood knows each of them, with the settings that are in its own folder, so that the run's
-folder, taken for a recipe, makes every one of them again.
+A run can have students that its recipe file does not name: variants and points of a sweep. The
+validated recipe has all of them with their own settings, so that the run's folder, used as a
+recipe, makes each of them again.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ if TYPE_CHECKING:
 
 
 def record_recipe(run: Run, loaded: LoadedRecipe, *, student: bool = False) -> None:
-    """Write all three into the run's folder.
+    """Write the three records into the run's folder.
 
-    student  what is about to be made is a student: the seed of everything else stays what it was
+    student  the next result is a student, so the recorded seed of everything else is kept
     """
-    with claimed(run.recording, wait=True):  # others may be adding their students
+    with claimed(run.recording, wait=True):  # other processes may add their students
         with whole_file(run.verbatim) as scratch:
             scratch.write_bytes(loaded.text.encode())
         resolved = _resolved(run, loaded, _recorded_seed(run) if student else None)
@@ -46,7 +45,7 @@ def _resolved(run: Run, loaded: LoadedRecipe, seed: int | None) -> Any:
     seed = recipe.seed if seed is None else seed
     students = {name: (table, recipe.seed) for name, table in recipe.students.items()}
     for name in run.student_names:
-        # what was trained is as it was, whatever has become of it in the recipe since
+        # a trained student keeps its settings, even if the recipe has changed
         trained = _trained_with(run.student(name))
         if trained is not None and re.fullmatch(NAME_PATTERN, name) and name != TEACHER:
             students[name] = trained
@@ -56,18 +55,18 @@ def _resolved(run: Run, loaded: LoadedRecipe, seed: int | None) -> Any:
 
 
 def _trained_with(folder: StudentFolder) -> tuple[StudentTable, int] | None:
-    """A student's table and seed, if its record can be read."""
+    """Return a student's table and seed, or None if its record cannot be read."""
     try:
         match read_json(folder.settings):
             case {"student": dict() as table, "seed": int(seed)}:
                 return StudentTable.model_validate(table), seed
     except (ColdstillError, ValidationError):
-        pass  # whoever asks for this student is told
+        pass  # reported when this student is used
     return None
 
 
 def _seeded(student: StudentTable, own: int, seed: int) -> StudentTable:
-    """The same with its own seed, unless that follows from the recipe's."""
+    """Return the student with its own seed, or without one if it equals the recipe's seed."""
     now = own if student.train.seed is None else student.train.seed
     train = dataclasses.replace(student.train, seed=None if now == seed else now)
     return student.model_copy(update={"train": train})

@@ -1,4 +1,4 @@
-"""The steps of stage two: train students from the store, and measure them."""
+"""The step of stage two: train students from the store."""
 
 from __future__ import annotations
 
@@ -33,15 +33,19 @@ if TYPE_CHECKING:
 def train_students(
     work: Work, names: Sequence[str], *, new_name: str = VARIANT, go_on: bool = False
 ) -> dict[str, str]:
-    """Train the named students, or all of the recipe's; with several processes, each together.
+    """Train the named students, or all students of the recipe.
 
-    new_name  how a student of other settings gets a name of its own
-    go_on     a student whose loss is no number is left out instead of ending the command
+    Several processes train each student together.
 
-    Returns those that were left out, and why: none unless `go_on`.
+    new_name  how a student with other settings gets another name, for messages
+    go_on     leave a student out if its loss becomes NaN or infinite, and train the next one
+
+    Returns the students that were left out, with the reason.
 
     Raises
-        StoppedError: asked to stop by SIGTERM; a checkpoint is saved
+        ColdstillError: no store, an unknown student, or a student trained with other settings
+        DivergedError: a loss became NaN or infinite, and `go_on` is false
+        StoppedError: SIGTERM arrived; a checkpoint is saved
     """
     from ...stages.interruption import Interruption
 
@@ -50,8 +54,8 @@ def train_students(
 
 
 def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool) -> dict[str, str]:
+    from ...stages.students.lesson import lesson
     from ...stages.train_student import train_student
-    from ...stages.training.lesson import lesson
 
     chosen = list(names) or list(work.recipe.students)
     if not chosen:
@@ -63,7 +67,7 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
     settings = {
         name: student_settings(work, student, store, others) for name, student in students.items()
     }
-    # of all, before any is trained
+    # all students are checked before any is trained
     missing = [name for name in chosen if not is_trained(work, name, settings[name], new_name)]
     jobs = {name: student_job(work, name, settings[name], others) for name in missing}
     for job in jobs.values():
@@ -74,7 +78,7 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
         if go_on:
             work.say("sweep", f"point {number} of {len(students)}: {name}")
         with alone(folder):
-            # once more where it was missing: another run may have trained it since
+            # checked again: another process may have trained it since
             if name not in jobs or is_trained(work, name, settings[name], new_name):
                 work.say(f"train-student {name}", f"already trained: {folder.model}")
                 continue
@@ -82,7 +86,7 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
             try:
                 train_student(job, store, work.report)
             except DivergedError as error:
-                # several processes cannot all go on: only the first one knows
+                # only the first process knows, so the others cannot continue
                 if not go_on or world_size() > 1:
                     raise
                 left_out[name] = str(error)
@@ -93,7 +97,7 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
 def student_job(
     work: Work, name: str, settings: dict[str, Any], others: Mapping[str, StoreReader]
 ) -> StudentJob:
-    """All that training it takes but the teacher's weights, which may be gone."""
+    """Return the job of a student without the teacher's weights, which may be missing."""
     from ...stages.train_student import StudentJob
 
     student, folder = work.recipe.student(name), work.run.student(name)
@@ -117,10 +121,10 @@ def student_job(
 
 
 def job_as_trained(work: Work, name: str, store: StoreReader) -> StudentJob:
-    """The job of a student, if it was not trained with other settings than the recipe's.
+    """Return the job of a student, after checking that it has no other settings.
 
     Raises
-        ColdstillError: it was, or there is no store of a further teacher
+        ColdstillError: it was trained with other settings, or a further teacher's store is missing
     """
     student = work.recipe.student(name)
     others = _open_others(work, {name: student})
@@ -131,10 +135,10 @@ def job_as_trained(work: Work, name: str, store: StoreReader) -> StudentJob:
 
 @contextlib.contextmanager
 def alone(folder: StudentFolder) -> Iterator[None]:
-    """Keep other runs from training this student; of processes together the first one does.
+    """Claim the student, so that no other command trains it; the first of several processes does.
 
     Raises
-        ColdstillError: another run is at it
+        ColdstillError: another command trains it now
     """
     with contextlib.nullcontext(True) if rank() else claimed(folder.claim) as ours:
         if not ours:
@@ -148,7 +152,7 @@ def alone(folder: StudentFolder) -> Iterator[None]:
 def teacher_weights(
     work: Work, student: StudentTable, folder: StudentFolder
 ) -> TeacherWeights | None:
-    """Whom a student is made of; nobody, once it was begun: the teacher may be gone."""
+    """Return the teacher weights to load; None once the student's initial weights exist."""
     is_of_the_teacher = student.layers is not None or student.prune is not None
     if not is_of_the_teacher or folder.is_begun(max(1, len(student.prune or ()))):
         return None
@@ -161,7 +165,7 @@ def teacher_weights(
 
 
 def open_made(address: str | Path, work: Work) -> StoreReader:
-    """A whole store of this run; raises ColdstillError with the command that makes it."""
+    """Open a complete store of this run; raises ColdstillError with the command that makes it."""
     place = place_at(address)
     if not place.exists(MANIFEST):
         raise ColdstillError(
@@ -173,10 +177,10 @@ def open_made(address: str | Path, work: Work) -> StoreReader:
 
 
 def _open_others(work: Work, students: Mapping[str, StudentTable]) -> dict[str, StoreReader]:
-    """The stores of further teachers, by what the recipe calls them: each is opened once.
+    """Open the stores of further teachers, by their names in the recipe.
 
     Raises
-        ColdstillError: there is no such store or run, or the store is not whole
+        ColdstillError: no such store or run, or the store is incomplete
     """
     found: dict[str, StoreReader] = {}
     for name, student in students.items():
@@ -191,7 +195,7 @@ def _open_others(work: Work, students: Mapping[str, StudentTable]) -> dict[str, 
 
 
 def store_called(named: str, work: Work, where: str) -> str | Path:
-    """The store that a recipe names: by its address or folder, or by its run's folder or name."""
+    """Return the store that a recipe names by address or folder, or by its run's folder or name."""
     if "://" in named:
         return named
     beside = work.loaded.base / Path(named).expanduser()

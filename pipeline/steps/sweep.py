@@ -1,4 +1,4 @@
-"""A sweep: one student for each point of a grid, all on one store, told side by side."""
+"""A sweep: one student for each point of a grid, all trained from one store and then compared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import copy
 import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
 
 from ...data.errors import ColdstillError
 from ...data.settings import first_difference
@@ -22,35 +24,46 @@ if TYPE_CHECKING:
     from ..results.figures import ModelFigures
     from .work import Work
 
-Row = dict[str, Any]
-
 NEW_NAME = "with a --grid of that key too"
-"""What gives a point of other settings a name of its own."""
+"""How a point with other settings gets another name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What is to be trained."""
+    """The points that will be trained."""
 
     points: list[Point]
-    """Each once."""
+    """Each point once."""
     loaded: LoadedRecipe
-    """The recipe with all of them among its students."""
+    """The recipe with all points among its students."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPoint:
+    """A point of a sweep, and whether its model exists."""
+
+    point: Point
+    trained: bool
 
     @property
-    def names(self) -> list[str]:
-        """Of the students."""
-        return [point.name for point in self.points]
+    def settings(self) -> dict[str, Any]:
+        """Values by the whole key, `students.small.train.steps`."""
+        above = ("students", self.point.student)
+        return {".".join((*above, *key)): value for key, value in self.point.settings.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the point as a JSON value."""
+        return {"name": self.point.name, "settings": self.settings, "trained": self.trained}
 
 
 def plan_sweep(source: RecipeSource, texts: Sequence[str]) -> Sweep:
-    """The points of grids, checked as a recipe.
+    """Return the points of grids, checked as a recipe.
 
-    A point that is the recipe's own student in every setting is that student.
+    A point that has the settings of a student in the recipe is that student.
 
     Raises
-        ColdstillError: grids that cannot be read, settings that a recipe cannot have, a point whose
-            name another student has
+        ColdstillError: a grid that cannot be read, wrong settings, or a point with the name of
+            another student
     """
     plain = source.understood()
     own = plain.recipe.students
@@ -66,7 +79,7 @@ def plan_sweep(source: RecipeSource, texts: Sequence[str]) -> Sweep:
         ):
             raise ColdstillError(
                 f"--grid: students.{point.name} is in the recipe already, with {changed}; get "
-                f"another name {NEW_NAME}, or call that student something else"
+                f"another name {NEW_NAME}, or rename that student"
             )
         points.setdefault(point.name, point)
     students = own | {name: made[name] for name in points}
@@ -75,7 +88,7 @@ def plan_sweep(source: RecipeSource, texts: Sequence[str]) -> Sweep:
 
 
 def _made(source: RecipeSource, points: Sequence[Point]) -> Mapping[str, StudentTable]:
-    """Each point as its student's table with the settings in it, read by the recipe's own rules."""
+    """Return each point as a student's table that was validated like a recipe."""
     students = source.table["students"]
     varied: dict[str, Any] = {}
     for point in points:
@@ -87,7 +100,7 @@ def _made(source: RecipeSource, points: Sequence[Point]) -> Mapping[str, Student
 
 
 def _difference(old: StudentTable, new: StudentTable, seed: int) -> str | None:
-    """The first setting in which two students differ; without a seed, one has the recipe's."""
+    """Return the first setting in which two students differ; an unset seed is the recipe's."""
     one, other = (student.model_dump(mode="json", exclude={"like"}) for student in (old, new))
     for table in (one, other):
         if table["train"]["seed"] is None:
@@ -95,47 +108,37 @@ def _difference(old: StudentTable, new: StudentTable, seed: int) -> str | None:
     return first_difference(one, other)
 
 
-def told(sweep: Sweep, work: Work) -> list[Row]:
-    """Every point: its name, its settings by key, and whether it is trained; how many are is said
-    aloud."""
-    facts: list[Row] = [
-        {
-            "name": point.name,
-            "settings": {
-                ".".join(("students", point.student, *key)): value
-                for key, value in point.settings.items()
-            },
-            "trained": work.run.student(point.name).model.exists(),
-        }
-        for point in sweep.points
+def listed_points(sweep: Sweep, work: Work) -> list[ListedPoint]:
+    """Return every point, and report how many there are and how many are trained."""
+    found = [
+        ListedPoint(point, work.run.student(point.name).model.exists()) for point in sweep.points
     ]
-    done = sum(fact["trained"] for fact in facts)
+    done = sum(one.trained for one in found)
     already = f", {done} of them trained already" if done else ""
-    work.say("sweep", f"{len(facts)} point{'s' * (len(facts) > 1)}{already}")
-    return facts
+    work.say("sweep", f"{len(found)} point{'s' * (len(found) > 1)}{already}")
+    return found
 
 
-def listed(sweep: Sweep, facts: Sequence[Row]) -> str:
-    """The same for a terminal, keys without their student."""
-    width = max(len(fact["name"]) for fact in facts)
-    lines = []
-    for point, fact in zip(sweep.points, facts, strict=True):
-        settings = [f"{'.'.join(key)} = {_shown(v)}" for key, v in point.settings.items()]
-        done = ["(trained)"] if fact["trained"] else []
-        lines.append("  ".join([fact["name"].ljust(width), *settings, *done]))
-    return "\n".join(lines)
+def text(listed: Sequence[ListedPoint]) -> str:
+    """Return the points as aligned text; keys are shown without their student."""
+    rows = []
+    for one in listed:
+        settings = [
+            f"{'.'.join(key)} = {json.dumps(value, default=str, ensure_ascii=False)}"
+            for key, value in one.point.settings.items()
+        ]
+        rows.append([one.point.name, "  ".join([*settings, *["(trained)"] * one.trained])])
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
 
 
-def _shown(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
+def train_sweep(
+    work: Work, listed: Sequence[ListedPoint]
+) -> tuple[list[ModelFigures], dict[str, str]]:
+    """Train missing points, measure all of them and compare.
 
-
-def train_sweep(work: Work, sweep: Sweep) -> tuple[list[ModelFigures], dict[str, str]]:
-    """Train what is missing, measure it, and compare.
-
-    Returns the rows of the teacher and of each point, the best first, and the points that were left
-    out because their loss became no number, with the reason. Of several processes only the first
-    one gets rows.
+    Returns the rows of the teacher and of each point, the lowest loss first, and the points that
+    were left out because their loss became NaN or infinite, each with the reason. With several
+    processes only the first one gets rows.
 
     Raises
         ColdstillError: as `students.train_students`, before anything is trained
@@ -144,9 +147,9 @@ def train_sweep(work: Work, sweep: Sweep) -> tuple[list[ModelFigures], dict[str,
     from .evaluation import evaluate
     from .students import train_students
 
-    facts = told(sweep, work)
-    left_out = train_students(work, sweep.names, new_name=NEW_NAME, go_on=True)
-    settings = {f["name"]: f["settings"] for f in facts if f["name"] not in left_out}
+    names = [one.point.name for one in listed]
+    left_out = train_students(work, names, new_name=NEW_NAME, go_on=True)
+    settings = {one.point.name: one.settings for one in listed if one.point.name not in left_out}
     if rank() != 0 or not settings:
         return [], left_out
     evaluate(work, [*settings])
@@ -161,8 +164,8 @@ def train_sweep(work: Work, sweep: Sweep) -> tuple[list[ModelFigures], dict[str,
 
 
 def left_out_error(left_out: Mapping[str, str], count: int) -> ColdstillError:
-    """What is said in the end of points that were left out."""
+    """Return the error for points that were left out."""
     return ColdstillError(
-        f"sweep: {len(left_out)} of {count} points left out, their loss became no number: "
-        f"{', '.join(left_out)}; sweep lower learning rates, or leave these values out"
+        f"sweep: {len(left_out)} of {count} points left out because their loss became NaN or "
+        f"infinite: {', '.join(left_out)}; sweep lower learning rates, or leave these values out"
     )

@@ -1,4 +1,4 @@
-"""What both stages stand on: the tokenizer, the prepared corpus, and a teacher trained here."""
+"""What both stages need: the tokenizer, the prepared corpus, and a teacher that is trained here."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from .work import Work
 
 
 def train_teacher(work: Work) -> None:
-    """Train the tokenizer and the teacher, where the recipe makes them here; correct a teacher that
-    exists, where the recipe trains it."""
+    """Train the tokenizer and a new teacher, or correct an existing teacher, as the recipe says."""
     teacher = work.recipe.teacher
     if not teacher.is_trained_here:
         work.say("train-teacher", f"nothing to train: the teacher is {teacher.model}")
@@ -33,18 +32,18 @@ def train_teacher(work: Work) -> None:
 
 
 def train_missing_teacher(work: Work, *, asked: bool = False) -> bool:
-    """Whether there was anything to train.
+    """Train the teacher unless it is trained; return whether it was trained now.
 
-    asked  training is what the user asked for, and not only what comes before it
+    asked  whether the user asked for this step, and not for a later one
 
     Raises
-        ColdstillError: several processes would train a teacher that each wants to run for itself
+        ColdstillError: several processes would each train it on the way to a later step
     """
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if shared and not asked and not work.run.teacher_model.exists():
         raise ColdstillError(
             f"{work.run.teacher_model}: the teacher is not trained yet, and several processes "
-            f"cannot do it on the way; train it first with coldstill train-teacher "
+            "cannot train it in this step; train it first with coldstill train-teacher "
             f"{work.named}"
         )
     expect_trainable(work.recipe, (), teacher=not work.run.teacher_model.exists())
@@ -90,7 +89,7 @@ def _correct_teacher(work: Work) -> bool:
     teacher = recipe.teacher
     assert teacher.train is not None
     tokenizer = tokenizer_of(work)
-    # before the corpus is read and hours of training are spent: what can be refused already
+    # checked before the corpus is read and the teacher is trained
     base = _correctable(work, tokenizer)
     record = prepared(work, tokenizer, together=recipe.corpus.pack)
     settings = _correction_settings(work, base, record)
@@ -113,12 +112,7 @@ def _correct_teacher(work: Work) -> bool:
         report=work.report,
     )
     if record.together and not packs(isolation):
-        work.say(
-            "train-teacher",
-            f"a {base.family!r} model cannot keep packed documents apart: one document per "
-            "sequence from here on",
-        )
-        record = prepared(work, tokenizer, together=False)
+        record = prepared_apart(work, tokenizer, base.family, "train-teacher")
         settings = _correction_settings(work, base, record)
     job = Correction(
         model=model,
@@ -153,7 +147,7 @@ def _training_settings(work: Work, record: CorpusRecord) -> dict[str, Any]:
 def _correction_settings(work: Work, base: TeacherIdentity, record: CorpusRecord) -> dict[str, Any]:
     lora = work.recipe.teacher.lora
     return {
-        # what it is called and where it lies may change, what it says may not
+        # its name and its folder may change, its weights may not
         "model": {"family": base.family, "fingerprint": base.fingerprint},
         "lora": None if lora is None else dataclasses.asdict(lora),
         **_training_settings(work, record),
@@ -161,7 +155,7 @@ def _correction_settings(work: Work, base: TeacherIdentity, record: CorpusRecord
 
 
 def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
-    """Who is to be corrected; raises ColdstillError if it cannot be, or not be captured then."""
+    """Return the model to correct; raises ColdstillError if it cannot be trained or captured."""
     from ...stages.capture.plan import expect_capturable
     from ...stages.models.identity import teacher_identity
     from ...stages.models.loading import context_length, expect_loadable, load_config
@@ -186,12 +180,12 @@ def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
 
 
 def _expect_uncaptured(run: Run, base: TeacherIdentity) -> None:
-    """Refuse to spend training on a teacher that the run's stores have no place for."""
+    """Refuse to correct a teacher whose uncorrected logits are in the run's stores already."""
     for at in (run.heldout, run.logits):
         place = place_at(at)
         if place.exists(MANIFEST) and read_manifest(place).teacher.fingerprint == base.fingerprint:
             raise ColdstillError(
-                f"{place}: holds what {base.name} said before it was corrected; give this run "
+                f"{place}: has the logits of {base.name} before its correction; give this run "
                 "another name, or remove 'train' from the recipe's teacher"
             )
 
@@ -206,7 +200,7 @@ def _load_base(work: Work) -> Any:
     return load_model(
         work.local(teacher.model),
         "teacher.model",
-        precision="auto",  # its own, in which it is saved again; teacher.dtype is of the capture
+        precision="auto",  # it is saved in this precision; teacher.dtype is for the capture
         attention=teacher.attention,
         revision=teacher.revision,
         own_code=teacher.trust_remote_code,
@@ -214,7 +208,7 @@ def _load_base(work: Work) -> Any:
 
 
 def _heldout(work: Work) -> Heldout:
-    """The held-out sequences on which everything of this run is measured."""
+    """Return the held-out sequences on which all models of this run are measured."""
     from ...stages.capture.plan import chosen_rows
     from ...stages.evaluation.heldout_loss import Heldout
 
@@ -226,6 +220,11 @@ def _heldout(work: Work) -> Heldout:
 
 
 def tokenizer_of(work: Work) -> Any:
+    """Return the teacher's tokenizer; a new teacher's tokenizer is trained if it is missing.
+
+    Raises
+        ColdstillError: it cannot be loaded, or it was trained with another vocabulary size
+    """
     from ...stages.corpus.train_tokenizer import train_tokenizer
     from ...stages.models.loading import load_config, load_tokenizer
     from ...stages.models.vocabulary import vocabulary_rows, without_rowless
@@ -245,8 +244,8 @@ def tokenizer_of(work: Work) -> Any:
     if not run.tokenizer.exists():
         if built_on := _built_on_corpus(run):
             raise ColdstillError(
-                f"{run.root}: teacher.tokenizer asks for a new tokenizer, but {built_on} rests on "
-                "another; give this run another name"
+                f"{run.root}: teacher.tokenizer asks for a new tokenizer, but {built_on} was made "
+                "with another; give this run another name"
             )
         tokenizer = train_tokenizer(
             run.tokenizer, recipe.teacher.tokenizer, recipe.corpus, work.loaded.base, work.report
@@ -264,7 +263,7 @@ def tokenizer_of(work: Work) -> Any:
 
 
 def tell_left_out(work: Work, tokenizer: Any, stage: str) -> None:
-    """Say which tokens were taken out of the teacher's tokenizer, if any were."""
+    """Report the tokens that were removed from the teacher's tokenizer, if any."""
     from ...stages.models.vocabulary import left_out_tokens
 
     if tokens := left_out_tokens(tokenizer):
@@ -274,7 +273,13 @@ def tell_left_out(work: Work, tokenizer: Any, stage: str) -> None:
 
 
 def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
-    """The corpus, prepared unless it already is; never replaced once something rests on it."""
+    """Return the prepared corpus; prepares it if it is missing or if its sources changed.
+
+    together  whether documents share sequences
+
+    Raises
+        ColdstillError: the sources changed after a teacher or a store was made from them
+    """
     from ...stages.corpus.provenance import difference_in_corpus, outdated_labels
     from ...stages.prepare_corpus import prepare_corpus, summary
 
@@ -300,8 +305,8 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
         built_on = _built_on_corpus(run)
         if changed is not None and built_on:
             raise ColdstillError(
-                f"{run.corpus}: prepared differently: {changed}; {built_on} rests on it, so give "
-                "this run another name"
+                f"{run.corpus}: prepared differently: {changed}; {built_on} was made from it, so "
+                "give this run another name"
             )
     record = prepare_corpus(
         run.corpus,
@@ -316,8 +321,18 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
     return record
 
 
+def prepared_apart(work: Work, tokenizer: Any, family: str, stage: str) -> CorpusRecord:
+    """Prepare the corpus again with one document per sequence, and report why."""
+    work.say(
+        stage,
+        f"a {family!r} model cannot keep packed documents apart: one document per sequence from "
+        "here on",
+    )
+    return prepared(work, tokenizer, together=False)
+
+
 def _built_on_corpus(run: Run) -> str | None:
-    """The first thing that would no longer fit if the corpus were another."""
+    """Return the first result that was made from the corpus, if any."""
     if run.teacher_settings.exists():
         return run.teacher_settings.name
     stores = {"logits": run.logits, "heldout": run.heldout}

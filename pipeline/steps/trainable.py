@@ -1,4 +1,4 @@
-"""Whether a recipe's trainings can begin, asked before anything is read, trained or written."""
+"""Checks that a recipe's trainings can start, before anything is read, trained or written."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 
 def expect_trainable(recipe: Recipe, students: Iterable[str], *, teacher: bool) -> None:
-    """Refuse settings of the trainer that would end a training in its beginning.
+    """Refuse Trainer settings that would end a training at its start.
 
-    students  those that will be trained
-    teacher   whether the recipe's teacher will be trained too, if it has a training
+    students  names of the students that will be trained
+    teacher   whether a teacher with `train` will be trained too
 
     Raises
-        ColdstillError: the first such setting
+        ColdstillError: the first wrong setting
     """
     tables = {f"students.{name}": recipe.student(name).train for name in students}
     if teacher and recipe.teacher.train is not None:
         tables = {"teacher": recipe.teacher.train, **tables}
     if not any(table.trainer for table in tables.values()):
-        return  # without settings there is nothing to try, and torch need not be loaded
+        return  # nothing to check, so torch is not loaded
     from ...stages.training.rehearsal import expect_trainable as expect
 
     for where, table in tables.items():

@@ -1,4 +1,4 @@
-"""Whether a student is trained, and whether what is in its folder is of the settings asked for."""
+"""Whether a student is trained, and whether its folder belongs to the current settings."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from .work import Work
 
 VARIANT = "--student NEW"
-"""What gives a student of other settings a name of its own."""
+"""How a student with other settings gets another name."""
 
 
 def student_settings(
     work: Work, student: StudentTable, store: StoreReader, others: Mapping[str, StoreReader]
 ) -> dict[str, Any]:
-    """Everything that decides what comes out of training it."""
+    """Return everything that determines the trained weights."""
     seed = work.recipe.seed if student.train.seed is None else student.train.seed
     alone = set() if student.teachers else {"teachers"}
     table = student.model_dump(mode="json", exclude={"like", "trust_remote_code", *alone})
-    table["train"]["seed"] = seed  # whichever key of the recipe says it
+    table["train"]["seed"] = seed  # whichever key of the recipe sets it
     settings = {"student": table, "seed": seed, "store": json_sha256(store.manifest.to_json())}
     if student.other_stores:
         settings["others"] = {
@@ -37,13 +37,13 @@ def student_settings(
 
 
 def is_trained(work: Work, name: str, settings: dict[str, Any], new_name: str = VARIANT) -> bool:
-    """Whether a student is trained with these settings; if not, its folder is fit to train it in.
+    """Return whether a student is trained with these settings; if not, it can be trained now.
 
-    new_name  how one with other settings gets a name
+    new_name  how a student with other settings gets another name, for messages
 
     Raises
-        ColdstillError: it was trained, or begun, with others (the first that differs), or with
-            nobody knows which
+        ColdstillError: it was trained, or begun, with other settings (the first one is named), or
+            with unknown ones
     """
     folder = work.run.student(name)
     where = f"students.{name}"
@@ -54,7 +54,7 @@ def is_trained(work: Work, name: str, settings: dict[str, Any], new_name: str = 
 
 
 def _as_now(record: Any) -> Any:
-    """An older record, with the seed in the student's own table too."""
+    """Return an older record in today's form, with the seed also in the student's table."""
     match record:
         case {"seed": seed, "student": {"train": dict() as train, **student}}:
             return {**record, "student": {**student, "train": {**train, "seed": seed}}}
@@ -62,20 +62,19 @@ def _as_now(record: Any) -> Any:
 
 
 def _expect_own(folder: StudentFolder, settings: dict[str, Any], where: str) -> None:
-    """Refuse to go on from what another training has left: a folder that was copied, a record that
-    was deleted."""
+    """Refuse files of another training, such as a copied folder or one without its record."""
     from ...stages.training.checkpoints import expect_own, last_whole_checkpoint
 
     last = last_whole_checkpoint(folder.checkpoints)
-    says_so = last is not None and expect_own(last, settings)
+    last_is_own = last is not None and expect_own(last, settings)
     if folder.settings.exists():
         return
-    # what a cut left says itself what it was made of
+    # a cut's record names its own settings
     start = None if folder.pruning.exists() else folder.start
-    left = [folder.model] if says_so else [folder.model, last, start]
+    left = [folder.model] if last_is_own else [folder.model, last, start]
     unknown = next((path for path in left if path is not None and path.exists()), None)
     if unknown is not None:
         raise ColdstillError(
-            f"{unknown}: {where} has no {folder.settings.name} beside it, so nobody knows what it "
-            f"was trained with; put that back, or delete {folder.root} to train it anew"
+            f"{unknown}: {where} has no {folder.settings.name} beside it, so its settings are "
+            f"unknown; put that file back, or delete {folder.root} to train it again"
         )

@@ -1,7 +1,7 @@
-"""A recipe being carried out, and how a step knows that it is done.
+"""A recipe and its run, and how a step finds out that its result exists already.
 
-A finished thing is never made again and never overwritten. What is there but was made with other
-settings is refused, naming the setting.
+A finished result is never made again and never overwritten. A result that was made with other
+settings is refused; the message names the setting.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from ...data.errors import ColdstillError
 from ...data.files import read_json, write_json
 from ...data.settings import first_difference
 from ...stages.report import Report
+from ..recipe.reading import load_recipe, run_folder
+from ..recipe.run_folder import open_run
 from .run_record import record_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ...stages.report import Reporter
     from ..recipe.reading import LoadedRecipe
@@ -27,12 +29,12 @@ if TYPE_CHECKING:
     from ..recipe.tables import Recipe
 
 READ_TEACHER = "read the teacher's weights for its fingerprint"
-"""What comes before a teacher is loaded."""
+"""Progress text of the step before a teacher is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A recipe being carried out in a run."""
+    """A recipe, its run, and where its steps report."""
 
     loaded: LoadedRecipe
     run: Run
@@ -40,54 +42,81 @@ class Work:
 
     @property
     def recipe(self) -> Recipe:
-        """What is asked for."""
+        """The recipe itself."""
         return self.loaded.recipe
 
     @property
     def named(self) -> str:
-        """What to type for it: its recipe's name, or the run's folder where that has another."""
+        """The name of this run on a command line: the recipe's name, or the run's folder if it
+        differs."""
         own = self.recipe.name
         return own if self.run.root.name == own else shlex.quote(str(self.run.root))
 
     def say(self, stage: str, note: str, *, warning: bool = False) -> None:
-        """Tell the user a sentence."""
+        """Report a sentence for the user."""
         self.report(Report(stage=stage, note=note, warning=warning))
 
     def doing(self, stage: str, what: str) -> None:
-        """Tell that something begins that may take long and is not counted."""
+        """Report the start of something that can take long and is not counted."""
         self.report(Report(stage=stage, doing=what))
 
     def begin(self, *, student: bool = False) -> None:
-        """Record the recipe in the run: called when something is about to be made, so that a
-        command that is refused leaves the run as it was.
+        """Record the recipe in the run.
 
-        student  what is made is a student
+        Called just before the first result is written, so that a refused command leaves the run
+        unchanged.
+
+        student  the result is a student
         """
         record_recipe(self.run, self.loaded, student=student)
 
     @property
     def teacher_model(self) -> str:
-        """Who speaks: the folder in this run, if it is trained here, or what the recipe names."""
+        """The teacher's folder or hub name; the folder in this run if it is trained here."""
         teacher = self.recipe.teacher
         if teacher.model is None or teacher.is_trained_here:
             return str(self.run.teacher_model)
         return self.local(teacher.model)
 
     def local(self, model: str) -> str:
-        """A model's folder relative to the recipe, or its hub name as it is."""
+        """Return a model's folder (relative to the recipe), or its hub name unchanged."""
         folder = self.loaded.base / Path(model).expanduser()
         looks_like_a_hub_name = model[0] not in "./~" and model.count("/") == 1
         if looks_like_a_hub_name and not folder.is_dir() and folder.parent.is_dir():
-            raise ColdstillError(f"{model}: no such folder in {folder.parent}, so no model there")
+            raise ColdstillError(f"{model}: no such folder in {folder.parent}")
         return str(folder) if folder.is_dir() else model
+
+
+def open_work(
+    recipe: str | Path,
+    settings: Sequence[str],
+    runs: str | Path,
+    report: Reporter,
+    student: str | None = None,
+) -> Work:
+    """Load a recipe and open its run; parameters as `load_recipe`.
+
+    Raises
+        ColdstillError: as `load_recipe`, or the run would be inside coldstill's own source
+    """
+    loaded = load_recipe(str(recipe), settings, student, Path(runs))
+    return Work(loaded, run_of(recipe, runs, loaded), report)
+
+
+def run_of(recipe: str | Path, runs: str | Path, loaded: LoadedRecipe) -> Run:
+    """Return the run of a recipe; a copied or renamed run folder stays that run."""
+    folder = run_folder(str(recipe), Path(runs))
+    if folder is None:
+        return open_run(Path(runs), loaded.recipe.name, loaded)
+    return open_run(folder.parent, folder.name, loaded)
 
 
 def beginning(
     work: Work, record: Path, settings: dict[str, Any], stale: Path | None = None
 ) -> Callable[[], None]:
-    """What training does first, once nothing can be refused any more.
+    """Return what training does first, once all checks have passed.
 
-    stale  a student's figures, of a model that was there before: they say nothing of the next one
+    stale  figures of a student's earlier model, which are deleted
     """
 
     def begin() -> None:
@@ -107,12 +136,12 @@ def is_done(
     remedy: str,
     as_now: Callable[[Any], Any] = lambda old: old,
 ) -> bool:
-    """Whether `product` is there, made with these settings.
+    """Return whether `product` exists and was made with these settings.
 
-    as_now  what makes of an older record one as it is written now
+    as_now  converts the record of an older version
 
     Raises
-        ColdstillError: it was made, or begun, with others (the first that differs)
+        ColdstillError: it was made, or begun, with other settings; the first one is named
     """
     settings = json.loads(json.dumps(settings))
     if record.exists():
@@ -120,7 +149,7 @@ def is_done(
         if changed is not None:
             raise ColdstillError(
                 f"{record.parent}: {where} was trained with {changed}; train another under a new "
-                f"name ({remedy}), or delete this folder to train it anew"
+                f"name ({remedy}), or delete this folder to train it again"
             )
         return product.exists()
     return False

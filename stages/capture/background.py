@@ -1,36 +1,33 @@
-"""Work beside the processor that runs the model: a few threads, bounded queues, and no silence.
-
-A task that fails stops the run with its error at the next call; what is queued behind it is not
-begun, nobody waits for ever, and nothing counts as done that was not.
-"""
+"""Threads that work while the model runs, with a bounded number of items and tasks."""
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
+    from concurrent.futures import Future
     from types import TracebackType
 
 _Item = TypeVar("_Item")
 
 
 class Background:
-    """Tasks behind the model. A context manager: leaving it waits until all is done.
+    """Runs tasks on threads. A context manager; leaving it waits until all tasks are done.
 
-    workers  threads; 0 does every task at once, in the calling thread
-    waiting  how many tasks may wait for a thread before `submit` blocks
+    An error in a task is raised by a later `submit`, or when the context is left. Tasks that have
+    not started by then are skipped.
     """
 
     def __init__(self, workers: int, waiting: int = 2) -> None:
-        """Start nothing yet."""
-        self._executor = ThreadPoolExecutor(workers, "coldstill") if workers else None
-        self._room = threading.BoundedSemaphore(max(1, workers) + waiting)
-        self._error: BaseException | None = None
+        """Use `workers` threads; `submit` blocks while `waiting` more tasks are queued."""
+        self._executor = ThreadPoolExecutor(workers, "coldstill")
+        self._limit = workers + waiting
+        self._tasks: deque[Future[object]] = deque()
+        self._failed = threading.Event()
 
     def __enter__(self) -> Background:
         return self
@@ -41,93 +38,46 @@ class Background:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for what was submitted: it is little, and whoever is interrupted wants to keep it.
+        """Wait for all submitted tasks, also after an interruption: they are few and worth keeping.
 
         Raises
-            whatever a task raised, unless another error is on its way already
+            the error of a task, unless another error is being raised already
         """
-        if self._executor is not None:
-            self._executor.shutdown(wait=True)
+        self._executor.shutdown(wait=True)
         if error is None:
-            self.check()
-
-    def check(self) -> None:
-        """Raise what a task raised, if one did."""
-        if self._error is not None:
-            raise self._error
+            for task in self._tasks:
+                task.result()
 
     def submit(self, task: Callable[[], object]) -> None:
-        """Do it soon; blocks while too much is waiting.
+        """Queue a task; blocks while too many are waiting.
 
         Raises
-            whatever an earlier task raised
+            the error of an earlier task
         """
-        self.check()
-        if self._executor is None:
-            task()
-            return
-        self._room.acquire()
-        try:
-            self.check()
-            self._executor.submit(self._run, task)
-        except BaseException:
-            self._room.release()
-            raise
+        while self._tasks and (self._failed.is_set() or len(self._tasks) >= self._limit):
+            self._tasks.popleft().result()
+        self._tasks.append(self._executor.submit(self._run, task))
 
     def _run(self, task: Callable[[], object]) -> None:
-        try:
-            if self._error is None:
+        if not self._failed.is_set():
+            try:
                 task()
-        except BaseException as error:
-            self._error = self._error or error
-        finally:
-            self._room.release()
+            except BaseException:
+                self._failed.set()
+                raise
 
 
-class Ahead(Generic[_Item]):
-    """Items ahead of the model, made by a thread. A context manager, iterated once inside it."""
+def ahead(items: Iterator[_Item], depth: int = 2) -> Generator[_Item, None, None]:
+    """Items in order, made on a thread up to `depth` in advance; raises the error of making one.
 
-    def __init__(self, items: Iterator[_Item], depth: int = 2) -> None:
-        """Make up to `depth` items more than were taken."""
-        self._items = items
-        self._queue: queue.Queue[tuple[bool, _Item | BaseException | None]] = queue.Queue(depth)
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._make, name="coldstill ahead", daemon=True)
-
-    def __enter__(self) -> Ahead[_Item]:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Make no more."""
-        self._left.set()
-        while self._thread.is_alive():  # it may be waiting for room
-            with contextlib.suppress(queue.Empty):
-                self._queue.get(timeout=0.02)
-        self._thread.join()
-
-    def __iter__(self) -> Iterator[_Item]:
-        """In order; raises what the making of an item raised."""
-        while True:
-            more, item = self._queue.get()
-            if more:
-                yield item  # type: ignore[misc]
-            elif item is None:
-                return
-            else:
-                raise item  # type: ignore[misc]
-
-    def _make(self) -> None:
-        try:
-            for item in self._items:
-                self._queue.put((True, item))
-                if self._left.is_set():
-                    return
-            self._queue.put((False, None))
-        except BaseException as error:
-            self._queue.put((False, error))
+    Closing the generator stops the thread.
+    """
+    end = object()
+    executor = ThreadPoolExecutor(1, "coldstill ahead")
+    try:
+        waiting = deque(executor.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(executor.submit(next, items, end))
+            yield item  # type: ignore[misc]
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)

@@ -1,12 +1,12 @@
-"""Batches of sequences through the teacher: from token ids to targets on their way to the host.
+"""Runs batches of sequences through the teacher: token ids in, targets out.
 
-The processor that runs the model is never kept waiting: what it needs was made ready by another
-thread, and what it gives is copied while the next batch is computed.
+The accelerator never waits: another thread prepares the inputs, and the targets of a batch are
+copied to the host while the next batch is computed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,40 +18,63 @@ from ...data.order import uniform
 from ..libraries import first_line
 from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
-from .lockstep import lead
-from .selection import Selected, select, to_targets
+from ..targets.tensors import TargetTensors
+from .selection import select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
+
     from ...data.schema import Capture, Sequences, Targets
     from ..models.isolation import Isolation
+    from ..models.output_head import OutputHead
     from .teacher import Teacher
 
 _Result = TypeVar("_Result")
+_STEPS = 8
+"""Lengths within a factor of 2^(1/8) share a batch: at most a twelfth of a batch is padding."""
+
+
+def batches_of(lengths_N: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """[B] row numbers of the sequences of each batch, increasing; every row comes once.
+
+    A batch costs its rows times its longest sequence, padding included, and at most `budget`
+    tokens, unless a single sequence is longer. Sequences of similar length keep their order, so
+    packed sequences (nearly all full) keep theirs. The result depends on the arguments only: a
+    shard that is captured again has the same batches.
+    """
+    lengths_N = np.maximum(lengths_N, 1)
+    longest = lengths_N.max(initial=1)
+    kinds_N = np.floor(_STEPS * np.log2(longest / lengths_N)).astype(np.int64)
+    for kind in np.unique(kinds_N):
+        similar = np.flatnonzero(kinds_N == kind)
+        rows = max(1, budget // int(lengths_N[similar].max()))
+        for start in range(0, len(similar), rows):
+            yield similar[start : start + rows]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """Sequences and the tensors that the teacher is asked with, on the host."""
+    """Sequences and the tensors of their forward pass, on the host."""
 
     sequences: Sequences
     inputs: dict[str, torch.Tensor]
-    """What the model's forward takes, `[B, T]`."""
+    """Inputs of the model's forward pass, `[B, T]`."""
     positions: torch.Tensor
-    """[M] where the supervised positions lie in the flattened `B * T`."""
+    """[M] indices of the supervised positions in the flattened `B * T`."""
     labels: torch.Tensor
     """[M] int64."""
     uniform: torch.Tensor
-    """[M] float64, one random number a position."""
+    """[M] float64, one random number per position."""
 
 
 def prepare(
     sequences: Sequences, isolation: Isolation, dtype: torch.dtype, seed: int, *, pin: bool
 ) -> Prepared:
-    """Make everything ready that needs no accelerator.
+    """Make all tensors of a forward pass on the host.
 
-    pin  into memory that an accelerator can fetch from by itself
+    pin  use pinned memory, from which an accelerator copies asynchronously
     """
     inputs = model_inputs(sequences, isolation, dtype)
     ids_M = np.repeat(sequences.ids, sequences.positions.lengths)
@@ -68,34 +91,84 @@ def prepare(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Some supervised positions of a batch, on the device of the output head."""
+
+    hidden_MD: torch.Tensor
+    """Hidden states before the output head."""
+    logits_MV: torch.Tensor
+    """fp32, real vocabulary only; overwritten by the next chunk."""
+    labels_M: torch.Tensor
+    uniform_M: torch.Tensor
+
+
+class ChunkedForward:
+    """Runs the model on a batch and its output head on one chunk of positions at a time.
+
+    The memory for logits is kept from batch to batch.
+    """
+
+    def __init__(self, head: OutputHead) -> None:
+        self._head = head
+        self._buffer: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def chunks(self, batch: Prepared) -> Iterator[Chunk]:
+        """All supervised positions of a batch, in order."""
+        head = self._head
+        inputs = {n: t.to(head.input_device, non_blocking=True) for n, t in batch.inputs.items()}
+        states = head.hidden(inputs).flatten(0, 1)
+        positions = batch.positions.to(states.device, non_blocking=True)
+        hidden_MD = states[positions].to(head.device)
+        del states
+        labels_M = batch.labels.to(head.device, non_blocking=True)
+        uniform_M = batch.uniform.to(head.device, non_blocking=True)
+        buffer = self._buffer_for(len(hidden_MD))
+        for start in range(0, len(hidden_MD), len(buffer)):
+            rows = slice(start, start + len(buffer))
+            logits = head.logits(hidden_MD[rows], buffer)
+            yield Chunk(hidden_MD[rows], logits, labels_M[rows], uniform_M[rows])
+
+    def free(self) -> None:
+        """Release the memory for logits."""
+        self._buffer = None
+
+    def _buffer_for(self, positions: int) -> torch.Tensor:
+        wanted = min(self._head.chunk, positions)
+        if self._buffer is None or len(self._buffer) < wanted:
+            self._buffer = None  # before the larger one is allocated
+            self._buffer = self._head.buffer(positions, self._head.device)
+        return self._buffer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Pending:
     """Targets that an accelerator may still be computing or copying."""
 
     sequences: Sequences
     teacher: str
-    """Its name, for messages,"""
+    """Name of the teacher, for messages."""
     split: str
-    """and whose sequences these are."""
-    parts: list[Selected]
-    capture: Capture
+    """Split of the sequences, for messages."""
+    parts: list[TargetTensors]
     copied: Any = None
-    """The event after which the parts are on the host; None if they always were."""
+    """CUDA event after which the parts are on the host; None without an accelerator."""
 
     def targets(self) -> Targets:
-        """Wait for them.
+        """Wait for the targets and check them.
 
         Raises
-            ColdstillError: a logit is no number (sequence and position)
+            ColdstillError: a logit is NaN or infinite (names sequence and position)
         """
         if self.copied is not None:
             self.copied.synchronize()
-        targets = to_targets(self.parts, self.capture)
-        _expect_numbers(targets, self.sequences, self.teacher, self.split)
+        targets = TargetTensors.concatenate(self.parts).to_targets()
+        _expect_finite(targets, self.sequences, self.teacher, self.split)
         return targets
 
 
 class TeacherForward:
-    """Captures batches; goes on with smaller ones when memory does not suffice."""
+    """Captures batches; continues with smaller batches when memory runs out."""
 
     def __init__(
         self,
@@ -108,13 +181,13 @@ class TeacherForward:
         """Capture with a loaded teacher.
 
         budget  tokens of a batch, padding included
-        split   whose sequences they are, for messages
+        split   split of the sequences, for messages
         """
         self._teacher, self._capture, self._report = teacher, capture, report
-        self._name, self._split = teacher.name, split
+        self._split = split
         self.budget = budget
-        """Halved whenever memory did not suffice; later batches are planned by it."""
-        self._buffer: torch.Tensor | None = None
+        """Halved whenever memory runs out; later batches are planned with it."""
+        self._forward = ChunkedForward(teacher.head)
 
     @property
     def pin(self) -> bool:
@@ -122,31 +195,31 @@ class TeacherForward:
         return self._teacher.head.device.type == "cuda"
 
     def prepare(self, sequences: Sequences) -> Prepared:
-        """Make a batch ready; any thread may do it."""
+        """Prepare a batch; any thread may call this."""
         model = self._teacher.head.model
         return prepare(
             sequences, self._teacher.isolation, model.dtype, self._capture.seed, pin=self.pin
         )
 
     def capture(self, batch: Prepared) -> Iterator[Pending]:
-        """The batch's targets: at once, or in parts if it did not fit.
+        """Targets of a batch, in one part or in several if the batch does not fit into memory.
 
         Raises
-            ColdstillError: not even one sequence fits
+            ColdstillError: a single sequence does not fit into memory
         """
         yield from self._fitting(
             batch.sequences,
             batch.inputs["input_ids"].numel(),
-            lambda: self._forward(batch),
+            lambda: self._capture_whole(batch),
             lambda part: self.capture(self.prepare(part)),
         )
 
     def answered(
         self, prompts: Sequences, longest: int, ask: Callable[[Sequences], Sequences]
     ) -> Iterator[Sequences]:
-        """What `ask` makes of prompts, at once or in parts likewise.
+        """Results of `ask` for all prompts, in one part or in several if memory runs out.
 
-        longest  how many tokens prompt and answer may have together
+        longest  most tokens of a prompt with its answer
         """
         yield from self._fitting(
             prompts,
@@ -162,97 +235,77 @@ class TeacherForward:
         whole: Callable[[], _Result],
         half: Callable[[Sequences], Iterator[_Result]],
     ) -> Iterator[_Result]:
-        """All of it, or each half of it, as memory allows."""
-        fits = len(sequences) == 1 or tokens <= self.budget  # planned before it was halved, if not
-        if fits:
+        """The result for all sequences or, if memory runs out, for each half of them."""
+        # more tokens than the budget: the batch was planned before the budget was halved
+        if len(sequences) == 1 or tokens <= self.budget:
             try:
                 yield whole()
                 return
             except ColdstillError:
                 raise
-            except Exception as error:  # models raise anything
+            except Exception as error:  # models raise any exception
                 self._expect_divisible(error, len(sequences), tokens)
-            # outside the except clause: the error holds on to every tensor of the failed pass
+            # outside the except clause: the error refers to every tensor of the failed pass
             self._shrink(tokens)
         middle = len(sequences) // 2
         for rows in (np.arange(middle), np.arange(middle, len(sequences))):
             yield from half(sequences.take(rows))
 
     def _expect_divisible(self, error: Exception, rows: int, tokens: int) -> None:
+        name, head = self._teacher.name, self._teacher.head
         if not is_out_of_memory(error):
-            kind = self._teacher.head.model.config.model_type
             raise ColdstillError(
-                f"{self._name}: transformers cannot run a {kind!r} model on {rows} sequences of "
-                f"{tokens:,} tokens together: {first_line(error)}; try teacher.attention = "
-                "'eager', or choose another teacher"
+                f"{name}: transformers cannot run a {head.model.config.model_type!r} model on "
+                f"{rows} sequences of {tokens:,} tokens together: {first_line(error)}; try "
+                "teacher.attention = 'eager', or choose another teacher"
             ) from error
-        if self._teacher.lockstep:  # the others have gone on
+        if self._teacher.lockstep:  # the other processes have finished this batch
             raise ColdstillError(
-                f"{self._name}: not enough memory for {tokens:,} tokens to a batch; lower "
+                f"{name}: not enough memory for a batch of {tokens:,} tokens; lower "
                 "logits.batch_tokens"
             ) from error
         if rows == 1:
             raise ColdstillError(
-                f"{self._name}: not enough memory for one sequence of {tokens} tokens on "
-                f"{self._teacher.head.device}; lower corpus.sequence_length, choose "
+                f"{name}: not enough memory for one sequence of {tokens} tokens on "
+                f"{head.device}; lower corpus.sequence_length, choose "
                 "teacher.dtype = 'bf16', or spread the teacher with teacher.device_map = 'auto'"
             ) from error
 
     def _shrink(self, tokens: int) -> None:
-        self._buffer = None
+        self._forward.free()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.budget = max(1, min(self.budget, tokens) // 2)
         self._report(
             Report(
                 stage="teacher-logits",
-                note=f"out of memory with {tokens:,} tokens to a batch; going on with "
-                f"{self.budget:,}, set logits.batch_tokens to begin there",
+                note=f"out of memory with a batch of {tokens:,} tokens; continuing with "
+                f"{self.budget:,}, set logits.batch_tokens to start there",
                 warning=True,
             )
         )
 
-    @torch.no_grad()
-    def _forward(self, batch: Prepared) -> Pending:
-        head, capture = self._teacher.head, self._capture
-        lead(self._teacher, batch.sequences)
-        inputs = {n: t.to(head.input_device, non_blocking=True) for n, t in batch.inputs.items()}
-        states = head.hidden(inputs).flatten(0, 1)
-        positions = batch.positions.to(states.device, non_blocking=True)
-        hidden_MD = states[positions].to(head.device)
-        del states
-        labels_M = batch.labels.to(head.device, non_blocking=True)
-        uniform_M = batch.uniform.to(head.device, non_blocking=True)
-        buffer = self._room(len(hidden_MD))
-        parts: list[Selected] = []
-        for start in range(0, len(hidden_MD), len(buffer)):
-            rows = slice(start, start + len(buffer))
-            logits = head.logits(hidden_MD[rows], buffer)
-            parts.extend(select(logits, labels_M[rows], uniform_M[rows], capture))
+    def _capture_whole(self, batch: Prepared) -> Pending:
+        teacher, head = self._teacher, self._teacher.head
+        teacher.lead(batch.sequences)
+        parts: list[TargetTensors] = []
+        for chunk in self._forward.chunks(batch):
+            parts += select(chunk.logits_MV, chunk.labels_M, chunk.uniform_M, self._capture)
         if head.device.type != "cuda":
-            return Pending(batch.sequences, self._name, self._split, parts, capture)
+            return Pending(batch.sequences, teacher.name, self._split, parts)
         on_host = _to_host(parts)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(torch.cuda.current_stream(head.device))
-        return Pending(batch.sequences, self._name, self._split, [on_host], capture, copied)
-
-    def _room(self, positions: int) -> torch.Tensor:
-        """Memory for logits, kept from batch to batch."""
-        head = self._teacher.head
-        wanted = min(head.chunk, positions)
-        if self._buffer is None or len(self._buffer) < wanted:
-            self._buffer = None  # before the larger one is made
-            self._buffer = head.buffer(positions, head.device)
-        return self._buffer
+        return Pending(batch.sequences, teacher.name, self._split, [on_host], copied)
 
 
 def capture_batch(
     teacher: Teacher, sequences: Sequences, capture: Capture, split: str = ""
 ) -> Targets:
-    """[M] the targets of some sequences in one batch, without any work ahead or behind.
+    """[M] targets of some sequences in one batch, without work in the background.
 
     Raises
-        ColdstillError: a logit is no number, or there is too little memory
+        ColdstillError: a logit is NaN or infinite, or memory runs out
     """
     tokens = len(sequences) * int(sequences.tokens.lengths.max())
     forward = TeacherForward(teacher, capture, tokens, split=split)
@@ -260,23 +313,20 @@ def capture_batch(
     return parts[0] if len(parts) == 1 else type(parts[0]).concatenate(parts)
 
 
-def _to_host(parts: list[Selected]) -> Selected:
-    """Begin to copy all chunks to pinned memory, as one; the stream's next event says when."""
+def _to_host(parts: list[TargetTensors]) -> TargetTensors:
+    """Start copying all chunks to pinned memory, joined. The copy is complete at the stream's next
+    event."""
 
-    def copy(name: str) -> torch.Tensor | None:
-        tensors = [getattr(part, name) for part in parts]
-        if tensors[0] is None:
-            return None
-        kind = torch.int32 if name.endswith("_ids") else torch.float32
-        joined = torch.cat(tensors).to(kind)
-        host = torch.empty(joined.shape, dtype=kind, pin_memory=True)
-        return host.copy_(joined, non_blocking=True)
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        kind = torch.float32 if tensor.is_floating_point() else torch.int32
+        host = torch.empty(tensor.shape, dtype=kind, pin_memory=True)
+        return host.copy_(tensor.to(kind), non_blocking=True)
 
-    return Selected(**{field.name: copy(field.name) for field in fields(Selected)})  # type: ignore[arg-type]
+    return TargetTensors.concatenate(parts).map(copy)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a processor had too little memory: on the CPU torch has no error of its own."""
+    """Whether an error means that memory ran out; on the CPU torch has no class for it."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
@@ -285,14 +335,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _expect_numbers(targets: Targets, sequences: Sequences, teacher: str, split: str) -> None:
-    # any NaN or infinity among the logits spoils the normaliser, and with it every one of these
+def _expect_finite(targets: Targets, sequences: Sequences, teacher: str, split: str) -> None:
+    # a NaN or infinity among the logits changes the normaliser and with it both of these
     bad = ~(np.isfinite(targets.entropy) & np.isfinite(targets.label_logprob))
     if bad.any():
-        place = int(np.flatnonzero(bad)[0])
-        row = int(np.searchsorted(sequences.positions.offsets, place, side="right")) - 1
+        first = int(np.flatnonzero(bad)[0])
+        row = int(np.searchsorted(sequences.positions.offsets, first, side="right")) - 1
         raise ColdstillError(
             f"{teacher}: its logits are not finite at {split} sequence {int(sequences.ids[row])}, "
-            f"position {int(sequences.positions.values[place])}, so nothing of it is stored; try "
+            f"position {int(sequences.positions.values[first])}, so no target of it is stored; try "
             "teacher.dtype = 'fp32'"
         )

@@ -1,8 +1,8 @@
-"""The teacher answers prompts itself, so that students learn from its own text.
+"""Answers of the teacher to prompts, so that students learn from the teacher's own text.
 
-Transformers generates; what is drawn is decided here. One number per (seed, sequence id, step) is
-read off the cumulative distribution, so an answer is a function of its prompt and those three, not
-of the batch it stood in: which prompts are answered together is tried on the model (`answering`).
+Transformers runs the model; this module draws the tokens. One random number per (seed, sequence id,
+step) selects a token from the cumulative distribution. An answer therefore depends on its prompt
+and these three only, and not on its batch: `answering` tests which prompts may share a batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import (
 from ...data.order import uniform
 from ...data.packing import TokenizedDocument, build_sequences
 from ..models.ends import own_ends
-from .answering import answered_together, choose_answering, written
+from .answering import answered_together, choose_answering, generate_greedily
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,14 +32,16 @@ if TYPE_CHECKING:
     from ..config import GenerateConfig
     from ..models.output_head import OutputHead
     from .answering import Answering
+    from .plan import CapturePlan
+    from .teacher import Teacher
 
 _STREAM = 0x616E73776572
-"""Added to the seed: the numbers that draw an answer are others than those that sample its tail at
-the same place, or the two would go together."""
+"""Added to the seed. Answers and tail samples must use different random numbers, or the two would
+be correlated."""
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end an answer: what the checkpoint generates until, and the tokenizer's own."""
+    """Ids that end an answer: the end tokens of the checkpoint and of the tokenizer."""
     end = tokenizer.eos_token_id
     return frozenset(own_ends(model)) | frozenset([] if end is None else [int(end)])
 
@@ -55,13 +57,12 @@ def answer(
     sequence_length: int,
     answering: Answering | None = None,
 ) -> Sequences:
-    """The same sequences, each a prompt with its answer of at least one token, supervised where an
-    answer's tokens are predicted.
+    """Each prompt with its answer of at least one token; only the answer's tokens are supervised.
 
-    prompts          one document each, of fewer than `sequence_length` tokens
-    ends             ids that end an answer, and belong to it
+    prompts          one document each, shorter than `sequence_length` tokens
+    ends             ids that end an answer; the answer includes the first of them
     sequence_length  most tokens of prompt and answer together
-    answering        which prompts are answered together; tried now unless given
+    answering        which prompts are answered together; tested now if not given
 
     Raises
         ValueError: a prompt leaves no room for an answer
@@ -78,39 +79,62 @@ def answer(
     room_N = np.minimum(config.max_new_tokens, sequence_length - lengths_N)
     answers: list[list[int]] = [[] for _ in range(len(prompts))]
     for rows in answered_together(lengths_N, answering):
-        _go_on(head, prompts, answers, rows, room_N, config, seed, ends)
-    return _answered(prompts, answers)
+        _extend(head, prompts, answers, rows, room_N, config, seed, ends)
+    return _with_answers(prompts, answers)
 
 
-def _go_on(
+def answered(plan: CapturePlan, teacher: Teacher, prompts: Sequences) -> Sequences:
+    """Prompts of a capture with the teacher's answers; raises as `answer`."""
+    assert plan.generate is not None
+    return answer(
+        teacher.head,
+        prompts,
+        plan.generate,
+        seed=plan.capture.seed,
+        ends=end_tokens(teacher.head.model, plan.tokenizer),
+        sequence_length=plan.sequence_length,
+        answering=teacher.answering,
+    )
+
+
+def most_tokens(plan: CapturePlan, sequences: Sequences) -> NDArray[np.int64]:
+    """[N] tokens of each sequence, or of each prompt with its longest possible answer."""
+    lengths_N = sequences.tokens.lengths
+    if plan.generate is None:
+        return lengths_N
+    return np.minimum(lengths_N + plan.generate.max_new_tokens, plan.sequence_length)
+
+
+def _extend(
     head: OutputHead,
     prompts: Sequences,
     answers: list[list[int]],
-    going_on: list[int],
+    unfinished: list[int],
     room_N: NDArray[np.int64],
     config: GenerateConfig,
     seed: int,
     ends: frozenset[int],
 ) -> None:
-    """Write the answers of some prompts, all in one batch, to where they belong in `answers`."""
-    while going_on:
-        # No further than the fullest row can go, so that none is ever longer than a sequence: what
-        # lies beyond a model's context may have no position. The others go on from there.
-        done_N = np.array([len(answers[row]) for row in going_on])
-        steps = int((room_N[going_on] - done_N).min())
-        texts = [[*prompts.tokens[row].tolist(), *answers[row]] for row in going_on]
-        draws_NS = _draws(seed, prompts.ids[going_on], done_N, steps)
+    """Generate the answers of some prompts in one batch, into `answers`."""
+    while unfinished:
+        # Stop where the fullest row ends, so that no row becomes longer than a sequence: a position
+        # beyond the model's context may not exist. The other rows continue in the next round.
+        done_N = np.array([len(answers[row]) for row in unfinished])
+        steps = int((room_N[unfinished] - done_N).min())
+        texts = [[*prompts.tokens[row].tolist(), *answers[row]] for row in unfinished]
+        draws_NS = _draws(seed, prompts.ids[unfinished], done_N, steps)
         found_NS = _generate(head, texts, draws_NS, config, ends)
-        for row, tokens in zip(going_on, found_NS.tolist(), strict=True):
-            answers[row].extend(_until(tokens, ends))
-        going_on = [
+        for row, tokens in zip(unfinished, found_NS.tolist(), strict=True):
+            end = next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))
+            answers[row].extend(tokens[:end])
+        unfinished = [
             row
-            for row in going_on
+            for row in unfinished
             if len(answers[row]) < room_N[row] and answers[row][-1] not in ends
         ]
 
 
-def _answered(prompts: Sequences, answers: list[list[int]]) -> Sequences:
+def _with_answers(prompts: Sequences, answers: list[list[int]]) -> Sequences:
     packed = []
     for row, answer_T in enumerate(answers):
         tokens_T = np.append(prompts.tokens[row], answer_T).astype(np.int32)
@@ -123,16 +147,10 @@ def _answered(prompts: Sequences, answers: list[list[int]]) -> Sequences:
 def _draws(
     seed: int, ids_N: NDArray[np.int64], done_N: NDArray[np.int64], steps: int
 ) -> NDArray[np.float64]:
-    """[N, S] a number in [0, 1) for each of the next steps of each sequence."""
+    """[N, S] random numbers in [0, 1) for the next steps of each sequence."""
     steps_NS = (done_N[:, None] + np.arange(steps)).astype(np.int32)
     ids_NS = np.repeat(ids_N, steps)
     return uniform(seed + _STREAM, ids_NS, steps_NS.ravel()).reshape(-1, steps)
-
-
-def _until(tokens: list[int], ends: frozenset[int]) -> list[int]:
-    """Up to and with the first end."""
-    first = next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))
-    return tokens[:first]
 
 
 def _generate(
@@ -142,7 +160,7 @@ def _generate(
     config: GenerateConfig,
     ends: frozenset[int],
 ) -> NDArray[np.int64]:
-    """[N, <= S] what comes next, whatever follows an end included."""
+    """[N, <= S] generated tokens, including any after an end token."""
     model = head.model
     width = max(len(text) for text in texts)
     processors: list[LogitsProcessor] = [_RealVocabulary(head.vocabulary)]
@@ -153,12 +171,12 @@ def _generate(
     stopping = StoppingCriteriaList()
     if ends:
         stopping.append(_AtEnd(torch.tensor(sorted(ends), device=model.device)))
-    found = written(model, texts, draws_NS.shape[1], processors, stopping)
+    found = generate_greedily(model, texts, draws_NS.shape[1], processors, stopping)
     return found.cpu().numpy()
 
 
 def _warpers(config: GenerateConfig) -> list[LogitsProcessor]:
-    """In the usual order: temperature, then the most probable tokens by number, then by mass."""
+    """Temperature, top-k and top-p, in the usual order."""
     warpers: list[LogitsProcessor] = []
     if config.temperature != 1.0:
         warpers.append(_Temperature(config.temperature))
@@ -170,7 +188,7 @@ def _warpers(config: GenerateConfig) -> list[LogitsProcessor]:
 
 
 class _RealVocabulary(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Nothing past the tokenizer's last token is ever said."""
+    """Excludes padding rows of the vocabulary."""
 
     def __init__(self, vocabulary: int) -> None:
         self._vocabulary = vocabulary
@@ -181,7 +199,7 @@ class _RealVocabulary(LogitsProcessor):  # type: ignore[misc]  # transformers is
 
 
 class _Temperature(LogitsProcessor):  # type: ignore[misc]  # likewise
-    """Divides distances from the largest score, which a temperature near 0 cannot overflow."""
+    """Divides distances from the largest score, so that a temperature near 0 cannot overflow."""
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
@@ -191,26 +209,26 @@ class _Temperature(LogitsProcessor):  # type: ignore[misc]  # likewise
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]  # likewise
-    """Leaves one token: where a number of ours falls in the cumulative distribution, in float64."""
+    """Leaves one token: the one that a random number selects in the cumulative distribution."""
 
     def __init__(self, draws_NS: torch.Tensor, start: int, vocabulary: int) -> None:
         self._draws_NS, self._start, self._vocabulary = draws_NS, start, vocabulary
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self._start
-        probs = scores.double().softmax(1)
+        probs = scores.double().softmax(1)  # fp32 sums over a large vocabulary are biased
         ends = probs.cumsum(1)
         points = self._draws_NS[:, step : step + 1] * ends[:, -1:]
         chosen = torch.searchsorted(ends, points, right=True)
-        # rounding can put a point at the very end: it belongs to the last token that can be said
+        # rounding can put a point at the very end: it belongs to the last token with probability
         last = probs.shape[1] - 1 - (probs > 0).flip(1).to(torch.uint8).argmax(1, keepdim=True)
-        # logits that are no numbers choose nothing: whoever captures the answer will say so
+        # NaN logits select no token; the capture of the answer reports them
         chosen = torch.minimum(chosen, last).clamp_(max=self._vocabulary - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
 class _AtEnd(StoppingCriteria):  # type: ignore[misc]  # likewise
-    """[N] whether each has just said an end."""
+    """[N] whether the last token of each row is an end token."""
 
     def __init__(self, ends: torch.Tensor) -> None:
         self._ends = ends

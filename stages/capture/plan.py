@@ -1,4 +1,4 @@
-"""What a store will be, before the teacher is loaded."""
+"""The plan of a capture and the manifest of its store, made before the teacher is loaded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from ...data.errors import ColdstillError
 from ...data.store.manifest import CorpusIdentity, Generation, Manifest, Packing, format_settings
+from ...data.store.writer import BLOCK_TOKENS
 from ..models.isolation import recorded
 from ..models.vocabulary import tokenizer_identity
 
@@ -23,38 +24,36 @@ if TYPE_CHECKING:
     from ..config import GenerateConfig
     from ..models.isolation import Isolation
 
-BLOCK_TOKENS = 16_384
-"""Tokens of a block inside a shard: the unit of a read. Half as many cost a tenth in decoding."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePlan:
-    """Everything that decides one split's store, known before the teacher is loaded."""
+    """Everything that decides the store of one split."""
 
     split: Split
     teacher: TeacherIdentity
     context: int | None
-    """The longest input the teacher takes."""
+    """Longest input of the teacher; None if it has no limit."""
     tokenizer: Any
     corpus: CorpusRecord
     sequences: SequenceFile
     rows: NDArray[np.int64]
-    """Which of the split's sequences are captured, increasing."""
+    """Indices of the captured sequences in `sequences`, increasing."""
     capture: Capture
     sequence_length: int
     shard_tokens: int
     batch_tokens: int
     codec: str | dict[str, Any]
-    """Its name, or a table of its name and settings; `store` likewise."""
+    """Name of the codec, or a table of its name and settings."""
     store: str | dict[str, Any]
+    """Name of the store format, or a table of its name and settings."""
     folder: str | Path
-    """A path or an address."""
+    """Path or address of the store."""
     generate: GenerateConfig | None = None
-    """How the teacher answers, where the sequences are prompts."""
+    """How the teacher answers; None if the sequences are not prompts."""
 
 
 def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64]:
-    """The sequences to capture: all, or a seeded sample of them in corpus order."""
+    """Indices of the sequences to capture: all, or a seeded sample in corpus order."""
     if wanted is None or wanted >= available:
         return np.arange(available)
     random = np.random.Generator(np.random.PCG64([seed, 1]))
@@ -62,7 +61,7 @@ def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int
 
 
 def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
-    """What the store will say of itself; a function of its arguments alone.
+    """The manifest of the store; depends on the arguments only.
 
     Raises
         ColdstillError: as `expect_capturable`
@@ -98,10 +97,13 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
 def expect_capturable(
     capture: Capture, size: int, sequence_length: int, longest: int | None
 ) -> None:
-    """Refuse what a teacher of `size` tokens and a context of `longest` cannot give.
+    """Refuse a capture that the teacher cannot provide.
+
+    size     tokens of the vocabulary
+    longest  context of the teacher; None if it has no limit
 
     Raises
-        ColdstillError: a head or tail that the vocabulary cannot give, or a sequence longer than
+        ColdstillError: head and tail are larger than the vocabulary, or a sequence is longer than
             the teacher's context
     """
     if capture.head > size:

@@ -1,11 +1,32 @@
-"""The loaded teacher, as everything that asks it sees it."""
+"""The loaded teacher: on one device, spread over several devices, or split across processes.
+
+A teacher that does not fit on one accelerator is spread by `device_map` (one process, layers on
+several devices) or by tensor parallelism (every layer in slices, one process of a `torchrun` per
+slice). Quantised checkpoints load as `transformers` loads them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+from ...data.errors import ColdstillError
+from ..models.device import best_device
+from ..models.isolation_choice import choose_isolation
+from ..models.loading import load_config, load_model
+from ..models.output_head import connect_head
+from ..models.vocabulary import expect_rows
+from ..ranks import rank, world_size
+from ..report import Reporter, silent
+from .answering import choose_answering
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ...data.schema import Sequences
     from ..models.isolation import Isolation
     from ..models.output_head import OutputHead
     from .answering import Answering
@@ -13,13 +34,160 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """The loaded teacher."""
+    """A loaded teacher.
+
+    With tensor parallelism every forward pass needs all processes, on the same batch. The first
+    process reads, selects and writes (`lead`); the others compute their slices of the layers and
+    discard the result (`follow`).
+    """
 
     head: OutputHead
     isolation: Isolation
     answering: Answering | None = None
-    """Which prompts it answers together; None where it was not tried."""
+    """Which prompts can be answered together; None if that was not tested."""
     name: str = "teacher"
-    """For messages."""
+    """Name used in messages."""
     lockstep: bool = False
-    """Whether all processes run it together, each a slice of every layer."""
+    """Whether all processes run this teacher together, each with a slice of every layer."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether this process only computes slices for the first process."""
+        return self.lockstep and rank() > 0
+
+    def lead(self, sequences: Sequences | None) -> None:
+        """Send the next batch to the following processes; None ends their loop. Does nothing
+        without tensor parallelism."""
+        if self.lockstep:
+            distributed.broadcast_object_list([sequences], src=0)
+
+    def follow(self, inputs_of: Callable[[Sequences], Mapping[str, torch.Tensor]]) -> None:
+        """Compute this process's slices until the first process sends None.
+
+        inputs_of  makes the inputs of the model's forward pass, on the host
+        """
+        while True:
+            received: list[Any] = [None]
+            distributed.broadcast_object_list(received, src=0)
+            if received[0] is None:
+                return
+            inputs = inputs_of(received[0])
+            with torch.no_grad():
+                self.head.hidden({n: t.to(self.head.input_device) for n, t in inputs.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loading:
+    """How a teacher is loaded."""
+
+    dtype: str
+    """`auto`, `fp32`, `bf16` or `fp16`."""
+    revision: str = "main"
+    attention: str | None = None
+    """Any `attn_implementation` of transformers."""
+    device_map: str | dict[str, int | str] | None = None
+    """`auto` or a device for each part, as transformers takes it."""
+    tensor_parallel: bool = False
+    """Split every layer across all processes."""
+    compiled: bool = False
+    """Run the model through `torch.compile`."""
+    own_code: bool = False
+    """Allow code that comes with the model."""
+
+
+def load_teacher(
+    name: str,
+    where: str,
+    loading: Loading,
+    *,
+    vocabulary: int,
+    sequence_length: int,
+    together: bool = True,
+    generate: bool = False,
+    report: Reporter = silent,
+) -> Teacher:
+    """Load a teacher and test what it supports.
+
+    where     the recipe's key, for messages
+    together  whether documents share sequences
+    generate  whether the teacher will answer prompts
+
+    Raises
+        ColdstillError: the model does not exist, or cannot be placed as requested
+    """
+    options: dict[str, Any] = {}
+    if loading.tensor_parallel:
+        _expect_divisible(name, where, loading)
+        from transformers.distributed import DistributedConfig
+
+        options["distributed_config"] = DistributedConfig(tp_plan="auto")
+    elif loading.device_map is not None:
+        options["device_map"] = loading.device_map
+    model = load_model(
+        name,
+        where,
+        precision=loading.dtype,
+        attention=loading.attention,
+        revision=loading.revision,
+        own_code=loading.own_code,
+        options=options,
+    )
+    expect_rows(model, vocabulary, where)
+    if not options and not getattr(model, "is_quantized", False):
+        model.to(best_device())
+    if loading.tensor_parallel:
+        _gather_head(model)
+    head = connect_head(model, vocabulary, report)
+    isolation = choose_isolation(
+        model, vocabulary, sequence_length, together=together, where=where, report=report
+    )
+    answering = choose_answering(head, sequence_length, where, report) if generate else None
+    if loading.compiled:  # after the tests above, which use shapes of their own
+        model.base_model.compile(dynamic=True)
+        if head.whole:
+            model.compile(dynamic=True)
+    return Teacher(
+        head=head, isolation=isolation, answering=answering, lockstep=loading.tensor_parallel
+    )
+
+
+def expect_several_processes(where: str) -> None:
+    """Refuse to split a teacher within a single process; `where` is the recipe's key."""
+    if world_size() < 2:
+        raise ColdstillError(
+            f"{where}: needs several processes, this is one; start it with "
+            "torchrun --nproc-per-node N --no-python coldstill teacher-logits ..."
+        )
+
+
+def _expect_divisible(name: str, where: str, loading: Loading) -> None:
+    config = load_config(name, where, loading.revision, own_code=loading.own_code)
+    text = config.get_text_config()
+    for key in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(text, key, None)
+        if heads is not None and heads % world_size():
+            raise ColdstillError(
+                f"{where}: {key} = {heads} of {name} cannot be split into {world_size()} equal "
+                "slices; start a number of processes that divides it"
+            )
+
+
+def _gather_head(model: Any) -> None:
+    """Make the output embedding whole in every process. Only the first process applies it, chunk by
+    chunk, to hidden states that all processes have."""
+    sliced = model.get_output_embeddings()
+    weight, bias = (_whole(getattr(sliced, name, None)) for name in ("weight", "bias"))
+    assert weight is not None
+    size, width = weight.shape
+    whole = torch.nn.Linear(width, size, bias=bias is not None, device="meta")
+    whole.weight = torch.nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        whole.bias = torch.nn.Parameter(bias, requires_grad=False)
+    model.set_output_embeddings(whole)
+
+
+def _whole(tensor: Any) -> torch.Tensor | None:
+    if tensor is None:
+        return None
+    gathered: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered.detach()

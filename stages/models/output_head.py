@@ -19,13 +19,11 @@ from torch.nn import functional
 from ...data.errors import ColdstillError
 from ..libraries import asking
 from ..report import Report, Reporter, silent
+from .chunk_size import CHUNK_ELEMENTS, chunk_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-CHUNK_ELEMENTS = 3 << 23
-"""Logits per chunk: 96 MB in fp32. Smaller chunks slow the matrix products down, larger ones only
-take memory (measured at V = 32,000 and 128,256)."""
 _ANOTHER = "choose another model"
 _DEVICE_SHARE = 128
 """On an accelerator a chunk may take this fraction (1/128) of its memory: it needs more rows to be
@@ -69,7 +67,7 @@ class OutputHead:
     @property
     def chunk(self) -> int:
         """Positions per chunk."""
-        return max(1, max(CHUNK_ELEMENTS, _accelerator_share()) // self.vocabulary)
+        return chunk_rows(self.vocabulary, max(CHUNK_ELEMENTS, _accelerator_share()))
 
     def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """[B, T, D] inputs of the head; [B, T, V] logits in the fallback.

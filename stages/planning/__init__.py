@@ -1,1 +1,1 @@
-"""What a capture will cost and be worth, measured or foretold before it is paid for."""
+"""What a capture and a training will cost: sizes, memory, and a pilot that measures a sample."""

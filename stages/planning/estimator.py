@@ -1,29 +1,29 @@
-"""How well a record stands in for the whole distribution: the gradient it gives a student.
+"""Gradient error of a captured record, compared with the whole distribution.
 
-What is compared is the gradient of forward KL by the weight of the output head, the sum over
-positions of (q - p) h^T with student q, teacher p and hidden state h: the closed form of what every
-student's head receives, and, seen through the head, of all that the rest of it does.
+Compares the gradient of forward KL with respect to the weight of the output head: the sum over
+positions of (q - p) h^T with student q, teacher p and hidden state h. This is the exact gradient
+for any student's head, and through the head it drives all other gradients of the student.
 
-No student exists when a teacher is captured, so one is put in its place: q = (p + f) / 2, half way
-from f, the frequencies of tokens (what any student learns first), to the teacher, with the
-teacher's hidden states. On a small teacher that comes out as in arXiv 2503.16870, table 3: top-12,
-50 and 300, cut and normalised, are 48, 39 and 20 degrees off and 3.6, 2.2 and 1.3 times as long
-(there 58, 48, 30 degrees; 2.4, 1.8, 1.3), twelve samples 6.7 degrees over 8,000 positions. And as
-for a student that had really been trained: a bucket for the rest of the top 12 is 23 degrees off
-against 24, twelve samples 6.7 against 8.6. A flattened teacher shows nothing of the kind (7 and 3),
-because its tail already has the right shape.
+No student exists when a teacher is captured. The student is therefore replaced by
+q = (p + f) / 2, the mean of the teacher and of the token frequencies f, which every student learns
+first, with the teacher's hidden states. On a small teacher this reproduces arXiv 2503.16870,
+table 3: top-12, 50 and 300, truncated and normalised, are 48, 39 and 20 degrees off and 3.6, 2.2
+and 1.3 times as long (paper: 58, 48, 30 degrees; 2.4, 1.8, 1.3); twelve samples are 6.7 degrees off
+over 8,000 positions. It also agrees with a trained student: top 12 with a bucket for the rest is 23
+degrees off against 24, twelve samples 6.7 against 8.6. A flattened teacher in place of
+the student shows none of this (7 and 3), because its tail already has the right shape.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from ...data.errors import ColdstillError
-from ..capture.selection import Selected, select
+from ..capture.selection import select
 from ..targets.losses.forward_kl import ForwardKL
 from ..targets.losses.sparse import GradientSum
 from ..targets.softmax import softmax_in_place
@@ -36,37 +36,38 @@ if TYPE_CHECKING:
 
 _KL = ForwardKL()
 _WIDTH = 64
-"""Hidden states wider than this are projected to it, so that a sum is V x 64 numbers (33 MB at
-V = 128,256) for each capture and one for the whole distribution. A random projection keeps inner
-products on average: measured at 256, no angle moved by a tenth of itself."""
+"""Wider hidden states are projected to this width. A sum then has V x 64 numbers (33 MB at
+V = 128,256), one for each capture and one for the whole distribution. A random projection keeps
+inner products on average: compared with width 256, no angle changed by a tenth of its value."""
 _CHUNK_ELEMENTS = 1 << 23
-"""Logits worked on at a time: 32 MB, of which five copies live at once."""
+"""Logits processed at a time: 32 MB, of which five copies exist at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimatorQuality:
-    """The gradient from one kind of record against the one from the whole distribution."""
+    """Gradient of one capture, compared with the gradient of the whole distribution."""
 
     capture: Capture
     angle: float
-    """Degrees between the two, each summed over all positions: it falls with their number where a
-    record is unbiased, and stays where it is biased."""
+    """Degrees between the two gradients, each summed over all positions. The angle of an unbiased
+    record falls with the number of positions; the angle of a biased record does not."""
     norm_ratio: float
-    """Length of the summed gradient, in lengths of the whole distribution's."""
+    """Length of the summed gradient, relative to that of the whole distribution."""
     relative_error: float
-    """Mean squared distance of one position's gradient from the exact one, in mean squares of the
-    exact one. With samples it is noise, and a batch of B positions has B times less of it."""
+    """Mean squared distance of one position's gradient from the exact one, relative to the mean
+    square of the exact one. For samples this is noise, which a batch of B positions divides by
+    B."""
     positions: int
 
 
 class EstimatorMeter:
-    """Adds up the gradients of several captures while the teacher's logits pass by."""
+    """Adds up the gradients of several captures, chunk by chunk."""
 
     def __init__(self, captures: Sequence[Capture]) -> None:
-        """Nothing is measured yet.
+        """Measure these captures.
 
         Raises
-            ColdstillError: a capture that keeps nothing
+            ColdstillError: a capture keeps neither head nor tail
         """
         self._captures = tuple(captures)
         for capture in self._captures:
@@ -87,7 +88,7 @@ class EstimatorMeter:
 
         hidden_MD  the teacher's hidden states before its head, any precision
         logits_MV  fp32, real vocabulary only; not changed
-        labels_M   int64, the token that really came next
+        labels_M   int64, the next token of the text
         uniform_M  float64 in [0, 1), one number per position (`data.order.uniform`)
         """
         vocabulary = logits_MV.shape[1]
@@ -103,19 +104,17 @@ class EstimatorMeter:
             )  # fmt: skip
 
     def result(self) -> list[EstimatorQuality]:
-        """One for each capture, in their order.
+        """Figures of each capture, in order.
 
         Raises
             ColdstillError: no position was added
         """
         if self._sums is None or self._positions == 0:
             raise ColdstillError("estimator: no position was measured, so there is no gradient")
-        qualities = []
-        full = self._sums.gradients[-1]
+        *gradients, full = self._sums.gradients
         errors = (self._sums.errors[:-1] / self._sums.errors[-1]).tolist()
-        for capture, gradient, error in zip(
-            self._captures, self._sums.gradients[:-1], errors, strict=True
-        ):
+        qualities = []
+        for capture, gradient, error in zip(self._captures, gradients, errors, strict=True):
             angle, ratio = _angle_and_ratio(gradient, full)
             qualities.append(
                 EstimatorQuality(
@@ -146,16 +145,17 @@ class EstimatorMeter:
         squares_M = hidden_MD.square().sum(1)
         narrow_MD = sums.narrow(hidden_MD)
         sums.add(-1, full_MV, full_MV, narrow_MD, squares_M)
-        for place, capture in enumerate(self._captures):
+        for index, capture in enumerate(self._captures):
             parts = list(select(logits_MV, labels_M, uniform_M, capture))
-            target = _targets(parts, labels_M, capture)
+            target = TargetTensors.concatenate(parts)
             gradient_MV = _gradient(student_logits.clone(), target)
             error_MV = gradient_MV - full_MV
-            sums.add(place, gradient_MV, error_MV, narrow_MD, squares_M)
+            sums.add(index, gradient_MV, error_MV, narrow_MD, squares_M)
 
 
 def _gradient(logits_MV: torch.Tensor, target: TargetTensors) -> torch.Tensor:
-    """[M, V] by the student's logits, as training computes it. Overwrites the logits."""
+    """[M, V] gradient with respect to the student's logits, as in training. Overwrites the
+    logits."""
     student = softmax_in_place(logits_MV, target)
     total = GradientSum({0: student}, {0: target.head_ids})
     total.add(0, 1.0, _KL.gradient(student, target, 1.0))
@@ -163,7 +163,7 @@ def _gradient(logits_MV: torch.Tensor, target: TargetTensors) -> torch.Tensor:
 
 
 class _Sums:
-    """Gradients by the output head for each capture, the last for the whole distribution."""
+    """Gradients of the output head for each capture; the last is of the whole distribution."""
 
     def __init__(self, captures: int, vocabulary: int, width: int, device: torch.device) -> None:
         self._projection: torch.Tensor | None = None
@@ -173,36 +173,30 @@ class _Sums:
             self._projection = matrix.to(device)
         self.gradients = torch.zeros(captures + 1, vocabulary, min(width, _WIDTH), device=device)
         self.errors = torch.zeros(captures + 1, dtype=torch.float64, device=device)
-        # one position that knows nothing comes first, so that the stand-in never is the teacher
+        # starts with one uniform position, so that the replaced student never equals the teacher
         self.frequencies = torch.full((vocabulary,), 1.0 / vocabulary, device=device)
 
     def narrow(self, hidden_MD: torch.Tensor) -> torch.Tensor:
-        """[M, at most 64] the hidden states, projected where they are wider."""
+        """[M, at most 64] hidden states, projected if they are wider."""
         return hidden_MD if self._projection is None else hidden_MD @ self._projection
 
     def add(
         self,
-        place: int,
+        index: int,
         gradient_MV: torch.Tensor,
         error_MV: torch.Tensor,
         narrow_MD: torch.Tensor,
         squares_M: torch.Tensor,
     ) -> None:
-        """Add positions; the square of an outer product is the product of its sides' squares."""
-        self.gradients[place].addmm_(gradient_MV.t(), narrow_MD)
+        """Add positions. The square of an outer product is the product of both squares."""
+        self.gradients[index].addmm_(gradient_MV.t(), narrow_MD)
         lengths_M = torch.linalg.vecdot(error_MV, error_MV) * squares_M
-        self.errors[place] += lengths_M.double().sum()
-
-
-def _targets(parts: Sequence[Selected], labels_M: torch.Tensor, capture: Capture) -> TargetTensors:
-    """The record as a student meets it, without the way over the host."""
-    names = [f.name for f in fields(Selected) if getattr(parts[0], f.name) is not None]
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return TargetTensors.of({**joined, "labels": labels_M, "capture": capture})
+        self.errors[index] += lengths_M.double().sum()
 
 
 def _angle_and_ratio(ours: torch.Tensor, full: torch.Tensor) -> tuple[float, float]:
-    """Degrees, and lengths. Half-angle form: an arc cosine has no digits left near 0 degrees."""
+    """Angle in degrees and ratio of lengths. The half-angle form is exact near 0 degrees, where an
+    arc cosine loses all digits."""
     tiny = torch.finfo(torch.float32).tiny
     ours_length, full_length = (float(g.norm().clamp(min=tiny)) for g in (ours, full))
     a, b = ours / ours_length, full / full_length

@@ -1,7 +1,7 @@
-"""How large a model is, from its files or its table, before anybody makes or loads it.
+"""Sizes of a model, from its files or its recipe table. Loads no weights.
 
-Loads no torch where it can do without: headers of weight files and configurations are read as they
-are, and the usual families are counted by their formula. Others are built without memory.
+Reads configurations and the headers of weight files, and counts the usual families by formula. A
+table of another family is built on torch's `meta` device; only that loads torch.
 """
 
 from __future__ import annotations
@@ -17,21 +17,26 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ..models.known_families import size_in
 from ..models.weight_files import weight_files_in
+from ..students.pruning.anatomy import anatomy_of
+from ..students.pruning.families import FAMILIES
+from ..students.pruning.shapes import all_target_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterable, Sequence
 
     from ..config import ArchitectureConfig, LayersConfig
+    from ..students.pruning.anatomy import Anatomy, Shapes
+    from ..students.pruning.config import PruneConfig
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "fp32": 4, "bf16": 2, "fp16": 2}
-"""Bytes of a number, by the names that configurations and recipes use."""
-_PLAIN_FAMILIES = {"llama", "mistral"}
-"""Without biases, or norms besides two to a layer and one at the end."""
+"""Bytes per number, by the names used in configurations and recipes."""
+_COUNTED_FAMILIES = {"llama", "mistral"}
+"""Families without biases, with two norms per layer and one after the last layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSizes:
-    """Those numbers of a model that decide how much memory it takes."""
+    """The numbers of a model that decide how much memory it takes."""
 
     parameters: int
     hidden: int
@@ -40,173 +45,18 @@ class ModelSizes:
     """F, width of the feed-forward layer."""
     layers: int
     vocabulary: int
-    """Rows of the output head, padding among them."""
+    """Rows of the output head, including padding rows."""
     activation: str = "silu"
-    """Of the feed-forward layer: some are computed in many steps."""
+    """Activation of the feed-forward layer; some take several steps and more memory."""
     dtype: str = "float32"
-    """What its weights are kept in on disk."""
+    """Precision of the weights on disk."""
     tied: bool = True
     """Whether input and output embeddings are one matrix."""
 
 
-def sizes_of_table(
-    architecture: ArchitectureConfig,
-    vocabulary: int,
-    sequence_length: int,
-    where: str = "architecture",
-) -> ModelSizes:
-    """Of a model that the recipe makes; raises as `stages.models.building.build_model`.
-
-    where  the recipe's table, for messages
-    """
-    if architecture.family not in _PLAIN_FAMILIES or not _divides(architecture):
-        return _built_without_memory(architecture, vocabulary, sequence_length, where)
-    hidden, heads = architecture.hidden, architecture.heads
-    feed_forward = architecture.feed_forward or -(-hidden * 8 // (3 * 32)) * 32
-    keys_values = (architecture.kv_heads or heads) * (hidden // heads)
-    layer = 2 * hidden * (hidden + keys_values) + 3 * hidden * feed_forward + 2 * hidden
-    embeddings = (1 if architecture.tied else 2) * vocabulary * hidden
-    return ModelSizes(
-        parameters=embeddings + architecture.layers * layer + hidden,
-        hidden=hidden,
-        feed_forward=feed_forward,
-        layers=architecture.layers,
-        vocabulary=vocabulary,
-        tied=architecture.tied,
-    )
-
-
-def sizes_of_model(name: str, revision: str = "main") -> ModelSizes | None:
-    """Of a model in a folder, or of a hub name that was fetched before; None if it is not on this
-    machine or does not say. Never asks the network."""
-    folder = model_folder(name, revision)
-    if folder is None:
-        return None
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = {**config, **config.get("text_config", {})}
-        found = {key: size_in(config, key) for key in ("hidden", "layers", "feed_forward")}
-        found["vocabulary"] = int(config.get("vocab_size") or 0)
-        width = WIDTHS.get(dtype := _dtype(config), 4)
-        parameters = _parameters(folder, width)
-    except (ColdstillError, OSError, ValueError, AttributeError, TypeError):
-        return None  # whoever loads it will tell what is wrong with it
-    hidden, layers, vocabulary = (found[key] for key in ("hidden", "layers", "vocabulary"))
-    if not (hidden and layers and vocabulary and parameters):
-        return None
-    return ModelSizes(
-        parameters=parameters,
-        hidden=hidden,
-        feed_forward=found["feed_forward"] or 4 * hidden,
-        layers=layers,
-        vocabulary=vocabulary,
-        activation=str(config.get("hidden_act") or config.get("activation_function") or "silu"),
-        dtype=dtype,
-        tied=bool(config.get("tie_word_embeddings", True)),
-    )
-
-
-def family_of_model(name: str, revision: str = "main") -> str | None:
-    """What the configuration of a model on this machine says it is; None if it is not here."""
-    folder = model_folder(name, revision)
-    if folder is None:
-        return None
-    try:
-        family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(family)
-
-
-def sizes_of_layers(
-    whole: ModelSizes, layers: LayersConfig, name: str | None = None, revision: str = "main"
-) -> ModelSizes | None:
-    """Of a student that is some of the layers of a model with these sizes; None if the model has
-    not that many.
-
-    name  where the model lies, if it does: then weights are counted layer by layer. Otherwise all
-          layers are alike, and what is outside them are the embeddings and a norm.
-    """
-    try:
-        keep = layers.chosen(whole.layers, "")
-    except ColdstillError:
-        return None  # whoever trains it will tell
-    folder = None if name is None else model_folder(name, revision)
-    files = [] if folder is None else weight_files_in(folder)
-    if files and files[0].suffix == ".safetensors":
-        gone = set(range(whole.layers)) - set(keep)
-        parameters = sum(_count(path, gone) for path in files)
-    else:
-        tables = 1 if whole.tied else 2
-        outside = tables * whole.vocabulary * whole.hidden + whole.hidden
-        parameters = outside + (whole.parameters - outside) * len(keep) // whole.layers
-    return replace(whole, parameters=parameters, layers=len(keep), dtype="float32")
-
-
-def adapter_parameters(sizes: ModelSizes, rank: int) -> int:
-    """About how many weights adapters on all linear layers have: `rank` rows and columns for four
-    matrices of D x D and three of D x F in every layer."""
-    per_layer = 4 * 2 * sizes.hidden + 3 * (sizes.hidden + sizes.feed_forward)
-    return sizes.layers * rank * per_layer
-
-
-def model_without_memory(
-    architecture: ArchitectureConfig,
-    vocabulary: int,
-    sequence_length: int,
-    where: str = "architecture",
-) -> Any:
-    """A model of any family on torch's `meta` device, which has shapes and no storage; raises as
-    `stages.models.building.build_model`."""
-    import torch
-
-    from ..models.building import build_model
-
-    tokenizer = SimpleNamespace(  # all that is asked of one here
-        get_vocab=lambda: {"": vocabulary - 1},
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    with torch.device("meta"):
-        return build_model(architecture, tokenizer, sequence_length, 0, where)
-
-
-def _built_without_memory(
-    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int, where: str
-) -> ModelSizes:
-    from ..models.building import feed_forward_width
-
-    model = model_without_memory(architecture, vocabulary, sequence_length, where)
-    config = model.config.get_text_config().to_dict()
-    return ModelSizes(
-        parameters=model.num_parameters(),
-        hidden=architecture.hidden,
-        feed_forward=feed_forward_width(model),
-        layers=architecture.layers,
-        vocabulary=vocabulary,
-        tied=architecture.tied,
-        activation=str(config.get("hidden_act") or config.get("activation_function") or "silu"),
-    )
-
-
-def unused_size(architecture: ArchitectureConfig, where: str) -> str | None:
-    """A note on a size that the family has no use for, or None."""
-    if architecture.family in _PLAIN_FAMILIES:
-        return None
-    from ..models.building import unused_heads
-
-    return unused_heads(architecture, where)
-
-
-def _divides(architecture: ArchitectureConfig) -> bool:
-    heads = architecture.heads
-    whole = architecture.hidden % heads == 0
-    return whole and heads % (architecture.kv_heads or heads) == 0
-
-
-def model_folder(name: str, revision: str) -> Path | None:
-    """Where a model lies on this machine, if it does. Never asks the network."""
+def model_folder(name: str, revision: str = "main") -> Path | None:
+    """The folder of a model: a folder itself, or the local copy of a hub model; None if there is no
+    local copy. Uses no network."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -220,28 +70,253 @@ def model_folder(name: str, revision: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _dtype(config: dict[str, Any]) -> str:
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+def tensor_shapes(files: Iterable[Path]) -> Shapes:
+    """Shapes of all tensors in safetensors files, by name, from the headers.
+
+    Raises
+        ValueError: a file is damaged
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: Shapes = {}
+    for path in files:
+        try:
+            with safe_open(path, "np") as tensors:
+                for key in tensors.keys():  # noqa: SIM118
+                    found[key] = tuple(tensors.get_slice(key).get_shape())
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+    return found
+
+
+def sizes_of_model(folder: Path) -> ModelSizes | None:
+    """Sizes of the model in a folder; None if its files are incomplete or damaged: loading it will
+    report that."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = {**config, **config.get("text_config", {})}
+        hidden, layers, feed_forward = (
+            size_in(config, key) for key in ("hidden", "layers", "feed_forward")
+        )
+        vocabulary = int(config.get("vocab_size") or 0)
+        dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+        parameters = _parameters(folder, WIDTHS.get(dtype, 4))
+    except (ColdstillError, OSError, ValueError, AttributeError, TypeError):
+        return None
+    if not (hidden and layers and vocabulary and parameters):
+        return None
+    return ModelSizes(
+        parameters=parameters,
+        hidden=hidden,
+        feed_forward=feed_forward or 4 * hidden,
+        layers=layers,
+        vocabulary=vocabulary,
+        activation=_activation(config),
+        dtype=dtype,
+        tied=bool(config.get("tie_word_embeddings", True)),
+    )
+
+
+def family_of_model(folder: Path) -> str | None:
+    """The `model_type` of the model in a folder; None if its configuration has none."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def sizes_of_table(
+    architecture: ArchitectureConfig,
+    vocabulary: int,
+    sequence_length: int,
+    where: str = "architecture",
+) -> ModelSizes:
+    """Sizes of a new model that a recipe's table describes.
+
+    where  the recipe's table, for messages
+
+    Raises
+        ColdstillError: as `stages.models.building.build_model`
+    """
+    hidden, heads = architecture.hidden, architecture.heads
+    kv_heads = architecture.kv_heads or heads
+    if architecture.family not in _COUNTED_FAMILIES or hidden % heads or heads % kv_heads:
+        return _sizes_of_built(architecture, vocabulary, sequence_length, where)
+    feed_forward = architecture.feed_forward or -(-hidden * 8 // (3 * 32)) * 32
+    keys_values = kv_heads * (hidden // heads)
+    layer = 2 * hidden * (hidden + keys_values) + 3 * hidden * feed_forward + 2 * hidden
+    embeddings = (1 if architecture.tied else 2) * vocabulary * hidden
+    return ModelSizes(
+        parameters=embeddings + architecture.layers * layer + hidden,
+        hidden=hidden,
+        feed_forward=feed_forward,
+        layers=architecture.layers,
+        vocabulary=vocabulary,
+        tied=architecture.tied,
+    )
+
+
+def unused_size(architecture: ArchitectureConfig, where: str) -> str | None:
+    """A note on a size that the family ignores, or None."""
+    if architecture.family in _COUNTED_FAMILIES:
+        return None
+    from ..models.building import unused_heads
+
+    return unused_heads(architecture, where)
+
+
+def sizes_of_layers(
+    teacher: ModelSizes, layers: LayersConfig, folder: Path | None = None
+) -> ModelSizes | None:
+    """Sizes of a student made of some layers of a teacher; None if the teacher has too few layers.
+
+    folder  the teacher's files: parameters are then counted layer by layer. Without it all layers
+            are taken as equal, and everything outside them as embeddings and one norm.
+    """
+    try:
+        keep = layers.chosen(teacher.layers, "")
+    except ColdstillError:
+        return None  # training will report it
+    files = [] if folder is None else _safetensors_in(folder)
+    if files:
+        layer_of = re.compile(r"\.(\d+)\.")  # the first number in a tensor's name
+        parameters = sum(
+            math.prod(shape)
+            for name, shape in tensor_shapes(files).items()
+            if (layer := layer_of.search(name)) is None or int(layer[1]) in keep
+        )
+    else:
+        tables = 1 if teacher.tied else 2
+        outside = tables * teacher.vocabulary * teacher.hidden + teacher.hidden
+        parameters = outside + (teacher.parameters - outside) * len(keep) // teacher.layers
+    return replace(teacher, parameters=parameters, layers=len(keep), dtype="float32")
+
+
+def adapter_parameters(sizes: ModelSizes, rank: int) -> int:
+    """Estimated number of adapter weights on all linear layers: `rank` rows and columns for four
+    matrices of D x D and three of D x F in every layer."""
+    per_layer = 4 * 2 * sizes.hidden + 3 * (sizes.hidden + sizes.feed_forward)
+    return sizes.layers * rank * per_layer
+
+
+def sizes_of_cuts(
+    teacher: ModelSizes, anatomy: Anatomy, cuts: Sequence[PruneConfig], where: str
+) -> list[ModelSizes]:
+    """Sizes of the pruned model after each cut.
+
+    Raises
+        ColdstillError: sizes that the cuts cannot reach
+    """
+    parameters = anatomy.parameters(anatomy.sizes)
+    return [
+        replace(
+            teacher,
+            parameters=anatomy.parameters(sizes),
+            hidden=sizes.hidden,
+            feed_forward=sizes.feed_forward,
+            layers=sizes.layers,
+            dtype="float32",
+        )
+        for sizes in all_target_sizes(anatomy, cuts, parameters, where)
+    ]
+
+
+def anatomy_of_model(folder: Path, where: str) -> Anatomy | None:
+    """Anatomy of the model in a folder, from the headers of its weight files; None if these are
+    missing or damaged.
+
+    Raises
+        ColdstillError: a family that cannot be pruned
+    """
+    try:
+        files = _safetensors_in(folder)
+        if not files:
+            return None
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        family, heads = config["model_type"], size_in(config, "heads")
+        shapes = tensor_shapes(files)
+    except (ColdstillError, OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None  # loading the model will report it
+    return anatomy_of(family, heads, _parameters_only(family, shapes), where)
+
+
+def anatomy_of_table(
+    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int, where: str
+) -> Anatomy:
+    """Anatomy of a new model that a recipe's table describes.
+
+    Raises
+        ColdstillError: a family that cannot be pruned, or as `stages.models.building.build_model`
+    """
+    model = _meta_model(architecture, vocabulary, sequence_length, "teacher.architecture")
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    heads = size_in(model.config.to_dict(), "heads")
+    return anatomy_of(model.config.model_type, heads, shapes, where)
+
+
+def _parameters_only(family: str, shapes: Shapes) -> Shapes:
+    """Shapes of the parameters, under their names in a loaded model. Older files omit the first
+    part of the name and also hold attention masks."""
+    layout = FAMILIES.get(family)
+    if layout is None:
+        return shapes
+    base = layout.layers.partition(".")[0]
+    inside = re.compile(rf"{re.escape(layout.layers)}\.\d+\.(.+)")
+    found: Shapes = {}
+    for key, shape in shapes.items():
+        for full in (key, f"{base}.{key}"):
+            match = inside.fullmatch(full)
+            if full in layout.outside or (match is not None and match[1] in layout.inside):
+                found[full] = shape
+                break
+    return found
+
+
+def _meta_model(
+    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int, where: str
+) -> Any:
+    """A model on torch's `meta` device, with shapes but no storage; raises as `build_model`."""
+    import torch
+
+    from ..models.building import build_model
+
+    tokenizer = SimpleNamespace(  # the attributes that `build_model` reads
+        get_vocab=lambda: {"": vocabulary - 1},
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.device("meta"):
+        return build_model(architecture, tokenizer, sequence_length, 0, where)
+
+
+def _sizes_of_built(
+    architecture: ArchitectureConfig, vocabulary: int, sequence_length: int, where: str
+) -> ModelSizes:
+    from ..models.building import feed_forward_width
+
+    model = _meta_model(architecture, vocabulary, sequence_length, where)
+    return ModelSizes(
+        parameters=model.num_parameters(),
+        hidden=architecture.hidden,
+        feed_forward=feed_forward_width(model),
+        layers=architecture.layers,
+        vocabulary=vocabulary,
+        tied=architecture.tied,
+        activation=_activation(model.config.get_text_config().to_dict()),
+    )
+
+
+def _activation(config: dict[str, Any]) -> str:
+    return str(config.get("hidden_act") or config.get("activation_function") or "silu")
 
 
 def _parameters(folder: Path, width: int) -> int:
-    """From the headers of its weight files; of older ones, which have none, from their size."""
-    files = weight_files_in(folder)
-    if files and files[0].suffix == ".safetensors":
-        return sum(_count(path) for path in files)
-    return sum(path.stat().st_size for path in files) // width
+    """Number of weights, from the headers of safetensors files or from the size of older files."""
+    if files := _safetensors_in(folder):
+        return sum(math.prod(shape) for shape in tensor_shapes(files).values())
+    return sum(path.stat().st_size for path in weight_files_in(folder)) // width
 
 
-def _count(path: Path, without: Collection[int] = ()) -> int:
-    """Numbers in a file, but for those of these layers: the first number in a tensor's name."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as tensors:
-            return sum(
-                math.prod(tensors.get_slice(key).get_shape())
-                for key in tensors.keys()  # noqa: SIM118
-                if (layer := re.search(r"\.(\d+)\.", key)) is None or int(layer[1]) not in without
-            )
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+def _safetensors_in(folder: Path) -> list[Path]:
+    return [path for path in weight_files_in(folder) if path.suffix == ".safetensors"]

@@ -1,152 +1,127 @@
-"""A capture in small, before the whole one: how fast it is, what it takes and what it is worth.
+"""A pilot: captures a sample of sequences in several ways, and measures speed, bytes and quality.
 
-One pass over a sample of sequences. The logits of a chunk are looked at in every way that is asked
-about while they are there; only the recipe's own way counts for the speed. Bytes are those of real
-shards, made by the store's writer in a scratch folder and deleted once they are counted.
+One pass of the teacher over the sample. Every way selects from the same chunk of logits; only the
+recipe's own capture counts for the speed. Bytes are measured on real shards, which the store's
+writer makes in a scratch folder and which are deleted once they are counted.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ...data.schema import Block, Capture
-from ..capture.batches import batches_of
-from ..capture.forward import Pending, prepare
-from ..capture.selection import Selected, select, to_targets
+from ...data.store.layout import shard_name
+from ...data.store.writer import ShardWriter
+from ..capture.forward import ChunkedForward, Pending, batches_of, prepare
+from ..capture.generate import answered, most_tokens
+from ..capture.plan import make_manifest
+from ..capture.selection import select
 from ..models.device import describe_machine
 from ..report import Report, Reporter, silent
+from ..targets.tensors import TargetTensors
 from .estimator import EstimatorMeter
-from .pilot_store import PilotStore
-from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ...data.prepared import SequenceFile
     from ...data.schema import Sequences
     from ...data.store.manifest import Manifest
-    from ..capture.forward import Prepared
+    from ..capture.forward import Chunk
+    from ..capture.plan import CapturePlan
     from ..capture.teacher import Teacher
-    from ..config import GenerateConfig
     from .estimator import EstimatorQuality
 
 STAGE = "pilot"
-SPLIT = "train"
-"""Whose sequences a pilot samples: for messages."""
 HEAD_SIZES = (1, 4, 8, 16, 32, 64, 128)
-"""Heads whose covered mass is told."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PilotPlan:
-    """What is measured, and on what."""
-
-    sequences: SequenceFile
-    rows: NDArray[np.int64]
-    """Which of them, increasing."""
-    manifests: tuple[Manifest, ...]
-    """Of a store for each way of keeping them (capture and codec); the first is the recipe's own.
-    Their captures share temperatures and seed."""
-    batch_tokens: int
-    tokenizer: Any = None
-    generate: GenerateConfig | None = None
-    """How the teacher answers, where the sequences are prompts."""
-
-    @property
-    def captures(self) -> tuple[Capture, ...]:
-        """Each once, the recipe's own first."""
-        return tuple(dict.fromkeys(manifest.capture for manifest in self.manifests))
+"""Head sizes whose covered probability mass is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WayFigures:
-    """One way of keeping the teacher's distribution."""
+    """Figures of one capture with one codec."""
 
     manifest: Manifest
     bytes_per_position: float
-    """Of whole shards, tokens and borders included. A file's frame takes some kilobytes: of few
-    positions it is a large part, of a real shard none worth naming."""
+    """Bytes of whole shards, including tokens and document borders. The frame of a file takes some
+    kilobytes, which is a large part of a small shard and negligible in a real one."""
     kl: float
-    """Mean KL(captured || stored), in nats: what the codec cost."""
+    """Mean KL(captured || stored) in nats: the error of the codec."""
     quality: EstimatorQuality
 
     @property
     def gradient_error(self) -> float:
-        """Distance of the gradient summed over all positions from the exact one, in lengths of that
-        one: by the law of cosines, from the angle between them and their lengths' ratio."""
+        """Distance between the summed gradient and the exact one, relative to the length of the
+        exact one: by the law of cosines from their angle and the ratio of their lengths."""
         ratio, angle = self.quality.norm_ratio, math.radians(self.quality.angle)
         return math.sqrt(max(0.0, 1.0 + ratio * ratio - 2.0 * ratio * math.cos(angle)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PilotFigures:
-    """What was measured."""
+    """Figures of a pilot."""
 
     sequences: int
     positions: int
     tokens_per_second: float
-    """Of the recipe's own capture; a sequence counts with its greatest length, as in stage one."""
+    """Speed of the recipe's own capture; every sequence counts with its full length, as in stage
+    one."""
     covered_mass: dict[int, float]
-    """Head size to the mean probability inside."""
+    """Mean probability inside a head, by the size of the head."""
     ways: list[WayFigures]
     machine: str
 
 
 @torch.no_grad()
 def run_pilot(
-    plan: PilotPlan, teacher: Teacher, scratch: Path, report: Reporter = silent
+    plans: Sequence[CapturePlan], teacher: Teacher, scratch: Path, report: Reporter = silent
 ) -> PilotFigures:
-    """Measure everything on the plan's sequences.
+    """Measure all plans on the same sequences.
 
-    scratch  a folder for shards that are counted and deleted
+    plans    one for each capture and codec, the recipe's own first; they differ in nothing else
+    scratch  folder for shards that are counted and deleted
 
     Raises
-        ColdstillError: the teacher gives no numbers
+        ColdstillError: the teacher's logits are not finite
     """
-    sequences = plan.sequences.read(plan.rows)
-    measured = _Pass(plan, teacher)
-    length = plan.manifests[0].packing.sequence_length
+    own = plans[0]
+    sequences = own.sequences.read(own.rows)
+    measured = _Measuring(plans, teacher)
+    done, total = 0, len(sequences) * own.sequence_length
     with ExitStack() as held:
         stores = [
-            held.enter_context(PilotStore(scratch / str(number), manifest))
-            for number, manifest in enumerate(plan.manifests)
+            _CountingStore(scratch / str(number), make_manifest(plan, teacher.isolation))
+            for number, plan in enumerate(plans)
         ]
-        done, total = 0, len(sequences) * length
+        for store in stores:
+            held.enter_context(store.writer)
         report(Report(stage=STAGE, total=total))
-        for places in batches_of(_lengths(plan, sequences), plan.batch_tokens):
-            part = sequences.take(places)
-            blocks = measured.measure(part)
+        for rows in batches_of(most_tokens(own, sequences), own.batch_tokens):
+            blocks = measured.measure(sequences.take(rows))
             for store in stores:
                 store.add(blocks[store.manifest.capture])
-            done += len(part) * length
-            report(Report(stage=STAGE, done=done, total=total, step=len(part) * length))
-        report(Report(stage=STAGE, doing="weigh the shards"))
+            step = len(rows) * own.sequence_length
+            done += step
+            report(Report(stage=STAGE, done=done, total=total, step=step))
+        report(Report(stage=STAGE, doing="measure the shards"))
         for store in stores:
             store.finish()
-    return _figures(plan, teacher, measured, stores, length)
-
-
-def _figures(
-    plan: PilotPlan, teacher: Teacher, measured: _Pass, stores: Sequence[PilotStore], length: int
-) -> PilotFigures:
-    qualities = {quality.capture: quality for quality in measured.meter.result()}
     seconds = measured.seconds_per_sequence
     if teacher.head.device.type != "cuda":
-        # beside an accelerator other threads encode and write; on a CPU they need the same cores
-        seconds += stores[0].seconds / len(plan.rows)
+        # with an accelerator other threads encode and write; on a CPU they need the same cores
+        seconds += stores[0].seconds / len(sequences)
+    qualities = {quality.capture: quality for quality in measured.meter.result()}
     return PilotFigures(
-        sequences=len(plan.rows),
+        sequences=len(sequences),
         positions=measured.positions,
-        tokens_per_second=round(length / seconds, 1),
+        tokens_per_second=round(own.sequence_length / seconds, 1),
         covered_mass={
             size: round(mass / measured.positions, 6) for size, mass in measured.mass.items()
         },
@@ -163,110 +138,129 @@ def _figures(
     )
 
 
-class _Pass:
-    """The teacher's side: forward passes, selections, and the clock."""
+class _Measuring:
+    """Forward passes, selections of every capture, and the time of the recipe's own."""
 
-    def __init__(self, plan: PilotPlan, teacher: Teacher) -> None:
-        self._plan, self._teacher, self._captures = plan, teacher, plan.captures
+    def __init__(self, plans: Sequence[CapturePlan], teacher: Teacher) -> None:
+        self._own, self._teacher = plans[0], teacher
+        self._captures = list(dict.fromkeys(plan.capture for plan in plans))
+        self._forward = ChunkedForward(teacher.head)
+        self._seconds: list[float] = []
+        self._sequences: list[int] = []
         self.meter = EstimatorMeter(self._captures)
         self.positions = 0
         sizes = [size for size in HEAD_SIZES if size <= teacher.head.vocabulary]
         self.mass = dict.fromkeys(sizes, 0.0)
+        """Sum of the probability inside a head, by the size of the head."""
         self._widest = Capture(head=sizes[-1], tail=0)
-        self._buffer: torch.Tensor | None = None
-        self._seconds: list[float] = []
-        self._sequences: list[int] = []
 
     @property
     def seconds_per_sequence(self) -> float:
-        """Of the own capture alone. The first batch also warms up: others tell, if there are."""
+        """Time of the own capture. The first batch is a warm-up and counts only if it is the only
+        one."""
         first = 1 if len(self._seconds) > 1 else 0
         return sum(self._seconds[first:]) / sum(self._sequences[first:])
 
     def measure(self, sequences: Sequences) -> dict[Capture, Block]:
-        """One batch, answered if it is of prompts, captured in every way."""
+        """One batch, answered if it holds prompts, in every capture."""
         head, own = self._teacher.head, self._captures[0]
-        watch = Stopwatch(head.device)
-        if self._plan.generate is not None:
-            sequences = _answered(self._plan, self._teacher, sequences)
+        watch = _Stopwatch(head.device)
+        if self._own.generate is not None:
+            sequences = answered(self._own, self._teacher, sequences)
         batch = prepare(sequences, self._teacher.isolation, head.model.dtype, own.seed, pin=False)
-        hidden_MD, labels_M, uniform_M = self._forward(batch)
-        parts: dict[Capture, list[Selected]] = {capture: [] for capture in self._captures}
-        buffer = self._room(len(hidden_MD))
-        for start in range(0, len(hidden_MD), len(buffer)):
-            rows = slice(start, start + len(buffer))
-            logits = head.logits(hidden_MD[rows], buffer)
-            kept = list(select(logits, labels_M[rows], uniform_M[rows], own))
+        parts: dict[Capture, list[TargetTensors]] = {capture: [] for capture in self._captures}
+        for chunk in self._forward.chunks(batch):
+            kept = list(select(chunk.logits_MV, chunk.labels_M, chunk.uniform_M, own))
             parts[own].extend(kept)
-            with watch.stopped():
+            with watch.paused():
                 if not all(bool(part.entropy.isfinite().all()) for part in kept):
-                    break  # no numbers: refused below
-                self._look(parts, hidden_MD[rows], logits, labels_M[rows], uniform_M[rows])
-        # a teacher that gives no numbers is refused here, as in stage one
-        pending = Pending(sequences, self._teacher.name, SPLIT, parts[own], own)
+                    break  # refused below
+                self._compare(parts, chunk)
+        # refuses a teacher whose logits are not finite, as stage one does
+        pending = Pending(sequences, self._teacher.name, self._own.split, parts[own])
         targets = {own: pending.targets()}
         self._seconds.append(watch.seconds())
         self._sequences.append(len(sequences))
-        self.positions += len(hidden_MD)
-        targets |= {c: to_targets(parts[c], c) for c in self._captures[1:]}
+        self.positions += len(batch.positions)
+        targets |= {c: TargetTensors.concatenate(parts[c]).to_targets() for c in self._captures[1:]}
         return {
             capture: Block(sequences=sequences, targets=found, capture=capture)
             for capture, found in targets.items()
         }
 
-    def _forward(self, batch: Prepared) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Hidden states `[M, D]`, labels and random numbers of the supervised positions."""
-        head = self._teacher.head
-        inputs = {name: tensor.to(head.input_device) for name, tensor in batch.inputs.items()}
-        states = head.hidden(inputs).flatten(0, 1)
-        hidden_MD = states[batch.positions.to(states.device)].to(head.device)
-        return hidden_MD, batch.labels.to(head.device), batch.uniform.to(head.device)
-
-    def _room(self, positions: int) -> torch.Tensor:
-        """Memory for logits, kept from batch to batch as in stage one."""
-        head = self._teacher.head
-        if self._buffer is None or len(self._buffer) < min(head.chunk, positions):
-            self._buffer = head.buffer(positions, head.device)
-        return self._buffer
-
-    def _look(
-        self,
-        parts: dict[Capture, list[Selected]],
-        hidden_MD: torch.Tensor,
-        logits_MV: torch.Tensor,
-        labels_M: torch.Tensor,
-        uniform_M: torch.Tensor,
-    ) -> None:
-        """Everything that a capture would not do: other ways, covered mass, gradients."""
+    def _compare(self, parts: dict[Capture, list[TargetTensors]], chunk: Chunk) -> None:
+        """Everything that stage one does not do: other captures, covered mass, gradients."""
         for capture in self._captures[1:]:
-            parts[capture].extend(select(logits_MV, labels_M, uniform_M, capture))
-        for selected in select(logits_MV, labels_M, uniform_M, self._widest):
-            sums_K = selected.head_logprobs.double().exp().sum(0).cumsum(0)
+            parts[capture].extend(select(chunk.logits_MV, chunk.labels_M, chunk.uniform_M, capture))
+        for part in select(chunk.logits_MV, chunk.labels_M, chunk.uniform_M, self._widest):
+            sums_K = part.head_logprobs.double().exp().sum(0).cumsum(0)
             for size in self.mass:
                 self.mass[size] += float(sums_K[size - 1])
-        self.meter.add(hidden_MD, logits_MV, labels_M, uniform_M)
+        self.meter.add(chunk.hidden_MD, chunk.logits_MV, chunk.labels_M, chunk.uniform_M)
 
 
-def _lengths(plan: PilotPlan, sequences: Sequences) -> NDArray[np.int64]:
-    """[N] what each takes in a batch; of a prompt, with the longest answer there can be."""
-    lengths_N = sequences.tokens.lengths
-    if plan.generate is None:
-        return lengths_N
-    most = plan.manifests[0].packing.sequence_length
-    return (lengths_N + plan.generate.max_new_tokens).clip(max=most)
+class _CountingStore:
+    """A store that writes real shards and deletes each one once its bytes are counted."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.writer = ShardWriter(folder, manifest)
+        self._suffix = manifest.make_store(folder).suffix
+        self._waiting: list[Block] = []
+        self._shard = 0
+        self.bytes = 0
+        self.positions = 0
+        self.distortion = 0.0
+        """Sum of KL(captured || stored) in nats."""
+        self.seconds = 0.0
+        """Time of encoding and writing."""
+
+    def add(self, block: Block) -> None:
+        """Take any number of sequences; write the shards that are full."""
+        self._waiting.append(block)
+        while sum(map(len, self._waiting)) >= self.manifest.shard_sequences:
+            self._write(self.manifest.shard_sequences)
+
+    def finish(self) -> None:
+        """Write the last shard."""
+        if self._waiting:
+            self._write(sum(map(len, self._waiting)))
+
+    def _write(self, count: int) -> None:
+        started = time.perf_counter()
+        joined = Block.concatenate(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+        commit = self.writer.write(self._shard, joined.take(np.arange(count)))
+        rest = joined.take(np.arange(count, len(joined)))
+        self._waiting = [rest] if len(rest) else []
+        self.seconds += time.perf_counter() - started
+        self.writer.place.remove(shard_name(self._shard, self._suffix))
+        self._shard += 1
+        self.bytes += commit.bytes
+        self.positions += commit.positions
+        self.distortion += commit.statistics.distortion
 
 
-def _answered(plan: PilotPlan, teacher: Teacher, prompts: Sequences) -> Sequences:
-    """What the teacher says to prompts: where it answers them, that is what is captured."""
-    from ..capture.generate import answer, end_tokens
+class _Stopwatch:
+    """Measures time on a device, waiting for an accelerator to finish."""
 
-    assert plan.generate is not None
-    return answer(
-        teacher.head,
-        prompts,
-        plan.generate,
-        seed=plan.captures[0].seed,
-        ends=end_tokens(teacher.head.model, plan.tokenizer),
-        sequence_length=plan.manifests[0].packing.sequence_length,
-        answering=teacher.answering,
-    )
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._passed = device, 0.0
+        self._since = self._now()
+
+    def seconds(self) -> float:
+        """Time since the start, without pauses."""
+        return self._passed + self._now() - self._since
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time inside."""
+        self._passed = self.seconds()
+        try:
+            yield
+        finally:
+            self._since = self._now()
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

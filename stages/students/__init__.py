@@ -1,1 +1,1 @@
-"""What a student begins with: new weights, a checkpoint, or parts of the teacher."""
+"""How students start: new weights, a checkpoint, layers of the teacher, a pruned teacher, LoRA."""

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) inside a model, through `peft`.
 
-The adapters go into the model in place, so that everyone else still sees the plain model: its head
-is found, its loss attached and its checkpoints written as of any other.
+Adapters are put into the model in place. Other code sees a plain model: its output head is found,
+its loss attached and its checkpoints written as for any other model.
 """
 
 from __future__ import annotations
@@ -24,11 +24,7 @@ _OTHERS = "choose other layers with targets, such as ['q_proj', 'v_proj'], or tr
 
 
 def expect_peft(where: str) -> None:
-    """Refuse at once what needs a package that is not here.
-
-    Raises
-        ColdstillError: `peft` is not installed
-    """
+    """Raise ColdstillError if `peft` is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise ColdstillError(
             f"{where}: needs the package 'peft', which is not installed; "
@@ -37,13 +33,13 @@ def expect_peft(where: str) -> None:
 
 
 def adapt(model: Any, config: LoraConfig, seed: int, where: str) -> Any:
-    """Freeze a model and put adapters into it; what comes back is for `merge`.
+    """Freeze a model and put adapters into it; returns the wrapper for `merge`.
 
-    Until they are merged, the model saves its adapters only: a checkpoint of the frozen weights
-    would be a copy of the base at every `checkpoint_every`.
+    Until the adapters are merged, the model saves only them: the frozen weights would be copied
+    into every checkpoint.
 
     Raises
-        ColdstillError: `peft` is missing, or the model has no such layers
+        ColdstillError: `peft` is not installed, or the model has no such layers
     """
     expect_peft(where)
     import peft
@@ -56,8 +52,8 @@ def adapt(model: Any, config: LoraConfig, seed: int, where: str) -> Any:
         asking("peft", f"put adapters into a {kind!r} model", where=where, remedy=_OTHERS),
         warnings.catch_warnings(),
     ):
-        before = _said(model)
-        # peft asks for gradient checkpointing by a name that transformers has given up
+        before = _logits(model)
+        # peft reads an attribute that transformers has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         wrapper = peft.get_peft_model(
             model,
@@ -66,25 +62,24 @@ def adapt(model: Any, config: LoraConfig, seed: int, where: str) -> Any:
                 lora_alpha=config.alpha,
                 lora_dropout=config.dropout,
                 target_modules=names,
-                # GPT-2 keeps its matrices the other way round
+                # GPT-2's matrices are transposed
                 fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers),
             ),
         )
-        after = _said(model)
+        after = _logits(model)
     if not torch.allclose(before, after, rtol=1e-2, atol=1e-2 * float(before.abs().max())):
         raise ColdstillError(
-            f"{where}: adapters that have learned nothing change what a {kind!r} model says; "
-            f"{_OTHERS}"
+            f"{where}: untrained adapters change the logits of a {kind!r} model; {_OTHERS}"
         )
     learned = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    # a tied head stands in the state by a name of its own, so the state is asked, not the weights
+    # the state, not the parameters: there a tied head has a name of its own
     model._keys_to_ignore_on_save = {name for name in model.state_dict() if name not in learned}
     return wrapper
 
 
 @torch.no_grad()
-def _said(model: Any) -> torch.Tensor:
-    """What a model says of a few tokens: one of its layers may be of a kind that takes none."""
+def _logits(model: Any) -> torch.Tensor:
+    """Logits of a few tokens, to detect layers that adapters do not fit."""
     training = model.training
     tokens = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
     logits: torch.Tensor = model.eval()(input_ids=tokens, use_cache=False).logits
@@ -93,7 +88,7 @@ def _said(model: Any) -> torch.Tensor:
 
 
 def merge(wrapper: Any) -> None:
-    """Add the adapters into the weights they belong to, in place: a plain model is left."""
+    """Add the adapters to their weights in place, which leaves a plain model."""
     model = wrapper.get_base_model()
     wrapper.merge_and_unload()
     model._keys_to_ignore_on_save = type(model)._keys_to_ignore_on_save
@@ -103,12 +98,12 @@ def merge(wrapper: Any) -> None:
 def adapted_layers(model: Any, targets: str | tuple[str, ...], where: str) -> list[str]:
     """Full names of the layers that get adapters.
 
-    targets  `all-linear`, which is every linear layer but the head, or layers by the end of their
-             names
+    targets  `all-linear` for every linear layer but the output head, or the ends of layer names
 
     Raises
-        ColdstillError: a name that no linear layer has, or the head's (with tied embeddings its
-            matrix is the input's too, and the loss reads it as it is)
+        ColdstillError: a name matches no linear layer below the output head. The head itself cannot
+            have adapters: with tied embeddings its matrix is also the input's, and the loss reads
+            the matrix directly
     """
     head = model.get_output_embeddings()
     linear = [
@@ -124,8 +119,8 @@ def adapted_layers(model: Any, targets: str | tuple[str, ...], where: str) -> li
         if not named:
             have = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
             raise ColdstillError(
-                f"{where}.targets: no linear layer below the head is called {target!r}; choose "
-                f"among {have}, or 'all-linear'"
+                f"{where}.targets: no linear layer below the output head is named {target!r}; "
+                f"choose among {have}, or 'all-linear'"
             )
         found.update(named)
     return [name for name in linear if name in found]

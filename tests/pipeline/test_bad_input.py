@@ -48,7 +48,7 @@ def test_a_wrong_recipe_stops_every_command_before_it_begins(
     assert finished.refused(command, "r.toml").startswith(said)
 
 
-def test_a_recipe_that_is_not_there(desk: Desk) -> None:
+def test_a_missing_recipe_is_refused(desk: Desk) -> None:
     said = desk.refused("plan", "q.toml")
     assert said.startswith("error: q.toml: no recipe file, no run folder and no built-in recipe")
     assert "coldstill init NAME" in said
@@ -79,7 +79,7 @@ def test_a_recipe_that_is_not_there(desk: Desk) -> None:
         ),
     ],
 )
-def test_a_corpus_that_cannot_be_read(
+def test_an_unreadable_corpus_is_refused(
     desk: Desk, name: str | None, content: bytes | None, said: str
 ) -> None:
     if name is not None and content is not None:
@@ -88,7 +88,7 @@ def test_a_corpus_that_cannot_be_read(
     assert re.match(f"error: {said}", desk.refused(*LOGITS))
 
 
-def test_a_file_name_that_is_no_text_is_no_reason_to_break(desk: Desk) -> None:
+def test_a_file_name_that_is_not_utf8_breaks_nothing(desk: Desk) -> None:
     folder = desk.root / "texts"
     folder.mkdir()
     for i, text in enumerate(sentences(30)):
@@ -100,7 +100,7 @@ def test_a_file_name_that_is_no_text_is_no_reason_to_break(desk: Desk) -> None:
     assert "file name" in said
 
 
-def test_all_documents_held_out_or_none(desk: Desk) -> None:
+def test_a_split_without_documents_is_refused(desk: Desk) -> None:
     assert "held-out share of 1e-09; raise corpus.holdout" in desk.refused(
         *LOGITS, "--set", "corpus.holdout=1e-9"
     )
@@ -118,7 +118,7 @@ def test_all_documents_held_out_or_none(desk: Desk) -> None:
         ("bare", "holds no *.safetensors or *.bin weights"),
     ],
 )
-def test_a_teacher_that_is_not_there(
+def test_a_missing_teacher_is_refused(
     finished: Desk, tokenizer_folder: Path, model: str, said: str
 ) -> None:
     (finished.root / "texts").mkdir()
@@ -128,7 +128,7 @@ def test_a_teacher_that_is_not_there(
     assert said in finished.refused(*LOGITS, "--set", f"teacher.model={model}")
 
 
-def test_weights_that_are_damaged(desk: Desk, teacher_folder: Path) -> None:
+def test_damaged_weights_are_refused(desk: Desk, teacher_folder: Path) -> None:
     folder = desk.root / "teacher"
     shutil.copytree(teacher_folder, folder)
     whole = (folder / "model.safetensors").read_bytes()
@@ -139,13 +139,13 @@ def test_weights_that_are_damaged(desk: Desk, teacher_folder: Path) -> None:
     assert "teacher.model: " in desk.refused(*LOGITS, "--set", "teacher.model=teacher")
 
 
-def test_a_head_or_tail_that_the_vocabulary_does_not_have(desk: Desk) -> None:
+def test_a_head_or_tail_larger_than_the_vocabulary_is_refused(desk: Desk) -> None:
     said = desk.refused(*LOGITS, "--set", "logits.head=5000")
     assert said == "error: logits.head: 5000 is more than the vocabulary's 320 tokens"
     assert "set tail = 0" in desk.refused(*LOGITS, "--set", "logits.head=320")
 
 
-def test_a_sequence_longer_than_a_context(desk: Desk) -> None:
+def test_a_sequence_longer_than_the_context_is_refused(desk: Desk) -> None:
     said = desk.refused(*LOGITS, "--set", "corpus.sequence_length=129")
     assert said == (
         "error: corpus.sequence_length: 129 is more than the teacher's context of 128; choose at "
@@ -153,7 +153,7 @@ def test_a_sequence_longer_than_a_context(desk: Desk) -> None:
     )
 
 
-def test_a_student_with_too_short_a_context(finished: Desk) -> None:
+def test_a_student_with_a_short_context_is_refused(finished: Desk) -> None:
     said = finished.refused(
         *STUDENT, "--student", "n", "--set", "students.small.architecture.context=16"
     )
@@ -179,7 +179,7 @@ def test_a_student_with_too_short_a_context(finished: Desk) -> None:
         ("train.micro_batch_tokens=96", "cannot be shared out as 3 per forward pass"),
     ],
 )
-def test_a_student_that_cannot_be_trained(finished: Desk, setting: str, said: str) -> None:
+def test_an_untrainable_student_is_refused(finished: Desk, setting: str, said: str) -> None:
     line = finished.refused(*STUDENT, "--student", "n", "--set", f"students.small.{setting}")
     assert said in line
 
@@ -192,7 +192,7 @@ def test_a_student_that_was_refused_can_be_corrected(finished: Desk) -> None:
     assert (finished.run / "students" / "n" / "model").is_dir()
 
 
-def test_a_student_with_another_tokenizer(finished: Desk) -> None:
+def test_a_student_with_another_tokenizer_is_refused(finished: Desk) -> None:
     folder = finished.root / "other"
     make_model("llama", 320).save_pretrained(folder)
     for path in (finished.root / "teacher").glob("tokenizer*"):
@@ -210,7 +210,7 @@ def test_a_student_with_another_tokenizer(finished: Desk) -> None:
     assert "error: students.n: its tokenizer is not the teacher's: id 70 is " in line
 
 
-def test_a_students_model_that_is_not_there(finished: Desk) -> None:
+def test_a_missing_model_of_a_student_is_refused(finished: Desk) -> None:
     finished.edit(
         "[students.baseline]", '[students.n]\nlike = "small"\nmodel = "./o"\n[students.b]'
     )
@@ -218,7 +218,7 @@ def test_a_students_model_that_is_not_there(finished: Desk) -> None:
     assert line == "error: students.n.model: no folder ./o"
 
 
-def test_students_without_a_store(desk: Desk) -> None:
+def test_students_without_a_store_are_refused(desk: Desk) -> None:
     line = desk.refused(*STUDENT)
     assert line == (
         "error: runs/r/logits: no store there; make it first with coldstill teacher-logits r"
@@ -229,7 +229,7 @@ def test_students_without_a_store(desk: Desk) -> None:
     )
 
 
-def test_students_of_an_incomplete_store(finished: Desk) -> None:
+def test_students_of_an_incomplete_store_are_refused(finished: Desk) -> None:
     shutil.rmtree(finished.run / "students")
     (finished.run / "logits" / "shards" / "00001.json").unlink()
     line = finished.refused(*STUDENT)
@@ -242,7 +242,7 @@ def test_students_of_an_incomplete_store(finished: Desk) -> None:
     finished.done(*STUDENT)
 
 
-def test_a_shard_that_was_cut_short(finished: Desk) -> None:
+def test_a_truncated_shard_is_refused(finished: Desk) -> None:
     shutil.rmtree(finished.run / "students")
     shard = finished.run / "logits" / "shards" / "00001.arrow"
     shard.write_bytes(shard.read_bytes()[:-100])
@@ -254,13 +254,13 @@ def test_a_shard_that_was_cut_short(finished: Desk) -> None:
     finished.done(*LOGITS)
 
 
-def test_a_recipe_without_students(finished: Desk) -> None:
+def test_a_recipe_without_students_is_refused(finished: Desk) -> None:
     text = (finished.root / "r.toml").read_text(encoding="utf-8")
     finished.write("r.toml", text.partition("[students.small]")[0])
     assert finished.refused(*STUDENT) == "error: r: the recipe has no students"
 
 
-def test_unknown_students(finished: Desk) -> None:
+def test_unknown_students_are_refused(finished: Desk) -> None:
     line = finished.refused(*STUDENT, "--student", "smal")
     assert line.startswith("error: r: no student 'smal' (have: small, baseline); ")
     line = finished.refused("evaluate", "r.toml", "--student", "smal")
@@ -278,18 +278,21 @@ def test_unknown_students(finished: Desk) -> None:
         ("seed=1", "made differently: capture.seed: 0 in the store, 1 now"),
         ("teacher.dtype=bf16", "made differently: teacher.dtype: float32 in the store, bfloat16 n"),
         ("evaluation.head=5", "runs/r/heldout: made differently: capture.head: 16 in the store, 5"),
-        ("corpus.sequence_length=16", "corpus.sequence_length was 32, is 16; logits rests on it"),
+        (
+            "corpus.sequence_length=16",
+            "corpus.sequence_length was 32, is 16; logits was made from it",
+        ),
         ("corpus.holdout=0.3", "runs/r/corpus: prepared differently: corpus.holdout was 0.2, is 0"),
         ("corpus.pack=false", "runs/r/corpus: prepared differently: corpus.pack was True, is Fal"),
     ],
 )
-def test_a_store_that_was_made_with_other_settings(finished: Desk, setting: str, said: str) -> None:
+def test_a_store_with_other_settings_is_refused(finished: Desk, setting: str, said: str) -> None:
     line = finished.refused(*LOGITS, "--set", setting)
     assert said in line
     assert "another name" in line
 
 
-def test_a_store_that_was_made_by_another_teacher(finished: Desk) -> None:
+def test_a_store_of_another_teacher_is_refused(finished: Desk) -> None:
     other = finished.root / "teacher"
     make_model("llama", 336, seed=1).save_pretrained(other)
     line = finished.refused(*LOGITS)
@@ -298,23 +301,23 @@ def test_a_store_that_was_made_by_another_teacher(finished: Desk) -> None:
     assert "teacher.family: llama in the store, gpt2 now" in finished.refused(*LOGITS)
 
 
-def test_a_store_that_was_made_with_another_tokenizer(finished: Desk) -> None:
+def test_a_store_with_another_tokenizer_is_refused(finished: Desk) -> None:
     path = finished.root / "teacher" / "tokenizer.json"
     table = json.loads(path.read_text(encoding="utf-8"))
     table["added_tokens"].append({**table["added_tokens"][0], "id": 320, "content": "<new>"})
     path.write_text(json.dumps(table), encoding="utf-8")
     line = finished.refused(*LOGITS)
-    assert "runs/r/corpus: prepared differently: the tokenizer has changed; logits rests on" in line
+    assert "runs/r/corpus: prepared differently: the tokenizer has changed; logits was made" in line
 
 
-def test_a_store_made_from_another_corpus(desk: Desk) -> None:
+def test_a_store_of_another_corpus_is_refused(desk: Desk) -> None:
     for i, text in enumerate(sentences(30)):
         desk.write(f"texts/{i:02d}.txt", text)
     desk.edit("files = [", 'files = ["texts"] # ')
     desk.done(*LOGITS)
     path = desk.root / "texts" / "07.txt"
     path.write_text("something else", encoding="utf-8")
-    said = "runs/r/corpus: prepared differently: the file texts/07.txt has changed; logits rests on"
+    said = "runs/r/corpus: prepared differently: the file texts/07.txt has changed; logits was made"
     assert said in desk.refused(*LOGITS)
     path.unlink()
     assert "the file texts/07.txt is gone" in desk.refused(*LOGITS)
@@ -322,17 +325,19 @@ def test_a_store_made_from_another_corpus(desk: Desk) -> None:
     assert "the file texts/07.txt is gone" in desk.refused(*LOGITS)
 
 
-def test_a_teacher_made_here_where_another_was_captured(finished: Desk) -> None:
+def test_a_new_teacher_in_a_run_of_another_is_refused(finished: Desk) -> None:
     text = (finished.root / "r.toml").read_text(encoding="utf-8")
     made = "architecture = { layers = 1, hidden = 32, heads = 2 }\n"
     made += "tokenizer = { vocabulary = 300 }\ntrain = { steps = 3, batch_tokens = 256 }"
     finished.write("r.toml", text.replace('model = "teacher"', made))
     for command in ("train-teacher", "teacher-logits", "run"):
         line = finished.refused(command, "r.toml")
-        assert "teacher.tokenizer asks for a new tokenizer, but logits rests on another" in line
+        assert (
+            "teacher.tokenizer asks for a new tokenizer, but logits was made with another" in line
+        )
 
 
-def test_a_teacher_made_here_that_cannot_be(desk: Desk) -> None:
+def test_an_impossible_new_teacher_is_refused(desk: Desk) -> None:
     text = (desk.root / "r.toml").read_text(encoding="utf-8")
     made = "architecture = { layers = 1, hidden = 32, heads = 2 }\n"
     made += "tokenizer = { vocabulary = 300 }\ntrain = { steps = 3, batch_tokens = 256 }"
@@ -346,12 +351,12 @@ def test_a_teacher_made_here_that_cannot_be(desk: Desk) -> None:
     assert "has 300 tokens, the recipe now asks for 310; give this run another name" in line
 
 
-def test_a_student_with_other_settings_than_it_was_trained_with(finished: Desk) -> None:
+def test_a_student_trained_with_other_settings_is_refused(finished: Desk) -> None:
     line = finished.refused(*STUDENT, "--set", "students.small.train.steps=4")
     assert line == (
         "error: runs/r/students/small: students.small was trained with student.train.steps = 3, "
         "now 4; train another under a new name (--student NEW), or delete this folder to train it "
-        "anew"
+        "again"
     )
 
 
@@ -362,7 +367,7 @@ def test_one_wrong_student_stops_all_before_any_is_trained(finished: Desk) -> No
     assert not (finished.run / "students" / "baseline").exists()
 
 
-def test_evaluation_before_training_and_comparison_before_evaluation(finished: Desk) -> None:
+def test_a_step_before_its_earlier_step_is_refused(finished: Desk) -> None:
     for path in finished.run.glob("students/*/evaluation.json"):
         path.unlink()
     line = finished.refused("compare", "r.toml")
@@ -372,7 +377,7 @@ def test_evaluation_before_training_and_comparison_before_evaluation(finished: D
     assert line == "error: runs/r: no student is trained yet; run coldstill train-student"
 
 
-def test_a_teacher_that_says_nonsense(desk: Desk) -> None:
+def test_a_teacher_with_infinite_logits_is_refused(desk: Desk) -> None:
     folder = desk.root / "teacher"
     model = make_model("llama", 336)
     model.lm_head.weight.data[:] = 3e38  # numbers, whose products are none
@@ -390,7 +395,7 @@ def test_a_teacher_that_says_nonsense(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("path", ["nowhere", ".", "runs/r/corpus"])
-def test_inspecting_what_is_no_store(finished: Desk, path: str) -> None:
+def test_inspect_refuses_what_is_not_a_store(finished: Desk, path: str) -> None:
     line = finished.refused("inspect", path)
     assert line == (
         f"error: {path}: no manifest.json there, so not a store; a run's stores are its folders "
@@ -399,14 +404,14 @@ def test_inspecting_what_is_no_store(finished: Desk, path: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "coldstill", "version": 99}'])
-def test_inspecting_a_store_whose_manifest_is_damaged(finished: Desk, content: str) -> None:
+def test_inspect_refuses_a_damaged_manifest(finished: Desk, content: str) -> None:
     finished.write("runs/r/logits/manifest.json", content)
     line = finished.refused("inspect", "runs/r/logits")
     assert line.startswith("error: runs/r/logits/manifest.json: ")
 
 
 @pytest.mark.parametrize("room", ["data", "stages", "pipeline", "tests", "data/stores/deep"])
-def test_no_run_is_put_into_our_own_source(desk: Desk, room: str) -> None:
+def test_a_run_inside_our_source_is_refused(desk: Desk, room: str) -> None:
     source = Path(coldstill.data.files.__file__).resolve().parent.parent
     before = set((source / room).glob("*"))
     for command in ("plan", "teacher-logits", "train-student"):
@@ -416,19 +421,19 @@ def test_no_run_is_put_into_our_own_source(desk: Desk, room: str) -> None:
     assert set((source / room).glob("*")) == before
 
 
-def test_names_that_would_leave_the_folder(desk: Desk) -> None:
+def test_names_that_leave_the_folder_are_refused(desk: Desk) -> None:
     for name in ("../up", "a/b", "", ".", "a b"):
         assert "name: string should match pattern" in desk.refused(*LOGITS, "--set", f"name={name}")
     line = desk.refused(*STUDENT, "--student", "../x", "--set", "students.small.train.steps=4")
     assert "'../x'" in line
 
 
-def test_runs_that_is_a_file(desk: Desk) -> None:
+def test_a_file_as_runs_folder_is_refused(desk: Desk) -> None:
     desk.write("runs", "a file")
     assert "runs" in desk.refused(*LOGITS)
 
 
-def test_a_store_that_another_process_is_writing(finished: Desk) -> None:
+def test_a_store_that_another_process_writes_is_refused(finished: Desk) -> None:
     import fcntl
 
     (finished.run / "logits" / "shards" / "00001.json").unlink()
@@ -454,7 +459,7 @@ def _fill_disk(monkeypatch: pytest.MonkeyPatch, after: int) -> list[int]:
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 20, 40])
-def test_a_full_disk_keeps_what_is_finished_and_the_same_command_goes_on(
+def test_a_full_disk_keeps_finished_results_and_the_command_resumes(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     with monkeypatch.context() as patch:
@@ -464,7 +469,7 @@ def test_a_full_disk_keeps_what_is_finished_and_the_same_command_goes_on(
     assert isinstance(result.exception, SystemExit)
     line = result.stderr.splitlines()[-1]
     assert re.fullmatch(
-        r"error: runs/r/\S+: the disk is full; what was finished is kept, free some space and run "
+        r"error: runs/r/\S+: the disk is full; finished results are kept, free some space and run "
         r"the same command again",
         line,
     )
@@ -481,7 +486,7 @@ def test_a_full_disk_keeps_what_is_finished_and_the_same_command_goes_on(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_full_disk_while_a_checkpoint_is_written(
+def test_a_full_disk_during_a_checkpoint_is_reported(
     finished: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     shutil.rmtree(finished.run / "students")
@@ -503,7 +508,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(
     finished.done(*STUDENT)
 
 
-def test_a_folder_that_may_not_be_written(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "runs")
 
@@ -518,7 +523,7 @@ def test_damaged_figures_are_named(finished: Desk) -> None:
     assert line.endswith("small/evaluation.json: damaged; delete it and run coldstill evaluate")
 
 
-def test_a_trainer_argument_that_a_key_decides_is_refused(finished: Desk) -> None:
+def test_a_trainer_argument_that_a_key_sets_is_refused(finished: Desk) -> None:
     line = finished.refused(
         "train-student",
         "r.toml",
@@ -530,7 +535,7 @@ def test_a_trainer_argument_that_a_key_decides_is_refused(finished: Desk) -> Non
     assert "train.trainer: 'max_steps' follows from the keys of train itself" in line
 
 
-def test_a_misspelled_folder_is_not_asked_of_a_hub(finished: Desk) -> None:
+def test_a_misspelled_folder_is_not_looked_up_on_a_hub(finished: Desk) -> None:
     (finished.root / "models").mkdir()
     line = finished.refused("teacher-logits", "r.toml", "--set", "teacher.model=models/typo")
     assert line.startswith("error: models/typo: no such folder in ")

@@ -35,7 +35,7 @@ NEW = (*STUDENT, "--student", "n", "--set")
         '{ kl = { weight = 0, end = 1, schedule = "wsd", decay = 0.0 } }',
     ],
 )
-def test_weights_that_are_all_zero(finished: Desk, objective: str) -> None:
+def test_an_objective_with_zero_weights_is_refused(finished: Desk, objective: str) -> None:
     assert finished.refused(*NEW, f"students.small.objective={objective}") == (
         "error: students.n.objective: all weights are 0, so there is nothing to learn; give one, "
         "such as kl = 1.0"
@@ -51,7 +51,9 @@ def test_weights_that_are_all_zero(finished: Desk, objective: str) -> None:
         ('{ weight = 0, end = 1, schedule = "wsd", warmup = 0.9 }', 2),
     ],
 )
-def test_weights_that_are_zero_in_every_step(finished: Desk, weight: str, steps: int) -> None:
+def test_weights_that_are_zero_in_every_step_are_refused(
+    finished: Desk, weight: str, steps: int
+) -> None:
     options = ("--set", f"students.small.objective.kl={weight}")
     line = finished.refused(*NEW, f"students.small.train.steps={steps}", *options)
     if "decay = 0.0" in weight:  # known without the steps
@@ -67,7 +69,7 @@ def test_weights_that_are_zero_in_every_step(finished: Desk, weight: str, steps:
     finished.done(*NEW, f"students.small.train.steps={steps}", *options, *also)
 
 
-def test_a_weight_that_only_begins_at_zero_is_one() -> None:
+def test_a_weight_that_only_starts_at_zero_is_accepted() -> None:
     weight = WeightConfig(weight=1.0, schedule="linear")
     assert [weight_at(weight, step, 3) for step in range(3)] == [0.0, 0.5, 1.0]
 
@@ -75,23 +77,26 @@ def test_a_weight_that_only_begins_at_zero_is_one() -> None:
 @pytest.mark.parametrize(
     ("teachers", "said"),
     [
-        ("[{ weight = 0 }]", "teachers: all weights are 0, so there is nobody to listen to"),
+        ("[{ weight = 0 }]", "teachers: all weights are 0; set at least one above 0"),
         (
             '[{ weight = 0.0 }, { logits = "o", weight = 0 }]',
-            "teachers: all weights are 0, so there is nobody to listen to",
+            "teachers: all weights are 0; set at least one above 0",
         ),
         ('[{ logits = "o", weight = -1 }]', "weight: input should be greater than or equal to 0"),
         ('[{ logits = "o", weight = nan }]', "weight: input should be "),
-        ('[{ logits = "o", weight = 1.5 }]', "the weights' sum is 1.5, which leaves the run's own"),
+        (
+            '[{ logits = "o", weight = 1.5 }]',
+            "the sum of the weights is 1.5, so the run's own store",
+        ),
     ],
 )
-def test_teachers_whose_weights_cannot_be(finished: Desk, teachers: str, said: str) -> None:
+def test_wrong_weights_of_teachers_are_refused(finished: Desk, teachers: str, said: str) -> None:
     line = finished.refused(*NEW, f"students.small.teachers={teachers}")
     assert line.startswith("error: r.toml: students.n")
     assert said in line
 
 
-def test_teachers_of_no_weight_leave_all_to_the_runs_own(finished: Desk) -> None:
+def test_teachers_with_weight_zero_change_nothing(finished: Desk) -> None:
     shutil.copytree(finished.run / "logits", finished.root / "o")
     finished.done(*NEW, 'students.small.teachers=[{ logits = "o", weight = 0 }]')
     lines = [
@@ -102,7 +107,7 @@ def test_teachers_of_no_weight_leave_all_to_the_runs_own(finished: Desk) -> None
     assert losses[0] == losses[1]
 
 
-def test_an_objective_of_nothing_stops_all_before_any_is_trained(finished: Desk) -> None:
+def test_an_empty_objective_stops_all_students_before_training(finished: Desk) -> None:
     finished.edit(
         "[students.baseline]",
         "[students.a]\nlike = 'small'\n[students.b]\nlike = 'small'\nobjective = { kl = 0 }\n"
@@ -132,7 +137,7 @@ def without_settings(path: Path) -> None:
     path.write_text(json.dumps(said))
 
 
-def test_a_checkpoint_says_what_it_was_made_with(half: Desk) -> None:
+def test_a_checkpoint_records_its_settings(half: Desk) -> None:
     said = json.loads(whole(half).read_text())
     assert said["settings"] == half.json("students", "small", "student.json")
     half.done(*STUDENT, "--student", "small")
@@ -153,7 +158,7 @@ def test_a_checkpoint_of_another_student_is_refused_with_the_key(
     assert line == (
         "error: runs/r/students/n/checkpoints/checkpoint-2: is of another training, with "
         "student.train.learning_rate = 0.001, now 0.003; train under a new name, or delete "
-        "runs/r/students/n to train this one anew"
+        "runs/r/students/n to train it again"
     )
 
 
@@ -166,7 +171,7 @@ def test_a_checkpoint_of_another_student_is_refused_with_the_key(
         ("train.trainer={adam_beta1=0.8}", "student.train.trainer.adam_beta1 = None, now 0.8"),
     ],
 )
-def test_a_deleted_record_does_not_make_another_recipe_go_on(
+def test_a_deleted_record_does_not_let_another_recipe_resume(
     half: Desk, setting: str, said: str
 ) -> None:
     (half.run / "students" / "small" / "student.json").unlink()
@@ -185,8 +190,8 @@ def test_a_checkpoint_of_an_older_version_needs_the_record(half: Desk) -> None:
     line = half.refused(*STUDENT, "--student", "small")
     assert line == (
         "error: runs/r/students/small/checkpoints/checkpoint-2: students.small has no student.json "
-        "beside it, so nobody knows what it was trained with; put that back, or delete "
-        "runs/r/students/small to train it anew"
+        "beside it, so its settings are unknown; put that file back, or delete "
+        "runs/r/students/small to train it again"
     )
     older = json.loads(text)
     older["student"]["train"]["seed"] = None  # as it was written where the recipe's seed counts
@@ -200,7 +205,7 @@ def test_a_model_without_a_record_is_never_replaced(finished: Desk) -> None:
     assert line.startswith("error: runs/r/students/small/model: students.small has no student.json")
 
 
-def test_layers_begun_for_another_recipe_are_not_taken(finished: Desk) -> None:
+def test_layers_prepared_for_another_recipe_are_refused(finished: Desk) -> None:
     start = finished.run / "students" / "n" / "start"
     shutil.copytree(finished.root / "teacher", start)
     finished.edit(

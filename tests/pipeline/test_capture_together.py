@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.store.reader import open_store
-from coldstill.stages.capture.loading import Loading, load_teacher
+from coldstill.stages.capture.teacher import Loading, load_teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,8 +113,8 @@ def test_slices_must_be_equal(teacher_folder: Path, monkeypatch: pytest.MonkeyPa
             str(teacher_folder), "teacher.model", loading, vocabulary=320, sequence_length=32
         )
     assert str(error.value) == (
-        f"teacher.model: num_attention_heads = 2 of {teacher_folder} cannot be cut into 3 equal "
-        "slices; start as many processes as divide it"
+        f"teacher.model: num_attention_heads = 2 of {teacher_folder} cannot be split into 3 equal "
+        "slices; start a number of processes that divides it"
     )
 
 

@@ -100,8 +100,8 @@ def test_a_store_is_not_gone_on_with_from_another_corpus(
         (desk.run / "logits" / "shards" / "00001.json").unlink()
     change(desk.root / "texts")
     assert desk.refused(*LOGITS) == (
-        f"error: runs/r/corpus: prepared differently: {told}; logits rests on it, so give this run "
-        "another name"
+        f"error: runs/r/corpus: prepared differently: {told}; logits was made from it, so give "
+        "this run another name"
     )
     if change is add:
         desk.done(*LOGITS, "--set", "name=other")
@@ -164,8 +164,8 @@ def test_rows_that_cannot_be_learned_from(chatting: Desk) -> None:
     said = chatting.done(*LOGITS, "--set", "corpus.bad_rows=skip").stderr
     assert "1 chats that the template cannot render skipped" in said
     assert "1 prompts that leave no room for an answer skipped" in said
-    # the recipe no longer skips them, but the store rests on a corpus that did
-    assert "corpus.bad_rows was 'skip', is 'refuse'; logits rests on it" in chatting.refused(
+    # the recipe no longer skips them, but the store was made from a corpus that did
+    assert "corpus.bad_rows was 'skip', is 'refuse'; logits was made from it" in chatting.refused(
         *LOGITS
     )
 
@@ -197,13 +197,13 @@ def test_a_corpus_of_prompts_and_one_of_texts_are_told_apart(chatting: Desk) -> 
     tokenizer = tokenizer_of(texts)
     first = prepared(texts, tokenizer, together=True)
     assert (first.prompts, first.together) == (False, True)
-    record = prepared(asking, tokenizer, together=True)  # nothing rests on the first
+    record = prepared(asking, tokenizer, together=True)  # nothing was made from the first
     assert (record.prompts, record.together) == (True, False)
     assert record.splits["train"].content == first.splits["train"].content
     assert prepared(asking, tokenizer, together=True) == record
     assert CorpusLayout(chatting.run / "corpus").read_record() == record
     chatting.write("runs/r/logits/manifest.json", "{}")
-    with pytest.raises(ColdstillError, match=r"it holds prompts .*; logits rests on it"):
+    with pytest.raises(ColdstillError, match=r"it holds prompts .*; logits was made from it"):
         prepared(texts, tokenizer, together=True)
 
 

@@ -110,7 +110,7 @@ def test_a_run_whose_stores_the_uncorrected_teacher_filled_is_refused_at_once(
     finished.edit("[teacher]", f"[teacher]\n{TRAIN}")
     for command in ("train-teacher", "teacher-logits", "run"):
         line = finished.refused(command, "r.toml")
-        assert "runs/r/heldout: holds what teacher said before it was corrected; give this" in line
+        assert "runs/r/heldout: has the logits of teacher before its correction; give" in line
     shutil.rmtree(finished.run / "heldout")
     assert "runs/r/logits: holds what teacher said" in finished.refused("run", "r.toml")
 

@@ -51,7 +51,7 @@ def test_a_run_with_its_stores_far_away_makes_the_same_students(
     last = stopped.stderr.splitlines()[-1]
     assert last.startswith(f"error: {s3.url}/logits/shards/00002.json: access refused")
     resumed = finished.done("run", "r.toml")
-    assert "teacher-logits train: going on: 2 of " in resumed.stderr
+    assert "teacher-logits train: continuing: 2 of " in resumed.stderr
     far = s3.digests("logits")
     measured = "measurements.json"  # a measurement is never the same
     assert far.keys() == local.keys()
@@ -70,7 +70,7 @@ def test_a_run_of_another_corpus_is_still_refused(desk: Desk, memory: Distance) 
     far_away(desk, memory)
     desk.done("teacher-logits", "r.toml")
     line = desk.refused("teacher-logits", "r.toml", "--set", "corpus.sequence_length=16")
-    assert "; logits rests on it" in line
+    assert "; logits was made from it" in line
     line = desk.refused("teacher-logits", "r.toml", "--set", "logits.head=5")
     assert f"{memory.url}/logits: made differently: capture.head" in line
 

@@ -28,7 +28,7 @@ tokenizer = { vocabulary = 300 }
 train = { steps = 3, batch_tokens = 256 }"""
 
 
-def test_a_whole_run_tells_each_step_once_and_ends_in_a_table(first_run: Result) -> None:
+def test_a_whole_run_reports_each_step_once_and_ends_with_a_table(first_run: Result) -> None:
     said = [line.split(":")[0] for line in told(first_run.stderr)]
     assert [line for i, line in enumerate(said) if line not in said[:i]] == [
         "train-teacher",
@@ -47,7 +47,7 @@ def test_a_whole_run_tells_each_step_once_and_ends_in_a_table(first_run: Result)
     assert sorted(models_of(first_run.stdout)) == ["baseline", "small", "teacher"]
 
 
-def test_a_run_keeps_everything_where_it_is_said_to_be(finished: Desk) -> None:
+def test_a_run_has_all_its_files_at_the_documented_places(finished: Desk) -> None:
     expected = [
         "recipe.toml",
         "recipe.resolved.json",
@@ -94,18 +94,19 @@ def test_a_run_keeps_everything_where_it_is_said_to_be(finished: Desk) -> None:
         ),
     ],
 )
-def test_a_command_run_again_does_nothing_and_says_so(
+def test_a_repeated_command_changes_nothing_and_reports_that(
     finished: Desk, command: str, says: list[str]
 ) -> None:
     before = finished.snapshot()
     result = finished.done(command, "r.toml")
-    spoken = [line for line in result.stderr.splitlines() if not line.startswith("corpus:")]
+    lines = result.stderr.splitlines()
+    spoken = [line for line in lines if not line.startswith(("corpus:", "next: "))]
     assert spoken == says
     assert result.stdout == ""
     assert finished.snapshot() == before
 
 
-def test_a_whole_run_run_again_changes_nothing_and_prints_the_same_table(
+def test_a_repeated_run_changes_nothing_and_prints_the_same_table(
     finished: Desk, first_run: Result
 ) -> None:
     before = finished.snapshot()
@@ -119,7 +120,7 @@ def test_a_whole_run_run_again_changes_nothing_and_prints_the_same_table(
     assert written <= {f"runs/r/comparison.{kind}" for kind in ("json", "md", "html")}
 
 
-def test_a_teacher_made_here_is_trained_once_and_captured(desk: Desk) -> None:
+def test_a_new_teacher_is_trained_once_and_captured(desk: Desk) -> None:
     recipe = (desk.root / "r.toml").read_text(encoding="utf-8")
     start, end = recipe.index("model = "), recipe.index("[logits]")
     desk.edit(recipe[start:end], MADE_HERE + "\n")
@@ -177,7 +178,7 @@ def test_a_variant_is_another_student_of_the_same_store(finished: Desk) -> None:
     assert {row["name"] for row in rows} == {"teacher", "small", "baseline", "small2"}
 
 
-def test_the_runs_own_folder_is_a_recipe_wherever_one_stands(
+def test_a_runs_folder_is_a_recipe_from_any_working_directory(
     finished: Desk, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     before = finished.snapshot()
@@ -219,7 +220,7 @@ def _chats(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_chats_in_a_compressed_file_are_learned_where_the_assistant_speaks(
+def test_in_chats_of_a_compressed_file_only_assistant_text_is_learned(
     desk: Desk, chat_teacher: Path
 ) -> None:
     lines = "\n".join(json.dumps(chat) for chat in _chats(40))
@@ -251,7 +252,7 @@ def test_prompts_and_completions_under_other_names_are_learned_from_the_completi
         assert 0.2 < split["positions"] / split["tokens"] < 0.8
 
 
-def test_a_local_folder_stands_for_a_dataset_of_the_hub(desk: Desk) -> None:
+def test_a_local_folder_replaces_a_dataset_of_the_hub(desk: Desk) -> None:
     records = [json.dumps({"text": text}) for text in sentences(40)]
     desk.write("data/train.jsonl", "\n".join(records))
     desk.edit("files = [", 'files = ["hub:./data"] # ')
@@ -263,7 +264,7 @@ def test_a_local_folder_stands_for_a_dataset_of_the_hub(desk: Desk) -> None:
 @pytest.mark.parametrize(
     "how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name
 )
-def test_a_stopped_capture_goes_on_and_ends_as_if_it_had_not_been(
+def test_a_stopped_capture_resumes_with_the_same_result(
     desk: Desk, processes: Processes, how: Signals
 ) -> None:
     small = ("--set", "logits.shard_tokens=32", "--set", "logits.batch_tokens=32")
@@ -271,7 +272,7 @@ def test_a_stopped_capture_goes_on_and_ends_as_if_it_had_not_been(
     code, said = processes.stopped(desk, how, second, "teacher-logits", "r.toml", *small)
     if how is signal.SIGINT:
         assert code == 130
-        assert said[-1] == "interrupted; run the same command again to go on"
+        assert said[-1] == "interrupted; run the same command again to continue"
         assert [line for line in said if "Traceback" in line or not line] == []
         assert not list(desk.run.rglob(".unfinished-*"))
     elif how is signal.SIGTERM:
@@ -287,7 +288,7 @@ def test_a_stopped_capture_goes_on_and_ends_as_if_it_had_not_been(
     assert 2 <= done < shards, "it was not stopped in the middle"
 
     result = desk.done("teacher-logits", "r.toml", *small)
-    assert f"teacher-logits train: going on: {done} of {shards} shards done" in result.stderr
+    assert f"teacher-logits train: continuing: {done} of {shards} shards done" in result.stderr
     went_on = {name: digest for name, (digest, _) in desk.snapshot().items() if "/shards/" in name}
     shutil.rmtree(desk.run)
     desk.done("teacher-logits", "r.toml", *small)
@@ -298,7 +299,7 @@ def test_a_stopped_capture_goes_on_and_ends_as_if_it_had_not_been(
 @pytest.mark.parametrize(
     "how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name
 )
-def test_a_stopped_training_goes_on_from_its_last_checkpoint(
+def test_a_stopped_training_resumes_from_its_last_checkpoint(
     finished: Desk, processes: Processes, how: Signals
 ) -> None:
     settings = "--set students.small.train.steps=60 --set students.small.train.checkpoint_every=10"
@@ -308,7 +309,7 @@ def test_a_stopped_training_goes_on_from_its_last_checkpoint(
     code, said = processes.stopped(finished, how, whole, "train-student", "r.toml", *new)
     if how is signal.SIGINT:
         assert code == 130
-        assert said[-1] == "interrupted; run the same command again to go on"
+        assert said[-1] == "interrupted; run the same command again to continue"
     elif how is signal.SIGTERM:
         assert code == 0
         command = " ".join(("coldstill train-student r.toml", *new))
@@ -326,7 +327,7 @@ def test_a_stopped_training_goes_on_from_its_last_checkpoint(
     assert (folder / "model" / "model.safetensors").exists()
 
 
-def test_another_heldout_store_asks_for_new_figures(finished: Desk) -> None:
+def test_another_held_out_store_needs_new_figures(finished: Desk) -> None:
     before = finished.json("students", "small", "evaluation.json")["positions"]
     shutil.rmtree(finished.run / "heldout")
     finished.edit("sequences = 12", "sequences = 5")
@@ -337,7 +338,7 @@ def test_another_heldout_store_asks_for_new_figures(finished: Desk) -> None:
     assert all(0 < row["positions"] < before for row in rows)
 
 
-def test_a_student_that_is_trained_anew_loses_its_old_figures(finished: Desk) -> None:
+def test_a_student_that_is_trained_again_loses_its_old_figures(finished: Desk) -> None:
     folder = finished.run / "students" / "small"
     for part in ("model", "checkpoints"):
         shutil.rmtree(folder / part)

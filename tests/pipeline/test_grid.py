@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe.keys import split_key, student_keys
+from coldstill.pipeline.recipe.fields import student_keys
+from coldstill.pipeline.recipe.keys import split_key
 from coldstill.pipeline.recipe.tables import NAME_PATTERN
 from coldstill.pipeline.steps.grid import Grid, points_of, read_grids
 
@@ -55,8 +56,8 @@ def test_values_are_toml_or_bare_words(text: str, expected: tuple[Any, ...] | No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("seed=1,2", "another seed of the recipe would ask for another store; sweep students.NAME"),
-        ("logits.head=1,2", "only keys below students. can be swept: another logits.head would a"),
+        ("seed=1,2", "another seed of the recipe would need another store; sweep students.NAME"),
+        ("logits.head=1,2", "only keys below students. can be swept: another logits.head would n"),
         ("students=1", "expected a student's key, students.NAME.KEY=V1,V2"),
         ("students.small=1", "expected a student's key, students.NAME.KEY=V1,V2"),
         ("students.smal.train.steps=1", "no student 'smal' (have: small, small-learning_rate-0.0"),
@@ -65,7 +66,7 @@ def test_values_are_toml_or_bare_words(text: str, expected: tuple[Any, ...] | No
         ("=1", "expected students.NAME.KEY=V1,V2"),
     ],
 )
-def test_what_cannot_be_swept_is_refused(text: str, said: str) -> None:
+def test_keys_that_cannot_be_swept_are_refused(text: str, said: str) -> None:
     with pytest.raises(ColdstillError) as error:
         read_grids([text], STUDENTS)
     assert str(error.value).startswith(f"--grid {text}: {said}")
@@ -83,7 +84,7 @@ def test_one_key_has_one_grid() -> None:
     assert len(read_grids([f"{key}.steps=1", f"{other}.steps=1"], STUDENTS)) == 2
 
 
-def test_a_students_name_may_hold_dots() -> None:
+def test_a_students_name_can_contain_dots() -> None:
     parts = ["students", "small-learning_rate-0.003", "train", "steps"]
     assert split_key(".".join(parts), STUDENTS) == parts
     assert split_key('students."a.b".train.steps', ()) == ["students", "a.b", "train", "steps"]
@@ -120,20 +121,15 @@ def test_names_do_not_depend_on_the_order_of_options_or_on_other_values() -> Non
     assert set(names(first, second)) < set(names(first, (second[0], [0.1, 0.2, 0.3])))
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "said"),
-    [
+def test_equal_numbers_have_one_name() -> None:
+    for first, second, name in (
         (3e-3, 0.003, "0.003"),
         (1, 1.0, "1"),
         (1e3, 1000, "1000"),
         (0.00001, 1e-5, "1e-5"),
         (-0.5, -5e-1, "-0.5"),
-    ],
-)
-def test_one_number_has_one_name_however_it_is_written(
-    first: float, second: float, said: str
-) -> None:
-    assert names(("train.learning_rate", [first, second])) == [f"small-learning_rate-{said}"]
+    ):
+        assert names(("train.learning_rate", [first, second])) == [f"small-learning_rate-{name}"]
 
 
 @pytest.mark.parametrize(
@@ -152,11 +148,11 @@ def test_one_number_has_one_name_however_it_is_written(
         ("train.trainer.weight_decay", "trainer.weight_decay"),
     ],
 )
-def test_a_key_is_called_by_the_shortest_end_that_is_its_own(key: str, suffix: str) -> None:
+def test_a_key_is_named_by_its_shortest_unique_end(key: str, suffix: str) -> None:
     assert names((key, [1])) == [f"small-{suffix}-1"]
 
 
-def test_no_two_keys_of_a_student_are_called_alike() -> None:
+def test_no_two_keys_of_a_student_have_one_name() -> None:
     keys = sorted(".".join(key) for key in student_keys())
     assert {"train.steps", "objective.jsd.schedule", "layers.every"} <= set(keys)
     found = [names((key, [1]))[0] for key in keys]
@@ -179,19 +175,19 @@ def test_no_two_keys_of_a_student_are_called_alike() -> None:
         (list(range(40)), "[0-9a-f]{8}"),
     ],
 )
-def test_every_value_makes_a_name_that_a_folder_may_have(value: Any, pattern: str) -> None:
+def test_every_value_gives_a_valid_folder_name(value: Any, pattern: str) -> None:
     (name,) = names(("objective.kl", [value]))
     assert re.fullmatch(f"small-kl-{pattern}", name)
     assert re.fullmatch(NAME_PATTERN, name)
 
 
-def test_a_table_is_the_same_however_its_keys_and_numbers_are_written() -> None:
+def test_equal_tables_have_one_name() -> None:
     one, other = {"weight": 1.0, "start": 1e-1}, {"start": 0.1, "weight": 1}
     assert len(names(("objective.kl", [one, other]))) == 1
     assert len(names(("objective.kl", [one, {**one, "start": 0.2}]))) == 2
 
 
-def test_a_name_never_outgrows_a_folders() -> None:
+def test_long_names_are_replaced_by_digests() -> None:
     grids = [(f"train.trainer.{letter * 30}", [1, 2]) for letter in "abcdefgh"]
     found = names(*grids)
     assert len(set(found)) == 2**8
@@ -199,11 +195,9 @@ def test_a_name_never_outgrows_a_folders() -> None:
     assert names(*grids) == found
 
 
-def test_points_that_would_share_a_name_are_refused() -> None:
+def test_points_with_one_name_and_too_many_points_are_refused() -> None:
     with pytest.raises(ColdstillError, match="two points would both be called small-steps-1"):
         names(("train.steps", [1, "1"]))
 
-
-def test_far_too_many_points_are_a_slip() -> None:
     with pytest.raises(ColdstillError, match="1,001 points are more than 1,000; take fewer values"):
         names(("train.steps", [*range(1001)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from coldstill.data.store.reader import open_store
 from coldstill.pipeline.cli.commands import main
 from coldstill.pipeline.pages.inspect.glyphs import ASCII, BLOCKS, cell, glyphs_for, histogram
 from coldstill.pipeline.pages.inspect.store import ranges
-from inspected import SEQUENCES, desk_at, write_store
+from inspected import SEQUENCES, desk_at, shown, write_store
 from oracles import VOCABULARY, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
@@ -23,25 +23,13 @@ if TYPE_CHECKING:
 
     from desk import Desk
 
-pytest_plugins = ("desk",)
+pytest_plugins = ("desk", "inspect_fixtures")
 
 
-def told(desk: Desk, *arguments: str) -> Any:
-    """What a look at something gives as JSON."""
-    return json.loads(desk.done("inspect", *arguments, "--json").stdout)
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Desk:
-    """A desk with a store `s` on it and nothing else."""
-    write_store(tmp_path / "s")
-    return desk_at(tmp_path)
-
-
-def test_inspect_tells_what_is_in_a_store(finished: Desk) -> None:
+def test_inspect_shows_the_content_of_a_store(finished: Desk) -> None:
     store = open_store(finished.run / "logits")
     block = next(iter(store.batches(len(store))))
-    facts = told(finished, "runs/r/logits")
+    facts = shown(finished, "runs/r/logits")
     assert facts["shards"] == facts["shards_done"] == store.manifest.shards
     assert facts["manifest"]["teacher"] == finished.json("logits", "manifest.json")["teacher"]
     assert facts["shards_missing"] == []
@@ -59,7 +47,7 @@ def test_inspect_tells_what_is_in_a_store(finished: Desk) -> None:
 
 def test_the_figures_are_those_of_the_targets(tmp_path: Path) -> None:
     block = write_store(tmp_path / "s")
-    facts = told(desk_at(tmp_path), "s")
+    facts = shown(desk_at(tmp_path), "s")
     targets, count = block.targets, len(block.targets)
     loss = -targets.label_logprob.astype(np.float64).mean()
     mass_M = np.exp(targets.head_logprobs.astype(np.float64)).sum(1)
@@ -75,17 +63,17 @@ def test_the_figures_are_those_of_the_targets(tmp_path: Path) -> None:
     assert bins["head_mass"]["positions"] == np.histogram(mass_M, edges)[0].tolist()
 
 
-def test_what_a_codec_cost_is_a_mean_over_all_positions(tmp_path: Path) -> None:
+def test_the_codecs_kl_is_a_mean_over_all_positions(tmp_path: Path) -> None:
     write_store(tmp_path / "s", codec="compact")
     store = open_store(tmp_path / "s")
-    facts = told(desk_at(tmp_path), "s")
+    facts = shown(desk_at(tmp_path), "s")
     assert facts["codec_kl"] == store.statistics.distortion / store.positions > 0
     text = desk_at(tmp_path).done("inspect", "s").stdout
     assert "codec       compact, levels 127" in text
     assert f"mean KL {facts['codec_kl']:.2g} nats a position" in text
 
 
-def test_inspect_is_readable(finished: Desk) -> None:
+def test_inspect_prints_aligned_rows(finished: Desk) -> None:
     text = finished.done("inspect", "runs/r/heldout").stdout
     lines = text.splitlines()
     rows = {line[:11].strip(): line[12:] for line in lines if line[:1].isalpha()}
@@ -103,16 +91,16 @@ def test_inspect_is_readable(finished: Desk) -> None:
     assert "\u2588" in text
 
 
-def test_a_run_is_taken_for_its_store(finished: Desk) -> None:
-    facts = told(finished, "runs/r")
+def test_a_run_means_its_store(finished: Desk) -> None:
+    facts = shown(finished, "runs/r")
     assert facts["note"] == (
-        "runs/r is a run: this is its store runs/r/logits; it has another, runs/r/heldout"
+        "runs/r is a run; its store runs/r/logits is shown; it also has runs/r/heldout"
     )
-    assert {**facts, "note": ""} == told(finished, "runs/r/logits")
-    assert finished.done("inspect", "runs/r/").stdout.startswith("runs/r/ is a run: ")
+    assert {**facts, "note": ""} == shown(finished, "runs/r/logits")
+    assert finished.done("inspect", "runs/r/").stdout.startswith("runs/r/ is a run; ")
 
 
-def test_the_histograms_are_plain_where_blocks_cannot_be_shown(alone: Desk) -> None:
+def test_histograms_are_ascii_if_blocks_cannot_be_shown(alone: Desk) -> None:
     arguments = ["inspect", str(alone.root / "s")]
     plain = CliRunner(charset="ascii").invoke(main, arguments)
     assert plain.exit_code == 0
@@ -123,48 +111,48 @@ def test_the_histograms_are_plain_where_blocks_cannot_be_shown(alone: Desk) -> N
     assert (glyphs_for(None), glyphs_for("no such encoding")) == (ASCII, ASCII)
 
 
-def test_a_bar_is_as_high_as_what_it_counts() -> None:
+def test_a_bar_is_as_high_as_its_count() -> None:
     lines = histogram([0, 1, 500, 1000], BLOCKS, height=2, width=1)
     assert lines == ["   \u2588", " \u2581\u2588\u2588"]
     assert histogram([0, 0], ASCII, height=1) == ["    "]
 
 
-def test_a_cell_is_as_wide_as_it_should_be() -> None:
+def test_a_cell_has_its_width() -> None:
     assert cell("abc", 5) == "abc  "
     assert cell("abcdef", 5) == "ab..."
     assert cell("\u65e5\u672c", 5) == "\u65e5\u672c "  # two columns each
     assert cell("e\u0301", 2) == "e\u0301 "  # an accent takes none
 
 
-def test_without_a_head_nothing_is_said_of_what_it_covers(tmp_path: Path) -> None:
+def test_without_a_head_its_figures_are_omitted(tmp_path: Path) -> None:
     write_store(tmp_path / "s", Capture(head=0, tail=6))
     text = desk_at(tmp_path).done("inspect", "s").stdout
     assert "top-1" not in text
     assert "inside the head" not in text
-    assert told(desk_at(tmp_path), "s")["teacher_accuracy"] is None
+    assert shown(desk_at(tmp_path), "s")["teacher_accuracy"] is None
 
 
-def test_inspect_names_the_shards_that_are_missing(alone: Desk) -> None:
+def test_inspect_names_missing_shards(alone: Desk) -> None:
     for index in (0, 2):
         (alone.root / "s" / "shards" / f"{index:05d}.json").unlink()
-    facts = told(alone, "s")
+    facts = shown(alone, "s")
     assert (facts["shards"], facts["shards_done"], facts["shards_missing"]) == (3, 1, [0, 2])
     assert facts["sequences"] == 4
     assert "1 of 3, missing 0, 2\n" in alone.done("inspect", "s").stdout
 
 
-def test_inspect_of_a_store_that_holds_no_shard_yet(alone: Desk) -> None:
+def test_inspect_shows_a_store_without_shards(alone: Desk) -> None:
     for record in (alone.root / "s" / "shards").glob("*.json"):
         record.unlink()
     text = alone.done("inspect", "s").stdout
     assert "0 sequences" in text
     assert "says" not in text
     assert "positions by" not in text
-    assert told(alone, "s")["teacher_perplexity"] is None
-    assert "holds no sequence yet" in alone.refused("inspect", "s", "--html", "p.html")
+    assert shown(alone, "s")["teacher_perplexity"] is None
+    assert "has no sequence yet" in alone.refused("inspect", "s", "--html", "p.html")
 
 
-def test_inspect_touches_nothing(finished: Desk) -> None:
+def test_inspect_changes_nothing(finished: Desk) -> None:
     before = finished.snapshot()
     finished.done("inspect", "runs/r/logits")
     finished.done("inspect", "runs/r", "--sequence", "1")
@@ -175,61 +163,56 @@ def test_inspect_touches_nothing(finished: Desk) -> None:
 def test_any_other_file_is_refused(alone: Desk) -> None:
     alone.write("notes.txt", "a")
     line = alone.refused("inspect", "notes.txt")
-    assert line == "error: notes.txt: a file, but no shard (*.arrow, *.zarr)"
+    assert line == "error: notes.txt: a file that is not a shard (*.arrow, *.zarr)"
 
 
-def test_a_store_may_be_called_like_a_shard(tmp_path: Path) -> None:
+def test_a_store_can_have_the_name_of_a_shard(tmp_path: Path) -> None:
     write_store(tmp_path / "s.arrow")
-    assert told(desk_at(tmp_path), "s.arrow")["sequences"] == SEQUENCES
+    assert shown(desk_at(tmp_path), "s.arrow")["sequences"] == SEQUENCES
 
 
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"forward": 3, "machine": 4, "capture_tokens_per_second": "fast"}']
-)
-def test_measurements_are_no_part_of_the_record(alone: Desk, content: str) -> None:
-    alone.write("s/measurements.json", content)
-    assert "speed" not in alone.done("inspect", "s").stdout
+def test_damaged_measurements_are_ignored(alone: Desk) -> None:
+    wrong = '{"forward": 3, "machine": 4, "capture_tokens_per_second": "fast"}'
+    for content in ("{", "[]", wrong):
+        alone.write("s/measurements.json", content)
+        assert "speed" not in alone.done("inspect", "s").stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--positions", "0:4"],
-        ["--top", "3"],
-        ["--count", "3"],
-        ["--count", "3", "--sequence", "1"],
-        ["--html", "p.html", "--sequence", "1", "--count", "3"],
-        ["--sequence", "one"],
-        ["--sequence", "1", "--top", "0"],
-        ["--sequence", "1", "--positions", "4"],
-        ["--sequence", "1", "--positions", "4:4"],
-        ["--sequence", "1", "--positions", "-4:4"],
-    ],
-    ids=" ".join,
-)
-def test_options_that_make_no_sense_together(alone: Desk, arguments: list[str]) -> None:
+def test_options_that_do_not_fit_together_are_refused(alone: Desk) -> None:
     before = alone.snapshot()
-    result = alone.coldstill("inspect", "s", *arguments)
-    assert result.exit_code == 2
-    assert "Error: " in result.stderr
+    for line in (
+        "--positions 0:4",
+        "--top 3",
+        "--count 3",
+        "--count 3 --sequence 1",
+        "--html p.html --sequence 1 --count 3",
+        "--sequence one",
+        "--sequence 1 --top 0",
+        "--sequence 1 --positions 4",
+        "--sequence 1 --positions 4:4",
+        "--sequence 1 --positions -4:4",
+    ):
+        result = alone.coldstill("inspect", "s", *line.split())
+        assert result.exit_code == 2, line
+        assert "Error: " in result.stderr
     assert alone.snapshot() == before
 
 
-@pytest.mark.parametrize("view", [["--sequence", "0"], ["--html", "p.html"]], ids=lambda v: v[0])
-def test_reading_tokens_needs_no_deep_learning(alone: Desk, view: list[str]) -> None:
+def test_reading_tokens_needs_no_deep_learning(alone: Desk) -> None:
     program = (
         "import sys\n"
         "from coldstill.pipeline.cli import main\n"
-        "try:\n    main(['inspect', 's', *sys.argv[1:]])\n"
-        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "for view in (['--sequence', '0'], ['--html', 'p.html']):\n"
+        "    try:\n        main(['inspect', 's', *view])\n"
+        "    except SystemExit as end:\n        assert not end.code, end.code\n"
         "print(*{'torch', 'transformers', 'accelerate'} & set(sys.modules))\n"
     )
-    command = [sys.executable, "-c", program, *view]
+    command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=alone.root, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == ""
 
 
-def test_an_address_is_looked_at_like_a_folder() -> None:
+def test_an_address_is_inspected_like_a_folder() -> None:
     pytest.importorskip("fsspec")
     url = "memory://inspected/s"
     block = random_block(2, 6)
@@ -246,7 +229,7 @@ def test_an_address_is_looked_at_like_a_folder() -> None:
     assert store["manifest"]["tokenizer"]["size"] == VOCABULARY
 
 
-def test_missing_shards_are_told_in_ranges() -> None:
+def test_missing_shards_are_listed_as_ranges() -> None:
     assert ranges([0, 1, 2, 3, 7]) == "0-3, 7"
     assert ranges([5]) == "5"
     assert ranges([1, 2, 4, 5]) == "1-2, 4-5"

@@ -60,7 +60,7 @@ def shown(page: Any) -> dict[str, str]:
     return dict(zip(names, page.locator("#belief .numbers dd").all_inner_texts(), strict=True))
 
 
-def test_every_token_is_there_and_no_other(opened: Any, block: Block) -> None:
+def test_every_token_is_on_the_page_and_no_other(opened: Any, block: Block) -> None:
     page = opened()
     assert page.locator("section").count() == SEQUENCES
     assert page.locator(".text .t").count() == len(block.sequences.tokens.values)
@@ -101,7 +101,7 @@ def test_pointing_at_a_token_shows_what_was_expected_of_it(opened: Any, block: B
         assert [row.split()[-1] for row in rows[:3]] == best
 
 
-def test_without_a_target_it_is_said_why(opened: Any, block: Block) -> None:
+def test_a_token_without_a_target_has_a_reason(opened: Any, block: Block) -> None:
     page = opened()
     page.locator(".text .t").first.hover()
     assert "begins here: the teacher had nothing" in page.locator("#belief").inner_text()
@@ -177,7 +177,7 @@ def test_a_phone_needs_no_scrolling_sideways(opened: Any) -> None:
     assert not panel.is_visible()
 
 
-def test_one_can_go_to_a_sequence(opened: Any) -> None:
+def test_a_sequence_can_be_selected(opened: Any) -> None:
     page = opened(1280, 500)
     page.locator("#go").select_option("8")
     heading = page.locator("h2", has_text="Sequence 8")
@@ -201,7 +201,7 @@ CONTRAST = """element => {
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_extreme_colours_can_be_read_on(opened: Any, theme: str) -> None:
+def test_text_on_the_extreme_colours_is_readable(opened: Any, theme: str) -> None:
     page = opened(color_scheme=theme)
     ratios = page.locator(HOVERED).first.evaluate(CONTRAST)
     assert min(ratios) >= 4.5

@@ -18,13 +18,13 @@ from coldstill.data.alignment import labels
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.pages.inspect.tokens import token_texts
-from inspected import LONG, SEQUENCES, desk_at, write_store
+from inspected import LONG, SEQUENCES, desk_at, shown, write_store
 
 if TYPE_CHECKING:
     from coldstill.data.schema import Block
     from desk import Desk
 
-pytest_plugins = ("desk",)
+pytest_plugins = ("desk", "inspect_fixtures")
 
 TEMPLATES = Path(coldstill.__file__).parent / "pipeline" / "pages" / "inspect" / "templates"
 
@@ -58,27 +58,14 @@ class Page(HTMLParser):
         return json.loads(self.inside["script application/json"])
 
 
-@pytest.fixture
-def block(tmp_path: Path) -> Block:
-    """What the store `s` holds."""
-    return write_store(tmp_path / "s")
-
-
-@pytest.fixture
-def desk_of_block(tmp_path: Path, block: Block) -> Desk:
-    """A desk with that store on it."""
-    assert len(block) == SEQUENCES
-    return desk_at(tmp_path)
-
-
 def written(desk: Desk, *arguments: str) -> Page:
     """The page that a command writes."""
     desk.done("inspect", "s", "--html", "p.html", *arguments)
     return Page((desk.root / "p.html").read_text(encoding="utf-8"))
 
 
-def test_a_page_needs_nothing_but_itself(desk_of_block: Desk) -> None:
-    page = written(desk_of_block)
+def test_a_page_needs_nothing_but_itself(alone: Desk) -> None:
+    page = written(alone)
     names = [tag for tag, _ in page.tags]
     assert not {"link", "img", "iframe", "object", "embed", "base", "source"} & set(names)
     for tag, attributes in page.tags:
@@ -96,22 +83,22 @@ def test_a_page_needs_nothing_but_itself(desk_of_block: Desk) -> None:
         assert set(urls) <= {"http://www.w3.org/2000/svg"}  # a name, which nothing fetches
 
 
-def test_no_token_becomes_markup(desk_of_block: Desk, block: Block) -> None:
-    page = written(desk_of_block)
+def test_no_token_becomes_markup(alone: Desk, block: Block) -> None:
+    page = written(alone)
     outline = Page((TEMPLATES / "inspect.html").read_text(encoding="utf-8"))
     # the tags are those of the outline, whatever the tokens are
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in outline.tags]
-    texts = token_texts(open_store(desk_of_block.root / "s"))
-    shown = set(page.data["texts"].values())
+    texts = token_texts(open_store(alone.root / "s"))
+    texts_shown = set(page.data["texts"].values())
     used = {texts.of(int(token)) for token in block.sequences.tokens.values}
-    assert {"<img src=x onerror=alert(1)>", "</script>", "@@SCRIPT@@", "\\x1b[31m"} <= shown
-    assert used <= shown
+    assert {"<img src=x onerror=alert(1)>", "</script>", "@@SCRIPT@@", "\\x1b[31m"} <= texts_shown
+    assert used <= texts_shown
     scripts = [(TEMPLATES / f"inspect_{part}.js").read_text() for part in ("text", "panel")]
     assert page.inside["script"] == "\n".join(scripts)
 
 
-def test_the_data_are_those_of_the_store(desk_of_block: Desk, block: Block) -> None:
-    data = written(desk_of_block, "--count", "99", "--top", "3").data
+def test_the_data_are_those_of_the_store(alone: Desk, block: Block) -> None:
+    data = written(alone, "--count", "99", "--top", "3").data
     assert [sequence["row"] for sequence in data["sequences"]] == list(range(SEQUENCES))
     for row, sequence in enumerate(data["sequences"]):
         one = block.take(np.array([row]))
@@ -138,12 +125,12 @@ def test_the_data_are_those_of_the_store(desk_of_block: Desk, block: Block) -> N
             assert sorted(drawn) == one.targets.tail_ids[i].tolist()
 
 
-def test_the_summary_is_that_of_the_store(desk_of_block: Desk) -> None:
-    data = written(desk_of_block).data
-    text = " ".join(desk_of_block.done("inspect", "s").stdout.split())
+def test_the_summary_is_that_of_the_store(alone: Desk) -> None:
+    data = written(alone).data
+    text = " ".join(alone.done("inspect", "s").stdout.split())
     for name, value in data["table"]:
         assert f"{name} {value}" in text
-    facts = json.loads(desk_of_block.done("inspect", "s", "--json").stdout)
+    facts = shown(alone, "s")
     for one, key in zip(data["histograms"], ("entropy", "head_mass"), strict=True):
         assert one["counts"] == facts["histograms"][key]["positions"]
         assert len(one["bins"]) == len(one["counts"])
@@ -151,71 +138,66 @@ def test_the_summary_is_that_of_the_store(desk_of_block: Desk) -> None:
     assert data["histograms"][0]["mean"] == pytest.approx(facts["teacher_entropy"] / 12)
 
 
-def test_a_sample_is_the_same_every_time_and_counted(desk_of_block: Desk) -> None:
-    first = written(desk_of_block, "--count", "4").data["sequences"]
+def test_a_sample_is_the_same_every_time_and_counted(alone: Desk) -> None:
+    first = written(alone, "--count", "4").data["sequences"]
     rows = [sequence["row"] for sequence in first]
     assert rows == sorted(set(rows))
     assert len(rows) == 4
-    assert written(desk_of_block, "--count", "4").data["sequences"] == first
-    chosen = written(desk_of_block, "--sequence", "7", "--sequence", "2").data["sequences"]
+    assert written(alone, "--count", "4").data["sequences"] == first
+    chosen = written(alone, "--sequence", "7", "--sequence", "2").data["sequences"]
     assert [sequence["row"] for sequence in chosen] == [7, 2]
 
 
-def test_only_what_is_there_is_sampled(desk_of_block: Desk) -> None:
-    (desk_of_block.root / "s" / "shards" / "00001.json").unlink()
-    data = written(desk_of_block).data
+def test_only_finished_shards_are_sampled(alone: Desk) -> None:
+    (alone.root / "s" / "shards" / "00001.json").unlink()
+    data = written(alone).data
     assert [sequence["row"] for sequence in data["sequences"]] == [0, 1, 2, 3, 8, 9]
-    desk_of_block.done("inspect", "s/shards/00002.arrow", "--html", "p.html")
-    page = Page((desk_of_block.root / "p.html").read_text(encoding="utf-8"))
+    alone.done("inspect", "s/shards/00002.arrow", "--html", "p.html")
+    page = Page((alone.root / "p.html").read_text(encoding="utf-8"))
     assert [sequence["row"] for sequence in page.data["sequences"]] == [8, 9]
-    before = desk_of_block.snapshot()
-    line = desk_of_block.refused("inspect", "s", "--html", "p.html", "--sequence", "5")
+    before = alone.snapshot()
+    line = alone.refused("inspect", "s", "--html", "p.html", "--sequence", "5")
     assert "shard 1, which is missing" in line
-    assert desk_of_block.snapshot() == before
+    assert alone.snapshot() == before
 
 
-def test_only_some_places(desk_of_block: Desk, block: Block) -> None:
+def test_a_page_can_show_some_positions_only(alone: Desk, block: Block) -> None:
     row = ("--sequence", str(LONG))
-    (whole,) = written(desk_of_block, *row).data["sequences"]
-    (part,) = written(desk_of_block, *row, "--positions", "3:8").data["sequences"]
+    (whole,) = written(alone, *row).data["sequences"]
+    (part,) = written(alone, *row, "--positions", "3:8").data["sequences"]
     assert (part["first"], part["length"]) == (3, whole["length"])
     assert part["tokens"] == whole["tokens"][3:8]
     # the token at place 3 keeps its belief, though position 2, where it is stored, is not shown
     assert part["beliefs"] == [b for b in whole["beliefs"] if 3 <= b[0] < 8]
 
 
-def test_what_was_written_is_told(desk_of_block: Desk) -> None:
-    result = desk_of_block.done("inspect", "s", "--html", "out/p.html", "--count", "2", "--json")
-    told = json.loads(result.stdout)
-    path = desk_of_block.root / "out" / "p.html"
+def test_the_command_reports_what_it_wrote(alone: Desk) -> None:
+    told = shown(alone, "s", "--html", "out/p.html", "--count", "2")
+    path = alone.root / "out" / "p.html"
     assert told["wrote"] == os.path.join("out", "p.html")
     assert told["bytes"] == path.stat().st_size
     sequences = Page(path.read_text(encoding="utf-8")).data["sequences"]
     assert told["sequences"] == [sequence["row"] for sequence in sequences]
     assert told["tokens"] == sum(len(sequence["tokens"]) for sequence in sequences)
-    said = desk_of_block.done("inspect", "s", "--html", "q.html", "--sequence", "0").stdout
+    said = alone.done("inspect", "s", "--html", "q.html", "--sequence", "0").stdout
     assert said.startswith("wrote q.html: 1 sequence, ")
-    assert not list(desk_of_block.root.rglob(".unfinished-*"))
+    assert not list(alone.root.rglob(".unfinished-*"))
 
 
-def test_a_page_replaces_a_file_but_never_a_folder(desk_of_block: Desk) -> None:
-    desk_of_block.write("p.html", "what was here before")
-    assert written(desk_of_block).data["sequences"]
-    (desk_of_block.root / "folder").mkdir()
-    line = desk_of_block.refused("inspect", "s", "--html", "folder")
+def test_a_page_replaces_a_file_but_never_a_folder(alone: Desk) -> None:
+    alone.write("p.html", "what was here before")
+    assert written(alone).data["sequences"]
+    first = (alone.root / "p.html").read_bytes()
+    written(alone)
+    assert (alone.root / "p.html").read_bytes() == first, "the same store gives the same page"
+    (alone.root / "folder").mkdir()
+    line = alone.refused("inspect", "s", "--html", "folder")
     assert line == "error: folder: a folder; name the file that the page is to be"
 
 
-def test_the_same_store_gives_the_same_page(desk_of_block: Desk) -> None:
-    written(desk_of_block)
-    first = (desk_of_block.root / "p.html").read_bytes()
-    written(desk_of_block)
-    assert (desk_of_block.root / "p.html").read_bytes() == first
-
-
-def test_without_a_tokenizer_the_page_shows_ids(desk_of_block: Desk) -> None:
-    (desk_of_block.root / "s" / "tokenizer" / "tokenizer.json").unlink()
-    data = written(desk_of_block).data
+def test_without_a_tokenizer_the_page_shows_ids(alone: Desk) -> None:
+    (alone.root / "s" / "tokenizer" / "tokenizer.json").unlink()
+    data = written(alone).data
     assert "ids are shown instead of text" in data["note"]
     assert all(text == f"#{token}" for token, text in data["texts"].items())
 
@@ -232,9 +214,7 @@ def test_a_capture_without_a_head_or_a_tail(tmp_path: Path, capture: Capture) ->
 
 
 def test_a_page_is_a_few_hundred_bytes_a_token(finished: Desk) -> None:
-    told = json.loads(
-        finished.done("inspect", "runs/r", "--html", "p.html", "--count", "99", "--json").stdout
-    )
+    told = shown(finished, "runs/r", "--html", "p.html", "--count", "99")
     empty = sum(path.stat().st_size for path in TEMPLATES.iterdir())
     assert told["tokens"] > 500
     assert (told["bytes"] - empty) / told["tokens"] < 300
@@ -254,7 +234,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_text_can_be_read_on_every_colour(theme: int) -> None:
+def test_text_is_readable_on_every_colour(theme: int) -> None:
     style = (TEMPLATES / "inspect.css").read_text(encoding="utf-8")
     found = re.findall(r"--([a-z]+\d*): (#[0-9a-f]{6})", style)
     assert len(found) % 2 == 0

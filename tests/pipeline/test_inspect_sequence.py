@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from coldstill.pipeline.cli import inspect as command
 from coldstill.pipeline.cli.commands import main
 from coldstill.pipeline.pages.inspect.glyphs import clip
 from coldstill.pipeline.pages.inspect.listing import percent
-from inspected import LONG, SEQUENCES, TOKENS, desk_at, write_store
+from inspected import LONG, SEQUENCES, TOKENS, desk_at, shown, write_store
 from oracles import FULL, VOCABULARY
 
 if TYPE_CHECKING:
@@ -26,35 +25,29 @@ if TYPE_CHECKING:
     from coldstill.data.schema import Block
     from desk import Desk
 
-pytest_plugins = ("desk",)
-
-
-@pytest.fixture
-def block(tmp_path: Path) -> Block:
-    """What the store `s` holds."""
-    return write_store(tmp_path / "s")
-
-
-@pytest.fixture
-def desk_of_block(tmp_path: Path, block: Block) -> Desk:
-    """A desk with that store on it."""
-    assert len(block) == SEQUENCES
-    return desk_at(tmp_path)
+pytest_plugins = ("desk", "inspect_fixtures")
 
 
 def listed(desk: Desk, row: int, *arguments: str) -> Any:
     """One sequence as JSON."""
-    result = desk.done("inspect", "s", "--sequence", str(row), "--json", *arguments)
-    (sequence,) = json.loads(result.stdout)["sequences"]
-    return sequence
+    return shown(desk, "s", "--sequence", str(row), *arguments)["sequences"][0]
 
 
-@pytest.mark.parametrize("row", range(SEQUENCES))
-def test_every_position_has_its_own_target(desk_of_block: Desk, block: Block, row: int) -> None:
+def test_every_position_has_its_own_target(alone: Desk, block: Block) -> None:
+    for row, sequence in enumerate(_all_sequences(alone)):
+        _compare(block, row, sequence["positions"])
+
+
+def _all_sequences(desk: Desk) -> list[Any]:
+    options = [part for row in range(SEQUENCES) for part in ("--sequence", str(row))]
+    sequences: list[Any] = shown(desk, "s", *options, "--top", "3")["sequences"]
+    return sequences
+
+
+def _compare(block: Block, row: int, entries: list[Any]) -> None:
     one = block.take(np.array([row]))
     tokens = one.sequences.tokens[0].tolist()
     positions = one.sequences.positions[0].tolist()
-    entries = listed(desk_of_block, row, "--top", "3")["positions"]
     assert [entry["token"] for entry in entries] == tokens
     assert [entry["text"] for entry in entries if "\x1b" not in TOKENS[entry["token"]]]
     assert [e["position"] for e in entries if e["target"] is not None] == positions
@@ -90,7 +83,7 @@ def test_every_position_has_its_own_target(desk_of_block: Desk, block: Block, ro
             assert sample["probability"] == pytest.approx(np.exp(known[sample["token"]]))
 
 
-def test_the_fixture_would_show_a_wrong_step(block: Block) -> None:
+def test_the_fixture_reveals_a_wrong_shift(block: Block) -> None:
     wrong = right = 0
     for row in range(SEQUENCES):
         tokens, positions = block.sequences.tokens[row], block.sequences.positions[row]
@@ -99,9 +92,9 @@ def test_the_fixture_would_show_a_wrong_step(block: Block) -> None:
     assert wrong > 0.9 * right
 
 
-def test_the_text_says_what_the_json_says(desk_of_block: Desk) -> None:
-    text = desk_of_block.done("inspect", "s", "--sequence", str(LONG)).stdout
-    sequence = listed(desk_of_block, LONG)
+def test_the_text_agrees_with_the_json(alone: Desk) -> None:
+    text = alone.done("inspect", "s", "--sequence", str(LONG)).stdout
+    sequence = listed(alone, LONG)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     rows = {int(m[1]): line for line in lines if (m := re.match(r" {0,5}(\d+)  \S", line))}
@@ -139,51 +132,45 @@ def seen(text: str) -> str:
     return clip(text.replace(" ", "\u00b7").replace("\n", "\u21b5").replace("\t", "\u21e5"), 22)
 
 
-def test_only_some_positions(desk_of_block: Desk) -> None:
-    whole = listed(desk_of_block, LONG)["positions"]
+def test_the_text_can_show_some_positions_only(alone: Desk) -> None:
+    whole = listed(alone, LONG)["positions"]
     assert len(whole) > 5
     for given, part in (("2:4", whole[2:4]), (":3", whole[:3]), ("3:", whole[3:])):
-        assert listed(desk_of_block, LONG, "--positions", given)["positions"] == part
-    assert listed(desk_of_block, LONG, "--positions", "2:999")["positions"] == whole[2:]
-    text = desk_of_block.done("inspect", "s", "--sequence", str(LONG), "--positions", "2:4").stdout
+        assert listed(alone, LONG, "--positions", given)["positions"] == part
+    assert listed(alone, LONG, "--positions", "2:999")["positions"] == whole[2:]
+    text = alone.done("inspect", "s", "--sequence", str(LONG), "--positions", "2:4").stdout
     assert "; shown are 2 to 3" in " ".join(text.split())
-    line = desk_of_block.refused("inspect", "s", "--sequence", str(LONG), "--positions", "50:60")
+    line = alone.refused("inspect", "s", "--sequence", str(LONG), "--positions", "50:60")
     assert line == f"error: s: sequence {LONG} has {len(whole)} positions, none from 50 on"
 
 
-def test_several_sequences(desk_of_block: Desk) -> None:
-    result = desk_of_block.done("inspect", "s", "--sequence", "4", "--sequence", "0", "--json")
-    assert [s["sequence"] for s in json.loads(result.stdout)["sequences"]] == [4, 0]
-    text = desk_of_block.done("inspect", "s", "--sequence", "4", "--sequence", "0").stdout
+def test_several_sequences_are_shown_in_the_given_order(alone: Desk) -> None:
+    both = ("--sequence", "4", "--sequence", "0")
+    assert [one["sequence"] for one in shown(alone, "s", *both)["sequences"]] == [4, 0]
+    text = alone.done("inspect", "s", *both).stdout
     assert text.index("sequence 4 of s") < text.index("sequence 0 of s")
 
 
-def test_a_sequence_of_one_shard(desk_of_block: Desk) -> None:
+def test_a_missing_sequence_is_refused(alone: Desk) -> None:
     shard = "s/shards/00001.arrow"
-    desk_of_block.done("inspect", shard, "--sequence", "5")
-    line = desk_of_block.refused("inspect", shard, "--sequence", "8")
+    alone.done("inspect", shard, "--sequence", "5")
+    line = alone.refused("inspect", shard, "--sequence", "8")
     assert line == f"error: {shard}: no sequence 8; this shard holds 4 to 7"
-
-
-@pytest.mark.parametrize("row", [-1, SEQUENCES, 10**30])
-def test_a_sequence_that_is_not_there(desk_of_block: Desk, row: int) -> None:
-    line = desk_of_block.refused("inspect", "s", "--sequence", str(row))
-    assert line == f"error: s: no sequence {row}; its sequences are 0 to 9"
-
-
-def test_a_sequence_whose_shard_is_missing(desk_of_block: Desk) -> None:
-    (desk_of_block.root / "s" / "shards" / "00001.json").unlink()
-    line = desk_of_block.refused("inspect", "s", "--sequence", "5")
+    for row in (-1, SEQUENCES, 10**30):
+        line = alone.refused("inspect", "s", "--sequence", str(row))
+        assert line == f"error: s: no sequence {row}; its sequences are 0 to 9"
+    (alone.root / "s" / "shards" / "00001.json").unlink()
+    line = alone.refused("inspect", "s", "--sequence", "5")
     assert line.startswith("error: s: sequence 5 is in shard 1, which is missing; finish the store")
-    assert listed(desk_of_block, 8)["positions"]
+    assert listed(alone, 8)["positions"]
 
 
-def test_without_a_tokenizer_ids_are_shown(desk_of_block: Desk) -> None:
-    (desk_of_block.root / "s" / "tokenizer" / "tokenizer.json").unlink()
-    sequence = listed(desk_of_block, 0)
+def test_without_a_tokenizer_ids_are_shown(alone: Desk) -> None:
+    (alone.root / "s" / "tokenizer" / "tokenizer.json").unlink()
+    sequence = listed(alone, 0)
     assert sequence["note"] == "no tokenizer.json in the store: ids are shown instead of text"
     assert {e["text"] == f"#{e['token']}" for e in sequence["positions"]} == {True}
-    assert sequence["note"] in desk_of_block.done("inspect", "s", "--sequence", "0").stdout
+    assert sequence["note"] in alone.done("inspect", "s", "--sequence", "0").stdout
 
 
 @pytest.mark.parametrize(
@@ -191,7 +178,7 @@ def test_without_a_tokenizer_ids_are_shown(desk_of_block: Desk) -> None:
     [Capture(head=0, tail=5), Capture(head=6, tail=0), Capture(head=VOCABULARY, tail=0)],
     ids=["no head", "no tail", "everything"],
 )
-def test_a_capture_of_less_or_all(tmp_path: Path, capture: Capture) -> None:
+def test_a_capture_without_head_or_tail_is_shown(tmp_path: Path, capture: Capture) -> None:
     write_store(tmp_path / "s", capture)
     desk = desk_at(tmp_path)
     targets = [e["target"] for e in listed(desk, LONG)["positions"] if e["target"]]
@@ -223,7 +210,7 @@ def test_a_compact_zarr_store_gives_the_same_within_its_error(tmp_path: Path) ->
             assert abs(np.sqrt(guess["probability"]) - wanted[guess["token"]]) <= maximum
 
 
-def test_long_text_is_read_page_by_page_where_somebody_watches(
+def test_long_text_goes_through_a_pager_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     paged: list[str] = []
@@ -239,26 +226,14 @@ def test_long_text_is_read_page_by_page_where_somebody_watches(
     assert len(paged) == 1
 
 
-def test_plain_ascii_where_nothing_else_can_be_shown(desk_of_block: Desk) -> None:
-    runner = CliRunner(charset="ascii")
-    for row in range(SEQUENCES):
-        arguments = ["inspect", str(desk_of_block.root / "s"), "--sequence", str(row)]
-        result = runner.invoke(main, arguments)
-        assert result.exit_code == 0
-        assert result.stdout.isascii()
+def test_sequences_are_ascii_if_the_output_needs_it(alone: Desk) -> None:
+    options = [part for row in range(SEQUENCES) for part in ("--sequence", str(row))]
+    result = CliRunner(charset="ascii").invoke(main, ["inspect", str(alone.root / "s"), *options])
+    assert result.exit_code == 0
+    assert result.stdout.isascii()
 
 
-@pytest.mark.parametrize(
-    ("probability", "said"),
-    [
-        (1.0, "100.0%"),
-        (0.731, "73.1%"),
-        (0.0731, "7.31%"),
-        (0.0001, "0.01%"),
-        (0.00004, "0.004%"),
-        (1e-9, "<0.001%"),
-        (0.0, "0%"),
-    ],
-)
-def test_probabilities_have_as_many_digits_as_they_need(probability: float, said: str) -> None:
-    assert percent(probability) == said
+def test_probabilities_have_as_many_digits_as_they_need() -> None:
+    values = (1.0, 0.731, 0.0731, 0.0001, 0.00004, 1e-9, 0.0)
+    texts = "100.0% 73.1% 7.31% 0.01% 0.004% <0.001% 0%"
+    assert [percent(value) for value in values] == texts.split()

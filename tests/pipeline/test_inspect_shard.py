@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from coldstill.data.formats import STORES
 from coldstill.data.ragged import Ragged
 from coldstill.data.store.reader import open_store
-from inspected import desk_at, write_store
+from inspected import desk_at, shown, write_store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from desk import Desk
 
-pytest_plugins = ("desk",)
-
-
-def told(desk: Desk, *arguments: str) -> Any:
-    """What a look at something gives as JSON."""
-    return json.loads(desk.done("inspect", *arguments, "--json").stdout)
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Desk:
-    """A desk with a store `s` on it and nothing else."""
-    write_store(tmp_path / "s")
-    return desk_at(tmp_path)
+pytest_plugins = ("desk", "inspect_fixtures")
 
 
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 @pytest.mark.parametrize("store", list(STORES))
-def test_one_shard_is_looked_at_as_part_of_its_store(
-    tmp_path: Path, store: str, codec: str
-) -> None:
+def test_one_shard_is_shown_as_part_of_its_store(tmp_path: Path, store: str, codec: str) -> None:
     write_store(tmp_path / "s", store=store, codec=codec)
     desk, name = desk_at(tmp_path), f"s/shards/00002{STORES[store].suffix}"
-    facts = told(desk, name)
+    facts = shown(desk, name)
     part = open_store(tmp_path / "s").read(np.arange(8, 10))
     assert (facts["shard"], facts["rows"], facts["sequences"]) == (2, [8, 10], 2)
     assert facts["positions"] == len(part.targets)
@@ -51,18 +36,18 @@ def test_one_shard_is_looked_at_as_part_of_its_store(
     assert columns["token_ids"]["values"] == len(part.sequences.tokens.values)
     assert columns["head_ids"]["values"] == len(part.targets)
     text = desk.done("inspect", name).stdout
-    assert "this shard  2: sequences 8 to 9; the rest is of it alone" in text
+    assert "this shard  2: sequences 8 to 9; all lines below are about it alone" in text
 
 
 def test_a_shard_is_found_from_inside_its_folder(alone: Desk) -> None:
     inside = desk_at(alone.root / "s" / "shards")
-    assert told(inside, "00002.arrow")["rows"] == [8, 10]
-    assert told(desk_at(alone.root / "s"), "shards/00002.arrow")["rows"] == [8, 10]
+    assert shown(inside, "00002.arrow")["rows"] == [8, 10]
+    assert shown(desk_at(alone.root / "s"), "shards/00002.arrow")["rows"] == [8, 10]
 
 
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 @pytest.mark.parametrize("store", list(STORES))
-def test_a_shard_without_a_manifest_tells_what_it_can(
+def test_a_shard_without_a_manifest_shows_its_columns(
     tmp_path: Path, store: str, codec: str
 ) -> None:
     block = write_store(tmp_path / "s", store=store, codec=codec)
@@ -70,7 +55,7 @@ def test_a_shard_without_a_manifest_tells_what_it_can(
     shard, lone = tmp_path / "s" / "shards" / f"00000{suffix}", tmp_path / f"lone{suffix}"
     (shutil.copytree if shard.is_dir() else shutil.copy)(shard, lone)
     desk = desk_at(tmp_path)
-    facts = told(desk, lone.name)
+    facts = shown(desk, lone.name)
     assert (facts["store"], facts["path"]) == (store, lone.name)
     files = [path for path in [lone, *lone.rglob("*")] if path.is_file()]
     assert facts["bytes"] == sum(path.stat().st_size for path in files)
@@ -91,9 +76,9 @@ def test_a_shard_without_a_manifest_tells_what_it_can(
         assert line.endswith("without it no target can be read")
 
 
-def test_a_shard_without_a_commit_record_is_looked_at_by_itself(alone: Desk) -> None:
+def test_a_shard_without_a_commit_record_is_shown_alone(alone: Desk) -> None:
     (alone.root / "s" / "shards" / "00001.json").unlink()
-    facts = told(alone, "s/shards/00001.arrow")
+    facts = shown(alone, "s/shards/00001.arrow")
     assert facts["note"].startswith("the store s has no commit record of it")
     assert "manifest" not in facts
 
@@ -115,15 +100,15 @@ def test_a_damaged_shard_is_one_line(tmp_path: Path, store: str) -> None:
     desk.done("inspect", "s", "--sequence", "0")
 
 
-@pytest.mark.parametrize("name", ["lone.arrow", "s/shards/00009.arrow", "lone.zarr"])
-def test_a_shard_that_is_not_there(alone: Desk, name: str) -> None:
-    assert alone.refused("inspect", name) == f"error: {name}: not there"
+def test_a_missing_shard_is_refused(alone: Desk) -> None:
+    for name in ("lone.arrow", "s/shards/00009.arrow", "lone.zarr"):
+        assert alone.refused("inspect", name) == f"error: {name}: does not exist"
 
 
-@pytest.mark.parametrize("content", [b"", b"ARROW1\0\0", b"no table at all"])
-def test_a_file_that_only_looks_like_a_shard(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_only_looks_like_a_shard_is_refused(tmp_path: Path) -> None:
     desk = desk_at(tmp_path)
-    desk.write("lone.arrow", content)
-    desk.write("lone.zarr/zarr.json", content)
-    assert "lone.arrow: not a whole Arrow file: " in desk.refused("inspect", "lone.arrow")
-    assert "lone.zarr: not a whole Zarr group: " in desk.refused("inspect", "lone.zarr")
+    for content in (b"", b"ARROW1\0\0", b"no table at all"):
+        desk.write("lone.arrow", content)
+        desk.write("lone.zarr/zarr.json", content)
+        assert "lone.arrow: not a whole Arrow file: " in desk.refused("inspect", "lone.arrow")
+        assert "lone.zarr: not a whole Zarr group: " in desk.refused("inspect", "lone.zarr")

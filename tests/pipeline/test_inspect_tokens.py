@@ -71,7 +71,7 @@ def test_a_byte_that_stands_for_itself() -> None:
     assert words(["<0x0A>"]).of(0) == "<0x0A>"  # of a tokenizer that has no such bytes
 
 
-def test_what_cannot_be_seen_is_escaped() -> None:
+def test_invisible_characters_are_escaped() -> None:
     shown = ["\x1b[31m", "\u202e", "\u2028", "\r", "\x00", "\u200b", "\xa0", "\ue000", "", "\ufeff"]
     texts = words(shown)
     assert [texts.of(i) for i in range(len(shown))] == [
@@ -114,7 +114,7 @@ def test_a_store_without_a_tokenizer_shows_ids(tmp_path: Path) -> None:
     assert missing.lack == "no tokenizer.json in the store: ids are shown instead of text"
 
 
-def test_a_token_is_seen_whatever_the_terminal() -> None:
+def test_a_token_is_visible_on_every_terminal() -> None:
     assert BLOCKS.visible(" a\n\tb") == "\u00b7a\u21b5\u21e5b"
     assert ASCII.visible(" a\n\tb\u65e5") == '" a\\n\\tb\\u65e5"'
     assert all(ASCII.visible(token).isascii() for token in np.array(TOKENS))

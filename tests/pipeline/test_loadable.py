@@ -1,4 +1,4 @@
-"""Models that will not load are told by plan and run, before a teacher is paid for."""
+"""`plan` and `run` refuse models that will not load before they load the teacher."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ LOST = {
 
 
 def with_student(desk: Desk) -> None:
-    """A student that begins with the model in `base`."""
+    """Add a student that starts from the model in `base`."""
     desk.edit("[students.baseline]", f"{_OWN}[students.baseline]")
 
 
 @pytest.mark.parametrize("what", LOST)
-def test_weights_that_are_not_the_checkpoint_s_are_told_by_plan(
+def test_a_plan_refuses_weights_that_do_not_fit_the_checkpoint(
     desk: Desk, tokenizer: Any, what: str
 ) -> None:
-    rename, said = LOST[what]
+    rename, reason = LOST[what]
     save_checkpoint(desk.root / "base", tokenizer, renamed(rename))
     with_student(desk)
     line = desk.refused("plan", "r.toml")
     assert line.startswith("error: students.own.model: the weights in ")
-    assert said in line
+    assert reason in line
     desk.edit('model = "base"\n', 'model = "none"\n')
     desk.edit("[teacher]\nmodel = ", '[teacher]\nmodel = "base"\n#')
     line = desk.refused("plan", "r.toml")
     assert line.startswith("error: teacher.model: the weights in ")
-    assert said in line
+    assert reason in line
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
-def test_a_student_s_weights_code_and_tokens_are_looked_at_before_the_teacher_runs(
+def test_a_student_s_weights_code_and_tokens_are_checked_before_the_teacher_runs(
     desk: Desk, tokenizer: Any, command: str
 ) -> None:
     base = save_checkpoint(desk.root / "base", tokenizer, tie_word_embeddings=False)
@@ -70,7 +70,7 @@ def test_a_student_s_weights_code_and_tokens_are_looked_at_before_the_teacher_ru
     assert not (desk.run / "logits").exists()
 
 
-def test_an_index_whose_files_are_not_all_there_is_told_by_plan(desk: Desk, tokenizer: Any) -> None:
+def test_a_plan_refuses_an_index_with_missing_files(desk: Desk, tokenizer: Any) -> None:
     base = save_checkpoint(desk.root / "base", tokenizer)
     (base / "model.safetensors").rename(base / "model-1.safetensors")
     names = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
@@ -80,7 +80,7 @@ def test_an_index_whose_files_are_not_all_there_is_told_by_plan(desk: Desk, toke
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "gpt2"])
-def test_a_plain_model_gives_no_reason_to_ask_transformers(
+def test_a_plain_model_is_checked_without_transformers(
     tokenizer: Any, tmp_path: Path, family: str
 ) -> None:
     save_checkpoint(tmp_path, tokenizer, family=family)
@@ -91,7 +91,7 @@ def test_a_plain_model_gives_no_reason_to_ask_transformers(
 
 
 @pytest.mark.parametrize("family", ["rwkv", "bloom"])
-def test_a_student_that_cannot_learn_from_a_packed_store_is_told_before_it_is_captured(
+def test_a_student_that_cannot_learn_from_a_packed_store_is_refused_before_capture(
     desk: Desk, family: str
 ) -> None:
     sizes = "layers = 1, hidden = 32, heads = 2, feed_forward = 128"

@@ -55,7 +55,7 @@ def odd(desk: Desk, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, ran: Path) 
     return desk
 
 
-def test_it_never_runs_unless_it_is_allowed(odd: Desk, ran: Path) -> None:
+def test_model_code_never_runs_unless_it_is_allowed(odd: Desk, ran: Path) -> None:
     line = odd.refused("teacher-logits", "r.toml")
     assert line.startswith("error: teacher.model: ")
     assert "brings its own code (modeling_odd.py)" in line
@@ -72,7 +72,7 @@ def test_a_model_that_transformers_knows_needs_no_code(odd: Desk, ran: Path) -> 
     assert "trust_remote_code" not in odd.json("logits", "manifest.json")["teacher"]
 
 
-def test_allowed_it_runs_from_the_capture_to_the_export(odd: Desk) -> None:
+def test_allowed_code_runs_from_the_capture_to_the_export(odd: Desk) -> None:
     odd.edit("[logits]", "trust_remote_code = true\n[logits]")
     odd.edit(
         "[students.baseline]",
@@ -104,7 +104,7 @@ def test_other_code_is_another_teacher(odd: Desk) -> None:
     assert "teacher.fingerprint" in odd.refused("teacher-logits", "r.toml")
 
 
-def test_code_of_a_tokenizer_is_asked_for_too(odd: Desk) -> None:
+def test_code_of_a_tokenizer_needs_permission_too(odd: Desk) -> None:
     configure(odd.root / "odd", model_type="llama", architectures=["LlamaForCausalLM"], auto_map={})
     path = odd.root / "odd" / "tokenizer_config.json"
     settings = json.loads(path.read_text())

@@ -7,9 +7,15 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
-from coldstill.pipeline.planning.sizes import expected_bytes
+from coldstill.pipeline.planning.room import existing, expect_room, expect_writable
+from coldstill.pipeline.planning.sizes import expected_bytes, store_sizes
+from coldstill.pipeline.recipe.reading import load_recipe
+from coldstill.pipeline.recipe.run_folder import open_run
+from coldstill.pipeline.steps.work import Work
+from coldstill.stages.report import silent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,20 +31,27 @@ def facts(desk: Desk, *arguments: str) -> Any:
     return json.loads(desk.done("plan", "r.toml", "--json", *arguments).stdout)
 
 
-def test_a_plan_before_anything_is_done_touches_nothing_and_estimates(
-    desk: Desk, texts: Path
-) -> None:
+def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Make every disk report so many free bytes."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("U", (), {"free": count})())
+
+
+def work_of(desk: Desk) -> Work:
+    loaded = load_recipe(str(desk.root / "r.toml"))
+    return Work(loaded, open_run(desk.root / "runs", "r", loaded), silent)
+
+
+def test_a_plan_before_any_step_estimates_and_writes_nothing(desk: Desk, texts: Path) -> None:
     before = desk.snapshot()
     plan = facts(desk)
-    text = desk.done("plan", "r.toml").stdout
+    lines = desk.done("plan", "r.toml").stdout.splitlines()
     assert desk.snapshot() == before
     assert not (desk.root / "runs").exists()
-    size = sum(path.stat().st_size for path in texts.iterdir())
-    assert plan["source_bytes"] == size
+    assert plan["source_bytes"] == sum(path.stat().st_size for path in texts.iterdir())
     assert plan["sources"] == 60
     assert plan["counted"] is False
     assert plan["basis"] == "estimated from all 60 documents"
-    # 320 tokens, or 336 with the padding of the teacher, which nobody can tell yet
+    # 320 tokens, or 336 with the teacher's padding rows, which are not known yet
     embeddings, layer = 336 * 32, 4 * 32 * 32 + 3 * 32 * 96 + 2 * 32
     assert plan["students"] == {
         name: {
@@ -48,7 +61,7 @@ def test_a_plan_before_anything_is_done_touches_nothing_and_estimates(
         for name in ("small", "baseline")
     }  # fmt: skip
     assert plan["free_bytes"] > 0
-    lines = text.splitlines()
+    assert "folder" not in plan["stores"]["train"]
     first_words = [line.split()[0] for line in lines if not line.startswith(" ")]
     stages = ["corpus", "note", "teacher", "train", "heldout", "student", "student"]
     assert first_words == [*stages, "memory", "memory", "memory", "kept", "disk"]
@@ -56,104 +69,115 @@ def test_a_plan_before_anything_is_done_touches_nothing_and_estimates(
     assert lines[3].endswith("to do")
     assert "about" in lines[3]
     assert 0.8 < plan["supervised_share"]["train"] < 1
-    assert plan["hours"] == dict.fromkeys(plan["memory"])  # nothing was measured yet
+    assert plan["hours"] == dict.fromkeys(plan["memory"])  # no speed was measured yet
 
 
-def test_a_plan_foretells_what_is_captured(finished: Desk) -> None:
-    afterwards = facts(finished)
-    for folder in ("corpus", "logits", "heldout"):
-        shutil.rmtree(finished.run / folder)
-    before = facts(finished)
-    assert before["counted"] is False
-    for key in ("sequences", "positions", "supervised_share"):
-        assert before[key] == afterwards[key]
-
-
-def test_a_plan_says_what_it_assumes_without_a_tokenizer(desk: Desk, texts: Path) -> None:
-    size = sum(path.stat().st_size for path in texts.iterdir())
+def test_a_plan_without_a_tokenizer_assumes_4_bytes_per_token(desk: Desk, texts: Path) -> None:
     words = ["--set", "teacher.model=ORG/NAME"]
     plan = facts(desk, *words)
+    size = sum(path.stat().st_size for path in texts.iterdir())
     assert sum(plan["positions"].values()) == pytest.approx(size / 4, rel=0.05)
-    assert desk.done("plan", "r.toml", *words).stdout.splitlines()[1] == (
-        "note         corpus: 4 bytes a token are assumed, for the corpus is not tokenised yet: "
-        "the tokenizer of ORG/NAME is not on this machine"
+    assert plan["memory"] == dict.fromkeys(plan["memory"])
+    text = desk.done("plan", "r.toml", *words).stdout
+    assert text.splitlines()[1] == (
+        "note         corpus: estimated with 4 bytes per token: the tokenizer of ORG/NAME is not "
+        "on this machine"
     )
-    assert "tokenizer is not trained yet" in desk.done("plan", "demo").stdout
+    assert "memory       teacher-logits: unknown, its model is not on this machine" in text
+    text = desk.done("plan", "demo").stdout
+    assert "tokenizer is not trained yet" in text
+    assert "teacher      trained here, not yet" in text
+    assert "students" not in text
 
 
-def test_a_plan_refuses_a_corpus_that_cannot_be_prepared(finished: Desk) -> None:
-    shutil.rmtree(finished.run / "corpus")
-    finished.write("damaged.jsonl.zst", b"no such thing" * 99)
+def test_a_plan_refuses_a_corpus_that_cannot_be_prepared(desk: Desk) -> None:
+    desk.write("damaged.jsonl.zst", b"no such thing" * 99)
     chats = json.dumps({"messages": [{"role": "user", "content": "?"}, ANSWER]}) + "\n"
-    finished.write("chats.jsonl", chats * 9)
-    for name, told in (
+    desk.write("chats.jsonl", chats * 9)
+    for name, reason in (
         ("damaged.jsonl.zst", "cannot be read: it is not compressed with zstd but of another kind"),
         ("chats.jsonl", "a chat, but the tokenizer has no chat template"),
     ):
-        line = finished.refused("plan", "r.toml", "--set", f'corpus.files=["{name}"]')
-        assert line.startswith(f"error: {name}: {told}")
+        line = desk.refused("plan", "r.toml", "--set", f'corpus.files=["{name}"]')
+        assert line.startswith(f"error: {name}: {reason}")
 
 
-def test_a_plan_afterwards_counts_and_says_what_is_done(finished: Desk) -> None:
+def test_a_finished_run_is_counted_and_equals_its_estimate(finished: Desk) -> None:
     plan = facts(finished)
     assert plan["counted"] is True
     assert all(student["done"] for student in plan["students"].values())
     for split, folder in (("train", "logits"), ("heldout", "heldout")):
-        store = open_store(finished.run / folder)
-        said = plan["stores"][split]
-        assert (said["shards_done"], said["shards"]) == (store.manifest.shards,) * 2
-        if split == "train":
-            record = finished.json("corpus", "corpus.json")["splits"]["train"]
-            assert plan["supervised_share"]["train"] == round(
-                record["positions"] / record["tokens"], 4
-            )
+        store, planned = open_store(finished.run / folder), plan["stores"][split]
+        assert (planned["shards_done"], planned["shards"]) == (store.manifest.shards,) * 2
         stored = sum(commit.bytes for commit in store.commits())
-        assert said["positions"] == store.positions
-        assert (said["bytes"], said["bytes_missing"], said["shards_missing"]) == (stored, 0, 0)
-        assert said["measured"] == "store"
-        assert said["bytes_per_position"] == round(stored / store.positions, 1)
+        assert planned["positions"] == store.positions
+        missing = (planned["bytes"], planned["bytes_missing"], planned["shards_missing"])
+        assert missing == (stored, 0, 0)
+        assert planned["measured"] == "store"
+        assert planned["bytes_per_position"] == round(stored / store.positions, 1)
+    record = finished.json("corpus", "corpus.json")["splits"]["train"]
+    share = round(record["positions"] / record["tokens"], 4)
+    assert plan["supervised_share"]["train"] == share
     text = finished.done("plan", "r.toml").stdout
     assert "to do" not in text
     assert "about" not in "".join(text.splitlines()[:6])
     assert text.splitlines()[-1].startswith("disk         nothing more to write, ")
+    width = plan["stores"]["train"]["bytes_per_position"]
+    for folder in ("corpus", "logits", "heldout"):
+        shutil.rmtree(finished.run / folder)
+    estimated = facts(finished)
+    assert estimated["counted"] is False
+    for key in ("sequences", "positions", "supervised_share"):
+        assert estimated[key] == plan[key]
+    # the file format is a large part of a store of a few hundred positions
+    assert estimated["stores"]["train"]["bytes_per_position"] < width
+    assert width < 20 * estimated["stores"]["train"]["bytes_per_position"]
 
 
-def test_a_plan_of_a_killed_capture_counts_its_shards(finished: Desk) -> None:
+def test_an_interrupted_capture_is_planned_from_its_finished_shards(
+    finished: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = facts(finished)
     commit = finished.json("logits", "shards", "00001.json")
     (finished.run / "logits" / "shards" / "00001.json").unlink()
     plan = facts(finished)
-    said = plan["stores"]["train"]
-    assert said["shards_done"] == said["shards"] - 1
-    assert said["shards_missing"] == 1
-    assert said["positions"] == whole["stores"]["train"]["positions"]
-    # what is there is counted, what is missing is as large as the rest
+    train = plan["stores"]["train"]
+    assert train["shards_done"] == train["shards"] - 1
+    assert train["shards_missing"] == 1
+    assert train["positions"] == whole["stores"]["train"]["positions"]
+    # finished shards are counted, the missing one is estimated from their width
     bytes_here = whole["stores"]["train"]["bytes"] - sum(f["bytes"] for f in commit["files"])
-    assert said["bytes"] - said["bytes_missing"] == bytes_here
-    width = bytes_here / (said["positions"] - commit["positions"])
-    assert said["bytes_missing"] == pytest.approx(width * commit["positions"], abs=1)
+    assert train["bytes"] - train["bytes_missing"] == bytes_here
+    width = bytes_here / (train["positions"] - commit["positions"])
+    assert train["bytes_missing"] == pytest.approx(width * commit["positions"], abs=1)
     speed = finished.json("logits", "measurements.json")["capture_tokens_per_second"]
     assert plan["tokens_per_second"] == speed
     hours = commit["sequences"] * 32 / speed / 3600
     assert plan["hours"]["teacher-logits"] == pytest.approx(hours)
     assert whole["hours"]["teacher-logits"] == 0
     text = finished.done("plan", "r.toml").stdout
-    assert f"{said['shards_done']} of {said['shards']} shards, 1 missing" in text
+    assert f"{train['shards_done']} of {train['shards']} shards, 1 missing" in text
     assert f" to go at {speed:,.0f} tokens/s" in text
+    work = work_of(finished)
+    free(monkeypatch, train["bytes_missing"])
+    expect_room(store_sizes(work).values())
+    free(monkeypatch, 0)
+    with pytest.raises(ColdstillError, match=r"runs/r/logits: .* and 0 B are free; free some"):
+        expect_room(store_sizes(work).values())
 
 
-def test_a_sample_of_the_corpus_is_planned_as_one(finished: Desk) -> None:
+def test_a_sample_of_the_corpus_is_scaled(finished: Desk) -> None:
     shutil.rmtree(finished.run / "logits")
-    whole = facts(finished)["stores"]["train"]
+    plan = facts(finished)
+    whole, sequences = plan["stores"]["train"], plan["sequences"]["train"]
     some = facts(finished, "--set", "logits.sequences=10")["stores"]["train"]
-    sequences = facts(finished)["sequences"]["train"]
     assert some["positions"] == pytest.approx(whole["positions"] * 10 / sequences, abs=1)
     assert (whole["counted"], some["counted"]) == (True, False)
     assert (whole["sequences"], some["sequences"]) == (sequences, 10)
     assert whole["shards"] == -(-sequences // 20)
 
 
-def test_students_take_as_long_as_their_last_steps_foretell(finished: Desk) -> None:
+def test_the_time_of_a_student_follows_from_its_last_steps(finished: Desk) -> None:
     folder = finished.run / "students" / "small"
     shutil.rmtree(folder / "model")
     lines = [{"step": step, "tokens_per_second": 2560.0} for step in (1, 2)]
@@ -166,7 +190,7 @@ def test_students_take_as_long_as_their_last_steps_foretell(finished: Desk) -> N
     assert facts(finished)["hours"]["train-student small"] is None
 
 
-def test_a_capture_is_held_against_four_others(desk: Desk) -> None:
+def test_a_capture_is_compared_with_four_others(desk: Desk) -> None:
     for settings in ([], ["logits.head=16", "logits.tail=16"], ["logits.codec=plain"]):
         plan = facts(desk, *[word for s in settings for word in ("--set", s)])
         own = (plan["capture"]["head"], plan["capture"]["tail"], plan["codec"])
@@ -175,50 +199,28 @@ def test_a_capture_is_held_against_four_others(desk: Desk) -> None:
         assert (*own[:2], "compact" if own[2] == "plain" else "plain") in others
         positions = plan["stores"]["train"]["positions"]
         for way in plan["alternatives"]:
-            foretold = expected_bytes(Capture(head=way["head"], tail=way["tail"]), way["codec"])
-            assert (way["bytes_per_position"], way["bytes"]) == (foretold, positions * foretold)
+            width = expected_bytes(Capture(head=way["head"], tail=way["tail"]), way["codec"])
+            assert (way["bytes_per_position"], way["bytes"]) == (width, positions * width)
 
 
-def test_memory_follows_the_models_and_is_unknown_without_them(desk: Desk) -> None:
+def test_memory_follows_the_size_of_the_model(desk: Desk) -> None:
     memory = facts(desk)["memory"]
     larger = facts(desk, "--set", "students.small.architecture.hidden=64")["memory"]
     assert larger["train-student small"] > memory["train-student small"]
     assert larger["teacher-logits"] == memory["teacher-logits"]
-    nowhere = facts(desk, "--set", "teacher.model=ORG/NAME")["memory"]
-    assert nowhere == dict.fromkeys(memory)
-    text = desk.done("plan", "r.toml", "--set", "teacher.model=ORG/NAME").stdout
-    assert "memory       teacher-logits: unknown, its model is not on this machine" in text
 
 
-@pytest.mark.parametrize(
-    ("capture", "expected"),
-    [
+def test_a_position_has_the_bytes_of_its_columns() -> None:
+    for capture, targets in (
         (Capture(head=16, tail=0), 16 * 8 + 12),
         (Capture(head=0, tail=16), 16 * 4 + 12),
         (Capture(head=16, tail=16, tail_logprobs=True), 16 * 8 + 16 * 8 + 12),
         (Capture(head=16, tail=16, temperatures=(2.0,)), 16 * 8 + 16 * 8 + 12 + 4),
-    ],
-)
-def test_a_position_costs_what_its_columns_hold(capture: Capture, expected: int) -> None:
-    assert expected_bytes(capture, "plain") == expected + 8  # its token, position and borders
+    ):
+        assert expected_bytes(capture, "plain") == targets + 8  # token, position and borders
 
 
-def test_a_compact_store_is_about_as_large_as_foretold(desk: Desk) -> None:
-    foretold = facts(desk)["stores"]["train"]["bytes_per_position"]
-    desk.done("teacher-logits", "r.toml")
-    store = open_store(desk.run / "logits")
-    # of a store of a few hundred positions much is file format
-    stored = sum(commit.bytes for commit in store.commits()) / store.positions
-    assert foretold < stored < 20 * foretold
-
-
-def test_the_built_in_recipe_can_be_planned_on_any_machine(desk: Desk) -> None:
-    text = desk.done("plan", "demo").stdout
-    assert "teacher      trained here, not yet" in text
-    assert "students" not in text
-
-
-def test_a_plan_says_what_a_student_cannot_be_exported_to(desk: Desk) -> None:
+def test_a_plan_names_formats_to_which_a_student_cannot_be_exported(desk: Desk) -> None:
     sizes = "layers = 1, hidden = 32, heads = 2, feed_forward = 64"
     desk.edit(
         "[students.baseline]",
@@ -226,7 +228,60 @@ def test_a_plan_says_what_a_student_cannot_be_exported_to(desk: Desk) -> None:
         "train = { steps = 1, batch_tokens = 256 }\n[students.baseline]",
     )
     assert facts(desk)["students"]["own"]["not_exported_to"] == ["gguf-f16", "gguf-q8_0"]
-    note = "students.own: a student of this family cannot be exported to gguf-f16, gguf-q8_0"
     text = desk.done("plan", "r.toml").stdout
     assert text.count("cannot be exported") == 1
-    assert note in text
+    assert (
+        "students.own: a student of this family cannot be exported to gguf-f16, gguf-q8_0" in text
+    )
+
+
+def test_a_disk_that_is_too_small_ends_a_plan_with_exit_code_1(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = sum(store["bytes_missing"] for store in facts(desk)["stores"].values())
+    assert needed > 1000
+    before = desk.snapshot()
+    free(monkeypatch, needed - 1)
+    result = desk.coldstill("plan", "r.toml", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["free_bytes"] == needed - 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: runs/r/logits and runs/r/heldout: about ")
+    assert "logits.path" in line
+    text = desk.coldstill("plan", "r.toml").stdout
+    assert text.splitlines()[-1].endswith(" free: not enough")
+    free(monkeypatch, needed)
+    desk.done("plan", "r.toml")
+    assert desk.snapshot() == before
+
+
+def test_a_remote_store_needs_no_local_space(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.edit("[logits]\n", '[logits]\npath = "memory://room/logits"\n')
+    desk.edit("[evaluation]\n", '[evaluation]\npath = "memory://room/heldout"\n')
+    free(monkeypatch, 0)
+    expect_room(store_sizes(work_of(desk)).values())
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.write("taken", "a file")
+    result = desk.coldstill("plan", "r.toml", "--set", "logits.path=taken/logits")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert f"{desk.root / 'taken'} is a file" in result.stderr
+    where = tmp_path / "new"
+    assert existing(where / "a" / "b") == tmp_path
+    assert existing(tmp_path) == tmp_path
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    expect_writable(where / "a")
+    assert not where.exists()
+    monkeypatch.setattr(type(tmp_path), "mkdir", refuse)
+    with pytest.raises(ColdstillError) as error:
+        expect_writable(where / "a")
+    named, reason = str(error.value).split(": cannot be written: ")
+    assert named == str(where / "a")
+    assert reason.startswith(f"Permission denied in {tmp_path}; ")

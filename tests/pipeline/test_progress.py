@@ -65,7 +65,7 @@ def test_without_a_terminal_there_are_whole_lines(capsys: pytest.CaptureFixture[
     )
 
 
-def test_of_several_processes_only_the_first_one_writes_lines(
+def test_only_the_first_of_several_processes_writes_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -76,7 +76,7 @@ def test_of_several_processes_only_the_first_one_writes_lines(
     assert capsys.readouterr().err == "corpus: warning: beware\n"
 
 
-def test_on_a_terminal_what_is_not_counted_is_shown_until_something_else_begins() -> None:
+def test_a_step_without_counts_is_shown_until_the_next_one() -> None:
     with watched() as (progress, terminal):
         progress(Report(stage="teacher-logits", doing="load the teacher"))
         assert terminal.getvalue().endswith("teacher-logits: load the teacher")
@@ -97,7 +97,7 @@ def test_on_a_terminal_passes_share_a_bar_that_names_the_one_it_is_at() -> None:
     assert "pass 2 of 2" in terminal.getvalue()
 
 
-def test_a_sentence_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         for stage in ("corpus", "other", "corpus"):
             progress(Report(stage=stage, note="three documents"))
@@ -118,7 +118,7 @@ def test_on_a_terminal_a_bar_tells_rate_time_left_and_figures() -> None:
     assert "loss=3.25" in last
 
 
-def test_a_resumed_bar_starts_where_the_work_goes_on() -> None:
+def test_a_resumed_bar_starts_where_the_work_resumes() -> None:
     with watched() as (progress, _):
         progress(step(3000))
         assert (bar_of(progress).initial, bar_of(progress).n) == (2000, 3000)
@@ -143,7 +143,7 @@ def test_each_stage_has_its_own_bar_and_the_last_is_closed() -> None:
     assert terminal.getvalue().endswith("\n")
 
 
-def test_a_sentence_never_stands_inside_a_bar() -> None:
+def test_a_note_never_appears_inside_a_bar() -> None:
     with watched() as (progress, terminal):
         progress(step(1000))
         progress(Report(stage="teacher-logits", note="look"))
@@ -167,7 +167,7 @@ def on_a_terminal(processes: Processes, desk: Desk, *arguments: str) -> tuple[st
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     processes.begin(desk, os.ttyname(theirs), *arguments)
     drawn = b""
-    while not drawn.endswith(b"runs/r/logits\r\n") and select.select([ours], [], [], 60)[0]:
+    while not re.search(rb"\nnext: .*\r\n$", drawn) and select.select([ours], [], [], 60)[0]:
         drawn += os.read(ours, 65536)
     os.close(theirs)
     os.close(ours)
@@ -184,4 +184,4 @@ def test_a_real_terminal_gets_bars_and_whole_lines(desk: Desk, processes: Proces
     assert "tokens/s" in drawn
     assert drawn.endswith("\r\n")
     lines = drawn.replace("\r\n", "\n").splitlines()
-    assert re.fullmatch(r"teacher-logits train: \d+ shards? in runs/r/logits", lines[-1])
+    assert re.fullmatch(r"teacher-logits train: \d+ shards? in runs/r/logits", lines[-2])

@@ -57,7 +57,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return Log()
 
 
-def test_a_stage_tells_its_start_and_then_how_far_it_is(log: Log) -> None:
+def test_a_stage_reports_its_start_and_then_its_progress(log: Log) -> None:
     log.take(0)
     assert log.written == [f"{STAGE}: starts, 0 of 131,072 tokens"]
     log.now += 12
@@ -78,7 +78,7 @@ def test_lines_come_after_10_and_another_30_seconds_and_then_every_minute(log: L
     assert told == [10, 40, 100, 160, 220, 280]
 
 
-def test_lines_also_come_while_a_stage_says_nothing(log: Log) -> None:
+def test_lines_also_come_without_reports(log: Log) -> None:
     log.take(0)
     assert log.wait(9) == []
     assert log.wait(2) == [f"{STAGE}: 0 of 131,072 tokens, 10 s so far"]
@@ -86,14 +86,14 @@ def test_lines_also_come_while_a_stage_says_nothing(log: Log) -> None:
     assert log.wait(30) == [f"{STAGE}: 4,096 of 131,072 tokens, 102 tokens/s, 20 min 40 s left"]
 
 
-def test_the_loss_stands_in_the_line(log: Log) -> None:
+def test_the_line_has_the_loss(log: Log) -> None:
     log.take(0, "train-student small")
     log.take(1024, "train-student small", figures={"loss": 3.25})
     (line,) = log.wait(10)
     assert line.endswith("left, loss 3.25")
 
 
-def test_a_stage_that_is_soon_done_is_told_once(log: Log) -> None:
+def test_a_short_stage_has_one_line(log: Log) -> None:
     log.take(0)
     log.take(TOTAL)
     log.take(0, "evaluate small")
@@ -103,21 +103,21 @@ def test_a_stage_that_is_soon_done_is_told_once(log: Log) -> None:
     ]
 
 
-def test_a_stage_that_was_told_of_on_the_way_tells_its_end(log: Log) -> None:
+def test_a_stage_with_progress_lines_reports_its_end(log: Log) -> None:
     log.take(0)
     log.wait(32)
     log.take(TOTAL)
     assert log.written[1:] == [f"{STAGE}: 131,072 of 131,072 tokens in 32 s, 4,096 tokens/s"]
 
 
-def test_a_resumed_stage_tells_where_it_starts_and_the_rate_of_what_it_did_since(log: Log) -> None:
+def test_a_resumed_stage_reports_its_start_and_its_own_rate(log: Log) -> None:
     log.take(65536)
     assert log.written == [f"{STAGE}: starts at 65,536 of 131,072 tokens"]
     log.take(65536 + 10240)
     assert log.wait(10) == [f"{STAGE}: 75,776 of 131,072 tokens, 1,024 tokens/s, 54 s left"]
 
 
-def test_a_stage_of_unknown_length_counts_and_tells_its_end(log: Log) -> None:
+def test_a_stage_of_unknown_length_counts_and_reports_its_end(log: Log) -> None:
     log.take(0, "corpus", total=0, unit="documents")
     log.take(640, "corpus", total=0, unit="documents")
     assert log.wait(10) == ["corpus: 640 documents, 64 documents/s"]
@@ -128,7 +128,7 @@ def test_a_stage_of_unknown_length_counts_and_tells_its_end(log: Log) -> None:
     ]
 
 
-def test_what_is_not_counted_is_told_once_it_takes_more_than_moments(log: Log) -> None:
+def test_a_step_without_counts_is_reported_if_it_takes_long(log: Log) -> None:
     log.doing("load the teacher")
     assert log.written == []
     assert log.wait(2) == [f"{STAGE}: load the teacher"]
@@ -140,14 +140,14 @@ def test_what_is_not_counted_is_told_once_it_takes_more_than_moments(log: Log) -
     ]
 
 
-def test_a_sentence_comes_after_the_end_of_what_it_is_about(log: Log) -> None:
+def test_a_note_comes_after_the_end_of_its_step(log: Log) -> None:
     log.doing("measure its speed")
     log.wait(11)
     log.lines.say(STAGE, "done")
     assert log.written[-2:] == [f"{STAGE}: measure its speed: took 11 s", "done"]
 
 
-def test_a_sentence_within_a_stage_does_not_start_it_again(log: Log) -> None:
+def test_a_note_within_a_stage_does_not_restart_it(log: Log) -> None:
     for stage, total in ((STAGE, TOTAL), ("corpus", 0)):
         log.take(0, stage, total=total)
         log.take(256, stage, total=total)
@@ -157,7 +157,7 @@ def test_a_sentence_within_a_stage_does_not_start_it_again(log: Log) -> None:
         assert log.written == ["one row is bad"]
 
 
-def test_a_pause_within_a_stage_is_told_without_ending_it(log: Log) -> None:
+def test_a_pause_within_a_stage_does_not_end_it(log: Log) -> None:
     log.take(0)
     log.take(1024)
     log.doing("save a checkpoint")
@@ -182,14 +182,14 @@ def test_every_pass_of_a_stage_is_named(log: Log) -> None:
     ]
 
 
-def test_a_stage_that_begins_again_is_told_again(log: Log) -> None:
+def test_a_repeated_stage_reports_its_start_again(log: Log) -> None:
     log.take(0)
     log.take(TOTAL)
     log.take(0)
     assert log.written == [f"{STAGE}: starts, 0 of 131,072 tokens"] * 2
 
 
-def test_a_command_that_reports_nothing_is_told_of(log: Log) -> None:
+def test_a_command_without_reports_still_has_lines(log: Log) -> None:
     assert log.wait(9.5) == []
     assert log.wait(0.5) == ["plan: at work, 10 s so far"]
 
@@ -273,7 +273,7 @@ def starts(said: str) -> Iterator[str]:
             yield found[1]
 
 
-def test_every_command_tells_the_start_of_its_stages(desk: Desk) -> None:
+def test_every_command_reports_the_start_of_its_stages(desk: Desk) -> None:
     assert set(PHASES["run"]) <= set(starts(desk.done("run", "r.toml").stderr))
     for name, command in COMMANDS.items():
         assert set(PHASES[name]) <= set(starts(desk.done(*command).stderr)), name

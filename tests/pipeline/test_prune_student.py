@@ -137,7 +137,7 @@ def test_a_student_is_pruned_shown_trained_and_measured(deep: Desk) -> None:
     deep.done("train-student", "r.toml")
     assert "already trained" in deep.done("prune-student", "r.toml").stderr
     assert not (folder / "start").exists()
-    found = sizes_of_model(str(folder / "model"))
+    found = sizes_of_model(folder / "model")
     assert found is not None
     assert found.parameters == told["parameters"]["after"]
     deep.done("evaluate", "r.toml")
@@ -156,7 +156,7 @@ def test_a_variant_is_cut_twice_and_trained_twice(deep: Desk) -> None:
     assert (config["num_hidden_layers"], config["hidden_size"]) == (2, 16)
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (2, 1)
     assert config["head_dim"] == 8
-    found = sizes_of_model(str(folder / "model"))
+    found = sizes_of_model(folder / "model")
     assert found is not None
     assert plan["students"]["small"]["parameters"] == found.parameters
     assert plan["students"]["small"]["steps"] == 6

@@ -73,7 +73,7 @@ def test_a_student_of_another_seed_has_it_in_the_record_and_the_run_keeps_its_ow
     assert "students.a was trained with seed = 5, now 0; " in line
 
 
-def test_records_of_students_from_before_are_understood(finished: Desk) -> None:
+def test_older_records_of_students_are_read(finished: Desk) -> None:
     path = finished.run / "students" / "small" / "student.json"
     record = json.loads(path.read_text())
     record["student"]["train"]["seed"] = None
@@ -85,7 +85,7 @@ def test_records_of_students_from_before_are_understood(finished: Desk) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"student": {"stepps": 1}, "seed": 0}'])
-def test_what_is_no_record_of_a_student_is_left_to_the_recipe(finished: Desk, content: str) -> None:
+def test_an_invalid_record_of_a_student_is_ignored(finished: Desk, content: str) -> None:
     before = resolved(finished)["students"]["small"]
     for name in ("small", "strange (copy)", "unknown"):
         folder = finished.run / "students" / name

@@ -1,4 +1,4 @@
-"""Tokens that the teacher's model has no row for: refused if needed, else left out and said."""
+"""Tokens without a row in the teacher's model are refused if needed, otherwise left out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytest_plugins = ("desk",)
 
 
 def with_tokens(desk: Desk, tokenizer: Any, add: Callable[[Any], object]) -> Path:
-    """The teacher of `VOCABULARY` rows, and a tokenizer with more tokens."""
+    """A teacher of `VOCABULARY` rows whose tokenizer has more tokens."""
     folder = save_checkpoint(desk.root / "teacher", tokenizer)
     more = load_tokenizer(str(folder), "test")
     add(more)
@@ -34,7 +34,7 @@ def with_tokens(desk: Desk, tokenizer: Any, add: Callable[[Any], object]) -> Pat
     ("role", "use"),
     [("pad_token", "sequences are padded with it"), ("eos_token", "texts need it")],
 )
-def test_a_needed_one_is_refused_before_anything_loads(
+def test_a_needed_token_is_refused_before_any_model_is_loaded(
     desk: Desk, tokenizer: Any, role: str, use: str
 ) -> None:
     with_tokens(desk, tokenizer, lambda more: more.add_special_tokens({role: "[PAD]"}))
@@ -47,7 +47,7 @@ def test_a_needed_one_is_refused_before_anything_loads(
         assert f"its {role}: {use};" in line
 
 
-def test_a_role_that_only_the_tokenizer_s_settings_name_counts(desk: Desk, tokenizer: Any) -> None:
+def test_a_role_in_the_tokenizer_s_settings_counts(desk: Desk, tokenizer: Any) -> None:
     folder = with_tokens(desk, tokenizer, lambda _: None)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "<fill>"}))
@@ -55,7 +55,7 @@ def test_a_role_that_only_the_tokenizer_s_settings_name_counts(desk: Desk, token
         assert "the token '<fill>' at id 320" in desk.refused(command, "r.toml")
 
 
-def test_a_token_of_the_vocabulary_itself_is_refused(desk: Desk, tokenizer: Any) -> None:
+def test_a_token_of_the_vocabulary_is_refused(desk: Desk, tokenizer: Any) -> None:
     with_tokens(desk, tokenizer, lambda _: None)
     make_model("llama", VOCABULARY - 10).save_pretrained(desk.root / "teacher")
     for command in ("plan", "teacher-logits"):
@@ -64,7 +64,7 @@ def test_a_token_of_the_vocabulary_itself_is_refused(desk: Desk, tokenizer: Any)
         assert "one of its vocabulary" in line
 
 
-def test_one_that_no_text_contains_is_left_out_and_said(desk: Desk, tokenizer: Any) -> None:
+def test_a_token_that_no_text_contains_is_left_out_and_reported(desk: Desk, tokenizer: Any) -> None:
     def add(more: Any) -> None:
         more.add_tokens(["[PAD]"])
         more.add_special_tokens({"extra_special_tokens": ["[MORE]"], "mask_token": "[MASK]"})
@@ -76,11 +76,11 @@ def test_one_that_no_text_contains_is_left_out_and_said(desk: Desk, tokenizer: A
         "[students.baseline]",
     )
     plan = desk.done("plan", "r.toml").stdout
-    assert "without '[MASK]', '[MORE]', '[PAD]', which the model has no row for" in plan
-    said = desk.done("teacher-logits", "r.toml").stderr
+    assert "without '[MASK]', '[MORE]', '[PAD]', for which the model has no row" in plan
+    output = desk.done("teacher-logits", "r.toml").stderr
     desk.done("train-student", "r.toml", "--student", "small", "--student", "own")
-    told = "3 tokens of the tokenizer left out, without a row in the model: "
-    assert said.count(told) == 1
+    note = "3 tokens of the tokenizer left out, without a row in the model: "
+    assert output.count(note) == 1
     store = open_store(desk.run / "logits")
     assert store.manifest.tokenizer.size == VOCABULARY
     plain = tokenizer.get_vocab()
@@ -91,7 +91,7 @@ def test_one_that_no_text_contains_is_left_out_and_said(desk: Desk, tokenizer: A
 
 
 @pytest.mark.parametrize("place", ["text", "separator"])
-def test_one_that_a_text_contains_is_refused(desk: Desk, tokenizer: Any, place: str) -> None:
+def test_a_token_that_a_text_contains_is_refused(desk: Desk, tokenizer: Any, place: str) -> None:
     with_tokens(desk, tokenizer, lambda more: more.add_tokens(["[PAD]"]))
     desk.write("texts/a.txt", "some text" + " [PAD]" * (place == "text"))
     desk.write("texts/b.txt", "other text")
@@ -104,7 +104,7 @@ def test_one_that_a_text_contains_is_refused(desk: Desk, tokenizer: Any, place: 
         assert line.startswith(f"error: {where}: contains the token '[PAD]', which the tokenizer")
 
 
-def test_rows_that_contain_one_are_skipped_and_counted_where_the_recipe_says_so(
+def test_rows_with_such_a_token_are_skipped_and_counted_with_bad_rows_skip(
     desk: Desk, tokenizer: Any
 ) -> None:
     with_tokens(desk, tokenizer, lambda more: more.add_tokens(["[PAD]"]))
@@ -116,6 +116,6 @@ def test_rows_that_contain_one_are_skipped_and_counted_where_the_recipe_says_so(
         assert line.endswith('or skip such rows with corpus.bad_rows = "skip"')
     desk.edit("holdout", 'bad_rows = "skip"\nholdout')
     desk.done("plan", "r.toml")
-    said = desk.done("teacher-logits", "r.toml").stderr
-    assert "; 1 rows with a token that the model has no row for skipped" in said
+    output = desk.done("teacher-logits", "r.toml").stderr
+    assert "; 1 rows with a token that the model has no row for skipped" in output
     assert desk.json("corpus", "corpus.json")["counts"]["rowless_tokens"] == 1

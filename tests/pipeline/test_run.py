@@ -31,7 +31,7 @@ def test_every_place_lies_inside_the_run(tmp_path: Path) -> None:
     assert not run.root.exists(), "naming a run must not make it"
 
 
-def test_the_recipe_is_kept_word_for_word_and_as_it_was_understood(finished: Desk) -> None:
+def test_the_recipe_is_recorded_as_written_and_as_validated(finished: Desk) -> None:
     assert (finished.run / "recipe.toml").read_bytes() == (finished.root / "r.toml").read_bytes()
     stored = finished.json("recipe.resolved.json")
     loaded = load_recipe(str(finished.root / "r.toml"))
@@ -39,14 +39,14 @@ def test_the_recipe_is_kept_word_for_word_and_as_it_was_understood(finished: Des
     assert Path(stored["base"]).is_absolute()
 
 
-def test_the_machine_is_written_down(finished: Desk) -> None:
+def test_the_environment_is_recorded(finished: Desk) -> None:
     machine = finished.json("env.json")
     assert machine["torch"] == version("torch")
     assert machine["coldstill"] == coldstill.__version__
     assert {"python", "platform", "transformers", "pyarrow", "numpy", "tokenizers"} <= set(machine)
 
 
-def test_only_students_that_were_begun_are_named_in_order(tmp_path: Path) -> None:
+def test_only_begun_students_are_named_in_order(tmp_path: Path) -> None:
     run = open_run(tmp_path, "r")
     assert run.student_names == []
     for name in ("b", "a", "empty"):

@@ -185,7 +185,10 @@ def test_shares_are_parts_of_one(
 @pytest.mark.parametrize(
     ("teachers", "said"),
     [
-        ('[{ logits = "a", weight = 1.2 }]', "the weights' sum is 1.2, which leaves the run's own"),
+        (
+            '[{ logits = "a", weight = 1.2 }]',
+            "the sum of the weights is 1.2, so the run's own store",
+        ),
         ('[{ logits = "a", weight = 0 }, { weight = 0 }]', "all weights are 0"),
         ("[{ weight = 1 }, { weight = 2 }]", "only one can lack 'logits'"),
         ('[{ logits = "a", weight = 0.1 }, { logits = "a", weight = 0.1 }]', "the same 'logits'"),

@@ -22,7 +22,8 @@ def test_the_starter_is_a_recipe_once_its_placeholders_are_filled_in(
     desk: Desk, texts: Path, teacher_folder: Path
 ) -> None:
     result = desk.done("init", "mine")
-    assert result.stdout == f"wrote {desk.root}/mine.toml; next: coldstill plan mine\n"
+    assert result.stdout == f"wrote {desk.root}/mine.toml\n"
+    assert result.stderr == "next: coldstill plan mine\n"
     path = desk.root / "mine.toml"
     text = path.read_text(encoding="utf-8")
     assert load_recipe(str(path)).recipe.name == "mine"
@@ -34,7 +35,7 @@ def test_the_starter_is_a_recipe_once_its_placeholders_are_filled_in(
     assert " parameters, 2,000 steps of 65,536 tokens, to do" in plan
 
 
-def test_the_starter_with_no_teacher_named_says_what_is_missing(
+def test_the_starter_without_a_teacher_reports_what_is_missing(
     desk: Desk, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -52,10 +53,10 @@ def test_the_starter_shows_every_table_and_explains_its_lines(tmp_path: Path) ->
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
-def test_a_recipe_that_is_there_is_never_written_over(desk: Desk) -> None:
+def test_an_existing_recipe_is_never_replaced(desk: Desk) -> None:
     desk.write("mine.toml", "precious")
     line = desk.refused("init", "mine")
-    assert line == f"error: {desk.root}/mine.toml: already there; choose another name or edit it"
+    assert line == f"error: {desk.root}/mine.toml: exists already; choose another name or edit it"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "a b", "-x", "x\n"])

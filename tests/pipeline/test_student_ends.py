@@ -105,7 +105,7 @@ def test_a_new_student_stops_where_its_documents_ended(stopping: tuple[Desk, str
     assert said.splitlines().count(note) == 1
 
 
-def test_the_snippet_of_an_onnx_export_stops_there(
+def test_the_snippet_of_an_onnx_export_stops_at_the_end_token(
     stopping: tuple[Desk, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = stopping[0].run / "students/small/exports/onnx"
@@ -179,7 +179,7 @@ def test_students_of_chats_stop_after_their_turns_and_keep_their_own_ends(
         assert set(saved) == {VOCABULARY, 0, *([] if name == "small" else [5, 6])}, name
 
 
-def test_a_student_whose_documents_have_no_end_is_told_of(
+def test_a_student_of_documents_without_end_tokens_is_reported(
     make_desk: type[Desk], tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     desk = make_desk(tmp_path)

@@ -30,7 +30,7 @@ pytest_plugins = ("desk",)
         ("[0, 2, 5]", LayersConfig(only=(0, 2, 5))),
     ],
 )
-def test_layers_are_said_in_three_ways_and_survive_the_record_of_a_run(
+def test_layers_have_three_forms_that_survive_the_record_of_a_run(
     line: str, expected: LayersConfig, tmp_path: Path
 ) -> None:
     student = load(tmp_path, f"layers = {line}\n")["small"]
@@ -58,7 +58,7 @@ def test_layers_are_said_in_three_ways_and_survive_the_record_of_a_run(
         ('model = "x/y"\nlora = { rang = 4 }', ".lora: unknown key 'rang'; did you mean 'rank'?"),
     ],
 )
-def test_origins_that_cannot_be_are_refused(lines: str, said: str, tmp_path: Path) -> None:
+def test_wrong_origins_are_refused(lines: str, said: str, tmp_path: Path) -> None:
     line = fault(tmp_path, f"{lines}\n")
     assert line.startswith("r.toml: students.small")
     assert said in line
@@ -69,7 +69,7 @@ def test_origins_that_cannot_be_are_refused(lines: str, said: str, tmp_path: Pat
 @pytest.mark.parametrize(
     "second", [ORIGIN, 'model = "a/b"', "layers = { keep = 4 }", "layers = [0, 3]"]
 )
-def test_a_students_own_origin_replaces_the_one_it_would_take_over(
+def test_a_students_own_layers_replace_the_inherited_origin(
     lora: str, first: str, second: str, tmp_path: Path
 ) -> None:
     text = f'{first}\n{lora}[students.other]\nlike = "small"\n{second}\n'
@@ -148,7 +148,7 @@ def test_layers_of_a_teacher_trained_here(desk: Desk) -> None:
     plan = json.loads(desk.done("plan", "r.toml", "--json").stdout)
     desk.done("teacher-logits", "r.toml")
     desk.done("train-student", "r.toml", "--student", "small")
-    found = sizes_of_model(str(desk.run / "students" / "small" / "model"))
+    found = sizes_of_model(desk.run / "students" / "small" / "model")
     assert found is not None
     assert found.layers == 2
     assert plan["students"]["small"]["parameters"] == found.parameters
@@ -162,10 +162,10 @@ def test_a_plan_counts_students_before_they_are_made(deep: Desk) -> None:
     deep.done("train-student", "r.toml")
     memory = plan["memory"]
     for name in ("small", "baseline"):
-        found = sizes_of_model(str(deep.run / "students" / name / "model"))
+        found = sizes_of_model(deep.run / "students" / name / "model")
         assert found is not None
         assert plan["students"][name]["parameters"] == found.parameters
-    whole = sizes_of_model(str(deep.root / "teacher"))
+    whole = sizes_of_model(deep.root / "teacher")
     assert whole is not None
     full = json.loads(
         deep.done("plan", "r.toml", "--json", "--set", "students.small.layers.every=1").stdout

@@ -40,7 +40,7 @@ def trained(said: str) -> list[str]:
     return [line.removeprefix("train-student ").partition(":")[0] for line in lines]
 
 
-def test_a_grid_is_trained_measured_and_told_best_first(finished: Desk) -> None:
+def test_a_grid_is_trained_measured_and_listed_by_loss(finished: Desk) -> None:
     before = weights(finished, "small")
     result = finished.done(*SWEEP, *RATES, *STEPS)
     # a point that is the recipe's own student in everything is that student
@@ -64,7 +64,7 @@ def test_a_grid_is_trained_measured_and_told_best_first(finished: Desk) -> None:
     assert len(json.loads(finished.done("compare", "r.toml", "--json").stdout)) == 2 + 4
 
 
-def test_a_point_is_trained_as_the_same_student_would_be_by_hand(finished: Desk) -> None:
+def test_a_point_equals_the_student_trained_by_hand(finished: Desk) -> None:
     finished.done(*SWEEP, "--grid", f"{TRAIN}.learning_rate=3e-3", "--grid", f"{TRAIN}.steps=2")
     setting = [f"{TRAIN}.learning_rate=0.003", f"{TRAIN}.steps=2"]
     options = [part for one in setting for part in ("--set", one)]
@@ -74,7 +74,7 @@ def test_a_point_is_trained_as_the_same_student_would_be_by_hand(finished: Desk)
     assert weights(finished, point) != weights(finished, "small")
 
 
-def test_the_same_grid_again_changes_nothing_and_a_larger_one_trains_what_is_new(
+def test_a_repeated_grid_changes_nothing_and_a_larger_one_trains_new_points(
     finished: Desk,
 ) -> None:
     finished.done(*SWEEP, *RATES)
@@ -91,9 +91,7 @@ def test_the_same_grid_again_changes_nothing_and_a_larger_one_trains_what_is_new
     assert trained(more.stderr) == ["small-learning_rate-0.01"]
 
 
-def test_a_killed_sweep_goes_on_with_the_point_it_was_at(
-    finished: Desk, processes: Processes
-) -> None:
+def test_a_killed_sweep_resumes_at_its_last_point(finished: Desk, processes: Processes) -> None:
     grid = ("--grid", f"{TRAIN}.steps=2,12,4")
     students = finished.run / "students"
     sign = students / "small-steps-12" / "checkpoints" / "checkpoint-2" / "whole.json"
@@ -116,7 +114,7 @@ def resolved(desk: Desk) -> dict[str, Any]:
     return students
 
 
-def test_two_students_are_swept_each_by_itself(finished: Desk) -> None:
+def test_two_students_are_swept_independently(finished: Desk) -> None:
     objective = "students.baseline.objective.cross_entropy=1,0.5"
     schedule = f"{TRAIN}.schedule=cosine,linear"
     told = json.loads(
@@ -135,7 +133,7 @@ def test_two_students_are_swept_each_by_itself(finished: Desk) -> None:
     assert resolved(finished)["baseline-cross_entropy-0.5"]["train"]["steps"] == 3
 
 
-def test_the_student_itself_is_no_point_unless_the_grid_has_it(finished: Desk) -> None:
+def test_the_student_itself_is_a_point_only_if_the_grid_has_it(finished: Desk) -> None:
     shutil.rmtree(finished.run / "students" / "small")
     finished.done(*SWEEP, "--grid", f"{TRAIN}.steps=1")
     assert names(finished) == {"baseline", "small-steps-1"}
@@ -143,7 +141,7 @@ def test_the_student_itself_is_no_point_unless_the_grid_has_it(finished: Desk) -
     assert trained(result.stderr) == ["small", "small-seed-1"]
 
 
-def test_a_dry_run_tells_names_and_settings_and_touches_nothing(finished: Desk) -> None:
+def test_a_dry_run_lists_names_and_settings_and_changes_nothing(finished: Desk) -> None:
     before = finished.snapshot()
     result = finished.done(*SWEEP, *RATES, *STEPS, "--dry-run")
     assert result.stderr == "sweep: 4 points, 1 of them trained already\n"
@@ -180,10 +178,10 @@ def test_a_dry_run_needs_no_store_and_a_sweep_does(desk: Desk) -> None:
         ("students.small.architecture.heads=2,3", "hidden = 32 is not a multiple of heads = 3"),
         (f"{TRAIN}.micro_batch_tokens=256,96", "cannot be shared out as 3 per forward pass"),
         ("students.small.train.schedule.x=1,2", "--grid students.small: 'schedule' is a value, n"),
-        ("seed=0,1", "another seed of the recipe would ask for another store"),
+        ("seed=0,1", "another seed of the recipe would need another store"),
     ],
 )
-def test_one_point_that_cannot_be_stops_all_before_any_is_trained(
+def test_one_wrong_point_stops_all_before_any_is_trained(
     finished: Desk, grid: str, said: str
 ) -> None:
     if "schedule.x" in grid:
@@ -191,19 +189,19 @@ def test_one_point_that_cannot_be_stops_all_before_any_is_trained(
     assert re.search(said, finished.refused(*SWEEP, "--grid", grid))
 
 
-def test_a_point_called_as_another_student_is_refused(finished: Desk) -> None:
+def test_a_point_with_the_name_of_another_student_is_refused(finished: Desk) -> None:
     finished.edit("[students.baseline]", "[students.small-steps-2]\nlike = 'small'\n[students.b]")
     line = finished.refused(*SWEEP, "--grid", f"{TRAIN}.steps=2,3")
     assert line == (
         "error: --grid: students.small-steps-2 is in the recipe already, with train.steps = 3, now "
-        "2; get another name with a --grid of that key too, or call that student something else"
+        "2; get another name with a --grid of that key too, or rename that student"
     )
     finished.edit("like = 'small'", "like = 'small'\ntrain = { steps = 2 }")
     told = finished.done(*SWEEP, "--grid", f"{TRAIN}.steps=2,3", "--dry-run").stdout
     assert [line.split()[0] for line in told.splitlines()] == ["small-steps-2", "small"]
 
 
-def test_points_of_other_settings_are_refused_and_told_how_to_get_names(finished: Desk) -> None:
+def test_points_with_other_settings_are_refused_with_the_remedy(finished: Desk) -> None:
     finished.done(*SWEEP, "--grid", f"{TRAIN}.steps=2")
     other = ("--set", f"{TRAIN}.warmup=0.5", "--grid", f"{TRAIN}.steps=2")
     line = finished.refused(*SWEEP, *other)
@@ -213,7 +211,7 @@ def test_points_of_other_settings_are_refused_and_told_how_to_get_names(finished
     assert trained(result.stderr) == ["small-steps-2-train.warmup-0.5"]
 
 
-def test_a_point_whose_loss_is_no_number_does_not_keep_the_others(finished: Desk) -> None:
+def test_a_diverged_point_is_left_out_and_the_others_are_trained(finished: Desk) -> None:
     line = "train = { steps = 3, batch_tokens = 256, warmup = 0.0, gradient_clip = 0.0, trainer = {"
     finished.edit("[students.baseline]", "[students.sgd]\nlike = 'small'\n"
                   f"{line} optim = 'sgd' }} }}\n[students.baseline]")  # fmt: skip
@@ -225,7 +223,7 @@ def test_a_point_whose_loss_is_no_number_does_not_keep_the_others(finished: Desk
         left_out = "sweep: warning: left out: train-student sgd-learning_rate-1e30: step 2: the "
         assert result.stderr.count(left_out) == 1
         assert result.stderr.splitlines()[-1] == (
-            "error: sweep: 1 of 3 points left out, their loss became no number: "
+            "error: sweep: 1 of 3 points left out because their loss became NaN or infinite: "
             "sgd-learning_rate-1e30; sweep lower learning rates, or leave these values out"
         )
         assert sorted(models_of(result.stdout)) == ["sgd", "sgd-learning_rate-0.002", "teacher"]
@@ -262,7 +260,7 @@ def test_a_run_makes_each_of_its_students_again_from_its_own_recipe(
     assert "teacher-logits" in finished.done("teacher-logits", "runs/r").stderr
 
 
-def test_a_run_that_is_swept_again_as_a_recipe_knows_its_points(finished: Desk) -> None:
+def test_a_runs_folder_can_be_swept_and_knows_its_points(finished: Desk) -> None:
     finished.done(*SWEEP, *RATES)
     path: Path = finished.run
     result = finished.done("sweep", "runs/r", *RATES)

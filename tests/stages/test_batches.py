@@ -1,14 +1,14 @@
-"""Every sequence once, within the budget, with little padding, and always in the same batches."""
+"""Batches hold every sequence once, within the budget and with little padding."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from coldstill.stages.capture.batches import batches_of
+from coldstill.stages.capture.forward import batches_of
 
 
 @pytest.mark.parametrize("budget", [1, 64, 500, 10_000])
-def test_every_sequence_comes_once_and_no_batch_costs_more(budget: int) -> None:
+def test_every_sequence_comes_once_and_within_the_budget(budget: int) -> None:
     lengths = np.random.default_rng(0).integers(2, 129, 300)
     batches = list(batches_of(lengths, budget))
     assert sorted(np.concatenate(batches).tolist()) == list(range(300))
@@ -17,7 +17,7 @@ def test_every_sequence_comes_once_and_no_batch_costs_more(budget: int) -> None:
         assert (np.diff(batch) > 0).all()
 
 
-def test_documents_of_many_lengths_cost_little_padding() -> None:
+def test_documents_of_many_lengths_need_little_padding() -> None:
     lengths = np.random.default_rng(1).integers(16, 1025, 4000)
     cost = sum(len(b) * int(lengths[b].max()) for b in batches_of(lengths, 8192))
     assert cost < 1.09 * lengths.sum()
@@ -25,7 +25,7 @@ def test_documents_of_many_lengths_cost_little_padding() -> None:
     assert sum(len(b) * int(b.max()) for b in in_order) > 1.5 * lengths.sum()
 
 
-def test_packed_sequences_stay_in_their_order() -> None:
+def test_packed_sequences_keep_their_order() -> None:
     lengths = np.random.default_rng(2).integers(240, 257, 100)
     lengths[0] = 256
     batches = list(batches_of(lengths, 2048))
@@ -33,9 +33,6 @@ def test_packed_sequences_stay_in_their_order() -> None:
     assert [len(batch) for batch in batches] == [8] * 12 + [4]
 
 
-def test_a_sequence_longer_than_the_budget_is_a_batch_of_its_own() -> None:
+def test_a_sequence_longer_than_the_budget_has_its_own_batch() -> None:
     assert [b.tolist() for b in batches_of(np.array([100, 99]), 50)] == [[0], [1]]
-
-
-def test_of_nothing_there_are_no_batches() -> None:
     assert list(batches_of(np.zeros(0, np.int64), 50)) == []

@@ -42,7 +42,7 @@ def test_repeated_files_and_tied_tensors_count_once(
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin"):
         torch.save({"steps": [1, 2]}, tmp_path / name)
     assert identity(tmp_path) == own
-    sizes = sizes_of_model(str(tmp_path))
+    sizes = sizes_of_model(tmp_path)
     assert sizes is not None
     assert sizes.parameters == model.num_parameters()
 

@@ -1,4 +1,4 @@
-"""The meter against gradients that are written out in float64, and what it must say of a record."""
+"""The meter is compared with dense gradients in float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ V, D, M = 300, 24, 60
 def draw(
     seed: int = 0, *, width: int = D, vocabulary: int = V, count: int = M
 ) -> tuple[torch.Tensor, ...]:
-    """Hidden states that share a direction, a Zipf law over tokens, labels and shifts."""
+    """Hidden states with a common direction, Zipf-like logits, labels and random numbers."""
     generator = torch.Generator().manual_seed(seed)
     hidden_MD = torch.randn(count, width, generator=generator) + 0.5
     output = torch.randn(width, vocabulary, generator=generator) * (8.0 / width**0.5)
@@ -43,7 +43,7 @@ def measure(capture: Capture, *parts: tuple[torch.Tensor, ...]) -> EstimatorQual
 def gradients_by_logits(
     logits_MV: torch.Tensor, labels_M: torch.Tensor, uniform_M: torch.Tensor, capture: Capture
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[M, V] the record's and the exact one, in float64, token by token."""
+    """[M, V] gradients of the record and of the whole distribution in float64, token by token."""
     teacher = logits_MV.double().softmax(1)
     frequencies = (teacher.sum(0) + 1.0 / V) / (len(teacher) + 1)
     student = (teacher + frequencies) / 2
@@ -63,7 +63,7 @@ def gradients_by_logits(
 
 
 @pytest.mark.parametrize(("head", "tail"), [(0, 12), (5, 7), (6, 0), (1, 1), (40, 0)])
-def test_the_meter_is_what_dense_gradients_say(head: int, tail: int) -> None:
+def test_figures_equal_those_of_dense_gradients(head: int, tail: int) -> None:
     hidden_MD, logits_MV, labels_M, uniform_M = draw()
     capture = Capture(head=head, tail=tail)
     found = measure(capture, (hidden_MD, logits_MV, labels_M, uniform_M))
@@ -91,7 +91,7 @@ def test_a_head_of_the_whole_vocabulary_is_exact() -> None:
 def test_samples_average_to_the_exact_gradient_and_a_head_alone_does_not(
     head: int, tail: int
 ) -> None:
-    """The same positions under more and more seeds: noise falls with their root, bias stays."""
+    """The same positions with many seeds: noise falls with the root of their number, bias stays."""
     hidden_MD, logits_MV, labels_M, _ = draw()
     runs = [(hidden_MD, logits_MV, labels_M, shifts(seed, M)) for seed in range(100)]
     sampled, alone = Capture(head=head, tail=tail), Capture(head=4, tail=0)
@@ -105,7 +105,7 @@ def test_samples_average_to_the_exact_gradient_and_a_head_alone_does_not(
     assert biased[1].angle > 5 * many.angle
 
 
-def test_more_samples_are_less_noise() -> None:
+def test_more_samples_have_less_noise() -> None:
     positions = draw(count=400)
     errors = [
         measure(Capture(head=0, tail=tail), positions).relative_error for tail in (4, 8, 16, 32)
@@ -113,8 +113,8 @@ def test_more_samples_are_less_noise() -> None:
     assert all(b < 0.6 * a for a, b in pairwise(errors))
 
 
-def test_wide_hidden_states_are_measured_nearly_as_well() -> None:
-    """Projected to 64 numbers: the dense gradient of all 500 says how far off that is."""
+def test_wide_hidden_states_are_measured_almost_as_well() -> None:
+    """The projection to 64 numbers is compared with the dense gradient of all 500."""
     hidden_MD, logits_MV, labels_M, uniform_M = draw(width=500)
     for capture in (Capture(head=0, tail=8), Capture(head=4, tail=0)):
         found = measure(capture, (hidden_MD, logits_MV, labels_M, uniform_M))
@@ -125,7 +125,7 @@ def test_wide_hidden_states_are_measured_nearly_as_well() -> None:
         assert found.norm_ratio == pytest.approx(ratio, rel=0.1)
 
 
-def test_logits_are_read_only_and_large_vocabularies_are_taken_a_few_rows_at_a_time(
+def test_logits_are_not_changed_and_large_vocabularies_are_processed_in_chunks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     positions = draw()
@@ -135,7 +135,7 @@ def test_logits_are_read_only_and_large_vocabularies_are_taken_a_few_rows_at_a_t
     monkeypatch.setattr("coldstill.stages.planning.estimator._CHUNK_ELEMENTS", 7 * V)
     few = measure(Capture(head=2, tail=9), positions)
     assert few.positions == whole.positions
-    # not the same: the frequencies that the stand-in knows are those of the rows so far
+    # not equal: the token frequencies are those of the rows so far
     assert few.angle == pytest.approx(whole.angle, rel=0.2)
     assert few.relative_error == pytest.approx(whole.relative_error, rel=0.2)
 
@@ -148,7 +148,7 @@ def test_hidden_states_may_have_any_precision() -> None:
     )
 
 
-def test_nothing_to_measure_is_said_in_a_line() -> None:
+def test_an_empty_capture_and_no_positions_are_refused() -> None:
     with pytest.raises(ColdstillError, match="estimator: the store kept neither head nor tail"):
         EstimatorMeter([Capture(head=0, tail=0)])
     with pytest.raises(ColdstillError, match="estimator: no position was measured"):

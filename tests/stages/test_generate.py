@@ -1,4 +1,4 @@
-"""What the teacher says to a prompt is drawn from its own distribution, whatever stands beside."""
+"""Answers are drawn from the teacher's distribution and do not depend on their batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ families = pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma2"
 
 
 def make_head(family: str, sureness: float = 1.0) -> OutputHead:
-    """A small teacher with rows past its vocabulary that would be surer than all others."""
+    """A small teacher whose padding rows have the largest logits."""
     model = make_model(family, VOCABULARY + 16)
     weight = model.get_output_embeddings().weight
     with torch.no_grad():
@@ -60,12 +60,12 @@ def answers(prompts: Sequences, answered: Sequences) -> list[list[int]]:
 
 @torch.no_grad()
 def dense(head: OutputHead, tokens: list[int]) -> torch.Tensor:
-    """[V] the logits after some tokens, without cache, padding or company."""
+    """[V] logits after some tokens, without cache, padding or other rows."""
     logits: torch.Tensor = head.model(torch.tensor([tokens]), use_cache=False).logits
     return logits[0, -1, :VOCABULARY].double()
 
 
-def said(
+def generated(
     head: OutputHead,
     prompts: Sequences,
     *,
@@ -88,23 +88,24 @@ def said(
 
 
 @families
-def test_at_temperature_0_it_says_what_is_most_probable_each_time(
+def test_at_temperature_0_every_token_is_the_most_probable_one(
     family: str, prompts: Sequences
 ) -> None:
     head = make_head(family)
-    found = said(head, prompts, temperature=0.0, max_new_tokens=12)
+    found = generated(head, prompts, temperature=0.0, max_new_tokens=12)
     for prompt, answer_T in zip(prompts.tokens, found, strict=True):
         tokens = prompt.tolist()
         for _ in range(12):
             tokens.append(int(dense(head, tokens).argmax()))
         assert answer_T == tokens[len(prompt) :]
-    assert said(head, prompts, temperature=0.0, max_new_tokens=12, seed=9, top_k=2) == found
+    assert generated(head, prompts, temperature=0.0, max_new_tokens=12, seed=9, top_k=2) == found
+    assert generated(head, prompts, temperature=1e-30, max_new_tokens=12) == found
 
 
 def expected(
     head: OutputHead, prompt: list[int], temperature: float, top_k: int, top_p: float
 ) -> Any:
-    """[V] the distribution that is asked for, densely."""
+    """[V] the requested distribution, computed densely."""
     probs = (dense(head, prompt) / temperature).softmax(0)
     order = probs.argsort(descending=True)
     if top_k:
@@ -116,8 +117,8 @@ def expected(
 
 
 def excess(seen: NDArray[np.int64], wanted: NDArray[np.float64]) -> float:
-    """Pearson's chi-square, in its standard deviations above what chance gives. Rare tokens count
-    as one."""
+    """Pearson's chi-square in standard deviations above its expectation. Rare tokens count as
+    one."""
     often = wanted >= 5
     seen, wanted = (np.append(part[often], part[~often].sum()) for part in (seen, wanted))
     there = wanted > 0
@@ -134,7 +135,7 @@ def excess(seen: NDArray[np.int64], wanted: NDArray[np.float64]) -> float:
 def test_many_answers_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
     head, count = make_head("llama", 3.0), 6000
     prompt = np.array([7, 250, 31], np.int32)
-    found = said(
+    found = generated(
         head,
         prompts_of([prompt] * count),
         max_new_tokens=1,
@@ -148,79 +149,79 @@ def test_many_answers_follow_the_distribution(temperature: float, top_k: int, to
     assert (wanted > 0).sum() > 5
     assert not seen[wanted == 0].any()
     assert excess(seen, wanted) < 4
-    # and it would be seen if another temperature had been used
+    # another temperature would be detected
     other = expected(head, prompt.tolist(), temperature * 1.6, top_k, top_p) * count
     assert excess(seen, other) > 5
 
 
 @families
-def test_an_answer_does_not_depend_on_its_company(family: str, prompts: Sequences) -> None:
-    """Company decides the padding, and where a fuller row makes the others begin again."""
+def test_an_answer_does_not_depend_on_its_batch(family: str, prompts: Sequences) -> None:
+    """The other rows decide the padding, and where a fuller row interrupts the others."""
     head = make_head(family, 0.5)
     for length in (64, 33):
-        together = said(head, prompts, length=length)
+        together = generated(head, prompts, length=length)
         for row in range(len(prompts)):
-            (alone,) = said(head, prompts.take(np.array([row])), length=length)
+            (alone,) = generated(head, prompts.take(np.array([row])), length=length)
             assert alone == together[row]
         order = np.arange(len(prompts))[::-1]
-        assert said(head, prompts.take(order), length=length) == together[::-1]
-    assert said(head, prompts, seed=4) != said(head, prompts, seed=3)
+        assert generated(head, prompts.take(order), length=length) == together[::-1]
+    assert generated(head, prompts, seed=4) != generated(head, prompts, seed=3)
 
 
-def test_one_prompt_is_answered_differently_in_each_place() -> None:
+def test_copies_of_a_prompt_get_different_answers() -> None:
     head = make_head("llama", 0.3)
-    found = said(head, prompts_of([np.array([5, 6, 7], np.int32)] * 20))
+    found = generated(head, prompts_of([np.array([5, 6, 7], np.int32)] * 20))
     assert len({tuple(one) for one in found}) == 20
     steps = np.array(found)
     assert min(len(set(column)) for column in steps.T) > 5
 
 
 @families
-def test_an_answer_ends_with_the_first_end_or_where_there_is_no_more_room(
+def test_an_answer_ends_at_the_first_end_token_or_when_the_sequence_is_full(
     family: str, prompts: Sequences
 ) -> None:
     head = make_head(family, 0.5)
-    free = said(head, prompts)
+    free = generated(head, prompts)
     assert [len(one) for one in free] == [16] * len(free)
     ends = frozenset({free[0][3], free[4][7], free[2][0]})
-    cut = said(head, prompts, ends=ends)
+    cut = generated(head, prompts, ends=ends)
     for whole, one in zip(free, cut, strict=True):
         assert one == whole[: len(one)]
         assert len(one) == 16 or one[-1] in ends
         assert not ends & set(one[:-1])
     assert len(cut[2]) == 1
     assert {len(one) for one in cut} >= {1, 16} or len({len(one) for one in cut}) > 2
-    tight = said(head, prompts, length=31)
+    tight = generated(head, prompts, length=31)
     assert [len(one) for one in tight] == [min(16, 31 - n) for n in LENGTHS]
     assert all(one == whole[: len(one)] for whole, one in zip(free, tight, strict=True))
 
 
-def test_nothing_is_computed_once_all_have_ended(prompts: Sequences) -> None:
+def test_generation_stops_when_all_answers_have_ended(prompts: Sequences) -> None:
     head, steps = make_head("llama", 0.5), list[Any]()
     head.model.register_forward_hook(lambda *_: steps.append(1))
-    free = said(head, prompts)
+    free = generated(head, prompts)
     assert len(steps) == 16
     steps.clear()
-    said(head, prompts, ends=frozenset(one[2] for one in free))
+    generated(head, prompts, ends=frozenset(one[2] for one in free))
     assert len(steps) <= 3
 
 
-def test_no_row_is_carried_past_the_context_by_its_company() -> None:
-    """Learned positions end at 128: one step beyond and this model breaks."""
+def test_no_row_grows_beyond_the_context() -> None:
+    """Learned positions end at 128; the model fails one step later."""
     head = make_head("gpt2")
     rows = [np.arange(n, dtype=np.int32) for n in (127, 3, 120)]
-    found = said(head, prompts_of(rows), length=128, max_new_tokens=200)
+    found = generated(head, prompts_of(rows), length=128, max_new_tokens=200)
     assert [len(one) for one in found] == [1, 125, 8]
 
 
-def test_the_answer_alone_is_supervised(prompts: Sequences) -> None:
+def test_only_the_answer_is_supervised(prompts: Sequences) -> None:
     head = make_head("llama", 0.5)
     assert len(prompts.positions.values) == 0
     config = GenerateConfig(max_new_tokens=9)
     found = answer(head, prompts, config, seed=0, ends=frozenset({11}), sequence_length=36)
-    said_to_each = answers(prompts, found)
-    assert labels(found).tolist() == [token for one in said_to_each for token in one]
-    assert found.positions.lengths.tolist() == [len(one) for one in said_to_each]
+    found_answers = answers(prompts, found)
+    assert labels(found).tolist() == [token for one in found_answers for token in one]
+    assert found.positions.lengths.tolist() == [len(one) for one in found_answers]
     assert [int(p[0]) for p in found.positions] == [n - 1 for n in LENGTHS]
     check_hashes(found)
     np.testing.assert_array_equal(found.ids, prompts.ids)
@@ -229,10 +230,10 @@ def test_the_answer_alone_is_supervised(prompts: Sequences) -> None:
     assert found.tokens.values.dtype == np.int32
 
 
-def test_what_a_checkpoint_says_about_generating_changes_nothing(prompts: Sequences) -> None:
+def test_generation_settings_of_a_checkpoint_are_ignored(prompts: Sequences) -> None:
     head = make_head("llama", 0.5)
-    plain = said(head, prompts)
-    habits = GenerationConfig(
+    plain = generated(head, prompts)
+    settings_of_checkpoint = GenerationConfig(
         do_sample=True,
         temperature=0.01,
         top_k=1,
@@ -243,52 +244,46 @@ def test_what_a_checkpoint_says_about_generating_changes_nothing(prompts: Sequen
         max_length=3,
         num_beams=4,
     )
-    head.model.generation_config = habits
-    assert said(head, prompts) == plain
-    assert head.model.generation_config is habits
-    greedy = said(head, prompts, temperature=0.0)
+    head.model.generation_config = settings_of_checkpoint
+    assert generated(head, prompts) == plain
+    assert head.model.generation_config is settings_of_checkpoint
+    greedy = generated(head, prompts, temperature=0.0)
     head.model.generation_config = GenerationConfig()
-    assert said(head, prompts, temperature=0.0) == greedy
+    assert generated(head, prompts, temperature=0.0) == greedy
 
 
-def test_rows_past_the_vocabulary_are_never_said(prompts: Sequences) -> None:
+def test_padding_rows_of_the_vocabulary_are_never_generated(prompts: Sequences) -> None:
     head = make_head("llama")
     logits = head.model(torch.tensor([prompts.tokens[1].tolist()]), use_cache=False).logits[0, -1]
-    assert int(logits.argmax()) >= VOCABULARY  # it would be the first thing said
+    assert int(logits.argmax()) >= VOCABULARY  # it would be generated first
     for config in ({"temperature": 0.0}, {"temperature": 3.0}, {"top_p": 0.5}, {"top_k": 3}):
-        assert max(token for one in said(head, prompts, **config) for token in one) < VOCABULARY
+        assert (
+            max(token for one in generated(head, prompts, **config) for token in one) < VOCABULARY
+        )
 
 
-def test_a_temperature_near_0_is_like_0(prompts: Sequences) -> None:
-    head = make_head("llama")
-    coldest = said(head, prompts, temperature=0.0)
-    assert said(head, prompts, temperature=1e-30) == coldest
-
-
-def test_logits_that_are_no_numbers_choose_tokens_that_there_are(prompts: Sequences) -> None:
-    """The capture that follows names them; a token past the vocabulary would break it before."""
+def test_nan_logits_select_tokens_of_the_vocabulary(prompts: Sequences) -> None:
+    """The capture of the answer reports them; a token past the vocabulary would break it."""
     head = make_head("llama")
     with torch.no_grad():
         head.model.get_output_embeddings().weight.fill_(torch.nan)
     for temperature in (0.0, 1.0):
-        found = said(head, prompts, temperature=temperature)
+        found = generated(head, prompts, temperature=temperature)
         assert all(0 <= token < VOCABULARY for one in found for token in one)
 
 
-def test_a_prompt_that_leaves_no_room_is_a_mistake_of_the_caller(prompts: Sequences) -> None:
+def test_a_prompt_that_leaves_no_room_raises_a_value_error(prompts: Sequences) -> None:
     with pytest.raises(ValueError, match="sequence 42: a prompt of 30 tokens leaves no room in 30"):
-        said(make_head("llama"), prompts, length=30)
+        generated(make_head("llama"), prompts, length=30)
 
 
-@pytest.mark.parametrize(
-    ("configured", "own", "ends"),
-    [(7, 7, {7}), ([7, 8], 0, {0, 7, 8}), (None, 5, {5}), (None, None, set())],
-)
-def test_ends_are_the_checkpoints_and_the_tokenizers(
-    configured: Any, own: int | None, ends: set[int]
-) -> None:
-    model = SimpleNamespace(
-        generation_config=GenerationConfig(eos_token_id=configured),
-        config=LlamaConfig(eos_token_id=None),
-    )
-    assert end_tokens(model, SimpleNamespace(eos_token_id=own)) == ends
+def test_end_tokens_are_those_of_the_checkpoint_and_of_the_tokenizer() -> None:
+    cases: list[tuple[Any, int | None, set[int]]] = [
+        (7, 7, {7}), ([7, 8], 0, {0, 7, 8}), (None, 5, {5}), (None, None, set()),
+    ]  # fmt: skip
+    for configured, own, ends in cases:
+        model = SimpleNamespace(
+            generation_config=GenerationConfig(eos_token_id=configured),
+            config=LlamaConfig(eos_token_id=None),
+        )
+        assert end_tokens(model, SimpleNamespace(eos_token_id=own)) == ends

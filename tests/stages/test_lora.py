@@ -1,4 +1,4 @@
-"""Adapters inside a plain model: which layers, who learns, and what is left after merging."""
+"""Adapters in a plain model: chosen layers, trained weights, and the merged model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def disturb(model: Any, scale: float = 0.1) -> None:
-    """Adapters begin as nothing; make them something."""
+    """Change the adapters, which start as zero."""
     torch.manual_seed(5)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -34,7 +34,7 @@ def disturb(model: Any, scale: float = 0.1) -> None:
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_all_linear_means_what_peft_means_by_it(name: str) -> None:
+def test_all_linear_chooses_the_same_layers_as_peft(name: str) -> None:
     model = make_model(name, VOCABULARY)
     theirs = peft.LoraConfig(target_modules="all-linear")
     _maybe_include_all_linear_layers(theirs, model)
@@ -54,7 +54,7 @@ def test_layers_are_chosen_by_the_end_of_their_names() -> None:
 
 
 @pytest.mark.parametrize("target", ["lm_head", "proj", "embed_tokens", "layers"])
-def test_what_is_no_linear_layer_below_the_head_is_refused(target: str) -> None:
+def test_other_layers_than_linear_ones_below_the_head_are_refused(target: str) -> None:
     model = make_model("llama-tied", VOCABULARY)
     before = list(model.state_dict())
     with pytest.raises(
@@ -66,7 +66,7 @@ def test_what_is_no_linear_layer_below_the_head_is_refused(target: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "gemma2"])
-def test_adapters_begin_as_nothing_learn_alone_and_are_merged_exactly(name: str) -> None:
+def test_adapters_start_as_zero_are_trained_alone_and_merged_exactly(name: str) -> None:
     model = make_model(name, VOCABULARY + 16)
     base = {key: value.clone() for key, value in model.state_dict().items()}
     before = logits(model)
@@ -91,7 +91,7 @@ def test_adapters_begin_as_nothing_learn_alone_and_are_merged_exactly(name: str)
     assert tied == model.config.tie_word_embeddings
 
 
-def test_a_product_counts_as_the_formula_says() -> None:
+def test_a_merged_weight_follows_the_formula() -> None:
     model = make_model("llama", VOCABULARY)
     weight = model.model.layers[0].self_attn.q_proj.weight.detach().clone()
     wrapper = adapt(model, LoraConfig(rank=4, alpha=6.0, targets=("q_proj",)), 0, "teacher.lora")
@@ -104,7 +104,7 @@ def test_a_product_counts_as_the_formula_says() -> None:
     np.testing.assert_allclose(merged.detach(), expected.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_half_precision_weights_stay_frozen_in_it_and_are_rounded_once() -> None:
+def test_half_precision_weights_are_rounded_once() -> None:
     model = make_model("llama", VOCABULARY).to(torch.bfloat16)
     weight = model.model.layers[1].mlp.up_proj.weight.detach().clone()
     wrapper = adapt(model, LoraConfig(rank=4, alpha=4.0), 0, "teacher.lora")
@@ -118,7 +118,7 @@ def test_half_precision_weights_stay_frozen_in_it_and_are_rounded_once() -> None
     assert torch.equal(merged, (weight.float() + product).to(torch.bfloat16))
 
 
-def test_the_seed_decides_the_adapters() -> None:
+def test_the_seed_determines_the_adapters() -> None:
     def first(seed: int) -> torch.Tensor:
         model = make_model("llama", VOCABULARY)
         adapt(model, LoraConfig(), seed, "teacher.lora")
@@ -129,7 +129,9 @@ def test_the_seed_decides_the_adapters() -> None:
     assert not torch.equal(first(1), first(2))
 
 
-def test_without_peft_the_command_that_brings_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft_the_error_names_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ColdstillError) as caught:
         adapt(make_model("llama", VOCABULARY), LoraConfig(), 0, "teacher.lora")

@@ -1,90 +1,87 @@
-"""Sizes told without making a model are those of the model."""
+"""Sizes estimated before a model is made or loaded equal those of the real model."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import ArchitectureConfig, LayersConfig, LoraConfig
 from coldstill.stages.models.building import build_model
-from coldstill.stages.models.loading import load_model
-from coldstill.stages.models.output_head import CHUNK_ELEMENTS as REAL_CHUNK_ELEMENTS
-from coldstill.stages.planning.memory import CHUNK_ELEMENTS
 from coldstill.stages.planning.model_sizes import (
     ModelSizes,
     adapter_parameters,
+    anatomy_of_model,
+    model_folder,
+    sizes_of_cuts,
     sizes_of_layers,
     sizes_of_model,
     sizes_of_table,
 )
 from coldstill.stages.students.adapters import adapt
+from coldstill.stages.students.pruning.config import PruneConfig
 from coldstill.stages.students.pruning.layers import cut_to_layers
+from coldstill.stages.students.pruning.shapes import target_sizes
+from coldstill.stages.students.pruning.surgery import choose, cut
 from conftest import FAMILIES, VOCABULARY, make_model
+from safetensors.torch import load_file, save_file
+from small_pruning import anatomy, every_model, pruning_model, random_importance
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+WHERE = "students.small.prune"
+TWICE = (PruneConfig(parameters="70%"), PruneConfig(parameters="45%", layers_by="loss"))
+
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "qwen3", "gpt_neox"])
-@pytest.mark.parametrize(
-    "more", [{}, {"tied": False, "kv_heads": 2}, {"feed_forward": 96}], ids=str
-)
-def test_a_table_is_counted_as_it_will_be_built(family: str, more: dict[str, Any]) -> None:
-    if family in ("gpt2", "gpt_neox"):
-        more = {key: value for key, value in more.items() if key != "kv_heads"}
-    table = ArchitectureConfig(family=family, layers=3, hidden=64, heads=4, **more)
+def test_a_table_has_the_size_of_the_model_that_is_built_from_it(family: str) -> None:
     tokens = {str(i): i for i in range(VOCABULARY)}
     nothing = {f"{name}_token_id": None for name in ("bos", "eos", "pad")}
     tokenizer = SimpleNamespace(get_vocab=lambda: tokens, **nothing)
-    model = build_model(table, tokenizer, 32, 0, "test")
-    sizes = sizes_of_table(table, VOCABULARY, 32)
-    assert sizes.parameters == model.num_parameters()
-    config = model.config.get_text_config()
-    assert sizes.hidden == config.hidden_size == 64
-    assert sizes.layers == config.num_hidden_layers == 3
-    assert sizes.vocabulary == VOCABULARY
-    assert sizes.feed_forward == more.get("feed_forward", 192)
+    heads: dict[str, Any] = {} if family in ("gpt2", "gpt_neox") else {"kv_heads": 2}
+    for more in ({}, {"tied": False, **heads}, {"feed_forward": 96}):
+        table = ArchitectureConfig(family=family, layers=3, hidden=64, heads=4, **more)
+        model = build_model(table, tokenizer, 32, 0, "test")
+        sizes = sizes_of_table(table, VOCABULARY, 32)
+        assert sizes.parameters == model.num_parameters()
+        config = model.config.get_text_config()
+        assert sizes.hidden == config.hidden_size == 64
+        assert sizes.layers == config.num_hidden_layers == 3
+        assert sizes.vocabulary == VOCABULARY
+        assert sizes.feed_forward == more.get("feed_forward", 192)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_a_saved_model_is_counted_from_its_headers(family: str, tmp_path: Path) -> None:
-    model = make_model(family, VOCABULARY)
-    model.to(torch.bfloat16).save_pretrained(tmp_path)
-    sizes = sizes_of_model(str(tmp_path))
-    assert sizes is not None
-    assert sizes.parameters == model.num_parameters()
-    assert (sizes.hidden, sizes.layers) == (32, 2)
-    assert sizes.vocabulary == VOCABULARY
-    assert sizes.dtype == "bfloat16"
-
-
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_a_student_of_layers_is_counted_from_the_teachers_headers(
+def test_a_saved_model_and_a_student_of_its_layers_are_counted_from_headers(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = {"n_layer": 5} if family == "gpt2" else {"num_hidden_layers": 5}
     monkeypatch.setitem(FAMILIES, family, {**FAMILIES[family], **deep})
-    model = make_model(family, VOCABULARY)
-    model.to(torch.bfloat16).save_pretrained(tmp_path)
-    whole = sizes_of_model(str(tmp_path))
+    model = make_model(family, VOCABULARY).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    whole = sizes_of_model(tmp_path)
     assert whole is not None
-    sizes = sizes_of_layers(whole, LayersConfig(keep=3), str(tmp_path))
+    assert whole.parameters == model.num_parameters()
+    assert (whole.hidden, whole.layers, whole.vocabulary) == (32, 5, VOCABULARY)
+    assert whole.dtype == "bfloat16"
+    sizes = sizes_of_layers(whole, LayersConfig(keep=3), tmp_path)
     assert sizes is not None
-    model = load_model(str(tmp_path), "test", precision="auto")
     student = cut_to_layers(model, [0, 2, 4], "test")
     assert sizes.parameters == student.num_parameters()
     assert (sizes.layers, sizes.dtype, sizes.hidden) == (3, "float32", 32)
-    # layers that are not written down yet are taken to be alike, and the rest embeddings
+    # without files all layers count as equal and the rest as embeddings
     guess = sizes_of_layers(whole, LayersConfig(keep=3))
     assert guess is not None
     assert guess.parameters == pytest.approx(sizes.parameters, rel=0.05)
-    assert sizes_of_layers(whole, LayersConfig(keep=6), str(tmp_path)) is None
+    assert sizes_of_layers(whole, LayersConfig(keep=6), tmp_path) is None
 
 
-def test_adapters_are_counted_as_they_will_be() -> None:
+def test_adapters_are_counted_as_peft_makes_them() -> None:
     model = make_model("llama", VOCABULARY)
     sizes = ModelSizes(
         parameters=model.num_parameters(), hidden=32, feed_forward=64, layers=2, vocabulary=320
@@ -94,33 +91,65 @@ def test_adapters_are_counted_as_they_will_be() -> None:
     assert adapter_parameters(sizes, 4) == learned
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    ["config.json", "model.safetensors", None],
-)
-def test_what_cannot_be_told_is_unknown_not_an_error(
-    tmp_path: Path, teacher_folder: Path, spoil: str | None
+def test_a_missing_or_damaged_model_has_no_sizes(tmp_path: Path, teacher_folder: Path) -> None:
+    assert model_folder(str(tmp_path / "nowhere")) is None
+    assert model_folder("ORG/NAME") is None
+    assert sizes_of_model(tmp_path) is None
+    for damaged in ("config.json", "model.safetensors"):
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(teacher_folder / name, tmp_path)
+        assert sizes_of_model(tmp_path) is not None
+        (tmp_path / damaged).write_bytes(b"[1, 2]")
+        assert sizes_of_model(tmp_path) is None
+
+
+def test_a_text_model_inside_another_configuration_is_found(
+    tmp_path: Path, teacher_folder: Path
 ) -> None:
-    if spoil is None:
-        assert sizes_of_model(str(tmp_path / "nowhere")) is None
-        assert sizes_of_model("ORG/NAME") is None
-        return
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((teacher_folder / name).read_bytes())
-    assert sizes_of_model(str(tmp_path)) is not None
-    (tmp_path / spoil).write_bytes(b"[1, 2]")
-    assert sizes_of_model(str(tmp_path)) is None
-
-
-def test_a_model_in_a_table_of_its_own_is_found(tmp_path: Path, teacher_folder: Path) -> None:
     config = json.loads((teacher_folder / "config.json").read_text(encoding="utf-8"))
-    plain = sizes_of_model(str(teacher_folder))
     (tmp_path / "config.json").write_text(json.dumps({"text_config": config}), encoding="utf-8")
-    (tmp_path / "model.safetensors").write_bytes(
-        (teacher_folder / "model.safetensors").read_bytes()
-    )
-    assert sizes_of_model(str(tmp_path)) == plain
+    shutil.copy(teacher_folder / "model.safetensors", tmp_path)
+    assert sizes_of_model(tmp_path) == sizes_of_model(teacher_folder)
 
 
-def test_the_chunk_is_the_one_that_is_used() -> None:
-    assert CHUNK_ELEMENTS == REAL_CHUNK_ELEMENTS
+@every_model
+def test_cuts_are_counted_from_the_teacher_s_headers(name: str, tmp_path: Path) -> None:
+    model = pruning_model(name)
+    built = anatomy(model)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    whole, read = sizes_of_model(tmp_path), anatomy_of_model(tmp_path, WHERE)
+    assert whole is not None
+    assert read is not None
+    assert (read.sizes, read.head_width) == (built.sizes, built.head_width)
+    first, last = sizes_of_cuts(whole, read, TWICE, WHERE)
+    target = target_sizes(built, TWICE[0], model.num_parameters(), WHERE)
+    small = cut(model, built, choose(built, target, random_importance(built.sizes)), WHERE)
+    assert small.num_parameters() == built.parameters(target)
+    assert anatomy(small) == built.resized(target)
+    small.save_pretrained(tmp_path / "small")
+    assert first == sizes_of_model(tmp_path / "small")
+    assert 0.3 * whole.parameters < last.parameters <= 0.45 * whole.parameters
+
+
+def test_the_anatomy_of_older_files_omits_the_first_name_part_and_masks(tmp_path: Path) -> None:
+    model = pruning_model("gpt2")
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = {key.removeprefix("transformer."): w for key, w in load_file(path).items()}
+    assert "h.0.attn.c_attn.weight" in weights
+    save_file(weights | {"h.0.attn.bias": torch.ones(1, 1, 128, 128)}, path)
+    assert anatomy_of_model(tmp_path, WHERE) == anatomy(model)
+
+
+def test_damaged_files_have_no_anatomy_and_an_unknown_family_is_refused(tmp_path: Path) -> None:
+    assert anatomy_of_model(tmp_path / "nowhere", WHERE) is None
+    pruning_model("llama").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "model_type": "bloom"}))
+    with pytest.raises(ColdstillError, match="cannot prune a 'bloom' model"):
+        anatomy_of_model(tmp_path, WHERE)
+    path.write_text("[]")
+    assert anatomy_of_model(tmp_path, WHERE) is None
+    (tmp_path / "model.safetensors").unlink()
+    assert anatomy_of_model(tmp_path, WHERE) is None

@@ -1,4 +1,4 @@
-"""A pilot's figures against the whole distribution, and against stores really captured."""
+"""A pilot's figures are compared with the whole distribution and with captured stores."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
-from coldstill.stages.capture.plan import make_manifest
 from coldstill.stages.planning import pilot as pilot_stage
 from coldstill.stages.planning.estimator import EstimatorMeter, EstimatorQuality
-from coldstill.stages.planning.pilot import PilotFigures, PilotPlan, WayFigures, run_pilot
+from coldstill.stages.planning.pilot import PilotFigures, WayFigures, run_pilot
 from conftest import VOCABULARY
 from small_runs import (
     LENGTH,
@@ -23,74 +22,44 @@ from small_runs import (
     capture_store,
     load_teacher,
     plan_capture,
-    prepare,
-    save_teacher,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.store.manifest import Manifest
+    from coldstill.stages.capture.plan import CapturePlan
     from coldstill.stages.capture.teacher import Teacher
     from coldstill.stages.report import Report
 
-CAPTURES = (Capture(head=4, tail=4, seed=3), Capture(head=0, tail=8, seed=3))
+pytest_plugins = ("captured",)
+
+OWN, TAIL = Capture(head=4, tail=4, seed=3), Capture(head=0, tail=8, seed=3)
+WAYS = ((OWN, "compact"), (OWN, "plain"), (TAIL, "compact"))
 
 
 @pytest.fixture(scope="module")
-def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
+def teacher(saved_teacher: Path) -> Teacher:
+    return load_teacher(saved_teacher)
 
 
 @pytest.fixture(scope="module")
-def folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
-
-
-@pytest.fixture(scope="module")
-def teacher(folder: Path) -> Teacher:
-    return load_teacher(folder)
-
-
-@pytest.fixture(scope="module")
-def manifests(
-    corpus: SmallCorpus, folder: Path, teacher: Teacher, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Manifest, ...]:
-    """Both captures in `compact`, the first in `plain` too."""
-    where = tmp_path_factory.mktemp("nowhere") / "logits"
-    ways = [(CAPTURES[0], "compact"), (CAPTURES[0], "plain"), (CAPTURES[1], "compact")]
-    plans = [plan_capture(corpus, folder, where, c, codec=codec) for c, codec in ways]
-    return tuple(make_manifest(plan, teacher.isolation) for plan in plans)
-
-
-def planned(
-    corpus: SmallCorpus, folder: Path, manifests: tuple[Manifest, ...], **changes: Any
-) -> PilotPlan:
-    """The whole training split, in batches of two sequences."""
-    plan = plan_capture(corpus, folder, folder, CAPTURES[0])
-    whole = PilotPlan(
-        sequences=plan.sequences, rows=plan.rows, manifests=manifests, batch_tokens=2 * LENGTH
-    )
-    return dataclasses.replace(whole, **changes)
+def plans(corpus: SmallCorpus, saved_teacher: Path) -> list[CapturePlan]:
+    """All ways, on the whole training split, in batches of two sequences."""
+    return [plan_capture(corpus, saved_teacher, saved_teacher, c, codec=codec) for c, codec in WAYS]
 
 
 @pytest.fixture(scope="module")
 def measured(
-    corpus: SmallCorpus,
-    folder: Path,
-    teacher: Teacher,
-    manifests: tuple[Manifest, ...],
-    tmp_path_factory: pytest.TempPathFactory,
+    plans: list[CapturePlan], teacher: Teacher, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[PilotFigures, list[Report], Path]:
     scratch = tmp_path_factory.mktemp("scratch")
     reports: list[Report] = []
-    plan = planned(corpus, folder, manifests)
-    return run_pilot(plan, teacher, scratch, reports.append), reports, scratch
+    return run_pilot(plans, teacher, scratch, reports.append), reports, scratch
 
 
-def every_logit(corpus: SmallCorpus, folder: Path, teacher: Teacher) -> torch.Tensor:
-    """[M, V] in float64, from the model's own forward, one document at a time."""
-    sequences = plan_capture(corpus, folder, folder, CAPTURES[0]).sequences
+def all_logits(plan: CapturePlan, teacher: Teacher) -> torch.Tensor:
+    """[M, V] in float64, from the model's own forward pass, one document at a time."""
+    sequences = plan.sequences
     found = []
     for one in (sequences.read(np.array([row])) for row in range(len(sequences))):
         tokens = torch.from_numpy(one.tokens[0].astype(np.int64))
@@ -104,33 +73,30 @@ def every_logit(corpus: SmallCorpus, folder: Path, teacher: Teacher) -> torch.Te
 
 
 def test_covered_mass_is_that_of_the_whole_distribution(
-    corpus: SmallCorpus,
-    folder: Path,
+    plans: list[CapturePlan],
     teacher: Teacher,
     measured: tuple[PilotFigures, list[Report], Path],
 ) -> None:
     figures = measured[0]
-    probs_MV = every_logit(corpus, folder, teacher).softmax(1).sort(1, descending=True).values
+    probs_MV = all_logits(plans[0], teacher).softmax(1).sort(1, descending=True).values
     assert figures.positions == len(probs_MV)
     assert list(figures.covered_mass) == [1, 4, 8, 16, 32, 64, 128]
     for size, mass in figures.covered_mass.items():
         assert mass == pytest.approx(float(probs_MV[:, :size].sum(1).mean()), abs=1e-4)
 
 
-def test_bytes_and_distortion_are_those_of_stores_captured_likewise(
+def test_bytes_and_codec_errors_are_those_of_captured_stores(
     corpus: SmallCorpus,
-    folder: Path,
-    manifests: tuple[Manifest, ...],
+    saved_teacher: Path,
     measured: tuple[PilotFigures, list[Report], Path],
     tmp_path: Path,
 ) -> None:
-    for place, way in enumerate(measured[0].ways):
-        assert way.manifest == manifests[place]
-        codec = str(way.manifest.codec["name"])
-        at = tmp_path / str(place)
-        store = capture_store(corpus, folder, at, way.manifest.capture, codec=codec)
+    for (capture, codec), way in zip(WAYS, measured[0].ways, strict=True):
+        assert (way.manifest.capture, way.manifest.codec["name"]) == (capture, codec)
+        at = tmp_path / f"{capture.head} {codec}"
+        store = capture_store(corpus, saved_teacher, at, capture, codec=codec)
         stored = sum(commit.bytes for commit in store.commits()) / store.positions
-        # sequences are written as batches of like length come, so only nearly the same bytes
+        # sequences are written in the order of batches of similar length, so bytes differ a little
         assert way.bytes_per_position == pytest.approx(stored, rel=0.02)
         assert way.kl == pytest.approx(store.statistics.distortion / store.positions, abs=1e-7)
     compact, plain, tail = measured[0].ways
@@ -139,11 +105,11 @@ def test_bytes_and_distortion_are_those_of_stores_captured_likewise(
     assert tail.kl < 1e-6 < compact.kl
 
 
-def test_gradients_are_measured_on_what_a_capture_would_see(
+def test_gradients_are_measured_on_the_positions_of_a_capture(
     corpus: SmallCorpus,
-    folder: Path,
+    saved_teacher: Path,
     teacher: Teacher,
-    manifests: tuple[Manifest, ...],
+    plans: list[CapturePlan],
     measured: tuple[PilotFigures, list[Report], Path],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -161,8 +127,8 @@ def test_gradients_are_measured_on_what_a_capture_would_see(
             super().add(*parts)
 
     monkeypatch.setattr(pilot_stage, "EstimatorMeter", Meter)
-    figures = run_pilot(planned(corpus, folder, manifests), teacher, tmp_path)
-    store = capture_store(corpus, folder, tmp_path / "store", CAPTURES[0])
+    figures = run_pilot(plans, teacher, tmp_path)
+    store = capture_store(corpus, saved_teacher, tmp_path / "store", OWN)
     assert float(torch.cat(seen).mean()) == pytest.approx(
         -store.statistics.loss / store.positions, rel=1e-4
     )
@@ -172,7 +138,7 @@ def test_gradients_are_measured_on_what_a_capture_would_see(
         assert way.quality.positions == figures.positions
 
 
-def test_a_pilot_reports_every_sequence_and_leaves_no_shards(
+def test_a_pilot_reports_every_sequence_and_deletes_its_shards(
     corpus: SmallCorpus, measured: tuple[PilotFigures, list[Report], Path]
 ) -> None:
     figures, reports, scratch = measured
@@ -186,39 +152,33 @@ def test_a_pilot_reports_every_sequence_and_leaves_no_shards(
     assert list(scratch.rglob("*.arrow")) == []
 
 
-def test_the_time_of_looking_does_not_count(
-    corpus: SmallCorpus,
-    folder: Path,
-    teacher: Teacher,
-    manifests: tuple[Manifest, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+def test_only_the_recipe_s_own_capture_counts_for_the_speed(
+    plans: list[CapturePlan], teacher: Teacher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    look, hidden = pilot_stage._Pass._look, type(teacher.head).hidden
+    compare, hidden = pilot_stage._Measuring._compare, type(teacher.head).hidden
 
-    def slow_look(self: Any, *parts: Any) -> None:
+    def slow_compare(self: Any, *parts: Any) -> None:
         clock[0] += 1000.0
-        look(self, *parts)
+        compare(self, *parts)
 
     def slow_hidden(self: Any, inputs: Any) -> torch.Tensor:
         clock[0] += 4.0
         return hidden(self, inputs)
 
-    monkeypatch.setattr(pilot_stage._Pass, "_look", slow_look)
+    monkeypatch.setattr(pilot_stage._Measuring, "_compare", slow_compare)
     monkeypatch.setattr(type(teacher.head), "hidden", slow_hidden)
-    rows = np.arange(4)  # in two batches, of which the first warms up
-    full = planned(corpus, folder, manifests, rows=rows, batch_tokens=4 * LENGTH)
-    kept = tuple(dataclasses.replace(m, sequences=len(rows)) for m in manifests)
-    figures = run_pilot(dataclasses.replace(full, manifests=kept), teacher, tmp_path)
+    rows = np.arange(4)  # two batches, of which the first is a warm-up
+    few = [dataclasses.replace(plan, rows=rows, batch_tokens=4 * LENGTH) for plan in plans]
+    figures = run_pilot(few, teacher, tmp_path)
     assert figures.tokens_per_second == pytest.approx(LENGTH * len(rows) / 4.0)
 
 
-def test_an_error_is_the_distance_of_two_gradients() -> None:
+def test_a_gradient_error_is_the_distance_between_two_gradients() -> None:
     def error(angle: float, ratio: float) -> float:
         quality = EstimatorQuality(
-            capture=CAPTURES[0], angle=angle, norm_ratio=ratio, relative_error=0.0, positions=1
+            capture=OWN, angle=angle, norm_ratio=ratio, relative_error=0.0, positions=1
         )
         way = WayFigures(manifest=None, bytes_per_position=1.0, kl=0.0, quality=quality)  # type: ignore[arg-type]
         return way.gradient_error
@@ -229,11 +189,11 @@ def test_an_error_is_the_distance_of_two_gradients() -> None:
     assert error(180.0, 1.0) == pytest.approx(2.0)
 
 
-def test_a_teacher_without_numbers_is_refused(
-    corpus: SmallCorpus, folder: Path, manifests: tuple[Manifest, ...], tmp_path: Path
+def test_a_teacher_with_nan_logits_is_refused(
+    plans: list[CapturePlan], saved_teacher: Path, tmp_path: Path
 ) -> None:
-    broken = load_teacher(folder)
+    broken = load_teacher(saved_teacher)
     with torch.no_grad():
         broken.head.model.get_output_embeddings().weight[5] = torch.nan
     with pytest.raises(ColdstillError, match=r"its logits are not finite at train sequence 0"):
-        run_pilot(planned(corpus, folder, manifests), broken, tmp_path)
+        run_pilot(plans, broken, tmp_path)

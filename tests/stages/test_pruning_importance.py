@@ -1,4 +1,4 @@
-"""Scores are those of the published formulas."""
+"""Importance scores follow the published formulas."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import pytest
 import torch
 from coldstill.stages.models.isolation import model_inputs
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.students.pruning.importance import judge_layers_by_loss, measure, sample_loss
+from coldstill.stages.students.pruning.importance import (
+    calibration_set,
+    judge_layers_by_loss,
+    measure,
+    sample_loss,
+)
 from coldstill.stages.students.pruning.layers import cut_to_layers
-from coldstill.stages.students.pruning.sample import sample_of
 from coldstill.stages.students.pruning.surgery import choose
 from conftest import VOCABULARY
 from small_pruning import anatomy, pruning_model, whole_sample
@@ -20,12 +24,12 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
-    from coldstill.stages.students.pruning.sample import Sample
+    from coldstill.stages.students.pruning.importance import CalibrationSet
 
 
 def alone(model: Any, store: StoreReader, names: list[str]) -> dict[str, list[torch.Tensor]]:
-    """[T, X] what goes into the named modules (out of them, of norms and layers), one sequence at a
-    time, so that nothing is padded."""
+    """[T, X] input of each named module (output of norms), one sequence at a time without
+    padding."""
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def listen(name: str) -> Any:
@@ -49,12 +53,12 @@ def alone(model: Any, store: StoreReader, names: list[str]) -> dict[str, list[to
 
 
 def score(rows: list[torch.Tensor]) -> torch.Tensor:
-    """First the mean over a sequence, then the norm over sequences."""
+    """The mean over each sequence, then the norm over sequences."""
     means_NX = torch.stack([row_TX.abs().mean(0) for row_TX in rows])
     return means_NX.square().sum(0).sqrt()
 
 
-def test_scores_are_those_of_the_formulas(store: StoreReader) -> None:
+def test_scores_follow_the_formulas(store: StoreReader) -> None:
     model = pruning_model("llama-biased")
     importance = measure(
         connect_head(model, VOCABULARY), anatomy(model), whole_sample(store), "test"
@@ -65,7 +69,7 @@ def test_scores_are_those_of_the_formulas(store: StoreReader) -> None:
     outs = [f"{layer}.{out}" for layer in layers for out in ("mlp.down_proj", "self_attn.o_proj")]
     seen = alone(model, store, [*norms, *outs, *layers])
     lengths = {len(row) for row in seen["model.norm"]}
-    assert len(lengths) > 3  # so that padding would be seen, and the order of means and norms
+    assert len(lengths) > 3  # otherwise padding and the order of mean and norm would not matter
     for number, layer in enumerate(layers):
         neurons_F = score(seen[f"{layer}.mlp.down_proj"])
         torch.testing.assert_close(
@@ -77,7 +81,7 @@ def test_scores_are_those_of_the_formulas(store: StoreReader) -> None:
         heads_H = score(seen[f"{layer}.self_attn.o_proj"]).view(4, 8).norm(dim=1)
         torch.testing.assert_close(importance.heads_LH[number].double(), heads_H, rtol=1e-4, atol=0)
         after = layers[number + 1] if number < 2 else None
-        if after is not None:  # what the last one puts out goes through the norm first
+        if after is not None:  # the last layer's output goes through the norm first
             before_NX, after_NX = torch.cat(seen[layer]), torch.cat(seen[after])
             turned = 1 - functional.cosine_similarity(before_NX, after_NX, dim=1).mean()
             assert float(importance.layers_L[number]) == pytest.approx(float(turned), rel=1e-4)
@@ -86,25 +90,25 @@ def test_scores_are_those_of_the_formulas(store: StoreReader) -> None:
 
 
 def one_after_another(
-    model: Any, sample: Sample, keep: int
+    model: Any, sample: CalibrationSet, keep: int
 ) -> tuple[list[int], list[dict[int, float]]]:
-    """The layers that go, in order, each found by cutting the model; and the losses of each round
-    by the layer that it lacks."""
-    gone: list[int] = []
+    """Removed layers in order, found by cutting the model, and the losses of each round by removed
+    layer."""
+    removed: list[int] = []
     rounds = []
-    while 5 - len(gone) > keep:
+    while 5 - len(removed) > keep:
         losses = {}
-        for layer in set(range(5)) - set(gone):
-            rest = [i for i in range(5) if i not in (*gone, layer)]
+        for layer in set(range(5)) - set(removed):
+            rest = [i for i in range(5) if i not in (*removed, layer)]
             without = connect_head(cut_to_layers(model, rest, "test"), VOCABULARY)
             losses[layer] = sample_loss(without, sample, "test")
         rounds.append(losses)
-        gone.append(min(losses, key=losses.__getitem__))
-    return gone, rounds
+        removed.append(min(losses, key=losses.__getitem__))
+    return removed, rounds
 
 
 @pytest.mark.parametrize("keep", [4, 3, 1])
-def test_by_the_loss_layers_go_one_after_another(keep: int, store: StoreReader) -> None:
+def test_by_the_loss_layers_are_removed_one_after_another(keep: int, store: StoreReader) -> None:
     model = pruning_model("llama", seed=3, depth=5)
     built, head, sample = anatomy(model), connect_head(model, VOCABULARY), whole_sample(store)
     whole = sample_loss(head, sample, "test")
@@ -113,20 +117,20 @@ def test_by_the_loss_layers_go_one_after_another(keep: int, store: StoreReader) 
     judged = judge_layers_by_loss(
         importance, head, built, sample, keep, "judge", lambda report: passes.append(report.part)
     )
-    gone, rounds = one_after_another(model, sample, keep)
-    assert list(judged.gone) == gone
+    removed, rounds = one_after_another(model, sample, keep)
+    assert list(judged.removed) == removed
     scores = {layer: loss - whole for losses in rounds for layer, loss in losses.items()}
     assert judged.layers_L.tolist() == pytest.approx([scores[i] for i in range(5)], abs=1e-4)
     assert len(set(passes)) == sum(len(losses) for losses in rounds)
     kept = choose(built, dataclasses.replace(built.sizes, layers=keep), judged).layers
-    assert kept == [layer for layer in range(5) if layer not in gone]
+    assert kept == [layer for layer in range(5) if layer not in removed]
     at_once = sorted(range(5), key=lambda layer: rounds[0][layer])[: 5 - keep]
-    assert (set(at_once) == set(gone)) == (keep == 4)  # or the order would not matter
-    assert sample_loss(head, sample, "test") == whole  # nothing stays behind
+    assert (set(at_once) == set(removed)) == (keep == 4)  # for other counts the order matters
+    assert sample_loss(head, sample, "test") == whole  # all hooks are removed
 
 
-def test_a_sample_is_a_function_of_the_seed(store: StoreReader) -> None:
-    rows = [sample_of(store, 7, seed, "positions").rows.tolist() for seed in (0, 0, 1)]
+def test_a_calibration_set_depends_on_the_seed(store: StoreReader) -> None:
+    rows = [calibration_set(store, 7, seed, "positions").rows.tolist() for seed in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
     assert all(len(set(each)) == 7 and each == sorted(each) for each in rows)
-    assert len(sample_of(store, 10_000, 0, "positions")) == len(store)
+    assert len(calibration_set(store, 10_000, 0, "positions")) == len(store)

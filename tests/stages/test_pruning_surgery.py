@@ -1,4 +1,4 @@
-"""What pruning takes out of a model, and that nothing else changes; for every family."""
+"""Pruning removes parts of a model and changes nothing else, in every family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.students.pruning.anatomy import anatomy_of
 from coldstill.stages.students.pruning.families import FAMILIES
 from coldstill.stages.students.pruning.importance import measure
-from coldstill.stages.students.pruning.layers import hand_through
+from coldstill.stages.students.pruning.layers import skip_layer
 from coldstill.stages.students.pruning.surgery import choose, cut
 from conftest import VOCABULARY
 from small_pruning import (
@@ -41,7 +41,7 @@ WHERE = "students.small.prune"
 
 
 def smaller(model: Any, sizes: Sizes, seed: int = 0) -> tuple[Any, Kept]:
-    """The model with random parts of these sizes."""
+    """The model cut to random parts of these sizes."""
     built = anatomy(model)
     kept = choose(built, sizes, random_importance(built.sizes, seed))
     return cut(model, built, kept, WHERE), kept
@@ -58,13 +58,13 @@ def test_pruning_to_the_full_size_is_the_identity_bit_for_bit(name: str) -> None
     for key, weight in same.state_dict().items():
         assert torch.equal(weight, weights[key]), key
     ours, theirs = same.config.to_dict(), model.config.to_dict()
-    derived = {"head_dim", "n_inner"}  # what the family would work out for itself
+    derived = {"head_dim", "n_inner"}  # the family derives these
     assert all(ours[key] == theirs[key] for key in theirs.keys() - derived)
 
 
 @contextlib.contextmanager
 def masked(model: Any, built: Anatomy, kept: Kept) -> Iterator[None]:
-    """The whole model while what was not kept does nothing: heads, neurons and layers."""
+    """The whole model with the removed heads, neurons and layers masked."""
     width, hooks = built.head_width, []
 
     def zero(places: torch.Tensor) -> Any:
@@ -75,15 +75,15 @@ def masked(model: Any, built: Anatomy, kept: Kept) -> Iterator[None]:
 
         return hook
 
-    for number, layer in enumerate(model.get_submodule(built.family.layers)):
+    for number, layer in enumerate(model.get_submodule(built.layout.layers)):
         if number not in kept.layers:
-            hooks.append(layer.register_forward_hook(hand_through, with_kwargs=True))
+            hooks.append(layer.register_forward_hook(skip_layer, with_kwargs=True))
             continue
         place = kept.layers.index(number)
         heads = (kept.heads[place][:, None] * width + torch.arange(width)).flatten()
         for part, places in (
-            (built.family.attention_out, heads),
-            (built.family.feed_forward_out, kept.neurons[place]),
+            (built.layout.attention_out, heads),
+            (built.layout.feed_forward_out, kept.neurons[place]),
         ):
             hooks.append(layer.get_submodule(part).register_forward_pre_hook(zero(places)))
     yield
@@ -92,14 +92,12 @@ def masked(model: Any, built: Anatomy, kept: Kept) -> Iterator[None]:
 
 
 @every_model
-def test_what_is_left_is_the_model_in_which_the_rest_does_nothing(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_pruned_model_computes_what_the_masked_model_computes(name: str, tmp_path: Path) -> None:
     model = pruning_model(name)
     built = anatomy(model)
     whole = built.sizes
-    # where heads and hidden go together, heads are the next test's
-    heads = whole.heads if built.family.bound else whole.heads // 2
+    # the next test cuts heads of families in which hidden depends on them
+    heads = whole.heads if built.layout.bound else whole.heads // 2
     sizes = dataclasses.replace(
         whole,
         layers=2,
@@ -121,14 +119,14 @@ def test_what_is_left_is_the_model_in_which_the_rest_does_nothing(
     assert again.generate(words, max_new_tokens=3, do_sample=False).shape == (1, 8)
     written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert written["model_type"] == built.name
-    if not built.family.bound:
+    if not built.layout.bound:
         assert written["head_dim"] == built.head_width
 
 
 def dead(model: Any, built: Anatomy, seed: int) -> tuple[Sizes, dict[str, list[set[int]]], int]:
-    """Make a part of everything dead: what is left, which neurons, heads (or groups of them) and
-    channels are alive, and the layer that does nothing."""
-    family, whole, width = built.family, built.sizes, built.head_width
+    """Make some neurons, heads, channels and a layer dead. Returns the remaining sizes, the living
+    parts by kind, and the dead layer."""
+    layout, whole, width = built.layout, built.sizes, built.head_width
     random = torch.Generator().manual_seed(seed)
     group = whole.heads // whole.kv_heads
 
@@ -138,29 +136,29 @@ def dead(model: Any, built: Anatomy, seed: int) -> tuple[Sizes, dict[str, list[s
     idle = 1
     groups = max(1, whole.kv_heads * 3 // 4)
     heads = groups * group
-    hidden = heads * width if family.bound else 20
+    hidden = heads * width if layout.bound else 20
     alive: dict[str, list[set[int]]] = {"neurons": [], "groups": [], "channels": []}
     live = some(hidden, whole.hidden)
     alive["channels"].append(set(live.tolist()))
     with torch.no_grad():
-        for number, layer in enumerate(model.get_submodule(family.layers)):
+        for number, layer in enumerate(model.get_submodule(layout.layers)):
             neurons, kept = some(40, whole.feed_forward), some(groups, whole.kv_heads)
             alive["neurons"].append(set(neurons.tolist()))
             alive["groups"].append(set(kept.tolist()))
-            _still_neurons(layer, neurons, whole.feed_forward)
-            _silence_values(layer, kept, whole.kv_heads, width)
+            _zero_neurons(layer, neurons, whole.feed_forward)
+            _zero_values(layer, kept, whole.kv_heads, width)
             if number == idle:
-                for part in (family.attention_out, family.feed_forward_out):
+                for part in (layout.attention_out, layout.feed_forward_out):
                     for weight in layer.get_submodule(part).parameters():
                         weight.zero_()
-        _dry_channels(model, built, live)
+        _zero_channels(model, built, live)
     sizes = dataclasses.replace(
         whole, layers=2, hidden=hidden, feed_forward=40, heads=heads, kv_heads=groups
     )
     return sizes, alive, idle
 
 
-def _still_neurons(layer: Any, alive: torch.Tensor, count: int) -> None:
+def _zero_neurons(layer: Any, alive: torch.Tensor, count: int) -> None:
     gone = torch.ones(count, dtype=torch.bool)
     gone[alive] = False
     for name, weight in layer.named_parameters():
@@ -170,8 +168,8 @@ def _still_neurons(layer: Any, alive: torch.Tensor, count: int) -> None:
             weight[..., gone] = 0
 
 
-def _silence_values(layer: Any, alive: torch.Tensor, groups: int, width: int) -> None:
-    """Of heads with a zero value nothing comes out."""
+def _zero_values(layer: Any, alive: torch.Tensor, groups: int, width: int) -> None:
+    """Set the values of heads to zero, so that their output is zero."""
     for name, weight in layer.named_parameters():
         for group in set(range(groups)) - set(alive.tolist()):
             if "v_proj" in name:
@@ -183,9 +181,9 @@ def _silence_values(layer: Any, alive: torch.Tensor, groups: int, width: int) ->
                 weight[..., start : start + width] = 0
 
 
-def _dry_channels(model: Any, built: Anatomy, live: torch.Tensor) -> None:
-    """Nothing is written to the other channels. To a LayerNorm only a channel that always is the
-    mean is dead, so there what is written to the live ones has the mean 0."""
+def _zero_channels(model: Any, built: Anatomy, live: torch.Tensor) -> None:
+    """Write nothing to the dead channels. A channel of a LayerNorm is dead only if it always equals
+    the mean, so the living channels get the mean 0."""
     centred = built.name in ("gpt2", "gpt_neox")
     gone = torch.ones(built.sizes.hidden, dtype=torch.bool)
     gone[live] = False
@@ -203,7 +201,7 @@ def _dry_channels(model: Any, built: Anatomy, live: torch.Tensor) -> None:
 
 
 @every_model
-def test_a_network_with_dead_parts_loses_exactly_those_and_computes_the_same(
+def test_exactly_the_dead_parts_are_removed_and_the_function_stays(
     name: str, store: StoreReader
 ) -> None:
     model = pruning_model(name, seed=1)
@@ -225,19 +223,19 @@ GROUPED = [name for name, set_ in MODELS.items() if set_.get("num_key_value_head
 
 
 def idle_heads(model: Any, built: Anatomy, lost: list[list[int]]) -> None:
-    """Make these query heads of each layer say little, and let nobody listen to them.
+    """Give these query heads of each layer a small output, and ignore it.
 
-    A head that asks nothing looks at every token alike, and the mean of what it finds is small; the
-    others are made to look at few, and say all of what these hold.
+    A head with a zero query attends to all tokens equally, and the mean of their values is small;
+    the other heads are made to attend to few tokens.
     """
     width = built.head_width
     with torch.no_grad():
-        for number, layer in enumerate(model.get_submodule(built.family.layers)):
+        for number, layer in enumerate(model.get_submodule(built.layout.layers)):
             attention = layer.self_attn
             normed = getattr(attention, "q_norm", None)
             (attention.q_proj if normed is None else normed).weight.mul_(100)
             for key, weight in layer.named_parameters():
-                if key.endswith("bias"):  # what all tokens have drowns what they differ in
+                if key.endswith("bias"):  # a bias hides the differences between tokens
                     weight.zero_()
             for head in lost[number]:
                 place = slice(head * width, (head + 1) * width)
@@ -246,7 +244,7 @@ def idle_heads(model: Any, built: Anatomy, lost: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("name", GROUPED)
-def test_of_a_group_the_heads_that_say_least_are_lost(name: str, store: StoreReader) -> None:
+def test_the_least_active_heads_of_each_group_are_removed(name: str, store: StoreReader) -> None:
     model = pruning_model(name, seed=2)
     built = anatomy(model)
     whole = built.sizes
@@ -270,31 +268,26 @@ def test_of_a_group_the_heads_that_say_least_are_lost(name: str, store: StoreRea
     expect_same_function(small, model, 2e-5)
 
 
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "expected"),
-    [
-        (6, 3, [0, 1, 2, 3, 4, 5]),
-        (4, 2, [0, 1, 2, 3]),  # the greatest of a group is not what counts,
-        (2, 1, [0, 1]),  # nor its least, nor its sum
-        (3, 3, [0, 2, 5]),  # of equal ones the first
-        (2, 2, [0, 2]),
-        (1, 1, [0]),
-    ],
-)
-def test_groups_go_by_the_norm_of_their_heads_and_heads_stay_in_their_group(
-    heads: int, kv_heads: int, expected: list[int]
-) -> None:
+def test_groups_are_ranked_by_the_norm_of_their_heads() -> None:
     model = anatomy(pruning_model("qwen2"))
     whole = dataclasses.replace(model.sizes, layers=1, heads=6, kv_heads=3)
     scores = torch.tensor([[5.0, 0.1, 3.0, 3.0, 0.0, 4.0]])  # norms 5.0, 4.2 and 4.0
     importance = dataclasses.replace(random_importance(whole), heads_LH=scores)
-    sizes = dataclasses.replace(whole, heads=heads, kv_heads=kv_heads)
-    kept = choose(dataclasses.replace(model, sizes=whole), sizes, importance)
-    assert kept.heads[0].tolist() == expected
-    assert kept.kv_heads[0].tolist() == sorted({head // 2 for head in expected})
+    for heads, kv_heads, expected in (
+        (6, 3, [0, 1, 2, 3, 4, 5]),
+        (4, 2, [0, 1, 2, 3]),  # neither the largest of a group counts,
+        (2, 1, [0, 1]),  # nor the smallest, nor the sum
+        (3, 3, [0, 2, 5]),  # of equal heads the first
+        (2, 2, [0, 2]),
+        (1, 1, [0]),
+    ):
+        sizes = dataclasses.replace(whole, heads=heads, kv_heads=kv_heads)
+        kept = choose(dataclasses.replace(model, sizes=whole), sizes, importance)
+        assert kept.heads[0].tolist() == expected
+        assert kept.kv_heads[0].tolist() == sorted({head // 2 for head in expected})
 
 
-def test_half_precision_is_cut_as_it_is_and_kept_in_full(store: StoreReader) -> None:
+def test_a_half_precision_model_is_cut_to_fp32(store: StoreReader) -> None:
     model = pruning_model("llama-biased").to(torch.bfloat16)
     built = anatomy(model)
     sizes = dataclasses.replace(built.sizes, feed_forward=16)
@@ -308,33 +301,26 @@ def test_half_precision_is_cut_as_it_is_and_kept_in_full(store: StoreReader) -> 
     assert not torch.equal(old[:, :16].float(), new)
 
 
-def test_an_unknown_family_is_refused_with_its_name() -> None:
+def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(ColdstillError) as error:
         anatomy_of("bloom", 4, {}, WHERE)
     assert str(error.value) == (
         f"students.small.prune: cannot prune a 'bloom' model (have: {', '.join(FAMILIES)}); "
-        "students.NAME.layers = { keep = 4 } and the like leave out layers of any family"
+        "students.NAME.layers, such as { keep = 4 }, removes layers of any family"
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (
-            {"model.layers.0.self_attn.sinks": (4,)},
-            "nothing is known of its model.layers.0.self_at",
-        ),
-        ({"model.layers.1.mlp.up_proj.weight": (70, 32)}, "is (70, 32), expected (64, 32)"),
-        ({"model.embed_tokens.weight": (32,)}, "it has no model.embed_tokens.weight of 2 axes"),
-    ],
-)
-def test_a_model_that_is_not_built_like_its_family_is_refused(
-    change: dict[str, tuple[int, ...]], said: str
-) -> None:
+def test_a_model_that_differs_from_its_family_is_refused() -> None:
     shapes = anatomy(pruning_model("llama")).shapes
-    with pytest.raises(ColdstillError, match="cannot prune this 'llama' model: ") as error:
-        anatomy_of("llama", 4, {**shapes, **change}, WHERE)
-    assert said in str(error.value)
-    for heads, reason in ((None, "no number of heads"), (3, "not shared out among 3 heads")):
+    changes: list[tuple[str, tuple[int, ...], str]] = [
+        ("model.layers.0.self_attn.sinks", (4,), "self_attn.sinks is unknown"),
+        ("model.layers.1.mlp.up_proj.weight", (70, 32), "is (70, 32), expected (64, 32)"),
+        ("model.embed_tokens.weight", (32,), "it has no model.embed_tokens.weight of 2 axes"),
+    ]
+    for name, shape, reason in changes:
+        with pytest.raises(ColdstillError, match="cannot prune this 'llama' model: ") as error:
+            anatomy_of("llama", 4, {**shapes, name: shape}, WHERE)
+        assert reason in str(error.value)
+    for heads, reason in ((None, "no number of heads"), (3, "not divisible by its 3 heads")):
         with pytest.raises(ColdstillError, match=reason):
             anatomy_of("llama", heads, shapes, WHERE)

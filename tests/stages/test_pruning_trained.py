@@ -1,4 +1,4 @@
-"""Scores find what a trained model can spare: better than chance, better than sizes of weights."""
+"""Importance chooses parts of a trained model better than chance and better than magnitude."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ KINDS, LENGTH, TOKENS = 2, 24, 64
 
 
 def two_kinds_of_text(count: int, seed: int, kinds: tuple[int, ...]) -> NDArray[np.int64]:
-    """[count, LENGTH] tokens that follow from the last two, four times in five; each kind of text
-    has a half of the vocabulary."""
+    """[count, LENGTH] tokens; four of five follow from the last two. Each kind of text has its half
+    of the vocabulary."""
     half = TOKENS // KINDS
     table = np.random.default_rng(7).integers(0, half, (half, half))
     random = np.random.default_rng(seed)
@@ -50,7 +50,7 @@ def two_kinds_of_text(count: int, seed: int, kinds: tuple[int, ...]) -> NDArray[
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Stands for a sample."""
+    """Replaces a calibration set."""
 
     sequences: Sequences
     isolation = "positions"
@@ -72,7 +72,7 @@ def texts_of_one_kind(seed: int) -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """A model that has learned two kinds of text, and what is known of it."""
+    """A model trained on two kinds of text, with its scores and losses."""
 
     model: Any
     built: Anatomy
@@ -82,7 +82,7 @@ class Trained:
     whole: float
 
     def rise(self, scores: Importance, target: Sizes) -> float:
-        """By how much cutting by these scores raises the held-out loss."""
+        """Increase of the held-out loss when the model is cut by these scores."""
         small = cut(self.model, self.built, choose(self.built, target, scores), "test")
         return sample_loss(connect_head(small, TOKENS), self.heldout, "test") - self.whole
 
@@ -110,19 +110,19 @@ def trained(seed: int) -> Trained:
     built, head = anatomy(model.eval()), connect_head(model, TOKENS)
     importance, heldout = measure(head, built, texts_of_one_kind(2), "test"), texts_of_one_kind(3)
     whole = sample_loss(head, heldout, "test")
-    assert whole < 0.6 * np.log(TOKENS)  # it has learned something
+    assert whole < 0.6 * np.log(TOKENS)  # the model has learned
     return Trained(model, built, head, importance, heldout, whole)
 
 
 @pytest.fixture(scope="module")
 def pair() -> list[Trained]:
-    """Two, since one may have learned whatever suits."""
+    """Two models, because a single result may be chance."""
     return [trained(seed) for seed in (0, 1)]
 
 
 def magnitudes(model: Any, built: Anatomy) -> Importance:
-    """What is cut where nobody looks at activations: the sum of the squares of all weights that
-    belong to a part. Keys and values belong to all query heads of their group."""
+    """Scores without activations: the sum of squares of a part's weights. Keys and values belong to
+    all query heads of their group."""
     sizes, width = built.sizes, built.head_width
     importance = random_importance(sizes)
     scores = {key: torch.zeros_like(getattr(importance, key)) for key in
@@ -159,10 +159,10 @@ def magnitudes(model: Any, built: Anatomy) -> Importance:
     ],
     ids=["neurons", "channels", "both", "heads", "groups"],
 )
-def test_importance_beats_random_and_magnitude_on_held_out_loss(
+def test_importance_beats_chance_and_magnitude_on_held_out_loss(
     sizes: dict[str, int], of_chance: float, of_magnitude: float, pair: list[Trained]
 ) -> None:
-    """For the one kind of text that is asked for: no weight tells which parts that needs."""
+    """Measured on one kind of text only: no weight shows which parts that kind needs."""
     ours, by_chance, by_magnitude = 0.0, 0.0, 0.0
     for one in pair:
         target = dataclasses.replace(one.built.sizes, **sizes)
@@ -176,7 +176,9 @@ def test_importance_beats_random_and_magnitude_on_held_out_loss(
     assert ours < of_magnitude * by_magnitude
 
 
-def test_layers_by_influence_beat_random_and_by_loss_magnitude_too(pair: list[Trained]) -> None:
+def test_layers_by_influence_beat_chance_and_layers_by_loss_beat_magnitude(
+    pair: list[Trained],
+) -> None:
     by_influence, by_loss, by_chance, by_magnitude = 0.0, 0.0, 0.0, 0.0
     for one in pair:
         target = dataclasses.replace(one.built.sizes, layers=3)

@@ -1,4 +1,4 @@
-"""Batches that do not fit are halved, and the run goes on, saying so."""
+"""Batches that do not fit into memory are halved, with a warning."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
+from coldstill.data.store.reader import open_store
 from coldstill.stages.capture.forward import TeacherForward, capture_batch, is_out_of_memory
 from coldstill.stages.teacher_logits import capture_split
 from small_runs import (
@@ -17,8 +18,6 @@ from small_runs import (
     capture_store,
     load_teacher,
     plan_capture,
-    prepare,
-    save_teacher,
 )
 
 if TYPE_CHECKING:
@@ -27,21 +26,13 @@ if TYPE_CHECKING:
 
     from coldstill.stages.report import Report
 
+pytest_plugins = ("captured",)
+
 CAPTURE = Capture(head=6, tail=5, seed=3)
 
 
-@pytest.fixture(scope="module")
-def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
-
-
 def small_memory(model: Any, tokens: int, error: Callable[[], BaseException]) -> list[int]:
-    """Make the model fail above so many tokens; what it was asked for is appended."""
+    """Make the model fail above a number of tokens; returns the sizes of all batches."""
     asked: list[int] = []
 
     def hook(module: Any, arguments: Any, inputs: dict[str, Any]) -> None:
@@ -61,27 +52,25 @@ def small_memory(model: Any, tokens: int, error: Callable[[], BaseException]) ->
         MemoryError,
     ],
 )
-def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
-    error: Any, corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+def test_a_batch_that_does_not_fit_is_halved_without_loss(
+    error: Any, corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:
-    expected = capture_store(corpus, teacher_folder, tmp_path / "expected", CAPTURE)
-    teacher = load_teacher(teacher_folder)
+    expected = capture_store(corpus, saved_teacher, tmp_path / "expected", CAPTURE)
+    teacher = load_teacher(saved_teacher)
     asked = small_memory(teacher.head.model, 3 * LENGTH, error)
-    said: list[Report] = []
+    reports: list[Report] = []
     plan = plan_capture(
-        corpus, teacher_folder, tmp_path / "logits", CAPTURE, batch_tokens=10 * LENGTH
+        corpus, saved_teacher, tmp_path / "logits", CAPTURE, batch_tokens=10 * LENGTH
     )
-    capture_split(plan, teacher, said.append)
-    warnings = [report.note for report in said if report.warning]
-    assert len(warnings) == 1  # 5 sequences to a shard: 240 tokens, then 120
+    capture_split(plan, teacher, reports.append)
+    warnings = [report.note for report in reports if report.warning]
+    assert len(warnings) == 1  # 5 sequences in a shard: 240 tokens, then 120
     assert warnings[0] == (
-        f"out of memory with {5 * LENGTH:,} tokens to a batch; going on with {5 * LENGTH // 2:,}, "
-        "set logits.batch_tokens to begin there"
+        f"out of memory with a batch of {5 * LENGTH:,} tokens; continuing with "
+        f"{5 * LENGTH // 2:,}, set logits.batch_tokens to start there"
     )
-    # the pilot's batch, halved, then one large batch more and the one that was made ahead
+    # the first batch, its half, another large batch, and the one that was prepared ahead
     assert sum(tokens > 3 * LENGTH for tokens in asked) <= 4
-    from coldstill.data.store.reader import open_store
-
     store = open_store(tmp_path / "logits")
     rows = np.arange(len(expected))
     ours, theirs = store.read(rows), expected.read(rows)
@@ -92,27 +81,27 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(
     )
 
 
-def test_when_not_even_one_sequence_fits_the_error_says_what_helps(
-    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+def test_a_single_sequence_that_does_not_fit_is_refused_with_advice(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:
-    teacher = load_teacher(teacher_folder)
+    teacher = load_teacher(saved_teacher)
     small_memory(teacher.head.model, 1, lambda: torch.OutOfMemoryError("CUDA out of memory."))
-    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", CAPTURE)
     with pytest.raises(ColdstillError, match=r"not enough memory for one sequence of \d+ tokens"):
         capture_split(plan, teacher)
     assert not (tmp_path / "logits").exists()
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_do_not_count_as_out_of_memory() -> None:
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-def test_a_batch_and_its_halves_say_the_same(
-    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+def test_a_batch_and_its_halves_have_equal_targets(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:
-    teacher = load_teacher(teacher_folder)
-    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
+    teacher = load_teacher(saved_teacher)
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", CAPTURE)
     sequences = plan.sequences.read(np.arange(7))
     whole = capture_batch(teacher, sequences, CAPTURE)
     forward = TeacherForward(teacher, CAPTURE, budget=2 * LENGTH)

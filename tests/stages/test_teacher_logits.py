@@ -1,4 +1,4 @@
-"""What is stored is what the teacher says of each document by itself."""
+"""A store holds the teacher's distributions for each document alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from coldstill.data.order import uniform
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.reader import open_store
 from coldstill.stages.capture.plan import chosen_rows, make_manifest
-from coldstill.stages.models.loading import load_model
+from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.teacher_logits import capture_split, is_captured
 from conftest import FAMILIES, VOCABULARY, make_model
 from dense import documents, logits_alone, record
@@ -23,7 +23,6 @@ from small_runs import (
     capture_store,
     load_teacher,
     plan_capture,
-    prepare,
     save_teacher,
 )
 
@@ -31,24 +30,16 @@ if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
     from coldstill.stages.report import Report
 
+pytest_plugins = ("captured",)
+
 CAPTURE = Capture(head=6, tail=5, temperatures=(2.0,), seed=3)
 
 
 @pytest.fixture(scope="module")
-def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
-
-
-@pytest.fixture(scope="module")
 def store(
-    corpus: SmallCorpus, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> StoreReader:
-    return capture_store(corpus, teacher_folder, tmp_path_factory.mktemp("run") / "logits", CAPTURE)
+    return capture_store(corpus, saved_teacher, tmp_path_factory.mktemp("run") / "logits", CAPTURE)
 
 
 def everything(store: StoreReader) -> Block:
@@ -56,7 +47,7 @@ def everything(store: StoreReader) -> Block:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a store, except what the run measured of itself."""
+    """Every file of a store except its measurements."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -64,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_corpus_has_what_alignment_can_get_wrong(
+def test_the_store_has_all_cases_of_alignment_and_no_position_across_documents(
     corpus: SmallCorpus, store: StoreReader
 ) -> None:
     sequences = everything(store).sequences
@@ -73,20 +64,18 @@ def test_the_corpus_has_what_alignment_can_get_wrong(
     assert len(sequences) % store.manifest.shard_sequences  # the last shard is not full
     lengths = [end - start for _, start, end in documents(sequences)]
     assert len(set(lengths)) > 5
-    assert len(lengths) > len(sequences)  # several to a sequence
+    assert len(lengths) > len(sequences)  # several documents in a sequence
     assert sequences.tokens.lengths.min() < LENGTH  # padding
     supervised = len(sequences.positions.values)
-    assert supervised < sum(lengths) - len(lengths)  # prompts are not learned
-
-
-def test_no_position_looks_into_the_next_document(store: StoreReader) -> None:
-    sequences = everything(store).sequences
+    assert supervised < sum(lengths) - len(lengths)  # prompts are not supervised
     for row, _, end in documents(sequences):
         assert end - 1 not in sequences.positions[row]
+    targets = everything(store).targets
+    assert max(targets.head_ids.max(), targets.tail_ids.max()) < VOCABULARY
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_record_is_what_the_model_says_of_each_document_alone(
+def test_targets_equal_those_of_each_document_alone(
     family: str, corpus: SmallCorpus, tokenizer: Any, tmp_path: Path
 ) -> None:
     teacher = save_teacher(tmp_path / "teacher", tokenizer, family)
@@ -109,21 +98,16 @@ def test_the_record_is_what_the_model_says_of_each_document_alone(
         torch.testing.assert_close(ours_of, expected[name], atol=2e-5 * scale, rtol=1e-4, msg=name)
     assert (ours.head_ids == dense.head_ids.numpy()).mean() > 0.999
     assert (ours.tail_ids == dense.tail_ids.numpy()).mean() > 0.995
-    # the shifted answer is another one
+    # targets shifted by one position differ
     label_logprob = ours.label_logprob
     assert np.abs(label_logprob[1:] - label_logprob[:-1]).mean() > 0.1
 
 
-def test_rows_past_the_vocabulary_are_never_kept(store: StoreReader) -> None:
-    targets = everything(store).targets
-    assert max(targets.head_ids.max(), targets.tail_ids.max()) < VOCABULARY
-
-
-def test_a_capture_that_was_killed_leaves_the_same_bytes(
-    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader, tmp_path: Path
+def test_a_killed_capture_continues_to_the_same_bytes(
+    corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tmp_path: Path
 ) -> None:
-    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
-    teacher = load_teacher(teacher_folder)
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", CAPTURE)
+    teacher = load_teacher(saved_teacher)
     per_shard = store.manifest.shard_sequences * LENGTH
 
     def killed(report: Report) -> None:
@@ -138,50 +122,46 @@ def test_a_capture_that_was_killed_leaves_the_same_bytes(
         open_store(tmp_path / "logits")
     notes: list[str] = []
     capture_split(plan, teacher, lambda report: notes.append(report.note))
-    assert notes[0] == f"going on: 1 of {store.manifest.shards} shards done"
+    assert notes[0] == f"continuing: 1 of {store.manifest.shards} shards done"
     assert contents(tmp_path / "logits") == contents(Path(str(store.place)))
 
 
-def test_a_whole_store_is_not_written_again(
-    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader
+def test_a_complete_store_is_not_written_again(
+    corpus: SmallCorpus, saved_teacher: Path, store: StoreReader
 ) -> None:
-    plan = plan_capture(corpus, teacher_folder, Path(str(store.place)), CAPTURE)
+    plan = plan_capture(corpus, saved_teacher, Path(str(store.place)), CAPTURE)
     assert is_captured(plan)
     before = {path: path.stat().st_mtime_ns for path in Path(str(store.place)).rglob("*.*")}
-    capture_split(plan, load_teacher(teacher_folder))
+    capture_split(plan, load_teacher(saved_teacher))
     assert {path: path.stat().st_mtime_ns for path in Path(str(store.place)).rglob("*.*")} == before
 
 
-def test_a_changed_teacher_is_refused(
-    corpus: SmallCorpus, store: StoreReader, tokenizer: Any, tmp_path: Path
+def test_another_teacher_or_capture_is_refused(
+    corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tokenizer: Any, tmp_path: Path
 ) -> None:
     make_model("llama", VOCABULARY + 16, seed=9).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    plan = plan_capture(corpus, tmp_path / "other", Path(str(store.place)), CAPTURE)
+    folder = Path(str(store.place))
+    plan = plan_capture(corpus, tmp_path / "other", folder, CAPTURE)
     with pytest.raises(ColdstillError, match=r"made differently: teacher\.fingerprint: ") as error:
         is_captured(plan)
     assert "\n" not in str(error.value)
     with pytest.raises(ColdstillError, match=r"teacher\.fingerprint"):
         capture_split(plan, load_teacher(tmp_path / "other"))
-
-
-def test_a_changed_capture_is_refused(
-    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader
-) -> None:
-    plan = plan_capture(corpus, teacher_folder, Path(str(store.place)), Capture(head=7, tail=5))
+    plan = plan_capture(corpus, saved_teacher, folder, Capture(head=7, tail=5))
     with pytest.raises(ColdstillError, match=r"capture\.head: 6 in the store, 7 now"):
         is_captured(plan)
 
 
-def test_logits_that_are_no_numbers_are_refused_with_their_place(
-    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+def test_nan_logits_are_refused_with_sequence_and_position(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:
-    teacher = load_teacher(teacher_folder)
-    plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", CAPTURE)
+    teacher = load_teacher(saved_teacher)
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", CAPTURE)
     sequences = plan.sequences.read(np.arange(8))
     row, position = 4, int(sequences.positions[4][5])
     spoiled = int(sequences.tokens[row][position])
-    places = [
+    spoiled_positions = [
         (int(sequences.ids[r]), p)
         for r in range(8)
         for p in sequences.positions[r].tolist()
@@ -201,18 +181,18 @@ def test_logits_that_are_no_numbers_are_refused_with_their_place(
     model.register_forward_hook(spoil)
     with pytest.raises(ColdstillError) as error:
         capture_split(plan, teacher)
-    sequence, position = places[0]
-    first = f"not finite at train sequence {sequence}, position {position}, so nothing of it"
+    sequence, position = spoiled_positions[0]
+    first = f"not finite at train sequence {sequence}, position {position}, so no target of"
     assert first in str(error.value)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "logits").exists()  # not even begun
+    assert not (tmp_path / "logits").exists()  # not even started
 
 
-def test_what_cannot_be_captured_is_refused_before_anything_is_written(
-    corpus: SmallCorpus, teacher_folder: Path, tmp_path: Path
+def test_an_impossible_capture_is_refused_before_anything_is_written(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:
     def refused(capture: Capture, **changes: Any) -> str:
-        plan = plan_capture(corpus, teacher_folder, tmp_path / "logits", capture, **changes)
+        plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", capture, **changes)
         with pytest.raises(ColdstillError) as error:
             is_captured(plan)
         with pytest.raises(ColdstillError):
@@ -228,10 +208,9 @@ def test_what_cannot_be_captured_is_refused_before_anything_is_written(
     assert not (tmp_path / "logits").exists()
 
 
-def test_an_unknown_separator_is_warned_of(
+def test_an_unknown_separator_causes_a_warning(
     corpus: SmallCorpus, tokenizer: Any, tmp_path: Path
 ) -> None:
-    """The separator's row of the head decides how probable it is."""
     warnings = {}
     for name, bias in (("known", 1.0), ("unknown", -60.0)):
         model = make_model("llama", VOCABULARY, seed=1)
@@ -245,11 +224,11 @@ def test_an_unknown_separator_is_warned_of(
         tokenizer.save_pretrained(tmp_path / name)
         teacher = load_teacher(tmp_path / name)
         teacher.head.model.lm_head = model.lm_head
-        said: list[Report] = []
+        reports: list[Report] = []
         folder = tmp_path / f"{name}-logits"
         plan = plan_capture(corpus, tmp_path / name, folder, CAPTURE, split="heldout")
-        capture_split(plan, teacher, said.append)
-        notes = [report for report in said if "mean probability" in report.note]
+        capture_split(plan, teacher, reports.append)
+        notes = [report for report in reports if "mean probability" in report.note]
         assert len(notes) == 1
         assert "<|endoftext|>" in notes[0].note
         warnings[name] = notes[0].warning
@@ -257,11 +236,11 @@ def test_an_unknown_separator_is_warned_of(
 
 
 @pytest.mark.parametrize("batch", [1, 5, 100])
-def test_the_batch_size_does_not_change_the_record(
-    batch: int, corpus: SmallCorpus, teacher_folder: Path, store: StoreReader, tmp_path: Path
+def test_the_batch_size_does_not_change_the_targets(
+    batch: int, corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tmp_path: Path
 ) -> None:
     other = capture_store(
-        corpus, teacher_folder, tmp_path / "logits", CAPTURE, batch_tokens=batch * LENGTH
+        corpus, saved_teacher, tmp_path / "logits", CAPTURE, batch_tokens=batch * LENGTH
     )
     ours, theirs = everything(store).targets, everything(other).targets
     assert (ours.head_ids == theirs.head_ids).mean() > 0.999
@@ -270,15 +249,13 @@ def test_the_batch_size_does_not_change_the_record(
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-4)
 
 
-def test_a_sample_of_the_sequences_says_the_same_of_them(
-    corpus: SmallCorpus, teacher_folder: Path, store: StoreReader, tmp_path: Path
+def test_a_sample_of_sequences_has_the_same_targets(
+    corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tmp_path: Path
 ) -> None:
     rows = chosen_rows(len(store), 7, seed=1)
     assert len(rows) == 7
     assert (np.diff(rows) > 0).all()
-    some = everything(
-        capture_store(corpus, teacher_folder, tmp_path / "logits", CAPTURE, rows=rows)
-    )
+    some = everything(capture_store(corpus, saved_teacher, tmp_path / "logits", CAPTURE, rows=rows))
     same = everything(store).take(rows)
     np.testing.assert_array_equal(some.sequences.ids, rows)
     np.testing.assert_array_equal(some.targets.tail_ids, same.targets.tail_ids)
@@ -287,9 +264,7 @@ def test_a_sample_of_the_sequences_says_the_same_of_them(
     )
 
 
-def test_the_store_carries_its_tokenizer_and_the_run_its_measurements(store: StoreReader) -> None:
-    from coldstill.stages.models.loading import load_tokenizer
-
+def test_a_store_has_its_tokenizer_and_measurements(store: StoreReader) -> None:
     assert load_tokenizer(str(store.tokenizer_folder()), "store").get_vocab()["<|endoftext|>"] == 0
     text = store.place.read("measurements.json").decode()
     assert '"capture_tokens_per_second"' in text

@@ -1,1 +1,1 @@
-"""`coldstill inspect`: what a store holds, as text, as JSON, and as a page to look at."""
+"""`coldstill inspect`: the content of a store as text, as JSON and as an HTML page."""

@@ -1,4 +1,4 @@
-"""Drawing with characters: blocks where the terminal has them, plain ASCII where it does not."""
+"""Drawing with characters: block characters if the terminal has them, otherwise ASCII."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COLUMNS = 100
-"""No line is wider."""
+"""Width of all text in columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glyphs:
-    """One way to draw."""
+    """The characters of one way to draw."""
 
     bars: str
-    """From nothing to a full cell."""
+    """Bars from empty to full."""
     space: str
     newline: str
     tab: str
@@ -27,10 +27,10 @@ class Glyphs:
     rule: str
     times: str
     mark: str
-    """Before the token that came next."""
+    """Before the actual next token."""
 
     def visible(self, text: str) -> str:
-        """A token with its blanks and line ends seen."""
+        """Return a token with visible blanks and line ends."""
         marks = {" ": self.space, "\n": self.newline, "\t": self.tab}
         text = "".join(marks.get(letter, letter) for letter in text)
         if self is ASCII:
@@ -54,7 +54,7 @@ ASCII = Glyphs(
 
 
 def glyphs_for(encoding: str | None) -> Glyphs:
-    """The glyphs that an output can carry."""
+    """Return the characters that an output with this encoding can show."""
     try:
         (BLOCKS.bars + BLOCKS.space + BLOCKS.newline + BLOCKS.tab).encode(encoding or "ascii")
     except (UnicodeError, LookupError):
@@ -63,9 +63,9 @@ def glyphs_for(encoding: str | None) -> Glyphs:
 
 
 def histogram(counts: Sequence[int], glyphs: Glyphs, *, height: int, width: int = 2) -> list[str]:
-    """Lines of equal width, the topmost first; `width` columns a bar.
+    """Return lines of equal width, the top line first; each bar is `width` columns wide.
 
-    Whatever counts anything is seen.
+    A count above 0 is always visible.
     """
     steps = len(glyphs.bars) - 1
     most = max(1, *counts) if counts else 1
@@ -77,13 +77,13 @@ def histogram(counts: Sequence[int], glyphs: Glyphs, *, height: int, width: int 
 
 
 def cell(text: str, width: int) -> str:
-    """Text in a column of that width: filled up, or clipped."""
+    """Return text padded or clipped to a width."""
     text = clip(text, width)
     return text + " " * (width - display_width(text))
 
 
 def clip(text: str, width: int) -> str:
-    """Text of at most that width; what is cut off is three dots."""
+    """Return text of at most this width; three dots stand for the rest."""
     if display_width(text) <= width:
         return text
     kept = ""
@@ -95,7 +95,7 @@ def clip(text: str, width: int) -> str:
 
 
 def display_width(text: str) -> int:
-    """How many columns of a terminal a text takes: wide characters two, combining ones none."""
+    """Return the columns that a text takes: two for wide characters, none for combining ones."""
     return sum(_columns(letter) for letter in text)
 
 
@@ -106,7 +106,7 @@ def _columns(letter: str) -> int:
 
 
 def flow(items: Sequence[str], indent: str, first: str = "") -> list[str]:
-    """Items two blanks apart, in as many lines as they need; `first` stands before the first."""
+    """Return items two blanks apart in lines of `COLUMNS`; `first` is before the first item."""
     lines: list[str] = []
     line = first or indent
     for item in items:

@@ -1,4 +1,4 @@
-"""One sequence for a terminal: a few lines for each position."""
+"""One sequence as text: a few lines for each position."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from .store import counted
 
 if TYPE_CHECKING:
     from .glyphs import Glyphs
-    from .sequence import Belief, Passage
+    from .sequence import Prediction, ShownSequence
     from .tokens import TokenTexts
 
 _WIDTH = 22
-"""Of a token in a column."""
+"""Width of a token's column."""
 _INDENT = " " * 8
 
 
-def listing(passage: Passage, texts: TokenTexts, glyphs: Glyphs, top: int, path: str) -> str:
-    """A head that tells how to read it, and every position that is shown."""
-    lines = _head(passage, texts, glyphs, path)
-    for place in passage.shown:
-        if place in passage.documents or place == passage.shown.start:
-            lines.append(_border(passage, place, glyphs))
-        lines += _position(passage, place, texts, glyphs, top)
+def listing(sequence: ShownSequence, texts: TokenTexts, glyphs: Glyphs, top: int, path: str) -> str:
+    """Return an explanation and every position that is shown."""
+    lines = _head(sequence, texts, glyphs, path)
+    for place in sequence.shown:
+        if place in sequence.documents or place == sequence.shown.start:
+            lines.append(_border(sequence, place, glyphs))
+        lines += _position(sequence, place, texts, glyphs, top)
     return "\n".join(lines)
 
 
-def _head(passage: Passage, texts: TokenTexts, glyphs: Glyphs, path: str) -> list[str]:
-    shown, documents = passage.shown, counted(len(passage.documents), "document")
-    part = "" if len(shown) == passage.length else f"; shown are {shown.start} to {shown.stop - 1}"
-    told = (
-        f"sequence {passage.row} of {path}: number {passage.id} of its corpus, "
-        f"{counted(passage.length, 'token')}, {documents}, "
-        f"{counted(len(passage.beliefs), 'position')} with a target{part}"
+def _head(sequence: ShownSequence, texts: TokenTexts, glyphs: Glyphs, path: str) -> list[str]:
+    shown, documents = sequence.shown, counted(len(sequence.documents), "document")
+    part = "" if len(shown) == sequence.length else f"; shown are {shown.start} to {shown.stop - 1}"
+    summary = (
+        f"sequence {sequence.row} of {path}: number {sequence.id} of its corpus, "
+        f"{counted(sequence.length, 'token')}, {documents}, "
+        f"{counted(len(sequence.predictions), 'position')} with a target{part}"
     )
     how = (
-        "At each position stands its token, and then what the teacher believed, having read up to "
-        "it, about the next one: p is its probability of the token that came next (label), rank "
-        f"the label's place in the head; {glyphs.mark} marks it among the best. A dash: no target."
+        "Each line has a token and the teacher's prediction of the next one (label), made from all "
+        "tokens so far: p is the probability of the label, rank its place in the head; "
+        f"{glyphs.mark} marks the label among the best tokens. A dash means no target."
     )
-    lines = [*textwrap.wrap(told, COLUMNS), *textwrap.wrap(how, COLUMNS)]
+    lines = [*textwrap.wrap(summary, COLUMNS), *textwrap.wrap(how, COLUMNS)]
     if texts.lack:
         lines += textwrap.wrap(texts.lack, COLUMNS)
     return [*lines, "", f"{'pos':>6}  {'token':<{_WIDTH}}  {'label':<{_WIDTH}}  {_NUMBERS}"]
@@ -51,50 +51,50 @@ def _head(passage: Passage, texts: TokenTexts, glyphs: Glyphs, path: str) -> lis
 _NUMBERS = f"{'p':>8}  {'-log p':>6}  {'rank':>5}  {'entropy':>7}"
 
 
-def _border(passage: Passage, place: int, glyphs: Glyphs) -> str:
-    start = max(begin for begin in passage.documents if begin <= place)
+def _border(sequence: ShownSequence, place: int, glyphs: Glyphs) -> str:
+    start = max(begin for begin in sequence.documents if begin <= place)
     rest = "" if start == place else ", continued"
-    return f"{glyphs.rule * 2} document {passage.documents[start]}{rest} ".ljust(
+    return f"{glyphs.rule * 2} document {sequence.documents[start]}{rest} ".ljust(
         COLUMNS, glyphs.rule
     )
 
 
 def _position(
-    passage: Passage, place: int, texts: TokenTexts, glyphs: Glyphs, top: int
+    sequence: ShownSequence, place: int, texts: TokenTexts, glyphs: Glyphs, top: int
 ) -> list[str]:
-    token = cell(glyphs.visible(texts.of(passage.tokens[place])), _WIDTH)
-    belief = passage.beliefs.get(place)
-    if belief is None:
+    token = cell(glyphs.visible(texts.of(sequence.tokens[place])), _WIDTH)
+    prediction = sequence.predictions.get(place)
+    if prediction is None:
         return [f"{place:>6}  {token}  -"]
-    label = cell(glyphs.visible(texts.of(belief.label)), _WIDTH)
-    rank = "-" if belief.rank is None else str(belief.rank)
+    label = cell(glyphs.visible(texts.of(prediction.label)), _WIDTH)
+    rank = "-" if prediction.rank is None else str(prediction.rank)
     numbers = (
-        f"{percent(math.exp(belief.label_logprob)):>8}  {belief.surprise:>6.2f}  {rank:>5}  "
-        f"{belief.entropy:>7.2f}"
+        f"{percent(math.exp(prediction.label_logprob)):>8}  {prediction.surprise:>6.2f}  "
+        f"{rank:>5}  {prediction.entropy:>7.2f}"
     )
-    return [f"{place:>6}  {token}  {label}  {numbers}", *_details(belief, texts, glyphs, top)]
+    return [f"{place:>6}  {token}  {label}  {numbers}", *_details(prediction, texts, glyphs, top)]
 
 
-def _details(belief: Belief, texts: TokenTexts, glyphs: Glyphs, top: int) -> list[str]:
-    """The best tokens, and what is outside the head."""
+def _details(prediction: Prediction, texts: TokenTexts, glyphs: Glyphs, top: int) -> list[str]:
+    """Return lines with the best tokens, and with the samples outside the head."""
     lines = []
     if best := [
-        f"{glyphs.mark if guess.token == belief.label else ''}"
+        f"{glyphs.mark if guess.token == prediction.label else ''}"
         f"{clip(glyphs.visible(texts.of(guess.token)), _WIDTH)} {percent(guess.probability)}"
-        for guess in belief.head[:top]
+        for guess in prediction.head[:top]
     ]:
         lines += flow(best, _INDENT)
-    masses = f"{_INDENT}head {percent(belief.head_mass)}, tail {percent(belief.tail_mass)}"
+    masses = f"{_INDENT}head {percent(prediction.head_mass)}, tail {percent(prediction.tail_mass)}"
     drawn = [
         clip(glyphs.visible(texts.of(sample.token)), _WIDTH)
         + (f" {glyphs.times}{sample.count}" if sample.count > 1 else "")
-        for sample in belief.samples
+        for sample in prediction.samples
     ]
     return lines + flow(drawn, _INDENT, f"{masses}{': ' if drawn else ''}")
 
 
 def percent(probability: float) -> str:
-    """Two or three digits where there are any: `73.1%`, `0.45%`, `<0.001%`."""
+    """Return a percentage with two or three digits: `73.1%`, `0.45%`, `<0.001%`."""
     share = 100 * probability
     if share >= 0.01:
         return f"{share:.1f}%" if share >= 10 else f"{share:.2f}%"

@@ -1,8 +1,7 @@
-"""One page to look at in a browser: sequences as text, coloured by what surprised the teacher.
+"""One HTML page with sequences as text, coloured by the teacher's surprise.
 
-The page needs nothing outside itself. Its style, script and outline lie in `templates/`; what is
-of the store goes in as JSON, and the script makes text nodes of it, so that no corpus can put
-markup into the page. A policy in the page lets a browser run this script and nothing else.
+The page is a single file. The data of the store are JSON, from which the script makes text nodes,
+so that no corpus can put markup into the page. A policy in the page allows only this script.
 """
 
 from __future__ import annotations
@@ -14,109 +13,118 @@ from typing import TYPE_CHECKING, Any
 
 from ....data.files import whole_file
 from ....data.store.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS
-from ..self_contained import expect_file, filled, policy
-from .sequence import read_passage
-from .store import describe, table
-from .text import ENTROPY_TITLE, MASS_TITLE
+from ..self_contained import expect_file, policy
+from .sequence import read_sequence
+from .store import describe
+from .text import ENTROPY_TITLE, MASS_TITLE, table
 from .tokens import token_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from .path import Subject
-    from .sequence import Belief, Passage
+    from .sequence import Prediction, ShownSequence
+    from .store import StoreFacts
     from .tokens import TokenTexts
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("inspect_text.js", "inspect_panel.js")
 _STEP = 0.5
-"""Nats a colour."""
+"""Nats for each colour."""
 _LEVELS = 17
-"""Colours: `--s0` to `--s16` of the style, the last for 8 nats and more."""
+"""Colours: `--s0` to `--s16` of the style, the last one for 8 nats and more."""
 
 
 def write_page(
     subject: Subject, path: Path, rows: Sequence[int], positions: range | None, top: int
 ) -> dict[str, Any]:
-    """Write the page whole; tells what it holds, as a JSON value.
+    """Write the page, and return what it contains as a JSON value.
 
     Raises
         ColdstillError: the path is a folder, or a sequence cannot be read
     """
     expect_file(path)
     facts = describe(subject)
-    passages = [read_passage(subject, row, positions) for row in rows]
+    sequences = [read_sequence(subject, row, positions) for row in rows]
     texts = token_texts(subject.store)
-    content = page(facts, passages, texts, top).encode()
+    content = page(facts, sequences, texts, top).encode()
     with whole_file(path) as scratch:
         scratch.write_bytes(content)
     return {
         "wrote": str(path),
         "sequences": list(rows),
-        "tokens": sum(len(passage.shown) for passage in passages),
+        "tokens": sum(len(sequence.shown) for sequence in sequences),
         "bytes": len(content),
         "note": texts.lack,
     }
 
 
-def page(facts: dict[str, Any], passages: Sequence[Passage], texts: TokenTexts, top: int) -> str:
-    """The page as HTML."""
-    style = (_TEMPLATES / "inspect.css").read_text(encoding="utf-8")
-    script = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-    data = json.dumps(_data(facts, passages, texts, top), separators=(",", ":"), allow_nan=False)
-    parts = {
-        "POLICY": policy(style, script),
-        "STYLE": style,
-        "SCRIPT": script,
-        # whatever a corpus holds, no tag begins or ends here
-        "DATA": data.replace("<", "\\u003c"),
-    }
-    return filled((_TEMPLATES / "inspect.html").read_text(encoding="utf-8"), parts)
+def page(facts: StoreFacts, sequences: Sequence[ShownSequence], texts: TokenTexts, top: int) -> str:
+    """Return the page as HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = FileSystemLoader(_TEMPLATES)
+    jinja = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    style, *scripts = (
+        (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("inspect.css", *_SCRIPTS)
+    )
+    script = "\n".join(scripts)
+    data = json.dumps(_data(facts, sequences, texts, top), separators=(",", ":"), allow_nan=False)
+    return jinja.get_template("inspect.html").render(
+        policy=policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        # without "<" no text of a corpus can start or end a tag
+        data=Markup(data.replace("<", "\\u003c")),
+    )
 
 
 def _data(
-    facts: dict[str, Any], passages: Sequence[Passage], texts: TokenTexts, top: int
+    facts: StoreFacts, sequences: Sequence[ShownSequence], texts: TokenTexts, top: int
 ) -> dict[str, Any]:
-    notes = [note for note in (facts["note"], texts.lack) if note]
-    sequences = [_sequence(passage, top) for passage in passages]
+    notes = [note for note in (facts.note, texts.lack) if note]
+    shown = [_sequence(sequence, top) for sequence in sequences]
     return {
-        "title": facts["path"],
+        "title": facts.path,
         "note": "; ".join(notes),
         "table": table(facts)[1:],
-        "head": facts["manifest"]["capture"]["head"],
+        "head": facts.manifest.capture.head,
         "histograms": _histograms(facts),
         "scale": {"step": _STEP, "levels": _LEVELS},
-        "texts": {token: texts.of(token) for token in sorted(_tokens(sequences))},
-        "sequences": sequences,
+        "texts": {token: texts.of(token) for token in sorted(_tokens(shown))},
+        "sequences": shown,
     }
 
 
-def _sequence(passage: Passage, top: int) -> dict[str, Any]:
-    """Tokens, and beside them what was expected in their place: the shift is the store's own."""
-    shown = passage.shown
+def _sequence(sequence: ShownSequence, top: int) -> dict[str, Any]:
+    """Return the tokens, and for each place the prediction that was stored one position before."""
+    shown = sequence.shown
     return {
-        "row": passage.row,
-        "id": passage.id,
-        "length": passage.length,
+        "row": sequence.row,
+        "id": sequence.id,
+        "length": sequence.length,
         "first": shown.start,
-        "tokens": passage.tokens[shown.start : shown.stop],
-        "documents": list(passage.documents.items()),
-        "beliefs": [_belief(b, top) for b in passage.beliefs.values() if b.place in shown],
+        "tokens": sequence.tokens[shown.start : shown.stop],
+        "documents": list(sequence.documents.items()),
+        "beliefs": [_prediction(b, top) for b in sequence.predictions.values() if b.place in shown],
     }
 
 
-def _belief(belief: Belief, top: int) -> list[Any]:
-    """In the order that the script takes it apart; no number longer than it is shown."""
+def _prediction(prediction: Prediction, top: int) -> list[Any]:
+    """Return the values in the order in which the script reads them, rounded as shown."""
     return [
-        belief.place,
-        belief.position,
-        round(belief.surprise, 4),
-        round(belief.entropy, 3),
-        belief.rank or 0,
-        _short(belief.head_mass),
-        _short(belief.tail_mass),
-        [value for g in belief.head[:top] for value in (g.token, _short(g.probability))],
-        [value for s in belief.samples for value in (s.token, s.count)],
+        prediction.place,
+        prediction.position,
+        round(prediction.surprise, 4),
+        round(prediction.entropy, 3),
+        prediction.rank or 0,
+        _short(prediction.head_mass),
+        _short(prediction.tail_mass),
+        [value for g in prediction.head[:top] for value in (g.token, _short(g.probability))],
+        [value for s in prediction.samples for value in (s.token, s.count)],
     ]
 
 
@@ -125,7 +133,7 @@ def _short(probability: float) -> float:
 
 
 def _tokens(sequences: Iterable[dict[str, Any]]) -> set[int]:
-    """Every id on the page."""
+    """Return every token id on the page."""
     found: set[int] = set()
     for sequence in sequences:
         found.update(sequence["tokens"])
@@ -134,34 +142,34 @@ def _tokens(sequences: Iterable[dict[str, Any]]) -> set[int]:
     return found
 
 
-def _histograms(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Titles, counts, what to call each bin, ticks and the mean as shares of the width."""
-    if not facts["positions"]:
+def _histograms(facts: StoreFacts) -> list[dict[str, Any]]:
+    """Return titles, counts and names of bins; ticks and means are shares of the width."""
+    if not facts.positions:
         return []
-    bins = facts["histograms"]
     widest = ENTROPY_BINS * ENTROPY_BIN_WIDTH
-    starts = bins["entropy"]["from"]
+    starts = facts.entropy.starts
+    mean_entropy = facts.sums.entropy / facts.positions
     entropy = {
         "title": ENTROPY_TITLE,
-        "counts": bins["entropy"]["positions"],
+        "counts": facts.entropy.positions,
         "bins": [
             *(f"{a:g} to {b:g} nats" for a, b in pairwise(starts)),
             f"{starts[-1]:g} nats and more",
         ],
         "ticks": [(nats / widest, f"{nats}") for nats in (0, 3, 6, 9)] + [(1, "12+")],
-        "mean": min(1.0, facts["teacher_entropy"] / widest),
-        "meanLabel": f"mean {facts['teacher_entropy']:.2f}",
+        "mean": min(1.0, mean_entropy / widest),
+        "meanLabel": f"mean {mean_entropy:.2f}",
     }
-    if not facts["manifest"]["capture"]["head"]:
+    if not facts.manifest.capture.head:
         return [entropy]
-    starts = bins["head_mass"]["from"]
-    width = 1 / len(starts)
+    starts = facts.head_mass.starts
+    mean_mass = facts.sums.head_mass / facts.positions
     mass = {
         "title": MASS_TITLE,
-        "counts": bins["head_mass"]["positions"],
-        "bins": [f"{start:.0%} to {start + width:.0%}" for start in starts],
+        "counts": facts.head_mass.positions,
+        "bins": [f"{start:.0%} to {start + 1 / len(starts):.0%}" for start in starts],
         "ticks": [(share / 4, f"{share / 4:.0%}") for share in range(5)],
-        "mean": facts["head_mass"],
-        "meanLabel": f"mean {facts['head_mass']:.1%}",
+        "mean": mean_mass,
+        "meanLabel": f"mean {mean_mass:.1%}",
     }
     return [entropy, mass]

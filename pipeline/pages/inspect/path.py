@@ -1,4 +1,4 @@
-"""What a path to look at names: a store, a run, or one shard."""
+"""Finds out what a path names: a store, a run, or one shard."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Subject:
 
     store: StoreReader
     path: str
-    """Where it is, as a person would type it."""
+    """Its path as a user would type it."""
     shard: int | None = None
-    """The only shard that is looked at."""
+    """The only shard that is shown; None for the whole store."""
     note: str = ""
-    """What a person should know about how it was found."""
+    """How the store was found, if the path is not the store itself."""
 
     @property
     def shards(self) -> list[int]:
-        """The shards that are looked at and are there."""
+        """The finished shards that are shown."""
         return self.store.done if self.shard is None else [self.shard]
 
     def expect(self, row: int) -> None:
-        """Refuse a sequence that cannot be shown.
+        """Check that a sequence can be shown.
 
         Raises
-            ColdstillError: there is no such sequence, or its shard is another or missing
+            ColdstillError: no such sequence, or it is in another or a missing shard
         """
         manifest = self.store.manifest
         if not 0 <= row < manifest.sequences:
@@ -55,43 +55,43 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoneShard:
-    """A shard of which no manifest speaks."""
+    """A shard without the manifest of its store."""
 
     path: Path
     store: str
-    """The name of its format."""
+    """Name of the file format."""
     why: str
-    """Why it is looked at by itself."""
+    """Why the store is not known."""
 
 
 def find(path: str) -> Subject | LoneShard:
-    """What to look at.
+    """Return the store, the run's store or the shard at a path.
 
     Raises
-        ColdstillError: neither a store, nor a run that has one, nor a shard
+        ColdstillError: the path is none of these
     """
     plain = path.rstrip("/") or path
     for name, kind in STORES.items():
         if plain.endswith(kind.suffix) and not place_at(path).exists(MANIFEST):
             return _shard(plain, name)
-    place = place_at(path)  # which names an address without its password
+    place = place_at(path)  # shows an address without its password
     if "://" not in path and Path(path).is_file():
         kinds = ", ".join(f"*{kind.suffix}" for kind in STORES.values())
-        raise ColdstillError(f"{path}: a file, but no shard ({kinds})")
+        raise ColdstillError(f"{path}: a file that is not a shard ({kinds})")
     if "://" not in path and not place.exists(MANIFEST):
         run = recorded_run(Path(path))
         logits, heldout = place_at(run.logits), place_at(run.heldout)
         if logits.exists(MANIFEST):
-            note = f"{path} is a run: this is its store {logits}"
+            note = f"{path} is a run; its store {logits} is shown"
             if heldout.exists(MANIFEST):
-                note += f"; it has another, {heldout}"
+                note += f"; it also has {heldout}"
             store = open_store(run.logits, incomplete=True, cache=run.cache)
             return Subject(store=store, path=str(logits), note=note)
     return Subject(store=open_store(path, incomplete=True), path=str(place))
 
 
 def _shard(path: str, store: str) -> Subject | LoneShard:
-    """A path that ends as shards do."""
+    """Return a shard by its path, with its store if that is found."""
     suffix = STORES[store].suffix
     root, folder, name = _two_up(path)
     index = name.removesuffix(suffix)
@@ -105,12 +105,12 @@ def _shard(path: str, store: str) -> Subject | LoneShard:
     if "://" in path:
         raise ColdstillError(f"{place_at(path)}: {why}")
     if not Path(path).exists():
-        raise ColdstillError(f"{path}: not there")
+        raise ColdstillError(f"{path}: does not exist")
     return LoneShard(path=Path(path), store=store, why=why)
 
 
 def _two_up(path: str) -> tuple[str, str, str]:
-    """The folder two levels up, the one between, and the name."""
+    """Return the folder two levels up, the name of the folder between, and the file name."""
     if "://" in path:
         folder, _, name = path.rpartition("/")
         root, _, between = folder.rpartition("/")

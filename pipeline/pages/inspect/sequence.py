@@ -1,4 +1,4 @@
-"""One sequence of a store, position by position: the tokens, and what the teacher believed."""
+"""One sequence of a store, position by position: tokens and the teacher's predictions."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guess:
-    """A token of the head."""
+class HeadToken:
+    """A token of the head, with its probability."""
 
     token: int
     probability: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """A token drawn from the tail, and how often."""
+class TailSample:
+    """A token that was sampled from the tail, and how often."""
 
     token: int
     count: int
     probability: float | None
-    """Where the store keeps it."""
+    """Known only if the store has the log-probabilities of samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Belief:
-    """What the teacher believed, at one position, about the token that came next."""
+class Prediction:
+    """The teacher's stored prediction of the next token at one position."""
 
     position: int
     label: int
-    """The token that came next."""
+    """The actual next token."""
     place: int
-    """Where in the sequence it stands."""
+    """Place of the label in the sequence."""
     label_logprob: float
     entropy: float
     rank: int | None
-    """Of the label in the head, from 1; None if it is outside."""
-    head: tuple[Guess, ...]
-    """Most probable first."""
+    """Rank of the label in the head, from 1; None if it is outside the head."""
+    head: tuple[HeadToken, ...]
+    """Tokens of the head, the most probable one first."""
     head_mass: float
     tail_mass: float
-    samples: tuple[Sample, ...]
-    """The most frequent first."""
+    samples: tuple[TailSample, ...]
+    """Samples of the tail, the most frequent one first."""
 
     @property
     def surprise(self) -> float:
@@ -63,30 +63,30 @@ class Belief:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
-    """A sequence, or the part of it that is shown."""
+class ShownSequence:
+    """A sequence, and which part of it is shown."""
 
     row: int
-    """Its place in the store."""
+    """Index in the store."""
     id: int
-    """Its place in the corpus split."""
+    """Index in the corpus split."""
     length: int
-    """Of the whole sequence."""
+    """Number of tokens of the whole sequence."""
     shown: range
-    """Which of its places."""
+    """Places that are shown."""
     tokens: tuple[int, ...]
-    """All of the sequence, shown or not."""
+    """All tokens of the sequence, including those that are not shown."""
     documents: dict[int, int]
-    """The corpus place of each document, by where it begins."""
-    beliefs: dict[int, Belief]
-    """All of the sequence, by position."""
+    """Index of each document in the corpus, by the place where it starts."""
+    predictions: dict[int, Prediction]
+    """All predictions of the sequence, by position."""
 
 
-def read_passage(subject: Subject, row: int, positions: range | None = None) -> Passage:
-    """Read one sequence; `positions` limits what is shown of it.
+def read_sequence(subject: Subject, row: int, positions: range | None = None) -> ShownSequence:
+    """Read one sequence; `positions` limits the part that is shown.
 
     Raises
-        ColdstillError: no such sequence or positions, or a shard that is missing or damaged
+        ColdstillError: no such sequence or positions, or its shard is missing or damaged
     """
     subject.expect(row)
     block = subject.store.read(np.array([row]))
@@ -101,99 +101,99 @@ def read_passage(subject: Subject, row: int, positions: range | None = None) -> 
                 f"{positions.start} on"
             )
     starts, ids = sequences.document_starts[0].tolist(), sequences.document_ids[0].tolist()
-    return Passage(
+    return ShownSequence(
         row=row,
         id=int(sequences.ids[0]),
         length=len(tokens),
         shown=shown,
         tokens=tuple(tokens),
         documents=dict(zip(starts, ids, strict=True)),
-        beliefs=_beliefs(block),
+        predictions=_predictions(block),
     )
 
 
-def _beliefs(block: Block) -> dict[int, Belief]:
+def _predictions(block: Block) -> dict[int, Prediction]:
     targets = block.targets
     positions = block.sequences.positions.values.tolist()
     labels_M, places_M = labels(block.sequences), label_places(block.sequences)
     head_MK = np.exp(targets.head_logprobs.astype(np.float64))
     tail_M = np.exp(targets.log_tail.astype(np.float64))
-    beliefs = {}
+    predictions = {}
     for place, position in enumerate(positions):
         ids = targets.head_ids[place].tolist()
         label = int(labels_M[place])
         pairs = zip(ids, head_MK[place].tolist(), strict=True)
-        beliefs[position] = Belief(
+        predictions[position] = Prediction(
             position=position,
             label=label,
             place=int(places_M[place]),
             label_logprob=float(targets.label_logprob[place]),
             entropy=float(targets.entropy[place]),
             rank=ids.index(label) + 1 if label in ids else None,
-            head=tuple(Guess(token=token, probability=p) for token, p in pairs),
+            head=tuple(HeadToken(token=token, probability=p) for token, p in pairs),
             head_mass=float(head_MK[place].sum()),
             tail_mass=float(tail_M[place]),
             samples=_samples(block, place),
         )
-    return beliefs
+    return predictions
 
 
-def _samples(block: Block, place: int) -> tuple[Sample, ...]:
+def _samples(block: Block, place: int) -> tuple[TailSample, ...]:
     targets = block.targets
-    # nothing outside the head: what was drawn stands for nothing
+    # no probability is outside the head, so the samples have no weight
     if targets.log_tail[place] == -np.inf:
         return ()
     ids = targets.tail_ids[place].tolist()
     logprobs = None if targets.tail_logprobs is None else targets.tail_logprobs[place].tolist()
     known = {} if logprobs is None else dict(zip(ids, logprobs, strict=True))
     return tuple(
-        Sample(token=token, count=count, probability=math.exp(known[token]) if known else None)
+        TailSample(token=token, count=count, probability=math.exp(known[token]) if known else None)
         for token, count in Counter(ids).most_common()
     )
 
 
-def to_json(passage: Passage, texts: TokenTexts, top: int) -> dict[str, Any]:
-    """The part that is shown, with the `top` best tokens of each position."""
+def to_json(sequence: ShownSequence, texts: TokenTexts, top: int) -> dict[str, Any]:
+    """Return the shown part as a JSON value, with the `top` best tokens of each position."""
     document = None
     entries = []
-    for place, token in enumerate(passage.tokens[: passage.shown.stop]):
-        document = passage.documents.get(place, document)
-        if place not in passage.shown:
+    for place, token in enumerate(sequence.tokens[: sequence.shown.stop]):
+        document = sequence.documents.get(place, document)
+        if place not in sequence.shown:
             continue
-        belief = passage.beliefs.get(place)
+        prediction = sequence.predictions.get(place)
         entries.append(
             {
                 "position": place,
                 "token": token,
                 "text": texts.of(token),
                 "document": document,
-                "starts_document": place in passage.documents,
-                "target": None if belief is None else _belief_json(belief, texts, top),
+                "starts_document": place in sequence.documents,
+                "target": None if prediction is None else _prediction_json(prediction, texts, top),
             }
         )
     return {
-        "sequence": passage.row,
-        "id": passage.id,
-        "tokens": passage.length,
+        "sequence": sequence.row,
+        "id": sequence.id,
+        "tokens": sequence.length,
         "note": texts.lack,
         "positions": entries,
     }
 
 
-def _belief_json(belief: Belief, texts: TokenTexts, top: int) -> dict[str, Any]:
+def _prediction_json(prediction: Prediction, texts: TokenTexts, top: int) -> dict[str, Any]:
     return {
-        "label": belief.label,
-        "label_text": texts.of(belief.label),
-        "label_logprob": belief.label_logprob,
-        "label_probability": math.exp(belief.label_logprob),
-        "surprise": belief.surprise,
-        "rank": belief.rank,
-        "entropy": belief.entropy,
-        "head_mass": belief.head_mass,
-        "tail_mass": belief.tail_mass,
+        "label": prediction.label,
+        "label_text": texts.of(prediction.label),
+        "label_logprob": prediction.label_logprob,
+        "label_probability": math.exp(prediction.label_logprob),
+        "surprise": prediction.surprise,
+        "rank": prediction.rank,
+        "entropy": prediction.entropy,
+        "head_mass": prediction.head_mass,
+        "tail_mass": prediction.tail_mass,
         "best": [
             {"token": g.token, "text": texts.of(g.token), "probability": g.probability}
-            for g in belief.head[:top]
+            for g in prediction.head[:top]
         ],
         "samples": [
             {
@@ -202,6 +202,6 @@ def _belief_json(belief: Belief, texts: TokenTexts, top: int) -> dict[str, Any]:
                 "count": s.count,
                 "probability": s.probability,
             }
-            for s in belief.samples
+            for s in prediction.samples
         ],
     }

@@ -1,4 +1,4 @@
-"""Token ids as text, by the tokenizer that a store carries; without torch or transformers."""
+"""Token ids as text, by the tokenizer in the store; needs neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ if TYPE_CHECKING:
 
 
 class TokenTexts:
-    """What the ids of a store stand for."""
+    """The texts of a store's token ids."""
 
     def __init__(self, table: TokenBytes | None, lack: str = "") -> None:
-        """Use `token_texts`; without a tokenizer `lack` says why there is none."""
+        """Called by `token_texts`; `lack` is the reason if there is no table."""
         self.lack = lack
-        """Why ids are shown instead of text, or nothing."""
+        """Why ids are shown instead of text; empty if texts are known."""
         self._bytes = table
         self._known: dict[int, str] = {}
 
     def of(self, index: int) -> str:
-        """The token as text: blanks and line ends as they are, other invisible characters and the
-        bytes of unfinished ones as escapes; `#7` for an id without text."""
+        """Return a token as text, or `#7` for an id without text.
+
+        Blanks and line ends stay; other invisible characters and incomplete bytes are escaped.
+        """
         if index not in self._known:
             self._known[index] = self._read(index)
         return self._known[index]
 
     def text(self, indices: Iterable[int]) -> str:
-        """Tokens in a row as text: as `of`, but a character whose bytes lie in several tokens is
-        whole."""
+        """Return consecutive tokens as text, as `of`; a character can span several tokens."""
         return legible(b"".join(self._content(index) or f"#{index}".encode() for index in indices))
 
     def prose(self, indices: Sequence[int], *, ended: bool = False) -> str:
-        """The same for reading: without special tokens, and with an ellipsis where it was cut.
+        """Return text for reading, without special tokens; an ellipsis marks cut text.
 
-        ended  whether it ends here though its last token does not say so
+        ended  whether the text is complete although its last token is not a special one
         """
         words = [index for index in indices if not self._is_special(index)]
         whole = ended or (len(indices) > 0 and self._is_special(indices[-1]))
@@ -57,7 +58,7 @@ class TokenTexts:
 
 
 def token_texts(store: StoreReader) -> TokenTexts:
-    """The texts of a store's tokens; ids where its tokenizer is missing or cannot be read."""
+    """Return the texts of a store's tokens, or ids if its tokenizer is missing or damaged."""
     try:
         table = token_bytes_of(store)
     except ColdstillError as error:
@@ -67,14 +68,14 @@ def token_texts(store: StoreReader) -> TokenTexts:
 
 
 def legible(content: bytes) -> str:
-    """Text that moves no cursor and turns no line round: what is no letter is an escape."""
+    """Return text in which control and direction characters are escaped."""
     text = content.decode(errors="backslashreplace")
     return "".join(letter if _is_shown(letter) else _escape(letter) for letter in text)
 
 
 def _is_shown(letter: str) -> bool:
-    # controls, marks of direction, unassigned, private: a terminal must not obey a corpus, and an
-    # inspector must not hide what is in it
+    # controls, direction marks, unassigned and private characters: they could change the terminal
+    # or hide parts of the corpus
     return letter in " \n\t" or unicodedata.category(letter)[0] not in "CZ"
 
 

@@ -1,1 +1,1 @@
-"""Structured pruning: a smaller model of the same class, cut out of a larger one."""
+"""Structured pruning: cuts a smaller model of the same class out of a larger one."""

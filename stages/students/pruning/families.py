@@ -1,6 +1,6 @@
-"""What the tensors of each family are: which axis is which of a model's sizes.
+"""The tensors of each family: which axis belongs to which size of the model. Loads no torch.
 
-A table says it once for a family; counting, measuring and cutting all read it. No torch here.
+Each family has one layout, which counting, measuring and cutting read.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Axis = Literal["free", "hidden", "feed_forward", "query", "key", "three", "three_by_head"]
-"""What an axis runs over: `query` and `key` over heads times what a head is wide; `three` over all
-queries, all keys, all values; `three_by_head` over heads, of each its query, key and value. `free`
-axes are never cut."""
+"""Meaning of an axis. `query` and `key`: heads times the width of a head. `three`: all queries, all
+keys, all values. `three_by_head`: query, key and value of each head in turn. `free` axes are never
+cut."""
 Tensors = dict[str, tuple[Axis, ...]]
 
 HIDDEN: Axis = "hidden"
@@ -28,7 +28,7 @@ def _linear(name: str, out: Axis, into: Axis) -> Tensors:
 
 
 def _transposed(name: str, into: Axis, out: Axis) -> Tensors:
-    """GPT-2's own layer, whose weight stands the other way round."""
+    """GPT-2's linear layer, whose weight is transposed."""
     return {f"{name}.weight": (into, out), f"{name}.bias": (out,)}
 
 
@@ -41,27 +41,27 @@ def _table(name: str) -> Tensors:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """How the models of one family are built."""
+class TensorLayout:
+    """The tensors of a family's models, and the names of its sizes."""
 
     layers: str
-    """The list of layers, by its full name."""
+    """Full name of the list of layers."""
     outside: Tensors
-    """Tensors outside the layers, by their full names;"""
+    """Tensors outside the layers, by full name."""
     inside: Tensors
-    """those of a layer, by their names in it."""
+    """Tensors of a layer, by their name inside the layer."""
     embedding: str
-    """The input embedding,"""
+    """Full name of the input embedding."""
     last_norm: str
-    """and the norm before the head."""
+    """Full name of the norm before the output head."""
     readers: tuple[str, ...]
-    """Norms of a layer that read the residual stream;"""
+    """Norms of a layer that read the residual stream."""
     writers: tuple[str, ...] = ()
-    """and those that write to it."""
+    """Norms of a layer that write to the residual stream."""
     attention_out: str
-    """The layer that takes what the heads say;"""
+    """The linear layer after the attention heads."""
     feed_forward_out: str
-    """and the one that takes what the neurons do."""
+    """The linear layer after the feed-forward neurons."""
     keys: Mapping[str, str] = field(
         default_factory=lambda: {
             "layers": "num_hidden_layers",
@@ -72,17 +72,17 @@ class Family:
             "head_width": "head_dim",
         }
     )
-    """What its configuration calls the sizes."""
+    """Name of each size in the configuration."""
     norm_offset: float = 0.0
-    """What its norms add to their weights."""
+    """Number that its norms add to their weights."""
     scaled_embedding: bool = False
-    """Whether it multiplies embeddings by the root of `hidden`."""
+    """Whether the model multiplies embeddings by the square root of `hidden`."""
     multiple: bool = False
-    """Whether `hidden` must be a multiple of `heads`, however wide a head is."""
+    """Whether `hidden` must be a multiple of `heads`, whatever the width of a head."""
 
     @property
     def bound(self) -> bool:
-        """Whether `hidden` is heads times their width, since it has no word for that width."""
+        """Whether `hidden` is heads times their width: no name for that width exists."""
         return "head_width" not in self.keys
 
 
@@ -104,13 +104,13 @@ _OUTSIDE = {**_table("model.embed_tokens"), **_table("lm_head"), **_norm("model.
 
 def _like_llama(
     *, writers: tuple[str, ...] = (), readers: tuple[str, ...] = (), **own: bool | float
-) -> Family:
-    """What most families took over from Llama."""
+) -> TensorLayout:
+    """The layout of families that follow Llama."""
     readers = readers or ("input_layernorm", "post_attention_layernorm")
     norms: Tensors = {}
     for name in (*readers, *writers):
         norms |= _norm(name)
-    return Family(
+    return TensorLayout(
         layers="model.layers",
         outside=_OUTSIDE,
         inside={**norms, **_ATTENTION, **_GATED},
@@ -126,7 +126,7 @@ def _like_llama(
 
 _GEMMA_READERS = ("input_layernorm", "pre_feedforward_layernorm")
 _GEMMA_WRITERS = ("post_attention_layernorm", "post_feedforward_layernorm")
-_GPT2 = Family(
+_GPT2 = TensorLayout(
     layers="transformer.h",
     outside={
         **_table("transformer.wte"),
@@ -149,7 +149,7 @@ _GPT2 = Family(
     feed_forward_out="mlp.c_proj",
     keys={"layers": "n_layer", "hidden": "n_embd", "feed_forward": "n_inner", "heads": "n_head"},
 )
-_GPT_NEOX = Family(
+_GPT_NEOX = TensorLayout(
     layers="gpt_neox.layers",
     outside={
         **_table("gpt_neox.embed_in"),
@@ -178,7 +178,7 @@ _GPT_NEOX = Family(
     },
 )
 
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, TensorLayout] = {
     "llama": _like_llama(multiple=True),
     "mistral": _like_llama(),
     "qwen2": _like_llama(),
@@ -195,4 +195,4 @@ FAMILIES: dict[str, Family] = {
     "gpt2": _GPT2,
     "gpt_neox": _GPT_NEOX,
 }  # fmt: skip
-"""By `model_type`: a line adds one that is built like another."""
+"""Layouts by `model_type`. One line adds a family that has the layout of another."""

@@ -1,22 +1,22 @@
-"""How much each part of a model matters, from its activations on a sample, in one pass.
+"""Importance of each part of a model, from its activations on calibration sequences, in one pass.
 
-The formulas are those of Minitron (Muralidharan et al., arXiv 2407.14679), in fp32. Of whatever
-runs over the axis in question, first the mean of |x| over the real tokens of a sequence is taken,
-then the L2 norm over the sequences; the order matters. So
+The formulas are those of Minitron (Muralidharan et al., arXiv 2407.14679), in fp32. For every index
+of an axis, first |x| is averaged over the real tokens of a sequence, then the L2 norm is taken over
+the sequences; the order matters:
 
     s = sqrt(sum over sequences (mean over tokens |x|)^2)
 
-    neuron   x is the input of the feed-forward layer's second matrix, behind the activation
-    channel  x is what a norm that reads the residual stream puts out; the sum of s over all norms
-    head     x is the input of the matrix behind attention; the L2 norm of s over a head's numbers
-    layer    1 - cos(what goes in, what comes out), mean over tokens (block influence, Men et al.,
-             arXiv 2403.03853), or by how much the loss rises when it is left out
+    neuron   x is the input of the second feed-forward matrix, after the activation function
+    channel  x is the output of a norm that reads the residual stream; the sum of s over all norms
+    head     x is the input of the matrix after attention; the L2 norm of s over a head's numbers
+    layer    1 - cos(input, output), mean over tokens (block influence, Men et al., arXiv
+             2403.03853), or the increase of the loss without the layer
 
 Neurons and heads are ranked within their layer, channels over the whole model.
 
-By the loss, layers go one after another, each time the one without which the loss is lowest while
-those before it are gone. Held-out loss of a Llama of 5 layers trained on TinyStories (1.648 whole),
-the best of all choices of so many layers, and what was chosen on 96 other stories:
+By the loss, layers are removed one after another: in each round the one without which the loss is
+lowest. Held-out loss of a Llama of 5 layers trained on TinyStories (1.648 whole), for the best of
+all choices and for the choices made on 96 other stories:
 
     layers kept                         4      3      2      1
     best                            2.391  3.411  4.947  8.430
@@ -25,7 +25,7 @@ the best of all choices of so many layers, and what was chosen on 96 other stori
     by influence, all at once       2.391  4.359  6.492  13.98
     by influence, one after another 2.391  4.330  8.374  8.430
 
-So influence, which is no better for it, stays with its one pass.
+Influence does not improve one after another, so it is measured in a single pass.
 """
 
 from __future__ import annotations
@@ -34,47 +34,86 @@ import contextlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ...evaluation.heldout_loss import label_logprobs
 from ...report import Report, Reporter, silent
-from .layers import hand_through
+from .layers import skip_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
+
+    from ....data.schema import Sequences
+    from ....data.store.reader import StoreReader
+    from ...models.isolation import Isolation
     from ...models.output_head import OutputHead
     from .anatomy import Anatomy
-    from .sample import Sample
+
+_BATCH_TOKENS = 8192
+"""Tokens of a forward pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationSet:
+    """Sequences of a store on which importance is measured."""
+
+    store: StoreReader
+    rows: NDArray[np.int64]
+    """Indices of the sequences in the store, increasing."""
+    isolation: Isolation
+    """How the model keeps documents of a sequence apart."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self) -> Iterator[Sequences]:
+        """All sequences in order, in batches."""
+        count = max(1, _BATCH_TOKENS // self.store.manifest.packing.sequence_length)
+        for start in range(0, len(self.rows), count):
+            yield self.store.read(self.rows[start : start + count]).sequences
+
+
+def calibration_set(
+    store: StoreReader, count: int, seed: int, isolation: Isolation
+) -> CalibrationSet:
+    """A seeded sample of `count` sequences of a store, or all if there are fewer."""
+    # the first sequences of a student's order lie in few shards, so that a remote store need not be
+    # downloaded as a whole
+    rows = np.sort(store.order(seed, 0)[:count])
+    store.will_read(rows)
+    return CalibrationSet(store=store, rows=rows, isolation=isolation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Importance:
-    """Scores: what has less is cut first. On the CPU, in fp32."""
+    """Scores of all parts, on the CPU in fp32. Parts with lower scores are cut first."""
 
     channels_D: torch.Tensor
     neurons_LF: torch.Tensor
     heads_LH: torch.Tensor
     layers_L: torch.Tensor
     loss: float
-    """Mean -log p(label) of the model over the sample, in nats."""
-    gone: tuple[int, ...] = ()
-    """Layers in the order in which they go, where scores alone do not tell."""
+    """Mean -log p(label) of the model on the calibration set, in nats."""
+    removed: tuple[int, ...] = ()
+    """Layers in the order of their removal, if they were removed one after another."""
 
 
 @torch.no_grad()
 def measure(
     head: OutputHead,
     anatomy: Anatomy,
-    sample: Sample,
+    sample: CalibrationSet,
     stage: str,
     report: Reporter = silent,
 ) -> Importance:
-    """Run the model over the sample once and score its parts."""
-    watch = _Watch(head.model, anatomy)
-    with watch.watching():
-        loss = sample_loss(head, sample, stage, report, watch.look_at)
-    return watch.importance(loss)
+    """Run the model once over the calibration set and score its parts."""
+    observer = _Observer(head.model, anatomy)
+    with observer.observing():
+        loss = sample_loss(head, sample, stage, report, observer.start_batch)
+    return observer.importance(loss)
 
 
 @torch.no_grad()
@@ -82,50 +121,50 @@ def judge_layers_by_loss(
     importance: Importance,
     head: OutputHead,
     anatomy: Anatomy,
-    sample: Sample,
+    sample: CalibrationSet,
     keep: int,
     stage: str,
     report: Reporter = silent,
 ) -> Importance:
-    """Leave out layers one after another until `keep` are left, each time the one without which the
-    loss over the sample is lowest; of equal ones the last.
+    """Remove layers one after another until `keep` are left: in each round the one without which
+    the loss is lowest, and of equal ones the last.
 
-    Takes a pass over the sample for each layer that is still there, for each that goes. A layer's
-    score is how far the loss is above the whole model's when it goes, or would have gone last.
+    Each round takes a pass over the calibration set for every remaining layer. The score of a layer
+    is the increase of the loss over the whole model's when it is removed, or would be next.
     """
-    layers = head.model.get_submodule(anatomy.family.layers)
-    rises_L = torch.zeros(len(layers))
-    gone: list[int] = []
+    layers = head.model.get_submodule(anatomy.layout.layers)
+    increases_L = torch.zeros(len(layers))
+    removed: list[int] = []
     passes = sum(range(keep + 1, len(layers) + 1))
     done = 0
-    with contextlib.ExitStack() as idle:
-        while len(layers) - len(gone) > keep:
-            left = [number for number in range(len(layers)) if number not in gone]
+    with contextlib.ExitStack() as skipped:
+        while len(layers) - len(removed) > keep:
+            left = [number for number in range(len(layers)) if number not in removed]
             for number in left:
-                without = ", ".join(map(str, [*gone, number]))
-                part = f"pass {done + 1} of {passes}, without layer{'s' * bool(gone)} {without}"
-                told = _one_of_several(report, part, done * len(sample), passes * len(sample))
-                with _left_out(layers[number]):
-                    loss = sample_loss(head, sample, f"{stage} choice of layers", told)
+                without = ", ".join(map(str, [*removed, number]))
+                part = f"pass {done + 1} of {passes}, without layer{'s' * bool(removed)} {without}"
+                counted = _part_reporter(report, part, done * len(sample), passes * len(sample))
+                with _skipped(layers[number]):
+                    loss = sample_loss(head, sample, f"{stage} choice of layers", counted)
                 done += 1
-                rises_L[number] = loss - importance.loss
-            gone.append(min(reversed(left), key=lambda number: float(rises_L[number])))
-            idle.enter_context(_left_out(layers[gone[-1]]))
-    return replace(importance, layers_L=rises_L, gone=tuple(gone))
+                increases_L[number] = loss - importance.loss
+            removed.append(min(reversed(left), key=lambda number: float(increases_L[number])))
+            skipped.enter_context(_skipped(layers[removed[-1]]))
+    return replace(importance, layers_L=increases_L, removed=tuple(removed))
 
 
-def _one_of_several(report: Reporter, part: str, before: int, total: int) -> Reporter:
-    """A reporter for one pass of a stage that makes several, counted over all of them."""
+def _part_reporter(report: Reporter, part: str, before: int, total: int) -> Reporter:
+    """A reporter for one pass of several, which counts over all of them."""
 
-    def told(own: Report) -> None:
+    def counted(own: Report) -> None:
         report(replace(own, part=part, done=before + own.done, total=total))
 
-    return told
+    return counted
 
 
 @contextlib.contextmanager
-def _left_out(layer: torch.nn.Module) -> Iterator[None]:
-    hook = layer.register_forward_hook(hand_through, with_kwargs=True)
+def _skipped(layer: torch.nn.Module) -> Iterator[None]:
+    hook = layer.register_forward_hook(skip_layer, with_kwargs=True)
     try:
         yield
     finally:
@@ -135,20 +174,20 @@ def _left_out(layer: torch.nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def sample_loss(
     head: OutputHead,
-    sample: Sample,
+    sample: CalibrationSet,
     stage: str,
     report: Reporter = silent,
-    look_at: Callable[[torch.Tensor], None] = lambda lengths: None,
+    start_batch: Callable[[torch.Tensor], None] = lambda lengths: None,
 ) -> float:
-    """Mean -log p(label) over the sample's supervised positions, in nats.
+    """Mean -log p(label) over the supervised positions of the calibration set, in nats.
 
-    stage    names the pass, in reports
-    look_at  called before each forward pass with [B] how many real tokens its sequences have
+    stage        name of the pass in reports
+    start_batch  called before each forward pass with [B] numbers of real tokens
     """
     total, positions, done = 0.0, 0, 0
     report(Report(stage=stage, total=len(sample), unit="sequences"))
     for block in sample.batches():
-        look_at(torch.from_numpy(block.tokens.lengths))
+        start_batch(torch.from_numpy(block.tokens.lengths))
         total -= label_logprobs(head, block, sample.isolation)
         positions += len(block.positions.values)
         done += len(block)
@@ -157,106 +196,102 @@ def sample_loss(
 
 
 @dataclass(slots=True)
-class _Watch:
-    """Hooks on a model, and the sums that they gather."""
+class _Observer:
+    """Hooks on a model, and the sums that they collect."""
 
     model: Any
     anatomy: Anatomy
     mask_BT: torch.Tensor | None = None
-    """1 where a token is real, 0 where a row is padded."""
+    """1 for real tokens, 0 for padding."""
     tokens: int = 0
-    sums: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
-    """By what is watched and of which module."""
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Sums of squared means, by module; of influence for a layer."""
 
-    def look_at(self, lengths_B: torch.Tensor) -> None:
-        """What comes next."""
+    def start_batch(self, lengths_B: torch.Tensor) -> None:
+        """Set the mask of the next batch."""
         longest = int(lengths_B.max())
         self.mask_BT = (torch.arange(longest) < lengths_B[:, None]).float()
         self.tokens += int(lengths_B.sum())
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Gather while the block runs."""
-        family, hooks = self.anatomy.family, []
-        for prefix, layer in self._layers():
-            for name in (family.feed_forward_out, family.attention_out):
-                module, key = layer.get_submodule(name), ("activity", f"{prefix}.{name}")
-                hooks.append(module.register_forward_pre_hook(self._on_input(key)))
-            hooks += [
-                layer.get_submodule(name).register_forward_hook(
-                    self._on_output(("activity", f"{prefix}.{name}"))
-                )
-                for name in family.readers
-            ]
-            hooks.append(layer.register_forward_hook(self._on_layer(prefix), with_kwargs=True))
-        hooks.append(
-            self.model.get_submodule(family.last_norm).register_forward_hook(
-                self._on_output(("activity", family.last_norm))
+    def observing(self) -> Iterator[None]:
+        """Collect sums inside the block."""
+        layout, hooks = self.anatomy.layout, []
+
+        def observe_output(name: str) -> None:
+            module = self.model.get_submodule(name)
+            hooks.append(
+                module.register_forward_hook(lambda _, inputs, output: self._add(name, output))
             )
-        )
+
+        def observe_input(name: str) -> None:
+            module = self.model.get_submodule(name)
+            hooks.append(
+                module.register_forward_pre_hook(lambda _, inputs: self._add(name, inputs[0]))
+            )
+
+        for prefix in self._layers():
+            observe_input(f"{prefix}.{layout.feed_forward_out}")
+            observe_input(f"{prefix}.{layout.attention_out}")
+            for name in layout.readers:
+                observe_output(f"{prefix}.{name}")
+            hooks.append(
+                self.model.get_submodule(prefix).register_forward_hook(
+                    self._influence_hook(prefix), with_kwargs=True
+                )
+            )
+        observe_output(layout.last_norm)
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _layers(self) -> list[tuple[str, Any]]:
-        path = self.anatomy.family.layers
-        return [(f"{path}.{i}", layer) for i, layer in enumerate(self.model.get_submodule(path))]
+    def importance(self, loss: float) -> Importance:
+        """The collected sums as scores."""
+        layout, sizes = self.anatomy.layout, self.anatomy.sizes
+        layers = self._layers()
+
+        def scores(name: str) -> torch.Tensor:
+            return self.sums[name].sqrt().cpu()
+
+        readers = [f"{layer}.{name}" for layer in layers for name in layout.readers]
+        outputs_LX = torch.stack([scores(f"{layer}.{layout.attention_out}") for layer in layers])
+        by_head_LHX = outputs_LX.view(sizes.layers, sizes.heads, self.anatomy.head_width)
+        return Importance(
+            channels_D=torch.stack([scores(name) for name in [*readers, layout.last_norm]]).sum(0),
+            neurons_LF=torch.stack(
+                [scores(f"{layer}.{layout.feed_forward_out}") for layer in layers]
+            ),
+            heads_LH=by_head_LHX.norm(dim=2),
+            layers_L=torch.stack(
+                [self.sums[layer].cpu() / self.tokens for layer in layers]
+            ).float(),
+            loss=loss,
+        )
+
+    def _layers(self) -> list[str]:
+        path = self.anatomy.layout.layers
+        return [f"{path}.{number}" for number in range(self.anatomy.sizes.layers)]
 
     def _mask(self, states: torch.Tensor) -> torch.Tensor:
         assert self.mask_BT is not None
         return self.mask_BT.to(states.device)
 
-    def _add(self, key: tuple[str, str], value: torch.Tensor) -> None:
-        known = self.sums.get(key)
-        self.sums[key] = value if known is None else known + value
-
-    def _activity(self, key: tuple[str, str], states_BTD: torch.Tensor) -> None:
+    def _add(self, name: str, states_BTD: torch.Tensor) -> None:
+        """Add the squared mean activity of each sequence."""
         mask_BT = self._mask(states_BTD)
         sums_BD = torch.einsum("btd,bt->bd", states_BTD.float().abs(), mask_BT)
         means_BD = sums_BD / mask_BT.sum(1, keepdim=True)
-        self._add(key, means_BD.square().sum(0))
+        value = means_BD.square().sum(0)
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def _on_input(self, key: tuple[str, str]) -> Callable[..., None]:
-        def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            self._activity(key, inputs[0])
-
-        return hook
-
-    def _on_output(self, key: tuple[str, str]) -> Callable[..., None]:
-        def hook(module: Any, inputs: Any, output: torch.Tensor) -> None:
-            self._activity(key, output)
-
-        return hook
-
-    def _on_layer(self, prefix: str) -> Callable[..., None]:
+    def _influence_hook(self, name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, named: dict[str, Any], output: Any) -> None:
             before_BTD = inputs[0] if inputs else named["hidden_states"]
             after_BTD = output[0] if isinstance(output, tuple) else output
             cosine_BT = torch.cosine_similarity(before_BTD.float(), after_BTD.float(), dim=-1)
-            turned = ((1 - cosine_BT) * self._mask(cosine_BT)).double().sum()
-            self._add(("influence", prefix), turned)
+            value = ((1 - cosine_BT) * self._mask(cosine_BT)).double().sum()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
         return hook
-
-    def importance(self, loss: float) -> Importance:
-        """What was gathered, as scores."""
-        family, sizes = self.anatomy.family, self.anatomy.sizes
-        prefixes = [prefix for prefix, _ in self._layers()]
-
-        def scores(name: str) -> torch.Tensor:
-            return self.sums["activity", name].sqrt().cpu()
-
-        readers = [f"{prefix}.{name}" for prefix in prefixes for name in family.readers]
-        outputs_LX = torch.stack([scores(f"{p}.{family.attention_out}") for p in prefixes])
-        by_head_LHX = outputs_LX.view(sizes.layers, sizes.heads, self.anatomy.head_width)
-        return Importance(
-            channels_D=torch.stack([scores(name) for name in [*readers, family.last_norm]]).sum(0),
-            neurons_LF=torch.stack([scores(f"{p}.{family.feed_forward_out}") for p in prefixes]),
-            heads_LH=by_head_LHX.norm(dim=2),
-            layers_L=torch.stack(
-                [self.sums["influence", prefix].cpu() / self.tokens for prefix in prefixes]
-            ).float(),
-            loss=loss,
-        )

@@ -1,9 +1,8 @@
-"""A student that is some of its teacher's layers.
+"""A student made of some layers of its teacher.
 
-Keeping some layers of a trained model and training on from there ("layer dropping") is the
-cheapest start a student can have: DistilBERT (arXiv 1910.01108) took every second layer, Minitron
-(arXiv 2407.14679) calls it depth pruning. What comes out is an ordinary checkpoint of the same
-class.
+Layer dropping is the cheapest start for a student: DistilBERT (arXiv 1910.01108) keeps every second
+layer, Minitron (arXiv 2407.14679) calls it depth pruning. The result is an ordinary model of the
+teacher's class.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherWeights:
-    """Where a teacher lies."""
+    """Location of a teacher's weights."""
 
     name: str
-    """A folder or a hub name."""
+    """Folder or hub name."""
     revision: str = "main"
     own_code: bool = False
-    """Whether code that it brings may run."""
+    """Whether code that comes with the model may run."""
 
 
 _NOT_OF_LAYERS = re.compile(r"_token_ids?$|^architectures$")
-"""Lists of a configuration that may have as many entries as there are layers by chance."""
+"""Lists of a configuration that are not per layer, whatever their length."""
 
 
 def layer_count(teacher: TeacherWeights, where: str) -> int:
-    """How many layers it has, by its configuration alone.
+    """Number of layers, from the configuration.
 
     Raises
-        ColdstillError: its configuration does not say
+        ColdstillError: the configuration has no number of layers
     """
     config = load_config(teacher.name, where, teacher.revision, own_code=teacher.own_code)
     count = getattr(config.get_text_config(), "num_hidden_layers", None)
@@ -55,16 +54,15 @@ def layer_count(teacher: TeacherWeights, where: str) -> int:
 
 
 def cut_to_layers(teacher: Any, keep: Sequence[int], where: str) -> Any:
-    """A model of the teacher's class with only those of its layers, in the teacher's precision.
+    """A model of the teacher's class and precision with only some of its layers.
 
-    Embeddings, norms, head and everything else are taken over. The tensors are the teacher's own,
-    so drop it afterwards.
+    Embeddings, norms, output head and everything else stay. The tensors are shared with the
+    teacher, which should not be used afterwards.
 
-    keep  which layers, counted from 0, increasing
+    keep  numbers of the layers, from 0, increasing
 
     Raises
-        ColdstillError: a family whose layers are not found, or where a layer does something else
-            at another place
+        ColdstillError: the layers are not found, or a layer depends on its position in the model
     """
     family = teacher.config.model_type
     found = named_blocks(teacher)
@@ -78,25 +76,25 @@ def cut_to_layers(teacher: Any, keep: Sequence[int], where: str) -> Any:
             _cut_state(teacher.state_dict(), name, keep),
             dtype=teacher.dtype,
         )
-        student.config._name_or_path = teacher.config._name_or_path  # transformers says "None"
+        student.config._name_or_path = teacher.config._name_or_path  # transformers sets "None"
         student.generation_config = copy.deepcopy(teacher.generation_config)
         same = _agree(teacher, student, name, keep)
-    except Exception as error:  # configurations and models of other kinds raise anything
+    except Exception as error:  # unusual configurations and models raise any exception
         raise _cannot(where, family, first_line(error)) from error
     if not same:
-        raise _cannot(where, family, "a layer of it does something else at another place")
+        raise _cannot(where, family, "its layers depend on their position")
     return student
 
 
 def _cannot(where: str, family: str, reason: str) -> ColdstillError:
     return ColdstillError(
-        f"{where}: cannot leave layers out of a {family!r} model: {reason}; start from 'model' or "
+        f"{where}: cannot remove layers from a {family!r} model: {reason}; start from 'model' or "
         "'architecture'"
     )
 
 
 def _cut_config(config: Any, keep: Sequence[int]) -> Any:
-    """The same with fewer layers: what it lists layer by layer is cut too."""
+    """The configuration with fewer layers, also in its lists with one entry per layer."""
     cut = copy.deepcopy(config)
     text = cut.get_text_config()
     count = text.num_hidden_layers
@@ -111,7 +109,7 @@ def _cut_config(config: Any, keep: Sequence[int]) -> Any:
 def _cut_state(
     state: Mapping[str, torch.Tensor], name: str, keep: Sequence[int]
 ) -> dict[str, torch.Tensor]:
-    """Weights without those of the other layers, under the numbers the kept ones will have."""
+    """Weights without the removed layers, under the new numbers of the kept ones."""
     numbers = {old: new for new, old in enumerate(keep)}
     layer = re.compile(rf"^{re.escape(name)}\.(\d+)\.")
     cut: dict[str, torch.Tensor] = {}
@@ -126,31 +124,31 @@ def _cut_state(
 
 @torch.no_grad()
 def _agree(teacher: Any, student: Any, name: str, keep: Sequence[int]) -> bool:
-    """Whether the student says what the teacher does while its other layers do nothing."""
+    """Whether the student's logits equal the teacher's with its other layers skipped."""
     rows = teacher.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, min(rows, 256), (1, 16), generator=generator)
     blocks = teacher.get_submodule(name)
-    idle: list[RemovableHandle] = [
-        block.register_forward_hook(hand_through, with_kwargs=True)
+    hooks: list[RemovableHandle] = [
+        block.register_forward_hook(skip_layer, with_kwargs=True)
         for number, block in enumerate(blocks)
         if number not in keep
     ]
     try:
         theirs = teacher(input_ids=tokens, use_cache=False).logits
     finally:
-        for hook in idle:
+        for hook in hooks:
             hook.remove()
     ours = student(input_ids=tokens, use_cache=False).logits
-    # the same sums in the same order; what a wrong layer says is far from this
+    # the same operations in the same order; a wrong layer differs far more
     tolerance = 1e-5 if theirs.dtype == torch.float32 else 2e-2
     scale = float(theirs.abs().max())
     return bool(torch.allclose(ours, theirs, rtol=0.0, atol=tolerance * scale, equal_nan=True))
 
 
-def hand_through(
+def skip_layer(
     module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
 ) -> Any:
-    """Instead of what a layer computed, what it was given."""
+    """Forward hook that returns the layer's input unchanged."""
     states = inputs[0] if inputs else named["hidden_states"]
     return (states, *output[1:]) if isinstance(output, tuple) else states

@@ -1,14 +1,13 @@
-"""A smaller model of the same class, made of the parts of a larger one that matter most.
+"""Makes a smaller model of the same class from the most important parts of a larger one.
 
-What removing channels does to a norm. A norm divides by the root of the mean square over all
-channels, so what comes out has the length sqrt(D); with D' channels left it has sqrt(D'), and all
-that is computed from it is smaller than it was. The norm's weight is multiplied by sqrt(D / D'),
-which keeps the length, and the small number under the root by D / D'. For channels that are dead
-(always 0; of a LayerNorm, always the mean) the result is exact. In general it is the better start
-too: the held-out loss of a small trained Llama (4.995) with 224, 192 and 128 of its 256 channels
-was 5.012, 5.084 and 5.445; 5.027, 5.193 and 6.078 with weights as they were; and 5.014, 5.121 and
-5.764 with weights that keep each single channel as large as it was, by what share of the square the
-lost ones had.
+Removing channels changes norms. A norm divides by the root of the mean square over all channels, so
+its output has the length sqrt(D). With D' channels left the length is sqrt(D'), and everything
+computed from it becomes smaller. Therefore the norm's weight is multiplied by sqrt(D / D'), which
+keeps the length, and the epsilon under the root by D / D'. The result is exact if the removed
+channels are dead (always 0; for a LayerNorm always the mean), and better in general: the held-out
+loss of a small trained Llama (4.995) with 224, 192 and 128 of its 256 channels was 5.012, 5.084 and
+5.445. It was 5.027, 5.193 and 6.078 with unchanged weights, and 5.014, 5.121 and 5.764 with weights
+that keep the scale of every single channel, from the share of the square that was removed.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Kept:
-    """What is left of a model, by places in it; each increasing."""
+    """Indices of the kept parts of a model; all increasing."""
 
     layers: list[int]
     hidden: torch.Tensor
-    """[D'] channels."""
+    """[D'] channels of the residual stream."""
     neurons: list[torch.Tensor]
-    """[F'] of each kept layer."""
+    """[F'] neurons of each kept layer."""
     heads: list[torch.Tensor]
     """[H'] query heads of each kept layer."""
     kv_heads: list[torch.Tensor]
@@ -50,7 +49,7 @@ class Kept:
 
     @property
     def sizes(self) -> Sizes:
-        """How much that is."""
+        """Sizes of the kept parts."""
         return Sizes(
             layers=len(self.layers),
             hidden=len(self.hidden),
@@ -61,11 +60,11 @@ class Kept:
 
 
 def choose(anatomy: Anatomy, sizes: Sizes, importance: Importance) -> Kept:
-    """The parts with the highest scores; of equal ones the first."""
+    """Keep the parts with the highest scores; of equal ones the first."""
     whole = anatomy.sizes
-    gone = importance.gone[: whole.layers - sizes.layers]
-    layers = [layer for layer in range(whole.layers) if layer not in gone]
-    if not gone:
+    removed = importance.removed[: whole.layers - sizes.layers]
+    layers = [layer for layer in range(whole.layers) if layer not in removed]
+    if not removed:
         layers = _best(importance.layers_L, sizes.layers).tolist()
     group = whole.heads // whole.kv_heads
     kept_groups, kept_heads = [], []
@@ -96,12 +95,11 @@ def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def cut(model: Any, anatomy: Anatomy, kept: Kept, where: str) -> Any:
-    """The kept parts as a model of their own, in fp32. Tensors that stay whole are the model's, so
-    drop it afterwards.
+    """A new model in fp32 from the kept parts. Tensors that are not cut are shared with the model,
+    which must not be used afterwards.
 
     Raises
-        ColdstillError: a layer does something else at another place, or the smaller model cannot be
-            made
+        ColdstillError: layers depend on their position, or the smaller model cannot be made
     """
     if len(kept.layers) < anatomy.sizes.layers:
         model = cut_to_layers(model, kept.layers, where)
@@ -113,14 +111,14 @@ def cut(model: Any, anatomy: Anatomy, kept: Kept, where: str) -> Any:
         student = load_state(type(model), config, state, dtype=torch.float32)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise _cannot(where, anatomy, first_line(error)) from error
-    student.config._name_or_path = model.config._name_or_path  # transformers says "None"
+    student.config._name_or_path = model.config._name_or_path  # transformers sets "None"
     student.generation_config = copy.deepcopy(model.generation_config)
     loaded = student.state_dict()
     if loaded.keys() != state.keys():
-        raise _cannot(where, anatomy, "the smaller one has other tensors")
+        raise _cannot(where, anatomy, "the smaller model has other tensors")
     for name, tensor in state.items():
         if not torch.equal(loaded[name], tensor):
-            raise _cannot(where, anatomy, f"{name} is not what was cut")
+            raise _cannot(where, anatomy, f"{name} changed when it was loaded")
     return student
 
 
@@ -139,30 +137,31 @@ def _smaller(config: Any, anatomy: Anatomy, kept: Kept) -> Any:
 
 
 def _rescale(state: dict[str, torch.Tensor], anatomy: Anatomy, kept: Kept, *, tied: bool) -> None:
-    """Make up for missing channels: in norms, and in embeddings that the model multiplies by the
-    root of their width. A head that is the same matrix gets that back from the last norm."""
-    family = anatomy.family
+    """Correct the scale for removed channels: in norms, and in embeddings that the model multiplies
+    by the square root of their width. For an output head tied to such embeddings, the last norm
+    keeps its weight."""
+    layout = anatomy.layout
     factor = math.sqrt(anatomy.sizes.hidden / len(kept.hidden))
     if factor == 1.0:
         return
     factors = {
-        f"{family.layers}.{layer}.{norm}": factor
+        f"{layout.layers}.{layer}.{norm}": factor
         for layer in range(len(kept.layers))
-        for norm in (*family.readers, *family.writers)
+        for norm in (*layout.readers, *layout.writers)
     }
-    factors[family.last_norm] = factor
-    if family.scaled_embedding:
-        state[f"{family.embedding}.weight"] = state[f"{family.embedding}.weight"] * factor
+    factors[layout.last_norm] = factor
+    if layout.scaled_embedding:
+        state[f"{layout.embedding}.weight"] = state[f"{layout.embedding}.weight"] * factor
         if tied:
-            state["lm_head.weight"] = state[f"{family.embedding}.weight"]
-            factors[family.last_norm] = 1.0
+            state["lm_head.weight"] = state[f"{layout.embedding}.weight"]
+            factors[layout.last_norm] = 1.0
     for name, by in factors.items():
-        weight, offset = state[f"{name}.weight"], family.norm_offset
+        weight, offset = state[f"{name}.weight"], layout.norm_offset
         state[f"{name}.weight"] = (weight + offset) * by - offset
 
 
 class _Knife:
-    """Cuts tensors, known by their names in a model that has only the kept layers."""
+    """Cuts tensors by their names in a model that has only the kept layers."""
 
     def __init__(self, anatomy: Anatomy, kept: Kept) -> None:
         self.anatomy, self.kept = anatomy, kept
@@ -172,16 +171,16 @@ class _Knife:
         axes = self.anatomy.axes(name)
         if axes is None:
             return tensor
-        inside = name.removeprefix(f"{self.anatomy.family.layers}.")
+        inside = name.removeprefix(f"{self.anatomy.layout.layers}.")
         layer = int(inside.partition(".")[0]) if inside != name else 0
         for dimension, axis in enumerate(axes):
             if axis != "free":
-                places = self._places(axis, layer).to(tensor.device)
-                if len(places) < tensor.shape[dimension]:
-                    tensor = tensor.index_select(dimension, places)
+                indices = self._indices(axis, layer).to(tensor.device)
+                if len(indices) < tensor.shape[dimension]:
+                    tensor = tensor.index_select(dimension, indices)
         return tensor
 
-    def _places(self, axis: Axis, layer: int) -> torch.Tensor:
+    def _indices(self, axis: Axis, layer: int) -> torch.Tensor:
         kept, width = self.kept, self.anatomy.head_width
         if axis == "hidden":
             return kept.hidden
@@ -199,5 +198,5 @@ class _Knife:
 
 
 def _spread(heads: torch.Tensor, width: int) -> torch.Tensor:
-    """The places of all that these heads hold."""
+    """Indices of all numbers of these heads."""
     return (heads[:, None] * width + torch.arange(width)).flatten()
