@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ...data.errors import ColdstillError
 from ...data.places.cache_settings import CacheSettings
@@ -16,51 +16,43 @@ if TYPE_CHECKING:
 _ROOMS = ("pipeline", "stages", "data", "tests")
 
 
+class _Path:
+    """A file or folder at a fixed place below the `root` of its owner."""
+
+    def __init__(self, *parts: str) -> None:
+        self._parts = parts
+
+    def __get__(self, owner: _HasRoot, kind: type) -> Path:
+        return owner.root.joinpath(*self._parts)
+
+
+class _HasRoot(Protocol):
+    @property
+    def root(self) -> Path: ...
+
+
 @dataclass(frozen=True, slots=True)
 class StudentFolder:
     """The folder of one student."""
 
     root: Path
 
-    @property
-    def settings(self) -> Path:
-        """Settings of its training: written before training, compared by later commands."""
-        return self.root / "student.json"
-
-    @property
-    def model(self) -> Path:
-        """The finished model; it exists only after training has ended."""
-        return self.root / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Checkpoints that an interrupted training resumes from."""
-        return self.root / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """Figures of the training: a line of JSON per log step."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def claim(self) -> Path:
-        """Claim that exists while a process trains the student."""
-        return self.root / ".training"
-
-    @property
-    def start(self) -> Path:
-        """Initial weights made from the teacher; deleted when training has ended."""
-        return self.root / "start"
-
-    @property
-    def pruning(self) -> Path:
-        """Record of a cut: sizes, parameters and loss before and after."""
-        return self.root / "pruning.json"
-
-    @property
-    def rounds(self) -> Path:
-        """Folders of the trainings between the cuts of iterated pruning."""
-        return self.root / "rounds"
+    settings = _Path("student.json")
+    """Settings of its training: written before training, compared by later commands."""
+    model = _Path("model")
+    """The finished model; it exists only after training has ended."""
+    checkpoints = _Path("checkpoints")
+    """Checkpoints that an interrupted training resumes from."""
+    metrics = _Path("metrics.jsonl")
+    """Figures of the training: a line of JSON per log step."""
+    claim = _Path(".training")
+    """Claim that exists while a process trains the student."""
+    start = _Path("start")
+    """Initial weights made from the teacher; deleted when training has ended."""
+    pruning = _Path("pruning.json")
+    """Record of a cut: sizes, parameters and loss before and after."""
+    rounds = _Path("rounds")
+    """Folders of the trainings between the cuts of iterated pruning."""
 
     def is_begun(self, trainings: int) -> bool:
         """Return whether initial weights exist, so that the teacher is not needed any more.
@@ -71,20 +63,12 @@ class StudentFolder:
         earlier = (first / "start", first / "model") if trainings > 1 else ()
         return any(path.is_dir() for path in (self.start, *earlier))
 
-    @property
-    def evaluation(self) -> Path:
-        """Figures on the held-out store."""
-        return self.root / "evaluation.json"
-
-    @property
-    def exports(self) -> Path:
-        """Exports in other formats, a folder for each."""
-        return self.root / "exports"
-
-    @property
-    def tasks(self) -> Path:
-        """Results of lm-eval tasks."""
-        return self.root / "tasks.json"
+    evaluation = _Path("evaluation.json")
+    """Figures on the held-out store."""
+    exports = _Path("exports")
+    """Exports in other formats, a folder for each."""
+    tasks = _Path("tasks.json")
+    """Results of lm-eval tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,35 +83,18 @@ class Run:
     cache: CacheSettings | None = None
     """Local cache of remote stores."""
 
-    @property
-    def teacher(self) -> Path:
-        """Folder of a teacher that is trained here: tokenizer, checkpoints, metrics, model."""
-        return self.root / "teacher"
-
-    @property
-    def teacher_settings(self) -> Path:
-        """Settings of the teacher's training."""
-        return self.teacher / "teacher.json"
-
-    @property
-    def teacher_model(self) -> Path:
-        """The trained teacher, with its tokenizer."""
-        return self.teacher / "model"
-
-    @property
-    def correction(self) -> Path:
-        """Held-out loss of a corrected teacher before and after."""
-        return self.teacher / "correction.json"
-
-    @property
-    def tokenizer(self) -> Path:
-        """The tokenizer that was trained here."""
-        return self.teacher / "tokenizer"
-
-    @property
-    def corpus(self) -> Path:
-        """The tokenised, packed corpus."""
-        return self.root / "corpus"
+    teacher = _Path("teacher")
+    """Folder of a teacher that is trained here: tokenizer, checkpoints, metrics, model."""
+    teacher_settings = _Path("teacher", "teacher.json")
+    """Settings of the teacher's training."""
+    teacher_model = _Path("teacher", "model")
+    """The trained teacher, with its tokenizer."""
+    correction = _Path("teacher", "correction.json")
+    """Held-out loss of a corrected teacher before and after."""
+    tokenizer = _Path("teacher", "tokenizer")
+    """The tokenizer that was trained here."""
+    corpus = _Path("corpus")
+    """The tokenised, packed corpus."""
 
     @property
     def preparing(self) -> Path:
@@ -144,15 +111,10 @@ class Run:
         """The store that students are evaluated on."""
         return self.heldout_at or self.root / "heldout"
 
-    @property
-    def pilot(self) -> Path:
-        """Measurements of a pilot before the capture."""
-        return self.root / "pilot.json"
-
-    @property
-    def students(self) -> Path:
-        """One folder per student."""
-        return self.root / "students"
+    pilot = _Path("pilot.json")
+    """Measurements of a pilot before the capture."""
+    students = _Path("students")
+    """One folder per student."""
 
     def student(self, name: str) -> StudentFolder:
         """One student's folder."""
@@ -163,50 +125,24 @@ class Run:
         """Names of the students that have settings here, in alphabetical order."""
         return sorted(p.parent.name for p in self.students.glob("*/student.json"))
 
-    @property
-    def teacher_evaluation(self) -> Path:
-        """The teacher's own figures on the held-out store."""
-        return self.root / "teacher.evaluation.json"
-
-    @property
-    def teacher_tasks(self) -> Path:
-        """Results of lm-eval tasks by the teacher."""
-        return self.root / "teacher.tasks.json"
-
-    @property
-    def comparison(self) -> Path:
-        """The comparison as JSON; beside it the same as Markdown and as a page with plots."""
-        return self.root / "comparison.json"
-
-    @property
-    def report(self) -> Path:
-        """The report page."""
-        return self.root / "report" / "index.html"
-
-    @property
-    def continuations(self) -> Path:
-        """Continuations of held-out prompts by its models, for the report page."""
-        return self.root / "report" / "continuations.json"
-
-    @property
-    def verbatim(self) -> Path:
-        """The recipe file as it was written."""
-        return self.root / VERBATIM
-
-    @property
-    def resolved(self) -> Path:
-        """The validated recipe, with every student that has a folder here."""
-        return self.root / RESOLVED
-
-    @property
-    def environment(self) -> Path:
-        """Versions of Python and libraries, and the platform."""
-        return self.root / "env.json"
-
-    @property
-    def recording(self) -> Path:
-        """Claim that exists while a process writes the recipe and the environment."""
-        return self.root / ".recording"
+    teacher_evaluation = _Path("teacher.evaluation.json")
+    """The teacher's own figures on the held-out store."""
+    teacher_tasks = _Path("teacher.tasks.json")
+    """Results of lm-eval tasks by the teacher."""
+    comparison = _Path("comparison.json")
+    """The comparison as JSON; beside it the same as Markdown and as a page with plots."""
+    report = _Path("report", "index.html")
+    """The report page."""
+    continuations = _Path("report", "continuations.json")
+    """Continuations of held-out prompts by its models, for the report page."""
+    verbatim = _Path(VERBATIM)
+    """The recipe file as it was written."""
+    resolved = _Path(RESOLVED)
+    """The validated recipe, with every student that has a folder here."""
+    environment = _Path("env.json")
+    """Versions of Python and libraries, and the platform."""
+    recording = _Path(".recording")
+    """Claim that exists while a process writes the recipe and the environment."""
 
 
 def open_run(folder: Path, name: str, loaded: LoadedRecipe | None = None) -> Run:
