@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..evaluation.generation_speed import cache_name, call_settings
 from .contract import Runtime
 
 if TYPE_CHECKING:
@@ -33,17 +33,7 @@ class TorchRuntime(Runtime):
         ids = torch.from_numpy(tokens_T.astype("int64"))[None]
         name = cache_name(self.model)
         cached = {} if name is None else {"use_cache": True, name: cache}
-        can_skip = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        settings = {"logits_to_keep": 1} if last and can_skip else {}
+        settings = call_settings(self.model)[0] if last else {}
         output = self.model(input_ids=ids, **cached, **settings)
         logits: NDArray[Any] = output.logits[0].float().numpy()
         return logits, None if name is None else getattr(output, name, None)
-
-
-def cache_name(model: Any) -> str | None:
-    """Name of the key-value cache among the inputs and outputs of a model; None without one.
-
-    transformers renames it from `past_key_values` to `cache`.
-    """
-    named = inspect.signature(model.forward).parameters
-    return next((name for name in ("cache", "past_key_values") if name in named), None)

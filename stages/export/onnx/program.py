@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from ...evaluation.generation_speed import cache_name
 from ...libraries import asking
-from ..torch_runtime import cache_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
