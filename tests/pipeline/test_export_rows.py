@@ -1,4 +1,4 @@
-"""Exports in the comparison: beside their student, and held to it."""
+"""Exports in the comparison, beside their students."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def exported(finished: Desk) -> Desk:
     return finished
 
 
-def test_the_same_weights_have_the_same_figures(exported: Desk) -> None:
+def test_an_export_of_the_same_weights_has_the_same_figures(exported: Desk) -> None:
     exported.done("export", "runs/r", "baseline", "--to", "hf")
     rows = compared(exported)
     names = [row["name"] for row in rows]
@@ -69,12 +69,12 @@ def test_the_same_weights_have_the_same_figures(exported: Desk) -> None:
     assert "2 students" in page
 
 
-def test_figures_are_the_students_and_what_the_sample_differs_by(exported: Desk) -> None:
+def test_figures_are_the_student_s_plus_the_difference_on_the_sample(exported: Desk) -> None:
     own = exported.json("students", "small", "evaluation.json")
     saved = json.loads(record(exported).read_text(encoding="utf-8"))
     ours, theirs = saved["sample"]["student"], saved["sample"]["export"]
     for key in ("loss", "kl", "agreement", "accuracy", "acceptance", "ece"):
-        ours[key] = 0.25  # whatever the sample is like
+        ours[key] = 0.25
         theirs[key] = 0.25 - 0.5**7
     theirs["positions"] = 321
     record(exported).write_text(json.dumps(saved), encoding="utf-8")
@@ -91,7 +91,7 @@ def test_figures_are_the_students_and_what_the_sample_differs_by(exported: Desk)
     assert (row["agreement"], row["kl"]) == (1.0, 0.0)
 
 
-def test_an_export_of_weights_that_are_gone_has_no_row_and_is_told_of(exported: Desk) -> None:
+def test_an_export_of_older_weights_has_no_row_and_a_warning(exported: Desk) -> None:
     path = exported.run / "students" / "small" / "evaluation.json"
     own = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**own, "weights": "0" * 64}), encoding="utf-8")
@@ -105,7 +105,7 @@ def test_an_export_of_weights_that_are_gone_has_no_row_and_is_told_of(exported: 
     )
 
 
-def test_half_written_exports_and_what_else_lies_there_have_no_row(exported: Desk) -> None:
+def test_unfinished_and_other_folders_have_no_row(exported: Desk) -> None:
     folder = record(exported).parent
     for name in (".unfinished-deadbeef-hf", "mine"):
         other = folder.parent / name
@@ -114,26 +114,15 @@ def test_half_written_exports_and_what_else_lies_there_have_no_row(exported: Des
     assert sum(row["role"] == "export" for row in compared(exported)) == 1
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "no JSON"])
-def test_a_damaged_record_is_named(exported: Desk, content: str) -> None:
+def test_a_damaged_record_is_named(exported: Desk) -> None:
     saved = json.loads(record(exported).read_text(encoding="utf-8"))
-    text = json.dumps({"student": saved["student"]}) if content == "{}" else content
-    record(exported).write_text(text, encoding="utf-8")
-    line = exported.refused("compare", "r.toml")
-    assert "students/small/exports/hf/export.json: " in line
+    for text in ("[]", json.dumps({"student": saved["student"]}), "no JSON"):
+        record(exported).write_text(text, encoding="utf-8")
+        line = exported.refused("compare", "r.toml")
+        assert "students/small/exports/hf/export.json: " in line
 
 
-def test_a_student_is_measured_before_it_leaves(finished: Desk) -> None:
-    path = finished.run / "students" / "small" / "evaluation.json"
-    path.unlink()
-    result = finished.done("export", "r.toml", "small", "--to", "hf")
-    assert "evaluate small: held-out loss " in result.stderr
-    loss = finished.json("students", "small", "evaluation.json")["loss"]
-    page = (record(finished).parent / "README.md").read_text(encoding="utf-8")
-    assert f"{loss:.4f}" in page
-
-
-def test_figures_of_other_weights_are_measured_anew_and_told_by_their_time(
+def test_figures_of_other_weights_are_measured_again(
     finished: Desk,
 ) -> None:
     assert "already done" in finished.done("evaluate", "r.toml", "--student", "small").stderr
@@ -143,13 +132,14 @@ def test_figures_of_other_weights_are_measured_anew_and_told_by_their_time(
     os.utime(weights, ns=(now + 1, now + 1))
     said = "small: its figures are older than its weights; run coldstill evaluate"
     assert said in finished.done("compare", "r.toml").stderr
-    # the same weights have the same figures, whatever a file's time says
+    # the same weights have the same figures, at any time of the file
     assert "already done" in finished.done("evaluate", "r.toml", "--student", "small").stderr
     assert said not in finished.done("compare", "r.toml").stderr
-    # and other weights others, though their file is old
+    # other weights have others, although their file is old
     shutil.copy2(students / "baseline" / "model" / "model.safetensors", weights)
     assert said not in finished.done("compare", "r.toml").stderr
-    finished.done("export", "r.toml", "small", "--to", "hf")
+    result = finished.done("export", "r.toml", "small", "--to", "hf")
+    assert "evaluate small: held-out loss " in result.stderr
     small, baseline = (
         finished.json("students", name, "evaluation.json") for name in ("small", "baseline")
     )
@@ -159,7 +149,7 @@ def test_figures_of_other_weights_are_measured_anew_and_told_by_their_time(
     assert [row["role"] for row in compared(finished)].count("export") == 1
 
 
-def test_figures_that_cannot_be_read_are_measured_anew(finished: Desk) -> None:
+def test_unreadable_figures_are_measured_again(finished: Desk) -> None:
     path = finished.run / "students" / "small" / "evaluation.json"
     before = json.loads(path.read_text(encoding="utf-8"))
     path.write_text("", encoding="utf-8")
@@ -167,7 +157,7 @@ def test_figures_that_cannot_be_read_are_measured_anew(finished: Desk) -> None:
     assert json.loads(path.read_text(encoding="utf-8"))["loss"] == before["loss"]
 
 
-def test_everybody_may_read_what_leaves(exported: Desk) -> None:
+def test_exports_have_the_usual_file_mode(exported: Desk) -> None:
     files = [path for path in record(exported).parent.rglob("*") if path.is_file()]
     files += (exported.run / "students" / "small" / "model").iterdir()
     usual = (exported.run / "env.json").stat().st_mode

@@ -206,7 +206,7 @@ def test_operations_of_long_sequences_follow_from_short_ones(family: str) -> Non
             assert flops_per_token(model, length) == flops._counted(model, length) // length
 
 
-def test_a_failed_measurement_is_reported_and_the_others_are_made(
+def test_a_failed_measurement_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from coldstill.stages.evaluation import usage
