@@ -109,8 +109,8 @@ def _beginnings(sequences: Sequences, row: int) -> Iterator[Prompt]:
         if not len(inside):
             continue
         # the first position with a target is the last token of the prompt
-        asked = int(inside[0]) + 1 - start
-        length = min(PROMPT_TOKENS, (end - start) // 2) if asked == 1 else asked
+        given = int(inside[0]) + 1 - start
+        length = min(PROMPT_TOKENS, (end - start) // 2) if given == 1 else given
         if _LEAST <= length <= _MOST_PROMPT and start + length + _LEAST <= end:
             middle = start + length
             yield Prompt(
@@ -189,8 +189,8 @@ def _written(
     text, cache = list(prompt.tokens), None
     for draw in draws:
         # without a cache the whole text is the input
-        asked = text if cache is None else text[-1:]
-        ids_BT = torch.tensor([asked], device=model.device)
+        new = text if cache is None else text[-1:]
+        ids_BT = torch.tensor([new], device=model.device)
         output = model(input_ids=ids_BT, use_cache=cached, **settings, **{name: cache})
         cache = getattr(output, name, None) if cached else None
         logits_V = output.logits[0, -1, : drawing.vocabulary].double() / drawing.temperature

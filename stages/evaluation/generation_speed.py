@@ -13,7 +13,7 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
     from ...data.schema import Sequences
     from ..models.device import PeakMemory
+
+    Step = Callable[[NDArray[np.int64], Any], Any]
+    """A forward pass that chooses the next tokens: from [B, T] tokens and the last cache (None
+    begins a text) to the new cache; None without one."""
 
 BATCHES = (1, 8)
 PROMPT_TOKENS, NEW_TOKENS = 128, 32
@@ -71,17 +75,6 @@ class Passage:
     text_BT: NDArray[np.int64]
     prompt: int
     """Number of tokens in the prompt. The others but the last are read one by one."""
-
-
-class Step(Protocol):
-    """One forward pass of a model."""
-
-    def __call__(self, tokens_BT: NDArray[np.int64], cache: Any, /) -> Any:
-        """Choose the next tokens, and return the cache; None without one.
-
-        cache  the cache of the last step; None begins a text
-        """
-        ...
 
 
 def passage(sequences: Sequences, batch: int, longest: int) -> Passage | None:

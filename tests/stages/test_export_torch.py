@@ -10,13 +10,6 @@ import pytest
 import torch
 import yaml
 from coldstill.data.schema import Capture
-from coldstill.data.store.manifest import (
-    CorpusIdentity,
-    Manifest,
-    Packing,
-    TeacherIdentity,
-    TokenizerIdentity,
-)
 from coldstill.stages.evaluation.generation_speed import GenerationSpeed
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.fidelity import Fidelity
@@ -34,6 +27,7 @@ from exports import (
     student_logprobs,
     written,
 )
+from oracles import LENGTH, manifest_for, random_block
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 if TYPE_CHECKING:
@@ -70,35 +64,13 @@ def test_generation_stops_at_the_end_of_text(tokenizer: Any, tmp_path: Path) -> 
     assert out.shape[1] == 6
 
 
-MANIFEST = Manifest(
-    teacher=TeacherIdentity(
-        name="ORG/TEACHER",
-        fingerprint="a" * 64,
-        family="llama",
-        dtype="float32",
-        parameters=12345678,
-        bytes=9,
-    ),
-    tokenizer=TokenizerIdentity(fingerprint="b" * 64, size=320),
-    corpus=CorpusIdentity(fingerprint="c" * 64, split="train", documents=1234),
-    packing=Packing(
-        sequence_length=256,
-        together=True,
-        isolation="positions",
-        separator=(0,),
-        fingerprint="d" * 64,
-    ),
-    capture=Capture(head=8, tail=50, temperatures=(2.0,)),
-    sequences=4321,
-    shard_sequences=64,
-    block_sequences=64,
-)
+CAPTURE = Capture(head=8, tail=50, temperatures=(2.0,))
+MANIFEST = replace(manifest_for(random_block(0, 2, CAPTURE)), sequences=4321)
+HELDOUT = replace(MANIFEST, corpus=replace(MANIFEST.corpus, fingerprint="e" * 64))
 FACTS = Facts(
     version="1.2.3",
     manifest=MANIFEST,
-    heldout=replace(
-        MANIFEST, corpus=CorpusIdentity(fingerprint="e" * 64, split="heldout", documents=12)
-    ),
+    heldout=HELDOUT,
     settings={
         "seed": 7,
         "student": {
@@ -162,6 +134,9 @@ RECORD = ExportRecord(
 )
 
 
+TEACHER = "| teacher | ORG/teacher (`llama`, 1,000 parameters, float32), SHA-256 `" + "1" * 64
+
+
 def card_of(facts: Facts, to: str = "hf", **changes: Any) -> str:
     return model_card("small", MODEL, FORMATS[to], facts, replace(RECORD, **changes))
 
@@ -177,9 +152,9 @@ def test_the_model_card_states_what_the_run_knows() -> None:
     for fact in (
         "\n# small\n",
         f"| model | `llama`, {MODEL.num_parameters():,} parameters |\n",
-        "ORG/TEACHER (`llama`, 12,345,678 parameters, float32), SHA-256 `" + "a" * 64,
-        "1,234 documents, SHA-256 `" + "c" * 64,
-        "4,321 of up to 256 tokens; documents packed together, separated by position ids",
+        TEACHER,
+        "| corpus | 9 documents, SHA-256 `" + "3" * 64,
+        f"4,321 of up to {LENGTH} tokens; documents packed together, separated by position ids",
         "head 8, tail 50 per position, also exact at the temperatures 2.0; codec plain, seed 0",
         "| objective | kl = 1.0, temperature = 2.0 |\n",
         "| training | steps = 500, learning_rate = 0.003 |\n",
@@ -192,10 +167,10 @@ def test_the_model_card_states_what_the_run_knows() -> None:
         assert fact in card, fact
     # without the store, the held-out store names teacher and corpus
     card = card_of(replace(FACTS, manifest=None))
-    assert "ORG/TEACHER (`llama`, 12,345,678 parameters, float32), SHA-256 `" + "a" * 64 in card
+    assert TEACHER in card
     assert "| corpus | held-out documents with the SHA-256 `" + "e" * 64 in card
     assert "| capture | no longer here |" in card
-    assert "1,234 documents" not in card
+    assert "9 documents" not in card
     card = card_of(replace(FACTS, evaluation=None, teacher=None))
     assert "## What was measured\n\nNothing yet.\n\n## These files\n" in card
 
@@ -224,7 +199,7 @@ def test_the_model_card_states_how_its_files_were_checked_and_what_they_cost() -
 def test_hostile_text_stays_text_in_the_model_card() -> None:
     name = "x | y {{ name }} {% for %}\n---\n# <script>alert(1)</script>"
     teacher = replace(MANIFEST.teacher, name=name)
-    card = card_of(replace(FACTS, manifest=None, heldout=replace(MANIFEST, teacher=teacher)))
+    card = card_of(replace(FACTS, manifest=None, heldout=replace(HELDOUT, teacher=teacher)))
     expected = (
         "| x \\| y {{ name }} {% for %} --- # &lt;script&gt;alert(1)&lt;/script&gt; (`llama`, "
     )
@@ -253,19 +228,15 @@ def test_the_model_card_names_the_initial_weights(student: Any, expected: str) -
     assert f"| initial weights | {expected} |" in card
 
 
-@pytest.mark.parametrize("to", ["hf", "onnx"])
 def test_the_code_in_the_model_card_runs(
-    to: str,
     tokenizer: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for package in FORMATS[to].packages:
-        pytest.importorskip(package)
     student = small_student("llama", tokenizer, tmp_path / "model")
-    monkeypatch.chdir(written(FORMATS[to], student, tmp_path / to))
-    code = card_of(FACTS, to).split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(written(HF, student, tmp_path / "hf"))
+    code = card_of(FACTS).split("```python\n")[1].split("```")[0]
     exec(compile(code, "README.md", "exec"), {})
     text = capsys.readouterr().out
     assert text.startswith("Once")

@@ -35,15 +35,10 @@ class _Subject:
     record: Path
     fingerprint: str
 
-    def missing(self, questions: Mapping[str, Question]) -> list[str]:
-        """Names of the questions without a record."""
+    def answers(self, questions: Sequence[Question]) -> dict[str, TaskRecord]:
+        """Records of those questions that have one, by task."""
         records = read_records(self.record, self.fingerprint)
-        return [n for n, q in questions.items() if not any(r.answers(q) for r in records)]
-
-    def answers(self, questions: Mapping[str, Question]) -> list[TaskRecord]:
-        """The record of each question."""
-        records = read_records(self.record, self.fingerprint)
-        return [next(r for r in records if r.answers(question)) for question in questions.values()]
+        return {q.task: r for q in questions for r in reversed(records) if r.answers(q)}
 
 
 def evaluate_on_tasks(work: Work, names: Sequence[str], options: TaskOptions) -> None:
@@ -58,22 +53,24 @@ def evaluate_on_tasks(work: Work, names: Sequence[str], options: TaskOptions) ->
 
     expect_lm_eval()
     tasks = read_tasks(options.paths)
-    all_units = units(tasks)
-    questions = {
-        unit.name: Question(task=unit.name, files=unit.fingerprints(), limit=options.limit)
-        for unit in all_units
-    }
+    found = {unit.name: unit for unit in units(tasks)}
+    questions = [
+        Question(task=name, files=unit.fingerprints(), limit=options.limit)
+        for name, unit in found.items()
+    ]
     work.doing("evaluate", "read the models' weights for their fingerprints")
     subjects = _subjects(work, names)
-    missing = {subject.model.name: subject.missing(questions) for subject in subjects}
+    missing = []
     for subject in subjects:
-        done = [name for name in questions if name not in missing[subject.model.name]]
-        if done:
-            note = f"already done: {', '.join(done)}: {subject.record}"
+        answers = subject.answers(questions)
+        if answers:
+            note = f"already done: {', '.join(answers)}: {subject.record}"
             work.say(f"evaluate {subject.model.name}", note)
-    if any(missing.values()):
-        _run(work, tasks, all_units, questions, subjects, missing, options)
-    rows = [(subject.model.name, subject.answers(questions)) for subject in subjects]
+        if left := [question for question in questions if question.task not in answers]:
+            missing.append((subject, left))
+    if missing:
+        _run(work, tasks, found, missing, download=options.download)
+    rows = [(s.model.name, list(s.answers(questions).values())) for s in subjects]
     if options.as_json:
         printed = [{"name": name, "tasks": [asdict(r) for r in records]} for name, records in rows]
         click.echo(json.dumps(printed, indent=2))
@@ -84,43 +81,36 @@ def evaluate_on_tasks(work: Work, names: Sequence[str], options: TaskOptions) ->
 def _run(
     work: Work,
     tasks: Mapping[str, TaskFile],
-    all_units: Sequence[Unit],
-    questions: Mapping[str, Question],
-    subjects: Sequence[_Subject],
-    missing: Mapping[str, Sequence[str]],
-    options: TaskOptions,
+    found: Mapping[str, Unit],
+    missing: Sequence[tuple[_Subject, list[Question]]],
+    *,
+    download: bool,
 ) -> None:
-    """Run the missing units of each model, and record each result at once."""
+    """Run the missing questions of each model, and record each result at once."""
     from ....stages.evaluation.lm_eval.loading import load_units
     from ....stages.evaluation.lm_eval.quiet import offline
     from ....stages.evaluation.lm_eval.running import TaskRunner
 
-    wanted = {name for names in missing.values() for name in names}
-    needed = {unit.name: unit for unit in all_units if unit.name in wanted}
+    needed = {question.task: found[question.task] for _, left in missing for question in left}
     work.doing("evaluate", "load lm-eval and the tasks' data")
-    with contextlib.nullcontext() if options.download else offline():
-        # all data before any model: a missing data set is reported at once
-        loaded = load_units(tasks.values(), needed.values(), download=options.download)
-        for subject in subjects:
-            name = subject.model.name
-            if not missing[name]:
-                continue
+    with contextlib.nullcontext() if download else offline():
+        # all data before any model, so that missing data are reported at once
+        loaded = load_units(tasks.values(), needed.values(), download=download)
+        for subject, left in missing:
             runner = TaskRunner(subject.model, work.report)
-            for task in missing[name]:
-                question = questions[task]
-                results = runner.run(task, loaded[task], options.limit)
+            for question in left:
+                results = runner.run(question.task, loaded[question.task], question.limit)
                 record = TaskRecord(
-                    task=question.task,
-                    files=question.files,
-                    limit=question.limit,
+                    **asdict(question),
                     model=subject.fingerprint,
-                    data=needed[task].remote,
+                    data=needed[question.task].remote,
                     results=tuple(results),
                     cut=runner.cut,
                     lm_eval=version("lm_eval"),
                 )
                 add_record(subject.record, record)
-            work.say(f"evaluate {name}", f"done: {', '.join(missing[name])}: {subject.record}")
+            done = ", ".join(question.task for question in left)
+            work.say(f"evaluate {subject.model.name}", f"done: {done}: {subject.record}")
 
 
 def _subjects(work: Work, names: Sequence[str]) -> list[_Subject]:
