@@ -29,16 +29,12 @@ class HuggingFace(Format):
         self, student: LoadedStudent, folder: Path, base: Path | None = None
     ) -> tuple[str, ...]:
         """Write the weights in the student's own precision, with the tokens that end generation."""
-        from ..models.ends import stop_at
-        from ..models.generation import repair_generation
         from ..models.loading import load_model
-        from ..models.vocabulary import without_padding
+        from .reference import ready_to_export
 
         where, own_code = f"students.{student.name}", student.own_code
         model = load_model(str(student.folder), where, precision="auto", own_code=own_code)
-        model = without_padding(model, student.vocabulary)
-        repair_generation(model)
-        stop_at(model, student.ends.tokens)
+        model = ready_to_export(model, student.vocabulary, student.ends)
         settings, tokenizer = model.generation_config, student.tokenizer
         if settings.eos_token_id is None:
             settings.eos_token_id = tokenizer.eos_token_id

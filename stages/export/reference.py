@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ...data.schema import Block
     from ...data.store.reader import StoreReader
     from ..evaluation.generation_speed import Passage
+    from ..models.ends import Ends
 
 SAMPLE_TOKENS = 4096
 """Number of held-out tokens that are compared, about; all of a smaller store."""
@@ -101,16 +102,13 @@ def load_reference(
     documents = sampled_documents(store)
     tokenizer = load_tokenizer(str(folder), where)
     vocabulary = store.manifest.tokenizer.size
-    model = load_model(str(folder), where, precision="fp32", own_code=own_code)
-    model = without_padding(model, vocabulary)
-    repair_generation(model)  # for students that an older version trained
     ends = store_ends(store, tokenizer)
-    stop_at(model, ends.tokens)
+    model = load_model(str(folder), where, precision="fp32", own_code=own_code)
     length = store.manifest.packing.sequence_length
     student = LoadedStudent(
         name=name,
         folder=folder,
-        model=model,
+        model=ready_to_export(model, vocabulary, ends),
         tokenizer=with_end(tokenizer, ends.tokens),
         vocabulary=vocabulary,
         length=length,
@@ -128,6 +126,14 @@ def load_reference(
         documents=documents,
         prompt=passage(sequences, 1, longest_asked(model, length)),
     )
+
+
+def ready_to_export(model: Any, vocabulary: int, ends: Ends) -> Any:
+    """The model itself, without padding rows, and with generation settings that end its texts."""
+    model = without_padding(model, vocabulary)
+    repair_generation(model)  # for students that an older version trained
+    stop_at(model, ends.tokens)
+    return model
 
 
 def sampled_documents(store: StoreReader, tokens: int = SAMPLE_TOKENS) -> list[HeldoutDocument]:

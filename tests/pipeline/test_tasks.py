@@ -92,20 +92,7 @@ def test_changed_questions_run_and_old_results_stay(finished: Desk) -> None:
     assert sentences(again.stderr)[0].startswith("evaluate small: already done: quiz: ")
 
 
-def test_a_retrained_student_runs_again(finished: Desk) -> None:
-    write_task(finished.root, "quiz", QUIZ, quiz())
-    ask = ("evaluate", "r.toml", "--student", "small", "--tasks", "quiz.yaml")
-    finished.done(*ask)
-    old = tasks_of(finished)["quiz"]
-    students = finished.run / "students"
-    shutil.copytree(students / "baseline/model", students / "small/model", dirs_exist_ok=True)
-    assert sentences(finished.done(*ask).stderr)[0].startswith("evaluate small: done: quiz: ")
-    (new,) = finished.json("students", "small", "tasks.json")
-    assert new["model"] != old["model"]
-    assert new["files"] == old["files"]
-
-
-def test_a_named_local_teacher_runs_tasks(finished: Desk) -> None:
+def test_a_retrained_student_and_a_named_local_teacher_run(finished: Desk) -> None:
     write_task(finished.root, "quiz", QUIZ, quiz(4))
     ask = ("evaluate", "r.toml", "--student", "teacher", "--tasks", "quiz.yaml")
     done = finished.done(*ask, "--student", "small")
@@ -113,6 +100,16 @@ def test_a_named_local_teacher_runs_tasks(finished: Desk) -> None:
     assert finished.json("teacher.tasks.json")[0]["results"][0]["examples"] == 4
     refused = finished.refused(*ask, "--set", "teacher.model=org/name")
     assert "--student teacher: org/name is a name on a hub" in refused
+
+    old = tasks_of(finished)["quiz"]
+    students = finished.run / "students"
+    shutil.copytree(students / "baseline/model", students / "small/model", dirs_exist_ok=True)
+    teacher, small = sentences(finished.done(*ask, "--student", "small").stderr)
+    assert teacher.startswith("evaluate teacher: already done: quiz: ")
+    assert small.startswith("evaluate small: done: quiz: ")
+    (new,) = finished.json("students", "small", "tasks.json")
+    assert new["model"] != old["model"]
+    assert new["files"] == old["files"]
 
 
 def test_a_group_runs_as_one_unit(finished: Desk) -> None:
