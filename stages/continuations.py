@@ -1,7 +1,7 @@
-"""What models make of the beginnings of held-out documents: to be read, not to be measured.
+"""Continuations of held-out documents by several models, for people to read.
 
-Each model draws its tokens: a small one that always takes the most probable soon says nothing
-else. The numbers they draw with are the same for all: where two models agree, so do their texts.
+Models sample their tokens, because greedy decoding of a small model soon repeats itself. All models
+use the same random numbers, so models with the same distribution write the same text.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 40
 _MOST_PROMPT = 256
-"""Tokens of a prompt that a corpus gives itself; a longer one is nothing to be read in a minute."""
+"""Longest prompt of a corpus with prompts, in tokens. A longer one takes too long to read."""
 _LEAST = 8
-"""Tokens of a prompt, and of what comes after it."""
+"""Fewest tokens of a prompt, and of the text after it."""
 _BEFORE = 64
-"""Sequences in which the beginning of a document is looked for: a packer holds as many open."""
+"""Sequences to search for the beginning of a document: as many as the packer keeps open."""
 _LOOKS = 512
-"""Sequences that are read at most; a store of few fitting documents gives fewer prompts."""
+"""Most sequences to read. A store with few suitable documents gives fewer prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +41,18 @@ class Prompt:
     """The beginning of a held-out document."""
 
     sequence: int
-    """Of the store."""
+    """Index of its sequence in the store."""
     document: int
-    """Its place in the corpus split."""
+    """Index of the document in the corpus split."""
     tokens: tuple[int, ...]
     next: tuple[int, ...]
-    """What really came next, at most `NEW_TOKENS`."""
+    """The document's own next tokens, at most `NEW_TOKENS`."""
     ended: bool = False
-    """Whether the document ends with that, as far as its sequence tells."""
+    """Whether the document ends with `next`, as far as its sequence shows."""
 
 
 def first_sequences(corpus: SequenceFile) -> dict[int, int]:
-    """In which sequence of a corpus each of its documents begins."""
+    """Sequence of a corpus in which each document begins, by document."""
     found: dict[int, int] = {}
     for block in corpus.batches(BLOCK_SEQUENCES):
         ids = np.repeat(block.ids, block.document_ids.lengths)
@@ -66,14 +66,14 @@ def first_sequences(corpus: SequenceFile) -> dict[int, int]:
 def choose_prompts(
     store: StoreReader, count: int, seed: int, begins: Mapping[int, int] | None = None
 ) -> list[Prompt]:
-    """Beginnings of documents, in a seeded order, no two of one document; fewer where the store
-    has not so many.
+    """Beginnings of `count` random documents, or of fewer in a small store.
 
-    Of a text the first `PROMPT_TOKENS` tokens, or the first half if it is short; of a prompt with
-    its answer the prompt. Of a document that was cut only its first piece counts.
+    The prompt of a text is its first `PROMPT_TOKENS` tokens, or the first half of a short text. The
+    prompt of a prompt with its answer is that prompt. Of a document in several parts only the first
+    part is used.
 
-    begins  in which sequence of the corpus each document begins; without it the first piece is
-            looked for near the others, where it is in all but few cases
+    begins  sequence of the corpus in which each document begins; without it the first part is
+            searched near the others, where it is with few exceptions
 
     Raises
         ColdstillError: the store is damaged
@@ -99,7 +99,7 @@ def choose_prompts(
 
 
 def _beginnings(sequences: Sequences, row: int) -> Iterator[Prompt]:
-    """Of one sequence's documents, those that are long enough."""
+    """Beginnings of those documents in one sequence that are long enough."""
     tokens_T, starts_D = sequences.tokens[0], sequences.document_starts[0]
     ends_D = [*starts_D[1:].tolist(), len(tokens_T)]
     supervised_M = sequences.positions[0]
@@ -108,9 +108,9 @@ def _beginnings(sequences: Sequences, row: int) -> Iterator[Prompt]:
         inside = supervised_M[(supervised_M >= start) & (supervised_M < end)]
         if not len(inside):
             continue
-        # the first position with a target is that of the last token of a prompt
-        asked = int(inside[0]) + 1 - start
-        length = min(PROMPT_TOKENS, (end - start) // 2) if asked == 1 else asked
+        # the first position with a target is the last token of the prompt
+        given = int(inside[0]) + 1 - start
+        length = min(PROMPT_TOKENS, (end - start) // 2) if given == 1 else given
         if _LEAST <= length <= _MOST_PROMPT and start + length + _LEAST <= end:
             middle = start + length
             yield Prompt(
@@ -118,7 +118,7 @@ def _beginnings(sequences: Sequences, row: int) -> Iterator[Prompt]:
                 document=document,
                 tokens=tuple(tokens_T[start:middle].tolist()),
                 next=tuple(tokens_T[middle : min(end, middle + NEW_TOKENS)].tolist()),
-                # the last document of a sequence may go on in another
+                # the last document of a sequence may continue in another sequence
                 ended=end <= middle + NEW_TOKENS and end < len(tokens_T),
             )
 
@@ -126,9 +126,9 @@ def _beginnings(sequences: Sequences, row: int) -> Iterator[Prompt]:
 def _is_later_piece(
     store: StoreReader, prompt: Prompt, sequence: int, begins: Mapping[int, int] | None
 ) -> bool:
-    """Whether it stands within a document that was cut, and not at its beginning.
+    """Whether the prompt is in a later part of a document.
 
-    sequence  the id of the prompt's sequence
+    sequence  id of the prompt's sequence
     """
     if begins is not None:
         return begins.get(prompt.document) != sequence
@@ -141,24 +141,24 @@ def _is_later_piece(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
-    """How tokens are drawn: the same for every model."""
+    """How tokens are sampled, the same for every model."""
 
     seed: int
     temperature: float
-    """Above 0."""
+    """Sampling temperature, above 0."""
     vocabulary: int
-    """V: rows of the logits past it are padding."""
+    """V: rows of the logits beyond it are padding."""
 
 
 @torch.no_grad()
 def continued(
     model: Any, prompts: Sequence[Prompt], drawing: Drawing, ends: frozenset[int]
 ) -> list[list[int]]:
-    """What it writes after each prompt, up to `NEW_TOKENS` tokens.
+    """The model's continuation of each prompt, up to `NEW_TOKENS` tokens.
 
-    ends  ids after which a document has ended; one of them is the last that is written
+    ends  ids that end a document; generation stops after one of them
     """
-    # with other positions for longer texts, what was remembered of a shorter one is of no use
+    # scaling that depends on the length makes the cache of a shorter text invalid
     scaled = bool(scale_by_document(model))
     longest = context_length(model.config)
     steps = np.arange(NEW_TOKENS, dtype=np.int32)
@@ -181,18 +181,18 @@ def _written(
     *,
     cached: bool,
 ) -> list[int]:
-    """A token for every draw, unless an end comes first.
+    """One token for every random number, unless an end comes first.
 
-    cached  whether what was computed for a text still holds when it has become longer
+    cached  whether the cache of a text is valid for a longer one
     """
     settings, name = call_settings(model)
     text, cache = list(prompt.tokens), None
     for draw in draws:
-        # a model that gives no cache to go on with reads everything again
-        asked = text if cache is None else text[-1:]
-        ids_BT = torch.tensor([asked], device=model.device)
+        # without a cache the whole text is the input
+        new = text if cache is None else text[-1:]
+        ids_BT = torch.tensor([new], device=model.device)
         output = model(input_ids=ids_BT, use_cache=cached, **settings, **{name: cache})
-        cache = getattr(output, "past_key_values", None) if cached else None
+        cache = getattr(output, name, None) if cached else None
         logits_V = output.logits[0, -1, : drawing.vocabulary].double() / drawing.temperature
         text.append(_drawn(logits_V, draw))
         if text[-1] in ends:
@@ -201,10 +201,12 @@ def _written(
 
 
 def _drawn(logits_V: torch.Tensor, draw: float) -> int:
-    """The token in whose share of [0, 1) the draw lies, the most probable one's first: so that two
-    models with one favourite write it at the same draws, whatever else they think of."""
+    """The token whose share of [0, 1) contains the random number; the most probable one is first.
+
+    So two models with the same most probable token choose it for the same numbers.
+    """
     order_V = logits_V.argsort(descending=True, stable=True)
     ends_V = logits_V[order_V].softmax(0).cumsum(0)
     place = int(torch.searchsorted(ends_V, draw * ends_V[-1:], right=True))
-    # rounding can put it past the end
+    # rounding can exceed the last index
     return int(order_V[min(place, len(order_V) - 1)])

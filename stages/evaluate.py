@@ -1,8 +1,7 @@
-"""How good a student is on the held-out store, and how the teacher's own record compares.
+"""Evaluates students on the held-out store, and the teacher from what the store recorded.
 
-Everything about the teacher is read from the store; it is never loaded. With the held-out store's
-exact head and its tail samples (whose log-probabilities are kept there) every figure is exact on
-the head and unbiased on the rest.
+The teacher is never loaded. Figures are exact on the store's head, and unbiased on the tail, whose
+samples have their log-probabilities in a held-out store.
 """
 
 from __future__ import annotations
@@ -40,27 +39,26 @@ if TYPE_CHECKING:
 
 STAGE = "evaluate"
 _WRITING_SECONDS = 30.0
-"""That measuring how fast a student writes may take, unless a single short text takes longer."""
+"""Time limit for measuring generation speed, unless a single short text takes longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """One row of the comparison."""
+    """Figures of one model."""
 
     name: str
     role: str
     """`teacher` or `student`."""
     parameters: int
     bytes: int
-    """Of its weight files."""
+    """Size of the weight files."""
     positions: int
     loss: float
     """Mean -log p(label), in nats."""
     perplexity: float
     bits_per_byte: float | None
-    """The same loss as bits for each byte of the text that the labels stand for: what models with
-    different tokens can be compared by. None where the store has no tokenizer, or one of which it
-    is not known how its tokens become text."""
+    """The loss in bits per byte of the labels' text, which compares models with different tokens.
+    None if the store has no tokenizer, or one whose decoding is not known."""
     kl: float
     """Mean KL(teacher || model), in nats."""
     agreement: float
@@ -72,19 +70,18 @@ class Evaluation:
     ece: float
     """Expected calibration error of top-1 confidence."""
     calibration: tuple[CalibrationBin, ...]
-    """What it is the error of: `ECE_BINS` bins of [0, 1/21), [1/21, 2/21) and so on."""
+    """`ECE_BINS` bins of confidence: [0, 1/21), [1/21, 2/21) and so on."""
     flops_per_token: int | None
-    """Of a forward pass (`flops.py`)."""
+    """Floating point operations per token of a forward pass (`flops.py`)."""
     generation: tuple[GenerationSpeed, ...]
-    """How fast it reads and writes, and in what memory, by batch size; nothing where that is not
-    known."""
+    """Generation speed and memory by batch size; empty if not measured."""
     dtype: str
-    """Of the weights on disk and where it was measured: `fp32`, `bf16`, `fp16`."""
+    """Precision of the weights on disk and in the measurement: `fp32`, `bf16`, `fp16`."""
     machine: str
     runtime: str
-    """What ran it there."""
+    """Name and version of the library that ran it."""
     weights: str
-    """SHA-256 of what was measured."""
+    """SHA-256 of the weights."""
 
 
 def evaluate_student(
@@ -97,7 +94,7 @@ def evaluate_student(
 ) -> Evaluation:
     """Measure a trained student on the held-out store.
 
-    own_code  whether code that lies beside its weights may run
+    own_code  run the Python code in the model's folder (`trust_remote_code`)
 
     Raises
         ColdstillError: the model cannot be loaded, or the store is damaged
@@ -154,7 +151,7 @@ def evaluate_student(
 
 
 def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluation:
-    """The teacher's own figures, from what the store recorded."""
+    """Figures of the teacher, from what the store recorded."""
     calibration = Calibration()
     stage, done = f"{STAGE} teacher", 0
     report(Report(stage=stage, total=len(store), unit="sequences"))
@@ -195,7 +192,7 @@ def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluatio
 
 @dataclass(slots=True)
 class Sums:
-    """Sums over positions, in float64."""
+    """Sums of figures over positions, in fp64."""
 
     positions: int = 0
     loss: float = 0.0
@@ -205,7 +202,7 @@ class Sums:
     acceptance: float = 0.0
 
     def means(self) -> dict[str, Any]:
-        """As the fields of an `Evaluation`."""
+        """Means, by the fields of an `Evaluation`."""
         count = self.positions
         names = ("loss", "kl", "agreement", "accuracy", "acceptance")
         means = {name: getattr(self, name) / count for name in names}
@@ -234,7 +231,7 @@ def _add_batch(
 def add_positions(
     logits_MV: torch.Tensor, target: TargetTensors, sums: Sums, calibration: Calibration
 ) -> None:
-    """Take a student's logits at some positions, which are overwritten, and the targets there."""
+    """Add a student's logits at some positions, which are overwritten, and the targets there."""
     student = softmax_in_place(logits_MV, target)
     right = student.label_logprob >= student.top_logprob
     calibration.add(student.top_logprob.exp().double().cpu().numpy(), right.cpu().numpy())
@@ -243,13 +240,16 @@ def add_positions(
     sums.accuracy += float(right.sum())
     sums.agreement += float((student.head_logprobs[:, 0] >= student.top_logprob).sum())
     sums.acceptance += float(_acceptance(student, target).double().sum())
-    # last: it borrows the memory of the probabilities
+    # last: it overwrites the probabilities
     sums.kl += float(ForwardKL().gradient(student, target, 1.0).value.double().sum())
 
 
 def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:
-    """[M] `sum_i min(p_i, q_i)`: exact on the head; each sample stands for `rest / R` of the
-    teacher's mass, of which the share `min(1, q / p)` is accepted."""
+    """[M] `sum_i min(p_i, q_i)`: exact on the head, estimated on the tail.
+
+    Each of R samples stands for `rest / R` of the teacher's mass. The share `min(1, q / p)` of it
+    is accepted.
+    """
     exact = torch.minimum(target.head_logprobs, student.head_logprobs).exp().sum(1)
     if target.tail_logprobs is None:
         return exact
@@ -266,9 +266,9 @@ def _measurements(store: StoreReader) -> dict[str, Any]:
 
 
 def _bits_per_byte(store: StoreReader, loss: float) -> float | None:
-    """A mean loss in nats, over all labels, as bits for each byte that they add to the text.
+    """A mean loss in nats over all labels, in bits per byte of the labels' text.
 
-    Special tokens, an end of text say, cost bits and add no byte.
+    Special tokens such as an end of text cost bits and add no byte.
     """
     table = token_bytes_of(store)
     counts = None if table is None else table.counts(store.manifest.tokenizer.size)

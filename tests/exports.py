@@ -1,4 +1,4 @@
-"""Small students to export, and what a runtime says of them."""
+"""Small students to export, and log-probabilities of runtimes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from coldstill.stages.export import FORMATS
-from coldstill.stages.export.contract import Source
+from coldstill.stages.export.contract import LoadedStudent
 from coldstill.stages.models.vocabulary import without_padding
 from conftest import VOCABULARY, make_model
 
@@ -35,13 +35,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gemma2": _SLIDING,
     "gemma3_text": _SLIDING,
 }
-"""Query heads share keys, and windows are shorter than `TOKENS`, in families that have either: what
-is written of them would not show otherwise."""
+"""Grouped key-value heads and windows shorter than `TOKENS`, so that their export matters."""
 
 
-def source_of(family: str, tokenizer: Any, folder: Path) -> Source:
-    """A student of a family, saved with its vocabulary padded; its norms are not all one, and what
-    it makes of padding is quite probable."""
+def small_student(family: str, tokenizer: Any, folder: Path) -> LoadedStudent:
+    """A student saved with a padded vocabulary. Its norms are not 1, and padding is probable."""
     model = make_model(family, PADDED, **SETTINGS[family])
     torch.manual_seed(1)
     with torch.no_grad():
@@ -50,7 +48,7 @@ def source_of(family: str, tokenizer: Any, folder: Path) -> Source:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return Source(
+    return LoadedStudent(
         name="small",
         folder=folder,
         model=without_padding(model, VOCABULARY),
@@ -61,37 +59,34 @@ def source_of(family: str, tokenizer: Any, folder: Path) -> Source:
     )
 
 
-def written(form: Format, source: Source, folder: Path) -> Path:
-    """An export in a new folder, and what it is made of beside it."""
+def written(form: Format, student: LoadedStudent, folder: Path) -> Path:
+    """An export in a new folder, with its base beside it."""
     folder.mkdir()
     base = None
     if form.base is not None:
-        base = written(FORMATS[form.base], source, folder.with_name(f"{folder.name}-base"))
-    form.write(source, folder, base)
+        base = written(FORMATS[form.base], student, folder.with_name(f"{folder.name}-base"))
+    form.write(student, folder, base)
     return folder
 
 
-def asked(form: Format, source: Source) -> NDArray[Any]:
-    """[T] `TOKENS`, as many as an export takes."""
-    return TOKENS[: form.context(source)]
-
-
 @torch.no_grad()
-def student_logprobs(source: Source, tokens_T: NDArray[Any] = TOKENS) -> torch.Tensor:
-    """[T, V] what the student says."""
-    logits: torch.Tensor = source.model(torch.from_numpy(tokens_T)[None], use_cache=False).logits[0]
+def student_logprobs(student: LoadedStudent, tokens_T: NDArray[Any] = TOKENS) -> torch.Tensor:
+    """[T, V] of the student."""
+    logits: torch.Tensor = student.model(torch.from_numpy(tokens_T)[None], use_cache=False).logits[
+        0
+    ]
     return logits.double().log_softmax(1)
 
 
 def logprobs(runtime: Runtime, tokens_T: NDArray[Any] = TOKENS) -> torch.Tensor:
-    """[T, V] what an export says, all at once."""
+    """[T, V] of an export in one pass."""
     return _normalised(runtime.step(tokens_T)[0])
 
 
 def stepped_logprobs(
     runtime: Runtime, tokens_T: NDArray[Any] = TOKENS, first: int = 13
 ) -> torch.Tensor:
-    """The same token by token after the first few, with the cache."""
+    """[T, V] of an export with its cache, token by token after the first tokens."""
     part, cache = runtime.step(tokens_T[:first])
     parts = [np.array(part)]
     for place in range(first, len(tokens_T)):
@@ -106,7 +101,7 @@ def _normalised(logits_TV: NDArray[Any]) -> torch.Tensor:
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest, of two log-probabilities."""
+    """Largest difference of two log-probabilities."""
     return float((ours - theirs).abs().max())
 
 

@@ -34,7 +34,7 @@ from coldstill.stages.config import (
 )
 from coldstill.stages.corpus.train_tokenizer import train_tokenizer
 from coldstill.stages.export import FORMATS
-from coldstill.stages.export.contract import Source, expect_known
+from coldstill.stages.export.contract import LoadedStudent, expect_supported
 from coldstill.stages.models.building import build_model
 from coldstill.stages.models.isolation import packs
 from coldstill.stages.models.isolation_choice import choose_isolation
@@ -249,10 +249,10 @@ def _logits(model: Any) -> torch.Tensor:
     return logits
 
 
-def _source(model: Any, tokenizer: Any, vocabulary: int, folder: Path) -> Source:
+def _source(model: Any, tokenizer: Any, vocabulary: int, folder: Path) -> LoadedStudent:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    return Source(
+    return LoadedStudent(
         name="student",
         folder=folder / "model",
         model=model,
@@ -263,10 +263,10 @@ def _source(model: Any, tokenizer: Any, vocabulary: int, folder: Path) -> Source
     )
 
 
-def _exported(name: str, source: Source, formats: tuple[str, ...]) -> None:
-    """An export must be refused, or its runtime must agree with the student."""
+def _exported(name: str, source: LoadedStudent, formats: tuple[str, ...]) -> None:
+    """An export is refused, or its runtime says what the student says."""
     form = FORMATS[name]
-    expect_known(name, form, source)
+    expect_supported(name, form, source)
     if name not in formats:
         return
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Task files with data of their own, and what a model makes of them by hand."""
+"""Task files with their data, and a model's results computed by hand."""
 
 from __future__ import annotations
 
@@ -84,8 +84,10 @@ def write_task(
 
 @torch.no_grad()
 def logprob(model: Any, tokenizer: Any, before: str, after: str, size: int) -> float:
-    """Log-probability of `after` behind `before`, over the first `size` rows of the vocabulary; a
-    text that stands alone has the token that ends one before it."""
+    """Log-probability of `after` given `before`, over the first `size` rows of the vocabulary.
+
+    An empty `before` is the end of text.
+    """
     whole = tokenizer(before + after)["input_ids"]
     if before:
         start = len(tokenizer(before)["input_ids"])

@@ -34,7 +34,8 @@ DATA_MAY_ASK = {
 }
 """What one file each imports, inside a function, for those who ask for it."""
 LIGHT_STAGES = {
-    "stages", "stages.config", "stages.export", "stages.libraries",
+    "stages", "stages.config", "stages.evaluation.lm_eval.results",
+    "stages.export", "stages.libraries",
     "stages.models.known_families", "stages.models.weight_files",
     "stages.planning", "stages.planning.memory", "stages.planning.model_sizes",
     "stages.ranks", "stages.report", "stages.students.pruning", "stages.students.pruning.config",

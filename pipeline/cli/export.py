@@ -1,8 +1,9 @@
-"""`coldstill export`: parse, call one function."""
+"""`coldstill export`."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,15 @@ from .options import run_options, work_of
     "formats",
     multiple=True,
     metavar="FORMAT",
-    help=f"Of {', '.join(FORMATS)}; may be repeated.",
+    help=f"One of {', '.join(FORMATS)}; may be repeated.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Write below this folder instead of the student's own.",
+    help="Write below this folder instead of the student's own folder.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of what is known of each.")
+@click.option("--json", "as_json", is_flag=True, help="Print the exports' records as a JSON list.")
 def export(
     recipe: str,
     student: str,
@@ -41,21 +42,22 @@ def export(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Write a trained student for other runtimes, each checked against it on held-out text.
+    """Write a trained student for other runtimes.
 
-    RUN is a run's folder or name, or a recipe. What is written lies in
-    RUN/students/STUDENT/exports/FORMAT, with export.json: what was compared, and what it costs.
-    Of several formats those that can be written are; the others fail the command in the end.
+    RUN is a run's folder or name, or a recipe. Each export is compared with the student on held-out
+    text. It is written to RUN/students/STUDENT/exports/FORMAT, with the record export.json. If one
+    of several formats fails, the others are still written, and the command fails at its end.
 
     Example: coldstill export demo small --to hf --to onnx-int8
     """
     from ..steps.export import export as step
 
+    records = []
     try:
         records = step(work_of(recipe, settings, runs, progress), student, formats, output)
     except ColdstillError as error:
-        if as_json and (done := getattr(error, "done", None)):
-            click.echo(json.dumps(done, indent=2))
+        records = getattr(error, "done", [])
         raise
-    if as_json:
-        click.echo(json.dumps(records, indent=2))
+    finally:
+        if as_json and records:
+            click.echo(json.dumps([asdict(record) for record in records], indent=2))

@@ -1,4 +1,4 @@
-"""What `evaluate` is told about tasks on the command line."""
+"""Options of `coldstill evaluate` that run lm-eval task files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
-    """Which tasks, and how."""
+    """Which tasks run, and how."""
 
     paths: tuple[Path, ...]
-    """Task files, and folders of them."""
+    """Task files, and folders of task files."""
     limit: int | None
-    """Only so many examples of each task, from the first on."""
+    """Number of examples of each task, the first ones; None for all."""
     download: bool
-    """Let tasks fetch data that are not on this machine."""
+    """Tasks may fetch data that are not on this machine."""
     as_json: bool
     """Print a JSON list instead of a table."""
 
 
 def task_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that stand for `tasks`: a `TaskOptions`, or None without --tasks."""
+    """Add the task options to a command, as its argument `tasks`: None without --tasks."""
 
     @click.option(
         "--tasks",
@@ -36,26 +36,25 @@ def task_options(command: Callable[..., None]) -> Callable[..., None]:
         multiple=True,
         type=click.Path(path_type=Path),
         metavar="PATH",
-        help="Run lm-eval on this task file, or those of this folder, instead.",
+        help="Run this lm-eval task file, or all task files in this folder, instead.",
     )
     @click.option(
-        "--limit", type=click.IntRange(min=1), metavar="N", help="Only N examples of each task."
+        "--limit",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Use only the first N examples of each task.",
     )
-    @click.option("--download", is_flag=True, help="Let tasks fetch data that are not here.")
-    @click.option("--json", "as_json", is_flag=True, help="Print the tasks' results as JSON.")
+    @click.option("--download", is_flag=True, help="Allow tasks to download missing data.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the results of tasks as JSON.")
     @functools.wraps(command)
     def wrapped(
-        paths: tuple[Path, ...],
-        limit: int | None,
-        download: bool,
-        as_json: bool,
-        **options: Any,
+        paths: tuple[Path, ...], limit: int | None, download: bool, as_json: bool, **options: Any
     ) -> None:
-        named = (("--limit", limit is not None), ("--download", download), ("--json", as_json))
-        for option, given in named:
-            if given and not paths:
-                raise click.UsageError(f"{option} is about tasks; give them by --tasks PATH too.")
-        asked = TaskOptions(paths=paths, limit=limit, download=download, as_json=as_json)
-        command(tasks=asked if paths else None, **options)
+        given = {"--limit": limit is not None, "--download": download, "--json": as_json}
+        if not paths and any(given.values()):
+            option = next(name for name, used in given.items() if used)
+            raise click.UsageError(f"{option} needs --tasks PATH.")
+        tasks = TaskOptions(paths=paths, limit=limit, download=download, as_json=as_json)
+        command(tasks=tasks if paths else None, **options)
 
     return wrapped

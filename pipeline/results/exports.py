@@ -90,7 +90,7 @@ def stale_exports(folder: StudentFolder, student: ModelFigures) -> tuple[str, ..
 def _records(folder: StudentFolder) -> Iterator[tuple[str, Path]]:
     """Format and record of each finished export."""
     from ...stages.export import FORMATS
-    from ...stages.export.job import RECORD
+    from ...stages.export.contract import RECORD
 
     for name in FORMATS:
         path = folder.exports / name / RECORD

@@ -18,22 +18,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ...stages.export.record import ExportRecord
+    from ..recipe.run_folder import StudentFolder
     from .work import Work
 
 
 def export(
     work: Work, name: str, formats: Sequence[str], output: Path | None = None
-) -> list[dict[str, Any]]:
-    """Write a trained student in the formats named, below its folder or `output`; the record of
-    each.
+) -> list[ExportRecord]:
+    """Export a trained student in the named formats below its folder or `output`.
 
     Raises
-        ColdstillError: no such format or student, it is not trained, or what `export_student` finds
+        ColdstillError: the format or the student does not exist, the student is not trained, or
+            `export_student` fails
     """
     from ...stages.export import FORMATS
     from ...stages.export.contract import choose
-    from ...stages.export.export_student import export_student
-    from ...stages.export.job import ExportJob
+    from ...stages.export.export_student import ExportJob, export_student
     from ...stages.export.model_card import Facts
 
     chosen = choose(formats, FORMATS)
@@ -41,7 +42,7 @@ def export(
     _expect_trained(work, name)
     heldout = open_made(work.run.heldout, work)
     if not is_evaluated(student, heldout_identity(heldout.manifest)):
-        evaluate(work, [name])  # what is known of it goes with it
+        evaluate(work, [name])  # for the model card
     logits = place_at(work.run.logits)
     job = ExportJob(
         name=name,
@@ -59,10 +60,10 @@ def export(
         heldout=heldout_identity(heldout.manifest),
         own_code=work.recipe.trusts(name),
     )
-    # takes away what folders it made, where nothing comes to lie in them
+    # removes the folders that it made if they stay empty
     with claimed(job.folder / ".exporting") as ours:
         if not ours:
-            raise ColdstillError(f"{job.folder}: another process is exporting there; wait for it")
+            raise ColdstillError(f"{job.folder}: another process is exporting to it; wait for it")
         return export_student(job, heldout, work.report)
 
 
@@ -71,12 +72,12 @@ def _expect_trained(work: Work, name: str) -> None:
     student = work.run.student(name)
     if name not in names and not student.root.is_dir():
         raise ColdstillError(
-            f"{work.run.root}: no student '{name}' there (have: {', '.join(names) or 'none'})"
+            f"{work.run.root}: no student '{name}' (have: {', '.join(names) or 'none'})"
         )
     if not student.model.exists():
         raise ColdstillError(
-            f"{student.root}: its training is not finished, so there is nothing to export; finish "
-            f"it with coldstill train-student {work.named} --student {name}"
+            f"{student.root}: not trained to its end, so there is nothing to export; run coldstill "
+            f"train-student {work.named} --student {name}"
         )
 
 

@@ -1,1 +1,1 @@
-"""What a model is worth and what it costs, measured."""
+"""Measures the quality and the cost of models."""

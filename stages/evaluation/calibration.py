@@ -1,4 +1,4 @@
-"""Whether a model's confidence is what it deserves."""
+"""Expected calibration error: how well a model's confidence matches its accuracy."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ ECE_BINS = 21
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationBin:
-    """The positions whose top-1 confidence lies in one bin."""
+    """Positions whose top-1 confidence is in one bin."""
 
     count: int
     confidence: float | None
-    """Mean of it; None where there are no such positions."""
+    """Mean confidence; None for an empty bin."""
     accuracy: float | None
-    """Share of them whose most probable token is the label; likewise."""
+    """Share of positions whose most probable token is the label; None for an empty bin."""
 
 
 class Calibration:
-    """Expected calibration error: mean over bins of |accuracy - confidence|, by share."""
+    """Expected calibration error: mean over bins of |accuracy - confidence|, by position count."""
 
     def __init__(self) -> None:
         """Start with empty bins."""
         self._count, self._confidence, self._correct = (np.zeros(ECE_BINS) for _ in range(3))
 
     def add(self, confidence: NDArray[Any], correct: NDArray[Any]) -> None:
-        """Take top-1 probabilities `[M]` and whether each was right `[M]`."""
+        """Add [M] top-1 probabilities, and whether each top-1 token is correct, [M]."""
         bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
         self._count += np.bincount(bins, minlength=ECE_BINS)
         self._confidence += np.bincount(bins, weights=confidence, minlength=ECE_BINS)
         self._correct += np.bincount(bins, weights=correct, minlength=ECE_BINS)
 
     def bins(self) -> tuple[CalibrationBin, ...]:
-        """Every bin so far, from the least confident on."""
+        """All bins in the order of confidence."""
         sums = zip(self._count, self._confidence, self._correct, strict=True)
         return tuple(
             CalibrationBin(
@@ -52,6 +52,6 @@ class Calibration:
         )
 
     def error(self) -> float:
-        """The error so far, between 0 and 1."""
+        """Expected calibration error, between 0 and 1."""
         total = self._count.sum()
         return float(np.abs(self._correct - self._confidence).sum() / total) if total else 0.0

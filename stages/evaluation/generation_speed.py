@@ -1,8 +1,8 @@
-"""How fast a model writes: the prompt first (prefill), then token after token (decoding).
+"""Speed of text generation: the prompt (prefill), then token after token (decoding).
 
-As it would be served: with the key-value cache, logits of the last position alone. Teachers,
-students and exports are measured by this code, on the same held-out tokens: what is written does
-not matter to a clock, so the text's own next token is fed instead of the model's.
+Generation uses the key-value cache and computes the logits of the last position only. Teachers,
+students and exports are measured by this code on the same held-out tokens. The next token of the
+text is the input instead of a generated one, which takes the same time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,63 +29,60 @@ if TYPE_CHECKING:
     from ...data.schema import Sequences
     from ..models.device import PeakMemory
 
+    Step = Callable[[NDArray[np.int64], Any], Any]
+    """A forward pass that chooses the next tokens: from [B, T] tokens and the last cache (None
+    begins a text) to the new cache; None without one."""
+
 BATCHES = (1, 8)
 PROMPT_TOKENS, NEW_TOKENS = 128, 32
 _REPEATS = 5
 _FEWEST = 3
-"""Calls of the shortest run that says anything: the prompt and two tokens."""
+"""Calls in the shortest run that is measured: the prompt and two tokens."""
 _SLOW = 95
-"""The percentile that is told beside the median."""
+"""Percentile that is reported beside the median."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSpeed:
-    """One batch size: medians of several runs after a warm-up, of fewer and shorter ones where time
-    was limited. Seconds are of the whole batch."""
+    """Speed at one batch size: medians of several runs after a warm-up.
+
+    There are fewer and shorter runs if time was limited. Seconds are those of the whole batch.
+    """
 
     batch: int
     prompt_tokens: int
-    """Of each prompt;"""
+    """Tokens of each prompt."""
     new_tokens: int
-    """how many were written after it."""
+    """Tokens that were generated after each prompt."""
     first_token_seconds: float
-    """From the prompt to the first token."""
+    """Time from the prompt to the first token."""
     prefill_tokens_per_second: float
-    """Prompt tokens, over that time."""
+    """All prompt tokens divided by `first_token_seconds`."""
     token_seconds: float
-    """Of every further token."""
+    """Median time of every further token."""
     token_seconds_p95: float
-    """The same of the slowest twentieth."""
+    """95th percentile of the time of every further token."""
     decode_tokens_per_second: float
-    """Further tokens of all rows, by their median."""
+    """Batch size divided by `token_seconds`."""
     memory_bytes: int | None = None
-    """Of the weights, and the most that reading and writing took beside them."""
+    """Memory of the weights plus the peak of what generation needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Passage:
-    """What is read and written."""
+    """A batch of texts to read and generate."""
 
     text_BT: NDArray[np.int64]
     prompt: int
-    """So many of its tokens are read at once, the others one by one but the last."""
-
-
-class Step(Protocol):
-    """A model, one step further."""
-
-    def __call__(self, tokens_BT: NDArray[np.int64], cache: Any, /) -> Any:
-        """Choose the next tokens, and give the cache for those after; None if there is none.
-
-        cache  what the step before gave; None begins a text
-        """
-        ...
+    """Number of tokens in the prompt. The others but the last are read one by one."""
 
 
 def passage(sequences: Sequences, batch: int, longest: int) -> Passage | None:
-    """Text of held-out sequences, the longest of them first if need be; None if there is none.
+    """A batch of held-out text; None if there is no text.
 
-    longest  tokens that a model may be asked about at once
+    Prompts come from sequences that are long enough, and are repeated if there are too few.
+
+    longest  longest input in tokens
     """
     room = min(PROMPT_TOKENS + NEW_TOKENS, longest)
     new = max(2, min(NEW_TOKENS, room // 2))
@@ -95,7 +92,7 @@ def passage(sequences: Sequences, batch: int, longest: int) -> Passage | None:
         return None
     long = np.flatnonzero(lengths >= prompt)
     rows = [sequences.tokens[int(long[i % len(long)])] for i in range(batch)]
-    # where one is too short to go on, it begins again
+    # a short text is repeated
     text_BT = np.stack([np.resize(row, prompt + new) for row in rows]).astype(np.int64)
     return Passage(text_BT=text_BT, prompt=prompt)
 
@@ -107,12 +104,12 @@ def generation_speeds(
     seconds: float = math.inf,
     measured: Callable[[int], None] = lambda batches: None,
 ) -> list[GenerationSpeed]:
-    """Time a model of transformers at every batch size of `BATCHES`; nothing if it keeps no cache.
+    """Time a model at every batch size of `BATCHES`; empty for a model without a cache.
 
-    sequences  the first of the held-out ones
-    longest    tokens it may be asked about at once
-    seconds    that it may take: what does not fit is left out, the larger batches first
-    measured   hears of how many batch sizes are done
+    sequences  the first held-out sequences
+    longest    longest input in tokens
+    seconds    time limit; larger batches are left out if it is exceeded
+    measured   is called with the number of measured batch sizes
     """
     found: list[GenerationSpeed] = []
     until = time.perf_counter() + seconds
@@ -128,7 +125,7 @@ def generation_speeds(
             read,
             lambda: peak_memory(model.device),
             weights_bytes(model),
-            # an equal part of what is left for each of the others
+            # the remaining time in equal parts
             time.perf_counter() + (until - time.perf_counter()) / (len(BATCHES) - len(found)),
         )
         if speed is None:
@@ -146,11 +143,11 @@ def generation_speed(
     loaded: int,
     until: float = math.inf,
 ) -> GenerationSpeed | None:
-    """Time one batch, after a warm-up; None where there is no cache to go on with.
+    """Time one batch after a warm-up; None for a model without a cache.
 
-    peak    measures the memory that a block takes beside what is in use,
-    loaded  bytes which that is
-    until   when it ends, by `time.perf_counter`, or soon after: one short run there is always
+    peak    measures the additional memory that a block uses
+    loaded  bytes in use before
+    until   deadline by `time.perf_counter`; one short run is always made
     """
     if _written(step, read, until) is None:
         return None
@@ -162,7 +159,7 @@ def generation_speed(
 
 
 def _written(step: Step, read: Passage, until: float = math.inf) -> list[float] | None:
-    """Seconds to each token; None from a model that gives no cache to go on with."""
+    """Seconds for each token; None for a model without a cache."""
     cache, seconds = None, []
     borders = [0, *range(read.prompt, read.text_BT.shape[1])]
     for start, end in itertools.pairwise(borders):
@@ -177,29 +174,36 @@ def _written(step: Step, read: Passage, until: float = math.inf) -> list[float] 
 
 
 def torch_step(model: Any) -> Step:
-    """A model of transformers, wherever it is."""
-    settings, cached = call_settings(model)
+    """Forward passes of a transformers model, on its device."""
+    settings, name = call_settings(model)
 
     def step(tokens_BT: NDArray[np.int64], cache: Any, /) -> Any:
         tokens = torch.from_numpy(tokens_BT).to(model.device)
-        output = model(input_ids=tokens, use_cache=True, **settings, **{cached: cache})
-        output.logits[:, -1].argmax(-1).cpu()  # waits for the device, as whoever reads it does
-        return getattr(output, "past_key_values", None)
+        output = model(input_ids=tokens, use_cache=True, **settings, **{name: cache})
+        output.logits[:, -1].argmax(-1).cpu()  # waits for the device
+        return getattr(output, name, None)
 
     return step
 
 
 def call_settings(model: Any) -> tuple[dict[str, Any], str]:
-    """What asks a model for the logits of the last position alone, if it can be asked, and the name
-    under which it takes its cache back."""
+    """Arguments of a call that needs only the last position's logits, and the cache's name."""
     named = inspect.signature(model.forward).parameters
     settings: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in named else {}
-    # what transformers calls it from 5.24 on, and what it was called before
-    return settings, "cache" if "cache" in named else "past_key_values"
+    return settings, cache_name(model) or "past_key_values"
+
+
+def cache_name(model: Any) -> str | None:
+    """Name of the key-value cache among the inputs and outputs of a model; None without one.
+
+    It is `cache` from transformers 5.24 on, and `past_key_values` before.
+    """
+    named = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in named), None)
 
 
 def weights_bytes(model: Any) -> int:
-    """Memory of parameters and buffers, each once; of quantised ones what they are made of."""
+    """Bytes of parameters and buffers, shared ones once; of quantised ones their components."""
     waiting = [*model.parameters(), *model.buffers()]
     found: dict[int, int] = {}
     while waiting:

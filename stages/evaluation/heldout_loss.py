@@ -1,4 +1,4 @@
-"""How well a model predicts held-out documents, before there is any store to read it from."""
+"""Loss of a model on held-out documents, without a store of targets."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Heldout:
-    """What a model is measured on."""
+    """Held-out sequences to measure a model on."""
 
     sequences: SequenceFile
     rows: NDArray[np.int64]
-    """These sequences of the file, increasing."""
+    """Indices of sequences in the file, increasing."""
     batch: int
     """Sequences per forward pass."""
 
@@ -44,10 +44,10 @@ def heldout_loss(
 ) -> float:
     """Mean -log p(label) over the supervised positions of held-out sequences, in nats.
 
-    The model is asked as it stands, in its own precision, and without dropout.
+    The model runs in its own precision, without dropout.
 
     Raises
-        ColdstillError: nothing is supervised there, or the loss is no number
+        ColdstillError: no position is supervised, or the loss is NaN or infinite
     """
     rows, batch = heldout.rows, heldout.batch
     training = head.model.training
@@ -76,15 +76,17 @@ def heldout_loss(
     loss = total / positions
     if not math.isfinite(loss):
         raise ColdstillError(
-            f"{stage}: the held-out loss is {loss}, expected a finite number; the weights do not "
-            "hold in this precision, or training has spoilt them (lower train.learning_rate)"
+            f"{stage}: the held-out loss is {loss}, expected a finite number; the weights overflow "
+            "in this precision, or training has diverged (lower train.learning_rate)"
         )
     return loss
 
 
 def label_logprobs(head: OutputHead, block: Sequences, isolation: Isolation) -> float:
-    """Sum of log p(label) over the supervised positions of a batch; logits exist for one chunk of
-    them at a time."""
+    """Sum of log p(label) over the supervised positions of a batch.
+
+    Logits are computed for one chunk of positions at a time.
+    """
     device = head.model.device
     inputs = model_inputs(block, isolation, head.model.dtype)
     positions = flat_positions(block, inputs["input_ids"].shape[1]).to(device)

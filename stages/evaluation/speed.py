@@ -1,4 +1,4 @@
-"""How fast a model reads: the same measurement for teacher and students."""
+"""Speed of a forward pass, measured in the same way for teacher and students."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ _REPEATS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardSpeed:
-    """One forward pass of a batch, logits included: the median of several after a warm-up, or of
-    one where that takes long."""
+    """Speed of a forward pass with logits: the median of several passes after a warm-up.
+
+    A slow model runs fewer passes, down to one without a warm-up.
+    """
 
     tokens_per_second: float
     peak_memory_bytes: int
-    """On top of what was in use before, weights not counted."""
+    """Peak memory beyond what was in use before; the weights do not count."""
     batch_tokens: int
     machine: str
 
@@ -37,9 +39,9 @@ class ForwardSpeed:
 def forward_speed(
     head: OutputHead, sequences: Sequences, isolation: Isolation, limit: float = math.inf
 ) -> ForwardSpeed:
-    """Time the model on the given sequences, padding counted as tokens: it is computed too.
+    """Time the model on the given sequences. Padding counts as tokens, because it is computed too.
 
-    limit  seconds after which no further pass begins
+    limit  seconds after which no further pass starts
     """
     device = head.model.device
     inputs = model_inputs(sequences, isolation, head.model.dtype)

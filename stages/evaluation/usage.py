@@ -1,4 +1,4 @@
-"""What a model costs where it is used: arithmetic, time to write, and memory."""
+"""Cost of running a model: operations, generation speed and memory."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SEQUENCES = max(BATCHES)
-"""So many of the first held-out sequences are read: the same for teacher, students and exports."""
+"""Number of held-out sequences to measure on: the same for teacher, students and exports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """All of it, as far as it is known."""
+    """Measured costs of a model."""
 
     flops_per_token: int | None = None
     generation: tuple[GenerationSpeed, ...] = ()
 
     @classmethod
     def of(cls, record: Any) -> Usage:
-        """From a store's measurements; nothing is known where they say nothing that can be read:
-        they are no part of the record."""
+        """From the measurements in a store; empty if they are missing or unreadable.
+
+        Measurements are not part of a store's data, so unreadable ones are not an error.
+        """
         try:
             return _USAGE.validate_python(record or {})
         except ValidationError:
@@ -46,7 +48,7 @@ _USAGE = TypeAdapter(Usage)
 
 
 def longest_asked(model: Any, sequence_length: int) -> int:
-    """Tokens that a model is asked about at once."""
+    """Longest input in tokens that a model gets."""
     return min(context_length(model.config) or sequence_length, sequence_length)
 
 
@@ -59,30 +61,30 @@ def measure_usage(
     seconds: float = math.inf,
     measured: Callable[[int], None] = lambda batches: None,
 ) -> Usage:
-    """Measure a model of transformers.
+    """Measure a transformers model. A measurement that fails is left out.
 
     sequences  the first `SEQUENCES` of the held-out store
-    tell       hears what could not be measured: what a model of another kind cannot do, or a device
-               has no memory for, is left out, so that nothing else is lost with it
-    seconds    that writing may take
-    measured   hears of how many batch sizes writing is measured
+    tell       is called with the reason of a failed measurement: another kind of model, too little
+               memory
+    seconds    time limit of the generation speed
+    measured   is called with the number of measured batch sizes
     """
     longest = longest_asked(model, sequence_length)
     operations = _tried(lambda: flops_per_token(model, longest), "arithmetic", tell)
     speeds = _tried(
-        lambda: generation_speeds(model, sequences, longest, seconds, measured), "writing", tell
+        lambda: generation_speeds(model, sequences, longest, seconds, measured), "generation", tell
     )
     return Usage(flops_per_token=operations, generation=tuple(speeds or ()))
 
 
 def writing_progress(stage: str, done: int) -> Report:
-    """What is shown while writing is measured."""
+    """Progress of measuring the generation speed."""
     return Report(stage=f"{stage} speed", done=done, total=len(BATCHES), unit="batch sizes")
 
 
 def _tried(measure: Callable[[], T], what: str, tell: Callable[[str], None]) -> T | None:
     try:
         return measure()
-    except Exception as error:  # models of other kinds raise anything
+    except Exception as error:  # other kinds of models raise any exception
         tell(f"{what} could not be measured: {first_line(error)}")
         return None

@@ -1,9 +1,9 @@
-"""How a student leaves: one file a format, one line below.
+"""Exports of students to other runtimes: one module for each format, registered below.
 
-A format writes a student into a folder, and opens what lies there with the runtime that such files
-are made for (`contract.py`). Whatever it is, it counts as done only when its own runtime gives the
-student's logits again on held-out text (`fidelity.py`), within the limits that the format states.
-What is quantised was checked before that, within the limits of what it is quantised from.
+A format writes a student into a folder and opens the files with the runtime that they are made for
+(`contract.py`). An export is kept only if that runtime reproduces the student's logits on held-out
+text within the limits of the format (`fidelity.py`). Before a quantised export, its unquantised
+form is checked within tighter limits.
 """
 
 from __future__ import annotations
@@ -26,3 +26,4 @@ FORMATS: dict[str, Format] = {
     "gguf-q8_0": Gguf("q8_0"),
     "torchao-int8": TorchAo(),
 }
+"""All formats by name."""

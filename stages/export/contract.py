@@ -1,15 +1,16 @@
-"""What it takes to leave here: a format that writes a student, and a runtime that runs it.
+"""The interface of an export format: it writes a student, and opens the files in their own runtime.
 
-A format is a frozen dataclass that loads nothing heavy before it must, so that its name, its limits
-and its refusals are known at once.
+A format loads no heavy library before it writes or opens. So its name, its limits and most refusals
+are known at once.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...data.errors import ColdstillError
 from ..models.ends import Ends
@@ -20,167 +21,157 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+RECORD = "export.json"
+"""Name of the record in an export's folder. It exists only if the export is complete and passed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How far an export may be from its student: beyond any of these it is refused.
+    """Largest difference between an export and its student. An export beyond any limit is refused.
 
-    They are several times what sound exports showed, which each format tells beside its own
-    (`measured`): of random students in ten families, and of a trained one of 260,032 parameters on
-    4,306 held-out positions. What is written wrongly shows far beyond: a token's row taken for
-    another's, a rotary embedding laid out wrongly, a norm without its one.
+    Each format states the differences that correct exports showed ("measured"), for random students
+    of ten families and for a trained one with 260,032 parameters on 4,306 held-out positions. The
+    limits are several times larger. Errors in an export (swapped token rows, a wrong rotary layout,
+    a norm without its offset) exceed them by far.
     """
 
     logprob: float
     """Largest difference of two log-probabilities, over all positions and tokens."""
     kl: float
-    """Mean KL(student || export), in nats;"""
+    """Mean KL(student || export), in nats."""
     share: float
-    """and over what the student knows, its mean KL from the uniform distribution: a student that
-    knows little is near to anything."""
+    """Mean KL(student || export) as a share of KL(student || uniform). A student that has learned
+    little is close to any model, so `kl` alone would not suffice."""
     cached: float
-    """As `logprob`, between the export token by token and itself all at once."""
+    """Largest difference of log-probabilities between decoding with the cache and one full pass."""
     agreement: float
-    """Least share of positions with the same most probable token. Where two tokens are nearly as
-    probable, rounding decides, so this is the loosest of the three."""
+    """Least share of positions with the same most probable token. Rounding decides between tokens
+    of nearly equal probability, so this limit is the loosest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Source:
-    """A finished student, as every format gets it."""
+class LoadedStudent:
+    """A trained student as every format gets it."""
 
     name: str
     folder: Path
-    """Where its model lies."""
+    """Folder of its model."""
     model: Any
-    """In fp32, on the CPU, without padding: what the export is held against."""
+    """The model in fp32 on the CPU, without padding rows. Exports are compared with it."""
     tokenizer: Any
     vocabulary: int
-    """V: how many tokens there are, and rows in its head."""
+    """V: number of tokens, and rows of its output head."""
     length: int
-    """T: the longest sequence that it is asked about here."""
+    """T: longest sequence of the comparison."""
     own_code: bool = False
-    """Whether code that lies beside its weights may run."""
+    """Run the Python code in the model's folder (`trust_remote_code`)."""
     texts: tuple[str, ...]
-    """Held-out text, to try tokenizers on."""
+    """Held-out texts, to compare tokenizers on."""
     ends: Ends = field(default_factory=Ends)
-    """How its held-out texts end; `model` stops there."""
+    """Tokens that end its held-out texts. `model` stops at them."""
 
     @property
     def family(self) -> str:
-        """What transformers calls its kind."""
+        """The model type in transformers."""
         return str(self.model.config.model_type)
 
 
-class Runtime(Protocol):
+class Runtime(ABC):
     """A loaded export."""
 
-    @property
-    def title(self) -> str:
-        """Its name and version."""
-        ...
+    title: str
+    """Name and version of the library that runs it."""
+    is_own: bool = True
+    """Whether this is the runtime that such files are made for. Only then its speed is measured."""
 
     @property
-    def is_own(self) -> bool:
-        """Whether it is what such files are made for: then its speed says something of them."""
-        ...
+    def other_process(self) -> tuple[int, int] | None:
+        """The process that runs it, if not this one, and its bytes of memory before loading."""
+        return None
 
-    @property
-    def elsewhere(self) -> tuple[int, int] | None:
-        """The process it runs in, if not in this one, and its bytes of memory before it loaded."""
-        ...
-
+    @abstractmethod
     def step(
         self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
     ) -> tuple[NDArray[Any], Any]:
-        """[T, V] fp32 logits of the next tokens of one document, and the cache for those after.
+        """[T, V] fp32 logits of the next tokens of one document, and the new cache.
 
-        cache  what the step before gave; None begins a document. It is used up.
-        last   only the last place's are wanted, as where text is written: a runtime that can leave
-               the others out gives [1, V]
+        cache  the cache that the last step returned, which this step consumes; None for the
+               beginning of a document
+        last   only the last position is needed; a runtime may then return [1, V]
         """
-        ...
 
-    def close(self) -> None:
-        """End what it has begun."""
-        ...
+    def close(self) -> None:  # noqa: B027 - most runtimes hold nothing to close
+        """Release the runtime."""
 
 
-class Format(Protocol):
-    """A way to write a student down."""
+class Format(ABC):
+    """An export format."""
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Packages that must be installed."""
+    extra: ClassVar[str] = ""
+    """The extra of coldstill that installs them."""
+    weights: ClassVar[str]
+    """Glob pattern of the files that count as its size."""
+    library: ClassVar[str]
+    """Name of its library on model hubs (`library_name`)."""
 
     @property
     def base(self) -> str | None:
-        """The format that it is quantised from, if it is. What rounding may do to a student is more
-        than many a fault in what was written does, so that is written and checked first, within its
-        own limits, and then this is made of the very files."""
-        ...
+        """Name of the format that this one is quantised from, if any.
 
-    @property
-    def limits(self) -> Limits:
-        """How far it may be from the student."""
-        ...
-
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """What must be importable,"""
-        ...
-
-    @property
-    def extra(self) -> str:
-        """and the extra that brings it."""
-        ...
-
-    @property
-    def weights(self) -> str:
-        """The files that are counted as its size, as a pattern."""
-        ...
-
-    @property
-    def lacking(self) -> str | None:
-        """The extra that brings its own runtime, where that is not here and another checks it."""
-        ...
-
-    @property
-    def library(self) -> str:
-        """What model hubs call those that load it,"""
-        ...
-
-    def usage(self, name: str) -> str:
-        """and how they do, in Markdown, from inside its folder. `name` is the student's."""
-        ...
-
-    def context(self, source: Source) -> int | None:
-        """The longest text that it takes, where that may be less than the student does."""
-        ...
-
-    def refusal(self, source: Source) -> str | None:
-        """Why this student cannot be written so (and what can), or None."""
-        ...
-
-    def write(self, source: Source, folder: Path, base: Path | None = None) -> Sequence[str]:
-        """Write it into an empty folder; what the user should know of it, in sentences.
-
-        base  where that of `base` lies, for those that have one
+        Rounding can hide errors, so the base is written and checked first within its own limits,
+        and its files are then quantised.
         """
-        ...
+        return None
 
-    def open(self, source: Source, folder: Path) -> Runtime:
-        """Load what `write` wrote, from the files alone.
+    @property
+    @abstractmethod
+    def limits(self) -> Limits:
+        """Largest difference from the student."""
 
-        source  for what cannot be known from the files: names, and the text to try tokens on
+    @property
+    def missing_runtime(self) -> str | None:
+        """The extra that installs its own runtime, if that is missing and another one checks it."""
+        return None
+
+    @abstractmethod
+    def usage(self, name: str) -> str:
+        """How to load the export of student `name` from inside its folder, in Markdown."""
+
+    def context(self, student: LoadedStudent) -> int | None:
+        """Longest text of the export, if that may be shorter than the student's; None otherwise."""
+        return None
+
+    def refusal(self, student: LoadedStudent) -> str | None:
+        """Why the format cannot hold this student, and what can; None if it can."""
+        return None
+
+    @abstractmethod
+    def write(
+        self, student: LoadedStudent, folder: Path, base: Path | None = None
+    ) -> Sequence[str]:
+        """Write the student into an empty folder, and return notes for the user.
+
+        base  folder of the export in the format `base`, if there is one
+        """
+
+    @abstractmethod
+    def open(self, student: LoadedStudent, folder: Path) -> Runtime:
+        """Load an export from its files.
+
+        student  for what the files do not hold: names, texts to compare tokens on
 
         Raises
             ColdstillError: its runtime cannot load it
         """
-        ...
 
 
 def expect_packages(name: str, form: Format) -> None:
-    """Refuse at once what needs a package that is not here.
+    """Check that the packages of a format are installed.
 
     Raises
-        ColdstillError: the first that is missing, with the command that brings it
+        ColdstillError: the first missing package, and the command that installs it
     """
     for package in form.packages:
         if importlib.util.find_spec(package) is None:
@@ -189,15 +180,15 @@ def expect_packages(name: str, form: Format) -> None:
             )
 
 
-def expect_known(name: str, form: Format, source: Source) -> None:
-    """Refuse a student that this format has no place for.
+def expect_supported(name: str, form: Format, student: LoadedStudent) -> None:
+    """Check that a format can hold a student.
 
     Raises
-        ColdstillError: its family, or what of it
+        ColdstillError: the reason why not
     """
-    reason = form.refusal(source)
+    reason = form.refusal(student)
     if reason is not None:
-        raise ColdstillError(f"students.{source.name}: cannot be written as {name}: {reason}")
+        raise ColdstillError(f"students.{student.name}: cannot be written as {name}: {reason}")
 
 
 def titled(package: str) -> str:
@@ -208,12 +199,12 @@ def titled(package: str) -> str:
 def transformers_usage(packages: str = "") -> str:
     """How to load a folder with transformers, in Markdown.
 
-    packages  what must be installed too
+    packages  packages that must be installed too
     """
     needed = f"Needs `pip install {packages}`.\n\n" if packages else ""
     return (
         f"{needed}```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # where this page lies\n'
+        'folder = "."  # the folder of this page\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         "model = AutoModelForCausalLM.from_pretrained(folder)\n"
         'inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)\n'
@@ -222,14 +213,14 @@ def transformers_usage(packages: str = "") -> str:
 
 
 def choose(names: Sequence[str], known: Mapping[str, Format]) -> dict[str, Format]:
-    """The formats of these names, each once, in the order of the table.
+    """The formats of these names, each once, in the order of `known`.
 
     Raises
-        ColdstillError: an unknown name, or none at all
+        ColdstillError: there is no name, or an unknown one
     """
     have = f"(have: {', '.join(known)})"
     if not names:
-        raise ColdstillError(f"export: say which format with --to {have}")
+        raise ColdstillError(f"export: name a format with --to {have}")
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ColdstillError(f"export: --to {unknown[0]}: no such format {have}")

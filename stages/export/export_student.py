@@ -1,230 +1,341 @@
-"""Write a student in other formats; each counts as done only when its runtime says what it says.
+"""Writes a student in other formats, and keeps the exports that reproduce its logits.
 
-`FOLDER/export.json` tells what was written from what, what was compared with what result, and what
-it costs to run. An export that says something else leaves nothing behind.
+`FOLDER/export.json` records what was exported, how it was checked, and what it costs to run. An
+export that fails its check is deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ...data.files import SCRATCH_PREFIX, json_bytes, remove_scratch, told_where, whole_folder
+from ...data.files import SCRATCH_PREFIX, remove_scratch, told_where, whole_folder
 from ..libraries import asking
+from ..models.device import describe_machine, short_dtype
 from ..models.identity import teacher_identity
 from ..report import Report, Reporter, silent
 from . import FORMATS
-from .checking import DiffersError, checked_base
-from .contract import expect_known, expect_packages
-from .ground import ground_of
-from .job import RECORD
+from .contract import expect_packages, expect_supported
+from .fidelity import compare
+from .measure import resident_memory, writing_speed
 from .model_card import model_card
-from .record import checked_record
-from .standing import listed_files, standing
+from .record import (
+    VERSION,
+    Check,
+    Costs,
+    ExportRecord,
+    StudentIdentity,
+    existing_export,
+    package_versions,
+)
+from .reference import load_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ...data.store.reader import StoreReader
-    from .contract import Format
-    from .ground import Ground
-    from .job import ExportJob
+    from .contract import Format, Runtime
+    from .fidelity import Comparison
+    from .model_card import Facts
+    from .reference import Reference
 
-STAGE = "export"
-PAGE = "README.md"
-Record = dict[str, Any]
+CARD = "README.md"
 
 
-def export_student(job: ExportJob, store: StoreReader, report: Reporter = silent) -> list[Record]:
-    """Write a student in every format that is asked for and not there yet, and check again what was
-    checked without its own runtime where that is here now. What is known of each, in their order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportJob:
+    """One student, its formats, and where the exports go."""
 
-    store  the held-out one
-
-    Raises
-        ColdstillError: where there is one format and something is wrong with it: a package is
-            missing, it does not know the student, an export of other weights or a damaged one
-            stands there, or its runtime says something else than the student
-        IncompleteError: the same of some of several formats; the others are done
-    """
-    remove_scratch(job.folder)  # of exports that were killed
-    report(Report(stage=f"{STAGE} {job.name}", doing="read the student's weights"))
-    identity = teacher_identity(
-        str(job.model), f"students.{job.name}", dtype="auto", revision="main"
-    )
-    student = {
-        "name": job.name,
-        "family": identity.family,
-        "parameters": identity.parameters,
-        "fingerprint": identity.fingerprint,
-    }
-    found: dict[str, Record] = {}
-    failed: dict[str, ColdstillError] = {}
-    ground: Ground | None = None
-    for name, form in job.formats.items():
-        try:
-            expect_packages(name, form)
-            record = standing(job.folder / name, student)
-            if record is None or not (record["checked_by_own_runtime"] or form.lacking):
-                if ground is None:
-                    report(Report(stage=f"{STAGE} {job.name}", doing="load the student"))
-                    ground = ground_of(job, store, student)
-                expect_known(name, form, ground.source)
-                record = _Export(name, form, ground, job, report).done(record)
-            else:
-                _tell_of(name, form, record, job, report)
-            found[name] = record
-        except ColdstillError as error:
-            failed[name] = error
-    if failed:
-        raise _failure(failed, found)
-    return list(found.values())
+    name: str
+    model: Path
+    """Folder of the trained model."""
+    facts: Facts
+    """What the run knows of the student, for its model card."""
+    formats: Mapping[str, Format]
+    folder: Path
+    """Parent folder; each format gets a folder of its name in it."""
+    heldout: str
+    """Identity of the held-out store in records."""
+    own_code: bool = False
+    """Run the Python code in the model's folder (`trust_remote_code`)."""
 
 
 class IncompleteError(ColdstillError):
-    """Some of several exports could not be made; those that could are there."""
+    """Some of several exports failed. `done` are the records of the others."""
 
-    def __init__(self, message: str, done: list[Record]) -> None:
+    def __init__(self, message: str, done: list[ExportRecord]) -> None:
         super().__init__(message)
         self.done = done
 
 
-def _failure(failed: dict[str, ColdstillError], found: dict[str, Record]) -> ColdstillError:
-    """The one error, or all of them in a line that says what was done."""
-    first = next(iter(failed.values()))
-    if not found and len({str(error) for error in failed.values()}) == 1:
-        return first
-    reasons = " | ".join(f"{name}: {error}" for name, error in failed.items())
-    done = f"{', '.join(found)} done" if found else "none done"
-    total = len(failed) + len(found)
-    return IncompleteError(
-        f"{len(failed)} of {total} exports failed ({done}): {reasons}", list(found.values())
+class _DiffersError(ColdstillError):
+    """An export does not reproduce its student."""
+
+
+def export_student(
+    job: ExportJob, store: StoreReader, report: Reporter = silent
+) -> list[ExportRecord]:
+    """Write a student in each format that does not exist yet, and return the record of each.
+
+    An existing export that was checked without its own runtime is checked again once that runtime
+    is installed.
+
+    store  the held-out store
+
+    Raises
+        ColdstillError: the only export failed: a package is missing, the format does not support
+            the student, other files are at its path, or it does not reproduce the student
+        IncompleteError: some of several exports failed for such a reason; the others are done
+    """
+    remove_scratch(job.folder)  # of killed exports
+    stage = f"export {job.name}"
+    report(Report(stage=stage, doing="read the student's weights"))
+    found = teacher_identity(str(job.model), f"students.{job.name}", dtype="auto", revision="main")
+    identity = StudentIdentity(
+        name=job.name,
+        family=found.family,
+        parameters=found.parameters,
+        fingerprint=found.fingerprint,
     )
-
-
-def _tell_of(name: str, form: Format, record: Record, job: ExportJob, report: Reporter) -> None:
-    note = f"already exported: {job.folder / name}"
-    if not record["checked_by_own_runtime"]:
-        note += (
-            f" (not checked by its own runtime, which is not here: pip install "
-            f"'coldstill[{form.lacking}]')"
+    done: dict[str, ExportRecord] = {}
+    failed: dict[str, ColdstillError] = {}
+    reference: Reference | None = None
+    for name, form in job.formats.items():
+        try:
+            expect_packages(name, form)
+            record = existing_export(job.folder / name, identity)
+            if record and (record.checked_by_own_runtime or form.missing_runtime):
+                _report_existing(record, form, job, report)
+            else:
+                if reference is None:
+                    report(Report(stage=stage, doing="load the student"))
+                    reference = load_reference(job.name, job.model, store, own_code=job.own_code)
+                expect_supported(name, form, reference.student)
+                within = reference.within(form.context(reference.student))
+                export = _Export(name, form, within, identity, job, report)
+                record = export.write() if record is None else export.check_again(record)
+            done[name] = record
+        except ColdstillError as error:
+            failed[name] = error
+    if failed and not done and len({str(error) for error in failed.values()}) == 1:
+        raise next(iter(failed.values()))
+    if failed:
+        reasons = " | ".join(f"{name}: {error}" for name, error in failed.items())
+        rest = f"{', '.join(done)} done" if done else "none done"
+        raise IncompleteError(
+            f"{len(failed)} of {len(job.formats)} exports failed ({rest}): {reasons}",
+            list(done.values()),
         )
-    if record.get("heldout") != job.heldout:
+    return list(done.values())
+
+
+def _report_existing(record: ExportRecord, form: Format, job: ExportJob, report: Reporter) -> None:
+    note = f"already exported: {job.folder / record.format}"
+    if not record.checked_by_own_runtime:
+        note += (
+            " (not checked by its own runtime, which is not installed: pip install "
+            f"'coldstill[{form.missing_runtime}]')"
+        )
+    if record.heldout != job.heldout:
         note += " (checked on another held-out store; delete that folder to check it on this one)"
-    report(Report(stage=f"{STAGE} {job.name} {name}", note=note))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Base:
-    """What a format is quantised from, written and checked."""
-
-    folder: Path
-    notes: tuple[str, ...]
-    record: Record
+    report(Report(stage=f"export {job.name} {record.format}", note=note))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Export:
-    """A student in one format."""
+    """One export of a student."""
 
     name: str
     form: Format
-    ground: Ground
+    reference: Reference
+    identity: StudentIdentity
     job: ExportJob
     report: Reporter
 
     @property
-    def stage(self) -> str:
-        """For reports."""
-        return f"{STAGE} {self.job.name} {self.name}"
+    def _stage(self) -> str:
+        return f"export {self.job.name} {self.name}"
 
-    def done(self, before: Record | None) -> Record:
-        """Write and check it, or only check what stands there.
+    @property
+    def _folder(self) -> Path:
+        return self.job.folder / self.name
 
-        before  what is known of that
+    def write(self) -> ExportRecord:
+        """Write and check the export.
 
         Raises
-            ColdstillError: its runtime says something else than the student
+            ColdstillError: it does not reproduce the student, or a library failed
         """
-        folder = self.job.folder / self.name
-        ground = self.ground.within(self.form.context(self.ground.source))
-        asked = asking(
-            f"--to {self.name}",
-            "be done",
-            where=f"students.{self.job.name}",
-            remedy="take another format",
-        )
+        student = self.reference.student
         try:
             with (
-                asked,
-                told_where(folder),
-                self._base(ground) as base,
-                whole_folder(folder) as scratch,
+                self._failures(),
+                self._base() as (base, base_check, notes),
+                whole_folder(self._folder) as scratch,
             ):
-                if before is None:
-                    self.report(Report(stage=self.stage, doing="write the files"))
-                    own = self.form.write(
-                        ground.source, scratch, None if base is None else base.folder
-                    )
-                    lack = ground.source.ends.lack
-                    told = [lack] if lack else []
-                    notes = [*(() if base is None else base.notes), *own, *told]
-                else:
-                    notes = before["notes"]
-                    _link(folder, scratch, before)
-                record, figures = checked_record(
-                    self.stage, self.form, scratch, ground, self.report
-                )
-                record |= {"notes": notes, "base": None if base is None else base.record}
-                (scratch / PAGE).write_text(self._page(record), encoding="utf-8")
-                record["files"] = listed_files(scratch)
-                content = json_bytes(record)
-                (scratch / RECORD).write_bytes(content)
-        except DiffersError as error:
-            kept = "nothing was kept" if before is None else f"delete {folder}"
-            raise ColdstillError(f"{error}; {kept}") from error
-        for note in notes if before is None else ():
-            self.report(Report(stage=self.stage, note=note))
-        again = "" if before is None else "checked again: "
-        self.report(Report(stage=self.stage, note=again + figures))
-        written: Record = json.loads(content)
-        return written
+                self.report(Report(stage=self._stage, doing="write the files"))
+                notes += self.form.write(student, scratch, base)
+                notes += [student.ends.lack] if student.ends.lack else []
+                record, figures = self._checked(scratch, notes, base_check)
+        except _DiffersError as error:
+            raise ColdstillError(f"{error}; nothing was kept") from error
+        for note in (*notes, figures):
+            self.report(Report(stage=self._stage, note=note))
+        return record
+
+    def check_again(self, before: ExportRecord) -> ExportRecord:
+        """Check an existing export, and its base, in the runtime that is now installed.
+
+        Raises
+            ColdstillError: it does not reproduce the student, or a library failed
+        """
+        try:
+            with (
+                self._failures(),
+                self._base() as (_, base_check, _),
+                whole_folder(self._folder) as scratch,
+            ):
+                for name in set(before.files) - {CARD}:
+                    target = scratch / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    try:
+                        os.link(self._folder / name, target)
+                    except OSError:  # a file system without hard links
+                        shutil.copy2(self._folder / name, target)
+                record, figures = self._checked(scratch, before.notes, base_check)
+        except _DiffersError as error:
+            raise ColdstillError(f"{error}; delete {self._folder}") from error
+        self.report(Report(stage=self._stage, note=f"checked again: {figures}"))
+        return record
 
     @contextlib.contextmanager
-    def _base(self, ground: Ground) -> Iterator[_Base | None]:
-        """What it is made of, for as long as that takes."""
+    def _failures(self) -> Iterator[None]:
+        where, library = f"students.{self.job.name}", f"--to {self.name}"
+        with (
+            asking(library, "be done", where=where, remedy="use another format"),
+            told_where(self._folder),
+        ):
+            yield
+
+    @contextlib.contextmanager
+    def _base(self) -> Iterator[tuple[Path | None, Check | None, list[str]]]:
+        """Write and check the export that this one is quantised from, in a temporary folder.
+
+        Gives the folder, its check and its notes.
+        """
         name = self.form.base
         if name is None:
-            yield None
+            yield None, None, []
             return
         form = FORMATS[name]
         self.job.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=self.job.folder) as scratch:
             folder = Path(scratch)
-            doing = f"write what it is quantised from ({name})"
-            self.report(Report(stage=self.stage, doing=doing))
-            notes = form.write(ground.source, folder)
-            record = checked_base(self.stage, name, form, folder, ground, self.report)
-            yield _Base(folder=folder, notes=tuple(notes), record=record)
+            doing = f"write the {name} export that it is quantised from"
+            self.report(Report(stage=self._stage, doing=doing))
+            notes = form.write(self.reference.student, folder)
+            base = replace(self, name=name, form=form)
+            runtime = form.open(self.reference.student, folder)
+            with contextlib.closing(runtime):
+                stage = f"{self._stage}: before it is quantised ({name})"
+                compared = base._compared(runtime, stage)
+            yield folder, Check(**base._check(runtime, compared)), list(notes)
 
-    def _page(self, record: Record) -> str:
-        source = self.ground.source
-        return model_card(source.name, source.model, self.form, self.job.facts, record)
+    def _checked(
+        self, folder: Path, notes: list[str] | tuple[str, ...], base: Check | None
+    ) -> tuple[ExportRecord, str]:
+        """Check the files in a folder, and write the record and the model card beside them.
 
+        Returns the record, and its figures as a sentence.
+        """
+        student, before = self.reference.student, resident_memory()
+        with contextlib.closing(self.form.open(student, folder)) as runtime:
+            compared = self._compared(runtime, self._stage)
+            speed = None
+            if runtime.is_own and self.reference.prompt is not None:
+                self.report(Report(stage=self._stage, doing="measure its speed and memory"))
+                speed = writing_speed(runtime, self.reference.prompt, before)
+        record = ExportRecord(
+            **self._check(runtime, compared),
+            version=VERSION,
+            student=self.identity,
+            packages=package_versions(),
+            heldout=self.job.heldout,
+            sample={"student": compared.student, "export": compared.figures},
+            costs=Costs(
+                bytes=sum(path.stat().st_size for path in folder.glob(self.form.weights)),
+                dtype=self.name.partition("-")[2] or short_dtype(str(student.model.dtype)[6:]),
+                generation=() if speed is None else (speed,),
+                machine=describe_machine(),
+                runtime=runtime.title,
+            ),
+            notes=tuple(notes),
+            base=base,
+            files={},
+        )
+        card = model_card(student.name, student.model, self.form, self.job.facts, record)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        return record.write(folder), self._sentence(record)
 
-def _link(folder: Path, scratch: Path, record: Record) -> None:
-    """The files of an export in another folder, but its page, which is written anew."""
-    for name in record["files"]:
-        if name != PAGE:
-            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(folder / name, scratch / name)
-            except OSError:  # a disk that knows no links
-                shutil.copy2(folder / name, scratch / name)
+    def _compared(self, runtime: Runtime, stage: str) -> Comparison:
+        """Compare a loaded export with the student.
+
+        Raises
+            _DiffersError: a figure is beyond the limits, or the vocabularies differ
+        """
+        documents, total = self.reference.documents, len(self.reference.documents)
+
+        def progress(done: int) -> None:
+            step = 1 if done else 0
+            self.report(Report(stage=stage, done=done, total=total, step=step, unit="documents"))
+
+        progress(0)
+        ours, vocabulary = self.reference.runtime, self.reference.student.vocabulary
+        try:
+            compared = compare(ours, runtime, documents, vocabulary, progress)
+        except ColdstillError as error:
+            raise _DiffersError(f"{stage}: {runtime.title} {error}") from error
+        excess = compared.fidelity.excess(self.form.limits)
+        if excess is not None:
+            raise _DiffersError(
+                f"{stage}: {runtime.title} does not reproduce the student on "
+                f"{compared.fidelity.positions:,} held-out positions: {excess}"
+            )
+        return compared
+
+    def _check(self, runtime: Runtime, compared: Comparison) -> dict[str, Any]:
+        """Fields of a `Check`."""
+        return {
+            "format": self.name,
+            "checked_by": runtime.title,
+            "checked_by_own_runtime": runtime.is_own,
+            "check": compared.fidelity,
+            "limits": self.form.limits,
+        }
+
+    def _sentence(self, record: ExportRecord) -> str:
+        fidelity = record.check
+        figures = (
+            f"{record.costs.bytes / 1e6:.1f} MB, checked by {record.checked_by} on "
+            f"{fidelity.positions:,} held-out positions: largest difference "
+            f"{fidelity.largest_difference:.2g}, KL {fidelity.kl:.2g}, top-1 agreement "
+            f"{fidelity.agreement:.2%}"
+        )
+        if not record.checked_by_own_runtime:
+            return (
+                f"{figures}; its own runtime is not installed, so neither it nor its speed was "
+                f"checked: pip install 'coldstill[{self.form.missing_runtime}]', then run the same "
+                "command again"
+            )
+        for speed in record.costs.generation:
+            figures += (
+                f"; prompts {speed.prefill_tokens_per_second:,.0f} tokens/s, then "
+                f"{1e3 * speed.token_seconds:.2f} ms a token"
+            )
+        return figures

@@ -1,8 +1,8 @@
-"""Which families cannot be written in which formats, known by name: before a student is trained."""
+"""Model families that a format cannot hold, known by name before a student is trained."""
 
 from __future__ import annotations
 
-from .gguf.families import FAMILIES as GGUF_FAMILIES
+from .gguf.architectures import ARCHITECTURES
 
 WITHOUT_PLAIN_CACHE = frozenset(
     {
@@ -12,19 +12,19 @@ WITHOUT_PLAIN_CACHE = frozenset(
         "rwkv", "xlstm",
     }
 )  # fmt: skip
-"""Families that keep something else than keys and values of every layer, which is what an ONNX
-graph takes in and gives out. A model is always asked itself when it is exported."""
+"""Families whose cache is not one key and one value tensor for each layer, the inputs and outputs
+of an ONNX graph. The export itself inspects the model."""
 
 _SAME_AS = {"gpt-sw3": "gpt2"}
-"""Names that transformers has for the models of another family."""
+"""Names of transformers for models of another family."""
 
 
 def unable(family: str, formats: tuple[str, ...]) -> list[str]:
-    """Those of the formats that no student of this family can be written in."""
+    """Those of the formats that cannot hold any student of this family."""
     family = _SAME_AS.get(family, family)
     return [
         name
         for name in formats
-        if (name.startswith("gguf") and family not in GGUF_FAMILIES)
+        if (name.startswith("gguf") and family not in ARCHITECTURES)
         or (name.startswith("onnx") and family in WITHOUT_PLAIN_CACHE)
     ]

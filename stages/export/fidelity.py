@@ -1,7 +1,7 @@
-"""Whether an export says what its student says, document by document.
+"""Compares an export with its student, document by document, on the same held-out text.
 
-Both are asked about the same held-out text; what is compared is the whole distribution at every
-place. An export is asked twice about one document: all at once, and token by token with its cache.
+Whole next-token distributions are compared at every position. The export runs twice on a document:
+in one full pass, and token by token with its cache.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .contract import Limits, Runtime
-    from .documents import Document
+    from .reference import HeldoutDocument
 
 _STEPS = 16
-"""So many tokens of a document are fed one by one."""
+"""Number of tokens that are fed one by one."""
 _ROWS = 64
-"""Places compared at a time."""
+"""Positions that are compared at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    """How far an export is from its student, in natural logarithms."""
+    """Difference between an export and its student. Log-probabilities are natural logarithms."""
 
     documents: int
     positions: int
-    """Places compared: every token of them."""
+    """Positions that were compared: every token of the documents."""
     largest_difference: float
-    """Of two log-probabilities, over all places and tokens."""
+    """Largest difference of two log-probabilities, over all positions and tokens."""
     kl: float
     """Mean KL(student || export)."""
     information: float
-    """Mean KL(student || uniform): what there is to lose."""
+    """Mean KL(student || uniform): how much the student knows."""
     agreement: float
-    """Share of places with the same most probable token."""
+    """Share of positions with the same most probable token."""
     cached_difference: float
-    """As `largest_difference`, between the export token by token and all at once."""
+    """Largest difference of log-probabilities between the export with its cache and in one pass."""
 
     def excess(self, limits: Limits) -> str | None:
-        """What is beyond the limits, as a sentence; None if nothing is."""
+        """The figures beyond the limits, as a sentence; None if there are none."""
         found = []
-        # written so that what is no number is beyond every limit
+        # `not <=` is true for NaN too
         for name, value, most in (
             ("largest difference", self.largest_difference, limits.logprob),
             ("KL", self.kl, min(limits.kl, limits.share * self.information)),
@@ -64,37 +64,33 @@ class Fidelity:
             found.append(f"top-1 agreement {self.agreement:.1%} (at least {limits.agreement:.1%})")
         return ", ".join(found) or None
 
-    def to_json(self) -> dict[str, Any]:
-        """As it is recorded."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """What came of asking."""
+class Comparison:
+    """Result of a comparison."""
 
     fidelity: Fidelity
     figures: dict[str, Any]
-    """As in `evaluate.Evaluation`: loss, KL from the teacher and so on, on the same documents;"""
+    """Evaluation of the export on the documents: loss, KL from the teacher and others, as JSON."""
     student: dict[str, Any]
-    """the student's."""
+    """The same evaluation of the student."""
 
 
 @torch.no_grad()
-def check(
+def compare(
     student: Runtime,
     export: Runtime,
-    documents: Sequence[Document],
+    documents: Sequence[HeldoutDocument],
     vocabulary: int,
-    tell: Callable[[int], None] = lambda done: None,
-) -> Checked:
-    """Ask both about every document.
+    progress: Callable[[int], None] = lambda done: None,
+) -> Comparison:
+    """Run both on every document.
 
-    vocabulary  V: how many tokens there are
-    tell        hears how many documents are done
+    vocabulary  V: number of tokens
+    progress    is called with the number of compared documents
 
     Raises
-        ColdstillError: one of them knows of more tokens, or of fewer
+        ColdstillError: one of them has another number of logits than V
     """
     distance, ours, theirs = _Distance(), _Figures(), _Figures()
     for done, document in enumerate(documents, 1):
@@ -104,7 +100,7 @@ def check(
         if len(document.positions_M):
             ours.add(ours_TV, document)
             theirs.add(theirs_TV, document)
-        tell(done)
+        progress(done)
     longest = max(documents, key=lambda document: len(document.tokens_T))
     fidelity = Fidelity(
         documents=len(documents),
@@ -115,31 +111,29 @@ def check(
         agreement=distance.agreed / distance.positions,
         cached_difference=_cached_difference(export, longest.tokens_T, vocabulary),
     )
-    return Checked(fidelity=fidelity, figures=theirs.means(), student=ours.means())
+    return Comparison(fidelity=fidelity, figures=theirs.means(), student=ours.means())
 
 
 @dataclass(slots=True)
 class _Figures:
-    """Of one model, over the places that have a target."""
+    """Evaluation of one model at the positions that have a target."""
 
     sums: Sums = field(default_factory=Sums)
     calibration: Calibration = field(default_factory=Calibration)
 
-    def add(self, logits_TV: torch.Tensor, document: Document) -> None:
-        """Take the logits of a document."""
+    def add(self, logits_TV: torch.Tensor, document: HeldoutDocument) -> None:
         rows = logits_TV[torch.from_numpy(document.positions_M)]
-        # what is no number is beyond every limit, and has no figures
+        # NaN is beyond every limit already
         add_positions(rows.nan_to_num(), document.target, self.sums, self.calibration)
 
     def means(self) -> dict[str, Any]:
-        """As in `evaluate.Evaluation`."""
-        found = self.calibration
-        return {**self.sums.means(), "ece": found.error(), "calibration": found.bins()}
+        bins = [asdict(one) for one in self.calibration.bins()]
+        return {**self.sums.means(), "ece": self.calibration.error(), "calibration": bins}
 
 
 @dataclass(slots=True)
 class _Distance:
-    """Between two models, place by place."""
+    """Distance between two models, summed over positions in fp64."""
 
     positions: int = 0
     largest: float = 0.0
@@ -148,13 +142,12 @@ class _Distance:
     agreed: int = 0
 
     def add(self, ours_TV: torch.Tensor, theirs_TV: torch.Tensor) -> None:
-        """Take the logits of a document; in fp64, some places at a time."""
+        """Add the logits of a document."""
         for start in range(0, len(ours_TV), _ROWS):
             rows = slice(start, start + _ROWS)
             ours, theirs = (logits[rows].double().log_softmax(1) for logits in (ours_TV, theirs_TV))
             largest = float((ours - theirs).abs().max())
-            # unlike `max`, this keeps what is no number
-            self.largest = float(np.maximum(self.largest, largest))
+            self.largest = float(np.maximum(self.largest, largest))  # keeps NaN, unlike `max`
             self.kl += float((ours.exp() * (ours - theirs)).sum())
             self.information += float((ours.exp() * (ours + math.log(ours.shape[1]))).sum())
             self.agreed += int((ours.argmax(1) == theirs.argmax(1)).sum())
@@ -167,7 +160,7 @@ def _cached_difference(export: Runtime, tokens_T: NDArray[Any], vocabulary: int)
     part_TV, cache = export.step(tokens_T[:first])
     distance = _Distance()
     distance.add(whole_TV[:first], _logits(part_TV, vocabulary))
-    if cache is None:  # it keeps nothing, so whoever runs it asks for all tokens again
+    if cache is None:  # without a cache, decoding runs full passes
         return distance.largest
     for place in range(first, len(tokens_T)):
         part_TV, cache = export.step(tokens_T[place : place + 1], cache)
@@ -176,13 +169,9 @@ def _cached_difference(export: Runtime, tokens_T: NDArray[Any], vocabulary: int)
 
 
 def _logits(logits_TV: NDArray[Any], vocabulary: int) -> torch.Tensor:
-    """[T, V] fp32. A copy: some runtimes hand out memory that they write into again.
-
-    Raises
-        ColdstillError: they are of another number of tokens
-    """
+    """[T, V] fp32 logits, copied: some runtimes reuse the memory that they return."""
     if logits_TV.shape[1] != vocabulary:
         raise ColdstillError(
-            f"gives logits of {logits_TV.shape[1]:,} tokens, where there are {vocabulary:,}"
+            f"gives logits of {logits_TV.shape[1]:,} tokens, expected {vocabulary:,}"
         )
     return torch.from_numpy(np.array(logits_TV, dtype=np.float32))

@@ -1,81 +1,60 @@
-"""A folder for transformers: safetensors, tokenizer, generation settings and a model card."""
+"""A folder for transformers: safetensors, tokenizer and generation settings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .contract import Limits, titled, transformers_usage
+from .contract import Format, Limits, titled, transformers_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
-    from .contract import Runtime, Source
+    from .contract import LoadedStudent, Runtime
 
 
-@dataclass(frozen=True, slots=True)
-class HuggingFace:
-    """The student as it is, for `AutoModelForCausalLM` and all that reads the same files.
+class HuggingFace(Format):
+    """The unchanged student, for `AutoModelForCausalLM` and everything that reads its files.
 
-    measured: no difference at all, in any family.
+    measured: no difference in any family.
     """
 
-    limits: ClassVar[Limits] = Limits(
-        logprob=1e-5, kl=1e-9, share=1e-9, cached=1e-3, agreement=0.999
-    )
-    base: ClassVar[None] = None
-    lacking: ClassVar[None] = None
+    limits = Limits(logprob=1e-5, kl=1e-9, share=1e-9, cached=1e-3, agreement=0.999)
     library: ClassVar[str] = "transformers"
-    packages: ClassVar[tuple[str, ...]] = ()
-    extra: ClassVar[str] = ""
     weights: ClassVar[str] = "*.safetensors"
 
     def usage(self, name: str) -> str:
-        """With transformers."""
         return transformers_usage()
 
-    def context(self, source: Source) -> int | None:
-        """As the student."""
-        return None
-
-    def refusal(self, source: Source) -> str | None:
-        """Every student was made by transformers."""
-        return None
-
-    def write(self, source: Source, folder: Path, base: Path | None = None) -> Sequence[str]:
-        """Weights in the student's own precision, and what generation needs to know to end."""
-        from ..models.ends import stop_at
-        from ..models.generation import repair_generation
+    def write(
+        self, student: LoadedStudent, folder: Path, base: Path | None = None
+    ) -> tuple[str, ...]:
+        """Write the weights in the student's own precision, with the tokens that end generation."""
         from ..models.loading import load_model
-        from ..models.vocabulary import without_padding
+        from .reference import ready_to_export
 
-        where, own_code = f"students.{source.name}", source.own_code
-        model = load_model(str(source.folder), where, precision="auto", own_code=own_code)
-        model = without_padding(model, source.vocabulary)
-        repair_generation(model)
-        stop_at(model, source.ends.tokens)
-        settings, tokenizer = model.generation_config, source.tokenizer
+        where, own_code = f"students.{student.name}", student.own_code
+        model = load_model(str(student.folder), where, precision="auto", own_code=own_code)
+        model = ready_to_export(model, student.vocabulary, student.ends)
+        settings, tokenizer = model.generation_config, student.tokenizer
         if settings.eos_token_id is None:
             settings.eos_token_id = tokenizer.eos_token_id
         if settings.bos_token_id is None:
             settings.bos_token_id = tokenizer.bos_token_id
         if settings.pad_token_id is None:
-            # generation asks for one, and warns each time that it takes the end of text instead
+            # without one, generation warns on each call that it takes the end of text
             ends = settings.eos_token_id
             end = ends[0] if isinstance(ends, list) else ends
-            settings.pad_token_id = (
-                end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-            )
+            own = tokenizer.pad_token_id
+            settings.pad_token_id = end if own is None else own
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return ()
 
-    def open(self, source: Source, folder: Path) -> Runtime:
-        """Through `AutoModelForCausalLM`, in fp32."""
+    def open(self, student: LoadedStudent, folder: Path) -> Runtime:
+        """Load it in fp32."""
         from ..models.loading import load_model
         from .torch_runtime import TorchRuntime
 
-        where, own_code = f"export {source.name}", source.own_code
+        where, own_code = f"export {student.name}", student.own_code
         model = load_model(str(folder), where, precision="fp32", own_code=own_code)
         return TorchRuntime(model, titled("transformers"))

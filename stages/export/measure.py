@@ -1,4 +1,4 @@
-"""How fast a runtime is where one text is written at a time, and what memory it takes."""
+"""Speed and memory of a runtime that generates one text at a time."""
 
 from __future__ import annotations
 
@@ -21,24 +21,22 @@ if TYPE_CHECKING:
     from .contract import Runtime
 
 
-def resident() -> int:
-    """Bytes of memory this process has, when what it has freed is given back."""
+def resident_memory() -> int:
+    """Resident memory of this process in bytes, after freed memory went back to the system."""
     give_back_freed_memory()
     return _status(os.getpid(), "VmRSS")
 
 
-def writing_speed(runtime: Runtime, read: Passage, before: int) -> GenerationSpeed | None:
-    """Time a runtime as `generation_speed` times students; None if it keeps no cache.
+def writing_speed(runtime: Runtime, prompt: Passage, before: int) -> GenerationSpeed | None:
+    """Time a runtime as `generation_speed` times students; None for one without a cache.
 
-    Memory is by how much its process grew from before the files were opened to the most that it had
-    while it wrote: weights and all. Of a model of torch it is known what its weights take.
+    Memory is the growth of its process from before loading to the peak while generating. For a
+    torch model the weights' memory is computed instead of measured.
 
-    before  `resident` before it was loaded; of no account if it runs in another process
+    before  `resident_memory()` before loading; unused for a runtime in another process
     """
-    process, before = runtime.elsewhere or (os.getpid(), before)
-    loaded = None
-    if isinstance(runtime, TorchRuntime):
-        loaded = weights_bytes(runtime.model)
+    process, before = runtime.other_process or (os.getpid(), before)
+    weights = weights_bytes(runtime.model) if isinstance(runtime, TorchRuntime) else None
 
     def step(tokens_BT: NDArray[Any], cache: Any, /) -> Any:
         logits_TV, cache = runtime.step(tokens_BT[0], cache, last=True)
@@ -46,18 +44,18 @@ def writing_speed(runtime: Runtime, read: Passage, before: int) -> GenerationSpe
         return cache
 
     def peak() -> contextlib.AbstractContextManager[PeakMemory]:
-        give_back_freed_memory()  # of this process, if it is this one
-        return _growth(process, before if loaded is None else _status(process, "VmRSS"))
+        give_back_freed_memory()
+        return _growth(process, before if weights is None else _status(process, "VmRSS"))
 
-    return generation_speed(step, read, peak, loaded or 0)
+    return generation_speed(step, prompt, peak, weights or 0)
 
 
 @contextlib.contextmanager
 def _growth(process: int, before: int) -> Iterator[PeakMemory]:
-    """The most memory a process has in a block, less what it had."""
+    """Peak memory of a process during a block, minus `before`."""
     result = PeakMemory()
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # a kernel without this file: the peak since it began
+        with contextlib.suppress(OSError):  # kernels without this file: the peak since its start
             Path(f"/proc/{process}/clear_refs").write_text("5")
     yield result
     result.bytes = max(0, _status(process, "VmHWM") - before)

@@ -1,108 +1,162 @@
-"""What is known of an export once it was checked: its record, and a sentence."""
+"""`export.json`: what was exported, how it was checked, and what it costs to run."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from ..models.device import describe_machine, short_dtype
-from ..report import Report, Reporter
-from .checking import checked
-from .measure import resident, writing_speed
+from pydantic import TypeAdapter, ValidationError
+
+from ...data.errors import ColdstillError
+from ...data.files import json_bytes, read_json
+from ...data.fingerprint import file_sha256
+from ..evaluation.generation_speed import GenerationSpeed  # noqa: TC001 - for pydantic
+from .contract import RECORD, Limits
+from .fidelity import Fidelity  # noqa: TC001 - for pydantic
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..evaluation.generation_speed import GenerationSpeed
-    from .contract import Format, Runtime
-    from .fidelity import Checked
-    from .ground import Ground
-
-_VERSION = 2
+VERSION = 2
 _PACKAGES = (
-    "torch",
-    "transformers",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "gguf",
-    "llama_cpp_python",
+    "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "gguf", "llama_cpp_python",
     "torchao",
-)
+)  # fmt: skip
 
 
-def checked_record(
-    stage: str, form: Format, folder: Path, ground: Ground, report: Reporter
-) -> tuple[dict[str, Any], str]:
-    """What is to be known of an export, and the same in a sentence.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentIdentity:
+    """The student that was exported."""
+
+    name: str
+    family: str
+    parameters: int
+    fingerprint: str
+    """SHA-256 of its weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A passed comparison of an export with its student."""
+
+    format: str
+    checked_by: str
+    """Name and version of the runtime."""
+    checked_by_own_runtime: bool
+    check: Fidelity
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What an export costs to run."""
+
+    bytes: int
+    """Size of its weight files."""
+    dtype: str
+    generation: tuple[GenerationSpeed, ...]
+    """Speed for one text at a time; empty if not measured."""
+    machine: str
+    runtime: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileIdentity:
+    """One file of an export."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRecord(Check):
+    """Content of `export.json`."""
+
+    version: int
+    student: StudentIdentity
+    packages: dict[str, str]
+    """Versions of the libraries."""
+    heldout: str
+    """Identity of the held-out store."""
+    sample: dict[str, dict[str, Any]]
+    """Evaluation of `student` and of `export` on the same sample of held-out documents."""
+    costs: Costs
+    notes: tuple[str, ...] = ()
+    """What the user should know, as sentences."""
+    base: Check | None = None
+    """Check of the export that this one was quantised from."""
+    files: dict[str, FileIdentity]
+    """All files of the export but the record, by relative path."""
+
+    def write(self, folder: Path) -> ExportRecord:
+        """Write the record of all files in the folder. Returns the record with these files."""
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = {
+            path.relative_to(folder).as_posix(): FileIdentity(
+                bytes=path.stat().st_size, sha256=file_sha256(path)
+            )
+            for path in paths
+            if path != folder / RECORD
+        }
+        record = replace(self, files=files)
+        (folder / RECORD).write_bytes(json_bytes(asdict(record)))
+        return record
+
+
+_ADAPTER = TypeAdapter(ExportRecord)
+
+
+def existing_export(folder: Path, student: StudentIdentity) -> ExportRecord | None:
+    """Check what is already at the path of a student's export. None if there is nothing.
 
     Raises
-        ColdstillError: it is beyond its limits (by what)
+        ColdstillError: it is an export of other weights, a damaged one, or not an export
     """
-    before = resident()
-    runtime = form.open(ground.source, folder)
-    try:
-        found = checked(stage, form, runtime, ground, report)
-        speed = None
-        if runtime.is_own and ground.read is not None:
-            report(Report(stage=stage, doing="measure its speed and memory"))
-            speed = writing_speed(runtime, ground.read, before)
-    finally:
-        runtime.close()
-    size = sum(path.stat().st_size for path in folder.glob(form.weights))
-    name = stage.split()[-1]
-    record = {
-        "format": name,
-        "version": _VERSION,
-        "student": ground.identity,
-        "checked_by": runtime.title,
-        "checked_by_own_runtime": runtime.is_own,
-        "check": found.fidelity.to_json(),
-        "limits": asdict(form.limits),
-        "packages": _versions(),
-        "heldout": ground.heldout,
-        "sample": {"student": _plain(found.student), "export": _plain(found.figures)},
-        "costs": {
-            "bytes": size,
-            "dtype": name.partition("-")[2] or short_dtype(str(ground.source.model.dtype)[6:]),
-            "generation": [] if speed is None else [asdict(speed)],
-            "machine": describe_machine(),
-            "runtime": runtime.title,
-        },
-    }
-    return record, _sentence(form, runtime, found, size, speed)
-
-
-def _plain(figures: dict[str, Any]) -> dict[str, Any]:
-    """As JSON."""
-    return {**figures, "calibration": [asdict(one) for one in figures["calibration"]]}
-
-
-def _sentence(
-    form: Format, runtime: Runtime, checked: Checked, size: int, speed: GenerationSpeed | None
-) -> str:
-    fidelity = checked.fidelity
-    said = (
-        f"{size / 1e6:.1f} MB, checked by {runtime.title} on {fidelity.positions:,} "
-        f"held-out positions: largest difference {fidelity.largest_difference:.2g}, KL "
-        f"{fidelity.kl:.2g}, top-1 agreement {fidelity.agreement:.2%}"
-    )
-    if not runtime.is_own:
-        return (
-            f"{said}; its own runtime is not installed, so neither it nor its speed was tried: "
-            f"pip install 'coldstill[{form.lacking}]', then the same command again"
+    if not folder.exists():
+        return None
+    if not (folder / RECORD).exists():
+        raise ColdstillError(
+            f"{folder}: not an export, for it has no {RECORD}; move it away, or name another folder "
+            "with --output"
         )
-    if speed is None:
-        return said
-    return (
-        f"{said}; prompts {speed.prefill_tokens_per_second:,.0f} tokens/s, then "
-        f"{1e3 * speed.token_seconds:.2f} ms a token"
+    try:
+        record = _ADAPTER.validate_python(read_json(folder / RECORD))
+    except (ColdstillError, ValidationError) as error:
+        raise _damaged(folder, RECORD) from error
+    if record.student.fingerprint != student.fingerprint:
+        raise _other_weights(folder, record.student, student)
+    for name, written in record.files.items():
+        path = folder / name
+        # the size first, which takes no time
+        if not path.is_file() or path.stat().st_size != written.bytes:
+            raise _damaged(folder, name)
+        if file_sha256(path) != written.sha256:
+            raise _damaged(folder, name)
+    return record
+
+
+def _other_weights(folder: Path, found: StudentIdentity, ours: StudentIdentity) -> ColdstillError:
+    theirs, mine = found.fingerprint[:12], ours.fingerprint[:12]
+    if found.name != ours.name:
+        return ColdstillError(
+            f"{folder}: already has an export of student '{found.name}' (SHA-256 {theirs}, "
+            f"'{ours.name}' is {mine}); name another folder with --output"
+        )
+    return ColdstillError(
+        f"{folder}: written from other weights of student '{ours.name}' (SHA-256 {theirs}, its "
+        f"weights now are {mine}); delete that folder to export it again, or name another folder "
+        "with --output"
     )
 
 
-def _versions() -> dict[str, str]:
+def _damaged(folder: Path, name: str) -> ColdstillError:
+    return ColdstillError(f"{folder}: damaged ({name}); delete that folder to export it again")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the libraries that write and run exports, as far as they are installed."""
     found = {}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

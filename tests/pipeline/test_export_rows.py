@@ -37,7 +37,7 @@ def exported(finished: Desk) -> Desk:
     return finished
 
 
-def test_the_same_weights_have_the_same_figures(exported: Desk) -> None:
+def test_an_export_of_the_same_weights_has_the_same_figures(exported: Desk) -> None:
     exported.done("export", "runs/r", "baseline", "--to", "hf")
     rows = compared(exported)
     names = [row["name"] for row in rows]

@@ -1,4 +1,4 @@
-"""Figures of students and of the teacher against dense computation."""
+"""Figures of students and the teacher, compared with dense computation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def teacher(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def student(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The teacher with noise on its weights, so that every figure lies between its ends."""
+    """The teacher with noise on its weights, so that no figure is at its limit."""
     folder = tmp_path_factory.mktemp("student")
     save_teacher(folder / "teacher", tokenizer)
     model = load_model(str(folder / "teacher"), "student", precision="fp32")
@@ -69,11 +69,11 @@ def logits(folder: Path, store: StoreReader) -> tuple[torch.Tensor, torch.Tensor
     return logits_MV.double(), labels_M
 
 
-def test_a_students_figures_are_those_of_whole_logits(
+def test_a_student_s_figures_equal_those_of_dense_logits(
     store: StoreReader, teacher: Path, student: Path
 ) -> None:
-    said: list[Report] = []
-    found = evaluate_student("small", student, store, said.append)
+    reports: list[Report] = []
+    found = evaluate_student("small", student, store, reports.append)
     teacher_MV, labels_M = logits(teacher, store)
     student_MV, _ = logits(student, store)
     p, q = teacher_MV.softmax(1), student_MV.softmax(1)
@@ -93,7 +93,7 @@ def test_a_students_figures_are_those_of_whole_logits(
     assert 0.1 < found.agreement < 0.9
     assert 0.1 < found.acceptance < 0.9
     assert found.kl > 0.1
-    counted = [report for report in said if report.unit == "positions"]
+    counted = [report for report in reports if report.unit == "positions"]
     assert counted[0].done == 0
     assert found.positions == len(labels_M) == counted[-1].done == counted[-1].total
     model = load_model(str(student), "model", precision="fp32")
@@ -103,7 +103,7 @@ def test_a_students_figures_are_those_of_whole_logits(
     assert [speed.batch for speed in found.generation] == [1, 8]
     for speed in found.generation:
         assert speed.memory_bytes is not None
-        assert speed.memory_bytes > 4 * found.parameters  # fp32, and the tables for places
+        assert speed.memory_bytes > 4 * found.parameters  # fp32
     assert found.flops_per_token == flops_per_token(model, LENGTH)
     assert found.dtype == "fp32"
     assert f"torch {torch.__version__}" == found.runtime
@@ -111,7 +111,7 @@ def test_a_students_figures_are_those_of_whole_logits(
 
 
 def bits_per_byte(store: StoreReader, loss: float) -> float:
-    """Over the text itself: what each learned token adds to what was read before it."""
+    """Computed from the decoded text of all labels."""
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), "store")
     sequences = store.read(np.arange(len(store))).sequences
     size = 0
@@ -122,7 +122,7 @@ def bits_per_byte(store: StoreReader, loss: float) -> float:
     return loss * store.positions / float(np.log(2)) / size
 
 
-def test_the_teachers_row_comes_from_the_store_alone(store: StoreReader, teacher: Path) -> None:
+def test_the_teacher_s_figures_come_from_the_store(store: StoreReader, teacher: Path) -> None:
     found = evaluate_teacher(store)
     teacher_MV, labels_M = logits(teacher, store)
     p = teacher_MV.softmax(1)
@@ -140,7 +140,7 @@ def test_the_teachers_row_comes_from_the_store_alone(store: StoreReader, teacher
     assert found.weights == store.manifest.teacher.fingerprint
 
 
-def test_the_teacher_as_a_student_equals_its_own_row(store: StoreReader, teacher: Path) -> None:
+def test_the_teacher_as_a_student_has_the_same_figures(store: StoreReader, teacher: Path) -> None:
     found, own = evaluate_student("itself", teacher, store), evaluate_teacher(store)
     assert abs(found.kl) < 1e-6
     assert found.agreement == 1.0
@@ -148,7 +148,7 @@ def test_the_teacher_as_a_student_equals_its_own_row(store: StoreReader, teacher
     figures = ("loss", "accuracy", "ece", "parameters", "bytes", "positions", "bits_per_byte")
     for name in figures:
         assert getattr(found, name) == pytest.approx(getattr(own, name), rel=1e-5), name
-    # what it costs was measured when it was captured, by the same work on the same machine
+    # costs were measured during the capture, on the same machine
     for name in ("flops_per_token", "dtype", "machine", "runtime", "weights"):
         assert getattr(found, name) == getattr(own, name), name
     work = ("batch", "prompt_tokens", "new_tokens")
@@ -158,7 +158,7 @@ def test_the_teacher_as_a_student_equals_its_own_row(store: StoreReader, teacher
         assert one.memory_bytes == pytest.approx(other.memory_bytes, rel=0.5, abs=4e6)
 
 
-def test_a_sampled_record_gives_the_same_figures_on_average(
+def test_sampled_targets_give_the_same_figures_on_average(
     corpus: SmallCorpus, store: StoreReader, teacher: Path, student: Path, tmp_path: Path
 ) -> None:
     exact = evaluate_student("small", student, store)
@@ -173,23 +173,22 @@ def test_a_sampled_record_gives_the_same_figures_on_average(
     assert evaluate_student("small", student, cut).acceptance < 0.8 * exact.acceptance
 
 
-def test_evaluation_runs_over_other_families(
+def test_a_student_of_another_family_is_evaluated(
     store: StoreReader, tokenizer: Any, tmp_path: Path
 ) -> None:
     architecture = ArchitectureConfig(family="gpt2", layers=1, hidden=32, heads=2)
     build_model(architecture, tokenizer, LENGTH, 0, "s").save_pretrained(tmp_path / "model")
-    found = evaluate_student("other", tmp_path / "model", store)
     student_MV, labels_M = logits(tmp_path / "model", store)
-    assert found.loss == pytest.approx(
-        float(dense.cross_entropy(student_MV, labels_M).mean()), rel=1e-5
-    )
+    loss = float(dense.cross_entropy(student_MV, labels_M).mean())
+    found = evaluate_student("other", tmp_path / "model", store)
+    assert found.loss == pytest.approx(loss, rel=1e-5)
 
 
 def test_calibration_is_the_sum_over_bins() -> None:
     random = torch.Generator().manual_seed(0)
     probs_MV = (torch.randn(500, 30, generator=random, dtype=torch.float64) * 3).softmax(1)
     probs_MV[:3] = 0.0
-    probs_MV[:3, 4] = 1.0  # a confidence of one belongs to the last bin
+    probs_MV[:3, 4] = 1.0  # a confidence of 1 is in the last bin
     labels_M = torch.randint(0, 30, (500,), generator=random)
     calibration = Calibration()
     assert calibration.error() == 0.0
@@ -205,7 +204,7 @@ def test_calibration_is_the_sum_over_bins() -> None:
 def expect_bins(
     bins: Sequence[CalibrationBin], probs_MV: torch.Tensor, labels_M: torch.Tensor
 ) -> None:
-    """Bin by bin, from whole distributions."""
+    """Check all bins against dense distributions."""
     confidence_M, top_M = probs_MV.max(1)
     right_M = (top_M == labels_M).double()
     assert len(bins) == ECE_BINS

@@ -1,10 +1,11 @@
-"""Students as GGUF files: what llama.cpp, or transformers' reader, says."""
+"""Students as GGUF files, run by llama.cpp and by the reader of transformers."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.gguf import format as gguf_format
-from coldstill.stages.export.gguf.families import FAMILIES, refusal
+from coldstill.stages.export.gguf.architectures import ARCHITECTURES, refusal
 from coldstill.stages.export.gguf.reader import read_back
 from coldstill.stages.export.gguf.tokens import SPLITS
 from coldstill.stages.export.gguf.tokens import refusal as tokens_refusal
@@ -21,11 +22,10 @@ from conftest import VOCABULARY
 from exports import (
     TEXTS,
     TOKENS,
-    asked,
     difference,
     divergence,
     logprobs,
-    source_of,
+    small_student,
     stepped_logprobs,
     student_logprobs,
     written,
@@ -34,43 +34,41 @@ from exports import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.stages.export.contract import Source
-
 gguf = pytest.importorskip("gguf")
 
 F16, Q8 = FORMATS["gguf-f16"], FORMATS["gguf-q8_0"]
 needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python compiles: an extra"
 )
-EVERY = ("llama-tied", *FAMILIES)
+EVERY = ("llama-tied", *ARCHITECTURES)
 
 
 @pytest.mark.parametrize("family", gguf_format.READER_FAMILIES)
-def test_what_is_read_back_says_what_the_student_says(
+def test_the_reader_gives_the_student_s_logits(
     family: str, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = source_of(family, tokenizer, tmp_path / "model")
-    folder = written(F16, source, tmp_path / "f16")
-    tokens = asked(F16, source)
-    ours = student_logprobs(source, tokens)
-    runtime = read_back(folder / "small-f16.gguf", source)
+    student = small_student(family, tokenizer, tmp_path / "model")
+    folder = written(F16, student, tmp_path / "f16")
+    tokens = TOKENS[: F16.context(student)]
+    ours = student_logprobs(student, tokens)
+    runtime = read_back(folder / "small-f16.gguf", student)
     assert difference(ours, logprobs(runtime, tokens)) < 0.02
     assert not runtime.is_own
     assert capsys.readouterr().err == ""
-    folder = written(Q8, source, tmp_path / "q8_0")
-    theirs = logprobs(read_back(folder / "small-q8_0.gguf", source), tokens)
+    folder = written(Q8, student, tmp_path / "q8_0")
+    theirs = logprobs(read_back(folder / "small-q8_0.gguf", student), tokens)
     assert 1e-9 < divergence(ours, theirs) < 1e-3
 
 
 @needs_llama_cpp
 @pytest.mark.parametrize("family", EVERY)
-def test_llama_cpp_says_what_the_student_says(family: str, tokenizer: Any, tmp_path: Path) -> None:
-    source = source_of(family, tokenizer, tmp_path / "model")
-    tokens = asked(F16, source)
-    ours = student_logprobs(source, tokens)
+def test_llama_cpp_gives_the_student_s_logits(family: str, tokenizer: Any, tmp_path: Path) -> None:
+    student = small_student(family, tokenizer, tmp_path / "model")
+    tokens = TOKENS[: F16.context(student)]
+    ours = student_logprobs(student, tokens)
     for form, most in ((F16, 1e-5), (Q8, 1e-3)):
-        folder = written(form, source, tmp_path / str(most))
-        runtime = form.open(source, folder)
+        folder = written(form, student, tmp_path / str(most))
+        runtime = form.open(student, folder)
         assert runtime.is_own
         theirs = logprobs(runtime, tokens)
         assert divergence(ours, theirs) < most
@@ -79,9 +77,9 @@ def test_llama_cpp_says_what_the_student_says(family: str, tokenizer: Any, tmp_p
 
 
 @needs_llama_cpp
-def test_where_only_the_last_place_is_wanted_one_row_comes(tokenizer: Any, tmp_path: Path) -> None:
-    source = source_of("llama", tokenizer, tmp_path / "model")
-    runtime: Any = F16.open(source, written(F16, source, tmp_path / "f16"))
+def test_llama_cpp_gives_the_last_position_alone(tokenizer: Any, tmp_path: Path) -> None:
+    student = small_student("llama", tokenizer, tmp_path / "model")
+    runtime: Any = F16.open(student, written(F16, student, tmp_path / "f16"))
     whole, _ = runtime.step(TOKENS)
     part, cache = runtime.step(TOKENS[:-1], last=True)
     end, _ = runtime.step(TOKENS[-1:], cache, last=True)
@@ -94,20 +92,9 @@ def test_where_only_the_last_place_is_wanted_one_row_comes(tokenizer: Any, tmp_p
 
 
 @needs_llama_cpp
-def test_a_child_that_ends_is_one_line(tokenizer: Any, tmp_path: Path) -> None:
-    source = source_of("llama", tokenizer, tmp_path / "model")
-    runtime: Any = F16.open(source, written(F16, source, tmp_path / "f16"))
-    runtime.child.send_signal(signal.SIGKILL)
-    with pytest.raises(ColdstillError, match=r"small-f16\.gguf: llama\.cpp ended by SIGKILL"):
-        logprobs(runtime)
-    runtime.close()
-
-
-@needs_llama_cpp
-def test_other_tokens_than_the_student_reads_are_refused(tokenizer: Any, tmp_path: Path) -> None:
-    source = source_of("llama", tokenizer, tmp_path / "model")
-    folder = written(F16, source, tmp_path / "f16")
-    runtime: Any = F16.open(source, folder)
+def test_other_tokens_and_an_aborted_llama_cpp_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    student = small_student("llama", tokenizer, tmp_path / "model")
+    runtime: Any = F16.open(student, written(F16, student, tmp_path / "f16"))
 
     class Other:
         def __call__(self, text: str, **_: Any) -> Any:
@@ -116,8 +103,11 @@ def test_other_tokens_than_the_student_reads_are_refused(tokenizer: Any, tmp_pat
         def decode(self, ids: list[int]) -> str:
             return "xyz"
 
-    with pytest.raises(ColdstillError, match=r"cuts text into other tokens .* near 'xyz'"):
+    with pytest.raises(ColdstillError, match=r"splits text into other tokens .* near 'xyz'"):
         runtime.expect_tokens(Other(), TEXTS[0])
+    runtime.child.send_signal(signal.SIGKILL)
+    with pytest.raises(ColdstillError, match=r"small-f16\.gguf: llama\.cpp was ended by SIGKILL"):
+        logprobs(runtime)
     runtime.close()
 
 
@@ -126,10 +116,10 @@ def tensors(folder: Path) -> dict[str, Any]:
     return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
 
-def test_queries_and_keys_of_llama_turn_neighbours(tokenizer: Any, tmp_path: Path) -> None:
-    source = source_of("llama", tokenizer, tmp_path / "model")
-    found = tensors(written(F16, source, tmp_path / "f16"))
-    layer, head = source.model.model.layers[0].self_attn, 8
+def test_queries_and_keys_of_llama_are_interleaved(tokenizer: Any, tmp_path: Path) -> None:
+    student = small_student("llama", tokenizer, tmp_path / "model")
+    found = tensors(written(F16, student, tmp_path / "f16"))
+    layer, head = student.model.model.layers[0].self_attn, 8
     for name, matrix in (("attn_q", layer.q_proj), ("attn_k", layer.k_proj)):
         part = found[f"blk.0.{name}.weight"]
         theirs = gguf.dequantize(part.data, part.tensor_type)
@@ -140,70 +130,57 @@ def test_queries_and_keys_of_llama_turn_neighbours(tokenizer: Any, tmp_path: Pat
             np.testing.assert_array_equal(theirs[place], ours[row].astype(np.float16))
 
 
-def test_padding_rows_are_left_out_and_a_tied_head_is_not_written(
-    tokenizer: Any, tmp_path: Path
-) -> None:
-    source = source_of("llama-tied", tokenizer, tmp_path / "model")
-    found = tensors(written(Q8, source, tmp_path / "q8"))
+def test_padding_and_a_tied_head_are_not_written(tokenizer: Any, tmp_path: Path) -> None:
+    student = small_student("llama-tied", tokenizer, tmp_path / "model")
+    found = tensors(written(Q8, student, tmp_path / "q8"))
     assert "output.weight" not in found
     assert found["token_embd.weight"].shape.tolist() == [32, VOCABULARY]
     assert found["token_embd.weight"].tensor_type == gguf.GGMLQuantizationType.Q8_0
     assert found["blk.0.attn_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
 
 
-def test_a_window_shortens_the_context_and_the_user_is_told(tokenizer: Any, tmp_path: Path) -> None:
-    source = source_of("mistral", tokenizer, tmp_path / "model")
-    (tmp_path / "f16").mkdir()
-    notes = F16.write(source, tmp_path / "f16")
-    assert len(notes) == 1
-    assert "its context is 24 tokens" in notes[0]
-    reader = gguf.GGUFReader(tmp_path / "f16" / "small-f16.gguf")
+def test_a_window_shortens_the_context(tokenizer: Any, tmp_path: Path) -> None:
+    student = small_student("mistral", tokenizer, tmp_path / "model")
+    folder = written(F16, student, tmp_path / "f16")
+    reader = gguf.GGUFReader(folder / "small-f16.gguf")
     assert reader.fields["llama.context_length"].contents() == 24
 
 
-def changed(source: Source, **settings: Any) -> Source:
-    for name, value in settings.items():
-        setattr(source.model.config, name, value)
-    return source
-
-
 @pytest.mark.parametrize(
-    ("family", "settings", "said"),
+    ("family", "settings", "expected"),
     [
         ("llama", {"hidden_act": "relu"}, "'llama' model with the activation 'relu'"),
-        ("gemma2", {"tie_word_embeddings": False}, "'gemma2' model with a head of its own"),
+        ("gemma2", {"tie_word_embeddings": False}, "'gemma2' model with an untied output head"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "'gpt2' model that scales attention"),
         (
             "qwen3",
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
-            "'qwen3' model with rotary embeddings of the kind 'yarn'",
+            "'qwen3' model with rotary embeddings of type 'yarn'",
         ),
-        (
-            "llama",
-            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-            "rotates only a part",
-        ),
-        ("llama", {"model_type": "bloom"}, "a 'bloom' model is none of the families known here"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotates only a part"),
+        ("llama", {"model_type": "bloom"}, "a 'bloom' model is not of a known family"),
     ],
 )
-def test_what_llama_cpp_does_not_compute_is_refused_by_name(
-    family: str, settings: dict[str, Any], said: str, tokenizer: Any, tmp_path: Path
+def test_what_llama_cpp_does_not_compute_is_refused(
+    family: str, settings: dict[str, Any], expected: str, tokenizer: Any, tmp_path: Path
 ) -> None:
-    source = changed(source_of(family, tokenizer, tmp_path / "model"), **settings)
-    reason = refusal(source.model)
+    student = small_student(family, tokenizer, tmp_path / "model")
+    for name, value in settings.items():
+        setattr(student.model.config, name, value)
+    reason = refusal(student.model)
     assert reason is not None
-    assert said in reason
-    assert F16.refusal(source) == reason
+    assert expected in reason
+    assert F16.refusal(student) == reason
 
 
-def test_what_only_llama_cpp_can_check_needs_it(
+def test_families_that_only_llama_cpp_can_check_need_it(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gguf_format, "has_llama_cpp", lambda: False)
-    for family in FAMILIES:
+    for family in ARCHITECTURES:
         named = "llama" if family == "llama" else family
-        source = source_of(named, tokenizer, tmp_path / family)
-        reason = F16.refusal(source)
+        student = small_student(named, tokenizer, tmp_path / family)
+        reason = F16.refusal(student)
         if family in gguf_format.READER_FAMILIES:
             assert reason is None
         else:
@@ -211,8 +188,8 @@ def test_what_only_llama_cpp_can_check_needs_it(
             assert reason.endswith("pip install 'coldstill[llama]'")
 
 
-class Cut:
-    """A tokenizer that is nothing but its description."""
+class Described:
+    """A tokenizer that has only a description."""
 
     def __init__(self, **parts: Any) -> None:
         self.parts = {"model": {"type": "BPE"}, "normalizer": None, **parts}
@@ -226,15 +203,15 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "said"),
+    ("tokenizer", "expected"),
     [
-        (Cut(model={"type": "Unigram"}, pre_tokenizer=None), "of the kind 'Unigram'"),
-        (Cut(pre_tokenizer={**BYTES}), "a rule that is not among those known"),
-        (Cut(pre_tokenizer={**BYTES, "use_regex": True, "add_prefix_space": True}), "a rule"),
-        (Cut(pre_tokenizer={**BYTES, "use_regex": True}), None),
+        (Described(model={"type": "Unigram"}, pre_tokenizer=None), "of the kind 'Unigram'"),
+        (Described(pre_tokenizer={**BYTES}), "a rule that is not among the known"),
+        (Described(pre_tokenizer={**BYTES, "use_regex": True, "add_prefix_space": True}), "a rule"),
+        (Described(pre_tokenizer={**BYTES, "use_regex": True}), None),
         *(
             (
-                Cut(
+                Described(
                     pre_tokenizer={
                         "type": "Sequence",
                         "pretokenizers": [{"type": "Split", "pattern": {"Regex": rule}}, BYTES],
@@ -244,17 +221,19 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
             )
             for rule in SPLITS
         ),
-        (Cut(pre_tokenizer=None), None),
+        (Described(pre_tokenizer=None), None),
     ],
 )
-def test_tokenizers_are_written_if_llama_cpp_cuts_alike(tokenizer: Cut, said: str | None) -> None:
+def test_tokenizers_that_llama_cpp_does_not_know(
+    tokenizer: Described, expected: str | None
+) -> None:
     reason = tokens_refusal(tokenizer)
-    assert (reason is None) == (said is None)
-    if said is not None:
-        assert said in str(reason)
+    assert (reason is None) == (expected is None)
+    if expected is not None:
+        assert expected in str(reason)
 
 
-def test_scaled_rotary_frequencies_go_into_the_file(tokenizer: Any, tmp_path: Path) -> None:
+def test_scaled_rotary_frequencies_are_written(tokenizer: Any, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     scaled = {
@@ -265,16 +244,16 @@ def test_scaled_rotary_frequencies_go_into_the_file(tokenizer: Any, tmp_path: Pa
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     }
-    source = source_of("llama", tokenizer, tmp_path / "model")
-    config = AutoConfig.from_pretrained(source.folder)
+    student = small_student("llama", tokenizer, tmp_path / "model")
+    config = AutoConfig.from_pretrained(student.folder)
     config.rope_parameters = scaled
     torch.manual_seed(0)
-    object.__setattr__(source, "model", AutoModelForCausalLM.from_config(config).eval())
-    folder = written(F16, source, tmp_path / "f16")
+    student = replace(student, model=AutoModelForCausalLM.from_config(config).eval())
+    folder = written(F16, student, tmp_path / "f16")
     factors = tensors(folder)["rope_freqs.weight"].data
     plain = 10000.0 ** -(np.arange(4) / 4)
     np.testing.assert_allclose(
-        plain / factors, source.model.model.rotary_emb.inv_freq.numpy(), rtol=1e-5
+        plain / factors, student.model.model.rotary_emb.inv_freq.numpy(), rtol=1e-5
     )
     assert factors[0] == pytest.approx(1.0)
     assert factors[-1] == pytest.approx(8.0)

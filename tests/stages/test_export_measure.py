@@ -1,4 +1,4 @@
-"""What an export costs is measured as what a student costs."""
+"""Speed and memory of exports are measured as those of students."""
 
 from __future__ import annotations
 
@@ -8,53 +8,49 @@ import numpy as np
 import pytest
 from coldstill.stages.evaluation import generation_speed as module
 from coldstill.stages.evaluation.generation_speed import Passage, weights_bytes
-from coldstill.stages.export.measure import resident, writing_speed
+from coldstill.stages.export.contract import Runtime
+from coldstill.stages.export.measure import resident_memory, writing_speed
 from coldstill.stages.export.torch_runtime import TorchRuntime
 from conftest import VOCABULARY, make_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-READ = Passage(
-    text_BT=np.random.default_rng(0).integers(0, VOCABULARY, (1, 40)), prompt=30
-)  # 10 are written
+READ = Passage(text_BT=np.random.default_rng(0).integers(0, VOCABULARY, (1, 40)), prompt=30)
+"""30 tokens are read and 10 generated."""
 
 
-class Heavy:
-    """A runtime of something else than torch, which keeps 50 MB and takes 20 more to write."""
+class Heavy(Runtime):
+    """A runtime that holds 50 MB, and takes 20 MB more for each step."""
 
-    title, is_own, elsewhere = "heavy", True, None
+    title = "heavy"
 
     def __init__(self) -> None:
         self.weights = np.ones(50_000_000, np.uint8)
-        self.asked: list[tuple[int, bool]] = []
+        self.calls: list[tuple[int, bool]] = []
 
     def step(
         self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
     ) -> tuple[NDArray[Any], Any]:
-        self.asked.append((len(tokens_T), last))
+        self.calls.append((len(tokens_T), last))
         taken = np.ones(20_000_000, np.uint8)
         return np.full((1, 5), float(taken[-1])), True
 
-    def close(self) -> None: ...
 
-
-def test_memory_is_that_of_the_weights_and_of_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_includes_weights_and_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REPEATS", 2)
-    before = resident()
+    before = resident_memory()
     runtime = Heavy()
     speed = writing_speed(runtime, READ, before)
     assert speed is not None
     assert speed.memory_bytes == pytest.approx(70e6, rel=0.1)
-    # a prompt, then a token at a time, of which the last place alone is asked for
-    assert runtime.asked == [(30, True), *[(1, True)] * 9] * 3
+    # a prompt and 9 single tokens in each run, always with the last position alone
+    assert runtime.calls == [(30, True), *[(1, True)] * 9] * 3
     assert (speed.batch, speed.prompt_tokens, speed.new_tokens) == (1, 30, 10)
 
-
-def test_of_a_model_of_torch_the_weights_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_REPEATS", 2)
+    # the weights of a torch model are counted instead
     model = make_model("llama", VOCABULARY)
-    speed = writing_speed(TorchRuntime(model, "torch"), READ, resident() + 10**9)
+    speed = writing_speed(TorchRuntime(model, "torch"), READ, resident_memory() + 10**9)
     assert speed is not None
     assert speed.memory_bytes is not None
     assert weights_bytes(model) <= speed.memory_bytes < weights_bytes(model) + 2**25

@@ -1,9 +1,10 @@
-"""Students from the first file to the record: padding, windows, and faults that rounding hides."""
+"""Whole exports: padding, windows, errors that rounding hides, later checks by llama.cpp."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -16,13 +17,12 @@ from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.contract import choose
-from coldstill.stages.export.export_student import export_student
-from coldstill.stages.export.job import ExportJob
+from coldstill.stages.export.export_student import ExportJob, export_student
 from coldstill.stages.export.model_card import Facts
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.vocabulary import without_padding
 from conftest import FAMILIES, VOCABULARY, make_model
-from exports import PADDED, TOKENS, source_of
+from exports import PADDED, TOKENS, small_student
 from small_runs import capture_store, prepare, save_teacher
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def heldout(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> StoreRe
 
 
 def job_of(root: Path, heldout: StoreReader, *formats: str) -> ExportJob:
-    """The export of what `source_of` saved in `root / "model"`."""
+    """A job for the student in `root / "model"`."""
     return ExportJob(
         name="small",
         model=root / "model",
@@ -76,7 +76,7 @@ def expect_packages(*formats: str) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_without_padding_a_model_says_the_same_of_its_tokens(family: str) -> None:
+def test_a_model_without_padding_gives_the_same_logits(family: str) -> None:
     model = make_model(family, PADDED)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -92,7 +92,7 @@ def test_without_padding_a_model_says_the_same_of_its_tokens(family: str) -> Non
     assert (embedding.weight is head.weight) == model.config.tie_word_embeddings
 
 
-def test_a_head_s_bias_is_cut_and_a_padding_token_past_the_tokens_is_forgotten() -> None:
+def test_removing_padding_cuts_the_head_s_bias_and_a_padding_token_beyond_the_tokens() -> None:
     model = make_model("llama", PADDED, pad_token_id=VOCABULARY + 3)
     head = torch.nn.Linear(32, PADDED, bias=True)
     model.set_output_embeddings(head)
@@ -103,65 +103,68 @@ def test_a_head_s_bias_is_cut_and_a_padding_token_past_the_tokens_is_forgotten()
     assert model(torch.from_numpy(TOKENS)[None]).logits.shape[-1] == VOCABULARY
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-tied"])
-@pytest.mark.parametrize("to", list(FORMATS))
-def test_no_export_of_a_padded_student_knows_of_its_padding(
+@pytest.mark.parametrize(
+    ("family", "to"),
+    [*itertools.product(["llama-tied"], FORMATS), ("llama", "hf"), ("llama", "gguf-q8_0")],
+)
+def test_exports_have_no_padding(
     family: str, to: str, tokenizer: Any, heldout: StoreReader, tmp_path: Path
 ) -> None:
     expect_packages(to)
-    source = source_of(family, tokenizer, tmp_path / "model")
+    student = small_student(family, tokenizer, tmp_path / "model")
     (record,) = export_student(job_of(tmp_path, heldout, to), heldout)
     folder = tmp_path / "exports" / to
-    runtime = FORMATS[to].open(source, folder)
+    runtime = FORMATS[to].open(student, folder)
     logits, _ = runtime.step(TOKENS)
     runtime.close()
     assert logits.shape == (len(TOKENS), VOCABULARY)
-    assert record["check"]["positions"] > 500
+    assert record.check.positions > 500
     if not to.startswith("gguf"):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         assert config["vocab_size"] == VOCABULARY
-    base = record["base"]
-    assert (base is None) == (FORMATS[to].base is None)
-    if base is not None:
-        assert base["format"] == FORMATS[to].base
-        assert base["check"]["kl"] < record["check"]["kl"]
-        assert base["limits"]["kl"] < record["limits"]["kl"]
+    assert (record.base is None) == (FORMATS[to].base is None)
+    if record.base is not None:
+        assert record.base.format == FORMATS[to].base
+        assert record.base.check.kl < record.check.kl
+        assert record.base.limits.kl < record.limits.kl
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert f"| format | {to} |" in page
-    assert f"{record['check']['positions']:,} held-out positions" in page
+    assert f"{record.check.positions:,} held-out positions" in page
     assert {path.name for path in (tmp_path / "exports").iterdir()} == {to}
+    # the model on disk is unchanged
+    model = load_model(str(tmp_path / "model"), "test", precision="fp32")
+    assert model.config.vocab_size == PADDED
 
 
-def test_an_export_that_knows_of_padding_is_refused(
+def test_an_export_with_padding_is_refused(
     tokenizer: Any, heldout: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source_of("llama", tokenizer, tmp_path / "model")
-    form = type(FORMATS["hf"])
+    small_student("llama", tokenizer, tmp_path / "model")
 
-    def copied(self: Format, source: Any, folder: Path, base: Path | None = None) -> list[str]:
+    def copied(self: Format, student: Any, folder: Path, base: Path | None = None) -> list[str]:
         shutil.copytree(tmp_path / "model", folder, dirs_exist_ok=True)
         return []
 
-    monkeypatch.setattr(form, "write", copied)
-    said = r"export small hf: transformers \S+ gives logits of 336 tokens, where there are 320; "
-    with pytest.raises(ColdstillError, match=said):
+    monkeypatch.setattr(type(FORMATS["hf"]), "write", copied)
+    expected = r"export small hf: transformers \S+ gives logits of 336 tokens, expected 320; "
+    with pytest.raises(ColdstillError, match=expected):
         export_student(job_of(tmp_path, heldout, "hf"), heldout)
 
 
-def test_what_has_no_window_is_checked_within_its_context_and_says_so(
+def test_a_format_without_windows_is_checked_within_one_window(
     tokenizer: Any, heldout: StoreReader, tmp_path: Path
 ) -> None:
     expect_packages("gguf-q8_0")
-    source_of("mistral", tokenizer, tmp_path / "model")
-    told: list[Report] = []
+    small_student("mistral", tokenizer, tmp_path / "model")
+    reports: list[Report] = []
     job = job_of(tmp_path, heldout, "hf", "gguf-f16", "gguf-q8_0")
-    whole, f16, q8 = export_student(job, heldout, told.append)
+    whole, f16, q8 = export_student(job, heldout, reports.append)
     for record in (f16, q8):
-        (note,) = record["notes"]
+        (note,) = record.notes
         assert note.startswith("its context is 24 tokens, that of its sliding window, and it was")
-        assert record["check"]["positions"] < whole["check"]["positions"]
-        assert 0 < record["sample"]["export"]["positions"] < whole["sample"]["export"]["positions"]
-        assert any(each.note == note for each in told)
+        assert record.check.positions < whole.check.positions
+        assert 0 < record.sample["export"]["positions"] < whole.sample["export"]["positions"]
+        assert any(each.note == note for each in reports)
 
 
 def doubled_base(model: Any) -> None:
@@ -182,9 +185,14 @@ def mean_norms(model: Any) -> None:
             weight.fill_(weight.mean())
 
 
-@pytest.mark.parametrize("fault", [doubled_base, silent_head, mean_norms])
-@pytest.mark.parametrize("to", ["onnx-int8", "gguf-q8_0", "torchao-int8"])
-def test_a_fault_that_rounding_could_hide_is_found_before_that(
+@pytest.mark.parametrize(
+    ("to", "fault"),
+    [
+        *itertools.product(["gguf-q8_0", "torchao-int8"], [doubled_base, silent_head, mean_norms]),
+        ("onnx-int8", mean_norms),
+    ],
+)
+def test_an_error_that_rounding_could_hide_is_found_before_quantising(
     to: str,
     fault: Callable[[Any], None],
     tokenizer: Any,
@@ -194,89 +202,97 @@ def test_a_fault_that_rounding_could_hide_is_found_before_that(
 ) -> None:
     expect_packages(to)
     if to == "gguf-q8_0" and fault is doubled_base and not HAS_LLAMA_CPP:
-        pytest.skip("settings in the file are tried by llama.cpp alone")
-    source_of("llama", tokenizer, tmp_path / "model")
+        pytest.skip("only llama.cpp reads the settings in the file")
+    small_student("llama", tokenizer, tmp_path / "model")
     base = FORMATS[to].base
     assert base is not None
     form = type(FORMATS[base])
     write = form.write
 
-    def spoil(self: Any, source: Any, folder: Path, base: Path | None = None) -> Any:
+    def spoil(self: Any, student: Any, folder: Path, base: Path | None = None) -> Any:
         if self.base is None:
-            model = copy.deepcopy(source.model)
+            model = copy.deepcopy(student.model)
             with torch.no_grad():
                 fault(model)
             model.save_pretrained(folder.parent / "spoilt")
-            source = replace(source, model=model, folder=folder.parent / "spoilt")
-        return write(self, source, folder, base)
+            student = replace(student, model=model, folder=folder.parent / "spoilt")
+        return write(self, student, folder, base)
 
     monkeypatch.setattr(form, "write", spoil)
-    said = rf"export small {to}: before it is quantised \({base}\): .* does not say what the "
-    with pytest.raises(ColdstillError, match=said):
+    expected = rf"export small {to}: before it is quantised \({base}\): .* does not reproduce the "
+    with pytest.raises(ColdstillError, match=expected):
         export_student(job_of(tmp_path, heldout, to), heldout)
     assert not (tmp_path / "exports" / to).exists()
 
 
-@needs_llama_cpp
-def test_what_was_written_without_llama_cpp_is_checked_by_it_later(
-    tokenizer: Any, heldout: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("later", ["llama.cpp", "the reader again"])
+def test_an_export_is_checked_again_once_its_runtime_is_installed(
+    later: str,
+    tokenizer: Any,
+    heldout: StoreReader,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    expect_packages("gguf-q8_0")
+    if later == "llama.cpp" and not HAS_LLAMA_CPP:
+        pytest.skip("llama-cpp-python is not installed")
     from coldstill.stages.export.gguf import format as gguf
+    from coldstill.stages.export.gguf.reader import read_back
+    from coldstill.stages.export.torch_runtime import TorchRuntime
 
-    source_of("llama", tokenizer, tmp_path / "model")
-    job, told = job_of(tmp_path, heldout, "gguf-q8_0"), list[str]()
+    small_student("llama", tokenizer, tmp_path / "model")
+    job, notes = job_of(tmp_path, heldout, "gguf-q8_0"), list[str]()
 
     def hear(report: Report) -> None:
-        told.extend([report.note] if report.note else [])
+        notes.extend([report.note] if report.note else [])
 
     with monkeypatch.context() as patch:
         patch.setattr(gguf, "has_llama_cpp", lambda: False)
         (before,) = export_student(job, heldout, hear)
-        assert told.pop().endswith("pip install 'coldstill[llama]', then the same command again")
-        export_student(job, heldout, hear)
-        assert told.pop().endswith("which is not here: pip install 'coldstill[llama]')")
-    assert before["checked_by_own_runtime"] is False
+        assert notes.pop().endswith("'coldstill[llama]', then run the same command again")
+        assert export_student(job, heldout, hear) == [before]
+        assert notes.pop().endswith("which is not installed: pip install 'coldstill[llama]')")
+    assert before.checked_by_own_runtime is False
+    if later != "llama.cpp":  # stands for it
+        monkeypatch.setattr(gguf.Gguf, "missing_runtime", None)
+
+        def opened(self: Any, student: Any, folder: Path) -> Any:
+            (path,) = folder.glob("*.gguf")
+            return TorchRuntime(read_back(path, student).model, "llama.cpp")
+
+        monkeypatch.setattr(gguf.Gguf, "open", opened)
     path = tmp_path / "exports" / "gguf-q8_0" / "small-q8_0.gguf"
     written = path.stat().st_mtime_ns, path.stat().st_ino
     (after,) = export_student(job, heldout, hear)
-    assert told.pop().startswith("checked again: ")
+    assert notes.pop().startswith("checked again: ")
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == written
-    assert after["checked_by_own_runtime"] is True
-    assert after["base"]["checked_by"].startswith("llama.cpp")
-    assert after["costs"]["generation"]
-    assert json.loads((path.parent / "export.json").read_text(encoding="utf-8")) == after
+    assert after.checked_by_own_runtime is True
+    assert after.base is not None
+    assert after.base.checked_by.startswith("llama.cpp")
+    assert after.costs.generation
     assert "by llama.cpp" in (path.parent / "README.md").read_text(encoding="utf-8")
     assert export_student(job, heldout, hear) == [after]
-    assert told.pop().endswith("already exported: " + str(path.parent))
+    assert notes.pop().endswith("already exported: " + str(path.parent))
 
 
 @needs_llama_cpp
-def test_what_llama_cpp_refuses_later_stays_with_the_advice_to_delete_it(
+def test_an_export_that_llama_cpp_refuses_later_stays(
     tokenizer: Any, heldout: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from coldstill.stages.export.gguf import families as gguf_families
+    from coldstill.stages.export.gguf import architectures
     from coldstill.stages.export.gguf import format as gguf
 
-    source_of("llama", tokenizer, tmp_path / "model")
-    job, rotary = job_of(tmp_path, heldout, "gguf-q8_0"), gguf_families.rotary
+    small_student("llama", tokenizer, tmp_path / "model")
+    job, rotary = job_of(tmp_path, heldout, "gguf-q8_0"), architectures.rotary
 
     def doubled(config: Any) -> Any:  # a setting that only llama.cpp reads
         return [{**each, "rope_theta": 2 * each["rope_theta"]} for each in rotary(config)]
 
-    monkeypatch.setattr(gguf_families, "rotary", doubled)
+    monkeypatch.setattr(architectures, "rotary", doubled)
     with monkeypatch.context() as patch:
         patch.setattr(gguf, "has_llama_cpp", lambda: False)
         export_student(job, heldout)
     folder = tmp_path / "exports" / "gguf-q8_0"
-    with pytest.raises(ColdstillError, match=rf"does not say what .*; delete {folder}"):
+    with pytest.raises(ColdstillError, match=rf"does not reproduce .*; delete {folder}"):
         export_student(job, heldout)
     assert (folder / "small-q8_0.gguf").exists()
-
-
-def test_the_model_on_disk_is_left_as_it_is(
-    tokenizer: Any, heldout: StoreReader, tmp_path: Path
-) -> None:
-    source_of("llama-tied", tokenizer, tmp_path / "model")
-    export_student(job_of(tmp_path, heldout, "hf"), heldout)
-    model = load_model(str(tmp_path / "model"), "test", precision="fp32")
-    assert model.config.vocab_size == PADDED

@@ -45,4 +45,4 @@ def test_a_family_agrees_with_its_own_model_or_is_refused_in_one_line(
         assert not refused.keys() & {"plan", "build", "capture", "student", "lora", "hf"}, refused
     if family in ("rwkv", "mamba"):
         assert walked.steps["hf"] == WORKS
-        assert "keeps no plain key-value cache; take --to hf" in walked.steps["onnx"]
+        assert "has no plain key-value cache; use --to hf" in walked.steps["onnx"]

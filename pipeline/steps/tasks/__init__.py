@@ -1,1 +1,1 @@
-"""`coldstill evaluate --tasks`: trained students in lm-eval, on task files of the user's own."""
+"""`coldstill evaluate --tasks`: runs lm-eval task files on trained students."""

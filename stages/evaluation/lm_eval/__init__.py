@@ -1,1 +1,1 @@
-"""Students in lm-eval, EleutherAI's harness: the tasks given, and nothing from elsewhere."""
+"""Evaluates students on task files with lm-eval, EleutherAI's evaluation harness, offline."""

@@ -1,4 +1,4 @@
-"""A student as lm-eval sees it. Imported only where lm-eval is installed."""
+"""The model class that lm-eval runs. Import it only where lm-eval is installed."""
 
 from __future__ import annotations
 
@@ -7,77 +7,67 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
-from ...models.vocabulary import vocabulary_size
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    import torch
-
 _LOGITS = 1 << 28
-"""Most logits of one batch: a gibibyte, and another for their logarithms."""
-_LONGEST_USUAL = 1024
-"""What a batch is sized for, in tokens: a model may have room for far more than tasks ask of it."""
+"""Most logits of one batch: 1 GiB in fp32, and as much for their log-probabilities."""
+_USUAL_LENGTH = 1024
+"""Tokens per row that a batch is sized for: the context may be far longer than any request."""
 _LARGEST_BATCH = 32
 
 
-class StudentLM(HFLM):  # type: ignore[misc]
-    """`HFLM` with our model and our reports in place of its bars.
+class CountingLM(HFLM):  # type: ignore[misc]
+    """`HFLM` that counts requests: those answered, for progress, and those cut to the context."""
 
-    Rows of the logits past the tokenizer's real size are left out, as everywhere here: no student
-    is trained on them, so they may hold anything.
-    """
+    def __init__(
+        self, model: Any, tokenizer: Any, vocabulary: int, answered: Callable[[int, int], None]
+    ) -> None:
+        """Wrap a loaded model, which stays on its device.
 
-    def __init__(self, model: Any, tokenizer: Any, answered: Callable[[int, int], None]) -> None:
-        """Take a loaded model where it is; `answered` hears how many requests of how many."""
-        self._vocabulary = vocabulary_size(tokenizer)
+        answered  is called with the number of answered requests and of all requests
+        """
         super().__init__(
             pretrained=model, tokenizer=tokenizer, backend="causal", softmax_dtype="float32"
         )
-        length = min(self.max_length, _LONGEST_USUAL)
-        fitting = _LOGITS // (length * self._vocabulary)
+        fitting = _LOGITS // (min(self.max_length, _USUAL_LENGTH) * vocabulary)
         self.batch_size_per_gpu = max(1, min(_LARGEST_BATCH, fitting))
         self.cut = 0
-        """How many requests did not fit into the context and lost their beginning."""
-        self._count = _Count(answered)
-        self.set_cache_hook(self._count)
+        """Requests that exceeded the context and lost their first tokens."""
+        self._counter = _Counter(answered)
+        self.set_cache_hook(self._counter)
 
-    def begin(self) -> None:
-        """Count from nothing again: another task follows."""
-        self.cut = 0
-        self._count.done = self._count.total = 0
+    def reset(self) -> None:
+        """Set all counts to 0, before a new task."""
+        self.cut = self._counter.done = self._counter.total = 0
 
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> Any:
-        """The log-probability of each continuation, and whether it is the greedy one."""
-        self._count.total += len(requests)
-        return super().loglikelihood(requests, disable_tqdm=True)
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
+        self._counter.total += len(requests)
+        return super().loglikelihood(requests, disable_tqdm)
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> Any:
-        """The log-probability of each whole text; some at a time, since nothing is told between."""
-        self._count.total += len(requests)
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
+        self._counter.total += len(requests)
         found: list[float] = []
+        # in batches: lm-eval hands in the answers only at the end of a call
         for start in range(0, len(requests), self.batch_size):
-            some = requests[start : start + self.batch_size]
-            found += super().loglikelihood_rolling(some, disable_tqdm=True)
+            batch = requests[start : start + self.batch_size]
+            found += super().loglikelihood_rolling(batch, disable_tqdm)
         return found
 
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> Any:
-        """What the model writes after each prompt."""
-        self._count.total += len(requests)
-        return super().generate_until(requests, disable_tqdm=True)
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
+        self._counter.total += len(requests)
+        return super().generate_until(requests, disable_tqdm)
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Any], disable_tqdm: bool = True, override_bs: int | None = None
-    ) -> Any:
+    def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **options: Any) -> Any:
         longest = max((len(after) for _, _, after in requests), default=0)
-        if longest > self.max_length:  # a bare assertion of lm-eval's otherwise
+        if longest > self.max_length:  # a bare assertion in lm-eval
             raise ValueError(
                 f"an answer of {longest} tokens is longer than the model's context of "
                 f"{self.max_length}"
             )
-        room = self.max_length + 1  # the last token is only predicted
+        room = self.max_length + 1  # the last token is predicted and not an input
         self.cut += sum(len(before) + len(after) > room for _, before, after in requests)
-        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
+        return super()._loglikelihood_tokens(requests, *args, **options)
 
     def tok_batch_encode(
         self,
@@ -86,26 +76,13 @@ class StudentLM(HFLM):  # type: ignore[misc]
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> Any:
-        """The ids of prompts, padded on the left; what does not fit loses its beginning."""
         if left_truncate_len:
             self.cut += sum(len(self.tok_encode(text)) > left_truncate_len for text in strings)
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
 
-    def _model_call(self, inps: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        logits: torch.Tensor = super()._model_call(inps, **inputs)[..., : self._vocabulary]
-        return logits
 
-    def _model_generate(
-        self, context: Any, max_length: int, stop: list[str], **settings: Any
-    ) -> Any:
-        rows = self.model.get_output_embeddings().weight.shape[0]
-        if rows > self._vocabulary:
-            settings["suppress_tokens"] = list(range(self._vocabulary, rows))
-        return super()._model_generate(context, max_length, stop, **settings)
-
-
-class _Count(CacheHook):  # type: ignore[misc]
-    """Where lm-eval hands in every answer as soon as it has it, for a cache that nobody keeps."""
+class _Counter(CacheHook):  # type: ignore[misc]
+    """Counts answers. lm-eval hands each one to its cache hook at once."""
 
     def __init__(self, answered: Callable[[int, int], None]) -> None:
         super().__init__(None)

@@ -1,63 +1,45 @@
-"""What lm-eval and its libraries do besides: reach for a hub, print, draw bars, log."""
+"""Keeps lm-eval and its libraries off the network and off the screen."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_FOREIGN = ("lm_eval", "datasets", "evaluate")
-"""Whose logs are not the user's."""
-_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
+_LOGGERS = ("lm_eval", "datasets", "evaluate")
 
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Switch the hub off. The environment alone would not do: its libraries have read it when they
-    were imported."""
+    """Switch off the hub in this process and in those that a task starts.
+
+    Environment variables alone have no effect here: the libraries read them when imported.
+    """
     import datasets
     import evaluate
     import huggingface_hub
+    from accelerate.utils import patch_environment
 
-    switches = (
+    switches: list[tuple[Any, str]] = [
         (huggingface_hub.constants, "HF_HUB_OFFLINE"),
         (datasets.config, "HF_HUB_OFFLINE"),
         (datasets.config, "HF_DATASETS_OFFLINE"),
         (evaluate.config, "HF_EVALUATE_OFFLINE"),
-    )
-    before = [getattr(owner, name) for owner, name in switches]
-    with environment(**dict.fromkeys(_SWITCHES, "1")):  # for processes that a task may begin
-        try:
-            for owner, name in switches:
-                setattr(owner, name, True)
-            yield
-        finally:
-            for (owner, name), value in zip(switches, before, strict=True):
-                setattr(owner, name, value)
-
-
-@contextlib.contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Set variables of this process, and put back what was there."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
+    ]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch_environment(**{name: "1" for _, name in switches}))
+        for owner, name in switches:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, True)
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
-class _Heard(logging.Handler):
-    """Keeps the first line of every warning, each once."""
+class _Warnings(logging.Handler):
+    """Collects the first line of every warning once."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -70,16 +52,16 @@ class _Heard(logging.Handler):
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[list[str]]:
-    """Keep bars, prints and logs of others off the screen; what they warned of is in the list."""
-    heard, nowhere = _Heard(), io.StringIO()
-    loggers = [logging.getLogger(name) for name in _FOREIGN]
+def quiet() -> Iterator[list[str]]:
+    """Suppress the libraries' progress bars, prints and logs. Gives the list of their warnings."""
+    handler, nowhere = _Warnings(), io.StringIO()
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         try:
             for logger in loggers:
-                logger.handlers, logger.propagate = [heard], False
-            yield heard.lines
+                logger.handlers, logger.propagate = [handler], False
+            yield handler.lines
         finally:
             for logger, (handlers, propagate) in zip(loggers, before, strict=True):
                 logger.handlers, logger.propagate = handlers, propagate

@@ -1,1 +1,1 @@
-"""Export to GGUF, the format of llama.cpp."""
+"""Export to GGUF, the file format of llama.cpp."""

@@ -6,25 +6,27 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ..contract import Limits
+from ..contract import Format, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..contract import Runtime, Source
+    from ..contract import LoadedStudent, Runtime
 
 READER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3_text")
-"""Those of `gguf_families` that transformers can read back, where llama.cpp is not installed."""
+"""Those of `ARCHITECTURES` that transformers can read, for machines without llama.cpp."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gguf:
-    """llama.cpp's file. Its own runtime is llama.cpp (`coldstill[llama]`, which compiles); without
-    that the check reads the file back through transformers, and says so."""
+@dataclass(frozen=True)
+class Gguf(Format):
+    """A GGUF file. Its own runtime is llama.cpp (`coldstill[llama]`, which compiles).
+
+    Without llama.cpp transformers reads the file for the check, and the record says so.
+    """
 
     precision: Literal["f16", "q8_0"]
-    """Of the matrices; vectors and positions stay in f32."""
+    """Precision of matrices. Vectors and position embeddings stay in f32."""
     library: ClassVar[str] = "gguf"
     packages: ClassVar[tuple[str, ...]] = ("gguf",)
     extra: ClassVar[str] = "gguf"
@@ -32,29 +34,27 @@ class Gguf:
 
     @property
     def base(self) -> str | None:
-        """The file in f16."""
+        """q8_0 is quantised from f16."""
         return "gguf-f16" if self.precision == "q8_0" else None
 
     @property
-    def lacking(self) -> str | None:
-        """llama.cpp, which not everybody has."""
+    def missing_runtime(self) -> str | None:
+        """llama.cpp is optional."""
         return None if has_llama_cpp() else "llama"
 
     @property
     def limits(self) -> Limits:
-        """llama.cpp rounds activations to the precision of the weights before each product, and
-        keeps its cache in f16.
+        """llama.cpp rounds activations to the precision of the weights, and its cache to f16.
 
         measured: f16 differed by up to 0.11, KL 2e-6 or 1.2e-6 of the information, agreement 99.6%
-        (a rotary base twice as large: 8e-5 of the information and more); q8_0 by up to 0.75, 8e-4
-        or 1e-3, 94%.
+        (a doubled rotary base: 8e-5 of the information and more); q8_0 by up to 0.75, 8e-4 or 1e-3,
+        94%.
         """
         if self.precision == "f16":
             return Limits(logprob=0.5, kl=1e-5, share=1e-5, cached=0.5, agreement=0.98)
         return Limits(logprob=3.0, kl=4e-3, share=4e-3, cached=3.0, agreement=0.9)
 
     def usage(self, name: str) -> str:
-        """With llama.cpp's own program, or through Python."""
         file = _file(name, self.precision)
         return (
             f'```bash\nllama-cli -m {file} -p "Once" -n 50\n```\n\n'
@@ -63,48 +63,50 @@ class Gguf:
             'print("Once" + model("Once", max_tokens=50)["choices"][0]["text"])\n```\n'
         )
 
-    def context(self, source: Source) -> int | None:
-        """A sliding window, where llama.cpp has none for the family."""
-        from .families import family_of
+    def context(self, student: LoadedStudent) -> int | None:
+        """The sliding window, if llama.cpp does not support windows for the family."""
+        from .architectures import ARCHITECTURES
 
-        length: int = family_of(source.model).facts(source.model.config)["context_length"]
+        settings = ARCHITECTURES[student.family].settings(student.model.config)
+        length: int = settings["context_length"]
         return length
 
-    def refusal(self, source: Source) -> str | None:
-        """llama.cpp has a program of its own for each family, with few choices in it."""
-        from .families import refusal
+    def refusal(self, student: LoadedStudent) -> str | None:
+        """llama.cpp supports some families, with few of their settings, and some tokenizers."""
+        from .architectures import refusal
         from .tokens import refusal as tokens_refusal
 
-        reason = refusal(source.model) or tokens_refusal(source.tokenizer)
-        if reason is None and not has_llama_cpp() and source.family not in READER_FAMILIES:
-            reason = (
-                f"only llama.cpp can read a {source.family!r} file back, which is how it is "
-                "checked: pip install 'coldstill[llama]'"
+        reason = refusal(student.model) or tokens_refusal(student.tokenizer)
+        if reason is None and not has_llama_cpp() and student.family not in READER_FAMILIES:
+            return (
+                f"the check of a {student.family!r} file needs llama.cpp: pip install "
+                "'coldstill[llama]'"
             )
         return reason
 
-    def write(self, source: Source, folder: Path, base: Path | None = None) -> Sequence[str]:
-        """Write the file in f16, or that of another precision from it."""
-        path = folder / _file(source.name, self.precision)
-        if self.precision == "q8_0":
-            from .q8 import quantise
+    def write(
+        self, student: LoadedStudent, folder: Path, base: Path | None = None
+    ) -> Sequence[str]:
+        path = folder / _file(student.name, self.precision)
+        if self.precision == "f16":
+            from .writer import write_gguf
 
-            assert base is not None
-            return quantise(base / _file(source.name, "f16"), path)
-        from .writer import write_gguf
+            return write_gguf(student, path)
+        from .q8 import quantise
 
-        return write_gguf(source, path)
+        assert base is not None
+        return quantise(base / _file(student.name, "f16"), path)
 
-    def open(self, source: Source, folder: Path) -> Runtime:
-        """With llama.cpp if it is here, else through transformers."""
+    def open(self, student: LoadedStudent, folder: Path) -> Runtime:
+        """Open the file with llama.cpp if it is installed, otherwise with transformers."""
         (path,) = folder.glob(self.weights)
         if has_llama_cpp():
             from .llama_cpp_runtime import LlamaCpp
 
-            return LlamaCpp.load(path, source)
+            return LlamaCpp.load(path, student)
         from .reader import read_back
 
-        return read_back(path, source)
+        return read_back(path, student)
 
 
 def _file(name: str, precision: str) -> str:
@@ -112,5 +114,5 @@ def _file(name: str, precision: str) -> str:
 
 
 def has_llama_cpp() -> bool:
-    """Whether the package is here."""
+    """Whether llama-cpp-python is installed."""
     return importlib.util.find_spec("llama_cpp") is not None

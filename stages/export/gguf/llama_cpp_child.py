@@ -1,6 +1,7 @@
-"""The process that llama.cpp runs in: a JSON line a question, a JSON line and fp32 bytes an answer.
+"""The process that runs llama.cpp for `llama_cpp_runtime.py`.
 
-Run by `llama_cpp_runtime.py`. It ends when its input does.
+Each request is a JSON line on stdin. Each answer is a JSON line on stdout, followed by the fp32
+bytes of the logits if there are any. The process ends with its input.
 """
 
 from __future__ import annotations
@@ -16,33 +17,33 @@ import numpy as np
 
 
 def main() -> None:
-    """Load a model, then answer."""
-    # whatever a C++ library prints must not come between the answers
+    """Load a model, then answer requests."""
+    # the C++ library may print to stdout, which must not mix with the answers
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     llama = None
     for line in sys.stdin.buffer:
-        question = json.loads(line)
+        request = json.loads(line)
         answer: dict[str, Any]
         content = b""
         try:
             if llama is None:
                 answer = {"before": _resident()}
-                llama = _load(question)
-            elif "tokenize" in question:
-                text = question["tokenize"].encode()
+                llama = _load(request)
+            elif "tokenize" in request:
+                text = request["tokenize"].encode()
                 answer = {"tokens": llama.tokenize(text, add_bos=False, special=False)}
             else:
-                answer, content = _eval(llama, question)
+                answer, content = _eval(llama, request)
         except (ValueError, RuntimeError, ImportError, OSError) as error:
             answer = {"error": str(error).splitlines()[0][:200]}
         answers.write(json.dumps(answer).encode() + b"\n" + content)
         answers.flush()
-    os._exit(0)  # its own clean-up fails when the interpreter is half gone
+    os._exit(0)  # the package's clean-up fails while the interpreter shuts down
 
 
 def _resident() -> int:
-    """Bytes of memory, where the system tells."""
+    """Resident memory in bytes; 0 if the system does not report it."""
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -68,7 +69,7 @@ def _load(settings: dict[str, Any]) -> Any:
 
 
 def _without_rearranged_weights(llama_cpp: Any) -> None:
-    """The package has no argument for this setting of the library."""
+    """Set a parameter of the library for which the package has no argument."""
     library = llama_cpp.llama_cpp
     defaults = library.llama_model_default_params
 
@@ -80,14 +81,14 @@ def _without_rearranged_weights(llama_cpp: Any) -> None:
     library.llama_model_default_params = changed
 
 
-def _eval(llama: Any, question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    tokens = question["eval"]
-    if question["begin"]:
+def _eval(llama: Any, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    tokens = request["eval"]
+    if request["begin"]:
         llama.reset()
-    llama._logits_all = not question["last"]
+    llama._logits_all = not request["last"]
     llama.eval(tokens)
     end = llama.n_tokens
-    if question["last"]:  # the only row there is, which the package does not copy
+    if request["last"]:  # the only row, which the package does not copy
         row = np.ctypeslib.as_array(llama._ctx.get_logits(), shape=(llama.n_vocab(),))
         logits = np.array(row, dtype=np.float32)[None]
     else:

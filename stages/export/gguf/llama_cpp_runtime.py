@@ -1,9 +1,9 @@
-"""A GGUF file under llama.cpp, in a process of its own.
+"""Runs a GGUF file with llama.cpp in a child process.
 
-llama.cpp is a C++ library that ends its process when something is wrong with it or the machine: on
-a virtual machine that shows the processor's matrix unit without lending it, every q8_0 product
-does. So it runs in a child (`llama_cpp_child.py`), whose end is a sentence here; and a child that
-dies of a signal is begun once more without llama.cpp's rearranged weights, which only speed it up.
+llama.cpp is a C++ library that aborts its process on errors. On a virtual machine that reports the
+processor's matrix unit without providing it, every q8_0 product aborts. So llama.cpp runs in a
+child (`llama_cpp_child.py`), and its abort becomes an error message here. A child that aborts while
+loading is started once more without llama.cpp's rearranged weights, which only save time.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import select
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ....data.errors import ColdstillError
-from ..contract import titled
+from ..contract import Runtime, titled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,50 +29,50 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..contract import Source
+    from ..contract import LoadedStudent
 
 
-_PATIENCE = 900
-"""Seconds that one answer may take: a large model is read from the disk in it."""
-_PARTING = 10
+_TIMEOUT = 900
+"""Seconds for one answer; the first one includes reading a large model from disk."""
+_EXIT_TIMEOUT = 10
 
 
 class _EndedError(ColdstillError):
-    """The child is no more."""
+    """The child process has ended."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LlamaCpp:
-    """A loaded file, on the CPU, with as many threads as torch has. Its cache is its own."""
+@dataclass(frozen=True, eq=False)
+class LlamaCpp(Runtime):
+    """A loaded file, on the CPU, with as many threads as torch has. The child keeps the cache."""
 
     child: subprocess.Popen[bytes]
     path: Path
     title: str
     before: int = 0
-    """Bytes of the child's memory before it loaded anything."""
+    """Bytes of the child's memory before it loaded the file."""
     is_own: bool = True
 
     @property
-    def elsewhere(self) -> tuple[int, int]:
-        """In the child."""
+    def other_process(self) -> tuple[int, int]:
+        """The child process and its memory before loading."""
         return self.child.pid, self.before
 
     @classmethod
-    def load(cls, path: Path, source: Source) -> LlamaCpp:
-        """Open a file, and compare what it makes of text with the tokenizer.
+    def load(cls, path: Path, student: LoadedStudent) -> LlamaCpp:
+        """Open a file, and compare its tokens with the tokenizer's.
 
         Raises
-            ColdstillError: llama.cpp does not take it, or cuts text into other tokens
+            ColdstillError: llama.cpp cannot load it, or splits text into other tokens
         """
         title = f"llama.cpp ({titled('llama_cpp_python')})"
         try:
-            runtime = _tried(path, source.length, title, rearranged=True)
+            runtime = _started(path, student.length, title, rearranged=True)
         except _EndedError:
             title += ", plain weights"
-            runtime = _tried(path, source.length, title, rearranged=False)
+            runtime = _started(path, student.length, title, rearranged=False)
         with runtime._closed_on_error():
-            for text in source.texts:
-                runtime.expect_tokens(source.tokenizer, text)
+            for text in student.texts:
+                runtime.expect_tokens(student.tokenizer, text)
         return runtime
 
     @contextlib.contextmanager
@@ -86,30 +86,28 @@ class LlamaCpp:
     def step(
         self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
     ) -> tuple[NDArray[Any], Any]:
-        """[T, V] fp32 logits, [1, V] where `last`, and a sign that there is a past."""
+        """[T, V] fp32 logits, or [1, V] with `last`. The cache is True, for the child's own."""
         answer = self.ask({"eval": tokens_T.tolist(), "begin": cache is None, "last": last})
         shape = answer["shape"]
         assert self.child.stdout is not None
         content = self.child.stdout.read(4 * shape[0] * shape[1])
         return np.frombuffer(content, np.float32).reshape(shape), True
 
-    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """One line there, one line back.
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one line, and read one line.
 
         Raises
-            ColdstillError: the child has ended, or tells of an error
+            ColdstillError: the child has ended, does not answer, or reports an error
         """
         assert self.child.stdin is not None
         assert self.child.stdout is not None
-        try:
-            self.child.stdin.write(json.dumps(question).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # a child that has ended: seen below
+            self.child.stdin.write(json.dumps(request).encode() + b"\n")
             self.child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended: so does what it says
-        # every answer is read whole, so nothing of it waits in a buffer
-        if not select.select([self.child.stdout], [], [], _PATIENCE)[0]:
+        # the last answer was read to its end, so nothing of it is left in the buffer
+        if not select.select([self.child.stdout], [], [], _TIMEOUT)[0]:
             self.child.kill()
-            raise ColdstillError(f"{self.path.name}: llama.cpp gave no answer for {_PATIENCE} s")
+            raise ColdstillError(f"{self.path.name}: no answer from llama.cpp for {_TIMEOUT} s")
         line = self.child.stdout.readline()
         if not line:
             raise _EndedError(f"{self.path.name}: llama.cpp {_end(self.child.wait())}")
@@ -119,10 +117,10 @@ class LlamaCpp:
         return answer
 
     def expect_tokens(self, tokenizer: Any, text: str) -> None:
-        """Refuse a file whose tokens are not the student's.
+        """Check that llama.cpp splits a text into the tokenizer's tokens.
 
         Raises
-            ColdstillError: the first place where they differ
+            ColdstillError: the first position where they differ
         """
         ours = tokenizer(text, add_special_tokens=False).input_ids
         theirs = self.ask({"tokenize": text})["tokens"]
@@ -132,25 +130,25 @@ class LlamaCpp:
         place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
         piece = tokenizer.decode(ours[max(0, place - 3) : place + 4])
         raise ColdstillError(
-            f"{self.path.name}: llama.cpp cuts text into other tokens than the student's "
-            f"tokenizer, near {piece!r}: {theirs[place : place + 3]} instead of "
+            f"{self.path.name}: llama.cpp splits text into other tokens than the student's "
+            f"tokenizer, near {piece!r}: {theirs[place : place + 3]}, expected "
             f"{ours[place : place + 3]}"
         )
 
     def close(self) -> None:
-        """End the child."""
+        """End the child process."""
         for stream in (self.child.stdin, self.child.stdout):
             if stream is not None:
-                with contextlib.suppress(BrokenPipeError):  # what it was still to be told
+                with contextlib.suppress(BrokenPipeError):  # unsent requests
                     stream.close()
         try:
-            self.child.wait(_PARTING)
+            self.child.wait(_EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()
 
 
-def _tried(path: Path, length: int, title: str, *, rearranged: bool) -> LlamaCpp:
+def _started(path: Path, length: int, title: str, *, rearranged: bool) -> LlamaCpp:
     settings = {
         "path": str(path),
         "length": length,
@@ -167,10 +165,10 @@ def _tried(path: Path, length: int, title: str, *, rearranged: bool) -> LlamaCpp
     with runtime._closed_on_error():
         before = runtime.ask(settings)["before"]
         runtime.step(np.zeros(2, np.int64))
-    return LlamaCpp(child, path, title, before)
+    return replace(runtime, before=before)
 
 
 def _end(code: int) -> str:
     if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
+        return f"was ended by {signal.Signals(-code).name}"
     return f"ended with exit status {code}"

@@ -1,8 +1,8 @@
-"""A GGUF file in q8_0, made of one in f16: same settings, tokens and names, smaller matrices."""
+"""Quantises a GGUF file from f16 to q8_0. Metadata, tokens and tensor names stay the same."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gguf
 
@@ -10,38 +10,38 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_ROW = 32
-"""Weights that share a scale lie in one row."""
-_OWN = ("GGUF.", "general.architecture", "general.file_type")
-"""Keys that the writer writes by itself, and the one that changes."""
+_BLOCK = 32
+"""Consecutive weights of a row that share a scale."""
+_WRITTEN_ANYWAY = ("GGUF.", "general.architecture", "general.file_type")
+"""Keys that the writer sets itself, and the one that changes."""
 
 
 def quantise(whole: Path, path: Path) -> Sequence[str]:
-    """Write the q8_0 form of an f16 file; sentences on what stays as it was."""
+    """Write the q8_0 form of an f16 file, and return a note about matrices that stay f16."""
     reader = gguf.GGUFReader(whole)
-    architecture = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     for key, field in reader.fields.items():
-        if not key.startswith(_OWN):
+        if not key.startswith(_WRITTEN_ANYWAY):
             inner = field.types[-1] if len(field.types) > 1 else None
             writer.add_key_value(key, field.contents(), field.types[0], inner)
     kept = 0
+    f16, q8_0 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0
     for tensor in reader.tensors:
         content, kind = tensor.data, tensor.tensor_type
-        if kind == gguf.GGMLQuantizationType.F16:
-            if content.shape[-1] % _ROW:
-                kept += 1
-            else:
-                content, kind = _rounded(tensor), gguf.GGMLQuantizationType.Q8_0
+        if kind == f16 and content.shape[-1] % _BLOCK == 0:
+            content, kind = gguf.quants.quantize(gguf.dequantize(content, f16), q8_0), q8_0
+        kept += kind == f16
         writer.add_tensor(tensor.name, content, raw_dtype=kind)
+    write_file(writer)
+    if not kept:
+        return []
+    return [f"{kept} matrices stay f16: the length of their rows is not a multiple of {_BLOCK}"]
+
+
+def write_file(writer: gguf.GGUFWriter) -> None:
+    """Write all that was added to a writer."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return [f"{kept} matrices stay f16: their rows are no multiple of {_ROW} long"] if kept else []
-
-
-def _rounded(tensor: Any) -> Any:
-    weights = gguf.dequantize(tensor.data, tensor.tensor_type)
-    return gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q8_0)

@@ -1,9 +1,9 @@
-"""A GGUF file read back into PyTorch by transformers, for where llama.cpp is not installed.
+"""Reads a GGUF file with transformers, to check it on machines without llama.cpp.
 
-transformers reads such files by its own code: every tensor is dequantised, turned back into its own
-layout and put in its place. So a tensor written to a wrong name or laid out wrongly shows in the
-logits. The settings are the student's (transformers leaves out some that the file has), so those in
-the file, llama.cpp's arithmetic and its tokens are not tried: the export says so.
+transformers dequantises every tensor and restores its own layout, so a tensor under a wrong name or
+in a wrong layout changes the logits. Settings come from the student, because transformers ignores
+some of the file's. So the check does not cover the file's settings and tokens and llama.cpp's
+arithmetic, and the record says so.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ..torch_runtime import TorchRuntime
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..contract import Source
+    from ..contract import LoadedStudent
 
 
-def read_back(path: Path, source: Source) -> TorchRuntime:
+def read_back(path: Path, student: LoadedStudent) -> TorchRuntime:
     """The model of a file, in fp32.
 
     Raises
         ColdstillError: transformers cannot read it
     """
-    config: Any = copy.deepcopy(source.model.config)
-    if source.family == "mistral":  # a Llama with a window, which the file's context stays within
+    config: Any = copy.deepcopy(student.model.config)
+    if student.family == "mistral":  # a Llama with a window that the file's context fits in
         config = LlamaConfig(**{**config.to_dict(), "model_type": "llama"})
     model = load_gguf(path, config)
     return TorchRuntime(model, f"the GGUF reader of {titled('transformers')}", is_own=False)

@@ -1,21 +1,17 @@
-"""A tokenizer inside a GGUF file: tokens, their kinds, merges or scores, and the special ones.
+"""Writes a tokenizer into a GGUF file: tokens, their types, merges or scores, special tokens.
 
-llama.cpp splits text before its merges by rules that it knows by name, so only those tokenizers are
-written whose rules are among them. Where llama.cpp is installed, its tokens are compared with the
-tokenizer's own on held-out text before an export counts as done.
+llama.cpp splits text before merging by rules that it knows by name. A tokenizer with another rule
+is refused. If llama.cpp is installed, its tokens are compared with the tokenizer's on held-out text
+before an export is kept.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-Kind = Literal["bytes", "pieces"]
-"""Byte-level merges (GPT-2, Llama 3, Qwen), or merges of characters with bytes to fall back on
-(Llama 2, Mistral, Gemma)."""
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,43 +19,44 @@ SPLITS = {
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}": "llama-bpe",
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}": "qwen2",
 }
-"""Patterns that text is split by, and llama.cpp's names for them."""
-
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+"""Patterns that split text, and llama.cpp's names for them."""
 END_SLOTS = 3
-"""So many tokens a file can name at which llama.cpp stops."""
+"""Number of tokens at which llama.cpp stops that a file can name."""
 _LAST_SCORE = -1e6
-"""Of tokens that no merge makes: they come after all others."""
+"""Score of tokens that no merge makes: below all others."""
 
 
 def refusal(tokenizer: Any) -> str | None:
-    """Why llama.cpp would not cut text as this tokenizer does, or None."""
+    """Why llama.cpp would not split text into the same tokens; None if it would."""
     parts = _parts(tokenizer)
     kind = parts["model"]["type"]
     if kind != "BPE":
-        return f"a tokenizer of the kind {kind!r}; only 'BPE' is written here"
-    if _kind(parts) == "bytes" and _split_name(parts) is None:
-        return "a tokenizer that splits text by a rule that is not among those known here"
+        return f"a tokenizer of the kind {kind!r}; only 'BPE' is supported"
+    if _is_byte_level(parts) and _split_name(parts) is None:
+        return "a tokenizer that splits text by a rule that is not among the known ones"
     return None
 
 
 def add_tokens(writer: Any, tokenizer: Any, vocabulary: int, ends: Sequence[int] = ()) -> None:
     """Write the tokenizer of a model with `vocabulary` rows.
 
-    ends  where the model stops, as `end_slots` orders them, no more than `END_SLOTS`
+    Byte-level merges are those of GPT-2, Llama 3 and Qwen. The others merge characters and fall
+    back on bytes (Llama 2, Mistral, Gemma).
+
+    ends  tokens at which the model stops, in the order of `end_slots`, at most `END_SLOTS`
     """
     parts = _parts(tokenizer)
-    kind = _kind(parts)
-    tokens, types = _table(parts, vocabulary, kind)
+    by_bytes = _is_byte_level(parts)
+    tokens, types = _table(parts, vocabulary, by_bytes=by_bytes)
     merges = [
         tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
         for merge in parts["model"]["merges"]
     ]
-    writer.add_tokenizer_model("gpt2" if kind == "bytes" else "llama")
-    writer.add_tokenizer_pre(_split_name(parts) if kind == "bytes" else "default")
+    writer.add_tokenizer_model("gpt2" if by_bytes else "llama")
+    writer.add_tokenizer_pre(_split_name(parts) if by_bytes else "default")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    if kind == "bytes":
+    if by_bytes:
         writer.add_token_merges([" ".join(merge) for merge in merges])
     else:
         writer.add_token_scores(_scores(tokens, merges))
@@ -73,15 +70,14 @@ def _parts(tokenizer: Any) -> dict[str, Any]:
 
 
 def _steps(part: Any) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as a list of its steps."""
+    """Steps of a normalizer or pre-tokenizer."""
     if part is None:
         return []
     return list(part.get("pretokenizers") or part.get("normalizers") or [part])
 
 
-def _kind(parts: dict[str, Any]) -> Kind:
-    by_bytes = any(step["type"] == "ByteLevel" for step in _steps(parts["pre_tokenizer"]))
-    return "bytes" if by_bytes else "pieces"
+def _is_byte_level(parts: dict[str, Any]) -> bool:
+    return any(step["type"] == "ByteLevel" for step in _steps(parts["pre_tokenizer"]))
 
 
 def _split_name(parts: dict[str, Any]) -> str | None:
@@ -108,26 +104,30 @@ def _begins_with_space(parts: dict[str, Any]) -> bool:
     )
 
 
-def _table(parts: dict[str, Any], vocabulary: int, kind: Kind) -> tuple[list[str], list[int]]:
-    """Every token's text and type, by id."""
+def _table(
+    parts: dict[str, Any], vocabulary: int, *, by_bytes: bool
+) -> tuple[list[str], list[int]]:
+    """Text and type of every token, by id."""
+    from gguf import TokenType
+
     model = parts["model"]
     tokens = [f"[PAD{index}]" for index in range(vocabulary)]
-    types = [_UNUSED] * vocabulary
+    types = [int(TokenType.UNUSED)] * vocabulary
     for token, index in model["vocab"].items():
-        is_byte = kind == "pieces" and len(token) == 6 and token[:3] == "<0x" and token[-1] == ">"
-        tokens[index], types[index] = token, _BYTE if is_byte else _NORMAL
+        is_byte = not by_bytes and len(token) == 6 and token[:3] == "<0x" and token[-1] == ">"
+        tokens[index] = token
+        types[index] = TokenType.BYTE if is_byte else TokenType.NORMAL
     for added in parts["added_tokens"]:
-        is_special = added["special"]
-        tokens[added["id"]] = added["content"]
-        types[added["id"]] = _CONTROL if is_special else _USER
-        if kind == "pieces" and added["content"] == model.get("unk_token"):
-            types[added["id"]] = _UNKNOWN
+        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+        if not by_bytes and added["content"] == model.get("unk_token"):
+            kind = TokenType.UNKNOWN
+        tokens[added["id"]], types[added["id"]] = added["content"], kind
     return tokens, types
 
 
 def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
-    """llama.cpp joins the two neighbours whose whole has the highest score: the merge that comes
-    first makes the token with the highest."""
+    """Scores by token id. llama.cpp merges the pair whose result has the highest score, so the
+    first merge gets the highest."""
     first: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         first.setdefault("".join(merge), rank)
@@ -135,14 +135,14 @@ def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
 
 
 def end_slots(tokenizer: Any, ends: Sequence[int], measured: Sequence[int] = ()) -> list[int]:
-    """All tokens at which a model stops, the tokenizer's own end of text too, in the order of
-    llama.cpp's names for them: end of text, end of turn, end of message.
+    """All tokens at which a model stops, in the order of llama.cpp's names for them.
 
-    The first one is also what llama.cpp puts behind a text and writes for a chat template's
-    `eos_token`, so it stays the tokenizer's own wherever that is used.
+    The names are end of text, end of turn, end of message. llama.cpp also appends the first one to
+    a text, and inserts it as a chat template's `eos_token`. So the tokenizer's own end of text
+    comes first wherever it is used.
 
-    ends      where the model stops
-    measured  those of them with which its texts were seen to end, the most frequent first
+    ends      tokens at which the model stops
+    measured  tokens that end its held-out texts, the most frequent first
     """
     own = tokenizer.eos_token_id
     if own is None:

@@ -1,1 +1,1 @@
-"""Export to ONNX, and to int8 ONNX."""
+"""Export to ONNX, for onnxruntime."""

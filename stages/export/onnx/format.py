@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ...libraries import asking
-from ..contract import Limits
+from ..contract import Format, Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
-    from ..contract import Runtime, Source
+    from ..contract import LoadedStudent, Runtime
 
 FILE = "model.onnx"
 _USAGE = """\
@@ -23,7 +22,7 @@ import numpy as np
 from onnxruntime import InferenceSession
 from transformers import AutoTokenizer, GenerationConfig
 
-folder = "."  # where this page lies
+folder = "."  # the folder of this page
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ends = GenerationConfig.from_pretrained(folder).eos_token_id
 session = InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
@@ -53,17 +52,16 @@ print(tokenizer.decode(text))
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Onnx:
-    """One graph for the first pass and for every token after it.
+@dataclass(frozen=True)
+class Onnx(Format):
+    """One graph for the prompt and for every token after it, with a key-value cache.
 
-    In: `input_ids` `[batch, sequence]`, `attention_mask` `[batch, past + sequence]`, `position_ids`
-    `[batch, sequence]`, `past_key_values.N.key` and `.value` `[batch, heads, past, head]`, of
-    length 0 to begin with. Out: `logits`, `present.N.key` and `.value`.
+    Inputs: `input_ids` `[batch, sequence]`, `attention_mask` `[batch, past + sequence]`,
+    `position_ids` `[batch, sequence]`, `past_key_values.N.key` and `.value` `[batch, heads, past,
+    head]`, where past is 0 at the beginning. Outputs: `logits`, `present.N.key` and `.value`.
     """
 
     int8: bool = False
-    lacking: ClassVar[None] = None
     library: ClassVar[str] = "onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     extra: ClassVar[str] = "onnx"
@@ -71,57 +69,53 @@ class Onnx:
 
     @property
     def base(self) -> str | None:
-        """The graph in fp32."""
+        """int8 is quantised from fp32."""
         return "onnx" if self.int8 else None
 
     @property
     def limits(self) -> Limits:
-        """fp32 differs by rounding only; int8 also rounds what goes into every product, with one
-        scale for all tokens that are read together.
+        """fp32 differs by rounding only. int8 also rounds the inputs of every product, with one
+        scale for all tokens of a pass.
 
-        measured: fp32 differed by up to 5e-5, KL 2e-12, agreement 100%; int8 by up to 3.9 (of
-        tokens that are next to impossible), KL 6e-3 or 2e-3 of the information, 93%.
+        measured: fp32 differed by up to 5e-5, KL 2e-12, agreement 100%; int8 by up to 3.9 (for very
+        improbable tokens), KL 6e-3 or 2e-3 of the information, 93%.
         """
         if self.int8:
             return Limits(logprob=8.0, kl=2e-2, share=1e-2, cached=8.0, agreement=0.88)
         return Limits(logprob=1e-3, kl=1e-6, share=1e-6, cached=1e-3, agreement=0.995)
 
     def usage(self, name: str) -> str:
-        """Token by token with onnxruntime."""
         return _USAGE
 
-    def context(self, source: Source) -> int | None:
-        """As the student."""
-        return None
-
-    def refusal(self, source: Source) -> str | None:
-        """What is traced is the cache of plain attention."""
+    def refusal(self, student: LoadedStudent) -> str | None:
+        """The graph holds the cache of plain attention only."""
         from .program import cache_shapes
 
-        if cache_shapes(source.model) is None:
-            return f"a {source.family!r} model keeps no plain key-value cache; take --to hf"
+        if cache_shapes(student.model) is None:
+            return f"a {student.family!r} model has no plain key-value cache; use --to hf"
         return None
 
-    def write(self, source: Source, folder: Path, base: Path | None = None) -> Sequence[str]:
-        """Trace it, or quantise what was traced, and put tokenizer and settings beside it."""
+    def write(
+        self, student: LoadedStudent, folder: Path, base: Path | None = None
+    ) -> tuple[str, ...]:
+        """Trace the student, or quantise the traced graph. Add tokenizer and settings."""
         from .int8 import quantise
         from .program import write_program
 
         if self.int8:
             assert base is not None
-            where = f"students.{source.name}"
-            with asking("onnxruntime", "quantise it", where=where, remedy="take --to onnx"):
+            where = f"students.{student.name}"
+            with asking("onnxruntime", "quantise it", where=where, remedy="use --to onnx"):
                 quantise(base / FILE, folder / FILE)
         else:
-            write_program(source.model, folder / FILE, source.name)
-        source.model.config.save_pretrained(folder)
-        if source.model.generation_config is not None:
-            source.model.generation_config.save_pretrained(folder)
-        source.tokenizer.save_pretrained(folder)
+            write_program(student.model, folder / FILE, student.name)
+        student.model.config.save_pretrained(folder)
+        if student.model.generation_config is not None:
+            student.model.generation_config.save_pretrained(folder)
+        student.tokenizer.save_pretrained(folder)
         return ()
 
-    def open(self, source: Source, folder: Path) -> Runtime:
-        """With onnxruntime, on the CPU."""
+    def open(self, student: LoadedStudent, folder: Path) -> Runtime:
         from .runtime import OnnxRuntime
 
         return OnnxRuntime.load(folder / FILE)

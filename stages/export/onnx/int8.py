@@ -1,11 +1,12 @@
-"""int8 weights in an ONNX file, by onnxruntime's dynamic quantisation.
+"""Quantises an ONNX file to int8 weights, with onnxruntime's dynamic quantisation.
 
-Matrix products become integer products: weights have a scale for each column, activations are
-quantised as they come. Weights are unsigned: signed ones may saturate on processors without VNNI,
-which a check on this machine would not see.
+Matrix products become integer products. Weights have one scale for each column, and activations are
+quantised at run time. Weights are unsigned, because signed ones may saturate on processors without
+VNNI, which a check on this machine would not show.
 
-The embedding is quantised here, with a scale for each row: onnxruntime would give all of it one
-scale. Where it is the head too, the file holds one matrix, the head's, read the other way round.
+The embedding is quantised here with one scale for each row; onnxruntime would use a single scale.
+If it is tied to the output head, the file holds only the head's matrix, and the embedding reads it
+transposed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _HEAD = "head_weight"
 
 
 def quantise(whole: Path, path: Path) -> None:
-    """Write the int8 form of an fp32 file."""
+    """Write the int8 form of an fp32 graph."""
     import onnx
 
     model = onnx.load(whole)
@@ -38,19 +39,21 @@ def quantise(whole: Path, path: Path) -> None:
 
 
 def _embedding(graph: Any) -> str:
-    """The name of the matrix that token ids are looked up in."""
+    """Name of the embedding matrix."""
     tokens = {"input_ids"}
     for node in graph.node:
         if node.op_type == "Reshape" and node.input[0] in tokens:
-            tokens.add(node.output[0])  # as GPT-2 does first
+            tokens.add(node.output[0])  # GPT-2 reshapes the ids
         if node.op_type == "Gather" and node.input[1] in tokens:
             return str(node.input[0])
-    raise AssertionError("the traced program looks no token up")
+    raise AssertionError("the graph has no lookup of token ids")
 
 
 def _untie(graph: Any, embedding: str) -> bool:
-    """Give a head that is the transposed embedding a matrix of its own, for the time being: only a
-    constant's product is quantised."""
+    """Give a tied head a matrix of its own, and return whether it was tied.
+
+    onnxruntime quantises only products with a constant, and a tied head is a transposed embedding.
+    """
     from onnx import numpy_helper
 
     turned = [n for n in graph.node if n.op_type == "Transpose" and n.input[0] == embedding]
@@ -73,7 +76,7 @@ def _with_integer_products(model: Any) -> Any:
 
     logger = logging.getLogger()
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it recommends a step of preparation that changes nothing here
+    logger.setLevel(logging.ERROR)  # it recommends a preprocessing that changes nothing here
     try:
         with tempfile.TemporaryDirectory() as folder:
             whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
@@ -122,7 +125,7 @@ def _quantise_embedding(graph: Any, embedding: str, tied: bool) -> None:
 
 
 def _looked_up(ids: str, result: str) -> list[Any]:
-    """`(rows[ids] - zero[ids]) * scale[ids]`, the integers taken for what they are."""
+    """Nodes that compute `(rows[ids] - zero[ids]) * scale[ids]` in fp32."""
     from onnx import TensorProto, helper
 
     make = helper.make_node
@@ -145,8 +148,10 @@ def _looked_up(ids: str, result: str) -> list[Any]:
 def by_rows(
     weight_VD: NDArray[Any],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
-    """[V, D] levels, [V] scales and [V] zeros: `(level - zero) * scale` is at most a scale from the
-    weight, and zero stays zero."""
+    """Quantise each row: [V, D] levels, [V] scales and [V] zero points.
+
+    `(level - zero) * scale` differs from the weight by at most one scale. Zeros stay zeros.
+    """
     low_V = np.minimum(weight_VD.min(1), 0.0)
     high_V = np.maximum(weight_VD.max(1), 0.0)
     scale_V = ((high_V - low_V) / 255.0).astype(np.float32)

@@ -1,7 +1,6 @@
-"""From a PyTorch model to an ONNX file, through `torch.onnx.export`.
+"""Traces a PyTorch model to an ONNX file with `torch.onnx.export`.
 
-(`optimum` was looked at: the release that exports to ONNX wants a transformers older than this
-project's.)
+`optimum` is not used: its release with ONNX export needs an older transformers than this project.
 """
 
 from __future__ import annotations
@@ -15,22 +14,23 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from ...evaluation.generation_speed import cache_name
 from ...libraries import asking
-from ..torch_runtime import cache_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 LARGEST_FILE = 3 << 29
-"""Bytes of weights inside the file itself: protobuf ends at 2 GiB, so more lie in a file beside."""
+"""Most bytes of weights inside the file. protobuf allows 2 GiB, so larger weights get a file of
+their own."""
 
 CacheShape = tuple[int, int, int]
-"""Key-value heads, size of a key, size of a value."""
+"""Number of key-value heads, size of a key, size of a value."""
 
 
 class _WithPlainCache(nn.Module):
-    """The model as a function of tensors: the cache comes in and goes out as a list of them."""
+    """The model with the cache as a list of tensors, in and out."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -44,8 +44,8 @@ class _WithPlainCache(nn.Module):
         position_ids: torch.Tensor,
         past: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        # a cache that knows nothing of sliding windows keeps all of the past; the mask, which does
-        # know of them, leaves out what a layer must not see
+        # this cache keeps all of the past, also in layers with a sliding window, whose mask then
+        # hides what lies outside the window
         cache = DynamicCache()
         for layer in range(len(past) // 2):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
@@ -62,7 +62,7 @@ class _WithPlainCache(nn.Module):
 
 @torch.no_grad()
 def cache_shapes(model: Any) -> list[CacheShape] | None:
-    """What each layer keeps of the past, or None where that is not keys and values."""
+    """Shape of each layer's cache; None if the cache is not keys and values for each layer."""
     name = cache_name(model)
     if name is None:
         return None
@@ -73,25 +73,25 @@ def cache_shapes(model: Any) -> list[CacheShape] | None:
             (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
             for layer in cache.layers
         ]
-    except Exception:  # a model of another kind, whose forward takes other things
+    except Exception:  # of models with other inputs
         return None
     plain = all(layer.keys.shape[2] == 2 for layer in cache.layers)
     return shapes if plain and type(cache) is DynamicCache and shapes else None
 
 
 def write_program(model: Any, path: Path, name: str) -> None:
-    """Trace the model for any batch, length and past, and write it.
+    """Trace the model for any batch size, length and past, and write the graph.
 
-    name  the student's, for messages
+    The example has two rows of five tokens after a past of three. Tracing would take an axis of
+    size 0 or 1 for a constant.
 
-    The example has two rows of five tokens after three, so that no axis has a size that tracing
-    would take for a constant.
+    name  name of the student, for messages
 
     Raises
         ColdstillError: the exporter cannot trace it
     """
     shapes = cache_shapes(model)
-    assert shapes is not None  # `refusal` has asked
+    assert shapes is not None  # checked by `Onnx.refusal`
     past = [torch.zeros(2, heads, 3, size) for heads, key, value in shapes for size in (key, value)]
     example = (
         torch.arange(10).reshape(2, 5) % model.get_input_embeddings().num_embeddings,
@@ -105,7 +105,7 @@ def write_program(model: Any, path: Path, name: str) -> None:
     names = [f"{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
     where = f"students.{name}"
     action = f"trace a {model.config.model_type!r} model"
-    with _quietly(), asking("torch.onnx", action, where=where, remedy="take --to hf"):
+    with _quietly(), asking("torch.onnx", action, where=where, remedy="use --to hf"):
         program = torch.onnx.export(
             _WithPlainCache(model).eval(),
             example,
@@ -122,14 +122,16 @@ def write_program(model: Any, path: Path, name: str) -> None:
             ),
         )
     assert program is not None
-    _forget_where_it_was_traced(program.model)
+    _remove_source_lines(program.model)
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     program.save(str(path), external_data=size > LARGEST_FILE)
 
 
-def _forget_where_it_was_traced(model: Any) -> None:
-    """Every node carries the source lines it came from, with this machine's paths: of a small model
-    most of the file."""
+def _remove_source_lines(model: Any) -> None:
+    """Remove the source lines that every node was traced from.
+
+    They hold paths of this machine, and are most of a small model's file.
+    """
     for graph in (model.graph, *model.functions.values()):
         for node in graph:
             node.metadata_props.clear()
@@ -144,7 +146,7 @@ def _forget_where_it_was_traced(model: Any) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """The exporter warns of packages that it could also convert, and of its own future."""
+    """Suppress the exporter's warnings about missing optional packages and deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

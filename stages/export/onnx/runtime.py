@@ -1,4 +1,4 @@
-"""An ONNX file under onnxruntime."""
+"""Runs an ONNX file with onnxruntime."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...libraries import asking
-from ..contract import titled
+from ..contract import Runtime, titled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,28 +17,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class OnnxRuntime:
+@dataclass(frozen=True, eq=False)
+class OnnxRuntime(Runtime):
     """A session on the CPU, with as many threads as torch has."""
 
     session: Any
     title: str
     is_own: bool = True
-    elsewhere: None = None
 
     @classmethod
     def load(cls, path: Path) -> OnnxRuntime:
         """Open a file.
 
         Raises
-            ColdstillError: onnxruntime does not take it
+            ColdstillError: onnxruntime cannot load it
         """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors only
-        with asking("onnxruntime", "load it", where=str(path), remedy="take --to hf"):
+        with asking("onnxruntime", "load it", where=str(path), remedy="use --to hf"):
             session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
@@ -47,11 +46,11 @@ class OnnxRuntime:
     def step(
         self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
     ) -> tuple[NDArray[Any], Any]:
-        """[T, V] fp32 logits, and the cache: keys and values by the names of the inputs.
+        """[T, V] fp32 logits, and the cache by the names of the graph's inputs.
 
-        last  of no account: the graph computes the logits of every place that it is given
+        last  has no effect: the graph computes the logits of all positions
         """
-        past = self._nothing() if cache is None else cache
+        past = self.empty_cache() if cache is None else cache
         before = next(iter(past.values())).shape[2]
         count = len(tokens_T)
         inputs = {
@@ -60,7 +59,7 @@ class OnnxRuntime:
             "position_ids": np.arange(before, before + count, dtype=np.int64)[None],
         }
         names = [output.name for output in self.session.get_outputs()]
-        with asking("onnxruntime", "run it", where="model.onnx", remedy="take --to hf"):
+        with asking("onnxruntime", "run it", where="model.onnx", remedy="use --to hf"):
             found = self.session.run(None, inputs | past)
         outputs = dict(zip(names, found, strict=True))
         logits: NDArray[Any] = outputs.pop("logits")[0]
@@ -68,12 +67,10 @@ class OnnxRuntime:
             name.replace("present", "past_key_values"): value for name, value in outputs.items()
         }
 
-    def close(self) -> None:
-        """Nothing: memory goes with the last that holds it."""
-
-    def _nothing(self) -> dict[str, NDArray[Any]]:
+    def empty_cache(self, batch: int = 1) -> dict[str, NDArray[Any]]:
+        """Keys and values of length 0 for every layer."""
         return {
-            each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32)
+            each.name: np.zeros((batch, each.shape[1], 0, each.shape[3]), np.float32)
             for each in self.session.get_inputs()
             if each.name.startswith("past_key_values.")
         }
