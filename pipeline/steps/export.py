@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...stages.export.record import ExportRecord
-    from ..recipe.run_folder import StudentFolder
     from .work import Work
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...stages.report import silent
 from ..quiet import quiet
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from ...stages.export.record import ExportRecord
     from ...stages.report import Reporter
     from ..results.figures import ModelFigures
     from .pruning import Cut
@@ -229,13 +230,13 @@ def export(
     settings: Sequence[str] = (),
     runs: str | Path = "runs",
     report: Reporter | None = None,
-) -> list[dict[str, Any]]:
+) -> list[ExportRecord]:
     """Write a trained student in other formats and check each export against the student.
 
     formats  names of `coldstill.stages.export.FORMATS`, such as "hf" or "onnx"
     output   folder for the exports; the student's own folder if None
 
-    Returns the content of each export's `export.json`.
+    Returns the record of each export, the content of its `export.json`.
 
     Raises
         ColdstillError: unknown format, the student is not trained, or an export failed

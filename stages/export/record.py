@@ -118,8 +118,8 @@ def existing_export(folder: Path, student: StudentIdentity) -> ExportRecord | No
         return None
     if not (folder / RECORD).exists():
         raise ColdstillError(
-            f"{folder}: not an export, for it has no {RECORD}; move it away, or name another folder "
-            "with --output"
+            f"{folder}: not an export, for it has no {RECORD}; move it away, or name another "
+            "folder with --output"
         )
     try:
         record = _ADAPTER.validate_python(read_json(folder / RECORD))

@@ -15,7 +15,7 @@ from ..models.ends import stop_at, store_ends, with_end
 from ..models.generation import repair_generation
 from ..models.loading import load_model, load_tokenizer
 from ..models.vocabulary import without_padding
-from ..targets.tensors import TargetTensors, target_tensors
+from ..targets.tensors import TargetTensors
 from .contract import LoadedStudent, titled
 from .torch_runtime import TorchRuntime
 
@@ -166,8 +166,7 @@ def _documents(block: Block) -> Iterator[HeldoutDocument]:
     sequences = block.sequences
     tokens_T, positions_M = sequences.tokens[0], sequences.positions[0]
     borders = [*sequences.document_starts[0].tolist(), len(tokens_T)]
-    targets: dict[str, Any] = target_tensors(sequences, block.targets)
-    whole = TargetTensors.of({**targets, "capture": block.capture})
+    whole = TargetTensors.from_block(block)
     for start, end in itertools.pairwise(borders):
         if end - start < 2:
             continue
