@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import coldstill.data.places.cache
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.places.cache import ShardCache
-from coldstill.data.places.cache_entry import Entry
+from coldstill.data.places.cache import Entry, ShardCache
 from coldstill.data.places.cache_settings import CacheSettings, byte_count
 from coldstill.data.store.commit import shard_files
 from oracles import cached_bytes
@@ -210,8 +209,7 @@ def read_held(cache: ShardCache, source: Source, index: int) -> bytes:
 FETCH = """
 import sys, time
 from pathlib import Path
-from coldstill.data.places.cache import ShardCache
-from coldstill.data.places.cache_entry import Entry
+from coldstill.data.places.cache import Entry, ShardCache
 from coldstill.data.store.commit import shard_files
 
 source, folder, log = map(Path, sys.argv[1:])
@@ -379,5 +377,5 @@ def test_sizes_are_read_with_their_units(text: object, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "20 potatoes", "-1 GB", "0", 0, -5, True, None])
 def test_what_is_no_size_is_refused(text: object) -> None:
-    with pytest.raises(ValueError, match="is no size; write a number and a unit, such as '20 GB'"):
+    with pytest.raises(ValueError, match="is not a size; write a number and a unit, such as '20"):
         byte_count(text)
