@@ -106,15 +106,15 @@ def of(field: str, at: Any = ..., by: float = 0.0) -> Any:
     return lambda targets, place: getattr(targets, field)[place][at] + by
 
 
-HEAD_NUMBERS = "head log-probabilities above 0, or no numbers"
+HEAD_NUMBERS = "head log-probabilities above 0, or not numbers"
 RISING = "head log-probabilities that increase"
 SUM = "head and tail that do not sum to 1"
 TAIL_MASS = "a tail mass above 1, or none"
 BESIDE = "a tail beside a head of the whole vocabulary"
-TAIL_NUMBERS = "tail log-probabilities above 0, or no numbers"
+TAIL_NUMBERS = "tail log-probabilities above 0, or not numbers"
 TAIL_ABOVE = "tail samples above the head's last entry"
 ENTROPY = "an entropy that is not in [0, log V]"
-LABEL_NUMBER = "a label log-probability above 0, or no number"
+LABEL_NUMBER = "a label log-probability above 0, or not a number"
 LABEL_HEAD = "a label's log-probability is not its entry in the head"
 LABEL_ABOVE = "a label outside the head is above the head's last entry"
 LABEL_TAIL = "a label's log-probability is not that of its tail sample"

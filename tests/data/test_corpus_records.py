@@ -367,7 +367,7 @@ def test_an_answer_that_is_json_by_itself_is_a_text(answer: str) -> None:
 def test_an_answer_whose_label_is_false_is_refused() -> None:
     pair = {"prompt": "Hi", "completion": "Go away."}
     assert refusal({**pair, "label": False}).startswith(
-        "a.jsonl:7: column 'label' is false, so its completion is one that is not wanted"
+        "a.jsonl:7: column 'label' is false, so its completion is not wanted"
     )
     reading = Reading()
     wanted = to_document("c.jsonl:1", {**pair, "label": True}, Columns(), reading)

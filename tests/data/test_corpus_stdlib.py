@@ -71,7 +71,7 @@ def test_a_python_without_sources_is_told_so(
 
 
 def test_nothing_may_follow_the_colon(tmp_path: Path) -> None:
-    with pytest.raises(ColdstillError, match="stdlib:json: stands for nothing; write stdlib:"):
+    with pytest.raises(ColdstillError, match="stdlib:json: names nothing; write stdlib:"):
         list_sources(["stdlib:json"], tmp_path)
 
 

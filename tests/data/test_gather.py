@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.data.maintenance.gather import Piece, block_of, columns_of, sums_of
+from coldstill.data.maintenance.gather import StoreRows, block_of, columns_of, sums_of
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.rewrite import change, convert, take
 from coldstill.data.maintenance.shrink import shrink_block, smaller_capture
@@ -81,14 +81,18 @@ def test_columns_are_those_that_the_codec_would_have_made_of_what_was_captured(
     tmp_path: Path, store: str, rows: Any, size: int
 ) -> None:
     reader = open_store(make(tmp_path, store=store))
-    found = columns_of([Piece(reader, rows)], size)
+    found = columns_of([StoreRows(reader, rows)], size)
     assert_same_columns(found, encoded(reader.manifest, BLOCK.take(rows), size))
 
 
 def test_columns_of_several_stores_are_one_row_of_blocks(tmp_path: Path) -> None:
     one = open_store(make(tmp_path / "a"))
     other = open_store(make(tmp_path / "b", OTHER, store="zarr"))
-    pieces = [Piece(one, np.arange(3, 9)), Piece(other, np.array([1, 4])), Piece(one, np.arange(2))]
+    pieces = [
+        StoreRows(one, np.arange(3, 9)),
+        StoreRows(other, np.array([1, 4])),
+        StoreRows(one, np.arange(2)),
+    ]
     parts = [BLOCK.take(np.arange(3, 9)), OTHER.take(np.array([1, 4])), BLOCK.take(np.arange(2))]
     wanted = type(BLOCK).concatenate(parts)
     assert_same_columns(columns_of(pieces, 4), encoded(one.manifest, wanted, 4))
@@ -96,7 +100,7 @@ def test_columns_of_several_stores_are_one_row_of_blocks(tmp_path: Path) -> None
 
 
 def sums(store: StoreReader, rows: Any) -> Any:
-    pieces = [Piece(store, np.asarray(rows))]
+    pieces = [StoreRows(store, np.asarray(rows))]
     return sums_of(pieces, block_of(pieces))
 
 

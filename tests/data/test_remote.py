@@ -270,11 +270,11 @@ def test_a_store_killed_at_any_object_and_finished_is_the_same(far: Distance, lo
         def _kill(self, patch: pytest.MonkeyPatch, name: str) -> None:
             original = getattr(Objects, name)
 
-            def wrapped(*arguments: Any) -> Any:
+            def wrapped(*arguments: Any, **options: Any) -> Any:
                 self.events += 1
                 if self.events >= self.last:
                     raise Killed
-                return original(*arguments)
+                return original(*arguments, **options)
 
             patch.setattr(Objects, name, wrapped)
 

@@ -87,7 +87,7 @@ def test_any_store_becomes_any_other(
 ) -> None:
     path = make(tmp_path / "a", codec=old[0], store=old[1])
     told = []
-    made = convert(path, f"{tmp_path}/b", *new, tell=lambda *said: told.append(said))
+    made = convert(path, f"{tmp_path}/b", *new, notify=lambda *said: told.append(said))
     manifest = open_store(tmp_path / "b").manifest
     assert manifest == made
     assert (manifest.codec["name"], manifest.store["name"]) == new

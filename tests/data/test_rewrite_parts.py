@@ -275,17 +275,17 @@ def test_a_share_is_one_of_what_the_others_leave(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ({}, "say what to keep"),
-        ({"sequences": "5"}, "--sequences: '5' is no range"),
-        ({"sequences": "-1:5"}, "--sequences: '-1:5' is no range"),
-        ({"sequences": "1:2:3"}, "is no range"),
-        ({"documents": "a:b"}, "--documents: 'a:b' is no range"),
-        ({"documents": ""}, "--documents: '' is no range"),
-        ({"documents": "\u0661:\u0662"}, "is no range"),
-        ({"fraction": 0.0}, "--fraction: 0.0 is no share"),
-        ({"fraction": 1.01}, "--fraction: 1.01 is no share"),
-        ({"fraction": -0.5}, "is no share"),
-        ({"fraction": float("nan")}, "--fraction: nan is no share"),
+        ({}, "name what to keep"),
+        ({"sequences": "5"}, "--sequences: '5' is not a range"),
+        ({"sequences": "-1:5"}, "--sequences: '-1:5' is not a range"),
+        ({"sequences": "1:2:3"}, "is not a range"),
+        ({"documents": "a:b"}, "--documents: 'a:b' is not a range"),
+        ({"documents": ""}, "--documents: '' is not a range"),
+        ({"documents": "\u0661:\u0662"}, "is not a range"),
+        ({"fraction": 0.0}, "--fraction: 0.0 is not above 0"),
+        ({"fraction": 1.01}, "--fraction: 1.01 is not above 0"),
+        ({"fraction": -0.5}, "-0.5 is not above 0"),
+        ({"fraction": float("nan")}, "--fraction: nan is not above 0"),
     ],
 )
 def test_what_chooses_nothing_is_refused(tmp_path: Path, wanted: Any, said: str) -> None:
@@ -296,6 +296,6 @@ def test_what_chooses_nothing_is_refused(tmp_path: Path, wanted: Any, said: str)
 
 def test_a_slice_of_nothing_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path / "a", BLOCK)
-    with pytest.raises(ColdstillError, match=r"a: no sequence of it was chosen"):
+    with pytest.raises(ColdstillError, match=r"a: no sequence was chosen"):
         take(path, f"{tmp_path}/b", np.array([], np.int64))
     assert not (tmp_path / "b").exists()

@@ -13,9 +13,9 @@ from coldstill.data.files import json_bytes
 from coldstill.data.fingerprint import tokens_sha256
 from coldstill.data.formats import STORES
 from coldstill.data.maintenance.merge import merge
-from coldstill.data.maintenance.problem import Problem
 from coldstill.data.maintenance.repair import Repaired, repair
 from coldstill.data.maintenance.rewrite import convert
+from coldstill.data.maintenance.shard import Problem
 from coldstill.data.maintenance.verify import leftovers, verify
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.schema import Capture
@@ -120,7 +120,7 @@ def test_progress_is_told_up_to_the_whole_store(tmp_path: Path) -> None:
     assert list(verify(str(tmp_path), lambda *what: told.append(what))) == []
     assert told == [("verify", 4, 10), ("verify", 8, 10), ("verify", 10, 10)]
     told.clear()
-    repair(str(tmp_path), tell=lambda *what: told.append(what))
+    repair(str(tmp_path), notify=lambda *what: told.append(what))
     assert told == [("repair", 4, 10), ("repair", 8, 10), ("repair", 10, 10)]
 
 
@@ -234,7 +234,7 @@ def test_what_a_crash_left_behind_is_no_problem(tmp_path: Path) -> None:
 def test_a_record_of_another_shard_is_found(tmp_path: Path) -> None:
     make(tmp_path)
     record(tmp_path, 1).write_bytes(record(tmp_path, 0).read_bytes())
-    wrong = "speaks of shard 0 with 4 sequences, not of shard 1 with 4"
+    wrong = "names shard 0 with 4 sequences, expected shard 1 with 4"
     assert said(tmp_path) == [f"shard 1: {record(tmp_path, 1)}: {wrong}"]
 
 
@@ -430,7 +430,7 @@ def test_who_comes_during_a_repair_is_refused(tmp_path: Path) -> None:
     manifest = make(tmp_path)
     met = []
 
-    def tell(*_: Any) -> None:
+    def notify(*_: Any) -> None:
         with (
             pytest.raises(ColdstillError, match="another process is writing this store") as caught,
             StoreWriter(tmp_path, manifest, shared=True),
@@ -438,7 +438,7 @@ def test_who_comes_during_a_repair_is_refused(tmp_path: Path) -> None:
             pass
         met.append(caught.value)
 
-    assert repair(str(tmp_path), tell=tell).problems == []
+    assert repair(str(tmp_path), notify=notify).problems == []
     assert len(met) == 3
     with StoreWriter(tmp_path, manifest, shared=True):
         pass

@@ -13,9 +13,8 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.repair import repair
-from coldstill.data.maintenance.sequence_order import SequenceOrder
-from coldstill.data.maintenance.uncached import uncached
-from coldstill.data.maintenance.verify import leftovers, verify
+from coldstill.data.maintenance.shard import SequenceOrder
+from coldstill.data.maintenance.verify import leftovers, uncached, verify
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.store.manifest import Part, read_manifest
 from coldstill.data.store.reader import open_store
