@@ -133,7 +133,7 @@ class Table:
     used: list[str]
     """The columns that documents can be made of."""
     batches: Callable[[int], Iterator[Any]]
-    """Yields record batches, in Parquet of at most so many rows."""
+    """Yields record batches; those of Parquet have at most so many rows, and only used columns."""
     rows_after: Callable[[Any], float]
     """Estimates the number of rows in the file, after the first batch (None if there is none)."""
 
@@ -166,15 +166,15 @@ def open_table(source: Source, columns: Columns) -> Iterator[Table]:
         used = used_columns(source.name, names, columns)
 
         def batches(size: int) -> Iterator[Any]:
-            count = reader.num_record_batches if is_file else 0
-            found = (reader.get_batch(i) for i in range(count)) if is_file else reader
-            return (batch.select(used) for batch in found)
+            if not is_file:
+                return iter(reader)
+            return (reader.get_batch(i) for i in range(reader.num_record_batches))
 
         def rows_after(first: Any) -> float:
             rows = 0 if first is None else first.num_rows
             if is_file:
                 return float(rows * reader.num_record_batches)
-            return float(rows) * max(1.0, source.bytes / max(1, file.tell()))
+            return float(rows * max(1.0, source.bytes / max(1, file.tell())))
 
         yield Table(names, used, batches, rows_after)
 
@@ -187,7 +187,8 @@ def _table(source: Source, columns: Columns, reading: Reading) -> Iterator[Recor
             count_unread(batch.num_rows)
             for start in range(0, batch.num_rows, _ROWS):
                 try:
-                    rows = batch.slice(start, _ROWS).to_pylist(maps_as_pydicts="strict")
+                    rows = batch.select(table.used).slice(start, _ROWS)
+                    rows = rows.to_pylist(maps_as_pydicts="strict")
                 except Exception as error:  # bytes that are not text, repeated names, times
                     raise ColdstillError(
                         f"{source.name}: record {number + 1} or one of the {_ROWS} from there "

@@ -87,8 +87,8 @@ def read_rows(entry: str, dataset: Any, columns: list[str]) -> Iterator[dict[str
             row = next(rows)
         except Exception as error:  # each type has a decoder with its own exceptions
             raise ColdstillError(
-                f"{entry}: record {number}: datasets cannot read it: {reason(error)}; load and save "
-                "the data set again"
+                f"{entry}: record {number}: datasets cannot read it: {reason(error)}; load and "
+                "save the data set again"
             ) from error
         yield row
 

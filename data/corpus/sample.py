@@ -102,8 +102,9 @@ def _table(source: Source, columns: Columns, count: int, limit: int) -> Sample |
         rows = table.rows_after(batch)
         if batch is None or batch.num_rows == 0 or rows == 0:
             return None
+        batch = batch.select(table.used).slice(0, count)
         most = max(1, int(limit / max(1.0, batch.nbytes / batch.num_rows)))
-        records = batch.slice(0, min(count, most)).to_pylist(maps_as_pydicts="strict")
+        records = batch.slice(0, most).to_pylist(maps_as_pydicts="strict")
         return _sample(source, records, columns, len(records) / rows)
 
 

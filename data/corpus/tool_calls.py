@@ -13,15 +13,8 @@ from .values import canonical, parse_json, parsed, printable, shown
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 _BESIDE_ARGUMENTS = (
-    *_ARGUMENTS,
-    "name",
-    "function",
-    "type",
-    "id",
-    "index",
-    "description",
-    "strict",
-)
+    *_ARGUMENTS, "name", "function", "type", "id", "index", "description", "strict",
+)  # fmt: skip
 """Keys of a call that do not hold arguments under another name."""
 _TAGGED = re.compile(r"<(tool_calls?|function_calls?)>(.*?)</\1>", re.DOTALL)
 

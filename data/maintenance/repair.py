@@ -44,8 +44,6 @@ def repair(path: str, *, pretend: bool = False, notify: Notify = quiet) -> Repai
     with uncached(path) as (place, forget):
         try:
             manifest = checked_manifest(place)
-        except FileNotFoundError as error:
-            raise ColdstillError(f"{place}: no manifest.json there, so not a store") from error
         except ColdstillError as error:
             raise ColdstillError(
                 f"{error}; a manifest cannot be repaired: restore it from a copy, or move the "

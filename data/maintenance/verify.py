@@ -47,8 +47,6 @@ def verify(path: str, notify: Notify = quiet) -> Iterator[Problem]:
     with uncached(path) as (place, forget):
         try:
             manifest = checked_manifest(place)
-        except FileNotFoundError as error:
-            raise ColdstillError(f"{place}: no manifest.json there, so not a store") from error
         except ColdstillError as error:
             yield Problem(what=str(error))
             return
@@ -58,12 +56,17 @@ def verify(path: str, notify: Notify = quiet) -> Iterator[Problem]:
 
 @contextlib.contextmanager
 def uncached(path: str) -> Iterator[tuple[Place, Callable[[], None]]]:
-    """The place without the usual cache, and a function that deletes the fetched copies.
+    """The place of a store without the usual cache, and a function that deletes fetched copies.
 
     A whole copy in the usual cache would hide that the object was damaged later. Copies go to a
     temporary folder; with a call after each shard it holds one shard at a time.
+
+    Raises
+        ColdstillError: the place has no manifest
     """
     place = place_at(path)
+    if not place.exists(MANIFEST):
+        raise ColdstillError(f"{place}: no manifest.json there, so not a store")
     if isinstance(place, LocalPlace):
         yield place, lambda: None
         return
@@ -78,12 +81,7 @@ def uncached(path: str) -> Iterator[tuple[Place, Callable[[], None]]]:
 
 
 def checked_manifest(place: Place) -> Manifest:
-    """The manifest, compared byte for byte with what is written for it.
-
-    Raises
-        FileNotFoundError: there is none
-        ColdstillError: it is damaged
-    """
+    """The manifest, compared byte for byte; raises ColdstillError if it is damaged."""
     content = place.read(MANIFEST)
     manifest = parse_manifest(content, place.path(MANIFEST))
     if content != json_bytes(manifest.to_json()):

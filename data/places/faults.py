@@ -21,50 +21,24 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _PASSING_CODES = {
-    "BadDigest",
-    "ConditionalRequestConflict",
-    "IncompleteBody",
-    "InternalError",
-    "OperationAborted",
-    "RequestTimeout",
-    "ServiceUnavailable",
-    "SlowDown",
-    "Throttling",
+    "BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError",
+    "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling",
     "XAmzContentSHA256Mismatch",
-}
+}  # fmt: skip
 _PASSING_STATUS = {408, 425, 429}
 _LASTING_STATUS = {501, 505}
 """Not implemented, and unsupported version of HTTP: the only permanent errors from 500 on."""
 _PASSING_NAMES = {
-    "ChecksumError",
-    "ChunkedEncodingError",
-    "ClientConnectionError",
-    "ClientPayloadError",
-    "EndpointConnectionError",
-    "FlexibleChecksumError",
-    "HTTPClientError",
-    "HTTPException",
-    "IncompleteReadError",
-    "ProtocolError",
-    "ResponseParserError",
-    "ResponseStreamingError",
-    "ServiceRequestError",
-    "ServiceResponseError",
-    "TransportError",
-}
+    "ChecksumError", "ChunkedEncodingError", "ClientConnectionError", "ClientPayloadError",
+    "EndpointConnectionError", "FlexibleChecksumError", "HTTPClientError", "HTTPException",
+    "IncompleteReadError", "ProtocolError", "ResponseParserError", "ResponseStreamingError",
+    "ServiceRequestError", "ServiceResponseError", "TransportError",
+}  # fmt: skip
 _PASSING_ERRNO = {
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.ECONNABORTED,
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.EHOSTUNREACH,
-    errno.EIO,
-    errno.ENETUNREACH,
-    errno.EPIPE,
-    errno.ETIMEDOUT,
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
+    errno.EHOSTUNREACH, errno.EIO, errno.ENETUNREACH, errno.EPIPE, errno.ETIMEDOUT,
     getattr(errno, "EREMOTEIO", errno.EIO),
-}
+}  # fmt: skip
 _LASTING = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError)
 _OF_THIS_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 

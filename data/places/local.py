@@ -16,21 +16,21 @@ from .place import expect_whole
 from .writers import HeldError, Writers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from ..store.commit import Commit
 
 
-class LocalPlace:
+class LocalPlace(Writers):
     """A folder of files (`Place`)."""
 
     room: int | None = None
 
     def __init__(self, root: Path) -> None:
         """Name the folder; nothing is read or created."""
+        super().__init__(_FileLocks(self))
         self.root = root
-        self._writers = Writers(_FileLocks(self))
 
     def __str__(self) -> str:
         """The path."""
@@ -109,25 +109,13 @@ class LocalPlace:
             else:
                 target.unlink(missing_ok=True)
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Be the only writer, by lock files."""
-        return self._writers.alone()
-
-    def join(self, begin: Callable[[bool], None]) -> contextlib.AbstractContextManager[None]:
-        """Be one of several writers, each with a lock file."""
-        return self._writers.together(begin)
-
-    def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
-        """Hold the lock file of one piece of work."""
-        return self._writers.claim(name)
-
     def clear(self) -> None:
         """Delete scratch files here and one level below, and claims of dead processes."""
         remove_scratch(self.root)
         for name in self.names("."):
             if (self.root / name).is_dir():
                 remove_scratch(self.root / name)
-        self._writers.clear()
+        self.clear_claims()
 
     def folder(self, name: str) -> Path:
         """The folder itself."""

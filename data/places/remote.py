@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PATIENCE = Patience()
 
 
-class RemotePlace:
+class RemotePlace(Writers):
     """A folder of objects (`Place`)."""
 
     def __init__(
@@ -58,7 +58,7 @@ class RemotePlace:
         self._cache = ShardCache(self._settings.place, self._settings.bytes)
         self._identity: str | None = None
         self._leases = Leases(self._objects)
-        self._writers = Writers(self._leases)
+        super().__init__(self._leases)
         self._ahead: ReadAhead | None = None
 
     def __reduce__(self) -> Any:
@@ -129,18 +129,6 @@ class RemotePlace:
         """Delete an object, or all objects below a folder."""
         self._objects.remove(name, before=self._leases.expect_held)
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Be the only writer, by a lease."""
-        return self._writers.alone()
-
-    def join(self, begin: Callable[[bool], None]) -> contextlib.AbstractContextManager[None]:
-        """Be one of several writers, each with a lease."""
-        return self._writers.together(begin)
-
-    def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
-        """Hold the lease of one piece of work."""
-        return self._writers.claim(name)
-
     def clear(self) -> None:
         """Delete folders whose upload was interrupted, here and one level below, and claims of
         dead processes."""
@@ -150,7 +138,7 @@ class RemotePlace:
                     inside = "" if folder == "." else f"{folder}/"
                     self.remove(f"{inside}{name.removeprefix(SCRATCH_PREFIX)}")
                     self.remove(f"{inside}{name}")
-        self._writers.clear()
+        self.clear_claims()
 
     def folder(self, name: str) -> Path:
         """A copy in the cache; a path that does not exist if the folder is empty."""

@@ -46,15 +46,15 @@ class Locks(Protocol):
 
 
 class Writers:
-    """The writers of one store, as one process sees them."""
+    """The part of a `Place` that decides who may write."""
 
     def __init__(self, locks: Locks) -> None:
         """Use these locks; nothing is locked yet."""
         self._locks = locks
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only writer; raises HeldError if any other process writes."""
+    def lock(self) -> Iterator[None]:
+        """Be the only writer, as `Place` describes."""
         # First without a lock: a process that joins meanwhile need not be refused because of a
         # process that is refused itself.
         self._expect_no_other()
@@ -63,8 +63,8 @@ class Writers:
             yield
 
     @contextlib.contextmanager
-    def together(self, begin: Callable[[bool], None]) -> Iterator[None]:
-        """Be one of several writers (`Place.join`)."""
+    def join(self, begin: Callable[[bool], None]) -> Iterator[None]:
+        """Be one of several writers, as `Place` describes."""
         with contextlib.ExitStack() as membership:
             with self._locks.hold(STARTING, wait=True):
                 self._locks.expect_free(LOCK)
@@ -83,7 +83,7 @@ class Writers:
 
     @contextlib.contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Hold the lock of one piece of work; yields False if another process has it."""
+        """Reserve a piece of work, as `Place` describes."""
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._locks.hold(name))
@@ -92,7 +92,7 @@ class Writers:
                 return
             yield True
 
-    def clear(self) -> None:
+    def clear_claims(self) -> None:
         """Delete the claims of dead writers and those copied from elsewhere. Only for a process
         that is the only writer."""
         for path in self._claims():

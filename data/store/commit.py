@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from ..errors import ColdstillError
 from ..files import json_bytes, parse_json
 from ..fingerprint import file_sha256
-from .seal import expect_seal, sealed, unseal, unsealed
+from .seal import expect_seal, sealed, unseal, unsealed, validated
 from .statistics import ShardStatistics
 
 if TYPE_CHECKING:
@@ -84,10 +84,7 @@ def files_json(files: tuple[ShardFile, ...]) -> bytes:
 
 def parse_files(content: bytes, where: str) -> tuple[ShardFile, ...]:
     """Parse a record of files; raises ColdstillError if it is damaged."""
-    try:
-        return _FILES.validate_json(json_bytes(unseal(content, where).get("files")))
-    except ValidationError as error:
-        raise ColdstillError(f"{where}: {error.errors()[0]['msg']}") from error
+    return validated(_FILES, unseal(content, where).get("files"), where)
 
 
 def commit_json(commit: Commit) -> bytes:
@@ -100,14 +97,6 @@ def parse_commit(content: bytes, where: str) -> Commit:
     value = parse_json(content, where)
     if not isinstance(value, dict):
         raise ColdstillError(f"{where}: not a commit record")
-    try:
-        # from JSON, because lists are not tuples
-        commit = _COMMIT.validate_json(json_bytes(unsealed(value)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ColdstillError(f"{where}: {place}: {first['msg']}") from error
-    except ValueError as error:  # numbers and text that JSON cannot hold
-        raise ColdstillError(f"{where}: {error}") from error
+    commit = validated(_COMMIT, unsealed(value), where)
     expect_seal(value, where)
     return commit

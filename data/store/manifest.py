@@ -10,16 +10,16 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from ..codecs import CODECS, Codec
 from ..errors import ColdstillError
 from ..fidelity import CodecError
-from ..files import json_bytes, parse_json
+from ..files import parse_json
 from ..formats import STORES, Store
 from ..schema import Capture
 from .layout import MANIFEST
-from .seal import expect_seal, sealed, unsealed
+from .seal import expect_seal, sealed, unsealed, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,11 +222,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             f"{FORMAT_VERSION}; use the version that wrote it"
         )
     fields = {k: v for k, v in unsealed(value).items() if k not in ("format", "version")}
-    try:
-        # From JSON, because lists are not tuples; all other types must match.
-        manifest = _MANIFEST.validate_json(json_bytes(fields))
-    except (ValidationError, ValueError) as error:
-        raise ColdstillError(f"{where}: {_first_mistake(error)}") from error
+    manifest = validated(_MANIFEST, fields, where)
     expect_seal(value, where)
     _expect_possible(manifest, where)
     manifest.make_codec(where)
@@ -251,14 +247,6 @@ def _expect_possible(manifest: Manifest, where: str) -> None:
         raise ColdstillError(
             f"{where}: capture.temperatures: above 0 and at most {MOST_TEMPERATURE:g}"
         )
-
-
-def _first_mistake(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']} ({first['input']!r:.60})"
 
 
 def format_settings(

@@ -6,12 +6,18 @@ manifest, in which one flipped bit can leave a valid number.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
 
 from ..errors import ColdstillError
-from ..files import parse_json
+from ..files import json_bytes, parse_json
 from ..fingerprint import json_sha256
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+_Record = TypeVar("_Record")
 _KEY = "seal"
 
 
@@ -39,3 +45,18 @@ def unseal(content: bytes, where: str) -> dict[str, Any]:
         raise ColdstillError(f"{where}: not a JSON object")
     expect_seal(value, where)
     return unsealed(value)
+
+
+def validated(adapter: TypeAdapter[_Record], fields: Any, where: str) -> _Record:
+    """A record from the fields of its JSON object; raises ColdstillError with the wrong field."""
+    try:
+        # From JSON, because lists are not tuples; all other types must match.
+        return adapter.validate_json(json_bytes(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ColdstillError(
+            f"{where}: {place}: {first['msg']} ({first['input']!r:.60})"
+        ) from error
+    except ValueError as error:  # numbers and text that JSON cannot hold
+        raise ColdstillError(f"{where}: {error}") from error

@@ -77,15 +77,13 @@ def encoded(manifest: Manifest, block: Block, size: int) -> list[Columns]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("rows", CHOICES.values(), ids=CHOICES.keys())
 @pytest.mark.parametrize("store", STORES)
-def test_columns_are_those_that_the_codec_would_have_made_of_what_was_captured(
-    tmp_path: Path, store: str, rows: Any, size: int
-) -> None:
+def test_columns_equal_those_of_a_capture(tmp_path: Path, store: str, rows: Any, size: int) -> None:
     reader = open_store(make(tmp_path, store=store))
     found = columns_of([StoreRows(reader, rows)], size)
     assert_same_columns(found, encoded(reader.manifest, BLOCK.take(rows), size))
 
 
-def test_columns_of_several_stores_are_one_row_of_blocks(tmp_path: Path) -> None:
+def test_columns_of_several_stores_are_joined_into_blocks(tmp_path: Path) -> None:
     one = open_store(make(tmp_path / "a"))
     other = open_store(make(tmp_path / "b", OTHER, store="zarr"))
     pieces = [
@@ -104,7 +102,7 @@ def sums(store: StoreReader, rows: Any) -> Any:
     return sums_of(pieces, block_of(pieces))
 
 
-def test_a_shard_that_is_taken_whole_keeps_the_sums_of_its_capture(tmp_path: Path) -> None:
+def test_a_whole_shard_keeps_the_statistics_of_its_capture(tmp_path: Path) -> None:
     store = open_store(make(tmp_path))
     assert sums(store, range(4, 8)) == store.commit(1).statistics
     assert sums(store, range(COUNT)) == store.statistics
@@ -112,7 +110,9 @@ def test_a_shard_that_is_taken_whole_keeps_the_sums_of_its_capture(tmp_path: Pat
     assert sums(store, range(4, 8)).loss == pytest.approx(captured.loss, abs=1e-12)
 
 
-def test_a_part_of_a_shard_has_its_own_sums_and_its_share_of_the_cost(tmp_path: Path) -> None:
+def test_a_part_of_a_shard_has_its_own_statistics(
+    tmp_path: Path,
+) -> None:
     store = open_store(make(tmp_path))
     rows = [2, 3, *range(4, 8), 9]
     stored = everything(tmp_path)
@@ -130,7 +130,7 @@ def test_a_part_of_a_shard_has_its_own_sums_and_its_share_of_the_cost(tmp_path: 
 
 
 @pytest.mark.parametrize("rows", CHOICES.values(), ids=CHOICES.keys())
-def test_a_slice_of_what_was_rounded_is_not_rounded_again(tmp_path: Path, rows: Any) -> None:
+def test_a_slice_does_not_round_again(tmp_path: Path, rows: Any) -> None:
     path = make(tmp_path / "a")
     made = take(path, f"{tmp_path}/b", rows)
     assert made.error == open_store(path).manifest.error
@@ -143,7 +143,7 @@ def test_a_slice_of_what_was_rounded_is_not_rounded_again(tmp_path: Path, rows: 
     assert open_store(tmp_path / "c").statistics.distortion > 0
 
 
-def test_slices_merged_again_cost_what_the_whole_did(tmp_path: Path) -> None:
+def test_merged_slices_have_the_distortion_of_the_whole(tmp_path: Path) -> None:
     path = make(tmp_path / "a")
     parts = [f"{tmp_path}/{number}" for number in range(3)]
     for part, rows in zip(parts, np.split(np.arange(COUNT), [5, 12]), strict=True):
@@ -156,7 +156,7 @@ def test_slices_merged_again_cost_what_the_whole_did(tmp_path: Path) -> None:
     assert np.array_equal(found.head_logprobs, wanted.head_logprobs)
 
 
-def test_a_merger_of_other_codecs_adds_what_it_costs(tmp_path: Path) -> None:
+def test_merging_other_codecs_adds_their_distortion(tmp_path: Path) -> None:
     a = make(tmp_path / "a")
     b = make(tmp_path / "b", OTHER, corpus="5")
     convert(b, f"{tmp_path}/plain", "plain", None)
@@ -168,7 +168,7 @@ def test_a_merger_of_other_codecs_adds_what_it_costs(tmp_path: Path) -> None:
     assert made.error.maximum == errors[0].maximum
 
 
-def test_a_smaller_record_keeps_the_sums_of_its_capture(tmp_path: Path) -> None:
+def test_a_shrunken_store_keeps_the_statistics_of_its_capture(tmp_path: Path) -> None:
     path = make(tmp_path / "a")
     capture = smaller_capture(open_store(path).manifest, 2, 1, path)
     change(path, f"{tmp_path}/b", lambda manifest: capture, shrink_block)

@@ -56,7 +56,7 @@ def tree(root: Path) -> dict[str, str]:
 class AnyPlace:
     """The contract; each class below tests one kind of place."""
 
-    def test_what_is_written_is_read(self, place: Place) -> None:
+    def test_written_files_are_read(self, place: Place) -> None:
         place.write("a.json", b"1")
         place.write("deep/er/b.json", b"2")
         place.write("a.json", b"3")
@@ -65,7 +65,7 @@ class AnyPlace:
         assert place.read("deep/er/b.json") == b"2"
         assert place.read("empty") == b""
 
-    def test_what_is_not_there_is_not_found(self, place: Place) -> None:
+    def test_missing_files_are_not_found(self, place: Place) -> None:
         place.write("deep/b.json", b"2")
         for name in ("nothing", "deep/nothing", "nothing/b.json"):
             with pytest.raises(FileNotFoundError):
@@ -113,7 +113,7 @@ class AnyPlace:
         assert place.exists("deeper")
         place.remove("deep")
 
-    def test_a_file_is_adopted_in_place_of_another(self, place: Place, tmp_path: Path) -> None:
+    def test_an_adopted_file_replaces_another(self, place: Place, tmp_path: Path) -> None:
         for text in ("old and longer", "new"):
             with place.scratch() as folder:
                 (folder / "made").write_text(text)
@@ -121,7 +121,7 @@ class AnyPlace:
             assert not folder.exists()
             assert place.read("shards/1.arrow") == text.encode()
 
-    def test_a_folder_is_adopted_in_place_of_another(self, place: Place, tmp_path: Path) -> None:
+    def test_an_adopted_folder_replaces_another(self, place: Place, tmp_path: Path) -> None:
         place.adopt(make_tree(tmp_path / "1", a="1", deep__b="2", old="3"), "tokenizer")
         place.adopt(make_tree(tmp_path / "2", a="4", deep__b="5", new="6"), "tokenizer")
         assert place.exists("tokenizer")
@@ -256,7 +256,7 @@ class AnyPlace:
             assert mine
             assert claim_name(7).rpartition("/")[2] in place.names(CLAIMS)
 
-    def test_clearing_deletes_what_an_interrupted_write_left(
+    def test_clearing_deletes_leftovers_of_interrupted_writes(
         self, place: Place, interrupted: Callable[[], None]
     ) -> None:
         place.write("shards/00000.json", b"kept")
@@ -335,7 +335,7 @@ class RemoteContract(AnyPlace):
 
         return leave
 
-    def test_a_folder_exists_only_when_all_of_it_does(
+    def test_a_folder_exists_only_when_it_is_complete(
         self, place: Place, interrupted: Callable[[], None]
     ) -> None:
         interrupted()
@@ -420,7 +420,7 @@ def test_a_folder_has_several_names(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/a/b", "memory://a", "gs://bucket/store/"])
-def test_an_address_survives_being_made_a_path(address: str) -> None:
+def test_an_address_may_be_given_as_a_path(address: str) -> None:
     wanted = address.rstrip("/")
     assert str(place_at(address)) == wanted
     assert str(place_at(Path(address))) == wanted

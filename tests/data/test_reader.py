@@ -142,7 +142,7 @@ def test_a_store_may_be_moved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [-1], [10], [0, 99]])
-def test_a_sequence_that_is_not_there_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
+def test_an_index_out_of_range_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
     with pytest.raises(IndexError):
         make(tmp_path).read(np.array(rows, dtype=np.int64))
 

@@ -73,9 +73,7 @@ def test_every_format_is_prepared_alike(tmp_path: Path, chatting: Any) -> None:
 def test_chats_without_answers_are_refused_or_counted(tmp_path: Path, chatting: Any) -> None:
     rows = [{"messages": chat} for chat in CHATS]
     asking = {"conversations": [{"from": "human", "value": "?"}]}
-    with pytest.raises(
-        ColdstillError, match=r"^a\.jsonl:3: this chat has no answer of the assistant"
-    ):
+    with pytest.raises(ColdstillError, match=r"^a\.jsonl:3: this chat has no answer of the"):
         prepared(tmp_path, chatting, [*rows[:2], asking, *rows[2:]])
     record = prepared(tmp_path, chatting, [*rows, asking], bad_rows="skip")
     assert (record.counts["unanswered_chats"], record.skipped) == (1, 1)
