@@ -5,8 +5,9 @@ for `DEAD` seconds may be taken over. The limit is far longer than the clocks of
 services refuse requests from machines whose clocks differ by more.
 
 A process that was paused checks its locks again before it writes, at each attempt. Two processes
-can make the same shard only if one of them was paused inside a single request. The commit record
-then decides: a shard whose bytes are not those of its record is damaged and made again.
+can write the same shard only if one of them was paused inside a single request. The commit record
+then decides: every reader refuses a shard whose bytes are not those of its record, and a repair
+deletes it.
 """
 
 from __future__ import annotations

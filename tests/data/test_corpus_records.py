@@ -93,8 +93,8 @@ def test_only_mapped_columns_and_keys_are_used() -> None:
     assert read({"chat": [USER], "text": "t"}, messages="chat").messages == (USER,)
     record = {"instruction": "i", "input": "n", "output": "o"}
     assert read(record, prompt="instruction", completion="output").prompt == "i"
-    record = {"messages": [{"speaker": "human", "said": "hi", "at": 1}]}
-    assert read(record, role="speaker", content="said").messages == (USER | {"at": 1},)
+    chat = {"messages": [{"speaker": "human", "said": "hi", "at": 1}]}
+    assert read(chat, role="speaker", content="said").messages == (USER | {"at": 1},)
     assert "no 'speaker' (have: from, value)" in refusal(
         {"messages": [{"from": "human", "value": "hi"}]}, role="speaker"
     )

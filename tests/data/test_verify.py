@@ -99,10 +99,10 @@ def test_nothing_is_wrong_with_a_whole_store(
 
 
 def test_a_problem_names_its_place() -> None:
-    places = {"shard": 3, "sequence": 812, "position": 0}
     assert str(Problem(what="late")) == "late"
     assert str(Problem(what="late", shard=0)) == "shard 0: late"
-    assert str(Problem(what="late", **places)) == "shard 3, sequence 812, position 0: late"
+    problem = Problem(what="late", shard=3, sequence=812, position=0)
+    assert str(problem) == "shard 3, sequence 812, position 0: late"
 
 
 def test_progress_is_reported_up_to_the_whole_store(tmp_path: Path) -> None:

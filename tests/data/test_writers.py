@@ -409,7 +409,8 @@ def test_a_process_paused_in_an_upload_checks_its_lease_before_it_repeats_the_up
     with StoreWriter(f"{s3.url}/store", MANIFEST, shared=True) as writer, writer.claim(0) as mine:
         assert mine
         [*_, lease] = writer.place._leases._held  # type: ignore[attr-defined]
-        connected, tries = Objects._system, []
+        connected = Objects._system
+        tries: list[int] = []
 
         def system(self: Objects) -> Any:
             if self is writer.place._objects and not tries:  # type: ignore[attr-defined]
