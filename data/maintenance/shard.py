@@ -31,12 +31,12 @@ _UNORDERED = "a sequence id that is not above the one before"
 class Problem:
     """One fault of a store, and where it is."""
 
-    what: str
     shard: int | None = None
     sequence: int | None = None
     """Index of the sequence in the store."""
     position: int | None = None
     """Index of the position in the sequence."""
+    what: str
     missing: bool = False
     """Whether the shard was never written, rather than damaged."""
 

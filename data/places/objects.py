@@ -48,10 +48,6 @@ class Objects:
         self._options = options or {}
         self._connected: tuple[int, Any, str] | None = None
 
-    def __reduce__(self) -> Any:
-        """Pickle the arguments: a connection stays in this process."""
-        return type(self), (self._url, self._patience, self._options)
-
     def __str__(self) -> str:
         """The address, without a password."""
         return without_secrets(self._url)

@@ -55,8 +55,7 @@ class Writers:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only writer, as `Place` describes."""
-        # First without a lock: a process that joins meanwhile need not be refused because of a
-        # process that is refused itself.
+        # Look first without the lock: a refused process should not hinder others with it.
         self._expect_no_other()
         with self._locks.hold(LOCK):
             self._expect_no_other()
@@ -68,7 +67,7 @@ class Writers:
         with contextlib.ExitStack() as membership:
             with self._locks.hold(STARTING, wait=True):
                 self._locks.expect_free(LOCK)
-                # A dead process that only slept must not continue beside this one.
+                # Its holder may only be paused: without its lock it cannot continue.
                 self._locks.remove(LOCK)
                 alone = True
                 try:

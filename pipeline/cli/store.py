@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,7 +58,7 @@ def verify(path: str, as_json: bool) -> None:
     for left in leftovers(path):
         click.echo(f"{left}: left by an interrupted write; the next writer deletes it", err=True)
     if as_json:
-        found = [_problem(problem) for problem in problems]
+        found = [asdict(problem) for problem in problems]
         click.echo(json.dumps({"path": path, "whole": not problems, "problems": found}, indent=2))
     else:
         _print_problems(problems)
@@ -79,7 +80,7 @@ def repair(path: str, dry_run: bool, as_json: bool) -> None:
     with _progress() as progress:
         done = step(path, pretend=dry_run, notify=_notify(progress, "repair"))
     if as_json:
-        problems = [_problem(problem) for problem in done.problems]
+        problems = [asdict(problem) for problem in done.problems]
         facts = {"dropped": done.dropped, "strays": done.strays, "missing": done.missing}
         click.echo(json.dumps({"path": path, "problems": problems, **facts}, indent=2))
         return
@@ -216,11 +217,6 @@ def _formats(wanted: dict[str, Any]) -> tuple[Any, Any]:
     if zstd is not None:
         kind = {"name": kind, "zstd": zstd} if kind else {"zstd": zstd}
     return codec, kind
-
-
-def _problem(problem: Problem) -> dict[str, Any]:
-    names = ("shard", "sequence", "position", "what", "missing")
-    return {name: getattr(problem, name) for name in names}
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:

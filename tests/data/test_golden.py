@@ -68,7 +68,7 @@ def test_a_store_begun_by_version_0_1_is_continued(tmp_path: Path, codec: str) -
     assert np.array_equal(whole.targets.head_ids, continued.targets.head_ids)
     changed = replace(manifest, capture=replace(manifest.capture, seed=99))
     with pytest.raises(
-        ColdstillError, match=r"made differently: capture\.seed: 0 in the store, 99"
+        ColdstillError, match=r"made differently: capture\.seed: 7 in the store, 99"
     ):
         StoreWriter(tmp_path / "s", changed).check()
 
