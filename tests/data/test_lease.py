@@ -13,13 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import coldstill.data.places.lease
-import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.places.lease import DEAD, Holder, Lease
 from coldstill.data.places.objects import Objects
 from coldstill.data.store.layout import LOCK
-from coldstill.data.store.writer import StoreWriter
 from oracles import manifest_for, random_block
 
 if TYPE_CHECKING:
@@ -133,32 +131,6 @@ def test_a_dead_process_of_this_machine_is_known_to_be_dead(far: Distance) -> No
     assert json.loads(place.read(LOCK))["process"] == os.getpid()
     heir.release()
     assert not place.exists(LOCK)
-
-
-def test_a_writer_that_lost_its_lease_writes_nothing_more(memory: Distance) -> None:
-    place = memory.place()
-    with StoreWriter(f"{memory.url}/store", MANIFEST) as writer:
-        assert place.exists("manifest.json")
-        [lease] = writer.place._leases._held  # type: ignore[attr-defined]
-        place._objects.remove(LOCK)
-        other = elsewhere(memory, Clock())
-        other.acquire()
-        lease.renew()  # as the thread does every minute
-        with pytest.raises(ColdstillError, match=r"process 7 on far, since .* is writing it"):
-            writer.write(0, BLOCK.take(np.arange(4)))
-    assert place.names("shards") == set()
-    assert place.exists(LOCK)  # the other's
-    other.release()
-
-
-def test_a_deleted_lease_is_lost(memory: Distance, clock: Clock) -> None:
-    lease = lease_of(memory, clock)
-    lease.acquire()
-    memory.place().remove(LOCK)
-    lease.renew()
-    with pytest.raises(ColdstillError, match="its lock was deleted, so this process writes"):
-        lease.expect_held()
-    lease.release()
 
 
 def test_a_lost_answer_does_not_lock_out_its_own_process(s3: Distance) -> None:

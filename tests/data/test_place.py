@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import coldstill.data.places.claims
+import coldstill.data.places.lease
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import SCRATCH_PREFIX
@@ -355,11 +356,20 @@ class TestS3Place(RemoteContract):
         return s3
 
 
-def test_local_processes_begin_in_turn_and_only_the_first_is_alone(
-    tmp_path: Path,
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_processes_begin_in_turn_and_only_the_first_is_alone(
+    tmp_path: Path, memory: Distance, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     at_once: list[int] = []
     inside, told, all_in = [0], [], threading.Barrier(5)
+    one_at_a_time, original = threading.RLock(), Objects._call
+
+    def call(self: Objects, *arguments: Any) -> Any:
+        with one_at_a_time:  # requests are atomic in object stores, not in `memory://`
+            return original(self, *arguments)
+
+    monkeypatch.setattr(Objects, "_call", call)
+    monkeypatch.setattr(coldstill.data.places.lease, "_PAUSE", 0.005)
 
     def begin(alone: bool) -> None:
         inside[0] += 1
@@ -369,7 +379,9 @@ def test_local_processes_begin_in_turn_and_only_the_first_is_alone(
         inside[0] -= 1
 
     def write() -> None:
-        with place_at(tmp_path).join(begin):
+        place = place_at(tmp_path / "s") if kind == "local" else memory.place()
+        with place.join(begin):
+            assert len(place.names(CLAIMS)) >= 1
             all_in.wait(20)
 
     threads = [threading.Thread(target=write) for _ in range(5)]
@@ -379,7 +391,8 @@ def test_local_processes_begin_in_turn_and_only_the_first_is_alone(
         thread.join()
     assert at_once == [1] * 5
     assert told == [True, False, False, False, False]
-    assert list(tmp_path.iterdir()) == []
+    place = place_at(tmp_path / "s") if kind == "local" else memory.place()
+    assert place.names(CLAIMS) == set()
 
 
 @pytest.mark.parametrize("in_the_way", ["claims", "claims/starting"])

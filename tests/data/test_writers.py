@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import coldstill.data.places.lease
 import numpy as np
 import pytest
-from coldstill.data.errors import ColdstillError, DamageError
+from coldstill.data.errors import ColdstillError
 from coldstill.data.places.lease import DEAD, Lease, Leases, holder_of
 from coldstill.data.places.objects import Objects
 from coldstill.data.places.writers import HeldError
@@ -93,18 +93,6 @@ def refusal_of(context: contextlib.AbstractContextManager[Any]) -> str:
     return str(caught.value)
 
 
-def test_a_member_has_a_lease_while_it_writes(far: Distance) -> None:
-    told: list[bool] = []
-    with far.place().join(told.append):
-        [member] = names(far)
-        assert f"{CLAIMS}/{member}".startswith(MEMBERS)
-        with far.place().join(told.append):
-            assert len(names(far)) == 2
-        assert names(far) == {member}
-    assert names(far) == set()
-    assert told == [True, False]
-
-
 def test_a_member_and_a_lone_writer_refuse_each_other_by_name(far: Distance) -> None:
     member = lease_of_another(far, f"{MEMBERS}1")
     said = f"{far.url}/store: another process is writing this store: process 7 on far, since"
@@ -163,15 +151,6 @@ def test_a_paused_lone_writer_does_not_continue_beside_members(memory: Distance)
     asleep.release()
 
 
-def test_a_process_that_died_while_joining_is_replaced(memory: Distance, settled: None) -> None:
-    dead = lease_of_another(memory, STARTING, silent=LONG_AGO)
-    told: list[bool] = []
-    with memory.place().join(told.append):
-        pass
-    assert told == [True]
-    dead.release()
-
-
 def test_a_process_that_is_joining_is_waited_for(
     memory: Distance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,35 +165,6 @@ def test_a_process_that_is_joining_is_waited_for(
     assert "process 7 on far" in refusal_of(memory.place().join(told.append))
     assert told == [True]
     joining.release()
-
-
-def test_processes_begin_one_after_the_other_and_only_the_first_is_alone(
-    memory: Distance, conditions: None
-) -> None:
-    at_once: list[int] = []
-    inside = [0]
-    told: list[bool] = []
-    all_in = threading.Barrier(5)
-
-    def begin(alone: bool) -> None:
-        inside[0] += 1
-        time.sleep(0.02)
-        at_once.append(inside[0])
-        told.append(alone)
-        inside[0] -= 1
-
-    def write() -> None:
-        with memory.place().join(begin):
-            all_in.wait(20)
-
-    threads = [threading.Thread(target=write) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert at_once == [1] * 5
-    assert told == [True, False, False, False, False]
-    assert names(memory) == set()
 
 
 def test_a_process_that_fails_to_begin_leaves_nothing(far: Distance) -> None:
@@ -286,25 +236,6 @@ def test_a_process_that_joins_sees_a_lock_that_was_taken_after_the_first_look(
     assert len(looked) == 2
     assert told == []
     assert len(said) == 1
-
-
-def test_one_of_many_processes_gets_a_claim(memory: Distance, conditions: None) -> None:
-    start, done = threading.Barrier(6), threading.Barrier(6)
-    seen: list[bool] = []
-
-    def claim() -> None:
-        place = memory.place()
-        start.wait(10)
-        with place.claim(claim_name(3)) as mine:
-            seen.append(mine)
-            done.wait(10)
-
-    threads = [threading.Thread(target=claim) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(seen) == [False] * 5 + [True]
 
 
 def test_the_claim_of_a_dead_process_is_taken_over(memory: Distance, settled: None) -> None:
@@ -383,14 +314,6 @@ def test_clearing_deletes_only_the_leases_of_dead_processes(memory: Distance) ->
         assert len(names(memory)) == 3  # and itself
     for lease in held:
         lease.release()
-
-
-def test_an_object_that_is_not_a_claim_is_named(memory: Distance) -> None:
-    memory.place().write(claim_name(0), b'{"sealed": "no"}')
-    with pytest.raises(DamageError) as caught:
-        memory.place().claim(claim_name(0)).__enter__()
-    where = f"{memory.url}/store/{claim_name(0)}"
-    assert str(caught.value) == f"{where}: not a lock of coldstill; delete it if no process writes"
 
 
 def test_a_claim_that_arrives_damaged_is_read_again(s3: Distance) -> None:
