@@ -49,7 +49,7 @@ def with_target(block: Block, field: str, place: int, change: Any) -> Block:
 
 
 def where(block: Block, place: int) -> tuple[int, int]:
-    """Which sequence of the block, and which position of that."""
+    """The index of the sequence in the block, and of the position in the sequence."""
     positions = block.sequences.positions
     row = int(np.searchsorted(positions.offsets, place, side="right")) - 1
     return row, int(positions.values[place])
@@ -70,7 +70,7 @@ def with_row(block: Block, field: str, row: int, change: Any) -> Block:
 
 
 def row_with(documents: int, positions: int) -> int:
-    """A sequence, not the first, with so many documents and supervised positions at least."""
+    """A sequence after the first with at least this many documents and supervised positions."""
     sequences = BLOCK.sequences
     enough = sequences.document_starts.lengths >= documents
     enough &= sequences.positions.lengths >= positions
@@ -102,7 +102,7 @@ def always(value: float) -> Any:
 
 
 def of(field: str, at: Any = ..., by: float = 0.0) -> Any:
-    """What another field says at the position, or another number near it."""
+    """The value of another field at the position, or a number near it."""
     return lambda targets, place: getattr(targets, field)[place][at] + by
 
 

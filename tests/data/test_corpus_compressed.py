@@ -1,4 +1,4 @@
-"""Compressed files that are whole, and those that only seem damaged."""
+"""Compressed files that are complete, and some that only seem damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are documents, above all of a data set cloned from a hub."""
+"""The documents of a folder, especially of a data set cloned from a hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chats as people write them, and the one form that they become."""
+"""Chats in the usual formats become one format."""
 
 from __future__ import annotations
 

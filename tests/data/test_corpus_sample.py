@@ -1,4 +1,4 @@
-"""A sample says which share of its source it is."""
+"""Samples of sources, with the share that was read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any damaged byte of a store is found, and none is ever read as if it were whole."""
+"""Every damaged byte of a store is found, and never read as data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 KINDS = list(itertools.product(sorted(STORES), sorted(CODECS)))
 BLOCK = random_block(0, 5)
 DAMAGES = 120
-"""Of each kind of store."""
+"""Number of damages for each kind of store."""
 
 
 def make(root: Path, store: str, codec: str, block: Block = BLOCK) -> None:
@@ -46,7 +46,7 @@ def as_stored(codec: str) -> Block:
 
 
 def same(found: Block, wanted: Block) -> bool:
-    """Bit for bit."""
+    """Whether two blocks are equal bit for bit."""
     for kind, part in ((Sequences, "sequences"), (Targets, "targets")):
         for f in fields(kind):
             one: Any = getattr(getattr(found, part), f.name)

@@ -1,4 +1,4 @@
-"""Sequences on their way to a new store: nothing is rounded twice, and no cost is forgotten."""
+"""Sequences collected for a new store: nothing is rounded twice, and distortions add up."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SIZES = [1, 2, 3, 5, 100]
 
 
 def make(root: Path, block: Block = BLOCK, *, store: str = "arrow", corpus: str = "3") -> str:
-    """A store of the compact codec, which says its error."""
+    """A store of the compact codec, with its measured error."""
     manifest = manifest_for(block, codec="compact", store=store)
     manifest = replace(manifest, corpus=replace(manifest.corpus, fingerprint=corpus * 64))
     write_missing(root, with_error(manifest, block), block)
@@ -61,7 +61,7 @@ def arrays_of(column: Any) -> list[Any]:
 
 
 def sharing(columns: Columns) -> list[list[str]]:
-    """The lists that have one array of borders together."""
+    """The lists that share one array of offsets."""
     groups: dict[int, list[str]] = {}
     for name, column in columns.items():
         if isinstance(column, Ragged):

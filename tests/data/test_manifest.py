@@ -325,7 +325,7 @@ def test_invalid_format_settings_are_reported_in_one_line(
 
 
 def test_remote_code_is_recorded_only_if_it_ran() -> None:
-    """Stores of older versions say nothing of it, and are the same stores."""
+    """The field is missing in stores of earlier versions, which stay equal."""
     assert "trust_remote_code" not in MANIFEST.to_json()["teacher"]
     ran = replace(MANIFEST, teacher=replace(MANIFEST.teacher, trust_remote_code=True))
     again = parse_manifest(json.dumps(ran.to_json()).encode(), "m")

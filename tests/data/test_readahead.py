@@ -57,7 +57,7 @@ def largest(store: StoreReader) -> int:
 
 
 def opened(distance: Distance, limit: float) -> StoreReader:
-    """The store, with a cache of so many bytes."""
+    """The store with a cache of this size in bytes."""
     cache = CacheSettings(folder=distance.cache.place, bytes=round(limit))
     return open_store(f"{distance.url}/store", cache=cache)
 
@@ -73,7 +73,7 @@ def assert_same(one: Block, other: Block) -> None:
 
 
 def settled(condition: Callable[[], bool]) -> bool:
-    """Whether something comes true before long."""
+    """Whether a condition becomes true within seconds."""
     end = time.monotonic() + 10
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -81,7 +81,7 @@ def settled(condition: Callable[[], bool]) -> bool:
 
 
 def windowed(store: StoreReader, epoch: int, window: int) -> Any:
-    """An epoch's order in which only so many shards are mixed."""
+    """An epoch's order in which at most this many shards are mixed."""
     return epoch_order(5, epoch, len(store), EACH, 2, window=window)
 
 

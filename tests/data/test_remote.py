@@ -45,14 +45,14 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(distance: Distance, name: str = "store") -> str:
-    """The address of a store that is now whole."""
+    """Write a complete store; returns its address."""
     url = f"{distance.url}/{name}"
     write_missing(url, MANIFEST, BLOCK)
     return url
 
 
 def send(distance: Distance, local: Path, name: str = "store") -> str:
-    """The address of a copy of a store, sent at once."""
+    """Upload a copy of a store; returns its address."""
     distance.place(name)._objects.upload({file: local / file for file in digests(local)})
     if distance.proxy is not None:
         distance.proxy.log.clear()
@@ -251,14 +251,14 @@ def test_a_password_is_never_shown() -> None:
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 def test_a_store_that_was_killed_at_any_request_can_be_finished(far: Distance, local: Path) -> None:
     whole = digests(local)
 
     class Dying:
-        """Lets so many writes pass, and of a dead process nothing more."""
+        """Lets requests pass up to the last one, and none of a dead process."""
 
         def __init__(self, patch: pytest.MonkeyPatch, last: int) -> None:
             self.events, self.last = 0, last

@@ -1,4 +1,4 @@
-"""A store written anew: nothing is lost, nothing is rounded twice, nothing is done by halves."""
+"""A store written again: nothing is lost, rounded twice or left incomplete."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def assert_within(found: Block, wanted: Block, manifest: Manifest) -> None:
 
 
 def shards(root: Path) -> dict[str, str]:
-    """The bytes of the data, without the records of it."""
+    """The bytes of the data, without commit records."""
     found = digests(root)
     return {k: v for k, v in found.items() if k.startswith("shards/") and not k.endswith(".json")}
 
@@ -99,7 +99,7 @@ def test_any_store_can_be_converted_to_any_other(
 
 
 def with_bound(manifest: Manifest, before: Manifest) -> Manifest:
-    """With the error that a store made by `oracles` would have said if it had measured it."""
+    """The manifest with the error that a capture would have measured."""
     codec = before.make_codec("here")
     error = manifest.error
     return replace(
@@ -148,7 +148,7 @@ def assert_columns(found: Any, wanted: Any) -> None:
 
 
 def vars_of(column: Any) -> list[Any]:
-    """The arrays of a column, however deep its lists are."""
+    """The arrays of a column at any depth of lists."""
     if isinstance(column, np.ndarray):
         return [column]
     return [array for f in fields(column) for array in vars_of(getattr(column, f.name))]

@@ -1,4 +1,4 @@
-"""Several stores as one, and a part of one: what is chosen, and in which order."""
+"""Merged stores and slices: which sequences they hold, and in which order."""
 
 from __future__ import annotations
 

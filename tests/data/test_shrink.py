@@ -1,4 +1,4 @@
-"""A smaller record out of a larger one: what the teacher would have said, and no bias."""
+"""Smaller heads and tails: equal to captured ones, or without bias."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = [(8, 0), (8, 4), (16, 4), (16, 1), (0, 6), (1, 6), (12, 6)]
 
 
 def dense_logprobs() -> NDArray[np.float32]:
-    """[M, V] what the teacher of `random_block(SEED, COUNT, ...)` believes of every token."""
+    """[M, V] the log-probabilities of the teacher of `random_block(SEED, COUNT, ...)`."""
     targets = random_block(SEED, COUNT, WHOLE).targets
     dense = np.empty_like(targets.head_logprobs)
     np.put_along_axis(dense, targets.head_ids.astype(np.int64), targets.head_logprobs, axis=1)
@@ -157,7 +157,7 @@ P = np.array([0.03, 0.2, 0.01, 0.3, 0.08, 0.002, 0.12, 0.05, 0.1, 0.06, 0.04, 0.
 """A distribution over twelve tokens."""
 DRAWS = 20_000
 FAR = 4.5
-"""Standard errors: chance alone is that far off once in 150,000."""
+"""Limit in standard errors: chance alone exceeds it once in 150,000."""
 
 
 def one_each(count: int) -> Sequences:
@@ -180,7 +180,7 @@ def repeated(
     random: np.random.Generator,
     count: int = 1,
 ) -> Targets:
-    """The same distribution captured again and again: only the samples differ."""
+    """The same distribution captured many times, with different samples."""
     p_V = np.asarray(p)
     head_ids = np.argsort(-p_V)[:head]
     outside = np.setdiff1d(np.arange(len(p_V)), head_ids)
@@ -216,7 +216,7 @@ def smaller(block: Block, head: int, tail: int) -> Block:
 
 
 def farthest(targets: Targets) -> float:
-    """How far the mean record is from the truth at worst, in standard errors."""
+    """The largest error of the mean record, in standard errors."""
     samples = targets.tail_ids.shape[1]
     weight_M = np.exp(targets.log_tail.astype(np.float64)) / samples
     worst = 0.0

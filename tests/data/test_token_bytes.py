@@ -1,4 +1,4 @@
-"""The bytes that tokens stand for add up to the text."""
+"""The bytes of tokens add up to the text."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ KINDS: dict[str, tuple[Any, str]] = {
     "metaspace": (metaspace, "the"),
     "like_llama": (like_llama, "the"),
 }
-"""How it is made, and what the first token of the text below is; nothing if it depends."""
+"""How each tokenizer is made, and the first token of the text below; none if it varies."""
 PLAYS = ("the playing, the plays", "the caf\u00e9", "the. the playing the caf\u00e9", "the")
 
 

@@ -1,4 +1,4 @@
-"""What only a look at whole shards shows: their order, their sums, and whether they can be read."""
+"""Checks of whole shards: their order, their statistics, and whether they can be read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNORDERED = "a sequence id that is not above the one before"
 
 
 def said(path: Path | str) -> list[str]:
-    """All that is wrong besides the tokenizer, which these stores lack."""
+    """All problems except the missing tokenizer of these stores."""
     lines = [str(problem) for problem in verify(str(path))]
     return [line for line in lines if not line.endswith(TOKENIZER)]
 
@@ -135,7 +135,7 @@ def test_a_block_that_cannot_be_decoded_does_not_hide_the_next(tmp_path: Path) -
 
 
 def statistics_changed(root: Path, shard: int, **changed: Any) -> None:
-    """Other sums for a shard, duly committed."""
+    """Commit other statistics for a shard."""
     reader = open_store(root)
     block = reader.read(np.array(reader.manifest.shard_rows(shard)))
     sums: ShardStatistics = replace(reader.commit(shard).statistics, **changed)
@@ -159,7 +159,7 @@ def test_a_rounded_value_may_only_change_to_a_neighbouring_bin(tmp_path: Path, n
 
 
 class Refusing:
-    """A system that does not let a file be read, for a while."""
+    """Make a file unreadable for a while."""
 
     def __init__(self, patch: pytest.MonkeyPatch, name: str, number: int) -> None:
         opened = Path.open
@@ -208,7 +208,7 @@ def test_leftovers_are_listed(tmp_path: Path) -> None:
 
 
 def object_changed(memory: Distance, name: str) -> None:
-    """One bit of an object, behind the back of every cache."""
+    """Flip one bit of an object, not of its cached copies."""
     place = memory.place()
     content = bytearray(place.read(name))
     content[len(content) // 2] ^= 1

@@ -1,4 +1,4 @@
-"""`coldstill store ...`: words, options, exit codes and what is printed."""
+"""The `coldstill store` commands: options, exit codes and output."""
 
 from __future__ import annotations
 
