@@ -110,8 +110,8 @@ def test_messages_keep_their_other_keys_unless_null() -> None:
     assert from_table.digest() == read({"messages": [USER]}).digest()
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     without = {"role": "assistant", "tool_calls": [{"name": "f"}]}
-    for message in (call, without):
-        assert read({"messages": [message]}).messages[0]["content"] == ""
+    for empty in (call, without):
+        assert read({"messages": [empty]}).messages[0]["content"] == ""
 
 
 def test_the_keys_and_roles_of_other_chat_formats_are_recognised() -> None:
