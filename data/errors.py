@@ -1,10 +1,10 @@
-"""The one exception whose text is meant for the person at the terminal."""
+"""Errors whose text is shown to the user."""
 
 from __future__ import annotations
 
 
 class ColdstillError(Exception):
-    """A mistake or a fault that the user can act on.
+    """An error that the user can act on.
 
     The text is one line: *where: what is wrong, the value, what was expected; what to do*.
     The command line prints it without a traceback and exits with status 1.
@@ -12,16 +12,16 @@ class ColdstillError(Exception):
 
 
 class DamageError(ColdstillError):
-    """Something of a store is not what was written, whoever reads it and whenever.
+    """A part of a store is not what was written.
 
-    Only this lets a repair delete a shard: a network that fails is no damage.
+    A repair deletes a shard only because of this error: a network error is not damage.
     """
 
 
 class DivergedError(ColdstillError):
-    """A training came to a loss or a gradient that is no number: its own settings are at fault, so
-    that others may go on."""
+    """A training reached a NaN or infinite loss or gradient, because of its settings. Other
+    trainings may continue."""
 
 
 class StoppedError(BaseException):
-    """Asked to stop. Like Ctrl-C, not to be taken for something that failed."""
+    """The user asked to stop, as with Ctrl-C; not a failure."""

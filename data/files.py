@@ -1,4 +1,4 @@
-"""Writing so that a name on disk exists only when what it names is whole."""
+"""Writes files and folders so that a name exists only when its content is complete."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCRATCH_PREFIX = ".unfinished-"
-"""Names that begin so are nobody's: what an interrupted write leaves, safe to delete."""
+"""Begins the names of unfinished files and folders, which are safe to delete."""
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a scratch path beside `path`; rename it into place only if the block succeeds.
+    """Yield a scratch path beside `path`, and rename it to `path` if the block succeeds.
 
-    Ctrl-C and errors remove the scratch file. The data reaches the disk (fsync) before the name.
+    Ctrl-C and errors delete the scratch file. The data reaches the disk (fsync) before the name.
 
     Raises
         ColdstillError: the disk is full or the folder cannot be written
@@ -45,7 +45,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder; one that already stands at `path` is replaced."""
+    """Yield a scratch folder, and rename it to `path` if the block succeeds.
+
+    An existing folder at `path` is replaced. Errors are those of `whole_file`.
+    """
     scratch = path.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(4)}-{path.name}")
     with told_where(path):
         try:
@@ -71,8 +74,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _readable(folder: Path) -> None:
-    """Give every file of a folder the mode of a new one: some libraries write into a private file
-    and rename that, and what they leave nobody else can read."""
+    """Give every file in a folder at least the mode of a new file.
+
+    Some libraries write a private file and rename it, so that other users cannot read it.
+    """
     probe = folder / f"{SCRATCH_PREFIX}mode"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
@@ -83,13 +88,13 @@ def _readable(folder: Path) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """A JSON value as the content of a file; the same value always gives the same bytes."""
+    """A JSON value as the content of a file; equal values give equal bytes."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole."""
+    """Write a JSON file, complete or not at all."""
     with whole_file(path) as scratch:
         scratch.write_bytes(json_bytes(value))
 
@@ -98,7 +103,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises
-        ColdstillError: it is not there or is not JSON
+        ColdstillError: the file does not exist or is not JSON
     """
     try:
         return parse_json(path.read_bytes(), str(path))
@@ -109,7 +114,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """The value of a JSON file's content; raises ColdstillError if it is none."""
+    """Parse the content of a JSON file; raises ColdstillError if it is not JSON."""
     try:
         return json.loads(content.decode())
     except (ValueError, RecursionError) as error:
@@ -117,7 +122,7 @@ def parse_json(content: bytes, where: str) -> Any:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Delete what interrupted writes left directly inside `folder`."""
+    """Delete unfinished files and folders directly inside `folder`."""
     for leftover in folder.glob(f"{SCRATCH_PREFIX}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -127,7 +132,7 @@ def remove_scratch(folder: Path) -> None:
 
 @contextlib.contextmanager
 def told_where(path: Path) -> Iterator[None]:
-    """Turn a full disk and a folder that cannot be written into one clear line."""
+    """Raise ColdstillError, in one line, if the disk is full or `path` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -142,7 +147,7 @@ def told_where(path: Path) -> Iterator[None]:
 
 
 def sync_tree(path: Path, *, contents: bool = True) -> None:
-    """Bring a file, or a folder and what it holds, to the disk."""
+    """Write a file, or a folder and its files, to the disk (fsync)."""
     if contents and path.is_dir():
         for inner in sorted(path.rglob("*")):
             _sync(inner)

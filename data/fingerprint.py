@@ -1,4 +1,4 @@
-"""Short names for large contents: what a store must recognise again years later."""
+"""Hashes by which a store recognises its teacher, tokenizer and corpus years later."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHUNK = 1 << 22
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; reads it in chunks."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -23,7 +23,7 @@ def file_sha256(path: Path) -> str:
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
-    """SHA-256 over names and contents of several files, whatever folder they stand in."""
+    """SHA-256 over names and contents of several files, independent of their folders."""
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda p: p.name):
         digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
@@ -37,9 +37,8 @@ def json_sha256(value: Any) -> str:
 
 
 def tokens_sha256(table: Mapping[str, int]) -> str:
-    """SHA-256 of a tokenizer's table, token by id.
+    """SHA-256 of a tokenizer's table of ids and tokens.
 
-    Two tokenizers with the same table number the same tokens alike, however their models are
-    padded; a model's `vocab_size` says nothing of the kind.
+    Tokenizers with equal tables give equal ids, however the models' vocabularies are padded.
     """
     return json_sha256(sorted((index, token) for token, index in table.items()))

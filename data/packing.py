@@ -1,8 +1,9 @@
-"""Documents of any length into sequences of at most `length` tokens, losing none of them.
+"""Packs documents of any length into sequences of at most `length` tokens, without losing tokens.
 
-A document that fits is never cut: it goes into the open sequence it fills best. A longer one is cut
-into pieces of `length` tokens, each beginning with the last token of the piece before, so that
-every token of a document except its first is the label of exactly one position.
+A document that fits is never cut: it goes into the open sequence with the least room that is
+enough. A longer document is cut into pieces of `length` tokens. Each piece begins with the last
+token of the piece before, so that every token of a document except its first is the label of
+exactly one position.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OPEN_SEQUENCES = 64
-"""How many part-filled sequences wait for a document that fits. More pack tighter but mix
-documents from further apart; at 64 the padding left on real corpora is about one per cent."""
+"""How many partly filled sequences wait for documents that fit. A larger number leaves less padding
+but mixes documents from further apart. With 64, real corpora have about one per cent padding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedDocument:
-    """One document as the model reads it."""
+    """One document, or a piece of one, as token ids."""
 
     index: int
-    """Its place in the corpus."""
+    """Index of the document in the corpus."""
     tokens_T: NDArray[np.int32]
     learned_T: NDArray[np.bool_]
-    """Which tokens are to be learned."""
+    """[T] whether a token is learned."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,25 +46,25 @@ class _OpenSequence:
 
 
 class Packer:
-    """Turns a stream of documents into a stream of sequences; the same stream gives the same."""
+    """Turns a stream of documents into a stream of sequences, deterministically."""
 
     def __init__(self, length: int, *, together: bool) -> None:
-        """Pack into sequences of `length`; with `together` false, each holds one piece only."""
+        """Pack into sequences of `length` tokens; without `together` each holds one piece."""
         if length < 2:
             raise ValueError(f"a sequence needs at least 2 tokens, got {length}")
         self._length = length
         self._together = together
         self._open: list[_OpenSequence] = []
         self.counts: Counter[str] = Counter()
-        """documents, cut_documents, unlearnable_pieces, and what the sequences hold."""
+        """Counts: documents, cut_documents, unlearnable_pieces."""
 
     def add(self, document: TokenizedDocument) -> Iterator[list[TokenizedDocument]]:
-        """Take a document; yield the sequences that are now full, each as its list of pieces."""
+        """Add a document; yields the sequences that are full now, as lists of pieces."""
         self.counts["documents"] += 1
         pieces = list(self._cut(document))
         self.counts["cut_documents"] += len(pieces) > 1
         for piece in pieces:
-            if not piece.learned_T[1:].any():  # nothing in it would ever be a label
+            if not piece.learned_T[1:].any():  # none of its tokens would be a label
                 self.counts["unlearnable_pieces"] += 1
             elif not self._together or len(piece.tokens_T) == self._length:
                 yield [piece]
@@ -71,7 +72,7 @@ class Packer:
                 yield from self._place(piece)
 
     def finish(self) -> Iterator[list[TokenizedDocument]]:
-        """Yield what is still open."""
+        """Yield the sequences that are still open."""
         for sequence in self._open:
             yield sequence.pieces
         self._open = []
@@ -87,14 +88,14 @@ class Packer:
     def _place(self, piece: TokenizedDocument) -> Iterator[list[TokenizedDocument]]:
         size = len(piece.tokens_T)
         fitting = [s for s in self._open if s.length + size <= self._length]
-        # `max` takes the first of equals: the oldest, so the order is the same on every machine
+        # `max` takes the first, oldest of equals: the order is the same on every machine.
         target = max(fitting, key=lambda s: s.length, default=None)
         if target is None:
             target = _OpenSequence()
             self._open.append(target)
         target.length += size
         target.pieces.append(piece)
-        # one token of room can hold no document that teaches anything
+        # A document of one token has no label.
         if target.length >= self._length - 1:
             self._open.remove(target)
             yield target.pieces
@@ -105,7 +106,7 @@ class Packer:
 
 
 def build_sequences(first_id: int, packed: list[list[TokenizedDocument]]) -> Sequences:
-    """Lay out packed pieces as `Sequences`, numbered from `first_id`."""
+    """Packed pieces as `Sequences`, with ids from `first_id` on."""
     tokens, starts, documents, positions, hashes = [], [], [], [], []
     for pieces in packed:
         lengths = [len(piece.tokens_T) for piece in pieces]

@@ -1,4 +1,4 @@
-"""A corpus after tokenising and packing: two files of sequences and a record of how they came."""
+"""A tokenised and packed corpus: a file of sequences for each split, and a record."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ SKIPPED_ROWS = (
     "unrenderable_chats", "unrendered_messages", "unlocated_turns", "too_long_prompts",
     "empty_prompts", "rowless_tokens", *REASONS,
 )  # fmt: skip
-"""What `corpus.bad_rows = "skip"` leaves out, by its name in a record's counts."""
+"""The kinds of rows that `corpus.bad_rows = "skip"` skips, as keys of a record's counts."""
 
 _Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitRecord:
-    """What one split holds."""
+    """Counts and hashes of one split."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     documents: _Count
     bytes: _Count
-    """UTF-8 bytes of its text."""
+    """Size of its text in UTF-8."""
     sequences: _Count
     tokens: _Count
     positions: _Count
@@ -58,26 +58,26 @@ class SplitRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusRecord:
-    """How a corpus was made: written last, so its presence says that both files are whole."""
+    """How a corpus was prepared. Written last: if it exists, both files are complete."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     settings: dict[str, Any]
-    """What the recipe said, and the tokenizer's fingerprint."""
+    """The corpus settings of the recipe, and the tokenizer's fingerprint."""
     sources: list[list[Any]]
-    """Each source's name, bytes, time of change and SHA-256."""
+    """Name, bytes, modification time and SHA-256 of each source."""
     together: bool
     separator: list[int]
-    """The ids put after each plain document."""
+    """The token ids added after each plain document."""
     splits: dict[Split, SplitRecord]
     counts: dict[str, int]
-    """empty_documents, cut_documents, unlearnable_pieces, those of `SKIPPED_ROWS`, and what a chat
-    template leaves out."""
+    """Counts: empty_documents, cut_documents, unlearnable_pieces, those of `SKIPPED_ROWS`, and
+    parts of chats that the chat template omits."""
     prompts: bool = False
-    """Whether its sequences are prompts for the teacher to answer: one each, nothing to learn."""
+    """Whether the sequences are prompts for the teacher, one each, without learned tokens."""
 
     @property
     def skipped(self) -> int:
-        """Rows that were left out because the recipe says so."""
+        """How many rows were skipped."""
         return sum(self.counts.get(name, 0) for name in SKIPPED_ROWS)
 
 
@@ -86,21 +86,21 @@ _RECORD = TypeAdapter(CorpusRecord)
 
 @dataclass(frozen=True, slots=True)
 class CorpusLayout:
-    """Where everything of a prepared corpus lies."""
+    """The files of a prepared corpus."""
 
     root: Path
 
     @property
     def record(self) -> Path:
-        """Written last."""
+        """The path of the record, which is written last."""
         return self.root / "corpus.json"
 
     def split(self, split: Split) -> Path:
-        """The sequences of one split."""
+        """The path of the sequences of one split."""
         return self.root / f"{split}.arrow"
 
     def read_record(self) -> CorpusRecord | None:
-        """The record, or None if the corpus is not there."""
+        """The record, or None if the corpus was not prepared."""
         if not self.record.exists():
             return None
         try:
@@ -108,32 +108,32 @@ class CorpusLayout:
         except ValidationError as error:
             raise ColdstillError(
                 f"{self.record}: damaged ({error.error_count()} fields); delete the folder "
-                f"{self.root} to prepare the corpus anew"
+                f"{self.root} to prepare the corpus again"
             ) from error
 
     def open(self, split: Split) -> SequenceFile:
-        """The sequences of one split."""
+        """Open the sequences of one split."""
         return SequenceFile(self.split(split))
 
 
 class SequenceWriter:
-    """Takes sequences in any portions and writes them in blocks of `BLOCK_SEQUENCES`."""
+    """Writes packed sequences in blocks of `BLOCK_SEQUENCES`."""
 
     def __init__(self, add: Callable[[Columns], None]) -> None:
-        """Hand every block to `add`, as `ArrowStore.create` gives it."""
+        """Pass each block to `add`, a function that `ArrowStore.create` yields."""
         self._add = add
         self._waiting: list[list[TokenizedDocument]] = []
         self._digest = hashlib.sha256()
         self.sequences = self.tokens = self.positions = 0
 
     def add(self, pieces: list[TokenizedDocument]) -> None:
-        """Take one packed sequence."""
+        """Add one packed sequence."""
         self._waiting.append(pieces)
         if len(self._waiting) == BLOCK_SEQUENCES:
             self._flush()
 
     def finish(self) -> str:
-        """Write what waits; return the SHA-256 over all sequences."""
+        """Write the last block; returns the SHA-256 over all sequences."""
         if self._waiting:
             self._flush()
         return self._digest.hexdigest()
@@ -149,24 +149,24 @@ class SequenceWriter:
 
 
 class SequenceFile:
-    """A mapped file of sequences: a length, and random reads."""
+    """A memory-mapped file of sequences."""
 
     def __init__(self, path: Path) -> None:
-        """Map it; raises ColdstillError if it is not whole."""
+        """Map the file; raises ColdstillError if it is damaged."""
         self._path = path
         self._shard = ArrowStore().open(path)
         blocks = self._shard.blocks
         self._length = (blocks - 1) * BLOCK_SEQUENCES + len(self._block(blocks - 1))
 
     def __len__(self) -> int:
-        """How many sequences it holds."""
+        """The number of sequences."""
         return self._length
 
     def read(self, rows: NDArray[np.int64]) -> Sequences:
-        """The chosen sequences in the order given.
+        """The sequences with these indices, in the given order.
 
         Raises
-            IndexError: there is no such sequence
+            IndexError: an index is out of range, or there is none
             ColdstillError: the file is damaged
         """
         rows = np.asarray(rows, dtype=np.int64)
@@ -181,12 +181,12 @@ class SequenceFile:
         return sequences.take(np.argsort(np.concatenate(found), kind="stable"))
 
     def batches(self, size: int) -> Iterator[Sequences]:
-        """Every sequence once, in order."""
+        """All sequences in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.read(np.arange(start, min(start + size, len(self))))
 
     def _block(self, number: int, rows: NDArray[np.int64] | None = None) -> Sequences:
-        """A block, or the chosen rows of it, checked."""
+        """A block, or the given rows of it with their hashes checked."""
         columns = self._shard.read(number)
         try:
             sequences = to_sequences(columns)

@@ -1,4 +1,4 @@
-"""Settings as JSON values: what something was made with, and where that differs from now."""
+"""Compares settings: those of an existing result with those of now."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ def first_difference(old: Any, new: Any, key: str = "") -> str | None:
     """The first leaf in which two JSON values differ, as `key = old, now new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
-            # `trainer` holds keys of transformers, which are not off where they are not said
+            # A missing key of `trainer` is not off: it has the default of transformers.
             if name not in old and not new[name] and not key.endswith("trainer"):
-                continue  # a key that is newer than the record, and off: as it was before
+                continue  # a key that is newer than the record, and off now
             inner = f"{key}.{name}" if key else name
             if found := first_difference(old.get(name), new.get(name), inner):
                 return found
         return None
     if _are_tables(old) and _are_tables(new):
-        # a table that stands alone is the list of one that it is short for
+        # A single table stands for a list with one table.
         olds, news = ([each] if isinstance(each, dict) else each for each in (old, new))
         for place, (one, other) in enumerate(itertools.zip_longest(olds, news)):
             if found := first_difference(one, other, f"{key}.{place}"):
@@ -28,7 +28,7 @@ def first_difference(old: Any, new: Any, key: str = "") -> str | None:
 
 
 def _are_tables(value: Any) -> bool:
-    """Whether it is a table, or a list of them."""
+    """Whether the value is a table, or a list of tables."""
     if isinstance(value, list):
         return bool(value) and all(isinstance(each, dict) for each in value)
     return isinstance(value, dict)

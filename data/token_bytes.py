@@ -1,7 +1,7 @@
-"""Which bytes of text each token stands for, by a `tokenizers.Tokenizer`.
+"""The bytes of text of each token of a `tokenizers.Tokenizer`.
 
-One token at a time: a tokenizer's own `decode` strips a leading space from the first token of a
-sentence, and gives the same question mark for every byte of an unfinished character.
+A tokenizer's own `decode` cannot decode single tokens: it strips a leading space from the first
+token of a text, and replaces each byte of an incomplete character by the same question mark.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _STEPS = {
     "ByteFallback", "ByteLevel", "BPEDecoder", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece",
 }  # fmt: skip
-"""What decoders are made of whose bytes are known here."""
+"""The steps of decoders that are supported here."""
 
 
 class TokenBytes:
-    """The bytes of every token of one tokenizer, as it stands in the middle of a text."""
+    """The bytes of every token of one tokenizer, in the middle of a text."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Read from a `tokenizers.Tokenizer` (`backend_tokenizer` of a fast one)."""
+        """Use a `tokenizers.Tokenizer` (the `backend_tokenizer` of a fast tokenizer)."""
         self._tokenizer = tokenizer
         self._steps = _steps(tokenizer)
         added = tokenizer.get_added_tokens_decoder()
@@ -46,13 +46,12 @@ class TokenBytes:
 
     @property
     def known(self) -> bool:
-        """Whether it is known how this tokenizer makes text of its tokens. Without a decoder nobody
-        says what stands between two of them."""
+        """Whether all steps of the tokenizer's decoder are supported. Without a decoder the text
+        between two tokens is unknown."""
         return bool(self._steps) and all(_is_known(step) for step in self._steps)
 
     def of(self, index: int) -> bytes | None:
-        """What a token puts into the text, a special one its own name; None for an id without a
-        token."""
+        """The bytes of a token; for a special token those of its name, None for an unused id."""
         token = self._tokenizer.id_to_token(index)
         if token is None:
             return None
@@ -60,12 +59,12 @@ class TokenBytes:
         return self._content(token) if added is None else added.encode()
 
     def is_special(self, index: int) -> bool:
-        """Whether the token stands for no text, such as the end of a document."""
+        """Whether the token is not text, such as the end of a document."""
         return index in self._special
 
     def counts(self, size: int) -> ByteCounts | None:
-        """How many bytes of text each of `size` ids stands for: none for special tokens, which are
-        no text, and for ids without a token. None if that is not known."""
+        """The number of bytes of each of `size` ids, 0 for special tokens and unused ids; None if
+        the tokenizer's decoder is not supported."""
         if not self.known:
             return None
         every = [b"" if index in self._special else self.of(index) or b"" for index in range(size)]
@@ -103,30 +102,30 @@ class TokenBytes:
                     token = _in_a_sentence(token, step)
                 case "Fuse":
                     fused = True
-                case "Strip" if not fused:  # afterwards it is the whole text that is stripped
+                case "Strip" if not fused:  # after `Fuse` the whole text is stripped
                     token = _stripped(token, step)
         return token.encode(errors="surrogatepass")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ByteCounts:
-    """How many bytes the ids of a vocabulary add to a text."""
+    """The number of bytes that each id of a vocabulary adds to a text."""
 
     lengths_V: NDArray[np.int64]
-    """[V] in the middle of it."""
+    """[V] bytes in the middle of a text."""
     special_V: NDArray[np.bool_]
-    """[V] whether it is no text."""
+    """[V] whether the token is special, so not text."""
     spaced_before_V: NDArray[np.bool_]
-    """[V] whether the first of these bytes is a space that a text does not begin with;"""
+    """[V] whether the first byte is a space that is dropped at the beginning of a text."""
     spaced_after_V: NDArray[np.bool_]
-    """[V] whether the last one is a space that it does not end with."""
+    """[V] whether the last byte is a space that is dropped at the end of a text."""
 
     def of_labels(self, sequences: Sequences) -> int:
-        """How many bytes of text the labels of these sequences are.
+        """The number of bytes of text of all labels of these sequences.
 
-        The first and the last token of a document are those that have nothing but special tokens
-        before or behind them. Where a document is cut in two the end of a piece is taken for an
-        end, which is a byte too little if its tokens end with their spaces.
+        The first token of a document has only special tokens before it, and the last one only
+        special tokens after it. The end of a piece of a document counts as an end of text, which is
+        one byte too little if the tokens end with their spaces.
         """
         tokens_N = sequences.tokens.values
         offsets = sequences.tokens.offsets[:-1]
@@ -146,10 +145,10 @@ class ByteCounts:
 
 
 def token_bytes_of(store: StoreReader) -> TokenBytes | None:
-    """By the tokenizer that a store carries, without torch or transformers; None if it has none.
+    """The bytes of the tokens of a store's tokenizer; None if it has no `tokenizer.json`.
 
     Raises
-        ColdstillError: it cannot be read
+        ColdstillError: the tokenizer cannot be read
     """
     if not store.place.exists(f"{TOKENIZER}/{_FILE}"):
         return None
@@ -163,7 +162,7 @@ def token_bytes_of(store: StoreReader) -> TokenBytes | None:
 
 
 def _steps(tokenizer: Any) -> list[dict[str, Any]]:
-    """All steps by which a tokenizer makes text of tokens, in order."""
+    """The steps of a tokenizer's decoder, in order."""
     if tokenizer.decoder is None:
         return []
 
@@ -182,8 +181,8 @@ def _is_known(step: dict[str, Any]) -> bool:
 
 
 def _in_a_sentence(token: str, step: dict[str, Any]) -> str:
-    """A WordPiece behind another one: what begins a word has a space before it, unless it is one of
-    the marks that are put next to the word before."""
+    """The text of a WordPiece token after another token: a space precedes each token that begins a
+    word, except punctuation marks that follow the word directly."""
     from tokenizers import decoders
 
     decoder = decoders.WordPiece(prefix=step["prefix"], cleanup=step["cleanup"])
@@ -200,8 +199,8 @@ def _stripped(token: str, step: dict[str, Any]) -> str:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The letters by which byte-level tokenizers write the 256 bytes: printable ones as they are,
-    the others, in order, as the characters from 256 on."""
+    """The characters that byte-level tokenizers use for the 256 bytes: printable bytes stand for
+    themselves, the others, in order, for the characters from 256 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     named = {chr(byte): byte for byte in printable}

@@ -71,7 +71,7 @@ def start(task: Task, rank: int = 0, world: int = 1, ready: Any = None) -> Any:
 def found_by_the_server() -> Iterator[None]:
     # the first child starts the server, which knows no other way to the tests' own modules
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), before)))
     try:
         yield
     finally:

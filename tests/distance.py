@@ -1,4 +1,4 @@
-"""Stores at a distance: in memory, and behind the S3 protocol on loopback with a bad network."""
+"""Remote stores: in memory, and behind the S3 protocol on loopback with network errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Somewhere far away, with a cache here."""
+    """An address with a local cache."""
 
     url: str
     cache: CacheSettings
@@ -56,7 +56,7 @@ class Distance:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for long between two tries."""
+    """Wait only briefly between two attempts."""
     monkeypatch.setattr(coldstill.data.places.remote, "PATIENCE", QUICK)
 
 
@@ -97,7 +97,7 @@ def _s3_network() -> Iterator[FaultyProxy]:
 def s3(
     _s3_network: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Distance]:
-    """A bucket of its own."""
+    """A new bucket."""
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": _s3_network.url}.items():
         monkeypatch.setenv(name, value)
     bucket = f"bucket-{next(_numbers)}"

@@ -6,7 +6,6 @@ Every block is a true sparse distribution: made from dense float64 logits, the s
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from coldstill.data.alignment import labels
 from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.places.claims import claimed
 from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Block, Capture, Sequences, Targets
 from coldstill.data.store.manifest import (
@@ -154,11 +154,10 @@ def assert_same(found: Block, wanted: Block) -> None:
 
 
 def cached_bytes(folder: Path) -> int:
-    """What a cache takes of the disk, while nobody makes room in it."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """The bytes in a cache, counted while no process makes room in it."""
+    with claimed(folder / ".lock", wait=True):
         while True:
-            with contextlib.suppress(FileNotFoundError):  # something has just come to its end
+            with contextlib.suppress(FileNotFoundError):  # a file was deleted meanwhile
                 return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

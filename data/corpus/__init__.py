@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, saved datasets, hubs, and this Python's own sources."""
+"""Reads documents from files, folders, saved datasets, hubs, and the standard library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that nothing can be learned from as they are."""
+"""Rows that cannot be used for training."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ REASONS = {
     "broken_text": "rows with half a surrogate pair",
     "unknown_roles": "chats with an unknown role",
     "broken_tool_calls": "rows with a tool call or tool that cannot be read",
-    "unwanted_answers": "rows whose label says that the completion is not wanted",
-    "unanswered_chats": "chats in which the assistant says nothing",
+    "unwanted_answers": "rows whose label marks the completion as unwanted",
+    "unanswered_chats": "chats without an answer of the assistant",
 }
-"""What is wrong with a record by itself, as a count names it in a sentence."""
+"""The faults of a record, with the text for a count of them."""
 
 
 class BadRowError(ColdstillError):
-    """A row that nothing can be learned from as it is; a recipe may have such rows skipped."""
+    """A row that cannot be used; a recipe may skip such rows."""
 
     def __init__(self, kind: str, where: str, reason: str) -> None:
-        """Say why; `kind` is what `CorpusRecord.counts` counts it under."""
+        """Name the fault; `kind` is its key in `CorpusRecord.counts`."""
         super().__init__(f'{where}: {reason}, or skip such rows with corpus.bad_rows = "skip"')
         self.kind = kind
         self.fault = f"{where}: {reason}"
 
 
 def refuse(bad: BadRowError) -> None:
-    """Raise: what happens to a bad row unless the recipe says otherwise."""
+    """Raise the error: the default for a bad row."""
     raise bad

@@ -1,4 +1,4 @@
-"""Which columns of a record hold what: as the recipe maps them, or as they are usually called."""
+"""The meaning of a record's columns: as the recipe maps them, or by their usual names."""
 
 from __future__ import annotations
 
@@ -10,47 +10,48 @@ from ..errors import ColdstillError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which columns of a record hold what.
+    """The meaning of a record's columns.
 
-    When none is mapped, each record is recognised by the columns it has; the first match wins:
+    If no column is mapped, each record is recognised by its columns; the first match wins:
     `messages` or `conversations` (a chat), `prompt` + `completion`, `instruction` + `response` or
     `output` (a non-empty `input` follows the instruction after a blank line), `question` +
     `answer`, `chosen` (the better answer of a preference, as a chat or after a `prompt`, `question`
-    or `instruction`), `text`. A null column counts as absent as long as the others match something.
+    or `instruction`), `text`. A null column counts as missing if the other columns match.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     text: str = "text"
-    """Plain text, learned whole."""
+    """The column of plain text, in which every token is learned."""
     prompt: str | None = None
-    """Text that is read but not learned; needs `completion`, unless the teacher answers it."""
+    """The column of text that is read but not learned. Needs `completion`, unless the teacher
+    answers."""
     completion: str | None = None
-    """Text that is learned, directly after `prompt`: nothing is put between them."""
+    """The column of text that is learned. It follows `prompt` directly, without a separator."""
     messages: str | None = None
-    """A list of messages, each with a role and a content."""
+    """The column of a chat: a list of messages, each with a role and a content."""
     role: str = "role"
-    """The key of a message that says who speaks; `from` is understood too."""
+    """The key of a message's role; `from` is recognised, too."""
     content: str = "content"
-    """The key of a message that holds what is said; `value` is understood too."""
+    """The key of a message's text; `value` is recognised, too."""
     roles: dict[str, str] = field(default_factory=dict)
-    """Names of roles in the messages, each with the role that it means: system, developer, user,
-    assistant, tool, function_call (an assistant's tool call as JSON), or one that only the chat
-    template knows. The usual names need none."""
+    """Maps names of roles in the messages to roles: system, developer, user, assistant, tool,
+    function_call (an assistant's tool call as JSON), or a role that only the chat template knows.
+    The usual names need no entry."""
     system: str = "system"
-    """Text for a system message before the chat; `system_prompt` is understood too. Before a
-    prompt that is recognised it stands with a blank line between."""
+    """The column of a system message for a chat; `system_prompt` is recognised, too. Before a
+    recognised prompt its text is followed by a blank line."""
     tools: str = "tools"
-    """The tools of a chat for its template; `functions` is understood too."""
+    """The column of a chat's tools, for the chat template; `functions` is recognised, too."""
     documents: str = "documents"
-    """The documents that a chat refers to, for its template."""
+    """The column of the documents that a chat refers to, for the chat template."""
 
     def __post_init__(self) -> None:
         if self.completion is not None and self.prompt is None:
             raise _unmapped("prompt")
         if empty := [name for name, role in self.roles.items() if not role.strip()]:
             raise ColdstillError(
-                f"corpus.columns.roles: {empty[0]!r} means no role; give the name of one"
+                f"corpus.columns.roles: {empty[0]!r} is mapped to an empty role; give a role"
             )
         mapped = {
             "text": self.text != "text",
@@ -62,23 +63,23 @@ class Columns:
             raise ColdstillError(f"corpus.columns: {both} are both mapped; map only one of them")
 
     def expect_answers(self) -> None:
-        """Raise ColdstillError if a prompt is mapped and nothing that follows it."""
+        """Raise ColdstillError if a prompt is mapped without a completion."""
         if self.prompt is not None and self.completion is None:
             raise _unmapped("completion")
 
     def for_prompts(self) -> PromptColumns:
-        """The same columns where only prompts are wanted."""
+        """The same columns for a corpus of prompts."""
         return PromptColumns(**asdict(self))
 
     @property
     def are_recognised(self) -> bool:
-        """Whether nothing is mapped, so that each record tells by its columns what it is."""
+        """Whether no column is mapped, so that each record is recognised by its columns."""
         return self.text == "text" and self.prompt is None and self.messages is None
 
     def beside(self, kind: str) -> tuple[str, ...]:
-        """The columns that may hold a row's `system`, `tools` or `documents`, the first one first.
+        """The columns that may hold a row's `system`, `tools` or `documents`, by priority.
 
-        A column named in the recipe is the only one; an empty name stands for none.
+        A column named in the recipe is the only one. An empty name stands for no column.
         """
         name: str = getattr(self, kind)
         usual = (kind, *_OTHER_NAMES.get(kind, ()))
@@ -86,7 +87,7 @@ class Columns:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The columns that must be there."""
+        """The columns that a record must have."""
         if self.messages is not None:
             return (self.messages,)
         if self.prompt is not None and self.completion is not None:
@@ -95,35 +96,35 @@ class Columns:
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """Columns that are used where they are there."""
+        """The columns that are used if a record has them."""
         return ()
 
 
 class PromptColumns(Columns):
-    """Columns of a corpus of prompts: what was once answered to them may be missing."""
+    """The columns of a corpus of prompts, which need no answers."""
 
     __slots__ = ()
 
     def expect_answers(self) -> None:
-        """Nothing: the teacher answers."""
+        """Do nothing: the teacher answers."""
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The columns that must be there."""
+        """The columns that a record must have."""
         return (self.messages or self.prompt or self.text,)
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """Columns that are used where they are there."""
+        """The columns that are used if a record has them."""
         return () if self.completion is None else (self.completion,)
 
 
 CHOSEN = "chosen"
-"""The column of the better one of two answers; the other one is not used."""
+"""The column of the better of two answers; the other one is not used."""
 LABEL = "label"
-"""The column that says of one answer alone whether it is wanted: true or false."""
+"""The column that marks a single answer as wanted or not: true or false."""
 BESIDE = ("system", "tools", "documents")
-"""What a row may hold beside its messages, by the fields of `Columns`."""
+"""The fields of `Columns` for values beside the messages of a row."""
 _OTHER_NAMES = {"system": ("system_prompt",), "tools": ("functions",)}
 
 _RECOGNISED = (
@@ -147,7 +148,7 @@ _RECOGNISED_PROMPTS = (
 
 
 def known_records(columns: Columns) -> tuple[Columns, ...]:
-    """What records are recognised as, the first match first."""
+    """The kinds of records that are recognised, by priority."""
     return _RECOGNISED_PROMPTS if isinstance(columns, PromptColumns) else _RECOGNISED
 
 

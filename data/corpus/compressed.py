@@ -1,4 +1,4 @@
-"""Opening a file that may be compressed, and what is wrong where that fails."""
+"""Opens files that may be compressed, with errors that name the fault."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _MAGIC = {
     b"7z\xbc\xaf\x27\x1c": ("7z", None),
     **{bytes((0x50 + i, 0x2A, 0x4D, 0x18)): ("zstd", ".zst") for i in range(16)},  # without data
 }
-"""What compressed files begin with, and the suffix of those that are read."""
+"""The first bytes of compressed files: name and, if coldstill reads the kind, suffix."""
 _LARGEST_WINDOW = 1 << 27
 
 
 def open_source(source: Source, *, seekable: bool = False) -> Any:
-    """A binary file that decompresses as it is read, or at once where it must be seekable."""
+    """A binary file, decompressed while it is read, or at once if it must be seekable."""
     path = str(source.path)
     if source.compression is None:
         return pa.OSFile(path)  # no memory map: some network file systems refuse them
@@ -42,12 +42,12 @@ def open_source(source: Source, *, seekable: bool = False) -> Any:
 
 
 def expect_plain(source: Source, begin: bytes) -> None:
-    """Refuse text that is compressed although its name does not say so.
+    """Refuse a compressed file whose name has no suffix for it.
 
-    begin  the first bytes of what is to be read as text
+    begin  the first bytes of the text
 
     Raises
-        ColdstillError: these are no text
+        ColdstillError: the bytes are those of a compressed file
     """
     kind, suffix = _kind(begin)
     if kind is None:
@@ -58,38 +58,38 @@ def expect_plain(source: Source, begin: bytes) -> None:
 
 
 @contextlib.contextmanager
-def told_where(source: Source) -> Iterator[None]:
-    """Turn what the operating system and pyarrow raise into one line that names the source."""
+def source_errors(source: Source) -> Iterator[None]:
+    """Turn errors of the operating system and of pyarrow into one line that names the source."""
     try:
         yield
     except (FileNotFoundError, PermissionError) as error:
         raise ColdstillError(
-            f"{source.name}: cannot be opened: {error.strerror or error}; it was there when the "
+            f"{source.name}: cannot be opened: {error.strerror or error}; it existed when the "
             "corpus was listed, run the command again"
         ) from error
     except (OSError, pa.ArrowException) as error:
-        told = None
+        fault = None
         if source.compression and source.path is not None:
-            told = _fault(source.compression, source.path, str(error))
+            fault = _fault(source.compression, source.path, str(error))
         raise ColdstillError(
             f"{source.name}: cannot be read: "
-            + (told or f"{reason(error)}; it is cut short or damaged, fetch or write it again")
+            + (fault or f"{reason(error)}; it is cut short or damaged, fetch or write it again")
         ) from error
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an exception says, or its class."""
+    """The first line of an exception's text, or its class if it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _fault(compression: str, path: Path, told: str) -> str | None:
-    """What is special about a compressed file that is neither cut short nor damaged."""
+def _fault(compression: str, path: Path, message: str) -> str | None:
+    """The fault of a compressed file that is neither truncated nor damaged; None if unknown."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         begin = file.read(18)
         kind, _ = _kind(begin)
         if begin and kind != compression:
             return f"it is not compressed with {compression} but {_named(kind)}; rename it"
-        if "too much memory" in told:
+        if "too much memory" in message:
             window = _window(begin)
             size = f" of {window:,} bytes" if window > _LARGEST_WINDOW else ""
             return (
@@ -108,7 +108,7 @@ def _named(kind: str | None) -> str:
 
 
 def _window(frame: bytes) -> int:
-    """The window that the first frame of a zstd file needs (RFC 8878, 3.1.1.1)."""
+    """The window in bytes that the first frame of a zstd file needs (RFC 8878, 3.1.1.1)."""
     if not frame.startswith(b"\x28\xb5\x2f\xfd") or len(frame) < 18:
         return 0
     descriptor = frame[4]

@@ -13,31 +13,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What the corpus is made of, before any tokenizer has seen it."""
+    """One document of the corpus, before it is tokenised."""
 
     where: str
-    """`path` or `path:line`, for messages to the user."""
+    """`path` or `path:line`, for messages."""
     text: str = ""
-    """Everything that is to be learned, unless `messages` is given."""
+    """The text that is learned, unless `messages` is given."""
     prompt: str = ""
-    """What stands before `text` and is read but not learned."""
+    """The text before `text`, which is read but not learned."""
     system: str = ""
-    """What `prompt` begins with where the row has a system text beside it."""
+    """The system text at the beginning of `prompt`, if the row has one."""
     messages: tuple[dict[str, Any], ...] = ()
-    """A chat: mappings with at least `role` and `content`, for the tokenizer's chat template."""
+    """A chat: messages with at least `role` and `content`, for the tokenizer's chat template."""
     tools: tuple[dict[str, Any], ...] = ()
-    """The tools that the chat may use, for its template."""
+    """The tools of the chat, for its template."""
     documents: tuple[dict[str, Any], ...] = ()
     """The documents that the chat refers to, for its template."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to learn from it."""
+        """Whether the document has no text to learn."""
         return not self.text and not self.messages
 
     def as_chat(self) -> Document:
-        """The same as a chat: the system text, the prompt and the text are a message each. A chat
-        stays as it is."""
+        """The document as a chat: system text, prompt and text become one message each."""
         if self.messages:
             return self
         asked = self.prompt.removeprefix(f"{self.system}\n\n") if self.system else self.prompt
@@ -47,12 +46,12 @@ class Document:
 
     @property
     def size(self) -> int:
-        """UTF-8 bytes of all its text, for figures per byte."""
+        """Size of all its text in UTF-8, for figures per byte."""
         texts = [self.prompt, self.text, *self.contents()]
         return sum(len(text.encode()) for text in texts)
 
     def contents(self) -> Iterator[str]:
-        """The texts of a chat: what is said, thought and called, and what is given beside it."""
+        """The texts of a chat: contents, reasoning and tool calls, then tools and documents."""
         for message in self.messages:
             content = message.get("content") or ""
             parts = content if isinstance(content, list) else [{"text": content}]
@@ -64,9 +63,9 @@ class Document:
             yield json.dumps(value, ensure_ascii=False)
 
     def digest(self) -> bytes:
-        """SHA-256 of the content alone: the same text has the same digest wherever it is found."""
+        """SHA-256 of the content alone, independent of its source."""
         content: list[Any] = [self.prompt, self.text, list(self.messages)]
-        if self.tools or self.documents:  # a document without them keeps the digest it always had
+        if self.tools or self.documents:  # otherwise the digest is that of earlier versions
             content += [list(self.tools), list(self.documents)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
@@ -74,7 +73,7 @@ class Document:
 def is_held_out(digest: bytes, share: float) -> bool:
     """Whether a document belongs to the held-out split.
 
-    A function of the content alone, so adding, removing or reordering documents never moves
-    another one across, and copies of one text always land on the same side.
+    The split depends on the content alone: adding, removing or reordering documents does not move
+    others, and copies of a text are always in the same split.
     """
     return int.from_bytes(digest[:8], "little") < share * 2.0**64

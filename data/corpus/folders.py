@@ -1,4 +1,4 @@
-"""Which files of a folder are documents: beside its rows a data set has descriptions and splits."""
+"""Chooses the files of a folder that are documents, not descriptions of a data set."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 SAVED_MARKERS = ("dataset_dict.json", "state.json", "dataset_info.json")
-"""What `save_to_disk` of `datasets` writes beside the rows."""
+"""The files that `save_to_disk` of `datasets` writes beside the rows."""
 _DESCRIPTIONS = (*SAVED_MARKERS, "dataset_infos.json", "croissant.json")
 _ABOUT = re.compile(
     r"(readme|licen[cs]e|copying|notice|changelog|changes|contributing|code_of_conduct|citation"
     r"|security|authors|requirements)\b",
     re.IGNORECASE,
 )
-"""Beginnings of the names of texts about a project."""
+"""The beginnings of names of texts about a project."""
 _CARD = re.compile(
     rb"(?:\xef\xbb\xbf)?---\r?\n(?:.*\n)*?(?:license|task_categories|dataset_info|configs"
     rb"|size_categories|pretty_name|annotations_creators|language|viewer|tags):"
@@ -33,7 +33,7 @@ _SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""Words in names of files and folders that tell a split, as `datasets` takes them."""
+"""Words in names of files and folders that name a split, as in `datasets`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +41,20 @@ class Candidate:
     """A file that may be a document, or records."""
 
     name: str
-    """As the user wrote the folder, with the part that is below it."""
+    """The folder as the user wrote it, and the path below it."""
     path: Path
     format: str | None
-    """None for what is never read."""
+    """The format by its name; None for a file that is never read."""
     inside: str = ""
-    """The part of its name below the folder or glob."""
+    """The path below the folder or glob."""
 
 
 def choose_documents(candidates: Sequence[Candidate], left_out: list[str]) -> list[Candidate]:
-    """Those files of a folder or a glob that are documents; the others are added to `left_out`.
+    """The files of a folder or a glob that are documents; names of others are added to `left_out`.
 
-    A description of a data set is none (`dataset_infos.json`, its card). Where a folder holds
-    records, at any depth, neither is a text about them (`README.md`, `LICENSE.txt`); where it is
-    the described folder of a data set, no text beside records is.
+    Descriptions of a data set are not documents (`dataset_infos.json`, its card). In a folder that
+    holds records, at any depth, texts about them are not documents (`README.md`, `LICENSE.txt`). In
+    the described folder of a data set, no text beside records is a document.
     """
     readable = [c for c in candidates if c.format and c.path.name not in _DESCRIPTIONS]
     described = {
@@ -77,7 +77,7 @@ def choose_documents(candidates: Sequence[Candidate], left_out: list[str]) -> li
 
 
 def note_left_out(names: Sequence[str]) -> str | None:
-    """One sentence about files that are not documents, or None."""
+    """A sentence that names files that were not read as documents; None if there are none."""
     if not names:
         return None
     several = "file is not a document" if len(names) == 1 else "files are not documents"
@@ -87,10 +87,10 @@ def note_left_out(names: Sequence[str]) -> str | None:
 
 
 def expect_one_split(entry: str, chosen: Sequence[Candidate]) -> None:
-    """Refuse a folder with training and test rows: students would learn what they are tested on.
+    """Refuse a folder with training and test rows: students would be trained on test rows.
 
     Raises
-        ColdstillError: the names of files tell of several splits
+        ColdstillError: the names of the files name several splits
     """
     found: dict[str, str] = {}
     for candidate in chosen:
@@ -106,9 +106,9 @@ def expect_one_split(entry: str, chosen: Sequence[Candidate]) -> None:
 
 
 def walk(name: str, folder: Path, format_of: Callable[[str], str | None]) -> Iterator[Candidate]:
-    """Every file below a folder, sorted; hidden names are skipped, links back up not followed.
+    """All files below a folder, sorted, without hidden names. Links to a folder above are ignored.
 
-    The Arrow files of a data set saved by `save_to_disk` stand for its whole folder.
+    A data set saved by `save_to_disk` gives only its Arrow files.
     """
     name = name.rstrip("/")
     for candidate in _walk(name, folder, format_of, set()):
@@ -119,7 +119,7 @@ def walk(name: str, folder: Path, format_of: Callable[[str], str | None]) -> Ite
 def _walk(
     name: str, folder: Path, format_of: Callable[[str], str | None], seen: set[Path]
 ) -> Iterator[Candidate]:
-    if folder.resolve() in seen:  # a link back up
+    if folder.resolve() in seen:  # a link to a folder above
         return
     seen.add(folder.resolve())
     saved = _saved_dataset(name, folder)
@@ -136,7 +136,7 @@ def _walk(
 
 
 def _saved_dataset(name: str, folder: Path) -> list[Candidate] | None:
-    """The Arrow files of a folder written by `datasets`' `save_to_disk`; None for any other."""
+    """The Arrow files of a data set saved by `save_to_disk`; None for other folders."""
     splits_marker, state_marker, info_marker = (folder / marker for marker in SAVED_MARKERS)
     try:
         if splits_marker.is_file():
@@ -173,7 +173,7 @@ def _is_card(path: Path) -> bool:
 
 
 def _is_clone(folder: Path) -> bool:
-    """Whether a folder was fetched from a hub, by what its tools leave there."""
+    """Whether a folder was downloaded from a hub, by files that download tools leave."""
     downloaded = (folder / ".cache" / "huggingface", folder / ".huggingface")
     return any(map(Path.is_dir, downloaded)) or b"filter=lfs" in _begin(folder / ".gitattributes")
 
@@ -187,7 +187,7 @@ def _begin(path: Path) -> bytes:
 
 
 def _split(candidate: Candidate) -> tuple[str | None, str]:
-    """The split that a name tells, and a pattern for the files of that split."""
+    """The split in a file's path, or None, and a pattern for the files of that split."""
     inside = Path(candidate.inside)
     above = candidate.name.removesuffix(candidate.inside)
     for place, part in reversed(list(enumerate(inside.parts))):

@@ -1,10 +1,12 @@
-"""Reading every format record by record, so that memory stays flat however large a file is."""
+"""Reads files of every format record by record, with constant memory."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 from ..errors import ColdstillError
 from .bad_rows import BadRowError, refuse
 from .columns import Columns, PromptColumns
-from .compressed import expect_plain, open_source, reason, told_where
+from .compressed import expect_plain, open_source, reason, source_errors
 from .document import Document
 from .hub import load_hub, read_rows
 from .records import Reading, expect_answer, to_document, used_columns
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from .sources import Source
 
 Record = tuple[str, Any]
-"""Where a record stands, and what stands there."""
+"""The position of a record, for messages, and its value."""
 _CHUNK = 1 << 20
 _ROWS = 1024
 _BYTE_ORDER_MARKS = (
@@ -42,16 +44,16 @@ def read_documents(
     skip: Callable[[BadRowError], None] = refuse,
     reading: Reading | None = None,
 ) -> Iterator[Document]:
-    """Every document of every source, in order; a source is opened when its turn comes.
+    """All documents of all sources, in order. A source is opened when it is reached.
 
-    Nothing is left out: what holds no text is an empty document, for the caller to count.
+    Records without text become empty documents, which the caller counts.
 
-    skip     told of each bad row, which is left out unless this raises
-    reading  filled with what is found out about the records
+    skip     called for each bad row; the row is skipped unless this raises
+    reading  receives counts of the records and of unused columns
 
     Raises
-        ColdstillError: a source is damaged, a record is not what `columns` says, or every row of
-            all sources is bad
+        ColdstillError: a source is damaged, a record does not match `columns`, or all rows of all
+            sources are bad
     """
     columns.expect_answers()
     reading = Reading() if reading is None else reading
@@ -86,7 +88,7 @@ def _text(source: Source, columns: Columns, reading: Reading) -> Iterator[Docume
 
 def _python(source: Source, columns: Columns, reading: Reading) -> Iterator[Document]:
     assert source.path is not None
-    with told_where(source):
+    with source_errors(source):
         text = read_python(source.path)
     yield Document(where=source.name, text=text)
 
@@ -111,8 +113,8 @@ def _json_list(source: Source, columns: Columns, reading: Reading) -> Iterator[R
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ColdstillError(
-            f"{source.name}{line}: not valid JSON: {reason(error)}; if every line is a record of "
-            "its own, name the file .jsonl"
+            f"{source.name}{line}: not valid JSON: {reason(error)}; if each line is one record, "
+            "name the file .jsonl"
         ) from error
     if not isinstance(records, list):
         raise ColdstillError(
@@ -123,42 +125,91 @@ def _json_list(source: Source, columns: Columns, reading: Reading) -> Iterator[R
         yield f"{source.name}: record {number}", record
 
 
-def _parquet(source: Source, columns: Columns, reading: Reading) -> Iterator[Record]:
-    with (
-        told_where(source),
-        open_source(source, seekable=True) as file,
-        pq.ParquetFile(file) as table,
-    ):
-        names = table.schema_arrow.names
+@dataclass(frozen=True, slots=True)
+class Table:
+    """An open Parquet or Arrow file."""
+
+    names: list[str]
+    used: list[str]
+    """The columns that documents can be made of."""
+    batches: Callable[[int], Iterator[Any]]
+    """Yields record batches; those of Parquet have at most so many rows, and only used columns."""
+    rows_after: Callable[[Any], float]
+    """Estimates the number of rows in the file, after the first batch (None if there is none)."""
+
+
+@contextlib.contextmanager
+def open_table(source: Source, columns: Columns) -> Iterator[Table]:
+    """Open a Parquet file, an Arrow file or an Arrow stream.
+
+    Raises
+        ColdstillError: the file is damaged, or a necessary column is missing
+    """
+    with source_errors(source), contextlib.ExitStack() as stack:
+        if source.format == "parquet":
+            file = stack.enter_context(open_source(source, seekable=True))
+            parquet = stack.enter_context(pq.ParquetFile(file))
+            names = parquet.schema_arrow.names
+            used = used_columns(source.name, names, columns)
+            yield Table(
+                names,
+                used,
+                lambda size: parquet.iter_batches(size, columns=used),
+                lambda first: float(parquet.metadata.num_rows),
+            )
+            return
+        with open_source(source) as begin:
+            is_file = begin.read(6) == b"ARROW1"  # otherwise a stream, which has no magic bytes
+        file = stack.enter_context(open_source(source, seekable=is_file))
+        reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+        names = reader.schema.names
         used = used_columns(source.name, names, columns)
-        batches = table.iter_batches(_ROWS, columns=used)
-        yield from _rows(source, batches, used, _unread(names, used, reading))
 
+        def batches(size: int) -> Iterator[Any]:
+            if not is_file:
+                return iter(reader)
+            return (reader.get_batch(i) for i in range(reader.num_record_batches))
 
-def _arrow(source: Source, columns: Columns, reading: Reading) -> Iterator[Record]:
-    with told_where(source):
-        with open_source(source) as file:
-            is_file = file.read(6) == b"ARROW1"  # otherwise a stream, which has no magic bytes
-        with open_source(source, seekable=is_file) as file:
-            reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
-            used = used_columns(source.name, reader.schema.names, columns)
-            batches = reader
+        def rows_after(first: Any) -> float:
+            rows = 0 if first is None else first.num_rows
             if is_file:
-                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-            yield from _rows(source, batches, used, _unread(reader.schema.names, used, reading))
+                return float(rows * reader.num_record_batches)
+            return float(rows * max(1.0, source.bytes / max(1, file.tell())))
+
+        yield Table(names, used, batches, rows_after)
+
+
+def _table(source: Source, columns: Columns, reading: Reading) -> Iterator[Record]:
+    with open_table(source, columns) as table:
+        count_unread = _unread(table.names, table.used, reading)
+        number = 0
+        for batch in table.batches(_ROWS):
+            count_unread(batch.num_rows)
+            for start in range(0, batch.num_rows, _ROWS):
+                try:
+                    rows = batch.select(table.used).slice(start, _ROWS)
+                    rows = rows.to_pylist(maps_as_pydicts="strict")
+                except Exception as error:  # bytes that are not text, repeated names, times
+                    raise ColdstillError(
+                        f"{source.name}: record {number + 1} or one of the {_ROWS} from there "
+                        f"cannot be read: {reason(error)}; write the file again"
+                    ) from error
+                for row in rows:
+                    number += 1
+                    yield f"{source.name}: record {number}", row
 
 
 def _hub(source: Source, columns: Columns, reading: Reading) -> Iterator[Record]:
     dataset = load_hub(source.name, source.path)
     used = used_columns(source.name, dataset.column_names, columns)
     _unread(dataset.column_names, used, reading)(len(dataset))
-    # Read through `datasets`, because some of its types are not what Arrow shows.
+    # Read through `datasets`: some of its types differ from those of Arrow.
     for number, row in enumerate(read_rows(source.name, dataset, used), start=1):
         yield f"{source.name}: record {number}", row
 
 
 def _unread(names: Iterable[str], used: list[str], reading: Reading) -> Callable[[int], None]:
-    """What counts rows whose other columns are not even read."""
+    """A function that counts rows in which the other columns were not read."""
     unread = [name for name in names if name not in used]
     return lambda rows: reading.unused.update(dict.fromkeys(unread, rows))
 
@@ -170,29 +221,10 @@ _READERS: Mapping[
     "python": _python,
     "json lines": _json_lines,
     "json list": _json_list,
-    "parquet": _parquet,
-    "arrow": _arrow,
+    "parquet": _table,
+    "arrow": _table,
     "hub": _hub,
 }
-
-
-def _rows(
-    source: Source, batches: Iterable[Any], used: list[str], count_unread: Callable[[int], None]
-) -> Iterator[Record]:
-    number = 0
-    for batch in batches:
-        count_unread(batch.num_rows)
-        for start in range(0, batch.num_rows, _ROWS):
-            try:
-                rows = batch.select(used).slice(start, _ROWS).to_pylist(maps_as_pydicts="strict")
-            except Exception as error:  # bytes that are no text, a column or key named twice, times
-                raise ColdstillError(
-                    f"{source.name}: record {number + 1} or one of the {_ROWS} from there cannot "
-                    f"be read: {reason(error)}; write the file again"
-                ) from error
-            for row in rows:
-                number += 1
-                yield f"{source.name}: record {number}", row
 
 
 def _lines(chunks: Iterable[str]) -> Iterator[str]:
@@ -209,7 +241,7 @@ def _lines(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def encoding_of(begin: bytes) -> tuple[bytes, str]:
-    """The byte order mark with which text begins, and its encoding."""
+    """The byte order mark at the beginning of a text, and the encoding."""
     known = (pair for pair in _BYTE_ORDER_MARKS if begin.startswith(pair[0]))
     return next(known, (b"", "utf-8"))
 
@@ -219,10 +251,10 @@ def _decoded(source: Source) -> Iterator[str]:
 
     UTF-8 with or without a byte order mark, or UTF-16 with one.
     """
-    # Universal newlines by hand, because `TextIOWrapper` cannot say where a byte is wrong.
+    # `TextIOWrapper` does not report the position of an invalid byte.
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     line = 1
-    with told_where(source), open_source(source) as file:
+    with source_errors(source), open_source(source) as file:
         data = file.read(_CHUNK)
         mark, encoding = encoding_of(data)
         decoder = codecs.getincrementaldecoder(encoding)()

@@ -1,7 +1,7 @@
-"""Datasets fetched by the `datasets` package, the only file that knows it.
+"""Datasets that the `datasets` package loads. No other module uses that package.
 
-`hub:ORG/NAME?name=CONFIG&split=SPLIT&revision=REVISION`; a local folder that `load_dataset`
-understands may stand for `ORG/NAME` when it is written as one: `/...`, `./...`, `../...`, `~/...`.
+`hub:ORG/NAME?name=CONFIG&split=SPLIT&revision=REVISION` names a dataset. Instead of `ORG/NAME` a
+local folder may be given that `load_dataset` reads: `/...`, `./...`, `../...` or `~/...`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError
+from .compressed import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,10 +22,11 @@ _OPTIONS = ("name", "revision", "split")
 
 
 def check_hub_entry(entry: str, base: Path) -> None:
-    """Find what is wrong with an entry before anything is fetched.
+    """Check an entry before anything is downloaded.
 
     Raises
-        ColdstillError: it is misspelled, its folder is not there, `datasets` is not installed
+        ColdstillError: the entry is invalid, its folder does not exist, or `datasets` is not
+            installed
     """
     _parse(entry)
     folder = local_folder(entry, base)
@@ -38,17 +40,17 @@ def check_hub_entry(entry: str, base: Path) -> None:
 
 
 def local_folder(entry: str, base: Path) -> Path | None:
-    """The folder that an entry means, or None for a name on the hub."""
+    """The local folder of an entry; None for a name on the hub."""
     name, _ = _parse(entry)
     is_path = name.startswith(("/", "./", "../", "~")) or Path(name).is_absolute()
     return base / Path(name).expanduser() if is_path else None
 
 
 def load_hub(entry: str, folder: Path | None) -> Any:
-    """The one split that an entry means, as a `datasets.Dataset`.
+    """The split that an entry names, as a `datasets.Dataset`.
 
     Raises
-        ColdstillError: it cannot be loaded, or has several splits and none is named
+        ColdstillError: it cannot be loaded, or there are several splits and the entry names none
     """
     import datasets
 
@@ -56,11 +58,11 @@ def load_hub(entry: str, folder: Path | None) -> Any:
     try:
         with _quiet_without_a_terminal(datasets):
             loaded = datasets.load_dataset(str(folder or name), **options)
-    # Anything can come out of here: the network, the hub, a damaged file, a wrong split.
+    # Any exception is possible: of the network, the hub, a damaged file, a wrong split.
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ColdstillError(
-            f"{entry}: cannot be loaded: {reason}; check its name, split and your access to it"
+            f"{entry}: cannot be loaded: {reason(error)}; check its name, its split and your "
+            "access to it"
         ) from error
     if not isinstance(loaded, dict):
         return loaded
@@ -74,7 +76,7 @@ def load_hub(entry: str, folder: Path | None) -> Any:
 
 
 def read_rows(entry: str, dataset: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a `datasets.Dataset`, with some of its columns.
+    """The rows of a `datasets.Dataset`, with the given columns.
 
     Raises
         ColdstillError: a row cannot be decoded
@@ -83,11 +85,10 @@ def read_rows(entry: str, dataset: Any, columns: list[str]) -> Iterator[dict[str
     for number in range(1, len(dataset) + 1):
         try:
             row = next(rows)
-        except Exception as error:  # decoders of every type raise what they like
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        except Exception as error:  # each type has a decoder with its own exceptions
             raise ColdstillError(
-                f"{entry}: record {number}: datasets cannot read it: {reason}; load and save the "
-                "data set again"
+                f"{entry}: record {number}: datasets cannot read it: {reason(error)}; load and "
+                "save the data set again"
             ) from error
         yield row
 
@@ -95,7 +96,7 @@ def read_rows(entry: str, dataset: Any, columns: list[str]) -> Iterator[dict[str
 def _parse(entry: str) -> tuple[str, dict[str, str]]:
     name, _, query = entry.removeprefix("hub:").partition("?")
     options: dict[str, str] = {}
-    # Not a URL's query: in `split=train+test` and `split=train[:10%]` nothing is escaped.
+    # Not a URL's query: `split=train+test` and `split=train[:10%]` are not escaped.
     for option in query.split("&") if query else ():
         key, _, value = option.partition("=")
         if key not in _OPTIONS or not value:

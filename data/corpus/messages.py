@@ -1,4 +1,4 @@
-"""The messages of a chat, from the usual ways of writing them."""
+"""Reads the messages of a chat from the usual formats."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _ROLES = {
     **dict.fromkeys(("tool_response", "tool_result", "function_response"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "function_call"),
 }
-"""The names of those who speak; the value of a `function_call` is the assistant's tool call."""
+"""Names of roles, with the role of each. A `function_call` holds a tool call of the assistant."""
 
 
 def read_chat(where: str, name: str, value: Any, columns: Columns) -> tuple[Message, ...]:
-    """The messages in a column; null is none.
+    """The messages of a column; none for null.
 
     Raises
-        BadRowError: it is not a list of messages, or a message lacks something
+        BadRowError: the value is not a list of messages, or a message is incomplete
     """
     if value is None:
         return ()
     messages = parsed(value)
     if not isinstance(messages, list):
-        told = f"column {name!r} holds {shown(messages)}, expected a list of messages; repair it"
-        raise BadRowError("wrong_values", where, told)
+        fault = f"column {name!r} holds {shown(messages)}, expected a list of messages; repair it"
+        raise BadRowError("wrong_values", where, fault)
     found: list[Message] = []
     for index, item in enumerate(messages):
         message = _message(f"{where}: {name}[{index}]", parsed(item), columns)
@@ -47,7 +47,7 @@ def read_chat(where: str, name: str, value: Any, columns: Columns) -> tuple[Mess
         if calls_only:
             message["role"] = "assistant"
         if calls_only and not message["content"] and found and found[-1]["role"] == "assistant":
-            # one turn: nothing came between what the assistant said and its call
+            # one turn: the text and the call of the assistant follow each other
             calls = [*found[-1].get("tool_calls", ()), *message.pop("tool_calls")]
             found[-1] = {**found[-1], "tool_calls": calls}
         else:
@@ -56,30 +56,30 @@ def read_chat(where: str, name: str, value: Any, columns: Columns) -> tuple[Mess
 
 
 def read_string(where: str, name: str, value: Any) -> str:
-    """The text of a column; null is none.
+    """The text of a column; empty for null.
 
     Raises
-        BadRowError: it holds something else
+        BadRowError: the value is not a text
     """
     if value is None:
         return ""
     if not isinstance(value, str):
-        told = f"column {name!r} holds {shown(value)}, expected a string; repair the row"
-        raise BadRowError("wrong_values", where, told)
+        fault = f"column {name!r} holds {shown(value)}, expected a string; repair the row"
+        raise BadRowError("wrong_values", where, fault)
     return checked_text(where, value, f"column {name!r}")
 
 
 def _message(where: str, message: Any, columns: Columns) -> Message:
     if not isinstance(message, dict):
-        told = f"{shown(message)} is not a message, expected an object; repair the row"
-        raise BadRowError("wrong_values", where, told)
-    # A table gives every message the keys of all of them; the null ones were never written.
+        fault = f"{shown(message)} is not a message, expected an object; repair the row"
+        raise BadRowError("wrong_values", where, fault)
+    # A table gives each message the keys of all messages; null ones were not written.
     left = {key: value for key, value in message.items() if value is not None}
     role_key = _key(left, columns.role, "role", "from")
     content_key = _key(left, columns.content, "content", "value")
-    # A null content is a message that says nothing; so is one that only calls a tool.
-    says_nothing = columns.content in message or "tool_calls" in left or "function_call" in left
-    if role_key not in left or (content_key not in left and not says_nothing):
+    # A null content, or none beside a tool call, is an empty text.
+    is_empty = columns.content in message or "tool_calls" in left or "function_call" in left
+    if role_key not in left or (content_key not in left and not is_empty):
         missing = role_key if role_key not in left else content_key
         raise BadRowError(
             "incomplete_rows",
@@ -104,7 +104,7 @@ def _message(where: str, message: Any, columns: Columns) -> Message:
 
 
 def _filled(call: Any) -> Any:
-    """A call of OpenAI's first kind; a table may hold one without anything in it."""
+    """A call in the older format of OpenAI; None if all its values are null, as in a table."""
     call = parsed(call)
     return None if isinstance(call, dict) and not any(call.values()) else call
 
@@ -124,7 +124,7 @@ def _role(where: str, name: str, columns: Columns) -> str:
 
 
 def _content(where: str, name: str, value: Any) -> str | list[dict[str, Any]]:
-    """A text, or a list of parts of which each is a text."""
+    """A text, or a list of text parts."""
     if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
         return read_string(where, name, value)
     parts = []
@@ -134,12 +134,12 @@ def _content(where: str, name: str, value: Any) -> str | list[dict[str, Any]]:
             held = f"type {kind!r}"
             if kind == "text":
                 held = f"text that holds {shown(part.get('text'))}"
-            told = f"column {name!r} has a part of {held}, only text is read; repair the row"
-            raise BadRowError("wrong_values", where, told)
+            fault = f"column {name!r} has a part of {held}, only text is read; repair the row"
+            raise BadRowError("wrong_values", where, fault)
         parts.append(canonical(where, {**part, "type": "text"}))
     return parts
 
 
 def _key(message: Mapping[str, Any], key: str, default: str, other: str) -> str:
-    """`key`, or where it is unmapped and absent, the other custom's word for it."""
+    """`key`, or the other usual key if `key` is unmapped and missing."""
     return other if key == default and key not in message and other in message else key

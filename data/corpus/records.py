@@ -1,4 +1,4 @@
-"""From a record (one JSON object, one table row) to a `Document`."""
+"""Turns a record (a JSON object or a table row) into a `Document`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Reading:
-    """What is found out about records while they are read."""
+    """Counts of records and unused columns, filled while records are read."""
 
     records: int = 0
     unused: Counter[str] = field(default_factory=Counter)
-    """In how many records each column had a value that was used for nothing."""
+    """Number of records in which a column had a value that was not used, by column."""
 
     def note(self) -> str | None:
-        """One sentence that names the columns used for nothing, or None."""
+        """A sentence that names unused columns; None if all were used."""
         if not self.unused:
             return None
         names = []
@@ -40,10 +40,10 @@ class Reading:
 
 
 def used_columns(where: str, names: Collection[str], columns: Columns) -> list[str]:
-    """Those of a table's columns that its documents can be made of; the others need no reading.
+    """The columns of a table that documents can be made of; the others are not read.
 
     Raises
-        ColdstillError: they are not enough
+        ColdstillError: a necessary column is missing
     """
     chosen = _choose(where, names, columns)
     if columns.are_recognised:
@@ -58,13 +58,13 @@ def used_columns(where: str, names: Collection[str], columns: Columns) -> list[s
 def to_document(
     where: str, record: Any, columns: Columns, reading: Reading | None = None
 ) -> Document:
-    """Make a document of a record; null and empty values make an empty one.
+    """The document of a record; empty if its values are null or empty.
 
-    reading  told of the columns that have a value and are used for nothing
+    reading  receives the columns that have a value and are not used
 
     Raises
-        BadRowError: it is not an object, a column is missing or holds something else, or a chat has
-            nothing to learn
+        BadRowError: the record is not an object, a column is missing or has a wrong type, or its
+            answer is not wanted
     """
     if not isinstance(record, dict):
         told = f'{shown(record)} is not a record, expected an object such as {{"text": "..."}}'
@@ -84,20 +84,20 @@ def to_document(
 
 
 def expect_answer(document: Document) -> None:
-    """Raise BadRowError if a document is a chat in which the assistant has no turn."""
+    """Raise BadRowError if a document is a chat without a turn of the assistant."""
     roles = dict.fromkeys(message["role"] for message in document.messages)
     if roles and "assistant" not in roles:
         raise BadRowError(
             "unanswered_chats",
             document.where,
-            f"the assistant says nothing in this chat ({', '.join(roles)} alone), so there is "
-            "nothing to learn; add its answer, have the teacher answer with teacher.generate",
+            f"this chat has no answer of the assistant (only {', '.join(roles)}), so nothing "
+            "can be learned; add the answer, or let the teacher answer with teacher.generate",
         )
 
 
 @dataclass(slots=True)
 class _Row:
-    """A record, what it is recognised as, and which of its columns were used."""
+    """A record, its recognised kind, and the columns that were used."""
 
     where: str
     record: dict[str, Any]
@@ -106,7 +106,7 @@ class _Row:
     used: set[str] = field(default_factory=set)
 
     def document(self) -> Document:
-        """The document, whichever kind the record is of."""
+        """The document of the record."""
         self._expect_wanted()
         names = [n for n in self.chosen.optional if self.record.get(n) is not None]
         names = [*self.chosen.needed, *names]
@@ -123,8 +123,10 @@ class _Row:
         return self._pair(names)
 
     def _expect_wanted(self) -> None:
-        """Refuse a completion that its row calls a bad one: unpaired preferences (KTO) have a
-        `label` of true or false beside prompt and completion."""
+        """Refuse a completion that its row marks as unwanted.
+
+        Unpaired preferences (KTO) have a `label` of true or false beside prompt and completion.
+        """
         is_pair = self.chosen.prompt is not None and self.chosen.completion is not None
         only_asked = isinstance(self.columns, PromptColumns)
         if only_asked or not (self.columns.are_recognised and is_pair):
@@ -134,8 +136,8 @@ class _Row:
             raise BadRowError(
                 "unwanted_answers",
                 self.where,
-                f"column {LABEL!r} is false, so its completion is one that is not wanted; leave "
-                "the row out, map prompt and completion in [corpus.columns] to learn all of them",
+                f"column {LABEL!r} is false, so its completion is not wanted; leave the row "
+                "out, map prompt and completion in [corpus.columns] to learn all completions",
             )
         if label is True:
             self.used.add(LABEL)
@@ -146,7 +148,7 @@ class _Row:
             extra = self._string("input")
             prompt = f"{prompt}\n\n{extra}" if extra else prompt
         if not prompt and isinstance(self.columns, PromptColumns):
-            return Document(where=self.where)  # an answer to nothing asks nothing
+            return Document(where=self.where)  # an answer without a prompt
         system = ""
         if self.columns.are_recognised or self.columns.system != "system":
             name = self._beside("system")
@@ -173,10 +175,10 @@ class _Row:
         return self._of_messages(messages)
 
     def _joined(self, names: list[str]) -> list[dict[str, Any]]:
-        """A prompt and what follows it, of which at least one is a list of messages."""
+        """The messages of a prompt and a completion, at least one of which is a list."""
         prompt = self._messages(names[0], "user")
         answer = self._messages(names[1], "assistant") if len(names) > 1 else ()
-        # the better answer of a preference is often the whole chat
+        # The better answer of a preference is often the whole chat.
         return list(answer) if CHOSEN in names and _is_whole(answer) else [*prompt, *answer]
 
     def _of_messages(self, messages: list[dict[str, Any]]) -> Document:
@@ -188,7 +190,7 @@ class _Row:
             system = {"role": "system", "content": self._string(name)}
             found = replace(found, messages=(system, *messages))
         elif name and messages[0]["content"] != self.record[name]:
-            self.used.discard(name)  # the chat has a system message of its own
+            self.used.discard(name)  # the chat has its own system message
         if name := self._beside("tools"):
             tools = read_tools(f"{self.where}: column {name!r}", self.record[name])
             found = replace(found, tools=tools)
@@ -198,7 +200,7 @@ class _Row:
         return found
 
     def _messages(self, name: str, role: str = "") -> tuple[dict[str, Any], ...]:
-        """The messages of a column, in which a text or one message alone may stand for a list."""
+        """The messages of a column; with `role`, a text or a single message stands for a list."""
         value = self.record[name]
         if role and value and not self._are_messages(value):
             value = [{"role": role, "content": value}]
@@ -208,8 +210,7 @@ class _Row:
         return read_chat(self.where, name, value, self.columns)
 
     def _are_messages(self, value: Any) -> bool:
-        """Whether a column holds messages where it may hold a text. A text may be JSON by itself:
-        an answer such as `[1, 2]`."""
+        """Whether a value is messages rather than a text, which may be JSON such as `[1, 2]`."""
         if not isinstance(value, str):
             return isinstance(value, list | dict)
         found = parsed(value)
@@ -222,7 +223,8 @@ class _Row:
         return read_string(self.where, name, self.record.get(name))
 
     def _beside(self, kind: str) -> str | None:
-        """The column that holds what stands beside the messages, if it holds anything."""
+        """The column with the `system`, `tools` or `documents` of the row; None if all are
+        empty."""
         for name in self.columns.beside(kind):
             if self.record.get(name):
                 self.used.add(name)
@@ -231,17 +233,17 @@ class _Row:
 
 
 def _usual_keys(columns: Columns) -> Columns:
-    """The same columns where messages have the usual keys."""
+    """The same columns with the usual keys of messages."""
     return replace(columns, role="role", content="content")
 
 
 def _is_whole(messages: Collection[dict[str, Any]]) -> bool:
-    """Whether messages are a chat from its beginning, not only its end."""
+    """Whether messages are a whole chat, not only an answer."""
     return any(message["role"] in ("user", "system", "developer") for message in messages)
 
 
 def _choose(where: str, names: Collection[str], columns: Columns) -> Columns:
-    """`columns`, or what is recognised in their stead."""
+    """`columns` if they are mapped, otherwise the recognised kind of record."""
     if not columns.are_recognised:
         absent = [name for name in columns.needed if name not in names]
         if absent:
@@ -260,7 +262,7 @@ def _choose(where: str, names: Collection[str], columns: Columns) -> Columns:
 
 
 def _key_of(name: str, columns: Columns) -> str:
-    """The key of `[corpus.columns]` that a column was mapped by."""
+    """The key of `[corpus.columns]` that maps a column."""
     if columns.prompt:
         return "prompt" if name == columns.prompt else "completion"
     return "messages" if columns.messages else "text"

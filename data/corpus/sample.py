@@ -1,4 +1,4 @@
-"""The beginning of a source, and which share of it that is: enough to foretell a corpus."""
+"""Reads the first documents of a source, to estimate a corpus before it is prepared."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .bad_rows import BadRowError
 from .columns import Columns, PromptColumns
-from .compressed import open_source, told_where
+from .compressed import open_source, source_errors
 from .document import Document
-from .formats import encoding_of
-from .records import expect_answer, to_document, used_columns
+from .formats import encoding_of, open_table
+from .records import expect_answer, to_document
 from .stdlib import read_python
 from .values import parse_json
 
@@ -28,30 +27,30 @@ _LINE = re.compile(r"[^\r\n]*\S[^\r\n]*(?:\r\n|\r|\n|$)")
 _NEXT = re.compile(r"[\s,]*(?=[^\s,\]])")
 _PIECE = 1 << 14
 _ENOUGH = 1 << 19
-"""Compressed bytes from which on it is known how well they compress; a decompressor holds some."""
+"""Compressed bytes that must be read before the ratio is known: a decompressor buffers some."""
 _MOST_READ = 1 << 24
-"""Bytes that are decompressed at most to learn how well a source compresses."""
+"""The most bytes that are decompressed to learn the ratio."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Some documents of a source."""
+    """The first documents of a source."""
 
     documents: tuple[Document, ...]
     share: float
-    """Of the source, rows that are bad included; of one text that was cut, how much is here."""
+    """The share of the source that was read, with bad rows; of a text, the part that was read."""
     fault: str = ""
-    """What is wrong with the first bad row."""
+    """The fault of the first bad row; empty if there is none."""
 
 
 def sample(source: Source, columns: Columns, count: int, limit: int) -> Sample | None:
-    """The first documents of a source; None where their share cannot be told.
+    """The first documents of a source; None if their share is unknown.
 
-    count  documents at most
-    limit  bytes that are looked at, about; at least one document of a table is read
+    count  the most documents
+    limit  about how many bytes are read; of a table at least one document is
 
     Raises
-        ColdstillError: the source is damaged, or has not the columns that are needed
+        ColdstillError: the source is damaged, or a necessary column is missing
     """
     reader = _READERS.get(source.format)
     return None if reader is None else reader(source, columns, count, limit)
@@ -72,7 +71,9 @@ def _json_lines(source: Source, columns: Columns, count: int, limit: int) -> Sam
     data, total = _beginning(source, limit)
     lines = _LINE.findall(_decoded(data))
     whole = len(data) >= total and len(lines) <= count
-    lines = lines[:count] if whole or len(lines) > count else lines[:-1]  # the last one is cut
+    lines = (
+        lines[:count] if whole or len(lines) > count else lines[:-1]
+    )  # the last line is incomplete
     share = 1.0 if whole else sum(len(line.encode()) for line in lines) / total
     return _sample(source, map(_value, lines), columns, share)
 
@@ -88,41 +89,23 @@ def _json_list(source: Source, columns: Columns, count: int, limit: int) -> Samp
         try:
             record, end = decoder.raw_decode(text, more.end())
         except (ValueError, RecursionError):
-            break  # the end of what was read
+            break  # the end of the bytes that were read
         records.append(record)
     whole = len(data) >= total and text[end:].strip() == "]"
     share = 1.0 if whole else len(text[:end].encode()) / total
     return _sample(source, records, columns, share)
 
 
-def _parquet(source: Source, columns: Columns, count: int, limit: int) -> Sample | None:
-    with (
-        told_where(source),
-        open_source(source, seekable=True) as file,
-        pq.ParquetFile(file) as table,
-    ):
-        used = used_columns(source.name, table.schema_arrow.names, columns)
-        batch = next(table.iter_batches(count, columns=used), None)
-        return _of_batch(source, batch, table.metadata.num_rows, columns, limit)
-
-
-def _arrow(source: Source, columns: Columns, count: int, limit: int) -> Sample | None:
-    with told_where(source):
-        with open_source(source) as file:
-            is_file = file.read(6) == b"ARROW1"
-        with open_source(source, seekable=is_file) as file:
-            reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
-            used = used_columns(source.name, reader.schema.names, columns)
-            if is_file:
-                batch = reader.get_batch(0) if reader.num_record_batches else None
-                rows = batch.num_rows * reader.num_record_batches if batch else 0
-            else:
-                batch = next(iter(reader), None)
-                read = max(1, file.tell())
-                rows = batch.num_rows * max(1.0, source.bytes / read) if batch else 0
-            if batch is not None:
-                batch = batch.select(used).slice(0, count)
-            return _of_batch(source, batch, rows, columns, limit)
+def _table(source: Source, columns: Columns, count: int, limit: int) -> Sample | None:
+    with open_table(source, columns) as table:
+        batch = next(iter(table.batches(count)), None)
+        rows = table.rows_after(batch)
+        if batch is None or batch.num_rows == 0 or rows == 0:
+            return None
+        batch = batch.select(table.used).slice(0, count)
+        most = max(1, int(limit / max(1.0, batch.nbytes / batch.num_rows)))
+        records = batch.slice(0, most).to_pylist(maps_as_pydicts="strict")
+        return _sample(source, records, columns, len(records) / rows)
 
 
 _READERS: Mapping[str, Callable[[Source, Columns, int, int], Sample | None]] = {
@@ -130,19 +113,9 @@ _READERS: Mapping[str, Callable[[Source, Columns, int, int], Sample | None]] = {
     "python": _python,
     "json lines": _json_lines,
     "json list": _json_list,
-    "parquet": _parquet,
-    "arrow": _arrow,
+    "parquet": _table,
+    "arrow": _table,
 }
-
-
-def _of_batch(
-    source: Source, batch: Any, rows: float, columns: Columns, limit: int
-) -> Sample | None:
-    if batch is None or batch.num_rows == 0 or rows == 0:
-        return None
-    wanted = min(batch.num_rows, max(1, int(limit / max(1.0, batch.nbytes / batch.num_rows))))
-    records = batch.slice(0, wanted).to_pylist(maps_as_pydicts="strict")
-    return _sample(source, records, columns, len(records) / rows)
 
 
 def _sample(
@@ -159,13 +132,13 @@ def _sample(
             if not isinstance(columns, PromptColumns):
                 expect_answer(document)
             found.append(document)
-        except BadRowError as bad:  # refused or counted when the corpus is prepared
+        except BadRowError as bad:  # handled when the corpus is prepared
             fault = fault or bad.fault
     return Sample(tuple(found), min(1.0, share), fault) if seen and share else None
 
 
 def _value(text: str) -> Any:
-    """What JSON stands for, None where it is not valid."""
+    """The value of JSON text; None if it is invalid."""
     try:
         return parse_json(text)
     except (ValueError, RecursionError):
@@ -178,8 +151,8 @@ def _decoded(data: bytes) -> str:
 
 
 def _beginning(source: Source, limit: int) -> tuple[bytes, float]:
-    """The first bytes of a source, decompressed, and how many there are in all, about."""
-    with told_where(source):
+    """The first bytes of a source, decompressed, and an estimate of its total size."""
+    with source_errors(source):
         if source.compression is None:
             with open_source(source) as file:
                 return file.read(limit), float(source.bytes)
@@ -188,7 +161,7 @@ def _beginning(source: Source, limit: int) -> tuple[bytes, float]:
             begin, read, before = bytearray(), 0, 0
             while piece := stream.read(_PIECE):
                 taken = raw.tell()
-                # when it takes more of the file, it has used up all that it took before
+                # When it reads more of the file, it has used all bytes that it read before.
                 if read >= limit and taken > before >= _ENOUGH:
                     return bytes(begin), source.bytes * read / before
                 begin += piece[: limit - len(begin)]
@@ -199,6 +172,6 @@ def _beginning(source: Source, limit: int) -> tuple[bytes, float]:
 
 
 def spread(sources: Sequence[Source], most: int) -> list[Source]:
-    """At most so many sources, evenly spaced."""
+    """At most `most` sources, evenly spaced."""
     count = min(len(sources), most)
     return [sources[i * len(sources) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""What the entries of a recipe's `files` stand for: a stable list of readable sources."""
+"""Expands the entries of a recipe's `files` to a stable list of readable sources."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ SUFFIXES = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _POINTER, _LARGEST_POINTER = b"version https://git-lfs.github.com/", 1024
-"""What a clone without Git LFS has in the place of large files."""
+"""The beginning and the largest size of a file of Git LFS that was not downloaded."""
 KNOWN = f"{' '.join(SUFFIXES)}, each also with .gz or .zst"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One file, or one dataset of a hub, and how it is to be read."""
+    """One file, or one dataset of a hub, and its format."""
 
     name: str
-    """As the user wrote it, with the part that a folder or a glob adds; the same on any machine."""
+    """The entry as the user wrote it, and the path below a folder; equal on all machines."""
     path: Path | None
-    """Where it lies, or None for what only a hub has."""
+    """The path of the file or folder; None for a dataset on a hub."""
     format: str
-    """A value of `SUFFIXES`, or `python` or `hub`."""
+    """A value of `SUFFIXES`, `python` or `hub`."""
     compression: str | None = None
-    """`gzip` or `zstd`, by the last suffix."""
+    """`gzip` or `zstd`, by the last suffix; None if uncompressed."""
     bytes: int = 0
-    """Its size on disk; 0 where that is not known before it is fetched."""
+    """Size on disk; 0 if that is unknown."""
     modified_ns: int = 0
-    """When it was last written; 0 where that is not known."""
+    """Modification time in nanoseconds; 0 if that is unknown."""
     changed_ns: int = 0
-    """When the file system last touched it, which no program can set back; 0 likewise."""
+    """Time of the last change of the inode, which no program can set; 0 if that is unknown."""
 
     @property
     def identity(self) -> str:
-        """The same for one file however it was named; splits of one dataset differ."""
+        """Identifies the file, independent of its name; splits of a dataset differ."""
         if self.path is None or self.format == "hub":
             return self.name
         return str(self.path.resolve())
@@ -64,32 +64,32 @@ class Source:
 def list_sources(
     files: Sequence[str], base: Path, left_out: list[str] | None = None
 ) -> list[Source]:
-    """Everything `files` stands for: in its order, sorted within each entry, nothing twice.
+    """The sources of `files`: in their order, sorted within each entry, without repetition.
 
     An entry is a path relative to `base`, a glob, a folder (searched whole; hidden names are
     skipped), a dataset saved with `save_to_disk`, `stdlib:` or `hub:ORG/NAME?split=...`.
 
-    left_out  filled with the names of those files of folders and globs that are not documents
+    left_out  receives the names of files in folders and globs that are not documents
 
     Raises
-        ColdstillError: an entry stands for nothing, or for something that cannot be read
+        ColdstillError: an entry names nothing, or something that cannot be read
     """
     if not files:
         raise ColdstillError("corpus.files: empty; name at least one file, folder or dataset")
     found: dict[str, Source] = {}
     unread: list[str] = []
     for entry in files:
-        with _told_where(entry):
+        with _entry_errors(entry):
             for source in _expand(entry, base, unread):
                 found.setdefault(source.identity, source)
-    if left_out is not None:  # another entry may name such a file itself
+    if left_out is not None:  # another entry may name such a file
         names = {source.name for source in found.values()}
         left_out += [name for name in dict.fromkeys(unread) if name not in names]
     return list(found.values())
 
 
 def format_of(name: str) -> tuple[str, str | None] | None:
-    """The format and the compression that a file name tells, or None."""
+    """The format and the compression by a file's name; None if its suffix is unknown."""
     stem, suffix = os.path.splitext(name.lower())
     compression = COMPRESSIONS.get(suffix)
     if compression:
@@ -101,7 +101,7 @@ def _expand(entry: str, base: Path, left_out: list[str]) -> list[Source]:
     if entry == "stdlib:":
         return [_source(f"stdlib:{name}", path, "python") for name, path in stdlib_files()]
     if entry.startswith("stdlib:"):
-        raise ColdstillError(f"{entry}: stands for nothing; write stdlib: alone")
+        raise ColdstillError(f"{entry}: names nothing; write stdlib: alone")
     if entry.startswith("hub:"):
         check_hub_entry(entry, base)
         return [Source(name=entry, path=local_folder(entry, base), format="hub")]
@@ -121,7 +121,7 @@ def _glob(pattern: str, base: Path, left_out: list[str]) -> list[Source]:
     for match in matches:
         path = base / match
         if path.is_dir():
-            # A folder is taken whole; one without any text is no mistake among other matches.
+            # A folder may have no documents if other matches have some.
             found.extend(walk(match, path, _format))
         else:
             found.append(Candidate(match, path, _format(match), path.name))
@@ -151,8 +151,8 @@ def _file(name: str, path: Path, *, named: bool, kind: str | None = None) -> Sou
     if known is None:
         raise _unknown_suffix(name)
     source = _source(name, path, *known)
-    # A folder of sources is full of empty `__init__.py`; those become empty documents, which the
-    # caller counts. A file asked for by name, or one that should hold records, is a mistake.
+    # Folders of source code hold empty files such as `__init__.py`, which become empty documents.
+    # An empty file that was named, or that should hold records, is an error.
     if source.bytes == 0 and (named or source.format != "text"):
         raise ColdstillError(f"{name}: the file is empty; write it again or leave it out")
     return source
@@ -185,7 +185,7 @@ def _unknown_suffix(name: str) -> ColdstillError:
 
 
 @contextlib.contextmanager
-def _told_where(entry: str) -> Iterator[None]:
+def _entry_errors(entry: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The corpus that every machine has: the sources of the Python that runs."""
+"""The corpus of the standard library: the source files of the running Python."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from ..errors import ColdstillError
 
-# Tests are mostly tables of odd literals, and installed packages differ between machines.
+# Tests are mostly tables of literals, and installed packages differ between machines.
 _SKIPPED = frozenset(
     ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
 )
 
 
 def stdlib_files() -> list[tuple[str, Path]]:
-    """`("json/decoder.py", path)` of every module of the standard library, sorted by name.
+    """Name and path of every module of the standard library, such as `json/decoder.py`, sorted.
 
     Raises
         ColdstillError: this Python was installed without its sources
@@ -28,14 +28,14 @@ def stdlib_files() -> list[tuple[str, Path]]:
         paths = (Path(folder, name) for name in files if name.endswith(".py"))
         found += [(path.relative_to(root).as_posix(), path) for path in paths]
     if not found:
-        raise ColdstillError(f"stdlib: no Python sources in {root}; name files of your own instead")
+        raise ColdstillError(f"stdlib: no Python sources in {root}; name other files instead")
     return sorted(found)
 
 
 def read_python(path: Path) -> str:
-    r"""A module's text with `\n` line endings; empty where its bytes are not what it declares.
+    r"""A module's text with `\n` line endings; empty if its encoding is invalid.
 
-    Such files exist on purpose, to try out the compiler.
+    Such files exist on purpose, as tests of the compiler.
     """
     try:
         with tokenize.open(path) as file:

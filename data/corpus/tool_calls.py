@@ -1,6 +1,6 @@
-"""Tools and calls of them in the shape that chat templates expect, from the usual ways of writing.
+"""Converts tools and tool calls from the usual formats to the one that chat templates expect.
 
-`{"type": "function", "function": {"name": ..., "arguments": {...}}}` is the shape of a call.
+A call is `{"type": "function", "function": {"name": ..., "arguments": {...}}}`.
 """
 
 from __future__ import annotations
@@ -13,24 +13,17 @@ from .values import canonical, parse_json, parsed, printable, shown
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 _BESIDE_ARGUMENTS = (
-    *_ARGUMENTS,
-    "name",
-    "function",
-    "type",
-    "id",
-    "index",
-    "description",
-    "strict",
-)
-"""What a call may hold that is not its arguments under another name."""
+    *_ARGUMENTS, "name", "function", "type", "id", "index", "description", "strict",
+)  # fmt: skip
+"""Keys of a call that do not hold arguments under another name."""
 _TAGGED = re.compile(r"<(tool_calls?|function_calls?)>(.*?)</\1>", re.DOTALL)
 
 
 def read_calls(where: str, value: Any) -> list[dict[str, Any]]:
-    """The calls of a message: a list, one call, or either as JSON.
+    """The calls in a value: a list, a single call, or either as JSON.
 
     Raises
-        BadRowError: something in it is not a call
+        BadRowError: an item is not a call
     """
     value = parsed(value)
     if value is None:
@@ -40,12 +33,12 @@ def read_calls(where: str, value: Any) -> list[dict[str, Any]]:
 
 
 def read_written_calls(where: str, text: str) -> tuple[str, list[dict[str, Any]]]:
-    """What stands before calls written as text, and the calls.
+    """The text before tool calls that are written as text, and the calls.
 
-    They are JSON, one after another, a list, or each between tags such as `<tool_call>`.
+    The calls are JSON, one per line, in a list, or each in tags such as `<tool_call>`.
 
     Raises
-        BadRowError: what stands there is not JSON or no call
+        BadRowError: the text is not JSON, or not a call
     """
     tagged = list(_TAGGED.finditer(text))
     before = text[: tagged[0].start()].strip() if tagged else ""
@@ -62,10 +55,10 @@ def read_written_calls(where: str, text: str) -> tuple[str, list[dict[str, Any]]
 
 
 def read_tools(where: str, value: Any) -> tuple[dict[str, Any], ...]:
-    """The tools of a row: a list, one tool, either as JSON, or a list of JSON.
+    """The tools of a row: a list, a single tool, either as JSON, or a list of JSON texts.
 
     Raises
-        BadRowError: something in it is not a tool
+        BadRowError: an item is not a tool
     """
     value = parsed(value)
     if value is None or value == "":
@@ -75,10 +68,10 @@ def read_tools(where: str, value: Any) -> tuple[dict[str, Any], ...]:
 
 
 def read_texts(where: str, value: Any) -> tuple[dict[str, Any], ...]:
-    """The documents that a chat refers to: objects, or plain texts, in a list or alone.
+    """The documents that a chat refers to: objects or texts, in a list or alone.
 
     Raises
-        BadRowError: something in it is neither
+        BadRowError: an item is neither
     """
     value = parsed(value)
     if value is None or value == "":
@@ -88,8 +81,8 @@ def read_texts(where: str, value: Any) -> tuple[dict[str, Any], ...]:
     for item in (parsed(item) for item in items if item is not None):
         item = {"text": item} if isinstance(item, str) else item
         if not isinstance(item, dict):
-            told = f"holds {shown(item)}, expected an object or a text; repair the row"
-            raise BadRowError("wrong_values", where, told)
+            fault = f"holds {shown(item)}, expected an object or a text; repair the row"
+            raise BadRowError("wrong_values", where, fault)
         found.append(canonical(where, item))
     return tuple(found)
 
@@ -103,7 +96,7 @@ def _call(where: str, item: Any) -> dict[str, Any]:
         outer = {key: value for key, value in item.items() if key not in ("function", *_ARGUMENTS)}
         beside = {key: item[key] for key in _ARGUMENTS if key in item}
         function = {**beside, **_filled(function)}
-    else:  # the function's own keys, beside `type` and `id` if there are any
+    else:  # the keys of the function beside an optional `type` and `id`
         function = {**item, **({} if function is None else {"name": function})}
         outer = {key: item[key] for key in ("type", "id") if key in item}
     name = function.get("name")
@@ -111,7 +104,7 @@ def _call(where: str, item: Any) -> dict[str, Any]:
         raise _broken(where, f"a tool call without a name: {shown(item)}")
     key = next((key for key in _ARGUMENTS if function.get(key) is not None), "arguments")
     unknown = [name for name in function if name not in _BESIDE_ARGUMENTS]
-    if unknown and key not in function:  # the call would lose what they hold
+    if unknown and key not in function:  # the call would lose these values
         raise _broken(
             where,
             f"a tool call without arguments: {shown(item)} has {printable(unknown)}, expected "
@@ -145,7 +138,7 @@ def _filled(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json_values(where: str, text: str) -> list[Any]:
-    """One value, or several on a line each."""
+    """One JSON value, or one on each line."""
     try:
         return [parse_json(text)]
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,7 @@
-"""Nested values of a row in one form, whichever format the row was read from.
+"""Brings nested values of a row to one form, so that equal rows of all formats are equal documents.
 
-A table gives every object the keys of all of its objects, loses the order of keys and mixes whole
-numbers with fractions. Rows of JSON are brought to the same form, so that the same rows are the
-same documents in every format.
+A table gives each object the keys of all its objects, loses the order of keys, and mixes integers
+with floats. Rows of JSON are brought to the same form.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _DEEPEST = 100
-"""Levels of nesting that are read; a chat template and a digest recurse over them."""
+"""The deepest nesting that is read, as chat templates and digests recurse."""
 _EXACT = 2**53
-"""Below this a whole number is the same as an integer and as a float."""
+"""Below this an integer and a float of the same value are equal."""
 _USUAL_ORDER = (
     "role", "content", "type", "id", "function", "name", "title", "description", "strict",
     "arguments", "parameters", "properties", "required", "text",
@@ -32,25 +31,25 @@ _RANK = {key: rank for rank, key in enumerate(_USUAL_ORDER)}
 
 @dataclass(frozen=True, slots=True)
 class Ambiguous:
-    """What stands for a JSON object that gives two values to one key."""
+    """Replaces a JSON object that has a key twice."""
 
     key: str
 
 
 def parse_json(text: str) -> Any:
-    """What JSON text stands for; an object with a key that is there twice is an `Ambiguous`.
+    """Parse JSON; an object that has a key twice becomes an `Ambiguous`.
 
     Raises
-        ValueError: it is not valid JSON
-        RecursionError: it is nested too deeply
+        ValueError: the text is not valid JSON
+        RecursionError: the value is nested too deeply
     """
     return json.loads(text, object_pairs_hook=_object)
 
 
 def parsed(value: Any) -> Any:
-    """The value, or where it is a string of JSON what that stands for.
+    """The value, parsed if it is a text with JSON.
 
-    A table whose rows have values of different shapes holds them as JSON; `datasets` writes such.
+    A table whose values have different types holds them as JSON, as `datasets` writes it.
     """
     if isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
@@ -59,14 +58,14 @@ def parsed(value: Any) -> Any:
 
 
 def canonical(where: str, value: Any, depth: int = 0) -> Any:
-    """A value as JSON can hold it, the same from every format.
+    """A value as JSON can hold it, equal for all formats.
 
-    Keys have a fixed order, and null ones are left out; whole floats become integers, decimals
-    numbers, times text, and bytes the text that they encode.
+    Keys have a fixed order without null values. Integral floats become integers, decimals numbers,
+    times text, and bytes the text that they encode.
 
     Raises
-        BadRowError: a number that JSON does not have, text or bytes that are not text, or nesting
-            deeper than 100 levels
+        BadRowError: the value holds a number that JSON cannot hold, text or bytes that are not
+            valid text, or more than 100 levels of nesting
     """
     if depth > _DEEPEST:
         raise BadRowError(
@@ -89,16 +88,16 @@ def canonical(where: str, value: Any, depth: int = 0) -> Any:
         try:
             return value.decode()
         except UnicodeDecodeError as error:
-            told = f"holds {shown(value)}, which is not text; repair the row"
-            raise BadRowError("wrong_values", where, told) from error
+            fault = f"holds {shown(value)}, which is not text; repair the row"
+            raise BadRowError("wrong_values", where, fault) from error
     return str(value)
 
 
 def checked_text(where: str, text: str, what: str = "a value") -> str:
-    """The text, if it is any; `what` says in a message what holds it.
+    """The text, if it is valid; `what` names its holder in a message.
 
     Raises
-        BadRowError: it has half a surrogate pair, which JSON can spell and no tokenizer reads
+        BadRowError: it has half a surrogate pair, which JSON allows but no tokenizer reads
     """
     if not text.isascii():
         try:
@@ -114,7 +113,7 @@ def checked_text(where: str, text: str, what: str = "a value") -> str:
 
 
 def shown(value: Any) -> str:
-    """A value with its type, short enough for a message."""
+    """A value with its type, shortened for a message."""
     if isinstance(value, Ambiguous):
         return f"an object with the key {value.key!r} twice"
     text = repr(value)
@@ -127,8 +126,8 @@ def _order(key: str) -> tuple[int, str]:
 
 def _number(where: str, value: float | Decimal) -> int | float:
     if not math.isfinite(value):
-        told = f"holds {shown(value)}, which is not a number of JSON; repair the row"
-        raise BadRowError("wrong_values", where, told)
+        fault = f"holds {shown(value)}, which is not a number of JSON; repair the row"
+        raise BadRowError("wrong_values", where, fault)
     number = float(value)
     if number.is_integer() and (isinstance(value, Decimal) or abs(number) < _EXACT):
         return int(value)
@@ -144,6 +143,6 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
 
 
 def printable(names: Iterable[Any]) -> str:
-    """Names of columns or keys for a message, or "none"."""
+    """Names of columns or keys for a message; `none` if there are none."""
     texts = (str(name) for name in names)
     return ", ".join(text if text.isprintable() else ascii(text) for text in texts) or "none"

@@ -1,15 +1,12 @@
-"""What is done to a whole store: it is checked, repaired, written anew in another form.
-
-Nobody needs this to read a store or to capture one. Everything here streams: one shard at a time.
-"""
+"""Work on a whole store: verify, repair, convert, merge, slice and shrink it, shard by shard."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-Tell = Callable[[str, int, int], None]
-"""What is being done, how many sequences it is done for, and of how many."""
+Notify = Callable[[str, int, int], None]
+"""Receives the name of a step, how many sequences are done, and how many there are."""
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """Ignore the progress."""

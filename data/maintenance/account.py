@@ -1,4 +1,4 @@
-"""What a shard's commit record says, against what its blocks add up to."""
+"""Compares the counts and sums in a commit record with those of the shard's blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _FLOAT = 1e-6
 _ANGLE = 1e-3
-"""What rounding a tail's mass may do to the head's."""
+"""How much rounding the tail's mass may change the head's mass."""
 _EDGES = {
     "entropy_bins": np.arange(1, ENTROPY_BINS) * ENTROPY_BIN_WIDTH,
     "mass_bins": np.arange(1, MASS_BINS) / MASS_BINS,
@@ -35,19 +35,19 @@ _EDGES = {
 
 
 class Account:
-    """Adds up blocks, then compares."""
+    """The counts and sums of a shard's blocks."""
 
     def __init__(self, separator: tuple[int, ...], rules: Rules) -> None:
-        """Begin with nothing."""
+        """Begin without blocks."""
         self._separator = separator
         self._rules = rules
         self._counts = {"documents": 0, "tokens": 0, "positions": 0}
         self._sums = ShardStatistics()
-        # how many values lie surely below, and at most below, each border between two bins
+        # at least and at most how many values lie below each border between two bins
         self._below = {name: np.zeros((2, len(edges)), int) for name, edges in _EDGES.items()}
 
     def add(self, block: Block) -> None:
-        """Count a block in which every number is one."""
+        """Add a block that has passed `check_block`."""
         self._counts["documents"] += len(block.sequences.document_ids.values)
         self._counts["tokens"] += len(block.sequences.tokens.values)
         self._counts["positions"] += len(block.targets)
@@ -60,35 +60,36 @@ class Account:
         self._count_below("mass_bins", mass_M, min(1.0, slack))
 
     def complaints(self, commit: Commit) -> Iterator[str]:
-        """Each thing that the record says otherwise."""
+        """The differences from a commit record, one line each."""
         for name, count in self._counts.items():
-            said = getattr(commit, name)
-            if said != count:
-                yield f"its commit record says {said:,} {name}, it holds {count:,}"
+            recorded = getattr(commit, name)
+            if recorded != count:
+                yield f"its commit record says {recorded:,} {name}, it holds {count:,}"
         for field in fields(ShardStatistics):
-            said, summed = (getattr(s, field.name) for s in (commit.statistics, self._sums))
-            if not self._agree(field.name, said, summed):
-                yield f"its commit record says a {field.name} of {said}, it sums to {summed}"
+            recorded, summed = (getattr(s, field.name) for s in (commit.statistics, self._sums))
+            if not self._agree(field.name, recorded, summed):
+                yield f"its commit record says a {field.name} of {recorded}, it sums to {summed}"
 
-    def _agree(self, name: str, said: Any, summed: Any) -> bool:
+    def _agree(self, name: str, recorded: Any, summed: Any) -> bool:
         if name in _EDGES:
-            return self._agree_on_bins(name, said)
-        if isinstance(said, int) and isinstance(summed, int):
-            return said == summed
-        if name == "distortion":  # what was captured is not here to compare with
-            return bool(said >= 0.0)
+            return self._agree_on_bins(name, recorded)
+        if isinstance(recorded, int) and isinstance(summed, int):
+            return recorded == summed
+        if name == "distortion":  # the captured targets are not known here
+            return bool(recorded >= 0.0)
         slack = self._counts["positions"] * self._rules.rounding
         if name == "head_mass":
             slack = self._counts["positions"] * min(_ANGLE, self._rules.maximum)
-        return bool(abs(said - summed) <= slack + 1e-9 * abs(summed) + 1e-9)
+        return bool(abs(recorded - summed) <= slack + 1e-9 * abs(summed) + 1e-9)
 
-    def _agree_on_bins(self, name: str, said: tuple[int, ...]) -> bool:
-        """A rounded value may have crossed a border that it is near; none may be lost."""
-        if sum(said) != self._counts["positions"]:
+    def _agree_on_bins(self, name: str, recorded: tuple[int, ...]) -> bool:
+        """Rounded values may be in a neighbouring bin if they are near its border; none may be
+        lost."""
+        if sum(recorded) != self._counts["positions"]:
             return False
         least, most = self._below[name]
         bins = np.zeros(len(_EDGES[name]) + 1, np.int64)
-        bins[: len(said)] = said
+        bins[: len(recorded)] = recorded
         below = bins.cumsum()[:-1]
         return bool(((least <= below) & (below <= most)).all())
 

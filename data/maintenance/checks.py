@@ -1,7 +1,6 @@
-"""What must be true of one block, whatever codec and store it came through.
+"""The rules that every decoded block must keep, for any codec and store format.
 
-Shapes and dtypes come first: a block that fails there is not looked at further, because nothing
-else would mean anything.
+Shapes and dtypes are checked first. If they are wrong, the other rules have no meaning.
 """
 
 from __future__ import annotations
@@ -24,46 +23,46 @@ if TYPE_CHECKING:
     from ..schema import Block, Capture, Sequences, Targets
 
 _FLOAT = 1e-5
-"""What float32 may add to a log-probability, or to the square root of a probability."""
+"""The float32 error of a log-probability, or of the square root of a probability."""
 _MASS = 1e-4
-"""How far from 1 a record's probabilities may sum. (Measured at V = 262,144 on a CPU: 1.2e-5; fp32
-sums over a vocabulary are not better.)"""
+"""How far the sum of a record's probabilities may be from 1. (Measured at V = 262,144 on a CPU:
+1.2e-5; fp32 sums over a vocabulary are not better.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What a block is checked against."""
+    """The limits that a block is checked against."""
 
     vocabulary: int
-    """V."""
+    """V, the number of tokens."""
     sequence_length: int
     capture: Capture
     maximum: float
-    """How far sqrt(p) of a head entry may be from what was captured (`data.fidelity`)."""
+    """How far sqrt(p) of a head entry may be from the captured value (`data.fidelity`)."""
     rounding: float
-    """How far the log-probabilities of labels and samples may be, and entropies, in nats."""
+    """How far entropies, and log-probabilities of labels and samples, may be off, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One rule that a block breaks, and where it does so first."""
+    """One rule that a block breaks, and the first place where it does."""
 
     what: str
     row: int | None = None
-    """Which sequence of the block."""
+    """Index of the sequence in the block."""
     position: int | None = None
-    """Which position of that sequence."""
+    """Index of the position in the sequence."""
     count: int = 1
-    """At how many places of the block."""
+    """Number of places in the block that break the rule."""
 
 
 def check_block(block: Block, rows: int, rules: Rules) -> list[Finding]:
-    """Everything that is wrong with a block that should hold `rows` sequences."""
+    """All rules that a block of `rows` sequences breaks."""
     shapes = list(_shapes(block, rows, rules))
     if shapes:
         return shapes
     found = list(_sequences(block.sequences, rules))
-    # a label that lies outside its sequence cannot be looked up
+    # a label outside its sequence has no token id
     aligned = not any(finding.what == _MISPLACED for finding in found)
     return found + list(_targets(block, aligned, rules))
 
@@ -130,7 +129,7 @@ def _sequences(sequences: Sequences, rules: Rules) -> Iterator[Finding]:
 
 
 def _rows(bad_S: NDArray[np.bool_], column: Ragged) -> NDArray[np.bool_]:
-    """[N] which rows hold a value that is bad."""
+    """[N] whether a row holds a bad value."""
     places = np.searchsorted(column.offsets, np.flatnonzero(bad_S), side="right") - 1
     rows = np.zeros(len(column), np.bool_)
     rows[places] = True
@@ -138,7 +137,7 @@ def _rows(bad_S: NDArray[np.bool_], column: Ragged) -> NDArray[np.bool_]:
 
 
 def _misordered(column: Ragged, ends_N: NDArray[Any], smallest: int) -> NDArray[np.bool_]:
-    """[N] which rows do not increase from `smallest` or more to less than their end."""
+    """[N] whether a row does not increase, or leaves the range from `smallest` to below its end."""
     values, row_S = column.values, np.repeat(np.arange(len(column)), column.lengths)
     same_row = np.diff(row_S, prepend=-1) == 0
     back = same_row & (np.diff(values, prepend=0) <= 0)
@@ -146,7 +145,7 @@ def _misordered(column: Ragged, ends_N: NDArray[Any], smallest: int) -> NDArray[
 
 
 def _cut(sequences: Sequences) -> NDArray[np.bool_]:
-    """[N] which rows have a position whose next token begins another document."""
+    """[N] whether a row has a position whose next token begins another document."""
     starts, positions = sequences.document_starts, sequences.positions
     borders = starts.values + _ROW * np.repeat(np.arange(len(starts)), starts.lengths)
     wanted = positions.values + 1 + _ROW * np.repeat(np.arange(len(positions)), positions.lengths)
@@ -154,11 +153,12 @@ def _cut(sequences: Sequences) -> NDArray[np.bool_]:
 
 
 _ROW = np.int64(1 << 32)
-"""One number for each (row, value): rows are so far apart that any int32 leaves them in order."""
+"""Distance between rows, larger than any int32, so that one number stands for (row, value)."""
 
 
 def _among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which values are among others that increase. (`np.isin` took 2 s for 16,000 heads of 128.)"""
+    """Whether each value is in `ordered`, which increases. (`np.isin` took 2 s for 16,000 heads of
+    128.)"""
     if len(ordered) == 0:
         return np.zeros(values.shape, np.bool_)
     places = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
@@ -168,7 +168,7 @@ def _among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.
 
 def _targets(block: Block, aligned: bool, rules: Rules) -> Iterator[Finding]:
     targets, positions = block.targets, block.sequences.positions
-    with np.errstate(over="ignore", invalid="ignore"):  # no number is a finding, not a warning
+    with np.errstate(over="ignore", invalid="ignore"):  # a NaN is a finding, not a warning
         bad = _head(targets, rules) | _tail(targets, rules) | _scalars(targets, rules)
         if aligned:
             bad |= _label(targets, labels(block.sequences), rules)
@@ -184,7 +184,7 @@ def _outside(ids: NDArray[np.int32], rules: Rules) -> Any:
 
 
 def _no_logprob(values: NDArray[np.float32]) -> Any:
-    """Where a value is above 0, infinite or not a number."""
+    """Whether a value is above 0, infinite or NaN."""
     return ~((values <= _FLOAT) & (values > -np.inf))
 
 
@@ -198,7 +198,7 @@ def _head(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
     return {
         "head ids outside the vocabulary": _outside(ids, rules),
         "head ids that repeat": (np.diff(np.sort(ids, axis=1), axis=1) == 0).any(1),
-        "head log-probabilities above 0, or no numbers": _no_logprob(logprobs).any(1),
+        "head log-probabilities above 0, or not numbers": _no_logprob(logprobs).any(1),
         "head log-probabilities that increase": rising_M,
         "a tail beside a head of the whole vocabulary"
         if whole
@@ -219,7 +219,7 @@ def _tail(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
         "tail ids that are in the head": _among(ids + row_M, heads).any(1),
     }
     if logprobs is not None:
-        bad["tail log-probabilities above 0, or no numbers"] = _no_logprob(logprobs).any(1)
+        bad["tail log-probabilities above 0, or not numbers"] = _no_logprob(logprobs).any(1)
         least = _root(logprobs) - _slack(logprobs, rules) - rules.maximum
         bad["tail samples above the head's last entry"] = (least > _last_root(targets)).any(1)
     return bad
@@ -231,7 +231,7 @@ def _scalars(targets: Targets, rules: Rules) -> dict[str, Any]:
     entropy = targets.entropy
     bad = {
         "an entropy that is not in [0, log V]": ~((entropy >= 0) & (entropy <= most + slack)),
-        "a label log-probability above 0, or no number": _no_logprob(targets.label_logprob),
+        "a label log-probability above 0, or not a number": _no_logprob(targets.label_logprob),
     }
     for place, temperature in enumerate(rules.capture.temperatures):
         # sum p^(1/T) lies between its values for a certain and for an even distribution
@@ -264,19 +264,19 @@ def _label(
 
 
 def _root(logprobs: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The square root of a probability; not a number where the log-probability is none."""
+    """The square root of a probability; NaN if the log-probability is NaN."""
     root: NDArray[np.float64] = np.exp(logprobs.astype(np.float64) / 2)
     return root
 
 
 def _slack(logprobs: NDArray[np.float32], rules: Rules) -> NDArray[np.float64]:
-    """How far the root of a rounded log-probability may be from what was captured."""
+    """How far the root of a rounded log-probability may be from the captured one."""
     slack: NDArray[np.float64] = _root(logprobs) * math.expm1(rules.rounding / 2) + _FLOAT
     return slack
 
 
 def _last_root(targets: Targets) -> NDArray[np.float64]:
-    """[M, 1] root of the least probable head entry; nothing outside the head may be above it."""
+    """[M, 1] root of the least probable head entry, which no token outside the head may exceed."""
     if targets.head_logprobs.shape[1] == 0:
         return np.full((len(targets), 1), np.inf)
     return _root(targets.head_logprobs[:, -1:])

@@ -1,4 +1,4 @@
-"""The sequences that a new shard wants, wherever they lie: as record, as columns, as sums."""
+"""Collects the sequences of a new shard from existing stores: as blocks, columns or statistics."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Piece:
+class StoreRows:
     """Some sequences of one store."""
 
     store: StoreReader
     rows: NDArray[np.int64]
-    """[N] their places in it, increasing; at least one."""
+    """[N] their indices in the store, increasing; at least one."""
 
 
-def block_of(pieces: Sequence[Piece]) -> Block:
-    """The record of all pieces, in order."""
+def block_of(pieces: Sequence[StoreRows]) -> Block:
+    """The decoded sequences of all pieces, in order."""
     return Block.concatenate([piece.store.read(piece.rows) for piece in pieces])
 
 
-def columns_of(pieces: Sequence[Piece], size: int) -> list[Columns]:
-    """The same as their codec wrote it, in blocks of `size` sequences.
+def columns_of(pieces: Sequence[StoreRows], size: int) -> list[Columns]:
+    """The encoded columns of all pieces, in blocks of `size` sequences.
 
-    What is rounded is not rounded again, wherever a sequence comes to lie: in a codec's columns
-    each row stands by itself. All pieces must have the same codec.
+    Columns are copied, so that rounded numbers are not rounded again: each row of a codec's columns
+    is independent of the others. All pieces must have the same codec.
     """
     like = _pattern(pieces[0])
     parts = [part for piece in pieces for part in _stored(piece)]
@@ -55,11 +55,11 @@ def columns_of(pieces: Sequence[Piece], size: int) -> list[Columns]:
     return blocks
 
 
-def sums_of(pieces: Sequence[Piece], block: Block) -> ShardStatistics:
-    """What the pieces add up to; `block` is their record.
+def sums_of(pieces: Sequence[StoreRows], block: Block) -> ShardStatistics:
+    """The statistics of all pieces; `block` holds their decoded sequences.
 
-    Of a shard that is taken whole the sums of its capture are known. Of a part of one they are
-    those of the record, and its share of what the codec has cost.
+    A shard that is taken whole keeps the statistics of its capture. Those of a part of a shard are
+    computed from its decoded sequences, with a proportional share of the shard's distortion.
     """
     sums, done = [], 0
     for piece in pieces:
@@ -78,14 +78,14 @@ def sums_of(pieces: Sequence[Piece], block: Block) -> ShardStatistics:
 
 
 def _runs(keys: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each key with the places where it stands; `keys` do not decrease."""
+    """Each key with the indices at which it occurs; `keys` do not decrease."""
     borders = np.flatnonzero(np.diff(keys)) + 1
     for places in np.split(np.arange(len(keys)), borders):
         yield int(keys[places[0]]), places
 
 
-def _stored(piece: Piece) -> Iterator[Columns]:
-    """The wanted rows of each block that holds some of them."""
+def _stored(piece: StoreRows) -> Iterator[Columns]:
+    """The wanted rows of each block that holds some of them, as columns."""
     manifest = piece.store.manifest
     for shard, places in _runs(piece.rows // manifest.shard_sequences):
         within = piece.rows[places] % manifest.shard_sequences
@@ -111,16 +111,16 @@ def _taken(column: NDArray[Any] | Ragged, rows: NDArray[np.int64]) -> NDArray[An
     return column.take(rows) if isinstance(column, Ragged) else column[rows]
 
 
-def _pattern(piece: Piece) -> Columns:
-    """What the codec makes of one sequence: which columns, in which order, with which borders."""
+def _pattern(piece: StoreRows) -> Columns:
+    """One sequence as the codec encodes it, for the order and the shared offsets of columns."""
     codec = piece.store.manifest.make_codec(piece.store.place)
     return codec.encode(piece.store.read(piece.rows[:1]))
 
 
 def _joined(parts: Sequence[Columns], like: Columns) -> Columns:
-    """Several blocks as one, in the order and with the shared borders that their codec gives them.
+    """Join blocks, with the column order and the shared offsets that their codec uses.
 
-    A store may give back neither, and the next one may lay them out accordingly.
+    A store format may keep neither, and the next one may depend on both.
     """
     made: Columns = {}
     borders: dict[int, NDArray[np.int64]] = {}

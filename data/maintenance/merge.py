@@ -1,4 +1,4 @@
-"""Several stores of one teacher as one."""
+"""Merges several stores of one teacher."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ..errors import ColdstillError
 from ..fidelity import CodecError
 from ..fingerprint import json_sha256
 from ..store.manifest import Manifest, difference
-from . import Tell, quiet
-from .gather import Piece
-from .parts import parts_of
-from .rewrite import Settings, open_source, reformatted, write_anew
+from . import Notify, quiet
+from .gather import StoreRows
+from .rewrite import Settings, open_source, parts_of, reformatted, rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,13 +27,13 @@ def merge(
     codec: Settings | str | None,
     store: Settings | str | None,
     *,
-    tell: Tell = quiet,
+    notify: Notify = quiet,
 ) -> Manifest:
-    """Several stores of one teacher as one, in the order given.
+    """Write several stores of one teacher as one, in the given order.
 
     Raises
-        ColdstillError: as `convert`; stores of different teachers, tokenizers, packings or
-            captures (the first field that differs), or the same sequence in two of them
+        ColdstillError: as `convert`; the stores have different teachers, tokenizers, packings or
+            captures (the first field that differs), or share a sequence
     """
     sources = [open_source(path, to) for path in paths]
     first = sources[0].manifest
@@ -43,13 +42,13 @@ def merge(
             raise ColdstillError(
                 f"{source.place}: cannot be merged with {sources[0].place}: {differing}"
             )
-    _expect_distinct(sources, tell)
+    _expect_distinct(sources, notify)
     parts = tuple(part for source in sources for part in parts_of(source.manifest))
     manifest = replace(
         first,
         corpus=replace(
             first.corpus,
-            # parts of one corpus count its documents once
+            # Parts of one corpus count its documents once.
             documents=sum({part.corpus: part.documents for part in parts}.values()),
             fingerprint=_joined([part.corpus for part in parts]),
         ),
@@ -60,20 +59,21 @@ def merge(
     )
     ends = np.cumsum([len(source) for source in sources])
 
-    def pieces(rows: range) -> list[Piece]:
+    def pieces(rows: range) -> list[StoreRows]:
         found = []
         for source, end in zip(sources, ends.tolist(), strict=True):
             begin = end - len(source)
             inside = np.arange(max(rows.start, begin), min(rows.stop, end)) - begin
             if len(inside):
-                found.append(Piece(source, inside))
+                found.append(StoreRows(source, inside))
         return found
 
-    return write_anew(to, reformatted(manifest, codec, store), sources, pieces, tell)
+    return rewrite(to, reformatted(manifest, codec, store), sources, pieces, notify)
 
 
 def _as_if(other: Manifest, first: Manifest) -> Manifest:
-    """The other manifest with everything that may differ between the parts of a merger alike."""
+    """The other manifest, with the fields that may differ between merged stores taken from
+    `first`."""
     return replace(
         other,
         corpus=replace(
@@ -91,10 +91,10 @@ def _as_if(other: Manifest, first: Manifest) -> Manifest:
     )
 
 
-def _expect_distinct(sources: Sequence[StoreReader], tell: Tell) -> None:
-    """No sequence may come twice: by its id in a corpus, or by its id and content in any two.
+def _expect_distinct(sources: Sequence[StoreReader], notify: Notify) -> None:
+    """Refuse a sequence that occurs twice: the same id in one corpus, or the same id and content.
 
-    Takes 32 bytes a sequence; everything else streams.
+    Takes 32 bytes of memory per sequence; everything else is streamed.
     """
     numbers: dict[str, int] = {}
     owners, corpora, ids, hashes = [], [], [], []
@@ -108,7 +108,7 @@ def _expect_distinct(sources: Sequence[StoreReader], tell: Tell) -> None:
             hashes.append(block.sequences.hashes)
             owners.append(np.full(len(block), number))
             done += len(block)
-            tell("compare", done, total)
+            notify("compare", done, total)
     id_N, owner_N = np.concatenate(ids), np.concatenate(owners)
     for other_N in (np.concatenate(corpora), np.concatenate(hashes)):
         order = np.lexsort((owner_N, other_N, id_N))

@@ -1,4 +1,4 @@
-"""Drops what is damaged, so that stage one can fill the gap. Never invents anything."""
+"""Deletes damaged shards, so that `teacher-logits` makes them again."""
 
 from __future__ import annotations
 
@@ -7,61 +7,57 @@ from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
 from ..store.layout import SHARDS, commit_name, committed, shard_name
-from . import Tell, quiet
-from .sequence_order import SequenceOrder
-from .shard import check_shard
-from .uncached import uncached
-from .verify import checked_manifest, stray_names
+from . import Notify, quiet
+from .shard import SequenceOrder, check_shard
+from .verify import checked_manifest, stray_names, uncached
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..places.place import Place
     from ..store.manifest import Manifest
-    from .problem import Problem
+    from .shard import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired:
-    """What a repair did, or would do."""
+    """What a repair has done, or would do."""
 
     problems: list[Problem]
     dropped: list[int]
-    """Shards that were damaged."""
+    """Indices of the damaged shards."""
     strays: list[str]
-    """Files that belonged to no shard."""
+    """Names of the files that belong to no shard."""
     missing: int
-    """Shards that stage one has to make now."""
+    """How many shards `teacher-logits` has to make now."""
 
 
-def repair(path: str, *, pretend: bool = False, tell: Tell = quiet) -> Repaired:
+def repair(path: str, *, pretend: bool = False, notify: Notify = quiet) -> Repaired:
     """Check every shard and delete each damaged one, commit record first.
 
-    pretend  only say what would be done
+    pretend  delete nothing
 
     Raises
-        ColdstillError: no store, a damaged manifest (nothing is touched), or another writer; or a
-            shard that cannot be read now, which is no reason to delete it
+        ColdstillError: the store does not exist, its manifest is damaged, another process writes
+            it, or a shard cannot be read now; nothing is deleted then
     """
     with uncached(path) as (place, forget):
         try:
             manifest = checked_manifest(place)
-        except FileNotFoundError as error:
-            raise ColdstillError(f"{place}: no manifest.json there, so not a store") from error
         except ColdstillError as error:
             raise ColdstillError(
-                f"{error}; a manifest cannot be repaired: bring it back from a copy, or move the "
-                "store away and make it anew"
+                f"{error}; a manifest cannot be repaired: restore it from a copy, or move the "
+                "store away and make a new one"
             ) from error
         if pretend:
-            return _repair(place, manifest, pretend, tell, forget)
+            return _repair(place, manifest, pretend, notify, forget)
         with place.lock():
             place.clear()
-            return _repair(place, manifest, pretend, tell, forget)
+            return _repair(place, manifest, pretend, notify, forget)
 
 
 def _repair(
-    place: Place, manifest: Manifest, pretend: bool, tell: Tell, forget: Callable[[], None]
+    place: Place, manifest: Manifest, pretend: bool, notify: Notify, forget: Callable[[], None]
 ) -> Repaired:
     names = place.names(SHARDS)
     done = [index for index in committed(names) if index < manifest.shards]
@@ -76,7 +72,7 @@ def _repair(
             dropped.append(index)
             if not pretend:
                 _drop(place, manifest, index)
-        tell("repair", manifest.shard_rows(index).stop, manifest.sequences)
+        notify("repair", manifest.shard_rows(index).stop, manifest.sequences)
     strays = stray_names(manifest, names)
     for stray in strays if not pretend else ():
         place.remove(f"{SHARDS}/{stray}")
@@ -85,6 +81,6 @@ def _repair(
 
 
 def _drop(place: Place, manifest: Manifest, index: int) -> None:
-    # the record first: what is left of the data, should this be interrupted, is a stray
+    # The record first: if this is interrupted, the data that is left is a stray file.
     place.remove(commit_name(index))
     place.remove(shard_name(index, manifest.make_store(place).suffix))

@@ -1,7 +1,7 @@
-"""A store written anew: in another form, in part, or with a smaller record.
+"""Writes a store again: with another codec or format, in part, or with smaller targets.
 
-Everything goes through `ShardWriter`, shard by shard: memory holds one shard, and a run that was
-killed goes on where it was when the same command is given again.
+`ShardWriter` writes shard by shard. Memory holds one shard, and the same command continues a run
+that was killed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from ..places.local import LocalPlace
 from ..places.opening import place_at
 from ..schema import Block
 from ..store.layout import MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
-from ..store.manifest import Manifest, format_settings
+from ..store.manifest import Manifest, Part, format_settings
 from ..store.reader import StoreReader, open_store
 from ..store.statistics import block_statistics
 from ..store.writer import ShardWriter, blocks_of, with_error
-from . import Tell, quiet
-from .gather import Piece, block_of, columns_of, sums_of
-from .parts import parts_of_slice
+from . import Notify, quiet
+from .gather import StoreRows, block_of, columns_of, sums_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,28 +43,28 @@ def convert(
     codec: Settings | str | None,
     store: Settings | str | None,
     *,
-    tell: Tell = quiet,
+    notify: Notify = quiet,
 ) -> Manifest:
-    """The same record in another codec or store; None keeps what it has.
+    """Write a store with another codec or store format; None keeps the present one.
 
     Raises
-        ColdstillError: a source that is not whole, an unknown codec or store, or a `to` that is
-            the source or something else
+        ColdstillError: the source is incomplete, the codec or format is unknown, or `to` is the
+            source or not a store of the same content
     """
     source = open_source(path, to)
     manifest = reformatted(source.manifest, codec, store)
-    return write_anew(to, manifest, [source], _from(source), tell)
+    return rewrite(to, manifest, [source], _from(source), notify)
 
 
-def take(path: str, to: str, rows: NDArray[np.int64], *, tell: Tell = quiet) -> Manifest:
-    """A part of a store: the chosen sequences, in their order.
+def take(path: str, to: str, rows: NDArray[np.int64], *, notify: Notify = quiet) -> Manifest:
+    """Write the chosen sequences of a store, in their order.
 
     Raises
-        ColdstillError: as `convert`; or nothing was chosen
+        ColdstillError: as `convert`, or no sequence was chosen
     """
     source = open_source(path, to)
     if len(rows) == 0:
-        raise ColdstillError(f"{path}: no sequence of it was chosen")
+        raise ColdstillError(f"{path}: no sequence was chosen")
     old = source.manifest
     manifest = replace(
         old,
@@ -73,9 +72,9 @@ def take(path: str, to: str, rows: NDArray[np.int64], *, tell: Tell = quiet) -> 
         packing=replace(
             old.packing, fingerprint=json_sha256([old.packing.fingerprint, rows.tolist()])
         ),
-        parts=parts_of_slice(old.parts, rows),
+        parts=_parts_of_slice(old.parts, rows),
     )
-    return write_anew(to, manifest, [source], _from(source, rows), tell)
+    return rewrite(to, manifest, [source], _from(source, rows), notify)
 
 
 def change(
@@ -84,9 +83,9 @@ def change(
     capture_of: Callable[[Manifest], Capture],
     how: Callable[[Block, Capture], Block],
     *,
-    tell: Tell = quiet,
+    notify: Notify = quiet,
 ) -> Manifest:
-    """Every record changed in the same way, to fit another capture.
+    """Write a store with every block changed in the same way, to fit another capture.
 
     Raises
         ColdstillError: as `convert`, and as `capture_of` does
@@ -98,23 +97,24 @@ def change(
     def changed(block: Block) -> Block:
         return how(block, capture)
 
-    return write_anew(to, manifest, [source], _from(source), tell, changed)
+    return rewrite(to, manifest, [source], _from(source), notify, changed)
 
 
 def _from(
     source: StoreReader, chosen: NDArray[np.int64] | None = None
-) -> Callable[[range], list[Piece]]:
-    """Where the sequences of a new store lie that takes all, or the chosen ones, of one."""
+) -> Callable[[range], list[StoreRows]]:
+    """The rows of `source` for a range of rows of a new store, which takes all or the chosen
+    ones."""
 
-    def pieces(rows: range) -> list[Piece]:
+    def pieces(rows: range) -> list[StoreRows]:
         part = np.array(rows) if chosen is None else chosen[rows.start : rows.stop]
-        return [Piece(source, part)]
+        return [StoreRows(source, part)]
 
     return pieces
 
 
 def open_source(path: str, to: str) -> StoreReader:
-    """The whole store to read; raises ColdstillError if `to` is the same one, or inside it."""
+    """Open the complete store to read; raises ColdstillError if `to` is the same or inside it."""
     one, other = _whole_name(path), _whole_name(to)
     if other == one or other.startswith(one + "/"):
         raise ColdstillError(f"{to}: is the store that is read; choose another place")
@@ -122,12 +122,12 @@ def open_source(path: str, to: str) -> StoreReader:
     if len(source) == 0:
         raise ColdstillError(f"{path}: holds no sequence")
     if source.place.exists(TOKENIZER) and not source.tokenizer_folder().is_dir():
-        raise ColdstillError(f"{source.place.path(TOKENIZER)}: damaged: no folder")
+        raise ColdstillError(f"{source.place.path(TOKENIZER)}: damaged: not a folder")
     return source
 
 
 def _whole_name(path: str) -> str:
-    """One name for a place, however it was given."""
+    """The same name for every spelling of a place."""
     place = place_at(path)
     return str(place.root.resolve() if isinstance(place, LocalPlace) else place).rstrip("/")
 
@@ -135,7 +135,7 @@ def _whole_name(path: str) -> str:
 def reformatted(
     manifest: Manifest, codec: Settings | str | None, store: Settings | str | None
 ) -> Manifest:
-    """The manifest with another codec or store; what is not named stays, where it fits."""
+    """The manifest with another codec or format; unspecified settings are kept if compatible."""
     size, capture = manifest.tokenizer.size, manifest.capture
     wanted = codec
     if codec is None:
@@ -147,19 +147,20 @@ def reformatted(
     return replace(manifest, codec=made["codec"], store=made["store"])
 
 
-def write_anew(
+def rewrite(
     to: str,
     manifest: Manifest,
     sources: Sequence[StoreReader],
-    pieces: Callable[[range], list[Piece]],
-    tell: Tell,
+    pieces: Callable[[range], list[StoreRows]],
+    notify: Notify,
     changed: Callable[[Block], Block] | None = None,
 ) -> Manifest:
-    """Write what is missing of `to`; `manifest` is the new store's, with its sources' error.
+    """Write the missing shards of `to`.
 
-    pieces   where the sequences of some rows of the new store lie
-    changed  what becomes of their record; without it, and with the codec that they have, columns
-             are copied as they are: what is rounded is never rounded twice
+    manifest  the new store's, with the error of its sources
+    pieces    the source rows for a range of rows of the new store
+    changed   changes a block; without it, and with the same codec, columns are copied, so that
+              rounded numbers are not rounded again
     """
     copies = changed is None and all(s.manifest.codec == manifest.codec for s in sources)
     size = manifest.block_sequences
@@ -173,9 +174,10 @@ def write_anew(
         block = Block.concatenate([changed(part) for part in blocks_of(block, size)])
         return block, _with_head_of(block, sums, manifest)
 
-    first, _ = read(range(min(size, manifest.sequences)))  # damage there leaves no trace of `to`
+    # Before `to` is created, as this may find damage.
+    first, _ = read(range(min(size, manifest.sequences)))
     if not copies:
-        # what the sources' codecs did, and what this one adds
+        # the error of the sources' codecs, and what this one adds
         error = _stated(manifest.error, sources).plus(with_error(manifest, first).error)
         manifest = replace(manifest, error=error)
     with ShardWriter(to, manifest) as writer:
@@ -189,12 +191,37 @@ def write_anew(
             encoded = columns_of(pieces(rows), size) if copies else None
             writer.write(shard, block, encoded=encoded, statistics=sums)
             done += len(rows)
-            tell("write", done, total)
+            notify("write", done, total)
     return manifest
 
 
+def parts_of(manifest: Manifest) -> tuple[Part, ...]:
+    """The parts that a store was merged from, or the store itself as the only part."""
+    whole = Part(
+        corpus=manifest.corpus.fingerprint,
+        documents=manifest.corpus.documents,
+        packing=manifest.packing.fingerprint,
+        sequences=manifest.sequences,
+    )
+    return manifest.parts or (whole,)
+
+
+def _parts_of_slice(parts: tuple[Part, ...], rows: NDArray[np.int64]) -> tuple[Part, ...]:
+    """The parts of a slice of a merged store."""
+    made, start = [], 0
+    for part in parts:
+        inside = rows[(rows >= start) & (rows < start + part.sequences)] - start
+        start += part.sequences
+        if 0 < len(inside) < part.sequences:
+            packing = json_sha256([part.packing, inside.tolist()])
+            made.append(replace(part, packing=packing, sequences=len(inside)))
+        elif len(inside):
+            made.append(part)
+    return tuple(made)
+
+
 def _stated(error: CodecError, sources: Sequence[StoreReader]) -> CodecError:
-    """The sources' error: no less than their codecs make, whatever was measured at the time."""
+    """The error of the sources: at least what their codecs can make, whatever was measured."""
     codecs = [(s.manifest.make_codec(s.place), s.manifest.capture) for s in sources]
     return replace(
         error,
@@ -204,14 +231,16 @@ def _stated(error: CodecError, sources: Sequence[StoreReader]) -> CodecError:
 
 
 def _with_head_of(block: Block, sums: ShardStatistics, manifest: Manifest) -> ShardStatistics:
-    """The sums of a record whose head was changed. What its codec has cost is a bound from then on:
-    tokens that are told apart no longer cost no more than before."""
+    """The statistics of a block whose head was changed.
+
+    The distortion becomes an upper bound: tokens that are no longer in the head do not add to it.
+    """
     own = block_statistics(block, manifest.packing.separator, np.zeros(len(block.targets)))
     return replace(sums, head_mass=own.head_mass, mass_bins=own.mass_bins, correct=own.correct)
 
 
 def _copy_beside(source: StoreReader, writer: ShardWriter) -> None:
-    """The tokenizer and the measurements."""
+    """Copy the tokenizer and the measurements."""
     if source.place.exists(TOKENIZER) and not writer.place.exists(TOKENIZER_FILES):
         with writer.place.scratch() as folder:
             shutil.copytree(source.tokenizer_folder(), folder / TOKENIZER)

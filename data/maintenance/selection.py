@@ -1,4 +1,4 @@
-"""Which sequences of a store are wanted."""
+"""Chooses sequences of a store for a slice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ColdstillError
-from . import Tell, quiet
+from . import Notify, quiet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,29 +22,29 @@ def chosen_rows(
     documents: str | None = None,
     fraction: float | None = None,
     seed: int = 0,
-    tell: Tell = quiet,
+    notify: Notify = quiet,
 ) -> NDArray[np.int64]:
-    """[N] the sequences that every condition chooses, in store order.
+    """[N] indices of the sequences that meet every condition, in store order.
 
-    sequences  `A:B`, by place in the store, B not included
-    documents  `A:B`, sequences that hold a piece of one of these documents
-    fraction   a seeded random share of what the others leave
+    sequences  `A:B`, by index in the store, B not included
+    documents  `A:B`, sequences that hold a part of one of these documents
+    fraction   a seeded random share of those that meet the other conditions
 
     Raises
-        ColdstillError: no condition, a range that is none, or a share outside (0, 1]
+        ColdstillError: no condition, an invalid range, or a share outside (0, 1]
     """
     if sequences is None and documents is None and fraction is None:
-        raise ColdstillError("slice: say what to keep: --sequences, --documents or --fraction")
+        raise ColdstillError("slice: name what to keep: --sequences, --documents or --fraction")
     rows = np.arange(len(store))
     if sequences is not None:
         start, end = _range(sequences, "--sequences")
         rows = rows[start:end]
     if documents is not None:
         start, end = _range(documents, "--documents")
-        rows = _with_documents(store, rows, start, end, tell)
+        rows = _with_documents(store, rows, start, end, notify)
     if fraction is not None:
         if not 0.0 < fraction <= 1.0:
-            raise ColdstillError(f"--fraction: {fraction} is no share; give one above 0, at most 1")
+            raise ColdstillError(f"--fraction: {fraction} is not above 0 and at most 1")
         random = np.random.Generator(np.random.PCG64([seed, 2]))
         count = min(len(rows), max(1, round(fraction * len(rows))))
         rows = np.sort(random.choice(rows, count, replace=False))
@@ -52,7 +52,7 @@ def chosen_rows(
 
 
 def _with_documents(
-    store: StoreReader, rows: NDArray[np.int64], start: int, end: int | None, tell: Tell
+    store: StoreReader, rows: NDArray[np.int64], start: int, end: int | None, notify: Notify
 ) -> NDArray[np.int64]:
     step = store.manifest.block_sequences
     kept = []
@@ -62,14 +62,14 @@ def _with_documents(
         inside = (ids.values >= start) & (ids.values < (np.inf if end is None else end))
         holders = np.unique(np.repeat(np.arange(len(part)), ids.lengths)[inside])
         kept.append(part[holders])
-        tell("find documents", first + len(part), len(rows))
+        notify("find documents", first + len(part), len(rows))
     return np.concatenate(kept) if kept else rows
 
 
 def _range(text: str, option: str) -> tuple[int, int | None]:
-    """`A:B`; either may be left out."""
+    """Parse `A:B`, in which either number may be missing."""
     first, colon, last = text.partition(":")
     numbers = [number for number in (first, last) if number]
     if not colon or not all(n.isascii() and n.isdecimal() for n in numbers):
-        raise ColdstillError(f"{option}: {text!r} is no range such as 10:20")
+        raise ColdstillError(f"{option}: {text!r} is not a range such as 10:20")
     return int(first or 0), int(last) if last else None

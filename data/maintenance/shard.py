@@ -1,36 +1,92 @@
-"""Is one shard what its commit record says, and is that record what was written?"""
+"""Checks one shard against its commit record, and the commit record against the manifest."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..errors import ColdstillError, DamageError
 from ..store.commit import Commit, commit_json, parse_commit
 from ..store.layout import commit_name, shard_name
 from .account import Account
 from .checks import Finding, Rules, check_block
-from .problem import Problem, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from ..formats import Shard
     from ..places.place import Place
     from ..store.manifest import Manifest
-    from .sequence_order import SequenceOrder
 
 _DAMAGED = (ColdstillError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-"""What reading a block raises, of bytes that are those of the commit record, when something in it
-is not what it should be."""
+"""What reading a damaged block raises, although its bytes are those of the commit record."""
+_UNORDERED = "a sequence id that is not above the one before"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One fault of a store, and where it is."""
+
+    shard: int | None = None
+    sequence: int | None = None
+    """Index of the sequence in the store."""
+    position: int | None = None
+    """Index of the position in the sequence."""
+    what: str
+    missing: bool = False
+    """Whether the shard was never written, rather than damaged."""
+
+    @property
+    def where(self) -> str:
+        """The parts that are known, such as `shard 3, sequence 812, position 17`."""
+        places = {"shard": self.shard, "sequence": self.sequence, "position": self.position}
+        return ", ".join(f"{name} {place}" for name, place in places.items() if place is not None)
+
+    def __str__(self) -> str:
+        """`shard 3, sequence 812, position 17: what`."""
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+
+class SequenceOrder:
+    """Checks that sequence ids increase through a store, shard by shard; gaps are allowed.
+
+    Increasing ids cannot repeat. In a merged store the ids increase within each part: another
+    corpus has other sequences with the same ids.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        """Begin before the first sequence."""
+        self._ends = np.cumsum([part.sequences for part in manifest.parts], dtype=np.int64)
+        self._last: tuple[int, int] | None = None
+
+    def first_break(self, start: int, ids_N: NDArray[np.int64]) -> int | None:
+        """Index of the first of these ids that is not above the one before; None if all are.
+
+        start  index of the first of these sequences in the store
+        """
+        if len(ids_N) == 0:
+            return None
+        before = [] if self._last is None else [self._last]
+        rows = np.concatenate([[row for row, _ in before], np.arange(start, start + len(ids_N))])
+        ids = np.concatenate([np.array([i for _, i in before], np.int64), ids_N])
+        part = np.searchsorted(self._ends, rows, side="right")
+        back = (ids[1:] <= ids[:-1]) & (np.diff(part) == 0)
+        self._last = start + len(ids_N) - 1, int(ids_N[-1])
+        return int(back.argmax()) + 1 - len(before) if back.any() else None
 
 
 def check_shard(
     place: Place, manifest: Manifest, index: int, order: SequenceOrder
 ) -> list[Problem]:
-    """Everything that is wrong with one shard that has a commit record.
+    """All faults of one shard that has a commit record.
 
     Raises
-        ColdstillError, OSError: it cannot be read now, which says nothing of what it is
+        ColdstillError, OSError: the shard cannot be read now, which does not mean that it is
+            damaged
     """
     found: list[Problem] = []
     try:
@@ -38,6 +94,12 @@ def check_shard(
     except DamageError as error:
         found.append(Problem(what=one_line(error), shard=index))
     return found
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error in one line."""
+    text = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _shard(place: Place, manifest: Manifest, index: int, order: SequenceOrder) -> Iterator[Problem]:
@@ -48,7 +110,7 @@ def _shard(place: Place, manifest: Manifest, index: int, order: SequenceOrder) -
     for extra in sorted(set(place.sizes(name)) - listed) if store.is_folder else ():
         yield Problem(what=f"{place.path(extra)}: not in its commit record", shard=index)
     path = place.shard(commit, name)
-    with place.reading(commit, name):  # a distant one stays in the cache meanwhile
+    with place.reading(commit, name):
         try:
             shard = store.open(path)
         except ColdstillError as error:
@@ -72,7 +134,7 @@ def _commit(place: Place, manifest: Manifest, index: int) -> Commit:
     rows = len(manifest.shard_rows(index))
     if (commit.shard, commit.sequences) != (index, rows):
         raise DamageError(
-            f"{where}: speaks of shard {commit.shard} with {commit.sequences} sequences, not of "
+            f"{where}: names shard {commit.shard} with {commit.sequences} sequences, expected "
             f"shard {index} with {rows}"
         )
     return commit
@@ -81,13 +143,20 @@ def _commit(place: Place, manifest: Manifest, index: int) -> Commit:
 def _data(
     shard: Shard, commit: Commit, manifest: Manifest, order: SequenceOrder
 ) -> Iterator[Problem]:
-    """What is wrong with the blocks, or else with the record of them."""
+    """The faults of the blocks; if there are none, those of the commit record's sums."""
     index = commit.shard
     expected = -(-commit.sequences // manifest.block_sequences)
     if shard.blocks != expected:
         yield Problem(what=f"has {shard.blocks} blocks, expected {expected}", shard=index)
         return
-    codec, rules, is_sound = manifest.make_codec("manifest"), _rules(manifest), True
+    codec, is_sound = manifest.make_codec("manifest"), True
+    rules = Rules(
+        vocabulary=manifest.tokenizer.size,
+        sequence_length=manifest.packing.sequence_length,
+        capture=manifest.capture,
+        maximum=max(manifest.error.maximum, codec.maximum_error(manifest.capture)),
+        rounding=max(manifest.error.rounding, codec.rounding),
+    )
     account = Account(manifest.packing.separator, rules)
     for number in range(shard.blocks):
         rows = manifest.block_rows(index, number)
@@ -105,12 +174,9 @@ def _data(
         is_sound = is_sound and not found
         for finding in found:
             yield _problem(finding, index, rows)
-    if is_sound:  # sums over wrong numbers say nothing
+    if is_sound:  # sums over wrong numbers mean nothing
         for what in account.complaints(commit):
             yield Problem(what=what, shard=index)
-
-
-_UNORDERED = "a sequence id that is not above the one before"
 
 
 def _problem(finding: Finding, shard: int, rows: range) -> Problem:
@@ -120,15 +186,4 @@ def _problem(finding: Finding, shard: int, rows: range) -> Problem:
         shard=shard,
         sequence=rows.start + (finding.row or 0),
         position=finding.position,
-    )
-
-
-def _rules(manifest: Manifest) -> Rules:
-    codec = manifest.make_codec("manifest")
-    return Rules(
-        vocabulary=manifest.tokenizer.size,
-        sequence_length=manifest.packing.sequence_length,
-        capture=manifest.capture,
-        maximum=max(manifest.error.maximum, codec.maximum_error(manifest.capture)),
-        rounding=max(manifest.error.rounding, codec.rounding),
     )

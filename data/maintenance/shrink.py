@@ -1,8 +1,8 @@
-"""A smaller head or tail out of a larger one, without the teacher and without bias.
+"""Makes a smaller head or tail from a larger one, without the teacher and without bias.
 
-What leaves the head joins the tail: its mass is added, and new samples are drawn from the old
-samples and the dropped tokens together. The old samples stand for the old tail without bias, so a
-sample of them does.
+Tokens that leave the head join the tail: their mass is added to the tail's, and new samples are
+drawn from the old samples and these tokens together. The old samples represent the old tail without
+bias, so samples of them do, too.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from ..store.manifest import Manifest
 
 _SEED = 0x5348_5249_4E4B
-"""Added to the capture's seed, with the new sizes: no draw may know anything of one before it,
-nor of those of a record that was made smaller already."""
+"""Added to the capture's seed, with the new sizes: draws must be independent of those of the
+capture, and of those of an earlier shrink."""
 
 
 def smaller_capture(manifest: Manifest, head: int, tail: int, where: str) -> Capture:
-    """The capture of the smaller record.
+    """The capture of the smaller store.
 
     Raises
-        ColdstillError: it is not smaller, or keeps nothing, or wants samples where none were drawn
+        ColdstillError: the head or tail is larger than the store's, both are 0, or samples are
+            asked for beside a head of the whole vocabulary
     """
     old = manifest.capture
     whole = old.head == manifest.tokenizer.size
@@ -48,7 +49,7 @@ def smaller_capture(manifest: Manifest, head: int, tail: int, where: str) -> Cap
 
 
 def shrink_block(block: Block, capture: Capture) -> Block:
-    """The smaller record of a block; `capture` as `smaller_capture` gives it."""
+    """The smaller block; `capture` is the result of `smaller_capture`."""
     targets, sequences = block.targets, block.sequences
     kept, dropped = slice(capture.head), slice(capture.head, None)
     dropped_logprobs = targets.head_logprobs[:, dropped].astype(np.float64)
@@ -74,7 +75,7 @@ def shrink_block(block: Block, capture: Capture) -> Block:
 def _resampled(
     targets: Targets, capture: Capture, uniform_M: NDArray[np.float64]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32] | None]:
-    """[M, R] new samples in order of their ids, and their log-probabilities if they are known."""
+    """[M, R] new samples, sorted by id, and their log-probabilities if they are known."""
     count, samples = targets.tail_ids.shape
     if capture.tail == 0:
         return np.zeros((count, 0), np.int32), None
@@ -97,9 +98,9 @@ def _resampled(
 
 
 def _weights(targets: Targets, dropped: slice) -> NDArray[np.float64]:
-    """[M, D + R] what each dropped token and each old sample stands for, up to a factor a row.
+    """[M, D + R] the weight of each dropped token and each old sample, up to a factor per row.
 
-    The largest of a row is 1: a tail too small for a float64 is shared out like any other.
+    The largest weight of a row is 1, so that a tail too small for float64 is shared out, too.
     """
     samples = targets.tail_ids.shape[1]
     logs = np.concatenate(
@@ -109,7 +110,7 @@ def _weights(targets: Targets, dropped: slice) -> NDArray[np.float64]:
         ],
         axis=1,
     )
-    # a row in which nothing has any mass is not one of numbers that are none
+    # a row without any mass must not become NaN
     largest = np.maximum(logs.max(1, keepdims=True), np.finfo(np.float64).min)
     weights: NDArray[np.float64] = np.exp(logs - largest)
     return weights
@@ -118,13 +119,13 @@ def _weights(targets: Targets, dropped: slice) -> NDArray[np.float64]:
 def _systematic(
     weights: NDArray[np.float64], uniform_M: NDArray[np.float64], count: int
 ) -> NDArray[np.int64]:
-    """[M, R] places drawn by equally spaced points under one random shift, as at the capture."""
+    """[M, R] indices drawn by equally spaced points with one random shift, as in the capture."""
     ends = weights.cumsum(1)
     points = (uniform_M[:, None] + np.arange(count)) / count * ends[:, -1:]
     places = np.zeros(points.shape, np.int64)
     for end_M in ends.T:  # all at once would be [M, R, D + R]
         places += end_M[:, None] <= points
-    # rounding may put the last point at the very end: it is of the last place that weighs anything
+    # Rounding may put the last point at the very end: take the last index with a weight then.
     last_M = weights.shape[1] - 1 - (weights[:, ::-1] > 0).argmax(1)
     found: NDArray[np.int64] = np.minimum(places, last_M[:, None])
     return found

@@ -1,12 +1,18 @@
-"""Is a store what it says it is? Every byte, every record, every rule of the format."""
+"""Checks every byte and record of a store, and every rule of its format."""
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
 from ..files import SCRATCH_PREFIX, json_bytes
 from ..fingerprint import file_sha256, tokens_sha256
+from ..places.cache_settings import CacheSettings
+from ..places.local import LocalPlace
 from ..places.opening import place_at
 from ..store.commit import parse_files
 from ..store.layout import (
@@ -19,68 +25,63 @@ from ..store.layout import (
     shard_name,
 )
 from ..store.manifest import Manifest, parse_manifest
-from . import Tell, quiet
-from .problem import Problem, one_line
-from .sequence_order import SequenceOrder
-from .shard import check_shard
-from .uncached import uncached
+from . import Notify, quiet
+from .shard import Problem, SequenceOrder, check_shard, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..places.place import Place
 
+_NAMED_GAPS = 20
+"""How many missing shards are named one by one after the last existing one. A damaged manifest may
+promise any number."""
 
-def verify(path: str, tell: Tell = quiet) -> Iterator[Problem]:
-    """Everything that is wrong with a store, shard by shard.
+
+def verify(path: str, notify: Notify = quiet) -> Iterator[Problem]:
+    """All faults of a store, shard by shard.
 
     Raises
-        ColdstillError: there is no store
+        ColdstillError: the store does not exist
     """
     with uncached(path) as (place, forget):
         try:
             manifest = checked_manifest(place)
-        except FileNotFoundError as error:
-            raise ColdstillError(f"{place}: no manifest.json there, so not a store") from error
         except ColdstillError as error:
             yield Problem(what=str(error))
             return
         yield from _tokenizer(place, manifest)
-        yield from _shards(place, manifest, tell, forget)
+        yield from _shards(place, manifest, notify, forget)
 
 
-def _shards(
-    place: Place, manifest: Manifest, tell: Tell, forget: Callable[[], None]
-) -> Iterator[Problem]:
-    names = place.names(SHARDS)
-    for stray in stray_names(manifest, names):
-        yield Problem(what=f"{place.path(f'{SHARDS}/{stray}')}: belongs to no shard")
-    done = set(committed(names))
-    order = SequenceOrder(manifest)
-    for index in range(manifest.shards):
-        if index in done:
-            yield from check_shard(place, manifest, index, order)
-            forget()
-        elif index < _last(done) + _NAMED_GAPS:
-            yield Problem(what="not there", shard=index, missing=True)
-        else:
-            gap = f"not there, nor the {manifest.shards - index - 1} after it"
-            yield Problem(what=gap, shard=index, missing=True)
-            return
-        tell("verify", manifest.shard_rows(index).stop, manifest.sequences)
+@contextlib.contextmanager
+def uncached(path: str) -> Iterator[tuple[Place, Callable[[], None]]]:
+    """The place of a store without the usual cache, and a function that deletes fetched copies.
 
+    A whole copy in the usual cache would hide that the object was damaged later. Copies go to a
+    temporary folder; with a call after each shard it holds one shard at a time.
 
-_NAMED_GAPS = 20
-"""So many missing shards are named one by one after the last that is there: a damaged promise may
-be of any number."""
+    Raises
+        ColdstillError: the place has no manifest
+    """
+    place = place_at(path)
+    if not place.exists(MANIFEST):
+        raise ColdstillError(f"{place}: no manifest.json there, so not a store")
+    if isinstance(place, LocalPlace):
+        yield place, lambda: None
+        return
+    with tempfile.TemporaryDirectory(prefix="coldstill-") as folder:
 
+        def forget() -> None:
+            for entry in Path(folder).iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
 
-def _last(done: set[int]) -> int:
-    return max(done, default=-1) + 1
+        yield place_at(path, CacheSettings(folder=Path(folder), bytes=1 << 62)), forget
 
 
 def checked_manifest(place: Place) -> Manifest:
-    """The manifest, byte for byte as it was written; raises ColdstillError otherwise."""
+    """The manifest, compared byte for byte; raises ColdstillError if it is damaged."""
     content = place.read(MANIFEST)
     manifest = parse_manifest(content, place.path(MANIFEST))
     if content != json_bytes(manifest.to_json()):
@@ -96,7 +97,7 @@ def checked_manifest(place: Place) -> Manifest:
 
 
 def stray_names(manifest: Manifest, names: set[str]) -> list[str]:
-    """What lies among the shards and belongs to none; leftovers of a crash are not counted."""
+    """The names among the shards that belong to no shard, without leftovers of a crash."""
     suffix = manifest.make_store("store").suffix
     ours = set()
     for index in committed(names):
@@ -106,11 +107,33 @@ def stray_names(manifest: Manifest, names: set[str]) -> list[str]:
 
 
 def leftovers(path: str) -> list[str]:
-    """What interrupted writes left behind: it does no harm, and the next writer clears it away."""
+    """Files of interrupted writes: they do no harm, and the next writer deletes them."""
     place = place_at(path)
     inside = [(".", ""), (SHARDS, f"{SHARDS}/")]
     found = {f"{under}{name}" for folder, under in inside for name in place.names(folder)}
     return sorted(place.path(name) for name in found if _name(name).startswith(SCRATCH_PREFIX))
+
+
+def _shards(
+    place: Place, manifest: Manifest, notify: Notify, forget: Callable[[], None]
+) -> Iterator[Problem]:
+    names = place.names(SHARDS)
+    for stray in stray_names(manifest, names):
+        yield Problem(what=f"{place.path(f'{SHARDS}/{stray}')}: belongs to no shard")
+    done = set(committed(names))
+    after_last = max(done, default=-1) + 1
+    order = SequenceOrder(manifest)
+    for index in range(manifest.shards):
+        if index in done:
+            yield from check_shard(place, manifest, index, order)
+            forget()
+        elif index < after_last + _NAMED_GAPS:
+            yield Problem(what="not there", shard=index, missing=True)
+        else:
+            gap = f"not there, nor the {manifest.shards - index - 1} after it"
+            yield Problem(what=gap, shard=index, missing=True)
+            return
+        notify("verify", manifest.shard_rows(index).stop, manifest.sequences)
 
 
 def _tokenizer(place: Place, manifest: Manifest) -> Iterator[Problem]:
@@ -131,12 +154,11 @@ def _tokenizer(place: Place, manifest: Manifest) -> Iterator[Problem]:
         yield Problem(what=f"{place.path(TOKENIZER)}: {one_line(error)}")
         return
     if tokens_sha256(table) != manifest.tokenizer.fingerprint:
-        what = f"{place.path(TOKENIZER)}: not the tokenizer that the manifest names"
-        yield Problem(what=what)
+        yield Problem(what=f"{place.path(TOKENIZER)}: not the tokenizer that the manifest names")
 
 
 def _tokenizer_files(place: Place) -> Iterator[Problem]:
-    """Every byte of it, where the store has a record of them."""
+    """Faults of the tokenizer's files, if the store has a record of them."""
     try:
         files = parse_files(place.read(TOKENIZER_FILES), place.path(TOKENIZER_FILES))
         folder = place.folder(TOKENIZER)

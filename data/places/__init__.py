@@ -1,2 +1,1 @@
-"""Where bytes are: folders of this machine, object stores, the cache of distant shards, and who may
-write."""
+"""Where bytes are stored: folders, object stores, the cache of shards, and locks for writers."""

@@ -1,4 +1,4 @@
-"""Where shards of distant stores are kept, and how many of them."""
+"""Where copies of shards from object stores are kept, and how many bytes of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSettings:
-    """A folder that all stores and all processes of a machine may share."""
+    """A folder that all stores and processes of a machine may share."""
 
     folder: Path | None = None
-    """`$COLDSTILL_CACHE` or `~/.cache/coldstill` unless given."""
+    """None stands for `$COLDSTILL_CACHE`, or `~/.cache/coldstill` if that is not set."""
     bytes: int = 20 * 1000**3
-    """What it may hold at most."""
+    """The most bytes that the folder may hold."""
 
     @property
     def place(self) -> Path:
@@ -30,14 +30,14 @@ class CacheSettings:
 
 
 def byte_count(value: Any) -> int:
-    """Bytes, of a number or a text such as `20 GB` or `512 MiB`.
+    """A number of bytes, from a number or a text such as `20 GB` or `512 MiB`.
 
     Raises
-        ValueError: it is neither
+        ValueError: the value is neither
     """
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", str(value).lower())
     if found is None or found[2] not in _UNITS or not 0 < float(found[1]) < 1e15:
-        raise ValueError(f"{value!r} is no size; write a number and a unit, such as '20 GB'")
+        raise ValueError(f"{value!r} is not a size; write a number and a unit, such as '20 GB'")
     return max(1, round(float(found[1]) * _UNITS[found[2]]))

@@ -1,90 +1,67 @@
-"""Work shared out among processes: a file that the system locks says that somebody is at it.
+"""Lock files, which the operating system unlocks when their process ends, however it ends.
 
-The system lets go of what a killed process held, so a claim never outlives its owner; the file
-alone, which such a process leaves behind, says nothing. Works between machines on a shared disk as
-far as that disk's locks do.
+Between machines that share a disk they work as far as that disk supports file locks.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from typing import TYPE_CHECKING
 
+from filelock import lock_descriptor, unlock_descriptor
+
 from ..errors import ColdstillError
 from ..files import told_where
+
+try:
+    import fcntl
+except ImportError:  # a platform without shared locks: readers wait for each other
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_POLL = 0.01
+
 
 @contextlib.contextmanager
-def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold the file `path`, which is there only while it is held; False if another process has it,
-    or this one through another call.
+def claimed(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+    """Lock the file `path`; yields False if another process or thread has locked it.
 
-    wait  for as long as that takes, instead of yielding False
+    The file exists only while it is locked. A killed process leaves the file, but not the lock.
+
+    wait    wait for the lock instead of yielding False
+    shared  wait until no exclusive lock is left; other shared locks are allowed
 
     Raises
-        ColdstillError: it cannot be made or locked there
+        ColdstillError: the file cannot be created or locked
     """
     absent = [folder for folder in path.parents if not folder.exists()]
     with told_where(path):
-        descriptor = _locked(path, wait=wait)
+        descriptor = _open_locked(path, wait=wait, shared=shared)
     try:
         yield descriptor is not None
     finally:
         if descriptor is not None:
-            try:
-                # while it is locked: afterwards the name may be another's. One that stays is stale
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
-            finally:
-                let_go(descriptor)
+            _release(descriptor, path, shared=shared)
         for folder in absent:
-            with contextlib.suppress(OSError):  # others are at work in it
+            with contextlib.suppress(OSError):  # another process uses it
                 folder.rmdir()
 
 
-def lock_file(descriptor: int, kind: int, path: Path) -> bool:
-    """Lock an open file; False if another has it.
-
-    kind  as of `fcntl.flock`
-
-    Raises
-        ColdstillError: its disk knows no locks
-    """
-    try:
-        fcntl.flock(descriptor, kind)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise ColdstillError(
-            f"{path}: cannot be locked: {error.strerror}; choose a folder on a disk that knows "
-            "file locks"
-        ) from error
-    return True
-
-
-def let_go(descriptor: int) -> None:
-    """Unlock a file and close it, whoever else (a child that was just forked) has it open."""
-    with contextlib.suppress(OSError):  # where nothing can be locked nothing is
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
-def _locked(path: Path, *, wait: bool) -> int | None:
+def _open_locked(path: Path, *, wait: bool, shared: bool) -> int | None:
     while True:
         descriptor = _opened(path)
         try:
-            if not lock_file(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), path):
+            if _lock(descriptor, path, wait=wait, shared=shared):
+                # The previous holder deletes the file: a lock on a deleted file excludes no one.
+                if _is_named(descriptor, path):
+                    return descriptor
+            else:
                 os.close(descriptor)
                 return None
-            # the one before deletes the name when it lets go: a lock on a nameless file is none
-            if _is_named(descriptor, path):
-                return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -94,15 +71,28 @@ def _locked(path: Path, *, wait: bool) -> int | None:
 def _opened(path: Path) -> int:
     path.parent.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        # `Path.mkdir(exist_ok=True)` fails where the folder was there and is taken away just then
+        # `Path.mkdir(exist_ok=True)` fails if the folder exists and is deleted at that moment.
         with contextlib.suppress(FileExistsError):
             path.parent.mkdir()
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # whoever was last took the empty folder away
+        except FileNotFoundError:  # another process has deleted the empty folder
             continue
         except IsADirectoryError as error:
             raise ColdstillError(f"{path}: a folder, where a file should be; move it") from error
+
+
+def _lock(descriptor: int, path: Path, *, wait: bool, shared: bool) -> bool:
+    try:
+        if shared and fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            return True
+        return lock_descriptor(descriptor, blocking=wait or shared, poll_interval=_POLL)
+    except OSError as error:
+        raise ColdstillError(
+            f"{path}: cannot be locked: {error.strerror}; choose a folder on a disk that supports "
+            "file locks"
+        ) from error
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
@@ -110,3 +100,17 @@ def _is_named(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _release(descriptor: int, path: Path, *, shared: bool) -> None:
+    try:
+        # Only the sole holder deletes the file, and before it unlocks: afterwards the name may
+        # belong to another process. A file that cannot be deleted is unlocked all the same.
+        with contextlib.suppress(OSError):
+            if not shared or lock_descriptor(descriptor, blocking=False):
+                path.unlink(missing_ok=True)
+    finally:
+        # Closing is not enough: a process forked meanwhile has the descriptor open, too.
+        with contextlib.suppress(OSError):
+            unlock_descriptor(descriptor)
+        os.close(descriptor)

@@ -1,8 +1,7 @@
-"""Which faults of a network pass by themselves, how often something is tried again, and what is
-said when it stays wrong.
+"""Which network errors are temporary, how often a request is repeated, and the final message.
 
-The packages behind fsspec raise errors of their own, so they are told apart by what they carry (a
-status, a code) and by the names of their classes: none of them need be installed here.
+The packages behind fsspec have their own error classes. They are recognised by a status, a code or
+the names of their classes, so that none of the packages needs to be installed.
 """
 
 from __future__ import annotations
@@ -22,76 +21,51 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _PASSING_CODES = {
-    "BadDigest",
-    "ConditionalRequestConflict",
-    "IncompleteBody",
-    "InternalError",
-    "OperationAborted",
-    "RequestTimeout",
-    "ServiceUnavailable",
-    "SlowDown",
-    "Throttling",
+    "BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError",
+    "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling",
     "XAmzContentSHA256Mismatch",
-}
+}  # fmt: skip
 _PASSING_STATUS = {408, 425, 429}
 _LASTING_STATUS = {501, 505}
-"""Not implemented, and the wrong version of HTTP: the only answers from 500 on that stay."""
+"""Not implemented, and unsupported version of HTTP: the only permanent errors from 500 on."""
 _PASSING_NAMES = {
-    "ChecksumError",
-    "ChunkedEncodingError",
-    "ClientConnectionError",
-    "ClientPayloadError",
-    "EndpointConnectionError",
-    "FlexibleChecksumError",
-    "HTTPClientError",
-    "HTTPException",
-    "IncompleteReadError",
-    "ProtocolError",
-    "ResponseParserError",
-    "ResponseStreamingError",
-    "ServiceRequestError",
-    "ServiceResponseError",
-    "TransportError",
-}
+    "ChecksumError", "ChunkedEncodingError", "ClientConnectionError", "ClientPayloadError",
+    "EndpointConnectionError", "FlexibleChecksumError", "HTTPClientError", "HTTPException",
+    "IncompleteReadError", "ProtocolError", "ResponseParserError", "ResponseStreamingError",
+    "ServiceRequestError", "ServiceResponseError", "TransportError",
+}  # fmt: skip
 _PASSING_ERRNO = {
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.ECONNABORTED,
-    errno.ECONNREFUSED,
-    errno.ECONNRESET,
-    errno.EHOSTUNREACH,
-    errno.EIO,
-    errno.ENETUNREACH,
-    errno.EPIPE,
-    errno.ETIMEDOUT,
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
+    errno.EHOSTUNREACH, errno.EIO, errno.ENETUNREACH, errno.EPIPE, errno.ETIMEDOUT,
     getattr(errno, "EREMOTEIO", errno.EIO),
-}
+}  # fmt: skip
 _LASTING = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError)
 _OF_THIS_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How often something is tried, and how long is waited in between."""
+    """How often a request is sent, and how long to wait in between."""
 
     tries: int = 6
     delay: float = 0.5
-    """Seconds before the second try; twice as long before each one after it,"""
+    """Seconds before the second attempt; the time doubles before each further attempt."""
     longest: float = 20.0
-    """but never longer than this."""
+    """The longest time between two attempts, in seconds."""
 
     def wait(self, attempt: int) -> None:
-        """Wait after try number `attempt`, more or less: many must not come back at once."""
+        """Wait after attempt number `attempt`, for a partly random time, so that processes do not
+        repeat all at once."""
         time.sleep(min(self.longest, self.delay * 2**attempt) * (0.5 + random.random()))
 
 
 def persistently(call: Callable[[], _Result], where: str, patience: Patience) -> _Result:
-    """The result of a call that may fail for reasons that pass by themselves.
+    """The result of a call that is repeated if a network error is temporary.
 
     Raises
-        FileNotFoundError, FileExistsError: what they say
+        FileNotFoundError, FileExistsError: the object does not exist, or exists
         OSError: this machine's disk is full or cannot be written
-        ColdstillError: anything else that stays wrong, in one line
+        ColdstillError: any other error that remains, in one line
     """
     for attempt in range(patience.tries):
         try:
@@ -102,21 +76,21 @@ def persistently(call: Callable[[], _Result], where: str, patience: Patience) ->
             if _is_plain_answer(error) or _is_of_this_machine(error):
                 raise
             if not passes(error):
-                raise ColdstillError(f"{where}: {_what_is_wrong(error)}") from error
+                raise ColdstillError(f"{where}: {_lasting(error)}") from error
             if attempt + 1 == patience.tries:
                 raise ColdstillError(
                     f"{where}: still failing after {patience.tries} tries ({reason(error)}); check "
                     "the network and run the same command again, what was finished is kept"
                 ) from error
         patience.wait(attempt)
-    raise AssertionError("tried not even once")
+    raise AssertionError("no attempt was made")
 
 
 def passes(error: BaseException) -> bool:
-    """Whether the same call may succeed a little later."""
+    """Whether the same call may succeed later."""
     chain = list(_chain(error))
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
-    if _PASSING_NAMES & names:  # an answer that breaks off carries a status, and not the server's
+    if _PASSING_NAMES & names:  # an interrupted answer has a status that the server did not mean
         return True
     for link in chain:
         if (status := _status(link)) is not None:
@@ -133,7 +107,7 @@ def passes(error: BaseException) -> bool:
 
 
 def code(error: BaseException) -> str | None:
-    """The code of a service's answer, such as `NoSuchBucket`, from an error or its causes."""
+    """The code in a service's answer, such as `NoSuchBucket`, from an error or its causes."""
     for link in _chain(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict):
@@ -143,29 +117,29 @@ def code(error: BaseException) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, as a piece of a line, without anything secret."""
+    """The text of an error as part of a line, without secrets."""
     text = " ".join(str(error).split()) or type(error).__name__
     return without_secrets(text if len(text) <= 200 else text[:197] + "...")
 
 
 def without_secrets(text: str) -> str:
-    """Addresses without `user:password@` and without the query, where signatures stand."""
+    """The text with addresses that lack `user:password@` and the query, which holds signatures."""
     text = re.sub(r"//[^/@\s:]*:[^/@\s]*@", "//", text)
     return re.sub(r"(\w://[^\s?\"']*)\?[^\s\"']*", r"\1", text)
 
 
-def _what_is_wrong(error: Exception) -> str:
-    said = reason(error)
+def _lasting(error: Exception) -> str:
+    text = reason(error)
     names = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
     if code(error) == "NoSuchBucket":
         return "there is no such bucket; create it, or correct the address"
     if isinstance(error, PermissionError) or "NoCredentialsError" in names:
         return (
-            f"access refused ({said}); check the credentials that the environment gives, and what "
+            f"access refused ({text}); check the credentials that the environment gives, and what "
             "they allow"
         )
     kind = type(error).__name__
-    return f"{said} ({kind}); check the address and the environment" if said != kind else said
+    return f"{text} ({kind}); check the address and the environment" if text != kind else text
 
 
 def _is_plain_answer(error: Exception) -> bool:
@@ -181,7 +155,7 @@ def _is_of_this_machine(error: Exception) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it."""
+    """An error and its causes."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
@@ -190,7 +164,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of an HTTP answer, wherever a package keeps it."""
+    """The status of an HTTP answer, from any of the attributes in which packages keep it."""
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -1,7 +1,13 @@
-"""The locks of a store in an object store, where no system lets go of what a killed process held.
+"""Locks in an object store, where no system unlocks what a killed process held.
 
-An object says who writes; a thread renews it. One that was not renewed for long is dead. Two clocks
-are compared with it, so "long" is more than clocks that services accept are apart.
+An object names the process that holds the lock, and a thread renews it. A lock that was not renewed
+for `DEAD` seconds may be taken over. The limit is far longer than the clocks of machines differ, as
+services refuse requests from machines whose clocks differ by more.
+
+A process that was paused checks its locks again before it writes, at each attempt. Two processes
+can write the same shard only if one of them was paused inside a single request. The commit record
+then decides: every reader refuses a shard whose bytes are not those of its record, and a repair
+deletes it.
 """
 
 from __future__ import annotations
@@ -19,44 +25,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError, DamageError
-from ..files import json_bytes, parse_json
+from ..files import json_bytes
 from ..store.layout import LOCK
-from ..store.seal import expect_seal, sealed, unsealed
+from ..store.seal import sealed, unseal
+from .writers import HeldError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .objects import Objects
 
 RENEW = 60.0
-"""Seconds between two signs of life."""
+"""Seconds between two renewals."""
 DEAD = 900.0
-"""Seconds without one after which the writer is taken for dead."""
+"""Seconds without a renewal after which another process may take the lock over."""
 SETTLE = 2.0
-"""Seconds until two who wrote at the same time must both see who was last."""
+"""Seconds after which two processes that wrote at the same time both see who was last."""
+_PATIENCE = DEAD + 2 * RENEW
+"""Seconds to wait for a lock: by then a dead holder is known to be dead."""
+_PAUSE = 0.5
+"""Seconds between two attempts while waiting for a lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who writes."""
+    """The process that holds a lock."""
 
     token: str
-    """Random: tells this process from every other."""
+    """A random number that identifies this process."""
     host: str
     machine: str
-    """Of the running system and its process ids; within it, a dead process is known as such."""
+    """Identifies the running system and its process table, in which a dead process is seen."""
     process: int
     since: float
-    """Seconds since 1970, as `renewed`."""
+    """When the lock was taken, in seconds since 1970."""
     renewed: float
+    """When the lock was last renewed, in seconds since 1970."""
 
     def __str__(self) -> str:
-        """For the person who has to wait."""
+        """Text for the message to a person who has to wait."""
         since = datetime.fromtimestamp(self.since, UTC)
         return f"process {self.process} on {self.host}, since {since:%Y-%m-%d %H:%M:%S} UTC"
 
     def is_dead(self, now: float) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether the process is known to be gone, or has not renewed for too long."""
         if self.machine == _machine():
             try:
                 os.kill(self.process, 0)
@@ -67,16 +79,8 @@ class Holder:
         return now - self.renewed > DEAD
 
 
-_NOBODY = Holder(token="", host="", machine="", process=0, since=0.0, renewed=0.0)
-"""Long dead."""
-
-
-class HeldError(ColdstillError):
-    """Another process has it."""
-
-
 class Lease:
-    """The right to be the only writer, or the only one at what `name` stands for."""
+    """A lock that has to be renewed."""
 
     def __init__(
         self,
@@ -85,7 +89,7 @@ class Lease:
         settle: float = SETTLE,
         name: str = LOCK,
     ) -> None:
-        """Ask for it with `acquire`."""
+        """Prepare the lock `name`; `acquire` takes it."""
         self._objects = objects
         self._name = name
         self._clock = clock
@@ -104,134 +108,154 @@ class Lease:
         self._released = threading.Event()
 
     def acquire(self) -> None:
-        """Take it.
+        """Take the lock, and renew it in a thread from then on.
 
         Raises
-            HeldError: another process has it (who, and since when)
+            HeldError: another process has it (which one, and since when)
         """
         for _ in range(3):
             if self._objects.create(self._name, self._content()):
-                # a service that ignores conditions says yes again, and to others too
+                # A service that ignores conditions also accepts the second object, from anyone.
                 self._confirm(wait=self._objects.create(self._name, self._content()))
-                break
-            holder = self._holder()
-            if holder is None:  # let go of just now
+            elif (holder := holder_of(self._objects, self._name)) is None:  # released just now
                 continue
-            if holder.token == self._mine.token:  # only the answer was lost
-                break
-            if not holder.is_dead(self._clock()):
-                raise self._refusal(holder)
-            self._objects.write(self._name, self._content())
-            self._confirm(wait=True)
-            break
-        else:
-            raise HeldError(f"{self._objects}: its lock comes and goes; try again")
-        threading.Thread(target=self._keep, name="coldstill lease", daemon=True).start()
+            elif holder.token != self._mine.token:  # otherwise only the answer was lost
+                if not holder.is_dead(self._clock()):
+                    raise refusal(self._objects, holder)
+                self._objects.write(self._name, self._content())
+                self._confirm(wait=True)
+            threading.Thread(target=self._keep, name="coldstill lease", daemon=True).start()
+            return
+        raise HeldError(f"{self._objects}: its lock comes and goes; try again")
 
     def release(self) -> None:
-        """Give it back, if it still is ours. What cannot be reached is left to die."""
+        """Delete the lock if this process still has it. If the network fails, the lock expires."""
         self._released.set()
         with self._renewing, contextlib.suppress(ColdstillError):
-            holder = self._holder()
+            holder = holder_of(self._objects, self._name)
             if holder is not None and holder.token == self._mine.token:
                 self._objects.remove(self._name)
 
     def expect_held(self) -> None:
-        """Refuse to go on once it is another's.
-
-        Raises
-            ColdstillError: it is (whose)
-        """
-        if self._clock() - self._mine.renewed > DEAD / 2:  # asleep, or cut off: ask first
+        """Raise ColdstillError if another process has taken the lock over (which one)."""
+        if self._clock() - self._mine.renewed > DEAD / 2:  # paused or without a network: ask first
             self.renew()
         if self._lost is not None:
             raise ColdstillError(
-                f"{self._objects}: {self._lost}, so nothing more is written here; once that "
-                "process is done, run the same command again"
+                f"{self._objects}: {self._lost}, so this process writes nothing more; when the "
+                "other process has finished, run the same command again"
             )
 
     def renew(self) -> None:
-        """Give a sign of life, or learn that it came too late."""
+        """Renew the lock, or note that another process has it."""
         with self._renewing:
             if self._lost is not None or self._released.is_set():
                 return
-            holder = self._holder()
+            holder = holder_of(self._objects, self._name)
             if holder is None or holder.token != self._mine.token:
-                whose = "its lock was deleted" if holder is None else f"it is written by {holder}"
+                whose = "its lock was deleted" if holder is None else f"{holder} is writing it"
                 self._lost = whose
                 return
             renewed = replace(self._mine, renewed=self._clock())
-            self._objects.write(self._name, _content(renewed))
+            self._objects.write(self._name, json_bytes(sealed(asdict(renewed))))
             self._mine = renewed
 
     def _keep(self) -> None:
         while not self._released.wait(RENEW) and self._lost is None:
-            # a network that is down for long is noticed by whoever wants to write
+            # If the network fails for long, the next write reports it.
             with contextlib.suppress(Exception):
                 self.renew()
 
     def _confirm(self, *, wait: bool) -> None:
         if wait:
             time.sleep(self._settle)
-        holder = self._holder()
+        holder = holder_of(self._objects, self._name)
         if holder is None or holder.token != self._mine.token:
-            raise self._refusal(holder)
-
-    def _refusal(self, holder: Holder | None) -> HeldError:
-        return refusal(self._objects, holder)
+            raise refusal(self._objects, holder)
 
     def _content(self) -> bytes:
-        return _content(self._mine)
+        return json_bytes(sealed(asdict(self._mine)))
 
-    def _holder(self) -> Holder | None:
-        return holder_of(self._objects, self._name)
+
+class Leases:
+    """The leases that one process holds in one store (`Locks`)."""
+
+    def __init__(self, objects: Objects) -> None:
+        """Hold nothing yet."""
+        self._objects = objects
+        self._held: list[Lease] = []
+        self.names, self.remove = objects.names, objects.remove
+
+    def expect_held(self) -> None:
+        """Raise ColdstillError if any of these leases was lost."""
+        for lease in list(self._held):
+            lease.expect_held()
+
+    @contextlib.contextmanager
+    def hold(self, name: str, *, wait: bool = False) -> Iterator[None]:
+        """Hold the lock `name`, as `Locks` describes."""
+        until = time.monotonic() + (_PATIENCE if wait else 0.0)
+        while True:
+            lease = Lease(self._objects, name=name)
+            try:
+                lease.acquire()
+                break
+            except HeldError:
+                if time.monotonic() >= until:
+                    raise
+            except BaseException:
+                lease.release()  # interrupted or without a network: it may be held all the same
+                raise
+            time.sleep(_PAUSE)
+        self._held.append(lease)
+        try:
+            yield
+        finally:
+            self._held.remove(lease)
+            lease.release()
+
+    def expect_free(self, name: str) -> None:
+        """Raise HeldError if a living process holds the lock `name` (which one)."""
+        holder = holder_of(self._objects, name)
+        if holder is not None and not holder.is_dead(time.time()):
+            raise refusal(self._objects, holder)
 
 
 def refusal(objects: Objects, holder: Holder | None) -> HeldError:
-    """What is told to those who come second."""
+    """The error for a process that came second."""
     who = "" if holder is None else f": {holder}"
     return HeldError(
-        f"{objects}: another process is writing this store{who}; wait for it (if it "
-        f"died, its lock is void {DEAD / 60:.0f} minutes after its last sign of life)"
+        f"{objects}: another process is writing this store{who}; wait for it (if it died, its lock "
+        f"expires {DEAD / 60:.0f} minutes after its last renewal)"
     )
 
 
 def holder_of(objects: Objects, name: str) -> Holder | None:
-    """Who has the lease `name`, alive or not.
+    """The process that holds the lock `name`, alive or dead; None if there is no such lock.
 
     Raises
-        DamageError: what lies there is none
+        DamageError: the object is not a lock of coldstill
     """
-    where = objects.path(name)
     try:
         content = objects.read(name)
     except FileNotFoundError:
         return None
-    if not content:  # what a disk's lock file is; it came here with a copy of the store
-        return _NOBODY
+    if not content:  # a lock file of a disk, copied with the store: nobody holds it
+        return Holder(token="", host="", machine="", process=0, since=0.0, renewed=0.0)
+    where = objects.path(name)
     try:
-        value = parse_json(content, where)
-        expect_seal(value, where)
-        return Holder(**unsealed(value))
-    except (TypeError, AttributeError, ColdstillError) as error:
-        raise DamageError(f"{where}: no lock of ours; delete it if nobody writes") from error
-
-
-def living_holder(objects: Objects, name: str, now: float) -> Holder | None:
-    """Who has it and is not known to be dead."""
-    holder = holder_of(objects, name)
-    return None if holder is None or holder.is_dead(now) else holder
-
-
-def _content(holder: Holder) -> bytes:
-    return json_bytes(sealed(asdict(holder)))
+        return Holder(**unseal(content, where))
+    except (TypeError, ColdstillError) as error:
+        raise DamageError(
+            f"{where}: not a lock of coldstill; delete it if no process writes"
+        ) from error
 
 
 def _machine() -> str:
-    """Names the running system and its table of processes; empty where it cannot be told."""
+    """Identify the running system and its process table; a random number if that is unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         table = os.readlink("/proc/self/ns/pid")
     except OSError:
-        return secrets.token_hex(8)  # nobody else's
+        return secrets.token_hex(8)
     return hashlib.sha256(f"{boot}{table}".encode()).hexdigest()[:16]

@@ -1,9 +1,8 @@
-"""A store in a folder of this machine, or of a disk that several share."""
+"""A store in a folder of this machine, or of a disk that several machines share."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -11,24 +10,26 @@ from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
 from ..files import SCRATCH_PREFIX, remove_scratch, sync_tree, told_where, whole_file
-from ..store.layout import CLAIMS, LOCK, STARTING
-from .claims import claimed, let_go, lock_file
+from ..store.layout import CLAIMS
+from .claims import claimed
 from .place import expect_whole
+from .writers import HeldError, Writers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from ..store.commit import Commit
 
 
-class LocalPlace:
-    """A folder of this machine."""
+class LocalPlace(Writers):
+    """A folder of files (`Place`)."""
 
     room: int | None = None
 
     def __init__(self, root: Path) -> None:
-        """Name it; nothing is touched."""
+        """Name the folder; nothing is read or created."""
+        super().__init__(_FileLocks(self))
         self.root = root
 
     def __str__(self) -> str:
@@ -40,7 +41,7 @@ class LocalPlace:
         return str(self.root / name)
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether the file or folder exists."""
         return (self.root / name).exists()
 
     def names(self, folder: str) -> set[str]:
@@ -51,7 +52,7 @@ class LocalPlace:
             return set()
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Every file in a folder, at any depth."""
+        """The size in bytes of every file in a folder, at any depth."""
         found: dict[str, int] = {}
         folders = [folder]
         while folders:
@@ -69,17 +70,17 @@ class LocalPlace:
         return found
 
     def read(self, name: str) -> bytes:
-        """A small file."""
+        """The content of a small file."""
         return (self.root / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """A small file, by scratch name and rename."""
+        """Write a small file under a scratch name, then rename it."""
         with whole_file(self.root / name) as scratch:
             scratch.write_bytes(content)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder on the same disk, so that adopting is a rename."""
+        """A temporary folder on the same disk, so that `adopt` only renames."""
         folder = self.root / f"{SCRATCH_PREFIX}{secrets.token_hex(4)}"
         with told_where(self.root):
             folder.mkdir(parents=True)
@@ -89,12 +90,12 @@ class LocalPlace:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def adopt(self, made: Path, name: str) -> None:
-        """Bring it to the disk (fsync), then rename it."""
+        """Write the file or folder to the disk (fsync), then rename it."""
         target = self.root / name
         with told_where(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             sync_tree(made)
-            if target.is_dir():  # of a crash, or being replaced: no commit record speaks of it
+            if target.is_dir():  # left by a crash or being replaced: no commit record refers to it
                 shutil.rmtree(target)
             made.replace(target)
             sync_tree(target.parent, contents=False)
@@ -108,62 +109,13 @@ class LocalPlace:
             else:
                 target.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """An advisory lock of the system, which a killed process cannot leave behind."""
-        with self._lock_file() as descriptor:
-            self._take(descriptor, fcntl.LOCK_EX)
-            yield
-
-    @contextlib.contextmanager
-    def join(self, begin: Callable[[bool], None]) -> Iterator[None]:
-        """The same lock, shared; it is had alone if nobody shares it yet."""
-        with self._lock_file() as descriptor:
-            with self._claimed(STARTING, wait=True):
-                exclusive = fcntl.LOCK_EX | fcntl.LOCK_NB
-                alone = lock_file(descriptor, exclusive, self.root / LOCK)
-                self._take(descriptor, fcntl.LOCK_SH)
-                begin(alone)
-            yield
-
-    def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
-        """A file that is there only while it is held."""
-        return self._claimed(name)
-
-    @contextlib.contextmanager
-    def _claimed(self, name: str, *, wait: bool = False) -> Iterator[bool]:
-        try:
-            with claimed(self.root / name, wait=wait) as mine:
-                yield mine
-        finally:
-            with contextlib.suppress(OSError):  # others hold something in it
-                (self.root / CLAIMS).rmdir()
-
-    @contextlib.contextmanager
-    def _lock_file(self) -> Iterator[int]:
-        with told_where(self.root):
-            if self.root.exists() and not self.root.is_dir():
-                raise ColdstillError(f"{self.root}: a file, where a store's folder should be")
-            self.root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            yield descriptor
-        finally:
-            let_go(descriptor)
-
-    def _take(self, descriptor: int, kind: int) -> None:
-        if not lock_file(descriptor, kind | fcntl.LOCK_NB, self.root / LOCK):
-            raise ColdstillError(f"{self.root}: another process is writing this store; wait for it")
-
     def clear(self) -> None:
-        """Delete scratch names, here and one level below, and claims that nobody holds."""
+        """Delete scratch files here and one level below, and claims of dead processes."""
         remove_scratch(self.root)
         for name in self.names("."):
             if (self.root / name).is_dir():
                 remove_scratch(self.root / name)
-        for name in self.names(CLAIMS):
-            with self._claimed(f"{CLAIMS}/{name}"):  # and let go of: then it is not there any more
-                pass
+        self.clear_claims()
 
     def folder(self, name: str) -> Path:
         """The folder itself."""
@@ -175,8 +127,40 @@ class LocalPlace:
         return self.root / name
 
     def reading(self, commit: Commit, name: str) -> contextlib.AbstractContextManager[bool]:
-        """It stays where it is."""
+        """Always True: the shard stays where it is."""
         return contextlib.nullcontext(True)
 
     def prefetch(self, wanted: Iterable[tuple[Commit, str, int]]) -> None:
-        """Nothing to do: the system reads ahead."""
+        """Do nothing: the operating system reads ahead."""
+
+
+class _FileLocks:
+    """Lock files in a store's folder (`Locks`)."""
+
+    def __init__(self, place: LocalPlace) -> None:
+        self._place = place
+        self.names = place.names
+
+    @contextlib.contextmanager
+    def hold(self, name: str, *, wait: bool = False) -> Iterator[None]:
+        """Hold the lock file `name`."""
+        root = self._place.root
+        if root.exists() and not root.is_dir():
+            raise ColdstillError(f"{root}: a file, where a store's folder should be")
+        try:
+            with claimed(root / name, wait=wait) as mine:
+                if not mine:
+                    raise HeldError(f"{root}: another process is writing this store; wait for it")
+                yield
+        finally:
+            with contextlib.suppress(OSError):  # another process holds a claim in it
+                (root / CLAIMS).rmdir()
+
+    def expect_free(self, name: str) -> None:
+        """Raise HeldError if the lock file `name` is locked, and delete it otherwise."""
+        if (self._place.root / name).is_file():
+            with self.hold(name):
+                pass
+
+    def remove(self, name: str) -> None:
+        """Do nothing: `expect_free` has deleted the file."""

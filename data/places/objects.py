@@ -1,4 +1,4 @@
-"""Objects below an address, through fsspec: whole reads and writes that outlast a bad network."""
+"""Objects below an address, through fsspec: whole reads and writes, repeated on network errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import secrets
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ColdstillError
-from ..files import parse_json
 from ..store.layout import CLAIMS, LOCK
-from ..store.seal import expect_seal
+from ..store.seal import unseal
 from .faults import Patience, code, persistently, reason, without_secrets
 
 if TYPE_CHECKING:
@@ -28,30 +27,26 @@ _PACKAGES = {
     "abfss": "adlfs",
     "az": "adlfs",
 }
-"""What `pip install` is told, by protocol; fsspec knows the rest."""
+"""The package to install for a protocol; fsspec names the others."""
 _RECORDS = (".json", LOCK)
 _OWN_OPTIONS: dict[str, dict[str, Any]] = {
-    # two layers below try again by themselves: together with ours that would be 150 times
+    # Two layers below repeat requests, too: together with ours that would be 150 times.
     "s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}},
 }
 
 
 class Objects:
-    """What lies below an address. Writes are whole: a put is atomic in object stores."""
+    """The objects below an address. Each write is whole: a put is atomic in object stores."""
 
     def __init__(self, url: str, patience: Patience, options: dict[str, Any] | None = None) -> None:
-        """Name it; nothing is touched.
+        """Name the address; nothing is read or written.
 
-        options  for fsspec, besides what it takes from the environment
+        options  for fsspec, besides those that it reads from the environment
         """
         self._url = url if url.endswith("://") else url.rstrip("/")
         self._patience = patience
         self._options = options or {}
         self._connected: tuple[int, Any, str] | None = None
-
-    def __reduce__(self) -> Any:
-        """A connection does not travel to another process."""
-        return type(self), (self._url, self._patience, self._options)
 
     def __str__(self) -> str:
         """The address, without a password."""
@@ -62,7 +57,7 @@ class Objects:
         return str(self) if name == "." else f"{self}/{name}"
 
     def kind(self, name: str) -> str | None:
-        """`file`, `directory`, or None if nothing is there."""
+        """`file`, `directory`, or None if the name does not exist."""
         try:
             found = self._call(name, lambda system, path: system.info(path))
         except FileNotFoundError:
@@ -75,12 +70,12 @@ class Objects:
             found, path = self._call(folder, lambda s, path: (s.ls(path, detail=False), path))
         except (FileNotFoundError, NotADirectoryError):
             return set()
-        inside = f"{path.strip('/')}/"  # an object of the folder's own name is not inside it
+        inside = f"{path.strip('/')}/"  # an object may have the folder's name
         paths = [each.strip("/") for each in found]
         return {p.removeprefix(inside) for p in paths if p.startswith(inside) and p != inside}
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of every object below a folder, by its name there."""
+        """The size in bytes of every object below a folder, by its name in the folder."""
         try:
             found, path = self._call(folder, lambda s, path: (s.find(path, detail=True), path))
         except FileNotFoundError:
@@ -90,11 +85,13 @@ class Objects:
         return {p.removeprefix(inside): size for p, size in paths.items() if p.startswith(inside)}
 
     def read(self, name: str) -> bytes:
-        """A small object. A record that looks damaged is asked for again: what arrives alike twice
-        is how it is, anything else was the network.
+        """The content of a small object.
+
+        A record that looks damaged is read again, as the network may have damaged it. Two equal
+        answers are taken as the content.
 
         Raises
-            FileNotFoundError: it is not there
+            FileNotFoundError: the object does not exist
         """
         content: bytes = self._call(name, lambda system, path: system.cat_file(path))
         for _ in range(self._patience.tries - 1):
@@ -106,14 +103,14 @@ class Objects:
                 break
         return content
 
-    def write(self, name: str, content: bytes) -> None:
-        """A small object, in place of what was there."""
-        self._call(name, lambda system, path: _pipe(system, path, content))
+    def write(self, name: str, content: bytes, before: Callable[[], None] | None = None) -> None:
+        """Write a small object, replacing an existing one; `before` is called at each attempt."""
+        self._call(name, lambda system, path: _pipe(system, path, content), before)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write an object unless there is one; whether it was written.
+        """Write an object unless it exists; whether it was written.
 
-        A service that knows no conditions writes it in any case.
+        A service without conditional requests writes it in any case.
         """
 
         def call(system: Any, path: str) -> bool:
@@ -133,8 +130,8 @@ class Objects:
 
         return self._call(name, call)
 
-    def upload(self, files: dict[str, Path]) -> None:
-        """Local files under the names given, in place of what was there."""
+    def upload(self, files: dict[str, Path], before: Callable[[], None] | None = None) -> None:
+        """Upload local files under the given names; `before` is called at each attempt."""
 
         def call(system: Any, root: str) -> None:
             paths = [f"{root}/{name}" for name in files]
@@ -142,17 +139,17 @@ class Objects:
                 _make(system, folder)
             system.put([str(made) for made in files.values()], paths)
 
-        self._call(".", call)
+        self._call(".", call, before)
 
     def download(self, files: dict[str, Path]) -> None:
-        """Objects by their names to local files.
+        """Download objects, by their names, to local files.
 
         Raises
-            FileNotFoundError: one of them is not there
+            FileNotFoundError: an object does not exist
         """
 
         def call(system: Any, root: str) -> None:
-            # every try writes to files of its own: one that failed may not have stopped writing
+            # Each attempt writes other files: a failed one may still be writing.
             token = secrets.token_hex(4)
             parts = [target.with_name(f"{target.name}.{token}") for target in files.values()]
             try:
@@ -166,23 +163,30 @@ class Objects:
 
         self._call(".", call)
 
-    def remove(self, name: str) -> None:
-        """Delete an object, or all below a folder."""
+    def remove(self, name: str, before: Callable[[], None] | None = None) -> None:
+        """Delete an object, or all objects below a folder; no error if none exists."""
         try:
-            self._call(name, lambda system, path: system.rm(path, recursive=True))
+            self._call(name, lambda system, path: system.rm(path, recursive=True), before)
         except FileNotFoundError:
             return
 
-    def _call(self, name: str, call: Callable[[Any, str], _Result]) -> _Result:
+    def _call(
+        self,
+        name: str,
+        call: Callable[[Any, str], _Result],
+        before: Callable[[], None] | None = None,
+    ) -> _Result:
         def attempt() -> _Result:
+            if before is not None:
+                before()
             system, root = self._system()
-            system.invalidate_cache()  # of listings: others write here too
+            system.invalidate_cache()  # of listings: other processes write here, too
             return call(system, root if name == "." else f"{root}/{name}")
 
         return persistently(attempt, self.path(name), self._patience)
 
     def _system(self) -> tuple[Any, str]:
-        """The file system of this process: its connections and its thread do not outlive a fork."""
+        """The file system of this process; its connections and its thread do not survive a fork."""
         if self._connected is None or self._connected[0] != os.getpid():
             system, root = self._connect()
             self._connected = os.getpid(), system, root
@@ -206,15 +210,15 @@ class Objects:
         except ValueError as error:
             raise ColdstillError(f"{self}: no such address: {reason(error)}") from error
         if protocol in ("s3", "s3a"):
-            system.retries = 1  # likewise
+            system.retries = 1  # as in `_OWN_OPTIONS`
         return system, root.rstrip("/")
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether this is a sealed record, as it was written."""
+    """Whether this is a sealed record without damage."""
     try:
-        expect_seal(parse_json(content, ""), "")
-    except (ColdstillError, AttributeError):
+        unseal(content, "")
+    except ColdstillError:
         return False
     return True
 
@@ -233,7 +237,7 @@ def _is_there(system: Any, path: str) -> bool:
 
 
 def _make(system: Any, folder: str) -> None:
-    # where folders are mere prefixes, asking for one may make a bucket
+    # Where folders are only prefixes, creating one may create a bucket.
     protocols = [system.protocol] if isinstance(system.protocol, str) else system.protocol
     if not _PACKAGES.keys() & set(protocols):
         with contextlib.suppress(NotImplementedError):

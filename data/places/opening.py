@@ -1,4 +1,4 @@
-"""From a path or an address to the place that it names."""
+"""Opens the place that a path or an address names."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def place_at(path: str | Path, cache: CacheSettings | None = None) -> Place:
-    """The place that a path or address names: `runs/demo/logits`, `s3://bucket/store`.
+    """The place that a path or address names, such as `runs/demo/logits` or `s3://bucket/store`.
 
-    cache  where shards of distant stores are kept, and how many of them
+    cache  where copies of shards from object stores are kept, and how many bytes of them
     """
     from .local import LocalPlace
 
-    # a Path has lost one of the two slashes; two letters or more, or it would be a drive
+    # A Path drops one of the two slashes. One letter before the colon is a drive.
     protocol, colon, rest = str(path).partition(":/")
     if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.:-]+", protocol):
         return LocalPlace(Path(path))

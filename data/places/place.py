@@ -1,7 +1,7 @@
 """Where a store is: a folder of this machine, or one in an object store.
 
-Everything that reads or writes a store goes through a place, and names what it means by a relative
-name with `/` between its parts (`data.store.layout`).
+Everything that reads or writes a store goes through a place, and names files by relative names with
+`/` between their parts (`data.store.layout`).
 """
 
 from __future__ import annotations
@@ -20,113 +20,117 @@ if TYPE_CHECKING:
 
 
 class Place(Protocol):
-    """A folder of files. What is written under a name is there whole or not at all."""
+    """A folder of files. A file that was written under a name is whole."""
 
     @property
     def room(self) -> int | None:
-        """How many bytes of shards it keeps at hand at a time; None for all of them."""
+        """How many bytes of shards it keeps on this machine at a time; None if all are here."""
         ...
 
     def __str__(self) -> str:
-        """The path or address, as the user gave it."""
+        """The path or address, as the user gave it, without a password."""
         ...
 
     def path(self, name: str) -> str:
-        """What to call one file of it in a message."""
+        """The path or address of one file, for messages."""
         ...
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether the file or folder exists."""
         ...
 
     def names(self, folder: str) -> set[str]:
-        """The names directly inside a folder; none if it is not there."""
+        """The names directly inside a folder; empty if the folder does not exist."""
         ...
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Every file in a folder, at any depth, by its name from here."""
+        """The size in bytes of every file in a folder, at any depth, by its name in this place."""
         ...
 
     def read(self, name: str) -> bytes:
-        """A small file; raises FileNotFoundError if it is not there."""
+        """The content of a small file; raises FileNotFoundError if it does not exist."""
         ...
 
     def write(self, name: str, content: bytes) -> None:
-        """A small file, in place of what was there."""
+        """Write a small file, replacing an existing one."""
         ...
 
     def scratch(self) -> contextlib.AbstractContextManager[Path]:
-        """A local folder to make something in before it is adopted; gone afterwards."""
+        """A temporary local folder for a file or folder that will be adopted."""
         ...
 
     def adopt(self, made: Path, name: str) -> None:
-        """Move a finished local file or folder to `name`, in place of what was there."""
+        """Move a finished local file or folder to `name`, replacing an existing one."""
         ...
 
     def remove(self, name: str) -> None:
-        """Delete a file or folder; no error if it is not there."""
+        """Delete a file or folder; no error if it does not exist."""
         ...
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Be the only writer; raises ColdstillError if another process is."""
+        """Be the only writer; raises ColdstillError if another process is writing."""
         ...
 
     def join(self, begin: Callable[[bool], None]) -> contextlib.AbstractContextManager[None]:
-        """Be one of several writers, who share the work by `claim`.
+        """Be one of several writers, which share the work by `claim`.
 
-        begin  called first, while nobody else begins; told whether nobody else writes at all
+        begin  called first, while no other process begins; its argument tells whether this process
+               is the only writer now
 
         Raises
-            ColdstillError: a process is writing that has to be the only one
+            ColdstillError: another process is writing alone
         """
         ...
 
     def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
-        """Be the only one at a piece of work; False if another process is."""
+        """Reserve a piece of work; yields False if another process has it."""
         ...
 
     def clear(self) -> None:
-        """Delete what interrupted writes and dead writers left. Only while nobody else writes."""
+        """Delete what interrupted writes and dead writers left. Only for the only writer."""
         ...
 
     def folder(self, name: str) -> Path:
-        """A small folder (the tokenizer) as a local one."""
+        """A small folder (the tokenizer) as a local folder."""
         ...
 
     def shard(self, commit: Commit, name: str) -> Path:
-        """A shard as a local file or folder whose content is what was committed.
+        """A shard as a local file or folder, compared with its commit record.
 
         Raises
-            DamageError: a file is missing, or not what was written (which)
+            DamageError: a file is missing, or is not what was written (which file)
         """
         ...
 
     def reading(self, commit: Commit, name: str) -> contextlib.AbstractContextManager[bool]:
-        """Keep a shard where it is while a block of it is read.
+        """Keep a shard in place while one of its blocks is read.
 
-        False if it is no longer what `shard` gave: it must be asked for again.
+        Yields False if the shard is no longer the one that `shard` returned; call `shard` again.
         """
         ...
 
     def prefetch(self, wanted: Iterable[tuple[Commit, str, int]]) -> None:
-        """Shards that will be wanted soon, in this order, each with how many are in use from its
-        first use on. They may be asked for one by one, later, and by another thread."""
+        """Fetch shards that will be read soon, in this order.
+
+        wanted  commit record, name, and how many shards are in use from its first use on; may be
+                iterated later and in another thread
+        """
         ...
 
 
 def expect_whole(made: Path, files: Iterable[ShardFile], where: str) -> None:
     """Compare every byte of a local shard with its commit record.
 
-    where  its path or address, for messages
+    where  the shard's path or address, for messages
 
     Raises
-        DamageError: a file is missing, or not what was written (which)
+        DamageError: a file is missing, or is not what was written (which file)
     """
     for file in files:
         path = made / file.name if file.name else made
         address = file.path(where)
         expect_size(address, path.stat().st_size if path.is_file() else None, file)
-        # without one, nobody has said what its content should be
+        # Files of the tokenizer are cached without a hash.
         if file.sha256 and file_sha256(path) != file.sha256:
             raise DamageError(
                 f"{address}: damaged: its checksum is not the one it was written with; {REPAIR}"
@@ -134,9 +138,9 @@ def expect_whole(made: Path, files: Iterable[ShardFile], where: str) -> None:
 
 
 def expect_size(path: str, size: int | None, file: ShardFile) -> None:
-    """Raises DamageError unless a file of a shard has the size that was committed.
+    """Raise DamageError unless a file of a shard has the size in its commit record.
 
-    size  what it has, or None if it is not there
+    size  the actual size in bytes, or None if the file is missing
     """
     if size is None:
         raise DamageError(f"{path}: damaged: missing; {REPAIR}")
@@ -147,3 +151,4 @@ def expect_size(path: str, size: int | None, file: ShardFile) -> None:
 
 
 REPAIR = "run coldstill store repair, then teacher-logits again"
+"""The remedy in messages about damaged shards."""

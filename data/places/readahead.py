@@ -1,7 +1,7 @@
-"""Shards of a distant store, fetched before they are wanted.
+"""Fetches shards of an object store before they are read.
 
-Readers and this thread may be different processes: what was used is known by the times in the
-cache, and by what this process's own reader says.
+The readers may be other processes than this thread. Times in the cache show what they have used;
+the reader of this process also notes it in `ReadAhead.used`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from .cache import ShardCache
-    from .cache_entry import Entry
+    from .cache import Entry, ShardCache
 
 _POLL = 0.05
 _LOOK = 32
-"""So many of the next ones may have been used: readers go a window of the order in any sequence."""
+"""How many entries are checked for use: readers follow the order only within a window."""
 
 
 class _OvertakenError(Exception):
-    """A reader was faster, and may be done with it already."""
+    """A reader was faster, and may have finished with the entry."""
 
 
 class ReadAhead:
-    """A thread that follows one order of shards. It ends with the process, and tells no errors:
-    whoever wants the shard meets them."""
+    """A thread that follows one order of shards and ends with the process.
+
+    It ignores errors: a reader that needs the shard meets them itself.
+    """
 
     def __init__(
         self,
@@ -42,14 +43,14 @@ class ReadAhead:
         wanted: Iterable[tuple[Entry, int]],
         download: Callable[[Entry, Path], None],
     ) -> None:
-        """Begin.
+        """Start the thread.
 
-        wanted    entries in order of first use, each with how many are in use from then on; asked
-                  for one by one, in the thread
-        download  makes one at a path
+        wanted    entries in order of first use, each with how many are in use from then on;
+                  iterated in the thread
+        download  writes an entry to a path
         """
         self.used: set[str] = set()
-        """The labels that this process has used."""
+        """The labels of the entries that this process has used."""
         self._cache, self._wanted, self._download = cache, wanted, download
         self._began = self._kept = time.time_ns()
         self._ahead: deque[tuple[Entry, int]] = deque()
@@ -59,7 +60,7 @@ class ReadAhead:
         threading.Thread(target=self._run, name="coldstill read-ahead", daemon=True).start()
 
     def stop(self) -> None:
-        """Fetch nothing more, once what is on its way has come."""
+        """Fetch nothing more after the current entry."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -90,7 +91,7 @@ class ReadAhead:
             self._forget_used()
 
     def _bring(self, entry: Entry, made: Path) -> None:
-        self._expect_unused(entry)  # room may have been long in coming
+        self._expect_unused(entry)  # it may have waited long for room
         self._download(entry, made)
 
     def _expect_unused(self, entry: Entry) -> None:
@@ -98,9 +99,9 @@ class ReadAhead:
             raise _OvertakenError
 
     def _fits(self, entry: Entry) -> bool:
-        """Whether it can be fetched without anything being deleted that is in use or ahead.
+        """Whether the entry fits beside the entries in use and those fetched ahead.
 
-        Never more than half of the cache is ahead: a run that ends early should not have paid for
+        At most half of the cache is fetched ahead: a run that ends early should not have paid for
         a whole store.
         """
         self._forget_used()
@@ -119,9 +120,9 @@ class ReadAhead:
                 self._cache.keep_for_later(entry, self._began)
 
     def _pass(self, count: int) -> None:
-        """Leave the first few behind, for one of them or a later one is used, or none wanted.
+        """Give up the first entries, as one of them or a later one was used, or none is wanted.
 
-        One that was not touched was not needed: its blocks were still in memory.
+        An entry that was skipped was not needed: its blocks were still in memory.
         """
         for _ in range(count):
             entry, self._in_use = self._ahead.popleft()

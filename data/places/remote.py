@@ -1,7 +1,7 @@
 """A store below any address that fsspec knows: `s3://bucket/store`, `gs://...`, `memory://...`.
 
-Objects are written whole. A shard that is a folder becomes real through its commit record, like any
-other; another folder is announced by an object beside it until all of it is there.
+Each object is written whole. A shard that is a folder exists once its commit record does, like any
+other shard. For other folders an object beside the folder says that some files are still missing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..files import SCRATCH_PREFIX
 from ..fingerprint import json_sha256
 from ..store.commit import ShardFile
 from ..store.layout import MANIFEST
-from .cache import ShardCache
-from .cache_entry import Entry
+from .cache import Entry, ShardCache
 from .cache_settings import CacheSettings
 from .faults import Patience
-from .leases import Leases
+from .lease import Leases
 from .objects import Objects
 from .place import REPAIR
 from .readahead import ReadAhead
+from .writers import Writers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 PATIENCE = Patience()
 
 
-class RemotePlace:
-    """A folder of objects."""
+class RemotePlace(Writers):
+    """A folder of objects (`Place`)."""
 
     def __init__(
         self,
@@ -46,9 +46,11 @@ class RemotePlace:
         patience: Patience | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        """Name it; nothing is touched.
+        """Name the folder; nothing is read or written.
 
-        options  for fsspec, besides what it takes from the environment
+        cache     where copies of shards are kept
+        patience  how often a failing request is repeated
+        options   for fsspec, besides those that it reads from the environment
         """
         self._settings = cache or CacheSettings()
         self._made_of = url, cache, patience, options
@@ -56,15 +58,16 @@ class RemotePlace:
         self._cache = ShardCache(self._settings.place, self._settings.bytes)
         self._identity: str | None = None
         self._leases = Leases(self._objects)
+        super().__init__(self._leases)
         self._ahead: ReadAhead | None = None
 
     def __reduce__(self) -> Any:
-        """Connections, threads and the lock stay in this process."""
+        """Pickle the arguments: connections, threads and locks stay in this process."""
         return _rebuilt, self._made_of
 
     @property
     def room(self) -> int | None:
-        """What the cache may hold."""
+        """How many bytes the cache may hold."""
         return self._cache.limit
 
     def __str__(self) -> str:
@@ -76,7 +79,7 @@ class RemotePlace:
         return self._objects.path(name)
 
     def exists(self, name: str) -> bool:
-        """Whether an object is there, or a folder that is whole."""
+        """Whether the object exists, or the folder with all its files."""
         kind = self._objects.kind(name)
         return kind == "file" or (
             kind == "directory" and self._objects.kind(_announcement(name)) is None
@@ -87,70 +90,58 @@ class RemotePlace:
         return self._objects.names(folder)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Every object below a folder."""
+        """The size in bytes of every object below a folder."""
         return {f"{folder}/{n}": size for n, size in self._objects.sizes(folder).items()}
 
     def read(self, name: str) -> bytes:
-        """A small object."""
+        """The content of a small object."""
         content = self._objects.read(name)
         if name == MANIFEST:
             self._identity = hashlib.sha256(content).hexdigest()
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """A small object, in one put."""
-        self._leases.expect_held()
-        self._objects.write(name, content)
+        """Write a small object in one request."""
+        self._objects.write(name, content, before=self._leases.expect_held)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder of the system's for temporary ones."""
+        """A temporary folder of the system."""
         with tempfile.TemporaryDirectory(prefix="coldstill-") as folder:
             yield Path(folder)
 
     def adopt(self, made: Path, name: str) -> None:
-        """Send it; a folder file by file, announced until the last has arrived."""
-        self._leases.expect_held()
+        """Upload the file, or the files of the folder."""
+        expect_held = self._leases.expect_held
         if not made.is_dir():
-            self._objects.upload({name: made})
+            self._objects.upload({name: made}, before=expect_held)
             return
         announcement = _announcement(name)
-        self._objects.write(announcement, b"")
-        self._objects.remove(name)  # of a crash, or being replaced: no commit record speaks of it
+        self._objects.write(announcement, b"", before=expect_held)
+        # Left by a crash or being replaced: no commit record names it.
+        self._objects.remove(name, before=expect_held)
         files = sorted(path for path in made.rglob("*") if path.is_file())
-        self._objects.upload({f"{name}/{p.relative_to(made).as_posix()}": p for p in files})
-        self._objects.remove(announcement)
+        uploads = {f"{name}/{path.relative_to(made).as_posix()}": path for path in files}
+        self._objects.upload(uploads, before=expect_held)
+        self._objects.remove(announcement, before=expect_held)
 
     def remove(self, name: str) -> None:
-        """Delete an object, or a folder of them."""
-        self._leases.expect_held()
-        self._objects.remove(name)
-
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """An object that says who writes, renewed as long as this process lives."""
-        return self._leases.alone()
-
-    def join(self, begin: Callable[[bool], None]) -> contextlib.AbstractContextManager[None]:
-        """An object for each writer."""
-        return self._leases.together(begin)
-
-    def claim(self, name: str) -> contextlib.AbstractContextManager[bool]:
-        """An object for each piece of work."""
-        return self._leases.claim(name)
+        """Delete an object, or all objects below a folder."""
+        self._objects.remove(name, before=self._leases.expect_held)
 
     def clear(self) -> None:
-        """Delete folders that were not sent to their end, here and one level below, and claims of
-        the dead."""
+        """Delete folders whose upload was interrupted, here and one level below, and claims of
+        dead processes."""
         for folder in (".", *sorted(self.names("."))):
             for name in self.names(folder):
                 if name.startswith(SCRATCH_PREFIX):
                     inside = "" if folder == "." else f"{folder}/"
                     self.remove(f"{inside}{name.removeprefix(SCRATCH_PREFIX)}")
                     self.remove(f"{inside}{name}")
-        self._leases.bury()
+        self.clear_claims()
 
     def folder(self, name: str) -> Path:
-        """A copy in the cache, fetched once; nothing is there if there is nothing to copy."""
+        """A copy in the cache; a path that does not exist if the folder is empty."""
         files = []
         for inner, size in sorted(self._objects.sizes(name).items()):
             if ".." in PurePosixPath(inner).parts:
@@ -159,27 +150,27 @@ class RemotePlace:
         entry = self._entry(tuple(files), name)
         if not files:
             return self._cache.folder / entry.label / name
-        # as if for later: whoever asked for it is about to read it
+        # Dated as fetched ahead, so that it is not deleted before the caller reads it.
         return self._cache.get(entry, self._downloads(entry, name), ahead=time.time_ns())
 
     def shard(self, commit: Commit, name: str) -> Path:
-        """A copy in the cache, every byte compared with the commit record on arrival, and by each
-        process that did not fetch it itself."""
+        """A copy in the cache, compared with the commit record on arrival and by each process
+        that did not fetch it."""
         entry = self._entry(commit.files, name)
         found = self._cache.get(entry, self._downloads(entry, name))
-        self._tell_used(entry)
+        self._note_used(entry)
         return found
 
     @contextlib.contextmanager
     def reading(self, commit: Commit, name: str) -> Iterator[bool]:
-        """Keep the copy from being deleted to make room for others."""
+        """Keep the copy while it is read, even if others need room."""
         entry = self._entry(commit.files, name)
-        self._tell_used(entry)
+        self._note_used(entry)
         with self._cache.reading(entry) as there:
             yield there
 
     def prefetch(self, wanted: Iterable[tuple[Commit, str, int]]) -> None:
-        """Follow a new order in a thread of its own, instead of the last one."""
+        """Fetch ahead in this order, in a thread; the previous order is given up."""
         if self._ahead is not None:
             self._ahead.stop()
         names: dict[str, str] = {}
@@ -202,7 +193,7 @@ class RemotePlace:
         return Entry(key=key[:32], address=self.path(name), name=last, files=files)
 
     def _store_identity(self) -> str:
-        """Its manifest: another store at the same address is another store."""
+        """The hash of the manifest: a new store at the same address has another one."""
         if self._identity is None:
             self.read(MANIFEST)
         return str(self._identity)
@@ -220,7 +211,7 @@ class RemotePlace:
 
         return download
 
-    def _tell_used(self, entry: Entry) -> None:
+    def _note_used(self, entry: Entry) -> None:
         if self._ahead is not None:
             self._ahead.used.add(entry.label)
 

@@ -1,16 +1,16 @@
-"""The record that makes a shard exist."""
+"""The commit record of a shard, without which the shard does not exist."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from ..errors import ColdstillError
 from ..files import json_bytes, parse_json
 from ..fingerprint import file_sha256
-from .seal import expect_seal, sealed, unsealed
+from .seal import expect_seal, sealed, unseal, unsealed, validated
 from .statistics import ShardStatistics
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 _STRICT: Any = {"extra": "forbid", "strict": True}
-# a name below the shard's own folder, never a way out of it; empty where the shard is one file
+# A name inside the shard's folder, never outside; empty if the shard is one file.
 _PART = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 _Name = Annotated[str, Field(pattern=rf"^({_PART}(/{_PART})*)?$", max_length=200)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -30,28 +30,28 @@ class ShardFile:
 
     __pydantic_config__: ClassVar[Any] = _STRICT
     name: _Name
-    """Below the shard's folder, or "" where the shard is one file."""
+    """The name in the shard's folder, or "" if the shard is one file."""
     bytes: _Count
     sha256: _Sha256
 
     def path(self, shard: str) -> str:
-        """Its name in the store, of a shard called `shard`."""
+        """The file's name in the store, for a shard named `shard`."""
         return f"{shard}/{self.name}" if self.name else shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """Counts and checksums of one whole shard."""
+    """Counts, checksums and statistics of one shard."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
     shard: _Count
     sequences: _Count
     documents: _Count
-    """Pieces of documents: one that was cut counts once per piece."""
+    """Number of documents; one that was cut counts once per piece."""
     tokens: _Count
     positions: _Count
     files: Annotated[tuple[ShardFile, ...], Field(min_length=1)]
-    """In order of their names."""
+    """The files of the shard, sorted by name."""
     statistics: ShardStatistics
 
     @property
@@ -65,7 +65,7 @@ _FILES = TypeAdapter(tuple[ShardFile, ...])
 
 
 def shard_files(made: Path) -> tuple[ShardFile, ...]:
-    """What a finished file or folder consists of."""
+    """The files of a finished file or folder, with sizes and hashes."""
     inner = sorted(path for path in made.rglob("*") if path.is_file()) if made.is_dir() else [made]
     return tuple(
         ShardFile(
@@ -78,44 +78,25 @@ def shard_files(made: Path) -> tuple[ShardFile, ...]:
 
 
 def files_json(files: tuple[ShardFile, ...]) -> bytes:
-    """A record of files that belong to no shard: those of the tokenizer."""
+    """The content of a record of files outside shards: those of the tokenizer."""
     return json_bytes(sealed({"files": [asdict(file) for file in files]}))
 
 
 def parse_files(content: bytes, where: str) -> tuple[ShardFile, ...]:
-    """The same from its bytes; raises ColdstillError if it is damaged."""
-    value = parse_json(content, where)
-    if not isinstance(value, dict):
-        raise ColdstillError(f"{where}: not a record of files")
-    expect_seal(value, where)
-    try:
-        return _FILES.validate_json(json_bytes(value.get("files")))
-    except ValidationError as error:
-        raise ColdstillError(f"{where}: {error.errors()[0]['msg']}") from error
+    """Parse a record of files; raises ColdstillError if it is damaged."""
+    return validated(_FILES, unseal(content, where).get("files"), where)
 
 
 def commit_json(commit: Commit) -> bytes:
-    """The content of its file."""
+    """The content of a commit record."""
     return json_bytes(sealed(asdict(commit)))
 
 
 def parse_commit(content: bytes, where: str) -> Commit:
-    """A commit record from its bytes.
-
-    Raises
-        ColdstillError: it is damaged
-    """
+    """Parse a commit record; raises ColdstillError if it is damaged."""
     value = parse_json(content, where)
     if not isinstance(value, dict):
         raise ColdstillError(f"{where}: not a commit record")
-    try:
-        # from JSON, which has no tuples
-        commit = _COMMIT.validate_json(json_bytes(unsealed(value)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ColdstillError(f"{where}: {place}: {first['msg']}") from error
-    except ValueError as error:  # numbers and text that JSON does not have
-        raise ColdstillError(f"{where}: {error}") from error
+    commit = validated(_COMMIT, unsealed(value), where)
     expect_seal(value, where)
     return commit

@@ -1,4 +1,4 @@
-"""Where everything of a store lies. No other file builds a name inside one."""
+"""The names of all files in a store. No other module builds such a name."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MANIFEST = "manifest.json"
-"""Written first; without it the folder is no store."""
+"""Written first; without it the folder is not a store."""
 TOKENIZER = "tokenizer"
-"""A folder that `transformers` and `tokenizers` load."""
+"""A folder that `transformers` and `tokenizers` can load."""
 TOKENIZER_FILES = "tokenizer.files.json"
-"""The hash of each of its files."""
+"""The record of the tokenizer's files, with their hashes."""
 SHARDS = "shards"
-"""The folder of the data."""
+"""The folder of the shards and their commit records."""
 MEASUREMENTS = "measurements.json"
-"""What the capturing run measured of itself (speed, memory); no part of the record."""
+"""Speed and memory of the capturing run; informative only."""
 LOCK = ".lock"
-"""Held by the process that writes, or by all that write together."""
+"""The lock of a process that writes alone."""
 CLAIMS = "claims"
-"""What each of several writers is at; nothing is left in it once they are done. What killed ones
-left means nothing, and goes when somebody writes alone or comes first."""
+"""The folder of the locks of several writers. The last one leaves it empty. Locks of killed
+processes mean nothing; the next process that is the only writer deletes them."""
 STARTING = f"{CLAIMS}/starting"
-"""Held by the writer that is just joining the others."""
+"""The lock of a process that is joining the writers."""
 MEMBERS = f"{CLAIMS}/member-"
-"""Begins the names that writers of a distant store hold as long as they take part."""
+"""Begins the names of the locks that each of several writers holds while it writes."""
 
 
 def shard_name(index: int, suffix: str) -> str:
-    """The data of one shard: a file, or a folder of files."""
+    """The name of a shard's data: a file, or a folder of files."""
     return f"{SHARDS}/{index:05d}{suffix}"
 
 
 def commit_name(index: int) -> str:
-    """Its commit record, written last: without it the shard does not exist."""
+    """The name of a shard's commit record. Written last: without it the shard does not exist."""
     return f"{SHARDS}/{index:05d}.json"
 
 
 def claim_name(index: int) -> str:
-    """Held by the process that makes this shard."""
+    """The name of the lock of the process that makes a shard."""
     return f"{CLAIMS}/{index:05d}"
 
 
 def committed(names: Iterable[str]) -> list[int]:
-    """Which shards have a commit record, in order, from the names in the folder of the data."""
+    """The indices of the shards with a commit record, in order, from the names in `SHARDS`."""
     stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
     indices = (int(stem) for stem in stems if stem.isascii() and stem.isdecimal())
     return sorted(i for i in indices if commit_name(i).rpartition("/")[2] in names)

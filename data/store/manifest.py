@@ -1,7 +1,7 @@
-"""What a store says of itself: written first, never changed, and compared before anything is added.
+"""The manifest of a store: written first, never changed, and compared before shards are added.
 
-The manifest names the teacher, the tokenizer, the corpus, the packing and the capture. It never
-names a student: any number of them read the same store.
+It names the teacher, the tokenizer, the corpus, the packing and the capture. It does not name
+students: any number of them read the same store.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from ..codecs import CODECS, Codec
 from ..errors import ColdstillError
 from ..fidelity import CodecError
-from ..files import json_bytes, parse_json
+from ..files import parse_json
 from ..formats import STORES, Store
 from ..schema import Capture
 from .layout import MANIFEST
-from .seal import expect_seal, sealed, unsealed
+from .seal import expect_seal, sealed, unsealed, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 MOST_SHARDS = 1 << 20
-"""Larger stores have larger shards."""
+"""The most shards of a store; larger stores need larger shards."""
 MOST_TEMPERATURE = 100.0
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -38,36 +38,36 @@ _STRICT: Any = {"extra": "forbid", "strict": True}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherIdentity:
-    """Which model spoke."""
+    """The model whose outputs were captured."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
     name: str
-    """As the recipe names it; information, not identity."""
+    """The name in the recipe; informative, not compared."""
     fingerprint: str
     """SHA-256 over its configuration and weight files."""
     family: str
     dtype: str
     parameters: _Count
     bytes: _Count
-    """Size of its weight files."""
+    """Size of the weight files."""
     trust_remote_code: bool = False
-    """Whether code that the model brings has run; not written where none has."""
+    """Whether code of the model's repository has run; written only if true."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerIdentity:
-    """What its ids mean; the tokenizer itself lies beside the manifest."""
+    """The tokenizer, whose files are beside the manifest."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
     fingerprint: str
     """SHA-256 of the table of tokens and ids."""
     size: _Size
-    """V: the real vocabulary; logits past it are padding and were never looked at."""
+    """V, the number of tokens. Logits beyond V are padding and are not captured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusIdentity:
-    """What was read."""
+    """The corpus that was captured."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
     fingerprint: str
@@ -82,43 +82,43 @@ class Packing:
 
     __pydantic_config__: ClassVar[Any] = _STRICT
     sequence_length: Annotated[int, Field(ge=2, le=2**31 - 1)]
-    """T: the longest a sequence can be."""
+    """T, the most tokens of a sequence."""
     together: bool
     """Whether a sequence may hold several documents."""
     isolation: Literal["positions", "mask", "single"]
-    """How the teacher kept them apart: positions that restart, a 4-d mask, or one to a sequence."""
+    """How documents were kept apart: restarting positions, a 4-d mask, or one per sequence."""
     separator: tuple[_Count, ...]
-    """The ids that were put after each plain document."""
+    """The token ids added after each plain document."""
     fingerprint: str
-    """SHA-256 over every sequence: its tokens, document borders and supervised positions."""
+    """SHA-256 over the tokens, document borders and supervised positions of all sequences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """How the teacher answered, where its own text is what was captured."""
+    """How the teacher answered prompts, if its own answers were captured."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
     max_new_tokens: _Size
     temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-    """0 is the most probable token each time."""
+    """The sampling temperature; 0 takes the most probable token."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
     top_k: _Count
-    """0 is all."""
+    """How many of the most probable tokens are sampled from; 0 for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What one of several stores gave to a store that was merged from them."""
+    """One of the stores that a merged store was made of."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
     corpus: str
-    """The fingerprint of its corpus, within which a sequence id means one sequence."""
+    """The fingerprint of its corpus. Sequence ids are unique in one corpus."""
     documents: _Count
-    """How many documents that corpus has."""
+    """Number of documents of its corpus."""
     packing: str
     """The fingerprint of its packing."""
     sequences: _Count
-    """How many of the store's sequences are its; those of the first part come first."""
+    """Number of its sequences in the merged store; those of the first part come first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,55 +132,55 @@ class Manifest:
     packing: Packing
     capture: Capture
     sequences: _Count
-    """N: how many sequences the whole store holds."""
+    """N, the number of sequences of the complete store."""
     shard_sequences: _Size
-    """How many of them a shard holds (the last may hold fewer)."""
+    """Sequences per shard; the last shard may hold fewer."""
     block_sequences: _Size
-    """How many a block inside a shard holds, likewise."""
+    """Sequences per block; the last block of a shard may hold fewer."""
     codec: dict[str, Any] = field(default_factory=lambda: {"name": "plain"})
-    """Its name and settings (`codec_settings`)."""
+    """Name and settings of the codec (`codec_settings`)."""
     store: dict[str, Any] = field(default_factory=lambda: {"name": "arrow"})
-    """Its name and settings (`store_settings`)."""
+    """Name and settings of the store format (`store_settings`)."""
     error: CodecError = field(default_factory=CodecError)
-    """How far the stored numbers may be, and were at first, from those captured."""
+    """The error of the stored numbers: its bound, and the measured one of the first block."""
     parts: tuple[Part, ...] = ()
-    """Of a merged store; empty in others."""
+    """The parts of a merged store; empty in others."""
     generated: Generation | None = None
-    """Not written where the corpus was read as it is: its packing is then that of prompts."""
+    """How the teacher answered; written only then, and `packing` is that of the prompts."""
 
     @property
     def shards(self) -> int:
-        """How many shards the whole store has."""
+        """The number of shards of the complete store."""
         return -(-self.sequences // self.shard_sequences)
 
     def shard_rows(self, shard: int) -> range:
-        """Which of the store's sequences shard number `shard` holds."""
+        """The range of sequences in one shard."""
         start = shard * self.shard_sequences
         return range(start, min(start + self.shard_sequences, self.sequences))
 
     def block_rows(self, shard: int, block: int) -> range:
-        """Which of the store's sequences block number `block` of that shard holds."""
+        """The range of sequences in one block of a shard."""
         start = block * self.block_sequences
         return self.shard_rows(shard)[start : start + self.block_sequences]
 
     def block_sizes(self, shard: int) -> list[int]:
-        """How many sequences each block of that shard holds."""
+        """The number of sequences in each block of a shard."""
         rows = self.shard_rows(shard)
         starts = range(0, len(rows), self.block_sequences)
         return [min(self.block_sequences, len(rows) - start) for start in starts]
 
     def make_codec(self, where: object) -> Codec:
-        """The codec object this store was written with."""
+        """The codec of this store."""
         codec: Codec = _registered(CODECS, self.codec, f"{where}: codec")
         return codec
 
     def make_store(self, where: object) -> Store:
-        """The shard format this store was written with."""
+        """The shard format of this store."""
         store: Store = _registered(STORES, self.store, f"{where}: store")
         return store
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value with sorted, plain contents: equal manifests give equal bytes."""
+        """The manifest as a sealed JSON value."""
         value: dict[str, Any] = asdict(self)
         if self.generated is None:
             del value["generated"]
@@ -196,7 +196,8 @@ def read_manifest(place: Place) -> Manifest:
     """Read and check the manifest of a store.
 
     Raises
-        ColdstillError: not there, not JSON, of another format or version, or malformed
+        ColdstillError: the manifest is missing, not JSON, of another format or version, or
+            malformed
     """
     where = place.path(MANIFEST)
     try:
@@ -210,7 +211,7 @@ def read_manifest(place: Place) -> Manifest:
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """A manifest from its bytes; raises as `read_manifest`."""
+    """Parse a manifest; raises the errors of `read_manifest`."""
     value = parse_json(content, where)
     if not isinstance(value, dict) or value.get("format") != "coldstill":
         raise ColdstillError(f"{where}: not the manifest of a coldstill store")
@@ -221,11 +222,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             f"{FORMAT_VERSION}; use the version that wrote it"
         )
     fields = {k: v for k, v in unsealed(value).items() if k not in ("format", "version")}
-    try:
-        # from JSON, which has no tuples; everything else must already have its own type
-        manifest = _MANIFEST.validate_json(json_bytes(fields))
-    except (ValidationError, ValueError) as error:
-        raise ColdstillError(f"{where}: {_first_mistake(error)}") from error
+    manifest = validated(_MANIFEST, fields, where)
     expect_seal(value, where)
     _expect_possible(manifest, where)
     manifest.make_codec(where)
@@ -234,7 +231,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 
 
 def _expect_possible(manifest: Manifest, where: str) -> None:
-    """Refuse numbers that no store has, before anything is made as large as they say."""
+    """Refuse impossible numbers before anything is allocated by them."""
     capture = manifest.capture
     limits = {
         "sequences": (manifest.shards, 0, MOST_SHARDS, "shards"),
@@ -252,19 +249,11 @@ def _expect_possible(manifest: Manifest, where: str) -> None:
         )
 
 
-def _first_mistake(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']} ({first['input']!r:.60})"
-
-
 def format_settings(
     codec: str | dict[str, Any], store: str | dict[str, Any], vocabulary: int, capture: Capture
 ) -> dict[str, dict[str, Any]]:
-    """`codec` and `store` of a manifest, for what a recipe or a command says of them: a name, or a
-    table of a name and settings.
+    """The fields `codec` and `store` of a manifest, from a recipe or a command: each is a name, or
+    a table with a name and settings.
 
     Raises
         ColdstillError: an unknown name or setting
@@ -282,31 +271,31 @@ def format_settings(
 
 
 def codec_settings(codec: Codec) -> dict[str, Any]:
-    """What a manifest says of a codec."""
+    """A codec's name and settings, for the manifest."""
     return {"name": codec.name, **asdict(codec)}  # type: ignore[call-overload]
 
 
 def store_settings(store: Store) -> dict[str, Any]:
-    """What a manifest says of a store."""
+    """A store format's name and settings, for the manifest."""
     return {"name": store.name, **asdict(store)}  # type: ignore[call-overload]
 
 
 def difference(
     old: Manifest, new: Manifest, sides: tuple[str, str] = ("in the store", "now")
 ) -> str | None:
-    """The first field that differs, as `field: old in the store, new now`, or None."""
+    """The first field that differs, as `field: old in the store, new now`; None if none does."""
     flat_old, flat_new = _flat(old.to_json()), _flat(new.to_json())
-    for key in sorted(flat_old | flat_new, key=_telling_first):
+    for key in sorted(flat_old | flat_new, key=_causes_first):
         before, now = flat_old.get(key), flat_new.get(key)
-        # neither a name nor a measured error is identity
+        # A name or a measured error is not part of the identity.
         named = key == "teacher.name" or key.startswith("error.") or key == "seal"
         if before != now and not named:
             return f"{key}: {_short(before)} {sides[0]}, {_short(now)} {sides[1]}"
     return None
 
 
-def _telling_first(key: str) -> tuple[int, str]:
-    # a changed corpus also changes the packing's fingerprint and the counts: name the cause
+def _causes_first(key: str) -> tuple[int, str]:
+    # Name the cause: a changed corpus also changes the packing's fingerprint and the counts.
     order = ["teacher", "tokenizer", "corpus", "packing", "capture", "codec", "store"]
     order += ["sequences", "shard_sequences"]
     section = key.split(".")[0]

@@ -1,9 +1,10 @@
-"""`coldstill store ...`: what is done to a whole store. Parse, call one function, print."""
+"""The `coldstill store` commands: each parses its options, calls one function and prints."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,8 +12,9 @@ import click
 from .group import CommandList
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from ...data.maintenance.shard import Problem
     from .progress import Progress
 
 _SHOWN = 20
@@ -31,12 +33,12 @@ def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _format_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How the new store is to be written."""
+    """Add the options for the codec and the format of the new store."""
     for option in (
-        click.option("--zstd", type=click.IntRange(0, 22), help="Level, 0 to 22."),
-        click.option("--levels", type=int, help="Steps of the compact codec, 15 to 254."),
-        click.option("--store", "kind", metavar="NAME", help="arrow or zarr."),
-        click.option("--codec", metavar="NAME", help="compact or plain."),
+        click.option("--zstd", type=click.IntRange(0, 22), help="Compression level, 0 to 22."),
+        click.option("--levels", type=int, help="Levels of the compact codec, 15 to 254."),
+        click.option("--store", "kind", metavar="NAME", help="Store format: arrow or zarr."),
+        click.option("--codec", metavar="NAME", help="Codec: compact or plain."),
     ):
         command = option(command)
     return command
@@ -54,45 +56,45 @@ def verify(path: str, as_json: bool) -> None:
     from ...data.maintenance.verify import verify as problems_of
 
     with _progress() as progress:
-        problems = list(problems_of(path, _tell(progress, "verify")))
+        problems = list(problems_of(path, _notify(progress, "verify")))
     for left in leftovers(path):
-        click.echo(f"{left}: left by an interrupted write; it does no harm", err=True)
+        click.echo(f"{left}: left by an interrupted write; the next writer deletes it", err=True)
     if as_json:
-        found = [_problem(problem) for problem in problems]
+        found = [asdict(problem) for problem in problems]
         click.echo(json.dumps({"path": path, "whole": not problems, "problems": found}, indent=2))
     else:
-        _say_problems(problems)
+        _print_problems(problems)
         click.echo(f"{path}: " + (_summary(problems) if problems else "whole"))
     sys.exit(1 if problems else 0)
 
 
 @store.command()
 @click.argument("path")
-@click.option("--dry-run", is_flag=True, help="Only say what would be dropped.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be deleted.")
 @_json_option
 def repair(path: str, dry_run: bool, as_json: bool) -> None:
-    """Drop what is damaged, so that teacher-logits can fill it again.
+    """Delete damaged shards, so that teacher-logits makes them again.
 
     Example: coldstill store repair runs/demo/logits
     """
     from ...data.maintenance.repair import repair as step
 
     with _progress() as progress:
-        done = step(path, pretend=dry_run, tell=_tell(progress, "repair"))
+        done = step(path, pretend=dry_run, notify=_notify(progress, "repair"))
     if as_json:
-        problems = [_problem(problem) for problem in done.problems]
+        problems = [asdict(problem) for problem in done.problems]
         facts = {"dropped": done.dropped, "strays": done.strays, "missing": done.missing}
         click.echo(json.dumps({"path": path, "problems": problems, **facts}, indent=2))
         return
-    _say_problems(done.problems)
-    verb = "would drop" if dry_run else "dropped"
+    _print_problems(done.problems)
+    verb = "would delete" if dry_run else "deleted"
     if done.dropped or done.strays:
         what = [_counted(len(done.dropped), "shard")] if done.dropped else []
         what += [_counted(len(done.strays), "stray file")] if done.strays else []
         click.echo(f"{path}: {verb} {' and '.join(what)}")
     if done.missing:
         shards = _counted(done.missing, "shard")
-        click.echo(f"{path}: {shards} to make; run coldstill teacher-logits again")
+        click.echo(f"{path}: {shards} missing; run coldstill teacher-logits again")
     elif not done.strays:
         click.echo(f"{path}: whole, nothing to repair")
 
@@ -103,14 +105,14 @@ def repair(path: str, dry_run: bool, as_json: bool) -> None:
 @_format_options
 @_json_option
 def convert(path: str, to: str, as_json: bool, **wanted: Any) -> None:
-    """Write the same record in another codec or store.
+    """Write a store with another codec or store format.
 
     Example: coldstill store convert runs/demo/logits plain-logits --codec plain
     """
     from ...data.maintenance.rewrite import convert as step
 
     with _progress() as progress:
-        step(path, to, *_formats(wanted), tell=_tell(progress, "convert"))
+        step(path, to, *_formats(wanted), notify=_notify(progress, "convert"))
     _wrote(to, as_json)
 
 
@@ -119,7 +121,7 @@ def convert(path: str, to: str, as_json: bool, **wanted: Any) -> None:
 @_format_options
 @_json_option
 def merge(paths: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
-    """Write several stores of one teacher as one, in the order given.
+    """Write several stores of one teacher as one, in the given order.
 
     Example: coldstill store merge runs/a/logits runs/b/logits both
     """
@@ -129,22 +131,27 @@ def merge(paths: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
     if not sources:
         raise click.UsageError("name at least one store to read and the one to write")
     with _progress() as progress:
-        step(sources, to, *_formats(wanted), tell=_tell(progress, "merge"))
+        step(sources, to, *_formats(wanted), notify=_notify(progress, "merge"))
     _wrote(to, as_json)
 
 
 @store.command("slice")
 @click.argument("path")
 @click.argument("to")
-@click.option("--sequences", metavar="A:B", help="By place in the store, B not included.")
+@click.option("--sequences", metavar="A:B", help="Sequences by index in the store, B not included.")
 @click.option("--documents", metavar="A:B", help="Sequences that hold one of these documents.")
-@click.option("--fraction", type=float, metavar="F", help="A random share, 0 to 1.")
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random share."
+    "--fraction",
+    type=float,
+    metavar="F",
+    help="Random share of the sequences, 0 to 1.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random share."
 )
 @_json_option
 def slice_(path: str, to: str, as_json: bool, **wanted: Any) -> None:
-    """Write a part of a store; several options keep what all of them choose.
+    """Write a part of a store: the sequences that meet all given options.
 
     Example: coldstill store slice runs/demo/logits tenth --fraction 0.1
     """
@@ -153,19 +160,20 @@ def slice_(path: str, to: str, as_json: bool, **wanted: Any) -> None:
     from ...data.store.reader import open_store
 
     with _progress() as progress:
-        tell = _tell(progress, "slice")
-        take(path, to, chosen_rows(open_store(path), **wanted, tell=tell), tell=tell)
+        notify = _notify(progress, "slice")
+        rows = chosen_rows(open_store(path), **wanted, notify=notify)
+        take(path, to, rows, notify=notify)
     _wrote(to, as_json)
 
 
 @store.command()
 @click.argument("path")
 @click.argument("to")
-@click.option("--head", type=click.IntRange(0), required=True, help="Most probable tokens kept.")
-@click.option("--tail", type=click.IntRange(0), required=True, help="Samples of the rest.")
+@click.option("--head", type=click.IntRange(0), required=True, help="Most probable tokens to keep.")
+@click.option("--tail", type=click.IntRange(0), required=True, help="Samples of the other tokens.")
 @_json_option
 def shrink(path: str, to: str, head: int, tail: int, as_json: bool) -> None:
-    """Keep a smaller head or tail, without the teacher and without bias.
+    """Write a store with a smaller head or tail, without the teacher.
 
     Example: coldstill store shrink runs/demo/logits small --head 8 --tail 8
     """
@@ -178,7 +186,7 @@ def shrink(path: str, to: str, head: int, tail: int, as_json: bool) -> None:
             to,
             lambda manifest: smaller_capture(manifest, head, tail, path),
             shrink_block,
-            tell=_tell(progress, "shrink"),
+            notify=_notify(progress, "shrink"),
         )
     _wrote(to, as_json)
 
@@ -189,21 +197,21 @@ def _progress() -> Progress:
     return Progress(f"store {click.get_current_context().info_name}")
 
 
-def _tell(progress: Progress, stage: str) -> Callable[[str, int, int], None]:
-    """Draw what a step of `data.maintenance` tells, as every other stage's, from its start on."""
+def _notify(progress: Progress, stage: str) -> Callable[[str, int, int], None]:
+    """A callback that draws the progress of a step of `data.maintenance`."""
     from ...stages.report import Report
 
     progress(Report(stage=f"store {stage}", unit="sequences"))
 
-    def tell(what: str, done: int, total: int) -> None:
+    def notify(what: str, done: int, total: int) -> None:
         name = f"store {stage}" if what in (stage, "write") else f"store {stage}: {what}"
         progress(Report(stage=name, done=done, total=total, unit="sequences"))
 
-    return tell
+    return notify
 
 
 def _formats(wanted: dict[str, Any]) -> tuple[Any, Any]:
-    """What the options say of codec and store, for `data.store.manifest.format_settings`."""
+    """The codec and the format in the options, for `data.store.manifest.format_settings`."""
     codec, levels = wanted["codec"], wanted["levels"]
     if levels is not None:
         codec = {"name": codec or "compact", "levels": levels}
@@ -213,32 +221,26 @@ def _formats(wanted: dict[str, Any]) -> tuple[Any, Any]:
     return codec, kind
 
 
-def _problem(problem: Any) -> dict[str, Any]:
-    names = ("shard", "sequence", "position", "what", "missing")
-    return {name: getattr(problem, name) for name in names}
-
-
-def _say_problems(problems: list[Any]) -> None:
+def _print_problems(problems: Sequence[Problem]) -> None:
     for problem in problems[:_SHOWN]:
         click.echo(str(problem))
     if len(problems) > _SHOWN:
         click.echo(f"and {len(problems) - _SHOWN} more")
 
 
-def _summary(problems: list[Any]) -> str:
+def _summary(problems: Sequence[Problem]) -> str:
     count = _counted(len(problems), "problem")
     damaged = [problem for problem in problems if not problem.missing]
     if not damaged:
-        return f"{count}, all of shards that are not there; finish it with coldstill teacher-logits"
+        return f"{count}, all of missing shards; finish the store with coldstill teacher-logits"
     first = next((problem for problem in damaged if problem.shard is not None), damaged[0])
-    places = {"shard": first.shard, "sequence": first.sequence, "position": first.position}
-    where = ", ".join(f"{name} {place}" for name, place in places.items() if place is not None)
-    text = f"{count}, the first damage {'at ' + where if where else 'outside the shards'}"
-    return text + ("; drop what is damaged with coldstill store repair" if where else "")
+    where = f"at {first.where}" if first.where else "outside the shards"
+    text = f"{count}, the first damage {where}"
+    return text + ("; delete the damage with coldstill store repair" if first.where else "")
 
 
 def _counted(count: int, noun: str) -> str:
-    """`1 shard`, `2 shards`."""
+    """Text such as `1 shard` or `2 shards`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import coldstill.data.places.cache
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.places.cache import ShardCache
-from coldstill.data.places.cache_entry import Entry
+from coldstill.data.places.cache import Entry, ShardCache
 from coldstill.data.places.cache_settings import CacheSettings, byte_count
 from coldstill.data.store.commit import shard_files
 from oracles import cached_bytes
@@ -69,13 +68,13 @@ def kept(cache: ShardCache) -> set[int]:
     return {int(path.parent.name.split("-")[0], 16) for path in cache.folder.glob("*/x")}
 
 
-def test_what_is_there_is_not_fetched_again(tmp_path: Path, source: Source) -> None:
+def test_a_cached_entry_is_not_fetched_again(tmp_path: Path, source: Source) -> None:
     for _ in range(3):
         assert get(cache_of(tmp_path), source, 4) == bytes([4]) * SIZE
     assert sum(source.fetched) == 1
 
 
-def test_what_was_used_longest_ago_makes_room(tmp_path: Path, source: Source) -> None:
+def test_the_least_recently_used_entry_is_evicted(tmp_path: Path, source: Source) -> None:
     cache = cache_of(tmp_path, 3.9)
     for index in (0, 1, 2):
         get(cache, source, index)
@@ -88,7 +87,7 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path, source: Source) ->
     assert kept(cache) == {2, 3, 4}
 
 
-def test_it_never_holds_more_than_its_limit_even_while_fetching(
+def test_the_cache_never_exceeds_its_limit_even_while_fetching(
     tmp_path: Path, source: Source
 ) -> None:
     cache, seen = cache_of(tmp_path, 2.5), []
@@ -107,7 +106,7 @@ def test_it_never_holds_more_than_its_limit_even_while_fetching(
     assert source.fetched == [2] * 12
 
 
-def test_a_smaller_limit_is_kept_from_then_on(tmp_path: Path, source: Source) -> None:
+def test_a_smaller_limit_applies_at_the_next_fetch(tmp_path: Path, source: Source) -> None:
     for index in range(5):
         get(cache_of(tmp_path, 5), source, index)
     smaller = cache_of(tmp_path, 2)
@@ -126,7 +125,7 @@ def test_a_shard_larger_than_the_limit_is_refused(tmp_path: Path, source: Source
     assert not cache.folder.exists()
 
 
-def test_what_was_fetched_ahead_goes_last(tmp_path: Path, source: Source) -> None:
+def test_an_entry_fetched_ahead_is_evicted_last(tmp_path: Path, source: Source) -> None:
     cache = cache_of(tmp_path)
     get(cache, source, 0, ahead=time.time_ns())
     for index in (1, 2, 3, 4):
@@ -138,7 +137,7 @@ def test_what_was_fetched_ahead_goes_last(tmp_path: Path, source: Source) -> Non
     assert kept(cache) == {5, 6, 7}
 
 
-def test_what_is_being_read_is_not_deleted(tmp_path: Path, source: Source) -> None:
+def test_an_entry_that_is_read_is_not_evicted(tmp_path: Path, source: Source) -> None:
     cache = cache_of(tmp_path, 2)
     get(cache, source, 0)
     with cache.reading(source.entries[0]) as is_there:
@@ -152,7 +151,7 @@ def test_what_is_being_read_is_not_deleted(tmp_path: Path, source: Source) -> No
         assert not is_there
 
 
-def test_when_all_of_it_is_in_use_it_waits_and_then_says_so(
+def test_a_cache_that_is_fully_in_use_waits_then_fails(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = cache_of(tmp_path, 1)
@@ -210,8 +209,7 @@ def read_held(cache: ShardCache, source: Source, index: int) -> bytes:
 FETCH = """
 import sys, time
 from pathlib import Path
-from coldstill.data.places.cache import ShardCache
-from coldstill.data.places.cache_entry import Entry
+from coldstill.data.places.cache import Entry, ShardCache
 from coldstill.data.store.commit import shard_files
 
 source, folder, log = map(Path, sys.argv[1:])
@@ -247,7 +245,7 @@ def test_two_processes_share_it_and_fetch_each_shard_once(tmp_path: Path, source
     assert sorted(log.read_text().split()) == [f"{i:05d}.arrow" for i in range(12)]
 
 
-def test_what_a_killed_process_left_is_nobodys(tmp_path: Path, source: Source) -> None:
+def test_leftovers_of_a_killed_process_are_deleted(tmp_path: Path, source: Source) -> None:
     cache = cache_of(tmp_path, 2)
     half = cache.folder / source.entries[0].label
     half.mkdir(parents=True)
@@ -263,9 +261,7 @@ def test_what_a_killed_process_left_is_nobodys(tmp_path: Path, source: Source) -
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut short", "emptied", "missing", "a folder"])
-def test_a_copy_that_was_spoiled_on_disk_is_fetched_again(
-    tmp_path: Path, source: Source, damage: str
-) -> None:
+def test_a_damaged_copy_is_fetched_again(tmp_path: Path, source: Source, damage: str) -> None:
     path = cache_of(tmp_path).get(source.entries[0], source.download(0))
     path.unlink()
     if damage == "a folder":
@@ -278,7 +274,7 @@ def test_a_copy_that_was_spoiled_on_disk_is_fetched_again(
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_what_arrives_wrong_is_fetched_again(tmp_path: Path, source: Source, times: int) -> None:
+def test_a_damaged_arrival_is_fetched_again(tmp_path: Path, source: Source, times: int) -> None:
     def spoiled(target: Path) -> None:
         source.download(0)(target)
         if source.fetched[0] <= times:
@@ -289,9 +285,7 @@ def test_what_arrives_wrong_is_fetched_again(tmp_path: Path, source: Source, tim
     assert source.fetched[0] == times + 1
 
 
-def test_what_always_arrives_wrong_is_an_error_and_leaves_nothing(
-    tmp_path: Path, source: Source
-) -> None:
+def test_a_permanently_damaged_entry_is_an_error(tmp_path: Path, source: Source) -> None:
     cache = cache_of(tmp_path)
     with pytest.raises(ColdstillError) as caught:
         cache.get(source.entries[0], source.download(1))
@@ -315,7 +309,7 @@ def test_a_fetch_that_fails_leaves_nothing(
     assert get(cache, source, 0) == bytes(SIZE)
 
 
-def test_a_full_disk_is_one_clear_line(tmp_path: Path, source: Source) -> None:
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path, source: Source) -> None:
     def full(target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
@@ -326,7 +320,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, source: Source) -> None:
     assert cached_bytes(cache.folder) == 0
 
 
-def test_a_shard_of_many_files_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_a_shard_of_many_files_is_complete_or_missing(tmp_path: Path) -> None:
     made = tmp_path / "made"
     (made / "c" / "0").mkdir(parents=True)
     (made / "c" / "0" / "1").write_bytes(b"12345")
@@ -344,7 +338,7 @@ def test_a_shard_of_many_files_is_whole_or_not_there(tmp_path: Path) -> None:
     assert (path / "c" / "0" / "1").read_bytes() == b"12345"
 
 
-def test_a_deleted_cache_is_made_again(tmp_path: Path, source: Source) -> None:
+def test_a_deleted_cache_is_created_again(tmp_path: Path, source: Source) -> None:
     cache = cache_of(tmp_path)
     get(cache, source, 0)
     shutil.rmtree(cache.folder)
@@ -353,7 +347,7 @@ def test_a_deleted_cache_is_made_again(tmp_path: Path, source: Source) -> None:
     assert get(cache, source, 0) == bytes(SIZE)
 
 
-def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLDSTILL_CACHE", str(tmp_path / "named"))
     assert CacheSettings().place == tmp_path / "named"
     assert CacheSettings(folder=tmp_path).place == tmp_path
@@ -378,6 +372,6 @@ def test_sizes_are_read_with_their_units(text: object, count: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GB", "20 potatoes", "-1 GB", "0", 0, -5, True, None])
-def test_what_is_no_size_is_refused(text: object) -> None:
-    with pytest.raises(ValueError, match="is no size; write a number and a unit, such as '20 GB'"):
+def test_an_invalid_size_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a size; write a number and a unit, such as '20"):
         byte_count(text)

@@ -49,7 +49,7 @@ def with_target(block: Block, field: str, place: int, change: Any) -> Block:
 
 
 def where(block: Block, place: int) -> tuple[int, int]:
-    """Which sequence of the block, and which position of that."""
+    """The index of the sequence in the block, and of the position in the sequence."""
     positions = block.sequences.positions
     row = int(np.searchsorted(positions.offsets, place, side="right")) - 1
     return row, int(positions.values[place])
@@ -70,7 +70,7 @@ def with_row(block: Block, field: str, row: int, change: Any) -> Block:
 
 
 def row_with(documents: int, positions: int) -> int:
-    """A sequence, not the first, with so many documents and supervised positions at least."""
+    """A sequence after the first with at least this many documents and supervised positions."""
     sequences = BLOCK.sequences
     enough = sequences.document_starts.lengths >= documents
     enough &= sequences.positions.lengths >= positions
@@ -102,19 +102,19 @@ def always(value: float) -> Any:
 
 
 def of(field: str, at: Any = ..., by: float = 0.0) -> Any:
-    """What another field says at the position, or another number near it."""
+    """The value of another field at the position, or a number near it."""
     return lambda targets, place: getattr(targets, field)[place][at] + by
 
 
-HEAD_NUMBERS = "head log-probabilities above 0, or no numbers"
+HEAD_NUMBERS = "head log-probabilities above 0, or not numbers"
 RISING = "head log-probabilities that increase"
 SUM = "head and tail that do not sum to 1"
 TAIL_MASS = "a tail mass above 1, or none"
 BESIDE = "a tail beside a head of the whole vocabulary"
-TAIL_NUMBERS = "tail log-probabilities above 0, or no numbers"
+TAIL_NUMBERS = "tail log-probabilities above 0, or not numbers"
 TAIL_ABOVE = "tail samples above the head's last entry"
 ENTROPY = "an entropy that is not in [0, log V]"
-LABEL_NUMBER = "a label log-probability above 0, or no number"
+LABEL_NUMBER = "a label log-probability above 0, or not a number"
 LABEL_HEAD = "a label's log-probability is not its entry in the head"
 LABEL_ABOVE = "a label outside the head is above the head's last entry"
 LABEL_TAIL = "a label's log-probability is not that of its tail sample"
@@ -175,13 +175,13 @@ TARGETS: list[tuple[str, str, Any, set[str]]] = [
         Capture(head=1, tail=1, temperatures=(4.0,)),
     ],
 )
-def test_nothing_is_wrong_with_what_a_teacher_says(capture: Capture) -> None:
+def test_a_captured_block_breaks_no_rule(capture: Capture) -> None:
     for seed in range(10):
         assert check_block(random_block(seed, 10, capture), 10, rules_for(capture)) == []
 
 
 @pytest.mark.parametrize(("label", "field", "change", "expected"), TARGETS)
-def test_each_rule_about_targets_names_the_position_that_breaks_it(
+def test_each_rule_about_targets_reports_the_position(
     label: str, field: str, change: Any, expected: set[str]
 ) -> None:
     place = place_of(BLOCK, label)
@@ -194,7 +194,7 @@ def test_each_rule_about_targets_names_the_position_that_breaks_it(
 
 
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
-def test_a_label_and_its_entry_that_are_both_no_number_are_found(value: float) -> None:
+def test_a_label_and_its_entry_that_are_both_nan_are_found(value: float) -> None:
     for label, field in (("head", "head_logprobs"), ("tail", "tail_logprobs")):
         place = place_of(BLOCK, label)
         broken = with_target(BLOCK, field, place, always(value))
@@ -212,7 +212,7 @@ def test_a_tail_beside_a_head_of_the_whole_vocabulary_is_found() -> None:
     assert check_block(broken, 10, rules_for(WHOLE)) == [Finding(BESIDE, *where(block, place))]
 
 
-def test_a_rule_that_is_broken_often_names_the_first_place_and_the_number() -> None:
+def test_a_rule_that_is_broken_often_reports_the_first_place_and_the_count() -> None:
     entropy = BLOCK.targets.entropy.copy()
     entropy[[4, 7, 9]] = -1.0
     broken = replace(BLOCK, targets=replace(BLOCK.targets, entropy=entropy))
@@ -220,7 +220,7 @@ def test_a_rule_that_is_broken_often_names_the_first_place_and_the_number() -> N
     assert check_block(broken, len(BLOCK), rules_for(FULL)) == [expected]
 
 
-def test_a_codec_that_rounds_is_allowed_its_error_and_no_more() -> None:
+def test_rounding_is_allowed_up_to_the_error_of_the_codec() -> None:
     place = place_of(BLOCK, "head")
 
     def found(field: str, by: float, **allowed: float) -> set[str]:
@@ -254,7 +254,7 @@ ROWS: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("field", "change", "expected"), ROWS)
-def test_each_rule_about_sequences_names_the_one_that_breaks_it(
+def test_each_rule_about_sequences_reports_the_sequence(
     field: str, change: Any, expected: str
 ) -> None:
     row = row_with(documents=2, positions=2)
@@ -319,7 +319,7 @@ def test_a_sequence_that_does_not_match_its_hash_is_named() -> None:
     assert found[0].what.startswith("sequence 3 is not what was written: ")
 
 
-def test_a_block_of_another_size_is_not_looked_at_further() -> None:
+def test_a_block_of_another_size_is_not_checked_further() -> None:
     assert check_block(BLOCK, 9, rules_for(FULL)) == [Finding("holds 10 sequences, expected 9")]
 
 
@@ -342,7 +342,7 @@ TARGET_SHAPES: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("field", "change"), SEQUENCE_SHAPES + TARGET_SHAPES)
-def test_an_array_of_another_shape_or_type_is_all_that_is_said(field: str, change: Any) -> None:
+def test_only_a_wrong_shape_or_type_is_reported(field: str, change: Any) -> None:
     part = "targets" if (field, change) in TARGET_SHAPES else "sequences"
     whole: Any = getattr(BLOCK, part)
     broken = replace(BLOCK, **{part: replace(whole, **{field: change(getattr(whole, field))})})

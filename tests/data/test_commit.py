@@ -30,7 +30,7 @@ COMMIT = Commit(
 )
 
 
-def test_a_record_comes_back_as_it_was() -> None:
+def test_a_record_is_read_as_it_was_written() -> None:
     assert parse_commit(commit_json(COMMIT), WHERE) == COMMIT
     assert COMMIT.bytes == 1000
 
@@ -47,7 +47,7 @@ def test_the_files_of_a_shard_are_listed_with_their_hashes(tmp_path: Path) -> No
     assert [file.bytes for file in shard_files(group)] == [11, 5, 9]
 
 
-def test_sums_are_added_field_by_field() -> None:
+def test_statistics_are_added_field_by_field_and_bin_by_bin() -> None:
     one = ShardStatistics(
         loss=1.0, entropy=2.0, head_mass=3.0, correct=4, separator_mass=5.0, separators=6
     )
@@ -55,9 +55,6 @@ def test_sums_are_added_field_by_field() -> None:
         loss=2.0, entropy=4.0, head_mass=6.0, correct=8, separator_mass=10.0, separators=12
     )
     assert one.plus(ShardStatistics()) == one
-
-
-def test_histograms_are_added_bin_by_bin() -> None:
     one = ShardStatistics(entropy_bins=(1, 2), mass_bins=(5,))
     other = ShardStatistics(entropy_bins=(0, 3, 4))
     assert one.plus(other).entropy_bins == other.plus(one).entropy_bins == (1, 5, 4)
@@ -125,7 +122,7 @@ def test_every_number_of_a_record_is_under_its_seal() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"text"', b"\xff", b"[" * 99999])
-def test_what_is_no_record_is_refused(content: bytes) -> None:
+def test_content_that_is_not_a_record_is_refused(content: bytes) -> None:
     with pytest.raises(ColdstillError) as caught:
         parse_commit(content, WHERE)
     assert str(caught.value).startswith(f"{WHERE}: ")

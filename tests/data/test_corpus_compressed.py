@@ -1,4 +1,4 @@
-"""Compressed files that are whole, and those that only seem damaged."""
+"""Compressed files that are complete, and some that only seem damaged."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def refusal(base: Path, name: str, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.txt.zst", "a.parquet.zst", "a.arrow.zst"])
-def test_a_window_that_is_too_large_is_told_as_such(tmp_path: Path, name: str) -> None:
+def test_a_window_that_is_too_large_is_reported(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path, name, LARGE_WINDOW) == (
         f"{name}: cannot be read: it was compressed with a window of 2,147,483,648 bytes (zstd "
         "--long=28 or more), larger than the 134,217,728 bytes that are read; compress it again "
@@ -49,19 +49,19 @@ def test_a_window_that_is_too_large_is_told_as_such(tmp_path: Path, name: str) -
     )
 
 
-def test_a_large_window_in_a_later_frame_is_told_too(tmp_path: Path) -> None:
+def test_a_large_window_in_a_later_frame_is_reported(tmp_path: Path) -> None:
     told = refusal(tmp_path, "a.jsonl.zst", zstd(LINE) + LARGE_WINDOW)
     assert "it was compressed with a window (zstd --long=28 or more), larger than" in told
 
 
-def test_the_largest_window_that_is_read_is_read(tmp_path: Path) -> None:
+def test_the_largest_allowed_window_is_read(tmp_path: Path) -> None:
     small = LARGE_WINDOW[:5] + bytes([(27 - 10) << 3]) + LARGE_WINDOW[6:]
     (tmp_path / "a.jsonl.zst").write_bytes(small)
     (document,) = read_documents(list_sources(["a.jsonl.zst"], tmp_path), Columns())
     assert document.text == "a"
 
 
-def test_frames_that_hold_no_data_are_passed_over(tmp_path: Path) -> None:
+def test_frames_without_data_are_skipped(tmp_path: Path) -> None:
     part = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
     (tmp_path / "a.jsonl.zst").write_bytes(part + zstd(LINE) + part + zstd(LINE) + part)
     documents = read_documents(list_sources(["a.jsonl.zst"], tmp_path), Columns())
@@ -71,7 +71,7 @@ def test_frames_that_hold_no_data_are_passed_over(tmp_path: Path) -> None:
         assert told.endswith("it is cut short or damaged, fetch or write it again")
 
 
-def test_what_is_compressed_otherwise_than_it_says_is_named(tmp_path: Path) -> None:
+def test_a_wrong_compression_suffix_is_reported(tmp_path: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("a.jsonl", LINE)
@@ -86,7 +86,7 @@ def test_what_is_compressed_otherwise_than_it_says_is_named(tmp_path: Path) -> N
         )
 
 
-def test_text_that_is_compressed_without_saying_so_is_named(tmp_path: Path) -> None:
+def test_compressed_text_without_a_suffix_is_reported(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.json", "a.txt"):
         told = refusal(tmp_path, name, gzip.compress(LINE))
         assert told == f"{name}: is compressed with gzip; name it {name}.gz"
@@ -96,6 +96,6 @@ def test_text_that_is_compressed_without_saying_so_is_named(tmp_path: Path) -> N
     assert told == "a.jsonl.gz: is compressed with zstd once more; unpack it first"
 
 
-def test_compressed_nothing_holds_no_records(tmp_path: Path) -> None:
+def test_a_compressed_empty_file_holds_no_records(tmp_path: Path) -> None:
     for name, data in [("a.jsonl.gz", gzip.compress(b"")), ("a.jsonl.zst", zstd(b""))]:
         assert refusal(tmp_path, name, data).startswith(f"{name}: holds no records;")

@@ -24,25 +24,22 @@ def test_the_digest_depends_on_every_part_of_the_content() -> None:
     assert len({document.digest() for document in [plain, *changed]}) == 9
 
 
-def test_the_digest_does_not_depend_on_where_the_text_was_found() -> None:
+def test_the_digest_does_not_depend_on_the_source_or_the_order_of_keys() -> None:
     document = Document(where="a:1", text="one")
     assert document.digest() == replace(document, where="b:9").digest()
-
-
-def test_the_digest_does_not_depend_on_the_order_of_a_messages_keys() -> None:
     turned = ({"content": "hi", "role": "user"},)
     assert (
         Document(where="", messages=CHAT).digest() == Document(where="", messages=turned).digest()
     )
 
 
-def test_a_prompt_alone_is_nothing_to_learn_from() -> None:
+def test_a_prompt_alone_is_an_empty_document() -> None:
     assert Document(where="", prompt="why?").is_empty
     assert not Document(where="", text="because").is_empty
     assert not Document(where="", messages=CHAT).is_empty
 
 
-def test_adding_documents_moves_none_across_the_split() -> None:
+def test_adding_documents_does_not_move_others_to_another_split() -> None:
     def held_out(texts: list[str]) -> set[str]:
         return {t for t in texts if is_held_out(Document(where="", text=t).digest(), 0.2)}
 
@@ -52,34 +49,31 @@ def test_adding_documents_moves_none_across_the_split() -> None:
     assert held_out(more + some[::-1]) & set(some) == held_out(some)
 
 
-def test_about_the_asked_share_is_held_out() -> None:
+def test_about_the_requested_share_is_held_out() -> None:
     digests = [Document(where="", text=str(i)).digest() for i in range(20_000)]
     for share, spread in ((0.02, 0.004), (0.5, 0.014)):  # four standard deviations
         held = sum(is_held_out(digest, share) for digest in digests) / len(digests)
         assert abs(held - share) < spread
 
 
-def test_a_larger_share_only_adds_to_what_is_held_out() -> None:
+def test_a_larger_share_only_adds_held_out_documents() -> None:
     digests = [Document(where="", text=str(i)).digest() for i in range(2_000)]
     small = {digest for digest in digests if is_held_out(digest, 0.1)}
     large = {digest for digest in digests if is_held_out(digest, 0.3)}
     assert small < large
-
-
-def test_the_ends_of_the_share_hold_out_none_and_all() -> None:
     for digest in (bytes(32), b"\xff" * 32):
         assert not is_held_out(digest, 0.0)
         assert is_held_out(digest, 1.0)
 
 
-def test_a_document_keeps_the_digest_that_held_it_out_before_there_were_tools() -> None:
+def test_a_document_without_tools_keeps_the_digest_of_earlier_versions() -> None:
     document = Document(where="a:1", text="one", prompt="two", messages=CHAT)
     assert document.digest().hex() == (
         "0b816d39fb10db091e42a4dda4148a98a576697879257825425ad6bffc19f89a"
     )
 
 
-def test_the_size_counts_all_that_is_written() -> None:
+def test_the_size_counts_all_text() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": "é"}}}
     parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "é"}]
     messages: tuple[dict[str, Any], ...] = (
@@ -91,7 +85,7 @@ def test_the_size_counts_all_that_is_written() -> None:
     assert document.size == 4 + calls + 2 + len('{"name": "f"}')
 
 
-def test_a_prompt_may_be_taken_for_a_chat() -> None:
+def test_a_prompt_can_become_a_chat() -> None:
     pair = Document(where="a:1", prompt="s\n\nq", system="s", text="a")
     assert pair.as_chat() == Document(
         where="a:1",

@@ -1,4 +1,4 @@
-"""Which files of a folder are documents, above all of a data set cloned from a hub."""
+"""The documents of a folder, especially of a data set cloned from a hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def listed(base: Path, *entries: str) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("entry", ["set", "set/*", "set/**"])
-def test_of_a_cloned_data_set_only_the_records_are_documents(tmp_path: Path, entry: str) -> None:
+def test_only_the_records_of_a_cloned_data_set_are_documents(tmp_path: Path, entry: str) -> None:
     rows = ["set/data/train-00000-of-00002.parquet", "set/data/train-00001-of-00002.parquet"]
     about = ["LICENSE", "README.md", "dataset_infos.json", "load.py", "requirements.txt"]
     about = [f"set/{name}" for name in about]
@@ -51,7 +51,7 @@ def test_a_data_set_of_texts_keeps_its_texts(tmp_path: Path) -> None:
         (".cache/huggingface/download/a.lock", b""),
     ],
 )
-def test_a_data_set_of_texts_is_known_by_what_a_hub_leaves_in_it(
+def test_a_downloaded_data_set_of_texts_is_recognised(
     tmp_path: Path, mark: str, content: bytes
 ) -> None:
     touch(tmp_path, "set/a.txt", "set/README.md")
@@ -62,14 +62,14 @@ def test_a_data_set_of_texts_is_known_by_what_a_hub_leaves_in_it(
     assert listed(tmp_path, "set") == (["set/a.txt"], ["set/README.md"])
 
 
-def test_a_file_that_another_entry_names_is_not_said_to_be_left_out(tmp_path: Path) -> None:
+def test_a_file_that_another_entry_names_is_not_reported_as_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "set/a.jsonl", "set/README.md")
     names = ["set/a.jsonl", "set/README.md"]
     assert listed(tmp_path, "set", "set/README.md") == (names, [])
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.jsonl.zst"])
-def test_what_git_lfs_has_not_fetched_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path, name: str) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     (tmp_path / name).write_text(pointer)
     for entry in (name, "*"):
@@ -80,7 +80,7 @@ def test_what_git_lfs_has_not_fetched_is_refused(tmp_path: Path, name: str) -> N
         )
 
 
-def test_a_text_about_records_is_no_document(tmp_path: Path) -> None:
+def test_a_text_about_records_is_not_a_document(tmp_path: Path) -> None:
     touch(tmp_path, "d/a.jsonl", "d/notes.txt", "d/license.md")
     (tmp_path / "d/README.md").write_text("Nothing special.")
     assert listed(tmp_path, "d") == (["d/a.jsonl", "d/notes.txt"], ["d/README.md", "d/license.md"])
@@ -103,7 +103,7 @@ def test_a_data_set_does_not_change_its_neighbours(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_what_is_left_out_is_said_in_one_sentence(tmp_path: Path) -> None:
+def test_left_out_files_are_named_in_one_sentence(tmp_path: Path) -> None:
     touch(tmp_path, "d/a.txt", "d/b.csv", "d/c.jsonl.bz2", "d/d.zip", "d/e.tar.gz")
     _, left_out = listed(tmp_path, "d")
     assert note_left_out(left_out) == (
@@ -136,6 +136,6 @@ def test_a_folder_of_several_splits_is_refused_by_name(
     assert len(listed(tmp_path, *(f"d/{name}" for name in files))[0]) == 2
 
 
-def test_texts_may_be_called_as_they_like(tmp_path: Path) -> None:
+def test_texts_may_have_names_of_splits(tmp_path: Path) -> None:
     touch(tmp_path, "d/train.py", "d/test.py", "d/tests/eval.txt", "d/training.jsonl")
     assert len(listed(tmp_path, "d")[0]) == 4

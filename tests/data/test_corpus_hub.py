@@ -37,31 +37,29 @@ def refusal(entry: str, base: Path) -> str:
     return str(caught.value)
 
 
-def test_a_split_of_a_local_folder_is_read(datasets: Any, folder: Path) -> None:
+def test_splits_of_a_local_folder_are_read_sliced_and_added(datasets: Any, folder: Path) -> None:
     for entry in (f"hub:{folder}/set?split=train", "hub:./set?split=train"):
         documents = read(entry, folder)
         assert [document.text for document in documents] == ["a", "b", "c"]
         assert documents[2].where == f"{entry}: record 3"
-
-
-def test_splits_may_be_cut_and_added(datasets: Any, folder: Path) -> None:
     assert [d.text for d in read("hub:./set?split=train[:1]+test", folder)] == ["a", "d"]
-
-
-def test_two_splits_of_one_folder_are_two_sources(datasets: Any, folder: Path) -> None:
     entries = ["hub:./set?split=train", "hub:./set?split=test", "hub:./set?split=test"]
     assert [source.name for source in list_sources(entries, folder)] == entries[:2]
 
 
-def test_the_only_split_needs_no_name(datasets: Any, folder: Path) -> None:
+def test_a_single_split_needs_no_name(datasets: Any, folder: Path) -> None:
     (folder / "set" / "test.jsonl").unlink()
     assert len(read("hub:./set", folder)) == 3
 
 
-def test_several_splits_are_refused_by_name(datasets: Any, folder: Path) -> None:
+def test_wrong_splits_and_missing_columns_are_reported(datasets: Any, folder: Path) -> None:
     told = refusal("hub:./set", folder)
     assert "has several splits (train, test)" in told
     assert told.endswith("hub:./set?split=train")
+    assert 'Unknown split "nope"' in refusal("hub:./set?split=nope", folder)
+    assert "hub:./nope: no such folder" in refusal("hub:./nope", folder)
+    with pytest.raises(ColdstillError, match=r"missing column 'body' \(have: text, id\)"):
+        list(read_documents(list_sources(["hub:./set?split=test"], folder), Columns(text="body")))
 
 
 def test_options_reach_load_dataset(datasets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,17 +85,7 @@ def test_a_name_that_cannot_be_loaded_is_one_line(
     assert told.startswith("hub:org/name: cannot be loaded: cannot reach it; check its name")
 
 
-def test_an_unknown_split_and_a_missing_folder_are_named(datasets: Any, folder: Path) -> None:
-    assert 'Unknown split "nope"' in refusal("hub:./set?split=nope", folder)
-    assert "hub:./nope: no such folder" in refusal("hub:./nope", folder)
-
-
-def test_a_missing_column_is_told_before_any_row(datasets: Any, folder: Path) -> None:
-    with pytest.raises(ColdstillError, match=r"missing column 'body' \(have: text, id\)"):
-        list(read_documents(list_sources(["hub:./set?split=test"], folder), Columns(text="body")))
-
-
-def test_a_missing_package_is_told_at_once_with_its_command(
+def test_a_missing_package_is_reported_with_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -105,13 +93,13 @@ def test_a_missing_package_is_told_at_once_with_its_command(
         list_sources(["hub:org/name"], tmp_path)
 
 
-def test_a_misspelled_entry_is_told_at_once(tmp_path: Path) -> None:
+def test_a_misspelled_entry_is_reported_at_once(tmp_path: Path) -> None:
     assert "cannot read 'spilt=a', expected one of name=" in refusal("hub:a/b?spilt=a", tmp_path)
     assert "cannot read 'split='" in refusal("hub:a/b?split=", tmp_path)
     assert "no name; write hub:ORG/NAME" in refusal("hub:", tmp_path)
 
 
-def test_progress_bars_are_left_as_they_were(
+def test_progress_bars_keep_their_setting(
     datasets: Any, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     datasets.enable_progress_bars()

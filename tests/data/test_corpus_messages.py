@@ -1,4 +1,4 @@
-"""Chats as people write them, and the one form that they become."""
+"""Chats in the usual formats become one format."""
 
 from __future__ import annotations
 
@@ -39,19 +39,16 @@ def call(name: str, arguments: Any = None, **other: Any) -> Message:
         (("developer",), "developer"),
     ],
 )
-def test_the_usual_names_of_roles_are_understood(names: tuple[str, ...], role: str) -> None:
+def test_the_usual_names_of_roles_are_recognised(names: tuple[str, ...], role: str) -> None:
     for name in names:
         assert read({"from": name, "value": "x"}) == ({"role": role, "content": "x"},)
 
 
-def test_an_unknown_role_is_a_bad_row_that_names_the_known_ones() -> None:
+def test_an_unknown_role_is_a_bad_row_unless_it_is_mapped() -> None:
     bad = refusal({"from": "human", "value": "a"}, {"from": "narrator", "value": "b"})
     assert bad.kind == "unknown_roles"
     assert "chat[1]: unknown role 'narrator'; known are system, developer, user, " in str(bad)
     assert 'map it in the recipe: [corpus.columns] roles = { "narrator" = "..." }' in str(bad)
-
-
-def test_a_role_may_be_mapped() -> None:
     roles = {"narrator": "gpt", "critic": "critic", "human": "system", "act": "function_call"}
     chat = [{"from": name, "value": '{"name": "f"}'} for name in roles]
     said = '{"name": "f"}'
@@ -107,7 +104,7 @@ def test_a_turn_may_call_several_tools(value: Any) -> None:
     assert message["tool_calls"] == [call("f"), call("g")]
 
 
-def test_calls_right_after_what_the_assistant_said_are_of_its_turn() -> None:
+def test_calls_directly_after_a_text_of_the_assistant_belong_to_its_turn() -> None:
     first, second = ({"from": "function_call", "value": f'{{"name": "{n}"}}'} for n in "fg")
     said = {"from": "gpt", "value": "wait"}
     assert read(said, first, second, said) == (
@@ -133,7 +130,7 @@ def test_calls_right_after_what_the_assistant_said_are_of_its_turn() -> None:
         ('{"name": "f", "name": "g"}', "an object with the key 'name' twice is not a tool call"),
     ],
 )
-def test_a_turn_that_calls_no_tool_is_a_bad_row(value: str, told: str) -> None:
+def test_a_function_call_without_a_call_is_a_bad_row(value: str, told: str) -> None:
     bad = refusal({"from": "function_call", "value": value})
     assert bad.kind == "broken_tool_calls"
     assert told in str(bad)
@@ -167,11 +164,15 @@ def test_a_call_with_arguments_under_an_unknown_name_is_a_bad_row() -> None:
     assert read(message)[0]["tool_calls"] == [call("f")]
 
 
-def test_arguments_that_are_no_object_are_left_as_they_are() -> None:
+def test_odd_arguments_are_kept_and_empty_calls_dropped() -> None:
     for written, kept in [("x = 1", "x = 1"), ("", {}), ([], {}), ([1], [1]), ("[1]", "[1]")]:
         calls = [{"name": "f", "arguments": written}]
         (message,) = read({"role": "assistant", "content": "", "tool_calls": calls})
         assert message["tool_calls"] == [call("f", kept)]
+    nothings: list[Any] = [[], None, "[]", "null"]
+    for nothing in nothings:
+        message = {"role": "assistant", "content": "x", "tool_calls": nothing}
+        assert read(message) == ({"role": "assistant", "content": "x"},)
 
 
 def test_the_old_call_of_openai_becomes_a_tool_call_and_its_role_a_tool() -> None:
@@ -187,14 +188,7 @@ def test_the_old_call_of_openai_becomes_a_tool_call_and_its_role_a_tool() -> Non
     )
 
 
-def test_no_calls_are_as_if_there_were_none() -> None:
-    nothings: list[Any] = [[], None, "[]", "null"]
-    for nothing in nothings:
-        message = {"role": "assistant", "content": "x", "tool_calls": nothing}
-        assert read(message) == ({"role": "assistant", "content": "x"},)
-
-
-def test_a_content_in_parts_stays_in_parts_of_text() -> None:
+def test_text_parts_of_a_content_are_kept() -> None:
     parts = [{"type": "text", "text": "a", "image": None}, {"type": None, "text": "b"}]
     assert read({"role": "user", "content": parts})[0]["content"] == [
         {"type": "text", "text": "a"}, {"type": "text", "text": "b"}

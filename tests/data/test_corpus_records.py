@@ -63,13 +63,12 @@ def test_the_first_match_wins() -> None:
         assert (document.text or document.messages[0]["content"]) == expected
 
 
-def test_prompt_and_completion_are_taken_exactly_as_they_are() -> None:
+def test_prompt_and_completion_are_taken_as_they_are_and_null_is_absent() -> None:
     document = read({"prompt": " a\r\n", "completion": "\tb \u2028\x00"})
     assert (document.prompt, document.text) == (" a\r\n", "\tb \u2028\x00")
-
-
-def test_a_null_column_does_not_hide_one_that_is_filled() -> None:
     assert read({"messages": None, "prompt": None, "completion": None, "text": "t"}).text == "t"
+    assert read({"prompt": None, "completion": "c"}) == Document(where="a.jsonl:7", text="c")
+    assert read({"prompt": [USER], "completion": [ASSISTANT]}).messages == (USER, ASSISTANT)
 
 
 @pytest.mark.parametrize(
@@ -87,28 +86,35 @@ def test_a_record_without_text_is_an_empty_document(record: dict[str, Any]) -> N
     assert read(record).is_empty
 
 
-def test_a_null_prompt_leaves_the_completion() -> None:
-    assert read({"prompt": None, "completion": "c"}) == Document(where="a.jsonl:7", text="c")
-
-
-def test_a_mapped_column_is_the_only_one_used() -> None:
+def test_only_mapped_columns_and_keys_are_used() -> None:
     record = {"messages": [USER], "text": "t", "body": "b", "q": "ask", "a": "say"}
     assert read(record, text="body") == Document(where="a.jsonl:7", text="b")
     assert read(record, prompt="q", completion="a").prompt == "ask"
     assert read({"chat": [USER], "text": "t"}, messages="chat").messages == (USER,)
-
-
-def test_a_mapped_instruction_is_not_joined_with_the_input() -> None:
     record = {"instruction": "i", "input": "n", "output": "o"}
     assert read(record, prompt="instruction", completion="output").prompt == "i"
+    chat = {"messages": [{"speaker": "human", "said": "hi", "at": 1}]}
+    assert read(chat, role="speaker", content="said").messages == (USER | {"at": 1},)
+    assert "no 'speaker' (have: from, value)" in refusal(
+        {"messages": [{"from": "human", "value": "hi"}]}, role="speaker"
+    )
 
 
-def test_messages_keep_their_other_keys() -> None:
+def test_messages_keep_their_other_keys_unless_null() -> None:
     message = USER | {"name": "f", "reasoning_content": "hm", "meta": {"a": [1, None]}}
     assert read({"messages": [message]}).messages == (message,)
+    each = [json.dumps(USER), json.dumps(ASSISTANT)]
+    assert read({"messages": each}).messages == (USER, ASSISTANT)
+    assert read({"messages": json.dumps([USER])}).messages == (USER,)
+    from_table = read({"messages": [USER | {"name": None, "tool_calls": None}]})
+    assert from_table.digest() == read({"messages": [USER]}).digest()
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    without = {"role": "assistant", "tool_calls": [{"name": "f"}]}
+    for empty in (call, without):
+        assert read({"messages": [empty]}).messages[0]["content"] == ""
 
 
-def test_the_words_of_other_chat_formats_are_understood() -> None:
+def test_the_keys_and_roles_of_other_chat_formats_are_recognised() -> None:
     conversation = [
         {"from": who, "value": who} for who in ("system", "human", "gpt", "bot", "chatgpt", "user")
     ]
@@ -118,40 +124,7 @@ def test_the_words_of_other_chat_formats_are_understood() -> None:
     assert first == {"role": "system", "content": "system"}
 
 
-def test_mapped_message_keys_become_role_and_content() -> None:
-    record = {"messages": [{"speaker": "human", "said": "hi", "at": 1}]}
-    assert read(record, role="speaker", content="said").messages == (USER | {"at": 1},)
-
-
-def test_mapped_message_keys_are_not_guessed_around() -> None:
-    assert "no 'speaker' (have: from, value)" in refusal(
-        {"messages": [{"from": "human", "value": "hi"}]}, role="speaker"
-    )
-
-
-def test_prompt_and_completion_may_both_be_messages() -> None:
-    assert read({"prompt": [USER], "completion": [ASSISTANT]}).messages == (USER, ASSISTANT)
-
-
-def test_messages_may_be_written_as_json() -> None:
-    each = [json.dumps(USER), json.dumps(ASSISTANT)]
-    assert read({"messages": each}).messages == (USER, ASSISTANT)
-    assert read({"messages": json.dumps([USER])}).messages == (USER,)
-
-
-def test_null_keys_of_a_message_are_dropped_as_a_table_invents_them() -> None:
-    from_table = read({"messages": [USER | {"name": None, "tool_calls": None}]})
-    assert from_table.digest() == read({"messages": [USER]}).digest()
-
-
-def test_a_null_content_says_nothing() -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
-    without = {"role": "assistant", "tool_calls": [{"name": "f"}]}
-    for message in (call, without):
-        assert read({"messages": [message]}).messages[0]["content"] == ""
-
-
-def test_values_inside_a_message_are_such_as_json_can_hold() -> None:
+def test_values_in_a_message_become_json_values() -> None:
     when = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
     meta = {"b": decimal.Decimal("1.50"), "at": [when], "score": 2.0, 3: b"x", "none": None}
     document = read({"messages": [USER | {"meta": meta}]})
@@ -161,7 +134,7 @@ def test_values_inside_a_message_are_such_as_json_can_hold() -> None:
     assert len(document.digest()) == 32
 
 
-def test_a_missing_column_names_those_that_are_there_and_how_to_map() -> None:
+def test_a_missing_column_is_reported_with_those_that_exist() -> None:
     assert refusal({"id": 1, "body": "b"}) == (
         "a.jsonl:7: missing column 'text' (have: id, body); map it in the recipe: "
         f'[corpus.columns] text = "..."{SKIP}'
@@ -214,7 +187,7 @@ DEEP = json.loads("[" * 150 + "]" * 150)
         ({"messages": [USER | {"content": [{"type": "image"}]}]}, "a part of type 'image', only"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_place(record: Any, told: str) -> None:
+def test_a_wrong_value_is_reported_with_its_place(record: Any, told: str) -> None:
     assert told in refusal(record)
 
 
@@ -256,7 +229,7 @@ def test_a_pydantic_model_refuses_unknown_columns() -> None:
         Model.model_validate({"columns": {"txet": "body"}})
 
 
-def test_only_the_columns_that_matter_are_read_from_a_table() -> None:
+def test_only_used_columns_are_read_from_a_table() -> None:
     names = ["id", "text", "image", "messages", "input", "body"]
     assert used_columns("t", names, Columns()) == ["text", "messages", "input"]
     assert used_columns("t", names, Columns(text="body")) == ["body"]
@@ -285,28 +258,30 @@ def prompt(record: Any, **columns: Any) -> Document:
         ({"prompt": None, "completion": "c"}, "", ""),
     ],
 )
-def test_of_prompts_what_follows_may_be_missing(
+def test_a_corpus_of_prompts_is_recognised_without_completions(
     record: dict[str, Any], asked: str, said: str
 ) -> None:
     assert prompt(record) == Document(where="a.jsonl:7", prompt=asked, text=said)
 
 
-def test_mapped_prompts_may_stand_alone() -> None:
+def test_prompts_need_no_completion() -> None:
     assert prompt({"q": "ask"}, prompt="q").prompt == "ask"
     assert prompt({"q": "ask"}, prompt="q", completion="a").prompt == "ask"
     both = prompt({"q": "ask", "a": "say"}, prompt="q", completion="a")
     assert (both.prompt, both.text) == ("ask", "say")
     assert prompt({"c": [USER], "text": "t"}, messages="c").messages == (USER,)
     assert prompt({"body": "b"}, text="body").text == "b"
-
-
-def test_prompts_may_be_messages() -> None:
     assert prompt({"prompt": [USER]}).messages == (USER,)
     assert prompt({"prompt": [USER], "completion": None}).messages == (USER,)
     assert prompt({"prompt": [USER], "completion": [ASSISTANT]}).messages == (USER, ASSISTANT)
+    mapped = Columns(prompt="q", completion="a").for_prompts()
+    assert used_columns("t", ["id", "q"], mapped) == ["q"]
+    assert used_columns("t", ["a", "id", "q"], mapped) == ["q", "a"]
+    names = ["id", "prompt", "input", "completion"]
+    assert used_columns("t", names, Columns().for_prompts()) == ["prompt", "input", "completion"]
 
 
-def test_what_is_no_prompt_is_told_so() -> None:
+def test_a_record_without_a_prompt_is_refused() -> None:
     for record, told in [
         ({"answer": "a"}, "missing column 'prompt' (have: answer); map it in the recipe: "),
         ({"prompt": 3}, "column 'prompt' holds int 3, expected a string"),
@@ -317,14 +292,6 @@ def test_what_is_no_prompt_is_told_so() -> None:
         assert told in str(caught.value)
     with pytest.raises(ColdstillError, match=r'missing column .q.*columns\] prompt = "\.\.\.", or'):
         prompt({"p": "x"}, prompt="q", completion="p")
-
-
-def test_of_a_table_of_prompts_what_follows_is_read_where_it_is_there() -> None:
-    mapped = Columns(prompt="q", completion="a").for_prompts()
-    assert used_columns("t", ["id", "q"], mapped) == ["q"]
-    assert used_columns("t", ["a", "id", "q"], mapped) == ["q", "a"]
-    names = ["id", "prompt", "input", "completion"]
-    assert used_columns("t", names, Columns().for_prompts()) == ["prompt", "input", "completion"]
 
 
 @pytest.mark.parametrize(
@@ -342,7 +309,7 @@ def test_of_a_table_of_prompts_what_follows_is_read_where_it_is_there() -> None:
         {"messages": [USER, ASSISTANT], "chosen": [USER, ASSISTANT]},
     ],
 )
-def test_of_a_preference_the_better_answer_is_learned(record: dict[str, Any]) -> None:
+def test_the_better_answer_of_a_preference_is_learned(record: dict[str, Any]) -> None:
     reading = Reading()
     worse = record | {"rejected": "no"}
     document = to_document("a.jsonl:7", worse, Columns(), reading)
@@ -351,7 +318,7 @@ def test_of_a_preference_the_better_answer_is_learned(record: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("asks", ["prompt", "question", "instruction"])
-def test_of_a_preference_between_texts_the_better_one_is_learned(asks: str) -> None:
+def test_the_better_text_of_a_preference_is_learned(asks: str) -> None:
     document = read({asks: "p", "chosen": "c", "rejected": "r"})
     assert (document.prompt, document.text) == ("p", "c")
 
@@ -367,7 +334,7 @@ def test_an_answer_that_is_json_by_itself_is_a_text(answer: str) -> None:
 def test_an_answer_whose_label_is_false_is_refused() -> None:
     pair = {"prompt": "Hi", "completion": "Go away."}
     assert refusal({**pair, "label": False}).startswith(
-        "a.jsonl:7: column 'label' is false, so its completion is one that is not wanted"
+        "a.jsonl:7: column 'label' is false, so its completion is not wanted"
     )
     reading = Reading()
     wanted = to_document("c.jsonl:1", {**pair, "label": True}, Columns(), reading)
@@ -380,12 +347,12 @@ def test_an_answer_whose_label_is_false_is_refused() -> None:
     assert asked.prompt == "Hi"
 
 
-def test_a_preference_whose_prompt_is_not_known_is_refused_with_the_columns_to_map() -> None:
+def test_a_preference_without_a_prompt_is_refused_with_the_columns_to_map() -> None:
     told = refusal({"chosen": "Human: a Assistant: b", "rejected": "c"})
     assert 'columns] prompt = "...", completion = "chosen", or learn all of the text: ' in told
 
 
-def test_what_stands_beside_a_chat_is_given_to_it() -> None:
+def test_system_tools_and_documents_of_a_row_belong_to_its_chat() -> None:
     tool = {"name": "f", "parameters": {"type": "object"}}
     kept = {"type": "function", "function": tool}
     chat = {"messages": [USER, ASSISTANT], "system": "be brief"}
@@ -415,7 +382,7 @@ def test_a_system_text_before_a_prompt_is_read_with_it() -> None:
     assert read(row, prompt="q", completion="a").prompt == "ask"
 
 
-def test_columns_used_for_nothing_are_counted() -> None:
+def test_unused_columns_are_counted() -> None:
     reading = Reading()
     system = {"role": "system", "content": "own"}
     rows: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""The same rows are the same documents, bit for bit, whichever format holds them."""
+"""Equal rows are equal documents in every format."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def documents(folder: Path, name: str) -> list[str]:
-    """Every document as text that tells of the order of keys, too."""
+    """Every document as text that shows the order of keys."""
     found = list(read_documents(list_sources([name], folder), Columns()))
     assert len({document.digest() for document in found}) == len(ROWS)
     return [json.dumps([d.messages, d.tools, d.documents]) for d in found]

@@ -1,4 +1,4 @@
-"""A sample says which share of its source it is."""
+"""Samples of sources, with the share that was read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def test_the_share_foretells_how_many_documents_there_are(folder: Path) -> None:
+def test_the_share_predicts_the_number_of_documents(folder: Path) -> None:
     for path in folder.iterdir():
         (source,) = list_sources([path.name], folder)
         found = sample(source, Columns(), 100, 20_000)
@@ -53,7 +53,7 @@ def test_the_share_foretells_how_many_documents_there_are(folder: Path) -> None:
             assert 100 / found.share == pytest.approx(ROWS, rel=0.1), path.name
 
 
-def test_a_source_that_is_read_whole_has_the_share_one(tmp_path: Path) -> None:
+def test_a_source_that_is_read_completely_has_the_share_1(tmp_path: Path) -> None:
     rows = [{"text": "a"}, {"text": "b"}, {"text": 3}]
     (tmp_path / "a.jsonl").write_text("\r\n".join(map(json.dumps, rows)) + "\n\n")
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
@@ -68,13 +68,13 @@ def test_a_source_that_is_read_whole_has_the_share_one(tmp_path: Path) -> None:
         assert texts == (["é"] if source.name == "a.txt" else ["a", "b"])
 
 
-def test_a_row_longer_than_what_is_looked_at_has_no_sample(tmp_path: Path) -> None:
+def test_a_row_longer_than_the_limit_has_no_sample(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a" * 5000}) + "\n" + "b" * 5000)
     (source,) = list_sources(["a.jsonl"], tmp_path)
     assert sample(source, Columns(), 100, 1000) is None
 
 
-def test_what_is_wrong_with_the_first_bad_row_is_kept(tmp_path: Path) -> None:
+def test_the_fault_of_the_first_bad_row_is_kept(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": \n{"text": 3}\n')
     (tmp_path / "b.json").write_text('[{"text": "a"}, {"text": 3}]')
     (tmp_path / "c.json").write_text('{"data": [{"text": "a"}]}')
@@ -87,7 +87,7 @@ def test_what_is_wrong_with_the_first_bad_row_is_kept(tmp_path: Path) -> None:
     assert sample(third, Columns(), 9, 1000) is None
 
 
-def test_sources_are_taken_evenly(tmp_path: Path) -> None:
+def test_sources_are_evenly_spaced(tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / f"{i}.txt").write_text("a")
     sources = list_sources(["*.txt"], tmp_path)

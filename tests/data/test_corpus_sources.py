@@ -27,7 +27,7 @@ def refusal(base: Path, *files: str) -> str:
     return str(caught.value)
 
 
-def test_a_file_is_known_by_name_place_size_and_time(tmp_path: Path) -> None:
+def test_a_source_has_name_path_size_and_time(tmp_path: Path) -> None:
     fill(tmp_path, "sub/a.jsonl.gz", data=b"12345")
     os.utime(tmp_path / "sub/a.jsonl.gz", ns=(7, 9))
     (source,) = list_sources(["sub/a.jsonl.gz"], tmp_path)
@@ -43,14 +43,14 @@ def test_an_absolute_path_needs_no_base(tmp_path: Path) -> None:
     assert names(Path("elsewhere"), f"{tmp_path}/*.txt") == [f"{tmp_path}/a.txt"]
 
 
-def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     fill(tmp_path, "a.txt")
     (source,) = list_sources(["~/a.txt"], Path("elsewhere"))
     assert (source.name, source.path) == ("~/a.txt", tmp_path / "a.txt")
 
 
-def test_the_order_is_that_of_the_entries_and_sorted_within_each(tmp_path: Path) -> None:
+def test_sources_are_in_the_order_of_entries_and_sorted_within_each(tmp_path: Path) -> None:
     fill(tmp_path, "b/2.txt", "b/10.txt", "b/1/z.txt", "a.txt", "c/y.md", "c/x.txt")
     assert names(tmp_path, "c/*", "b", "a.txt") == [
         "c/x.txt",
@@ -62,7 +62,7 @@ def test_the_order_is_that_of_the_entries_and_sorted_within_each(tmp_path: Path)
     ]
 
 
-def test_a_file_named_twice_is_taken_once_where_it_stands_first(tmp_path: Path) -> None:
+def test_a_file_named_twice_is_read_once_at_its_first_place(tmp_path: Path) -> None:
     fill(tmp_path, "d/a.txt", "d/b.txt")
     (tmp_path / "link.txt").symlink_to(tmp_path / "d/a.txt")
     entries = ("d/b.txt", "d", "d/*.txt", "./d/a.txt", str(tmp_path / "d"), "link.txt")
@@ -83,17 +83,17 @@ def test_two_stars_reach_any_depth(tmp_path: Path) -> None:
     assert len(names(tmp_path, "d/**")) == 4
 
 
-def test_a_glob_passes_over_what_it_does_not_know(tmp_path: Path) -> None:
+def test_a_glob_skips_unknown_suffixes(tmp_path: Path) -> None:
     fill(tmp_path, "d/a.txt", "d/LICENSE", "d/e/b.txt", "d/f/c.csv")
     assert names(tmp_path, "d/*") == ["d/a.txt", "d/e/b.txt"]
 
 
-def test_a_name_with_brackets_is_first_a_name(tmp_path: Path) -> None:
+def test_a_file_name_with_brackets_is_not_a_glob(tmp_path: Path) -> None:
     fill(tmp_path, "a[1].txt", "a1.txt")
     assert names(tmp_path, "a[1].txt") == ["a[1].txt"]
 
 
-def test_a_link_back_up_is_not_followed_for_ever(tmp_path: Path) -> None:
+def test_a_link_to_a_folder_above_is_ignored(tmp_path: Path) -> None:
     fill(tmp_path, "d/a.txt", "other/b.txt")
     for link in ("up", "upper"):  # two of them, so that following would take 2 ** 40 steps
         (tmp_path / "d" / link).symlink_to(tmp_path / "d")
@@ -101,7 +101,7 @@ def test_a_link_back_up_is_not_followed_for_ever(tmp_path: Path) -> None:
     assert names(tmp_path, "d") == ["d/a.txt", "d/side/b.txt"]
 
 
-def test_what_matches_nothing_is_told_with_the_folder_searched(tmp_path: Path) -> None:
+def test_an_entry_that_matches_nothing_is_reported_with_the_folder(tmp_path: Path) -> None:
     fill(tmp_path, "d/a.csv")
     assert refusal(tmp_path, "nope.txt").startswith(
         f"'nope.txt': no such file or folder in {tmp_path};"
@@ -140,7 +140,7 @@ def test_an_empty_text_found_in_a_folder_is_an_empty_document(tmp_path: Path) ->
     assert document.where == "d/__init__.py"
 
 
-def test_a_file_without_permission_is_told_at_once(
+def test_a_file_without_permission_is_reported_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, "a.txt")
@@ -149,7 +149,7 @@ def test_a_file_without_permission_is_told_at_once(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
-def test_a_folder_without_permission_is_told_at_once(tmp_path: Path) -> None:
+def test_a_folder_without_permission_is_reported_at_once(tmp_path: Path) -> None:
     fill(tmp_path, "d/e/a.txt")
     (tmp_path / "d/e").chmod(0)
     try:
@@ -168,7 +168,7 @@ def texts(base: Path, *files: str) -> list[str]:
     return [d.text for d in read_documents(list_sources(files, base), Columns())]
 
 
-def test_a_saved_dataset_is_read_in_the_order_it_was_saved(datasets: Any, tmp_path: Path) -> None:
+def test_a_saved_dataset_keeps_its_order(datasets: Any, tmp_path: Path) -> None:
     rows = [f"row {i}" for i in range(23)]
     dataset = datasets.Dataset.from_dict({"text": rows, "id": range(23)})
     dataset.save_to_disk(tmp_path / "set", num_shards=12)  # the tenth sorts before the second
@@ -178,9 +178,7 @@ def test_a_saved_dataset_is_read_in_the_order_it_was_saved(datasets: Any, tmp_pa
     assert names(tmp_path, "set")[1] == "set/data-00001-of-00012.arrow"
 
 
-def test_a_saved_dataset_inside_a_folder_or_a_glob_is_one_too(
-    datasets: Any, tmp_path: Path
-) -> None:
+def test_a_saved_dataset_in_a_folder_or_a_glob_is_recognised(datasets: Any, tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "d/set")
     fill(tmp_path, "d/set/cache-12.arrow", "d/z.txt")
     for entry in ("d", "d/*"):
@@ -200,7 +198,7 @@ def test_a_saved_dataset_of_several_splits_is_refused_by_name(
     assert texts(tmp_path, "set/train") == ["a"]
 
 
-def test_the_only_split_of_a_saved_dataset_is_taken(datasets: Any, tmp_path: Path) -> None:
+def test_the_only_split_of_a_saved_dataset_is_read(datasets: Any, tmp_path: Path) -> None:
     part = datasets.Dataset.from_dict({"text": ["a"]})
     datasets.DatasetDict(validation=part).save_to_disk(tmp_path / "set")
     assert names(tmp_path, "set") == ["set/validation/data-00000-of-00001.arrow"]

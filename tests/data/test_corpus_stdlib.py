@@ -36,7 +36,7 @@ def stdlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_only_sources_that_every_machine_has_are_listed_in_order(stdlib: Path) -> None:
+def test_only_sources_of_the_standard_library_are_listed_in_order(stdlib: Path) -> None:
     assert [source.name for source in list_sources(["stdlib:"], Path("elsewhere"))] == [
         "stdlib:alpha/__init__.py",
         "stdlib:alpha/deep.py",
@@ -62,7 +62,7 @@ def test_declared_encodings_are_honoured_and_undecodable_files_are_empty(stdlib:
     assert len(texts) == 7
 
 
-def test_a_python_without_sources_is_told_so(
+def test_a_python_without_sources_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
@@ -71,7 +71,7 @@ def test_a_python_without_sources_is_told_so(
 
 
 def test_nothing_may_follow_the_colon(tmp_path: Path) -> None:
-    with pytest.raises(ColdstillError, match="stdlib:json: stands for nothing; write stdlib:"):
+    with pytest.raises(ColdstillError, match="stdlib:json: names nothing; write stdlib:"):
         list_sources(["stdlib:json"], tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Any damaged byte of a store is found, and none is ever read as if it were whole."""
+"""Every damaged byte of a store is found, and never read as data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 KINDS = list(itertools.product(sorted(STORES), sorted(CODECS)))
 BLOCK = random_block(0, 5)
 DAMAGES = 120
-"""Of each kind of store."""
+"""Number of damages for each kind of store."""
 
 
 def make(root: Path, store: str, codec: str, block: Block = BLOCK) -> None:
@@ -46,7 +46,7 @@ def as_stored(codec: str) -> Block:
 
 
 def same(found: Block, wanted: Block) -> bool:
-    """Bit for bit."""
+    """Whether two blocks are equal bit for bit."""
     for kind, part in ((Sequences, "sequences"), (Targets, "targets")):
         for f in fields(kind):
             one: Any = getattr(getattr(found, part), f.name)
@@ -88,7 +88,7 @@ def assert_never_wrong(root: Path, wanted: Block) -> None:
 
 
 @pytest.mark.parametrize(("store", "codec"), KINDS)
-def test_any_flipped_bit_and_any_lost_end_is_found_and_never_read_as_data(
+def test_any_flipped_bit_or_truncation_is_found_and_never_read(
     tmp_path: Path, store: str, codec: str
 ) -> None:
     make(tmp_path, store, codec)
@@ -112,9 +112,7 @@ def test_any_flipped_bit_and_any_lost_end_is_found_and_never_read_as_data(
 
 
 @pytest.mark.parametrize(("store", "codec"), KINDS)
-def test_any_file_that_is_gone_is_found_and_never_read_as_data(
-    tmp_path: Path, store: str, codec: str
-) -> None:
+def test_any_missing_file_is_found_and_never_read(tmp_path: Path, store: str, codec: str) -> None:
     make(tmp_path, store, codec)
     for path in sorted((tmp_path / "shards").rglob("*")):
         if path.is_dir():
@@ -136,7 +134,7 @@ def test_any_file_that_is_gone_is_found_and_never_read_as_data(
 
 
 @pytest.mark.parametrize(("shard", "row"), [(0, 1), (0, 2), (1, 4)])
-def test_a_wrong_number_with_a_right_checksum_is_named_by_its_place_in_the_store(
+def test_a_wrong_number_with_a_valid_checksum_is_reported_with_its_place(
     tmp_path: Path, shard: int, row: int
 ) -> None:
     positions = BLOCK.sequences.positions
@@ -151,7 +149,7 @@ def test_a_wrong_number_with_a_right_checksum_is_named_by_its_place_in_the_store
     assert str(problem) == f"{where}: an entropy that is not in [0, log V]"
 
 
-def test_tokens_of_another_hash_are_named_by_their_place_in_the_store(tmp_path: Path) -> None:
+def test_tokens_with_another_hash_are_reported_with_their_place(tmp_path: Path) -> None:
     hashes = BLOCK.sequences.hashes.copy()
     hashes[4] += np.uint64(1)
     broken = replace(BLOCK, sequences=replace(BLOCK.sequences, hashes=hashes))

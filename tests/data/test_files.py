@@ -31,10 +31,11 @@ def failing(error: BaseException) -> Any:
     return fail
 
 
-def half_written(path: Path, error: BaseException) -> None:
+def half_written(path: Path, error: BaseException | None) -> None:
     with whole_file(path) as scratch:
         scratch.write_text("half")
-        raise error
+        if error is not None:
+            raise error
 
 
 def half_made(path: Path, error: BaseException) -> None:
@@ -43,7 +44,7 @@ def half_made(path: Path, error: BaseException) -> None:
         raise error
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
     with whole_file(path) as scratch:
         scratch.write_text("new")
@@ -54,7 +55,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(1)])
-def test_an_interrupted_write_leaves_nothing_and_the_old_file_alone(
+def test_an_interrupted_write_keeps_the_old_file_and_leaves_nothing(
     tmp_path: Path, error: BaseException
 ) -> None:
     path = tmp_path / "file"
@@ -67,28 +68,21 @@ def test_an_interrupted_write_leaves_nothing_and_the_old_file_alone(
     assert path.read_text() == "old"
 
 
-def test_a_full_disk_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("owner", [None, os, Path])
+def test_a_full_disk_is_reported_in_one_line_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any
+) -> None:
+    """While the file is written, or at the last moment: in fsync or in the rename."""
     path = tmp_path / "file"
     path.write_text("old")
+    if owner is not None:
+        monkeypatch.setattr(owner, "fsync" if owner is os else "replace", failing(FULL_DISK))
     with pytest.raises(ColdstillError) as caught:
-        half_written(path, FULL_DISK)
+        half_written(path, FULL_DISK if owner is None else None)
     text = str(caught.value)
     assert text.startswith(f"{path}: the disk is full")
     assert "free some space" in text
     assert "\n" not in text
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["file"]
-
-
-@pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_disk_that_fills_up_at_the_last_moment_is_no_different(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    monkeypatch.setattr(os if where == "fsync" else Path, where, failing(FULL_DISK))
-    with pytest.raises(ColdstillError, match="the disk is full"), whole_file(path) as scratch:
-        scratch.write_text("whole")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
 
@@ -125,7 +119,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_other_errors_of_the_system_are_not_dressed_up(tmp_path: Path) -> None:
+def test_other_errors_of_the_system_are_passed_on(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output"), whole_file(tmp_path / "file"):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -175,7 +169,7 @@ def test_a_folder_whose_rename_fails_leaves_the_old_one(
     assert names(path) == ["old"]
 
 
-def test_json_is_the_same_bytes_for_the_same_value(tmp_path: Path) -> None:
+def test_equal_values_give_equal_json_bytes(tmp_path: Path) -> None:
     one, other = tmp_path / "1.json", tmp_path / "2.json"
     write_json(one, {"b": [1, 2.5], "a": {"z": None, "é": "ü"}})
     write_json(other, {"a": {"é": "ü", "z": None}, "b": [1, 2.5]})
@@ -185,7 +179,7 @@ def test_json_is_the_same_bytes_for_the_same_value(tmp_path: Path) -> None:
     assert read_json(one) == {"a": {"é": "ü", "z": None}, "b": [1, 2.5]}
 
 
-def test_what_is_no_json_is_not_written(tmp_path: Path) -> None:
+def test_a_value_that_is_not_json_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     write_json(path, 1)
     for value in (float("nan"), float("inf")):
@@ -202,19 +196,16 @@ def test_what_is_no_json_is_not_written(tmp_path: Path) -> None:
     [b"", b"{", b"\xff\xfe", b'{"a": }', b"[" * 100_000, b"1" * 10_000],
     ids=["empty", "cut", "no text", "no value", "deep", "long number"],
 )
-def test_what_is_no_json_is_refused_by_name_when_read(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_missing_or_not_json_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "value.json"
+    with pytest.raises(ColdstillError) as caught:
+        read_json(path)
+    assert str(caught.value) == f"{path}: not there"
     path.write_bytes(content)
     with pytest.raises(ColdstillError) as caught:
         read_json(path)
     assert str(caught.value).startswith(f"{path}: cannot be read as JSON")
     assert "\n" not in str(caught.value)
-
-
-def test_a_json_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ColdstillError) as caught:
-        read_json(tmp_path / "value.json")
-    assert str(caught.value) == f"{tmp_path / 'value.json'}: not there"
 
 
 def test_only_scratch_is_removed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sequences on their way to a new store: nothing is rounded twice, and no cost is forgotten."""
+"""Sequences collected for a new store: nothing is rounded twice, and distortions add up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.data.maintenance.gather import Piece, block_of, columns_of, sums_of
+from coldstill.data.maintenance.gather import StoreRows, block_of, columns_of, sums_of
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.rewrite import change, convert, take
 from coldstill.data.maintenance.shrink import shrink_block, smaller_capture
@@ -39,7 +39,7 @@ SIZES = [1, 2, 3, 5, 100]
 
 
 def make(root: Path, block: Block = BLOCK, *, store: str = "arrow", corpus: str = "3") -> str:
-    """A store of the compact codec, which says its error."""
+    """A store of the compact codec, with its measured error."""
     manifest = manifest_for(block, codec="compact", store=store)
     manifest = replace(manifest, corpus=replace(manifest.corpus, fingerprint=corpus * 64))
     write_missing(root, with_error(manifest, block), block)
@@ -61,7 +61,7 @@ def arrays_of(column: Any) -> list[Any]:
 
 
 def sharing(columns: Columns) -> list[list[str]]:
-    """The lists that have one array of borders together."""
+    """The lists that share one array of offsets."""
     groups: dict[int, list[str]] = {}
     for name, column in columns.items():
         if isinstance(column, Ragged):
@@ -77,18 +77,20 @@ def encoded(manifest: Manifest, block: Block, size: int) -> list[Columns]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("rows", CHOICES.values(), ids=CHOICES.keys())
 @pytest.mark.parametrize("store", STORES)
-def test_columns_are_those_that_the_codec_would_have_made_of_what_was_captured(
-    tmp_path: Path, store: str, rows: Any, size: int
-) -> None:
+def test_columns_equal_those_of_a_capture(tmp_path: Path, store: str, rows: Any, size: int) -> None:
     reader = open_store(make(tmp_path, store=store))
-    found = columns_of([Piece(reader, rows)], size)
+    found = columns_of([StoreRows(reader, rows)], size)
     assert_same_columns(found, encoded(reader.manifest, BLOCK.take(rows), size))
 
 
-def test_columns_of_several_stores_are_one_row_of_blocks(tmp_path: Path) -> None:
+def test_columns_of_several_stores_are_joined_into_blocks(tmp_path: Path) -> None:
     one = open_store(make(tmp_path / "a"))
     other = open_store(make(tmp_path / "b", OTHER, store="zarr"))
-    pieces = [Piece(one, np.arange(3, 9)), Piece(other, np.array([1, 4])), Piece(one, np.arange(2))]
+    pieces = [
+        StoreRows(one, np.arange(3, 9)),
+        StoreRows(other, np.array([1, 4])),
+        StoreRows(one, np.arange(2)),
+    ]
     parts = [BLOCK.take(np.arange(3, 9)), OTHER.take(np.array([1, 4])), BLOCK.take(np.arange(2))]
     wanted = type(BLOCK).concatenate(parts)
     assert_same_columns(columns_of(pieces, 4), encoded(one.manifest, wanted, 4))
@@ -96,11 +98,11 @@ def test_columns_of_several_stores_are_one_row_of_blocks(tmp_path: Path) -> None
 
 
 def sums(store: StoreReader, rows: Any) -> Any:
-    pieces = [Piece(store, np.asarray(rows))]
+    pieces = [StoreRows(store, np.asarray(rows))]
     return sums_of(pieces, block_of(pieces))
 
 
-def test_a_shard_that_is_taken_whole_keeps_the_sums_of_its_capture(tmp_path: Path) -> None:
+def test_a_whole_shard_keeps_the_statistics_of_its_capture(tmp_path: Path) -> None:
     store = open_store(make(tmp_path))
     assert sums(store, range(4, 8)) == store.commit(1).statistics
     assert sums(store, range(COUNT)) == store.statistics
@@ -108,7 +110,9 @@ def test_a_shard_that_is_taken_whole_keeps_the_sums_of_its_capture(tmp_path: Pat
     assert sums(store, range(4, 8)).loss == pytest.approx(captured.loss, abs=1e-12)
 
 
-def test_a_part_of_a_shard_has_its_own_sums_and_its_share_of_the_cost(tmp_path: Path) -> None:
+def test_a_part_of_a_shard_has_its_own_statistics(
+    tmp_path: Path,
+) -> None:
     store = open_store(make(tmp_path))
     rows = [2, 3, *range(4, 8), 9]
     stored = everything(tmp_path)
@@ -126,7 +130,7 @@ def test_a_part_of_a_shard_has_its_own_sums_and_its_share_of_the_cost(tmp_path: 
 
 
 @pytest.mark.parametrize("rows", CHOICES.values(), ids=CHOICES.keys())
-def test_a_slice_of_what_was_rounded_is_not_rounded_again(tmp_path: Path, rows: Any) -> None:
+def test_a_slice_does_not_round_again(tmp_path: Path, rows: Any) -> None:
     path = make(tmp_path / "a")
     made = take(path, f"{tmp_path}/b", rows)
     assert made.error == open_store(path).manifest.error
@@ -139,7 +143,7 @@ def test_a_slice_of_what_was_rounded_is_not_rounded_again(tmp_path: Path, rows: 
     assert open_store(tmp_path / "c").statistics.distortion > 0
 
 
-def test_slices_merged_again_cost_what_the_whole_did(tmp_path: Path) -> None:
+def test_merged_slices_have_the_distortion_of_the_whole(tmp_path: Path) -> None:
     path = make(tmp_path / "a")
     parts = [f"{tmp_path}/{number}" for number in range(3)]
     for part, rows in zip(parts, np.split(np.arange(COUNT), [5, 12]), strict=True):
@@ -152,7 +156,7 @@ def test_slices_merged_again_cost_what_the_whole_did(tmp_path: Path) -> None:
     assert np.array_equal(found.head_logprobs, wanted.head_logprobs)
 
 
-def test_a_merger_of_other_codecs_adds_what_it_costs(tmp_path: Path) -> None:
+def test_merging_other_codecs_adds_their_distortion(tmp_path: Path) -> None:
     a = make(tmp_path / "a")
     b = make(tmp_path / "b", OTHER, corpus="5")
     convert(b, f"{tmp_path}/plain", "plain", None)
@@ -164,7 +168,7 @@ def test_a_merger_of_other_codecs_adds_what_it_costs(tmp_path: Path) -> None:
     assert made.error.maximum == errors[0].maximum
 
 
-def test_a_smaller_record_keeps_the_sums_of_its_capture(tmp_path: Path) -> None:
+def test_a_shrunken_store_keeps_the_statistics_of_its_capture(tmp_path: Path) -> None:
     path = make(tmp_path / "a")
     capture = smaller_capture(open_store(path).manifest, 2, 1, path)
     change(path, f"{tmp_path}/b", lambda manifest: capture, shrink_block)

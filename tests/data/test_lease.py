@@ -1,4 +1,4 @@
-"""The lock of a distant store: one writer, known by name, and no dead one in the way."""
+"""Leases in an object store: one holder, known by name, and no lasting lock of a dead process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import coldstill.data.places.lease
-import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.places.lease import DEAD, RENEW, Holder, Lease
+from coldstill.data.places.lease import DEAD, Holder, Lease
 from coldstill.data.places.objects import Objects
 from coldstill.data.store.layout import LOCK
-from coldstill.data.store.writer import ShardWriter
 from oracles import manifest_for, random_block
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ MANIFEST = manifest_for(BLOCK)
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that is set by hand."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -51,14 +49,14 @@ def objects_of(distance: Distance) -> Objects:
 
 
 def lease_of(distance: Distance, clock: Clock, **of_another: Any) -> Lease:
-    """A lease of this process, or of another that is told apart by some of its fields."""
+    """A lease of this process, or of another one with these fields."""
     lease = Lease(objects_of(distance), clock, settle=0.0)
     lease._mine = replace(lease._mine, **of_another)
     return lease
 
 
 def elsewhere(distance: Distance, clock: Clock) -> Lease:
-    """Of a process on another machine."""
+    """A lease of a process on another machine."""
     return lease_of(distance, clock, machine="another", host="far", process=7)
 
 
@@ -69,15 +67,15 @@ def refusal(lease: Lease) -> str:
     return str(caught.value)
 
 
-def test_the_second_is_told_who_and_since_when(far: Distance, clock: Clock) -> None:
+def test_a_second_process_is_refused_by_name(far: Distance, clock: Clock) -> None:
     clock.now = 1_700_000_000.0
     first = elsewhere(far, clock)
     first.acquire()
     clock.now += DEAD - 1
     assert refusal(lease_of(far, clock)) == (
         f"{far.url}/store: another process is writing this store: process 7 on far, since "
-        "2023-11-14 22:13:20 UTC; wait for it (if it died, its lock is void 15 minutes after its "
-        "last sign of life)"
+        "2023-11-14 22:13:20 UTC; wait for it (if it died, its lock expires 15 minutes after its "
+        "last renewal)"
     )
     first.release()
     second = lease_of(far, clock)
@@ -87,7 +85,7 @@ def test_the_second_is_told_who_and_since_when(far: Distance, clock: Clock) -> N
     assert not far.place().exists(LOCK)
 
 
-def test_one_that_gives_no_sign_of_life_is_taken_over(far: Distance, clock: Clock) -> None:
+def test_a_lease_that_was_not_renewed_is_taken_over(far: Distance, clock: Clock) -> None:
     dead = elsewhere(far, clock)
     dead.acquire()
     clock.now += DEAD + 1
@@ -95,27 +93,16 @@ def test_one_that_gives_no_sign_of_life_is_taken_over(far: Distance, clock: Cloc
     heir.acquire()
     heir.expect_held()
     with pytest.raises(ColdstillError) as caught:
-        dead.expect_held()  # it was only asleep
-    said = f"{far.url}/store: it is written by process {os.getpid()} on {socket.gethostname()}"
-    assert str(caught.value).startswith(said)
-    assert "nothing more is written here" in str(caught.value)
-    dead.release()  # which is not its own any more
+        dead.expect_held()  # it was only paused
+    heir_name = f"{far.url}/store: process {os.getpid()} on {socket.gethostname()}, since "
+    assert str(caught.value).startswith(heir_name)
+    assert "UTC is writing it, so this process writes nothing more" in str(caught.value)
+    dead.release()  # which it no longer holds
     assert far.place().exists(LOCK)
     heir.release()
 
 
-def test_signs_of_life_keep_it(memory: Distance, clock: Clock) -> None:
-    first = elsewhere(memory, clock)
-    first.acquire()
-    for _ in range(40):
-        clock.now += RENEW
-        first.renew()
-    refusal(lease_of(memory, clock))
-    first.expect_held()
-    first.release()
-
-
-def test_a_thread_gives_the_signs(
+def test_a_thread_renews_the_lease(
     memory: Distance, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coldstill.data.places.lease, "RENEW", 0.01)
@@ -134,7 +121,7 @@ def test_a_thread_gives_the_signs(
     assert "coldstill lease" not in names
 
 
-def test_a_process_of_this_machine_that_is_gone_is_known_to_be(far: Distance) -> None:
+def test_a_dead_process_of_this_machine_is_known_to_be_dead(far: Distance) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     lease_of(far, Clock(), process=gone.pid).acquire()
@@ -146,33 +133,7 @@ def test_a_process_of_this_machine_that_is_gone_is_known_to_be(far: Distance) ->
     assert not place.exists(LOCK)
 
 
-def test_a_writer_that_lost_its_lock_writes_nothing_more(memory: Distance) -> None:
-    place = memory.place()
-    with ShardWriter(f"{memory.url}/store", MANIFEST) as writer:
-        assert place.exists("manifest.json")
-        [lease] = writer.place._leases._held  # type: ignore[attr-defined]
-        place._objects.remove(LOCK)
-        other = elsewhere(memory, Clock())
-        other.acquire()
-        lease.renew()  # what the thread does every minute
-        with pytest.raises(ColdstillError, match="it is written by process 7 on far, since"):
-            writer.write(0, BLOCK.take(np.arange(4)))
-    assert place.names("shards") == set()
-    assert place.exists(LOCK)  # the other's
-    other.release()
-
-
-def test_a_lock_that_somebody_deleted_is_lost(memory: Distance, clock: Clock) -> None:
-    lease = lease_of(memory, clock)
-    lease.acquire()
-    memory.place().remove(LOCK)
-    lease.renew()
-    with pytest.raises(ColdstillError, match="its lock was deleted, so nothing more is written"):
-        lease.expect_held()
-    lease.release()
-
-
-def test_an_answer_that_is_lost_does_not_lock_us_out(s3: Distance) -> None:
+def test_a_lost_answer_does_not_lock_out_its_own_process(s3: Distance) -> None:
     s3.network.spoil("lost", rf"PUT .*{LOCK}", times=1)
     lease = lease_of(s3, Clock())
     lease.acquire()
@@ -181,7 +142,7 @@ def test_an_answer_that_is_lost_does_not_lock_us_out(s3: Distance) -> None:
 
 
 @pytest.mark.parametrize("knows_conditions", [True, False])
-def test_of_many_at_once_one_gets_it(
+def test_one_of_many_processes_gets_the_lease(
     memory: Distance, knows_conditions: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_at_a_time, original = threading.Lock(), Objects.create
@@ -215,30 +176,26 @@ def test_of_many_at_once_one_gets_it(
     got[0].release()
 
 
-def test_what_is_no_lock_of_ours_is_named(memory: Distance, clock: Clock) -> None:
+def test_an_object_that_is_not_a_lease_is_named_and_an_empty_one_is_free(
+    memory: Distance, clock: Clock
+) -> None:
     memory.place().write(LOCK, b"{}")
-    said = refusal(lease_of(memory, clock))
-    assert said.startswith(f"{memory.url}/store/{LOCK}: ")
-
-
-def test_a_lock_file_that_was_copied_from_a_disk_is_nobodys(memory: Distance) -> None:
-    memory.place().write(LOCK, b"")
-    lease = lease_of(memory, Clock())
+    assert refusal(lease_of(memory, clock)).startswith(f"{memory.url}/store/{LOCK}: not a lock of")
+    memory.place().write(LOCK, b"")  # the lock file of a disk, copied with the store
+    lease = lease_of(memory, clock)
     lease.acquire()
     lease.expect_held()
     lease.release()
 
 
-def test_a_network_that_is_down_at_the_end_does_not_hide_that_all_is_written(
-    s3: Distance,
-) -> None:
+def test_a_network_error_while_releasing_is_not_an_error_of_the_writer(s3: Distance) -> None:
     with s3.place().lock():
         s3.network.spoil("busy", LOCK)
     s3.network.faults.clear()
     assert s3.place().exists(LOCK)
 
 
-def test_holders_say_where_and_since_when() -> None:
+def test_a_holder_is_shown_with_process_host_and_start() -> None:
     holder = Holder(token="t", host="h", machine="m", process=1, since=0.0, renewed=0.0)
     assert str(holder) == "process 1 on h, since 1970-01-01 00:00:00 UTC"
     assert holder.is_dead(DEAD + 1)

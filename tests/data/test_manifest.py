@@ -94,7 +94,7 @@ def refusal(tmp_path: Path, content: Any) -> str:
     return text
 
 
-def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", MANIFEST.to_json())
     place = LocalPlace(tmp_path)
     assert read_manifest(place) == MANIFEST
@@ -119,7 +119,7 @@ def test_shards_and_blocks_divide_the_sequences(sequences: int, shard: int, bloc
 
 
 @pytest.mark.parametrize("field", IDENTITY)
-def test_reopening_under_a_changed_field_is_refused_and_the_field_named(
+def test_a_changed_field_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
     monkeypatch.setitem(CODECS, "other", PlainCodec)
@@ -156,7 +156,7 @@ def test_a_teacher_may_move_to_another_folder(tmp_path: Path) -> None:
         assert writer.missing() == []
 
 
-def test_the_cause_is_named_and_not_what_follows_from_it() -> None:
+def test_the_cause_of_several_differences_is_named() -> None:
     other = replace(
         MANIFEST,
         sequences=99,
@@ -212,7 +212,7 @@ def test_another_version_of_the_format_is_refused(tmp_path: Path, version: Any) 
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"format": "other"}', "[" * 100_000])
-def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
+def test_content_that_is_not_a_manifest_is_refused(tmp_path: Path, content: str) -> None:
     text = refusal(tmp_path, content)
     assert "not the manifest of a coldstill store" in text or "cannot be read as JSON" in text
 
@@ -240,18 +240,18 @@ def test_a_manifest_that_does_not_match_its_seal_is_refused(tmp_path: Path) -> N
         ("codec", {"name": "compact", "vocabulary": 40, "temperature": 1e300}),
     ],
 )
-def test_numbers_that_no_store_has_are_refused_before_they_are_believed(
+def test_impossible_numbers_are_refused_before_they_are_used(
     tmp_path: Path, field: str, value: Any
 ) -> None:
     assert f": {field.partition('.')[0]}" in refusal(tmp_path, changed(field, value))
 
 
-def test_a_measured_error_is_not_identity() -> None:
+def test_a_measured_error_is_not_compared() -> None:
     other = replace(MANIFEST, error=CodecError(maximum=0.1, measured=0.01, kl=0.001))
     assert difference(MANIFEST, other) is None
 
 
-def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_invalid_text_is_refused(tmp_path: Path) -> None:
     text = refusal(tmp_path, changed("teacher.name", "\ud800"))
     assert "manifest.json" in text
     assert len(text.splitlines()) == 1
@@ -316,7 +316,7 @@ def test_a_name_becomes_the_settings_that_fit_the_capture() -> None:
         ({}, "arrow", "codec None is not known"),
     ],
 )
-def test_what_a_recipe_may_not_say_of_a_format_is_one_line(
+def test_invalid_format_settings_are_reported_in_one_line(
     codec: Any, store: Any, message: str
 ) -> None:
     with pytest.raises(ColdstillError, match=message) as caught:
@@ -324,8 +324,8 @@ def test_what_a_recipe_may_not_say_of_a_format_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_code_that_a_model_brought_is_named_where_it_ran_and_only_there() -> None:
-    """Stores of older versions say nothing of it, and are the same stores."""
+def test_remote_code_is_recorded_only_if_it_ran() -> None:
+    """The field is missing in stores of earlier versions, which stay equal."""
     assert "trust_remote_code" not in MANIFEST.to_json()["teacher"]
     ran = replace(MANIFEST, teacher=replace(MANIFEST.teacher, trust_remote_code=True))
     again = parse_manifest(json.dumps(ran.to_json()).encode(), "m")

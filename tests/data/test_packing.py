@@ -38,7 +38,7 @@ def pack(
 
 
 @several
-def test_every_token_but_a_documents_first_is_the_label_of_exactly_one_position(
+def test_each_token_except_the_first_of_a_document_is_the_label_of_one_position(
     seed: int, together: bool
 ) -> None:
     documents = random_documents(seed, length_for(seed))
@@ -89,7 +89,7 @@ def test_a_document_that_fits_is_never_cut_and_pieces_of_others_share_one_token(
 
 
 @several
-def test_counts_say_what_was_cut_and_what_was_left_out(seed: int, together: bool) -> None:
+def test_counts_report_cut_and_skipped_documents(seed: int, together: bool) -> None:
     length = length_for(seed)
     documents = random_documents(seed, length, share=0.2)
     packed, packer = pack(documents, length, together=together)
@@ -118,9 +118,7 @@ def test_the_same_documents_give_the_same_sequences(seed: int, together: bool) -
 
 
 @several
-def test_built_sequences_say_where_each_document_stands_and_carry_their_hash(
-    seed: int, together: bool
-) -> None:
+def test_sequences_hold_document_borders_and_their_hash(seed: int, together: bool) -> None:
     documents = random_documents(seed, length_for(seed), share=0.8)
     packed, _ = pack(documents, length_for(seed), together=together)
     sequences = build_sequences(100, packed)
@@ -133,7 +131,7 @@ def test_built_sequences_say_where_each_document_stands_and_carry_their_hash(
             assert sequences.tokens[row][start:end].tolist() == piece.tokens_T.tolist()
 
 
-def test_a_hash_knows_tokens_borders_and_mask_apart() -> None:
+def test_the_hash_depends_on_tokens_borders_and_mask() -> None:
     def hash_of(tokens: list[list[int]], learned: bool) -> int:
         pieces = [
             TokenizedDocument(0, np.array(t, np.int32), np.array([True, True, learned][: len(t)]))
@@ -161,7 +159,7 @@ def test_short_documents_are_packed_tightly() -> None:
     assert tokens / (len(packed) * 256) > 0.95
 
 
-def test_few_sequences_wait_for_more() -> None:
+def test_few_sequences_are_open_at_a_time() -> None:
     packer = Packer(8, together=True)
     waiting = 0
     for index in range(1000):  # no two of these fit together

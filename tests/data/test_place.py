@@ -1,16 +1,17 @@
-"""What every place must do, whatever lies behind it."""
+"""What every place must do, on a disk, in memory and in an object store."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import pickle
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import coldstill.data.places.claims
+import coldstill.data.places.lease
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import SCRATCH_PREFIX
@@ -33,7 +34,7 @@ NOTHING = total(())
 
 
 def commit_of(made: Path) -> Commit:
-    """A commit record of which only the files matter."""
+    """A commit record with only files."""
     counts: dict[str, Any] = dict.fromkeys(("shard", "sequences", "documents"), 0)
     return Commit(**counts, tokens=0, positions=0, files=shard_files(made), statistics=NOTHING)
 
@@ -54,9 +55,9 @@ def tree(root: Path) -> dict[str, str]:
 
 
 class AnyPlace:
-    """The contract; the classes below say for whom."""
+    """The contract; each class below tests one kind of place."""
 
-    def test_what_is_written_is_read(self, place: Place) -> None:
+    def test_written_files_are_read(self, place: Place) -> None:
         place.write("a.json", b"1")
         place.write("deep/er/b.json", b"2")
         place.write("a.json", b"3")
@@ -65,7 +66,7 @@ class AnyPlace:
         assert place.read("deep/er/b.json") == b"2"
         assert place.read("empty") == b""
 
-    def test_what_is_not_there_is_not_found(self, place: Place) -> None:
+    def test_missing_files_are_not_found(self, place: Place) -> None:
         place.write("deep/b.json", b"2")
         for name in ("nothing", "deep/nothing", "nothing/b.json"):
             with pytest.raises(FileNotFoundError):
@@ -82,7 +83,7 @@ class AnyPlace:
     def test_names_are_those_directly_inside(self, place: Place) -> None:
         for name in ("a", "deep/b", "deep/er/c", "deeper"):
             place.write(name, b"1")
-        assert place.names(".") - {".lock"} == {"a", "deep", "deeper"}
+        assert place.names(".") == {"a", "deep", "deeper"}
         assert place.names("deep") == {"b", "er"}
         assert place.names("nothing") == set()
         assert place.names("a") == set()
@@ -113,7 +114,7 @@ class AnyPlace:
         assert place.exists("deeper")
         place.remove("deep")
 
-    def test_a_file_is_adopted_in_place_of_another(self, place: Place, tmp_path: Path) -> None:
+    def test_an_adopted_file_replaces_another(self, place: Place, tmp_path: Path) -> None:
         for text in ("old and longer", "new"):
             with place.scratch() as folder:
                 (folder / "made").write_text(text)
@@ -121,13 +122,13 @@ class AnyPlace:
             assert not folder.exists()
             assert place.read("shards/1.arrow") == text.encode()
 
-    def test_a_folder_is_adopted_in_place_of_another(self, place: Place, tmp_path: Path) -> None:
+    def test_an_adopted_folder_replaces_another(self, place: Place, tmp_path: Path) -> None:
         place.adopt(make_tree(tmp_path / "1", a="1", deep__b="2", old="3"), "tokenizer")
         place.adopt(make_tree(tmp_path / "2", a="4", deep__b="5", new="6"), "tokenizer")
         assert place.exists("tokenizer")
         found = {name: place.read(name).decode() for name in place.sizes("tokenizer")}
         assert found == {"tokenizer/a": "4", "tokenizer/deep/b": "5", "tokenizer/new": "6"}
-        assert place.names(".") - {".lock"} == {"tokenizer"}
+        assert place.names(".") == {"tokenizer"}
 
     def test_scratch_goes_away_even_after_an_error(self, place: Place) -> None:
         with contextlib.suppress(KeyError), place.scratch() as folder:
@@ -177,7 +178,7 @@ class AnyPlace:
         commit = commit_of(make_tree(tmp_path / "made", a="1") / "a")
         place.prefetch([(commit, "shards/nothing", 1)])
         place.prefetch([])
-        # whoever asks for the shard itself is told; nothing else has changed
+        # only a call for the shard itself reports it
         with pytest.raises(ColdstillError, match="shards/nothing: damaged: missing"):
             place.shard(commit, "shards/nothing")
         assert place.read(MANIFEST) == b"{}"
@@ -202,12 +203,10 @@ class AnyPlace:
         with another.join(told.append):
             pass
         assert told == [True, False, True]
-        assert place.names(".") - {".lock"} <= {"a", "b", CLAIMS}
+        assert place.names(".") <= {"a", "b", CLAIMS}
         assert place.names(CLAIMS) == set()
 
-    def test_nobody_writes_alone_beside_those_who_write_together(
-        self, place: Place, another: Place
-    ) -> None:
+    def test_a_lone_writer_is_refused_beside_others(self, place: Place, another: Place) -> None:
         with place.join(lambda alone: None):
             with pytest.raises(ColdstillError) as caught, another.lock():
                 pass
@@ -217,7 +216,7 @@ class AnyPlace:
         with another.lock():
             pass
 
-    def test_nobody_joins_one_that_writes_alone(self, place: Place, another: Place) -> None:
+    def test_others_are_refused_beside_a_lone_writer(self, place: Place, another: Place) -> None:
         told: list[bool] = []
         with place.lock():
             with pytest.raises(ColdstillError) as caught, another.join(told.append):
@@ -230,7 +229,7 @@ class AnyPlace:
             pass
         assert told == [True]
 
-    def test_a_piece_of_work_is_one_processes(self, place: Place, another: Place) -> None:
+    def test_a_piece_of_work_is_claimed_by_one_process(self, place: Place, another: Place) -> None:
         with place.join(lambda alone: None), another.join(lambda alone: None):
             with place.claim(claim_name(0)) as mine:
                 for asking in (another, place):
@@ -247,8 +246,8 @@ class AnyPlace:
                 assert its
         assert place.names(CLAIMS) == set()
 
-    def test_clearing_takes_claims_that_nobody_holds(self, place: Place) -> None:
-        for name in (claim_name(7), STARTING):  # of a killed process, or copied with the store
+    def test_clearing_deletes_claims_of_dead_processes(self, place: Place) -> None:
+        for name in (claim_name(7), STARTING):  # left by a killed process, or copied with the store
             place.write(name, b"")
         with place.lock():
             place.clear()
@@ -258,7 +257,7 @@ class AnyPlace:
             assert mine
             assert claim_name(7).rpartition("/")[2] in place.names(CLAIMS)
 
-    def test_clearing_deletes_what_an_interrupted_write_left(
+    def test_clearing_deletes_leftovers_of_interrupted_writes(
         self, place: Place, interrupted: Callable[[], None]
     ) -> None:
         place.write("shards/00000.json", b"kept")
@@ -268,9 +267,9 @@ class AnyPlace:
         with place.lock():
             place.clear()
         assert place.names("shards") == {"00000.json"}
-        assert place.names(".") - {".lock"} == {"shards"}
+        assert place.names(".") == {"shards"}
 
-    def test_it_goes_to_another_process(self, place: Place) -> None:
+    def test_it_can_be_pickled(self, place: Place) -> None:
         place.write("a", b"1")
         copy: Place = pickle.loads(pickle.dumps(place))
         assert copy.read("a") == b"1"
@@ -299,7 +298,7 @@ class TestLocalPlace(AnyPlace):
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 class RemoteContract(AnyPlace):
@@ -319,10 +318,10 @@ class RemoteContract(AnyPlace):
     def interrupted(
         self, distance: Distance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> Callable[[], None]:
-        """A folder of which one file has arrived."""
+        """Upload one file of each folder, then stop."""
         upload = Objects.upload
 
-        def dying(objects: Any, files: dict[str, Path]) -> None:
+        def dying(objects: Any, files: dict[str, Path], before: Any) -> None:
             first = next(iter(files))
             upload(objects, {first: files[first]})
             raise Killed
@@ -337,7 +336,7 @@ class RemoteContract(AnyPlace):
 
         return leave
 
-    def test_a_folder_exists_only_when_all_of_it_does(
+    def test_a_folder_exists_only_when_it_is_complete(
         self, place: Place, interrupted: Callable[[], None]
     ) -> None:
         interrupted()
@@ -357,9 +356,20 @@ class TestS3Place(RemoteContract):
         return s3
 
 
-def test_of_those_who_join_at_once_one_is_told_that_it_is_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_processes_begin_in_turn_and_only_the_first_is_alone(
+    tmp_path: Path, memory: Distance, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     at_once: list[int] = []
     inside, told, all_in = [0], [], threading.Barrier(5)
+    one_at_a_time, original = threading.RLock(), Objects._call
+
+    def call(self: Objects, *arguments: Any) -> Any:
+        with one_at_a_time:  # requests are atomic in object stores, not in `memory://`
+            return original(self, *arguments)
+
+    monkeypatch.setattr(Objects, "_call", call)
+    monkeypatch.setattr(coldstill.data.places.lease, "_PAUSE", 0.005)
 
     def begin(alone: bool) -> None:
         inside[0] += 1
@@ -369,7 +379,9 @@ def test_of_those_who_join_at_once_one_is_told_that_it_is_alone(tmp_path: Path) 
         inside[0] -= 1
 
     def write() -> None:
-        with place_at(tmp_path).join(begin):
+        place = place_at(tmp_path / "s") if kind == "local" else memory.place()
+        with place.join(begin):
+            assert len(place.names(CLAIMS)) >= 1
             all_in.wait(20)
 
     threads = [threading.Thread(target=write) for _ in range(5)]
@@ -379,11 +391,12 @@ def test_of_those_who_join_at_once_one_is_told_that_it_is_alone(tmp_path: Path) 
         thread.join()
     assert at_once == [1] * 5
     assert told == [True, False, False, False, False]
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    place = place_at(tmp_path / "s") if kind == "local" else memory.place()
+    assert place.names(CLAIMS) == set()
 
 
 @pytest.mark.parametrize("in_the_way", ["claims", "claims/starting"])
-def test_what_keeps_writers_from_joining_is_told_in_a_line(tmp_path: Path, in_the_way: str) -> None:
+def test_an_obstacle_to_joining_is_an_error_of_one_line(tmp_path: Path, in_the_way: str) -> None:
     place = place_at(tmp_path)
     if in_the_way == "claims":
         place.write(in_the_way, b"mine")
@@ -401,12 +414,12 @@ def test_what_keeps_writers_from_joining_is_told_in_a_line(tmp_path: Path, in_th
 def test_a_disk_without_locks_is_not_another_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     place = place_at(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", fail)
+        patch.setattr(coldstill.data.places.claims, "lock_descriptor", fail)
         for enter in (place.lock, lambda: place.join(lambda alone: None)):
             with pytest.raises(ColdstillError, match="cannot be locked: No locks available"):
                 enter().__enter__()
@@ -420,7 +433,7 @@ def test_a_folder_has_several_names(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/a/b", "memory://a", "gs://bucket/store/"])
-def test_an_address_survives_being_made_a_path(address: str) -> None:
+def test_an_address_may_be_given_as_a_path(address: str) -> None:
     wanted = address.rstrip("/")
     assert str(place_at(address)) == wanted
     assert str(place_at(Path(address))) == wanted

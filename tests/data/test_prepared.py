@@ -86,7 +86,7 @@ def test_sequences_are_read_across_the_borders_of_blocks(tmp_path: Path, count: 
 
 
 @counts
-def test_the_writer_counts_and_fingerprints_what_it_wrote(tmp_path: Path, count: int) -> None:
+def test_the_writer_counts_and_hashes_its_sequences(tmp_path: Path, count: int) -> None:
     source = packed(count)
     writer, digest = write(tmp_path / "train.arrow", source)
     whole = build_sequences(0, source)
@@ -99,13 +99,13 @@ def test_the_writer_counts_and_fingerprints_what_it_wrote(tmp_path: Path, count:
 
 
 @pytest.mark.parametrize("rows", [[], [-1], [70], [0, 10**9]])
-def test_a_sequence_that_is_not_there_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
+def test_an_index_out_of_range_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
     write(tmp_path / "train.arrow", packed(70))
     with pytest.raises(IndexError):
         SequenceFile(tmp_path / "train.arrow").read(np.array(rows, dtype=np.int64))
 
 
-def test_damage_is_one_line_wherever_it_is_or_changes_no_token(tmp_path: Path) -> None:
+def test_damage_is_reported_in_one_line_or_changes_no_token(tmp_path: Path) -> None:
     path = tmp_path / "train.arrow"
     source = packed(70)
     write(path, source)
@@ -150,14 +150,18 @@ def record() -> CorpusRecord:
     )
 
 
-def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     layout = CorpusLayout(tmp_path)
     assert layout.read_record() is None
     write_json(layout.record, asdict(record()))
     assert layout.read_record() == record()
+    layout = CorpusLayout(tmp_path)
+    for split, count in zip(SPLITS, (3, 2), strict=True):
+        write(layout.split(split), packed(count))
+    assert [len(layout.open(split)) for split in SPLITS] == [3, 2]
 
 
-def test_a_record_from_before_there_were_prompts_is_of_texts(tmp_path: Path) -> None:
+def test_a_record_of_an_earlier_version_is_one_of_texts(tmp_path: Path) -> None:
     layout = CorpusLayout(tmp_path)
     old = asdict(record())
     assert old.pop("prompts") is False
@@ -189,10 +193,3 @@ def test_a_damaged_record_says_what_to_delete(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{layout.record}: damaged")
         assert f"delete the folder {tmp_path}" in str(caught.value)
         assert "\n" not in str(caught.value)
-
-
-def test_each_split_has_its_file(tmp_path: Path) -> None:
-    layout = CorpusLayout(tmp_path)
-    for split, count in zip(SPLITS, (3, 2), strict=True):
-        write(layout.split(split), packed(count))
-    assert [len(layout.open(split)) for split in SPLITS] == [3, 2]

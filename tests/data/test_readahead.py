@@ -57,7 +57,7 @@ def largest(store: StoreReader) -> int:
 
 
 def opened(distance: Distance, limit: float) -> StoreReader:
-    """The store, with a cache of so many bytes."""
+    """The store with a cache of this size in bytes."""
     cache = CacheSettings(folder=distance.cache.place, bytes=round(limit))
     return open_store(f"{distance.url}/store", cache=cache)
 
@@ -73,7 +73,7 @@ def assert_same(one: Block, other: Block) -> None:
 
 
 def settled(condition: Callable[[], bool]) -> bool:
-    """Whether something comes true before long."""
+    """Whether a condition becomes true within seconds."""
     end = time.monotonic() + 10
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -81,7 +81,7 @@ def settled(condition: Callable[[], bool]) -> bool:
 
 
 def windowed(store: StoreReader, epoch: int, window: int) -> Any:
-    """An epoch's order in which only so many shards are mixed."""
+    """An epoch's order in which at most this many shards are mixed."""
     return epoch_order(5, epoch, len(store), EACH, 2, window=window)
 
 
@@ -105,7 +105,7 @@ def test_an_epoch_through_a_small_cache_is_the_same_and_fetches_each_shard_once(
         assert len(fetched) >= SHARDS - int(shards) if epoch else len(fetched) == SHARDS
 
 
-def test_the_whole_thing_over_s3(s3: Distance, near: StoreReader) -> None:
+def test_reading_ahead_over_s3(s3: Distance, near: StoreReader) -> None:
     write(s3)
     limit = 8.5 * largest(near)
     store = opened(s3, limit)
@@ -122,7 +122,7 @@ def test_the_whole_thing_over_s3(s3: Distance, near: StoreReader) -> None:
     assert not any(fault.times for fault in s3.network.faults)
 
 
-def test_a_cache_smaller_than_the_window_is_slower_and_still_right(
+def test_a_cache_smaller_than_the_window_gives_the_same_epoch(
     memory: Distance, near: StoreReader, fetched: Counter[str]
 ) -> None:
     write(memory)
@@ -150,7 +150,7 @@ def test_training_through_a_cache_smaller_than_the_window_is_refused(
     )
 
 
-def test_shards_come_before_they_are_asked_for(
+def test_shards_are_fetched_before_they_are_read(
     memory: Distance, fetched: Counter[str], near: StoreReader
 ) -> None:
     write(memory)
@@ -165,7 +165,7 @@ def test_shards_come_before_they_are_asked_for(
     assert settled(lambda: fetched.total() == 7)
 
 
-def test_what_is_in_use_is_not_pushed_out_by_what_comes(
+def test_entries_in_use_are_not_evicted_by_reading_ahead(
     memory: Distance, fetched: Counter[str], near: StoreReader
 ) -> None:
     write(memory)
@@ -191,7 +191,7 @@ def test_a_new_order_replaces_the_old_one(
     assert list(fetched)[2:] == ["00011.arrow", "00010.arrow"]
 
 
-def test_the_thread_that_reads_ahead_sees_what_other_processes_use(
+def test_reading_ahead_follows_other_processes(
     memory: Distance, fetched: Counter[str], near: StoreReader
 ) -> None:
     write(memory)
@@ -204,7 +204,7 @@ def test_the_thread_that_reads_ahead_sees_what_other_processes_use(
     assert set(fetched.values()) == {1}
 
 
-def test_an_error_while_reading_ahead_is_met_by_whoever_needs_the_shard(
+def test_an_error_while_reading_ahead_is_raised_when_the_shard_is_read(
     memory: Distance, near: StoreReader
 ) -> None:
     write(memory)
@@ -218,7 +218,7 @@ def test_an_error_while_reading_ahead_is_met_by_whoever_needs_the_shard(
     assert_same(store.read(row), near.read(row))
 
 
-def test_no_thread_stays_once_all_is_used(memory: Distance, near: StoreReader) -> None:
+def test_the_thread_ends_when_all_entries_are_used(memory: Distance, near: StoreReader) -> None:
     def ours() -> int:
         return sum(thread.name == "coldstill read-ahead" for thread in threading.enumerate())
 

@@ -131,7 +131,7 @@ def test_a_store_may_be_moved_and_contain_other_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [-1], [10], [0, 99]])
-def test_a_missing_sequence_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
+def test_an_index_out_of_range_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
     with pytest.raises(IndexError):
         make(tmp_path).read(np.array(rows, dtype=np.int64))
 

@@ -45,14 +45,14 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(distance: Distance, name: str = "store") -> str:
-    """The address of a store that is now whole."""
+    """Write a complete store; returns its address."""
     url = f"{distance.url}/{name}"
     write_missing(url, MANIFEST, BLOCK)
     return url
 
 
 def send(distance: Distance, local: Path, name: str = "store") -> str:
-    """The address of a copy of a store, sent at once."""
+    """Upload a copy of a store; returns its address."""
     distance.place(name)._objects.upload({file: local / file for file in digests(local)})
     if distance.proxy is not None:
         distance.proxy.log.clear()
@@ -84,7 +84,7 @@ def refusal(distance: Distance) -> str:
     return str(caught.value)
 
 
-def test_a_store_far_away_holds_the_same_bytes(far: Distance, local: Path) -> None:
+def test_a_remote_store_holds_the_same_bytes(far: Distance, local: Path) -> None:
     write(far)
     assert far.digests() == digests(local)
     assert_right(read_all(far))
@@ -121,14 +121,14 @@ def test_each_shard_is_fetched_once(s3: Distance, local: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["refused", "cut", "busy", "short", "flipped"])
 @pytest.mark.parametrize("what", [DATA, "GET .*manifest", r"GET .*00000\.json"])
-def test_reading_outlasts_a_bad_network(s3: Distance, kind: Any, what: str, local: Path) -> None:
+def test_reading_survives_network_errors(s3: Distance, kind: Any, what: str, local: Path) -> None:
     send(s3, local)
     s3.network.spoil(kind, what, times=2 if what == DATA else 1)
     assert_right(read_all(s3))
     assert s3.network.faults[0].times == 0
 
 
-def test_slow_answers_are_waited_for_and_too_slow_ones_asked_again(
+def test_slow_answers_are_awaited_and_too_slow_ones_requested_again(
     s3: Distance, monkeypatch: pytest.MonkeyPatch, local: Path
 ) -> None:
     send(s3, local)
@@ -144,7 +144,7 @@ def test_slow_answers_are_waited_for_and_too_slow_ones_asked_again(
 
 @pytest.mark.parametrize("kind", ["refused", "lost", "busy"])
 @pytest.mark.parametrize("what", ["PUT", "HEAD", r"GET .*list-type"])
-def test_writing_outlasts_a_bad_network(s3: Distance, local: Path, kind: Any, what: str) -> None:
+def test_writing_survives_network_errors(s3: Distance, local: Path, kind: Any, what: str) -> None:
     s3.network.spoil(kind, what, times=3)
     write(s3)
     assert s3.network.faults[0].times == 0
@@ -154,9 +154,7 @@ def test_writing_outlasts_a_bad_network(s3: Distance, local: Path, kind: Any, wh
 
 
 @pytest.mark.parametrize("kind", ["short", "flipped"])
-def test_wrong_bytes_that_stay_wrong_never_reach_a_reader(
-    s3: Distance, kind: Any, local: Path
-) -> None:
+def test_permanently_wrong_bytes_never_reach_a_reader(s3: Distance, kind: Any, local: Path) -> None:
     url = send(s3, local)
     s3.network.spoil(kind, DATA)
     assert refusal(s3).startswith(f"{url}/shards/00000.arrow: damaged: ")
@@ -164,7 +162,7 @@ def test_wrong_bytes_that_stay_wrong_never_reach_a_reader(
 
 
 @pytest.mark.parametrize("kind", ["short", "flipped"])
-def test_a_record_that_stays_wrong_is_named(s3: Distance, kind: Any, local: Path) -> None:
+def test_a_permanently_wrong_record_is_named(s3: Distance, kind: Any, local: Path) -> None:
     url = send(s3, local)
     s3.network.spoil(kind, r"GET .*00000\.json")
     assert refusal(s3).startswith(f"{url}/shards/00000.json: ")
@@ -172,7 +170,7 @@ def test_a_record_that_stays_wrong_is_named(s3: Distance, kind: Any, local: Path
 
 
 @pytest.mark.parametrize("kind", ["refused", "cut", "busy"])
-def test_a_network_that_stays_bad_is_told_in_one_line(s3: Distance, kind: Any, local: Path) -> None:
+def test_a_lasting_network_error_is_one_line(s3: Distance, kind: Any, local: Path) -> None:
     url = send(s3, local)
     s3.network.spoil(kind, DATA)
     said = refusal(s3)
@@ -183,7 +181,7 @@ def test_a_network_that_stays_bad_is_told_in_one_line(s3: Distance, kind: Any, l
 
 
 @pytest.mark.parametrize("what", ["GET .*manifest", "HEAD", "PUT"])
-def test_a_door_that_is_shut_is_not_knocked_at_again(s3: Distance, what: str, local: Path) -> None:
+def test_a_refused_request_is_not_repeated(s3: Distance, what: str, local: Path) -> None:
     url = send(s3, local)
     s3.network.spoil("denied", what)
     with pytest.raises(ColdstillError) as caught:
@@ -194,7 +192,7 @@ def test_a_door_that_is_shut_is_not_knocked_at_again(s3: Distance, what: str, lo
     assert s3.network.count(what) == 1
 
 
-def test_a_bucket_that_is_not_there_is_named(s3: Distance) -> None:
+def test_a_missing_bucket_is_named(s3: Distance) -> None:
     for call in (open_store, lambda url: write_missing(url, MANIFEST, BLOCK)):
         with pytest.raises(ColdstillError) as caught:
             call("s3://no-such-bucket/store")
@@ -204,7 +202,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: Distance) -> None:
         )
 
 
-def test_without_credentials_the_reader_is_told(
+def test_missing_credentials_are_reported(
     s3: Distance, monkeypatch: pytest.MonkeyPatch, local: Path
 ) -> None:
     system = fsspec.get_filesystem_class("s3")
@@ -216,7 +214,7 @@ def test_without_credentials_the_reader_is_told(
     system.clear_instance_cache()
 
 
-def test_a_store_that_is_not_there_is_told_as_on_this_disk(far: Distance) -> None:
+def test_a_missing_remote_store_is_reported_like_a_local_one(far: Distance) -> None:
     assert refusal(far).startswith(f"{far.url}/store: no manifest.json there, so not a store")
 
 
@@ -228,7 +226,7 @@ def test_a_store_that_is_not_there_is_told_as_on_this_disk(far: Distance) -> Non
         ("memory://", "memory://: names no bucket or folder; give memory://NAME/..."),
     ],
 )
-def test_an_address_that_means_nothing_is_refused(url: str, said: str) -> None:
+def test_an_invalid_address_is_refused(url: str, said: str) -> None:
     with pytest.raises(ColdstillError) as caught:
         open_store(url)
     assert str(caught.value).startswith(said)
@@ -246,21 +244,21 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a_password_is_shown_nowhere() -> None:
+def test_a_password_is_never_shown() -> None:
     place = place_at("ftp://user:secret@host/store?sig=secret")
     assert str(place) == "ftp://host/store"
     assert place.path("shards/1") == "ftp://host/store/shards/1"
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
-def test_a_store_killed_at_any_object_and_finished_is_the_same(far: Distance, local: Path) -> None:
+def test_a_store_that_was_killed_at_any_request_can_be_finished(far: Distance, local: Path) -> None:
     whole = digests(local)
 
     class Dying:
-        """Lets so many writes pass, and of a dead process nothing more."""
+        """Lets requests pass up to the last one, and none of a dead process."""
 
         def __init__(self, patch: pytest.MonkeyPatch, last: int) -> None:
             self.events, self.last = 0, last
@@ -270,11 +268,11 @@ def test_a_store_killed_at_any_object_and_finished_is_the_same(far: Distance, lo
         def _kill(self, patch: pytest.MonkeyPatch, name: str) -> None:
             original = getattr(Objects, name)
 
-            def wrapped(*arguments: Any) -> Any:
+            def wrapped(*arguments: Any, **options: Any) -> Any:
                 self.events += 1
                 if self.events >= self.last:
                     raise Killed
-                return original(*arguments)
+                return original(*arguments, **options)
 
             patch.setattr(Objects, name, wrapped)
 
@@ -322,7 +320,7 @@ write_missing(sys.argv[1], manifest_for(block), block)
 """
 
 
-def test_a_process_killed_between_data_and_record_loses_the_shard_and_the_lock(
+def test_a_process_killed_before_the_commit_record_loses_the_shard(
     s3: Distance, local: Path
 ) -> None:
     url = f"{s3.url}/store"
@@ -348,9 +346,7 @@ def test_a_process_killed_between_data_and_record_loses_the_shard_and_the_lock(
     assert s3.digests() == digests(local)
 
 
-def test_a_store_replaced_by_another_is_never_read_from_old_copies(
-    far: Distance, local: Path
-) -> None:
+def test_a_replaced_store_is_never_read_from_old_copies(far: Distance, local: Path) -> None:
     send(far, local)
     assert_right(read_all(far))
     far.place().remove("shards")
@@ -360,7 +356,7 @@ def test_a_store_replaced_by_another_is_never_read_from_old_copies(
     assert_right(read_all(far), other)
 
 
-def test_a_reader_goes_through_a_fork(s3: Distance, local: Path) -> None:
+def test_a_reader_works_after_a_fork(s3: Distance, local: Path) -> None:
     send(s3, local)
     store = opened(s3)
     assert_right(store.read(np.arange(4)), BLOCK.take(np.arange(4)))  # connected, with a thread
@@ -375,7 +371,7 @@ def test_a_reader_goes_through_a_fork(s3: Distance, local: Path) -> None:
     assert s3.network.count(DATA) == 3
 
 
-def test_a_reader_goes_to_a_new_process(s3: Distance, tmp_path: Path, local: Path) -> None:
+def test_a_reader_can_be_sent_to_a_new_process(s3: Distance, tmp_path: Path, local: Path) -> None:
     send(s3, local)
     store = opened(s3)
     store.read(np.arange(4))
@@ -394,7 +390,7 @@ def test_a_reader_goes_to_a_new_process(s3: Distance, tmp_path: Path, local: Pat
     assert done.stdout.strip() == str(BLOCK.sequences.tokens.values.tolist())
 
 
-def test_records_are_asked_for_at_the_same_time(s3: Distance, local: Path) -> None:
+def test_commit_records_are_read_concurrently(s3: Distance, local: Path) -> None:
     send(s3, local)
     s3.network.spoil("slow", r"GET .*\d+\.json", seconds=0.3)
     store = opened(s3)
@@ -403,7 +399,7 @@ def test_records_are_asked_for_at_the_same_time(s3: Distance, local: Path) -> No
     assert sizes == [s3.place().sizes("shards")[f"shards/0000{i}.arrow"] for i in range(3)]
 
 
-def test_trying_again_waits_longer_each_time_but_not_forever(
+def test_the_time_between_attempts_grows_up_to_a_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits: list[float] = []
@@ -415,7 +411,7 @@ def test_trying_again_waits_longer_each_time_but_not_forever(
         assert 0.5 * expected <= waited <= 1.5 * expected
 
 
-def test_other_objects_beside_a_store_are_left_alone(s3: Distance, local: Path) -> None:
+def test_other_objects_beside_a_store_are_not_changed(s3: Distance, local: Path) -> None:
     system = fsspec.filesystem("s3", use_listings_cache=False)
     bucket = s3.url.removeprefix("s3://")
     system.pipe_file(f"{bucket}/store2/manifest.json", b"not ours")

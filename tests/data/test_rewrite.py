@@ -1,4 +1,4 @@
-"""A store written anew: nothing is lost, nothing is rounded twice, nothing is done by halves."""
+"""A store written again: nothing is lost, rounded twice or left incomplete."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def assert_within(found: Block, wanted: Block, manifest: Manifest) -> None:
 
 
 def shards(root: Path) -> dict[str, str]:
-    """The bytes of the data, without the records of it."""
+    """The bytes of the data, without commit records."""
     found = digests(root)
     return {k: v for k, v in found.items() if k.startswith("shards/") and not k.endswith(".json")}
 
@@ -82,12 +82,12 @@ def commits(path: str | Path) -> list[Commit]:
 
 @pytest.mark.parametrize("old", KINDS, ids="-".join)
 @pytest.mark.parametrize("new", KINDS, ids="-".join)
-def test_any_store_becomes_any_other(
+def test_any_store_can_be_converted_to_any_other(
     tmp_path: Path, old: tuple[str, str], new: tuple[str, str]
 ) -> None:
     path = make(tmp_path / "a", codec=old[0], store=old[1])
     told = []
-    made = convert(path, f"{tmp_path}/b", *new, tell=lambda *said: told.append(said))
+    made = convert(path, f"{tmp_path}/b", *new, notify=lambda *said: told.append(said))
     manifest = open_store(tmp_path / "b").manifest
     assert manifest == made
     assert (manifest.codec["name"], manifest.store["name"]) == new
@@ -99,7 +99,7 @@ def test_any_store_becomes_any_other(
 
 
 def with_bound(manifest: Manifest, before: Manifest) -> Manifest:
-    """With the error that a store made by `oracles` would have said if it had measured it."""
+    """The manifest with the error that a capture would have measured."""
     codec = before.make_codec("here")
     error = manifest.error
     return replace(
@@ -113,7 +113,7 @@ def with_bound(manifest: Manifest, before: Manifest) -> Manifest:
 
 
 @pytest.mark.parametrize("codec", ["plain", "compact"])
-def test_there_and_back_again_gives_the_same_bytes(tmp_path: Path, codec: str) -> None:
+def test_converting_back_gives_the_same_bytes(tmp_path: Path, codec: str) -> None:
     path = make(tmp_path / "a", codec=codec)
     convert(path, f"{tmp_path}/b", None, "zarr")
     convert(f"{tmp_path}/b", f"{tmp_path}/c", None, "arrow")
@@ -121,7 +121,7 @@ def test_there_and_back_again_gives_the_same_bytes(tmp_path: Path, codec: str) -
     assert open_store(tmp_path / "c").manifest == open_store(path).manifest
 
 
-def test_what_was_rounded_is_not_rounded_again(tmp_path: Path) -> None:
+def test_rounded_numbers_are_not_rounded_again(tmp_path: Path) -> None:
     first = make(tmp_path / "a")
     convert(first, f"{tmp_path}/b", {"name": "compact", "levels": 31}, None)
     convert(f"{tmp_path}/b", f"{tmp_path}/c", None, "zarr")
@@ -148,7 +148,7 @@ def assert_columns(found: Any, wanted: Any) -> None:
 
 
 def vars_of(column: Any) -> list[Any]:
-    """The arrays of a column, however deep its lists are."""
+    """The arrays of a column at any depth of lists."""
     if isinstance(column, np.ndarray):
         return [column]
     return [array for f in fields(column) for array in vars_of(getattr(column, f.name))]
@@ -175,7 +175,7 @@ def test_errors_add_up(tmp_path: Path) -> None:
         assert_within(everything(tmp_path / str(number + 1)), BLOCK, manifest)
 
 
-def test_sums_stay_those_of_the_capture_and_only_the_distortion_grows(tmp_path: Path) -> None:
+def test_statistics_stay_those_of_the_capture_except_the_distortion(tmp_path: Path) -> None:
     make(tmp_path / "a")
     convert(f"{tmp_path}/a", f"{tmp_path}/b", {"name": "compact", "levels": 31}, None)
     convert(f"{tmp_path}/b", f"{tmp_path}/c", {"name": "compact", "levels": 20}, "zarr")
@@ -189,7 +189,7 @@ def test_sums_stay_those_of_the_capture_and_only_the_distortion_grows(tmp_path: 
 
 
 @pytest.mark.parametrize("how", ["convert", "merge", "take"])
-def test_what_lies_beside_the_shards_is_copied_as_it_is(tmp_path: Path, how: str) -> None:
+def test_tokenizer_and_measurements_are_copied(tmp_path: Path, how: str) -> None:
     path = make(tmp_path / "a")
     REWRITES[how](path, f"{tmp_path}/b")
     beside = {k: v for k, v in digests(tmp_path / "a").items() if "shards" not in k}
@@ -210,7 +210,7 @@ REWRITES: dict[str, Callable[[str, str], Any]] = {
 
 @pytest.mark.parametrize("how", list(REWRITES))
 @pytest.mark.parametrize("done", [0, 1])
-def test_what_was_killed_goes_on_and_ends_the_same(
+def test_a_killed_command_is_continued_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, done: int
 ) -> None:
     path = make(tmp_path / "a", codec="compact" if how == "take" else "plain")
@@ -254,7 +254,7 @@ def test_a_store_is_never_written_into_itself(
     assert digests(tmp_path) == before
 
 
-def test_the_neighbour_of_a_store_is_no_part_of_it(tmp_path: Path) -> None:
+def test_a_folder_beside_a_store_may_be_written(tmp_path: Path) -> None:
     path = make(tmp_path / "a")
     convert(path, f"{path}b", "plain", None)
     assert_same(everything(f"{path}b"), BLOCK)
@@ -276,7 +276,7 @@ def spoil_byte(root: Path) -> None:
     [(spoil_commit, "incomplete, 2 of 3 shards"), (spoil_byte, "00001.arrow: damaged")],
 )
 @pytest.mark.parametrize("how", list(REWRITES))
-def test_what_is_not_whole_is_refused_in_one_line(
+def test_an_incomplete_source_is_refused_in_one_line(
     tmp_path: Path, how: str, spoil: Callable[[Path], None], said: str
 ) -> None:
     path = make(tmp_path / "a")
@@ -296,7 +296,7 @@ def test_what_is_not_whole_is_refused_in_one_line(
         ({"name": "plain", "levels": 63}, None, "codec 'plain': .*levels"),
     ],
 )
-def test_what_cannot_be_written_is_refused_before_anything_is(
+def test_an_impossible_target_is_refused_before_writing(
     tmp_path: Path, codec: Any, store: Any, said: str
 ) -> None:
     path = make(tmp_path / "a")
@@ -306,7 +306,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is(
     assert not (tmp_path / "b").exists()
 
 
-def test_another_store_is_never_written_over(tmp_path: Path) -> None:
+def test_another_store_is_never_overwritten(tmp_path: Path) -> None:
     path = make(tmp_path / "a")
     make(tmp_path / "b", OTHER)
     before = digests(tmp_path / "b")
@@ -317,7 +317,7 @@ def test_another_store_is_never_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", list(REWRITES))
-def test_no_more_than_a_shard_is_read_at_a_time(
+def test_one_shard_is_read_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     path = make(tmp_path / "a")

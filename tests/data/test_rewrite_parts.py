@@ -1,4 +1,4 @@
-"""Several stores as one, and a part of one: what is chosen, and in which order."""
+"""Merged stores and slices: which sequences they hold, and in which order."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make(root: Path, block: Block, changes: dict[str, Any] | None = None, **opti
 OTHER_CORPUS = {"corpus.fingerprint": "5" * 64, "corpus.documents": 4}
 
 
-def test_a_merger_holds_all_sequences_in_the_order_given(tmp_path: Path) -> None:
+def test_a_merged_store_holds_all_sequences_in_the_given_order(tmp_path: Path) -> None:
     sizes = {"shard_sequences": 3, "block_sequences": 2}
     a = make(tmp_path / "a", BLOCK)
     b = make(tmp_path / "b", OTHER, OTHER_CORPUS, store="zarr", **sizes)
@@ -64,7 +64,7 @@ def test_a_merger_holds_all_sequences_in_the_order_given(tmp_path: Path) -> None
     assert found.statistics.correct == sum(s.correct for s in sums)
 
 
-def test_parts_of_other_codecs_become_the_one_that_is_wanted(tmp_path: Path) -> None:
+def test_parts_with_other_codecs_are_converted(tmp_path: Path) -> None:
     plain = make(tmp_path / "plain", BLOCK)
     other = make(tmp_path / "other", OTHER, OTHER_CORPUS)
     rounded = convert(other, f"{tmp_path}/compact", {"name": "compact", "levels": 31}, None)
@@ -81,7 +81,7 @@ def test_parts_of_other_codecs_become_the_one_that_is_wanted(tmp_path: Path) -> 
     assert np.array_equal(found.targets.tail_ids, wanted.targets.tail_ids)
 
 
-def test_a_merger_says_whose_documents_it_holds(tmp_path: Path) -> None:
+def test_a_merged_store_names_its_corpora(tmp_path: Path) -> None:
     a, b = make(tmp_path / "a", BLOCK), make(tmp_path / "b", OTHER, OTHER_CORPUS)
     both = merge([a, b], f"{tmp_path}/ab", None, None)
     turned = merge([b, a], f"{tmp_path}/ba", None, None)
@@ -91,7 +91,7 @@ def test_a_merger_says_whose_documents_it_holds(tmp_path: Path) -> None:
     assert len({corpus.fingerprint for corpus in prints}) == 4
 
 
-def test_a_merger_names_its_parts_however_it_came_about(tmp_path: Path) -> None:
+def test_a_merged_store_names_its_parts(tmp_path: Path) -> None:
     a, b = make(tmp_path / "a", BLOCK), make(tmp_path / "b", OTHER, OTHER_CORPUS)
     take(a, f"{tmp_path}/left", np.arange(6))
     take(a, f"{tmp_path}/right", np.arange(6, COUNT))
@@ -111,7 +111,7 @@ def test_a_merger_names_its_parts_however_it_came_about(tmp_path: Path) -> None:
     assert some.parts[0].packing != once.parts[0].packing
 
 
-def test_nor_is_a_sequence_taken_twice_that_hides_in_a_merger(tmp_path: Path) -> None:
+def test_a_repeated_sequence_in_a_merged_store_is_refused(tmp_path: Path) -> None:
     a, b = make(tmp_path / "a", BLOCK), make(tmp_path / "b", OTHER, OTHER_CORPUS)
     merge([b, a], f"{tmp_path}/both", None, None)
     for name, part in (("a", a), ("b", b)):
@@ -119,7 +119,7 @@ def test_nor_is_a_sequence_taken_twice_that_hides_in_a_merger(tmp_path: Path) ->
             merge([f"{tmp_path}/both", part], f"{tmp_path}/again", None, None)
 
 
-def test_a_merger_of_one_store_is_that_store(tmp_path: Path) -> None:
+def test_merging_one_store_copies_it(tmp_path: Path) -> None:
     path = make(tmp_path / "a", BLOCK)
     made = merge([path], f"{tmp_path}/b", None, None)
     assert made.corpus == open_store(path).manifest.corpus
@@ -141,9 +141,7 @@ def test_a_merger_of_one_store_is_that_store(tmp_path: Path) -> None:
         ("packing.sequence_length", 13),
     ],
 )
-def test_what_does_not_belong_together_is_refused(
-    tmp_path: Path, field: str, value: object
-) -> None:
+def test_stores_that_do_not_match_are_refused(tmp_path: Path, field: str, value: object) -> None:
     a = make(tmp_path / "a", BLOCK)
     block = replace(OTHER, capture=replace(FULL, seed=8)) if field == "capture.seed" else OTHER
     b = make(tmp_path / "b", block, {**OTHER_CORPUS, field: value})
@@ -153,13 +151,13 @@ def test_what_does_not_belong_together_is_refused(
     assert not (tmp_path / "both").exists()
 
 
-def test_stores_that_differ_in_name_and_size_alone_belong_together(tmp_path: Path) -> None:
+def test_stores_that_differ_only_in_name_and_size_match(tmp_path: Path) -> None:
     a = make(tmp_path / "a", BLOCK)
     b = make(tmp_path / "b", OTHER, {**OTHER_CORPUS, "teacher.name": "elsewhere"})
     assert merge([a, b], f"{tmp_path}/both", None, None).sequences == 17
 
 
-def test_the_same_sequence_is_never_taken_twice(tmp_path: Path) -> None:
+def test_a_repeated_sequence_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path / "a", BLOCK)
     take(path, f"{tmp_path}/left", np.arange(6))
     take(path, f"{tmp_path}/right", np.arange(5, COUNT))
@@ -177,14 +175,16 @@ def test_sequences_of_two_corpora_may_have_the_same_ids(tmp_path: Path) -> None:
     assert merge([a, b], f"{tmp_path}/both", None, None).sequences == 2 * COUNT
 
 
-def test_a_sequence_of_the_same_id_and_content_is_the_same_in_any_corpus(tmp_path: Path) -> None:
+def test_the_same_id_and_content_is_a_repetition_in_any_corpus(
+    tmp_path: Path,
+) -> None:
     a, b = make(tmp_path / "a", BLOCK), make(tmp_path / "b", BLOCK, OTHER_CORPUS)
     with pytest.raises(ColdstillError, match=r"b: its sequence 0 is in .*a too"):
         merge([a, b], f"{tmp_path}/both", None, None)
 
 
 @pytest.mark.parametrize("codec", ["plain", "compact"])
-def test_slices_put_together_are_the_whole(tmp_path: Path, codec: str) -> None:
+def test_merged_slices_are_the_whole_store(tmp_path: Path, codec: str) -> None:
     path = make(tmp_path / "a", BLOCK, codec=codec)
     parts = []
     for number, rows in enumerate(np.split(np.arange(COUNT), [3, 4, 9])):
@@ -206,7 +206,7 @@ def assert_ids(found: Block, wanted: Block) -> None:
         assert np.array_equal(one, other), name
 
 
-def test_a_slice_holds_what_was_chosen_and_knows_which(tmp_path: Path) -> None:
+def test_a_slice_holds_the_chosen_sequences_and_names_them(tmp_path: Path) -> None:
     path = make(tmp_path / "a", BLOCK)
     rows = np.array([1, 4, 5, 8, 9])
     made = take(path, f"{tmp_path}/b", rows)
@@ -238,7 +238,7 @@ def chosen(root: Path, **wanted: Any) -> list[int]:
         ("12:", []),
     ],
 )
-def test_sequences_are_chosen_by_place(tmp_path: Path, text: str, rows: list[int]) -> None:
+def test_sequences_are_chosen_by_index(tmp_path: Path, text: str, rows: list[int]) -> None:
     assert chosen(tmp_path / "s", sequences=text) == rows
 
 
@@ -254,7 +254,7 @@ def test_documents_choose_every_sequence_that_holds_one_of_them(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 10), (0.5, 5), (0.31, 3), (0.001, 1)])
-def test_a_share_is_random_but_always_the_same(tmp_path: Path, share: float, count: int) -> None:
+def test_a_share_is_random_and_reproducible(tmp_path: Path, share: float, count: int) -> None:
     rows = chosen(tmp_path / "s", fraction=share, seed=3)
     assert rows == sorted(set(rows))
     assert len(rows) == count
@@ -264,7 +264,7 @@ def test_a_share_is_random_but_always_the_same(tmp_path: Path, share: float, cou
     assert seen == set(rows) if share == 1 else seen > set(rows)
 
 
-def test_a_share_is_one_of_what_the_others_leave(tmp_path: Path) -> None:
+def test_a_share_is_taken_after_the_other_conditions(tmp_path: Path) -> None:
     left = chosen(tmp_path / "s", sequences="2:9", documents="3:20")
     rows = chosen(tmp_path / "s", sequences="2:9", documents="3:20", fraction=0.5)
     assert len(rows) == round(len(left) / 2)
@@ -275,27 +275,27 @@ def test_a_share_is_one_of_what_the_others_leave(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ({}, "say what to keep"),
-        ({"sequences": "5"}, "--sequences: '5' is no range"),
-        ({"sequences": "-1:5"}, "--sequences: '-1:5' is no range"),
-        ({"sequences": "1:2:3"}, "is no range"),
-        ({"documents": "a:b"}, "--documents: 'a:b' is no range"),
-        ({"documents": ""}, "--documents: '' is no range"),
-        ({"documents": "\u0661:\u0662"}, "is no range"),
-        ({"fraction": 0.0}, "--fraction: 0.0 is no share"),
-        ({"fraction": 1.01}, "--fraction: 1.01 is no share"),
-        ({"fraction": -0.5}, "is no share"),
-        ({"fraction": float("nan")}, "--fraction: nan is no share"),
+        ({}, "name what to keep"),
+        ({"sequences": "5"}, "--sequences: '5' is not a range"),
+        ({"sequences": "-1:5"}, "--sequences: '-1:5' is not a range"),
+        ({"sequences": "1:2:3"}, "is not a range"),
+        ({"documents": "a:b"}, "--documents: 'a:b' is not a range"),
+        ({"documents": ""}, "--documents: '' is not a range"),
+        ({"documents": "\u0661:\u0662"}, "is not a range"),
+        ({"fraction": 0.0}, "--fraction: 0.0 is not above 0"),
+        ({"fraction": 1.01}, "--fraction: 1.01 is not above 0"),
+        ({"fraction": -0.5}, "-0.5 is not above 0"),
+        ({"fraction": float("nan")}, "--fraction: nan is not above 0"),
     ],
 )
-def test_what_chooses_nothing_is_refused(tmp_path: Path, wanted: Any, said: str) -> None:
+def test_an_invalid_choice_is_refused(tmp_path: Path, wanted: Any, said: str) -> None:
     with pytest.raises(ColdstillError, match=said) as caught:
         chosen(tmp_path / "s", **wanted)
     assert "\n" not in str(caught.value)
 
 
-def test_a_slice_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_an_empty_slice_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path / "a", BLOCK)
-    with pytest.raises(ColdstillError, match=r"a: no sequence of it was chosen"):
+    with pytest.raises(ColdstillError, match=r"a: no sequence was chosen"):
         take(path, f"{tmp_path}/b", np.array([], np.int64))
     assert not (tmp_path / "b").exists()

@@ -1,4 +1,4 @@
-"""A smaller record out of a larger one: what the teacher would have said, and no bias."""
+"""Smaller heads and tails: equal to captured ones, or without bias."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = [(8, 0), (8, 4), (16, 4), (16, 1), (0, 6), (1, 6), (12, 6)]
 
 
 def dense_logprobs() -> NDArray[np.float32]:
-    """[M, V] what the teacher of `random_block(SEED, COUNT, ...)` believes of every token."""
+    """[M, V] the log-probabilities of the teacher of `random_block(SEED, COUNT, ...)`."""
     targets = random_block(SEED, COUNT, WHOLE).targets
     dense = np.empty_like(targets.head_logprobs)
     np.put_along_axis(dense, targets.head_ids.astype(np.int64), targets.head_logprobs, axis=1)
@@ -48,7 +48,7 @@ def assert_same(found: Targets, wanted: Targets) -> None:
 
 @pytest.mark.parametrize("old", [VOCABULARY, 16])
 @pytest.mark.parametrize("head", [1, 8, 16])
-def test_a_smaller_head_is_what_would_have_been_captured(old: int, head: int) -> None:
+def test_a_smaller_head_equals_a_captured_one(old: int, head: int) -> None:
     found = shrunk(head, 0, replace(LARGE, head=old, tail=0)).targets
     wanted = random_block(SEED, COUNT, replace(LARGE, head=head, tail=0)).targets
     assert np.abs(found.log_tail - wanted.log_tail).max() < 1e-6
@@ -81,7 +81,7 @@ def test_samples_are_known_tokens_outside_the_head_in_order_of_their_ids(
     assert np.array_equal(targets.tail_logprobs, expected)
 
 
-def test_a_token_that_leaves_the_head_is_drawn_as_often_as_it_is_probable() -> None:
+def test_a_token_that_leaves_the_head_is_drawn_by_its_probability() -> None:
     # 0.6 of the tail: systematic sampling takes it 60 times of 100, give or take one
     targets = replace(
         repeated([0.5, 0.3, 0.2], head=1, tail=2, random=np.random.default_rng(0)),
@@ -95,14 +95,11 @@ def test_a_token_that_leaves_the_head_is_drawn_as_often_as_it_is_probable() -> N
     assert 59 <= int((ids == 1).sum()) <= 61
 
 
-def test_samples_keep_no_log_probabilities_where_none_were_kept() -> None:
+def test_samples_keep_what_the_old_ones_had() -> None:
     old = Capture(head=16, tail=6, seed=7)
     assert shrunk(8, 4, old).targets.tail_logprobs is None
     assert shrunk(8, 0).targets.tail_logprobs is None
     assert shrunk(8, 0).targets.tail_ids.shape[1] == 0
-
-
-def test_nothing_is_drawn_again_where_nothing_changes() -> None:
     assert_same(shrunk(LARGE.head, LARGE.tail).targets, random_block(SEED, COUNT, LARGE).targets)
 
 
@@ -116,7 +113,7 @@ def test_a_record_does_not_depend_on_its_block(size: int) -> None:
     assert_same(Block.concatenate(parts).targets, shrink_block(block, capture).targets)
 
 
-def test_a_shrunken_store_holds_the_shrunken_record(tmp_path: Path) -> None:
+def test_a_shrunken_store_holds_the_shrunken_blocks(tmp_path: Path) -> None:
     block = random_block(SEED, COUNT, LARGE)
     write_missing(tmp_path / "a", manifest_for(block), block)
     capture = replace(LARGE, head=8, tail=4)
@@ -137,7 +134,9 @@ def test_a_shrunken_store_holds_the_shrunken_record(tmp_path: Path) -> None:
         (WHOLE, VOCABULARY + 1, 0, "would need the teacher"),
     ],
 )
-def test_what_is_not_smaller_is_refused(old: Capture, head: int, tail: int, said: str) -> None:
+def test_a_capture_that_is_not_smaller_is_refused(
+    old: Capture, head: int, tail: int, said: str
+) -> None:
     manifest = manifest_for(random_block(SEED, 2, old))
     with pytest.raises(ColdstillError, match=said) as caught:
         smaller_capture(manifest, head, tail, "here")
@@ -158,7 +157,7 @@ P = np.array([0.03, 0.2, 0.01, 0.3, 0.08, 0.002, 0.12, 0.05, 0.1, 0.06, 0.04, 0.
 """A distribution over twelve tokens."""
 DRAWS = 20_000
 FAR = 4.5
-"""Standard errors: chance alone is that far off once in 150,000."""
+"""Limit in standard errors: chance alone exceeds it once in 150,000."""
 
 
 def one_each(count: int) -> Sequences:
@@ -181,7 +180,7 @@ def repeated(
     random: np.random.Generator,
     count: int = 1,
 ) -> Targets:
-    """The same distribution captured again and again: only the samples differ."""
+    """The same distribution captured many times, with different samples."""
     p_V = np.asarray(p)
     head_ids = np.argsort(-p_V)[:head]
     outside = np.setdiff1d(np.arange(len(p_V)), head_ids)
@@ -217,7 +216,7 @@ def smaller(block: Block, head: int, tail: int) -> Block:
 
 
 def farthest(targets: Targets) -> float:
-    """How far the mean record is from the truth at worst, in standard errors."""
+    """The largest error of the mean record, in standard errors."""
     samples = targets.tail_ids.shape[1]
     weight_M = np.exp(targets.log_tail.astype(np.float64)) / samples
     worst = 0.0
@@ -242,7 +241,7 @@ def farthest(targets: Targets) -> float:
         ((12, 0), (0, 1)),
     ],
 )
-def test_the_smaller_record_means_what_the_teacher_believes(
+def test_the_smaller_targets_represent_the_teacher_without_bias(
     old: tuple[int, int], new: tuple[int, int], seed: int
 ) -> None:
     block = drawn(*old, seed)
@@ -254,7 +253,7 @@ def test_the_smaller_record_means_what_the_teacher_believes(
 @pytest.mark.parametrize(
     "sizes", [((3, 8), (3, 4), (3, 2)), ((12, 0), (3, 4), (3, 2), (3, 1)), ((6, 6), (4, 6), (2, 6))]
 )
-def test_nor_is_there_a_bias_in_what_is_made_smaller_again_and_again(
+def test_repeated_shrinking_has_no_bias(
     sizes: tuple[tuple[int, int], ...],
 ) -> None:
     block = drawn(*sizes[0], seed=2)
@@ -263,7 +262,7 @@ def test_nor_is_there_a_bias_in_what_is_made_smaller_again_and_again(
     assert farthest(block.targets) < FAR
 
 
-def test_that_measure_would_notice_a_bias() -> None:
+def test_the_measure_detects_a_bias() -> None:
     block = drawn(3, 6, seed=0)
     targets = block.targets
     first_two = replace(targets, tail_ids=targets.tail_ids[:, :2])
@@ -274,7 +273,7 @@ def test_that_measure_would_notice_a_bias() -> None:
     assert farthest(forgetful) > 4 * FAR
 
 
-def test_a_tail_too_small_for_a_number_is_shared_out_like_any_other() -> None:
+def test_a_tail_too_small_for_float64_is_shared_out() -> None:
     block = drawn(3, 6, seed=0)
     lost = np.full(DRAWS, -2000.0, np.float32)
     targets = replace(block.targets, log_tail=lost)
@@ -284,7 +283,7 @@ def test_a_tail_too_small_for_a_number_is_shared_out_like_any_other() -> None:
     assert np.array_equal(found.tail_ids, wanted.tail_ids)
 
 
-def test_a_block_is_made_smaller_in_little_memory() -> None:
+def test_shrinking_a_block_takes_little_memory() -> None:
     count = 20_000
     block = replace(drawn(12, 0, seed=0), sequences=one_each(count))
     block = replace(block, targets=block.targets.take(np.arange(count)))

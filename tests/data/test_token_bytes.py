@@ -1,4 +1,4 @@
-"""The bytes that tokens stand for add up to the text."""
+"""The bytes of tokens add up to the text."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_tokens_of_a_text_are_its_bytes(make: Any) -> None:
         assert lengths[ids].max() > 1
 
 
-def test_special_tokens_are_no_text_and_added_words_are() -> None:
+def test_special_tokens_are_not_text_but_added_words_are() -> None:
     tokenizer = byte_level()
     table = TokenBytes(tokenizer)
     end, word = tokenizer.token_to_id("<|end|>"), tokenizer.token_to_id("naïve")
@@ -150,14 +150,14 @@ KINDS: dict[str, tuple[Any, str]] = {
     "metaspace": (metaspace, "the"),
     "like_llama": (like_llama, "the"),
 }
-"""How it is made, and what the first token of the text below is; nothing if it depends."""
+"""How each tokenizer is made, and the first token of the text below; none if it varies."""
 PLAYS = ("the playing, the plays", "the caf\u00e9", "the. the playing the caf\u00e9", "the")
 
 
 @pytest.mark.parametrize("begin", [False, True])
 @pytest.mark.parametrize("end", [False, True])
 @pytest.mark.parametrize("name", KINDS)
-def test_labels_are_as_many_bytes_as_their_text(name: str, begin: bool, end: bool) -> None:
+def test_labels_have_the_bytes_of_their_text(name: str, begin: bool, end: bool) -> None:
     make, first = KINDS[name]
     tokenizer = make()
     tokenizer.add_special_tokens(["<begin>", "<end>"])
@@ -181,7 +181,7 @@ def test_labels_are_as_many_bytes_as_their_text(name: str, begin: bool, end: boo
     assert counts.of_labels(sequences) == expected
 
 
-def test_of_a_decoder_that_is_not_known_no_bytes_are_counted() -> None:
+def test_no_bytes_are_counted_with_an_unknown_decoder() -> None:
     for decoder in (None, decoders.CTC(), decoders.Sequence([decoders.Fuse(), decoders.CTC()])):
         tokenizer = word_pieces()
         if decoder is None:

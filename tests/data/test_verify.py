@@ -13,9 +13,9 @@ from coldstill.data.files import json_bytes
 from coldstill.data.fingerprint import tokens_sha256
 from coldstill.data.formats import STORES
 from coldstill.data.maintenance.merge import merge
-from coldstill.data.maintenance.problem import Problem
 from coldstill.data.maintenance.repair import Repaired, repair
 from coldstill.data.maintenance.rewrite import convert
+from coldstill.data.maintenance.shard import Problem
 from coldstill.data.maintenance.verify import leftovers, verify
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.schema import Capture
@@ -44,7 +44,7 @@ CAPTURES = {
 
 
 def write_tokenizer(root: Path, prefix: str = "word") -> str:
-    """A tokenizer of so many tokens as the blocks have, and its fingerprint."""
+    """Write a tokenizer with the vocabulary of the blocks; returns its fingerprint."""
     table = {f"{prefix}{index}": index for index in range(VOCABULARY)}
     (root / "tokenizer").mkdir(parents=True, exist_ok=True)
     model: Any = models.WordLevel(table, unk_token=f"{prefix}0")
@@ -72,7 +72,7 @@ def record(root: Path, shard: int) -> Path:
 
 
 def edit(path: Path, change: dict[str, Any]) -> None:
-    """A record that says something else and is sealed again."""
+    """Change a record and seal it again."""
     path.write_bytes(json_bytes(sealed(json.loads(path.read_text()) | change)))
 
 
@@ -98,30 +98,21 @@ def test_nothing_is_wrong_with_a_whole_store(
     assert said(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("problem", "text"),
-    [
-        (Problem(what="late"), "late"),
-        (Problem(what="late", shard=0), "shard 0: late"),
-        (Problem(what="late", shard=3, sequence=812), "shard 3, sequence 812: late"),
-        (
-            Problem(what="late", shard=3, sequence=812, position=0),
-            "shard 3, sequence 812, position 0: late",
-        ),
-    ],
-)
-def test_a_problem_says_where_it_is(problem: Problem, text: str) -> None:
-    assert str(problem) == text
+def test_a_problem_names_its_place() -> None:
+    assert str(Problem(what="late")) == "late"
+    assert str(Problem(what="late", shard=0)) == "shard 0: late"
+    problem = Problem(what="late", shard=3, sequence=812, position=0)
+    assert str(problem) == "shard 3, sequence 812, position 0: late"
 
 
-def test_progress_is_told_up_to_the_whole_store(tmp_path: Path) -> None:
+def test_progress_is_reported_up_to_the_whole_store(tmp_path: Path) -> None:
     make(tmp_path)
-    told: list[tuple[str, int, int]] = []
-    assert list(verify(str(tmp_path), lambda *what: told.append(what))) == []
-    assert told == [("verify", 4, 10), ("verify", 8, 10), ("verify", 10, 10)]
-    told.clear()
-    repair(str(tmp_path), tell=lambda *what: told.append(what))
-    assert told == [("repair", 4, 10), ("repair", 8, 10), ("repair", 10, 10)]
+    seen: list[tuple[str, int, int]] = []
+    assert list(verify(str(tmp_path), lambda *what: seen.append(what))) == []
+    assert seen == [("verify", 4, 10), ("verify", 8, 10), ("verify", 10, 10)]
+    seen.clear()
+    repair(str(tmp_path), notify=lambda *what: seen.append(what))
+    assert seen == [("repair", 4, 10), ("repair", 8, 10), ("repair", 10, 10)]
 
 
 def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:
@@ -144,11 +135,16 @@ def test_a_shard_that_was_never_written_is_missing_and_the_others_are_checked(
     assert (damaged.shard, damaged.missing) == (2, False)
 
 
-def test_without_its_tokenizer_ids_mean_nothing(tmp_path: Path) -> None:
+def test_a_missing_changed_or_unreadable_tokenizer_is_found(tmp_path: Path) -> None:
     make(tmp_path)
-    (tmp_path / "tokenizer" / "tokenizer.json").unlink()
-    (tmp_path / "tokenizer").rmdir()
     where = tmp_path / "tokenizer"
+    for content in (b"", b"{", b"{}", b'{"model": 5}', b"\xff\xfe"):
+        (where / "tokenizer.json").write_bytes(content)
+        (line,) = said(tmp_path)
+        assert line.startswith(f"{where}: ")
+    write_tokenizer(tmp_path, prefix="mot")
+    assert said(tmp_path) == [f"{where}: not the tokenizer that the manifest names"]
+    shutil.rmtree(where)
     assert said(tmp_path) == [f"{where}: not there; its ids can no longer be read as text"]
 
 
@@ -169,7 +165,7 @@ def test_every_file_of_the_tokenizer_is_compared_with_its_record(tmp_path: Path)
     assert said(tmp_path) == [f"{record}: damaged: its contents do not match their seal"]
 
 
-def test_a_zarr_shard_that_became_a_file_is_found_and_dropped(tmp_path: Path) -> None:
+def test_a_zarr_shard_that_became_a_file_is_found_and_deleted(tmp_path: Path) -> None:
     make(tmp_path, store="zarr")
     shard = tmp_path / "shards" / "00001.zarr"
     shutil.rmtree(shard)
@@ -180,30 +176,13 @@ def test_a_zarr_shard_that_became_a_file_is_found_and_dropped(tmp_path: Path) ->
     assert not shard.exists()
 
 
-def test_another_tokenizer_is_found(tmp_path: Path) -> None:
+def test_a_file_that_belongs_to_no_shard_is_found(tmp_path: Path) -> None:
     make(tmp_path)
-    write_tokenizer(tmp_path, prefix="mot")
-    where = tmp_path / "tokenizer"
-    assert said(tmp_path) == [f"{where}: not the tokenizer that the manifest names"]
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"model": 5}', b"\xff\xfe"])
-def test_a_tokenizer_that_cannot_be_read_is_found(tmp_path: Path, content: bytes) -> None:
-    make(tmp_path)
-    (tmp_path / "tokenizer" / "tokenizer.json").write_bytes(content)
-    (line,) = said(tmp_path)
-    assert line.startswith(f"{tmp_path / 'tokenizer'}: ")
-
-
-STRAYS = ["notes.txt", "00003.json", "00003.arrow", "00000.zarr", "0.json", "00000.arrow.old"]
-
-
-@pytest.mark.parametrize("name", STRAYS)
-def test_a_file_that_belongs_to_no_shard_is_found(tmp_path: Path, name: str) -> None:
-    make(tmp_path)
-    path = tmp_path / "shards" / name
-    path.write_text("not ours")
-    assert said(tmp_path) == [f"{path}: belongs to no shard"]
+    for name in ("notes.txt", "00003.json", "00003.arrow", "00000.zarr", "0.json", "00000.arrow.o"):
+        path = tmp_path / "shards" / name
+        path.write_text("not ours")
+        assert said(tmp_path) == [f"{path}: belongs to no shard"]
+        path.unlink()
 
 
 def test_data_without_a_commit_record_belong_to_no_shard(tmp_path: Path) -> None:
@@ -223,7 +202,7 @@ def test_a_file_that_its_record_does_not_name_is_found(tmp_path: Path, codec: st
     assert said(tmp_path) == [f"shard 1: {path}: not in its commit record"]
 
 
-def test_what_a_crash_left_behind_is_no_problem(tmp_path: Path) -> None:
+def test_leftovers_of_a_crash_are_not_a_problem(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "shards" / ".unfinished-1-00000.json").write_text("half")
     (tmp_path / "shards" / ".unfinished-2-00000.arrow").mkdir()
@@ -234,7 +213,7 @@ def test_what_a_crash_left_behind_is_no_problem(tmp_path: Path) -> None:
 def test_a_record_of_another_shard_is_found(tmp_path: Path) -> None:
     make(tmp_path)
     record(tmp_path, 1).write_bytes(record(tmp_path, 0).read_bytes())
-    wrong = "speaks of shard 0 with 4 sequences, not of shard 1 with 4"
+    wrong = "names shard 0 with 4 sequences, expected shard 1 with 4"
     assert said(tmp_path) == [f"shard 1: {record(tmp_path, 1)}: {wrong}"]
 
 
@@ -268,15 +247,13 @@ def test_a_record_of_other_sums_is_found(tmp_path: Path, codec: str, name: str) 
     assert others == []
 
 
-def test_a_position_counted_in_another_bin_is_found(tmp_path: Path) -> None:
+def test_other_bins_and_a_negative_distortion_are_found(tmp_path: Path) -> None:
     make(tmp_path)
+    whole = record(tmp_path, 1).read_bytes()
     wrong_record(tmp_path, 1, "entropy_bins", lambda bins: [*bins[1:], bins[0]])
     (line,) = said(tmp_path)
     assert line.startswith("shard 1: its commit record says a entropy_bins of ")
-
-
-def test_a_distortion_below_nothing_is_found(tmp_path: Path) -> None:
-    make(tmp_path)
+    record(tmp_path, 1).write_bytes(whole)
     wrong_record(tmp_path, 1, "distortion", lambda value: -1e-6)
     (line,) = said(tmp_path)
     assert line.startswith("shard 1: its commit record says a distortion of -1e-06")
@@ -294,12 +271,12 @@ def test_a_record_with_other_white_space_is_not_the_bytes_that_were_written(
     assert said(tmp_path) == [f"{where}{path}: damaged: not the bytes that were written"]
 
 
-def test_a_manifest_that_promises_far_too_much_is_answered_soon(tmp_path: Path) -> None:
+def test_a_manifest_that_promises_too_many_shards_is_reported_soon(tmp_path: Path) -> None:
     make(tmp_path)
     edit(tmp_path / "manifest.json", {"sequences": 2**22})
     lines = said(tmp_path)
     assert len(lines) < 30
-    assert "speaks of shard 2 with 2 sequences, not of shard 2 with 4" in lines[0]
+    assert "names shard 2 with 2 sequences, expected shard 2 with 4" in lines[0]
     assert lines[1] == "shard 3: not there"
     last, after = len(lines) + 1, 2**20 - len(lines) - 2
     assert lines[-1] == f"shard {last}: not there, nor the {after} after it"
@@ -314,7 +291,7 @@ def test_a_codec_for_another_tokenizer_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("store", "codec"), KINDS)
-def test_a_repair_drops_what_is_damaged_and_stage_one_fills_the_gap(
+def test_a_repair_deletes_damaged_shards_and_a_writer_fills_the_gap(
     tmp_path: Path, store: str, codec: str
 ) -> None:
     manifest = make(tmp_path, store=store, codec=codec)
@@ -336,7 +313,7 @@ def test_a_repair_drops_what_is_damaged_and_stage_one_fills_the_gap(
     assert repair(str(tmp_path)) == Repaired(problems=[], dropped=[], strays=[], missing=0)
 
 
-def test_a_repair_that_only_pretends_touches_nothing(tmp_path: Path) -> None:
+def test_a_dry_repair_changes_nothing(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "shards" / "notes.txt").write_text("not ours")
     (tmp_path / ".unfinished-1").write_text("half")
@@ -350,7 +327,7 @@ def test_a_repair_that_only_pretends_touches_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pretend", [False, True])
 @pytest.mark.parametrize("damage", ["flipped", "reformatted", "empty"])
-def test_a_repair_under_a_damaged_manifest_is_refused_and_touches_nothing(
+def test_a_repair_under_a_damaged_manifest_is_refused_and_changes_nothing(
     tmp_path: Path, damage: str, pretend: bool
 ) -> None:
     make(tmp_path)
@@ -370,7 +347,7 @@ def test_a_repair_under_a_damaged_manifest_is_refused_and_touches_nothing(
     assert digests(tmp_path) == before
 
 
-def test_a_repair_is_refused_while_somebody_writes(tmp_path: Path) -> None:
+def test_a_repair_is_refused_while_another_process_writes(tmp_path: Path) -> None:
     manifest = make(tmp_path)
     flip(record(tmp_path, 1))
     before = digests(tmp_path)
@@ -383,7 +360,7 @@ def test_a_repair_is_refused_while_somebody_writes(tmp_path: Path) -> None:
     assert repair(str(tmp_path)).dropped == [1]
 
 
-def test_claims_of_the_living_and_the_dead_are_no_part_of_a_store(tmp_path: Path) -> None:
+def test_claims_do_not_belong_to_a_store(tmp_path: Path) -> None:
     root = tmp_path / "store"
     manifest = make(root)
     whole = digests(root)
@@ -406,7 +383,7 @@ def test_claims_of_the_living_and_the_dead_are_no_part_of_a_store(tmp_path: Path
     assert digests(root) == whole
 
 
-def test_nothing_else_changes_a_store_that_several_write(tmp_path: Path) -> None:
+def test_maintenance_is_refused_while_several_processes_write(tmp_path: Path) -> None:
     source, root = tmp_path / "source", tmp_path / "store"
     manifest = make(source)
     make(root)
@@ -426,11 +403,11 @@ def test_nothing_else_changes_a_store_that_several_write(tmp_path: Path) -> None
     assert repair(str(root)).dropped == [1]
 
 
-def test_who_comes_during_a_repair_is_refused(tmp_path: Path) -> None:
+def test_a_writer_is_refused_during_a_repair(tmp_path: Path) -> None:
     manifest = make(tmp_path)
     met = []
 
-    def tell(*_: Any) -> None:
+    def notify(*_: Any) -> None:
         with (
             pytest.raises(ColdstillError, match="another process is writing this store") as caught,
             ShardWriter(tmp_path, manifest, shared=True),
@@ -438,7 +415,7 @@ def test_who_comes_during_a_repair_is_refused(tmp_path: Path) -> None:
             pass
         met.append(caught.value)
 
-    assert repair(str(tmp_path), tell=tell).problems == []
+    assert repair(str(tmp_path), notify=notify).problems == []
     assert len(met) == 3
     with ShardWriter(tmp_path, manifest, shared=True):
         pass

@@ -1,4 +1,4 @@
-"""What only a look at whole shards shows: their order, their sums, and whether they can be read."""
+"""Checks of whole shards: their order, their statistics, and whether they can be read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.repair import repair
-from coldstill.data.maintenance.sequence_order import SequenceOrder
-from coldstill.data.maintenance.uncached import uncached
-from coldstill.data.maintenance.verify import leftovers, verify
+from coldstill.data.maintenance.shard import SequenceOrder
+from coldstill.data.maintenance.verify import leftovers, uncached, verify
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.store.manifest import Part, read_manifest
 from coldstill.data.store.reader import open_store
@@ -37,7 +36,7 @@ UNORDERED = "a sequence id that is not above the one before"
 
 
 def said(path: Path | str) -> list[str]:
-    """All that is wrong besides the tokenizer, which these stores lack."""
+    """All problems except the missing tokenizer of these stores."""
     lines = [str(problem) for problem in verify(str(path))]
     return [line for line in lines if not line.endswith(TOKENIZER)]
 
@@ -77,14 +76,14 @@ def test_sequences_out_of_order_are_found(
     assert repair(str(tmp_path)).dropped == dropped
 
 
-def test_a_gap_hides_no_disorder(tmp_path: Path) -> None:
+def test_a_gap_does_not_hide_disorder(tmp_path: Path) -> None:
     make(tmp_path, rearranged(0, 1, 2, 3, 4, 5, 6, 7, 2, 9))
     (tmp_path / "shards" / "00001.json").unlink()
     (tmp_path / "shards" / "00001.arrow").unlink()
     assert said(tmp_path) == ["shard 1: not there", f"shard 2, sequence 8: {UNORDERED}"]
 
 
-def test_each_part_of_a_merged_store_begins_anew(tmp_path: Path) -> None:
+def test_each_part_of_a_merged_store_has_its_own_order(tmp_path: Path) -> None:
     other = random_block(5, 7)
     make(tmp_path / "a")
     manifest = manifest_for(other)
@@ -106,7 +105,7 @@ def test_order_is_followed_within_parts_and_across_calls() -> None:
     assert alone.first_break(4, np.array([4, 5])) is None
 
 
-def test_every_damaged_block_of_a_shard_is_told(tmp_path: Path) -> None:
+def test_every_damaged_block_of_a_shard_is_reported(tmp_path: Path) -> None:
     entropy = BLOCK.targets.entropy.copy()
     borders = BLOCK.sequences.positions.offsets
     entropy[borders[[0, 3, 9]]] = 99.0  # in both blocks of shard 0, and in shard 2
@@ -136,7 +135,7 @@ def test_a_block_that_cannot_be_decoded_does_not_hide_the_next(tmp_path: Path) -
 
 
 def statistics_changed(root: Path, shard: int, **changed: Any) -> None:
-    """Other sums for a shard, duly committed."""
+    """Commit other statistics for a shard."""
     reader = open_store(root)
     block = reader.read(np.array(reader.manifest.shard_rows(shard)))
     sums: ShardStatistics = replace(reader.commit(shard).statistics, **changed)
@@ -150,7 +149,7 @@ def commit_of(root: Path, shard: int) -> Commit:
 
 
 @pytest.mark.parametrize("name", ["entropy_bins", "mass_bins"])
-def test_a_rounded_value_may_cross_a_border_and_no_more(tmp_path: Path, name: str) -> None:
+def test_a_rounded_value_may_only_change_to_a_neighbouring_bin(tmp_path: Path, name: str) -> None:
     make(tmp_path, codec="compact")
     bins = getattr(commit_of(tmp_path, 0).statistics, name)
     assert said(tmp_path) == []
@@ -160,7 +159,7 @@ def test_a_rounded_value_may_cross_a_border_and_no_more(tmp_path: Path, name: st
 
 
 class Refusing:
-    """A system that does not let a file be read, for a while."""
+    """Make a file unreadable for a while."""
 
     def __init__(self, patch: pytest.MonkeyPatch, name: str, number: int) -> None:
         opened = Path.open
@@ -175,7 +174,7 @@ class Refusing:
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
 @pytest.mark.parametrize("name", ["00001.arrow", "00001.json"])
-def test_what_cannot_be_read_now_is_not_deleted(
+def test_a_shard_that_cannot_be_read_now_is_not_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
     make(tmp_path)
@@ -189,7 +188,7 @@ def test_what_cannot_be_read_now_is_not_deleted(
     assert repair(str(tmp_path)).dropped == []
 
 
-def test_a_record_that_is_a_folder_is_dropped(tmp_path: Path) -> None:
+def test_a_commit_record_that_is_a_folder_is_deleted(tmp_path: Path) -> None:
     make(tmp_path)
     path = tmp_path / "shards" / "00001.json"
     path.unlink()
@@ -199,7 +198,7 @@ def test_a_record_that_is_a_folder_is_dropped(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_leftovers_are_mentioned(tmp_path: Path) -> None:
+def test_leftovers_are_listed(tmp_path: Path) -> None:
     make(tmp_path)
     assert leftovers(str(tmp_path)) == []
     left = [tmp_path / ".unfinished-1", tmp_path / "shards" / ".unfinished-2-00000.arrow"]
@@ -209,7 +208,7 @@ def test_leftovers_are_mentioned(tmp_path: Path) -> None:
 
 
 def object_changed(memory: Distance, name: str) -> None:
-    """One bit of an object, behind the back of every cache."""
+    """Flip one bit of an object, not of its cached copies."""
     place = memory.place()
     content = bytearray(place.read(name))
     content[len(content) // 2] ^= 1
@@ -217,7 +216,7 @@ def object_changed(memory: Distance, name: str) -> None:
 
 
 @pytest.mark.parametrize("store", ["arrow", "zarr"])
-def test_a_copy_in_the_cache_does_not_hide_what_became_of_the_object(
+def test_a_copy_in_the_cache_does_not_hide_a_damaged_object(
     memory: Distance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: str
 ) -> None:
     monkeypatch.setenv("COLDSTILL_CACHE", str(tmp_path / "usual"))
@@ -235,7 +234,7 @@ def test_a_copy_in_the_cache_does_not_hide_what_became_of_the_object(
     assert repair(url).dropped == [1]
 
 
-def test_no_more_than_a_shard_is_fetched_at_a_time(memory: Distance, tmp_path: Path) -> None:
+def test_one_shard_is_fetched_at_a_time(memory: Distance, tmp_path: Path) -> None:
     url = f"{memory.url}/store"
     make(url)
     with uncached(url) as (place, forget):
@@ -250,7 +249,7 @@ def test_no_more_than_a_shard_is_fetched_at_a_time(memory: Distance, tmp_path: P
     assert not folders[0].parents[1].exists()
 
 
-def test_a_store_on_this_disk_is_looked_at_where_it_is(tmp_path: Path) -> None:
+def test_a_local_store_is_not_copied(tmp_path: Path) -> None:
     make(tmp_path)
     with uncached(str(tmp_path)) as (place, forget):
         assert isinstance(place, LocalPlace)
@@ -260,7 +259,7 @@ def test_a_store_on_this_disk_is_looked_at_where_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["lost", "busy", "denied"])
 @pytest.mark.parametrize("what", [r"GET .*00001\.arrow", r"GET .*00001\.json"])
-def test_a_network_that_fails_is_no_damage(s3: Distance, fault: Any, what: str) -> None:
+def test_a_network_error_is_not_damage(s3: Distance, fault: Any, what: str) -> None:
     url = f"{s3.url}/store"
     make(url)
     before = s3.digests()

@@ -52,7 +52,6 @@ def main() -> None:
 
 def _write(root: Path, manifest: Manifest, block: Block, table: dict[str, int]) -> None:
     write_missing(root, manifest, block)
-    (root / ".lock").unlink()
     (root / "tokenizer").mkdir()
     Tokenizer(WordLevel(table, unk_token="token0")).save(str(root / "tokenizer/tokenizer.json"))
     codec = manifest.make_codec(root)

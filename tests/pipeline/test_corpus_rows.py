@@ -51,7 +51,7 @@ def write(desk: Desk, name: str, rows: list[dict[str, Any]]) -> None:
 
 BAD: dict[str, dict[str, Any]] = {
     "chats with an unknown role": {"conversations": [{"from": "narrator", "value": "x"}]},
-    "chats in which the assistant says nothing": {
+    "chats without an answer of the assistant": {
         "conversations": [{"from": "human", "value": "x"}]
     },
     "rows with half a surrogate pair": {"text": "\ud83d"},

@@ -117,7 +117,7 @@ def test_a_cache_that_is_no_size_is_named(desk: Desk, value: str) -> None:
     with pytest.raises(ColdstillError) as caught:
         load_recipe(str(desk.root / "r.toml"), (f'logits.cache="{value}"',))
     assert str(caught.value).endswith(
-        f"r.toml: logits.cache: '{value}' is no size; write a number and a unit, such as '20 GB'"
+        f"r.toml: logits.cache: '{value}' is not a size; write a number and a unit, such as '20 GB'"
     )
 
 
