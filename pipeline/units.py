@@ -1,6 +1,8 @@
-"""Quantities as text."""
+"""Quantities as text, and the width of text."""
 
 from __future__ import annotations
+
+import unicodedata
 
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -40,3 +42,19 @@ def short(value: float) -> str:
         if unit <= abs(value) * 1.0005 and abs(value) < 1000 * _SUFFIXES[0][0]:
             return f"{value / unit:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: `1 file`, `1,200 files`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def display_width(text: str) -> int:
+    """Return the columns that a text takes: two for wide characters, none for combining ones."""
+    return sum(_columns(letter) for letter in text)
+
+
+def _columns(letter: str) -> int:
+    if unicodedata.combining(letter) or unicodedata.category(letter) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1

@@ -134,7 +134,7 @@ class Desk:
 _DOOR = """
 import json, os, sys
 import torch
-import coldstill.pipeline.steps.work
+import coldstill.pipeline.recipe.work
 import coldstill.stages.teacher_logits
 import coldstill.stages.train_student
 from coldstill.pipeline.cli import main

@@ -11,11 +11,11 @@ from coldstill.data.fidelity import CodecError
 from coldstill.data.schema import Capture
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.recipe.work import Work
 from coldstill.pipeline.results.cache import CacheFacts, Histogram, Measurements
 from coldstill.pipeline.results.continuations import Continuations, PromptTexts
 from coldstill.pipeline.results.facts import HeldoutFacts, ReportFacts, gather
 from coldstill.pipeline.results.lineage import CorpusFacts, SplitFacts, TeacherFacts
-from coldstill.pipeline.steps.work import Work
 from coldstill.stages.report import silent
 from compared import Made, write_run
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ... import __version__
+from ..steps.tasks.options import TaskOptions, task_options
 from .export import export
 from .group import Group
 from .inspect import inspect
@@ -20,7 +21,6 @@ from .next_command import print_next
 from .options import json_option, recipe_options, run_options, student_option, work_of
 from .report import report
 from .store import store
-from .task_options import TaskOptions, task_options
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,7 +107,7 @@ def plan(
         return
     if budget is not None and math.isnan(budget):
         raise click.BadParameter("NaN is not a number of bytes.", param_hint="'--budget'")
-    from ..steps.pilot import pilot
+    from .pilot import pilot
 
     work = work_of(recipe, settings, runs, report)
     pilot(work, count, budget, recipe if write else None, as_json=as_json)
@@ -227,10 +227,10 @@ def sweep(
     """
     from ..quiet import quiet
     from ..recipe.reading import read_source
+    from ..recipe.work import Work, run_of
     from ..results.figures import json_rows
     from ..results.table import tables
     from ..steps import sweep as step
-    from ..steps.work import Work, run_of
 
     planned = step.plan_sweep(read_source(recipe, settings, runs=Path(runs)), grids)
     work = Work(planned.loaded, run_of(recipe, runs, planned.loaded), report)

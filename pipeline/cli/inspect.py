@@ -142,7 +142,7 @@ def _print_sequences(
 ) -> None:
     from ..pages.inspect.listing import listing
     from ..pages.inspect.sequence import read_sequence, to_json
-    from ..pages.inspect.tokens import token_texts
+    from ..results.token_texts import token_texts
 
     sequences = [read_sequence(subject, row, positions) for row in rows]
     texts = token_texts(subject.store)
@@ -171,8 +171,7 @@ def _write(
     as_json: bool,
 ) -> None:
     from ..pages.inspect.page import write_page
-    from ..pages.inspect.store import counted
-    from ..units import size
+    from ..units import counted, size
 
     wrote = write_page(subject, page, rows, positions, top)
     click.echo(

@@ -14,7 +14,7 @@ from .next_command import print_next
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..steps.work import Work
+    from ..recipe.work import Work
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -78,7 +78,7 @@ def work_of(
     loads_models: bool = True,
 ) -> Work:
     """Open the run of a recipe that was named on the command line."""
-    from ..steps.work import open_work
+    from ..recipe.work import open_work
 
     work = open_work(recipe, settings, Path(runs), progress, student)
     quiet_imports()

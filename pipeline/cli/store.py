@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..units import counted
 from .group import CommandList
 
 if TYPE_CHECKING:
@@ -89,11 +90,11 @@ def repair(path: str, dry_run: bool, as_json: bool) -> None:
     _print_problems(done.problems)
     verb = "would delete" if dry_run else "deleted"
     if done.dropped or done.strays:
-        what = [_counted(len(done.dropped), "shard")] if done.dropped else []
-        what += [_counted(len(done.strays), "stray file")] if done.strays else []
+        what = [counted(len(done.dropped), "shard")] if done.dropped else []
+        what += [counted(len(done.strays), "stray file")] if done.strays else []
         click.echo(f"{path}: {verb} {' and '.join(what)}")
     if done.missing:
-        shards = _counted(done.missing, "shard")
+        shards = counted(done.missing, "shard")
         click.echo(f"{path}: {shards} missing; run coldstill teacher-logits again")
     elif not done.strays:
         click.echo(f"{path}: whole, nothing to repair")
@@ -229,7 +230,7 @@ def _print_problems(problems: Sequence[Problem]) -> None:
 
 
 def _summary(problems: Sequence[Problem]) -> str:
-    count = _counted(len(problems), "problem")
+    count = counted(len(problems), "problem")
     damaged = [problem for problem in problems if not problem.missing]
     if not damaged:
         return f"{count}, all of missing shards; finish the store with coldstill teacher-logits"
@@ -237,11 +238,6 @@ def _summary(problems: Sequence[Problem]) -> str:
     where = f"at {first.where}" if first.where else "outside the shards"
     text = f"{count}, the first damage {where}"
     return text + ("; delete the damage with coldstill store repair" if first.where else "")
-
-
-def _counted(count: int, noun: str) -> str:
-    """Text such as `1 shard` or `2 shards`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _wrote(to: str, as_json: bool) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ...data.prepared import Split, SplitRecord
     from ...stages.corpus.estimate import Estimate
     from ..recipe.tables import Recipe
-    from ..steps.work import Work
+    from ..recipe.work import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,13 +17,21 @@ from ...data.prepared import CorpusLayout
 from ...stages.models.known_families import UNPACKED, size_in
 from ...stages.models.weight_files import INDEX_END, ORDER, shards, weight_files_in
 from ...stages.planning.model_sizes import tensor_shapes
-from .models import NamedModel, folder_of, student_family, student_models, teacher_family
+from .models import (
+    NamedModel,
+    folder_of,
+    named_teacher,
+    student_family,
+    student_models,
+    teacher_family,
+    tokenizer_of_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ..steps.work import Work
+    from ..recipe.work import Work
 
 _WRAPPED = re.compile(r"(^|\.)(_\w+|module|base_layer|base_model|lora_\w+)\.")
 """Parts of tensor names that occur only if a model was saved inside a wrapper."""
@@ -39,16 +47,10 @@ def expect_loadable_models(work: Work, *, captured: bool) -> None:
     Raises
         ColdstillError: weights that do not belong to the checkpoint, or code that is not allowed
     """
-    teacher = work.recipe.teacher
+    teacher = named_teacher(work)
     models = [*student_models(work)]
-    if teacher.model is not None and not captured:
-        own = NamedModel(
-            key="teacher.model",
-            model=teacher.model,
-            revision=teacher.revision,
-            own_code=teacher.trust_remote_code,
-        )
-        models.insert(0, own)
+    if teacher is not None and not captured:
+        models.insert(0, teacher)
     for named in models:
         folder = folder_of(work, named.model, named.revision)
         if folder is not None and _is_unusual(folder, own_code=named.own_code):
@@ -86,13 +88,13 @@ def expect_usable_students(work: Work) -> None:
         ColdstillError: the first such student
     """
     from ...stages.models.vocabulary import expect_same_tokens
-    from ..steps.teacher import tokenizer_of
 
-    exists = work.recipe.teacher.model is not None
+    teacher = named_teacher(work)
     for named in student_models(work):
         tokenizer = _expect_usable(work, named)
-        if exists:
-            expect_same_tokens(tokenizer_of(work), tokenizer, named.key.removesuffix(".model"))
+        if teacher is not None:
+            own = tokenizer_of_model(work, teacher)
+            expect_same_tokens(own, tokenizer, named.key.removesuffix(".model"))
 
 
 def _expect_usable(work: Work, named: NamedModel) -> Any:
@@ -101,16 +103,12 @@ def _expect_usable(work: Work, named: NamedModel) -> Any:
     Raises
         ColdstillError: as `expect_loadable`, `load_tokenizer` and `without_rowless`
     """
-    from ...stages.models.loading import expect_loadable, load_config, load_tokenizer
-    from ...stages.models.vocabulary import vocabulary_rows, without_rowless
+    from ...stages.models.loading import expect_loadable
     from ..quiet import quiet_libraries
 
     quiet_libraries()  # the plan command does not
-    where = (work.local(named.model), named.key, named.revision)
-    expect_loadable(*where, own_code=named.own_code)
-    tokenizer = load_tokenizer(*where, own_code=named.own_code)
-    rows = vocabulary_rows(load_config(*where, own_code=named.own_code))
-    return without_rowless(tokenizer, rows, named.key)
+    expect_loadable(work.local(named.model), named.key, named.revision, own_code=named.own_code)
+    return tokenizer_of_model(work, named)
 
 
 def _is_unusual(folder: Path, *, own_code: bool) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.places.opening import place_at
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ...stages.planning.model_sizes import ModelSizes
     from ...stages.students.pruning.config import PruneConfig
     from ..recipe.tables import StudentTable
-    from ..steps.work import Work
+    from ..recipe.work import Work
 
 _ANY_VOCABULARY = 1024
 
@@ -43,6 +43,34 @@ class NamedModel:
     revision: str = "main"
     own_code: bool = False
     """Whether code that comes with the model may run."""
+
+
+def named_teacher(work: Work) -> NamedModel | None:
+    """The existing model that the recipe names as its teacher; None for a new teacher."""
+    table = work.recipe.teacher
+    if table.model is None:
+        return None
+    return NamedModel(
+        key="teacher.model",
+        model=table.model,
+        revision=table.revision,
+        own_code=table.trust_remote_code,
+    )
+
+
+def tokenizer_of_model(work: Work, named: NamedModel) -> Any:
+    """Load a model's tokenizer, without the tokens that its model has no row for.
+
+    Raises
+        ColdstillError: as `load_tokenizer`, `load_config` and `without_rowless`
+    """
+    from ...stages.models.loading import load_config, load_tokenizer
+    from ...stages.models.vocabulary import vocabulary_rows, without_rowless
+
+    where = (work.local(named.model), named.key, named.revision)
+    tokenizer = load_tokenizer(*where, own_code=named.own_code)
+    rows = vocabulary_rows(load_config(*where, own_code=named.own_code))
+    return without_rowless(tokenizer, rows, named.key)
 
 
 def folder_of(work: Work, model: str, revision: str = "main") -> Path | None:

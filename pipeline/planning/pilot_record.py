@@ -13,7 +13,7 @@ from ...data.files import read_json
 
 if TYPE_CHECKING:
     from ..recipe.tables import Recipe
-    from ..steps.work import Work
+    from ..recipe.work import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ from ...data.corpus import list_sources
 from ...data.schema import Capture
 from ...stages.planning.model_sizes import unused_size
 from ...stages.students.pruning.shapes import shortfall
-from ..steps.trainable import expect_trainable
 from .corpus_size import corpus_sizes
 from .loadable import expect_loadable_models, expect_packable_students
 from .measured import capture_hours, capture_speeds, training_hours
@@ -19,6 +18,7 @@ from .pilot_record import read_pilot
 from .room import free_bytes
 from .rowless import left_out_tokens
 from .sizes import captures, expected_bytes, store_sizes
+from .trainable import expect_trainable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ...data.prepared import Split
     from ...stages.planning.model_sizes import ModelSizes
     from ..recipe.tables import StudentTable
-    from ..steps.work import Work
+    from ..recipe.work import Work
     from .pilot_record import PilotRecord
     from .sizes import StoreSize
 

@@ -19,7 +19,7 @@ from .models import folder_of, student_models
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..steps.work import Work
+    from ..recipe.work import Work
 
 _NEEDED = ("bos_token", "eos_token", "unk_token", "pad_token")
 _DOCUMENTS = 20_000

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...data.places.place import Place
     from ...data.prepared import Split
     from ..recipe.tables import Recipe
-    from ..steps.work import Work
+    from ..recipe.work import Work
     from .corpus_size import SplitSize
     from .pilot_record import PilotRecord
 

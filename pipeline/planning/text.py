@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from ..units import duration, size
+from ..units import counted, duration, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,15 +36,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [line.rstrip() for line in table.splitlines()]
 
 
-def _counted(count: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def _corpus_and_teacher(plan: Plan) -> list[str]:
     about = "" if plan.counted else "about "
     lines = [
-        f"corpus       {_counted(plan.sources, 'file')}, {size(plan.source_bytes)}, "
+        f"corpus       {counted(plan.sources, 'file')}, {size(plan.source_bytes)}, "
         f"{about}{sum(plan.sequences.values()):,} sequences, "
         f"{about}{sum(plan.positions.values()):,} positions "
         f"({about}{plan.supervised_share['train']:.1%} of train's tokens supervised)"
@@ -65,7 +60,7 @@ def _store(split: str, store: StoreSize) -> str:
     state = f"{done} of {shards} shards" if done else "to do"
     if 0 < done < shards:
         state += f", {shards - done} missing"
-    whole = size(store.bytes) + ("" if done else f" in {_counted(shards, 'shard')}")
+    whole = size(store.bytes) + ("" if done else f" in {counted(shards, 'shard')}")
     where = "" if store.address is None else f", in {store.address}"
     return (
         f"{split:<12} {about}{store.positions:,} positions in "

@@ -18,18 +18,18 @@ from ...data.fingerprint import files_sha256, json_sha256
 from ...data.prepared import CorpusLayout
 from ...stages.models.weight_files import weight_files_in
 from ...stages.report import Report
-from ..pages.inspect.tokens import token_texts
 from ..quiet import quiet_libraries
 from ..recipe.tables import TEACHER
 from .figures import Record
+from .token_texts import token_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ...data.store.reader import StoreReader
     from ...stages.continuations import Prompt
-    from ..pages.inspect.tokens import TokenTexts
-    from ..steps.work import Work
+    from ..recipe.work import Work
+    from .token_texts import TokenTexts
 
 STAGE = "report"
 _TEMPERATURE = 0.7

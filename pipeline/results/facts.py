@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...data.store.reader import StoreReader
-    from ..steps.work import Work
+    from ..recipe.work import Work
     from .cache import CacheFacts
     from .continuations import Continuations
     from .curves import Curve

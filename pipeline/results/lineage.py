@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ...data.prepared import SPLITS, CorpusLayout
-from ..pages.inspect.store import counted
 from ..recipe.tables import StudentTable
+from ..units import counted
 from .curves import in_words
 from .names import visible
 from .verdict import Training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from ..pages.inspect.glyphs import display_width
+from ..units import display_width
 from .caveats import machine_groups, missing, notes, warnings
 from .columns import COST, QUALITY, groups_of
 

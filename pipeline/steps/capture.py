@@ -12,8 +12,8 @@ from ...data.places.opening import place_at
 from ...data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..planning.room import expect_room, expect_writable
 from ..planning.sizes import captures, store_sizes
+from ..recipe.work import READ_TEACHER
 from .teacher import prepared, prepared_apart, tell_left_out, tokenizer_of, train_missing_teacher
-from .work import READ_TEACHER
 
 if TYPE_CHECKING:
     from ...data.prepared import Split
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...stages.capture.plan import CapturePlan
     from ...stages.capture.teacher import Teacher
     from ...stages.interruption import Interruption
-    from .work import Work
+    from ..recipe.work import Work
 
 
 def teacher_logits(work: Work) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ...data.store.manifest import Manifest
     from ..recipe.run_folder import StudentFolder
-    from .work import Work
+    from ..recipe.work import Work
 
 _NEWER = ("calibration", "bits_per_byte", "flops_per_token", "generation", "weights")
 """Keys that older versions did not write; figures without them are measured again."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...stages.export.record import ExportRecord
-    from .work import Work
+    from ..recipe.work import Work
 
 
 def export(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ...stages.report import silent
 from ..quiet import quiet
-from .work import open_work
+from ..recipe.work import open_work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from ...stages.export.record import ExportRecord
     from ...stages.report import Reporter
+    from ..recipe.work import Work
     from ..results.figures import ModelFigures
     from .pruning import Cut
-    from .work import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +58,9 @@ def run(
             settings of later steps are checked too
     """
     from ..planning.loadable import expect_packable_students, expect_usable_students
+    from ..planning.trainable import expect_trainable
     from . import capture, evaluation, students, teacher
     from .comparison import compare_runs
-    from .trainable import expect_trainable
 
     with _work(recipe, settings, runs, report) as work:
         expect_trainable(work.recipe, work.recipe.students, teacher=True)

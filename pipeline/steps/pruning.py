@@ -15,7 +15,7 @@ from .students import alone, job_as_trained, open_made, teacher_weights
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .work import Work
+    from ..recipe.work import Work
 
 _SIZES = {
     "layers": "layers",

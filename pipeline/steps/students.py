@@ -14,10 +14,10 @@ from ...data.store.layout import MANIFEST
 from ...data.store.reader import open_store
 from ...stages.ranks import rank, world_size
 from ...stages.report import Report
+from ..planning.trainable import expect_trainable
 from ..recipe.run_folder import recorded_run
-from .trainable import expect_trainable
+from ..recipe.work import beginning
 from .trained import VARIANT, is_trained, student_settings
-from .work import beginning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ...stages.train_student import StudentJob
     from ..recipe.run_folder import StudentFolder
     from ..recipe.tables import StudentTable
-    from .work import Work
+    from ..recipe.work import Work
 
 
 def train_students(

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from ..recipe.reading import LoadedRecipe, RecipeSource
     from ..recipe.tables import StudentTable
+    from ..recipe.work import Work
     from ..results.figures import ModelFigures
-    from .work import Work
 
 NEW_NAME = "with a --grid of that key too"
 """How a point with other settings gets another name."""

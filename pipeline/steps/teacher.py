@@ -12,14 +12,15 @@ from ...data.prepared import CorpusLayout, CorpusRecord
 from ...data.schema import Capture
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
-from .trainable import expect_trainable
-from .work import READ_TEACHER, beginning, is_done
+from ..planning.models import named_teacher, tokenizer_of_model
+from ..planning.trainable import expect_trainable
+from ..recipe.work import READ_TEACHER, beginning, is_done
 
 if TYPE_CHECKING:
     from ...data.store.manifest import TeacherIdentity
     from ...stages.evaluation.heldout_loss import Heldout
     from ..recipe.run_folder import Run
-from .work import Work
+from ..recipe.work import Work
 
 
 def train_teacher(work: Work) -> None:
@@ -226,20 +227,11 @@ def tokenizer_of(work: Work) -> Any:
         ColdstillError: it cannot be loaded, or it was trained with another vocabulary size
     """
     from ...stages.corpus.train_tokenizer import train_tokenizer
-    from ...stages.models.loading import load_config, load_tokenizer
-    from ...stages.models.vocabulary import vocabulary_rows, without_rowless
+    from ...stages.models.loading import load_tokenizer
 
     recipe, run = work.recipe, work.run
-    teacher = recipe.teacher
-    if teacher.model is not None:
-        name, where, own_code = (
-            work.local(teacher.model),
-            "teacher.model",
-            teacher.trust_remote_code,
-        )
-        tokenizer = load_tokenizer(name, where, teacher.revision, own_code=own_code)
-        rows = vocabulary_rows(load_config(name, where, teacher.revision, own_code=own_code))
-        return without_rowless(tokenizer, rows, where)
+    if (teacher := named_teacher(work)) is not None:
+        return tokenizer_of_model(work, teacher)
     assert recipe.teacher.tokenizer is not None
     if not run.tokenizer.exists():
         if built_on := _built_on_corpus(run):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.fingerprint import json_sha256
-from .work import is_done
+from ..recipe.work import is_done
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...data.store.reader import StoreReader
     from ..recipe.run_folder import StudentFolder
     from ..recipe.tables import StudentTable
-    from .work import Work
+    from ..recipe.work import Work
 
 VARIANT = "--student NEW"
 """How a student with other settings gets another name."""

@@ -13,8 +13,8 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.recipe.work import Work
 from coldstill.pipeline.steps.teacher import prepared, tokenizer_of
-from coldstill.pipeline.steps.work import Work
 from coldstill.stages.report import silent
 from conftest import sentences
 from transformers import AutoTokenizer

@@ -17,7 +17,7 @@ import pytest
 from coldstill.data.alignment import labels
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
-from coldstill.pipeline.pages.inspect.tokens import token_texts
+from coldstill.pipeline.results.token_texts import token_texts
 from inspected import LONG, SEQUENCES, desk_at, shown, write_store
 
 if TYPE_CHECKING:

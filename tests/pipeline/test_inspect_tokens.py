@@ -9,7 +9,7 @@ import pytest
 from coldstill.data.store.reader import open_store
 from coldstill.data.token_bytes import TokenBytes
 from coldstill.pipeline.pages.inspect.glyphs import ASCII, BLOCKS
-from coldstill.pipeline.pages.inspect.tokens import TokenTexts, token_texts
+from coldstill.pipeline.results.token_texts import TokenTexts, token_texts
 from inspected import TOKENS, write_store
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -14,7 +14,7 @@ from coldstill.pipeline.planning.room import existing, expect_room, expect_writa
 from coldstill.pipeline.planning.sizes import expected_bytes, store_sizes
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import open_run
-from coldstill.pipeline.steps.work import Work
+from coldstill.pipeline.recipe.work import Work
 from coldstill.stages.report import silent
 
 if TYPE_CHECKING:

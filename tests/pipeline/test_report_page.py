@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.token_bytes import TokenBytes
 from coldstill.pipeline.pages.compare.trade_off import DISK, LATENCY, MEMORY
-from coldstill.pipeline.pages.inspect.tokens import TokenTexts
 from coldstill.pipeline.pages.report.page import page
 from coldstill.pipeline.pages.report.pictures import covered_mass, entropies, trade_offs
 from coldstill.pipeline.results.lineage import TeacherFacts, origin_in_words
+from coldstill.pipeline.results.token_texts import TokenTexts
 from compared import FORMATS, Made, row
 from html_tags import Tags
 from reported import record, report_facts

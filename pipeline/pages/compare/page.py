@@ -9,7 +9,7 @@ from ...results.caveats import warnings, without_calibration
 from ...results.curves import read_curves
 from ...results.figures import students_of, teachers_of
 from ...results.names import visible
-from ..inspect.store import counted
+from ...units import counted
 from ..plots.drawing import standalone
 from ..self_contained import rendered, write_file
 from .plots import loss_against_bytes, make_plots

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from ...units import display_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,17 +93,6 @@ def clip(text: str, width: int) -> str:
             break
         kept += letter
     return kept + "..."
-
-
-def display_width(text: str) -> int:
-    """Return the columns that a text takes: two for wide characters, none for combining ones."""
-    return sum(_columns(letter) for letter in text)
-
-
-def _columns(letter: str) -> int:
-    if unicodedata.combining(letter) or unicodedata.category(letter) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def flow(items: Sequence[str], indent: str, first: str = "") -> list[str]:

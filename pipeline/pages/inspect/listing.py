@@ -6,13 +6,13 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
+from ...units import counted
 from .glyphs import COLUMNS, cell, clip, flow
-from .store import counted
 
 if TYPE_CHECKING:
+    from ...results.token_texts import TokenTexts
     from .glyphs import Glyphs
     from .sequence import Prediction, ShownSequence
-    from .tokens import TokenTexts
 
 _WIDTH = 22
 """Width of a token's column."""

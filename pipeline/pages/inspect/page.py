@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from ....data.files import whole_file
 from ....data.store.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS
+from ...results.token_texts import token_texts
 from ..self_contained import expect_file, policy
 from .sequence import read_sequence
 from .store import describe
 from .text import ENTROPY_TITLE, MASS_TITLE, table
-from .tokens import token_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ...results.token_texts import TokenTexts
     from .path import Subject
     from .sequence import Prediction, ShownSequence
     from .store import StoreFacts
-    from .tokens import TokenTexts
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("inspect_text.js", "inspect_panel.js")

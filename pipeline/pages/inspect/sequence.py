@@ -14,8 +14,8 @@ from ....data.errors import ColdstillError
 
 if TYPE_CHECKING:
     from ....data.schema import Block
+    from ...results.token_texts import TokenTexts
     from .path import Subject
-    from .tokens import TokenTexts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

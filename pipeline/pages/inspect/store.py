@@ -170,11 +170,6 @@ def settings_in_words(value: Mapping[str, Any]) -> str:
     return ", ".join([value["name"], *(text for text in others if not text.startswith("name "))])
 
 
-def counted(count: int, noun: str) -> str:
-    """Return `1 sequence`, `2 sequences`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def ranges(numbers: Sequence[int]) -> str:
     """Return `0-3, 7` for [0, 1, 2, 3, 7]."""
     parts: list[list[int]] = []

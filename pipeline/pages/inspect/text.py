@@ -6,10 +6,10 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from ...units import size
+from ...units import counted, size
 from .glyphs import COLUMNS, histogram
 from .shard import column_lines
-from .store import counted, ranges, settings_in_words
+from .store import ranges, settings_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..inspect.glyphs import display_width
+from ...units import display_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

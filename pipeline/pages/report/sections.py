@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...units import size
-from ..inspect.store import counted, settings_in_words
-from ..inspect.tokens import legible
+from ...results.token_texts import legible
+from ...units import counted, size
+from ..inspect.store import settings_in_words
 
 if TYPE_CHECKING:
     from ...results.cache import CacheFacts, Measurements

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...recipe.tables import TEACHER
-from ..inspect.store import counted
+from ...units import counted
 
 if TYPE_CHECKING:
     from ...results.continuations import Continuations

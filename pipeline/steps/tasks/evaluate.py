@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from ....stages.evaluation.lm_eval.running import EvaluatedModel
     from ....stages.evaluation.lm_eval.task_files import TaskFile, Unit
-    from ...cli.task_options import TaskOptions
-    from ..work import Work
+    from ...recipe.work import Work
+    from .options import TaskOptions
 
 TEACHER = "teacher"
 """Name of the teacher on the command line. No student can have it."""

@@ -16,17 +16,17 @@ from ...data.errors import ColdstillError
 from ...data.files import read_json, write_json
 from ...data.settings import first_difference
 from ...stages.report import Report
-from ..recipe.reading import load_recipe, run_folder
-from ..recipe.run_folder import open_run
+from .reading import load_recipe, run_folder
+from .run_folder import open_run
 from .run_record import record_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ...stages.report import Reporter
-    from ..recipe.reading import LoadedRecipe
-    from ..recipe.run_folder import Run
-    from ..recipe.tables import Recipe
+    from .reading import LoadedRecipe
+    from .run_folder import Run
+    from .tables import Recipe
 
 READ_TEACHER = "read the teacher's weights for its fingerprint"
 """Progress text of the step before a teacher is loaded."""

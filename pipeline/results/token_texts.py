@@ -5,13 +5,13 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
-from ....data.errors import ColdstillError
-from ....data.token_bytes import TokenBytes, token_bytes_of
+from ...data.errors import ColdstillError
+from ...data.token_bytes import TokenBytes, token_bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ....data.store.reader import StoreReader
+    from ...data.store.reader import StoreReader
 
 
 class TokenTexts:

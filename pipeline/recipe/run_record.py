@@ -20,11 +20,11 @@ from pydantic import ValidationError
 from ...data.errors import ColdstillError
 from ...data.files import read_json, whole_file, write_json
 from ...data.places.claims import claimed
-from ..recipe.tables import NAME_PATTERN, TEACHER, StudentTable
+from .tables import NAME_PATTERN, TEACHER, StudentTable
 
 if TYPE_CHECKING:
-    from ..recipe.reading import LoadedRecipe
-    from ..recipe.run_folder import Run, StudentFolder
+    from .reading import LoadedRecipe
+    from .run_folder import Run, StudentFolder
 
 
 def record_recipe(run: Run, loaded: LoadedRecipe, *, student: bool = False) -> None:
