@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ..errors import ColdstillError
+from ..errors import ColdstillError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,13 +73,8 @@ def source_errors(source: Source) -> Iterator[None]:
             fault = _fault(source.compression, source.path, str(error))
         raise ColdstillError(
             f"{source.name}: cannot be read: "
-            + (fault or f"{reason(error)}; it is cut short or damaged, fetch or write it again")
+            + (fault or f"{first_line(error)}; it is cut short or damaged, fetch or write it again")
         ) from error
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an exception's text, or its class if it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _fault(compression: str, path: Path, message: str) -> str | None:

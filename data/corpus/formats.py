@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import ColdstillError
+from ..errors import ColdstillError, first_line
 from .bad_rows import BadRowError, refuse
 from .columns import Columns, PromptColumns
-from .compressed import expect_plain, open_source, reason, source_errors
+from .compressed import expect_plain, open_source, source_errors
 from .document import Document
 from .hub import load_hub, read_rows
 from .records import Reading, expect_answer, to_document, used_columns
@@ -102,7 +102,7 @@ def _json_lines(source: Source, columns: Columns, reading: Reading) -> Iterator[
             record = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise ColdstillError(
-                f"{where}: not valid JSON: {reason(error)}; repair or delete the line"
+                f"{where}: not valid JSON: {first_line(error)}; repair or delete the line"
             ) from error
         yield where, record
 
@@ -113,8 +113,8 @@ def _json_list(source: Source, columns: Columns, reading: Reading) -> Iterator[R
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ColdstillError(
-            f"{source.name}{line}: not valid JSON: {reason(error)}; if each line is one record, "
-            "name the file .jsonl"
+            f"{source.name}{line}: not valid JSON: {first_line(error)}; if each line is one "
+            "record, name the file .jsonl"
         ) from error
     if not isinstance(records, list):
         raise ColdstillError(
@@ -192,7 +192,7 @@ def _table(source: Source, columns: Columns, reading: Reading) -> Iterator[Recor
                 except Exception as error:  # bytes that are not text, repeated names, times
                     raise ColdstillError(
                         f"{source.name}: record {number + 1} or one of the {_ROWS} from there "
-                        f"cannot be read: {reason(error)}; write the file again"
+                        f"cannot be read: {first_line(error)}; write the file again"
                     ) from error
                 for row in rows:
                     number += 1

@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ColdstillError
-from .compressed import reason
+from ..errors import ColdstillError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +60,7 @@ def load_hub(entry: str, folder: Path | None) -> Any:
     # Any exception is possible: of the network, the hub, a damaged file, a wrong split.
     except Exception as error:
         raise ColdstillError(
-            f"{entry}: cannot be loaded: {reason(error)}; check its name, its split and your "
+            f"{entry}: cannot be loaded: {first_line(error)}; check its name, its split and your "
             "access to it"
         ) from error
     if not isinstance(loaded, dict):
@@ -87,7 +86,7 @@ def read_rows(entry: str, dataset: Any, columns: list[str]) -> Iterator[dict[str
             row = next(rows)
         except Exception as error:  # each type has a decoder with its own exceptions
             raise ColdstillError(
-                f"{entry}: record {number}: datasets cannot read it: {reason(error)}; load and "
+                f"{entry}: record {number}: datasets cannot read it: {first_line(error)}; load and "
                 "save the data set again"
             ) from error
         yield row

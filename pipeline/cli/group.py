@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...data.errors import ColdstillError, StoppedError
-from ...stages.libraries import first_line
+from ...data.errors import ColdstillError, StoppedError, first_line
 from ...stages.ranks import rank, world_size
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from ...data.alignment import labels
-from ...data.errors import ColdstillError
+from ...data.errors import ColdstillError, first_line
 from ...data.order import uniform
-from ..libraries import first_line
 from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
 from ..targets.tensors import TargetTensors

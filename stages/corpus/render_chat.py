@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...data.corpus import BadRowError
-from ...data.errors import ColdstillError
-from ..libraries import first_line
+from ...data.errors import ColdstillError, first_line
 from .chat_template import ChatTemplate, is_text, misquotes
 from .chat_trace import LEVELS, TracedChat
 from .chat_turns import TurnFinder

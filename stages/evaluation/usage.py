@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..libraries import first_line
+from ...data.errors import first_line
 from ..models.loading import context_length
 from ..report import Report
 from .flops import flops_per_token

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from ..libraries import first_line
+from ...data.errors import first_line
 
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_length")
 """Settings that are kept; the others are only defaults for sampling."""

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from ...data.errors import ColdstillError
-from ..libraries import first_line
+from ...data.errors import ColdstillError, first_line
 from .checkpoint import differ, expect_no_adapter, tensor_shapes, weight_files
 from .completeness import Found, expect_numbers, expect_whole, found_in
 from .device import DTYPES

@@ -15,9 +15,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...data.errors import ColdstillError, StoppedError
+from ...data.errors import ColdstillError, StoppedError, first_line
 from ..interruption import Interruption
-from ..libraries import first_line
 from ..ranks import lost_process_errors, rank
 from ..report import Report, Reporter, silent
 from .arguments import sequences_per_step, step_shape, taking, training_arguments

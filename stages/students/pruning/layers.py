@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ....data.errors import ColdstillError
-from ...libraries import first_line
+from ....data.errors import ColdstillError, first_line
 from ...models.loading import load_config, load_state
 from ...training.blocks import named_blocks
 

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ....data.errors import ColdstillError
-from ...libraries import first_line
+from ....data.errors import ColdstillError, first_line
 from ...models.loading import load_state
 from .anatomy import Sizes
 from .layers import cut_to_layers
