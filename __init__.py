@@ -9,6 +9,6 @@ from __future__ import annotations
 from .data.errors import ColdstillError
 from .data.store.reader import StoreReader, open_store
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["ColdstillError", "StoreReader", "open_store"]
