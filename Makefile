@@ -69,7 +69,7 @@ verify: $(INSTALLED)
 	@mkdir -p .links && ln -sfn .. .links/coldstill
 
 test: $(INSTALLED) .links/coldstill
-	$(PYTEST) $(if $(TESTS),$(addprefix .links/coldstill/,$(TESTS)),-m 'not slow' .links/coldstill/tests)
+	$(PYTEST) $(if $(TESTS),$(addprefix .links/coldstill/,$(TESTS)),-m 'not slow' .links/coldstill/tests) $(ARGS)
 
 test-all: $(INSTALLED) .links/coldstill
 	$(PYTEST) .links/coldstill/tests
