@@ -75,7 +75,7 @@ test-all: $(INSTALLED) .links/coldstill
 	$(PYTEST) .links/coldstill/tests
 
 mutants: $(INSTALLED) .links/coldstill
-	$(BIN)/python tests/bench/mutants.py $(MUTANT)
+	$(BIN)/python tests/mutants.py $(MUTANT)
 
 check: lint types
 
