@@ -1,4 +1,4 @@
-"""What a command has said, without a terminal."""
+"""The output of a command without a terminal."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _START = re.compile(r".+: starts(, 0 of [\d,]+ [\w ]+| at [\d,]+.*)?")
 
 
 def sentences(said: str) -> list[str]:
-    """Its lines but those that tell that a stage starts."""
+    """The lines of the output except those at the start of a stage."""
     return [line for line in said.splitlines() if not _START.fullmatch(line)]

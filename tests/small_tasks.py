@@ -1,4 +1,4 @@
-"""Task files with data of their own, and what a model makes of them by hand."""
+"""Task files with their data, and the figures of a model on them, computed by hand."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ WRITE: dict[str, Any] = {
 def write_task(
     folder: Path, name: str, task: dict[str, Any], rows: list[dict[str, Any]] | None = None
 ) -> Path:
-    """A task file (JSON is YAML) and, beside it, its data."""
+    """Write a task file (JSON is YAML) and its data beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     if rows is not None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -84,8 +84,10 @@ def write_task(
 
 @torch.no_grad()
 def logprob(model: Any, tokenizer: Any, before: str, after: str, size: int) -> float:
-    """Log-probability of `after` behind `before`, over the first `size` rows of the vocabulary; a
-    text that stands alone has the token that ends one before it."""
+    """Log-probability of `after` behind `before` over the first `size` rows of the vocabulary.
+
+    A text without `before` follows the end-of-text token.
+    """
     whole = tokenizer(before + after)["input_ids"]
     if before:
         start = len(tokenizer(before)["input_ids"])
@@ -98,7 +100,7 @@ def logprob(model: Any, tokenizer: Any, before: str, after: str, size: int) -> f
 
 @torch.no_grad()
 def written(model: Any, tokenizer: Any, prompt: str, count: int, size: int) -> str:
-    """The most probable tokens after a prompt, one by one, up to the end of the line."""
+    """The greedy continuation of a prompt, up to the end of the line."""
     ids = tokenizer(prompt)["input_ids"]
     start = len(ids)
     for _ in range(count):
