@@ -38,7 +38,7 @@ class Distance:
 
     @property
     def network(self) -> FaultyProxy:
-        """The unreliable network; skips places without one."""
+        """The unreliable network of a place that has one."""
         assert self.proxy is not None
         return self.proxy
 
