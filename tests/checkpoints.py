@@ -1,4 +1,4 @@
-"""Checkpoints with faults in their weights."""
+"""Checkpoints with something wrong with their weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def save_checkpoint(
     family: str = "llama",
     **settings: Any,
 ) -> Path:
-    """Save a small model with changed weights and its tokenizer.
+    """A small model with its tokenizer, its weights changed.
 
     settings  written into config.json afterwards
     """
@@ -44,7 +44,7 @@ def configure(folder: Path, **settings: Any) -> None:
 
 
 def renamed(rename: Callable[[str], str | None]) -> Callable[[State], State]:
-    """The weights under other names; a weight without a new name is left out."""
+    """The weights under other names; what gets no name is left out."""
     return lambda state: {
         name: tensor for key, tensor in state.items() if (name := rename(key)) is not None
     }

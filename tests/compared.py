@@ -1,4 +1,4 @@
-"""Runs with figures and metrics but without models, for the tests of `compare`."""
+"""Runs with figures and metrics but without models: what the tests of `compare` look at."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ROW: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A student as it is after training and evaluation."""
+    """A student as it would be after training and evaluation."""
 
     name: str
     loss: float = 5.0
@@ -55,11 +55,11 @@ class Made:
     old: bool = False
     """Whether its figures and metrics are those of a version that knew less."""
     exports: tuple[str, ...] = ()
-    """The formats that the student was exported to."""
+    """Formats it was exported to."""
 
 
 def calibration(sharpness: float = 1.2) -> list[dict[str, Any]]:
-    """Calibration bins of a slightly overconfident model; two bins are empty."""
+    """Bins of a model that is a little too sure; two of them are empty."""
     found: list[dict[str, Any]] = []
     for number in range(BINS):
         confidence = (number + 0.5) / BINS

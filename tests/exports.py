@@ -1,4 +1,4 @@
-"""Small students to export, and the log-probabilities of runtimes."""
+"""Small students to export, and what a runtime says of them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def source_of(family: str, tokenizer: Any, folder: Path) -> Source:
 
 
 def written(form: Format, source: Source, folder: Path) -> Path:
-    """Write an export into a new folder, with its source beside it."""
+    """An export in a new folder, and what it is made of beside it."""
     folder.mkdir()
     base = None
     if form.base is not None:
@@ -78,20 +78,20 @@ def asked(form: Format, source: Source) -> NDArray[Any]:
 
 @torch.no_grad()
 def student_logprobs(source: Source, tokens_T: NDArray[Any] = TOKENS) -> torch.Tensor:
-    """[T, V] log-probabilities of the student."""
+    """[T, V] what the student says."""
     logits: torch.Tensor = source.model(torch.from_numpy(tokens_T)[None], use_cache=False).logits[0]
     return logits.double().log_softmax(1)
 
 
 def logprobs(runtime: Runtime, tokens_T: NDArray[Any] = TOKENS) -> torch.Tensor:
-    """[T, V] log-probabilities of an export in one call."""
+    """[T, V] what an export says, all at once."""
     return _normalised(runtime.step(tokens_T)[0])
 
 
 def stepped_logprobs(
     runtime: Runtime, tokens_T: NDArray[Any] = TOKENS, first: int = 13
 ) -> torch.Tensor:
-    """[T, V] log-probabilities of an export, token by token after the first few, with the cache."""
+    """The same token by token after the first few, with the cache."""
     part, cache = runtime.step(tokens_T[:first])
     parts = [np.array(part)]
     for place in range(first, len(tokens_T)):
@@ -106,7 +106,7 @@ def _normalised(logits_TV: NDArray[Any]) -> torch.Tensor:
 
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference of log-probabilities."""
+    """The largest, of two log-probabilities."""
     return float((ours - theirs).abs().max())
 
 

@@ -1,6 +1,6 @@
-"""Small random records and stores. This module loads no torch, so child processes start fast.
+"""Small random records and the stores that hold them. No torch, so that child processes start fast.
 
-Every block holds true sparse distributions, computed from dense float64 logits.
+Every block is a true sparse distribution: made from dense float64 logits, the slow and obvious way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FULL = Capture(head=4, tail=3, temperatures=(0.5, 2.0), tail_logprobs=True, seed
 
 
 def random_sequences(seed: int, count: int, length: int = LENGTH) -> Sequences:
-    """Packed sequences of 1 to 3 documents; some have no supervised position."""
+    """Some packed sequences of 1 to 3 documents; some have nothing to learn."""
     random = np.random.default_rng(seed)
     packed = []
     for row in range(count):
@@ -56,7 +56,7 @@ def random_sequences(seed: int, count: int, length: int = LENGTH) -> Sequences:
 
 
 def random_targets(seed: int, labels_M: NDArray[Any], capture: Capture) -> Targets:
-    """The targets of a teacher with random logits, computed densely in float64."""
+    """What a teacher with random logits believes, computed densely in float64."""
     random = np.random.default_rng([seed, 1])
     logits_MV = random.normal(0.0, 3.0, (len(labels_M), VOCABULARY))
     logprobs_MV = logits_MV - np.log(np.exp(logits_MV).sum(1, keepdims=True))
@@ -83,7 +83,7 @@ def random_targets(seed: int, labels_M: NDArray[Any], capture: Capture) -> Targe
 
 
 def random_block(seed: int, count: int, capture: Capture = FULL) -> Block:
-    """Random sequences with their targets."""
+    """Sequences with their targets."""
     sequences = random_sequences(seed, count)
     targets = random_targets(seed, labels(sequences), capture)
     return Block(sequences=sequences, targets=targets, capture=capture)
@@ -97,7 +97,7 @@ def manifest_for(
     codec: str = "plain",
     store: str = "arrow",
 ) -> Manifest:
-    """The manifest of a store for exactly this block."""
+    """The manifest of a store that is to hold exactly this block."""
     settings = format_settings(codec, store, VOCABULARY, block.capture)
     return Manifest(
         teacher=TeacherIdentity(
@@ -134,7 +134,7 @@ def write_missing(root: str | Path, manifest: Manifest, block: Block) -> None:
 
 
 def everything(path: str | Path) -> Block:
-    """The whole content of a store, in store order."""
+    """All that a store holds, in its order."""
     store = open_store(path)
     return store.read(np.arange(len(store)))
 
@@ -147,14 +147,14 @@ def numbers(part: Any) -> dict[str, Any]:
 
 
 def assert_same(found: Block, wanted: Block) -> None:
-    """Assert that all numbers are equal."""
+    """Alike in every number."""
     assert found.capture == wanted.capture
     np.testing.assert_equal(numbers(found.sequences), numbers(wanted.sequences))
     np.testing.assert_equal(numbers(found.targets), numbers(wanted.targets))
 
 
 def cached_bytes(folder: Path) -> int:
-    """The bytes of a cache on disk."""
+    """What a cache takes of the disk, while nobody makes room in it."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         while True:
@@ -163,7 +163,7 @@ def cached_bytes(folder: Path) -> int:
 
 
 def digests(root: Path) -> dict[str, str]:
-    """The hash of every file of a store except its lock."""
+    """Every file of a store but its lock, by content."""
     files = [path for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files

@@ -1,4 +1,4 @@
-"""Facts of a report of a large run, for the tests of its page."""
+"""Facts of a report as a large run would give them: what the tests of its page look at."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STUDENTS = [Made(name="small"), Made(name="bare", loss=5.5, cached=0.0)]
 def report_facts(
     runs: Path, students: Sequence[Made] = STUDENTS, name: str = "big"
 ) -> dict[str, Any]:
-    """Facts of a run with invented figures, stores and models."""
+    """Of a run whose figures are made up; its stores and models are too."""
     root = write_run(runs, name, students)
     (root / "recipe.toml").write_text('name = "big"  # <b>\n', encoding="utf-8")
     write(root / "env.json", {"python": "3.11.7", "platform": "Linux", "torch": "2.13.0"})

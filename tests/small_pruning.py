@@ -1,4 +1,4 @@
-"""Small models of every family that pruning supports, and a sample to measure them on."""
+"""Small models of every family that pruning knows, and a sample to measure them on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROWS = VOCABULARY + 16
 TOKENS = torch.randint(0, VOCABULARY, (2, 90), generator=torch.Generator().manual_seed(3))
-"""Longer than the sliding windows of the families."""
+"""More than the sliding windows of the families are wide."""
 _GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
 _KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 MODELS: dict[str, dict[str, Any]] = {
@@ -43,12 +43,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_neox-tied": {"num_attention_heads": 4, "tie_word_embeddings": True,
                       "use_parallel_residual": False},
 }  # fmt: skip
-"""Models of three layers; some have grouped heads, biases, or norms of queries and keys."""
+"""Three layers each; some with groups of heads, biases, norms of queries and keys."""
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def pruning_model(name: str, seed: int = 0, depth: int = 3) -> Any:
-    """One of `MODELS` with random weights, including norms and biases."""
+    """One of `MODELS`, with all weights random, those of norms and biases too."""
     settings = MODELS[name]
     layers = {} if name.startswith("gpt2") else {"num_hidden_layers": depth}
     with pytest.MonkeyPatch.context() as patch:
@@ -90,7 +90,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def expect_same_function(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
-    """Assert equal logits, and that the logits differ between tokens."""
+    """Logits alike, and not because they are all alike."""
     expected, found = logits(theirs), logits(ours)
     scale = float(expected.abs().max())
     assert float(expected.std()) > 0.02 * scale
