@@ -7,15 +7,19 @@ fault no longer exists, or if the tests fail without any fault.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[1]
 IGNORED = (".git", ".venv", ".links", "runs", "build", "*.egg-info", "__pycache__", ".*_cache")
@@ -203,18 +207,25 @@ def copy_tree(folder: Path) -> Path:
 
 
 def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[int, str]:
-    """Run the fast tests of some files in a copy; pytest's exit status and output."""
-    command = [
-        sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-m", "not slow",
-        "-p", "no:cacheprovider",
-        "--rootdir", str(tree), "-c", str(tree / "pyproject.toml"),
-        *(str(tree / "tests" / name) for name in tests),
-    ]  # fmt: skip
-    own = {"PYTHONPATH": str(tree.parent), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=tree.parent, env=os.environ | own, capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout + done.stderr
+    """Run the fast tests of some files in a copy; pytest's exit status and output.
+
+    The calling process must not have imported coldstill.
+    """
+    import pytest
+
+    sys.path.insert(0, str(tree.parent))
+    os.environ |= {"PYTHONPATH": str(tree.parent), "OMP_NUM_THREADS": "1"}
+    os.chdir(tree.parent)
+    sys.dont_write_bytecode = True
+    written = tree.parent / "output.txt"
+    with written.open("w", encoding="utf-8") as output:
+        for descriptor in (1, 2):
+            os.dup2(output.fileno(), descriptor)
+        options = ["-q", "-x", "-n0", "-m", "not slow", "-p", "no:cacheprovider"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # loaded beforehand
+        place = ["--rootdir", str(tree), "-c", str(tree / "pyproject.toml")]
+        status = pytest.main([*options, *place, *(str(tree / "tests" / name) for name in tests)])
+    return int(status), written.read_text(encoding="utf-8")
 
 
 def apply(mutant: Mutant, tree: Path) -> None:
@@ -229,33 +240,30 @@ def apply(mutant: Mutant, tree: Path) -> None:
     path.write_text(text.replace(mutant.line, mutant.fault), encoding="utf-8")
 
 
-def tried(mutant: Mutant) -> str:
-    """Run the tests with a fault and print the result: found or survived."""
+def tried(mutant: Mutant) -> tuple[int, str, float]:
+    """Run the tests with a fault: pytest's exit status and output, and the seconds it took."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_tree(Path(folder))
         apply(mutant, tree)
-        status, output = run_tests(tree, mutant.tests)
-    if status not in (0, 1):
-        raise SystemExit(f"tests/mutants.py: {mutant.name}: pytest ended with {status}:\n{output}")
-    result = "survived" if status == 0 else "found"
-    print(f"{result:<9} {time.monotonic() - started:4.0f} s  {mutant.name}", flush=True)
-    return result
+        return *run_tests(tree, mutant.tests), time.monotonic() - started
 
 
-def expect_no_failures(mutants: list[Mutant]) -> None:
-    """End the script if the line of a fault is missing, or if the tests fail without any fault."""
-    tests = tuple(sorted({name for mutant in mutants for name in mutant.tests}))
+def tried_without_fault(tests: tuple[str, ...]) -> tuple[int, str]:
+    """Run all chosen tests on an unchanged copy."""
     with tempfile.TemporaryDirectory() as folder:
-        tree = copy_tree(Path(folder))
+        return run_tests(copy_tree(Path(folder)), tests)
+
+
+def expect_lines(mutants: Sequence[Mutant]) -> None:
+    """End the script if the line of a fault is missing."""
+    with tempfile.TemporaryDirectory() as folder:
         for mutant in mutants:
-            path = tree / mutant.file
-            whole = path.read_bytes() if path.exists() else b""
-            apply(mutant, tree)
-            path.write_bytes(whole)
-        status, output = run_tests(tree, tests)
-    if status:
-        raise SystemExit(f"tests/mutants.py: the tests fail without any fault:\n{output}")
+            copied = Path(folder) / mutant.file
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / mutant.file).exists():
+                shutil.copyfile(ROOT / mutant.file, copied)
+            apply(mutant, Path(folder))
 
 
 def main() -> None:
@@ -264,11 +272,25 @@ def main() -> None:
     chosen = [mutant for mutant in MUTANTS if words in mutant.name]
     if not chosen:
         raise SystemExit(f"tests/mutants.py: no mutant has {words!r} in its name")
-    expect_no_failures(chosen)
-    with ThreadPoolExecutor(WORKERS) as pool:
-        results = list(pool.map(tried, chosen))
-    print(f"{results.count('found')} of {len(chosen)} faults found")
-    raise SystemExit("survived" in results)
+    expect_lines(chosen)
+    # every task gets a new process, copied from one that has loaded the slow libraries
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "torch", "transformers"])
+    survived = 0
+    with ProcessPoolExecutor(WORKERS, context, max_tasks_per_child=1) as pool:
+        tests = tuple(sorted({name for mutant in chosen for name in mutant.tests}))
+        unchanged = pool.submit(tried_without_fault, tests)
+        for mutant, (status, output, seconds) in zip(chosen, pool.map(tried, chosen), strict=True):
+            if status not in (0, 1):
+                raise SystemExit(f"tests/mutants.py: {mutant.name}: pytest failed:\n{output}")
+            survived += status == 0
+            result = "found" if status else "SURVIVED"
+            print(f"{result:<9} {seconds:4.0f} s  {mutant.name}", flush=True)
+        status, output = unchanged.result()
+    if status:
+        raise SystemExit(f"tests/mutants.py: the tests fail without any fault:\n{output}")
+    print(f"{len(chosen) - survived} of {len(chosen)} faults found")
+    raise SystemExit(survived > 0)
 
 
 if __name__ == "__main__":

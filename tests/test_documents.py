@@ -30,6 +30,8 @@ from small_tasks import QUIZ, quiz, write_task
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.timeout(900)  # the pages run dozens of commands in one test
+
 ROOT = Path(__file__).parents[1]
 FRONT = "README.md"
 ROOMS = ("pipeline/README.md", "stages/README.md", "data/README.md", "tests/README.md")
@@ -185,6 +187,7 @@ def test_every_block_of_the_front_page_runs(shell: Shell) -> None:
     shell.run(FRONT)
 
 
+@pytest.mark.slow
 def test_every_block_of_the_other_pages_runs(shell: Shell) -> None:
     shell.desk.done("run", "demo")
     for document in DOCUMENTS[1:]:
