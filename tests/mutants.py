@@ -72,15 +72,15 @@ MUTANTS = (
     Mutant(
         "the chat's learned text begins one character late",
         "stages/corpus/chat_turns.py",
-        "len(stretch.before) + borders.header",
-        "len(stretch.before) + borders.header + 1",
+        "len(span.before) + edges.header",
+        "len(span.before) + edges.header + 1",
         ("stages/test_render_chat.py",),
     ),
     Mutant(
         "the token that ends a turn is not learned",
         "stages/corpus/chat_turns.py",
-        "end = stretch.end + borders.closing",
-        "end = stretch.end",
+        "end = span.end + edges.closing",
+        "end = span.end",
         ("stages/test_render_chat.py",),
     ),
     Mutant(
