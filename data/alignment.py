@@ -1,8 +1,8 @@
-"""The one place where position `t` and token `t + 1` meet.
+"""The only place that relates position `t` to token `t + 1`.
 
-A causal model's output at position `t` predicts the token at `t + 1` of the same document. The
-step is taken here, once, when sequences are packed (`supervised_positions`) and when labels are
-wanted (`labels`); nothing else in the project shifts anything.
+The output of a causal model at position `t` predicts token `t + 1` of the same document. The shift
+is made here: when sequences are packed (`supervised_positions`) and when labels are needed
+(`labels`). No other file shifts anything.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def supervised_positions(
     learned_T: NDArray[np.bool_], document_starts_D: NDArray[np.int32]
 ) -> NDArray[np.int32]:
-    """[M] the positions whose *next* token is to be learned.
+    """[M] the positions whose *next* token is learned.
 
-    learned_T          which tokens are to be learned (for a chat: the assistant's)
-    document_starts_D  where documents begin; a document's first token has no position before it
-                       in its own document, so it is nobody's label
+    learned_T          which tokens are learned (in a chat: the assistant's)
+    document_starts_D  where documents begin; the first token of a document is never a label, since
+                       its document has no position before it
     """
     predictable_T = learned_T.copy()
     predictable_T[document_starts_D] = False
@@ -32,12 +32,12 @@ def supervised_positions(
 
 
 def labels(sequences: Sequences) -> NDArray[np.int32]:
-    """[M] the token that really came next at each supervised position."""
+    """[M] the token that follows each supervised position."""
     starts_M = np.repeat(sequences.tokens.offsets[:-1], sequences.positions.lengths)
     flat: NDArray[np.int32] = sequences.tokens.values[starts_M + label_places(sequences)]
     return flat
 
 
 def label_places(sequences: Sequences) -> NDArray[np.int32]:
-    """[M] where in its sequence that token stands."""
+    """[M] index of each label in its sequence."""
     return sequences.positions.values + np.int32(1)

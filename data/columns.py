@@ -1,8 +1,7 @@
-"""The table that every store holds: one row a sequence, flat columns or lists.
+"""The table that codecs and formats exchange: one row per sequence.
 
-A codec decides which columns there are, a store how they lie on disk; neither knows the other. The
-columns that describe sequences, as `plain` writes them, are named here: a prepared corpus has no
-others.
+A codec decides which columns exist, a format how they are laid out on disk. Neither knows the
+other. The columns that describe sequences are named here; a prepared corpus has only these.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Columns = dict[str, "NDArray[Any] | Ragged"]
-"""Column name to one value per sequence `[N]`, or one list per sequence (`Ragged`)."""
+"""Columns by name: one value per sequence `[N]`, or one list per sequence (`Ragged`)."""
 
 _SEQUENCE_COLUMNS = {
     "sequence_id": "ids",
@@ -37,16 +36,17 @@ def from_sequences(sequences: Sequences) -> Columns:
     return {column: getattr(sequences, name) for column, name in _SEQUENCE_COLUMNS.items()}
 
 
-def to_sequences(columns: Mapping[str, Any]) -> Sequences:
-    """Rebuild the sequences of a block; `check_hashes` says whether they are what was written."""
-    return Sequences(**{name: columns[c] for c, name in _SEQUENCE_COLUMNS.items()})
+def to_sequences(columns: Columns) -> Sequences:
+    """The sequences of a block. `check_hashes` compares them with what was written."""
+    values: dict[str, Any] = {name: columns[c] for c, name in _SEQUENCE_COLUMNS.items()}
+    return Sequences(**values)
 
 
 def check_hashes(sequences: Sequences) -> None:
-    """Check each sequence against its own hash.
+    """Compare each sequence with its stored hash.
 
     Raises
-        ValueError: one is not what was written (which)
+        ValueError: a sequence is not what was written (which)
     """
     for row in range(len(sequences)):
         expected = sequence_hash(
@@ -60,12 +60,12 @@ def check_hashes(sequences: Sequences) -> None:
 
 
 def from_positions(values: Mapping[str, NDArray[Any]], positions: Ragged) -> Columns:
-    """Give each per-position array `[M, ...]` the row borders of the supervised positions."""
+    """Per-position arrays `[M, ...]` as lists with the row borders of the supervised positions."""
     return {name: Ragged(array, positions.offsets) for name, array in values.items()}
 
 
-def to_positions(columns: Mapping[str, Any], positions: Ragged) -> dict[str, NDArray[Any]]:
-    """The per-position arrays `[M, ...]` of a block: the lists that have its row borders."""
+def to_positions(columns: Columns, positions: Ragged) -> dict[str, NDArray[Any]]:
+    """The per-position arrays `[M, ...]`: the lists with the row borders of the positions."""
     return {
         name: column.values
         for name, column in columns.items()
@@ -76,10 +76,10 @@ def to_positions(columns: Mapping[str, Any], positions: Ragged) -> dict[str, NDA
 def expect_column(
     arrays: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...], dtype: Any
 ) -> NDArray[Any]:
-    """One per-position array; without width it need not be there.
+    """One per-position array. An array of width 0 is not stored and is made here.
 
     Raises
-        ValueError: it is not there, or of another shape or type
+        ValueError: the column is missing, or has another shape or dtype
     """
     if 0 in shape[1:]:
         return np.zeros(shape, dtype)

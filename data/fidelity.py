@@ -1,4 +1,4 @@
-"""How far what a codec gives back is from what it was given."""
+"""The error of a codec: decoded targets compared with the captured ones."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _Error = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecError:
-    """What a store's manifest says of its codec's error."""
+    """The error of a store's codec, as the manifest records it."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     maximum: _Error = 0.0
-    """No |sqrt(p stored) - sqrt(p captured)| of a head entry can be larger."""
+    """Upper bound of |sqrt(p stored) - sqrt(p captured)| over head entries."""
     measured: _Error = 0.0
-    """The largest that was seen on the first block."""
+    """Largest such difference on the first block."""
     kl: _Error = 0.0
-    """Mean KL(captured || stored) there, in nats."""
+    """Mean KL(captured || stored) on the first block, in nats."""
     rounding: _Error = 0.0
-    """No log-probability of a label or a sample, and no entropy, can be further off, in nats."""
+    """Upper bound of the error of label and sample log-probabilities and of entropies, in nats."""
 
     def plus(self, other: CodecError) -> CodecError:
-        """Of a record that went through two codecs, one after the other.
+        """The error of targets that passed two codecs, one after the other.
 
-        sqrt(p) makes distributions points, and distances between points add up at most; a KL is no
-        distance: its sum is what both cost, not a bound.
+        The bounds add up, since sqrt(p) maps distributions to points and distances obey the
+        triangle inequality. KL is not a distance: its sum is an estimate, not a bound.
         """
         return CodecError(
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
@@ -42,10 +42,10 @@ class CodecError:
 
 
 def distortion(captured: Targets, stored: Targets) -> NDArray[np.float64]:
-    """[M] KL(captured || stored) over the head's tokens and the rest as one, in nats.
+    """[M] KL(captured || stored) in nats, over the head tokens and one cell for all others.
 
     Raises
-        ValueError: an id is not the one that was captured (at which position)
+        ValueError: an id differs from the captured one (at which position)
     """
     found, wanted = _sorted_head(stored), _sorted_head(captured)
     _expect_same(found[0], wanted[0], "head")
@@ -55,13 +55,13 @@ def distortion(captured: Targets, stored: Targets) -> NDArray[np.float64]:
     kl_M = (np.exp(p_MK) * (p_MK - q_MK)).sum(1)
     has_rest = rest_M > -np.inf
     kl_M[has_rest] += np.exp(rest_M[has_rest]) * (rest_M[has_rest] - stored.log_tail[has_rest])
-    # rounding of float32 log-probabilities leaves sums a little off 1
+    # float32 log-probabilities do not sum to exactly 1
     positive: NDArray[np.float64] = np.maximum(kl_M, 0.0)
     return positive
 
 
 def largest_error(captured: Targets, stored: Targets) -> float:
-    """The largest |sqrt(p stored) - sqrt(p captured)| over all head entries."""
+    """Largest |sqrt(p stored) - sqrt(p captured)| over all head entries."""
     found, wanted = _sorted_head(stored)[1], _sorted_head(captured)[1]
     return float(np.abs(np.exp(found / 2) - np.exp(wanted / 2)).max(initial=0.0))
 

@@ -1,6 +1,6 @@
-"""In which order a student sees a store: a pure function of seed, epoch and sizes.
+"""The order in which a student sees a store: a pure function of seed, epoch and sizes.
 
-Because it is pure, going on in the middle of an epoch is arithmetic: two integers say it all.
+Training can therefore resume in the middle of an epoch from two integers.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WINDOW = 8
-"""How many shards are mixed with one another: enough to break up their order, few enough to stay
-in the page cache, or in the local cache of a distant store."""
+"""Shards that are shuffled together: enough to break up their order, few enough to stay in the page
+cache, or in the local cache of a remote store."""
 MIXED_BLOCKS = 16
-"""How many blocks of a window sequences are drawn from at a time: each block is then read and
-decoded once an epoch, and these few are all that must be in memory."""
+"""Blocks whose sequences are shuffled together. Each block is read and decoded once per epoch, and
+only these blocks must be in memory."""
 
 
 def epoch_order(
@@ -32,9 +32,10 @@ def epoch_order(
     """[N] every sequence exactly once: shards are shuffled, then the blocks of a window of shards,
     then the sequences of a few blocks.
 
-    sequences        N, how many the store holds
-    shard_sequences  how many a shard holds (the last may hold fewer)
-    block_sequences  how many a block of a shard holds, likewise
+    sequences        N, sequences of the store
+    shard_sequences  sequences of a shard; the last shard may hold fewer
+    block_sequences  sequences of a block; the last block of a shard may hold fewer
+    window           shards that are shuffled together
     """
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     shards = random.permutation(-(-sequences // shard_sequences))
@@ -55,10 +56,10 @@ def epoch_order(
 
 
 def uniform(seed: int, ids: NDArray[np.int64], positions: NDArray[np.int32]) -> NDArray[np.float64]:
-    """[M] one number in [0, 1) per (seed, sequence id, position), and a function of nothing else.
+    """[M] one number in [0, 1), a function of seed, sequence id and position only.
 
-    Counter-based (the finalizer of SplitMix64, applied once per input), so that a position's
-    sample does not depend on batch size, order or number of workers.
+    The generator is counter-based (the finalizer of SplitMix64, applied once per input), so that
+    samples do not depend on batch size, order or number of workers.
     """
     with np.errstate(over="ignore"):
         state = _mix(np.full(len(ids), seed & (2**64 - 1), dtype=np.uint64))

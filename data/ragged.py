@@ -1,4 +1,4 @@
-"""Rows of unequal length as one flat array and its offsets, as Arrow lays out a list column."""
+"""Rows of unequal length as a flat array with offsets, like a list column of Arrow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Ragged:
     """`len(offsets) - 1` rows; row `i` is `values[offsets[i]:offsets[i + 1]]`.
 
-    values  [S]      every row, one after the other
+    values  [S]      all rows, one after the other
     offsets [N + 1]  int64, `offsets[0] == 0`, `offsets[-1] == S`
     """
 
@@ -26,7 +26,7 @@ class Ragged:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Any], dtype: Any) -> Ragged:
-        """Lay out a list of array-likes; an empty list gives no rows."""
+        """Lay out a list of array-likes. An empty list gives no rows."""
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         values = np.empty(int(offsets[-1]), dtype=dtype)
@@ -54,11 +54,11 @@ class Ragged:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[N] the length of each row."""
+        """[N] length of each row."""
         return np.diff(self.offsets)
 
     def flat_indices(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where in `values` the chosen rows lie, row after row; also indexes sibling arrays."""
+        """Indices of the chosen rows in `values`, row after row."""
         lengths = self.lengths[rows]
         starts = self.offsets[:-1][rows]
         ends = np.cumsum(lengths)
@@ -66,7 +66,7 @@ class Ragged:
         return np.repeat(starts, lengths) + within
 
     def take(self, rows: NDArray[np.int64]) -> Ragged:
-        """The chosen rows, in the order given; a row may be taken more than once."""
+        """The chosen rows in the order given. A row may be chosen more than once."""
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(self.lengths[rows], out=offsets[1:])
         return Ragged(self.values[self.flat_indices(rows)], offsets)

@@ -29,7 +29,7 @@ from .models.output_head import connect_head
 from .report import Report, Reporter, silent
 from .targets.losses.forward_kl import ForwardKL
 from .targets.softmax import softmax_in_place
-from .targets.tensors import TargetTensors, target_tensors
+from .targets.tensors import TargetTensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,8 +115,7 @@ def evaluate_student(
     for block in store.batches(size):
         inputs = model_inputs(block.sequences, isolation, model.dtype)
         positions = flat_positions(block.sequences, inputs["input_ids"].shape[1])
-        tensors = target_tensors(block.sequences, block.targets)
-        target = TargetTensors.of({**tensors, "capture": block.capture})
+        target = TargetTensors.from_block(block)
         _add_batch(head, inputs, positions, target, sums, calibration)
         report(
             Report(

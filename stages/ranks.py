@@ -1,4 +1,4 @@
-"""Which of several processes this is, as `torchrun` tells it. One alone is rank 0 of 1."""
+"""The rank of this process, as `torchrun` sets it. A single process is rank 0 of 1."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 def rank() -> int:
-    """This process's number among all, on all machines."""
+    """Rank of this process among all processes of all machines."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number on its machine: which accelerator is its own."""
+    """Rank of this process on its machine, which selects its accelerator."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def wait_for_all() -> None:
-    """Wait until every process is here. One alone, or one that never met the others, goes on."""
+    """Wait until every process calls this. Returns at once without a process group."""
     from torch import distributed
 
     if is_one_of_several():
@@ -38,7 +38,7 @@ def wait_for_all() -> None:
 
 
 def sum_over_all(own: torch.Tensor) -> torch.Tensor:
-    """A tensor added up over all processes, which must call this at the same time."""
+    """The sum of a tensor over all processes, which must call this together."""
     from torch import distributed
 
     if is_one_of_several():
@@ -47,41 +47,41 @@ def sum_over_all(own: torch.Tensor) -> torch.Tensor:
 
 
 def gather_from_all(own: list[int]) -> list[int]:
-    """What each process has, one after the other; they must call this at the same time."""
+    """The lists of all processes, concatenated. All processes must call this together."""
     from torch import distributed
 
     if not is_one_of_several():
         return own
-    everybodys: list[list[int]] = [[] for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(everybodys, own)
-    return [each for one in everybodys for each in one]
+    gathered: list[list[int]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(gathered, own)
+    return [each for one in gathered for each in one]
 
 
 @contextlib.contextmanager
-def lost_process_told(where: str) -> Iterator[None]:
-    """Waiting for a process that has ended is an error of whatever carries messages between them.
+def lost_process_errors(where: str) -> Iterator[None]:
+    """Turn the communication error that follows when another process has ended into one line.
 
     Raises
-        ColdstillError: that happened
+        ColdstillError: another process has ended
     """
     try:
         yield
     except RuntimeError as error:
         from torch import distributed
 
-        # gloo, which carries them between CPUs, has no error of its own
+        # gloo, the backend on CPUs, raises plain RuntimeErrors
         if is_one_of_several() and (
             isinstance(error, distributed.DistError) or "gloo" in str(error)
         ):
             raise ColdstillError(
                 f"{where}: another of the {world_size()} processes has ended, and this one cannot "
-                "go on without it; see what that one said, then run the same command again"
+                "continue without it; see the error of that process, then run the command again"
             ) from error
         raise
 
 
 def is_one_of_several() -> bool:
-    """Whether this process has met others that train with it."""
+    """Whether this process has joined a group of processes that train together."""
     from torch import distributed
 
     return distributed.is_available() and distributed.is_initialized()

@@ -18,7 +18,7 @@ from ..data.schema import Block
 from ..data.store.layout import MANIFEST, MEASUREMENTS
 from ..data.store.manifest import read_manifest
 from ..data.store.reader import open_store
-from ..data.store.writer import StoreWriter, with_error
+from ..data.store.writer import ShardWriter, with_error
 from .capture.forward import TeacherForward, capture_batch
 from .capture.lockstep import follow, follows, lead
 from .capture.plan import CapturePlan, make_manifest
@@ -58,7 +58,7 @@ def is_captured(plan: CapturePlan) -> bool:
     # the way of isolation is the teacher's doing and part of its fingerprint's consequences
     isolation = read_manifest(place).packing.isolation
     manifest = make_manifest(plan, isolation)
-    StoreWriter(plan.folder, manifest).check()
+    ShardWriter(plan.folder, manifest).check()
     store = open_store(plan.folder, incomplete=True)
     store.expect_sizes()
     return len(store.done) == manifest.shards
@@ -103,7 +103,7 @@ def _capture_split(
         report(Report(stage=stage, doing="measure the codec's error"))
         manifest = with_error(manifest, _first_batch(plan, teacher))
     forward = TeacherForward(teacher, plan.capture, plan.batch_tokens, report, plan.split)
-    writer = StoreWriter(
+    writer = ShardWriter(
         plan.folder, manifest, shared=True, save_tokenizer=plan.tokenizer.save_pretrained
     )
     with writer:
@@ -128,7 +128,7 @@ def _capture_split(
     report(Report(stage=stage, note=_outcome(writer, left), warning=bool(left)))
 
 
-def _outcome(writer: StoreWriter, left: int) -> str:
+def _outcome(writer: ShardWriter, left: int) -> str:
     shards = writer.manifest.shards
     if left:
         return (

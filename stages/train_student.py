@@ -17,16 +17,15 @@ from .models.output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .students.adapters import adapt, expect_peft, merge
+from .students.lesson import lesson
 from .students.origin import Made, StudentJob, make_student
 from .students.rounds import forget_rounds, rounds_to_go
 from .training.feed import StoreDataset
-from .training.lesson import lesson
-from .training.loop import TrainingJob, full_disk_told, train
-from .training.mixture import MixedDataset
+from .training.loop import TrainingJob, full_disk_errors, train
 from .training.objective import supports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from ..data.store.reader import StoreReader
 
@@ -73,10 +72,9 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
         TrainingJob(
             stage=f"{STAGE} {job.stage}",
             head=head,
-            dataset=_dataset(taught.stores),
+            dataset=StoreDataset(*taught.stores),
             isolation=isolation,
             capture=manifest.capture,
-            others=taught.captures[1:],
             terms=taught.terms,
             config=job.config,
             sequence_length=manifest.packing.sequence_length,
@@ -98,10 +96,6 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     report(Report(stage=f"{STAGE} {job.stage}", note=note))
 
 
-def _dataset(stores: Sequence[StoreReader]) -> StoreDataset | MixedDataset:
-    return StoreDataset(stores[0]) if len(stores) == 1 else MixedDataset(stores)
-
-
 def _telling(
     begin: Callable[[], None], stage: str, judged: str, report: Reporter
 ) -> Callable[[], None]:
@@ -119,7 +113,7 @@ def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:
     folder = job.model_folder
     if rank() == 0:
         forget_rounds(job)  # first: nobody comes back for them once the model is there
-        with whole_folder(folder) as scratch, full_disk_told(folder):
+        with whole_folder(folder) as scratch, full_disk_errors(folder):
             with asking("transformers", "save the student", where=str(folder)):
                 model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)

@@ -21,7 +21,7 @@ from .models.vocabulary import vocabulary_size
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .training.feed import CorpusDataset
-from .training.loop import TrainingJob, full_disk_told, train
+from .training.loop import TrainingJob, full_disk_errors, train
 from .training.objective import terms_of
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def train_teacher(
 def save_teacher(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a trained teacher with its tokenizer to `folder/model`, whole."""
     if rank() == 0:
-        with whole_folder(folder / "model") as scratch, full_disk_told(folder / "model"):
+        with whole_folder(folder / "model") as scratch, full_disk_errors(folder / "model"):
             with asking("transformers", "save the teacher", where=str(folder)):
                 model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)

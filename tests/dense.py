@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ def record(
         log_tail=outside_MV.logsumexp(1),
         tail_ids=tail_ids,
         tail_logprobs=logprobs_MV.gather(1, tail_ids) if capture.keeps_tail_logprobs else None,
+        label_logprob=logprobs_MV.gather(1, labels_M[:, None])[:, 0],
         entropy=-(logprobs_MV.exp() * logprobs_MV).sum(1),
         log_norm=torch.stack(norms, 1) if norms else logprobs_MV[:, :0],
         capture=capture,
@@ -45,11 +45,7 @@ def record(
 
 def cast(target: TargetTensors, dtype: torch.dtype) -> TargetTensors:
     """The same with other floating-point numbers."""
-    values: dict[str, Any] = {f.name: getattr(target, f.name) for f in fields(target)}
-    for name, value in values.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            values[name] = value.to(dtype)
-    return TargetTensors(**values)
+    return target.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def systematic(outside_V: torch.Tensor, shift: float, samples: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ import torch
 from coldstill.data.alignment import labels
 from coldstill.data.errors import ColdstillError
 from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Capture, Sequences
+from coldstill.data.schema import Block, Capture, Sequences, Targets
 from coldstill.stages.capture.forward import capture_batch
 from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.config import (
@@ -47,7 +47,7 @@ from coldstill.stages.students.pruning.config import PruneConfig
 from coldstill.stages.students.pruning.layers import cut_to_layers
 from coldstill.stages.students.pruning.shapes import target_sizes
 from coldstill.stages.students.pruning.surgery import choose, cut
-from coldstill.stages.training.feed import Collate
+from coldstill.stages.training.batch import collate
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, sentences
 from small_pruning import random_importance
@@ -56,7 +56,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coldstill.data.schema import Targets
     from coldstill.stages.models.isolation import Isolation
 
 FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -213,10 +212,12 @@ def _loss(student: Any, vocabulary: int) -> tuple[torch.Tensor, int]:
     head = connect_head(student, vocabulary)
     capture = Capture(head=0, tail=0)
     terms = terms_of(ObjectiveConfig(kl=0.0, cross_entropy=1.0), capture, "student")
-    attach_objective(head, terms, capture)
+    attach_objective(head, terms)
     sequences = _sequences(vocabulary, packed=packs(isolation))
-    batch = Collate(isolation, student.dtype, capture)((sequences, None))
-    return student(**batch)["loss"], len(batch["labels"])
+    targets = Targets.empty(len(sequences.positions.values))
+    block = Block(sequences=sequences, targets=targets, capture=capture)
+    batch = collate((block,), isolation, student.dtype)
+    return student(batch)["loss"], len(batch.targets)
 
 
 def _adapted(model: Any, vocabulary: int) -> None:

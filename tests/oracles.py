@@ -25,7 +25,7 @@ from coldstill.data.store.manifest import (
     format_settings,
 )
 from coldstill.data.store.reader import open_store
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,7 +128,7 @@ def manifest_for(
 
 def write_missing(root: str | Path, manifest: Manifest, block: Block) -> None:
     """Write the shards that a store still lacks, as stage one does."""
-    with StoreWriter(root, manifest) as writer:
+    with ShardWriter(root, manifest) as writer:
         for shard in writer.missing():
             writer.write(shard, block.take(np.array(manifest.shard_rows(shard))))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from coldstill.data.errors import DamageError
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.models.building import build_model
 from coldstill.stages.models.loading import load_tokenizer
@@ -16,10 +19,12 @@ from conftest import VOCABULARY
 from small_runs import CLOCKS, LENGTH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
     from coldstill.data.store.reader import StoreReader
+    from coldstill.stages.training.batch import Rows
 
 Weights = dict[str, "torch.Tensor"]
 
@@ -70,3 +75,19 @@ def weights_of(job: TrainingJob) -> Weights:
 def lines(folder: Path) -> list[dict[str, float]]:
     """The metrics without those that depend on the clock."""
     return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(folder)]
+
+
+def spoiled(poison: int | None = None, damaged: int | None = None) -> Callable[..., Rows]:
+    """`StoreDataset.__getitems__` with one sequence of NaN targets, or one that cannot be read."""
+    read = StoreDataset.__getitems__
+
+    def spoil(dataset: StoreDataset, indices: list[int]) -> Rows:
+        if damaged in indices:
+            raise DamageError("a damaged shard")
+        (block,) = read(dataset, indices)
+        if poison in indices:
+            nan = np.full_like(block.targets.head_logprobs, np.nan)
+            block = replace(block, targets=replace(block.targets, head_logprobs=nan))
+        return (block,)
+
+    return spoil

@@ -6,7 +6,6 @@ and nothing else.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import os
 import socket
@@ -16,16 +15,15 @@ from pathlib import Path  # noqa: TC003  # a child reads the fields' types
 from typing import TYPE_CHECKING, Any
 
 import capture_child
-import numpy as np
 import torch
 import transformers.models.gpt2.modeling_gpt2  # loaded once, not by each child
 import transformers.models.llama.modeling_llama
 import transformers.models.llama.tokenization_llama  # noqa: F401  # likewise
-from coldstill.data.errors import ColdstillError, DamageError, StoppedError
+from coldstill.data.errors import ColdstillError, StoppedError
 from coldstill.data.store.reader import open_store
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import train
-from small_trainings import Weights, small_job, weights_of
+from small_trainings import Weights, small_job, spoiled, weights_of
 
 if TYPE_CHECKING:
     from coldstill.stages.report import Report
@@ -57,7 +55,8 @@ class Task:
 def run(task: Task) -> Weights:
     """Train as one of the processes that the environment tells of; the weights afterwards."""
     if task.poison is not None or task.damaged is not None:
-        _spoil(task.poison, task.damaged)
+        read = spoiled(task.poison, task.damaged)
+        StoreDataset.__getitems__ = read  # type: ignore[method-assign]  # only in this process
     store = open_store(task.store)
     job = small_job(store, task.folder, family=task.family, tied=task.tied, **task.settings)
     model = job.head.model
@@ -87,21 +86,6 @@ def _hooks(model: Any) -> list[int]:
         for name, hooks in vars(module).items()
         if "_hooks" in name and hasattr(hooks, "values")
     ]
-
-
-def _spoil(poison: int | None, damaged: int | None) -> None:
-    read = StoreDataset.__getitems__
-
-    def poisoned(dataset: StoreDataset, indices: list[int]) -> Any:
-        if damaged in indices:
-            raise DamageError("a damaged shard")
-        sequences, targets = read(dataset, indices)
-        if poison in indices and targets is not None:
-            changed = np.full_like(targets.head_logprobs, np.nan)
-            targets = dataclasses.replace(targets, head_logprobs=changed)
-        return sequences, targets
-
-    StoreDataset.__getitems__ = poisoned  # type: ignore[method-assign,assignment]  # in a child of its own
 
 
 def _in_child(task: Task, rank: int, world: int, port: int) -> None:

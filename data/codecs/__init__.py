@@ -1,6 +1,6 @@
-"""How a block becomes columns. One file a codec, one line below.
+"""Codecs: how a block becomes columns. One file per codec, one line per codec in `CODECS`.
 
-A codec is a frozen dataclass: its fields are exactly what the manifest records about it.
+A codec is a frozen dataclass. The manifest records exactly its fields.
 """
 
 from __future__ import annotations
@@ -11,41 +11,38 @@ from .compact import CompactCodec
 from .plain import PlainCodec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ..columns import Columns
     from ..schema import Block, Capture
 
 
 class Codec(Protocol):
-    """Turns a block into the columns of a store and back."""
+    """Converts a block to columns and back."""
 
     name: ClassVar[str]
     compress: ClassVar[bool]
-    """Whether its columns are meant to be compressed by the store, or mapped as they are."""
+    """Whether the format should compress the columns; otherwise they can be memory-mapped."""
     rounding: ClassVar[float]
-    """No log-probability of a label or a sample, nor an entropy, is further off, in nats."""
+    """Upper bound of the error of label and sample log-probabilities and of entropies, in nats."""
 
     @classmethod
     def fitting(cls, *, vocabulary: int, capture: Capture, **settings: Any) -> Codec:
-        """The codec for a store of this capture; `settings` are what the recipe says of it.
+        """The codec for a store with this capture; `settings` come from the recipe.
 
         Raises
-            TypeError, ValueError: a setting that it does not have or cannot take, or a vocabulary
-                that it cannot hold
+            TypeError, ValueError: an unknown setting, a wrong value, or too large a vocabulary
         """
         ...
 
     def maximum_error(self, capture: Capture) -> float:
-        """No |sqrt(p stored) - sqrt(p captured)| of a head entry is larger, at temperature 1."""
+        """Upper bound of |sqrt(p stored) - sqrt(p captured)| over head entries at temperature 1."""
         ...
 
     def encode(self, block: Block) -> Columns:
-        """One row a sequence; everything of the block."""
+        """The whole block as columns, one row per sequence."""
         ...
 
-    def decode(self, columns: Mapping[str, Any], capture: Capture) -> Block:
-        """The block; raises ValueError or KeyError where the columns do not fit the capture."""
+    def decode(self, columns: Columns, capture: Capture) -> Block:
+        """The block. Raises ValueError or KeyError if the columns do not fit the capture."""
         ...
 
 

@@ -1,14 +1,14 @@
-"""Few bytes: ids as sorted differences, probabilities on a scale on which every error costs alike.
+"""A small encoding: ids as sorted differences, probabilities as levels of sqrt(p).
 
-Head ids are sorted and replaced by their differences: neighbouring positions share many candidates,
-so the same runs of differences come again and again, and the store's zstd finds them. (Measured:
-20 bytes for 50 ids of a 4,096-token vocabulary, where their entropy one by one would be 27. Ids
-ranked by frequency, or sorted by probability, or stored column by column were larger: the first
-changed nothing, the others took 36 and more.)
+Head ids are sorted and replaced by their differences. Neighbouring positions share many candidates,
+so that the same runs of differences repeat and the format's zstd finds them. Measured: 20 bytes for
+50 ids of a vocabulary of 4,096 tokens, whose separate entropies are 27 bytes. Ranking ids by
+frequency first changed nothing. Ids sorted by probability, or stored column by column, took 36
+bytes and more.
 
-Probabilities are rounded to whole levels of sqrt(p): KL is, to second order, twice the squared
-error of sqrt(p), so that every entry contributes alike whatever its size. The decoder scales the
-head to the mass that is stored for it, so that the record always sums to 1.
+Probabilities are rounded to whole levels of sqrt(p). KL is, to second order, twice the squared
+error of sqrt(p), so that every entry contributes equally, whatever its size. The decoder scales the
+head to its stored mass, so that head and tail always sum to 1.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..columns import expect_column, from_positions, to_positions
+from ..columns import expect_column, from_positions, to_positions, to_sequences
 from ..ragged import Ragged
-from ..schema import Block, Capture, Sequences, Targets
+from ..schema import Block, Capture, Targets, target_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from ..columns import Columns
 
 _LARGEST_VOCABULARY = 1 << 24
-"""A sort key is an id in 24 bits under a level in 8."""
+"""A sort key has 24 bits for the id and 8 bits for the level."""
 _LARGEST_POWER = 6.0
-"""At a larger temperature than this the weight of the lowest level would leave float32."""
+"""At a larger temperature, the weight of the lowest level would underflow float32."""
 _ANGLES = 4095
-"""Steps of a right angle: tail mass is sin^2 and head mass cos^2, so both keep their digits."""
+"""Steps of a right angle. Tail mass is sin^2 and head mass cos^2, so that both keep precision."""
 _STEPS = 64
-"""Steps a nat of the label's log-probability, the samples' and the entropy."""
+"""Steps per nat for log-probabilities of labels and samples, and for entropies."""
 _MOST_POSITIONS = 1 << 31
-"""Arrow's lists have borders of 32 bits."""
+"""Arrow lists have 32-bit offsets."""
 _CACHE_ELEMENTS = 1 << 15
-"""So many entries are worked on at a time: their passes stay in a core's cache."""
+"""Entries that are processed at a time, so that they stay in the cache of a core."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompactCodec:
-    """Exact ids; probabilities rounded to `levels` steps."""
+    """Exact ids, and probabilities rounded to `levels` steps."""
 
     name: ClassVar[str] = "compact"
     compress: ClassVar[bool] = True
     rounding: ClassVar[float] = 0.5 / _STEPS
 
     vocabulary: int
-    """V: ids below 65,536 take two bytes before compression, others four."""
+    """V. Up to 65,536 tokens, an id takes two bytes before compression, otherwise four."""
     levels: int = 127
     """Steps of sqrt(p) between 0 and 1."""
     temperature: float = 1.0
-    """T: steps are uniform in p^(1 / 2T); the largest captured temperature, 1 to 6."""
+    """T, the largest captured temperature, 1 to 6. Steps are uniform in p^(1 / 2T)."""
 
     def __post_init__(self) -> None:
-        """Refuse what a byte or a sort key cannot hold."""
+        """Refuse values that do not fit into a byte or a sort key."""
         for name in ("vocabulary", "levels"):
-            operator.index(getattr(self, name))  # TypeError for what is no whole number
+            operator.index(getattr(self, name))  # raises TypeError unless it is a whole number
         if not 1 <= self.vocabulary <= _LARGEST_VOCABULARY:
             raise ValueError(f"vocabulary {self.vocabulary}: 1 to {_LARGEST_VOCABULARY}")
         if not 15 <= self.levels <= 254:
@@ -73,15 +73,15 @@ class CompactCodec:
 
     @classmethod
     def fitting(cls, *, vocabulary: int, capture: Capture, **settings: Any) -> CompactCodec:
-        """Steps that serve every captured temperature; `levels` may be chosen."""
+        """The codec for every captured temperature. `levels` may be set."""
         temperature = min(_LARGEST_POWER, float(max((1.0, *capture.temperatures))))
         return cls(vocabulary=vocabulary, temperature=temperature, **settings)
 
     def maximum_error(self, capture: Capture) -> float:
-        """Half a step for rounding, a whole one for the first entry, and what scaling adds.
+        """Half a step for rounding, one step for the first entry, and the error of scaling.
 
-        Scaling divides by the norm of the rounded head: it moves no entry further than the norm of
-        all roundings, half a step times sqrt(K + 3).
+        Scaling divides by the norm of the rounded head. It moves an entry by at most the norm of
+        all rounding errors, which is half a step times sqrt(K + 3).
         """
         if capture.head == 0:
             return 0.0
@@ -90,7 +90,7 @@ class CompactCodec:
         return step * (1.0 + 0.5 * math.sqrt(capture.head + 3)) + angle
 
     def encode(self, block: Block) -> Columns:
-        """Columns of small whole numbers."""
+        """Columns of small integers."""
         sequences, targets = block.sequences, block.targets
         id_type = self._id_type
         arrays: dict[str, NDArray[Any]] = {}
@@ -118,46 +118,39 @@ class CompactCodec:
         }
         return columns | from_positions(arrays, sequences.positions)
 
-    def decode(self, columns: Mapping[str, Any], capture: Capture) -> Block:
-        """Heads come back most probable first; among equal levels, smaller ids first."""
-        positions = _from_runs(columns["run_starts"], columns["run_lengths"])
+    def decode(self, columns: Columns, capture: Capture) -> Block:
+        """The block. Heads are most probable first; of equal levels, the smaller id comes first."""
+        stored: dict[str, Any] = columns
+        positions = _from_runs(stored["run_starts"], stored["run_lengths"])
         arrays = to_positions(columns, positions)
-        count = len(positions.values)
+        shapes = target_shapes(capture, len(positions.values))
 
-        def column(name: str, width: int | None, dtype: Any) -> NDArray[Any]:
-            shape = (count,) if width is None else (count, width)
-            return expect_column(arrays, name, shape, dtype)
+        def column(name: str, dtype: Any, field: str | None = None) -> NDArray[Any]:
+            return expect_column(arrays, name, shapes[field or name][0], dtype)
 
-        angle = column("tail_angle", None, np.uint16)
+        angle = column("tail_angle", np.uint16, "log_tail")
         if angle.max(initial=0) > _widest(capture.head):
             raise ValueError(f"column 'tail_angle' reaches {angle.max()}, beyond a right angle")
         head_ids, head_logprobs = self._head(
-            column("head_ids", capture.head, self._id_type),
-            column("head_levels", capture.head, np.uint8),
+            column("head_ids", self._id_type),
+            column("head_levels", np.uint8, "head_ids"),
             _LOG_HEAD_MASS.take(angle),
         )
         tail_logprobs = None
         if capture.keeps_tail_logprobs:
-            tail_logprobs = _from_steps(column("tail_logprobs", capture.tail, np.uint16), -1)
+            tail_logprobs = _from_steps(column("tail_logprobs", np.uint16), -1)
         targets = Targets(
             head_ids=head_ids,
             head_logprobs=head_logprobs,
             log_tail=_LOG_TAIL.take(angle),
-            tail_ids=_cumulated(column("tail_ids", capture.tail, self._id_type)),
+            tail_ids=_cumulated(column("tail_ids", self._id_type)),
             tail_logprobs=tail_logprobs,
-            label_logprob=_from_steps(column("label_logprob", None, np.uint16), -1),
-            entropy=_from_steps(column("entropy", None, np.uint16), 1),
-            log_norm=column("log_norm", len(capture.temperatures), np.float32),
+            label_logprob=_from_steps(column("label_logprob", np.uint16), -1),
+            entropy=_from_steps(column("entropy", np.uint16), 1),
+            log_norm=column("log_norm", np.float32),
         )
-        tokens = columns["token_ids"]
-        sequences = Sequences(
-            ids=columns["sequence_id"],
-            tokens=Ragged(tokens.values.astype(np.int32), tokens.offsets),
-            document_starts=columns["document_starts"],
-            document_ids=columns["document_ids"],
-            positions=positions,
-            hashes=columns["sequence_hash"],
-        )
+        tokens = Ragged(stored["token_ids"].values.astype(np.int32), stored["token_ids"].offsets)
+        sequences = to_sequences(columns | {"token_ids": tokens, "positions": positions})
         return Block(sequences=sequences, targets=targets, capture=capture)
 
     @property
@@ -165,14 +158,14 @@ class CompactCodec:
         return np.uint16 if self.vocabulary <= 1 << 16 else np.uint32
 
     def _sorted_head(self, targets: Targets) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-        """[M, K] ids in increasing order, and the level of each."""
+        """[M, K] ids in increasing order, and their levels."""
         scale = 0.5 / self.temperature
         ids, logprobs = targets.head_ids, targets.head_logprobs
         keys = np.empty(ids.shape, np.uint32)
         for rows in _row_blocks(*ids.shape):
             level = np.rint(np.exp(logprobs[rows] * np.float32(scale)) * np.float32(self.levels))
             if level.shape[1] > 1:
-                # the most probable token stays the only one on its level: it is what top-1 means
+                # keep the most probable token alone on its level, so that top-1 is preserved
                 level[:, 0] += level[:, 0] == level[:, 1]
             keys[rows] = ids[rows].astype(np.uint32) << 8 | level.astype(np.uint32)
         keys.sort(axis=1)
@@ -183,8 +176,7 @@ class CompactCodec:
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """[M, K] ids and log-probabilities, most probable first.
 
-        One sort of 32-bit keys (level from the top, id below) puts an entry and its level in their
-        place together.
+        One sort of 32-bit keys (inverted level above, id below) orders ids and levels together.
         """
         ids = np.empty(differences.shape, np.int32)
         logprobs = np.empty(differences.shape, np.float32)
@@ -203,20 +195,20 @@ class CompactCodec:
         return ids, logprobs
 
     def _weights(self) -> NDArray[np.float32]:
-        """[256] the probability that a level stands for, by 255 - level; before scaling."""
+        """[256] the probability of each level before scaling, indexed by 255 - level."""
         root = np.arange(255, -1, -1) / self.levels
-        root[-1] = 0.25 / self.levels  # what rounds to nothing is half a step at most
+        root[-1] = 0.25 / self.levels  # values that round to level 0 are at most half a step
         return (root ** (2.0 * self.temperature)).astype(np.float32)
 
 
 def _row_blocks(rows: int, width: int) -> Iterator[slice]:
-    """Rows a few at a time; none where there is nothing in them."""
+    """Slices of a few rows; none if the width is 0."""
     step = max(1, _CACHE_ELEMENTS // max(1, width))
     return (slice(start, start + step) for start in range(0, rows if width else 0, step))
 
 
 def _differences(ids: NDArray[Any], id_type: Any) -> NDArray[Any]:
-    """[M, K] the first id of each row, then each one's distance from the one before."""
+    """[M, K] the first id of each row, then the difference to the id before."""
     return np.diff(ids.astype(np.int64), axis=1, prepend=0).astype(id_type)
 
 
@@ -228,7 +220,7 @@ def _cumulated(differences: NDArray[Any]) -> NDArray[np.int32]:
 
 
 def _runs(positions: Ragged) -> tuple[Ragged, Ragged]:
-    """Where each run of consecutive positions starts, and how long it is."""
+    """Start and length of each run of consecutive positions."""
     values = positions.values
     begins = np.diff(values, prepend=-2) != 1
     begins[positions.offsets[:-1][positions.lengths > 0]] = True
@@ -252,13 +244,13 @@ def _from_runs(starts: Ragged, lengths: Ragged) -> Ragged:
 def _angle(log_tail: NDArray[np.float32], head: int) -> NDArray[np.uint16]:
     tail = np.exp(log_tail.astype(np.float64))
     angle = np.rint(np.arctan2(np.sqrt(tail), np.sqrt(np.maximum(1.0 - tail, 0.0))) * _PER_RADIAN)
-    # neither a head nor a tail that has mass may lose all of it; an empty tail stays empty
+    # a head or tail with mass keeps some of it; an empty tail stays empty
     smallest = np.where(log_tail > -np.inf, 1, 0)
     return np.clip(angle, smallest, _widest(head)).astype(np.uint16)
 
 
 def _widest(head: int) -> int:
-    """The largest angle: all mass outside only where there is no head."""
+    """The largest angle; only without a head can all mass be in the tail."""
     return _ANGLES - 1 if head else _ANGLES
 
 
@@ -272,7 +264,7 @@ def _from_steps(steps: NDArray[np.uint16], sign: int) -> NDArray[np.float32]:
 
 
 _PER_RADIAN = _ANGLES / (math.pi / 2)
-with np.errstate(divide="ignore"):  # a tail, or a head, that holds nothing
+with np.errstate(divide="ignore"):  # an empty tail or head
     _sines = np.sin(np.arange(_ANGLES + 1) / _PER_RADIAN)
     _LOG_TAIL = (2.0 * np.log(_sines)).astype(np.float32)
     _LOG_HEAD_MASS = (2.0 * np.log(_sines[::-1])).astype(np.float32)

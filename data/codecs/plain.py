@@ -1,24 +1,20 @@
-"""Ordinary columns of int32 ids and float32 log-probabilities: any tool reads them, exactly."""
+"""Columns of int32 ids and float32 log-probabilities, exact and readable by other tools."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from ..columns import expect_column, from_positions, from_sequences, to_positions, to_sequences
-from ..schema import Block, Capture, Targets
+from ..schema import Block, Capture, Targets, target_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ..columns import Columns
 
 
 @dataclass(frozen=True, slots=True)
 class PlainCodec:
-    """Every number as it was captured."""
+    """Stores every number as it was captured."""
 
     name: ClassVar[str] = "plain"
     compress: ClassVar[bool] = False
@@ -26,50 +22,25 @@ class PlainCodec:
 
     @classmethod
     def fitting(cls, *, vocabulary: int, capture: Capture, **settings: Any) -> PlainCodec:
-        """It has no settings and takes every capture."""
+        """This codec has no settings and supports every capture."""
         return cls(**settings)
 
     def maximum_error(self, capture: Capture) -> float:
-        """It is exact."""
+        """Zero: this codec is exact."""
         return 0.0
 
     def encode(self, block: Block) -> Columns:
-        """One column a field; a field without width (k = 0, r = 0, no temperatures) has none."""
-        targets = block.targets
-        arrays = {
-            "head_ids": targets.head_ids,
-            "head_logprobs": targets.head_logprobs,
-            "log_tail": targets.log_tail,
-            "tail_ids": targets.tail_ids,
-            "tail_logprobs": targets.tail_logprobs,
-            "label_logprob": targets.label_logprob,
-            "entropy": targets.entropy,
-            "log_norm": targets.log_norm,
-        }
+        """One column per field. A field of width 0 (K = 0, R = 0, no temperatures) has none."""
+        arrays = {f.name: getattr(block.targets, f.name) for f in fields(block.targets)}
         wide = {n: a for n, a in arrays.items() if a is not None and 0 not in a.shape[1:]}
         return from_sequences(block.sequences) | from_positions(wide, block.sequences.positions)
 
-    def decode(self, columns: Mapping[str, Any], capture: Capture) -> Block:
-        """Views of the columns, nothing copied."""
+    def decode(self, columns: Columns, capture: Capture) -> Block:
+        """The block as views of the columns: no copy is made."""
         sequences = to_sequences(columns)
         arrays = to_positions(columns, sequences.positions)
-        count = len(sequences.positions.values)
-
-        def column(name: str, width: int | None, dtype: type[np.generic]) -> Any:
-            shape = (count,) if width is None else (count, width)
-            return expect_column(arrays, name, shape, dtype)
-
-        keeps_logprobs = capture.keeps_tail_logprobs
+        shapes = target_shapes(capture, len(sequences.positions.values))
         targets = Targets(
-            head_ids=column("head_ids", capture.head, np.int32),
-            head_logprobs=column("head_logprobs", capture.head, np.float32),
-            log_tail=column("log_tail", None, np.float32),
-            tail_ids=column("tail_ids", capture.tail, np.int32),
-            tail_logprobs=(
-                column("tail_logprobs", capture.tail, np.float32) if keeps_logprobs else None
-            ),
-            label_logprob=column("label_logprob", None, np.float32),
-            entropy=column("entropy", None, np.float32),
-            log_norm=column("log_norm", len(capture.temperatures), np.float32),
+            **{name: expect_column(arrays, name, *shape) for name, shape in shapes.items()}
         )
         return Block(sequences=sequences, targets=targets, capture=capture)

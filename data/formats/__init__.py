@@ -1,6 +1,6 @@
-"""How columns lie on disk. One file a store, one line below.
+"""Formats: how columns are laid out on disk. One file per format, one line per format in `STORES`.
 
-A store is a frozen dataclass: its fields are exactly what the manifest records about it.
+A format is a frozen dataclass. The manifest records exactly its fields.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ if TYPE_CHECKING:
 
 
 class Shard(Protocol):
-    """One open shard; a block is the unit of a read."""
+    """An open shard. A block is the unit of a read."""
 
     @property
     def blocks(self) -> int:
-        """How many blocks it holds."""
+        """Number of blocks."""
         ...
 
     def read(self, block: int) -> Columns:
-        """One block, as views of the mapped file where the format allows it.
+        """One block, as views of the mapped file if the format allows it.
 
         Raises
-            ColdstillError: it is damaged, or there is no such block
+            ColdstillError: the block is damaged or does not exist
         """
         ...
 
 
 class Store(Protocol):
-    """Writes and opens shards."""
+    """Writes and opens shards in one format."""
 
     name: ClassVar[str]
     suffix: ClassVar[str]
     is_folder: ClassVar[bool]
-    """Whether a shard is a folder of files rather than one file."""
+    """Whether a shard is a folder of files instead of one file."""
 
     @classmethod
     def fitting(cls, *, compress: bool) -> Store:
-        """The settings for columns that compress well, or for those that other tools should map."""
+        """Settings for columns to compress, or for columns that other tools can memory-map."""
         ...
 
     def create(self, path: Path) -> AbstractContextManager[Callable[[Columns], None]]:
-        """Write a shard at a path that is nobody's yet: gives a function that adds a block.
+        """Write a shard to an unused path. The context gives a function that adds a block.
 
-        A folder may already be there if it is empty. Blocks have the same columns, of the same
-        types, and stay unchanged until the context ends.
+        An empty folder may exist at the path. All blocks must have the same columns and dtypes, and
+        must not change until the context ends.
         """
         ...
 
     def open(self, path: Path) -> Shard:
-        """Open a shard without reading its data; raises ColdstillError if it is damaged."""
+        """Open a shard without reading its data. Raises ColdstillError if it is damaged."""
         ...
 
 

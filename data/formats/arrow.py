@@ -1,4 +1,4 @@
-"""One Arrow IPC file per shard, memory-mapped. A block of sequences is one record batch."""
+"""One memory-mapped Arrow IPC file per shard. A block of sequences is one record batch."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What pyarrow raises, and we do, on bytes that are not what they should be."""
+"""Errors that pyarrow and this file raise on damaged bytes."""
 _PLANES = b"byte_planes"
 
 
 @dataclass(frozen=True, slots=True)
 class ArrowStore:
-    """Uncompressed, so that a read is a view of the mapped file; or in byte planes under zstd.
+    """Arrow files, uncompressed (a read is a view of the mapped file) or as byte planes under zstd.
 
-    Compressed, numbers of two bytes or more in a list are written as one field of single bytes a
-    place value (`head_ids.0`, `head_ids.1`, lowest first): high bytes are nearly always alike, and
-    zstd finds that only if they lie side by side. Lists that share their borders become one list
-    of structs: each buffer costs its own start of zstd, as much as 10,000 bytes take to decompress.
+    With compression, numbers of two or more bytes in a list are split into one field per byte
+    (`head_ids.0`, `head_ids.1`, lowest byte first). High bytes are mostly equal, and zstd sees it
+    only if they are adjacent. Lists with shared borders become one list of structs, because the
+    start of zstd for each buffer costs as much as decompressing 10,000 bytes.
     """
 
     name: ClassVar[str] = "arrow"
@@ -43,21 +43,21 @@ class ArrowStore:
     is_folder: ClassVar[bool] = False
 
     zstd: int = 0
-    """Level of compression, 1 to 22; 0 is none."""
+    """Compression level, 1 to 22, or 0 for none."""
 
     def __post_init__(self) -> None:
-        """Refuse a level that zstd does not have."""
+        """Refuse an unknown compression level."""
         if not 0 <= operator.index(self.zstd) <= 22:
             raise ValueError(f"zstd {self.zstd}: a level from 1 to 22, or 0 for none")
 
     @classmethod
     def fitting(cls, *, compress: bool) -> ArrowStore:
-        """Level 3: level 9 saved another 3 to 5 % and wrote three times slower."""
+        """Level 3 or none. Level 9 saved another 3 to 5 % and was three times slower to write."""
         return cls(zstd=3 if compress else 0)
 
     @contextlib.contextmanager
     def create(self, path: Path) -> Iterator[Callable[[Columns], None]]:
-        """Give a function that adds one block, as a record batch."""
+        """Give a function that adds one block as a record batch."""
         writer: Any = None
         codec = pa.Codec("zstd", compression_level=self.zstd) if self.zstd else None
 
@@ -93,21 +93,21 @@ class ArrowStore:
 
 
 class ArrowShard:
-    """A mapped Arrow file."""
+    """An open, memory-mapped Arrow file."""
 
     def __init__(self, path: Path, reader: Any, planes: dict[str, np.dtype[Any]]) -> None:
-        """Wrap an open IPC file reader; `planes` names the columns that are split into bytes."""
+        """Wrap an open IPC file reader; `planes` has the dtypes of columns split into bytes."""
         self._path = path
         self._reader = reader
         self._planes = planes
 
     @property
     def blocks(self) -> int:
-        """How many record batches it holds."""
+        """Number of record batches."""
         return int(self._reader.num_record_batches)
 
     def read(self, block: int) -> Columns:
-        """One record batch, as views of the file where it is not compressed."""
+        """One record batch, as views of the file if it is not compressed."""
         try:
             batch = self._reader.get_batch(block)
             columns: Columns = {}
@@ -121,7 +121,7 @@ class ArrowShard:
 
 
 def _types(columns: Columns) -> dict[str, str]:
-    """The columns that are worth splitting: lists of numbers of several bytes."""
+    """The columns to split, with their dtypes: lists of numbers of several bytes."""
     return {
         name: column.values.dtype.name
         for name, column in columns.items()
@@ -130,7 +130,7 @@ def _types(columns: Columns) -> dict[str, str]:
 
 
 def _split(columns: Columns) -> Columns:
-    """Each list of several-byte numbers as one list of bytes a place value."""
+    """Split each list of several-byte numbers into one list per byte."""
     stored: Columns = {}
     split = _types(columns)
     for name, column in columns.items():
@@ -147,11 +147,11 @@ def _split(columns: Columns) -> Columns:
 
 
 def _join(columns: Columns, name: str, dtype: np.dtype[Any]) -> None:
-    """Put the bytes of one column together again, in place of its planes."""
+    """Replace the byte planes of a column by the column."""
     planes = [columns.pop(f"{name}.{place}") for place in range(dtype.itemsize)]
     first = planes[0]
     if not isinstance(first, Ragged):
-        raise ValueError(f"the byte planes of '{name}' are no lists")
+        raise ValueError(f"the byte planes of '{name}' are not lists")
     values = np.empty(first.values.shape, dtype)
     bytes_ = values.view(np.uint8).reshape(*values.shape, dtype.itemsize)
     for place, plane in enumerate(planes):
@@ -162,9 +162,10 @@ def _join(columns: Columns, name: str, dtype: np.dtype[Any]) -> None:
 
 
 def _grouped(columns: Columns) -> dict[str, Any]:
-    """Lists that share their borders as one list of structs, called as the first of them.
+    """Lists with shared borders as one list of structs, with the name of the first.
 
-    Sharing is being one array, not being equal: that could happen by chance in one block only.
+    Borders are shared if they are the same array object. Equal borders could be a coincidence of
+    one block.
     """
     arrays: dict[str, Any] = {}
     groups: dict[int, dict[str, Ragged]] = {}
@@ -198,12 +199,12 @@ def _list(values: Any, offsets: NDArray[np.int64]) -> Any:
 
 
 def _from_arrow(name: str, column: Any) -> Columns:
-    """One column, or the several that a list of structs holds."""
+    """One column, or all columns of a list of structs."""
     if not pa.types.is_list(column.type):
         return {name: column.to_numpy(zero_copy_only=True)}
     offsets = column.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
     values = column.values
-    # Arrow trusts these; unchecked, one damaged bit asks for gigabytes
+    # Arrow does not check these; one damaged bit would allocate gigabytes
     if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 0).any():
         raise ValueError("the borders of its lists do not fit their values")
     if not pa.types.is_struct(values.type):

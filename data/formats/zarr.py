@@ -1,9 +1,10 @@
-"""One Zarr version 3 group per shard: a folder that zarr and tensorstore read by themselves.
+"""One Zarr version 3 group per shard: a folder that zarr and tensorstore can read.
 
-A flat column `[N]` is an array of its name. A list column is the array of its values `[S]` or
-`[S, W]`, whose attribute `offsets` names the array `[N + 1]` of its borders; columns with the same
-borders name the same one. An array is one data object: a single Zarr shard holds its chunks.
-Metadata are not consolidated: the specification lacks that, and opening 12 columns takes 10 ms.
+A flat column `[N]` is an array with the column's name. A list column is the array of its values
+`[S]` or `[S, W]`, whose attribute `offsets` names the array `[N + 1]` of its borders; columns with
+equal borders name the same array. The chunks of an array are in a single Zarr shard, so that each
+array is one data object. Metadata are not consolidated: the specification does not define it, and
+opening 12 columns takes 10 ms.
 """
 
 from __future__ import annotations
@@ -30,46 +31,46 @@ if TYPE_CHECKING:
 
 _DAMAGE: tuple[type[Exception], ...] = (OSError, RuntimeError, MemoryError, ArithmeticError)
 _DAMAGE += (LookupError, TypeError, ValueError, AttributeError, AssertionError)
-"""What zarr and numcodecs raise on metadata and bytes that are not what they should be."""
+"""Errors that zarr and numcodecs raise on damaged metadata and bytes."""
 
 _DTYPES = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
 _DTYPES += ["float32", "float64"]
 
 _BLOSC_BLOCK = 2**20
-"""How many bytes Blosc compresses together. Its own choice is smaller: at level 3 and 16,384
-positions x 50 it left 35 % of ids, 73 % of log-probabilities and 48 % of uint8 deltas, this 32, 66
-and 41 %, and they are decoded 1.1 to 1.9 times as fast."""
+"""Bytes that Blosc compresses together. Measured at level 3 on 16,384 positions x 50, its smaller
+default compressed ids to 35 %, log-probabilities to 73 % and uint8 deltas to 48 %; this value gave
+32, 66 and 41 %, and decoding was 1.1 to 1.9 times as fast."""
 
-_LARGEST_CHUNK = 2**30  # bytes; Blosc cannot take 2 GiB
+_LARGEST_CHUNK = 2**30  # bytes; the limit of Blosc is below 2 GiB
 
 
 @dataclass(frozen=True, slots=True)
 class ZarrStore:
-    """Compressed, every chunk with its checksum; reading decodes the chunks of a block."""
+    """Zarr groups, compressed, with a checksum per chunk. A read decodes the chunks of a block."""
 
     name: ClassVar[str] = "zarr"
     suffix: ClassVar[str] = ".zarr"
     is_folder: ClassVar[bool] = True
     zstd: int = 3
-    """Level, 0 (none) to 22; Blosc has 1, 3, 5 ... 15 and 22, and takes the next lower one."""
+    """Compression level, 0 (none) to 22. Blosc has 1, 3, 5 ... 15, 22; others are rounded down."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no level."""
+        """Refuse an unknown compression level."""
         if self.zstd not in range(23):
             raise ValueError(f"zstd is a level from 0 to 22, got {self.zstd!r}")
 
     @classmethod
     def fitting(cls, *, compress: bool) -> ZarrStore:
-        """The same for all columns: nothing maps these, so compressing always pays.
+        """The same settings for all columns: they are never mapped, so compression always pays.
 
-        Uncompressed, a block of 14,000 positions x 50 takes 18 ms to read, not 25, but 2.2 times
-        the bytes (`compact`: 2.9). Level 7 saves another 2 to 4 % and writes half as fast.
+        Uncompressed, a block of 14,000 positions x 50 took 18 ms to read instead of 25, but 2.2
+        times the bytes (`compact`: 2.9). Level 7 saved another 2 to 4 % and was half as fast.
         """
         return cls()
 
     @contextlib.contextmanager
     def create(self, path: Path) -> Iterator[Callable[[Columns], None]]:
-        """Give a function that adds one block; they are held, and written when the context ends."""
+        """Give a function that adds one block. All are written when the context ends."""
         blocks: list[Columns] = []
         yield blocks.append
         if not blocks:
@@ -85,10 +86,10 @@ class ZarrStore:
 
 
 class ZarrShard:
-    """An open group. Other processes may go on reading it, forked ones or by pickle."""
+    """An open group. Forked processes, and others by pickle, can read it too."""
 
     def __init__(self, path: Path) -> None:
-        """Open every array; raises one of `_DAMAGE` if they do not fit together."""
+        """Open every array. Raises one of `_DAMAGE` if the arrays do not fit together."""
         import zarr
 
         group = zarr.open_group(path, mode="r", zarr_format=3)
@@ -116,7 +117,7 @@ class ZarrShard:
         return len(self._rows) - 1
 
     def read(self, block: int) -> Columns:
-        """One block, decoded."""
+        """One decoded block."""
         try:
             if not 0 <= block < self.blocks:
                 raise IndexError(f"there are {self.blocks}")
@@ -139,7 +140,7 @@ class ZarrShard:
         return Ragged(np.asarray(values[inside]), offsets - offsets[0])
 
     def _borders(self, name: str) -> NDArray[np.int64]:
-        """[N + 1] whole, read once: every block needs a part, and unchecked they mean nothing."""
+        """[N + 1] all borders, checked and read once, since every block needs some of them."""
         if name not in self._offsets:
             self._check_data(name)
             offsets = np.asarray(self._arrays[name][:])
@@ -149,7 +150,7 @@ class ZarrShard:
         return self._offsets[name]
 
     def _check_data(self, name: str) -> None:
-        # zarr takes data that are not there for zeros
+        # zarr reads missing data as zeros
         size = _data_bytes(self._path, name, self._arrays[name])
         if size != self._bytes[name]:
             raise ValueError(f"'{name}' has {size} bytes of data, expected {self._bytes[name]}")
@@ -167,15 +168,17 @@ def _write(path: Path, blocks: list[Columns], level: int) -> None:
             data=values,
             fill_value=0,
             attributes=attributes,
-            config={"write_empty_chunks": True},  # an array of zeros is data like any other
+            config={"write_empty_chunks": True},  # an array of zeros is data too
             **_layout(values, extent, level),
         )
         sizes[name] = _data_bytes(path, name, array)
-    group.attrs.put({"block_rows": rows, "bytes": sizes})  # last: without them it is not whole
+    group.attrs.put(
+        {"block_rows": rows, "bytes": sizes}
+    )  # last: without them the group is not whole
 
 
 def _flat(blocks: list[Columns]) -> Iterator[tuple[str, NDArray[Any], int, dict[str, str]]]:
-    """Each array of a shard: its name, values, rows in the largest block, and attributes."""
+    """Each array of a shard: name, values, rows of the largest block, and attributes."""
     known: dict[bytes, str] = {}
     for name in blocks[0]:
         parts: list[Any] = [block[name] for block in blocks]
@@ -192,11 +195,12 @@ def _flat(blocks: list[Columns]) -> Iterator[tuple[str, NDArray[Any], int, dict[
 
 
 def _layout(values: NDArray[Any], extent: int, level: int) -> dict[str, Any]:
-    """Chunks as large as the largest block, so that every block touches one or two of them.
+    """Chunks as large as the largest block, so that every block touches one or two chunks.
 
-    What zarr does for each chunk costs more than decoding it: with 2, 4 or 8 chunks to a block,
-    reading one took 1.1, 1.5 and 1.8 times as long. Bytes of the same weight are put together: of
-    32-bit ids 32 % is left (33 % by bits, 37 % as they are), of log-probabilities 66 % (68, 84).
+    The overhead of zarr per chunk exceeds decoding: with 2, 4 or 8 chunks per block, a read took
+    1.1, 1.5 and 1.8 times as long. Bytes of equal significance are stored together, which
+    compressed 32-bit ids to 32 % (by bits 33 %, unshuffled 37 %) and log-probabilities to 66 % (68,
+    84).
     """
     from zarr.codecs import BloscCodec, Crc32cCodec
 
@@ -214,12 +218,12 @@ def _layout(values: NDArray[Any], extent: int, level: int) -> dict[str, Any]:
 
 
 def _expect_alike(blocks: list[Columns]) -> list[int]:
-    """The rows of each block."""
+    """Rows of each block, which must have the same columns."""
     kinds = [{name: _kind(column) for name, column in block.items()} for block in blocks]
     if any(kind != kinds[0] for kind in kinds):
         raise ValueError("the blocks of a shard differ in their columns")
     if wrong := [f"{n}: {dtype}" for n, (dtype, *_) in kinds[0].items() if dtype not in _DTYPES]:
-        raise ValueError(f"columns that are no plain numbers: {', '.join(wrong)}")
+        raise ValueError(f"columns that are not plain numbers: {', '.join(wrong)}")
     rows = [{len(column) for column in block.values()} for block in blocks]
     if any(len(lengths) != 1 for lengths in rows):
         raise ValueError("the columns of a block differ in their rows")
@@ -232,7 +236,7 @@ def _kind(column: NDArray[Any] | Ragged) -> tuple[str, type, tuple[int, ...]]:
 
 
 def _check_layout(name: str, array: Any) -> None:
-    # one shard of whole chunks; a damaged shape, unchecked, asks for gigabytes
+    # one Zarr shard of whole chunks; a damaged shape would allocate gigabytes
     rows, *width = (max(1, axis) for axis in array.shape)
     expected = (-(-rows // array.chunks[0]) * array.chunks[0], *width)
     if array.dtype.name not in _DTYPES or array.shards != expected:
@@ -240,7 +244,7 @@ def _check_layout(name: str, array: Any) -> None:
 
 
 def _data_bytes(path: Path, name: str, array: Any) -> int:
-    """The size of an array's one data object; without values there is none."""
+    """Size of the data object of an array, which does not exist without values."""
     file = path.joinpath(name, "c", *"0" * array.ndim)
     return file.stat().st_size if file.exists() else 0
 

@@ -1,6 +1,6 @@
 """A store written anew: in another form, in part, or with a smaller record.
 
-Everything goes through `StoreWriter`, shard by shard: memory holds one shard, and a run that was
+Everything goes through `ShardWriter`, shard by shard: memory holds one shard, and a run that was
 killed goes on where it was when the same command is given again.
 """
 
@@ -21,7 +21,7 @@ from ..store.layout import MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
 from ..store.manifest import Manifest, format_settings
 from ..store.reader import StoreReader, open_store
 from ..store.statistics import block_statistics
-from ..store.writer import StoreWriter, blocks_of, with_error
+from ..store.writer import ShardWriter, blocks_of, with_error
 from . import Tell, quiet
 from .gather import Piece, block_of, columns_of, sums_of
 from .parts import parts_of_slice
@@ -178,7 +178,7 @@ def write_anew(
         # what the sources' codecs did, and what this one adds
         error = _stated(manifest.error, sources).plus(with_error(manifest, first).error)
         manifest = replace(manifest, error=error)
-    with StoreWriter(to, manifest) as writer:
+    with ShardWriter(to, manifest) as writer:
         _copy_beside(sources[0], writer)
         missing = writer.missing()
         total = sum(len(manifest.shard_rows(shard)) for shard in missing)
@@ -210,7 +210,7 @@ def _with_head_of(block: Block, sums: ShardStatistics, manifest: Manifest) -> Sh
     return replace(sums, head_mass=own.head_mass, mass_bins=own.mass_bins, correct=own.correct)
 
 
-def _copy_beside(source: StoreReader, writer: StoreWriter) -> None:
+def _copy_beside(source: StoreReader, writer: ShardWriter) -> None:
     """The tokenizer and the measurements."""
     if source.place.exists(TOKENIZER) and not writer.place.exists(TOKENIZER_FILES):
         with writer.place.scratch() as folder:

@@ -117,8 +117,8 @@ def _tokenizer(place: Place, manifest: Manifest) -> Iterator[Problem]:
     names = place.names(TOKENIZER)
     yield from _tokenizer_files(place)
     if "tokenizer.json" not in names:
-        if names:
-            return  # of a kind that has no table in a file of its own
+        if names or not manifest.tokenizer.fingerprint:
+            return  # a kind without a table in a file, or a store made without a tokenizer
         what = f"{place.path(TOKENIZER)}: not there; its ids can no longer be read as text"
         yield Problem(what=what)
         return

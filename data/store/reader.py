@@ -1,4 +1,4 @@
-"""Reads a store: a path is all it needs."""
+"""Reads a store from its path or address."""
 
 from __future__ import annotations
 
@@ -33,22 +33,28 @@ if TYPE_CHECKING:
     from ..places.place import Place
 
 _KEPT_COMMITS = 1024
-"""So many commit records stay in memory, about a kilobyte each."""
+"""Commit records that are kept in memory, about a kilobyte each."""
 _READS_AT_ONCE = 16
-"""Commit records that are asked for at the same time: from afar each takes its time."""
+"""Commit records of a remote store that are fetched at the same time."""
 _OPEN_SHARDS = 32
-"""So many shards stay open: a window of the seeded order and some more, never one a file."""
+"""Shards that stay open: more than a window of the seeded order, but not all of a large store."""
 
 
 class StoreReader:
-    """A store: it has a length, reads any sequences, and yields batches."""
+    """An open store: its length, any sequences with their targets, and batches. All data is numpy.
+
+    store = coldstill.open_store("runs/demo/logits")
+    block = store.read(np.array([0, 7]))
+    block.sequences.tokens[0]  # [T] token ids of the first sequence
+    block.targets.head_logprobs  # [M, K]; `data/schema.py` describes all fields
+    """
 
     def __init__(self, place: Place, manifest: Manifest, done: list[int]) -> None:
-        """Use `open_store`, which checks what this takes for granted."""
+        """Use `open_store` instead, which checks the arguments."""
         self.place = place
         self.manifest = manifest
         self.done = done
-        """The shards that are there, in order."""
+        """Indices of the shards that exist, in order."""
         self._codec = manifest.make_codec(place)
         self._store = manifest.make_store(place)
         self._commits: OrderedDict[int, Commit] = OrderedDict()
@@ -56,44 +62,43 @@ class StoreReader:
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What goes to another process: open files do not."""
+        """The state for another process, without open files."""
         return {**self.__dict__, "_open": OrderedDict(), "_blocks": OrderedDict()}
 
     def __len__(self) -> int:
-        """How many sequences the whole store holds."""
+        """Number of sequences of the whole store."""
         return self.manifest.sequences
 
     def commits(self) -> Iterator[Commit]:
-        """The commit record of every shard that is there, in order."""
+        """The commit records of all existing shards, in order."""
         if self.place.room is None:
             return (self.commit(index) for index in self.done)
-        return self._commits_from_afar()
+        return self._remote_commits()
 
-    def _commits_from_afar(self) -> Iterator[Commit]:
+    def _remote_commits(self) -> Iterator[Commit]:
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
             for start in range(0, len(self.done), 4 * _READS_AT_ONCE):
                 yield from pool.map(self.commit, self.done[start : start + 4 * _READS_AT_ONCE])
 
     @functools.cached_property
     def positions(self) -> int:
-        """How many supervised positions it holds; reads every commit record."""
+        """Number of supervised positions. Reads every commit record."""
         return sum(commit.positions for commit in self.commits())
 
     @functools.cached_property
     def statistics(self) -> ShardStatistics:
-        """The teacher's sums over all positions; reads every commit record."""
+        """Sums over all positions. Reads every commit record."""
         return total(commit.statistics for commit in self.commits())
 
     def tokenizer_folder(self) -> Path:
-        """A local folder with the tokenizer; empty or absent if the store has none."""
+        """A local folder with the tokenizer. The folder may not exist if the store has none."""
         return self.place.folder(TOKENIZER)
 
     def commit(self, index: int) -> Commit:
-        """One shard's commit record, checked against the manifest. May be asked for by several
-        threads: a record read twice is the same, and keeping it is one step.
+        """The commit record of one shard, compared with the manifest. Safe to call from threads.
 
         Raises
-            ColdstillError: it is not there, damaged, or another shard's
+            ColdstillError: the record is missing, damaged, or of another shard
         """
         commit = self._commits.get(index)
         if commit is None:
@@ -103,10 +108,10 @@ class StoreReader:
         return commit
 
     def expect_sizes(self) -> None:
-        """Compare the size of every file with its commit record: a look before a long run.
+        """Compare the size of every file with its commit record, as a check before a long run.
 
         Raises
-            ColdstillError: a file is missing or of another size (which)
+            ColdstillError: a file is missing or has another size (which)
         """
         sizes = self.place.sizes(SHARDS)
         for commit in self.commits():
@@ -118,7 +123,7 @@ class StoreReader:
         """The chosen sequences with their targets, in the order given.
 
         Raises
-            IndexError: there is no such sequence
+            IndexError: a sequence does not exist
             ColdstillError: a shard is missing or damaged (which, and how)
         """
         rows = np.asarray(rows, dtype=np.int64)
@@ -127,29 +132,28 @@ class StoreReader:
         shard_N, place_N = np.divmod(rows, self.manifest.shard_sequences)
         block_N, within_N = np.divmod(place_N, self.manifest.block_sequences)
         parts, found = [], []
-        # in the order given: what a window of shards still needs is read before the next begins
+        # in the given order, so that a window of shards is finished before the next one begins
         for shard, number in dict.fromkeys(zip(shard_N.tolist(), block_N.tolist(), strict=True)):
             chosen = np.flatnonzero((shard_N == shard) & (block_N == number))
             parts.append(self.block(shard, number).take(within_N[chosen]))
             found.append(chosen)
-        joined = Block.concatenate(parts) if len(parts) > 1 else parts[0]
-        return joined.take(np.argsort(np.concatenate(found), kind="stable"))
+        return Block.concatenate(parts).take(np.argsort(np.concatenate(found), kind="stable"))
 
     def batches(self, size: int, *, seed: int | None = None, epoch: int = 0) -> Iterator[Block]:
-        """Every sequence once, `size` at a time: in store order, or in a seeded one."""
+        """Every sequence once, in blocks of `size`: in store order, or shuffled with a seed."""
         order = np.arange(len(self)) if seed is None else self.order(seed, epoch)
         self.will_read(order)
         for start in range(0, len(order), size):
             yield self.read(order[start : start + size])
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """[N] every sequence once, as a student sees them in an epoch (`data.order`)."""
+        """[N] every sequence once, in the order of a training epoch (`data.order`)."""
         return epoch_order(
             seed, epoch, len(self), self.manifest.shard_sequences, self.manifest.block_sequences
         )
 
     def will_read(self, rows: NDArray[np.int64]) -> None:
-        """Say which sequences are wanted next, so that a distant store can send them ahead."""
+        """Announce the next sequences, so that a remote store can fetch their shards ahead."""
         shards = rows // self.manifest.shard_sequences
         first = np.sort(np.unique(shards, return_index=True)[1])
         last = np.sort(len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1])
@@ -163,20 +167,20 @@ class StoreReader:
         """Refuse a cache in which a seeded order would fetch the same shards again and again.
 
         Raises
-            ColdstillError: it is too small for the shards that are mixed (how large it must be)
+            ColdstillError: the cache is too small (the size it needs)
         """
         if self.place.room is None:
             return
         needed = sum(heapq.nlargest(WINDOW, (commit.bytes for commit in self.commits())))
         if self.place.room < needed:
             raise ColdstillError(
-                f"{self.place}: logits.cache: {self.place.room:,} bytes are too few, a student "
-                f"mixes {WINDOW} shards at a time; set it to at least {needed:,}, twice that to "
+                f"{self.place}: logits.cache: {self.place.room:,} bytes are too few: training "
+                f"shuffles {WINDOW} shards together; set it to at least {needed:,}, twice that to "
                 "fetch ahead"
             )
 
     def block(self, shard: int, number: int) -> Block:
-        """One block of one shard, decoded and checked. The last few are kept."""
+        """One decoded and checked block of a shard. The last blocks are kept in memory."""
         key = (shard, number)
         if key in self._blocks:
             self._blocks.move_to_end(key)
@@ -197,15 +201,15 @@ class StoreReader:
         return block
 
     def columns(self, shard: int, number: int) -> Columns:
-        """The same block as its codec wrote it."""
+        """One block of a shard as columns, before decoding."""
         commit, name = self.commit(shard), shard_name(shard, self._store.suffix)
         while True:
-            # every byte is compared before a shard is opened: only damage on disk can change it
+            # `place.shard` compares every byte with the commit record before the first open
             path = self._open[shard][0] if shard in self._open else self.place.shard(commit, name)
             with self.place.reading(commit, name) as is_there:
                 if is_there:
                     return self._shard(shard, path).read(number)
-            # it had to make room for others, in the cache of a distant store
+            # the cache of a remote store has dropped the shard: fetch it again
             self._open.pop(shard, None)
 
     def _shard(self, index: int, path: Path) -> Shard:
@@ -219,7 +223,7 @@ class StoreReader:
             raise ColdstillError(
                 f"{self.place.path(name)}: has {opened.blocks} blocks, expected {blocks}"
             )
-        # what had to make room for it must not take its space on the disk any longer
+        # close shards that the cache has deleted, so that their disk space is freed
         self._open = OrderedDict((i, old) for i, old in self._open.items() if old[0].exists())
         self._open[index] = path, opened
         if len(self._open) > _OPEN_SHARDS:
@@ -230,13 +234,14 @@ class StoreReader:
 def open_store(
     path: str | Path, *, incomplete: bool = False, cache: CacheSettings | None = None
 ) -> StoreReader:
-    """Open a store without reading its data; `path` may be an address such as s3://bucket/store.
+    """Open a store without reading its data.
 
-    cache       where shards of a distant store are kept, and how many of them
-    incomplete  also open one that lacks shards; reading a sequence of those is an error
+    path        folder, or address such as s3://bucket/store
+    incomplete  also open a store with missing shards; reading their sequences is an error
+    cache       folder and size of the local cache of a remote store
 
     Raises
-        ColdstillError: no store, or an incomplete one, or a malformed manifest
+        ColdstillError: no store, an incomplete store, or a malformed manifest
     """
     place = place_at(path, cache)
     manifest = read_manifest(place)
@@ -250,12 +255,12 @@ def open_store(
 
 
 def finished_shards(place: Place, manifest: Manifest) -> list[int]:
-    """The shards that have a commit record, in order.
+    """Indices of the shards that have a commit record, in order.
 
-    From the records, not from the manifest's promise: a damaged manifest promises any number.
+    They are listed from the records, since a damaged manifest may promise any number.
 
     Raises
-        ColdstillError: the data of one of them is not there
+        ColdstillError: the data of a committed shard is missing
     """
     names = place.names(SHARDS)
     suffix = manifest.make_store(place).suffix
@@ -271,19 +276,19 @@ def finished_shards(place: Place, manifest: Manifest) -> list[int]:
 
 
 def read_commit(place: Place, manifest: Manifest, index: int) -> Commit:
-    """One shard's commit record; raises ColdstillError unless it is that shard's."""
+    """The commit record of one shard; raises ColdstillError if it is missing or another one's."""
     name = commit_name(index)
     try:
         commit = parse_commit(place.read(name), place.path(name))
     except FileNotFoundError as error:
         raise ColdstillError(
-            f"{place.path(name)}: shard {index} is not there; finish the store with coldstill "
+            f"{place.path(name)}: shard {index} is missing; finish the store with coldstill "
             "teacher-logits"
         ) from error
     rows = len(manifest.shard_rows(index))
     if (commit.shard, commit.sequences) != (index, rows):
         raise ColdstillError(
-            f"{place.path(name)}: damaged: it speaks of shard {commit.shard} with "
-            f"{commit.sequences} sequences, not of shard {index} with {rows}"
+            f"{place.path(name)}: damaged: it describes shard {commit.shard} with "
+            f"{commit.sequences} sequences, expected shard {index} with {rows}"
         )
     return commit

@@ -1,4 +1,4 @@
-"""What a shard's positions add up to: kept in its commit record, so that none is read twice."""
+"""Sums over the positions of a shard, kept in its commit record."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from ..schema import Block
 
 ENTROPY_BINS = 24
-"""Half a nat each; the last one has no upper border."""
+"""Bins of half a nat; the last bin has no upper limit."""
 ENTROPY_BIN_WIDTH = 0.5
 MASS_BINS = 20
-"""A twentieth of the probability each."""
+"""Bins of 5 % of the probability."""
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 _Sum = Annotated[float, Field(allow_inf_nan=False)]
@@ -29,7 +29,7 @@ _Sum = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardStatistics:
-    """Sums over supervised positions, of what was captured (before any codec rounded it)."""
+    """Sums over supervised positions of the captured targets, before a codec rounds them."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     loss: _Sum = 0.0
@@ -39,17 +39,17 @@ class ShardStatistics:
     head_mass: _Sum = 0.0
     """Sum of the probability inside the head."""
     correct: _Count = 0
-    """Positions whose most probable token is the label (0 if there is no head)."""
+    """Positions whose most probable token is the label; 0 without a head."""
     separator_mass: _Sum = 0.0
-    """Sum of the teacher's probability of the separator where one comes next."""
+    """Sum of the teacher's probability of the separator over positions whose label it is."""
     separators: _Count = 0
-    """How many such positions there are."""
+    """Number of positions whose label is the separator."""
     distortion: _Sum = 0.0
-    """Sum of KL(captured || stored), in nats: what the codec cost."""
+    """Sum of KL(captured || stored), in nats: the error of the codec."""
     entropy_bins: Annotated[tuple[_Count, ...], Field(max_length=ENTROPY_BINS)] = ()
-    """How many positions have an entropy of [0, 0.5), [0.5, 1), ... nats."""
+    """Positions with an entropy of [0, 0.5), [0.5, 1), ... nats."""
     mass_bins: Annotated[tuple[_Count, ...], Field(max_length=MASS_BINS)] = ()
-    """How many positions have a head that holds [0, 5), [5, 10), ... percent."""
+    """Positions whose head holds [0, 5), [5, 10), ... percent of the probability."""
 
     def plus(self, other: ShardStatistics) -> ShardStatistics:
         """The sums over both."""
@@ -71,7 +71,7 @@ def block_statistics(
 ) -> ShardStatistics:
     """Sum over a block, in float64.
 
-    separator     the ids put between documents; the first is looked for
+    separator     ids between documents; the first one is counted
     distortion_M  KL(captured || stored) at each position (`data.fidelity`)
     """
     targets, labels_M = block.targets, labels(block.sequences)

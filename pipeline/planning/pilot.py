@@ -161,7 +161,7 @@ def _manifest(
     codec: str | dict[str, Any],
 ) -> Manifest:
     """Of a store that nobody will open: only what decides its bytes is real."""
-    from ...stages.capture.plan import BLOCK_TOKENS
+    from ...data.store.writer import BLOCK_TOKENS
     from ...stages.models.isolation import recorded
 
     length, size = recipe.corpus.sequence_length, teacher.head.vocabulary

@@ -50,8 +50,8 @@ def train_students(
 
 
 def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool) -> dict[str, str]:
+    from ...stages.students.lesson import lesson
     from ...stages.train_student import train_student
-    from ...stages.training.lesson import lesson
 
     chosen = list(names) or list(work.recipe.students)
     if not chosen:

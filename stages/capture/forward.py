@@ -6,7 +6,7 @@ thread, and what it gives is copied while the next batch is computed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,8 +18,9 @@ from ...data.order import uniform
 from ..libraries import first_line
 from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
+from ..targets.tensors import TargetTensors
 from .lockstep import lead
-from .selection import Selected, select, to_targets
+from .selection import select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,7 +77,7 @@ class Pending:
     """Its name, for messages,"""
     split: str
     """and whose sequences these are."""
-    parts: list[Selected]
+    parts: list[TargetTensors]
     capture: Capture
     copied: Any = None
     """The event after which the parts are on the host; None if they always were."""
@@ -89,7 +90,7 @@ class Pending:
         """
         if self.copied is not None:
             self.copied.synchronize()
-        targets = to_targets(self.parts, self.capture)
+        targets = TargetTensors.concatenate(self.parts).to_targets()
         _expect_numbers(targets, self.sequences, self.teacher, self.split)
         return targets
 
@@ -224,7 +225,7 @@ class TeacherForward:
         labels_M = batch.labels.to(head.device, non_blocking=True)
         uniform_M = batch.uniform.to(head.device, non_blocking=True)
         buffer = self._room(len(hidden_MD))
-        parts: list[Selected] = []
+        parts: list[TargetTensors] = []
         for start in range(0, len(hidden_MD), len(buffer)):
             rows = slice(start, start + len(buffer))
             logits = head.logits(hidden_MD[rows], buffer)
@@ -260,19 +261,15 @@ def capture_batch(
     return parts[0] if len(parts) == 1 else type(parts[0]).concatenate(parts)
 
 
-def _to_host(parts: list[Selected]) -> Selected:
+def _to_host(parts: list[TargetTensors]) -> TargetTensors:
     """Begin to copy all chunks to pinned memory, as one; the stream's next event says when."""
 
-    def copy(name: str) -> torch.Tensor | None:
-        tensors = [getattr(part, name) for part in parts]
-        if tensors[0] is None:
-            return None
-        kind = torch.int32 if name.endswith("_ids") else torch.float32
-        joined = torch.cat(tensors).to(kind)
-        host = torch.empty(joined.shape, dtype=kind, pin_memory=True)
-        return host.copy_(joined, non_blocking=True)
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        kind = torch.float32 if tensor.is_floating_point() else torch.int32
+        host = torch.empty(tensor.shape, dtype=kind, pin_memory=True)
+        return host.copy_(tensor.to(kind), non_blocking=True)
 
-    return Selected(**{field.name: copy(field.name) for field in fields(Selected)})  # type: ignore[arg-type]
+    return TargetTensors.concatenate(parts).map(copy)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...data.errors import ColdstillError
 from ...data.store.manifest import CorpusIdentity, Generation, Manifest, Packing, format_settings
+from ...data.store.writer import BLOCK_TOKENS
 from ..models.isolation import recorded
 from ..models.vocabulary import tokenizer_identity
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from ...data.store.manifest import TeacherIdentity
     from ..config import GenerateConfig
     from ..models.isolation import Isolation
-
-BLOCK_TOKENS = 16_384
-"""Tokens of a block inside a shard: the unit of a read. Half as many cost a tenth in decoding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,52 +1,39 @@
-"""From a teacher's logits to the record: an exact head, an unbiased tail, and what was left.
+"""From a teacher's logits to targets: an exact head, an unbiased tail, and the mass outside.
 
-Everything is computed in fp32 over the whole real vocabulary. The vocabulary is looked at in
-blocks of 128: the largest K entries lie in the K blocks with the largest maxima, and a tail sample
-is found by its block first, so that neither needs a sort or a running sum over all of it.
+Everything is computed in fp32 over the whole real vocabulary. The vocabulary is processed in blocks
+of 128. The largest K entries lie in the K blocks with the largest maxima, and a tail sample is
+found by its block first, so that neither needs a sort or a running sum over the vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from ...data.schema import Capture, Targets
+from ..targets.tensors import TargetTensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ...data.schema import Capture
+
 _BLOCK = 128
 _LOST = -69.0
-"""Log of the tail mass (1e-30) below which its parts have lost their digits to underflow."""
+"""Log of the tail mass (1e-30) below which its entries have lost precision to underflow."""
 _CACHE_ELEMENTS = 1 << 19
-"""On a CPU so many logits are worked on at a time: 2 MB stay in cache from one pass to the next,
-which made the selection ten times faster than over a whole chunk."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Selected:
-    """`data.schema.Targets` of one chunk, still on the device."""
-
-    head_ids: torch.Tensor
-    head_logprobs: torch.Tensor
-    log_tail: torch.Tensor
-    tail_ids: torch.Tensor
-    tail_logprobs: torch.Tensor | None
-    label_logprob: torch.Tensor
-    entropy: torch.Tensor
-    log_norm: torch.Tensor
+"""Logits that a CPU processes at a time: 2 MB stay in its cache, which made the selection ten times
+faster than over a whole chunk."""
 
 
 @torch.no_grad()
 def select(
     logits_MV: torch.Tensor, labels_M: torch.Tensor, uniform_M: torch.Tensor, capture: Capture
-) -> Iterator[Selected]:
-    """The record at M positions, in order, in one or several parts.
+) -> Iterator[TargetTensors]:
+    """The targets at M positions, in order, in one or several parts.
 
     logits_MV  fp32, real vocabulary only; not changed
-    labels_M   int64, the token that really came next
+    labels_M   int64, the token that follows in the corpus
     uniform_M  float64 in [0, 1), one random number per position (`data.order.uniform`)
     """
     rows = len(logits_MV)
@@ -59,29 +46,29 @@ def select(
 
 def _select(
     logits_MV: torch.Tensor, labels_M: torch.Tensor, uniform_M: torch.Tensor, capture: Capture
-) -> Selected:
+) -> TargetTensors:
     vocabulary = logits_MV.shape[1]
     logits_MNB = _in_blocks(logits_MV)
     maxima_MN = logits_MNB.amax(2)
     top_M = maxima_MN.amax(1)
-    # measured from the largest logit, so that sums below neither overflow nor lose digits
+    # relative to the largest logit, so that sums neither overflow nor lose precision
     logits_MNB -= top_M[:, None, None]
     maxima_MN -= top_M[:, None]
     shifted = logits_MNB.view(len(logits_MV), -1)
     head_logits, head_ids = _largest(logits_MNB, maxima_MN, capture.head)
 
-    # softmax is one fused pass where exp alone is a slower one; its value at the largest logit
-    # gives the normaliser, log sum exp(shifted)
+    # softmax is one fused pass and faster than exp; its value at the largest logit gives the
+    # normaliser, log sum exp(shifted)
     probs = shifted.softmax(1)
     log_sum_M = -probs.amax(1).log()
     dots_M = torch.linalg.vecdot(probs[:, :vocabulary], shifted[:, :vocabulary])
-    probs.scatter_(1, head_ids, 0.0)  # from here on they are those of the complement
+    probs.scatter_(1, head_ids, 0.0)  # from here on, the probabilities outside the head
     probs_MNB = probs.view_as(logits_MNB)
     mass_MN = probs_MNB.sum(2)
     log_tail_M = mass_MN.sum(1).log()
     lost = torch.nonzero(log_tail_M < _LOST)[:, 0]
     if len(lost) and capture.head < vocabulary:
-        # too small for fp32 beside the largest probability: looked at on its own scale
+        # too small for fp32 relative to the largest probability: computed on its own scale
         outside = shifted[lost].scatter(1, head_ids[lost], -torch.inf)
         log_tail_M[lost] = outside.logsumexp(1) - log_sum_M[lost]
         probs_MNB[lost] = outside.softmax(1).view_as(probs_MNB[lost])
@@ -90,7 +77,8 @@ def _select(
     tail_ids = _systematic(probs_MNB, mass_MN, uniform_M, capture.tail)
     tail_logprobs = shifted.gather(1, tail_ids) - log_sum_M[:, None]
     label_logits_M = shifted.gather(1, labels_M[:, None])[:, 0]
-    return Selected(
+    return TargetTensors(
+        labels=labels_M,
         head_ids=head_ids,
         head_logprobs=head_logits - log_sum_M[:, None],
         log_tail=log_tail_M.clamp_(max=0.0),
@@ -99,32 +87,12 @@ def _select(
         label_logprob=label_logits_M - log_sum_M,
         entropy=(log_sum_M - dots_M).clamp_(min=0.0),
         log_norm=_log_norms(shifted, log_sum_M, capture.temperatures),
-    )
-
-
-def to_targets(parts: Sequence[Selected], capture: Capture) -> Targets:
-    """Bring chunks to the host as one record."""
-
-    def join(name: str, dtype: torch.dtype) -> torch.Tensor:
-        return torch.cat([getattr(part, name) for part in parts]).to(dtype).cpu()
-
-    def numbers(name: str) -> torch.Tensor:
-        return join(name, torch.float32)
-
-    return Targets(
-        head_ids=join("head_ids", torch.int32).numpy(),
-        head_logprobs=numbers("head_logprobs").numpy(),
-        log_tail=numbers("log_tail").numpy(),
-        tail_ids=join("tail_ids", torch.int32).numpy(),
-        tail_logprobs=numbers("tail_logprobs").numpy() if capture.keeps_tail_logprobs else None,
-        label_logprob=numbers("label_logprob").numpy(),
-        entropy=numbers("entropy").numpy(),
-        log_norm=numbers("log_norm").numpy(),
+        capture=capture,
     )
 
 
 def _in_blocks(logits_MV: torch.Tensor) -> torch.Tensor:
-    """[M, N, B], a copy, with -inf where the last block reaches past the vocabulary."""
+    """[M, N, B] a copy, with -inf where the last block exceeds the vocabulary."""
     count, vocabulary = logits_MV.shape
     padded = logits_MV.new_empty(count, -(-vocabulary // _BLOCK) * _BLOCK)
     padded[:, :vocabulary] = logits_MV
@@ -151,11 +119,11 @@ def _largest(
 def _systematic(
     weights_MNB: torch.Tensor, block_mass_MN: torch.Tensor, uniform_M: torch.Tensor, r: int
 ) -> torch.Tensor:
-    """[M, R] ids drawn by systematic sampling: equally spaced points under one random shift.
+    """[M, R] ids drawn by systematic sampling: equally spaced points with one random shift.
 
-    Laying the complement's probabilities end to end and reading them off at `(u + j) / R` of the
-    way draws every id with its exact expected count and less variance than independent draws.
-    Running sums are in float64: over a large vocabulary fp32 ones would be biased.
+    The points `(u + j) / R` of the cumulative distribution outside the head draw every id with its
+    exact expected count, and with less variance than independent draws. Running sums are in
+    float64, since fp32 sums over a large vocabulary would be biased.
     """
     count, _, width = weights_MNB.shape
     if r == 0:
@@ -174,10 +142,10 @@ def _systematic(
 
 
 def _first_beyond(ends: torch.Tensor, points: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """The first place whose running sum exceeds each point, and which has mass of its own.
+    """The first index with mass whose running sum exceeds each point.
 
-    Rounding can put a point at the very end; it then belongs to the last place that has mass, so
-    a token of the head (whose weight was set to zero) is never drawn.
+    Rounding can put a point at the very end. It then belongs to the last index with mass, so that a
+    token of the head, whose weight is zero, is never drawn.
     """
     last = mass.shape[1] - 1 - (mass > 0).flip(1).to(torch.uint8).argmax(1, keepdim=True)
     found = torch.searchsorted(ends.contiguous(), points.contiguous(), right=True)
@@ -187,7 +155,7 @@ def _first_beyond(ends: torch.Tensor, points: torch.Tensor, mass: torch.Tensor) 
 def _log_norms(
     shifted: torch.Tensor, log_sum_M: torch.Tensor, temperatures: Sequence[float]
 ) -> torch.Tensor:
-    """[M, C] `logsumexp(log p / T)`, from logits shifted by their maximum."""
+    """[M, C] `logsumexp(log p / T)`, from logits minus their maximum."""
     if not temperatures:
         return shifted.new_zeros(len(shifted), 0)
     norms = [(shifted / t).logsumexp(1) - log_sum_M / t for t in temperatures]

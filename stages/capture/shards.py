@@ -1,8 +1,8 @@
-"""The loop of stage one: claim a shard, run its batches, write it behind the next one's back.
+"""The capture loop: claim a shard, run its batches, and write it while the next shard runs.
 
-A thread reads sequences ahead of the model; others encode and write what it said. Processes on any
-number of machines share the shards out by claims and never wait for one another. A shard's bytes
-depend on nothing but its sequences and the size of a batch.
+One thread reads sequences ahead of the model; others encode and write its targets. Processes on any
+number of machines divide the shards by claims and never wait for one another. The bytes of a shard
+depend only on its sequences and the size of a batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.schema import Capture
-    from ...data.store.writer import EncodedBlock, StoreWriter
+    from ...data.store.writer import EncodedBlock, ShardWriter
     from ..report import Reporter
     from .forward import Pending, Prepared, TeacherForward
     from .plan import CapturePlan
@@ -38,20 +38,21 @@ _MOST_WORKERS = 4
 
 @dataclass(slots=True)
 class Tally:
-    """Tokens, padding not counted."""
+    """Numbers of tokens, without padding."""
 
     done: int = 0
+    """Tokens captured by this process."""
     total: int = 0
-    """Of what is left to this process; less once another process takes some of it."""
+    """Tokens left to this process at the start, minus those that other processes take."""
 
 
 class ShardCapture:
-    """One claimed shard, from its first batch to its commit record."""
+    """A claimed shard, from its first batch to its commit record."""
 
     def __init__(
-        self, shard: int, writer: StoreWriter, sequences: Sequences, held: contextlib.ExitStack
+        self, shard: int, writer: ShardWriter, sequences: Sequences, held: contextlib.ExitStack
     ) -> None:
-        """Expect targets of `sequences`; `held` is closed when they are committed."""
+        """Wait for the targets of `sequences`. `held` is closed when the shard is committed."""
         self._shard, self._writer, self._held = shard, writer, held
         self._ids_N = sequences.ids
         self._sizes = writer.manifest.block_sizes(shard)
@@ -62,9 +63,9 @@ class ShardCapture:
         self._lock = threading.Lock()
 
     def take(self, pending: Pending, capture: Capture) -> None:
-        """Take a batch's targets; encode the blocks, and commit the shard, that they complete.
+        """Add the targets of a batch. Encode blocks and commit the shard as they are completed.
 
-        Several threads may do so at the same time.
+        Several threads may call this at the same time.
         """
         batch = Block(sequences=pending.sequences, targets=pending.targets(), capture=capture)
         for number, block in self._completed(batch):
@@ -79,11 +80,11 @@ class ShardCapture:
                 self.drop()
 
     def drop(self) -> None:
-        """Let go of the claim."""
+        """Release the claim."""
         self._held.close()
 
     def _completed(self, batch: Block) -> list[tuple[int, Block]]:
-        """The blocks whose last sequences came with this batch, in the shard's order."""
+        """The blocks that this batch completes, in the order of the shard."""
         place_B = np.searchsorted(self._ids_N, batch.sequences.ids)
         block_B = np.searchsorted(self._ends, place_B, side="right")
         complete = []
@@ -95,24 +96,24 @@ class ShardCapture:
                 if sum(len(p) for p in parts) < self._sizes[number]:
                     continue
                 self._waiting[number] = []
-            block = parts[0] if len(parts) == 1 else Block.concatenate(parts)
+            block = Block.concatenate(parts)
             complete.append((number, block.take(np.argsort(block.sequences.ids, kind="stable"))))
         return complete
 
 
 class ShardQueue:
-    """The shards that this process takes on, and their batches, in an order of its own."""
+    """The shards that this process captures, and their batches."""
 
     def __init__(
-        self, plan: CapturePlan, writer: StoreWriter, forward: TeacherForward, tally: Tally
+        self, plan: CapturePlan, writer: ShardWriter, forward: TeacherForward, tally: Tally
     ) -> None:
-        """Take from the shards that are missing."""
+        """Start with the shards that are missing."""
         self._plan, self._writer, self._forward, self._tally = plan, writer, forward, tally
         self._open = contextlib.ExitStack()
         self._elsewhere: set[int] = set()
 
     def batches(self) -> Iterator[tuple[ShardCapture, Sequences | Prepared]]:
-        """Batches of one shard after the other: prepared, or prompts still to be answered."""
+        """Batches of one shard after the other: prepared sequences, or prompts without answers."""
         generate = self._plan.generate
         for shard, held in self._claims():
             sequences = self._plan.sequences.read(self._rows(shard))
@@ -125,7 +126,7 @@ class ShardQueue:
                 yield current, part if generate is not None else self._forward.prepare(part)
 
     def close(self) -> None:
-        """Let go of all claims that are still held."""
+        """Release all claims that are still held."""
         self._open.close()
 
     def _claims(self) -> Iterator[tuple[int, contextlib.ExitStack]]:
@@ -138,11 +139,11 @@ class ShardQueue:
                 self._count(shard, mine=mine)
                 if mine:
                     taken.add(shard)
-                    self._open.callback(held.close)  # twice is once
+                    self._open.callback(held.close)  # closing twice is harmless
                     yield shard, held
-                else:  # another process is at it, or was
+                else:  # another process has claimed or finished it
                     held.close()
-            # what another process had begun may have been let go of since
+            # another process may have released a shard since
             if len(taken) == before:
                 return
 
@@ -161,7 +162,7 @@ class ShardQueue:
 
 
 def _order(missing: set[int]) -> list[int]:
-    """One's own share first; then what others have not come to yet, from their end."""
+    """The shards of this rank, then those of others from the end, which they reach last."""
     own = sorted(shard for shard in missing if shard % world_size() == rank())
     return own + sorted(missing - set(own), reverse=True)
 
@@ -169,16 +170,15 @@ def _order(missing: set[int]) -> list[int]:
 def capture_shards(
     plan: CapturePlan,
     teacher: Teacher,
-    writer: StoreWriter,
+    writer: ShardWriter,
     forward: TeacherForward,
     report: Reporter,
     stop: Callable[[], bool],
 ) -> Tally:
-    """Capture whatever is missing and not being made by others; what is begun is finished unless
-    asked to stop.
+    """Capture the missing shards that no other process has claimed, until `stop` returns True.
 
     Raises
-        ColdstillError: the teacher gives no numbers or lacks memory, or the disk is full
+        ColdstillError: the teacher's logits are not finite, memory is short, or the disk is full
     """
     count = sum(len(writer.manifest.shard_rows(i)) for i in writer.missing())
     tally = Tally(total=count * plan.sequence_length)
@@ -208,7 +208,7 @@ def capture_shards(
 def _prepared(
     plan: CapturePlan, teacher: Teacher, forward: TeacherForward, batch: Sequences | Prepared
 ) -> Iterator[Prepared]:
-    """Prompts are answered first."""
+    """The batch, prepared. The teacher answers prompts first."""
     if not isinstance(batch, Sequences):
         yield batch
         return
@@ -222,13 +222,13 @@ def _prepared(
 
 
 def _answered_lengths(plan: CapturePlan, lengths_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The longest that prompts can become."""
+    """[N] the largest length of each prompt with its answer."""
     assert plan.generate is not None
     return np.minimum(lengths_N + plan.generate.max_new_tokens, plan.sequence_length)
 
 
 def answered(plan: CapturePlan, teacher: Teacher, prompts: Sequences) -> Sequences:
-    """What the teacher says to prompts."""
+    """Prompts with the teacher's answers."""
     from .generate import answer, end_tokens
 
     assert plan.generate is not None
@@ -248,6 +248,6 @@ def _task(shard: ShardCapture, pending: Pending, capture: Capture) -> Callable[[
 
 
 def _workers(forward: TeacherForward) -> int:
-    """On a CPU one thread: the model wants the others. Beside an accelerator they are free."""
+    """Encoding threads: one on a CPU, which the model needs; several beside an accelerator."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(_MOST_WORKERS, max(1, (cores or 1) // 2)) if forward.pin else 1

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...data.errors import ColdstillError
-from ..targets.tensors import TargetTensors, target_tensors
+from ..targets.tensors import TargetTensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,8 +76,7 @@ def _documents(block: Block) -> Iterator[Document]:
     sequences = block.sequences
     tokens_T, positions_M = sequences.tokens[0], sequences.positions[0]
     borders = [*sequences.document_starts[0].tolist(), len(tokens_T)]
-    targets: dict[str, Any] = target_tensors(sequences, block.targets)
-    whole = TargetTensors.of({**targets, "capture": block.capture})
+    whole = TargetTensors.from_block(block)
     for start, end in itertools.pairwise(borders):
         if end - start < 2:
             continue

@@ -17,13 +17,13 @@ because its tail already has the right shape.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from ...data.errors import ColdstillError
-from ..capture.selection import Selected, select
+from ..capture.selection import select
 from ..targets.losses.forward_kl import ForwardKL
 from ..targets.losses.sparse import GradientSum
 from ..targets.softmax import softmax_in_place
@@ -148,7 +148,7 @@ class EstimatorMeter:
         sums.add(-1, full_MV, full_MV, narrow_MD, squares_M)
         for place, capture in enumerate(self._captures):
             parts = list(select(logits_MV, labels_M, uniform_M, capture))
-            target = _targets(parts, labels_M, capture)
+            target = TargetTensors.concatenate(parts)
             gradient_MV = _gradient(student_logits.clone(), target)
             error_MV = gradient_MV - full_MV
             sums.add(place, gradient_MV, error_MV, narrow_MD, squares_M)
@@ -192,13 +192,6 @@ class _Sums:
         self.gradients[place].addmm_(gradient_MV.t(), narrow_MD)
         lengths_M = torch.linalg.vecdot(error_MV, error_MV) * squares_M
         self.errors[place] += lengths_M.double().sum()
-
-
-def _targets(parts: Sequence[Selected], labels_M: torch.Tensor, capture: Capture) -> TargetTensors:
-    """The record as a student meets it, without the way over the host."""
-    names = [f.name for f in fields(Selected) if getattr(parts[0], f.name) is not None]
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return TargetTensors.of({**joined, "labels": labels_M, "capture": capture})
 
 
 def _angle_and_ratio(ours: torch.Tensor, full: torch.Tensor) -> tuple[float, float]:

@@ -17,9 +17,10 @@ import torch
 from ...data.schema import Block, Capture
 from ..capture.batches import batches_of
 from ..capture.forward import Pending, prepare
-from ..capture.selection import Selected, select, to_targets
+from ..capture.selection import select
 from ..models.device import describe_machine
 from ..report import Report, Reporter, silent
+from ..targets.tensors import TargetTensors
 from .estimator import EstimatorMeter
 from .pilot_store import PilotStore
 from .stopwatch import Stopwatch
@@ -191,7 +192,7 @@ class _Pass:
             sequences = _answered(self._plan, self._teacher, sequences)
         batch = prepare(sequences, self._teacher.isolation, head.model.dtype, own.seed, pin=False)
         hidden_MD, labels_M, uniform_M = self._forward(batch)
-        parts: dict[Capture, list[Selected]] = {capture: [] for capture in self._captures}
+        parts: dict[Capture, list[TargetTensors]] = {capture: [] for capture in self._captures}
         buffer = self._room(len(hidden_MD))
         for start in range(0, len(hidden_MD), len(buffer)):
             rows = slice(start, start + len(buffer))
@@ -208,7 +209,7 @@ class _Pass:
         self._seconds.append(watch.seconds())
         self._sequences.append(len(sequences))
         self.positions += len(hidden_MD)
-        targets |= {c: to_targets(parts[c], c) for c in self._captures[1:]}
+        targets |= {c: TargetTensors.concatenate(parts[c]).to_targets() for c in self._captures[1:]}
         return {
             capture: Block(sequences=sequences, targets=found, capture=capture)
             for capture, found in targets.items()
@@ -231,7 +232,7 @@ class _Pass:
 
     def _look(
         self,
-        parts: dict[Capture, list[Selected]],
+        parts: dict[Capture, list[TargetTensors]],
         hidden_MD: torch.Tensor,
         logits_MV: torch.Tensor,
         labels_M: torch.Tensor,

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...data.schema import Block
 from ...data.store.layout import shard_name
-from ...data.store.writer import StoreWriter
+from ...data.store.writer import ShardWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ class PilotStore:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Nothing is written before the context is entered."""
         self.manifest = manifest
-        self._writer = StoreWriter(folder, manifest)
+        self._writer = ShardWriter(folder, manifest)
         self._suffix = manifest.make_store(folder).suffix
         self._held = ExitStack()
         self._waiting: list[Block] = []

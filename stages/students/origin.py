@@ -20,7 +20,7 @@ from ..models.loading import context_length, load_config, load_model, load_token
 from ..models.vocabulary import expect_rows, expect_same_tokens, vocabulary_rows, without_rowless
 from ..ranks import is_one_of_several, rank, wait_for_all, world_size
 from ..report import Report, Reporter, silent
-from ..training.checkpoints import full_disk_told
+from ..training.checkpoints import full_disk_errors
 from .pruning.cutting import Cutting, make_cut
 from .pruning.layers import TeacherWeights, cut_to_layers, layer_count
 
@@ -107,7 +107,7 @@ class Made:
         """Write down what the student begins with. A whole `start` says that it is done."""
         if self.pruning is not None:
             write_json(job.folder / PRUNING, self.pruning)
-        with whole_folder(job.start) as scratch, full_disk_told(job.start):
+        with whole_folder(job.start) as scratch, full_disk_errors(job.start):
             self.model.save_pretrained(scratch, state_dict=weights)
 
 

@@ -1,1 +1,1 @@
-"""The teacher's targets on a device, the student's softmax, and the losses."""
+"""The teacher's targets as tensors, the student's softmax, and the losses."""

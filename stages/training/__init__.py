@@ -1,1 +1,1 @@
-"""The training loop of teachers and students: what is matched, in which order, where it stands."""
+"""The training loop of teachers and students: batches, objective, order and checkpoints."""

@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 ADVICE = "correct it, or remove it"
 _STRATEGIES = {"no", "steps"}
-"""The trainer takes the whole training for one epoch: a checkpoint at its end is made anyway."""
+"""The Trainer treats the whole training as one epoch, so 'epoch' would only save at its end."""
 
 
 def sequences_per_step(config: TrainConfig, sequence_length: int) -> int:
-    """How many sequences an optimiser step sees."""
+    """Sequences of an optimiser step."""
     return max(1, config.batch_tokens // sequence_length)
 
 
 def step_shape(config: TrainConfig, sequence_length: int, stage: str) -> StepShape:
-    """How a step is shared out among processes and forward passes.
+    """How a step is divided among processes and forward passes.
 
     Raises
-        ColdstillError: it cannot be
+        ColdstillError: the numbers do not divide
     """
     batch = sequences_per_step(config, sequence_length)
     world = world_size()
@@ -56,10 +56,10 @@ def step_shape(config: TrainConfig, sequence_length: int, stage: str) -> StepSha
 def training_arguments(
     config: TrainConfig, shape: StepShape, seed: int, checkpoints: Path, stage: str
 ) -> TrainingArguments:
-    """What the trainer is told, with `config.trainer` on top.
+    """The arguments of the Trainer. Settings in `config.trainer` override the defaults.
 
     Raises
-        ColdstillError: a setting of the trainer's that it refuses, or that follows from others here
+        ColdstillError: a setting that the Trainer refuses, or that a key of the recipe decides
     """
     settings = {**_settings(config, shape, checkpoints), "seed": seed}
     expect_honoured(config.trainer, stage)
@@ -67,36 +67,35 @@ def training_arguments(
     if given.get("save_strategy", "steps") not in _STRATEGIES:
         raise ColdstillError(
             f"{stage}: train.trainer: save_strategy = {given['save_strategy']!r}, expected 'steps' "
-            "or 'no'; train.checkpoint_every says how often"
+            "or 'no'; train.checkpoint_every is the interval"
         )
     with warnings.catch_warnings(), taking(stage):
-        # what it would rather be told in another way
+        # deprecations of arguments that still work
         warnings.simplefilter("ignore", FutureWarning)
         arguments = TrainingArguments(**(settings | given))
     if arguments.fsdp and arguments.fsdp_plugin_args["fsdp_version"] != 2:
         raise ColdstillError(
             f"{stage}: train.trainer: fsdp_config: version = "
-            f"{arguments.fsdp_plugin_args['fsdp_version']}, expected 2; leave it out"
+            f"{arguments.fsdp_plugin_args['fsdp_version']}, expected 2; remove it"
         )
     return arguments
 
 
 def taking(stage: str) -> contextlib.AbstractContextManager[None]:
-    """The boundary to the trainer: what it raises is about a recipe's `trainer` table."""
+    """Turn errors of the Trainer into errors of the recipe's `trainer` table."""
     place = f"{stage}: train.trainer"
     return asking("transformers", "train with these settings", where=place, remedy=ADVICE)
 
 
 def _typed(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Copies of settings, since the trainer changes tables that it is given.
+    """Copies of the settings, since the Trainer changes the tables that it gets.
 
     Raises
-        ColdstillError: a value of another type than the setting has: the trainer would take it, and
-            fail in the middle of its work
+        ColdstillError: a value of a wrong type, which the Trainer would accept and fail on later
     """
     types: dict[str, Any] = {
         field.name: field.type for field in dataclasses.fields(TrainingArguments)
-    } | {"fsdp": bool | str | None}  # which it declares to be a text and takes as a switch
+    } | {"fsdp": bool | str | None}  # declared as str, but also a switch
     for name, value in given.items():
         try:
             TypeAdapter(types[name]).validate_python(value, strict=True)
@@ -134,12 +133,12 @@ def _settings(config: TrainConfig, shape: StepShape, checkpoints: Path) -> dict[
         "save_only_model": False,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
-        # the order, its shares and where to go on are `StepBatches`'
+        # `StepBatches` decides the order, the part of each process and the resumption
         "dataloader_drop_last": False,
         "dataloader_in_order": True,
         "ignore_data_skip": True,
         "remove_unused_columns": False,
-        # all weights take part in the loss; looking for others costs a walk through every graph
+        # all weights take part in the loss; searching for others costs time in every step
         "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
         "report_to": "none",

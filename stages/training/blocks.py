@@ -1,8 +1,8 @@
-"""A model's blocks (its transformer layers): where they are, and two ways of running them.
+"""A model's blocks (its transformer layers): how to find, compile and checkpoint them.
 
-Compiling and checkpointing are done block by block: blocks are alike, so one is compiled for all,
-and what a block kept for the backward pass is what there is most of. The output head and the loss
-stay outside both: they work a chunk at a time and remember nothing (`chunked_loss`).
+Both are done block by block. Blocks are alike, so that one compilation serves all, and their
+activations take most of the memory. The output head and the loss are excluded: they process one
+chunk at a time and keep nothing (`chunked_loss`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def named_blocks(model: Any) -> tuple[str, torch.nn.ModuleList] | None:
-    """The list of a model's blocks with its full name, or None if there is no telling.
+    """The list of a model's blocks with its full name, or None if it is ambiguous.
 
-    It is the only list of `num_hidden_layers` modules that does not lie inside another one.
+    It is the only list of `num_hidden_layers` modules that is not inside another such list.
     """
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     found: list[tuple[str, torch.nn.ModuleList]] = []
@@ -37,12 +37,12 @@ def named_blocks(model: Any) -> tuple[str, torch.nn.ModuleList] | None:
 
 @contextlib.contextmanager
 def running_blocks(model: Any, config: TrainConfig, where: str) -> Iterator[None]:
-    """Run a model's blocks as `gradient_checkpointing` and `compile` ask; as before afterwards.
+    """Checkpoint and compile a model's blocks as the configuration says; undo it afterwards.
 
     where  the recipe's table, for messages
 
     Raises
-        ColdstillError: the model cannot, or nothing can be compiled on this machine
+        ColdstillError: the model does not support it, or torch.compile does not work here
     """
     with contextlib.ExitStack() as held:
         if config.gradient_checkpointing:
@@ -55,12 +55,12 @@ def running_blocks(model: Any, config: TrainConfig, where: str) -> Iterator[None
 
 def _checkpoint(model: Any, where: str) -> None:
     try:
-        # the other kind needs inputs with a gradient, which frozen embeddings do not give
+        # the reentrant kind needs inputs with a gradient, which frozen embeddings do not have
         model.activation_checkpointing_enable({"use_reentrant": False})
     except (NotImplementedError, ValueError) as error:
         raise ColdstillError(
-            f"{where}: a {model.config.model_type!r} model cannot; remove it, or lower "
-            "micro_batch_tokens instead"
+            f"{where}: a {model.config.model_type!r} model does not support it; remove it, or "
+            "lower micro_batch_tokens instead"
         ) from error
 
 
@@ -71,7 +71,7 @@ def _compiled(model: Any, where: str) -> Iterator[None]:
     modules = [model.base_model] if found is None else [*found[1]]
     with _without_recorders(model):
         for module in modules:
-            # its forward alone: names stay as they are, and hooks (of sharding, say) outside
+            # only the forward: names stay as they are, and hooks (such as of sharding) run outside
             module.forward = torch.compile(module.forward)
         try:
             yield
@@ -82,8 +82,8 @@ def _compiled(model: Any, where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_recorders(model: Any) -> Iterator[None]:
-    """Hooks that `output_hidden_states` has left behind: they tear a compiled graph apart, and in
-    training nobody asks for what they record."""
+    """Remove hooks that `output_hidden_states` left behind, which break a compiled graph. Training
+    does not use their records."""
     held = [
         (module, key, hook)
         for module in model.modules()
@@ -100,7 +100,7 @@ def _without_recorders(model: Any) -> Iterator[None]:
 
 
 def _expect_compiler(where: str) -> None:
-    """Refuse at once: a block would fail only when training has begun."""
+    """Refuse before training; a block would fail only in its first forward pass."""
     if reason := _no_compiler(torch.cuda.is_available()):
         raise ColdstillError(
             f"{where}: torch.compile does not work on this machine: {reason}; remove it, or "
@@ -110,14 +110,14 @@ def _expect_compiler(where: str) -> None:
 
 @functools.cache
 def _no_compiler(cuda: bool) -> str | None:
-    """What goes wrong when a few numbers are added by compiled code; None if nothing does."""
+    """The error of compiling a tiny function, or None if it works."""
 
     def smallest(numbers: torch.Tensor) -> torch.Tensor:
         return numbers.sin() + 1
 
     try:
         torch.compile(smallest)(torch.zeros(8, device="cuda" if cuda else "cpu"))
-    except Exception as error:  # compilers fail in ways of their own
+    except Exception as error:  # compilers raise errors of any type
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return lines[0][:200].rstrip(" .:;")
     return None

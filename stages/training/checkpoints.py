@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: which of them are whole, and where training stood in them."""
+"""Checkpoints of a training: which are complete, and the state that each one holds."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from safetensors import SafetensorError
 from ...data.errors import ColdstillError
 from ...data.files import read_json, write_json
 from ...data.settings import first_difference
-from .feed import Place
+from .feed import OrderPosition
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
 _WHOLE = "whole.json"
-"""Written into a checkpoint after everything else: without it, the checkpoint was cut short."""
+"""Written into a checkpoint last. A checkpoint without it is incomplete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """Where training stood at a checkpoint, besides what the trainer knows of it."""
+class CheckpointState:
+    """The state of a training at a checkpoint, besides the state that the Trainer saves."""
 
     step: int = 0
-    place: Place = field(default_factory=Place)
-    """In the order of the sequences."""
+    place: OrderPosition = field(default_factory=OrderPosition)
+    """The position in the order of sequences."""
     measured: dict[str, float] = field(default_factory=dict)
-    """Sums since the last line of metrics."""
+    """Metric sums since the last line of metrics."""
     settings: dict[str, Any] | None = None
-    """All that decides what comes of the training, if whoever asked for it said so."""
+    """All settings that decide the result of the training, if they are known."""
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
+    """The newest complete checkpoint, or None."""
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{_WHOLE}")]
     return max(whole, key=_step_of, default=None)
 
 
-def declare_whole(checkpoint: Path, standing: Standing) -> None:
-    """Say of a checkpoint that everything in it is written."""
-    write_json(checkpoint / _WHOLE, asdict(standing))
+def declare_whole(checkpoint: Path, state: CheckpointState) -> None:
+    """Mark a checkpoint as complete."""
+    write_json(checkpoint / _WHOLE, asdict(state))
 
 
-def standing_at(checkpoint: Path | None) -> Standing:
-    """Where to go on; without a checkpoint, the beginning.
+def checkpoint_state(checkpoint: Path | None) -> CheckpointState:
+    """The state to resume from; without a checkpoint, the state at the start.
 
     Raises
-        ColdstillError: it does not say
+        ColdstillError: the checkpoint does not hold it
     """
     if checkpoint is None:
-        return Standing()
+        return CheckpointState()
     match read_json(checkpoint / _WHOLE):
         case {
             "step": int(step),
@@ -62,32 +62,36 @@ def standing_at(checkpoint: Path | None) -> Standing:
             "measured": dict(measured),
             **more,
         }:
-            place, said = Place(epoch, sequences), more.get("settings")
-            settings = said if isinstance(said, dict) else None
-            return Standing(step=step, place=place, measured=measured, settings=settings)
+            settings = more.get("settings")
+            return CheckpointState(
+                step=step,
+                place=OrderPosition(epoch, sequences),
+                measured=measured,
+                settings=settings if isinstance(settings, dict) else None,
+            )
         case other:
             raise ColdstillError(
-                f"{checkpoint / _WHOLE}: {other!r} does not say where in the order of sequences "
-                "training stood; delete the checkpoint, training goes on from one before it"
+                f"{checkpoint / _WHOLE}: {other!r} does not hold the position in the order of "
+                "sequences; delete the checkpoint to resume from an earlier one"
             )
 
 
 def expect_own(checkpoint: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint says that it was made with these settings; False if it says nothing, as
-    those of older versions do.
+    """Whether a checkpoint was made with these settings; False if it does not record its settings,
+    as in older versions.
 
     Raises
-        ColdstillError: it was made with others (the first that differs)
+        ColdstillError: it was made with other settings (the first that differs)
     """
-    standing = standing_at(checkpoint)
-    if standing.settings is None:
+    state = checkpoint_state(checkpoint)
+    if state.settings is None:
         return False
-    changed = first_difference(standing.settings, json.loads(json.dumps(settings)))
+    changed = first_difference(state.settings, json.loads(json.dumps(settings)))
     if changed is not None:
         folder = checkpoint.parent.parent
         raise ColdstillError(
             f"{checkpoint}: is of another training, with {changed}; train under a new name, or "
-            f"delete {folder} to train this one anew"
+            f"delete {folder} to train it again"
         )
     return True
 
@@ -95,13 +99,12 @@ def expect_own(checkpoint: Path, settings: Mapping[str, Any]) -> bool:
 def expect_own_tensors(
     model: Any, missing: Collection[str], unexpected: Collection[str], stage: str
 ) -> None:
-    """Refuse to go on from a checkpoint that lacks tensors of the model, or has others.
+    """Refuse to resume from a checkpoint that lacks tensors of the model or has unknown ones.
 
-    Tensors that checkpoints leave out on purpose do not count: those that are tied to one that is
-    there, and frozen ones.
+    Frozen tensors, and tensors tied to one that exists, may be missing: checkpoints omit them.
 
     Raises
-        ColdstillError: the first of them, and how many
+        ColdstillError: tensors are missing or unknown (how many, and the first of them)
     """
     left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     places = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
@@ -112,14 +115,14 @@ def expect_own_tensors(
             tensors = f"{kind}tensor" if len(keys) == 1 else f"{kind}tensors"
             raise ColdstillError(
                 f"{stage}: its last checkpoint {verb} {len(keys)} {tensors} ({', '.join(keys[:3])}"
-                f"{', ...' if len(keys) > 3 else ''}); delete it, training goes on from one before "
-                "it"
+                f"{', ...' if len(keys) > 3 else ''}); delete it to resume from an earlier "
+                "checkpoint"
             )
 
 
 def drop_cut_short(folder: Path) -> None:
-    """Delete what nobody can go on from: it would count among those that are kept, and a whole one
-    would be deleted in its place."""
+    """Delete incomplete checkpoints. They would count towards `save_total_limit`, and a complete
+    checkpoint would be deleted in their place."""
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / _WHOLE).exists():
             shutil.rmtree(checkpoint)
@@ -130,8 +133,8 @@ def _step_of(checkpoint: Path) -> int:
 
 
 @contextlib.contextmanager
-def full_disk_told(folder: Path) -> Iterator[None]:
-    """torch and safetensors have errors of their own for a disk that takes no more.
+def full_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the errors of torch and safetensors for a full disk into one line.
 
     Raises
         ColdstillError: something could not be saved
@@ -139,7 +142,7 @@ def full_disk_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # torch trips over what Ctrl-C left
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch fails after Ctrl-C
             raise error.__context__ from None
         reason = str(error).splitlines()[0]
         raise ColdstillError(

@@ -1,9 +1,9 @@
-"""The output head, the losses and their gradient in one pass, a chunk of positions at a time.
+"""The output head, the losses and their gradient in one pass, one chunk of positions at a time.
 
-The usual way makes logits for every position, keeps them for the backward pass, and makes their
-gradient as large again. Here a chunk's logits are turned into its gradient in place, multiplied
-into the gradients of hidden states and head, and forgotten: neither time nor memory is spent on
-anything that lives longer than its chunk.
+A usual implementation computes the logits of all positions, keeps them for the backward pass, and
+allocates a gradient of the same size. Here the logits of a chunk are turned into their gradient in
+place, multiplied into the gradients of hidden states and head, and dropped. No tensor of vocabulary
+size outlives its chunk.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ COUNTS = (
     "teacher_mass", "student_mass", "agreement", "accuracy", "teacher_entropy", "student_entropy",
     "label_loss",
 )  # fmt: skip
-"""Sums that come with every loss: mass inside the head (both models, at temperature 1 or, where no
-loss is, at the first one), positions whose most probable token is the teacher's, positions whose
-most probable token is the label, both entropies, and -log q(label), in nats (these three at
-temperature 1 always: students of different objectives are compared by the last one). All are of the
-first teacher's record."""
+"""Sums that are returned with every loss: mass inside the head of teacher and student, positions
+where teacher and student agree on the most probable token, positions where the student's most
+probable token is the label, both entropies and -log q(label) in nats. The last three are at
+temperature 1, so that students of different objectives can be compared; the others are at
+temperature 1 if a loss uses it, otherwise at the lowest temperature. All use the targets of the
+first teacher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,11 @@ class Term:
     weight: float
     temperature: float = 1.0
     source: int = 0
-    """Whose record it reads: a place in `TargetTensors.sources`."""
+    """Index in `TargetTensors.sources` of the targets that the loss reads."""
     share: float = 1.0
-    """What part of the loss that source has, where several are mixed."""
+    """Share of this source, if several teachers are mixed."""
     schedule: WeightConfig | None = None
-    """How the weight changes over training, if it does; `weight` is what it is now."""
+    """Schedule of the weight, or None if it is constant. `weight` is the current value."""
 
 
 def chunked_loss(
@@ -59,10 +60,10 @@ def chunked_loss(
 
     hidden_MD  hidden states of the supervised positions, in the order of `target`
 
-    Returns the weighted sum (differentiable by hidden states, head weight and bias; the T^2 factor
-    of tempered losses is in it) and, as float64 sums, each loss unweighted and `COUNTS`. A loss
-    that reads several sources is the sum of its values by their shares; each value by itself
-    follows as `NAME_teacher_SOURCE`.
+    Returns the weighted sum, which is differentiable with respect to hidden states, head weight and
+    bias and includes the factor T^2 of each loss. Also returns float64 sums by name: each loss
+    without its weight, and `COUNTS`. The value of a loss with several sources is the sum of its
+    values times their shares; each single value is returned as `NAME_teacher_SOURCE`.
     """
     apply: Any = _ChunkedLoss.apply  # torch leaves it untyped
     total, sums = apply(hidden_MD, head.weight, head.bias, head, target, tuple(terms))
@@ -102,11 +103,11 @@ class _ChunkedLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         sums = torch.zeros(len(terms) + len(COUNTS), dtype=torch.float64, device=hidden_MD.device)
         states, buffer = hidden_MD.detach(), head.buffer(len(hidden_MD), hidden_MD.device)
-        compute = head.real_weight(hidden_MD.dtype)  # cast once, not once a chunk
+        compute = head.real_weight(hidden_MD.dtype)  # cast once, not once per chunk
         grads = None
         if any(wanted[:3]):
             grads = _Gradients(states, compute, weight, bias, head, wanted)
-        # inside autocast the hidden states decide the precision; nothing below is cast again
+        # the dtype of the hidden states decides the precision; autocast must not cast again
         with torch.autocast(hidden_MD.device.type, enabled=False):
             for start in range(0, len(hidden_MD), head.chunk):
                 rows = slice(start, min(start + head.chunk, len(hidden_MD)))
@@ -133,7 +134,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 class _Gradients:
-    """Sums of the gradients by hidden states, head weight and head bias."""
+    """Sums of the gradients with respect to hidden states, head weight and head bias."""
 
     def __init__(
         self,
@@ -146,12 +147,12 @@ class _Gradients:
     ) -> None:
         self._head, self._states, self._compute = head, states_MD, compute_VD
         self.hidden = torch.empty_like(states_MD) if wanted[0] else None
-        # rows past the vocabulary are padding: nothing reads them, so their gradient stays zero
+        # rows beyond the vocabulary are padding and have a gradient of zero
         self.weight = torch.zeros_like(weight) if weight is not None and wanted[1] else None
         self.bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None
 
     def add(self, rows: slice, gradient_MV: torch.Tensor, finished_MV: torch.Tensor | None) -> None:
-        """Carry one chunk's gradient by its logits through the head."""
+        """Propagate the gradient with respect to one chunk's logits through the head."""
         head = self._head
         if head.whole:
             if self.hidden is not None:
@@ -159,7 +160,7 @@ class _Gradients:
             return
         if finished_MV is not None:
             assert head.softcap is not None
-            # d/dz of c tanh(z / c), with the capped value at hand: 1 - (value / c)^2
+            # the derivative of value = c tanh(z / c) is 1 - (value / c)^2
             gradient_MV.mul_(finished_MV.div_(head.softcap).square_().neg_().add_(1.0))
         if head.scale != 1.0:
             gradient_MV.mul_(head.scale)
@@ -180,14 +181,14 @@ class _Gradients:
 def _chunk(
     logits_MV: torch.Tensor, target: TargetTensors, terms: Sequence[Term], *, want: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The sums of one chunk and the gradient by its logits. Overwrites the logits."""
+    """The sums of one chunk and the gradient with respect to its logits, which it overwrites."""
     by_temperature: dict[float, list[Term]] = {}
     for term in terms:
         by_temperature.setdefault(term.temperature, []).append(term)
     values: dict[Term, torch.Tensor] = {}
     counts, gradient = None, None
     plain = None
-    if 1.0 not in by_temperature:  # nobody below makes a softmax at temperature 1
+    if 1.0 not in by_temperature:  # no loss below computes a softmax at temperature 1
         plain = entropies_and_labels(logits_MV, target.labels)
     ordered = sorted(by_temperature.items(), key=lambda item: (item[0] != 1.0, item[0]))
     for index, (temperature, group) in enumerate(ordered):
@@ -214,12 +215,12 @@ def _group(
 ) -> tuple[torch.Tensor | None, StudentSoftmax]:
     """All losses at one temperature, from one softmax. Overwrites the logits.
 
-    Returns the gradient, and the student against the first record: all but its probabilities,
-    whose memory the gradient has taken.
+    Returns the gradient, and the student's softmax against the first source. The gradient has
+    overwritten the probabilities of that softmax.
     """
     if temperature != 1.0:
         logits_MV.div_(temperature)
-    # the gradient by the logits carries T^2 from the loss and 1/T from the division
+    # the gradient with respect to the logits has T^2 from the loss and 1/T from the division
     factors = [term.weight * term.share * temperature for term in terms]
     dense = None
     if any(not hasattr(term.loss, "gradient") for term in terms):
@@ -245,9 +246,12 @@ def _counts(
     temperature: float,
     plain: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> list[torch.Tensor]:
-    """`COUNTS`; `plain` are entropy and label log-probability at 1 where the student's are not."""
+    """The sums of `COUNTS`. `plain` holds the student's entropies and label log-probabilities at
+    temperature 1 if `student` is at another temperature."""
     entropy_M, label_M = plain or (student.entropy, student.label_logprob)
-    first = student.head_logprobs[:, :1]  # of the teacher's most probable token, if it is recorded
+    first = student.head_logprobs[
+        :, :1
+    ]  # of the teacher's most probable token; empty without a head
     return [
         tempered(target, temperature).head.double().sum(),
         student.head_logprobs.exp().double().sum(),
@@ -269,7 +273,7 @@ def _by_autograd(
     *,
     want: bool,
 ) -> torch.Tensor | None:
-    """The generic path: any loss that can be written down, differentiated for this chunk only."""
+    """Losses without a closed form, differentiated by autograd for this chunk."""
     with torch.set_grad_enabled(want):
         leaf = logits_MV.detach().clone().requires_grad_(want)
         logprobs = leaf.log_softmax(1)

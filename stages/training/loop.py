@@ -1,15 +1,16 @@
 """The training loop of teachers and students: `transformers.Trainer` with our loss and order.
 
-The Trainer brings mixed precision, accumulation, schedules, distributed training, checkpoints. Ours
-are the order (a pure function of seed and epoch), the normalisation (a sum over positions divided
-by their count over all micro-batches and ranks), the measurements, and what says that a checkpoint
-is whole.
+The Trainer provides mixed precision, gradient accumulation, schedules, distributed training and
+checkpoints. This project adds the order (a pure function of seed and epoch), the normalisation (the
+sum over positions divided by their count over all micro-batches and ranks), the metrics, and the
+mark of a complete checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,22 +18,23 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError, StoppedError
 from ..interruption import Interruption
 from ..libraries import first_line
-from ..ranks import lost_process_told, rank
+from ..ranks import lost_process_errors, rank
 from ..report import Report, Reporter, silent
 from .arguments import sequences_per_step, step_shape, taking, training_arguments
+from .batch import collate
 from .blocks import running_blocks
 from .checkpoints import (
+    checkpoint_state,
     drop_cut_short,
     expect_own,
-    full_disk_told,
+    full_disk_errors,
     last_whole_checkpoint,
-    standing_at,
 )
-from .feed import CollateWithIds, StepBatches
+from .feed import StepBatches
 from .metrics import Metrics, read_metrics
 from .objective import attach_objective
 from .rehearsal import expect_parts
-from .schedule import Progress
+from .schedule import CurrentStep
 from .sharding import whole_afterwards
 from .trainer import StoreTrainer
 
@@ -54,50 +56,48 @@ _REMEDY = (
 _OF_LIBRARIES = (
     ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-"""What libraries raise; a full disk, a signal or an error of ours is none of these."""
+"""Errors that libraries raise. A full disk, a signal and our own errors have other types."""
 
 __all__ = [
-    "TrainingJob", "full_disk_told", "last_whole_checkpoint", "read_metrics",
+    "TrainingJob", "full_disk_errors", "last_whole_checkpoint", "read_metrics",
     "sequences_per_step", "train",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingJob:
-    """Everything one training run needs."""
+    """Everything that one training needs."""
 
     stage: str
-    """For reports."""
+    """Name of the stage, for reports."""
     head: OutputHead
-    """The model, split at its head."""
+    """The model, split at its output head."""
     dataset: Trainable
     isolation: Isolation
     capture: Capture
-    """Of the record that figures are of,"""
-    others: Sequence[Capture] = ()
-    """and of further teachers' records."""
+    """What the targets of the first teacher hold."""
     terms: Sequence[Term]
     config: TrainConfig
     sequence_length: int
     seed: int
     folder: Path
-    """Where `checkpoints/` and `metrics.jsonl` go."""
+    """The folder of `checkpoints/` and `metrics.jsonl`."""
     begin: Callable[[], None] = lambda: None
-    """Called once, when everything is checked and nothing is written yet, by the first process."""
+    """Called once by the first process, after all checks and before anything is written."""
     settings: dict[str, Any] | None = None
-    """All that decides what comes of it, as JSON: every checkpoint says it, and one that says
-    something else is refused."""
+    """All settings that decide the result, as JSON. Every checkpoint records them, and a checkpoint
+    with other settings is refused."""
 
 
 def train(job: TrainingJob, report: Reporter = silent) -> None:
-    """Train the job's model in place; go on from the last whole checkpoint if there is one.
+    """Train the job's model in place. Resume from the last complete checkpoint, if one exists.
 
-    All processes that `torchrun` has started take their part of every step; the first one writes.
+    All processes of `torchrun` take their part of every step; the first process writes.
 
     Raises
-        ColdstillError: settings the trainer refuses, a checkpoint of another training, or a loss
-            that is no number
-        StoppedError: asked to stop by SIGTERM; a checkpoint is saved
+        ColdstillError: settings that the Trainer refuses, a checkpoint of another training, or a
+            NaN or infinite loss
+        StoppedError: stopped by SIGTERM; a checkpoint is saved
     """
     interruption = Interruption()
     with interruption.listening(), interruption.postponed():
@@ -107,31 +107,31 @@ def train(job: TrainingJob, report: Reporter = silent) -> None:
 def _train(job: TrainingJob, report: Reporter, asked: Callable[[], bool]) -> None:
     checkpoints = job.folder / "checkpoints"
     last = last_whole_checkpoint(checkpoints)
-    standing = standing_at(last)
+    state = checkpoint_state(last)
     if last is not None and job.settings is not None:
         expect_own(last, job.settings)
     model = job.head.model
     with contextlib.ExitStack() as held:
-        held.callback(model.eval)  # as it came: ready to be asked
-        # sharding is undone once the model is its own again
+        held.callback(model.eval)  # the mode in which models are loaded
+        # undoes sharding after the Trainer has released the model
         trainer = _make_trainer(job, checkpoints, report, asked, held)
         if rank() == 0:
             job.begin()
             drop_cut_short(checkpoints)
-        trainer.go_on(standing)
+        trainer.resume(state)
         if last is not None:
-            report(Report(stage=job.stage, note=f"going on from step {standing.step}"))
-        with _library_told(job.stage), lost_process_told(job.stage):
+            report(Report(stage=job.stage, note=f"going on from step {state.step}"))
+        with _library_errors(job.stage), lost_process_errors(job.stage):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
-            # some optimisers train other weights than those that they arrive at
+            # schedule-free optimisers train other weights than the final ones
             trainer.optimizer.eval()
     if trainer.stopped:
         raise StoppedError
 
 
 @contextlib.contextmanager
-def _library_told(stage: str) -> Iterator[None]:
-    """Turn what the trainer or the model raises in the middle of a step into one line."""
+def _library_errors(stage: str) -> Iterator[None]:
+    """Turn errors of the Trainer or the model during a step into one line."""
     try:
         yield
     except _OF_LIBRARIES as error:
@@ -147,21 +147,21 @@ def _make_trainer(
     asked: Callable[[], bool],
     held: contextlib.ExitStack,
 ) -> StoreTrainer:
-    """The trainer, and in `held` what undoes everything that it does to the model."""
+    """The Trainer. `held` gets the callbacks that undo its changes to the model."""
     config, model = job.config, job.head.model
     if len(job.dataset) == 0:
         raise ColdstillError(f"{job.stage}: there is no sequence to learn from")
     shape = step_shape(config, job.sequence_length, job.stage)
     arguments = training_arguments(config, shape, job.seed, checkpoints, job.stage)
-    expect_parts(arguments, model, config.trainer, job.stage)  # it makes a folder first of all
-    # the trainer leaves settings of its own in it: `use_cache = False`, for one
+    expect_parts(arguments, model, config.trainer, job.stage)  # before the Trainer creates a folder
+    # the Trainer changes the configuration, for example `use_cache = False`
     held.callback(setattr, model, "config", copy.deepcopy(model.config))
     held.enter_context(whole_afterwards(model))
     held.enter_context(running_blocks(model, config, f"{job.stage}: train"))
-    progress = Progress(config.steps)
-    attach_objective(job.head, job.terms, job.capture, job.others, progress)
+    current = CurrentStep(config.steps)
+    attach_objective(job.head, job.terms, current)
     held.callback(vars(model).pop, "forward", None)
-    # accelerate leaves a word to later trainings in this process
+    # accelerate sets it, which would affect later trainings in this process
     held.callback(os.environ.pop, "ACCELERATE_USE_FSDP", None)
     with taking(job.stage):
         trainer = StoreTrainer(
@@ -169,7 +169,7 @@ def _make_trainer(
             arguments,
             stage=job.stage,
             dataset=job.dataset,
-            collate=CollateWithIds(job.isolation, model.dtype, job.capture),
+            collate=functools.partial(collate, isolation=job.isolation, dtype=model.dtype),
             batches=StepBatches(job.dataset, job.seed, shape, rank=rank(), steps=config.steps),
             metrics=Metrics(
                 job.folder / "metrics.jsonl",
@@ -182,5 +182,5 @@ def _make_trainer(
             settings=job.settings,
             asked=asked,
         )
-    trainer.add_callback(progress)
+    trainer.add_callback(current)
     return trainer

@@ -1,7 +1,7 @@
-"""What training measures: a line of metrics.jsonl per log step, and reports of progress.
+"""Training metrics: one line of metrics.jsonl per log step, and progress reports.
 
-Every figure is over all micro-batches and processes: sums are added up and divided once, so none of
-them is a mean of means.
+Every metric covers all micro-batches and processes. Sums are accumulated and divided once, so that
+no metric is a mean of means.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from ..report import Report, Reporter
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .batch import Batch
+
 _OF_A_HEAD = ("teacher_mass", "student_mass", "agreement")
-"""Figures that mean nothing where the record has no head."""
+"""Metrics that have no meaning without a head."""
 _COUNTS = ("positions", "tokens")
 _CLOCKS = ("seconds", "seconds_waiting", "processes")
 
 
 class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Adds up what the loss measures; writes a line per log step; reports progress."""
+    """Accumulates the sums of the loss, writes one line per log step, and reports progress."""
 
     def __init__(
         self,
@@ -39,11 +41,11 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         has_head: bool,
         report: Reporter,
     ) -> None:
-        """Begin with nothing measured.
+        """Start with empty sums.
 
-        path         of metrics.jsonl
-        step_tokens  what a step counts as in reports
-        has_head     whether the record has one
+        path         path of metrics.jsonl
+        step_tokens  tokens of a step, for reports
+        has_head     whether the targets have a head
         """
         self._path, self._stage, self._has_head = path, stage, has_head
         self._steps, self._step_tokens = steps, step_tokens
@@ -53,36 +55,33 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._since = time.perf_counter()
         self._shown: dict[str, float] = {}
 
-    def add(self, loss: torch.Tensor, sums: dict[str, torch.Tensor], batch: dict[str, Any]) -> None:
-        """Take one micro-batch.
+    def add(self, loss: torch.Tensor, sums: dict[str, torch.Tensor], batch: Batch) -> None:
+        """Add one micro-batch.
 
-        loss  the objective's sum over its positions, `sums` that of its parts
+        loss  the objective, summed over positions
+        sums  its parts, summed over positions
         """
-        for name, value in self._added(loss, sums, batch).items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def _added(
-        self, loss: torch.Tensor, sums: dict[str, torch.Tensor], batch: dict[str, Any]
-    ) -> dict[str, Any]:
-        return {
+        added = {
             "loss": loss.detach().double(),
             **sums,
-            "positions": len(batch["labels"]),
-            "tokens": batch["input_ids"].numel(),
+            "positions": len(batch.targets),
+            "tokens": batch.inputs["input_ids"].numel(),
         }
+        for name, value in added.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
 
     def waited(self, seconds: float) -> None:
-        """Take the time in which nothing was done for want of data."""
+        """Add time that was spent waiting for data."""
         self._waiting += seconds
 
     def take(self) -> dict[str, float]:
-        """Means per position since the last time, tokens per second, and the share of the time that
-        was spent waiting for data. All processes call it at the same time."""
+        """Means per position since the last call, tokens per second, and the share of time spent
+        waiting for data. All processes must call this together."""
         now = time.perf_counter()
         clocks = dict(zip(_CLOCKS, (now - self._since, self._waiting, 1.0), strict=True))
         sums = _total(self._sums | clocks)
         self._sums, self._waiting, self._since = {}, 0.0, now
-        # of a step whose sequences have no position, there is nothing to divide by
+        # a step may have no supervised position
         positions = max(1.0, sums["positions"])
         means = {
             name: value / positions
@@ -90,18 +89,20 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             if name not in (*_COUNTS, *_CLOCKS) and (self._has_head or name not in _OF_A_HEAD)
         }
         seconds = max(1e-9, sums["seconds"])
-        # seconds are added up over processes as tokens are, though they pass side by side
+        # seconds are summed over processes like tokens, but pass in parallel
         means["tokens_per_second"] = sums["tokens"] / seconds * sums["processes"]
         means["data_wait"] = sums["seconds_waiting"] / seconds
         return means
 
     def open_interval(self) -> dict[str, float]:
-        """Sums since the last line, for a checkpoint between two. All processes call it."""
+        """Sums since the last line, for a checkpoint. All processes must call this together."""
         return _total(self._sums) if self._sums else {}
 
-    def go_on(self, step: int, measured: dict[str, float]) -> None:
-        """Begin after a checkpoint: with its sums, and without the lines that will be written
-        again. Only one process adds the sums, which are everybody's."""
+    def resume(self, step: int, measured: dict[str, float]) -> None:
+        """Resume from a checkpoint: take its sums, and drop later lines, which are written again.
+
+        Only the first process takes the sums, since they cover all processes.
+        """
         if rank() != 0:
             return
         self._sums = dict(measured)
@@ -114,7 +115,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock, and report where the training starts: after a checkpoint, not at 0."""
+        """Start the clock and report the first step, which is above 0 after a resumption."""
         self._since, self._waiting = time.perf_counter(), 0.0
         self._tell(state.global_step)
 
@@ -148,7 +149,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
 
 def _total(sums: dict[str, Any]) -> dict[str, float]:
-    """Over all processes, which must have the same names."""
+    """Sums over all processes, which must have the same names."""
     device = next((v.device for v in sums.values() if isinstance(v, torch.Tensor)), None)
     names = sorted(sums)
     own = [torch.as_tensor(sums[name], dtype=torch.float64, device=device) for name in names]

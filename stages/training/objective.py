@@ -1,4 +1,4 @@
-"""What a model is trained to match, attached to its own forward."""
+"""The training objective, attached to the model's forward."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ...data.errors import ColdstillError
 from ..targets.losses import LOSSES
-from ..targets.tensors import TargetTensors
+from .batch import Batch
 from .chunked_loss import Term, chunked_loss
 from .schedule import weight_at
 
@@ -21,19 +21,14 @@ if TYPE_CHECKING:
     from ..config import ObjectiveConfig
     from ..models.output_head import OutputHead
     from ..targets.losses import Loss
-    from .schedule import Progress
-
-_TARGET_NAMES = (
-    "labels", "head_ids", "head_logprobs", "log_tail", "tail_ids", "tail_logprobs", "entropy",
-    "log_norm",
-)  # fmt: skip
+    from .schedule import CurrentStep
 
 
 def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[Term]:
     """The losses of an objective.
 
     Raises
-        ColdstillError: nothing is asked for, or the record cannot support what is
+        ColdstillError: all weights are 0, or the capture cannot support a loss
     """
     terms = []
     for name, table in objective.weights.items():
@@ -51,7 +46,7 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
 
 
 def _loss(name: str, objective: ObjectiveConfig) -> Loss:
-    """A loss with those of its parameters that the objective gives."""
+    """A loss with the parameters that the objective sets."""
     loss: Any = LOSSES[name]
     its_own = {field.name for field in dataclasses.fields(loss)}
     given = {key: value for key, value in objective.parameters.items() if key in its_own}
@@ -65,20 +60,20 @@ def mixed_terms(
     shares: Sequence[float],
     where: str,
 ) -> list[Term]:
-    """The losses of an objective against several teachers' records: the shares' weighted sum.
+    """The losses of an objective against the targets of several teachers, weighted by shares.
 
-    For forward KL, `sum_i w_i KL(p_i || q)` is `KL(sum_i w_i p_i || q)` and what the teachers
-    differ by, `sum_i w_i KL(p_i || sum_j w_j p_j)`, in which q does not occur: the gradient is that
-    of the divergence from the mixture, and what is reported is larger by that constant. Records
-    with a bucket (`tail = 0`) know no mixture, since their buckets hold different tokens; the sum
-    is exact for those too. Other losses are not linear in the teacher: of them it is the mean
-    divergence from each. A loss that reads no teacher counts once.
+    For forward KL, `sum_i w_i KL(p_i || q)` equals `KL(sum_i w_i p_i || q)` plus
+    `sum_i w_i KL(p_i || sum_j w_j p_j)`, which does not depend on q. So the gradient is that of the
+    divergence from the mixture, and the reported value is larger by a constant. Targets with a
+    bucket (`tail = 0`) have no mixture, since their buckets hold different tokens, but the sum is
+    defined for them too. Other losses are not linear in the teacher: for them the sum is the mean
+    divergence from each teacher. A loss that reads no targets counts once.
 
-    captures  of each record, and what to call it in a message
-    shares    of each, summing to 1; one of 0 is left out
+    captures  capture and name of each store, the name for messages
+    shares    share of each store, summing to 1; a store with share 0 is left out
 
     Raises
-        ColdstillError: as `terms_of`, for any of the records
+        ColdstillError: as `terms_of`, for any of the stores
     """
     terms: list[Term] = []
     for source, ((capture, name), share) in enumerate(zip(captures, shares, strict=True)):
@@ -93,10 +88,10 @@ def mixed_terms(
 
 
 def expect_weight(terms: Sequence[Term], steps: int, where: str) -> None:
-    """Refuse weights that change and are 0 in each of so many steps.
+    """Refuse scheduled weights that are 0 in all `steps` steps.
 
     Raises
-        ColdstillError: there is no step in which anything is learned
+        ColdstillError: no step has a positive weight
     """
     for term in terms:
         if term.schedule is None or any(
@@ -110,10 +105,10 @@ def expect_weight(terms: Sequence[Term], steps: int, where: str) -> None:
 
 
 def supports(terms: Sequence[Term], captures: Sequence[Capture], vocabulary: int) -> str:
-    """What the records make of each loss that reads them, such as "kl unbiased, jsd a lower bound".
+    """How the targets support each loss, such as "kl unbiased, jsd a lower bound".
 
-    captures    of each source that terms read
-    vocabulary  V of the records
+    captures    capture of each source
+    vocabulary  V
     """
     words: dict[str, list[str]] = {}
     for term in terms:
@@ -122,13 +117,13 @@ def supports(terms: Sequence[Term], captures: Sequence[Capture], vocabulary: int
             word = term.loss.support(own, term.temperature, vocabulary)
             if word not in words.setdefault(term.loss.name, []):
                 words[term.loss.name].append(word)
-    return ", ".join(f"{name} {' or '.join(said)}" for name, said in words.items())
+    return ", ".join(f"{name} {' or '.join(found)}" for name, found in words.items())
 
 
-def terms_at(terms: Sequence[Term], progress: Progress) -> list[Term]:
-    """The same with the weights of the step that training has come to."""
+def terms_at(terms: Sequence[Term], current: CurrentStep) -> list[Term]:
+    """The terms with the weights of the current step."""
     return [
-        dataclasses.replace(term, weight=weight_at(term.schedule, progress.step, progress.steps))
+        dataclasses.replace(term, weight=weight_at(term.schedule, current.step, current.steps))
         if term.schedule is not None
         else term
         for term in terms
@@ -136,47 +131,33 @@ def terms_at(terms: Sequence[Term], progress: Progress) -> list[Term]:
 
 
 def attach_objective(
-    head: OutputHead,
-    terms: Sequence[Term],
-    capture: Capture,
-    others: Sequence[Capture] = (),
-    progress: Progress | None = None,
+    head: OutputHead, terms: Sequence[Term], current: CurrentStep | None = None
 ) -> None:
-    """Make the model's forward compute the objective when it is called with `positions`.
+    """Make the model's forward compute the objective when it is called with a `Batch`.
 
-    others    captures of further teachers' records, whose targets come as `others`
-    progress  what tells the step to weights that change; without it they are what they come to
+    The forward then returns `loss`, the objective summed over positions, and `sums`, its parts. A
+    weight that changes over training is in `sums` too, as `weight_NAME`, times the positions.
 
-    Weights that change are in the sums too (`weight_NAME`), times the number of positions.
+    The loss must be computed inside the forward that data-parallel wrappers see. Otherwise they
+    would neither gather the head's weights nor average its gradient. The model's own forward stays
+    as it was for every other input, so that it saves, loads and generates as before.
 
-    The loss has to be computed inside the forward that data-parallel wrappers see, or they would
-    neither gather the head's weights nor average its gradient. The model stays what it is: it
-    saves, loads and generates as before, and without `positions` its forward is its own.
+    current  the step of the training, for weights that change; without it, the weights are those
+             that the objective names
     """
     model = head.model
     own_forward = model.forward
 
     @functools.wraps(own_forward)
     def forward(*args: Any, **inputs: Any) -> Any:
-        if "positions" not in inputs:
+        if not (args and isinstance(args[0], Batch)):
             return own_forward(*args, **inputs)
-        positions = inputs.pop("positions")
-        target: dict[str, Any] = {
-            name: inputs.pop(name) for name in _TARGET_NAMES if name in inputs
-        }
-        further = zip(inputs.pop("others", ()), others, strict=True)
-        target["others"] = tuple(
-            TargetTensors.of({**said, "labels": target["labels"], "capture": own})
-            for said, own in further
-        )
-        inputs.pop("num_items_in_batch", None)
-        hidden = head.hidden(inputs).flatten(0, 1)[positions]
-        if torch.is_autocast_enabled(hidden.device.type):  # a last norm leaves its output in fp32
+        batch = args[0]
+        hidden = head.hidden(batch.inputs).flatten(0, 1)[batch.positions]
+        if torch.is_autocast_enabled(hidden.device.type):  # a final norm returns fp32
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        now = terms if progress is None else terms_at(terms, progress)
-        loss, sums = chunked_loss(
-            head, hidden, TargetTensors.of({**target, "capture": capture}), now
-        )
+        now = terms if current is None else terms_at(terms, current)
+        loss, sums = chunked_loss(head, hidden, batch.targets, now)
         return {"loss": loss, "sums": sums | _changing_weights(now, len(hidden), loss)}
 
     model.forward = forward
@@ -185,7 +166,7 @@ def attach_objective(
 def _changing_weights(
     terms: Sequence[Term], positions: int, like: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Each scheduled weight once a position, so that its mean over positions is the weight."""
+    """Each scheduled weight times the positions, so that its mean per position is the weight."""
     return {
         f"weight_{term.loss.name}": like.new_tensor(term.weight * positions, dtype=torch.float64)
         for term in terms

@@ -1,7 +1,7 @@
-"""Whether the trainer takes a recipe's settings, tried before anything is read or written.
+"""A trial of a recipe's Trainer settings, before anything is read or written.
 
-Optimisers, boards and schedules come from packages that may be missing, and tell of it only when
-training begins. Here they are made once for a few numbers, and thrown away.
+Optimisers, reporting integrations and schedules come from packages that may be missing, which shows
+only when training starts. Here they are created once for a tiny model and dropped.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from ..config import TrainConfig
 
 _OF_SEVERAL = ("fsdp", "fsdp_config", "deepspeed")
-"""Settings that only processes that were started together can try."""
+"""Settings that can only be tried by several processes."""
 _OF_OPTIMISERS = {
     "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon",
 }  # fmt: skip
-"""Settings that some optimisers read and others do not."""
+"""Settings that only some optimisers read."""
 _WEIGHTS = {"params", "model", "optimizer_dict"}
-"""Options of an optimiser that are the weights themselves."""
+"""Options of an optimiser that hold the weights."""
 
 
 def expect_trainable(config: TrainConfig, where: str) -> None:
-    """Refuse what the trainer would refuse when training begins, as far as one process can know.
+    """Refuse settings that the Trainer would refuse at the start, as far as one process can tell.
 
     where  what is trained, for messages
 
     Raises
-        ColdstillError: a setting without effect, of a wrong type, or of a package that is missing
+        ColdstillError: a setting without effect, of a wrong type, or of a missing package
     """
     if not config.trainer:
         return
@@ -55,7 +55,7 @@ def expect_trainable(config: TrainConfig, where: str) -> None:
     if config.trainer.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
         raise ColdstillError(
             f"{where}: train.trainer: deepspeed: needs the package 'deepspeed', which is not "
-            "installed; pip install deepspeed, or take fsdp"
+            "installed; pip install deepspeed, or use fsdp"
         )
     given = {key: value for key, value in config.trainer.items() if key not in _OF_SEVERAL}
     with tempfile.TemporaryDirectory() as scratch:
@@ -70,14 +70,14 @@ def expect_trainable(config: TrainConfig, where: str) -> None:
             "transformers",
             "report there",
             where=f"{where}: train.trainer",
-            remedy="install it, or leave report_to out",
+            remedy="install it, or remove report_to",
         ):
             for board in get_reporting_integration_callbacks(arguments.report_to):
                 board()
         try:
             expect_parts(arguments, torch.nn.Linear(2, 2), given, where)
         except ColdstillError as error:
-            # these modules are not in a few numbers: whether they are there is told by the training
+            # the tiny model lacks these modules; the training itself reports missing ones
             sought = given.get("optim_target_modules") and isinstance(error.__cause__, ValueError)
             if not sought:
                 raise
@@ -86,18 +86,18 @@ def expect_trainable(config: TrainConfig, where: str) -> None:
 def expect_parts(
     arguments: TrainingArguments, model: torch.nn.Module, given: Mapping[str, Any], where: str
 ) -> None:
-    """Make the optimiser, the schedule and the reader that the trainer would make; keep none.
+    """Create and drop the optimiser, the schedule and the data loader of the Trainer.
 
     given  the settings of the recipe among the arguments
 
     Raises
-        ColdstillError: a package is missing, or they do not take what they are given
+        ColdstillError: a package is missing, or a setting is refused
     """
     place = f"{where}: train.trainer"
     name = getattr(arguments.optim, "value", arguments.optim)
     with asking("transformers", f"make the optimiser {name!r}", where=place, remedy=ADVICE):
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-        # some bring the weights with them, others are no class before they see the model
+        # some options hold the weights, and some optimisers are factories that need the model
         alone = isinstance(kind, type) and not _WEIGHTS & options.keys()
         optimiser = kind([torch.nn.Parameter(torch.zeros(2, 2))], **options) if alone else None
     _expect_used(arguments, model, given, place, name)
@@ -127,10 +127,10 @@ def _expect_used(
     place: str,
     optimiser: str,
 ) -> None:
-    """Refuse a setting of optimisers that the chosen one does not read.
+    """Refuse an optimiser setting that the chosen optimiser does not read.
 
     Raises
-        ColdstillError: it is made with the same options without that setting
+        ColdstillError: the optimiser gets the same options without that setting
     """
     defaults = {field.name: field.default for field in fields(arguments)}
     for name in _OF_OPTIMISERS & given.keys():
@@ -141,7 +141,7 @@ def _expect_used(
         setattr(without, name, defaults[name])
         try:
             same = Trainer.get_optimizer_cls_and_kwargs(without, model)[1]
-        except Exception:  # it cannot be made without it
+        except Exception:  # the optimiser needs the setting
             continue
         if same == Trainer.get_optimizer_cls_and_kwargs(arguments, model)[1]:
             raise ColdstillError(

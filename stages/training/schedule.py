@@ -1,7 +1,7 @@
-"""Weights that change over training.
+"""Loss weights that change over training.
 
-A weight is a pure function of the step and of how many there are: a run that was killed goes on
-with the weights it would have had, and processes that train together agree without a word.
+A weight is a pure function of the step and the number of steps. A resumed run therefore has the
+same weights, and processes that train together agree without communication.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 def weight_at(weight: WeightConfig, step: int, steps: int) -> float:
-    """What a weight is in one step.
+    """The value of a weight in one step.
 
-    step   counted from 0
-    steps  of the whole training
+    step   the step, counted from 0
+    steps  steps of the whole training
 
-    `linear` is `start` in the first step and `weight` in the last. `wsd` (warm-up, stable, decay;
-    as a weight: arXiv 2410.16215) is `start` in the first and `weight` after ceil(warmup * steps)
-    of them, stays, and comes to `end` in the last, the ceil(decay * steps)-th of its way down.
+    `linear` goes from `start` in the first step to `weight` in the last. `wsd` (warm-up, stable,
+    decay; as a loss weight: arXiv 2410.16215) rises from `start` to `weight` in
+    ceil(warmup * steps) steps, stays constant, and falls to `end` in the last ceil(decay * steps)
+    steps.
     """
     if weight.schedule == "constant":
         return weight.weight
@@ -43,17 +44,17 @@ def _between(first: float, last: float, part: float) -> float:
 
 
 def _count(share: float, steps: int) -> int:
-    """Steps in a share of them; a product that is off by its rounding is no step more."""
+    """Steps in a share of all steps, rounded up except for rounding errors of the product."""
     return math.ceil(share * steps - 1e-9)
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """How far a training is. The trainer says so before each step."""
+class CurrentStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """The number of the current step. The Trainer sets it before each step."""
 
     def __init__(self, steps: int) -> None:
-        """Stand before the first of so many steps."""
+        """Start before the first of `steps` steps."""
         self.step, self.steps = 0, steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take the step from the trainer, which knows it after a resumption too."""
+        """Take the step from the Trainer, which knows it after a resumption too."""
         self.step = state.global_step

@@ -1,4 +1,4 @@
-"""Training with weights that are spread over the processes (FSDP), and whole ones afterwards."""
+"""Training with weights that are sharded over processes (FSDP), and whole weights afterwards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def shard_on_cpu(accelerator: Accelerator, plugin_arguments: dict[str, Any]) -> None:
     """Make accelerate shard weights on CPUs as well.
 
-    It knows how, but of several CPU processes it takes what it is told of sharding without a word
-    and gives each a whole copy (`AcceleratorState` looks at it for accelerators only).
+    accelerate supports it, but silently gives every CPU process a whole copy: `AcceleratorState`
+    reads the sharding settings for accelerators only.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -35,7 +35,7 @@ def shard_on_cpu(accelerator: Accelerator, plugin_arguments: dict[str, Any]) -> 
 
 
 def keep_inputs_exact(accelerator: Accelerator) -> None:
-    """Compute in half precision without rounding targets and gradients' sums to it."""
+    """Compute in half precision without rounding targets and sums of gradients to it."""
     plugin = accelerator.state.fsdp_plugin
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = dataclasses.replace(
@@ -48,8 +48,10 @@ def keep_inputs_exact(accelerator: Accelerator) -> None:
 
 @contextlib.contextmanager
 def whole_afterwards(model: Any) -> Iterator[None]:
-    """Whatever shards the model inside, it leaves with whole weights on every process, in the same
-    objects and as the class that it was. All processes must leave together, unless they fail."""
+    """Restore whole weights, hooks and classes of a model that is sharded inside the context.
+
+    All processes must leave the context together, unless they fail.
+    """
     before = [
         (module, type(module), {name: dict(hooks) for name, hooks in _hooks(module)})
         for module in model.modules()
@@ -61,7 +63,7 @@ def whole_afterwards(model: Any) -> Iterator[None]:
     for module, own_class, own_hooks in before:
         for name, weight in module._parameters.items():
             if weight is not None and _is_sharded(weight):
-                if id(weight) not in whole:  # tied ones stay one
+                if id(weight) not in whole:  # tied weights stay tied
                     full = weight.detach().full_tensor()
                     whole[id(weight)] = torch.nn.Parameter(full, weight.requires_grad)
                 module._parameters[name] = whole[id(weight)]

@@ -1,7 +1,7 @@
-"""Every setting of `transformers.TrainingArguments`, and what a recipe's `trainer` table may do.
+"""Every setting of `transformers.TrainingArguments`, and whether a recipe may set it.
 
-A setting is either honoured by the training loop, or decided by a key of the recipe, or of no
-effect here. The last two are refused: what is accepted must change something.
+The training loop honours a setting, a key of the recipe decides it, or it has no effect. Settings
+of the last two kinds are refused, so that every accepted setting has an effect.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HONOURED = {
     "ddp_static_graph", "ddp_backend",
     "ddp_timeout", "fsdp", "fsdp_config", "deepspeed",
 }  # fmt: skip
-"""What the loop passes on to the trainer, or does itself."""
+"""Settings that the loop passes to the Trainer or implements."""
 
 RECIPE_KEYS = {
     "max_steps": "train.steps",
@@ -55,17 +55,15 @@ RECIPE_KEYS = {
     "seed": "train.seed",
     "data_seed": "train.seed",
 }
-"""What a key of the recipe decides."""
+"""Settings that a key of the recipe decides, with that key."""
 
 _NO_EVALUATION = "nothing is evaluated while training; coldstill evaluate does it afterwards"
 _NO_UPLOAD = "nothing is uploaded; upload what coldstill export writes"
 _OWN_ORDER = "the order of sequences is the store's, a function of the seed"
 _OWN_BATCHES = "batches are made of whole sequences, by the recipe's keys"
-_OWN_CHECKPOINTS = (
-    "a checkpoint is the first process's, and always one that training can go on from"
-)
-_OWN_LOSS = "the loss is the recipe's objective, in a head of its own"
-_OWN_LINES = "coldstill prints lines and progress of its own"
+_OWN_CHECKPOINTS = "the first process saves checkpoints, always with the state to resume from"
+_OWN_LOSS = "the loss is the recipe's objective, computed with its own output head"
+_OWN_LINES = "coldstill prints its own lines and progress"
 NO_EFFECT = {
     **dict.fromkeys(
         ("label_smoothing_factor", "use_liger_kernel", "liger_kernel_config", "label_names"),
@@ -73,7 +71,7 @@ NO_EFFECT = {
     ),
     "average_tokens_across_devices": "the loss is always averaged over all processes",
     "use_cache": "training never uses a cache",
-    "logging_nan_inf_filter": "a loss that is no number ends the training",
+    "logging_nan_inf_filter": "a NaN or infinite loss stops the training",
     "auto_find_batch_size": _OWN_BATCHES,
     "dataloader_drop_last": _OWN_BATCHES,
     "accelerator_config": _OWN_BATCHES,
@@ -117,19 +115,19 @@ NO_EFFECT = {
         ),
         _OWN_LINES,
     ),
-    "local_rank": "torchrun says which process this is",
+    "local_rank": "torchrun sets the rank of a process",
 }  # fmt: skip
-"""What would change nothing, and why."""
+"""Settings without effect, with the reason."""
 
 
 def expect_honoured(given: Mapping[str, Any], where: str) -> None:
-    """Refuse a setting that decides nothing here.
+    """Refuse a setting without effect.
 
     where  the stage or the recipe's table, for messages
 
     Raises
-        ColdstillError: the first such setting: which key of the recipe to set, or why it has no
-            effect, or the nearest one that there is
+        ColdstillError: the first such setting, with the recipe's key to set instead, the reason, or
+            the nearest known setting
     """
     place = f"{where}: train.trainer"
     for name in given:

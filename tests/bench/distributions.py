@@ -22,10 +22,11 @@ from coldstill.data.order import uniform
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.prepared import CorpusLayout
 from coldstill.data.schema import Block, Capture, Sequences
-from coldstill.stages.capture.selection import Selected, select, to_targets
+from coldstill.stages.capture.selection import select
 from coldstill.stages.models.isolation import flat_positions, model_inputs
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import OutputHead
+from coldstill.stages.targets.tensors import TargetTensors
 from measure import OUTPUT
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def measured(reading: Reading, captures: Sequence[Capture]) -> Measured:
     blocks = {
         capture: Block(
             sequences=reading.sequences,
-            targets=to_targets(parts[capture], capture),
+            targets=TargetTensors.concatenate(parts[capture]).to_targets(),
             capture=capture,
         )
         for capture in captures
@@ -183,7 +184,9 @@ def synthetic_reading(*, documents: int = 16, seed: int = 0) -> Reading:
     )
 
 
-def _noise(probs_MV: torch.Tensor, squares_M: torch.Tensor, selected: Sequence[Selected]) -> float:
+def _noise(
+    probs_MV: torch.Tensor, squares_M: torch.Tensor, selected: Sequence[TargetTensors]
+) -> float:
     """Squared distance of the samples' weights from the tail, summed over positions.
 
     squares_M  sums of the squared probabilities

@@ -12,6 +12,8 @@ from coldstill.data.schema import Capture
 from coldstill.stages.models.device import best_device
 from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.targets.losses import LOSSES
+from coldstill.stages.targets.tensors import TargetTensors
+from coldstill.stages.training.batch import Batch
 from coldstill.stages.training.chunked_loss import Term
 from coldstill.stages.training.objective import attach_objective
 from measure import Figure, compare_memory, compare_times, write
@@ -44,18 +46,15 @@ def _figures(vocabulary: int) -> list[Figure]:
 
     capture = Capture(head=HEAD, tail=TAIL)
     terms = [Term(LOSSES["kl"], 0.9), Term(LOSSES["cross_entropy"], 0.1)]
-    batch = {
-        key: value.to(device)
-        for key, value in make_batch(tokens.cpu(), vocabulary, capture).items()
-    }
+    batch = make_batch(tokens.cpu(), vocabulary, capture).to(device)
     head = OutputHead(model, vocabulary)
-    attach_objective(head, terms, capture)
+    attach_objective(head, terms)
     distilling = model.forward
 
     def ours() -> None:
         model.zero_grad()
         model.forward = distilling
-        (model(**batch)["loss"] / len(batch["labels"])).backward()
+        (model(batch)["loss"] / len(batch.targets)).backward()
 
     def products() -> None:
         model.zero_grad()
@@ -86,27 +85,26 @@ def _head_products(head: OutputHead, states_MD: torch.Tensor) -> None:
         total.addmm_(logits.t(), states)
 
 
-def make_batch(
-    tokens_BT: torch.Tensor, vocabulary: int, capture: Capture
-) -> dict[str, torch.Tensor]:
-    """A batch with targets at every position except the last of each sequence."""
+def make_batch(tokens_BT: torch.Tensor, vocabulary: int, capture: Capture) -> Batch:
+    """Made-up targets at every position but the last of each sequence."""
     head, tail = capture.head, capture.tail
     positions = torch.arange(tokens_BT.numel()).view(tokens_BT.shape)[:, :-1].flatten()
     count = len(positions)
     random = np.random.default_rng(0)
     ids = torch.from_numpy(random.integers(0, vocabulary, (count, head + tail)))
     logprobs = torch.randn(count, head).sort(descending=True).values.log_softmax(1) - 0.2
-    return {
-        "input_ids": tokens_BT,
-        "positions": positions,
-        "labels": tokens_BT[:, 1:].flatten(),
-        "head_ids": ids[:, :head],
-        "head_logprobs": logprobs,
-        "log_tail": torch.log1p(-logprobs.exp().sum(1)),
-        "tail_ids": ids[:, head:],
-        "entropy": torch.full((count,), 2.0),
-        "log_norm": torch.zeros(count, 0),
-    }
+    targets = TargetTensors(
+        labels=tokens_BT[:, 1:].flatten(),
+        head_ids=ids[:, :head],
+        head_logprobs=logprobs,
+        log_tail=torch.log1p(-logprobs.exp().sum(1)),
+        tail_ids=ids[:, head:],
+        label_logprob=torch.zeros(count),
+        entropy=torch.full((count,), 2.0),
+        log_norm=torch.zeros(count, 0),
+        capture=capture,
+    )
+    return Batch({"input_ids": tokens_BT}, positions, targets, tuple(range(len(tokens_BT))))
 
 
 if __name__ == "__main__":

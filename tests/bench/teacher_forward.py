@@ -28,7 +28,7 @@ from coldstill.data.store.manifest import (
     TokenizerIdentity,
     format_settings,
 )
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from coldstill.stages.capture.forward import TeacherForward
 from coldstill.stages.capture.plan import CapturePlan
 from coldstill.stages.capture.shards import capture_shards
@@ -145,7 +145,7 @@ class Side:
         """Capture the missing shards."""
         plan, manifest = self._plan(capture)
         forward = TeacherForward(self.teacher, capture, plan.batch_tokens)
-        with StoreWriter(plan.folder, manifest, shared=True) as writer:
+        with ShardWriter(plan.folder, manifest, shared=True) as writer:
             capture_shards(plan, self.teacher, writer, forward, silent, lambda: False)
 
     def _plan(self, capture: Capture) -> tuple[CapturePlan, Manifest]:

@@ -27,15 +27,11 @@ def test_supervised_positions_are_those_of_a_loop() -> None:
         assert found.dtype == np.int32
 
 
-def test_finding_positions_leaves_the_mask_alone() -> None:
-    learned = np.ones(4, np.bool_)
-    supervised_positions(learned, np.array([0, 2], np.int32))
-    assert learned.all()
-
-
-def test_the_answer_is_shifted_by_one() -> None:
+def test_the_answer_is_shifted_by_one_and_the_mask_is_unchanged() -> None:
     learned = np.array([False, False, False, True, True, False])
+    before = learned.copy()
     assert supervised_positions(learned, np.array([0], np.int32)).tolist() == [2, 3]  # not [3, 4]
+    np.testing.assert_array_equal(learned, before)
     document = TokenizedDocument(0, np.array([10, 11, 12, 13, 14, 15], np.int32), learned)
     assert labels(build_sequences(0, [[document]])).tolist() == [13, 14]  # not [12, 13]
 
@@ -57,7 +53,7 @@ def test_labels_are_those_of_a_loop_over_sequences_and_documents() -> None:
         assert labels(build_sequences(0, packed)).tolist() == expected
 
 
-def test_the_first_token_of_a_document_is_nobodys_label() -> None:
+def test_the_first_token_of_a_document_is_never_a_label() -> None:
     first = TokenizedDocument(0, np.array([1, 2, 3], np.int32), np.ones(3, np.bool_))
     second = TokenizedDocument(1, np.array([4, 5], np.int32), np.ones(2, np.bool_))
     sequences = build_sequences(0, [[first, second], [second, first]])

@@ -159,16 +159,14 @@ class CodecTests:
 
     @captures
     @pytest.mark.parametrize("count", [0, 1])
-    def test_no_position_and_one_position_are_no_special_case(
-        self, count: int, capture: Capture
-    ) -> None:
+    def test_blocks_with_no_or_one_position_are_encoded(self, count: int, capture: Capture) -> None:
         targets = random_block(0, 9, capture).targets.take(np.arange(count))
         block = with_targets(targets, capture)
         found = self.round_trip(block)
         assert len(found.targets) == count
         self.check(found, block)
 
-    def test_sequences_without_anything_to_learn_stay_in_their_place(self) -> None:
+    def test_sequences_without_positions_keep_their_place(self) -> None:
         block = random_block(3, 12)
         lengths = block.sequences.positions.lengths
         for rows_ in ([], [int(np.argmin(lengths))], [0, int(np.argmin(lengths)), 1]):
@@ -177,7 +175,7 @@ class CodecTests:
 
     @pytest.mark.parametrize("border", [256, 65_536, 131_072, 2**18, 2**24])
     @pytest.mark.parametrize("beside", [-1, 0, 1])
-    def test_ids_up_to_the_last_one_of_any_vocabulary_come_back(
+    def test_ids_up_to_the_last_one_of_any_vocabulary_are_exact(
         self, border: int, beside: int
     ) -> None:
         vocabulary = min(border + beside, 2**24)
@@ -188,7 +186,7 @@ class CodecTests:
 
     @pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 30.0])
     @pytest.mark.parametrize("head", [1, 2, 50, 300])
-    def test_flat_and_peaked_heads_of_any_size_keep_their_promises(
+    def test_flat_and_peaked_heads_of_any_size_stay_within_the_error(
         self, head: int, spread: float
     ) -> None:
         capture = Capture(head=head, tail=3)
@@ -229,7 +227,7 @@ class CodecTests:
         ],
         ids=["certain", "certain, no tail", "flat", "all tail", "nothing but tail", "no tail"],
     )
-    def test_certainty_and_next_to_nothing_survive(self, changes: dict[str, Any]) -> None:
+    def test_extreme_probabilities_stay_finite(self, changes: dict[str, Any]) -> None:
         targets, capture = record(**changes)
         found = self.round_trip(with_targets(targets, capture)).targets
         self.check_targets(found, targets, capture)
@@ -367,7 +365,7 @@ class TestCompact(CodecTests):
             for name in ("head_ids", "tail_ids", "token_ids"):
                 assert columns[name].values.dtype == dtype
 
-    def test_damaged_columns_never_pass_for_a_record(self) -> None:
+    def test_damaged_columns_are_refused(self) -> None:
         block = random_block(0, 5, Capture(head=4, tail=2))
         codec = self.codec(block.capture)
         for name, value in (("tail_angle", 5000), ("tail_angle", 4095), ("run_lengths", 0)):
@@ -395,7 +393,7 @@ def test_distortion_is_that_of_a_loop() -> None:
     assert distortion(wanted, wanted).max() == 0.0
 
 
-def test_an_id_that_does_not_come_back_is_named_by_its_position() -> None:
+def test_a_changed_id_is_named_by_its_position() -> None:
     targets = random_block(1, 6, Capture(head=4, tail=2)).targets
     for field in ("head_ids", "tail_ids"):
         ids = getattr(targets, field).copy()

@@ -18,7 +18,7 @@ from coldstill.data.schema import Sequences
 from oracles import random_sequences
 
 
-def test_sequences_become_columns_and_come_back() -> None:
+def test_sequences_are_converted_to_columns_and_back() -> None:
     sequences = random_sequences(0, 7)
     columns = from_sequences(sequences)
     assert set(columns) == {
@@ -34,26 +34,19 @@ def test_sequences_become_columns_and_come_back() -> None:
         assert getattr(back, f.name) is getattr(sequences, f.name)
 
 
-def test_position_columns_have_the_borders_of_the_positions() -> None:
-    sequences = random_sequences(0, 5)
-    values = np.arange(len(sequences.positions.values))
-    columns = from_sequences(sequences) | from_positions({"x": values}, sequences.positions)
-    column = columns["x"]
-    assert isinstance(column, Ragged)
-    assert column.lengths.tolist() == sequences.positions.lengths.tolist()
-    assert to_positions(columns, sequences.positions)["x"] is values
-    assert list(to_positions(columns, sequences.positions)) == ["positions", "x"]
-
-
-def test_a_column_with_other_borders_is_none_of_the_positions() -> None:
+def test_position_columns_are_the_lists_with_the_borders_of_the_positions() -> None:
     sequences = random_sequences(0, 5)
     positions = sequences.positions
-    shifted = Ragged(positions.values, np.roll(positions.offsets, 1))
-    arrays = to_positions({"x": shifted, "y": np.arange(5), "z": positions}, positions)
-    assert list(arrays) == ["z"]
+    values = np.arange(len(positions.values))
+    columns = from_sequences(sequences) | from_positions({"x": values}, positions)
+    assert columns["x"].offsets is positions.offsets  # type: ignore[union-attr]
+    columns["shifted"] = Ragged(positions.values, np.roll(positions.offsets, 1))
+    found = to_positions(columns | {"flat": np.arange(5)}, positions)
+    assert list(found) == ["positions", "x"]
+    assert found["x"] is values
 
 
-def test_a_column_that_is_not_what_it_should_be_is_named() -> None:
+def test_a_column_of_a_wrong_shape_or_type_is_named() -> None:
     arrays = {"x": np.zeros((3, 2), np.int32)}
     assert expect_column(arrays, "x", (3, 2), np.int32) is arrays["x"]
     assert expect_column(arrays, "none", (3, 0), np.int32).shape == (3, 0)

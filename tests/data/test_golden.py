@@ -20,7 +20,7 @@ STORED = sorted(path.parent for path in GOLDEN.glob("v*/*/manifest.json"))
 
 
 @pytest.mark.parametrize("root", STORED, ids=lambda p: f"{p.parent.name}-{p.name}")
-def test_a_golden_store_holds_what_it_held(root: Path) -> None:
+def test_a_golden_store_still_has_its_content(root: Path) -> None:
     expected = json.loads(root.with_name(f"{root.name}.json").read_text())
     store = open_store(root)
     block = store.read(np.arange(len(store)))

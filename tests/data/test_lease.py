@@ -19,7 +19,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.places.lease import DEAD, RENEW, Holder, Lease
 from coldstill.data.places.objects import Objects
 from coldstill.data.store.layout import LOCK
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import manifest_for, random_block
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def test_a_process_of_this_machine_that_is_gone_is_known_to_be(far: Distance) ->
 
 def test_a_writer_that_lost_its_lock_writes_nothing_more(memory: Distance) -> None:
     place = memory.place()
-    with StoreWriter(f"{memory.url}/store", MANIFEST) as writer:
+    with ShardWriter(f"{memory.url}/store", MANIFEST) as writer:
         assert place.exists("manifest.json")
         [lease] = writer.place._leases._held  # type: ignore[attr-defined]
         place._objects.remove(LOCK)

@@ -17,7 +17,7 @@ from coldstill.data.places.lease import DEAD, HeldError, Lease, holder_of
 from coldstill.data.places.leases import Leases
 from coldstill.data.places.objects import Objects
 from coldstill.data.store.layout import CLAIMS, LOCK, MEMBERS, STARTING, claim_name
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import manifest_for, random_block
 
 if TYPE_CHECKING:
@@ -351,7 +351,7 @@ def test_a_claim_that_comes_and_goes_is_another_processes(
 
 def test_a_writer_that_lost_a_claim_writes_nothing_more_of_it(memory: Distance) -> None:
     place = memory.place()
-    with StoreWriter(f"{memory.url}/store", MANIFEST, shared=True) as writer:
+    with ShardWriter(f"{memory.url}/store", MANIFEST, shared=True) as writer:
         with writer.claim(0) as mine:
             assert mine
             lease = writer.place._leases._held[-1]  # type: ignore[attr-defined]

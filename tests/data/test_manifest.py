@@ -20,7 +20,7 @@ from coldstill.data.store.manifest import (
     read_manifest,
 )
 from coldstill.data.store.seal import sealed
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import digests, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def test_reopening_under_a_changed_field_is_refused_and_the_field_named(
     old = leaves(MANIFEST.to_json())[field]
     now = another(field, old)
     other = read_back(tmp_path, changed(field, now))
-    with pytest.raises(ColdstillError) as caught, StoreWriter(root, other):
+    with pytest.raises(ColdstillError) as caught, ShardWriter(root, other):
         pass
     text = str(caught.value)
     assert text.startswith(f"{root}: made differently: {field}: ")
@@ -152,7 +152,7 @@ def test_a_teacher_may_move_to_another_folder(tmp_path: Path) -> None:
     write_missing(tmp_path, MANIFEST, random_block(0, 10))
     moved = replace(MANIFEST, teacher=replace(MANIFEST.teacher, name="elsewhere/teacher"))
     assert difference(MANIFEST, moved) is None
-    with StoreWriter(tmp_path, moved) as writer:
+    with ShardWriter(tmp_path, moved) as writer:
         assert writer.missing() == []
 
 

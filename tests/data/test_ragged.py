@@ -16,7 +16,7 @@ def random_rows(random: np.random.Generator) -> list[list[int]]:
     return [random.integers(0, 99, int(random.integers(0, 5))).tolist() for _ in range(count)]
 
 
-def test_rows_come_back_as_they_were_laid_out() -> None:
+def test_rows_are_read_as_they_were_laid_out() -> None:
     random = np.random.default_rng(0)
     for _ in range(100):
         rows = random_rows(random)
@@ -57,7 +57,7 @@ def test_concatenate_is_the_sum_of_the_lists() -> None:
         assert joined.offsets[-1] == len(joined.values)
 
 
-def test_a_row_that_is_not_there_is_an_index_error() -> None:
+def test_a_missing_row_is_an_index_error() -> None:
     ragged = Ragged.from_rows([[1], [2, 3]], np.int32)
     for index in (-1, 2):
         with pytest.raises(IndexError):

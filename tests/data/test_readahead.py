@@ -145,8 +145,8 @@ def test_training_through_a_cache_smaller_than_the_window_is_refused(
     with pytest.raises(ColdstillError) as caught:
         opened(memory, needed - 1).expect_room()
     assert str(caught.value) == (
-        f"{memory.url}/store: logits.cache: {needed - 1:,} bytes are too few, a student mixes 8 "
-        f"shards at a time; set it to at least {needed:,}, twice that to fetch ahead"
+        f"{memory.url}/store: logits.cache: {needed - 1:,} bytes are too few: training shuffles 8 "
+        f"shards together; set it to at least {needed:,}, twice that to fetch ahead"
     )
 
 

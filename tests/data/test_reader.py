@@ -12,13 +12,20 @@ from coldstill.data.codecs import CODECS
 from coldstill.data.errors import ColdstillError
 from coldstill.data.formats import STORES
 from coldstill.data.order import epoch_order
-from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Block, Capture, Sequences, Targets
+from coldstill.data.schema import Block, Capture, Targets
 from coldstill.data.store.commit import shard_files
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.data.store.seal import sealed
 from coldstill.data.store.statistics import ShardStatistics, block_statistics
-from oracles import FULL, VOCABULARY, manifest_for, random_block, write_missing
+from oracles import (
+    FULL,
+    VOCABULARY,
+    assert_same,
+    everything,
+    manifest_for,
+    random_block,
+    write_missing,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,33 +47,11 @@ def as_stored(block: Block, codec: str) -> Block:
     return made.decode(made.encode(block), block.capture)
 
 
-def assert_same(found: Block, wanted: Block) -> None:
-    assert found.capture == wanted.capture
-    for kind, part in ((Sequences, "sequences"), (Targets, "targets")):
-        for f in fields(kind):
-            one: Any = getattr(getattr(found, part), f.name)
-            other: Any = getattr(getattr(wanted, part), f.name)
-            if isinstance(other, Ragged):
-                assert np.array_equal(one.offsets, other.offsets), f.name
-                one, other = one.values, other.values
-            if other is None:
-                assert one is None, f.name
-                continue
-            assert one.dtype == other.dtype, f.name
-            assert one.shape == other.shape, f.name
-            assert np.array_equal(one, other), f.name
-
-
 def refusal(root: Path) -> str:
     with pytest.raises(ColdstillError) as caught:
-        read_all(root)
+        everything(root)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def read_all(root: Path) -> None:
-    store = open_store(root)
-    store.read(np.arange(len(store)))
 
 
 def read_or_none(root: Path, row: int) -> Block | None:
@@ -107,7 +92,9 @@ def test_any_sequences_are_read_in_any_order(
     [Capture(head=0, tail=2), Capture(head=2, tail=0), Capture(head=0, tail=0), FULL],
     ids=["no head", "no tail", "neither", "everything"],
 )
-def test_any_capture_comes_back(tmp_path: Path, store: str, codec: str, capture: Capture) -> None:
+def test_every_capture_is_read_as_written(
+    tmp_path: Path, store: str, codec: str, capture: Capture
+) -> None:
     source = random_block(3, 6, capture)
     reader = make(tmp_path, source, store=store, codec=codec, shard_sequences=6, block_sequences=6)
     assert_same(reader.read(np.arange(6)), as_stored(source, codec))
@@ -126,7 +113,7 @@ def test_batches_visit_every_sequence_once(
         assert order.tolist() != list(range(10))
 
 
-def test_a_store_knows_its_size_and_sums_without_reading_data(tmp_path: Path) -> None:
+def test_size_and_statistics_are_known_without_reading_data(tmp_path: Path) -> None:
     reader = make(tmp_path)
     assert len(reader) == 10
     assert reader.positions == len(BLOCK.targets)
@@ -135,90 +122,71 @@ def test_a_store_knows_its_size_and_sums_without_reading_data(tmp_path: Path) ->
         assert getattr(reader.statistics, f.name) == pytest.approx(getattr(total, f.name)), f.name
 
 
-def test_a_store_may_be_moved(tmp_path: Path) -> None:
+def test_a_store_may_be_moved_and_contain_other_files(tmp_path: Path) -> None:
     make(tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
+    for name in ("notes.json", "1.json", "99999.json", ".unfinished-1-00000.json", "00000.txt"):
+        (tmp_path / "there" / "shards" / name).write_text("not ours")
     assert_same(open_store(str(tmp_path / "there")).read(np.arange(10)), BLOCK)
 
 
 @pytest.mark.parametrize("rows", [[], [-1], [10], [0, 99]])
-def test_a_sequence_that_is_not_there_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
+def test_a_missing_sequence_is_an_index_error(tmp_path: Path, rows: list[int]) -> None:
     with pytest.raises(IndexError):
         make(tmp_path).read(np.array(rows, dtype=np.int64))
 
 
-def test_a_folder_without_a_store_is_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "nowhere").startswith(
-        f"{tmp_path / 'nowhere'}: no manifest.json there"
-    )
-
-
-def test_an_incomplete_store_says_how_much_is_there(tmp_path: Path) -> None:
+def test_a_missing_store_record_or_shard_is_named(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert refusal(nowhere).startswith(f"{nowhere}: no manifest.json there")
     make(tmp_path)
-    (tmp_path / "shards" / "00001.json").unlink()
+    path = tmp_path / "shards" / "00001.arrow"
+    path.rename(tmp_path / "aside")
+    assert refusal(tmp_path).startswith(f"{path}: damaged: missing")
+    (tmp_path / "aside").rename(path)
+    path.with_suffix(".json").unlink()
     expected = "incomplete, 2 of 3 shards; finish it with coldstill teacher-logits"
     assert refusal(tmp_path) == f"{tmp_path}: {expected}"
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    make(tmp_path)
-    path = tmp_path / "shards" / "00001.arrow"
-    path.unlink()
-    assert refusal(tmp_path).startswith(f"{path}: damaged: missing")
-
-
-@pytest.mark.parametrize("size", [0, 100, -1])
-def test_a_shard_cut_short_is_named_before_anything_of_it_is_read(
-    tmp_path: Path, size: int
-) -> None:
-    make(tmp_path)
-    path = tmp_path / "shards" / "00002.arrow"
-    path.write_bytes(path.read_bytes()[:size])
-    store = open_store(tmp_path)
-    store.read(np.array([0]))
-    with pytest.raises(ColdstillError) as caught:
-        store.read(np.array([8]))
-    assert str(caught.value).startswith(f"{path}: damaged: {path.stat().st_size} bytes, its commit")
-    assert "\n" not in str(caught.value)
-
-
-def test_one_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
+def test_a_shard_that_is_cut_or_has_a_flipped_bit_is_named(tmp_path: Path) -> None:
+    """Before any of its data is used; the other shards can still be read."""
     make(tmp_path)
     path = tmp_path / "shards" / "00001.arrow"
     whole = path.read_bytes()
+    damaged = {whole[:size]: f"damaged: {len(whole[:size])} bytes, its" for size in (0, 100, -1)}
     for place in [*range(0, len(whole), 97), len(whole) - 1]:
-        damaged = bytearray(whole)
-        damaged[place] ^= 1
-        path.write_bytes(damaged)
+        flipped = bytes([*whole[:place], whole[place] ^ 1, *whole[place + 1 :]])
+        damaged[flipped] = "damaged: its checksum is not the one"
+    for content, told in damaged.items():
+        path.write_bytes(content)
         store = open_store(tmp_path)
-        store.read(np.array([0, 8]))  # the other shards are as good as ever
+        store.read(np.array([0, 8]))
         with pytest.raises(ColdstillError) as caught:
             store.read(np.array([4]))
-        assert str(caught.value).startswith(f"{path}: damaged: its checksum is not the one")
+        assert str(caught.value).startswith(f"{path}: {told}")
         assert "coldstill store repair" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [{"shard": 0}, {"sequences": 3}, {"sequences": 5}])
-def test_a_record_of_another_shard_is_named(tmp_path: Path, change: dict[str, int]) -> None:
-    make(tmp_path)
-    edit(tmp_path / "shards" / "00001.json", change)
-    assert refusal(tmp_path).startswith(f"{tmp_path / 'shards' / '00001.json'}: damaged: ")
-
-
-@pytest.mark.parametrize("change", [{"bytes": 1}, {"bytes": 2**60}, {"sha256": "0" * 64}])
-def test_a_record_of_other_bytes_is_named(tmp_path: Path, change: dict[str, int]) -> None:
+def test_a_commit_record_that_does_not_describe_its_shard_is_named(tmp_path: Path) -> None:
     make(tmp_path)
     record = tmp_path / "shards" / "00001.json"
-    edit(record, {"files": [json.loads(record.read_text())["files"][0] | change]})
-    assert refusal(tmp_path).startswith(f"{tmp_path / 'shards' / '00001.arrow'}: damaged: ")
-
-
-def test_a_record_of_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    make(tmp_path)
-    record = tmp_path / "shards" / "00001.json"
-    file = json.loads(record.read_text())["files"][0]
-    edit(record, {"files": [file, file | {"name": "more"}]})
-    assert refusal(tmp_path).startswith(f"{tmp_path / 'shards' / '00001.arrow'}/more: damaged: ")
+    whole, shard = record.read_text(), record.with_suffix(".arrow")
+    file = json.loads(whole)["files"][0]
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"shard": 0}, f"{record}: damaged: "),
+        ({"sequences": 3}, f"{record}: damaged: "),
+        ({"sequences": 5}, f"{record}: damaged: "),
+        ({"files": [file | {"bytes": 1}]}, f"{shard}: damaged: "),
+        ({"files": [file | {"bytes": 2**60}]}, f"{shard}: damaged: "),
+        ({"files": [file | {"sha256": "0" * 64}]}, f"{shard}: damaged: "),
+        ({"files": [file, file | {"name": "more"}]}, f"{shard}/more: damaged: "),
+    ]
+    for change, told in changes:
+        edit(record, change)
+        assert refusal(tmp_path).startswith(told), change
+        record.write_text(whole)
 
 
 def test_two_shards_that_changed_places_are_found(tmp_path: Path) -> None:
@@ -253,9 +221,7 @@ def test_two_shards_that_changed_places_are_found(tmp_path: Path) -> None:
         ("version", 1),
     ],
 )
-def test_a_manifest_that_is_not_this_stores_never_gives_wrong_data(
-    tmp_path: Path, field: str, value: Any
-) -> None:
+def test_a_wrong_manifest_never_gives_wrong_data(tmp_path: Path, field: str, value: Any) -> None:
     make(tmp_path)
     if isinstance(value, dict):
         value = json.loads((tmp_path / "manifest.json").read_text())[field] | value
@@ -296,13 +262,6 @@ def test_a_shard_that_lacks_a_column_names_it(tmp_path: Path) -> None:
         for leftover in tmp_path.rglob("*0000*"):
             leftover.unlink()
         make(tmp_path)
-
-
-def test_stray_files_among_the_shards_are_nobodys_business(tmp_path: Path) -> None:
-    make(tmp_path)
-    for name in ("notes.json", "1.json", "99999.json", ".unfinished-1-00000.json", "00000.txt"):
-        (tmp_path / "shards" / name).write_text("not ours")
-    assert_same(open_store(tmp_path).read(np.arange(10)), BLOCK)
 
 
 def plain_rows(block: Block) -> list[dict[str, Any]]:

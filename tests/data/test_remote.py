@@ -20,7 +20,7 @@ from coldstill.data.places.faults import Patience
 from coldstill.data.places.objects import Objects
 from coldstill.data.places.opening import place_at
 from coldstill.data.store.reader import StoreReader, open_store
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import cached_bytes, digests, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ def test_a_process_killed_between_data_and_record_loses_the_shard_and_the_lock(
     with process, process.stdout:
         try:
             assert process.stdout.readline() == "writing\n"
-            with pytest.raises(ColdstillError) as caught, StoreWriter(url, MANIFEST):
+            with pytest.raises(ColdstillError) as caught, ShardWriter(url, MANIFEST):
                 pass
             assert f"is writing this store: process {process.pid} on " in str(caught.value)
         finally:

@@ -13,7 +13,7 @@ from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.rewrite import convert, take
 from coldstill.data.store.layout import MEASUREMENTS, TOKENIZER
 from coldstill.data.store.reader import StoreReader, open_store
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import (
     assert_same,
     digests,
@@ -216,26 +216,26 @@ def test_what_was_killed_goes_on_and_ends_the_same(
     path = make(tmp_path / "a", codec="compact" if how == "take" else "plain")
     REWRITES[how](path, f"{tmp_path}/whole")
     written: list[int] = []
-    write = StoreWriter.write
+    write = ShardWriter.write
 
-    def killed(self: StoreWriter, shard: int, *rest: Any, **options: Any) -> Commit:
+    def killed(self: ShardWriter, shard: int, *rest: Any, **options: Any) -> Commit:
         if len(written) == done:
             raise KeyboardInterrupt
         written.append(shard)
         return write(self, shard, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "write", killed)
+        patch.setattr(ShardWriter, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             REWRITES[how](path, f"{tmp_path}/b")
     assert open_store(tmp_path / "b", incomplete=True).done == written
     again: list[int] = []
 
-    def counted(self: StoreWriter, shard: int, *rest: Any, **options: Any) -> Commit:
+    def counted(self: ShardWriter, shard: int, *rest: Any, **options: Any) -> Commit:
         again.append(shard)
         return write(self, shard, *rest, **options)
 
-    monkeypatch.setattr(StoreWriter, "write", counted)
+    monkeypatch.setattr(ShardWriter, "write", counted)
     REWRITES[how](path, f"{tmp_path}/b")
     assert digests(tmp_path / "b") == digests(tmp_path / "whole")
     assert not set(again) & set(written)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Block, Capture, Sequences, Targets, sequence_hash
+from coldstill.data.schema import Block, Capture, Sequences, Targets, sequence_hash, target_shapes
 from oracles import random_block
 
 
@@ -32,8 +32,9 @@ def rows_of(block: Block) -> list[list[Any]]:
 
 
 @pytest.mark.parametrize("capture", [Capture(head=3, tail=2), Capture(head=2, temperatures=(2.0,))])
-def test_a_block_is_taken_with_the_targets_of_its_sequences(capture: Capture) -> None:
+def test_blocks_are_taken_and_joined_with_the_targets_of_their_sequences(capture: Capture) -> None:
     block = random_block(0, 9, capture)
+    assert 0 in random_block(1, 8).sequences.positions.lengths  # one without any target
     rows = rows_of(block)
     random = np.random.default_rng(0)
     for _ in range(50):
@@ -41,17 +42,19 @@ def test_a_block_is_taken_with_the_targets_of_its_sequences(capture: Capture) ->
         taken = block.take(chosen)
         assert rows_of(taken) == [rows[i] for i in chosen]
         assert taken.capture == capture
-
-
-def test_blocks_are_joined_in_order() -> None:
-    parts = [random_block(seed, count) for seed, count in enumerate((3, 1, 5))]
+    parts = [random_block(seed, count, capture) for seed, count in enumerate((3, 1, 5))]
     assert rows_of(Block.concatenate(parts)) == [row for part in parts for row in rows_of(part)]
+    assert Block.concatenate(parts[:1]) is parts[0]
 
 
-def test_a_block_has_as_many_targets_as_supervised_positions() -> None:
-    block = random_block(1, 8)
-    assert len(block.targets) == len(block.sequences.positions.values)
-    assert 0 in block.sequences.positions.lengths  # the builder must try a sequence without any
+def test_target_shapes_are_those_of_targets() -> None:
+    for capture in (Capture(), Capture(head=3, tail=2, temperatures=(2.0, 0.5))):
+        targets = random_block(0, 9, capture).targets
+        shapes = target_shapes(capture, len(targets))
+        for f in fields(Targets):
+            value = getattr(targets, f.name)
+            assert (value is None) == (f.name not in shapes)
+            assert value is None or (value.shape, value.dtype) == shapes[f.name]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from coldstill.data.places.local import LocalPlace
 from coldstill.data.schema import Capture
 from coldstill.data.store.manifest import TokenizerIdentity, read_manifest
 from coldstill.data.store.seal import sealed
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import FULL, VOCABULARY, digests, manifest_for, random_block, write_missing
 from tokenizers import Tokenizer, models
 
@@ -156,7 +156,7 @@ def test_every_file_of_the_tokenizer_is_compared_with_its_record(tmp_path: Path)
     make(tmp_path)
     shutil.copytree(tmp_path / "tokenizer", tmp_path / "made")
     (tmp_path / "made" / "tokenizer_config.json").write_text("{}")
-    with StoreWriter(tmp_path, read_manifest(LocalPlace(tmp_path))) as writer:
+    with ShardWriter(tmp_path, read_manifest(LocalPlace(tmp_path))) as writer:
         writer.add_tokenizer(tmp_path / "made")
     assert said(tmp_path) == []
     config = tmp_path / "tokenizer" / "tokenizer_config.json"
@@ -375,7 +375,7 @@ def test_a_repair_is_refused_while_somebody_writes(tmp_path: Path) -> None:
     flip(record(tmp_path, 1))
     before = digests(tmp_path)
     with (
-        StoreWriter(tmp_path, manifest),
+        ShardWriter(tmp_path, manifest),
         pytest.raises(ColdstillError, match="another process is writing this store"),
     ):
         repair(str(tmp_path))
@@ -390,7 +390,7 @@ def test_claims_of_the_living_and_the_dead_are_no_part_of_a_store(tmp_path: Path
     (root / "claims").mkdir()
     for name in ("00001", "starting"):
         (root / "claims" / name).touch()
-    with StoreWriter(root, manifest, shared=True) as writer, writer.claim(7):
+    with ShardWriter(root, manifest, shared=True) as writer, writer.claim(7):
         assert (root / "claims" / "00007").exists()
         assert said(root) == []
         assert leftovers(str(root)) == []
@@ -411,7 +411,7 @@ def test_nothing_else_changes_a_store_that_several_write(tmp_path: Path) -> None
     manifest = make(source)
     make(root)
     flip(record(root, 1))
-    with StoreWriter(root, manifest, shared=True) as writer, writer.claim(0):
+    with ShardWriter(root, manifest, shared=True) as writer, writer.claim(0):
         before = digests(root)
         for change in (
             lambda: repair(str(root)),
@@ -433,12 +433,12 @@ def test_who_comes_during_a_repair_is_refused(tmp_path: Path) -> None:
     def tell(*_: Any) -> None:
         with (
             pytest.raises(ColdstillError, match="another process is writing this store") as caught,
-            StoreWriter(tmp_path, manifest, shared=True),
+            ShardWriter(tmp_path, manifest, shared=True),
         ):
             pass
         met.append(caught.value)
 
     assert repair(str(tmp_path), tell=tell).problems == []
     assert len(met) == 3
-    with StoreWriter(tmp_path, manifest, shared=True):
+    with ShardWriter(tmp_path, manifest, shared=True):
         pass

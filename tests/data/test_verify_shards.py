@@ -19,7 +19,7 @@ from coldstill.data.maintenance.verify import leftovers, verify
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.store.manifest import Part, read_manifest
 from coldstill.data.store.reader import open_store
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import digests, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def test_a_block_that_cannot_be_decoded_does_not_hide_the_next(tmp_path: Path) -
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "kept").mkdir()
     (tmp_path / "shards").rename(tmp_path / "kept" / "shards")
-    with StoreWriter(tmp_path, replace(manifest, capture=capture)):
+    with ShardWriter(tmp_path, replace(manifest, capture=capture)):
         (tmp_path / "kept" / "shards").rename(tmp_path / "shards")
     lines = said(tmp_path)
     assert len(lines) == 5  # one for each block
@@ -141,7 +141,7 @@ def statistics_changed(root: Path, shard: int, **changed: Any) -> None:
     block = reader.read(np.array(reader.manifest.shard_rows(shard)))
     sums: ShardStatistics = replace(reader.commit(shard).statistics, **changed)
     (root / "shards" / f"{shard:05d}.json").unlink()
-    with StoreWriter(root, reader.manifest) as writer:
+    with ShardWriter(root, reader.manifest) as writer:
         writer.write(shard, block, statistics=replace(sums, distortion=0.0))
 
 

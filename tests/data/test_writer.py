@@ -21,7 +21,7 @@ from coldstill.data.codecs.plain import PlainCodec
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import SCRATCH_PREFIX
 from coldstill.data.store.commit import shard_files
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import digests, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class DyingDisk:
 
 def write_claimed(root: Path, manifest: Manifest, block: Block) -> None:
     """As `write_missing`, by one of several writers."""
-    with StoreWriter(root, manifest, shared=True) as writer:
+    with ShardWriter(root, manifest, shared=True) as writer:
         for shard in writer.missing():
             with writer.claim(shard) as mine:
                 assert mine
@@ -132,25 +132,20 @@ def test_an_error_between_blocks_leaves_the_shard_missing(
     with pytest.raises(type(error)):
         write_missing(tmp_path, MANIFEST, BLOCK)
     assert scratch_in(tmp_path) == []
-    with StoreWriter(tmp_path, MANIFEST) as writer:
+    with ShardWriter(tmp_path, MANIFEST) as writer:
         assert writer.missing() == [1, 2]
     write_missing(tmp_path, MANIFEST, BLOCK)
     assert digests(tmp_path) == whole
 
 
-def test_shards_may_be_written_in_any_order(tmp_path: Path, whole: dict[str, str]) -> None:
-    for shard in (2, 0, 1):
-        with StoreWriter(tmp_path, MANIFEST) as writer:
-            assert shard in writer.missing()
-            writer.write(shard, BLOCK.take(np.array(MANIFEST.shard_rows(shard))))
-            assert shard not in writer.missing()
-    assert digests(tmp_path) == whole
-
-
-def test_a_shard_whose_record_was_deleted_is_written_again(
+def test_shards_are_written_in_any_order_and_again_if_their_record_is_missing(
     tmp_path: Path, whole: dict[str, str]
 ) -> None:
-    write_missing(tmp_path, MANIFEST, BLOCK)
+    for shard in (2, 0, 1):
+        with ShardWriter(tmp_path, MANIFEST) as writer:
+            assert shard in writer.missing()
+            writer.write(shard, part(shard))
+            assert shard not in writer.missing()
     (tmp_path / "shards" / "00001.json").unlink()
     (tmp_path / "shards" / "00001.arrow").write_bytes(b"damaged")
     write_missing(tmp_path, MANIFEST, BLOCK)
@@ -184,7 +179,8 @@ def test_a_process_killed_while_writing_loses_one_shard_and_its_lock(
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE_SLOWLY, str(tmp_path)],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
         text=True,
     )
     assert process.stdout is not None
@@ -194,55 +190,41 @@ def test_a_process_killed_while_writing_loses_one_shard_and_its_lock(
             assert len(scratch_in(tmp_path)) == 1
             with (
                 pytest.raises(ColdstillError, match="another process is writing this store"),
-                StoreWriter(tmp_path, MANIFEST),
+                ShardWriter(tmp_path, MANIFEST),
             ):
                 pass
             assert len(scratch_in(tmp_path)) == 1  # the refused one has cleared nothing away
         finally:
             process.send_signal(signal.SIGKILL)
     assert sorted(path.name for path in tmp_path.glob("shards/0*")) == ["00000.arrow", "00000.json"]
-    with StoreWriter(tmp_path, MANIFEST) as writer:
+    with ShardWriter(tmp_path, MANIFEST) as writer:
         assert scratch_in(tmp_path) == []
         assert writer.missing() == [1, 2]
     write_missing(tmp_path, MANIFEST, BLOCK)
     assert digests(tmp_path) == whole
 
 
-def test_two_writers_at_once_are_one_too_many(tmp_path: Path) -> None:
-    with StoreWriter(tmp_path, MANIFEST):
-        with (
-            pytest.raises(ColdstillError) as caught,
-            StoreWriter(tmp_path, MANIFEST),
-        ):
-            pass
-        assert str(caught.value).startswith(f"{tmp_path}: another process is writing")
-        assert "\n" not in str(caught.value)
-    with StoreWriter(tmp_path, MANIFEST):
-        pass
+def test_a_writer_that_needs_the_store_alone_excludes_all_others(tmp_path: Path) -> None:
+    for first, second in ((False, False), (False, True), (True, False)):
+        with ShardWriter(tmp_path, MANIFEST, shared=first):
+            other = ShardWriter(tmp_path, MANIFEST, shared=second)
+            with pytest.raises(ColdstillError) as caught, other:
+                pass
+            wait = f"{tmp_path}: another process is writing this store; wait for it"
+            assert str(caught.value) == wait
 
 
-def test_a_writer_that_cannot_begin_lets_go_of_the_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(ColdstillError, match="the disk is full"):
-            write_missing(tmp_path, MANIFEST, BLOCK)
-    assert scratch_in(tmp_path) == []
-    write_missing(tmp_path, MANIFEST, BLOCK)
-
-
-def test_a_full_disk_keeps_what_was_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, str]
+@pytest.mark.parametrize(
+    ("room", "where"), [(0, "manifest.json"), (6, "shards/00001.arrow")], ids=["begin", "later"]
+)
+def test_a_full_disk_keeps_what_was_finished_and_releases_the_lock(
+    room: int, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, str]
 ) -> None:
     fsync, calls = os.fsync, []
 
     def filling_up(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) > 6:  # file and folder of: the manifest, a shard, its record
+        if len(calls) > room:  # file and folder of: the manifest, a shard, its record
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
@@ -250,25 +232,39 @@ def test_a_full_disk_keeps_what_was_finished(
         patch.setattr(os, "fsync", filling_up)
         with pytest.raises(ColdstillError) as caught:
             write_missing(tmp_path, MANIFEST, BLOCK)
-    assert str(caught.value).startswith(f"{tmp_path}/shards/00001.arrow: the disk is full")
+    assert str(caught.value).startswith(f"{tmp_path}/{where}: the disk is full")
     assert scratch_in(tmp_path) == []
     write_missing(tmp_path, MANIFEST, BLOCK)
     assert digests(tmp_path) == whole
 
 
-def test_shards_without_a_manifest_are_left_alone(tmp_path: Path) -> None:
-    write_missing(tmp_path, MANIFEST, BLOCK)
-    (tmp_path / "manifest.json").unlink()
-    before = digests(tmp_path)
-    with pytest.raises(ColdstillError) as caught, StoreWriter(tmp_path, MANIFEST):
+def test_a_shared_writer_that_fails_to_begin_leaves_no_claim(tmp_path: Path) -> None:
+    def fail(_: Path) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError), shared(tmp_path, save_tokenizer=fail):
         pass
-    assert str(caught.value) == f"{tmp_path}: holds shards but no manifest.json; move it away"
-    assert digests(tmp_path) == before
+    assert scratch_in(tmp_path) == []
+    with ShardWriter(tmp_path, MANIFEST):
+        assert not (tmp_path / "claims").exists()
 
 
-def test_checking_a_store_writes_nothing(tmp_path: Path) -> None:
-    StoreWriter(tmp_path / "store", MANIFEST).check()
+def test_a_folder_that_is_not_a_store_is_left_alone(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    ShardWriter(store, MANIFEST).check()
     assert list(tmp_path.iterdir()) == []
+    store.write_text("mine")
+    with pytest.raises(ColdstillError, match="store: a file, where a store's folder should be"):
+        write_missing(store, MANIFEST, BLOCK)
+    assert store.read_text() == "mine"
+    store.unlink()
+    write_missing(store, MANIFEST, BLOCK)
+    (store / "manifest.json").unlink()
+    before = digests(store)
+    with pytest.raises(ColdstillError) as caught, ShardWriter(store, MANIFEST):
+        pass
+    assert str(caught.value) == f"{store}: holds shards but no manifest.json; move it away"
+    assert digests(store) == before
 
 
 def test_the_manifest_of_a_store_is_never_written_again(tmp_path: Path) -> None:
@@ -280,17 +276,8 @@ def test_the_manifest_of_a_store_is_never_written_again(tmp_path: Path) -> None:
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-def test_a_shard_of_the_wrong_size_is_refused(tmp_path: Path) -> None:
-    with (
-        StoreWriter(tmp_path, MANIFEST) as writer,
-        pytest.raises(ValueError, match="shard 2 holds 2 sequences, got 4"),
-    ):
-        writer.write(2, BLOCK.take(np.arange(4)))
-    assert scratch_in(tmp_path) == []
-
-
-def test_the_record_counts_what_the_shard_holds(tmp_path: Path) -> None:
-    with StoreWriter(tmp_path, MANIFEST) as writer:
+def test_the_commit_record_has_the_counts_of_the_shard(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, MANIFEST) as writer:
         part = BLOCK.take(np.array(MANIFEST.shard_rows(1)))
         commit = writer.write(1, part)
     path = tmp_path / "shards" / "00001.arrow"
@@ -315,7 +302,7 @@ class Forgetful(PlainCodec):
         return replace(block, targets=replace(block.targets, head_ids=ids))
 
 
-def test_what_does_not_come_back_from_its_codec_is_never_committed(
+def test_a_shard_that_decodes_differently_is_never_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CODECS, "plain", Forgetful)
@@ -325,24 +312,15 @@ def test_what_does_not_come_back_from_its_codec_is_never_committed(
     assert scratch_in(tmp_path) == []
 
 
-def test_a_store_where_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "store").write_text("mine")
-    with pytest.raises(ColdstillError, match="store: a file, where a store's folder should be"):
-        write_missing(tmp_path / "store", MANIFEST, BLOCK)
-    assert (tmp_path / "store").read_text() == "mine"
-
-
-def shared(root: Path, **options: Any) -> StoreWriter:
-    return StoreWriter(root, MANIFEST, shared=True, **options)
+def shared(root: Path, **options: Any) -> ShardWriter:
+    return ShardWriter(root, MANIFEST, shared=True, **options)
 
 
 def part(shard: int) -> Block:
     return BLOCK.take(np.array(MANIFEST.shard_rows(shard)))
 
 
-def test_writers_that_share_a_store_make_what_one_makes(
-    tmp_path: Path, whole: dict[str, str]
-) -> None:
+def test_several_writers_write_the_same_bytes_as_one(tmp_path: Path, whole: dict[str, str]) -> None:
     with shared(tmp_path) as one, shared(tmp_path) as other:
         with one.claim(1) as mine, other.claim(1) as its, other.claim(0) as another:
             assert (mine, its, another) == (True, False, True)
@@ -382,35 +360,12 @@ def test_only_the_first_of_several_writers_clears_up(tmp_path: Path) -> None:
         assert scratch_in(tmp_path) == []
 
 
-def test_who_shares_and_who_does_not_keep_out_of_each_others_way(tmp_path: Path) -> None:
-    for first, second in ((False, True), (True, False)):
-        with StoreWriter(tmp_path, MANIFEST, shared=first):
-            with (
-                pytest.raises(ColdstillError) as caught,
-                StoreWriter(tmp_path, MANIFEST, shared=second),
-            ):
-                pass
-            wait = f"{tmp_path}: another process is writing this store; wait for it"
-            assert str(caught.value) == wait
-
-
-def test_a_writer_that_cannot_begin_takes_no_part(tmp_path: Path) -> None:
-    def fail(_: Path) -> None:
-        raise KeyError
-
-    with pytest.raises(KeyError), shared(tmp_path, save_tokenizer=fail):
-        pass
-    assert scratch_in(tmp_path) == []
-    with StoreWriter(tmp_path, MANIFEST):
-        assert not (tmp_path / "claims").exists()
-
-
 def test_a_store_that_was_made_differently_meanwhile_is_refused(tmp_path: Path) -> None:
     late = shared(tmp_path)
     late.check()
     other = replace(MANIFEST, shard_sequences=5)
     with (
-        StoreWriter(tmp_path, other, shared=True),
+        ShardWriter(tmp_path, other, shared=True),
         pytest.raises(ColdstillError, match="made differently: shard_sequences"),
         late,
     ):
@@ -440,23 +395,24 @@ def test_the_tokenizer_is_written_by_the_first(tmp_path: Path) -> None:
     before = digests(tmp_path)
     assert set(before) == {"manifest.json", "tokenizer/tokenizer.json", "tokenizer.files.json"}
     (tmp_path / "tokenizer.files.json").unlink()  # killed before its record was written
-    with StoreWriter(tmp_path, MANIFEST, save_tokenizer=save):
+    with ShardWriter(tmp_path, MANIFEST, save_tokenizer=save):
         pass
     assert len(calls) == 2
     assert digests(tmp_path) == before
 
 
-@pytest.mark.parametrize("sizes", [(), (3,), (2, 2), (3, 2), (1, 3), (4,), (3, 1, 1)])
-def test_blocks_that_are_not_the_shards_are_refused(tmp_path: Path, sizes: tuple[int, ...]) -> None:
-    ends = np.cumsum((0, *sizes))
+def test_blocks_of_wrong_sizes_are_refused(tmp_path: Path) -> None:
     with shared(tmp_path) as writer, writer.claim(0):
-        blocks = [
-            writer.encode(BLOCK.take(np.arange(start, end)))
-            for start, end in itertools.pairwise(ends.tolist())
-        ]
-        said = r"shard 0 holds \[3, 1\] sequences, got \[|a shard needs at least one block"
-        with pytest.raises(ValueError, match=said):
-            writer.commit(0, blocks)
+        with pytest.raises(ValueError, match="shard 2 holds 2 sequences, got 4"):
+            writer.write(2, BLOCK.take(np.arange(4)))
+        for sizes in ((), (3,), (2, 2), (3, 2), (1, 3), (4,), (3, 1, 1)):
+            blocks = [
+                writer.encode(BLOCK.take(np.arange(start, end)))
+                for start, end in itertools.pairwise(np.cumsum((0, *sizes)).tolist())
+            ]
+            said = r"shard 0 holds \[3, 1\] sequences, got \[|a shard needs at least one block"
+            with pytest.raises(ValueError, match=said):
+                writer.commit(0, blocks)
         assert writer.missing() == [0, 1, 2]
     assert scratch_in(tmp_path) == []
     assert list(tmp_path.glob("shards/*")) == []
@@ -479,12 +435,12 @@ WRITE_SHARED = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from coldstill.data.store.writer import StoreWriter
+from coldstill.data.store.writer import ShardWriter
 from oracles import manifest_for, random_block
 
 block = random_block(0, 10)
 manifest = manifest_for(block)
-with StoreWriter(Path(sys.argv[1]), manifest, shared=True) as writer, writer.claim(0) as mine:
+with ShardWriter(Path(sys.argv[1]), manifest, shared=True) as writer, writer.claim(0) as mine:
     with writer.claim(1):
         writer.write(1, block.take(np.array(manifest.shard_rows(1))))
         print(mine, flush=True)
@@ -492,13 +448,14 @@ with StoreWriter(Path(sys.argv[1]), manifest, shared=True) as writer, writer.cla
 """
 
 
-def test_what_a_killed_writer_had_claimed_is_free_at_once(
+def test_the_claims_of_a_killed_writer_are_free_at_once(
     tmp_path: Path, whole: dict[str, str]
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE_SHARED, str(tmp_path)],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
         text=True,
     )
     assert process.stdout is not None

@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_student_is_refused_with_the_key(
     assert line == (
         "error: runs/r/students/n/checkpoints/checkpoint-2: is of another training, with "
         "student.train.learning_rate = 0.001, now 0.003; train under a new name, or delete "
-        "runs/r/students/n to train this one anew"
+        "runs/r/students/n to train it again"
     )
 
 

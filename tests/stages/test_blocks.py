@@ -8,27 +8,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.data.schema import Capture
 from coldstill.stages.config import ArchitectureConfig, LoraConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.train_student import StudentJob, train_student
 from coldstill.stages.training import blocks
 from coldstill.stages.training.metrics import read_metrics
 from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file
-from small_runs import LENGTH, capture_store, prepare, save_teacher
+from small_runs import LENGTH, save_teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.store.reader import StoreReader
-
-
-@pytest.fixture(scope="module")
-def store(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
-    folder = tmp_path_factory.mktemp("run")
-    teacher = save_teacher(folder / "teacher", tokenizer)
-    corpus = prepare(folder / "corpus", tokenizer)
-    return capture_store(corpus, teacher, folder / "logits", Capture(head=8, tail=8))
 
 
 def learn(
@@ -188,7 +179,7 @@ def test_everything_together(store: StoreReader, base: Path, tmp_path: Path, tra
     assert names(tmp_path / "all") == names(tmp_path / "plain")
 
 
-def test_without_a_compiler_it_is_refused_at_once(
+def test_options_that_cannot_work_are_refused_before_training(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(function: Any) -> Any:
@@ -199,47 +190,18 @@ def test_without_a_compiler_it_is_refused_at_once(
 
     blocks._no_compiler.cache_clear()
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(ColdstillError) as error:
-        learn(store, tmp_path / "out", compile=True)
-    assert str(error.value) == (
-        "train-student small: train.compile: torch.compile does not work on this machine: "
-        "InvalidCxxCompiler: no working C++ compiler found; remove it, or install a C++ compiler "
-        "(on a GPU, Triton)"
+    monkeypatch.setattr(
+        type(make_model("llama", VOCABULARY)), "supports_gradient_checkpointing", False
     )
+    for option, told in {
+        "compile": "torch.compile does not work on this machine: InvalidCxxCompiler: no working "
+        "C++ compiler found; remove it, or install a C++ compiler (on a GPU, Triton)",
+        "gradient_checkpointing": "a 'llama' model does not support it; remove it, or lower "
+        "micro_batch_tokens instead",
+    }.items():
+        options: dict[str, Any] = {option: True}
+        with pytest.raises(ColdstillError) as error:
+            learn(store, tmp_path / "out", **options)
+        assert str(error.value) == f"train-student small: train.{option}: {told}"
     assert not (tmp_path / "out").exists()
     blocks._no_compiler.cache_clear()
-
-
-def test_a_model_that_cannot_be_checkpointed_is_refused(
-    store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kind = type(make_model("llama", VOCABULARY))
-    monkeypatch.setattr(kind, "supports_gradient_checkpointing", False)
-    with pytest.raises(ColdstillError) as error:
-        learn(store, tmp_path / "out", gradient_checkpointing=True)
-    assert str(error.value) == (
-        "train-student small: train.gradient_checkpointing: a 'llama' model cannot; remove it, or "
-        "lower micro_batch_tokens instead"
-    )
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "trainer",
-    [
-        {"optim": "adafactor"},
-        {"adam_beta2": 0.5},
-        {"neftune_noise_alpha": 50.0},
-        {"lr_scheduler_kwargs": {"num_cycles": 1.5}},
-    ],
-    ids=str,
-)
-def test_what_the_trainer_can_do_is_asked_of_it_by_name(
-    trainer: dict[str, Any], store: StoreReader, plain: list[float], tmp_path: Path
-) -> None:
-    losses = learn(store, tmp_path, trainer=trainer)
-    assert losses != plain
-    assert losses == pytest.approx(plain, rel=0.2)
-    assert names(tmp_path) == set(make_model("llama-tied", VOCABULARY).state_dict()) - {
-        "lm_head.weight"
-    }

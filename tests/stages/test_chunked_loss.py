@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import dense
+import headed
 import pytest
 import torch
 from coldstill.data.schema import Capture
@@ -14,6 +15,7 @@ from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.targets.tensors import TargetTensors, tempered
 from coldstill.stages.training.chunked_loss import COUNTS, Term, chunked_loss
+from headed import ROWS, VOCABULARY, Headed
 from torch import nn
 
 if TYPE_CHECKING:
@@ -21,24 +23,7 @@ if TYPE_CHECKING:
 
     from coldstill.stages.targets.losses.support import Support
 
-ROWS, WIDTH, VOCABULARY, PADDED = 23, 12, 70, 80
 TEMPERATURES = (2.0,)
-
-
-class Headed(nn.Module):
-    """As much of a model as its head needs."""
-
-    def __init__(self, *, bias: bool = False, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.head = nn.Linear(WIDTH, PADDED, bias=bias)
-        with torch.no_grad():
-            for parameter in self.head.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        self.to(dtype)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.head
 
 
 class ReverseKL:
@@ -95,15 +80,9 @@ CAPTURES = {
 }
 
 
-def draw(capture: Capture, rows: int = ROWS) -> tuple[torch.Tensor, TargetTensors]:
+def draw(capture: Capture) -> tuple[torch.Tensor, TargetTensors]:
     """Hidden states and targets."""
-    generator = torch.Generator().manual_seed(2)
-    hidden_MD = torch.randn(rows, WIDTH, generator=generator)
-    teacher_MV = torch.randn(rows, VOCABULARY, generator=generator) * 3
-    labels_M = torch.randint(0, VOCABULARY, (rows,), generator=generator)
-    labels_M[: rows // 2] = hidden_MD[: rows // 2].argmax(1)  # some that are easy to find
-    shifts_M = torch.rand(rows, generator=generator, dtype=torch.float64)
-    target = dense.record(teacher_MV, labels_M, shifts_M, capture)
+    hidden_MD, _, target = headed.draw(capture)
     return hidden_MD, dense.cast(target, torch.float32)
 
 
@@ -179,7 +158,7 @@ def expect_agreement(
 @pytest.mark.parametrize("capture", CAPTURES.values(), ids=CAPTURES)
 @pytest.mark.parametrize("terms", OBJECTIVES.values(), ids=OBJECTIVES)
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_loss_and_gradients_are_those_of_whole_logits(
+def test_loss_and_gradients_equal_those_of_whole_logits(
     setting: Setting, terms: list[Term], capture: Capture
 ) -> None:
     expect_agreement(setting, terms, capture)
@@ -214,7 +193,7 @@ def test_a_tied_weight_gets_the_gradient_of_both_its_uses() -> None:
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
 
 
-def test_counts_are_what_they_say() -> None:
+def test_counts_match_their_definitions() -> None:
     hidden_MD, target = draw(CAPTURES["head and tail"])
     model = Headed()
     _, sums = chunked_loss(connect(model, Setting()), hidden_MD, target, OBJECTIVES["kl"])
@@ -321,32 +300,3 @@ def test_bf16_states_agree_up_to_their_rounding() -> None:
         assert float((ours.float() - theirs).norm() / theirs.norm()) < 2e-2
     weight: Any = model.head.weight.grad
     assert weight.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("confidence", [5.0, 20.0, 30.0, 45.0])
-def test_the_bucket_keeps_its_digits_however_sure_of_the_head_the_student_is(
-    confidence: float,
-) -> None:
-    """The teacher leaves far more beside its head than the student: nothing may cancel."""
-    generator = torch.Generator().manual_seed(0)
-    teacher_MV = torch.randn(ROWS, VOCABULARY, generator=generator)
-    labels_M = torch.randint(0, VOCABULARY, (ROWS,), generator=generator)
-    capture = Capture(head=8, tail=0)
-    exact = dense.record(teacher_MV, labels_M, torch.zeros(ROWS), capture)
-    student_MV = torch.randn(ROWS, VOCABULARY, generator=generator)
-    student_MV.scatter_add_(1, exact.head_ids, torch.full((ROWS, 8), confidence))
-    terms = [Term(LOSSES["kl"], 0.7), Term(LOSSES["cross_entropy"], 0.3)]
-
-    leaf = student_MV.double().requires_grad_()
-    logprobs = leaf.log_softmax(1)
-    values = [t.weight * t.loss.value(logprobs, exact, 1.0).sum() for t in terms]
-    torch.autograd.backward(torch.stack(values).sum())
-
-    # logits as hidden states of a head that hands them through
-    states = student_MV.clone().requires_grad_()
-    head = OutputHead(Headed(), VOCABULARY, whole=True)
-    total, _ = chunked_loss(head, states, dense.cast(exact, torch.float32), terms)
-    torch.autograd.backward(total)
-    assert leaf.grad is not None
-    assert states.grad is not None
-    torch.testing.assert_close(states.grad.double(), leaf.grad, rtol=0.0, atol=2e-6)

@@ -22,7 +22,7 @@ pytest_plugins = ("distance",)
 
 def first(rows: Any) -> Any:
     """What the data loader sends: something that travels."""
-    return rows[0].ids.tolist(), rows[1].head_logprobs.tolist()
+    return rows[0].sequences.ids.tolist(), rows[0].targets.head_logprobs.tolist()
 
 
 def batches(store: Any, workers: int) -> list[Any]:

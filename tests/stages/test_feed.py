@@ -12,10 +12,10 @@ from coldstill.data.prepared import CorpusLayout
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.stages.models.isolation import flat_positions
+from coldstill.stages.training.batch import collate
 from coldstill.stages.training.feed import (
-    Collate,
     CorpusDataset,
-    Place,
+    OrderPosition,
     StepBatches,
     StepShape,
     StoreDataset,
@@ -44,38 +44,42 @@ def store(
 def test_labels_are_the_tokens_after_the_positions(store: StoreReader) -> None:
     """In the padded batch itself: at a position stands what is read, after it the label."""
     rows = StoreDataset(store).__getitems__([5, 0, 7, 2])
-    batch = Collate("positions", torch.float32, CAPTURE)(rows)
-    flat = batch["input_ids"].flatten()
-    assert torch.equal(batch["labels"], flat[batch["positions"] + 1])
-    assert not torch.equal(batch["labels"], flat[batch["positions"]])
-    width = batch["input_ids"].shape[1]
-    next_position = batch["position_ids"].flatten()[batch["positions"] + 1]
-    assert (next_position == batch["position_ids"].flatten()[batch["positions"]] + 1).all()
-    assert width == rows[0].tokens.lengths.max()
-    assert len(batch["labels"]) == len(batch["head_ids"]) == len(batch["log_norm"])
-    assert batch["tail_logprobs"].shape == (len(batch["labels"]), 2)
+    batch = collate(rows)
+    ids_BT, target = batch.inputs["input_ids"], batch.targets
+    assert torch.equal(target.labels, ids_BT.flatten()[batch.positions + 1])
+    assert not torch.equal(target.labels, ids_BT.flatten()[batch.positions])
+    place_BT = batch.inputs["position_ids"].flatten()
+    assert (place_BT[batch.positions + 1] == place_BT[batch.positions] + 1).all()
+    assert ids_BT.shape[1] == rows[0].sequences.tokens.lengths.max()
+    assert len(target) == len(target.head_ids) == len(target.log_norm)
+    assert target.tail_logprobs is not None
+    assert target.tail_logprobs.shape == (len(target), 2)
 
 
 def test_a_batch_holds_the_targets_of_its_rows_in_their_order(store: StoreReader) -> None:
     dataset = StoreDataset(store)
-    many = dataset.__getitems__([5, 0, 7])
-    singles = [dataset[i] for i in (5, 0, 7)]
-    assert many[1] is not None
-    expected = np.concatenate([single[1].head_ids for single in singles if single[1] is not None])
-    np.testing.assert_array_equal(many[1].head_ids, expected)
-    np.testing.assert_array_equal(many[0].ids, [5, 0, 7])
+    many, singles = dataset.__getitems__([5, 0, 7]), [dataset[i] for i in (5, 0, 7)]
+    assert many[0].sequences.ids.tolist() == [5, 0, 7]
+    expected = np.concatenate([single.targets.head_ids for (single,) in singles])
+    np.testing.assert_array_equal(many[0].targets.head_ids, expected)
+    for batch in (collate(many), collate(singles)):
+        assert batch.sequence_ids == (5, 0, 7)
+        np.testing.assert_array_equal(batch.targets.head_ids, expected)
     assert len(dataset) == len(store)
 
 
 def test_rows_of_a_corpus_come_without_targets(corpus: SmallCorpus, store: StoreReader) -> None:
     dataset = CorpusDataset(CorpusLayout(corpus.folder).open("train"))
-    sequences, targets = dataset.__getitems__([3, 1])
-    assert targets is None
+    rows = dataset.__getitems__([3, 1])
+    hashes = rows[0].sequences.hashes
     assert len(dataset) == len(store)
-    np.testing.assert_array_equal(sequences.hashes, store.read(np.array([3, 1])).sequences.hashes)
-    np.testing.assert_array_equal(dataset[3][0].hashes, sequences.hashes[:1])
-    batch = Collate("positions", torch.float32, None)((sequences, targets))
-    assert torch.equal(batch["labels"], batch["input_ids"].flatten()[batch["positions"] + 1])
+    np.testing.assert_array_equal(hashes, store.read(np.array([3, 1])).sequences.hashes)
+    np.testing.assert_array_equal(dataset[3][0].sequences.hashes, hashes[:1])
+    batch = collate(rows)
+    assert torch.equal(
+        batch.targets.labels, batch.inputs["input_ids"].flatten()[batch.positions + 1]
+    )
+    assert batch.targets.head_ids.shape == batch.targets.tail_ids.shape == (len(batch.positions), 0)
 
 
 def test_positions_count_from_the_start_of_their_row(store: StoreReader) -> None:
@@ -94,14 +98,17 @@ def numbered(folder: Path, sequences: int) -> StoreDataset:
 
 
 def steps_of(
-    dataset: StoreDataset, shape: StepShape, steps: int, begin: tuple[int, Place] | None = None
+    dataset: StoreDataset,
+    shape: StepShape,
+    steps: int,
+    begin: tuple[int, OrderPosition] | None = None,
 ) -> list[list[int]]:
     """The sequences of each step, from what every process takes."""
     parts = []
     for rank in range(shape.processes):
         batches = StepBatches(dataset, 4, shape, rank=rank, steps=steps)
         if begin is not None:
-            batches.go_on(*begin)
+            batches.resume(*begin)
         assert len(batches) == steps * shape.passes
         parts.append(list(batches))
         assert {len(batch) for batch in parts[-1]} <= {shape.micro}
@@ -117,7 +124,7 @@ SHAPES = [(1, 1, 4), (1, 4, 1), (2, 1, 2), (2, 2, 1), (4, 1, 1)]
 
 @pytest.mark.parametrize(("processes", "passes", "micro"), SHAPES)
 @pytest.mark.parametrize("sequences", [23, 24, 3])
-def test_every_sequence_is_taken_once_an_epoch_by_any_number_of_processes(
+def test_every_sequence_is_used_once_per_epoch_by_any_number_of_processes(
     sequences: int, processes: int, passes: int, micro: int, tmp_path: Path
 ) -> None:
     dataset = numbered(tmp_path, sequences)
@@ -135,19 +142,19 @@ def test_epochs_differ() -> None:
     assert epoch_order(4, 0, 23, 5, 2).tolist() != epoch_order(4, 1, 23, 5, 2).tolist()
 
 
-def test_two_integers_say_where_to_go_on(tmp_path: Path) -> None:
+def test_two_integers_are_enough_to_resume(tmp_path: Path) -> None:
     dataset, shape = numbered(tmp_path, 23), StepShape(processes=1, passes=2, micro=2)
     straight = StepBatches(dataset, 4, shape, steps=15)
     whole = steps_of(dataset, shape, 15)
     for step in range(16):
-        place = straight.place_after(step)
+        place = straight.position_after(step)
         assert (place.epoch, place.sequences) == divmod(4 * step, 23)
         # by other processes than before
         other = StepShape(processes=2, passes=1, micro=2)
         assert steps_of(dataset, other, 15, (step, place)) == whole[step:]
         again = StepBatches(dataset, 4, shape, steps=15)
-        again.go_on(step, place)
-        assert again.place_after(15) == straight.place_after(15)
+        again.resume(step, place)
+        assert again.position_after(15) == straight.position_after(15)
 
 
 def test_an_epoch_reads_every_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

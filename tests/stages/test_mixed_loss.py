@@ -15,15 +15,12 @@ from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.training.chunked_loss import COUNTS, Term, chunked_loss
 from coldstill.stages.training.objective import mixed_terms, terms_of
-from torch import nn
+from headed import ROWS, VOCABULARY, Headed, draw, expect_close, run, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from coldstill.stages.targets.losses.support import Support
     from coldstill.stages.targets.tensors import TargetTensors
 
-ROWS, WIDTH, SIZE = 19, 12, 60
 SHARES = (0.7, 0.3)
 KL, CE = LOSSES["kl"], LOSSES["cross_entropy"]
 TEMPERATURES = (2.0,)
@@ -47,81 +44,25 @@ class GenericKL:
         return KL.value(logprobs_MV, target, temperature)
 
 
-class Headed(nn.Module):
-    """As much of a model as its head needs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.head = nn.Linear(WIDTH, SIZE + 5, bias=False)
-        self.device = torch.device("cpu")
-        with torch.no_grad():
-            self.head.weight.copy_(torch.randn(SIZE + 5, WIDTH, generator=generator))
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.head
-
-
-def draw(*captures: Capture) -> tuple[torch.Tensor, list[torch.Tensor], TargetTensors]:
-    """Hidden states, each teacher's logits, and what was kept of all of them."""
-    generator = torch.Generator().manual_seed(2)
-    hidden_MD = torch.randn(ROWS, WIDTH, generator=generator)
-    labels_M = torch.randint(0, SIZE, (ROWS,), generator=generator)
-    teachers, records = [], []
-    for capture in captures:
-        teachers.append(torch.randn(ROWS, SIZE, generator=generator) * 3)
-        shifts_M = torch.rand(ROWS, generator=generator, dtype=torch.float64)
-        records.append(
-            dense.cast(dense.record(teachers[-1], labels_M, shifts_M, capture), torch.float32)
-        )
-    first, *others = records
-    return hidden_MD, teachers, dataclasses.replace(first, others=tuple(others))
-
-
-def run(
-    hidden_MD: torch.Tensor, target: TargetTensors, terms: Sequence[Term]
-) -> tuple[float, dict[str, float], list[torch.Tensor]]:
-    """Value, sums, and the gradients of hidden states and head."""
-    model, states = Headed(), hidden_MD.clone().requires_grad_()
-    total, sums = chunked_loss(OutputHead(model, SIZE), states, target, terms)
-    torch.autograd.backward(total)
-    assert states.grad is not None
-    assert model.head.weight.grad is not None
-    gradients = [states.grad, model.head.weight.grad[:SIZE]]
-    return float(total.detach()), {name: float(value) for name, value in sums.items()}, gradients
-
-
-def whole(
-    hidden_MD: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same student's logits in float64, and what they are made of."""
-    states = hidden_MD.double().requires_grad_()
-    weight = Headed().head.weight[:SIZE].detach().double().requires_grad_()
-    return states @ weight.T, states, weight
-
-
-def expect_close(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> None:
-    for own, expected in zip(ours, theirs, strict=True):
-        assert float((own - expected).norm() / expected.norm()) < 2e-5
-
-
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("loss", [KL, GenericKL()], ids=["closed form", "autograd"])
-def test_whole_records_give_the_divergence_from_the_mixture(loss: Any, temperature: float) -> None:
+def test_whole_distributions_give_the_divergence_from_the_mixture(
+    loss: Any, temperature: float
+) -> None:
     """In gradient exactly; in value but for what the teachers differ by."""
-    everything = Capture(head=SIZE, tail=0, temperatures=TEMPERATURES)
+    everything = Capture(head=VOCABULARY, tail=0, temperatures=TEMPERATURES)
     hidden_MD, teachers, target = draw(everything, everything)
     terms = [Term(loss, 0.9, temperature, source, share) for source, share in enumerate(SHARES)]
     value, sums, gradients = run(hidden_MD, target, [*terms, Term(CE, 0.2)])
 
-    logits_MV, states, weight = whole(hidden_MD)
+    logits_MV, leaves = whole(hidden_MD)
     probs = [(teacher.double() / temperature).softmax(1) for teacher in teachers]
     mixture = SHARES[0] * probs[0] + SHARES[1] * probs[1]
     logprobs = (logits_MV / temperature).log_softmax(1)
     kl = (mixture * (mixture.log() - logprobs)).sum()
     objective = 0.9 * temperature**2 * kl
     objective = objective + 0.2 * dense.cross_entropy(logits_MV, target.labels).sum()
-    expect_close(gradients, torch.autograd.grad(objective, (states, weight)))
+    expect_close(gradients, torch.autograd.grad(objective, leaves))
 
     apart = [float((p * (p.log() - mixture.log())).sum()) for p in probs]
     constant = sum(share * each for share, each in zip(SHARES, apart, strict=True))
@@ -145,7 +86,7 @@ RECORDS = {
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("second", RECORDS)
 @pytest.mark.parametrize("first", RECORDS)
-def test_records_of_any_shape_add_up_by_their_shares(
+def test_targets_of_any_shape_add_up_by_their_shares(
     first: str, second: str, temperature: float
 ) -> None:
     """Against each record's own formula on whole logits, differentiated by autograd."""
@@ -153,18 +94,18 @@ def test_records_of_any_shape_add_up_by_their_shares(
     shares = (0.5, 0.3, 0.2)
     terms = [Term(KL, 0.9, temperature, source, share) for source, share in enumerate(shares)]
     value, sums, gradients = run(hidden_MD, target, [*terms, Term(CE, 0.2)])
-    logits_MV, states, weight = whole(hidden_MD)
+    logits_MV, leaves = whole(hidden_MD)
     logprobs = (logits_MV / temperature).log_softmax(1)
     kl = torch.stack([KL.value(logprobs, one, temperature).sum() for one in target.sources])
     mixed = (kl * torch.tensor(shares)).sum()
     objective = 0.9 * temperature**2 * mixed
     objective = objective + 0.2 * CE.value(logits_MV.log_softmax(1), target, 1.0).sum()
-    expect_close(gradients, torch.autograd.grad(objective, (states, weight)))
+    expect_close(gradients, torch.autograd.grad(objective, leaves))
     assert value == pytest.approx(float(objective.detach()), rel=1e-5)
     assert sums["kl"] == pytest.approx(float(mixed.detach()), rel=1e-5)
 
 
-def test_a_closed_form_and_none_may_stand_side_by_side() -> None:
+def test_losses_with_and_without_a_closed_form_can_be_mixed() -> None:
     hidden_MD, _, target = draw(RECORDS["head"], RECORDS["short head"])
     terms = [Term(KL, 0.9, 1.0, 0, 0.6), Term(KL, 0.9, 1.0, 1, 0.4)]
     value, sums, gradients = run(hidden_MD, target, terms)
@@ -178,13 +119,13 @@ def test_a_closed_form_and_none_may_stand_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("confidence", [5.0, 30.0])
-def test_two_buckets_keep_their_digits_however_sure_of_a_head_the_student_is(
+def test_two_buckets_lose_no_precision_if_the_student_is_sure_of_a_head(
     confidence: float,
 ) -> None:
     """The heads overlap in part, and the student leaves nothing beside the first."""
     generator = torch.Generator().manual_seed(0)
-    teachers = [torch.randn(ROWS, SIZE, generator=generator) for _ in range(2)]
-    labels_M = torch.randint(0, SIZE, (ROWS,), generator=generator)
+    teachers = [torch.randn(ROWS, VOCABULARY, generator=generator) for _ in range(2)]
+    labels_M = torch.randint(0, VOCABULARY, (ROWS,), generator=generator)
     exact = [
         dense.record(teacher, labels_M, torch.zeros(ROWS), Capture(head=8, tail=0))
         for teacher in teachers
@@ -192,7 +133,7 @@ def test_two_buckets_keep_their_digits_however_sure_of_a_head_the_student_is(
     common = (exact[0].head_ids[:, :, None] == exact[1].head_ids[:, None]).any(2)
     assert common.any()
     assert not common.all()
-    student_MV = torch.randn(ROWS, SIZE, generator=generator)
+    student_MV = torch.randn(ROWS, VOCABULARY, generator=generator)
     student_MV.scatter_add_(1, exact[0].head_ids, torch.full((ROWS, 8), confidence))
 
     leaf = student_MV.double().requires_grad_()
@@ -204,7 +145,7 @@ def test_two_buckets_keep_their_digits_however_sure_of_a_head_the_student_is(
     first, second = (dense.cast(one, torch.float32) for one in exact)
     terms = [Term(KL, 1.0, 1.0, source, share) for source, share in enumerate(SHARES)]
     target = dataclasses.replace(first, others=(second,))
-    total, _ = chunked_loss(OutputHead(Headed(), SIZE, whole=True), states, target, terms)
+    total, _ = chunked_loss(OutputHead(Headed(), VOCABULARY, whole=True), states, target, terms)
     torch.autograd.backward(total)
     assert leaf.grad is not None
     assert states.grad is not None

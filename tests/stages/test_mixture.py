@@ -16,9 +16,10 @@ from coldstill.data.store.reader import open_store
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.train_student import StudentJob, train_student
-from coldstill.stages.training.feed import Collate, StoreDataset
+from coldstill.stages.training.batch import Batch, collate
+from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import read_metrics
-from coldstill.stages.training.mixture import MixedDataset, mixed_stores
+from coldstill.stages.training.mixture import mixed_stores
 from coldstill.stages.training.objective import attach_objective, mixed_terms, terms_of
 from conftest import VOCABULARY, make_model
 from oracles import manifest_for, random_block, random_targets, write_missing
@@ -57,14 +58,14 @@ def test_rows_are_read_side_by_side_in_the_order_of_the_first(tmp_path: Path) ->
     other = second_opinion(block, Capture(head=6, tail=0))
     first = write(tmp_path / "a", block)
     second = write(tmp_path / "b", other, shard_sequences=7, codec="compact")
-    dataset = MixedDataset([first, second])
+    dataset = StoreDataset(first, second)
     order = dataset.order(3, 1)
     assert order.tolist() == StoreDataset(first).order(3, 1).tolist()
     assert len(dataset) == 23
     for start in range(0, 23, 4):
         rows = order[start : start + 4]
-        sequences, targets, [theirs] = dataset.__getitems__(rows.tolist())
-        assert targets is not None
+        ours, found = dataset.__getitems__(rows.tolist())
+        sequences, targets, theirs = ours.sequences, ours.targets, found.targets
         expected, wanted = block.take(rows), second.read(rows).targets
         np.testing.assert_array_equal(sequences.ids, expected.sequences.ids)
         np.testing.assert_array_equal(targets.head_ids, expected.targets.head_ids)
@@ -74,8 +75,8 @@ def test_rows_are_read_side_by_side_in_the_order_of_the_first(tmp_path: Path) ->
             np.sort(theirs.head_ids), np.sort(other.take(rows).targets.head_ids)
         )
     one = dataset[5]
-    assert one[0].ids.tolist() == [5]
-    assert len(one[2][0]) == len(block.sequences.positions[5])
+    assert one[0].sequences.ids.tolist() == [5]
+    assert len(one[1].targets) == len(block.sequences.positions[5])
 
 
 @pytest.mark.parametrize("changed", ["tokens", "ids"])
@@ -96,7 +97,7 @@ def test_other_tokens_are_found_when_they_are_read(changed: str, tmp_path: Path)
         tmp_path / "b", Block(sequences=sequences, targets=swapped.targets, capture=block.capture)
     )
     mixed_stores([first, second], SHARES, "students.x.teachers")
-    dataset = MixedDataset([first, second])
+    dataset = StoreDataset(first, second)
     for row in range(12):
         if row != 7:
             dataset[row]
@@ -104,8 +105,8 @@ def test_other_tokens_are_found_when_they_are_read(changed: str, tmp_path: Path)
     with pytest.raises(ColdstillError) as error:
         dataset.__getitems__([3, 7, 1])
     assert str(error.value).startswith(
-        f"{tmp_path / 'a'} and {tmp_path / 'b'}: sequence 7 of the first is not what the second "
-        f"holds in its place (sequence {found}): "
+        f"{tmp_path / 'a'} and {tmp_path / 'b'}: sequence 7 of the first is not the same as "
+        f"sequence {found}, which the second has in its place: "
     )
 
 
@@ -138,7 +139,7 @@ def test_stores_of_other_sequences_are_refused_at_the_start(change: str, tmp_pat
     )
 
 
-def test_fewer_sequences_are_refused_and_other_teachers_are_not(tmp_path: Path) -> None:
+def test_fewer_sequences_are_refused_and_other_teachers_accepted(tmp_path: Path) -> None:
     block = random_block(1, 12)
     first = write(tmp_path / "a", block)
     fewer = write(tmp_path / "b", block.take(np.arange(11)))
@@ -175,11 +176,11 @@ def test_distant_stores_send_ahead_and_must_fit_the_cache_together(
     assert f"set it to at least {needed:,}, twice that" in str(error.value)
     before = s3.network.count(r"GET .*\.arrow")
     stores, _ = mixed_stores(opened(2 * needed), SHARES, "x")
-    dataset = MixedDataset(stores)
+    dataset = StoreDataset(*stores)
     for row in dataset.order(3, 0).tolist():
-        sequences, _, [theirs] = dataset[row]
-        wanted = other.take(sequences.ids).targets.head_ids
-        np.testing.assert_array_equal(theirs.head_ids, wanted)
+        own, theirs = dataset[row]
+        wanted = other.take(own.sequences.ids).targets.head_ids
+        np.testing.assert_array_equal(theirs.targets.head_ids, wanted)
     assert s3.network.count(r"GET .*\.arrow") - before == 20 + 10
 
 
@@ -232,23 +233,20 @@ def test_a_mixed_batch_gives_the_sum_of_both_teachers_alone(
     objective, rows = ObjectiveConfig(), [3, 0, 7, 8, 5]
     captures = [(store.manifest.capture, str(store.place)) for store in two]
 
-    def gradient(batch: dict[str, Any], terms: list[Term], capture: Any, others: Any) -> Any:
+    def gradient(batch: Batch, terms: list[Term]) -> Any:
         model = make_model("llama", VOCABULARY)
-        attach_objective(connect_head(model, VOCABULARY), terms, capture, others)
-        output = model(**batch)
+        attach_objective(connect_head(model, VOCABULARY), terms)
+        output = model(batch)
         torch.autograd.backward(output["loss"])
         found = torch.cat([p.grad.flatten() for p in model.parameters()])
         return float(output["loss"].detach()), found
 
     alone = []
     for store in two:
-        capture = store.manifest.capture
-        batch = Collate("positions", torch.float32, capture)(StoreDataset(store).__getitems__(rows))
-        alone.append(gradient(batch, terms_of(objective, capture, "x"), capture, ()))
-    collate = Collate("positions", torch.float32, captures[0][0])
-    batch = collate(MixedDataset(two).__getitems__(rows))
-    terms = mixed_terms(objective, captures, SHARES, "x")
-    value, found = gradient(batch, terms, captures[0][0], [captures[1][0]])
+        batch = collate(StoreDataset(store).__getitems__(rows))
+        alone.append(gradient(batch, terms_of(objective, store.manifest.capture, "x")))
+    batch = collate(StoreDataset(*two).__getitems__(rows))
+    value, found = gradient(batch, mixed_terms(objective, captures, SHARES, "x"))
     expected = sum(s * each for s, (each, _) in zip(SHARES, alone, strict=True))
     assert value == pytest.approx(expected, rel=1e-5)
     mixed = SHARES[0] * alone[0][1] + SHARES[1] * alone[1][1]
@@ -256,7 +254,7 @@ def test_a_mixed_batch_gives_the_sum_of_both_teachers_alone(
     assert float((found - alone[0][1]).norm() / mixed.norm()) > 0.1
 
 
-def test_a_share_of_nothing_changes_nothing_bit_for_bit(
+def test_a_share_of_zero_changes_nothing_bit_for_bit(
     two: tuple[StoreReader, StoreReader], tmp_path: Path
 ) -> None:
     train_student(job(tmp_path / "alone"), two[0])
@@ -266,7 +264,7 @@ def test_a_share_of_nothing_changes_nothing_bit_for_bit(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_what_is_written_down_of_a_mixture(
+def test_the_settings_of_a_mixture_are_recorded(
     two: tuple[StoreReader, StoreReader], tmp_path: Path
 ) -> None:
     train_student(job(tmp_path, others=two[1:], shares=SHARES), two[0])
@@ -279,7 +277,7 @@ def test_what_is_written_down_of_a_mixture(
         assert line["teacher_mass"] == pytest.approx(1.0)
 
 
-def test_a_resumed_mixture_goes_on_as_if_nothing_had_happened(
+def test_a_resumed_mixture_trains_as_if_uninterrupted(
     two: tuple[StoreReader, StoreReader], tmp_path: Path
 ) -> None:
     config = TrainConfig(steps=4, batch_tokens=4 * LENGTH, log_every=1, checkpoint_every=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dense
@@ -10,11 +11,11 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.packing import TokenizedDocument, build_sequences
-from coldstill.data.schema import Capture, Targets
+from coldstill.data.schema import Block, Capture, Targets
 from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.training.batch import Batch, collate
 from coldstill.stages.training.chunked_loss import COUNTS
-from coldstill.stages.training.feed import Collate
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import FAMILIES, VOCABULARY, make_model
 
@@ -49,33 +50,28 @@ def targets_of(count: int) -> Targets:
     logits_MV = torch.randn(count, VOCABULARY, generator=random) * 3
     shifts_M = torch.rand(count, generator=random, dtype=torch.float64)
     record = dense.record(logits_MV, torch.zeros(count, dtype=torch.long), shifts_M, CAPTURE)
-    return Targets(
-        head_ids=record.head_ids.int().numpy(),
-        head_logprobs=record.head_logprobs.float().numpy(),
-        log_tail=record.log_tail.float().numpy(),
-        tail_ids=record.tail_ids.int().numpy(),
-        tail_logprobs=None,
-        label_logprob=np.zeros(count, np.float32),
-        entropy=record.entropy.float().numpy(),
-        log_norm=np.zeros((count, 0), np.float32),
-    )
+    return record.to_targets()
 
 
 def model_with_objective(name: str = "llama", objective: ObjectiveConfig = OBJECTIVE) -> Any:
     model = make_model(name, VOCABULARY + 16)
     terms = terms_of(objective, CAPTURE, "students.a.objective")
-    attach_objective(connect_head(model, VOCABULARY), terms, CAPTURE)
+    attach_objective(connect_head(model, VOCABULARY), terms)
     return model
 
 
-def batch_of(sequences: Sequences) -> dict[str, Any]:
+def block_of(sequences: Sequences) -> Block:
     targets = targets_of(len(sequences.positions.values))
-    return Collate("positions", torch.float32, CAPTURE)((sequences, targets))
+    return Block(sequences=sequences, targets=targets, capture=CAPTURE)
 
 
-def loss_and_gradients(model: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
+def batch_of(sequences: Sequences) -> Batch:
+    return collate((block_of(sequences),))
+
+
+def loss_and_gradients(model: Any, batch: Batch) -> list[torch.Tensor]:
     model.zero_grad()
-    loss = model(**batch)["loss"]
+    loss = model(batch)["loss"]
     torch.autograd.backward(loss)
     return [loss.detach(), *(p.grad.clone() for p in model.parameters())]
 
@@ -86,11 +82,11 @@ def expect_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_not_supervised_changes_nothing_bit_for_bit(family: str) -> None:
+def test_unsupervised_tokens_change_nothing_bit_for_bit(family: str) -> None:
     model = model_with_objective(family)
     before = loss_and_gradients(model, batch_of(packed()))
     changed = batch_of(packed(change_unlearned=11))
-    assert not torch.equal(changed["input_ids"], batch_of(packed())["input_ids"])
+    assert not torch.equal(changed.inputs["input_ids"], batch_of(packed()).inputs["input_ids"])
     expect_equal(loss_and_gradients(model, changed), before)
 
 
@@ -99,40 +95,43 @@ def test_padding_changes_nothing_bit_for_bit(family: str) -> None:
     model, sequences = model_with_objective(family), packed()
     batch = batch_of(sequences)
     before = loss_and_gradients(model, batch)
-    length = batch["input_ids"].shape[1]
+    length = batch.inputs["input_ids"].shape[1]
     padding = torch.arange(length) >= torch.from_numpy(sequences.tokens.lengths)[:, None]
     assert padding.any()
-    other = batch["input_ids"].masked_fill(padding, 57)
-    assert not torch.equal(other, batch["input_ids"])
-    expect_equal(loss_and_gradients(model, batch | {"input_ids": other}), before)
+    other = batch.inputs["input_ids"].masked_fill(padding, 57)
+    assert not torch.equal(other, batch.inputs["input_ids"])
+    expect_equal(
+        loss_and_gradients(model, replace(batch, inputs=batch.inputs | {"input_ids": other})),
+        before,
+    )
 
 
-def test_what_is_supervised_changes_everything() -> None:
+def test_every_part_of_the_targets_changes_the_gradient() -> None:
     model, batch = model_with_objective(), batch_of(packed())
     before = loss_and_gradients(model, batch)
+    old = batch.targets
     for change in (
-        {"labels": batch["labels"].roll(1)},
-        {"head_ids": batch["head_ids"].roll(1, 0)},
-        {"tail_ids": batch["tail_ids"].roll(1, 0)},
-        {"log_tail": batch["log_tail"] - 0.1},
-        {"positions": batch["positions"] - 1},
+        {"targets": replace(old, labels=old.labels.roll(1))},
+        {"targets": replace(old, head_ids=old.head_ids.roll(1, 0))},
+        {"targets": replace(old, tail_ids=old.tail_ids.roll(1, 0))},
+        {"targets": replace(old, log_tail=old.log_tail - 0.1)},
+        {"positions": batch.positions - 1},
     ):
-        after = loss_and_gradients(model, batch | change)
-        assert not torch.equal(after[-1], before[-1]), change.keys()
+        changed: Any = change
+        after = loss_and_gradients(model, replace(batch, **changed))
+        assert not torch.equal(after[-1], before[-1]), change
 
 
 def test_the_loss_is_a_sum_over_positions() -> None:
     model, sequences = model_with_objective(), packed()
-    targets = targets_of(len(sequences.positions.values))
-    collate = Collate("positions", torch.float32, CAPTURE)
-    whole = model(**collate((sequences, targets)))
+    block = block_of(sequences)
+    whole = model(collate((block,)))
     added, counted = 0.0, 0
     for row in range(len(sequences)):
         rows = np.array([row])
-        inside = sequences.positions.flat_indices(rows)
-        part = model(**collate((sequences.take(rows), targets.take(inside))))
-        added += float(part["loss"].detach())
-        counted += len(inside)
+        part = block.take(rows)
+        added += float(model(collate((part,)))["loss"].detach())
+        counted += len(part.targets)
     assert float(whole["loss"].detach()) == pytest.approx(added, rel=1e-5)
     assert counted == 4 + 6 + 8 + 20
     assert whole["sums"].keys() == {
@@ -148,7 +147,7 @@ def test_without_positions_the_forward_is_the_models_own() -> None:
     assert generated.shape == (1, 15)
 
 
-def test_what_the_record_cannot_support_is_refused_with_its_place() -> None:
+def test_an_unsupported_objective_is_refused_with_its_place() -> None:
     def refused(objective: ObjectiveConfig, capture: Capture) -> str:
         with pytest.raises(ColdstillError) as error:
             terms_of(objective, capture, "students.a.objective")

@@ -9,7 +9,7 @@ import torch
 from coldstill.stages.config import ObjectiveConfig, WeightConfig
 from coldstill.stages.training.loop import read_metrics
 from coldstill.stages.training.objective import terms_at, terms_of
-from coldstill.stages.training.schedule import Progress, weight_at
+from coldstill.stages.training.schedule import CurrentStep, weight_at
 from pydantic import TypeAdapter, ValidationError
 from small_trainings import train_small
 
@@ -25,19 +25,16 @@ def over(weight: WeightConfig, steps: int) -> list[float]:
     return [weight_at(weight, step, steps) for step in range(steps)]
 
 
-def test_a_constant_weight_is_what_it_is() -> None:
+def test_each_schedule_has_its_weights() -> None:
     assert over(WeightConfig(weight=0.7), 3) == [0.7, 0.7, 0.7]
-
-
-def test_linear_begins_with_start_and_ends_with_the_weight() -> None:
     falling = WeightConfig(weight=0.2, schedule="linear", start=1.0)
     assert over(falling, 5) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     assert over(falling, 1) == [0.2]  # the first step is also the last
-
-
-def test_warmup_stable_decay_climbs_stays_and_comes_down() -> None:
-    weight = WeightConfig(weight=0.9, schedule="wsd", warmup=0.3, decay=0.2, end=0.1)
-    assert over(weight, 10) == pytest.approx([0, 0.3, 0.6, 0.9, 0.9, 0.9, 0.9, 0.9, 0.5, 0.1])
+    wsd = WeightConfig(weight=0.9, schedule="wsd", warmup=0.3, decay=0.2, end=0.1)
+    assert over(wsd, 10) == pytest.approx([0, 0.3, 0.6, 0.9, 0.9, 0.9, 0.9, 0.9, 0.5, 0.1])
+    rounded = WeightConfig(weight=1.0, schedule="wsd", warmup=0.07, decay=0.0)
+    assert 0.07 * 100 > 7  # in binary; a rounding error is not a step
+    assert over(rounded, 100).index(1.0) == 7
 
 
 @pytest.mark.parametrize(("warmup", "decay"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)])
@@ -55,13 +52,7 @@ def test_a_weight_stays_between_its_ends(warmup: float, decay: float, steps: int
         assert weights[0] == pytest.approx(0.2)
 
 
-def test_a_share_that_is_off_by_its_rounding_is_no_step_more() -> None:
-    weight = WeightConfig(weight=1.0, schedule="wsd", warmup=0.07, decay=0.0)
-    assert 0.07 * 100 > 7  # in binary
-    assert over(weight, 100).index(1.0) == 7
-
-
-def test_a_weight_is_a_number_wherever_it_never_changes() -> None:
+def test_a_constant_weight_is_stored_as_a_number() -> None:
     plain = OBJECTIVE.validate_python({"kl": {"weight": 0.5, "schedule": "constant"}})
     assert plain.kl == 0.5
     changing = OBJECTIVE.validate_python({"kl": {"weight": 0.5, "schedule": "linear", "start": 1}})
@@ -89,7 +80,7 @@ def test_a_schedule_that_cannot_be_is_refused(weight: dict[str, Any], said: str)
         OBJECTIVE.validate_python({"kl": weight})
 
 
-def test_a_loss_counts_where_its_weight_ever_does(store: StoreReader) -> None:
+def test_a_loss_is_used_if_its_weight_is_ever_positive(store: StoreReader) -> None:
     weights = {
         "kl": {"weight": 0.0, "schedule": "linear", "start": 1.0},
         "cross_entropy": {"weight": 1.0, "schedule": "linear", "start": 0.0},
@@ -98,10 +89,10 @@ def test_a_loss_counts_where_its_weight_ever_does(store: StoreReader) -> None:
     objective = OBJECTIVE.validate_python(weights)
     terms = terms_of(objective, store.manifest.capture, "here")
     assert [term.loss.name for term in terms] == ["kl", "cross_entropy"]
-    progress = Progress(3)
+    current = CurrentStep(3)
     seen = []
-    for progress.step in range(3):
-        seen.append([term.weight for term in terms_at(terms, progress)])
+    for current.step in range(3):
+        seen.append([term.weight for term in terms_at(terms, current)])
     assert seen == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
 
 
@@ -117,7 +108,7 @@ def test_training_follows_the_schedule_and_tells_of_it(store: StoreReader, tmp_p
         assert line["loss"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_schedule_goes_on_where_training_does(store: StoreReader, tmp_path: Path) -> None:
+def test_a_schedule_resumes_with_the_training(store: StoreReader, tmp_path: Path) -> None:
     """From a checkpoint the weights are those of an uninterrupted training, bit for bit."""
     settings: dict[str, Any] = {
         "steps": 4,

@@ -10,7 +10,8 @@ import pytest
 import torch
 from coldstill.data.order import uniform
 from coldstill.data.schema import Capture
-from coldstill.stages.capture.selection import select, to_targets
+from coldstill.stages.capture.selection import select
+from coldstill.stages.targets.tensors import TargetTensors
 from dense import record
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ def selected(
     logits_MV: torch.Tensor, capture: Capture, labels_M: torch.Tensor, uniform_M: torch.Tensor
 ) -> Targets:
     before = logits_MV.clone()
-    targets = to_targets(list(select(logits_MV, labels_M, uniform_M, capture)), capture)
+    targets = TargetTensors.concatenate(
+        list(select(logits_MV, labels_M, uniform_M, capture))
+    ).to_targets()
     assert torch.equal(logits_MV.nan_to_num(7.0), before.nan_to_num(7.0))  # read only
     return targets
 
@@ -80,7 +83,9 @@ def expect_systematic(ours: Targets, logprobs_MV: torch.Tensor, uniform_M: torch
 @pytest.mark.parametrize(
     ("head", "tail"), [(16, 16), (1, 0), (0, 12), (0, 0), (49, 3), (-1, 0), (4, 50)]
 )
-def test_selection_is_what_sorting_everything_finds(vocabulary: int, head: int, tail: int) -> None:
+def test_selection_equals_sorting_the_whole_vocabulary(
+    vocabulary: int, head: int, tail: int
+) -> None:
     capture = Capture(head=vocabulary if head < 0 else head, tail=tail, temperatures=TEMPERATURES)
     logits_MV, labels_M, uniform_M = draw(9, vocabulary, seed=vocabulary + head)
     expect_dense(logits_MV, capture, labels_M, uniform_M)
@@ -105,7 +110,7 @@ def test_tails_below_the_smallest_number_are_drawn_from_on_their_own_scale() -> 
     expect_dense(logits_MV, Capture(head=3, tail=8), labels_M, uniform_M)
 
 
-def test_a_head_of_the_whole_vocabulary_leaves_nothing() -> None:
+def test_a_head_of_the_whole_vocabulary_leaves_no_tail() -> None:
     logits_MV, labels_M, uniform_M = draw(3, 129)
     targets = selected(logits_MV, Capture(head=129, tail=0), labels_M, uniform_M)
     assert (targets.log_tail == -np.inf).all()
@@ -208,7 +213,7 @@ def test_the_sample_does_not_depend_on_how_rows_are_cut(vocabulary: int) -> None
         for rows in (slice(0, 1), slice(1, 18), slice(18, 40))
         for part in select(logits_MV[rows], labels_M[rows], uniform_M[rows], capture)
     ]
-    cut = to_targets(parts, capture)
+    cut = TargetTensors.concatenate(parts).to_targets()
     for field in fields(whole):
         name = field.name
         np.testing.assert_array_equal(getattr(whole, name), getattr(cut, name), err_msg=name)
@@ -228,7 +233,7 @@ def test_the_same_numbers_draw_the_same_and_others_draw_others() -> None:
     assert ids(0) != ids(1)
 
 
-def test_logits_that_are_no_numbers_end_in_an_entropy_that_is_none() -> None:
+def test_logits_that_are_not_finite_give_an_entropy_that_is_not_finite() -> None:
     """Whoever calls can then say where; nothing may break on the way."""
     logits_MV, labels_M, uniform_M = draw(4, 300)
     logits_MV[1, 5], logits_MV[2] = torch.nan, torch.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from coldstill.stages.train_student import (
     student_isolation,
     train_student,
 )
-from coldstill.stages.training.feed import Collate, StoreDataset
+from coldstill.stages.training.batch import collate
+from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import read_metrics
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, make_model
@@ -124,7 +126,7 @@ def expect_close(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_a_batch_from_the_store_gives_the_loss_and_gradient_of_the_living_teacher(
+def test_a_batch_from_the_store_gives_the_loss_and_gradient_of_the_online_teacher(
     objective: ObjectiveConfig, store: StoreReader, teacher_folder: Path
 ) -> None:
     student, capture = new_student(store), store.manifest.capture
@@ -132,25 +134,24 @@ def test_a_batch_from_the_store_gives_the_loss_and_gradient_of_the_living_teache
         for parameter in student.parameters():
             parameter.mul_(4.0)  # a student with opinions, so that a shift would be seen
     rows = [3, 0, 7, 8, 5]
-    sequences, targets = StoreDataset(store).__getitems__(rows)
-    expected, expected_gradients = online(
-        student, load_model(str(teacher_folder), "teacher", precision="fp32"), sequences, objective
-    )
+    read = StoreDataset(store).__getitems__(rows)
+    teacher = load_model(str(teacher_folder), "teacher", precision="fp32")
+    expected, expected_gradients = online(student, teacher, read[0].sequences, objective)
     isolation = student_isolation(student, store, "student")
-    batch = Collate(isolation, torch.float32, capture)((sequences, targets))
-    attach_objective(connect_head(student, VOCABULARY), terms_of(objective, capture, "s"), capture)
-    output = student(**batch)
-    loss = output["loss"] / len(batch["labels"])
+    batch = collate(read, isolation)
+    attach_objective(connect_head(student, VOCABULARY), terms_of(objective, capture, "s"))
+    output = student(batch)
+    loss = output["loss"] / len(batch.targets)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
     expect_close(gradients(student, loss), expected_gradients, 1e-5)
     # the unshifted answer is another one
-    moved = batch | {"positions": batch["positions"] + 1}
-    assert float(student(**moved)["loss"].detach()) != pytest.approx(
+    moved = dataclasses.replace(batch, positions=batch.positions + 1)
+    assert float(student(moved)["loss"].detach()) != pytest.approx(
         float(output["loss"].detach()), rel=1e-2
     )
 
 
-def test_a_step_of_training_follows_the_gradient_of_the_living_teacher(
+def test_a_training_step_follows_the_gradient_of_the_online_teacher(
     store: StoreReader, teacher_folder: Path, tmp_path: Path
 ) -> None:
     config = gradient_step(micro_batch_tokens=2 * LENGTH, learning_rate=100.0)
@@ -174,7 +175,7 @@ def test_a_step_of_training_follows_the_gradient_of_the_living_teacher(
 
 
 @pytest.mark.parametrize("head", [VOCABULARY, 16])
-def test_the_teacher_has_nothing_to_learn_from_itself(
+def test_a_student_equal_to_the_teacher_learns_nothing(
     head: int,
     corpus: SmallCorpus,
     store: StoreReader,
@@ -196,27 +197,23 @@ def test_the_teacher_has_nothing_to_learn_from_itself(
         assert float((before - after).detach().abs().max()) < 2e-6
 
 
-def test_a_sampled_store_points_where_the_living_teacher_does(
+def test_the_gradient_of_a_sampled_store_has_the_direction_of_the_online_teacher(
     corpus: SmallCorpus, store: StoreReader, teacher_folder: Path, tmp_path: Path
 ) -> None:
     """Over all positions the noise of the samples averages out, that of truncation does not."""
     rows = np.arange(len(store))
-    full = StoreDataset(store).__getitems__(rows.tolist())
 
     def gradient(store: StoreReader) -> torch.Tensor:
-        student, capture = new_student(store), store.manifest.capture
-        batch = Collate("positions", torch.float32, capture)(
-            StoreDataset(store).__getitems__(rows.tolist())
-        )
-        terms = terms_of(ObjectiveConfig(), capture, "s")
-        attach_objective(connect_head(student, VOCABULARY), terms, capture)
-        found = gradients(student, student(**batch)["loss"] / len(batch["labels"]))
+        student = new_student(store)
+        batch = collate((store.read(rows),))
+        terms = terms_of(ObjectiveConfig(), store.manifest.capture, "s")
+        attach_objective(connect_head(student, VOCABULARY), terms)
+        found = gradients(student, student(batch)["loss"] / len(batch.targets))
         return torch.cat([g.flatten() for g in found.values()])
 
     sampled = Capture(head=8, tail=24)
     ours = gradient(capture_store(corpus, teacher_folder, tmp_path / "logits", sampled))
     angle, ratio = dense.angle_and_ratio(ours, gradient(store))
-    assert len(full[0]) == len(store)
     assert angle < 10
     assert ratio == pytest.approx(1.0, abs=0.03)
 

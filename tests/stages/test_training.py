@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError, DamageError
@@ -16,7 +14,7 @@ from coldstill.stages.training.loop import last_whole_checkpoint, read_metrics, 
 from coldstill.stages.training.trainer import StoreTrainer
 from safetensors.torch import load_file, save_file
 from small_runs import LENGTH
-from small_trainings import lines, small_job, train_small
+from small_trainings import lines, small_job, spoiled, train_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +65,7 @@ def test_micro_batches_change_memory_and_not_results(
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
+def test_a_killed_run_resumes_as_if_uninterrupted(
     family: str, store: StoreReader, tmp_path: Path
 ) -> None:
     """KilledError in the first epoch and again in the second; gpt2 has dropout on top."""
@@ -107,7 +105,7 @@ def test_a_checkpoint_that_was_cut_short_is_ignored(store: StoreReader, tmp_path
     assert notes[0] == "going on from step 2"
 
 
-def test_a_checkpoint_with_other_tensors_is_not_gone_on_from(
+def test_a_checkpoint_with_other_tensors_is_not_resumed_from(
     store: StoreReader, tmp_path: Path
 ) -> None:
     train_small(store, tmp_path, steps=2, checkpoint_every=2)
@@ -126,7 +124,7 @@ def test_training_lowers_the_loss(store: StoreReader, tmp_path: Path) -> None:
     assert last["agreement"] > first["agreement"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
+def test_a_nan_loss_ends_the_run_in_one_line(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It names the sequences at fault, and keeps the last checkpoint and the lines before it."""
@@ -142,28 +140,20 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(
         assert str(error.value) == (
             "train-student test: step 5: the loss is nan, in a batch with the sequences "
             f"{ids[0]}, {ids[1]}; it was not taken, {kept} is kept; train under a new name with a "
-            "lower learning_rate, or look for what is wrong with these sequences"
+            "lower learning_rate, or check these sequences for errors"
         )
         assert last_whole_checkpoint(tmp_path / "checkpoints") == kept
         assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, row: int) -> None:
-    """Let the store say of one sequence what is no number."""
-    read = StoreDataset.__getitems__
-
-    def poisoned(dataset: StoreDataset, indices: list[int]) -> Any:
-        sequences, targets = read(dataset, indices)
-        if row in indices:
-            assert targets is not None
-            changed = np.full_like(targets.head_logprobs, np.nan)
-            targets = dataclasses.replace(targets, head_logprobs=changed)
-        return sequences, targets
-
-    monkeypatch.setattr(StoreDataset, "__getitems__", poisoned)
+    """Make the targets of one sequence NaN."""
+    monkeypatch.setattr(StoreDataset, "__getitems__", spoiled(poison=row))
 
 
-def test_a_gradient_that_is_no_number_is_no_step(store: StoreReader, tmp_path: Path) -> None:
+def test_a_step_with_an_infinite_or_nan_gradient_is_not_taken(
+    store: StoreReader, tmp_path: Path
+) -> None:
     settings: dict[str, Any] = {"learning_rate": 1e30, "gradient_clip": 0.0, "warmup": 0.0}
     with pytest.raises(ColdstillError) as error:
         train_small(store, tmp_path, steps=5, **settings, trainer={"optim": "sgd"})
@@ -176,14 +166,14 @@ def test_a_gradient_that_is_no_number_is_no_step(store: StoreReader, tmp_path: P
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_sequence_is_seen_once_an_epoch_and_never_in_order(
+def test_every_sequence_is_seen_once_per_epoch_in_shuffled_order(
     workers: int, store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
     learn = StoreTrainer.compute_loss
 
     def watched(trainer: StoreTrainer, model: Any, inputs: Any, **options: Any) -> Any:
-        seen.extend(inputs["sequence_ids"].tolist())
+        seen.extend(inputs.sequence_ids)
         return learn(trainer, model, inputs, **options)
 
     monkeypatch.setattr(StoreTrainer, "compute_loss", watched)
@@ -221,7 +211,7 @@ def test_bf16_changes_the_first_loss_only_by_its_rounding(
         assert rough["grad_norm"] == pytest.approx(exact["grad_norm"], rel=5e-2)
 
 
-def test_the_model_leaves_training_as_it_came(store: StoreReader, tmp_path: Path) -> None:
+def test_training_leaves_no_trace_on_the_model_object(store: StoreReader, tmp_path: Path) -> None:
     job = small_job(store, tmp_path, family="gpt2", steps=1)
     train(job)
     assert "forward" not in vars(job.head.model)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
 
 
-def test_figures_go_where_the_trainer_reports_to(
+def test_metrics_are_reported_where_the_trainer_reports(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[dict[str, float]] = []
@@ -40,7 +40,7 @@ def test_figures_go_where_the_trainer_reports_to(
     assert told[:2] == read_metrics(tmp_path)
 
 
-def test_a_board_that_is_not_installed_is_refused_in_one_line(
+def test_a_missing_reporting_package_is_refused_in_one_line(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
@@ -50,40 +50,24 @@ def test_a_board_that_is_not_installed_is_refused_in_one_line(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(
-    ("trainer", "told"),
-    [
+def test_settings_that_training_cannot_honour_are_refused_in_one_line(
+    store: StoreReader, tmp_path: Path
+) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"save_strategy": "epoch"}, "save_strategy = 'epoch', expected 'steps' or 'no'"),
-        (
-            {"dataloader_drop_last": True},
-            "'dataloader_drop_last' would change nothing: ",
-        ),
+        ({"dataloader_drop_last": True}, "'dataloader_drop_last' would change nothing: "),
         ({"fsdp": True, "fsdp_config": {"version": 1}}, "fsdp_config: version = 1, expected 2"),
         ({"fsdp": True}, "transformers cannot train with these settings: Using fsdp only works"),
-    ],
-)
-def test_settings_that_would_change_the_order_or_do_nothing_are_refused(
-    trainer: dict[str, Any], told: str, store: StoreReader, tmp_path: Path
-) -> None:
-    with pytest.raises(ColdstillError) as error:
-        train_small(store, tmp_path / "new", steps=1, trainer=trainer)
-    assert str(error.value).startswith(f"train-student test: train.trainer: {told}")
-    assert not (tmp_path / "new").exists()
-
-
-def test_settings_the_trainer_does_not_know_are_refused_in_one_line(
-    store: StoreReader, tmp_path: Path
-) -> None:
-    with pytest.raises(ColdstillError, match=r"train\.trainer: .*learning_speed") as error:
-        train_small(store, tmp_path, steps=1, trainer={"learning_speed": 1})
-    assert "\n" not in str(error.value)
-
-
-def test_micro_batches_that_do_not_divide_a_step_are_refused(
-    store: StoreReader, tmp_path: Path
-) -> None:
+        ({"learning_speed": 1}, "transformers has no training argument 'learning_speed'; "),
+    ]
+    for trainer, told in refused:
+        with pytest.raises(ColdstillError) as error:
+            train_small(store, tmp_path / "new", steps=1, trainer=trainer)
+        assert str(error.value).startswith(f"train-student test: train.trainer: {told}")
+        assert "\n" not in str(error.value)
     with pytest.raises(ColdstillError, match=r"a step of 4 sequences cannot be shared out as 3"):
-        train_small(store, tmp_path, steps=1, micro_batch_tokens=3 * LENGTH)
+        train_small(store, tmp_path / "new", steps=1, micro_batch_tokens=3 * LENGTH)
+    assert not (tmp_path / "new").exists()
 
 
 def test_every_setting_of_the_trainer_is_honoured_or_refused_with_a_reason() -> None:
@@ -94,16 +78,12 @@ def test_every_setting_of_the_trainer_is_honoured_or_refused_with_a_reason() -> 
         assert {word.removeprefix("train.") for word in named.split(" and ")} <= keys, name
 
 
-@pytest.mark.parametrize("name", [*RECIPE_KEYS, *NO_EFFECT])
-def test_a_setting_that_decides_nothing_is_refused(name: str) -> None:
-    with pytest.raises(ColdstillError) as error:
-        expect_trainable(TrainConfig(steps=1, trainer={name: True}), "students.a")
-    told = RECIPE_KEYS.get(name) or NO_EFFECT[name]
-    assert str(error.value).startswith(f"students.a: train.trainer: {name!r} ")
-    assert told in str(error.value)
-
-
-def test_a_misspelled_setting_is_answered_with_the_nearest() -> None:
+def test_a_setting_without_effect_is_refused_with_the_reason_or_the_nearest_name() -> None:
+    for name, told in (RECIPE_KEYS | NO_EFFECT).items():
+        with pytest.raises(ColdstillError) as error:
+            expect_trainable(TrainConfig(steps=1, trainer={name: True}), "students.a")
+        assert str(error.value).startswith(f"students.a: train.trainer: {name!r} ")
+        assert told in str(error.value)
     with pytest.raises(ColdstillError, match="'adam_epsilo'; did you mean 'adam_epsilon'"):
         expect_honoured({"adam_epsilo": 0.5}, "teacher")
 

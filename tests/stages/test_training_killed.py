@@ -96,7 +96,7 @@ def test_asked_to_stop_it_saves_and_goes_on_bit_for_bit(
     expect_bit_for_bit(task, straight)
 
 
-def test_checkpoints_that_were_cut_short_never_take_the_place_of_whole_ones(
+def test_incomplete_checkpoints_never_replace_complete_ones(
     store: StoreReader, tmp_path: Path
 ) -> None:
     task = Task(
@@ -111,9 +111,7 @@ def test_checkpoints_that_were_cut_short_never_take_the_place_of_whole_ones(
     assert names == {"checkpoint-2", "checkpoint-4"}
 
 
-def test_a_checkpoint_that_does_not_say_where_it_stood_is_refused(
-    store: StoreReader, tmp_path: Path
-) -> None:
+def test_a_checkpoint_without_its_position_is_refused(store: StoreReader, tmp_path: Path) -> None:
     task = Task(store=str(store.place), folder=tmp_path, settings={"steps": 1})
     run(task)
     whole = tmp_path / "checkpoints" / "checkpoint-1" / "whole.json"
@@ -122,8 +120,8 @@ def test_a_checkpoint_that_does_not_say_where_it_stood_is_refused(
     with pytest.raises(ColdstillError) as error:
         run(task)
     assert str(error.value) == (
-        f"{whole}: {{'step': 1}} does not say where in the order of sequences training stood; "
-        "delete the checkpoint, training goes on from one before it"
+        f"{whole}: {{'step': 1}} does not hold the position in the order of sequences; "
+        "delete the checkpoint to resume from an earlier one"
     )
     assert sorted(tmp_path.rglob("*")) == before
 

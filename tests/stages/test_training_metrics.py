@@ -42,7 +42,7 @@ def test_metrics_begin_with_the_first_step(store: StoreReader, tmp_path: Path) -
     assert {report.total for report in steps} == {5 * 4 * LENGTH}
 
 
-def test_a_record_without_a_head_reports_nothing_of_heads(tokenizer: Any, tmp_path: Path) -> None:
+def test_targets_without_a_head_have_no_head_metrics(tokenizer: Any, tmp_path: Path) -> None:
     corpus = prepare(tmp_path / "corpus", tokenizer)
     teacher = save_teacher(tmp_path / "teacher", tokenizer)
     store = capture_store(corpus, teacher, tmp_path / "logits", Capture(head=0, tail=12))
@@ -68,7 +68,7 @@ def test_a_line_weighs_positions_and_not_steps(store: StoreReader, tmp_path: Pat
                 assert np.mean([each[i][name] for i in steps]) != pytest.approx(exact, rel=1e-5)
 
 
-def test_time_spent_waiting_for_data_is_told(
+def test_time_spent_waiting_for_data_is_reported(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = StoreDataset.__getitems__

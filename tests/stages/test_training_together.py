@@ -128,7 +128,7 @@ def test_together_they_stop_when_one_is_asked_to_and_go_on(
     expect_same_lines(stopped.folder, straight.folder, 1e-4)
 
 
-def test_one_process_goes_on_where_two_have_stopped(task: Any) -> None:
+def test_one_process_resumes_what_two_have_started(task: Any) -> None:
     settings: dict[str, Any] = {"checkpoint_every": 3}
     finish(start(task("first", settings=settings | {"steps": 3}), 2))
     went_on, straight = task("first", settings=settings), task("straight")
@@ -137,7 +137,7 @@ def test_one_process_goes_on_where_two_have_stopped(task: Any) -> None:
     expect_same_lines(went_on.folder, straight.folder)
 
 
-def test_what_only_one_of_them_meets_ends_all_in_one_line(task: Any, store: StoreReader) -> None:
+def test_an_error_in_one_process_ends_all_in_one_line(task: Any, store: StoreReader) -> None:
     order = store.order(11, 0)
     second = order[8 + 4 : 8 + 8]  # of the second step, what the second process takes
     poisoned = task("poisoned", poison=int(second[2]))
@@ -152,12 +152,12 @@ def test_what_only_one_of_them_meets_ends_all_in_one_line(task: Any, store: Stor
     assert [line["step"] for line in read_metrics(poisoned.folder)] == [1]
 
 
-def test_without_the_other_none_goes_on(task: Any, store: StoreReader) -> None:
+def test_all_processes_end_if_one_ends(task: Any, store: StoreReader) -> None:
     damaged = task("damaged", damaged=int(store.order(11, 0)[8 + 4]))
     finish(start(damaged, 2))
     assert (damaged.folder / "said-1").read_text() == "a damaged shard"
     assert (damaged.folder / "said-0").read_text() == (
-        "train-student test: another of the 2 processes has ended, and this one cannot go on "
-        "without it; see what that one said, then run the same command again"
+        "train-student test: another of the 2 processes has ended, and this one cannot "
+        "continue without it; see the error of that process, then run the command again"
     )
     assert [line["step"] for line in read_metrics(damaged.folder)] == [1]

@@ -1,11 +1,13 @@
-"""What a student can be asked to match. One file a loss, one line below.
+"""Losses: one file per loss, one line per loss in `LOSSES`.
 
-A loss says what it is in two ways. `value` is the plain formula on dense log-probabilities: what
-the tests hold everything against, and what autograd can differentiate for any loss. `gradient` is
-optional: the same value and its gradient from a softmax that several losses share, as
-`weight * softmax + a few entries`. Losses without it go through autograd, chunk by chunk.
+A loss has a method `value`, the plain formula on dense log-probabilities. Tests compare everything
+with it, and autograd can differentiate it. The optional method `gradient` returns the same value
+with its gradient in closed form, as `weight * softmax + a few entries`, from a softmax that several
+losses share. Losses without it are differentiated by autograd, chunk by chunk.
 
-What a record makes of each (`support`; K is its head, R its tail samples):
+`loss` makes a function of student logits for your own training loop.
+
+What targets give for each loss (`support`; K is the head, R the number of tail samples):
 
     loss               K = V   K, R > 0     K = 0, R > 0  K > 0, R = 0
     cross_entropy      exact   exact        exact         exact
@@ -17,20 +19,23 @@ What a record makes of each (`support`; K is its head, R its tail samples):
     skew_reverse_kl    exact   lower bound  refused       lower bound
     residual_to_label  exact   biased       refused       biased
 
-    * where the samples' log-probabilities are stored, as with captured temperatures; elsewhere a
-      lower bound with a head and refused without one
+    * if the log-probabilities of the samples are stored, as with captured temperatures; otherwise
+      a lower bound with a head and refused without one
 
-The same holds at every temperature that was captured; others are refused. A lower bound is the
-divergence on the cells "each head token, and everything else": zero where the student agrees on
-all of them. Biased means that the target is another distribution than the teacher's.
+The same holds at every captured temperature; other temperatures are refused. A lower bound is the
+divergence on the cells "each head token" and "everything else"; it is zero if the student agrees
+with the teacher on all cells. "biased" means that the target is not the teacher's distribution.
 
-Fields of a loss are its parameters, which the recipe's objective sets by their names.
+The fields of a loss are its parameters. The recipe's objective sets them by name.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from ....data.errors import ColdstillError
 from .cross_entropy import CrossEntropy
 from .forward_kl import ForwardKL
 from .jsd import JensenShannon
@@ -49,18 +54,19 @@ if TYPE_CHECKING:
 
 
 class Loss(Protocol):
-    """One objective."""
+    """A function of the student's distribution and the teacher's targets."""
 
     name: ClassVar[str]
     needs_targets: ClassVar[bool]
-    """Whether it reads anything of the teacher's."""
+    """Whether the loss reads the teacher's targets."""
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """Why this record cannot support the loss at this temperature, or None."""
+        """The reason why this capture cannot support the loss at this temperature, or None."""
         ...
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
-        """What a record that is not refused gives, of a teacher with so many tokens."""
+        """How the loss from this capture relates to the loss on the whole distribution of
+        `vocabulary` tokens. Only for captures that are not refused."""
         ...
 
     def value(
@@ -80,3 +86,56 @@ LOSSES: dict[str, Loss] = {
     "skew_reverse_kl": SkewReverseKL(),
     "residual_to_label": ResidualToLabel(),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class LossFunction:
+    """A loss as a function of student logits, which autograd differentiates."""
+
+    loss: Loss
+    temperature: float
+
+    def __call__(self, student_logits: torch.Tensor, targets: TargetTensors) -> torch.Tensor:
+        """[M] the loss in nats at each supervised position.
+
+        student_logits  [M, V] logits at the positions of `targets`, without padding rows: V is
+                        `store.manifest.tokenizer.size`
+
+        Raises
+            ColdstillError: the targets cannot support the loss at this temperature
+        """
+        if reason := self.loss.refuse(targets.capture, self.temperature):
+            raise ColdstillError(f"losses: {self.loss.name}: {reason}")
+        if len(student_logits) != len(targets):
+            raise ColdstillError(
+                f"losses: {self.loss.name}: logits of shape {tuple(student_logits.shape)}, "
+                f"expected ({len(targets)}, V): one row per supervised position"
+            )
+        logprobs_MV = (student_logits.float() / self.temperature).log_softmax(1)
+        return self.loss.value(logprobs_MV, targets, self.temperature)
+
+
+def loss(name: str, *, temperature: float = 1.0, **parameters: float) -> LossFunction:
+    """One of `LOSSES` by name, for a training loop of your own.
+
+        kl = coldstill.losses.loss("kl")
+        kl(logits_MV, batch.targets).mean().backward()
+
+    The value has no factor T^2. To keep the scale of the gradient as `coldstill train-student`
+    does, multiply it by `temperature ** 2`.
+
+    temperature  a temperature that the store captured, or 1
+    parameters   fields of the loss, such as `beta` of "jsd" and `skew` of "skew_kl"
+
+    Raises
+        ColdstillError: no loss has this name, or it has no such parameter
+    """
+    if name not in LOSSES:
+        raise ColdstillError(f"losses: {name!r}: expected one of {', '.join(LOSSES)}")
+    kind: Any = LOSSES[name]
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := parameters.keys() - set(known):
+        raise ColdstillError(
+            f"losses: {name} has no parameter {min(unknown)!r}; it has {', '.join(known) or 'none'}"
+        )
+    return LossFunction(dataclasses.replace(kind, **parameters), temperature)

@@ -1,4 +1,4 @@
-"""Cross-entropy with the token that really came next: what training without a teacher minimises."""
+"""Cross-entropy with the next token of the corpus: the loss of training without a teacher."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """`-log q(label)`. Exact with any record, since it reads none of it."""
+    """`-log q(label)`. It reads no targets, so it is exact with any capture."""
 
     name: ClassVar[str] = "cross_entropy"
     needs_targets: ClassVar[bool] = False
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """Nothing stands in its way."""
+        """Never refused."""
         return None
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
-        """Exact."""
+        """Always exact."""
         return "exact"
 
     def value(

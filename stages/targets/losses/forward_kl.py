@@ -1,13 +1,13 @@
 """Forward KL from teacher to student: `sum_i p_i (log p_i - log q_i)`.
 
-With tail samples it is the full divergence: the head exactly, the rest without bias, because
+With tail samples it is the full divergence: the head is exact and the rest unbiased, because
 forward KL is linear in the teacher's probabilities (sparse logit sampling, arXiv 2503.16870). The
-expected gradient equals the one from the teacher's whole distribution.
+expected gradient equals the gradient from the teacher's whole distribution.
 
-Without them (`tail = 0`) it is the divergence on the partition "each head token, and everything
-else": a lower bound of the full one, zero when the student agrees on the head and on the mass
-beside it. Plain truncation, which drops that bucket, is not a divergence: its minimum is a student
-with no mass outside the head.
+Without samples (`tail = 0`) it is the divergence on the partition "each head token" and "everything
+else" (the bucket). This is a lower bound of the full divergence, and zero if the student agrees on
+the head and on the mass outside it. Plain truncation, which drops the bucket, is not a divergence:
+its minimum is a student without mass outside the head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..tensors import tempered
+from ..tensors import tail_logprobs_at, tempered
 from .sparse import SparseGradient
 from .support import refuse_temperature
 
@@ -36,7 +36,7 @@ class ForwardKL:
     needs_targets: ClassVar[bool] = True
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """A record that holds nothing, or not at this temperature."""
+        """Refused if the capture keeps nothing, or not at this temperature."""
         return refuse_temperature(capture, temperature)
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
@@ -58,8 +58,8 @@ class ForwardKL:
     def gradient(
         self, student: StudentSoftmax, target: TargetTensors, temperature: float
     ) -> SparseGradient:
-        """With samples: `q * mass - p` at head and samples. With a bucket of teacher mass m and
-        student mass s: `q - p` on the head, `q (1 - m / s)` off it."""
+        """With samples, `q * mass - p` at head and samples. With a bucket of teacher mass m and
+        student mass s, `q - p` on the head and `q (1 - m / s)` outside it."""
         teacher = tempered(target, temperature)
         head, tail = student.head_logprobs, student.tail_logprobs
         if target.tail_ids.shape[1]:
@@ -69,7 +69,7 @@ class ForwardKL:
             return SparseGradient(value, mass, ids, -torch.cat([teacher.head, teacher.tail], 1))
         rest = student.rest(target)
         value = _value(target, temperature, head, tail, rest.log())
-        # a teacher with no mass outside its head asks nothing of the student's there: q itself
+        # without teacher mass outside the head the gradient there is q itself
         share = torch.where(teacher.rest > 0, teacher.rest / rest, torch.zeros_like(rest))
         nothing = target.head_ids[:, :0]
         return SparseGradient(
@@ -84,7 +84,7 @@ def _value(
     tail: torch.Tensor,
     log_rest: torch.Tensor | None,
 ) -> torch.Tensor:
-    """[M] from the student's log-probabilities at the head, the samples, and (bucket) beside."""
+    """[M] from the student's log-probabilities of the head, the samples and the bucket."""
     teacher = tempered(target, temperature)
     if log_rest is not None:
         kl = (teacher.head * (teacher.log_head - head)).sum(1)
@@ -92,12 +92,10 @@ def _value(
             teacher.rest > 0, teacher.rest * (teacher.rest.log() - log_rest), torch.zeros_like(kl)
         )
         return kl + bucket
-    if temperature == 1.0:  # the entropy is known exactly, better than the samples could tell it
+    if temperature == 1.0:  # the entropy is known exactly; samples only estimate it
         cross = -(teacher.head * head).sum(1) - (teacher.tail * tail).sum(1)
         return cross - target.entropy
-    assert target.tail_logprobs is not None  # `refuse` saw to it
-    index = target.capture.temperatures.index(temperature)
-    log_tail = target.tail_logprobs / temperature - target.log_norm[:, index, None]
+    log_tail = tail_logprobs_at(target, temperature)
     return (teacher.head * (teacher.log_head - head)).sum(1) + (
         teacher.tail * (log_tail - tail)
     ).sum(1)

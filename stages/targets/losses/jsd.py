@@ -2,10 +2,10 @@
 
     beta KL(p || m) + (1 - beta) KL(q || m),    m = beta p + (1 - beta) q
 
-At 1/2 it is the symmetric one. It shrinks with beta towards 0 as `beta KL(p || q)` and towards 1 as
-`(1 - beta) KL(q || p)`, and would be nothing at the ends. There it is defined, as in the field, by
-the directions of these limits: forward KL at 0, reverse KL at 1. So its scale jumps at the ends;
-compare weights between them and the middle with care. On cells: see `partition.py`.
+It is symmetric at beta = 1/2. It approaches `beta KL(p || q)` for beta towards 0 and
+`(1 - beta) KL(q || p)` for beta towards 1, so that it vanishes at both ends. As usual, it is
+defined there as forward KL (beta = 0) and reverse KL (beta = 1). Its scale therefore jumps at the
+ends: weights are not comparable with those of other betas. Computed on cells, see `partition.py`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class JensenShannon(PartitionLoss):
-    """Bounded, by `log 2` at 1/2; on cells."""
+    """Jensen-Shannon divergence on cells; at beta = 1/2 it is at most `log 2`."""
 
     name: ClassVar[str] = "jsd"
     title: ClassVar[str] = "the Jensen-Shannon divergence"
     beta: float = 0.5
-    """How much the teacher has of the mixture."""
+    """Weight of the teacher in the mixture, 0 to 1."""
 
     def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`beta p log(p / m) + (1 - beta) q log(q / m)`; at 0 and 1 the forward and reverse KL."""
+        """`beta p log(p / m) + (1 - beta) q log(q / m)`; forward KL at 0, reverse KL at 1."""
         if self.beta == 0.0:
             return log_p.exp() * (log_p - log_q)
         if self.beta == 1.0:
@@ -39,7 +39,7 @@ class JensenShannon(PartitionLoss):
         return forward + (1.0 - self.beta) * log_q.exp() * (log_q - log_m)
 
     def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`g = (1 - beta) log(q / m)`; at the ends `-p / q` and `log(q / p)`."""
+        """`g = (1 - beta) log(q / m)`; `-p / q` at beta = 0 and `log(q / p)` at beta = 1."""
         if self.beta == 0.0:
             return -log_p.exp()
         if self.beta == 1.0:

@@ -1,10 +1,10 @@
-"""Forward KL from the head's probabilities with the mass outside the head put on the label: the
-"naive fix" of truncation in sparse logit sampling (arXiv 2503.16870).
+"""Forward KL from the head, with the mass outside the head moved to the label. This is the "naive
+fix" of truncation in sparse logit sampling (arXiv 2503.16870).
 
-    p'_i = p_i on the head, and 1 - sum of the head more at the label;    sum_i p'_i log(p'_i / q_i)
+    p'_i = p_i on the head, plus 1 - sum of the head at the label;    sum_i p'_i log(p'_i / q_i)
 
-It repairs what plain truncation does to the loss, but not to calibration at a small head: averaged
-over labels, a head token gets its own share of the mass that lies outside.
+It corrects the loss of plain truncation, but not the calibration with a small head: averaged over
+labels, a head token also gets its share of the mass outside the head.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ResidualToLabel:
-    """`KL(p' || q)`: exact at head = V, from a target that is not the teacher's otherwise."""
+    """`KL(p' || q)`. Exact at head = V; otherwise p' is not the teacher's distribution."""
 
     name: ClassVar[str] = "residual_to_label"
     needs_targets: ClassVar[bool] = True
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """A record without a head, or without this temperature."""
+        """Refused without a head, or without this temperature."""
         if (reason := refuse_temperature(capture, temperature)) or capture.head:
             return reason
         return (
-            "it needs the teacher's most probable tokens, or all mass would be the label's: "
-            "capture again with logits.head > 0, or take cross_entropy"
+            "it needs the teacher's most probable tokens, since all mass would go to the label: "
+            "capture again with logits.head > 0, or use cross_entropy"
         )
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
@@ -65,7 +65,7 @@ class ResidualToLabel:
 
 
 def _target(target: TargetTensors, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """[M, K] p' on the head, and [M] at a label outside it."""
+    """[M, K] p' on the head, and [M] p' at a label outside it."""
     teacher = tempered(target, temperature)
     is_label = target.head_ids == target.labels[:, None]
     head = teacher.head + is_label * teacher.rest[:, None]
@@ -75,6 +75,6 @@ def _target(target: TargetTensors, temperature: float) -> tuple[torch.Tensor, to
 def _value(
     head: torch.Tensor, own: torch.Tensor, log_head: torch.Tensor, log_label: torch.Tensor
 ) -> torch.Tensor:
-    """[M] from both sides at the head and at a label outside it."""
+    """[M] from p' and log q on the head and at a label outside it."""
     entropy = torch.xlogy(head, head).sum(1) + torch.xlogy(own, own)
     return entropy - (head * log_head).sum(1) - own * log_label

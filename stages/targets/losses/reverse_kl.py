@@ -1,8 +1,8 @@
 """Reverse KL from student to teacher: `sum_i q_i (log q_i - log p_i)`.
 
-It looks for a mode of the teacher's and leaves the others alone, where forward KL covers all of
-them (MiniLLM, arXiv 2306.08543). Weighed by the student, so it needs to know the teacher wherever
-the student has mass: see `partition.py`.
+It seeks one mode of the teacher, whereas forward KL covers all modes (MiniLLM, arXiv 2306.08543).
+It weights tokens by the student, so it needs the teacher's probability wherever the student has
+mass. Computed on cells, see `partition.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReverseKL(PartitionLoss):
-    """`KL(q || p)`, on cells."""
+    """Reverse KL, `KL(q || p)`, on cells."""
 
     name: ClassVar[str] = "reverse_kl"
     title: ClassVar[str] = "reverse KL"
@@ -28,5 +28,5 @@ class ReverseKL(PartitionLoss):
         return log_q.exp() * (log_q - log_p)
 
     def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`g = log q - log p`, and 1, which all cells share."""
+        """`g = log q - log p`; the constant 1 is left out."""
         return self.divergence(log_p, log_q)

@@ -1,11 +1,11 @@
 """Skewed forward KL: `KL(p || s p + (1 - s) q)` (DistiLLM, arXiv 2402.03898).
 
-Forward KL that forgives a student who has nothing where the teacher has mass: the mixture has at
-least s p there, so a token costs `log(1 / s)` at most. s = 0 is forward KL.
+Forward KL with a bounded loss where the student has no mass and the teacher has some: the mixture
+has at least s p there, so a token costs at most `log(1 / s)`. s = 0 is forward KL.
 
-It is an expectation under the teacher, but of a function of the teacher's own probability. So tail
-samples give it without bias wherever their log-probabilities are stored with their ids, as captures
-with temperatures do; elsewhere it is a lower bound on the head's cells (`partition.py`).
+It is an expectation under the teacher of a function of the teacher's own probability. Tail samples
+give it without bias if their log-probabilities are stored, as in captures with temperatures.
+Otherwise it is a lower bound on the cells of the head (`partition.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..tensors import tempered
+from ..tensors import tail_logprobs_at, tempered
 from .partition import LOG_FLOOR, PartitionLoss, log_mixture
 from .sparse import SparseGradient
 from .support import refuse_temperature
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SkewKL(PartitionLoss):
-    """`KL(p || m)`: from samples where they are known, on cells otherwise."""
+    """Skewed KL, `KL(p || m)`: from samples with known probability, otherwise on cells."""
 
     name: ClassVar[str] = "skew_kl"
     title: ClassVar[str] = "skewed KL"
     skew: float = 0.1
-    """s: how much the teacher has of the mixture."""
+    """s, the weight of the teacher in the mixture."""
 
     def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
         """`p log(p / m)`."""
@@ -45,7 +45,7 @@ class SkewKL(PartitionLoss):
         return -log_p.exp() * self._share(log_q, log_mixture(log_p, log_q, self.skew))
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """A record without probabilities, or without this temperature."""
+        """Refused without probabilities, or without this temperature."""
         if (reason := refuse_temperature(capture, temperature)) or capture.head:
             return reason
         if capture.keeps_tail_logprobs:
@@ -56,7 +56,7 @@ class SkewKL(PartitionLoss):
         )
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
-        """Exact at head = V, unbiased with samples of known probability, a lower bound else."""
+        """Exact at head = V, unbiased with samples of known probability, else a lower bound."""
         if capture.head < vocabulary and capture.keeps_tail_logprobs:
             return "unbiased"
         return PartitionLoss.support(self, capture, temperature, vocabulary)
@@ -75,8 +75,8 @@ class SkewKL(PartitionLoss):
     def gradient(
         self, student: StudentSoftmax, target: TargetTensors, temperature: float
     ) -> SparseGradient:
-        """With samples: `q * sum(pull) - pull`, where a token's pull is what it stands for times
-        the student's share of the mixture there."""
+        """With samples, `q * sum(pull) - pull`: the pull of a token is its weight times the
+        student's share of the mixture."""
         if not _has_known_samples(target):
             return PartitionLoss.gradient(self, student, target, temperature)
         ids = torch.cat([target.head_ids, target.tail_ids], 1)
@@ -97,13 +97,9 @@ def _has_known_samples(target: TargetTensors) -> bool:
 
 
 def _known(target: TargetTensors, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """[M, K + R] the teacher's log-probability of head and samples at a temperature, and what each
-    stands for."""
+    """[M, K + R] the teacher's log-probabilities of head and samples at a temperature, and their
+    weights."""
     teacher = tempered(target, temperature)
-    log_tail = target.tail_logprobs
-    assert log_tail is not None  # the caller saw to it
-    if temperature != 1.0:
-        index = target.capture.temperatures.index(temperature)
-        log_tail = log_tail / temperature - target.log_norm[:, index, None]
+    log_tail = tail_logprobs_at(target, temperature)
     log_p = torch.cat([teacher.log_head, log_tail], 1).clamp(min=LOG_FLOOR)
     return log_p, torch.cat([teacher.head, teacher.tail], 1)

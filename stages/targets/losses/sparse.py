@@ -1,4 +1,4 @@
-"""The shape shared by gradients of losses that are linear in the student's log-probabilities."""
+"""Gradients of the form `weight * softmax + a few entries`, and their sum over losses."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class StudentSoftmax:
-    """The student's distribution over one chunk of positions, and its logarithm where asked."""
+    """The student's softmax at one chunk of positions, with log-probabilities at some tokens."""
 
     probs_MV: torch.Tensor
+    """[M, V] probabilities, in the memory of the logits."""
     head_logprobs: torch.Tensor
-    """[M, K] at the target's head."""
+    """[M, K] log-probabilities of the target's head."""
     tail_logprobs: torch.Tensor
-    """[M, R] at its tail samples."""
+    """[M, R] log-probabilities of the target's tail samples."""
     label_logprob: torch.Tensor
-    """[M] at the label."""
+    """[M] log-probability of the label."""
     top_logprob: torch.Tensor
-    """[M] of its most probable token: a token is the one whose log-probability equals this."""
+    """[M] log-probability of the student's most probable token; equal to a token's log-probability
+    exactly if that token is the most probable one."""
     entropy: torch.Tensor
-    """[M] of it, in nats."""
+    """[M] entropy of the student, in nats."""
 
     def rest(self, target: TargetTensors) -> torch.Tensor:
-        """[M] mass outside the head: a sum over the complement, never `1 - sum` (which is noise
-        exactly where the student has learned the head well). Kept above 1e-30, so that a student
-        who left nothing there gets a large gradient and not an infinite one."""
+        """[M] mass outside the head, at least 1e-30 so that gradients stay finite.
+
+        It is a sum over the complement: `1 - sum` would be rounding noise where the student has
+        learned the head well.
+        """
         head = self.probs_MV.gather(1, target.head_ids)
         self.probs_MV.scatter_(1, target.head_ids, 0.0)
         rest = self.probs_MV.sum(1)
@@ -42,47 +46,47 @@ class StudentSoftmax:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseGradient:
-    """A loss and its gradient by the logits: `softmax_weight * softmax + entries`."""
+    """A loss and its gradient with respect to the logits: `softmax_weight * softmax + entries`."""
 
     value: torch.Tensor
-    """[M] nats."""
+    """[M] the loss in nats."""
     softmax_weight: torch.Tensor
-    """[M]."""
+    """[M] factor of the softmax."""
     ids: torch.Tensor
-    """[M, J] where entries are added; an id may come twice."""
+    """[M, J] tokens at which entries are added; a token may occur twice."""
     entries: torch.Tensor
-    """[M, J] what is added there."""
+    """[M, J] the values to add at `ids`."""
     head_gradient: torch.Tensor | None = None
-    """[M, K] the whole gradient at the target's head, for a loss whose `softmax_weight` holds only
-    off it: the difference of the two can be of any size, so it must not be left to subtraction."""
+    """[M, K] the whole gradient at the target's head, for a loss whose `softmax_weight` is valid
+    only outside the head. It is given directly, since a subtraction could lose all digits."""
 
 
 class GradientSum:
-    """Weighted sparse gradients that share a softmax, added up and written over it.
+    """The weighted sum of sparse gradients that share a softmax, written over that softmax.
 
-    Losses may read the records of several teachers, whose heads differ. Where one of them gives the
-    whole gradient at its head, its `softmax_weight` holds only off that head, while those of all
-    others hold there too.
+    Losses may read the targets of several teachers, whose heads differ. If a loss gives the whole
+    gradient at its head, its `softmax_weight` is valid only outside that head. The weights of all
+    other losses are valid there too.
     """
 
     def __init__(
         self, students: Mapping[int, StudentSoftmax], heads: Mapping[int, torch.Tensor]
     ) -> None:
-        """Start with nothing.
+        """Start with a sum of zero.
 
-        students  by source; their `probs_MV` are one and the same
-        heads     [M, K] token ids of each source's head
+        students  the softmax against each source; all share one `probs_MV`
+        heads     [M, K] head ids of each source
         """
         self._students, self._heads = students, heads
         first = next(iter(students.values()))
         self._probs = first.probs_MV
         self._weight = torch.zeros_like(first.label_logprob)
-        self._linear = torch.zeros_like(self._weight)  # of what has no gradient of its own at heads
+        self._linear = torch.zeros_like(self._weight)  # of losses without a head gradient
         self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._entries: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, source: int, factor: float, sparse: SparseGradient) -> None:
-        """Take one loss, against the record of one source."""
+        """Add one loss against the targets of one source."""
         weight = factor * sparse.softmax_weight
         self._weight += weight
         if sparse.head_gradient is None:
@@ -100,8 +104,7 @@ class GradientSum:
         shared = {source: self._of_others(source) for source in self._own}
         total = self._probs.mul_(self._weight[:, None])
         first, others = next(iter(shared), None), list(shared)[1:]
-        # a token in several heads has the same share of others in each; what a head has of its own
-        # is added to that
+        # a token in several heads gets the same shared part from each, then each own part once
         for source in others:
             total.scatter_(1, self._heads[source], shared[source])
         if first is not None:
@@ -113,17 +116,17 @@ class GradientSum:
         return total
 
     def _of_others(self, source: int) -> torch.Tensor:
-        """[M, K] the gradient at one source's head from all that is not its own there."""
+        """[M, K] the gradient at the head of a source, without its own head gradient."""
         weight = self._linear[:, None]
         for other, (_, other_weight) in self._own.items():
             if other != source:
                 inside = self._inside(self._heads[source], self._heads[other])
-                # added up and not taken off the sum, which is of any size where heads are sure
+                # summed, since a subtraction from the total could lose all digits
                 weight = weight + other_weight[:, None].masked_fill(inside, 0.0)
         return weight * self._students[source].head_logprobs.exp()
 
     def _inside(self, ids: torch.Tensor, head_ids: torch.Tensor) -> torch.Tensor:
-        """[M, K] which ids are in another head: marked in the probabilities, which are restored."""
+        """[M, K] which ids are in another head, which is briefly marked in the probabilities."""
         kept = self._probs.gather(1, head_ids)
         self._probs.scatter_(1, head_ids, -1.0)
         inside = self._probs.gather(1, ids) < 0

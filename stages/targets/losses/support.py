@@ -1,4 +1,4 @@
-"""What a record can support: words that losses share when they judge one."""
+"""What a capture can support: the terms and the check that losses share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from ....data.schema import Capture
 
 Support = Literal["exact", "unbiased", "a lower bound", "biased"]
-"""How what is computed from a record stands to the loss on the whole distribution."""
+"""How the loss computed from a capture relates to the loss on the whole distribution."""
 
 
 def refuse_temperature(capture: Capture, temperature: float) -> str | None:
-    """Why nothing of the teacher's can be had at this temperature, or None."""
+    """The reason why a capture gives no target at this temperature, or None."""
     if capture.head == 0 and capture.tail == 0:
         return "the store kept neither head nor tail, so there is no distribution to match"
     if temperature != 1.0 and temperature not in capture.temperatures:

@@ -1,5 +1,7 @@
-"""What a student is to learn, of whom, and whether that can be: known before a model is made, so it
-is asked of all students before the first one is trained."""
+"""The stores, captures and losses of a student, checked before any model is made.
+
+All students of a recipe are checked before the first one is trained.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +10,35 @@ from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
 from ..models.building import expect_sizes
-from .arguments import step_shape
-from .mixture import mixed_stores
-from .objective import expect_weight, mixed_terms
+from ..training.arguments import step_shape
+from ..training.mixture import mixed_stores
+from ..training.objective import expect_weight, mixed_terms
 
 if TYPE_CHECKING:
     from ...data.schema import Capture
     from ...data.store.reader import StoreReader
-    from ..students.origin import StudentJob
-    from .chunked_loss import Term
+    from ..training.chunked_loss import Term
+    from .origin import StudentJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """What a student is taught."""
+    """The stores and losses that a student is trained with."""
 
     stores: list[StoreReader]
-    """Its own first, then those of further teachers that have a share."""
+    """The run's own store first, then those of further teachers with a share."""
     captures: list[Capture]
-    """What each of them keeps."""
+    """The capture of each store."""
     terms: list[Term]
 
 
 def lesson(job: StudentJob, store: StoreReader) -> Lesson:
-    """What one student learns from its store and those of further teachers.
+    """The stores and losses of one student.
 
     Raises
-        ColdstillError: an objective that the stores cannot support or that never weighs anything, a
-            store with nothing to learn, stores of different sequences, sizes that do not divide
+        ColdstillError: an objective that the stores cannot support or whose weights are always 0, a
+            store without supervised positions, stores of different sequences, sizes that do not
+            divide
     """
     where = f"students.{job.name}"
     stores, shares = mixed_stores((store, *job.others), job.shares, f"{where}.teachers")

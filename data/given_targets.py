@@ -1,0 +1,141 @@
+"""Targets from the arguments that a caller passes: checked, and completed where they follow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import ColdstillError
+from .schema import Targets, target_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from .schema import Capture
+
+_SMALLEST_TAIL = 1e-9
+"""Smallest mass outside a head that is not the whole vocabulary. The mass is 1 minus the head's,
+and float32 log-probabilities of a head may sum to 1."""
+
+
+def given_targets(
+    where: str,
+    given: Mapping[str, Any],
+    labels_M: NDArray[np.int32],
+    capture: Capture,
+    vocabulary: int,
+) -> Targets:
+    """The targets of M positions from array-likes by field, where None stands for "not passed".
+
+    Raises
+        ColdstillError: a wrong shape or dtype, or a field is missing that does not follow
+    """
+    arrays = _arrays(where, given, capture, len(labels_M))
+    _sort_tail(arrays)
+    with np.errstate(all="ignore"):  # numbers that are not finite are reported by `check_block`
+        _derive(arrays, labels_M, vocabulary)
+    if missing := target_shapes(capture, len(labels_M)).keys() - arrays.keys():
+        raise ColdstillError(
+            f"{where}: {min(missing)} is missing and does not follow from the other arguments; "
+            "pass it"
+        )
+    return Targets(**arrays)
+
+
+def numbers(
+    where: str, name: str, value: Any, dtype: Any, shape: tuple[int | None, ...]
+) -> NDArray[Any]:
+    """An array of this dtype and shape; None in a shape stands for any length.
+
+    Raises
+        ColdstillError: other values or another shape
+    """
+    try:
+        array = np.asarray(value)
+        whole = array.size == 0 or array.dtype.kind in "iu"
+        if np.dtype(dtype).kind == "i" and not whole:
+            raise ValueError(f"has dtype {array.dtype}, expected whole numbers")
+        cast = array.astype(dtype)
+        if whole and array.size and not np.array_equal(cast, array):
+            raise ValueError("holds numbers beyond 32 bits")
+        if array.size == 0 and 0 in shape:  # a sequence without supervised positions
+            cast = np.zeros([length or 0 for length in shape], dtype)
+    except (TypeError, ValueError) as error:
+        raise ColdstillError(f"{where}: {name}: {error}") from error
+    if len(cast.shape) != len(shape) or any(
+        wanted not in (None, found) for found, wanted in zip(cast.shape, shape, strict=True)
+    ):
+        expected = str(shape).replace("None", "any")
+        raise ColdstillError(
+            f"{where}: {name} has shape {cast.shape}, expected {expected}: one entry per "
+            "supervised position, as wide as the capture says"
+        )
+    return cast
+
+
+def _arrays(where: str, given: Mapping[str, Any], capture: Capture, count: int) -> dict[str, Any]:
+    """The arguments that were passed as arrays, and empty arrays for fields of width 0."""
+    shapes = target_shapes(capture, count)
+    arrays: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is not None and name not in shapes:
+            raise ColdstillError(
+                f"{where}: {name} was passed, but the capture does not keep it; set "
+                "Capture(tail_logprobs=True)"
+            )
+        if value is not None:
+            shape, dtype = shapes[name]
+            arrays[name] = numbers(where, name, value, dtype, shape)
+        elif name in shapes and 0 in shapes[name][0][1:]:
+            arrays[name] = np.zeros(*shapes[name])
+    return arrays
+
+
+def _sort_tail(arrays: dict[str, Any]) -> None:
+    if "tail_ids" not in arrays:
+        return
+    order_MR = np.argsort(arrays["tail_ids"], axis=1, kind="stable")
+    for name in ("tail_ids", "tail_logprobs"):
+        if name in arrays:
+            arrays[name] = np.take_along_axis(arrays[name], order_MR, axis=1)
+
+
+def _derive(arrays: dict[str, Any], labels_M: NDArray[np.int32], vocabulary: int) -> None:
+    """Add log_tail, label_logprob and entropy where they were not passed and follow."""
+    if not arrays.keys() >= {"head_ids", "head_logprobs", "tail_ids"}:
+        return  # reported as missing
+    ids_MK, logp_MK = arrays["head_ids"], arrays["head_logprobs"].astype(np.float64)
+    head, outside = ids_MK.shape[1], vocabulary - ids_MK.shape[1]
+    mass_M = np.exp(logp_MK).sum(1)
+    if "log_tail" not in arrays:
+        left_M = np.maximum(1.0 - mass_M, _SMALLEST_TAIL if outside else 0.0)
+        arrays["log_tail"] = np.log(left_M).astype(np.float32)
+    log_tail_M = arrays["log_tail"].astype(np.float64)
+    samples = arrays.get("tail_logprobs")
+    if head == 0 and samples is None:
+        return
+    # outside the head: the samples where they are known, otherwise an even distribution
+    even_M = log_tail_M - np.log(max(1, outside))
+    if "label_logprob" not in arrays:
+        label_M = even_M
+        if samples is not None:
+            label_M = _at_label(arrays["tail_ids"], samples, labels_M, label_M)
+        label_M = _at_label(ids_MK, logp_MK, labels_M, label_M)
+        arrays["label_logprob"] = label_M.astype(np.float32)
+    if "entropy" not in arrays:
+        mean_M = even_M if samples is None else samples.astype(np.float64).mean(1)
+        rest_M = np.where(log_tail_M > -np.inf, np.exp(log_tail_M) * mean_M, 0.0)
+        entropy_M = -(np.exp(logp_MK) * logp_MK).sum(1) - rest_M
+        arrays["entropy"] = entropy_M.clip(0.0, np.log(vocabulary)).astype(np.float32)
+
+
+def _at_label(
+    ids: NDArray[Any], logp: NDArray[Any], labels_M: NDArray[Any], otherwise_M: NDArray[Any]
+) -> NDArray[Any]:
+    """[M] the log-probability of the label if it is among the ids."""
+    is_label = ids == labels_M[:, None]
+    found = np.take_along_axis(logp, is_label.argmax(1)[:, None], axis=1)[:, 0] if ids.size else 0.0
+    return np.where(is_label.any(1), found, otherwise_M)

@@ -1,0 +1,341 @@
+"""Writes a store from targets of any origin: `coldstill.StoreWriter`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .alignment import labels, supervised_positions
+from .errors import ColdstillError
+from .files import json_bytes
+from .fingerprint import tokens_sha256
+from .given_targets import given_targets, numbers
+from .maintenance.checks import Rules, check_block
+from .ragged import Ragged
+from .schema import Block, Capture, Sequences, sequence_hash
+from .store.layout import MANIFEST, SHARDS, TOKENIZER
+from .store.manifest import (
+    MOST_SHARDS,
+    CorpusIdentity,
+    Manifest,
+    Packing,
+    TeacherIdentity,
+    TokenizerIdentity,
+    format_settings,
+    parse_manifest,
+)
+from .store.writer import BLOCK_TOKENS, ShardWriter, with_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from numpy.typing import ArrayLike
+
+_TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "chat_template*",
+)  # fmt: skip
+
+
+class StoreWriter:
+    """Writes a store sequence by sequence, from targets that you computed or received.
+
+    Use it as a context manager. Shards are closed as they fill, and the manifest is written last:
+    if the block raises an error, the folder holds no store.
+
+    Example: the two most probable tokens at each of three positions.
+
+        with coldstill.StoreWriter(
+            "store",
+            teacher="my-teacher",
+            tokenizer="path/to/tokenizer",
+            capture=coldstill.Capture(head=2, tail=0),
+            sequence_length=8,
+        ) as writer:
+            writer.add(
+                [5, 9, 2, 7],
+                head_ids=[[9, 4], [2, 1], [7, 3]],
+                head_logprobs=np.log([[0.7, 0.2], [0.6, 0.3], [0.5, 0.25]]),
+            )
+
+    The store passes `coldstill store verify`. With a tokenizer, `coldstill train-student` can train
+    on it (`logits.path` in the recipe).
+
+    Raises
+        ColdstillError: on entering, if the folder already holds a store or another process writes
+            it; on leaving, if no sequence was added
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        teacher: str | TeacherIdentity,
+        capture: Capture,
+        sequence_length: int,
+        tokenizer: Any = None,
+        vocabulary: int | None = None,
+        split: Literal["train", "heldout"] = "train",
+        codec: str | dict[str, Any] = "compact",
+        store: str | dict[str, Any] = "arrow",
+        shard_tokens: int = 262_144,
+    ) -> None:
+        """Describe the store. Nothing is written before the context is entered.
+
+        path             folder, or address such as s3://bucket/store
+        teacher          name of the teacher; a `TeacherIdentity` also records its fingerprint
+        capture          which part of the distribution each call of `add` passes
+        sequence_length  T: largest number of tokens in a sequence
+        tokenizer        folder that holds tokenizer.json, or a tokenizer of transformers; it is
+                         copied into the store
+        vocabulary       V, the number of tokens; required without a tokenizer
+        codec            "compact" (few bytes) or "plain" (exact float32), or a table with settings
+        store            "arrow" or "zarr", or a table with settings
+        shard_tokens     tokens of a shard
+
+        Raises
+            ColdstillError: neither tokenizer nor vocabulary, or a value that no store can have
+        """
+        self._tokenizer = tokenizer
+        identity = _tokenizer_identity(tokenizer, vocabulary)
+        if isinstance(teacher, str):
+            teacher = TeacherIdentity(
+                name=teacher, fingerprint="", family="", dtype="", parameters=0, bytes=0
+            )
+        length = max(1, sequence_length)  # a wrong one is refused below
+        per_shard = max(1, shard_tokens // length)
+        settings = format_settings(codec, store, identity.size, capture)
+        promised = Manifest(
+            teacher=teacher,
+            tokenizer=identity,
+            corpus=CorpusIdentity(fingerprint="", split=split, documents=0),
+            packing=Packing(
+                sequence_length=sequence_length,
+                together=False,
+                isolation="single",
+                separator=(),
+                fingerprint="",
+            ),
+            capture=capture,
+            sequences=per_shard * MOST_SHARDS,
+            shard_sequences=per_shard,
+            block_sequences=min(per_shard, max(1, BLOCK_TOKENS // length)),
+            codec=settings["codec"],
+            store=settings["store"],
+        )
+        self.manifest = parse_manifest(json_bytes(promised.to_json()), str(path))
+        """The manifest, whose counts and fingerprints are final once the context is left."""
+        self._writer = ShardWriter(path, self.manifest)
+        self._rules = Rules(
+            vocabulary=identity.size,
+            sequence_length=sequence_length,
+            capture=capture,
+            maximum=0.0,
+            rounding=0.0,
+        )
+        self._waiting: list[Block] = []
+        self._sequences = self._shard = self._documents = 0
+        self._digest = hashlib.sha256()
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> StoreWriter:
+        place = self._writer.place
+        with contextlib.ExitStack() as held:
+            held.enter_context(place.lock())
+            if place.exists(MANIFEST) or place.names(SHARDS):
+                raise ColdstillError(
+                    f"{place}: already holds a store, or a part of one whose writer was killed; "
+                    "choose another folder, or delete this one"
+                )
+            place.clear()
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._held, contextlib.ExitStack() as undo:
+            undo.callback(self._writer.place.remove, SHARDS)
+            if error is None:
+                self._finish()
+                undo.pop_all()
+
+    def __len__(self) -> int:
+        """How many sequences were added."""
+        return self._sequences
+
+    def add(
+        self,
+        token_ids: ArrayLike,
+        *,
+        head_ids: ArrayLike | None = None,
+        head_logprobs: ArrayLike | None = None,
+        tail_ids: ArrayLike | None = None,
+        tail_logprobs: ArrayLike | None = None,
+        log_tail: ArrayLike | None = None,
+        label_logprob: ArrayLike | None = None,
+        entropy: ArrayLike | None = None,
+        log_norm: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        document_starts: Sequence[int] = (0,),
+    ) -> None:
+        """Add one sequence with the targets at its M supervised positions.
+
+        A position t has the teacher's distribution of token t + 1. All log-probabilities are
+        natural logarithms over the whole vocabulary, at temperature 1.
+
+        token_ids        [T] the tokens
+        head_ids         [M, K] the K most probable tokens, most probable first
+        head_logprobs    [M, K] their log-probabilities
+        tail_ids         [M, R] tokens sampled from outside the head, in any order; may repeat
+        tail_logprobs    [M, R] their log-probabilities, if the capture keeps them
+        log_tail         [M] log of the mass outside the head; default: 1 minus the head's mass
+        label_logprob    [M] log-probability of token t + 1; default: taken from the head or the
+                         samples, elsewhere the mean probability outside the head
+        entropy          [M] in nats; default: exact on the head, outside it estimated from the
+                         samples if their log-probabilities are known, otherwise that of an even
+                         distribution
+        log_norm         [M, C] `logsumexp(log p / T)` per captured temperature; has no default
+        positions        [M] the supervised positions, increasing; default: every position whose
+                         next token belongs to the same document
+        document_starts  [D] where documents begin; the first is 0
+
+        The defaults of `label_logprob` and `entropy` only change reported values, not gradients.
+        They exist only for a capture with a head, or with log-probabilities of its samples.
+
+        Raises
+            ColdstillError: a wrong shape, an id outside the vocabulary, a log-probability above 0,
+                a head that is not sorted or sums to more than 1 (where, and which)
+        """
+        where = f"{self._writer.place}: sequence {self._sequences}"
+        sequences = self._one_sequence(where, token_ids, positions, document_starts)
+        given = {
+            "head_ids": head_ids,
+            "head_logprobs": head_logprobs,
+            "tail_ids": tail_ids,
+            "tail_logprobs": tail_logprobs,
+            "log_tail": log_tail,
+            "label_logprob": label_logprob,
+            "entropy": entropy,
+            "log_norm": log_norm,
+        }
+        capture, vocabulary = self.manifest.capture, self._rules.vocabulary
+        targets = given_targets(where, given, labels(sequences), capture, vocabulary)
+        block = Block(sequences=sequences, targets=targets, capture=capture)
+        if found := check_block(block, 1, self._rules):
+            at = "" if found[0].position is None else f", position {found[0].position}"
+            raise ColdstillError(f"{where}{at}: {found[0].what}")
+        self._digest.update(sequences.hashes.astype("<u8").tobytes())
+        self._sequences += 1
+        self._documents += len(document_starts)
+        self._waiting.append(block)
+        if len(self._waiting) == self.manifest.shard_sequences:
+            self._write_shard()
+
+    def _one_sequence(
+        self, where: str, token_ids: Any, positions: Any, document_starts: Sequence[int]
+    ) -> Sequences:
+        tokens_T = numbers(where, "token_ids", token_ids, np.int32, (None,))
+        starts_D = numbers(where, "document_starts", document_starts, np.int32, (None,))
+        # the rules that index the sequence come before anything is looked up in it
+        if len(starts_D) == 0 or starts_D.min() < 0 or starts_D.max() >= len(tokens_T):
+            raise ColdstillError(
+                f"{where}: document_starts {starts_D.tolist()[:5]}: expected positions from 0 to "
+                f"{len(tokens_T) - 1}"
+            )
+        if positions is None:
+            positions = supervised_positions(np.ones(len(tokens_T), np.bool_), starts_D)
+        positions_M = numbers(where, "positions", positions, np.int32, (None,))
+        if len(positions_M) and (positions_M.min() < 0 or positions_M.max() >= len(tokens_T) - 1):
+            raise ColdstillError(
+                f"{where}: positions from {positions_M.min()} to {positions_M.max()}: expected 0 "
+                f"to {len(tokens_T) - 2}, since the last token has no next one"
+            )
+        documents_D = np.arange(self._documents, self._documents + len(starts_D))
+        return Sequences(
+            ids=np.array([self._sequences], np.int64),
+            tokens=Ragged.from_rows([tokens_T], np.int32),
+            document_starts=Ragged.from_rows([starts_D], np.int32),
+            document_ids=Ragged.from_rows([documents_D], np.int64),
+            positions=Ragged.from_rows([positions_M], np.int32),
+            hashes=np.array([sequence_hash(tokens_T, starts_D, positions_M)], np.uint64),
+        )
+
+    def _write_shard(self) -> None:
+        block, self._waiting = Block.concatenate(self._waiting), []
+        if self._shard == 0:
+            first = block.take(np.arange(min(len(block), self.manifest.block_sequences)))
+            self.manifest = with_error(self.manifest, first)
+        self._writer.manifest = self.manifest
+        self._writer.write(self._shard, block)
+        self._shard += 1
+
+    def _finish(self) -> None:
+        """Write the last shard, the tokenizer and, last, the manifest."""
+        place = self._writer.place
+        if self._sequences == 0:
+            raise ColdstillError(f"{place}: no sequence was added, so there is no store to write")
+        together = self._documents > self._sequences
+        digest = self._digest.hexdigest()
+        self.manifest = replace(
+            self.manifest,
+            sequences=self._sequences,
+            corpus=replace(self.manifest.corpus, fingerprint=digest, documents=self._documents),
+            packing=replace(
+                self.manifest.packing,
+                together=together,
+                isolation="positions" if together else "single",
+                fingerprint=digest,
+            ),
+        )
+        if self._waiting:
+            self._write_shard()
+        if self._tokenizer is not None:
+            with place.scratch() as folder:
+                _save_tokenizer(self._tokenizer, folder / TOKENIZER)
+                self._writer.add_tokenizer(folder / TOKENIZER)
+        place.write(MANIFEST, json_bytes(self.manifest.to_json()))
+
+
+def _tokenizer_identity(tokenizer: Any, vocabulary: int | None) -> TokenizerIdentity:
+    if tokenizer is None:
+        if vocabulary is None:
+            raise ColdstillError("StoreWriter: pass a tokenizer, or vocabulary = the token count")
+        return TokenizerIdentity(fingerprint="", size=vocabulary)
+    if hasattr(tokenizer, "get_vocab"):
+        table = tokenizer.get_vocab()
+    else:
+        from tokenizers import Tokenizer
+
+        file = Path(tokenizer, "tokenizer.json")
+        try:
+            table = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+        except Exception as error:  # the library raises bare exceptions
+            raise ColdstillError(f"{file}: cannot be read as a tokenizer: {error}") from error
+    size = max(table.values()) + 1
+    if vocabulary not in (None, size):
+        raise ColdstillError(
+            f"StoreWriter: vocabulary = {vocabulary}, but the tokenizer has {size} tokens; leave "
+            "one of them out"
+        )
+    return TokenizerIdentity(fingerprint=tokens_sha256(table), size=size)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+        return
+    folder.mkdir()
+    for pattern in _TOKENIZER_FILES:
+        for file in Path(tokenizer).glob(pattern):
+            shutil.copy2(file, folder)
