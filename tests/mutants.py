@@ -130,7 +130,7 @@ MUTANTS = (
         "stages/targets/losses/sparse.py",
         "rest = self.probs_MV.sum(1)",
         "rest = 1 - head.sum(1)",
-        ("stages/test_losses.py",),
+        ("stages/test_student_rest.py",),
     ),
     Mutant(
         "samples are not reweighted to the temperature",
@@ -217,6 +217,8 @@ def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[int, str]:
     os.environ |= {"PYTHONPATH": str(tree.parent), "OMP_NUM_THREADS": "1"}
     os.chdir(tree.parent)
     sys.dont_write_bytecode = True
+    # the platform's own way to start processes, not that of the process that forked this one
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     written = tree.parent / "output.txt"
     with written.open("w", encoding="utf-8") as output:
         for descriptor in (1, 2):
