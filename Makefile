@@ -1,25 +1,30 @@
-# make demo            the whole pipeline on this machine's own Python sources
-# make teacher-logits  stage one;  make train-student  stage two
-# RECIPE= a recipe's name or file, or a run's folder;  STUDENT= students, or ALL=1;  SET= overrides;  STORE= for inspect and verify
-# make plan PILOT= sequences to measure;  BUDGET= bytes a position;  make sweep GRID="a=1,2 b=3,4"
-# make export STUDENT= one;  TO= formats;  make evaluate TASKS= files for lm-eval
+# make demo            runs the whole pipeline on the sources of this machine's Python
+# make teacher-logits  stage one: run the teacher and write the store
+# make train-student   stage two: train students from the store
+# make test            the fast tests;  make test TESTS=tests/data: all tests of one file or folder
+# make test-all        every test;  make check: lint and types;  make mutants: what the tests catch
+# make bench           the benchmarks;  make bench-quality: what each kind of record is worth
+# Variables: RECIPE= a recipe's name or file, or a run's folder;  SET="section.key=value ..."
+#   STUDENT="names" or ALL=1;  STORE= a store for inspect and verify;  GRID="key=1,2 ..." for sweep
+#   PILOT= and BUDGET= for plan;  TO="formats" for export;  TASKS= lm-eval task files for evaluate
 
 RECIPE ?= demo
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 COLDSTILL := $(BIN)/coldstill
+PYTEST := $(BIN)/python -m pytest --rootdir .links/coldstill -c .links/coldstill/pyproject.toml
 INSTALLED := $(VENV)/.installed
 OPTIONS = $(RECIPE) $(foreach setting,$(SET),--set '$(setting)')
 STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
 STUDENTS = $(foreach name,$(STUDENT),--student '$(name)') $(if $(ALL),--all)
 GRIDS = $(foreach grid,$(GRID),--grid '$(grid)')
 
-.PHONY: help install demo run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export inspect verify test check bench bench-quality clean
+.PHONY: help install demo run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export inspect verify test test-all mutants check lint types bench bench-quality clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,9s/^# //p' Makefile
 
 install: $(INSTALLED)
 
@@ -59,16 +64,26 @@ inspect: $(INSTALLED)
 verify: $(INSTALLED)
 	$(COLDSTILL) store verify $(STORE_PATH)
 
-# The repository is the package, whatever its folder is called; pytest and mypy find it by this link.
+# The repository is the package, whatever its folder is called. pytest and mypy find it by this link.
 .links/coldstill:
 	@mkdir -p .links && ln -sfn .. .links/coldstill
 
 test: $(INSTALLED) .links/coldstill
-	$(BIN)/python -m pytest --rootdir .links/coldstill -c .links/coldstill/pyproject.toml .links/coldstill/tests
+	$(PYTEST) $(if $(TESTS),$(addprefix .links/coldstill/,$(TESTS)),-m 'not slow' .links/coldstill/tests) $(ARGS)
 
-check: $(INSTALLED) .links/coldstill
+test-all: $(INSTALLED) .links/coldstill
+	$(PYTEST) .links/coldstill/tests
+
+mutants: $(INSTALLED) .links/coldstill
+	$(BIN)/python tests/mutants.py $(MUTANT)
+
+check: lint types
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) .links/coldstill
 	$(BIN)/mypy -p coldstill.data -p coldstill.stages -p coldstill.pipeline
 	$(BIN)/mypy --explicit-package-bases tests
 

@@ -1,4 +1,4 @@
-"""A real browser without a screen, which opens pages as files: a plugin for tests of pages."""
+"""A pytest plugin with a headless browser that opens pages as files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A browser without a screen."""
+    """A headless browser."""
     playwright = pytest.importorskip("playwright.sync_api")
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
@@ -37,7 +37,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_file(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens files; fails if one of them asks for anything but itself, or complains."""
+    """A function that opens a file; it fails if the page requests another file or logs an error."""
     contexts, wrong = [], []
 
     def open_page(file: Path, width: int = 1280, height: int = 900, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Captures in processes of their own, which can be killed: what the tests start and wait for."""
+"""Captures in child processes that tests start, kill and wait for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from coldstill.stages.report import Report
 
 PROCESSES: Any = multiprocessing.get_context("forkserver")
-"""Each child is a copy of a process that has imported all this and done nothing yet."""
+"""Each child is a copy of a process that has imported everything and done nothing yet."""
 PROCESSES.set_forkserver_preload(["capture_child"])
 
 
@@ -37,13 +37,13 @@ class Task:
     folder: Path
     capture: Capture
     changes: dict[str, Any] = field(default_factory=dict)
-    """Of the plan."""
+    """Changes of the capture plan."""
     pause: float = 0.0
-    """Seconds to sleep after each batch, so that others get their turn."""
+    """Seconds to sleep after each batch, so that other processes get work."""
 
 
 def run(task: Task, rank: int, world: int, ready: Any = None) -> None:
-    """In the child: capture what is missing, as one of `world`."""
+    """Capture what is missing, in the child, as one of `world` processes."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     gc.freeze()  # what was imported is no garbage; looking through it would take most of the time
@@ -60,7 +60,7 @@ def run(task: Task, rank: int, world: int, ready: Any = None) -> None:
 
 
 def start(task: Task, rank: int = 0, world: int = 1, ready: Any = None) -> Any:
-    """A child that captures."""
+    """Start a child that captures."""
     child = PROCESSES.Process(target=run, args=(task, rank, world, ready), daemon=True)
     with found_by_the_server():
         child.start()
@@ -82,6 +82,6 @@ def found_by_the_server() -> Iterator[None]:
 
 
 def finish(child: Any, seconds: float = 120.0) -> None:
-    """Wait for a child that is to succeed."""
+    """Wait for a child and expect it to succeed."""
     child.join(seconds)
     assert child.exitcode == 0

@@ -1,4 +1,4 @@
-"""Fixtures: a byte-pair tokenizer, small random models and short texts, made once per session."""
+"""Fixtures: a byte-pair tokenizer, small random models and short texts, made once per process."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ WORDS = [
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-torch.set_num_threads(1)  # these models are tiny: a second thread only waits for the first
+torch.set_num_threads(1)  # these models are tiny: a second thread would only wait
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """Some texts of different lengths, no two alike."""
+    """Different texts of different lengths."""
     random = np.random.default_rng(seed)
     return [
         f"{i}: " + " ".join(random.choice(WORDS, int(random.integers(3, 60)))) for i in range(count)
@@ -52,8 +52,8 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Distant stores of the tests never meet the user's cache."""
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep remote stores of the tests out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLDSTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -61,8 +61,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(scope="session", autouse=True)
 def _brief_measurements() -> Iterator[None]:
-    """How fast these models write is of no interest: once is enough, however long that takes on a
-    busy machine."""
+    """Measure speeds once only: the tests do not use the values, and the machine may be busy."""
     from coldstill.stages import teacher_logits
     from coldstill.stages.evaluation import generation_speed
 
@@ -74,8 +73,8 @@ def _brief_measurements() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_lines_of_a_clock() -> Iterator[None]:
-    """How long a command takes here decides nothing of what it writes."""
+def _no_progress_lines() -> Iterator[None]:
+    """Keep progress lines, which depend on the clock, out of the output."""
     from coldstill.pipeline.cli import progress_lines
 
     with pytest.MonkeyPatch.context() as patch:
@@ -104,7 +103,7 @@ def tokenizer_folder(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder: Path) -> Any:
-    """The same, loaded."""
+    """The tokenizer of `tokenizer_folder`, loaded."""
     from coldstill.stages.models.loading import load_tokenizer
 
     return load_tokenizer(str(tokenizer_folder), "test")
@@ -120,13 +119,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64},
     "gpt_neox": {"rotary_pct": 0.25},
 }
-"""Small configurations by family; the tests ask each for everything."""
+"""Small configurations by family; tests of models run on each."""
 
 
 def make_model(name: str, vocabulary: int, seed: int = 0, **settings: Any) -> Any:
     """A small model of `FAMILIES` with random weights large enough for confident logits.
 
-    settings  of its configuration, over those there
+    settings  override keys of its configuration
     """
     sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
@@ -168,7 +167,7 @@ def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def store(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
-    """A small store to train from; its sequences differ much in supervised positions."""
+    """A small store to train from; its sequences differ in the number of supervised positions."""
     from coldstill.data.schema import Capture
     from small_runs import capture_store, prepare, save_teacher
 

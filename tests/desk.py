@@ -1,4 +1,4 @@
-"""The command line on a desk of its own: what the tests of the pipeline work with."""
+"""The command line in a temporary folder, for the tests of the pipeline."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ objective = {{ kl = 0.0, cross_entropy = 1.0 }}
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """A folder in which somebody types commands."""
+    """A folder in which commands run."""
 
     root: Path
 
@@ -61,18 +61,18 @@ class Desk:
         return self.root / "runs" / "r"
 
     def coldstill(self, *arguments: str) -> Result:
-        """Whatever comes of a command typed here."""
+        """Run a command and return its result."""
         with contextlib.chdir(self.root):
             return CliRunner().invoke(main, arguments)
 
     def done(self, *arguments: str) -> Result:
-        """A command that must succeed."""
+        """Run a command that must succeed."""
         result = self.coldstill(*arguments)
         assert result.exit_code == 0, (result.stderr, result.exception)
         return result
 
     def refused(self, *arguments: str) -> str:
-        """The one line by which a command must be refused, touching nothing."""
+        """Run a command that must fail in one line and change no file; return that line."""
         before = self.snapshot()
         result = self.coldstill(*arguments)
         assert isinstance(result.exception, SystemExit), repr(result.exception)
@@ -86,7 +86,7 @@ class Desk:
         return line
 
     def torchrun(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command in two processes that know of one another."""
+        """Run a command in two processes of one `torchrun`."""
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
             "-m", "coldstill.pipeline.cli", *arguments,
@@ -102,7 +102,7 @@ class Desk:
         )
 
     def snapshot(self) -> dict[str, tuple[str, int]]:
-        """Content and time of change of every file here."""
+        """The hash and the modification time of every file."""
         files = (path for path in sorted(self.root.rglob("*")) if path.is_file())
         return {
             str(path.relative_to(self.root)): (
@@ -113,14 +113,14 @@ class Desk:
         }
 
     def write(self, name: str, content: str | bytes) -> Path:
-        """Put a file here."""
+        """Write a file into the folder."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
     def edit(self, old: str, new: str) -> None:
-        """Change the recipe, as one would in an editor."""
+        """Replace text in the recipe."""
         path = self.root / "r.toml"
         text = path.read_text(encoding="utf-8")
         assert old in text
@@ -153,30 +153,30 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""Begins a process for each line it reads. Loading torch takes seconds, once here for all."""
+"""A process that starts one child per line it reads: torch, which takes seconds, loads once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Commands in real processes, for what only those can show: signals and terminals."""
+    """Commands in real processes, for tests of signals and terminals."""
 
     door: subprocess.Popen[str]
 
     def begin(self, desk: Desk, output: str, *arguments: str) -> int:
-        """Begin a command on a desk; its process id."""
+        """Start a command in a folder; returns its process id."""
         assert self.door.stdin is not None
         self.door.stdin.write(json.dumps([str(desk.root), output, arguments]) + "\n")
         self.door.stdin.flush()
         return self._answer()
 
     def end(self) -> int:
-        """Wait for it; its exit code, or the signal that ended it, negative."""
+        """Wait for the command; returns its exit code, or the negative number of a signal."""
         return self._answer()
 
     def stopped(
         self, desk: Desk, how: Signals, sign: Path, *arguments: str
     ) -> tuple[int, list[str]]:
-        """Stop a command as soon as `sign` is there; its exit code and what it said."""
+        """Send a signal once the file `sign` exists; returns exit code and output lines."""
         said = desk.root.parent / f"{desk.root.name}.said"
         process = self.begin(desk, str(said), *arguments)
         deadline = time.monotonic() + 60
@@ -192,7 +192,7 @@ class Processes:
 
 @pytest.fixture(scope="session")
 def processes() -> Iterator[Processes]:
-    """Real processes, quickly begun."""
+    """Real processes that start fast."""
     command = [sys.executable, "-c", _DOOR]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -204,7 +204,7 @@ def processes() -> Iterator[Processes]:
 
 @pytest.fixture
 def make_desk() -> type[Desk]:
-    """A desk in any folder."""
+    """The class, to make a desk in any folder."""
     return Desk
 
 
@@ -221,7 +221,7 @@ def _finished(
     tmp_path_factory: pytest.TempPathFactory, texts: Path, teacher_folder: Path
 ) -> tuple[Desk, Result]:
     desk = Desk(tmp_path_factory.mktemp("finished"))
-    # a teacher of its own, so that a test may take it away
+    # its own copy of the teacher, so that a test may remove it
     shutil.copytree(teacher_folder, desk.root / "teacher")
     desk.write("r.toml", RECIPE.format(texts=texts, teacher='model = "teacher"'))
     return desk, desk.done("run", "r.toml")
@@ -229,12 +229,12 @@ def _finished(
 
 @pytest.fixture
 def finished(_finished: tuple[Desk, Result], tmp_path: Path) -> Desk:
-    """A desk where `coldstill run r.toml` has just ended; its teacher is the folder `teacher`."""
+    """A desk after `coldstill run r.toml`; its teacher is the folder `teacher`."""
     shutil.copytree(_finished[0].root, tmp_path, dirs_exist_ok=True)
     return Desk(tmp_path)
 
 
 @pytest.fixture
 def first_run(_finished: tuple[Desk, Result]) -> Result:
-    """What that run has printed."""
+    """The output of `coldstill run r.toml`."""
     return _finished[1]

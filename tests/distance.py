@@ -33,17 +33,17 @@ class Distance:
     proxy: FaultyProxy | None = None
 
     def place(self, name: str = "store", **options: Any) -> RemotePlace:
-        """One folder there."""
+        """One folder in a remote place."""
         return RemotePlace(f"{self.url}/{name}", self.cache, **options)
 
     @property
     def network(self) -> FaultyProxy:
-        """The bad network, where there is one."""
+        """The unreliable network of a place that has one."""
         assert self.proxy is not None
         return self.proxy
 
     def digests(self, name: str = "store") -> dict[str, str]:
-        """Every object of a store but its lock, by content."""
+        """The hash of every object of a store except its lock."""
         place = self.place(name)
         return {
             inner.removeprefix("./"): hashlib.sha256(
@@ -77,12 +77,12 @@ ENVIRONMENT = {
     "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
     "NO_PROXY": "127.0.0.1",
 }
-"""Dummy credentials, and nothing of the user's own."""
+"""Dummy credentials instead of the user's own."""
 
 
 @pytest.fixture(scope="session")
 def _s3_network() -> Iterator[FaultyProxy]:
-    """A server that speaks S3, in this process, behind a bad network."""
+    """An S3 server in this process behind an unreliable network."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -108,7 +108,7 @@ def s3(
 
 
 def connect() -> Any:
-    """The file system of the server, besides the project's own connections."""
+    """The server's file system, independent of the connections of the project."""
     import fsspec
 
     return fsspec.filesystem("s3", use_listings_cache=False)
@@ -116,6 +116,6 @@ def connect() -> Any:
 
 @pytest.fixture(params=["memory", "s3"])
 def far(request: pytest.FixtureRequest) -> Distance:
-    """Either."""
+    """A place in memory, and one in S3."""
     found: Distance = request.getfixturevalue(request.param)
     return found

@@ -1,4 +1,4 @@
-"""A bad network on loopback: an HTTP proxy before a server, which spoils what it is told to."""
+"""An unreliable local network: an HTTP proxy that breaks chosen requests to a server."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "date
 
 @dataclass(slots=True)
 class Fault:
-    """What goes wrong, at which requests, and how often."""
+    """A fault: what goes wrong, for which requests, and how often."""
 
     kind: Kind
     match: str
-    """A regular expression that is looked for in `METHOD /path`."""
+    """A regular expression, searched in `METHOD /path`."""
     times: int = 10**9
     seconds: float = 0.0
     """How long a slow answer takes."""
 
 
 class FaultyProxy:
-    """Passes requests on; a context manager that ends its server."""
+    """Forwards requests; a context manager that stops its server."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Stand in front of a server."""
+        """Forward requests to a server."""
         self.faults: list[Fault] = []
         self.log: list[str] = []
         """`METHOD /path` of every request, in order."""
@@ -66,19 +66,19 @@ class FaultyProxy:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address of the proxy."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def spoil(self, kind: Kind, match: str, times: int = 10**9, seconds: float = 0.0) -> None:
-        """Let matching requests go wrong from now on, so many times."""
+        """Break the next matching requests, a given number of times."""
         self.faults.append(Fault(kind, match, times, seconds))
 
     def count(self, match: str) -> int:
-        """How many requests matched."""
+        """The number of requests that matched."""
         return sum(re.search(match, request) is not None for request in self.log)
 
     def decide(self, request: str) -> Fault | None:
-        """Note a request, and what shall go wrong with it."""
+        """Count a request and return its fault."""
         with self._deciding:
             self.log.append(request)
             for fault in self.faults:
@@ -90,7 +90,7 @@ class FaultyProxy:
     def forward(
         self, method: str, path: str, headers: Message, body: bytes
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """The server's own answer."""
+        """The answer of the server."""
         connection = http.client.HTTPConnection(*self._upstream)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
@@ -163,4 +163,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
+        """Write no log."""

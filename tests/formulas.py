@@ -1,4 +1,4 @@
-"""Losses as they stand in papers, on whole distributions."""
+"""Losses as published, on full distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Formula = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """[M] KL(p || q); cells without p count nothing."""
+    """[M] KL(p || q); cells with p = 0 add nothing."""
     return torch.where(p > 0, p * (p / q).log(), 0.0 * q).sum(1)
 
 
@@ -59,4 +59,4 @@ PLAIN: dict[str, tuple[Any, Formula]] = {
     "skew_reverse_kl at 1": (SkewReverseKL(1.0), skewed_reverse(1.0)),
     "residual_to_label": (LOSSES["residual_to_label"], lambda p, q, _: divergence(p, q)),
 }
-"""A loss, and the formula on whole distributions that it stands for."""
+"""Each loss with its formula on full distributions."""

@@ -40,11 +40,11 @@ TOKENS = (*HOSTILE, *(f" word{i}" for i in range(len(HOSTILE), VOCABULARY)))
 """The text of each id."""
 SEQUENCES = 10
 LONG = 1
-"""The sequence with most in it: ten tokens of three documents, seven of them labels."""
+"""The fullest sequence: ten tokens of three documents, seven of them labels."""
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer whose table is `TOKENS`, with nothing between a token and its text."""
+    """Save a tokenizer with the table `TOKENS` whose tokens are their texts."""
     from tokenizers import Tokenizer, models
 
     model: Any = models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token=TOKENS[0])
@@ -55,7 +55,7 @@ def write_tokenizer(folder: Path) -> None:
 def write_store(
     root: Path, capture: Capture = FULL, *, codec: str = "plain", store: str = "arrow"
 ) -> Block:
-    """A store of ten sequences in three shards, with that tokenizer; and what is in it."""
+    """Write a store of ten sequences in three shards; returns its content."""
     block = random_block(7, SEQUENCES, capture)
     write_missing(root, manifest_for(block, codec=codec, store=store), block)
     write_tokenizer(root / TOKENIZER)

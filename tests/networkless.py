@@ -1,4 +1,4 @@
-"""A machine without a network, for tests of what may use one and must not."""
+"""A fixture without network, for tests of code that must not use one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whoever reaches for it fails; what `datasets` keeps is kept beside the test's own files."""
+    """Every connection fails; the cache of `datasets` is beside the test's own files."""
     import datasets
 
     def refuse(*arguments: Any, **options: Any) -> Any:

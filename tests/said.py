@@ -1,4 +1,4 @@
-"""What a command has said, without a terminal."""
+"""The output of a command without a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small corpus and captures of it: where tests of capture, training and evaluation begin."""
+"""A small corpus and its captures, for tests of capture, training and evaluation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LENGTH = 48
 CLOCKS = ("tokens_per_second", "data_wait")
-"""Figures of training that a clock decides."""
+"""Training figures that depend on the clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class SmallCorpus:
 
 
 def prepare(folder: Path, tokenizer: Any) -> SmallCorpus:
-    """Texts of many lengths (some cut, most packed) and prompts that are read but not learned."""
+    """Prepare texts of many lengths (some cut, most packed) and prompts, which are not learned."""
     lines = []
     for i, text in enumerate(sentences(56, seed=1)):
         half = len(text) // 2
@@ -57,7 +57,7 @@ def prepare(folder: Path, tokenizer: Any) -> SmallCorpus:
 
 
 def save_teacher(folder: Path, tokenizer: Any, name: str = "llama", seed: int = 1) -> Path:
-    """A random model that is sure of itself, with rows past the vocabulary that would be surer."""
+    """Save a confident random model; its padded rows would be even more confident."""
     model = make_model(name, VOCABULARY + 16, seed)
     weight = model.get_output_embeddings().weight
     with torch.no_grad():
@@ -71,7 +71,7 @@ def save_teacher(folder: Path, tokenizer: Any, name: str = "llama", seed: int = 
 def plan_capture(
     corpus: SmallCorpus, teacher: Path, folder: Path, capture: Capture, **changes: Any
 ) -> CapturePlan:
-    """How to capture the corpus from the teacher saved in a folder; `changes` are of the plan."""
+    """The plan of a capture with a saved teacher; `changes` replace fields of the plan."""
     split = changes.pop("split", "train")
     name = str(teacher)
     sequences = CorpusLayout(corpus.folder).open(split)

@@ -71,7 +71,7 @@ WRITE: dict[str, Any] = {
 def write_task(
     folder: Path, name: str, task: dict[str, Any], rows: list[dict[str, Any]] | None = None
 ) -> Path:
-    """A task file (JSON is YAML) and, beside it, its data."""
+    """Write a task file (JSON is YAML) and its data beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     if rows is not None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -100,7 +100,7 @@ def logprob(model: Any, tokenizer: Any, before: str, after: str, size: int) -> f
 
 @torch.no_grad()
 def written(model: Any, tokenizer: Any, prompt: str, count: int, size: int) -> str:
-    """The most probable tokens after a prompt, one by one, up to the end of the line."""
+    """The greedy continuation of a prompt, up to the end of the line."""
     ids = tokenizer(prompt)["input_ids"]
     start = len(ids)
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Trainings of a small model from a small store, here and now."""
+"""Training of a small model from a small store in this process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def small_job(
     objective: ObjectiveConfig | None = None,
     **settings: Any,
 ) -> TrainingJob:
-    """A new model, four sequences a step; `settings` are of `TrainConfig`."""
+    """A job with a new model and four sequences a step; `settings` go to `TrainConfig`."""
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), "store")
     architecture = ArchitectureConfig(family=family, layers=1, hidden=32, heads=2, tied=tied)
     model = build_model(architecture, tokenizer, LENGTH, 3, "test")
@@ -61,7 +61,7 @@ def small_job(
 def train_small(
     store: StoreReader, folder: Path, report: Reporter = silent, **settings: Any
 ) -> Weights:
-    """Train the model of a `small_job`; its weights afterwards."""
+    """Train the model of a `small_job`; returns its weights."""
     job = small_job(store, folder, **settings)
     train(job, report)
     return weights_of(job)
@@ -73,7 +73,7 @@ def weights_of(job: TrainingJob) -> Weights:
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
-    """The metrics, without those that a clock decides."""
+    """The metrics without those that depend on the clock."""
     return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(folder)]
 
 

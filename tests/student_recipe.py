@@ -1,4 +1,4 @@
-"""A recipe with one student whose origin is left to say."""
+"""A recipe with one student that lacks an origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the sources with `ast`."""
+"""Which module may import which, read from the sources with `ast`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = {
     for path in sorted((ROOT / room).rglob("*.py"))
     if "examples" not in path.parts  # scripts of a user: they import the public interface
 }
-"""Every source file by its name without `coldstill.`, packages by their own."""
+"""Every source file by its module name without `coldstill.`."""
 
 PIPELINE_MAY_IMPORT = {"click", "jinja2", "markupsafe", "numpy", "pydantic", "tabulate", "tqdm"}
 DATA_MAY_IMPORT = {"numpy", "pyarrow", "zarr", "filelock", "fsspec", "pydantic"}
@@ -32,7 +32,7 @@ DATA_MAY_ASK = {
     ("tokenizers", "data.store_writer"),
     ("tokenizers", "data.token_bytes"),
 }
-"""What one file each imports, inside a function, for those who ask for it."""
+"""Optional libraries that one file each imports inside a function."""
 LIGHT_STAGES = {
     "stages", "stages.config", "stages.evaluation.lm_eval.results",
     "stages.export", "stages.libraries",
@@ -62,7 +62,7 @@ class Import:
 
 
 def imports_of(name: str) -> list[Import]:
-    """Every import of a source file; names of this project stand without `coldstill.`."""
+    """Every import of a source file; names of this project lack `coldstill.`."""
     path = FILES[name]
     parts = name.split(".")
     package = parts if path.name == "__init__.py" else parts[:-1]
@@ -75,7 +75,7 @@ def imports_of(name: str) -> list[Import]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                # one dot is the package itself; past the rooms lies the root, `coldstill`
+                # one dot is the package itself; above the rooms is the root, `coldstill`
                 kept = package[: len(package) + 1 - node.level]
                 base = ".".join([*kept, *([base] if base else [])]) or "coldstill"
             for alias in node.names:
@@ -103,7 +103,7 @@ def in_room(*rooms: str) -> list[str]:
 
 
 def reached_from(name: str) -> set[str]:
-    """Every module of ours that importing or running this one may load."""
+    """Every module of this project that importing or running a module may load."""
     reached: set[str] = set()
     waiting = [name]
     while waiting:
@@ -114,7 +114,7 @@ def reached_from(name: str) -> set[str]:
     return reached
 
 
-def test_the_reader_of_sources_sees_what_it_should() -> None:
+def test_the_graph_of_imports_is_complete() -> None:
     assert {
         "data.alignment",
         "data.codecs.plain",
@@ -188,7 +188,7 @@ def test_the_pipeline_imports_nothing_heavy_at_start() -> None:
         ("stages.targets.losses", {"partition", "support", "sparse"}),
     ],
 )
-def test_plugins_know_nothing_of_one_another(package: str, shared: set[str]) -> None:
+def test_plugins_do_not_import_one_another(package: str, shared: set[str]) -> None:
     plugins = [name for name in FILES if name.startswith(f"{package}.")]
     assert plugins
     for name in plugins:
@@ -200,12 +200,11 @@ def test_plugins_know_nothing_of_one_another(package: str, shared: set[str]) -> 
         assert siblings - shared == set(), name
 
 
-def test_formats_of_export_know_nothing_of_one_another() -> None:
+def test_formats_of_export_do_not_import_one_another() -> None:
     formats = {f"stages.export.{name}" for name in ("gguf.format", "hf", "onnx.format", "torchao")}
     named = {found.module for found in GRAPH["stages.export"] if found.ours and found.at_start}
     assert named == formats
     for name in formats:
-        # with the parts that each has in files of its own
         assert reached_from(name) & formats == set(), name
         heavy = [f.module for f in GRAPH[name] if f.at_start and not f.ours]
         assert {module.split(".")[0] for module in heavy} <= sys.stdlib_module_names, name
@@ -214,7 +213,7 @@ def test_formats_of_export_know_nothing_of_one_another() -> None:
 @pytest.mark.parametrize(
     "name", ["stages.train_student", "stages.training.feed", "stages.evaluate"]
 )
-def test_a_student_never_meets_the_teacher(name: str) -> None:
+def test_training_a_student_never_imports_the_capture(name: str) -> None:
     assert (
         reached_from(name)
         & {"stages.teacher_logits", "stages.capture.shards", "stages.train_teacher"}
@@ -222,7 +221,7 @@ def test_a_student_never_meets_the_teacher(name: str) -> None:
     )
 
 
-def test_the_teacher_never_meets_a_student() -> None:
+def test_the_capture_never_imports_the_training() -> None:
     reached = reached_from("stages.teacher_logits")
     assert (
         reached & {"stages.train_student", "stages.training.loop", "stages.training.objective"}
@@ -230,9 +229,9 @@ def test_the_teacher_never_meets_a_student() -> None:
     )
 
 
-def test_one_file_alone_loads_what_transformers_has_saved() -> None:
-    """So that no weights come in unlooked at. The estimate of a plan reads a tokenizer alone, by
-    its own class: the other file would load torch for it."""
+def test_one_file_alone_calls_from_pretrained() -> None:
+    """That file checks all weights. The estimate of a plan reads only a tokenizer, by the class of
+    tokenizers: the other file would load torch for it."""
     callers = {
         name
         for name in FILES
@@ -244,7 +243,7 @@ def test_one_file_alone_loads_what_transformers_has_saved() -> None:
     assert callers == {"stages.models.loading"}
 
 
-def test_no_module_needs_itself_to_be_imported() -> None:
+def test_no_import_is_circular() -> None:
     finished: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Training in processes of its own, alone or several together: what tests start, kill and wait for.
+"""Training in one or several child processes that tests start, kill and wait for.
 
 One alone may be run in the tests' own process too; what is compared is then the number of processes
 and nothing else.
@@ -36,20 +36,20 @@ class Task:
     """What is trained."""
 
     store: str
-    """Its folder."""
+    """The folder of the store."""
     folder: Path
     family: str = "llama"
     tied: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of `TrainConfig`."""
+    """Settings of `TrainConfig`."""
     pause: float = 0.0
-    """Seconds to sleep after each step, so that a signal finds it at work."""
+    """Seconds to sleep after each step, so that a signal arrives during training."""
     poison: int | None = None
-    """A sequence of which the store says what is no number."""
+    """A sequence whose targets are NaN."""
     damaged: int | None = None
     """A sequence that cannot be read."""
     shards: bool = False
-    """Whether the weights are to be spread out while it trains."""
+    """Whether the weights are sharded over the processes."""
 
 
 def run(task: Task) -> Weights:
@@ -106,7 +106,7 @@ def _in_child(task: Task, rank: int, world: int, port: int) -> None:
 
 
 def start(task: Task, world: int = 1) -> list[Any]:
-    """Children that train, together."""
+    """Start children that train together."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -122,13 +122,13 @@ def start(task: Task, world: int = 1) -> list[Any]:
 
 
 def finish(children: list[Any], seconds: float = 120.0) -> None:
-    """Wait for children that are to succeed."""
+    """Wait for children and expect them to succeed."""
     for child in children:
         child.join(seconds)
     assert [child.exitcode for child in children] == [0] * len(children)
 
 
 def weights(folder: Path, rank: int = 0) -> Weights:
-    """What a child's model was at the end."""
+    """The final weights of a child's model."""
     found: Weights = torch.load(folder / f"weights-{rank}.pt", weights_only=True)
     return found

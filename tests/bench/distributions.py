@@ -1,10 +1,10 @@
-"""Teachers whose distributions the store is measured on.
+"""Teachers whose distributions the benchmarks of the store use.
 
-`trained`: the demo's teacher on its held-out documents, V = 4,096.
-`synthetic`: V = 128,256 without the billions of weights. Its logits are the log of a Zipf law over
-the vocabulary plus a product of low rank with a context of the last two tokens and a topic, as a
-model's last layer has it, and it writes its own text, so that frequent contexts come again as they
-do in real text. How sure it is varies with the context; the mean entropy is 2 nats.
+`trained` is the demo's teacher on its held-out documents, V = 4,096.
+`synthetic` has V = 128,256 without billions of weights. Its logits are the log of a Zipf law over
+the vocabulary plus a low-rank product with a context of the last two tokens and a topic, like a
+model's last layer. It writes its own text, so frequent contexts repeat as in real text. Its
+confidence varies with the context; the mean entropy is 2 nats.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CHUNK_ELEMENTS = 1 << 23
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chunk:
-    """Some positions, as selection wants them."""
+    """Some positions, as input of the selection."""
 
     hidden: torch.Tensor
     logits: torch.Tensor
@@ -49,14 +49,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reading:
-    """A teacher and what it has read, up to the last product, which is `[M, V]` and never kept."""
+    """A teacher's hidden states on some text; the logits `[M, V]` are computed when needed."""
 
     sequences: Sequences
     hidden_MD: torch.Tensor
     weight_VD: torch.Tensor
 
     def chunks(self) -> Iterator[Chunk]:
-        """All positions in order, a few at a time."""
+        """All positions in order, in chunks."""
         labels_M = torch.from_numpy(labels(self.sequences).astype(np.int64))
         ids_M = np.repeat(self.sequences.ids, self.sequences.positions.lengths)
         uniform_M = torch.from_numpy(uniform(0, ids_M, self.sequences.positions.values))
@@ -74,12 +74,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Records of one teacher under several captures, and what their noise is."""
+    """Records of one teacher for several captures, and their sampling noise."""
 
     vocabulary: int
     blocks: dict[Capture, Block]
     entropy: float
-    """Mean, in nats."""
+    """Mean entropy in nats."""
     variance: dict[Capture, float]
     """Mean over positions of the squared error that sampling adds to the gradient of KL with
     respect to the logits, as a share of the variance of 50 multinomial draws."""
@@ -97,7 +97,7 @@ def synthetic(captures: Sequence[Capture]) -> Measured:
 
 @torch.no_grad()
 def measured(reading: Reading, captures: Sequence[Capture]) -> Measured:
-    """Select under every capture."""
+    """Select targets for every capture."""
     parts: dict[Capture, list[Any]] = {capture: [] for capture in captures}
     noise = dict.fromkeys(captures, 0.0)
     multinomial = 0.0
@@ -129,7 +129,7 @@ def measured(reading: Reading, captures: Sequence[Capture]) -> Measured:
 @functools.cache
 @torch.no_grad()
 def trained_reading() -> Reading:
-    """The demo's teacher, which is trained if it is not there yet (about two minutes)."""
+    """The demo's teacher; it is trained first if it is missing (about two minutes)."""
     run = OUTPUT / "demo"
     command = [sys.executable, "-m", "coldstill.pipeline.cli", "train-teacher", "demo"]
     subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
@@ -151,12 +151,12 @@ def trained_reading() -> Reading:
 @functools.cache
 @torch.no_grad()
 def synthetic_reading(*, documents: int = 16, seed: int = 0) -> Reading:
-    """16 documents that the teacher writes itself, token by token."""
+    """16 documents that the teacher writes token by token."""
     vocabulary, length = 128_256, POSITIONS // documents
     random = torch.Generator().manual_seed(seed)
     rank = torch.arange(vocabulary) + 1.0
     prior = -_ZIPF * torch.log(rank + _SHIFT)
-    # ids in the order of frequency but for some noise, as the order of merges makes them
+    # ids in the order of frequency with some noise, as merges of a tokenizer have
     prior = prior[torch.argsort(torch.log(rank) + 0.7 * torch.randn(vocabulary, generator=random))]
     output = torch.randn(_RANK, vocabulary, generator=random)
     weight_VD = torch.cat([output, prior[None]]).t().contiguous()
@@ -187,7 +187,7 @@ def synthetic_reading(*, documents: int = 16, seed: int = 0) -> Reading:
 def _noise(
     probs_MV: torch.Tensor, squares_M: torch.Tensor, selected: Sequence[TargetTensors]
 ) -> float:
-    """Squared distance of the samples' weights from what they stand for, summed over positions.
+    """Squared distance of the samples' weights from the tail, summed over positions.
 
     squares_M  sums of the squared probabilities
     """

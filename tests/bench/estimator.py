@@ -1,23 +1,21 @@
-"""What a record costs in bytes and how good a gradient it gives, split by split.
+"""Bytes of a record and the quality of its gradient, for several heads and tails.
 
-Why the default keeps no head: systematic samples of the whole distribution leave an error of at
-most 1 / R at every token of every position alike, which is the best use of a number of entries,
-and a token that is drawn again costs hardly a byte, so a sure position is small by itself. A head
-entry is exact, which is more than its bytes are worth: as many as those of two to five samples.
-Fifty, because head 16 and tail 16 took as many bytes for twice the variance (V = 4,096), or 54
-instead of 31 for four fifths of it (V = 128,256).
+The default has no head. Systematic samples of the whole distribution have an error of at most 1 / R
+for every token at every position, which uses the entries best. A repeated token costs almost no
+bytes, so a confident position is small. A head entry is exact, but takes the bytes of two to five
+samples. The default has 50 samples: head 16 and tail 16 take the same bytes for twice the variance
+(V = 4,096), or 54 instead of 31 bytes for four fifths of the variance (V = 128,256).
 
-Samples of a small tail can be drawn at fewer distinct points, each repeated (R / d times d points,
-d the least divisor of R that is no less than R times the tail's mass). It is as unbiased, and was
-measured at the same bytes: head 8 of the synthetic teacher 36 bytes at a variance of 0.26 instead
-of 41 at 0.31, where no head has 0.19 for 35; nothing was won on the trained teacher. Left out.
+A small tail could be sampled at fewer distinct points, each repeated (d points R / d times, where d
+is the smallest divisor of R that is at least R times the tail's mass). This is unbiased, too. With
+head 8 and the synthetic teacher it took 36 bytes at a variance of 0.26 instead of 41 at 0.31; no
+head has 0.19 for 35 bytes. The trained teacher gained nothing. It is therefore left out.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,7 +26,7 @@ from coldstill.data.store.writer import blocks_of
 from coldstill.stages.models.device import describe_machine
 from coldstill.stages.planning.estimator import EstimatorMeter, EstimatorQuality
 from distributions import Reading, measured, synthetic_reading, trained_reading
-from measure import OUTPUT
+from measure import write_rows
 from store_codecs import BLOCK_TOKENS
 
 CAPTURES = tuple(
@@ -40,7 +38,7 @@ CAPTURES = tuple(
     )
 )
 _ELEMENTS = 1 << 28
-"""So many logits are measured: 2,000 positions of the larger vocabulary, all of the smaller's."""
+"""Logits to measure: 2,000 positions of the larger vocabulary, all positions of the smaller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +49,15 @@ class Row:
     head: int
     tail: int
     bytes_per_position: float
-    """Codec `compact` in store `arrow`, the whole shard."""
+    """Bytes of the whole shard with codec `compact` in format `arrow`."""
     angle: float
     norm_ratio: float
     relative_error: float
     variance: float | None
-    """Of the gradient by the logits, as a share of that of 50 multinomial draws."""
+    """Variance of the gradient by the logits, as a share of that of 50 multinomial draws."""
     positions: int
     best: bool
-    """Unbiased, and no other unbiased one is as small with less error."""
+    """Whether it is unbiased and no other unbiased capture has less error in as few bytes."""
     machine: str
 
 
@@ -71,10 +69,7 @@ def main() -> None:
         own = _rows(reading)
         _print(own)
         rows += own
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    (OUTPUT / "estimator.json").write_text(
-        json.dumps([asdict(row) for row in rows], indent=2) + "\n"
-    )
+    write_rows("estimator", rows)
 
 
 def _rows(reading: Reading) -> list[Row]:

@@ -1,7 +1,7 @@
-"""How every benchmark measures: two sides interleaved in one process, medians, and a JSON file.
+"""How a benchmark measures: two sides in turn in one process, medians, and a JSON file.
 
-Absolute times belong to one machine on one day; the ratio of two things that ran in turn, minute by
-minute, belongs to the code.
+An absolute time depends on the machine and the day. The ratio of two sides that run in turn depends
+mostly on the code.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ import torch
 from coldstill.stages.models.device import best_device, describe_machine, peak_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 OUTPUT = Path("runs/bench")
 
-# what benchmarks share with the tests lies there; processes of their own inherit the path
+# the folder of what benchmarks share with the tests; child processes inherit the path
 sys.path.append(str(Path(__file__).parents[1]))
 
 
@@ -40,6 +40,14 @@ class Figure:
     machine: str
 
 
+def figure(name: str, ours: float, baseline: float, unit: str) -> Figure:
+    """Two values of this machine with their ratio."""
+    return Figure(
+        name=name, ours=ours, baseline=baseline, ratio=ours / baseline, unit=unit,
+        machine=describe_machine(),
+    )  # fmt: skip
+
+
 def compare_times(
     name: str,
     ours: Callable[[], Any],
@@ -47,48 +55,40 @@ def compare_times(
     *,
     repeats: int = 7,
 ) -> Figure:
-    """Seconds per call: A B A B ..., after one warm-up each; the median of the pairs' ratios."""
+    """Seconds per call, in the order A B A B ... after warm-ups; the ratio is the median."""
     ours()
     baseline()
     pairs = [(_seconds(ours), _seconds(baseline)) for _ in range(repeats)]
-    return Figure(
-        name=f"{name}, time",
-        ours=statistics.median(a for a, _ in pairs),
-        baseline=statistics.median(b for _, b in pairs),
-        ratio=statistics.median(a / b for a, b in pairs),
-        unit="s",
-        machine=describe_machine(),
-    )
+    ours_s, baseline_s = (statistics.median(side) for side in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b for a, b in pairs)
+    return replace(figure(f"{name}, time", ours_s, baseline_s, "s"), ratio=ratio)
 
 
 def compare_memory(name: str, ours: Callable[[], Any], baseline: Callable[[], Any]) -> Figure:
-    """Peak bytes above what was in use before, each side alone, after both have warmed up."""
-    sides = [_peak(ours), _peak(baseline)]
-    return Figure(
-        name=f"{name}, memory",
-        ours=sides[0],
-        baseline=sides[1],
-        ratio=sides[0] / max(1, sides[1]),
-        unit="B",
-        machine=describe_machine(),
-    )
+    """Peak bytes above what was in use before; call `compare_times` first, as a warm-up."""
+    return figure(f"{name}, memory", _peak(ours), max(1, _peak(baseline)), "B")
 
 
 def write(name: str, figures: list[Figure]) -> None:
-    """Print the figures and keep them as `runs/bench/NAME.json`."""
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    path = OUTPUT / f"{name}.json"
-    path.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
-    for figure in figures:
-        scale, unit = (1e6, "MB") if figure.unit == "B" else (1.0, figure.unit)
+    """Print the figures and write them to `runs/bench/NAME.json`."""
+    write_rows(name, figures)
+    for one in figures:
+        scale, unit = (1e6, "MB") if one.unit == "B" else (1.0, one.unit)
         print(
-            f"{figure.name:<58} {figure.ours / scale:>10,.3f} {figure.baseline / scale:>10,.3f} "
-            f"{unit:<3} ratio {figure.ratio:.3f}"
+            f"{one.name:<58} {one.ours / scale:>10,.3f} {one.baseline / scale:>10,.3f} "
+            f"{unit:<3} ratio {one.ratio:.3f}"
         )
 
 
+def write_rows(name: str, rows: Sequence[Any]) -> None:
+    """Write dataclasses to `runs/bench/NAME.json`."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([asdict(row) for row in rows], indent=2)
+    (OUTPUT / f"{name}.json").write_text(text + "\n")
+
+
 def alone(task: Callable[[], None]) -> None:
-    """Run a benchmark in a process of its own, so that no other's memory is measured with it."""
+    """Run a benchmark in its own process, so that it does not measure another's memory."""
     process = multiprocessing.get_context("spawn").Process(target=task)
     process.start()
     process.join()

@@ -1,7 +1,7 @@
-"""A step from a record against a step with the teacher in the process, eight times the student.
+"""A step from a record against a step with a teacher of eight times the size in the process.
 
-The other side is the usual loop: the teacher's whole logits, the student's whole logits, forward KL
-between them by autograd. Its memory includes the teacher's weights, which have to be somewhere.
+The other side is the usual loop: full logits of teacher and student, and forward KL between them by
+autograd. Its memory includes the teacher's weights.
 """
 
 from __future__ import annotations

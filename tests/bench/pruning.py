@@ -1,12 +1,12 @@
-"""What a student gains by being cut out of its teacher.
+"""What pruning gains over training from random weights.
 
-The demo's teacher and its record of 160 sequences; students of a half and a quarter of its
-parameters, in the same sizes tensor by tensor, trained for the same steps from that record: one
-begins as what pruning left, the other as random weights. Both get two learning rates, and the
-better result counts. A quarter is also cut in two rounds of half the steps each.
+Students with a half and a quarter of the demo teacher's parameters train for the same steps from
+its record of 160 sequences. One starts from the pruned teacher, the other has the same tensors with
+random weights. Each gets two learning rates, and the better result counts. A quarter is also cut in
+two rounds of half the steps each.
 
-`KL` and `loss` are those on held-out documents. `steps` is when the pruned one's KL on the training
-text, as it is logged, is below where the other one ends.
+`KL` and `loss` are those on held-out documents. `steps` is the first logged step at which the
+pruned student's training KL is below the final one of the other student.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from coldstill.stages.models.device import describe_machine
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from distributions import trained_reading
-from measure import OUTPUT, Figure, write
+from measure import OUTPUT, Figure, figure, write
 from transformers import AutoModelForCausalLM
 
 if TYPE_CHECKING:
@@ -46,8 +45,8 @@ sequences = 100
 
 
 def main() -> None:
-    """Print and keep the figures."""
-    trained_reading()  # makes the teacher if it is not there yet
+    """Print and write the figures."""
+    trained_reading()  # trains the teacher if it is missing
     recipe = OUTPUT / "pruning.toml"
     recipe.write_text(RECIPE + "".join(_students()), encoding="utf-8")
     _coldstill("teacher-logits", recipe)
@@ -78,7 +77,7 @@ def _students() -> list[str]:
 
 
 def _unpruned(share: str) -> None:
-    """Random weights in the sizes of the pruned student."""
+    """Save random weights in the sizes of the pruned student."""
     folder = OUTPUT / "pruning" / _folder(share)
     if folder.is_dir():
         return
@@ -92,29 +91,19 @@ def _unpruned(share: str) -> None:
 
 
 def _compared(start: str, share: str) -> list[Figure]:
-    """The better pruned student against the better one of random weights."""
+    """The better student of one start against the better one from random weights."""
     ours, baseline = (_better(which, share) for which in (start, "random"))
-    told = [json.loads((folder / "evaluation.json").read_text()) for folder in (ours, baseline)]
+    records = [json.loads((folder / "evaluation.json").read_text()) for folder in (ours, baseline)]
     name = f"{start} to {share} against random weights"
 
-    def figure(what: str, unit: str, values: tuple[float, float]) -> Figure:
-        return Figure(
-            name=f"{name}, {what}",
-            ours=values[0],
-            baseline=values[1],
-            ratio=values[0] / values[1],
-            unit=unit,
-            machine=describe_machine(),
-        )
-
     figures = [
-        figure("held-out KL", "nat", (told[0]["kl"], told[1]["kl"])),
-        figure("held-out loss", "nat", (told[0]["loss"], told[1]["loss"])),
+        figure(f"{name}, held-out {key}", records[0][key], records[1][key], "nat")
+        for key in ("kl", "loss")
     ]
     if start == "pruned":
         lines, end = _metrics(ours), _metrics(baseline)[-1]
         step = next((line["step"] for line in lines if line["kl"] <= end["kl"]), lines[-1]["step"])
-        figures.append(figure("steps", "", (step, end["step"])))
+        figures.append(figure(f"{name}, steps", step, end["step"], ""))
     return figures
 
 

@@ -1,14 +1,13 @@
-"""What a record is worth: the same student, steps and order, from every kind of record.
+"""What each kind of record is worth: the same student, steps and order with every record.
 
-The demo's corpus, teacher and student. `cross-entropy` has no teacher, `online` the living one: its
-whole distribution at every position, computed while the student trains. What lies between the two
-is the gap; a record recovers the share of it by which its student's held-out loss is better than
-that of cross-entropy. Every row is the mean of three seeds: of the student's weights, of the order
-and, where a record is sampled, of its samples.
+The corpus, teacher and student are the demo's. `cross-entropy` has no teacher. `online` computes
+the teacher's full distribution at every position while the student trains. The difference of their
+held-out losses is the gap, and a record recovers a share of it. Every row is the mean of three
+seeds of the student's weights, the order and the samples.
 
-The last two rows hold the default's record in another store: one whose sequences were sorted by how
-surprising they are, one where they were shuffled, both of 40 shards of four sequences, so that a
-student sees eight shards (a fifth of the store) mixed at a time and no more.
+The last two rows have the default's record in other stores: one with its sequences sorted by mean
+surprise, one with shuffled sequences. Both have 40 shards of four sequences, so the training order
+mixes only eight shards (a fifth of the store) at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.teacher_logits import capture_split
 from coldstill.stages.train_student import StudentJob, train_student
-from measure import OUTPUT
+from measure import OUTPUT, write_rows
 from oracles import write_missing
 
 if TYPE_CHECKING:
@@ -61,11 +60,11 @@ FIGURES = ("loss", "kl", "agreement", "acceptance", "ece")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One kind of record: means over the seeds."""
+    """One kind of record, with means over the seeds."""
 
     case: str
     bytes_per_position: float | None
-    """None where nothing is stored."""
+    """None if nothing is stored."""
     loss: float
     spread: float
     """Standard deviation of the loss over the seeds."""
@@ -79,7 +78,7 @@ class Row:
 
 
 class LivingTeacher:
-    """The sequences of a store, with a teacher that says everything as they are read."""
+    """The sequences of a store with the full distributions of a live teacher."""
 
     def __init__(self, store: StoreReader, teacher: Teacher) -> None:
         self._store, self._teacher = store, teacher
@@ -94,7 +93,7 @@ class LivingTeacher:
 
     @torch.no_grad()
     def read(self, rows: NDArray[np.int64]) -> Block:
-        """The sequences with whole distributions."""
+        """Some sequences with full distributions as targets."""
         sequences = self._store.read(rows).sequences
         head = self._teacher.head
         inputs = model_inputs(sequences, self._teacher.isolation, head.model.dtype)
@@ -105,7 +104,7 @@ class LivingTeacher:
 
 
 def _whole(logits_MV: torch.Tensor) -> Targets:
-    """Everything, in the order of the ids, but with the most probable token first."""
+    """Full distributions in the order of ids, except that the most probable token is first."""
     logprobs = logits_MV.log_softmax(1)
     count, vocabulary = logprobs.shape
     ids = torch.arange(vocabulary, dtype=torch.int32).expand(count, vocabulary).clone()
@@ -129,12 +128,12 @@ def _whole(logits_MV: torch.Tensor) -> Targets:
 
 
 def main() -> None:
-    """Measure every case that was not measured yet; print the table."""
+    """Measure every case without a result and print the table."""
     command = [sys.executable, "-m", "coldstill.pipeline.cli", "teacher-logits", "demo"]
     subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
     heldout = open_store(RUN / "heldout")
     teacher = _teacher(heldout)
-    # seed by seed, so that every case is met by the same machine on the same day
+    # seed by seed, so that all cases run on the same machine at the same time
     found = {
         case: [_result(case, seed, teacher, heldout) for seed in SEEDS] for case in (NO_TEACHER,)
     }
@@ -142,13 +141,13 @@ def main() -> None:
         for case in CASES[1:]:
             found.setdefault(case, []).append(_result(case, seed, teacher, heldout))
     rows = _rows(found)
-    (OUTPUT / "quality.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    write_rows("quality", rows)
     (OUTPUT / "quality.md").write_text(table(rows))
     print(table(rows), end="")
 
 
 def table(rows: list[Row]) -> str:
-    """For the README."""
+    """The Markdown table of `tests/README.md`."""
     lines = [
         "| record (head, tail) | bytes/position | loss | KL | acceptance | ECE | of the gap |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -182,7 +181,7 @@ def _rows(found: dict[str, list[dict[str, Any]]]) -> list[Row]:
 
 
 def _result(case: str, seed: int, teacher: Teacher, heldout: StoreReader) -> dict[str, Any]:
-    """The figures of one training; kept, so that a benchmark that was stopped goes on."""
+    """The figures of one training; they are stored, so an interrupted benchmark continues."""
     folder = FOLDER / f"{_file_name(case)}-{seed}"
     record = folder / "result.json"
     if not record.exists():
@@ -217,7 +216,7 @@ def _train(case: str, seed: int, folder: Path, store: StoreReader) -> None:
 
 
 def _store(case: str, seed: int, teacher: Teacher) -> Any:
-    """What the student reads."""
+    """The store that the student reads."""
     if case in RECORDS:
         return _captured(RECORDS[case], seed, teacher)
     store = _captured(DEFAULT, seed, teacher)
@@ -227,7 +226,7 @@ def _store(case: str, seed: int, teacher: Teacher) -> Any:
 
 
 def _captured(capture: Capture, seed: int, teacher: Teacher) -> StoreReader:
-    """A store of the sequences that the demo captures."""
+    """Capture the demo's sequences to a store."""
     table = load_recipe("demo").recipe
     corpus = CorpusLayout(RUN / "corpus")
     sequences, record = corpus.open("train"), corpus.read_record()
@@ -255,7 +254,7 @@ def _captured(capture: Capture, seed: int, teacher: Teacher) -> StoreReader:
 
 
 def _in_order(case: str, seed: int, store: StoreReader) -> StoreReader:
-    """The same record in small shards, its sequences in an order of their own."""
+    """Write the default's record in small shards, sorted by surprise or shuffled."""
     block = store.read(np.arange(len(store)))
     if case == SORTED:
         starts = block.sequences.positions.offsets[:-1]

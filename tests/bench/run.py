@@ -1,4 +1,4 @@
-"""All benchmarks, each in a process of its own: `make bench`."""
+"""Run all benchmarks, each in its own process: `make bench`."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""Bytes, distortion and speed of every codec in every store, on one core."""
+"""Bytes, distortion and speed of every codec in every format, on one core."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from coldstill.data.schema import Block, Capture
 from coldstill.data.store.writer import blocks_of
 from coldstill.stages.models.device import describe_machine
 from distributions import Measured, synthetic, trained
-from measure import OUTPUT
+from measure import write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +32,7 @@ BLOCK_TOKENS = 16_384
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One codec in one store on one teacher under one capture."""
+    """One codec in one format, for one teacher and one capture."""
 
     vocabulary: int
     head: int
@@ -41,14 +40,14 @@ class Row:
     codec: str
     store: str
     bytes_per_position: float
-    """Of the whole shard: targets, tokens, borders, hashes."""
+    """Bytes of the whole shard: targets, tokens, borders, hashes."""
     kl: float
     encode: float
-    """Positions a second; `decode` from columns in memory, `read` from the file."""
+    """Positions per second; `decode` is from columns in memory, `read` from the file."""
     decode: float
     read: float
     variance: float | None
-    """Of the sampled gradient, as a share of that of 50 multinomial draws."""
+    """Variance of the sampled gradient, as a share of that of 50 multinomial draws."""
     machine: str
 
 
@@ -64,10 +63,7 @@ def main() -> None:
             for codec in ("compact", "plain"):
                 rows += [_row(teacher, capture, codec, store) for store in STORES]
             _print(rows)
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    (OUTPUT / "store_codecs.json").write_text(
-        json.dumps([asdict(row) for row in rows], indent=2) + "\n"
-    )
+    write_rows("store_codecs", rows)
 
 
 def _row(teacher: Measured, capture: Capture, codec_name: str, store_name: str) -> Row:
@@ -102,7 +98,7 @@ def _row(teacher: Measured, capture: Capture, codec_name: str, store_name: str) 
 
 
 def _half_and_word(teacher: Measured, capture: Capture) -> Row:
-    """What is usually kept: float16 log-probabilities beside 32-bit ids, and the tokens."""
+    """The usual record: float16 log-probabilities, 32-bit ids, and the tokens."""
     block = teacher.blocks[capture]
     targets = block.targets
     ids = np.concatenate([targets.head_ids, targets.tail_ids], axis=1)

@@ -1,7 +1,7 @@
-"""`train-student` from its store against the same loop fed from memory: what reading costs.
+"""The cost of reading: `train-student` from its store against the same loop fed from memory.
 
-The other side finds the rows of every micro-batch ready, so files, zstd, decoding and checks all
-count against ours.
+The other side has the rows of every micro-batch ready. Files, zstd, decoding and checks therefore
+all count against the store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CAPTURES = (Capture(), Capture(head=16, tail=16))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A student, and the steps that it takes."""
+    """A student and its number of steps."""
 
     name: str
     vocabulary: int
@@ -42,7 +42,7 @@ class Shape:
 
 
 SHAPES = (
-    # the smaller the student, the more reading weighs
+    # reading costs relatively more for a small student
     Shape(name="2 layers of 128, V = 4,096", vocabulary=4096, width=128, layers=2, length=256,
           batch=8, steps=40),
     Shape(name="6 layers of 384, V = 32,000", vocabulary=32_000, width=384, layers=6, length=512,
@@ -51,14 +51,14 @@ SHAPES = (
 
 
 class Ready(StoreDataset):
-    """Micro-batches that were read before: the order is the store's."""
+    """Micro-batches that were read before, in the order of the store."""
 
     def __init__(self, store: StoreReader, batches: dict[tuple[int, ...], Rows]) -> None:
         super().__init__(store)
         self._batches = batches
 
     def __getitems__(self, indices: list[int]) -> Rows:
-        """One of them."""
+        """A micro-batch that was read before."""
         return self._batches[tuple(indices)]
 
 
@@ -82,7 +82,7 @@ def _figure(shape: Shape, capture: Capture, folder: Path) -> Figure:
 
     def run(from_memory: bool) -> None:
         shutil.rmtree(folder / "run", ignore_errors=True)
-        fresh = open_store(folder / "store")  # nothing decoded is kept from the last time
+        fresh = open_store(folder / "store")  # keeps no decoded block from the last run
         job = training_job(
             fresh, model, folder / "run", steps=shape.steps,
             batch_tokens=shape.batch * shape.length,

@@ -1,7 +1,7 @@
-"""A distillation step against the same model's own cross-entropy step through transformers.
+"""A distillation step against the model's own cross-entropy step in transformers.
 
-How long the other side takes depends on what memory for its whole logits costs at the moment, so
-ours is also held against the matrix products alone, which no exact step can do without.
+The time of the other side depends on the current cost of memory for its full logits. The step is
+therefore also compared with its matrix products only, which every exact step needs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _figures(vocabulary: int) -> list[Figure]:
         states.sum().backward()
 
     name = f"KL + CE step against transformers CE step, V = {vocabulary:,}"
-    floor = f"the same against its matrix products alone, V = {vocabulary:,}"
+    floor = f"KL + CE step against its matrix products only, V = {vocabulary:,}"
     return [
         compare_times(name, ours, baseline, repeats=5),
         compare_memory(name, ours, baseline),
@@ -72,7 +72,7 @@ def _figures(vocabulary: int) -> list[Figure]:
 
 
 def _head_products(head: OutputHead, states_MD: torch.Tensor) -> None:
-    """What no exact loss can do without: logits, and the gradients of states and head."""
+    """The products of every exact loss: logits, and the gradients of states and head."""
     weight = head.real_weight(torch.float32)
     assert weight is not None
     buffer = head.buffer(len(states_MD), states_MD.device)

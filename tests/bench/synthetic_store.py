@@ -1,14 +1,18 @@
-"""Stores of any size, and trainings from them: for benchmarks of the loop, whatever is learned."""
+"""Stores of any size and training jobs on them, for benchmarks that measure speed only."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from coldstill.data.files import json_bytes
 from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Targets
+from coldstill.data.store.commit import commit_json, parse_commit
+from coldstill.data.store.layout import MANIFEST, commit_name, shard_name
 from coldstill.data.store.manifest import TokenizerIdentity, format_settings
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.stages.config import ObjectiveConfig, TrainConfig
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def make_block(vocabulary: int, length: int, count: int, capture: Capture) -> Block:
-    """`count` sequences of one document each, with targets that are a distribution."""
+    """`count` sequences of one document each, with valid targets."""
     random = np.random.default_rng(0)
     rows = [
         [
@@ -61,7 +65,7 @@ def make_block(vocabulary: int, length: int, count: int, capture: Capture) -> Bl
 def make_store(
     folder: Path, block: Block, vocabulary: int, shard_sequences: int, codec: str = "compact"
 ) -> StoreReader:
-    """The block as a store; its sequences have the length of the first one."""
+    """Write a block as a store; all its sequences have the same length."""
     manifest = manifest_for(
         block, shard_sequences=shard_sequences, block_sequences=min(32, shard_sequences)
     )
@@ -77,6 +81,18 @@ def make_store(
     )
     write_missing(folder, manifest, block)
     return open_store(folder)
+
+
+def repeat_shard(root: Path, shards: int) -> None:
+    """Copy the only shard of a store until the store has `shards` of them."""
+    manifest = open_store(root).manifest
+    whole = dataclasses.replace(manifest, sequences=manifest.shard_sequences * shards)
+    (root / MANIFEST).write_bytes(json_bytes(whole.to_json()))
+    commit = parse_commit((root / commit_name(0)).read_bytes(), "commit")
+    for index in range(1, shards):
+        shutil.copyfile(root / shard_name(0, ".arrow"), root / shard_name(index, ".arrow"))
+        copied = dataclasses.replace(commit, shard=index)
+        (root / commit_name(index)).write_bytes(commit_json(copied))
 
 
 def make_model(vocabulary: int, width: int, layers: int, length: int) -> Any:
@@ -96,9 +112,9 @@ def make_model(vocabulary: int, width: int, layers: int, length: int) -> Any:
 
 
 def training_job(store: StoreReader, model: Any, folder: Path, **settings: Any) -> TrainingJob:
-    """Train that model from that store; `settings` are of `TrainConfig`."""
+    """A job that trains a model from a store; `settings` go to `TrainConfig`."""
     capture, vocabulary = store.manifest.capture, store.manifest.tokenizer.size
-    # a checkpoint is written at the end alone, as large on either side of a comparison
+    # one checkpoint at the end, of the same size on both sides of a comparison
     defaults: dict[str, Any] = {"checkpoint_every": settings["steps"], "log_every": 5}
     return TrainingJob(
         stage="bench",

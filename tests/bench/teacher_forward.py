@@ -1,5 +1,7 @@
-"""Stage one, from tokens on disk to committed shards, against the bare forward pass of the same
-model over the same batches."""
+"""Stage one from tokens on disk to committed shards, against the bare forward pass.
+
+Both sides run the same model over the same batches.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +46,16 @@ LENGTH = 512
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model with random weights: for speed they serve as well as any."""
+    """A model with random weights, which do not change its speed."""
 
     name: str
     family: str
     sizes: dict[str, int]
     dtype: torch.dtype
     batch: int
-    """Sequences of a forward pass."""
+    """Sequences per forward pass."""
     batches: int
-    """Forward passes that are timed together."""
+    """Forward passes per measurement."""
 
 
 GPT2_SMALL = Shape(
@@ -77,7 +79,7 @@ def _llama(name: str, hidden: int, layers: int, heads: int, feed_forward: int) -
 
 
 def shapes() -> list[Shape]:
-    """What this machine can run."""
+    """The shapes that this machine can run."""
     if not torch.cuda.is_available():
         return [GPT2_SMALL, GPT2_MEDIUM]
     return [_llama("1B", 2048, 16, 32, 8192), _llama("8B", 4096, 32, 32, 14336)]
@@ -116,7 +118,7 @@ class Side:
         return SequenceFile(self.folder / "corpus.arrow")
 
     def bare(self) -> None:
-        """Logits of every position, as the model makes them."""
+        """Compute the logits of every position with the model itself."""
         size, rows = self.shape.batch, len(self.sequences)
         with torch.no_grad():
             for start in range(0, rows, size):
@@ -128,19 +130,19 @@ class Side:
             torch.cuda.synchronize()
 
     def capture(self, capture: Capture) -> None:
-        """The same batches to a store, read, selected, encoded, compared, written and synced."""
+        """Capture the same batches to a store: read, select, encode, compare, write and sync."""
         self.clear(capture)
         self.fill(capture)
 
     def clear(self, capture: Capture) -> None:
-        """Begin a store that holds nothing."""
+        """Start an empty store."""
         _, manifest = self._plan(capture)
         shutil.rmtree(self.store, ignore_errors=True)
         (self.store / SHARDS).mkdir(parents=True)
         (self.store / MANIFEST).write_bytes(json_bytes(manifest.to_json()))
 
     def fill(self, capture: Capture) -> None:
-        """Capture what is missing in it."""
+        """Capture the missing shards."""
         plan, manifest = self._plan(capture)
         forward = TeacherForward(self.teacher, capture, plan.batch_tokens)
         with ShardWriter(plan.folder, manifest, shared=True) as writer:
@@ -179,7 +181,7 @@ class Side:
 
 
 def measure(shape: Shape, vocabulary: int) -> list[Figure]:
-    """One model, all captures."""
+    """Measure one model with all captures."""
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
         side = Side(shape, vocabulary, Path(folder))

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 from coldstill.data.schema import Capture
-from coldstill.stages.models.device import describe_machine
-from measure import Figure, write
+from measure import figure, write
 from teacher_forward import Shape, Side
 
 SHAPE = Shape(
@@ -24,7 +23,7 @@ CAPTURE = Capture(head=16, tail=16)
 
 
 def work(folder: Path, rank: int, world: int, ready: Any, ended: Any) -> None:
-    """One process: capture a store again and again, together with the others."""
+    """Capture a store several times in one process, together with the other processes."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": "0"}
     torch.set_num_threads(1)
     own = folder / f"rank{rank}"
@@ -40,7 +39,7 @@ def work(folder: Path, rank: int, world: int, ready: Any, ended: Any) -> None:
 
 
 def seconds(world: int) -> float:
-    """Of a whole store, median of several; the first one warms up."""
+    """Seconds to capture a whole store: the median of several runs after a warm-up."""
     context = multiprocessing.get_context("spawn")
     ready, ended = context.Barrier(world + 1), context.Barrier(world + 1)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,17 +61,11 @@ def seconds(world: int) -> float:
 
 
 def main() -> None:
-    """Measure both ways in turn, twice."""
+    """Measure one process and two in turn, twice."""
     one, two = zip(*((seconds(1), seconds(2)) for _ in range(2)), strict=True)
-    figure = Figure(
-        name="stage one, two processes against one, time",
-        ours=statistics.median(two),
-        baseline=statistics.median(one),
-        ratio=statistics.median(two) / statistics.median(one),
-        unit="s",
-        machine=f"{describe_machine()}, one thread a process",
-    )
-    write("teacher_processes", [figure])
+    sides = statistics.median(two), statistics.median(one)
+    name = "stage one, two processes of one thread against one, time"
+    write("teacher_processes", [figure(name, *sides, "s")])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,299 @@
+"""Deliberate faults, and the tests that must find them: `make mutants`.
+
+Each mutant replaces a line of the source in a copy of the tree and runs the fast tests of some
+files. A fault is found if a test fails. The script fails if a fault survives, if the line of a
+fault no longer exists, or if the tests fail without any fault.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path(__file__).parents[1]
+IGNORED = (".git", ".venv", ".links", "runs", "build", "*.egg-info", "__pycache__", ".*_cache")
+WORKERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One fault."""
+
+    name: str
+    file: str
+    line: str
+    """Text that occurs once in the file."""
+    fault: str
+    """What replaces it."""
+    tests: tuple[str, ...]
+    """Test files below `tests/` that must find it."""
+
+
+MUTANTS = (
+    Mutant(
+        "labels are shifted by one position",
+        "data/alignment.py",
+        "return sequences.positions.values + np.int32(1)",
+        "return sequences.positions.values + np.int32(0)",
+        ("data/test_alignment.py",),
+    ),
+    Mutant(
+        "the first token of a document is predicted from the document before",
+        "data/alignment.py",
+        "predictable_T[document_starts_D] = False",
+        "predictable_T[document_starts_D[:1]] = False",
+        ("data/test_alignment.py", "data/test_packing.py"),
+    ),
+    Mutant(
+        "the isolation mask shows the neighbouring documents",
+        "stages/models/isolation.py",
+        "blocked = ~(same & causal)",
+        "blocked = ~(causal.expand_as(same))",
+        ("stages/test_isolation.py",),
+    ),
+    Mutant(
+        "position ids continue over documents",
+        "stages/models/isolation.py",
+        "np.arange(length) - starts[document[row]]",
+        "np.arange(length)",
+        ("stages/test_isolation.py",),
+    ),
+    Mutant(
+        "the chat's learned text begins one character late",
+        "stages/corpus/chat_turns.py",
+        "len(span.before) + edges.header",
+        "len(span.before) + edges.header + 1",
+        ("stages/test_render_chat.py",),
+    ),
+    Mutant(
+        "the token that ends a turn is not learned",
+        "stages/corpus/chat_turns.py",
+        "end = span.end + edges.closing",
+        "end = span.end",
+        ("stages/test_render_chat.py",),
+    ),
+    Mutant(
+        "padded rows of the vocabulary count",
+        "stages/models/output_head.py",
+        "            return guess\n",
+        "            return type(guess)(model, len(guess.weight), guess.scale, guess.softcap)\n",
+        ("stages/test_output_head.py", "stages/test_teacher_logits.py"),
+    ),
+    Mutant(
+        "the ids of the head are swapped",
+        "stages/capture/selection.py",
+        "return values, ids",
+        "return values, ids.flip(1)",
+        ("stages/test_selection.py",),
+    ),
+    Mutant(
+        "tail samples are biased",
+        "stages/capture/selection.py",
+        "(uniform_M[:, None] + steps_R) / r",
+        "(uniform_M[:, None] / 2 + steps_R) / r",
+        ("stages/test_selection.py",),
+    ),
+    Mutant(
+        "the tail's mass is computed as 1 - sum",
+        "stages/capture/selection.py",
+        "log_tail_M = mass_MN.sum(1).log()",
+        "log_tail_M = (1 - (head_logits - log_sum_M[:, None]).exp().sum(1)).clamp(min=0).log()",
+        ("stages/test_selection.py",),
+    ),
+    Mutant(
+        "the entropy has a wrong sign",
+        "stages/capture/selection.py",
+        "(log_sum_M - dots_M)",
+        "(log_sum_M + dots_M)",
+        ("stages/test_selection.py",),
+    ),
+    Mutant(
+        "the tail is missing in the gradient of KL",
+        "stages/targets/losses/forward_kl.py",
+        "-torch.cat([teacher.head, teacher.tail], 1)",
+        "-torch.cat([teacher.head, 0 * teacher.tail], 1)",
+        ("stages/test_losses.py",),
+    ),
+    Mutant(
+        "the student's mass outside the head is computed as 1 - sum",
+        "stages/targets/losses/sparse.py",
+        "rest = self.probs_MV.sum(1)",
+        "rest = 1 - head.sum(1)",
+        ("stages/test_student_rest.py",),
+    ),
+    Mutant(
+        "samples are not reweighted to the temperature",
+        "stages/targets/tensors.py",
+        "target.tail_logprobs * (1.0 / temperature - 1.0)",
+        "target.tail_logprobs * 0.0",
+        ("stages/test_targets.py", "stages/test_losses.py"),
+    ),
+    Mutant(
+        "the gradient lacks a factor of T",
+        "stages/training/chunked_loss.py",
+        "[term.weight * term.share * temperature for",
+        "[term.weight * term.share for",
+        ("stages/test_chunked_loss.py",),
+    ),
+    Mutant(
+        "the loss has T instead of T squared",
+        "stages/training/chunked_loss.py",
+        "t.temperature**2",
+        "t.temperature",
+        ("stages/test_chunked_loss.py",),
+    ),
+    Mutant(
+        "the loss is a mean over processes instead of positions",
+        "stages/training/trainer.py",
+        'output["loss"] / num_items_in_batch',
+        'output["loss"] / len(inputs["labels"])',
+        ("stages/test_training.py",),
+    ),
+    Mutant(
+        "the order is the same in every epoch",
+        "data/order.py",
+        "np.random.PCG64([seed, epoch])",
+        "np.random.PCG64([seed])",
+        ("data/test_order.py",),
+    ),
+    Mutant(
+        "the order does not depend on the seed",
+        "data/order.py",
+        "np.random.PCG64([seed, epoch])",
+        "np.random.PCG64([epoch])",
+        ("data/test_order.py",),
+    ),
+    Mutant(
+        "all positions of a sequence are sampled at the same point",
+        "data/order.py",
+        "state ^ positions.astype(np.uint64)",
+        "state ^ (0 * positions).astype(np.uint64)",
+        ("data/test_order.py",),
+    ),
+    Mutant(
+        "the hashes of sequences are not checked on reading",
+        "data/store/reader.py",
+        "check_hashes(block.sequences)",
+        "pass",
+        ("data/test_reader.py",),
+    ),
+    Mutant(
+        "a shard is committed before its data is in place",
+        "data/store/writer.py",
+        "            self.place.adopt(made, name)\n",
+        '            self.place.write(commit_name(shard), b"{}")\n'
+        "            self.place.adopt(made, name)\n",
+        ("data/test_writer.py",),
+    ),
+)
+
+
+def copy_tree(folder: Path) -> Path:
+    """The sources under the name by which they are imported."""
+    return Path(
+        shutil.copytree(ROOT, folder / "coldstill", ignore=shutil.ignore_patterns(*IGNORED))
+    )
+
+
+def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+    """Run the fast tests of some files in a copy; pytest's exit status and output.
+
+    The calling process must not have imported coldstill.
+    """
+    import pytest
+
+    sys.path.insert(0, str(tree.parent))
+    os.environ |= {"PYTHONPATH": str(tree.parent), "OMP_NUM_THREADS": "1"}
+    os.chdir(tree.parent)
+    sys.dont_write_bytecode = True
+    # the platform's own way to start processes, not that of the process that forked this one
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    written = tree.parent / "output.txt"
+    with written.open("w", encoding="utf-8") as output:
+        for descriptor in (1, 2):
+            os.dup2(output.fileno(), descriptor)
+        options = ["-q", "-x", "-n0", "-m", "not slow", "-p", "no:cacheprovider"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # loaded beforehand
+        place = ["--rootdir", str(tree), "-c", str(tree / "pyproject.toml")]
+        status = pytest.main([*options, *place, *(str(tree / "tests" / name) for name in tests)])
+    return int(status), written.read_text(encoding="utf-8")
+
+
+def apply(mutant: Mutant, tree: Path) -> None:
+    """Put the fault into the copy; ends the script if its line is not there exactly once."""
+    path = tree / mutant.file
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if text.count(mutant.line) != 1:
+        raise SystemExit(
+            f"tests/mutants.py: {mutant.name}: found {text.count(mutant.line)} times in "
+            f"{mutant.file}, expected once: {mutant.line.strip()!r}; adapt the mutant to the source"
+        )
+    path.write_text(text.replace(mutant.line, mutant.fault), encoding="utf-8")
+
+
+def tried(mutant: Mutant) -> tuple[int, str, float]:
+    """Run the tests with a fault: pytest's exit status and output, and the seconds it took."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copy_tree(Path(folder))
+        apply(mutant, tree)
+        return *run_tests(tree, mutant.tests), time.monotonic() - started
+
+
+def tried_without_fault(tests: tuple[str, ...]) -> tuple[int, str]:
+    """Run all chosen tests on an unchanged copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_tests(copy_tree(Path(folder)), tests)
+
+
+def expect_lines(mutants: Sequence[Mutant]) -> None:
+    """End the script if the line of a fault is missing."""
+    with tempfile.TemporaryDirectory() as folder:
+        for mutant in mutants:
+            copied = Path(folder) / mutant.file
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / mutant.file).exists():
+                shutil.copyfile(ROOT / mutant.file, copied)
+            apply(mutant, Path(folder))
+
+
+def main() -> None:
+    """Try the mutants whose names contain the words of the command line, or all of them."""
+    words = " ".join(sys.argv[1:])
+    chosen = [mutant for mutant in MUTANTS if words in mutant.name]
+    if not chosen:
+        raise SystemExit(f"tests/mutants.py: no mutant has {words!r} in its name")
+    expect_lines(chosen)
+    # every task gets a new process, copied from one that has loaded the slow libraries
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "torch", "transformers"])
+    survived = 0
+    with ProcessPoolExecutor(WORKERS, context, max_tasks_per_child=1) as pool:
+        tests = tuple(sorted({name for mutant in chosen for name in mutant.tests}))
+        unchanged = pool.submit(tried_without_fault, tests)
+        for mutant, (status, output, seconds) in zip(chosen, pool.map(tried, chosen), strict=True):
+            if status not in (0, 1):
+                raise SystemExit(f"tests/mutants.py: {mutant.name}: pytest failed:\n{output}")
+            survived += status == 0
+            result = "found" if status else "SURVIVED"
+            print(f"{result:<9} {seconds:4.0f} s  {mutant.name}", flush=True)
+        status, output = unchanged.result()
+    if status:
+        raise SystemExit(f"tests/mutants.py: the tests fail without any fault:\n{output}")
+    print(f"{len(chosen) - survived} of {len(chosen)} faults found")
+    raise SystemExit(survived > 0)
+
+
+if __name__ == "__main__":
+    main()
