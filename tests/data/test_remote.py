@@ -327,7 +327,8 @@ def test_a_process_killed_before_the_commit_record_loses_the_shard(
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE_SLOWLY, url],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
         text=True,
     )
     assert process.stdout is not None

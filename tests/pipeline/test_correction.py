@@ -112,7 +112,9 @@ def test_a_run_whose_stores_the_uncorrected_teacher_filled_is_refused_at_once(
         line = finished.refused(command, "r.toml")
         assert "runs/r/heldout: has the logits of teacher before its correction; give" in line
     shutil.rmtree(finished.run / "heldout")
-    assert "runs/r/logits: holds what teacher said" in finished.refused("run", "r.toml")
+    assert "runs/r/logits: has the logits of teacher before its correction" in finished.refused(
+        "run", "r.toml"
+    )
 
 
 def test_a_correction_that_is_dropped_is_refused_by_its_stores(corrected: Desk) -> None:
@@ -128,7 +130,10 @@ def test_a_correction_that_is_dropped_is_refused_by_its_stores(corrected: Desk) 
         ("corpus.sequence_length=129", "corpus.sequence_length: 129 is more than the teacher's co"),
         ("logits.head=5000", "logits.head: 5000 is more than the vocabulary's 320 tokens"),
         ("teacher.model=./nowhere", "teacher.model: no folder ./nowhere"),
-        ("teacher.lora.targets=['q']", "teacher.lora.targets: no linear layer below the head is c"),
+        (
+            "teacher.lora.targets=['q']",
+            "teacher.lora.targets: no linear layer below the output head is named 'q'",
+        ),
     ],
 )
 def test_what_cannot_be_corrected_is_refused(corrected: Desk, change: str, said: str) -> None:

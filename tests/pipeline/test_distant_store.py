@@ -81,7 +81,7 @@ def test_a_cache_that_is_too_small_is_refused_before_anything_is_trained(
     far_away(desk, memory)
     desk.done("teacher-logits", "r.toml")
     line = desk.refused("train-student", "r.toml", "--set", "logits.cache=9 kB")
-    assert line.startswith(f"error: {memory.url}/logits: logits.cache: 9,000 bytes are too few, ")
+    assert line.startswith(f"error: {memory.url}/logits: logits.cache: 9,000 bytes are too few: ")
 
 
 def test_a_store_that_is_not_there_yet_says_how_to_make_it(desk: Desk, memory: Distance) -> None:
