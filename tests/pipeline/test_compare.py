@@ -263,7 +263,7 @@ def test_a_copied_run_is_identified_by_its_folder(finished: Desk) -> None:
     ("arguments", "message"),
     [
         (["compare"], "Missing argument 'RUN...'"),
-        (["compare", "a", "b", "--set", "seed=1"], "--set is about one recipe; name one RUN"),
+        (["compare", "a", "b", "--set", "seed=1"], "--set changes one recipe; name a single RUN"),
     ],
 )
 def test_wrong_usage_is_reported(room: Desk, arguments: list[str], message: str) -> None:

@@ -193,8 +193,8 @@ def test_a_budget_that_is_hardly_used_is_told(deep: Desk) -> None:
     assert note == (
         f"students.small.prune: leaves {told['after']:,} parameters, "
         f"{told['after'] / told['teacher']:.1%} of the teacher's, of the "
-        f"{int(0.9 * told['teacher']):,} that parameters = 90% allows; with hidden = 8 there "
-        "cannot be more"
+        f"{int(0.9 * told['teacher']):,} that parameters = 90% allows; hidden = 8 does "
+        "not allow more"
     )
     assert note in result.stderr
     usual = json.loads(deep.done("plan", "r.toml", "--json").stdout)["students"]
@@ -206,11 +206,11 @@ def test_a_budget_that_is_hardly_used_is_told(deep: Desk) -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("prune.heads=3", "students.small.prune: heads = 3 cannot be shared out among 2 key-value"),
-        ("prune.hidden=64", "students.small.prune: hidden = 64, the model that is cut has 32 chan"),
-        ("prune.layers=4", "students.small.prune: layers = 4, the model that is cut has 3 layers"),
-        ("prune={ parameters = 10 }", "students.small.prune: parameters = 10 leave nothing of "),
-        ("prune={ parameters = 10000000 }", "parameters = 10,000,000, the model that is cut has "),
+        ("prune.heads=3", "students.small.prune: heads = 3 cannot be divided among 2 key-value"),
+        ("prune.hidden=64", "students.small.prune: hidden = 64, the model to cut has 32 chan"),
+        ("prune.layers=4", "students.small.prune: layers = 4, the model to cut has 3 layers"),
+        ("prune={ parameters = 10 }", "students.small.prune: parameters = 10 are too few "),
+        ("prune={ parameters = 10000000 }", "parameters = 10,000,000, the model to cut has "),
     ],
 )
 def test_sizes_that_cannot_be_touch_nothing_and_are_told_by_the_plan_too(

@@ -106,7 +106,7 @@ def shortfall(config: PruneConfig, left: int, teacher: int, where: str) -> str |
     if budget is None or left >= _USED * budget:
         return None
     given = " and ".join(f"{name} = {size}" for name, size in config.given.items())
-    cause = f"{given} allow no more" if given else "the next larger sizes are too large"
+    cause = f"{given} does not allow more" if given else "the next larger sizes are too large"
     return (
         f"{where}: leaves {left:,} parameters, {left / teacher:.1%} of the teacher's, of the "
         f"{budget:,} that parameters = {config.parameters} allows; {cause}"
