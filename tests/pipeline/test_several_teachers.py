@@ -190,7 +190,7 @@ def test_shares_are_parts_of_one(
             "the sum of the weights is 1.2, so the run's own store",
         ),
         ('[{ logits = "a", weight = 0 }, { weight = 0 }]', "all weights are 0"),
-        ("[{ weight = 1 }, { weight = 2 }]", "only one can lack 'logits'"),
+        ("[{ weight = 1 }, { weight = 2 }]", "only one entry can lack 'logits'"),
         ('[{ logits = "a", weight = 0.1 }, { logits = "a", weight = 0.1 }]', "the same 'logits'"),
         ('[{ logits = "a", weight = -1 }]', "students.mix.teachers.0.weight: "),
         ('[{ logits = "a" }]', "students.mix.teachers.0.weight: missing"),

@@ -54,7 +54,7 @@ def test_layers_have_three_forms_that_survive_the_record_of_a_run(
         ("layers = { keep = 1 }", ".layers.keep: input should be greater than or equal to 2"),
         ("layers = { evry = 2 }", ".layers: unknown key 'evry'; did you mean 'every'?"),
         ("layers = 3", ".layers: "),
-        (f"{ORIGIN}\nlora = {{ rank = 4 }}", "has 'lora' with 'architecture': a new model has no"),
+        (f"{ORIGIN}\nlora = {{ rank = 4 }}", "has 'lora' with 'architecture': the weights of"),
         ('model = "x/y"\nlora = { rang = 4 }', ".lora: unknown key 'rang'; did you mean 'rank'?"),
     ],
 )
