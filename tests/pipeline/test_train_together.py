@@ -31,9 +31,9 @@ def test_torchrun_trains_the_student_that_one_process_trains(finished: Desk, sha
     finished.edit("[students.baseline]", '[students.n]\nlike = "small"\n[students.baseline]')
     ended = finished.torchrun("train-student", "r.toml", "--student", "n", *settings)
     assert ended.returncode == 0, ended.stderr
-    told = [line for line in ended.stderr.splitlines() if line.startswith("train-student n: ")]
-    assert len(told) == len(set(told))  # one process speaks
-    assert sum("parameters trained" in line for line in told) == 1
+    # Only one of the processes reports; a slow machine repeats lines of progress.
+    for sentence in ("kl unbiased with this record", "parameters trained"):
+        assert ended.stderr.count(sentence) == 1
     assert "warning" not in ended.stderr.lower()
     alone = (
         "train-student",
