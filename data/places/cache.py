@@ -128,7 +128,10 @@ class ShardCache:
         self._date(entry, began)
 
     def give_up(self, entry: Entry, began: int) -> None:
-        """Date an entry that was fetched ahead, and is no longer wanted, before `began`."""
+        """Make an entry the first to be deleted: it was fetched ahead and is not needed any more.
+
+        Its time of use is set before `began`.
+        """
         if not self.used_since(entry, began):
             self._set_time(entry, began - 1)
 

@@ -240,7 +240,7 @@ def holder_of(objects: Objects, name: str) -> Holder | None:
         content = objects.read(name)
     except FileNotFoundError:
         return None
-    if not content:  # a lock file of a disk, copied with the store: nobody holds it
+    if not content:  # a lock file of a disk that was copied with the store: no process holds it
         return Holder(token="", host="", machine="", process=0, since=0.0, renewed=0.0)
     where = objects.path(name)
     try:

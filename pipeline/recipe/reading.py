@@ -102,6 +102,7 @@ def read_source(
             raise ColdstillError(f"{path}: not valid TOML: {error}") from error
     original = copy.deepcopy(table)
     keys = [_set(table, setting) for setting in settings]
+    _expect_known_students(original, table)
     _make_variant(original, table, keys, student)
     return RecipeSource(table, base, text, str(path))
 
@@ -158,6 +159,22 @@ def _set(table: dict[str, Any], setting: str) -> list[str]:
         raise ColdstillError(f"--set {setting}: expected section.key=value")
     set_value(table, key, toml_value(value), f"--set {setting}")
     return key
+
+
+def _expect_known_students(original: dict[str, Any], table: dict[str, Any]) -> None:
+    """Refuse overrides of a student that the recipe lacks, unless they define a new student."""
+    before, students = original.get("students", {}), table.get("students", {})
+    if not isinstance(before, dict) or not isinstance(students, dict):
+        return
+    for name, own in students.items():
+        if name not in before and isinstance(own, dict) and not own.keys() & {"like", *ORIGINS}:
+            near = difflib.get_close_matches(name, before, 1)
+            guess = f"; did you mean '{near[0]}'?" if near else ""
+            raise ColdstillError(
+                f"--set students.{name}: no student '{name}'{guess} (have: "
+                f"{', '.join(before) or 'none'}; a new student needs 'like' or one of "
+                f"{', '.join(map(repr, ORIGINS))})"
+            )
 
 
 def _make_variant(

@@ -62,9 +62,13 @@ def explained(name: str) -> str:
     if found:
         return "\n\n".join(found)
     keys = {key.name for table in tables() for key in table.keys}
-    known = {place for table in tables() for place in table.places if place} | keys
+    places = {place for table in tables() for place in table.places if place}
+    whole = {
+        f"{place}.{key.name}" for table in tables() for place in table.places for key in table.keys
+    }
     last = name.rpartition(".")[2]
-    near = difflib.get_close_matches(last, keys, 1) or difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, whole | places, 1, cutoff=0.7)
+    near = near or difflib.get_close_matches(last, keys, 1)
     guess = f"; did you mean '{near[0]}'?" if near else ""
     raise ColdstillError(
         f"recipe-help: a recipe has no table or key '{name}'{guess} (coldstill recipe-help lists "

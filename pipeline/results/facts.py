@@ -64,7 +64,7 @@ class ReportFacts:
     curves: dict[str, Curve]
     record: CacheFacts | None
     no_record: str
-    """Reason why there is no record."""
+    """Why `record` is None; empty otherwise."""
     heldout: HeldoutFacts | None
     continuations: Continuations | None
     no_continuations: str

@@ -367,7 +367,10 @@ def test_a_new_name_makes_a_variant_and_leaves_the_old_student_as_it_was(tmp_pat
 
 def test_a_variant_of_an_unknown_student_is_refused(tmp_path: Path) -> None:
     said = fault(WHOLE, tmp_path, "students.smal.train.steps=9", student="small2")
-    assert said == "--set students.smal: no student 'smal' to make 'small2' from (have: small)"
+    assert said.startswith("--set students.smal: no student 'smal'; did you mean 'small'? (have: ")
+    assert said == fault(WHOLE, tmp_path, "students.smal.train.steps=9")
+    added = load(WHOLE, tmp_path, "students.other.like=small", "students.other.train.steps=9")
+    assert added.students["other"].train.steps == 9
     nobody = fault(WHOLE.partition("[students")[0], tmp_path, "students.a.like=b", student="c")
     assert nobody == "--set students.a: no student 'a' to make 'c' from (have: none)"
     assert "students: " in fault(

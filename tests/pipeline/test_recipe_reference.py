@@ -91,7 +91,12 @@ def test_a_name_or_the_end_of_one_is_explained(name: str, titles: list[str]) -> 
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("stepps", "steps"), ("students.a.train.stps", "steps"), ("corpus.colums", "columns")],
+    [
+        ("stepps", "steps"),
+        ("students.a.train.stps", "students.NAME.train.steps"),
+        ("students.train.steps", "students.NAME.train.steps"),
+        ("corpus.colums", "corpus.columns"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(ColdstillError, match=f"no table or key .{name}.; did you mean '{near}'"):
