@@ -67,7 +67,7 @@ def missing(rows: Sequence[ModelFigures]) -> list[str]:
             if title not in titles:
                 titles.append(title)
     return [
-        f"No {', '.join(titles)} of {_shortly(list(names), rows)}: {reason}."
+        f"{', '.join(titles)}: not known for {_shortly(list(names), rows)}: {reason}."
         for (reason, names), titles in found.items()
     ]
 

@@ -82,7 +82,10 @@ def test_the_tables_of_a_run_with_every_export_fit_a_terminal(tmp_path: Path) ->
     lines = markdown(rows).splitlines()
     assert "| small (onnx-int8) | 926,336 " in "\n".join(lines)
     assert any(line.startswith("An export's quality") for line in lines)
-    assert "No cached of teacher: only a student that was trained from a store has read" in below
+    assert (
+        "cached: not known for teacher: only a student that was trained from a store has read"
+        in below
+    )
     assert below.count("the held-out store does not tell how many bytes its text has") == 1
 
 
@@ -105,7 +108,7 @@ def test_unknown_figures_are_dashes_with_a_reason_and_rounding_leaves_no_sign() 
     assert "-0.0" not in quality
     assert cost.splitlines()[-1].split() == ["x", *"--------", "8.61", "10.33", "929"]
     below = " ".join(below.split())
-    assert "No FLOPs of x: the operations of the model could not be counted." in below
+    assert "FLOPs: not known for x: the operations of the model could not be counted." in below
     assert below.count("it was not timed at that batch size") == 1
 
 
