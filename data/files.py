@@ -1,9 +1,11 @@
-"""Writes files and folders so that a name exists only when its content is complete."""
+"""Writes files and folders that exist only when they are complete; JSON; hashes of files."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ColdstillError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 SCRATCH_PREFIX = ".unfinished-"
@@ -94,17 +96,12 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, complete or not at all."""
     with whole_file(path) as scratch:
         scratch.write_bytes(json_bytes(value))
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises
-        ColdstillError: the file does not exist or is not JSON
-    """
+    """Read a JSON file. Raises ColdstillError if the file does not exist or is not JSON."""
     try:
         return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError as error:
@@ -162,3 +159,66 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """SHA-256 over names and contents of several files, independent of their folders."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of key order and white space."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tokens_sha256(table: Mapping[str, int]) -> str:
+    """SHA-256 of a tokenizer's table of ids and tokens.
+
+    Tokenizers with equal tables give equal ids, however the models' vocabularies are padded.
+    """
+    return json_sha256(sorted((index, token) for token, index in table.items()))
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> str | None:
+    """The first leaf in which two JSON values differ, as `key = old, now new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            # A missing key of `trainer` is not off: it has the default of transformers.
+            if name not in old and not new[name] and not key.endswith("trainer"):
+                continue  # a key that is newer than the record, and off now
+            inner = f"{key}.{name}" if key else name
+            if found := first_difference(old.get(name), new.get(name), inner):
+                return found
+        return None
+    if _are_tables(old) and _are_tables(new):
+        # A single table stands for a list with one table.
+        olds, news = ([each] if isinstance(each, dict) else each for each in (old, new))
+        for place, (one, other) in enumerate(itertools.zip_longest(olds, news)):
+            if found := first_difference(one, other, f"{key}.{place}"):
+                return found
+        return None
+    return None if old == new else f"{key or 'settings'} = {_short(old)}, now {_short(new)}"
+
+
+def _are_tables(value: Any) -> bool:
+    """Whether the value is a table, or a list of tables."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(each, dict) for each in value)
+    return isinstance(value, dict)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        value = {name: inner for name, inner in value.items() if inner is not None}
+    text = repr(value)
+    return text if len(text) <= 40 else text[:13] + "..."

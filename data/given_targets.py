@@ -29,10 +29,7 @@ def given_targets(
     vocabulary: int,
 ) -> Targets:
     """The targets of M positions from array-likes by field, where None stands for "not passed".
-
-    Raises
-        ColdstillError: a wrong shape or dtype, or a field is missing that does not follow
-    """
+    Raises ColdstillError for a wrong shape or dtype, or a field is missing that does not follow."""
     arrays = _arrays(where, given, capture, len(labels_M))
     _sort_tail(arrays)
     with np.errstate(all="ignore"):  # numbers that are not finite are reported by `check_block`
@@ -48,11 +45,8 @@ def given_targets(
 def numbers(
     where: str, name: str, value: Any, dtype: Any, shape: tuple[int | None, ...]
 ) -> NDArray[Any]:
-    """An array of this dtype and shape; None in a shape stands for any length.
-
-    Raises
-        ColdstillError: other values or another shape
-    """
+    """An array of this dtype and shape; None in a shape stands for any length. Raises
+    ColdstillError for other values or another shape."""
     try:
         array = np.asarray(value)
         whole = array.size == 0 or array.dtype.kind in "iu"

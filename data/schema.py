@@ -1,4 +1,6 @@
-"""Sequences and targets. Every other file refers to this one for shapes, dtypes and units.
+"""Sequences and targets, and the table of columns that codecs and formats exchange.
+
+Every other file refers to this one for shapes, dtypes and units.
 
 Axes: N sequences, T tokens of one sequence, S tokens of all sequences, M supervised positions of
 all sequences, K head, R tail samples, C captured temperatures, V real vocabulary (no padding rows).
@@ -12,16 +14,74 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 import numpy as np
 
-from .ragged import Ragged
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ragged:
+    """`len(offsets) - 1` rows; row `i` is `values[offsets[i]:offsets[i + 1]]`.
+
+    values  [S]      all rows, one after the other
+    offsets [N + 1]  int64, `offsets[0] == 0`, `offsets[-1] == S`
+    """
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Any], dtype: Any) -> Ragged:
+        """Lay out a list of array-likes. An empty list gives no rows."""
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        values = np.empty(int(offsets[-1]), dtype=dtype)
+        for row, start, end in zip(rows, offsets[:-1], offsets[1:], strict=True):
+            values[start:end] = row
+        return cls(values, offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
+        """All rows of all parts, in order."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+        return cls(np.concatenate([part.values for part in parts]), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[N] length of each row."""
+        return np.diff(self.offsets)
+
+    def flat_indices(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices of the chosen rows in `values`, row after row."""
+        lengths = self.lengths[rows]
+        starts = self.offsets[:-1][rows]
+        ends = np.cumsum(lengths)
+        within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+        return np.repeat(starts, lengths) + within
+
+    def take(self, rows: NDArray[np.int64]) -> Ragged:
+        """The chosen rows in the order given. A row may be chosen more than once."""
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(self.lengths[rows], out=offsets[1:])
+        return Ragged(self.values[self.flat_indices(rows)], offsets)
+
 
 Array = TypeVar("Array")
 
@@ -49,8 +109,25 @@ class Capture:
         return self.tail > 0 and (self.tail_logprobs or bool(self.temperatures))
 
 
+class _Rows:
+    """Base of dataclasses whose fields all have one row per sequence, or per position."""
+
+    __slots__ = ()
+
+    def take(self, rows: NDArray[np.int64]) -> Self:
+        """The chosen rows in the order given."""
+        values = {f.name: getattr(self, f.name) for f in fields(cast("Any", self))}
+        return type(self)(**{name: _take(value, rows) for name, value in values.items()})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """All rows of all parts, in order."""
+        names = [f.name for f in fields(cast("Any", cls))]
+        return cls(**{name: _join([getattr(part, name) for part in parts]) for name in names})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sequences:
+class Sequences(_Rows):
     """N packed token sequences, without targets."""
 
     ids: NDArray[np.int64]
@@ -68,15 +145,6 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def take(self, rows: NDArray[np.int64]) -> Sequences:
-        """The chosen sequences in the order given."""
-        return Sequences(**{f.name: _take(getattr(self, f.name), rows) for f in fields(self)})
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Sequences]) -> Sequences:
-        """All sequences of all parts, in order."""
-        return cls(**{f.name: _join([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,20 +174,11 @@ class TargetFields(Generic[Array]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Targets(TargetFields["NDArray[Any]"]):
+class Targets(_Rows, TargetFields["NDArray[Any]"]):
     """The teacher's sparse distribution at M supervised positions, as numpy arrays."""
 
     def __len__(self) -> int:
         return len(self.log_tail)
-
-    def take(self, rows: NDArray[np.int64]) -> Targets:
-        """The chosen positions in the order given."""
-        return Targets(**{f.name: _take(getattr(self, f.name), rows) for f in fields(self)})
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Targets]) -> Targets:
-        """All positions of all parts, in order."""
-        return cls(**{f.name: _join([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
     @classmethod
     def empty(cls, positions: int) -> Targets:
@@ -160,7 +219,6 @@ class Block:
         return len(self.sequences)
 
     def take(self, rows: NDArray[np.int64]) -> Block:
-        """The chosen sequences with their targets, in the order given."""
         return Block(
             sequences=self.sequences.take(rows),
             targets=self.targets.take(self.sequences.positions.flat_indices(rows)),
@@ -204,3 +262,72 @@ def _join(parts: list[Any]) -> Any:
     if isinstance(parts[0], Ragged):
         return Ragged.concatenate(parts)
     return None if parts[0] is None else np.concatenate(parts)
+
+
+Columns = dict[str, "NDArray[Any] | Ragged"]
+"""Columns by name: one value per sequence `[N]`, or one list per sequence (`Ragged`)."""
+
+_SEQUENCE_COLUMNS = {
+    "sequence_id": "ids",
+    "token_ids": "tokens",
+    "document_starts": "document_starts",
+    "document_ids": "document_ids",
+    "positions": "positions",
+    "sequence_hash": "hashes",
+}
+
+
+def from_sequences(sequences: Sequences) -> Columns:
+    """The columns that describe the sequences themselves."""
+    return {column: getattr(sequences, name) for column, name in _SEQUENCE_COLUMNS.items()}
+
+
+def to_sequences(columns: Columns) -> Sequences:
+    """The sequences of a block. `check_hashes` compares them with what was written."""
+    values: dict[str, Any] = {name: columns[c] for c, name in _SEQUENCE_COLUMNS.items()}
+    return Sequences(**values)
+
+
+def check_hashes(sequences: Sequences) -> None:
+    """Compare each sequence with its stored hash. Raises ValueError if a sequence is not what was
+    written (which)."""
+    for row in range(len(sequences)):
+        expected = sequence_hash(
+            sequences.tokens[row], sequences.document_starts[row], sequences.positions[row]
+        )
+        if expected != int(sequences.hashes[row]):
+            raise ValueError(
+                f"sequence {int(sequences.ids[row])} is not what was written: its tokens, document "
+                "borders or positions do not match their hash"
+            )
+
+
+def from_positions(values: Mapping[str, NDArray[Any]], positions: Ragged) -> Columns:
+    """Per-position arrays `[M, ...]` as lists with the row borders of the supervised positions."""
+    return {name: Ragged(array, positions.offsets) for name, array in values.items()}
+
+
+def to_positions(columns: Columns, positions: Ragged) -> dict[str, NDArray[Any]]:
+    """The per-position arrays `[M, ...]`: the lists with the row borders of the positions."""
+    return {
+        name: column.values
+        for name, column in columns.items()
+        if isinstance(column, Ragged) and np.array_equal(column.offsets, positions.offsets)
+    }
+
+
+def expect_column(
+    arrays: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...], dtype: Any
+) -> NDArray[Any]:
+    """One per-position array. An array of width 0 is not stored and is made here. Raises ValueError
+    if the column is missing, or has another shape or dtype."""
+    if 0 in shape[1:]:
+        return np.zeros(shape, dtype)
+    array = arrays.get(name)
+    if array is None or array.shape != shape or array.dtype != dtype:
+        found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+        raise ValueError(
+            f"column '{name}' should be {np.dtype(dtype).name} {shape}, an entry for each "
+            f"supervised position: {found}"
+        )
+    return array

@@ -13,12 +13,10 @@ import numpy as np
 
 from .alignment import labels, supervised_positions
 from .errors import ColdstillError
-from .files import json_bytes
-from .fingerprint import tokens_sha256
+from .files import json_bytes, tokens_sha256
 from .given_targets import given_targets, numbers
 from .maintenance.checks import Rules, check_block
-from .ragged import Ragged
-from .schema import Block, Capture, Sequences, sequence_hash
+from .schema import Block, Capture, Ragged, Sequences, sequence_hash
 from .store.layout import MANIFEST, SHARDS, TOKENIZER
 from .store.manifest import (
     MOST_SHARDS,
@@ -34,7 +32,6 @@ from .store.writer import BLOCK_TOKENS, ShardWriter, with_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from numpy.typing import ArrayLike
 
@@ -158,12 +155,7 @@ class StoreWriter:
             self._held = held.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._held, contextlib.ExitStack() as undo:
             undo.callback(self._writer.place.remove, SHARDS)
             if error is None:
@@ -171,7 +163,6 @@ class StoreWriter:
                 undo.pop_all()
 
     def __len__(self) -> int:
-        """How many sequences were added."""
         return self._sequences
 
     def add(

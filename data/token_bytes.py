@@ -145,11 +145,8 @@ class ByteCounts:
 
 
 def token_bytes_of(store: StoreReader) -> TokenBytes | None:
-    """The bytes of the tokens of a store's tokenizer; None if it has no `tokenizer.json`.
-
-    Raises
-        ColdstillError: the tokenizer cannot be read
-    """
+    """The bytes of the tokens of a store's tokenizer; None if it has no `tokenizer.json`. Raises
+    ColdstillError if the tokenizer cannot be read."""
     if not store.place.exists(f"{TOKENIZER}/{_FILE}"):
         return None
     path = store.tokenizer_folder() / _FILE

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
-from ..data.corpus import Columns
+from ..data.corpus.columns import Columns
 from ..data.errors import ColdstillError
 
 _FORBID: Any = {"extra": "forbid"}

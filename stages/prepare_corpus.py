@@ -9,7 +9,11 @@ from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..data.corpus import REASONS, Reading, list_sources, note_left_out, read_documents, refuse
+from ..data.corpus.document import REASONS, refuse
+from ..data.corpus.folders import note_left_out
+from ..data.corpus.formats import read_documents
+from ..data.corpus.records import Reading
+from ..data.corpus.sources import list_sources
 from ..data.errors import ColdstillError
 from ..data.files import whole_folder, write_json
 from ..data.formats.arrow import ArrowStore
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ..data.corpus import BadRowError, Document
+    from ..data.corpus.document import BadRowError, Document
     from ..data.prepared import Split
     from .config import CorpusConfig
     from .corpus.splits import Pieces

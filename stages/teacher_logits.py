@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.files import json_bytes
-from ..data.places.opening import place_at
+from ..data.places.place import place_at
 from ..data.schema import Block
 from ..data.store.layout import MANIFEST, MEASUREMENTS
 from ..data.store.manifest import read_manifest
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..data.schema import Sequences
-    from ..data.store.statistics import ShardStatistics
+    from ..data.store.commit import ShardStatistics
     from .capture.teacher import Teacher
 
 STAGE = "teacher-logits"

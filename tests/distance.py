@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import coldstill.data.places.remote
 import pytest
-from coldstill.data.places.cache_settings import CacheSettings
+from coldstill.data.places.cache import CacheSettings
 from coldstill.data.places.faults import Patience
 from coldstill.data.places.remote import RemotePlace
 from coldstill.data.store.layout import LOCK

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from coldstill.data.alignment import labels
-from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.places.claims import claimed
-from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Block, Capture, Sequences, Targets
+from coldstill.data.prepared import TokenizedDocument, build_sequences
+from coldstill.data.schema import Block, Capture, Ragged, Sequences, Targets
 from coldstill.data.store.manifest import (
     CorpusIdentity,
     Manifest,

@@ -7,7 +7,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from coldstill.data.fidelity import CodecError
+from coldstill.data.codecs import CodecError
 from coldstill.data.schema import Capture
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import Run

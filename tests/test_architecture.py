@@ -122,12 +122,12 @@ def test_the_graph_of_imports_is_complete() -> None:
         "pipeline.cli.commands",
     } <= set(FILES)
     writer = {found.module: found for found in GRAPH["data.store.writer"]}
-    assert writer["data.fidelity"].at_start
+    assert writer["data.files"].at_start
     assert writer["data.schema"].for_types
     assert writer["numpy"].at_start
     cli = {found.module: found for found in GRAPH["pipeline.cli.commands"] if not found.for_types}
     assert cli["pipeline.steps.interface"].in_function
-    assert {"data.ragged", "data.files"} <= reached_from("stages.teacher_logits")
+    assert {"data.schema", "data.files"} <= reached_from("stages.teacher_logits")
 
 
 def imports_in(*rooms: str) -> Iterator[tuple[str, Import]]:

@@ -1,18 +1,23 @@
-"""Codecs: how a block becomes columns. One file per codec, one line per codec in `CODECS`.
+"""Codecs: how a block becomes columns, and what that costs. One file and one line in `CODECS` each.
 
 A codec is a frozen dataclass. The manifest records exactly its fields.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+
+import numpy as np
+from pydantic import Field
 
 from .compact import CompactCodec
 from .plain import PlainCodec
 
 if TYPE_CHECKING:
-    from ..columns import Columns
-    from ..schema import Block, Capture
+    from numpy.typing import NDArray
+
+    from ..schema import Block, Capture, Columns, Targets
 
 
 class Codec(Protocol):
@@ -26,27 +31,95 @@ class Codec(Protocol):
 
     @classmethod
     def fitting(cls, *, vocabulary: int, capture: Capture, **settings: Any) -> Codec:
-        """The codec for a store with this capture; `settings` come from the recipe.
-
-        Raises
-            TypeError, ValueError: an unknown setting, a wrong value, or too large a vocabulary
-        """
-        ...
+        """The codec for a store with this capture; `settings` come from the recipe. Raises
+        TypeError, ValueError for an unknown setting, a wrong value, or too large a vocabulary."""
 
     def maximum_error(self, capture: Capture) -> float:
         """Upper bound of |sqrt(p stored) - sqrt(p captured)| over head entries at temperature 1."""
-        ...
 
     def encode(self, block: Block) -> Columns:
         """The whole block as columns, one row per sequence."""
-        ...
 
     def decode(self, columns: Columns, capture: Capture) -> Block:
         """The block. Raises ValueError or KeyError if the columns do not fit the capture."""
-        ...
 
 
 CODECS: dict[str, type[Codec]] = {
     "compact": CompactCodec,
     "plain": PlainCodec,
 }
+
+
+_Error = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodecError:
+    """The error of a store's codec, as the manifest records it."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    maximum: _Error = 0.0
+    """Upper bound of |sqrt(p stored) - sqrt(p captured)| over head entries."""
+    measured: _Error = 0.0
+    """Largest such difference on the first block."""
+    kl: _Error = 0.0
+    """Mean KL(captured || stored) on the first block, in nats."""
+    rounding: _Error = 0.0
+    """Upper bound of the error of label and sample log-probabilities and of entropies, in nats."""
+
+    def plus(self, other: CodecError) -> CodecError:
+        """The error of targets that passed two codecs, one after the other.
+
+        The bounds add up, since sqrt(p) maps distributions to points and distances obey the
+        triangle inequality. KL is not a distance: its sum is an estimate, not a bound.
+        """
+        return CodecError(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
+
+
+def distortion(captured: Targets, stored: Targets) -> NDArray[np.float64]:
+    """[M] KL(captured || stored) in nats, over the head tokens and one cell for all others. Raises
+    ValueError if an id differs from the captured one (at which position)."""
+    found, wanted = _sorted_head(stored), _sorted_head(captured)
+    _expect_same(found[0], wanted[0], "head")
+    _expect_same(stored.tail_ids, captured.tail_ids, "tail")
+    p_MK, q_MK = wanted[1], found[1]
+    rest_M = captured.log_tail.astype(np.float64)
+    kl_M = (np.exp(p_MK) * (p_MK - q_MK)).sum(1)
+    has_rest = rest_M > -np.inf
+    kl_M[has_rest] += np.exp(rest_M[has_rest]) * (rest_M[has_rest] - stored.log_tail[has_rest])
+    # float32 log-probabilities do not sum to exactly 1
+    positive: NDArray[np.float64] = np.maximum(kl_M, 0.0)
+    return positive
+
+
+def largest_error(captured: Targets, stored: Targets) -> float:
+    """Largest |sqrt(p stored) - sqrt(p captured)| over all head entries."""
+    found, wanted = _sorted_head(stored)[1], _sorted_head(captured)[1]
+    return float(np.abs(np.exp(found / 2) - np.exp(wanted / 2)).max(initial=0.0))
+
+
+def measure(captured: Block, stored: Block, maximum: float, rounding: float = 0.0) -> CodecError:
+    """The error of one block."""
+    kl_M = distortion(captured.targets, stored.targets)
+    return CodecError(
+        maximum=maximum,
+        measured=largest_error(captured.targets, stored.targets),
+        kl=float(kl_M.mean()) if len(kl_M) else 0.0,
+        rounding=rounding,
+    )
+
+
+def _sorted_head(targets: Targets) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    order_MK = np.argsort(targets.head_ids, axis=1)
+    ids = np.take_along_axis(targets.head_ids, order_MK, axis=1)
+    logprobs = np.take_along_axis(targets.head_logprobs, order_MK, axis=1)
+    return ids, logprobs.astype(np.float64)
+
+
+def _expect_same(found: NDArray[Any], wanted: NDArray[Any], what: str) -> None:
+    wrong_M = (found != wanted).any(1)
+    if wrong_M.any():
+        place = int(np.flatnonzero(wrong_M)[0])
+        raise ValueError(f"{what} ids of position {place} do not come back from the codec")

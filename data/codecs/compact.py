@@ -20,16 +20,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..columns import expect_column, from_positions, to_positions, to_sequences
-from ..ragged import Ragged
-from ..schema import Block, Capture, Targets, target_shapes
+from ..schema import (
+    Block,
+    Capture,
+    Ragged,
+    Targets,
+    expect_column,
+    from_positions,
+    target_shapes,
+    to_positions,
+    to_sequences,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from ..columns import Columns
+    from ..schema import Columns
 
 _LARGEST_VOCABULARY = 1 << 24
 """A sort key has 24 bits for the id and 8 bits for the level."""
@@ -61,7 +69,6 @@ class CompactCodec:
     """T, the largest captured temperature, 1 to 6. Steps are uniform in p^(1 / 2T)."""
 
     def __post_init__(self) -> None:
-        """Refuse values that do not fit into a byte or a sort key."""
         for name in ("vocabulary", "levels"):
             operator.index(getattr(self, name))  # raises TypeError unless it is a whole number
         if not 1 <= self.vocabulary <= _LARGEST_VOCABULARY:
@@ -90,7 +97,6 @@ class CompactCodec:
         return step * (1.0 + 0.5 * math.sqrt(capture.head + 3)) + angle
 
     def encode(self, block: Block) -> Columns:
-        """Columns of small integers."""
         sequences, targets = block.sequences, block.targets
         id_type = self._id_type
         arrays: dict[str, NDArray[Any]] = {}
@@ -202,7 +208,6 @@ class CompactCodec:
 
 
 def _row_blocks(rows: int, width: int) -> Iterator[slice]:
-    """Slices of a few rows; none if the width is 0."""
     step = max(1, _CACHE_ELEMENTS // max(1, width))
     return (slice(start, start + step) for start in range(0, rows if width else 0, step))
 

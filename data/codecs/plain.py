@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..columns import expect_column, from_positions, from_sequences, to_positions, to_sequences
-from ..schema import Block, Capture, Targets, target_shapes
+from ..schema import (
+    Block,
+    Capture,
+    Targets,
+    expect_column,
+    from_positions,
+    from_sequences,
+    target_shapes,
+    to_positions,
+    to_sequences,
+)
 
 if TYPE_CHECKING:
-    from ..columns import Columns
+    from ..schema import Columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +31,9 @@ class PlainCodec:
 
     @classmethod
     def fitting(cls, *, vocabulary: int, capture: Capture, **settings: Any) -> PlainCodec:
-        """This codec has no settings and supports every capture."""
         return cls(**settings)
 
     def maximum_error(self, capture: Capture) -> float:
-        """Zero: this codec is exact."""
         return 0.0
 
     def encode(self, block: Block) -> Columns:

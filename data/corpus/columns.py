@@ -110,12 +110,10 @@ class PromptColumns(Columns):
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """The columns that a record must have."""
         return (self.messages or self.prompt or self.text,)
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """The columns that are used if a record has them."""
         return () if self.completion is None else (self.completion,)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
 from ..files import read_json
-from .values import printable
+from .document import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -87,11 +87,8 @@ def note_left_out(names: Sequence[str]) -> str | None:
 
 
 def expect_one_split(entry: str, chosen: Sequence[Candidate]) -> None:
-    """Refuse a folder with training and test rows: students would be trained on test rows.
-
-    Raises
-        ColdstillError: the names of the files name several splits
-    """
+    """Refuse a folder with training and test rows: students would be trained on test rows. Raises
+    ColdstillError if the names of the files name several splits."""
     found: dict[str, str] = {}
     for candidate in chosen:
         split, stem = _split(candidate)

@@ -13,14 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ColdstillError, first_line
-from .bad_rows import BadRowError, refuse
 from .columns import Columns, PromptColumns
-from .compressed import expect_plain, open_source, source_errors
-from .document import Document
+from .document import BadRowError, Document, parse_json, refuse
 from .hub import load_hub, read_rows
 from .records import Reading, expect_answer, to_document, used_columns
-from .stdlib import read_python
-from .values import parse_json
+from .sources import expect_plain, open_source, read_python, source_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -140,11 +137,8 @@ class Table:
 
 @contextlib.contextmanager
 def open_table(source: Source, columns: Columns) -> Iterator[Table]:
-    """Open a Parquet file, an Arrow file or an Arrow stream.
-
-    Raises
-        ColdstillError: the file is damaged, or a necessary column is missing
-    """
+    """Open a Parquet file, an Arrow file or an Arrow stream. Raises ColdstillError if the file is
+    damaged, or a necessary column is missing."""
     with source_errors(source), contextlib.ExitStack() as stack:
         if source.format == "parquet":
             file = stack.enter_context(open_source(source, seekable=True))

@@ -21,12 +21,8 @@ _OPTIONS = ("name", "revision", "split")
 
 
 def check_hub_entry(entry: str, base: Path) -> None:
-    """Check an entry before anything is downloaded.
-
-    Raises
-        ColdstillError: the entry is invalid, its folder does not exist, or `datasets` is not
-            installed
-    """
+    """Check an entry before anything is downloaded. Raises ColdstillError if the entry is invalid,
+    its folder does not exist, or `datasets` is not installed."""
     _parse(entry)
     folder = local_folder(entry, base)
     if folder is not None and not folder.is_dir():
@@ -46,11 +42,8 @@ def local_folder(entry: str, base: Path) -> Path | None:
 
 
 def load_hub(entry: str, folder: Path | None) -> Any:
-    """The split that an entry names, as a `datasets.Dataset`.
-
-    Raises
-        ColdstillError: it cannot be loaded, or there are several splits and the entry names none
-    """
+    """The split that an entry names, as a `datasets.Dataset`. Raises ColdstillError if it cannot be
+    loaded, or there are several splits and the entry names none."""
     import datasets
 
     name, options = _parse(entry)
@@ -75,11 +68,8 @@ def load_hub(entry: str, folder: Path | None) -> Any:
 
 
 def read_rows(entry: str, dataset: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a `datasets.Dataset`, with the given columns.
-
-    Raises
-        ColdstillError: a row cannot be decoded
-    """
+    """The rows of a `datasets.Dataset`, with the given columns. Raises ColdstillError if a row
+    cannot be decoded."""
     rows = iter(dataset.select_columns(columns))
     for number in range(1, len(dataset) + 1):
         try:

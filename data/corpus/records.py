@@ -7,12 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError
-from .bad_rows import BadRowError
 from .columns import BESIDE, CHOSEN, LABEL, PromptColumns, known_records
-from .document import Document
-from .messages import read_chat, read_string
-from .tool_calls import read_texts, read_tools
-from .values import parsed, printable, shown
+from .document import BadRowError, Document, parsed, printable, shown
+from .messages import read_chat, read_string, read_texts, read_tools
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -40,11 +37,8 @@ class Reading:
 
 
 def used_columns(where: str, names: Collection[str], columns: Columns) -> list[str]:
-    """The columns of a table that documents can be made of; the others are not read.
-
-    Raises
-        ColdstillError: a necessary column is missing
-    """
+    """The columns of a table that documents can be made of; the others are not read. Raises
+    ColdstillError if a necessary column is missing."""
     chosen = _choose(where, names, columns)
     if columns.are_recognised:
         used = {"input", CHOSEN, LABEL}.union(*(known.needed for known in known_records(columns)))
@@ -106,7 +100,6 @@ class _Row:
     used: set[str] = field(default_factory=set)
 
     def document(self) -> Document:
-        """The document of the record."""
         self._expect_wanted()
         names = [n for n in self.chosen.optional if self.record.get(n) is not None]
         names = [*self.chosen.needed, *names]
@@ -233,7 +226,6 @@ class _Row:
 
 
 def _usual_keys(columns: Columns) -> Columns:
-    """The same columns with the usual keys of messages."""
     return replace(columns, role="role", content="content")
 
 

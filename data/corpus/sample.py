@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from .bad_rows import BadRowError
 from .columns import Columns, PromptColumns
-from .compressed import open_source, source_errors
-from .document import Document
+from .document import BadRowError, Document, parse_json
 from .formats import encoding_of, open_table
 from .records import expect_answer, to_document
-from .stdlib import read_python
-from .values import parse_json
+from .sources import open_source, read_python, source_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from ..columns import Columns
+    from ..schema import Columns
 
 
 class Shard(Protocol):
@@ -24,15 +24,10 @@ class Shard(Protocol):
     @property
     def blocks(self) -> int:
         """Number of blocks."""
-        ...
 
     def read(self, block: int) -> Columns:
-        """One block, as views of the mapped file if the format allows it.
-
-        Raises
-            ColdstillError: the block is damaged or does not exist
-        """
-        ...
+        """One block, as views of the mapped file if the format allows it. Raises ColdstillError if
+        the block is damaged or does not exist."""
 
 
 class Store(Protocol):
@@ -46,7 +41,6 @@ class Store(Protocol):
     @classmethod
     def fitting(cls, *, compress: bool) -> Store:
         """Settings for columns to compress, or for columns that other tools can memory-map."""
-        ...
 
     def create(self, path: Path) -> AbstractContextManager[Callable[[Columns], None]]:
         """Write a shard to an unused path. The context gives a function that adds a block.
@@ -54,11 +48,9 @@ class Store(Protocol):
         An empty folder may exist at the path. All blocks must have the same columns and dtypes, and
         must not change until the context ends.
         """
-        ...
 
     def open(self, path: Path) -> Shard:
         """Open a shard without reading its data. Raises ColdstillError if it is damaged."""
-        ...
 
 
 STORES: dict[str, type[Store]] = {

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import ColdstillError
-from ..ragged import Ragged
+from ..schema import Ragged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..columns import Columns
+    from ..schema import Columns
 
 
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -46,7 +46,6 @@ class ArrowStore:
     """Compression level, 1 to 22, or 0 for none."""
 
     def __post_init__(self) -> None:
-        """Refuse an unknown compression level."""
         if not 0 <= operator.index(self.zstd) <= 22:
             raise ValueError(f"zstd {self.zstd}: a level from 1 to 22, or 0 for none")
 
@@ -57,7 +56,6 @@ class ArrowStore:
 
     @contextlib.contextmanager
     def create(self, path: Path) -> Iterator[Callable[[Columns], None]]:
-        """Give a function that adds one block as a record batch."""
         writer: Any = None
         codec = pa.Codec("zstd", compression_level=self.zstd) if self.zstd else None
 
@@ -83,7 +81,6 @@ class ArrowStore:
             writer.close()
 
     def open(self, path: Path) -> ArrowShard:
-        """Map the file and read its footer."""
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             planes = json.loads((reader.schema.metadata or {}).get(_PLANES, b"{}"))
@@ -96,18 +93,15 @@ class ArrowShard:
     """An open, memory-mapped Arrow file."""
 
     def __init__(self, path: Path, reader: Any, planes: dict[str, np.dtype[Any]]) -> None:
-        """Wrap an open IPC file reader; `planes` has the dtypes of columns split into bytes."""
         self._path = path
         self._reader = reader
         self._planes = planes
 
     @property
     def blocks(self) -> int:
-        """Number of record batches."""
         return int(self._reader.num_record_batches)
 
     def read(self, block: int) -> Columns:
-        """One record batch, as views of the file if it is not compressed."""
         try:
             batch = self._reader.get_batch(block)
             columns: Columns = {}
@@ -147,7 +141,6 @@ def _split(columns: Columns) -> Columns:
 
 
 def _join(columns: Columns, name: str, dtype: np.dtype[Any]) -> None:
-    """Replace the byte planes of a column by the column."""
     planes = [columns.pop(f"{name}.{place}") for place in range(dtype.itemsize)]
     first = planes[0]
     if not isinstance(first, Ragged):

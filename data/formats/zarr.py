@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..errors import ColdstillError
-from ..ragged import Ragged
+from ..schema import Ragged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..columns import Columns
+    from ..schema import Columns
 
 
 _DAMAGE: tuple[type[Exception], ...] = (OSError, RuntimeError, MemoryError, ArithmeticError)
@@ -55,7 +55,6 @@ class ZarrStore:
     """Compression level, 0 (none) to 22. Blosc has 1, 3, 5 ... 15, 22; others are rounded down."""
 
     def __post_init__(self) -> None:
-        """Refuse an unknown compression level."""
         if self.zstd not in range(23):
             raise ValueError(f"zstd is a level from 0 to 22, got {self.zstd!r}")
 
@@ -78,7 +77,6 @@ class ZarrStore:
         _write(path, blocks, self.zstd)
 
     def open(self, path: Path) -> ZarrShard:
-        """Read the metadata of the group and its arrays."""
         try:
             return ZarrShard(path)
         except _DAMAGE as error:
@@ -113,11 +111,9 @@ class ZarrShard:
 
     @property
     def blocks(self) -> int:
-        """How many blocks it holds."""
         return len(self._rows) - 1
 
     def read(self, block: int) -> Columns:
-        """One decoded block."""
         try:
             if not 0 <= block < self.blocks:
                 raise IndexError(f"there are {self.blocks}")

@@ -6,14 +6,13 @@ Shapes and dtypes are checked first. If they are wrong, the other rules have no 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..alignment import labels
-from ..columns import check_hashes
-from ..ragged import Ragged
+from ..schema import Ragged, check_hashes, target_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +37,7 @@ class Rules:
     sequence_length: int
     capture: Capture
     maximum: float
-    """How far sqrt(p) of a head entry may be from the captured value (`data.fidelity`)."""
+    """How far sqrt(p) of a head entry may be from the captured value (`data.codecs`)."""
     rounding: float
     """How far entropies, and log-probabilities of labels and samples, may be off, in nats."""
 
@@ -81,18 +80,12 @@ def _shapes(block: Block, rows: int, rules: Rules) -> Iterator[Finding]:
             yield Finding(f"'{name}' should be {np.dtype(dtype).name}, is {array.dtype}")
         elif len(value) != rows:
             yield Finding(f"'{name}' has {len(value)} rows, expected {rows}")
-    capture, count = rules.capture, len(block.sequences.positions.values)
-    widths = {"head_ids": capture.head, "head_logprobs": capture.head, "tail_ids": capture.tail}
-    widths |= {"tail_logprobs": capture.tail, "log_norm": len(capture.temperatures)}
-    for field in fields(block.targets):
-        array = getattr(block.targets, field.name)
-        if field.name == "tail_logprobs" and not capture.keeps_tail_logprobs:
-            continue
-        shape = (count, widths[field.name]) if field.name in widths else (count,)
-        wanted: Any = np.int32 if field.name.endswith("_ids") else np.float32
-        if array is None or array.shape != shape or array.dtype != wanted:
+    shapes = target_shapes(rules.capture, len(block.sequences.positions.values))
+    for name, (shape, dtype) in shapes.items():
+        array = getattr(block.targets, name)
+        if array is None or array.shape != shape or array.dtype != dtype:
             is_ = "nothing" if array is None else f"{array.dtype} {array.shape}"
-            yield Finding(f"'{field.name}' should be {np.dtype(wanted).name} {shape}, is {is_}")
+            yield Finding(f"'{name}' should be {np.dtype(dtype).name} {shape}, is {is_}")
 
 
 _MISPLACED = "supervised positions do not increase, or have no next token in their document"

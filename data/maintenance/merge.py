@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..codecs import CodecError
 from ..errors import ColdstillError
-from ..fidelity import CodecError
-from ..fingerprint import json_sha256
+from ..files import json_sha256
 from ..store.manifest import Manifest, difference
 from . import Notify, quiet
-from .gather import StoreRows
-from .rewrite import Settings, open_source, parts_of, reformatted, rewrite
+from .rewrite import Settings, StoreRows, open_source, parts_of, reformatted, rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,12 +28,9 @@ def merge(
     *,
     notify: Notify = quiet,
 ) -> Manifest:
-    """Write several stores of one teacher as one, in the given order.
-
-    Raises
-        ColdstillError: as `convert`; the stores have different teachers, tokenizers, packings or
-            captures (the first field that differs), or share a sequence
-    """
+    """Write several stores of one teacher as one, in the given order. Raises ColdstillError as
+    `convert`; the stores have different teachers, tokenizers, packings or captures (the first field
+    that differs), or share a sequence."""
     sources = [open_source(path, to) for path in paths]
     first = sources[0].manifest
     for source in sources[1:]:
@@ -126,9 +122,5 @@ def _joined(fingerprints: Sequence[str]) -> str:
 
 
 def _worst(errors: Sequence[CodecError]) -> CodecError:
-    return CodecError(
-        maximum=max(error.maximum for error in errors),
-        measured=max(error.measured for error in errors),
-        kl=max(error.kl for error in errors),
-        rounding=max(error.rounding for error in errors),
-    )
+    worst = {f.name: max(getattr(e, f.name) for e in errors) for f in fields(CodecError)}
+    return CodecError(**worst)

@@ -7,32 +7,147 @@ that was killed.
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ColdstillError
-from ..fingerprint import json_sha256
 from ..places.local import LocalPlace
-from ..places.opening import place_at
-from ..schema import Block
+from ..places.place import place_at
+from ..schema import Block, Ragged
+from ..store.commit import ShardStatistics, block_statistics, total
 from ..store.layout import MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
 from ..store.manifest import Manifest, Part, format_settings
 from ..store.reader import StoreReader, open_store
-from ..store.statistics import block_statistics
 from ..store.writer import ShardWriter, blocks_of, with_error
 from . import Notify, quiet
-from .gather import StoreRows, block_of, columns_of, sums_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from ..fidelity import CodecError
-    from ..schema import Capture
-    from ..store.statistics import ShardStatistics
+    from ..codecs import CodecError
+    from ..schema import Columns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoreRows:
+    """Some sequences of one store."""
+
+    store: StoreReader
+    rows: NDArray[np.int64]
+    """[N] their indices in the store, increasing; at least one."""
+
+
+def block_of(pieces: Sequence[StoreRows]) -> Block:
+    return Block.concatenate([piece.store.read(piece.rows) for piece in pieces])
+
+
+def columns_of(pieces: Sequence[StoreRows], size: int) -> list[Columns]:
+    """The encoded columns of all pieces, in blocks of `size` sequences.
+
+    Columns are copied, so that rounded numbers are not rounded again: each row of a codec's columns
+    is independent of the others. All pieces must have the same codec.
+    """
+    like = _pattern(pieces[0])
+    parts = [part for piece in pieces for part in _stored(piece)]
+    lengths = [_count(part) for part in parts]
+    ends = np.cumsum(lengths)
+    blocks = []
+    for start in range(0, int(ends[-1]), size):
+        inside = [
+            _rows(part, max(0, start - begin), min(length, start + size - begin))
+            for part, length, begin in zip(parts, lengths, (ends - lengths).tolist(), strict=True)
+            if begin < start + size and begin + length > start
+        ]
+        blocks.append(_joined(inside, like))
+    return blocks
+
+
+def sums_of(pieces: Sequence[StoreRows], block: Block) -> ShardStatistics:
+    """The statistics of all pieces; `block` holds their decoded sequences.
+
+    A shard that is taken whole keeps the statistics of its capture. Those of a part of a shard are
+    computed from its decoded sequences, with a proportional share of the shard's distortion.
+    """
+    sums, done = [], 0
+    for piece in pieces:
+        separator = piece.store.manifest.packing.separator
+        for shard, rows in _runs(piece.rows // piece.store.manifest.shard_sequences):
+            commit = piece.store.commit(shard)
+            if len(rows) == commit.sequences:
+                sums.append(commit.statistics)
+            else:
+                part = block.take(np.arange(done, done + len(rows)))
+                own = block_statistics(part, separator, np.zeros(len(part.targets)))
+                share = len(part.targets) / max(1, commit.positions)
+                sums.append(replace(own, distortion=commit.statistics.distortion * share))
+            done += len(rows)
+    return total(sums)
+
+
+def _runs(keys: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each key with the indices at which it occurs; `keys` do not decrease."""
+    borders = np.flatnonzero(np.diff(keys)) + 1
+    for places in np.split(np.arange(len(keys)), borders):
+        yield int(keys[places[0]]), places
+
+
+def _stored(piece: StoreRows) -> Iterator[Columns]:
+    """The wanted rows of each block that holds some of them, as columns."""
+    manifest = piece.store.manifest
+    for shard, places in _runs(piece.rows // manifest.shard_sequences):
+        within = piece.rows[places] % manifest.shard_sequences
+        for number, inner in _runs(within // manifest.block_sequences):
+            columns = piece.store.columns(shard, number)
+            rows = within[inner] % manifest.block_sequences
+            if len(rows) < _count(columns):
+                columns = {name: _taken(column, rows) for name, column in columns.items()}
+            yield columns
+
+
+def _rows(columns: Columns, start: int, end: int) -> Columns:
+    if (start, end) == (0, _count(columns)):
+        return columns
+    return {name: _taken(column, np.arange(start, end)) for name, column in columns.items()}
+
+
+def _count(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
+
+
+def _taken(column: NDArray[Any] | Ragged, rows: NDArray[np.int64]) -> NDArray[Any] | Ragged:
+    return column.take(rows) if isinstance(column, Ragged) else column[rows]
+
+
+def _pattern(piece: StoreRows) -> Columns:
+    """One sequence as the codec encodes it, for the order and the shared offsets of columns."""
+    codec = piece.store.manifest.make_codec(piece.store.place)
+    return codec.encode(piece.store.read(piece.rows[:1]))
+
+
+def _joined(parts: Sequence[Columns], like: Columns) -> Columns:
+    """Join blocks, with the column order and the shared offsets that their codec uses.
+
+    A store format may keep neither, and the next one may depend on both.
+    """
+    made: Columns = {}
+    borders: dict[int, NDArray[np.int64]] = {}
+    for name, pattern in like.items():
+        columns: list[Any] = [part[name] for part in parts]
+        column = columns[0]
+        if len(columns) > 1:
+            join: Any = Ragged.concatenate if isinstance(column, Ragged) else np.concatenate
+            column = join(columns)
+        if isinstance(column, Ragged) and isinstance(pattern, Ragged):
+            shared = borders.setdefault(id(pattern.offsets), column.offsets)
+            if np.array_equal(shared, column.offsets):
+                column = Ragged(column.values, shared)
+        made[name] = column
+    return made
+
 
 Settings = dict[str, Any]
 
@@ -45,62 +160,15 @@ def convert(
     *,
     notify: Notify = quiet,
 ) -> Manifest:
-    """Write a store with another codec or store format; None keeps the present one.
-
-    Raises
-        ColdstillError: the source is incomplete, the codec or format is unknown, or `to` is the
-            source or not a store of the same content
-    """
+    """Write a store with another codec or store format; None keeps the present one. Raises
+    ColdstillError if the source is incomplete, the codec or format is unknown, or `to` is the
+    source or not a store of the same content."""
     source = open_source(path, to)
     manifest = reformatted(source.manifest, codec, store)
-    return rewrite(to, manifest, [source], _from(source), notify)
+    return rewrite(to, manifest, [source], rows_from(source), notify)
 
 
-def take(path: str, to: str, rows: NDArray[np.int64], *, notify: Notify = quiet) -> Manifest:
-    """Write the chosen sequences of a store, in their order.
-
-    Raises
-        ColdstillError: as `convert`, or no sequence was chosen
-    """
-    source = open_source(path, to)
-    if len(rows) == 0:
-        raise ColdstillError(f"{path}: no sequence was chosen")
-    old = source.manifest
-    manifest = replace(
-        old,
-        sequences=len(rows),
-        packing=replace(
-            old.packing, fingerprint=json_sha256([old.packing.fingerprint, rows.tolist()])
-        ),
-        parts=_parts_of_slice(old.parts, rows),
-    )
-    return rewrite(to, manifest, [source], _from(source, rows), notify)
-
-
-def change(
-    path: str,
-    to: str,
-    capture_of: Callable[[Manifest], Capture],
-    how: Callable[[Block, Capture], Block],
-    *,
-    notify: Notify = quiet,
-) -> Manifest:
-    """Write a store with every block changed in the same way, to fit another capture.
-
-    Raises
-        ColdstillError: as `convert`, and as `capture_of` does
-    """
-    source = open_source(path, to)
-    capture = capture_of(source.manifest)
-    manifest = reformatted(replace(source.manifest, capture=capture), None, None)
-
-    def changed(block: Block) -> Block:
-        return how(block, capture)
-
-    return rewrite(to, manifest, [source], _from(source), notify, changed)
-
-
-def _from(
+def rows_from(
     source: StoreReader, chosen: NDArray[np.int64] | None = None
 ) -> Callable[[range], list[StoreRows]]:
     """The rows of `source` for a range of rows of a new store, which takes all or the chosen
@@ -127,7 +195,6 @@ def open_source(path: str, to: str) -> StoreReader:
 
 
 def _whole_name(path: str) -> str:
-    """The same name for every spelling of a place."""
     place = place_at(path)
     return str(place.root.resolve() if isinstance(place, LocalPlace) else place).rstrip("/")
 
@@ -206,20 +273,6 @@ def parts_of(manifest: Manifest) -> tuple[Part, ...]:
     return manifest.parts or (whole,)
 
 
-def _parts_of_slice(parts: tuple[Part, ...], rows: NDArray[np.int64]) -> tuple[Part, ...]:
-    """The parts of a slice of a merged store."""
-    made, start = [], 0
-    for part in parts:
-        inside = rows[(rows >= start) & (rows < start + part.sequences)] - start
-        start += part.sequences
-        if 0 < len(inside) < part.sequences:
-            packing = json_sha256([part.packing, inside.tolist()])
-            made.append(replace(part, packing=packing, sequences=len(inside)))
-        elif len(inside):
-            made.append(part)
-    return tuple(made)
-
-
 def _stated(error: CodecError, sources: Sequence[StoreReader]) -> CodecError:
     """The error of the sources: at least what their codecs can make, whatever was measured."""
     codecs = [(s.manifest.make_codec(s.place), s.manifest.capture) for s in sources]
@@ -240,7 +293,6 @@ def _with_head_of(block: Block, sums: ShardStatistics, manifest: Manifest) -> Sh
 
 
 def _copy_beside(source: StoreReader, writer: ShardWriter) -> None:
-    """Copy the tokenizer and the measurements."""
     if source.place.exists(TOKENIZER) and not writer.place.exists(TOKENIZER_FILES):
         with writer.place.scratch() as folder:
             shutil.copytree(source.tokenizer_folder(), folder / TOKENIZER)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ColdstillError, DamageError
-from ..store.commit import Commit, commit_json, parse_commit
+from ..store.commit import (
+    ENTROPY_BIN_WIDTH,
+    ENTROPY_BINS,
+    MASS_BINS,
+    Commit,
+    ShardStatistics,
+    block_statistics,
+    commit_json,
+    parse_commit,
+)
 from ..store.layout import commit_name, shard_name
-from .account import Account
 from .checks import Finding, Rules, check_block
 
 if TYPE_CHECKING:
@@ -20,7 +29,80 @@ if TYPE_CHECKING:
 
     from ..formats import Shard
     from ..places.place import Place
+    from ..schema import Block
     from ..store.manifest import Manifest
+
+_FLOAT = 1e-6
+_ANGLE = 1e-3
+"""How much rounding the tail's mass may change the head's mass."""
+_EDGES = {
+    "entropy_bins": np.arange(1, ENTROPY_BINS) * ENTROPY_BIN_WIDTH,
+    "mass_bins": np.arange(1, MASS_BINS) / MASS_BINS,
+}
+
+
+class Account:
+    def __init__(self, separator: tuple[int, ...], rules: Rules) -> None:
+        self._separator = separator
+        self._rules = rules
+        self._counts = {"documents": 0, "tokens": 0, "positions": 0}
+        self._sums = ShardStatistics()
+        # at least and at most how many values lie below each border between two bins
+        self._below = {name: np.zeros((2, len(edges)), int) for name, edges in _EDGES.items()}
+
+    def add(self, block: Block) -> None:
+        """Add a block that has passed `check_block`."""
+        self._counts["documents"] += len(block.sequences.document_ids.values)
+        self._counts["tokens"] += len(block.sequences.tokens.values)
+        self._counts["positions"] += len(block.targets)
+        none = np.zeros(len(block.targets))
+        self._sums = self._sums.plus(block_statistics(block, self._separator, none))
+        mass_M = np.exp(block.targets.head_logprobs.astype(np.float64)).sum(1)
+        self._count_below("entropy_bins", block.targets.entropy, self._rules.rounding)
+        # |p - q| is |sqrt p - sqrt q| times their sum, and K roots sum to sqrt K at most
+        slack = 2.0 * self._rules.maximum * math.sqrt(self._rules.capture.head)
+        self._count_below("mass_bins", mass_M, min(1.0, slack))
+
+    def complaints(self, commit: Commit) -> Iterator[str]:
+        """The differences from a commit record, one line each."""
+        for name, count in self._counts.items():
+            recorded = getattr(commit, name)
+            if recorded != count:
+                yield f"its commit record says {recorded:,} {name}, it holds {count:,}"
+        for field in fields(ShardStatistics):
+            recorded, summed = (getattr(s, field.name) for s in (commit.statistics, self._sums))
+            if not self._agree(field.name, recorded, summed):
+                yield f"its commit record says a {field.name} of {recorded}, it sums to {summed}"
+
+    def _agree(self, name: str, recorded: Any, summed: Any) -> bool:
+        if name in _EDGES:
+            return self._agree_on_bins(name, recorded)
+        if isinstance(recorded, int) and isinstance(summed, int):
+            return recorded == summed
+        if name == "distortion":  # the captured targets are not known here
+            return bool(recorded >= 0.0)
+        slack = self._counts["positions"] * self._rules.rounding
+        if name == "head_mass":
+            slack = self._counts["positions"] * min(_ANGLE, self._rules.maximum)
+        return bool(abs(recorded - summed) <= slack + 1e-9 * abs(summed) + 1e-9)
+
+    def _agree_on_bins(self, name: str, recorded: tuple[int, ...]) -> bool:
+        """Rounded values may be in a neighbouring bin if they are near its border; none may be
+        lost."""
+        if sum(recorded) != self._counts["positions"]:
+            return False
+        least, most = self._below[name]
+        bins = np.zeros(len(_EDGES[name]) + 1, np.int64)
+        bins[: len(recorded)] = recorded
+        below = bins.cumsum()[:-1]
+        return bool(((least <= below) & (below <= most)).all())
+
+    def _count_below(self, name: str, values_M: NDArray[Any], slack: float) -> None:
+        ordered, edges = np.sort(values_M.astype(np.float64)), _EDGES[name]
+        slack += _FLOAT
+        self._below[name][0] += np.searchsorted(ordered, edges - slack)
+        self._below[name][1] += np.searchsorted(ordered, edges + slack, side="right")
+
 
 _DAMAGED = (ColdstillError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What reading a damaged block raises, although its bytes are those of the commit record."""
@@ -59,7 +141,6 @@ class SequenceOrder:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        """Begin before the first sequence."""
         self._ends = np.cumsum([part.sequences for part in manifest.parts], dtype=np.int64)
         self._last: tuple[int, int] | None = None
 
@@ -82,12 +163,8 @@ class SequenceOrder:
 def check_shard(
     place: Place, manifest: Manifest, index: int, order: SequenceOrder
 ) -> list[Problem]:
-    """All faults of one shard that has a commit record.
-
-    Raises
-        ColdstillError, OSError: the shard cannot be read now, which does not mean that it is
-            damaged
-    """
+    """All faults of one shard that has a commit record. Raises ColdstillError or OSError if the
+    shard cannot be read now, which does not mean that it is damaged."""
     found: list[Problem] = []
     try:
         found.extend(_shard(place, manifest, index, order))
@@ -97,7 +174,6 @@ def check_shard(
 
 
 def one_line(error: Exception) -> str:
-    """The text of an error in one line."""
     text = f"lacks {error}" if isinstance(error, KeyError) else str(error)
     return " ".join(text.split()) or type(error).__name__
 
@@ -173,17 +249,13 @@ def _data(
             found = [] if row is None else [Finding(_UNORDERED, row)]
         is_sound = is_sound and not found
         for finding in found:
-            yield _problem(finding, index, rows)
+            several = f" (and {finding.count - 1} more)" if finding.count > 1 else ""
+            yield Problem(
+                what=finding.what + several,
+                shard=index,
+                sequence=rows.start + (finding.row or 0),
+                position=finding.position,
+            )
     if is_sound:  # sums over wrong numbers mean nothing
         for what in account.complaints(commit):
             yield Problem(what=what, shard=index)
-
-
-def _problem(finding: Finding, shard: int, rows: range) -> Problem:
-    several = f" (and {finding.count - 1} more)" if finding.count > 1 else ""
-    return Problem(
-        what=finding.what + several,
-        shard=shard,
-        sequence=rows.start + (finding.row or 0),
-        position=finding.position,
-    )

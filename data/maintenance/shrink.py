@@ -1,4 +1,4 @@
-"""Makes a smaller head or tail from a larger one, without the teacher and without bias.
+"""Makes a store smaller, without the teacher and without bias: fewer sequences, or fewer targets.
 
 Tokens that leave the head join the tail: their mass is added to the tail's, and new samples are
 drawn from the old samples and these tokens together. The old samples represent the old tail without
@@ -13,27 +13,119 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ColdstillError
+from ..files import json_sha256
 from ..order import uniform
 from ..schema import Block, Targets
+from . import Notify, quiet
+from .rewrite import open_source, reformatted, rewrite, rows_from
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..schema import Capture
-    from ..store.manifest import Manifest
+    from ..store.manifest import Manifest, Part
+    from ..store.reader import StoreReader
+
+
+def take(path: str, to: str, rows: NDArray[np.int64], *, notify: Notify = quiet) -> Manifest:
+    """Write the chosen sequences of a store, in their order. Raises ColdstillError as
+    `rewrite.convert`, or if no sequence was chosen."""
+    source = open_source(path, to)
+    if len(rows) == 0:
+        raise ColdstillError(f"{path}: no sequence was chosen")
+    old = source.manifest
+    manifest = replace(
+        old,
+        sequences=len(rows),
+        packing=replace(
+            old.packing, fingerprint=json_sha256([old.packing.fingerprint, rows.tolist()])
+        ),
+        parts=_parts_of_slice(old.parts, rows),
+    )
+    return rewrite(to, manifest, [source], rows_from(source, rows), notify)
+
+
+def chosen_rows(
+    store: StoreReader,
+    *,
+    sequences: str | None = None,
+    documents: str | None = None,
+    fraction: float | None = None,
+    seed: int = 0,
+    notify: Notify = quiet,
+) -> NDArray[np.int64]:
+    """[N] indices of the sequences that meet every condition, in store order.
+
+    sequences  `A:B`, by index in the store, B not included
+    documents  `A:B`, sequences that hold a part of one of these documents
+    fraction   a seeded random share of those that meet the other conditions
+
+    Raises
+        ColdstillError: no condition, an invalid range, or a share outside (0, 1]
+    """
+    if sequences is None and documents is None and fraction is None:
+        raise ColdstillError("slice: name what to keep: --sequences, --documents or --fraction")
+    rows = np.arange(len(store))
+    if sequences is not None:
+        start, end = _range(sequences, "--sequences")
+        rows = rows[start:end]
+    if documents is not None:
+        start, end = _range(documents, "--documents")
+        rows = _with_documents(store, rows, start, end, notify)
+    if fraction is not None:
+        if not 0.0 < fraction <= 1.0:
+            raise ColdstillError(f"--fraction: {fraction} is not above 0 and at most 1")
+        random = np.random.Generator(np.random.PCG64([seed, 2]))
+        count = min(len(rows), max(1, round(fraction * len(rows))))
+        rows = np.sort(random.choice(rows, count, replace=False))
+    return rows
+
+
+def _with_documents(
+    store: StoreReader, rows: NDArray[np.int64], start: int, end: int | None, notify: Notify
+) -> NDArray[np.int64]:
+    step = store.manifest.block_sequences
+    kept = []
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        ids = store.read(part).sequences.document_ids
+        inside = (ids.values >= start) & (ids.values < (np.inf if end is None else end))
+        holders = np.unique(np.repeat(np.arange(len(part)), ids.lengths)[inside])
+        kept.append(part[holders])
+        notify("find documents", first + len(part), len(rows))
+    return np.concatenate(kept) if kept else rows
+
+
+def _range(text: str, option: str) -> tuple[int, int | None]:
+    """Parse `A:B`, in which either number may be missing."""
+    first, colon, last = text.partition(":")
+    numbers = [number for number in (first, last) if number]
+    if not colon or not all(n.isascii() and n.isdecimal() for n in numbers):
+        raise ColdstillError(f"{option}: {text!r} is not a range such as 10:20")
+    return int(first or 0), int(last) if last else None
+
 
 _SEED = 0x5348_5249_4E4B
 """Added to the capture's seed, with the new sizes: draws must be independent of those of the
 capture, and of those of an earlier shrink."""
 
 
-def smaller_capture(manifest: Manifest, head: int, tail: int, where: str) -> Capture:
-    """The capture of the smaller store.
+def shrink(path: str, to: str, head: int, tail: int, *, notify: Notify = quiet) -> Manifest:
+    """Write a store with a smaller head or tail. Raises ColdstillError as `rewrite.convert` and
+    `smaller_capture` do."""
+    source = open_source(path, to)
+    capture = smaller_capture(source.manifest, head, tail, path)
+    manifest = reformatted(replace(source.manifest, capture=capture), None, None)
 
-    Raises
-        ColdstillError: the head or tail is larger than the store's, both are 0, or samples are
-            asked for beside a head of the whole vocabulary
-    """
+    def smaller(block: Block) -> Block:
+        return shrink_block(block, capture)
+
+    return rewrite(to, manifest, [source], rows_from(source), notify, smaller)
+
+
+def smaller_capture(manifest: Manifest, head: int, tail: int, where: str) -> Capture:
+    """The capture of the smaller store. Raises ColdstillError if the head or tail is larger than
+    the store's, both are 0, or samples are asked for beside a head of the whole vocabulary."""
     old = manifest.capture
     whole = old.head == manifest.tokenizer.size
     if head > old.head or (tail > old.tail and not whole):
@@ -129,3 +221,16 @@ def _systematic(
     last_M = weights.shape[1] - 1 - (weights[:, ::-1] > 0).argmax(1)
     found: NDArray[np.int64] = np.minimum(places, last_M[:, None])
     return found
+
+
+def _parts_of_slice(parts: tuple[Part, ...], rows: NDArray[np.int64]) -> tuple[Part, ...]:
+    made, start = [], 0
+    for part in parts:
+        inside = rows[(rows >= start) & (rows < start + part.sequences)] - start
+        start += part.sequences
+        if 0 < len(inside) < part.sequences:
+            packing = json_sha256([part.packing, inside.tolist()])
+            made.append(replace(part, packing=packing, sequences=len(inside)))
+        elif len(inside):
+            made.append(part)
+    return tuple(made)

@@ -1,19 +1,19 @@
-"""Checks every byte and record of a store, and every rule of its format."""
+"""Checks every byte and record of a store, and every rule of its format; deletes damaged shards."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
-from ..files import SCRATCH_PREFIX, json_bytes
-from ..fingerprint import file_sha256, tokens_sha256
-from ..places.cache_settings import CacheSettings
+from ..files import SCRATCH_PREFIX, file_sha256, json_bytes, tokens_sha256
+from ..places.cache import CacheSettings
 from ..places.local import LocalPlace
-from ..places.opening import place_at
+from ..places.place import place_at
 from ..store.commit import parse_files
 from ..store.layout import (
     MANIFEST,
@@ -39,11 +39,7 @@ promise any number."""
 
 
 def verify(path: str, notify: Notify = quiet) -> Iterator[Problem]:
-    """All faults of a store, shard by shard.
-
-    Raises
-        ColdstillError: the store does not exist
-    """
+    """All faults of a store, shard by shard. Raises ColdstillError if the store does not exist."""
     with uncached(path) as (place, forget):
         try:
             manifest = checked_manifest(place)
@@ -175,3 +171,70 @@ def _tokenizer_files(place: Place) -> Iterator[Problem]:
 
 def _name(path: str) -> str:
     return path.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired:
+    """What a repair has done, or would do."""
+
+    problems: list[Problem]
+    dropped: list[int]
+    """Indices of the damaged shards."""
+    strays: list[str]
+    """Names of the files that belong to no shard."""
+    missing: int
+    """How many shards `teacher-logits` has to make now."""
+
+
+def repair(path: str, *, pretend: bool = False, notify: Notify = quiet) -> Repaired:
+    """Check every shard and delete each damaged one, commit record first.
+
+    pretend  delete nothing
+
+    Raises
+        ColdstillError: the store does not exist, its manifest is damaged, another process writes
+            it, or a shard cannot be read now; nothing is deleted then
+    """
+    with uncached(path) as (place, forget):
+        try:
+            manifest = checked_manifest(place)
+        except ColdstillError as error:
+            raise ColdstillError(
+                f"{error}; a manifest cannot be repaired: restore it from a copy, or move the "
+                "store away and make a new one"
+            ) from error
+        if pretend:
+            return _repair(place, manifest, pretend, notify, forget)
+        with place.lock():
+            place.clear()
+            return _repair(place, manifest, pretend, notify, forget)
+
+
+def _repair(
+    place: Place, manifest: Manifest, pretend: bool, notify: Notify, forget: Callable[[], None]
+) -> Repaired:
+    names = place.names(SHARDS)
+    done = [index for index in committed(names) if index < manifest.shards]
+    problems: list[Problem] = []
+    dropped = []
+    order = SequenceOrder(manifest)
+    for index in done:
+        found = check_shard(place, manifest, index, order)
+        forget()
+        problems += found
+        if found:
+            dropped.append(index)
+            if not pretend:
+                _drop(place, manifest, index)
+        notify("repair", manifest.shard_rows(index).stop, manifest.sequences)
+    strays = stray_names(manifest, names)
+    for stray in strays if not pretend else ():
+        place.remove(f"{SHARDS}/{stray}")
+    missing = manifest.shards - len(done) + len(dropped)
+    return Repaired(problems=problems, dropped=dropped, strays=strays, missing=missing)
+
+
+def _drop(place: Place, manifest: Manifest, index: int) -> None:
+    # The record first: if this is interrupted, the data that is left is a stray file.
+    place.remove(commit_name(index))
+    place.remove(shard_name(index, manifest.make_store(place).suffix))

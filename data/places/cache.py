@@ -21,7 +21,8 @@ import secrets
 import shutil
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError
 from ..files import SCRATCH_PREFIX, remove_scratch, told_where
@@ -30,9 +31,40 @@ from .place import expect_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from ..store.commit import ShardFile
+
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
+_UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """A folder that all stores and processes of a machine may share."""
+
+    folder: Path | None = None
+    """None stands for `$COLDSTILL_CACHE`, or `~/.cache/coldstill` if that is not set."""
+    bytes: int = 20 * 1000**3
+    """The most bytes that the folder may hold."""
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        named = os.environ.get("COLDSTILL_CACHE")
+        return self.folder or (Path(named) if named else Path.home() / ".cache" / "coldstill")
+
+
+def byte_count(value: Any) -> int:
+    """A number of bytes, from a number or a text such as `20 GB` or `512 MiB`. Raises ValueError if
+    the value is neither."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", str(value).lower())
+    if found is None or found[2] not in _UNITS or not 0 < float(found[1]) < 1e15:
+        raise ValueError(f"{value!r} is not a size; write a number and a unit, such as '20 GB'")
+    return max(1, round(float(found[1]) * _UNITS[found[2]]))
+
 
 AHEAD = 300.0
 """Seconds by which an entry that was fetched ahead is dated into the future: it is deleted last and
@@ -56,7 +88,6 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Size of all its files."""
         return sum(file.bytes for file in self.files)
 
     @property
@@ -96,11 +127,11 @@ class ShardCache:
         with self._locked(entry, shared=True):
             is_whole = self._is_whole(entry)
             if is_whole:
-                self._date(entry, ahead)
+                self.date(entry, ahead)
         if not is_whole:
             with self._locked(entry):
                 if self._is_whole(entry):  # another process has fetched it meanwhile
-                    self._date(entry, ahead)
+                    self.date(entry, ahead)
                 else:
                     self._fetch(entry, download, is_ahead=ahead is not None)
         return self._made(entry)
@@ -112,7 +143,7 @@ class ShardCache:
             inode = _inode(self.folder / entry.label)
             is_there = inode is not None and inode == self._checked.get(entry.label)
             if is_there:
-                self._date(entry, None)
+                self.date(entry, None)
             yield is_there
 
     def used_since(self, entry: Entry, began: int) -> bool:
@@ -122,10 +153,6 @@ class ShardCache:
         except FileNotFoundError:
             return False
         return began <= used <= time.time_ns()
-
-    def keep_for_later(self, entry: Entry, began: int) -> None:
-        """Date an entry that was fetched ahead into the future again."""
-        self._date(entry, began)
 
     def give_up(self, entry: Entry, began: int) -> None:
         """Make an entry the first to be deleted: it was fetched ahead and is not needed any more.
@@ -143,7 +170,7 @@ class ShardCache:
     ) -> contextlib.AbstractContextManager[bool]:
         return claimed(self.folder / f"{entry.label}.lock", wait=True, shared=shared)
 
-    def _date(self, entry: Entry, ahead: int | None) -> None:
+    def date(self, entry: Entry, ahead: int | None) -> None:
         """Set the time of use: now, or in the future for an unused entry that was fetched ahead."""
         if ahead is None:
             self._set_time(entry, time.time_ns())

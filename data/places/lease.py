@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError, DamageError
 from ..files import json_bytes
-from ..store.layout import LOCK
-from ..store.seal import sealed, unseal
-from .writers import HeldError
+from ..store.layout import LOCK, sealed, unseal
+from .claims import HeldError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,7 +88,6 @@ class Lease:
         settle: float = SETTLE,
         name: str = LOCK,
     ) -> None:
-        """Prepare the lock `name`; `acquire` takes it."""
         self._objects = objects
         self._name = name
         self._clock = clock
@@ -108,11 +106,8 @@ class Lease:
         self._released = threading.Event()
 
     def acquire(self) -> None:
-        """Take the lock, and renew it in a thread from then on.
-
-        Raises
-            HeldError: another process has it (which one, and since when)
-        """
+        """Take the lock, and renew it in a thread from then on. Raises HeldError if another process
+        has it (which one, and since when)."""
         for _ in range(3):
             if self._objects.create(self._name, self._content()):
                 # A service that ignores conditions also accepts the second object, from anyone.
@@ -181,19 +176,16 @@ class Leases:
     """The leases that one process holds in one store (`Locks`)."""
 
     def __init__(self, objects: Objects) -> None:
-        """Hold nothing yet."""
         self._objects = objects
         self._held: list[Lease] = []
         self.names, self.remove = objects.names, objects.remove
 
     def expect_held(self) -> None:
-        """Raise ColdstillError if any of these leases was lost."""
         for lease in list(self._held):
             lease.expect_held()
 
     @contextlib.contextmanager
     def hold(self, name: str, *, wait: bool = False) -> Iterator[None]:
-        """Hold the lock `name`, as `Locks` describes."""
         until = time.monotonic() + (_PATIENCE if wait else 0.0)
         while True:
             lease = Lease(self._objects, name=name)
@@ -215,7 +207,6 @@ class Leases:
             lease.release()
 
     def expect_free(self, name: str) -> None:
-        """Raise HeldError if a living process holds the lock `name` (which one)."""
         holder = holder_of(self._objects, name)
         if holder is not None and not holder.is_dead(time.time()):
             raise refusal(self._objects, holder)
@@ -231,11 +222,8 @@ def refusal(objects: Objects, holder: Holder | None) -> HeldError:
 
 
 def holder_of(objects: Objects, name: str) -> Holder | None:
-    """The process that holds the lock `name`, alive or dead; None if there is no such lock.
-
-    Raises
-        DamageError: the object is not a lock of coldstill
-    """
+    """The process that holds the lock `name`, alive or dead; None if there is no such lock. Raises
+    DamageError if the object is not a lock of coldstill."""
     try:
         content = objects.read(name)
     except FileNotFoundError:

@@ -8,8 +8,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ColdstillError
-from ..store.layout import CLAIMS, LOCK
-from ..store.seal import unseal
+from ..store.layout import CLAIMS, LOCK, unseal
 from .faults import Patience, code, persistently, reason, without_secrets
 
 if TYPE_CHECKING:
@@ -49,15 +48,12 @@ class Objects:
         self._connected: tuple[int, Any, str] | None = None
 
     def __str__(self) -> str:
-        """The address, without a password."""
         return without_secrets(self._url)
 
     def path(self, name: str) -> str:
-        """The address of one object."""
         return str(self) if name == "." else f"{self}/{name}"
 
     def kind(self, name: str) -> str | None:
-        """`file`, `directory`, or None if the name does not exist."""
         try:
             found = self._call(name, lambda system, path: system.info(path))
         except FileNotFoundError:
@@ -65,7 +61,6 @@ class Objects:
         return "directory" if found["type"] == "directory" else "file"
 
     def names(self, folder: str) -> set[str]:
-        """The names directly inside a folder."""
         try:
             found, path = self._call(folder, lambda s, path: (s.ls(path, detail=False), path))
         except (FileNotFoundError, NotADirectoryError):
@@ -142,11 +137,8 @@ class Objects:
         self._call(".", call, before)
 
     def download(self, files: dict[str, Path]) -> None:
-        """Download objects, by their names, to local files.
-
-        Raises
-            FileNotFoundError: an object does not exist
-        """
+        """Download objects, by their names, to local files. Raises FileNotFoundError if an object
+        does not exist."""
 
         def call(system: Any, root: str) -> None:
             # Each attempt writes other files: a failed one may still be writing.

@@ -7,30 +7,141 @@ other shard. For other folders an object beside the folder says that some files 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import itertools
 import tempfile
+import threading
 import time
+from collections import deque
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError, DamageError
-from ..files import SCRATCH_PREFIX
-from ..fingerprint import json_sha256
+from ..files import SCRATCH_PREFIX, json_sha256
 from ..store.commit import ShardFile
 from ..store.layout import MANIFEST
-from .cache import Entry, ShardCache
-from .cache_settings import CacheSettings
+from .cache import AHEAD, CacheSettings, Entry, ShardCache
+from .claims import Writers
 from .faults import Patience
 from .lease import Leases
 from .objects import Objects
 from .place import REPAIR
-from .readahead import ReadAhead
-from .writers import Writers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ..store.commit import Commit
+
+_POLL = 0.05
+_LOOK = 32
+"""How many entries are checked for use: readers follow the order only within a window."""
+
+
+class _OvertakenError(Exception):
+    """A reader was faster, and may have finished with the entry."""
+
+
+class ReadAhead:
+    """A thread that follows one order of shards and ends with the process.
+
+    It ignores errors: a reader that needs the shard meets them itself.
+    """
+
+    def __init__(
+        self,
+        cache: ShardCache,
+        wanted: Iterable[tuple[Entry, int]],
+        download: Callable[[Entry, Path], None],
+    ) -> None:
+        """Start the thread.
+
+        wanted    entries in order of first use, each with how many are in use from then on;
+                  iterated in the thread
+        download  writes an entry to a path
+        """
+        self.used: set[str] = set()
+        """The labels of the entries that this process has used."""
+        self._cache, self._wanted, self._download = cache, wanted, download
+        self._began = self._kept = time.time_ns()
+        self._ahead: deque[tuple[Entry, int]] = deque()
+        self._in_use = 0
+        self._largest = 0
+        self._stopped = threading.Event()
+        threading.Thread(target=self._run, name="coldstill read-ahead", daemon=True).start()
+
+    def stop(self) -> None:
+        """Fetch nothing more after the current entry."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        try:
+            with contextlib.suppress(Exception):
+                self._follow()
+        finally:
+            self._pass(len(self._ahead))
+
+    def _follow(self) -> None:
+        for entry, in_use in self._wanted:
+            self._largest = max(self._largest, entry.bytes)
+            while not self._is_used(entry) and not self._fits(entry):
+                if self._stopped.wait(_POLL):
+                    return
+            if self._stopped.is_set():
+                return
+            try:
+                self._expect_unused(entry)
+                bring = functools.partial(self._bring, entry)
+                self._cache.get(entry, bring, ahead=self._began)
+            except _OvertakenError:
+                self._pass(len(self._ahead))
+                self._in_use = in_use
+            else:
+                self._ahead.append((entry, in_use))
+        while self._ahead and not self._stopped.wait(_POLL):
+            self._forget_used()
+
+    def _bring(self, entry: Entry, made: Path) -> None:
+        self._expect_unused(entry)  # it may have waited long for room
+        self._download(entry, made)
+
+    def _expect_unused(self, entry: Entry) -> None:
+        if self._is_used(entry):
+            raise _OvertakenError
+
+    def _fits(self, entry: Entry) -> bool:
+        """Whether the entry fits beside the entries in use and those fetched ahead.
+
+        At most half of the cache is fetched ahead: a run that ends early should not have paid for
+        a whole store.
+        """
+        self._forget_used()
+        ahead = sum(other.bytes for other, _ in self._ahead)
+        beside = self._cache.limit - self._in_use * self._largest
+        half = max(self._cache.limit // 2, entry.bytes)
+        return ahead + entry.bytes <= min(beside, half)
+
+    def _forget_used(self) -> None:
+        nearest = list(itertools.islice(self._ahead, _LOOK))
+        last = max((i for i, (entry, _) in enumerate(nearest) if self._is_used(entry)), default=-1)
+        self._pass(last + 1)
+        if time.time_ns() - self._kept > AHEAD * 1e9 / 3:
+            self._kept = time.time_ns()
+            for entry, _ in self._ahead:
+                self._cache.date(entry, self._began)
+
+    def _pass(self, count: int) -> None:
+        """Give up the first entries, as one of them or a later one was used, or none is wanted.
+
+        An entry that was skipped was not needed: its blocks were still in memory.
+        """
+        for _ in range(count):
+            entry, self._in_use = self._ahead.popleft()
+            self._cache.give_up(entry, self._began)
+
+    def _is_used(self, entry: Entry) -> bool:
+        return entry.label in self.used or self._cache.used_since(entry, self._began)
+
 
 PATIENCE = Patience()
 
@@ -53,7 +164,9 @@ class RemotePlace(Writers):
         options   for fsspec, besides those that it reads from the environment
         """
         self._settings = cache or CacheSettings()
-        self._made_of = url, cache, patience, options
+        self._remake = functools.partial(
+            RemotePlace, url, cache, patience=patience, options=options
+        )
         self._objects = Objects(url, patience or PATIENCE, options)
         self._cache = ShardCache(self._settings.place, self._settings.bytes)
         self._identity: str | None = None
@@ -63,19 +176,16 @@ class RemotePlace(Writers):
 
     def __reduce__(self) -> Any:
         """Pickle the arguments: connections, threads and locks stay in this process."""
-        return _rebuilt, self._made_of
+        return self._remake, ()
 
     @property
     def room(self) -> int | None:
-        """How many bytes the cache may hold."""
         return self._cache.limit
 
     def __str__(self) -> str:
-        """The address, without a password."""
         return str(self._objects)
 
     def path(self, name: str) -> str:
-        """The address of one file."""
         return self._objects.path(name)
 
     def exists(self, name: str) -> bool:
@@ -86,32 +196,26 @@ class RemotePlace(Writers):
         )
 
     def names(self, folder: str) -> set[str]:
-        """The names directly inside a folder."""
         return self._objects.names(folder)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """The size in bytes of every object below a folder."""
         return {f"{folder}/{n}": size for n, size in self._objects.sizes(folder).items()}
 
     def read(self, name: str) -> bytes:
-        """The content of a small object."""
         content = self._objects.read(name)
         if name == MANIFEST:
             self._identity = hashlib.sha256(content).hexdigest()
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small object in one request."""
         self._objects.write(name, content, before=self._leases.expect_held)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A temporary folder of the system."""
         with tempfile.TemporaryDirectory(prefix="coldstill-") as folder:
             yield Path(folder)
 
     def adopt(self, made: Path, name: str) -> None:
-        """Upload the file, or the files of the folder."""
         expect_held = self._leases.expect_held
         if not made.is_dir():
             self._objects.upload({name: made}, before=expect_held)
@@ -126,7 +230,6 @@ class RemotePlace(Writers):
         self._objects.remove(announcement, before=expect_held)
 
     def remove(self, name: str) -> None:
-        """Delete an object, or all objects below a folder."""
         self._objects.remove(name, before=self._leases.expect_held)
 
     def clear(self) -> None:
@@ -163,7 +266,6 @@ class RemotePlace(Writers):
 
     @contextlib.contextmanager
     def reading(self, commit: Commit, name: str) -> Iterator[bool]:
-        """Keep the copy while it is read, even if others need room."""
         entry = self._entry(commit.files, name)
         self._note_used(entry)
         with self._cache.reading(entry) as there:
@@ -219,12 +321,3 @@ class RemotePlace(Writers):
 def _announcement(name: str) -> str:
     folder, slash, last = name.rpartition("/")
     return f"{folder}{slash}{SCRATCH_PREFIX}{last}"
-
-
-def _rebuilt(
-    url: str,
-    cache: CacheSettings | None,
-    patience: Patience | None,
-    options: dict[str, Any] | None,
-) -> RemotePlace:
-    return RemotePlace(url, cache, patience=patience, options=options)

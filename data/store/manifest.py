@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
-from ..codecs import CODECS, Codec
+from ..codecs import CODECS, Codec, CodecError
 from ..errors import ColdstillError
-from ..fidelity import CodecError
 from ..files import parse_json
 from ..formats import STORES, Store
 from ..schema import Capture
-from .layout import MANIFEST
-from .seal import expect_seal, sealed, unsealed, validated
+from .layout import MANIFEST, expect_seal, sealed, unsealed, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,9 +136,9 @@ class Manifest:
     block_sequences: _Size
     """Sequences per block; the last block of a shard may hold fewer."""
     codec: dict[str, Any] = field(default_factory=lambda: {"name": "plain"})
-    """Name and settings of the codec (`codec_settings`)."""
+    """Name and settings of the codec."""
     store: dict[str, Any] = field(default_factory=lambda: {"name": "arrow"})
-    """Name and settings of the store format (`store_settings`)."""
+    """Name and settings of the store format."""
     error: CodecError = field(default_factory=CodecError)
     """The error of the stored numbers: its bound, and the measured one of the first block."""
     parts: tuple[Part, ...] = ()
@@ -170,12 +168,10 @@ class Manifest:
         return [min(self.block_sequences, len(rows) - start) for start in starts]
 
     def make_codec(self, where: object) -> Codec:
-        """The codec of this store."""
         codec: Codec = _registered(CODECS, self.codec, f"{where}: codec")
         return codec
 
     def make_store(self, where: object) -> Store:
-        """The shard format of this store."""
         store: Store = _registered(STORES, self.store, f"{where}: store")
         return store
 
@@ -193,12 +189,8 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def read_manifest(place: Place) -> Manifest:
-    """Read and check the manifest of a store.
-
-    Raises
-        ColdstillError: the manifest is missing, not JSON, of another format or version, or
-            malformed
-    """
+    """Read and check the manifest of a store. Raises ColdstillError if the manifest is missing, not
+    JSON, of another format or version, or malformed."""
     where = place.path(MANIFEST)
     try:
         content = place.read(MANIFEST)
@@ -253,11 +245,7 @@ def format_settings(
     codec: str | dict[str, Any], store: str | dict[str, Any], vocabulary: int, capture: Capture
 ) -> dict[str, dict[str, Any]]:
     """The fields `codec` and `store` of a manifest, from a recipe or a command: each is a name, or
-    a table with a name and settings.
-
-    Raises
-        ColdstillError: an unknown name or setting
-    """
+    a table with a name and settings. Raises ColdstillError for an unknown name or setting."""
     codec_name, wanted = _named(codec)
     kind = _known(CODECS, codec_name, "codec")
     made = _made(
@@ -267,17 +255,11 @@ def format_settings(
     store_name, wanted = _named(store)
     fitting = _known(STORES, store_name, "store").fitting(compress=made.compress)
     stored = _made(lambda: replace(fitting, **wanted), f"store {store_name!r}")
-    return {"codec": codec_settings(made), "store": store_settings(stored)}
+    return {"codec": _settings_of(made), "store": _settings_of(stored)}
 
 
-def codec_settings(codec: Codec) -> dict[str, Any]:
-    """A codec's name and settings, for the manifest."""
-    return {"name": codec.name, **asdict(codec)}  # type: ignore[call-overload]
-
-
-def store_settings(store: Store) -> dict[str, Any]:
-    """A store format's name and settings, for the manifest."""
-    return {"name": store.name, **asdict(store)}  # type: ignore[call-overload]
+def _settings_of(made: Codec | Store) -> dict[str, Any]:
+    return {"name": made.name, **asdict(made)}  # type: ignore[call-overload]
 
 
 def difference(

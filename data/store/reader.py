@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..columns import check_hashes
 from ..errors import ColdstillError
 from ..order import MIXED_BLOCKS, WINDOW, epoch_order
-from ..places.opening import place_at
-from ..places.place import expect_size
-from ..schema import Block
-from .commit import Commit, parse_commit
+from ..places.place import expect_size, place_at
+from ..schema import Block, check_hashes
+from .commit import Commit, ShardStatistics, parse_commit, total
 from .layout import SHARDS, TOKENIZER, commit_name, committed, shard_name
 from .manifest import Manifest, read_manifest
-from .statistics import ShardStatistics, total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,10 +24,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..columns import Columns
     from ..formats import Shard
-    from ..places.cache_settings import CacheSettings
+    from ..places.cache import CacheSettings
     from ..places.place import Place
+    from ..schema import Columns
 
 _KEPT_COMMITS = 1024
 """Commit records that are kept in memory, about a kilobyte each."""
@@ -62,20 +59,16 @@ class StoreReader:
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state for another process, without open files."""
         return {**self.__dict__, "_open": OrderedDict(), "_blocks": OrderedDict()}
 
     def __len__(self) -> int:
-        """Number of sequences of the whole store."""
         return self.manifest.sequences
 
     def commits(self) -> Iterator[Commit]:
         """The commit records of all existing shards, in order."""
         if self.place.room is None:
-            return (self.commit(index) for index in self.done)
-        return self._remote_commits()
-
-    def _remote_commits(self) -> Iterator[Commit]:
+            yield from map(self.commit, self.done)
+            return
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
             for start in range(0, len(self.done), 4 * _READS_AT_ONCE):
                 yield from pool.map(self.commit, self.done[start : start + 4 * _READS_AT_ONCE])
@@ -96,10 +89,7 @@ class StoreReader:
 
     def commit(self, index: int) -> Commit:
         """The commit record of one shard, compared with the manifest. Safe to call from threads.
-
-        Raises
-            ColdstillError: the record is missing, damaged, or of another shard
-        """
+        Raises ColdstillError if the record is missing, damaged, or of another shard."""
         commit = self._commits.get(index)
         if commit is None:
             commit = self._commits[index] = read_commit(self.place, self.manifest, index)
@@ -109,10 +99,7 @@ class StoreReader:
 
     def expect_sizes(self) -> None:
         """Compare the size of every file with its commit record, as a check before a long run.
-
-        Raises
-            ColdstillError: a file is missing or has another size (which)
-        """
+        Raises ColdstillError if a file is missing or has another size (which)."""
         sizes = self.place.sizes(SHARDS)
         for commit in self.commits():
             for file in commit.files:
@@ -165,10 +152,7 @@ class StoreReader:
 
     def expect_room(self) -> None:
         """Refuse a cache in which a seeded order would fetch the same shards again and again.
-
-        Raises
-            ColdstillError: the cache is too small (the size it needs)
-        """
+        Raises ColdstillError if the cache is too small (the size it needs)."""
         if self.place.room is None:
             return
         needed = sum(heapq.nlargest(WINDOW, (commit.bytes for commit in self.commits())))

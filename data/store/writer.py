@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..codecs import distortion, measure
 from ..errors import ColdstillError
-from ..fidelity import distortion, measure
 from ..files import json_bytes
-from ..places.opening import place_at
-from .commit import Commit, commit_json, files_json, shard_files
+from ..places.place import place_at
+from .commit import Commit, block_statistics, commit_json, files_json, shard_files, total
 from .layout import (
     MANIFEST,
     SHARDS,
@@ -24,17 +24,14 @@ from .layout import (
     shard_name,
 )
 from .manifest import Manifest, difference, read_manifest
-from .statistics import block_statistics, total
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from ..codecs import Codec
-    from ..columns import Columns
-    from ..schema import Block
-    from .statistics import ShardStatistics
+    from ..schema import Block, Columns
+    from .commit import ShardStatistics
 
 BLOCK_TOKENS = 16_384
 """Tokens of a block inside a shard, the unit of a read. Half as many made decoding 10 % slower."""
@@ -42,8 +39,6 @@ BLOCK_TOKENS = 16_384
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodedBlock:
-    """An encoded block: its columns and its statistics."""
-
     columns: Columns
     statistics: ShardStatistics
     sequences: int
@@ -107,13 +102,7 @@ class ShardWriter:
             self._held = held.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Release the lock."""
+    def __exit__(self, *error: object) -> None:
         self._held.close()
 
     def _begin(self, alone: bool) -> None:

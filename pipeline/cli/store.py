@@ -78,7 +78,7 @@ def repair(path: str, dry_run: bool, as_json: bool) -> None:
 
     Example: coldstill store repair runs/demo/logits
     """
-    from ...data.maintenance.repair import repair as step
+    from ...data.maintenance.verify import repair as step
 
     with _progress() as progress:
         done = step(path, pretend=dry_run, notify=_notify(progress, "repair"))
@@ -156,8 +156,7 @@ def slice_(path: str, to: str, as_json: bool, **wanted: Any) -> None:
 
     Example: coldstill store slice runs/demo/logits tenth --fraction 0.1
     """
-    from ...data.maintenance.rewrite import take
-    from ...data.maintenance.selection import chosen_rows
+    from ...data.maintenance.shrink import chosen_rows, take
     from ...data.store.reader import open_store
 
     with _progress() as progress:
@@ -178,17 +177,10 @@ def shrink(path: str, to: str, head: int, tail: int, as_json: bool) -> None:
 
     Example: coldstill store shrink runs/demo/logits small --head 8 --tail 8
     """
-    from ...data.maintenance.rewrite import change
-    from ...data.maintenance.shrink import shrink_block, smaller_capture
+    from ...data.maintenance.shrink import shrink as step
 
     with _progress() as progress:
-        change(
-            path,
-            to,
-            lambda manifest: smaller_capture(manifest, head, tail, path),
-            shrink_block,
-            notify=_notify(progress, "shrink"),
-        )
+        step(path, to, head, tail, notify=_notify(progress, "shrink"))
     _wrote(to, as_json)
 
 

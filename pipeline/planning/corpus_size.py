@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...data.corpus import list_sources
+from ...data.corpus.sources import list_sources
 from ...data.errors import ColdstillError
 from ...data.prepared import SPLITS, CorpusLayout
 from .models import folder_of

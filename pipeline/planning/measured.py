@@ -7,7 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from ...data.files import parse_json
-from ...data.places.opening import place_at
+from ...data.places.place import place_at
 from ...data.store.layout import MEASUREMENTS
 
 if TYPE_CHECKING:

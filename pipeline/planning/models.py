@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ...data.places.opening import place_at
+from ...data.places.place import place_at
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
 from ...stages.planning.model_sizes import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...data.corpus import list_sources
+from ...data.corpus.sources import list_sources
 from ...data.schema import Capture
 from ...stages.planning.model_sizes import unused_size
 from ...stages.students.pruning.shapes import shortfall

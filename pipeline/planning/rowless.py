@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ...data.corpus import BadRowError, list_sources, read_documents
+from ...data.corpus.document import BadRowError
+from ...data.corpus.formats import read_documents
+from ...data.corpus.sources import list_sources
 from ...data.errors import ColdstillError
 from ...data.prepared import CorpusLayout
 from .models import folder_of, student_models

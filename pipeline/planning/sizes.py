@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...data.places.local import LocalPlace
-from ...data.places.opening import place_at
+from ...data.places.place import place_at
 from ...data.prepared import SPLITS
 from ...data.schema import Capture
 from ...data.store.layout import MANIFEST

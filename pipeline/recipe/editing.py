@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import whole_file
-from ...data.places.opening import place_at
+from ...data.places.place import place_at
 from ...data.store.layout import MANIFEST
 from .reading import BYTE_ORDER_MARK, RESOLVED, read_text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ...data.errors import ColdstillError
-from ...data.places.cache_settings import CacheSettings
+from ...data.places.cache import CacheSettings
 from .reading import RESOLVED, VERBATIM, load_recipe
 
 if TYPE_CHECKING:

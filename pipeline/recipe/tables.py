@@ -23,7 +23,7 @@ from pydantic import (
 from ...data.codecs import CODECS
 from ...data.errors import ColdstillError
 from ...data.formats import STORES
-from ...data.places.cache_settings import byte_count
+from ...data.places.cache import byte_count
 from ...data.schema import Capture
 from ...data.store.manifest import format_settings
 from ...stages.config import (

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ...data.files import read_json, write_json
-from ...data.settings import first_difference
+from ...data.files import first_difference, read_json, write_json
 from ...stages.report import Report
 from .reading import load_recipe, run_folder
 from .run_folder import open_run

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...data.errors import ColdstillError
+from ...data.store.commit import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
 from ...data.store.layout import MEASUREMENTS
-from ...data.store.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ...data.fidelity import CodecError
+    from ...data.codecs import CodecError
     from ...data.schema import Capture
     from ...data.store.reader import StoreReader
 

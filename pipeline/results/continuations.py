@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ...data.errors import ColdstillError
-from ...data.files import write_json
-from ...data.fingerprint import files_sha256, json_sha256
+from ...data.files import files_sha256, json_sha256, write_json
 from ...data.prepared import CorpusLayout
 from ...stages.models.weight_files import weight_files_in
 from ...stages.report import Report

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.places.claims import claimed
 from ...data.places.local import LocalPlace
-from ...data.places.opening import place_at
+from ...data.places.place import place_at
 from ...data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..planning.room import expect_room, expect_writable
 from ..planning.sizes import captures, store_sizes

@@ -6,8 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
-from ...data.files import read_json, write_json
-from ...data.fingerprint import json_sha256
+from ...data.files import json_sha256, read_json, write_json
 from ...data.store.reader import open_store
 from ..results.figures import ModelFigures
 from ..results.rows import is_older

@@ -8,7 +8,7 @@ from ... import __version__
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ...data.places.claims import claimed
-from ...data.places.opening import place_at
+from ...data.places.place import place_at
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
 from .evaluation import evaluate, heldout_identity, is_evaluated

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ...data.fingerprint import json_sha256
+from ...data.files import json_sha256
 from ..recipe.fields import student_keys
 from ..recipe.keys import split_key, toml_value
 

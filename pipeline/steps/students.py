@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError, DivergedError
 from ...data.places.claims import claimed
-from ...data.places.opening import place_at
+from ...data.places.place import place_at
 from ...data.store.layout import MANIFEST
 from ...data.store.reader import open_store
 from ...stages.ranks import rank, world_size

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from ...data.errors import ColdstillError
-from ...data.settings import first_difference
+from ...data.files import first_difference
 from ...stages.ranks import rank
 from ..recipe.keys import set_value
 from ..recipe.tables import TEACHER

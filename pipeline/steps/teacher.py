@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ...data.places.opening import place_at
+from ...data.places.place import place_at
 from ...data.prepared import CorpusLayout, CorpusRecord
 from ...data.schema import Capture
 from ...data.store.layout import MANIFEST

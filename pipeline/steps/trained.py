@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ...data.fingerprint import json_sha256
+from ...data.files import json_sha256
 from ..recipe.work import is_done
 
 if TYPE_CHECKING:

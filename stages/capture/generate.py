@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from ...data.order import uniform
-from ...data.packing import TokenizedDocument, build_sequences
+from ...data.prepared import TokenizedDocument, build_sequences
 from ..models.ends import own_ends
 from .answering import answered_together, choose_answering, generate_greedily
 

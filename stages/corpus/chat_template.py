@@ -15,7 +15,7 @@ from ..libraries import asking
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ...data.corpus import Document
+    from ...data.corpus.document import Document
 
 Spans = list[tuple[int, int]]
 """Begin and end of parts of a text, in characters."""

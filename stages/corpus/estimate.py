@@ -14,16 +14,16 @@ import numpy as np
 
 from ...data.corpus.sample import sample, spread
 from ...data.errors import ColdstillError
-from ...data.packing import TokenizedDocument
-from ...data.prepared import SPLITS
+from ...data.prepared import SPLITS, TokenizedDocument
 from .splits import SplitPacker, is_kept
 from .tokenize_documents import document_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ...data.corpus import BadRowError, Document, Source
+    from ...data.corpus.document import BadRowError, Document
     from ...data.corpus.sample import Sample
+    from ...data.corpus.sources import Source
     from ...data.prepared import Split
     from ..config import CorpusConfig
     from .splits import Pieces

@@ -6,16 +6,17 @@ import hashlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ...data.corpus import Columns, list_sources
+from ...data.corpus.columns import Columns
+from ...data.corpus.sources import list_sources
 from ...data.errors import ColdstillError
-from ...data.fingerprint import file_sha256
+from ...data.files import file_sha256
 from ..models.vocabulary import tokenizer_identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ...data.corpus import Source
+    from ...data.corpus.sources import Source
     from ...data.prepared import CorpusRecord
     from ..config import CorpusConfig
 

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...data.corpus import BadRowError
+from ...data.corpus.document import BadRowError
 from ...data.errors import ColdstillError, first_line
 from .chat_template import ChatTemplate, is_text, misquotes
 from .chat_trace import LEVELS, TracedChat
@@ -19,7 +19,7 @@ from .chat_turns import TurnFinder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ...data.corpus import Document
+    from ...data.corpus.document import Document
     from .chat_template import Chat, Spans
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ...data.corpus import is_held_out
-from ...data.packing import Packer
-from ...data.prepared import SPLITS
+from ...data.corpus.document import is_held_out
+from ...data.prepared import SPLITS, Packer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ...data.corpus import Document
-    from ...data.packing import TokenizedDocument
-    from ...data.prepared import Split
+    from ...data.corpus.document import Document
+    from ...data.prepared import Split, TokenizedDocument
     from ..config import CorpusConfig
 
     Pieces = list[TokenizedDocument]

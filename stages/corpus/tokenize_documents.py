@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...data.corpus import BadRowError, refuse
+from ...data.corpus.document import BadRowError, refuse
 from ...data.errors import ColdstillError
-from ...data.packing import TokenizedDocument
+from ...data.prepared import TokenizedDocument
 from ..models.vocabulary import left_out_in
 from .render_chat import ChatRenderer, RenderedChat
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ...data.corpus import Document
+    from ...data.corpus.document import Document
     from ..config import CorpusConfig
     from .chat_template import Spans
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ...data.corpus import list_sources, read_documents, refuse
+from ...data.corpus.document import refuse
+from ...data.corpus.formats import read_documents
+from ...data.corpus.sources import list_sources
 from ...data.errors import ColdstillError
 from ...data.files import whole_folder
 from ..report import Report, Reporter, silent

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from ...data.errors import ColdstillError
-from ...data.files import json_bytes, read_json
-from ...data.fingerprint import file_sha256
+from ...data.files import file_sha256, json_bytes, read_json
 from ..evaluation.generation_speed import GenerationSpeed  # noqa: TC001 - for pydantic
 from .contract import RECORD, Limits
 from .fidelity import Fidelity  # noqa: TC001 - for pydantic

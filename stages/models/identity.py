@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import CONFIG_MAPPING
 
-from ...data.files import read_json
-from ...data.fingerprint import files_sha256, json_sha256
+from ...data.files import files_sha256, json_sha256, read_json
 from ...data.store.manifest import TeacherIdentity
 from .checkpoint import count_parameters, expect_no_adapter, weight_files
 from .device import DTYPES

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...data.errors import ColdstillError
-from ...data.packing import TokenizedDocument, build_sequences
+from ...data.prepared import TokenizedDocument, build_sequences
 from ..report import Report, Reporter, silent
 from .isolation import Isolation, model_inputs, packs
 from .rotary import scale_by_document

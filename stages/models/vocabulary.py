@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ...data.errors import ColdstillError
-from ...data.fingerprint import tokens_sha256
+from ...data.files import tokens_sha256
 from ...data.store.manifest import TokenizerIdentity
 
 _NEEDED = ("bos_token", "eos_token", "unk_token", "pad_token")

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ...data.files import read_json, whole_folder, write_json
-from ...data.fingerprint import json_sha256
+from ...data.files import json_sha256, read_json, whole_folder, write_json
 from ..models.building import build_model, unused_heads
 from ..models.generation import repair_generation
 from ..models.identity import teacher_identity

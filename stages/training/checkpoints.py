@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from ...data.errors import ColdstillError
-from ...data.files import read_json, write_json
-from ...data.settings import first_difference
+from ...data.files import first_difference, read_json, write_json
 from .feed import OrderPosition
 
 if TYPE_CHECKING:

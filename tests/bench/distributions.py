@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from coldstill.data.alignment import labels
 from coldstill.data.order import uniform
-from coldstill.data.packing import TokenizedDocument, build_sequences
-from coldstill.data.prepared import CorpusLayout
+from coldstill.data.prepared import CorpusLayout, TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Sequences
 from coldstill.stages.capture.selection import select
 from coldstill.stages.models.isolation import flat_positions, model_inputs

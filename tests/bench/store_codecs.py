@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
-from coldstill.data.codecs import CODECS
-from coldstill.data.fidelity import distortion
+from coldstill.data.codecs import CODECS, distortion
 from coldstill.data.formats import STORES
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.writer import blocks_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from coldstill.data.files import json_bytes
-from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Targets
 from coldstill.data.store.commit import commit_json, parse_commit
 from coldstill.data.store.layout import MANIFEST, commit_name, shard_name

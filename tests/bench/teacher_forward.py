@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from coldstill.data.files import json_bytes
 from coldstill.data.formats.arrow import ArrowStore
-from coldstill.data.packing import TokenizedDocument
-from coldstill.data.prepared import SequenceFile, SequenceWriter
+from coldstill.data.prepared import SequenceFile, SequenceWriter, TokenizedDocument
 from coldstill.data.schema import Capture
 from coldstill.data.store.layout import MANIFEST, SHARDS
 from coldstill.data.store.manifest import (

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 from coldstill.data.alignment import labels, supervised_positions
-from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 
 
 def brute_force(learned: list[bool], starts: list[int]) -> list[int]:

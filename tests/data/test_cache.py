@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import coldstill.data.places.cache
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.places.cache import Entry, ShardCache
-from coldstill.data.places.cache_settings import CacheSettings, byte_count
+from coldstill.data.places.cache import CacheSettings, Entry, ShardCache, byte_count
 from coldstill.data.store.commit import shard_files
 from oracles import cached_bytes
 

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
-from coldstill.data.codecs import CODECS
-from coldstill.data.fidelity import distortion, largest_error, measure
-from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Block, Capture, Sequences, Targets
+from coldstill.data.codecs import CODECS, distortion, largest_error, measure
+from coldstill.data.schema import Block, Capture, Ragged, Sequences, Targets
 from oracles import VOCABULARY, random_block
 
 if TYPE_CHECKING:

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coldstill.data.columns import (
+from coldstill.data.schema import (
+    Ragged,
+    Sequences,
     check_hashes,
     expect_column,
     from_positions,
@@ -13,8 +15,6 @@ from coldstill.data.columns import (
     to_positions,
     to_sequences,
 )
-from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Sequences
 from oracles import random_sequences
 
 

@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.fingerprint import file_sha256
-from coldstill.data.store.commit import Commit, ShardFile, commit_json, parse_commit, shard_files
-from coldstill.data.store.seal import sealed
-from coldstill.data.store.statistics import ShardStatistics
+from coldstill.data.files import file_sha256
+from coldstill.data.store.commit import (
+    Commit,
+    ShardFile,
+    ShardStatistics,
+    commit_json,
+    parse_commit,
+    shard_files,
+)
+from coldstill.data.store.layout import sealed
 
 if TYPE_CHECKING:
     from pathlib import Path

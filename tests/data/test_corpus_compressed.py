@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
-from coldstill.data.corpus import Columns, list_sources, read_documents
+from coldstill.data.corpus.columns import Columns
+from coldstill.data.corpus.formats import read_documents
+from coldstill.data.corpus.sources import list_sources
 from coldstill.data.errors import ColdstillError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from coldstill.data.corpus import Document, is_held_out
+from coldstill.data.corpus.document import Document, is_held_out
 
 CHAT = ({"role": "user", "content": "hi"},)
 

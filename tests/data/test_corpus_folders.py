@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from coldstill.data.corpus import list_sources, note_left_out
+from coldstill.data.corpus.folders import note_left_out
+from coldstill.data.corpus.sources import list_sources
 from coldstill.data.errors import ColdstillError
 
 if TYPE_CHECKING:

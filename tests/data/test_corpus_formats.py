@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from coldstill.data.corpus import (
-    BadRowError,
-    Columns,
-    Document,
-    Reading,
-    list_sources,
-    read_documents,
-    refuse,
-)
+from coldstill.data.corpus.columns import Columns
+from coldstill.data.corpus.document import BadRowError, Document, refuse
+from coldstill.data.corpus.formats import read_documents
+from coldstill.data.corpus.records import Reading
+from coldstill.data.corpus.sources import list_sources
 from coldstill.data.errors import ColdstillError
 
 if TYPE_CHECKING:

@@ -3,11 +3,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.corpus import Columns, Document, list_sources, read_documents
+from coldstill.data.corpus.columns import Columns
+from coldstill.data.corpus.formats import read_documents
+from coldstill.data.corpus.sources import list_sources
 from coldstill.data.errors import ColdstillError
+
+if TYPE_CHECKING:
+    from coldstill.data.corpus.document import Document
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from coldstill.data.corpus import BadRowError, Columns
+from coldstill.data.corpus.columns import Columns
+from coldstill.data.corpus.document import BadRowError
 from coldstill.data.corpus.messages import read_chat
 
 Message = dict[str, Any]

@@ -7,8 +7,10 @@ from typing import Any
 
 import pydantic
 import pytest
-from coldstill.data.corpus import Columns, Document, Reading, read_documents
-from coldstill.data.corpus.records import to_document, used_columns
+from coldstill.data.corpus.columns import Columns
+from coldstill.data.corpus.document import Document
+from coldstill.data.corpus.formats import read_documents
+from coldstill.data.corpus.records import Reading, to_document, used_columns
 from coldstill.data.errors import ColdstillError
 
 USER = {"role": "user", "content": "hi"}

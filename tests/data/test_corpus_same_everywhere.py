@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from coldstill.data.corpus import Columns, list_sources, read_documents
+from coldstill.data.corpus.columns import Columns
+from coldstill.data.corpus.formats import read_documents
+from coldstill.data.corpus.sources import list_sources
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from coldstill.data.corpus import Columns, list_sources
+from coldstill.data.corpus.columns import Columns
 from coldstill.data.corpus.sample import sample, spread
+from coldstill.data.corpus.sources import list_sources
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from coldstill.data.corpus import Columns, list_sources, read_documents
+from coldstill.data.corpus.columns import Columns
+from coldstill.data.corpus.formats import read_documents
+from coldstill.data.corpus.sources import list_sources
 from coldstill.data.errors import ColdstillError
 
 MODULES = {

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from coldstill.data.codecs import CODECS
 from coldstill.data.errors import ColdstillError
-from coldstill.data.fingerprint import tokens_sha256
+from coldstill.data.files import tokens_sha256
 from coldstill.data.formats import STORES
 from coldstill.data.maintenance.verify import verify
-from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Block, Sequences, Targets
+from coldstill.data.schema import Block, Ragged, Sequences, Targets
 from coldstill.data.store.manifest import TokenizerIdentity
 from coldstill.data.store.reader import open_store
 from oracles import VOCABULARY, manifest_for, random_block, write_missing

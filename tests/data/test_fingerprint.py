@@ -3,8 +3,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from coldstill.data import fingerprint
-from coldstill.data.fingerprint import file_sha256, files_sha256, json_sha256, tokens_sha256
+from coldstill.data.files import file_sha256, files_sha256, json_sha256, tokens_sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +18,7 @@ def make(folder: Path, contents: dict[str, str]) -> list[Path]:
 
 def test_a_file_is_hashed_whole_however_long(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    for size in (0, 1, fingerprint._CHUNK - 1, fingerprint._CHUNK, fingerprint._CHUNK + 1):
+    for size in (0, 1, (1 << 18) - 1, 1 << 18, (1 << 18) + 1):
         data = bytes(i % 251 for i in range(256)) * (size // 256 + 1)
         path.write_bytes(data[:size])
         assert file_sha256(path) == hashlib.sha256(data[:size]).hexdigest()

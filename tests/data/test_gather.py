@@ -7,21 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.data.maintenance.gather import StoreRows, block_of, columns_of, sums_of
 from coldstill.data.maintenance.merge import merge
-from coldstill.data.maintenance.rewrite import change, convert, take
-from coldstill.data.maintenance.shrink import shrink_block, smaller_capture
-from coldstill.data.ragged import Ragged
+from coldstill.data.maintenance.rewrite import (
+    StoreRows,
+    block_of,
+    columns_of,
+    convert,
+    sums_of,
+)
+from coldstill.data.maintenance.shrink import shrink, take
+from coldstill.data.schema import Ragged
+from coldstill.data.store.commit import block_statistics, total
 from coldstill.data.store.reader import StoreReader, open_store
-from coldstill.data.store.statistics import block_statistics, total
 from coldstill.data.store.writer import blocks_of, with_error
 from oracles import everything, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.columns import Columns
-    from coldstill.data.schema import Block
+    from coldstill.data.schema import Block, Columns
     from coldstill.data.store.manifest import Manifest
 
 COUNT = 22
@@ -170,8 +174,7 @@ def test_merging_other_codecs_adds_their_distortion(tmp_path: Path) -> None:
 
 def test_a_shrunken_store_keeps_the_statistics_of_its_capture(tmp_path: Path) -> None:
     path = make(tmp_path / "a")
-    capture = smaller_capture(open_store(path).manifest, 2, 1, path)
-    change(path, f"{tmp_path}/b", lambda manifest: capture, shrink_block)
+    shrink(path, f"{tmp_path}/b", 2, 1)
     old, new = open_store(path).statistics, open_store(tmp_path / "b").statistics
     for name in ("loss", "entropy", "separators", "separator_mass", "entropy_bins", "correct"):
         assert getattr(new, name) == getattr(old, name), name

@@ -14,7 +14,7 @@ from coldstill.data.codecs import CODECS
 from coldstill.data.errors import ColdstillError
 from coldstill.data.formats import STORES
 from coldstill.data.maintenance.verify import verify
-from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Ragged
 from coldstill.data.store.manifest import FORMAT_VERSION
 from coldstill.data.store.reader import open_store
 from coldstill.data.store.writer import ShardWriter, with_error

@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.codecs import CODECS
+from coldstill.data.codecs import CODECS, CodecError
 from coldstill.data.codecs.plain import PlainCodec
 from coldstill.data.errors import ColdstillError
-from coldstill.data.fidelity import CodecError
 from coldstill.data.files import write_json
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.schema import Capture
+from coldstill.data.store.layout import sealed
 from coldstill.data.store.manifest import (
     Manifest,
     difference,
@@ -19,7 +19,6 @@ from coldstill.data.store.manifest import (
     parse_manifest,
     read_manifest,
 )
-from coldstill.data.store.seal import sealed
 from coldstill.data.store.writer import ShardWriter
 from oracles import digests, manifest_for, random_block, write_missing
 

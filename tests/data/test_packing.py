@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from coldstill.data.alignment import labels
-from coldstill.data.columns import check_hashes
-from coldstill.data.packing import OPEN_SEQUENCES, Packer, TokenizedDocument, build_sequences
+from coldstill.data.prepared import OPEN_SEQUENCES, Packer, TokenizedDocument, build_sequences
+from coldstill.data.schema import check_hashes
 
 CASES = [(seed, together) for seed in range(25) for together in (True, False)]
 several = pytest.mark.parametrize(("seed", "together"), CASES)

@@ -17,10 +17,9 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.files import SCRATCH_PREFIX
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.places.objects import Objects
-from coldstill.data.places.opening import place_at
-from coldstill.data.store.commit import Commit, shard_files
+from coldstill.data.places.place import place_at
+from coldstill.data.store.commit import Commit, shard_files, total
 from coldstill.data.store.layout import CLAIMS, MANIFEST, STARTING, claim_name
-from coldstill.data.store.statistics import total
 
 if TYPE_CHECKING:
     from collections.abc import Callable

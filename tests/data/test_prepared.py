@@ -10,7 +10,6 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import write_json
 from coldstill.data.formats.arrow import ArrowStore
-from coldstill.data.packing import TokenizedDocument, build_sequences
 from coldstill.data.prepared import (
     BLOCK_SEQUENCES,
     SPLITS,
@@ -19,6 +18,8 @@ from coldstill.data.prepared import (
     SequenceFile,
     SequenceWriter,
     SplitRecord,
+    TokenizedDocument,
+    build_sequences,
 )
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Ragged
 
 
 def lists(ragged: Ragged) -> list[list[Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.order import WINDOW, epoch_order
-from coldstill.data.places.cache_settings import CacheSettings
+from coldstill.data.places.cache import CacheSettings
 from coldstill.data.places.objects import Objects
 from coldstill.data.store.reader import StoreReader, open_store
 from oracles import cached_bytes, manifest_for, random_block, write_missing

@@ -13,10 +13,9 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.formats import STORES
 from coldstill.data.order import epoch_order
 from coldstill.data.schema import Block, Capture, Targets
-from coldstill.data.store.commit import shard_files
+from coldstill.data.store.commit import ShardStatistics, block_statistics, shard_files
+from coldstill.data.store.layout import sealed
 from coldstill.data.store.reader import StoreReader, open_store
-from coldstill.data.store.seal import sealed
-from coldstill.data.store.statistics import ShardStatistics, block_statistics
 from oracles import (
     FULL,
     VOCABULARY,

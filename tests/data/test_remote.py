@@ -18,7 +18,7 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.places.faults import Patience
 from coldstill.data.places.objects import Objects
-from coldstill.data.places.opening import place_at
+from coldstill.data.places.place import place_at
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.data.store.writer import ShardWriter
 from oracles import cached_bytes, digests, manifest_for, random_block, write_missing

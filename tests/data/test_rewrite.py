@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.maintenance.merge import merge
-from coldstill.data.maintenance.rewrite import convert, take
+from coldstill.data.maintenance.rewrite import convert
+from coldstill.data.maintenance.shrink import take
 from coldstill.data.store.layout import MEASUREMENTS, TOKENIZER
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.data.store.writer import ShardWriter

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from coldstill.data.codecs import CodecError
 from coldstill.data.errors import ColdstillError
-from coldstill.data.fidelity import CodecError
 from coldstill.data.maintenance.merge import merge
-from coldstill.data.maintenance.rewrite import convert, take
-from coldstill.data.maintenance.selection import chosen_rows
+from coldstill.data.maintenance.rewrite import convert
+from coldstill.data.maintenance.shrink import chosen_rows, take
 from coldstill.data.schema import Block
 from coldstill.data.store.reader import open_store
 from oracles import (

@@ -5,8 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Block, Capture, Sequences, Targets, sequence_hash, target_shapes
+from coldstill.data.schema import (
+    Block,
+    Capture,
+    Ragged,
+    Sequences,
+    Targets,
+    sequence_hash,
+    target_shapes,
+)
 from oracles import random_block
 
 

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.maintenance.rewrite import change
-from coldstill.data.maintenance.shrink import shrink_block, smaller_capture
-from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Block, Capture, Sequences, Targets
+from coldstill.data.maintenance.shrink import shrink, shrink_block, smaller_capture
+from coldstill.data.schema import Block, Capture, Ragged, Sequences, Targets
 from coldstill.data.store.reader import open_store
 from oracles import VOCABULARY, manifest_for, random_block, write_missing
 
@@ -117,7 +115,7 @@ def test_a_shrunken_store_holds_the_shrunken_blocks(tmp_path: Path) -> None:
     block = random_block(SEED, COUNT, LARGE)
     write_missing(tmp_path / "a", manifest_for(block), block)
     capture = replace(LARGE, head=8, tail=4)
-    change(str(tmp_path / "a"), str(tmp_path / "b"), lambda _: capture, shrink_block)
+    shrink(str(tmp_path / "a"), str(tmp_path / "b"), 8, 4)
     store = open_store(tmp_path / "b")
     assert store.manifest == replace(open_store(tmp_path / "a").manifest, capture=capture)
     assert_same(store.read(np.arange(COUNT)).targets, shrink_block(block, capture).targets)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from coldstill.data.alignment import labels
 from coldstill.data.schema import Capture
-from coldstill.data.store.statistics import block_statistics
+from coldstill.data.store.commit import block_statistics
 from oracles import random_block
 
 

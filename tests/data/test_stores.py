@@ -14,13 +14,13 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import whole_file, whole_folder
 from coldstill.data.formats import STORES
-from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Ragged
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from coldstill.data.columns import Columns
+    from coldstill.data.schema import Columns
 
 
 def random_columns(seed: int, count: int, longest: int = 4) -> Columns:

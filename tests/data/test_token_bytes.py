@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.token_bytes import TokenBytes
 from tokenizers import (
     AddedToken,

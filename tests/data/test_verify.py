@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.codecs import CODECS
 from coldstill.data.errors import ColdstillError
-from coldstill.data.files import json_bytes
-from coldstill.data.fingerprint import tokens_sha256
+from coldstill.data.files import json_bytes, tokens_sha256
 from coldstill.data.formats import STORES
 from coldstill.data.maintenance.merge import merge
-from coldstill.data.maintenance.repair import Repaired, repair
 from coldstill.data.maintenance.rewrite import convert
 from coldstill.data.maintenance.shard import Problem
-from coldstill.data.maintenance.verify import leftovers, verify
+from coldstill.data.maintenance.verify import Repaired, leftovers, repair, verify
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.schema import Capture
+from coldstill.data.store.layout import sealed
 from coldstill.data.store.manifest import TokenizerIdentity, read_manifest
-from coldstill.data.store.seal import sealed
 from coldstill.data.store.writer import ShardWriter
 from oracles import FULL, VOCABULARY, digests, manifest_for, random_block, write_missing
 from tokenizers import Tokenizer, models

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.maintenance.merge import merge
-from coldstill.data.maintenance.repair import repair
 from coldstill.data.maintenance.shard import SequenceOrder
-from coldstill.data.maintenance.verify import leftovers, uncached, verify
+from coldstill.data.maintenance.verify import leftovers, repair, uncached, verify
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.store.manifest import Part, read_manifest
 from coldstill.data.store.reader import open_store
@@ -23,9 +22,8 @@ from oracles import digests, manifest_for, random_block, write_missing
 
 if TYPE_CHECKING:
     from coldstill.data.schema import Block
-    from coldstill.data.store.commit import Commit
+    from coldstill.data.store.commit import Commit, ShardStatistics
     from coldstill.data.store.manifest import Manifest
-    from coldstill.data.store.statistics import ShardStatistics
     from distance import Distance
 
 pytest_plugins = ("distance",)

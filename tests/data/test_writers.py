@@ -13,9 +13,9 @@ import coldstill.data.places.lease
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
+from coldstill.data.places.claims import HeldError
 from coldstill.data.places.lease import DEAD, Lease, Leases, holder_of
 from coldstill.data.places.objects import Objects
-from coldstill.data.places.writers import HeldError
 from coldstill.data.store.layout import CLAIMS, LOCK, MEMBERS, STARTING, claim_name
 from coldstill.data.store.writer import ShardWriter
 from oracles import manifest_for, random_block

@@ -16,10 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from coldstill import __version__
 from coldstill.data.codecs import CODECS
-from coldstill.data.fingerprint import tokens_sha256
+from coldstill.data.files import tokens_sha256
 from coldstill.data.formats import STORES
-from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Block, Sequences, Targets
+from coldstill.data.schema import Block, Ragged, Sequences, Targets
 from coldstill.data.store.manifest import FORMAT_VERSION, Manifest
 from coldstill.data.store.writer import with_error
 from oracles import VOCABULARY, manifest_for, random_block, write_missing

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.data.fingerprint import tokens_sha256
+from coldstill.data.files import tokens_sha256
 from coldstill.data.maintenance.verify import verify
 from coldstill.data.store.layout import TOKENIZER
 from coldstill.data.store.reader import open_store

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.data.places.cache_settings import CacheSettings
+from coldstill.data.places.cache import CacheSettings
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import open_run, recorded_run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from coldstill.data.formats import STORES
-from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Ragged
 from coldstill.data.store.reader import open_store
 from inspected import desk_at, shown, write_store
 

@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.settings import first_difference
+from coldstill.data.files import first_difference
 from coldstill.stages.config import LayersConfig, LoraConfig
 from coldstill.stages.planning.model_sizes import adapter_parameters, sizes_of_model
 from safetensors.torch import load_file

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bordered import VOCABULARY, bordered
 from coldstill.data.errors import ColdstillError
-from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.stages.capture.answering import answered_together, choose_answering
 from coldstill.stages.capture.generate import answer
 from coldstill.stages.config import GenerateConfig

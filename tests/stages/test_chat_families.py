@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from chat_templates import FIRST, ONE, REASONED, THOUGHTS, TOOL, TWO, WITH_SYSTEM, call, say
-from coldstill.data.corpus import BadRowError, Document
+from coldstill.data.corpus.document import BadRowError, Document
 from coldstill.stages.corpus.render_chat import ChatRenderer
 from coldstill.stages.models.loading import load_tokenizer
 

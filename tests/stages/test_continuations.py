@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.order import uniform
-from coldstill.data.packing import Packer, TokenizedDocument, build_sequences
+from coldstill.data.prepared import Packer, TokenizedDocument, build_sequences
 from coldstill.stages.continuations import (
     Drawing,
     Prompt,

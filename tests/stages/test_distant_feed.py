@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from coldstill.data.places.cache_settings import CacheSettings
+from coldstill.data.places.cache import CacheSettings
 from coldstill.data.store.reader import open_store
 from coldstill.stages.training.feed import StepBatches, StepShape, StoreDataset
 from oracles import manifest_for, random_block, write_missing

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from chats import TEMPLATE
-from coldstill.data.corpus import list_sources
+from coldstill.data.corpus.sources import list_sources
 from coldstill.stages.config import CorpusConfig
 from coldstill.stages.corpus.estimate import Estimate, NoEstimateError, estimate
 from coldstill.stages.models.loading import load_tokenizer

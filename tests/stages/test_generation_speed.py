@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.stages.evaluation import generation_speed as module
 from coldstill.stages.evaluation.flops import flops_per_token
 from coldstill.stages.evaluation.generation_speed import (

@@ -12,7 +12,7 @@ import torch
 from bordered import BORDER, BORDERED, ScaledByTheBatch, bordered
 from bordered import VOCABULARY as BORDERED_VOCABULARY
 from coldstill.data.errors import ColdstillError
-from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.schema import Capture
 from coldstill.stages.capture.forward import capture_batch
 from coldstill.stages.capture.teacher import Teacher

@@ -10,7 +10,7 @@ import pytest
 import torch
 from coldstill.data.alignment import labels
 from coldstill.data.errors import ColdstillError
-from coldstill.data.places.cache_settings import CacheSettings
+from coldstill.data.places.cache import CacheSettings
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.reader import open_store
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Targets
 from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.models.output_head import connect_head

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from chats import CHAT, TEMPLATE
-from coldstill.data.corpus import BadRowError, is_held_out, list_sources, read_documents
+from coldstill.data.corpus.document import BadRowError, is_held_out
+from coldstill.data.corpus.formats import read_documents
+from coldstill.data.corpus.sources import list_sources
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages.config import CorpusConfig

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.students.pruning.importance import judge_layers_by_loss, measure, sample_loss
 from coldstill.stages.students.pruning.surgery import choose, cut

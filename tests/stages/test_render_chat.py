@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import chat_templates as t
 import pytest
 from chat_templates import dialogue, say
-from coldstill.data.corpus import BadRowError, Document
+from coldstill.data.corpus.document import BadRowError, Document
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.corpus.render_chat import ChatRenderer
 from coldstill.stages.models.loading import load_tokenizer

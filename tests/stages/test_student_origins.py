@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from coldstill.data.ragged import Ragged
-from coldstill.data.schema import Capture, sequence_hash
+from coldstill.data.schema import Capture, Ragged, sequence_hash
 from coldstill.data.store.reader import open_store
 from coldstill.stages.config import ArchitectureConfig, LayersConfig, LoraConfig, ObjectiveConfig
 from coldstill.stages.models.loading import load_model

@@ -8,7 +8,7 @@ import dense
 import numpy as np
 import pytest
 import torch
-from coldstill.data.packing import TokenizedDocument, build_sequences
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Targets
 from coldstill.stages.targets.tensors import TargetTensors, tempered
 

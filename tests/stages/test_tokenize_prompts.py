@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from chats import CHAT, END, TEMPLATE
-from coldstill.data.corpus import BadRowError, Document
+from coldstill.data.corpus.document import BadRowError, Document
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig
 from coldstill.stages.corpus.tokenize_documents import PromptTokenizer

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.data.corpus import Document, is_held_out
+from coldstill.data.corpus.document import Document, is_held_out
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import CorpusConfig, TokenizerConfig
 from coldstill.stages.corpus.train_tokenizer import END_OF_TEXT, train_tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....data.files import whole_file
-from ....data.store.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS
+from ....data.store.commit import ENTROPY_BIN_WIDTH, ENTROPY_BINS
 from ...results.token_texts import token_texts
 from ..self_contained import expect_file, policy
 from .sequence import read_sequence

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ....data.errors import ColdstillError
 from ....data.formats import STORES
-from ....data.places.opening import place_at
+from ....data.places.place import place_at
 from ....data.store.layout import MANIFEST, SHARDS
 from ....data.store.reader import StoreReader, open_store
 from ...recipe.run_folder import recorded_run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from ....data.formats import STORES
-from ....data.ragged import Ragged
+from ....data.schema import Ragged
 from ....data.store.layout import shard_name
 
 if TYPE_CHECKING:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ....data.errors import ColdstillError
 from ....data.files import parse_json
+from ....data.store.commit import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
 from ....data.store.layout import MEASUREMENTS
-from ....data.store.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
 from .shard import ShardColumn, columns_of_shard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ....data.store.commit import ShardStatistics
     from ....data.store.manifest import Manifest
     from ....data.store.reader import StoreReader
-    from ....data.store.statistics import ShardStatistics
     from .path import Subject
 
 

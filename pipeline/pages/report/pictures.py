@@ -6,7 +6,7 @@ import dataclasses
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from ....data.store.statistics import ENTROPY_BIN_WIDTH
+from ....data.store.commit import ENTROPY_BIN_WIDTH
 from ...results.figures import students_of
 from ..compare.plot import Panel, Plot, left_out
 from ..compare.trade_off import DISK, KL, LATENCY, LOSS, MEMORY, PARAMETERS, against

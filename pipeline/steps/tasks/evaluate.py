@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ....data.errors import ColdstillError
-from ....data.fingerprint import files_sha256
+from ....data.files import files_sha256
 from .records import Question, TaskRecord, add_record, read_records, table
 
 if TYPE_CHECKING:
