@@ -20,10 +20,8 @@ from ..data.token_bytes import token_bytes_of
 from .evaluation.calibration import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
 from .models.device import best_device, describe_machine, short_dtype
-from .models.identity import teacher_identity
-from .models.isolation import flat_positions, model_inputs
-from .models.isolation_choice import student_isolation
-from .models.loading import load_model
+from .models.isolation import flat_positions, model_inputs, student_isolation
+from .models.loading import load_model, teacher_identity
 from .models.output_head import connect_head
 from .report import Report, Reporter, silent
 from .targets.losses.forward_kl import ForwardKL
@@ -114,14 +112,7 @@ def evaluate_student(
         positions = flat_positions(block.sequences, inputs["input_ids"].shape[1])
         target = TargetTensors.from_block(block)
         _add_batch(head, inputs, positions, target, sums, calibration)
-        report(
-            Report(
-                stage=stage,
-                done=sums.positions,
-                total=store.positions,
-                unit="positions",
-            )
-        )
+        report(Report(stage=stage, done=sums.positions, total=store.positions, unit="positions"))
     report(Report(stage=stage, doing="measure its speed and memory"))
     usage = measure_usage(
         model,

@@ -99,8 +99,12 @@ def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
         ColdstillError: the teacher cannot be loaded, or not captured as the recipe asks
     """
     from ...stages.capture.plan import expect_capturable
-    from ...stages.models.identity import teacher_identity
-    from ...stages.models.loading import context_length, expect_loadable, load_config
+    from ...stages.models.loading import (
+        context_length,
+        expect_loadable,
+        load_config,
+        teacher_identity,
+    )
     from ...stages.models.vocabulary import vocabulary_size
 
     recipe, table = work.recipe, work.recipe.teacher

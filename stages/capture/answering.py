@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ..libraries import asking
-from ..models.isolation_choice import length_thresholds
+from ..models.isolation import length_thresholds
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:

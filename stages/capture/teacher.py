@@ -15,7 +15,7 @@ from torch import distributed
 
 from ...data.errors import ColdstillError
 from ..models.device import best_device
-from ..models.isolation_choice import choose_isolation
+from ..models.isolation import choose_isolation
 from ..models.loading import load_config, load_model
 from ..models.output_head import connect_head
 from ..models.vocabulary import expect_rows

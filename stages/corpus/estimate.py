@@ -16,8 +16,7 @@ from ...data.corpus.sample import sample, spread
 from ...data.errors import ColdstillError
 from ...data.packing import TokenizedDocument
 from ...data.prepared import SPLITS
-from .splits import SplitPacker, is_kept
-from .tokenize_documents import document_tokenizer
+from .tokenize_documents import SplitPacker, document_tokenizer, is_kept
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from ...data.corpus.sample import Sample
     from ...data.prepared import Split
     from ..config import CorpusConfig
-    from .splits import Pieces
+    from .tokenize_documents import Pieces
 
 _Tokenize = Callable[
     [Sequence["Document"], int, Callable[["BadRowError"], None]],

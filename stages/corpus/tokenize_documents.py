@@ -14,20 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...data.corpus import BadRowError, refuse
+from ...data.corpus import BadRowError, is_held_out, refuse
 from ...data.errors import ColdstillError
-from ...data.packing import TokenizedDocument
+from ...data.packing import Packer, TokenizedDocument
+from ...data.prepared import SPLITS
 from ..models.vocabulary import left_out_in
 from .render_chat import ChatRenderer, RenderedChat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from ...data.corpus import Document
+    from ...data.prepared import Split
     from ..config import CorpusConfig
     from .chat_template import Spans
+
+    Pieces = list[TokenizedDocument]
+    """The pieces of documents in one sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,3 +237,42 @@ class PromptTokenizer(DocumentTokenizer):
 def document_tokenizer(tokenizer: Any, config: CorpusConfig, *, prompts: bool) -> DocumentTokenizer:
     """The tokeniser of a corpus: of prompts for the teacher, or of documents to learn from."""
     return (PromptTokenizer if prompts else DocumentTokenizer)(tokenizer, config)
+
+
+def split_of(document: Document, holdout: float) -> Split:
+    """The split of a document, which depends on its content alone."""
+    return "heldout" if is_held_out(document.digest(), holdout) else "train"
+
+
+def is_kept(document: Document, *, prompts: bool) -> bool:
+    """Whether a document is used; a prompt for the teacher needs no completion."""
+    return not document.is_empty or (prompts and bool(document.prompt))
+
+
+class SplitPacker:
+    """Packs the documents of each split into sequences; a prompt stays a separate sequence."""
+
+    def __init__(self, config: CorpusConfig, *, together: bool, prompts: bool) -> None:
+        """Start two empty splits; `together` allows several documents per sequence."""
+        self._holdout = config.holdout
+        self._packers = {
+            split: Packer(config.sequence_length, together=together)
+            for split in (() if prompts else SPLITS)
+        }
+
+    def add(self, document: Document, tokenized: TokenizedDocument) -> tuple[Split, list[Pieces]]:
+        """Add a document; returns its split and the sequences that are now full."""
+        split = split_of(document, self._holdout)
+        if not self._packers:
+            return split, [[tokenized]]
+        return split, list(self._packers[split].add(tokenized))
+
+    def finish(self) -> Iterable[tuple[Split, Iterator[Pieces]]]:
+        """The sequences that are not full, by split."""
+        return ((split, packer.finish()) for split, packer in self._packers.items())
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Numbers of cut documents and of pieces without a supervised token."""
+        names = ("cut_documents", "unlearnable_pieces")
+        return Counter({n: sum(p.counts[n] for p in self._packers.values()) for n in names})

@@ -11,7 +11,7 @@ from ...data.corpus import list_sources, read_documents, refuse
 from ...data.errors import ColdstillError
 from ...data.files import whole_folder
 from ..report import Report, Reporter, silent
-from .splits import split_of
+from .tokenize_documents import split_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

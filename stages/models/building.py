@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ...data.errors import ColdstillError
 from ..libraries import asking
-from .known_families import SIZE_NAMES, size_in
+from .model_files import SIZE_NAMES, size_in
 from .vocabulary import vocabulary_size
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ..libraries import asking
-from .weight_files import INDEX_END, ORDER, shards
+from .model_files import INDEX_END, ORDER, shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

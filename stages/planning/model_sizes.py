@@ -15,8 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ..models.known_families import size_in
-from ..models.weight_files import weight_files_in
+from ..models.model_files import size_in, weight_files_in
 from ..students.pruning.anatomy import anatomy_of
 from ..students.pruning.families import FAMILIES
 from ..students.pruning.shapes import all_target_sizes

@@ -17,10 +17,14 @@ from coldstill.data.corpus import BadRowError, is_held_out, list_sources, read_d
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.corpus.provenance import difference_in_corpus, outdated_labels
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.vocabulary import tokenizer_identity
-from coldstill.stages.prepare_corpus import prepare_corpus, summary
+from coldstill.stages.prepare_corpus import (
+    difference_in_corpus,
+    outdated_labels,
+    prepare_corpus,
+    summary,
+)
 from conftest import sentences
 
 if TYPE_CHECKING:
