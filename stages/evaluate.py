@@ -31,8 +31,10 @@ from .targets.tensors import TargetTensors
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..data.schema import Block
     from ..data.store.reader import StoreReader
     from .evaluation.generation_speed import GenerationSpeed
+    from .models.isolation import Isolation
     from .models.output_head import OutputHead
 
 STAGE = "evaluate"
@@ -93,9 +95,6 @@ def evaluate_student(
     """Measure a trained student on the held-out store.
 
     own_code  run the Python code in the model's folder (`trust_remote_code`)
-
-    Raises
-        ColdstillError: the model cannot be loaded, or the store is damaged
     """
     where, stage = f"students.{name}", f"{STAGE} {name}"
     report(Report(stage=stage, doing="load the model"))
@@ -108,10 +107,7 @@ def evaluate_student(
     sums, calibration = Sums(), Calibration()
     report(Report(stage=stage, total=store.positions, unit="positions"))
     for block in store.batches(size):
-        inputs = model_inputs(block.sequences, isolation, model.dtype)
-        positions = flat_positions(block.sequences, inputs["input_ids"].shape[1])
-        target = TargetTensors.from_block(block)
-        _add_batch(head, inputs, positions, target, sums, calibration)
+        _add_block(head, block, isolation, sums, calibration)
         report(Report(stage=stage, done=sums.positions, total=store.positions, unit="positions"))
     report(Report(stage=stage, doing="measure its speed and memory"))
     usage = measure_usage(
@@ -201,15 +197,12 @@ class Sums:
 
 
 @torch.no_grad()
-def _add_batch(
-    head: OutputHead,
-    inputs: dict[str, Any],
-    positions: torch.Tensor,
-    target: TargetTensors,
-    sums: Sums,
-    calibration: Calibration,
+def _add_block(
+    head: OutputHead, block: Block, isolation: Isolation, sums: Sums, calibration: Calibration
 ) -> None:
-    device = head.model.device
+    device, target = head.model.device, TargetTensors.from_block(block)
+    inputs = model_inputs(block.sequences, isolation, head.model.dtype)
+    positions = flat_positions(block.sequences, inputs["input_ids"].shape[1])
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     hidden_MD = head.hidden(inputs).flatten(0, 1)[positions.to(device)]
     buffer = head.buffer(len(hidden_MD), device)

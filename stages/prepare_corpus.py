@@ -180,7 +180,6 @@ class _SplitWriter:
         self._documents = self._bytes = 0
 
     def add(self, document: Document, packed: Iterable[Pieces]) -> None:
-        """Count a document and write the sequences that it filled."""
         self._content.update(document.digest())
         self._documents += 1
         self._bytes += document.size

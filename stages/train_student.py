@@ -49,19 +49,19 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
 
 
 def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> None:
-    where = f"students.{job.name}"
+    where, stage = f"students.{job.name}", f"{STAGE} {job.stage}"
     manifest = store.manifest
     taught = lesson(job, store)
     if job.lora is not None:
         expect_peft(f"{where}.lora")
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
-    report(Report(stage=f"{STAGE} {job.stage}", doing="make or load the model"))
+    report(Report(stage=stage, doing="make or load the model"))
     made = make_student(job, store, tokenizer, report)
     model = made.model
     model.to(best_device())
     isolation = student_isolation(model, store, where, report)
     head = connect_head(model, manifest.tokenizer.size, report)
-    report(Report(stage=f"{STAGE} {job.stage}", doing="find the tokens that end texts"))
+    report(Report(stage=stage, doing="find the tokens that end texts"))
     ends = store_ends(store, tokenizer)
     judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)
     begin = _beginning(job, made, judged, report)
@@ -69,7 +69,7 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     train(
         TrainingJob(
-            stage=f"{STAGE} {job.stage}",
+            stage=stage,
             head=head,
             dataset=StoreDataset(*taught.stores),
             isolation=isolation,
@@ -86,13 +86,13 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     )
     if adapters is not None:
         merge(adapters)
-    report(Report(stage=f"{STAGE} {job.stage}", doing="save the model"))
-    report_ends(model, tokenizer, ends, f"{STAGE} {job.stage}", report)
+    report(Report(stage=stage, doing="save the model"))
+    report_ends(model, tokenizer, ends, stage, report)
     _save(job, model, with_end(tokenizer, ends.tokens))
     size = f"{model.num_parameters():,} parameters"
     merged = f"{learned:,} adapter weights trained and merged into {size}"
     note = f"{size} trained" if job.lora is None else merged
-    report(Report(stage=f"{STAGE} {job.stage}", note=note))
+    report(Report(stage=stage, note=note))
 
 
 def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:

@@ -167,9 +167,7 @@ class Correction:
     """Adapters to train on frozen weights; None trains all weights."""
     config: TrainConfig
     sequences: SequenceFile
-    """The training sequences."""
     heldout: Heldout
-    """The sequences on which the loss is measured."""
     sequence_length: int
     seed: int
     separator: Sequence[int] = ()
@@ -181,7 +179,6 @@ class Correction:
     begin: Callable[[], None] = lambda: None
     """Called once, after all checks and before anything is written."""
     settings: dict[str, Any] | None = None
-    """Stored in the checkpoints."""
 
 
 def correct_teacher(job: Correction, report: Reporter = silent) -> None:

@@ -7,7 +7,6 @@ tested: its logits at every step in a batch are compared with its logits for one
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -184,14 +183,13 @@ def generate_greedily(
     for row, text in enumerate(texts):
         input_ids[row, width - len(text) :] = torch.tensor(text)
         mask[row, width - len(text) :] = 1
-    settings = GenerationConfig(
-        max_new_tokens=steps,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=0,  # masked
-        disable_compile=True,
+    settings = GenerationConfig(  # the padding token is masked
+        max_new_tokens=steps, do_sample=False, use_cache=True, pad_token_id=0, disable_compile=True
     )
-    with _default_generation(model):
+    # the checkpoint's own settings would fill in those that are not given (penalties, suppressed
+    # tokens), and the answers would come from another distribution
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
         found: torch.Tensor = model.generate(
             input_ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -199,16 +197,6 @@ def generate_greedily(
             logits_processor=LogitsProcessorList(processors),
             stopping_criteria=stopping,
         )
-    return found[:, width:]
-
-
-@contextmanager
-def _default_generation(model: Any) -> Iterator[None]:
-    """Ignore the checkpoint's generation settings. They would fill in settings that are not given
-    (penalties, suppressed tokens), and the answers would come from another distribution."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
     finally:
         model.generation_config = own
+    return found[:, width:]

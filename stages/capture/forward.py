@@ -129,7 +129,6 @@ class ChunkedForward:
             yield Chunk(hidden_MD[rows], logits, labels_M[rows], uniform_M[rows])
 
     def free(self) -> None:
-        """Release the memory for logits."""
         self._buffer = None
 
     def _buffer_for(self, positions: int) -> torch.Tensor:
@@ -146,9 +145,7 @@ class Pending:
 
     sequences: Sequences
     teacher: str
-    """Name of the teacher, for messages."""
     split: str
-    """Split of the sequences, for messages."""
     parts: list[TargetTensors]
     copied: Any = None
     """CUDA event after which the parts are on the host; None without an accelerator."""
@@ -177,11 +174,7 @@ class TeacherForward:
         report: Reporter = silent,
         split: str = "",
     ) -> None:
-        """Capture with a loaded teacher.
-
-        budget  tokens of a batch, padding included
-        split   split of the sequences, for messages
-        """
+        """Capture with at most `budget` tokens in a batch; `split` is for messages."""
         self._teacher, self._capture, self._report = teacher, capture, report
         self._split = split
         self.budget = budget
@@ -190,7 +183,6 @@ class TeacherForward:
 
     @property
     def pin(self) -> bool:
-        """Whether inputs should be in pinned memory."""
         return self._teacher.head.device.type == "cuda"
 
     def prepare(self, sequences: Sequences) -> Prepared:
@@ -275,14 +267,11 @@ class TeacherForward:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.budget = max(1, min(self.budget, tokens) // 2)
-        self._report(
-            Report(
-                stage="teacher-logits",
-                note=f"out of memory with a batch of {tokens:,} tokens; continuing with "
-                f"{self.budget:,}, set logits.batch_tokens to start there",
-                warning=True,
-            )
+        note = (
+            f"out of memory with a batch of {tokens:,} tokens; continuing with {self.budget:,}, "
+            "set logits.batch_tokens to start there"
         )
+        self._report(Report(stage="teacher-logits", note=note, warning=True))
 
     def _capture_whole(self, batch: Prepared) -> Pending:
         teacher, head = self._teacher, self._teacher.head
@@ -301,11 +290,7 @@ class TeacherForward:
 def capture_batch(
     teacher: Teacher, sequences: Sequences, capture: Capture, split: str = ""
 ) -> Targets:
-    """[M] targets of some sequences in one batch, without work in the background.
-
-    Raises
-        ColdstillError: a logit is NaN or infinite, or memory runs out
-    """
+    """[M] targets of some sequences in one batch, without work in the background."""
     tokens = len(sequences) * int(sequences.tokens.lengths.max())
     forward = TeacherForward(teacher, capture, tokens, split=split)
     parts = [part.targets() for part in forward.capture(forward.prepare(sequences))]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import (
     LogitsProcessor,
+    LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
     TopKLogitsWarper,
@@ -163,58 +164,38 @@ def _generate(
     """[N, <= S] generated tokens, including any after an end token."""
     model = head.model
     width = max(len(text) for text in texts)
-    processors: list[LogitsProcessor] = [_RealVocabulary(head.vocabulary)]
-    if config.temperature > 0:
-        processors.extend(_warpers(config))
-        draws = torch.from_numpy(draws_NS).to(model.device)
-        processors.append(_Draw(draws, width, head.vocabulary))
+    draws = torch.from_numpy(draws_NS).to(model.device)
+    sampler = _Sampler(config, draws, width, head.vocabulary)
     stopping = StoppingCriteriaList()
     if ends:
         stopping.append(_AtEnd(torch.tensor(sorted(ends), device=model.device)))
-    found = generate_greedily(model, texts, draws_NS.shape[1], processors, stopping)
+    found = generate_greedily(model, texts, draws_NS.shape[1], [sampler], stopping)
     return found.cpu().numpy()
 
 
-def _warpers(config: GenerateConfig) -> list[LogitsProcessor]:
-    """Temperature, top-k and top-p, in the usual order."""
-    warpers: list[LogitsProcessor] = []
-    if config.temperature != 1.0:
-        warpers.append(_Temperature(config.temperature))
-    if config.top_k:
-        warpers.append(TopKLogitsWarper(config.top_k))
-    if config.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(config.top_p))
-    return warpers
+class _Sampler(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Applies temperature, top-k and top-p, and leaves one token: the one that a random number
+    selects in the cumulative distribution. At temperature 0 it only excludes padding rows."""
 
-
-class _RealVocabulary(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Excludes padding rows of the vocabulary."""
-
-    def __init__(self, vocabulary: int) -> None:
-        self._vocabulary = vocabulary
+    def __init__(
+        self, config: GenerateConfig, draws_NS: torch.Tensor, start: int, vocabulary: int
+    ) -> None:
+        self._draws_NS, self._start, self._vocabulary = draws_NS, start, vocabulary
+        self._temperature = config.temperature
+        self._warpers = LogitsProcessorList()
+        if config.top_k:
+            self._warpers.append(TopKLogitsWarper(config.top_k))
+        if config.top_p < 1.0:
+            self._warpers.append(TopPLogitsWarper(config.top_p))
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores[:, self._vocabulary :] = -torch.inf
-        return scores
-
-
-class _Temperature(LogitsProcessor):  # type: ignore[misc]  # likewise
-    """Divides distances from the largest score, so that a temperature near 0 cannot overflow."""
-
-    def __init__(self, temperature: float) -> None:
-        self._temperature = temperature
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return (scores - scores.amax(1, keepdim=True)) / self._temperature
-
-
-class _Draw(LogitsProcessor):  # type: ignore[misc]  # likewise
-    """Leaves one token: the one that a random number selects in the cumulative distribution."""
-
-    def __init__(self, draws_NS: torch.Tensor, start: int, vocabulary: int) -> None:
-        self._draws_NS, self._start, self._vocabulary = draws_NS, start, vocabulary
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._temperature == 0:
+            return scores
+        if self._temperature != 1.0:
+            # from the largest score, so that a temperature near 0 cannot overflow
+            scores = (scores - scores.amax(1, keepdim=True)) / self._temperature
+        scores = self._warpers(input_ids, scores)
         step = input_ids.shape[1] - self._start
         probs = scores.double().softmax(1)  # fp32 sums over a large vocabulary are biased
         ends = probs.cumsum(1)
@@ -228,8 +209,6 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]  # likewise
 
 
 class _AtEnd(StoppingCriteria):  # type: ignore[misc]  # likewise
-    """[N] whether the last token of each row is an end token."""
-
     def __init__(self, ends: torch.Tensor) -> None:
         self._ends = ends
 

@@ -61,11 +61,7 @@ def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int
 
 
 def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
-    """The manifest of the store; depends on the arguments only.
-
-    Raises
-        ColdstillError: as `expect_capturable`
-    """
+    """The manifest of the store; depends on the arguments only."""
     tokenizer = tokenizer_identity(plan.tokenizer)
     expect_capturable(plan.capture, tokenizer.size, plan.sequence_length, plan.context)
     split = plan.corpus.splits[plan.split]

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -152,11 +153,7 @@ class ShardCapture:
             if whole:
                 self._writer.commit(self._shard, (e for e in self._encoded if e is not None))
                 self._encoded = []
-                self.drop()
-
-    def drop(self) -> None:
-        """Release the claim."""
-        self._held.close()
+                self._held.close()
 
     def _completed(self, batch: Block) -> list[tuple[int, Block]]:
         """The blocks that this batch completes, in the order of the shard."""
@@ -182,7 +179,6 @@ class ShardQueue:
     def __init__(
         self, plan: CapturePlan, writer: ShardWriter, forward: TeacherForward, tally: Tally
     ) -> None:
-        """Start with the shards that are missing."""
         self._plan, self._writer, self._forward, self._tally = plan, writer, forward, tally
         self._open = contextlib.ExitStack()
         self._elsewhere: set[int] = set()
@@ -198,7 +194,6 @@ class ShardQueue:
                 yield current, part if generate is not None else self._forward.prepare(part)
 
     def close(self) -> None:
-        """Release all claims that are still held."""
         self._open.close()
 
     def _claims(self) -> Iterator[tuple[int, contextlib.ExitStack]]:
@@ -247,11 +242,7 @@ def capture_shards(
     report: Reporter,
     stop: Callable[[], bool],
 ) -> Tally:
-    """Capture the missing shards that no other process has claimed, until `stop` returns True.
-
-    Raises
-        ColdstillError: the teacher's logits are not finite, memory is short, or the disk is full
-    """
+    """Capture the missing shards that no other process has claimed, until `stop` returns True."""
     count = sum(len(writer.manifest.shard_rows(i)) for i in writer.missing())
     tally = Tally(total=count * plan.sequence_length)
     shards = ShardQueue(plan, writer, forward, tally)
@@ -265,7 +256,7 @@ def capture_shards(
             for shard, batch in batches:
                 for prepared in _prepared(plan, teacher, forward, batch):
                     for pending in forward.capture(prepared):
-                        background.submit(_task(shard, pending, plan.capture))
+                        background.submit(partial(shard.take, pending, plan.capture))
                 rows = batch if isinstance(batch, Sequences) else batch.sequences
                 new = len(rows) * plan.sequence_length
                 tally.done += new
@@ -284,17 +275,9 @@ def _prepared(
     if not isinstance(batch, Sequences):
         yield batch
         return
-
-    def ask(prompts: Sequences) -> Sequences:
-        return answered(plan, teacher, prompts)
-
     longest = int(most_tokens(plan, batch).max())
-    for sequences in forward.answered(batch, longest, ask):
+    for sequences in forward.answered(batch, longest, partial(answered, plan, teacher)):
         yield forward.prepare(sequences)
-
-
-def _task(shard: ShardCapture, pending: Pending, capture: Capture) -> Callable[[], None]:
-    return lambda: shard.take(pending, capture)
 
 
 def _workers(forward: TeacherForward) -> int:

@@ -46,7 +46,6 @@ class Teacher:
     answering: Answering | None = None
     """Which prompts can be answered together; None if that was not tested."""
     name: str = "teacher"
-    """Name used in messages."""
     lockstep: bool = False
     """Whether all processes run this teacher together, each with a slice of every layer."""
 
@@ -88,11 +87,8 @@ class Loading:
     device_map: str | dict[str, int | str] | None = None
     """`auto` or a device for each part, as transformers takes it."""
     tensor_parallel: bool = False
-    """Split every layer across all processes."""
     compiled: bool = False
-    """Run the model through `torch.compile`."""
     own_code: bool = False
-    """Allow code that comes with the model."""
 
 
 def load_teacher(

@@ -45,14 +45,12 @@ class Turn:
 
     learned: Spans
     is_ended: bool
-    """Whether a token ends the turn."""
 
 
 class TurnFinder:
     """Locates turns; the edges of equal surroundings are computed once."""
 
     def __init__(self, template: ChatTemplate) -> None:
-        """Locate turns in renderings of `template`."""
         self._template = template
         self._known: dict[tuple[Any, ...], TurnEdges | None] = {}
 

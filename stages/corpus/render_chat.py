@@ -29,7 +29,6 @@ class RenderedChat:
 
     text: str
     learned: Spans
-    """The spans of the assistant's turns."""
     counts: Counter[str]
     """Differences from the row, by their names in `CorpusRecord.counts`."""
 
@@ -52,7 +51,6 @@ class ChatRenderer:
     """Renders chats with a tokenizer's template."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Use the template of `tokenizer`, which is needed only for the first chat."""
         self._template = ChatTemplate(tokenizer)
         self._turns = TurnFinder(self._template)
 

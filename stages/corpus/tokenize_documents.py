@@ -54,11 +54,7 @@ class DocumentTokenizer:
     """Ids that are added after each document that is not a chat."""
 
     def __init__(self, tokenizer: Any, config: CorpusConfig) -> None:
-        """Tokenise the separator.
-
-        Raises
-            ColdstillError: the tokenizer has no tokens for the separator
-        """
+        """Tokenise the separator."""
         self._tokenizer = tokenizer
         self._as_chat = config.as_chat
         self._chats = ChatRenderer(tokenizer)
@@ -253,7 +249,6 @@ class SplitPacker:
     """Packs the documents of each split into sequences; a prompt stays a separate sequence."""
 
     def __init__(self, config: CorpusConfig, *, together: bool, prompts: bool) -> None:
-        """Start two empty splits; `together` allows several documents per sequence."""
         self._holdout = config.holdout
         self._packers = {
             split: Packer(config.sequence_length, together=together)

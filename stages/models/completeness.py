@@ -82,13 +82,7 @@ def found_in(model: Any, info: Mapping[str, Any], *, of_text_alone: bool = False
 
 
 def expect_whole(found: Found, model: Any, what: str, where: str) -> None:
-    """Refuse a model whose weights are not those of its checkpoint.
-
-    what  the checkpoint's name for the message
-
-    Raises
-        ColdstillError: tensors are missing, unexpected, of another shape or wrongly tied
-    """
+    """Refuse a model with a fault in `found`; `what` is the name of the checkpoint."""
     if found.is_whole:
         return
     if not (found.missing or found.unexpected or found.reshaped):

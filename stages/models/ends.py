@@ -60,10 +60,7 @@ def own_ends(model: Any) -> tuple[int, ...]:
 
 
 def stop_at(model: Any, tokens: Sequence[int]) -> bool:
-    """Add tokens to those at which a model stops, in the settings that are saved with it.
-
-    Returns whether that changed the settings.
-    """
+    """Make a model stop at these tokens too; returns whether that changed its saved settings."""
     own = own_ends(model)
     if set(tokens) <= set(own):
         return False
@@ -102,22 +99,12 @@ def names(tokenizer: Any, tokens: Iterable[int]) -> str:
 
 
 def store_ends(store: StoreReader, tokenizer: Any) -> Ends:
-    """The end tokens of a store.
-
-    Raises
-        ColdstillError: the store is damaged
-    """
+    """The end tokens of a store."""
     return measured_ends(_of_store(store), tokenizer, store.manifest.packing.separator)
 
 
 def corpus_ends(corpus: SequenceFile, tokenizer: Any, separator: Sequence[int]) -> Ends:
-    """The end tokens of a prepared corpus.
-
-    separator  the ids after each plain document; empty if there are none
-
-    Raises
-        ColdstillError: the corpus is damaged
-    """
+    """The end tokens of a prepared corpus; `separator` as in `measured_ends`."""
     rows = np.unique(np.linspace(0, len(corpus) - 1, min(_SEQUENCES, len(corpus))).astype(np.int64))
     return measured_ends([corpus.read(rows)] if len(rows) else [], tokenizer, separator)
 

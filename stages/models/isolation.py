@@ -211,7 +211,6 @@ class _Trial:
     """Runs one model on a few documents; the states of a document alone are computed once."""
 
     def __init__(self, model: Any, vocabulary: int, sequence_length: int, where: str) -> None:
-        """Draw the documents; `where` is for messages. The model is not run yet."""
         self._model, self._where = model, where
         self._random = np.random.Generator(np.random.PCG64(0))
         self._vocabulary = vocabulary
@@ -227,7 +226,6 @@ class _Trial:
         self._alone: dict[bytes, torch.Tensor] = {}
 
     def runs(self) -> bool:
-        """Whether a forward pass succeeds at all."""
         try:
             self._alone_states(self._first)
         except Exception:  # unsupported models raise any class
@@ -235,11 +233,7 @@ class _Trial:
         return True
 
     def expect_causal(self) -> None:
-        """Refuse a model that sees the future or remembers earlier calls.
-
-        Raises
-            ColdstillError: the states of a token depend on later tokens or on earlier calls
-        """
+        """Refuse a model whose states of a token depend on later tokens or on earlier calls."""
         kind = self._model.config.model_type
         end = len(self._first)
         whole, other = (
@@ -387,7 +381,7 @@ def _pieces(document: Document) -> Iterator[Document]:
 
 
 def _settings(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """All settings with their names, including those of nested tables and lists."""
+    """All settings, including those of nested tables and lists."""
     for name, value in table.items():
         if isinstance(value, dict):
             yield from _settings(value)

@@ -43,7 +43,7 @@ _CHUNK_ELEMENTS = 1 << 23
 """Logits processed at a time: 32 MB, of which five copies exist at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class EstimatorQuality:
     """Gradient of one capture, compared with the gradient of the whole distribution."""
 
@@ -113,19 +113,10 @@ class EstimatorMeter:
             raise ColdstillError("estimator: no position was measured, so there is no gradient")
         *gradients, full = self._sums.gradients
         errors = (self._sums.errors[:-1] / self._sums.errors[-1]).tolist()
-        qualities = []
-        for capture, gradient, error in zip(self._captures, gradients, errors, strict=True):
-            angle, ratio = _angle_and_ratio(gradient, full)
-            qualities.append(
-                EstimatorQuality(
-                    capture=capture,
-                    angle=angle,
-                    norm_ratio=ratio,
-                    relative_error=error,
-                    positions=self._positions,
-                )
-            )
-        return qualities
+        return [
+            EstimatorQuality(capture, *_angle_and_ratio(gradient, full), error, self._positions)
+            for capture, gradient, error in zip(self._captures, gradients, errors, strict=True)
+        ]
 
     def _add(
         self,

@@ -201,11 +201,7 @@ def adapter_parameters(sizes: ModelSizes, rank: int) -> int:
 def sizes_of_cuts(
     teacher: ModelSizes, anatomy: Anatomy, cuts: Sequence[PruneConfig], where: str
 ) -> list[ModelSizes]:
-    """Sizes of the pruned model after each cut.
-
-    Raises
-        ColdstillError: sizes that the cuts cannot reach
-    """
+    """Sizes of the pruned model after each cut."""
     parameters = anatomy.parameters(anatomy.sizes)
     return [
         replace(
@@ -242,11 +238,7 @@ def anatomy_of_model(folder: Path, where: str) -> Anatomy | None:
 def anatomy_of_table(
     architecture: ArchitectureConfig, vocabulary: int, sequence_length: int, where: str
 ) -> Anatomy:
-    """Anatomy of a new model that a recipe's table describes.
-
-    Raises
-        ColdstillError: a family that cannot be pruned, or as `stages.models.building.build_model`
-    """
+    """Anatomy of a new model that a recipe's table describes."""
     model = _meta_model(architecture, vocabulary, sequence_length, "teacher.architecture")
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     heads = size_in(model.config.to_dict(), "heads")
