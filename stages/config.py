@@ -128,11 +128,7 @@ class LayersConfig(_Table):
             )
 
     def chosen(self, count: int, where: str) -> list[int]:
-        """Return the kept layers of a teacher that has `count` layers.
-
-        Raises
-            ColdstillError: the teacher has fewer layers than this asks for
-        """
+        """Return the kept layers of a teacher that has `count` layers; refuse too few."""
         asked = self.every or self.keep or max(self.only or (0,)) + 1
         if asked > count:
             raise ColdstillError(

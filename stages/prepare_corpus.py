@@ -260,11 +260,7 @@ def source_listing(sources: Sequence[Source]) -> list[list[Any]]:
 
 
 def expect_unchanged(sources: Sequence[Source], config: CorpusConfig, base: Path) -> None:
-    """Check that no source was changed while it was read.
-
-    Raises
-        ColdstillError: a source differs from its listing, so it is unknown which version was read
-    """
+    """Check that no source was changed while it was read."""
     now = {source.name: source for source in list_sources(config.files, base)}
     for source in sources:
         if now.get(source.name) != source:

@@ -53,11 +53,7 @@ def gather_from_all(own: list[int]) -> list[int]:
 
 @contextlib.contextmanager
 def lost_process_errors(where: str) -> Iterator[None]:
-    """Turn the communication error that follows when another process has ended into one line.
-
-    Raises
-        ColdstillError: another process has ended
-    """
+    """Turn the communication error that follows when another process has ended into one line."""
     try:
         yield
     except RuntimeError as error:

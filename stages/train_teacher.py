@@ -66,10 +66,6 @@ def train_teacher(
     separator  ids after each plain document
     heldout    sequences on which the loss is measured at the end, if given
     begin      called once, after all checks and before anything is written
-    settings   stored in the checkpoints
-
-    Raises
-        ColdstillError: the model cannot be built, or it cannot keep packed documents apart
     """
     report(Report(stage=STAGE, doing="make the model"))
     model = build_model(architecture, tokenizer, sequence_length, seed, "teacher.architecture")
@@ -186,10 +182,6 @@ def correct_teacher(job: Correction, report: Reporter = silent) -> None:
 
     Adapters are merged, and every tensor keeps its original dtype. Both losses are measured in that
     dtype.
-
-    Raises
-        ColdstillError: adapters do not fit the model, the trainer refuses its settings, or a loss
-            is NaN or infinite
     """
     model = job.model
     if job.lora is not None:

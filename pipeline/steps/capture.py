@@ -47,7 +47,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
     from ...stages.teacher_logits import capture_split, is_captured
 
     if recipe.teacher.tensor_parallel:
-        expect_several_processes("teacher.tensor_parallel")
+        expect_several_processes()
     for store in map(place_at, (run.logits, run.heldout)):
         if isinstance(store, LocalPlace):  # before time is spent on the corpus
             expect_writable(store.root)

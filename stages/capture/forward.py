@@ -122,7 +122,10 @@ class ChunkedForward:
         del states
         labels_M = batch.labels.to(head.device, non_blocking=True)
         uniform_M = batch.uniform.to(head.device, non_blocking=True)
-        buffer = self._buffer_for(len(hidden_MD))
+        if self._buffer is None or len(self._buffer) < min(head.chunk, len(hidden_MD)):
+            self._buffer = None  # before the larger one is allocated
+            self._buffer = head.buffer(len(hidden_MD), head.device)
+        buffer = self._buffer
         for start in range(0, len(hidden_MD), len(buffer)):
             rows = slice(start, start + len(buffer))
             logits = head.logits(hidden_MD[rows], buffer)
@@ -131,20 +134,12 @@ class ChunkedForward:
     def free(self) -> None:
         self._buffer = None
 
-    def _buffer_for(self, positions: int) -> torch.Tensor:
-        wanted = min(self._head.chunk, positions)
-        if self._buffer is None or len(self._buffer) < wanted:
-            self._buffer = None  # before the larger one is allocated
-            self._buffer = self._head.buffer(positions, self._head.device)
-        return self._buffer
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pending:
     """Targets that an accelerator may still be computing or copying."""
 
     sequences: Sequences
-    teacher: str
     split: str
     parts: list[TargetTensors]
     copied: Any = None
@@ -159,7 +154,16 @@ class Pending:
         if self.copied is not None:
             self.copied.synchronize()
         targets = TargetTensors.concatenate(self.parts).to_targets()
-        _expect_finite(targets, self.sequences, self.teacher, self.split)
+        # a NaN or infinity among the logits changes the normaliser and with it both of these
+        bad = ~(np.isfinite(targets.entropy) & np.isfinite(targets.label_logprob))
+        if bad.any():
+            sequences, first = self.sequences, int(np.flatnonzero(bad)[0])
+            row = int(np.searchsorted(sequences.positions.offsets, first, side="right")) - 1
+            raise ColdstillError(
+                f"teacher: its logits are not finite at {self.split} sequence "
+                f"{int(sequences.ids[row])}, position {int(sequences.positions.values[first])}, so "
+                "no target of it is stored; try teacher.dtype = 'fp32'"
+            )
         return targets
 
 
@@ -243,21 +247,21 @@ class TeacherForward:
             yield from half(sequences.take(rows))
 
     def _expect_divisible(self, error: Exception, rows: int, tokens: int) -> None:
-        name, head = self._teacher.name, self._teacher.head
+        head = self._teacher.head
         if not is_out_of_memory(error):
             raise ColdstillError(
-                f"{name}: transformers cannot run a {head.model.config.model_type!r} model on "
+                f"teacher: transformers cannot run a {head.model.config.model_type!r} model on "
                 f"{rows} sequences of {tokens:,} tokens together: {first_line(error)}; try "
                 "teacher.attention = 'eager', or choose another teacher"
             ) from error
         if self._teacher.lockstep:  # the other processes have finished this batch
             raise ColdstillError(
-                f"{name}: not enough memory for a batch of {tokens:,} tokens; lower "
+                f"teacher: not enough memory for a batch of {tokens:,} tokens; lower "
                 "logits.batch_tokens"
             ) from error
         if rows == 1:
             raise ColdstillError(
-                f"{name}: not enough memory for one sequence of {tokens} tokens on "
+                f"teacher: not enough memory for one sequence of {tokens} tokens on "
                 f"{head.device}; lower corpus.sequence_length, choose "
                 "teacher.dtype = 'bf16', or spread the teacher with teacher.device_map = 'auto'"
             ) from error
@@ -280,11 +284,11 @@ class TeacherForward:
         for chunk in self._forward.chunks(batch):
             parts += select(chunk.logits_MV, chunk.labels_M, chunk.uniform_M, self._capture)
         if head.device.type != "cuda":
-            return Pending(batch.sequences, teacher.name, self._split, parts)
+            return Pending(batch.sequences, self._split, parts)
         on_host = _to_host(parts)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(torch.cuda.current_stream(head.device))
-        return Pending(batch.sequences, teacher.name, self._split, [on_host], copied)
+        return Pending(batch.sequences, self._split, [on_host], copied)
 
 
 def capture_batch(
@@ -317,16 +321,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in text or "can't allocate memory" in text
     )
-
-
-def _expect_finite(targets: Targets, sequences: Sequences, teacher: str, split: str) -> None:
-    # a NaN or infinity among the logits changes the normaliser and with it both of these
-    bad = ~(np.isfinite(targets.entropy) & np.isfinite(targets.label_logprob))
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        row = int(np.searchsorted(sequences.positions.offsets, first, side="right")) - 1
-        raise ColdstillError(
-            f"{teacher}: its logits are not finite at {split} sequence {int(sequences.ids[row])}, "
-            f"position {int(sequences.positions.values[first])}, so no target of it is stored; try "
-            "teacher.dtype = 'fp32'"
-        )

@@ -66,8 +66,7 @@ class Background:
     ) -> None:
         """Wait for all submitted tasks, also after an interruption: they are few and worth keeping.
 
-        Raises
-            the error of a task, unless another error is being raised already
+        Then raise the error of a task, unless another error is being raised already.
         """
         self._executor.shutdown(wait=True)
         if error is None:
@@ -75,11 +74,7 @@ class Background:
                 task.result()
 
     def submit(self, task: Callable[[], object]) -> None:
-        """Queue a task; blocks while too many are waiting.
-
-        Raises
-            the error of an earlier task
-        """
+        """Queue a task; block while too many are waiting. Raises the error of an earlier task."""
         while self._tasks and (self._failed.is_set() or len(self._tasks) >= self._limit):
             self._tasks.popleft().result()
         self._tasks.append(self._executor.submit(self._run, task))

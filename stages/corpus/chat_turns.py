@@ -39,12 +39,8 @@ class TurnEdges:
     """Whether the closing ends in a token that ends a turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A turn of the assistant in a rendered chat."""
-
-    learned: Spans
-    is_ended: bool
+Turn = tuple[list[tuple[int, int]], bool]
+"""The spans to learn of a turn, and whether a token ends it."""
 
 
 class TurnFinder:
@@ -73,11 +69,11 @@ class TurnFinder:
         begin = span.begin - len(span.before) + edges.header
         end = span.end + edges.closing
         if marked is None:
-            return Turn([(begin, end)], edges.is_ended)
+            return [(begin, end)], edges.is_ended
         spans = [(max(b, begin), min(e, end)) for b, e in marked if b <= span.end and e >= begin]
         if spans and spans[-1][1] >= span.end:
             spans[-1] = (spans[-1][0], end)
-        return Turn(spans, edges.is_ended)
+        return spans, edges.is_ended
 
 
 class _Surroundings:

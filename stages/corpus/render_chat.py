@@ -81,8 +81,9 @@ class ChatRenderer:
                     f"in the output of the chat template the text of message {i + 1} (assistant) "
                     "cannot be separated from the text around it; change it or leave it out",
                 )
-            learned += turn.learned
-            counts["unended_turns"] += not turn.is_ended
+            spans_of_turn, is_ended = turn
+            learned += spans_of_turn
+            counts["unended_turns"] += not is_ended
         return RenderedChat(found.text, learned, +counts)
 
     def ask(self, document: Document) -> RenderedChat:

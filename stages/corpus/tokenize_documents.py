@@ -78,9 +78,6 @@ class DocumentTokenizer:
 
         skip  called with each bad row: a chat that the template cannot render, a prompt that
               leaves no room for its answer
-
-        Raises
-            ColdstillError: there is no separator for a text, or no template for a chat
         """
         texts: list[Rendered] = []
         for document in documents:

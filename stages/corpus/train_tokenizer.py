@@ -30,11 +30,7 @@ def train_tokenizer(
     base: Path,
     report: Reporter = silent,
 ) -> Any:
-    """Train merges on the training split and save the tokenizer in `folder`.
-
-    Raises
-        ColdstillError: the corpus cannot be read, or is too small for that many tokens
-    """
+    """Train merges on the training split and save the tokenizer in `folder`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -31,9 +31,6 @@ def expect_no_adapter(folder: Path, where: str) -> None:
 
     transformers would load the adapter's base model from elsewhere, or add the adapter to the
     weights beside it.
-
-    Raises
-        ColdstillError: the folder holds an adapter
     """
     if not (folder / _ADAPTER).is_file():
         return

@@ -125,10 +125,7 @@ other tokens of the batch, such as a mixture of experts."""
 
 
 def length_thresholds(config: Any, sequence_length: int) -> list[int]:
-    """Increasing lengths below `sequence_length` at which the model begins to compute differently.
-
-    config  configuration of the model or of its text part; nested tables are searched too
-    """
+    """Increasing lengths below `sequence_length` at which the model changes its computation."""
     found = {
         value
         for name, value in _settings(config.get_text_config().to_dict())
@@ -152,7 +149,6 @@ def choose_isolation(
     (`scale_by_document`), and stay so.
 
     together  whether documents share sequences; if not, only `single` and `alone` are tested
-    where     the recipe's key of the model, for messages and reports
 
     Raises
         ColdstillError: the model sees the tokens that it is to predict, or its output depends on
@@ -185,11 +181,7 @@ def choose_isolation(
 def student_isolation(
     model: Any, store: StoreReader, where: str, report: Reporter = silent
 ) -> Isolation:
-    """How a student keeps the documents of a store apart.
-
-    Raises
-        ColdstillError: the store holds packed documents and the student cannot isolate them
-    """
+    """How a student keeps the documents of a store apart; refuses one that cannot."""
     packing = store.manifest.packing
     isolation = choose_isolation(
         model,
@@ -276,10 +268,10 @@ class _Trial:
         rows = [[self._first, self._second], [self._short]]
         states = self._states(rows, way)
         changed = self._states([[other, self._second], [self._short]], way)
-        leak, noise = self._distance(changed[0][1], states[0][1]), 0.0
+        leak, noise = relative_distance(changed[0][1], states[0][1]), 0.0
         if leak > _LEAK:  # nothing can leak into a document from a later one
             later = [[self._first, self._document(len(self._second))], [self._short]]
-            noise = self._distance(self._states(later, way)[0][0], states[0][0])
+            noise = relative_distance(self._states(later, way)[0][0], states[0][0])
         return leak <= self._tolerance(noise) and self._equal_alone(rows, states)
 
     def _holds_across(self, way: Isolation, long: Document) -> bool:
@@ -316,7 +308,7 @@ class _Trial:
         if torch.equal(alone.isfinite(), found.isfinite()) and not alone.isfinite().all():
             return True
         if self._exact:
-            return self._distance(found, alone) <= _ROUNDING
+            return relative_distance(found, alone) <= _ROUNDING
         return float((found - alone).abs().max()) <= _HALF_ROUNDING * float(alone.abs().max())
 
     def _tolerance(self, noise: float) -> float:
@@ -325,15 +317,7 @@ class _Trial:
 
     def _largest_distance(self, found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
         pairs = zip(found, wanted, strict=True)
-        return max((self._distance(*pair) for pair in pairs), default=0.0)
-
-    def _distance(self, found_TD: torch.Tensor, wanted_TD: torch.Tensor) -> float:
-        """Distance at the position that differs most, relative to the norm of that position."""
-        if torch.equal(found_TD, wanted_TD):
-            return 0.0
-        tiny = torch.finfo(torch.float32).tiny
-        norms_T = wanted_TD.norm(dim=1).clamp(min=tiny)
-        return float(((found_TD - wanted_TD).norm(dim=1) / norms_T).max())
+        return max((relative_distance(*pair) for pair in pairs), default=0.0)
 
     def _document(self, size: int) -> Document:
         return self._random.integers(0, self._vocabulary, size)
@@ -372,6 +356,14 @@ class _Trial:
         logits = getattr(output, "logits", None)
         found: torch.Tensor = output.hidden_states[-1] if logits is None else logits
         return found.float()
+
+
+def relative_distance(found_TD: torch.Tensor, wanted_TD: torch.Tensor) -> float:
+    """Distance at the position that differs most, relative to the norm of that position."""
+    if torch.equal(found_TD, wanted_TD):
+        return 0.0
+    norms_T = wanted_TD.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    return float(((found_TD - wanted_TD).norm(dim=1) / norms_T).max())
 
 
 def _pieces(document: Document) -> Iterator[Document]:

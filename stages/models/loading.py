@@ -54,11 +54,7 @@ def load_config(name: str, where: str, revision: str = "main", *, own_code: bool
 
 
 def raw_config(name: str, where: str, revision: str = "main") -> dict[str, Any]:
-    """The content of `config.json`, read without running any class or code of the model.
-
-    Raises
-        ColdstillError: the configuration is missing
-    """
+    """The content of `config.json`, read without running any class or code of the model."""
     _expect_present(name, where)
     with _reading(f"cannot load {_searched(name)}", name, where):
         settings, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
@@ -101,7 +97,6 @@ def load_model(
     """A causal language model in evaluation mode, on the CPU unless `options` place it elsewhere.
 
     precision  `fp32`, `bf16`, `fp16`, or `auto` for the dtype of the checkpoint
-    own_code   whether code that the model brings may run (`trust_remote_code` of the recipe)
     options    further arguments of `from_pretrained`
 
     Raises
@@ -151,11 +146,7 @@ def load_state(
 
 
 def load_gguf(path: Path, config: Any) -> Any:
-    """The model of a GGUF file in fp32, with the settings of `config`.
-
-    Raises
-        ColdstillError: transformers cannot read the file, or its weights do not fit the model
-    """
+    """The model of a GGUF file in fp32, with the settings of `config`."""
     # transformers draws a progress bar here even if progress bars are turned off
     with (
         _reading("transformers cannot read it", path.name, path.name),
@@ -181,9 +172,6 @@ def expect_loadable(
     """Check names and shapes of a model's weights by the headers of its files.
 
     This takes seconds, and finds before hours of work what `load_model` would refuse after them.
-
-    Raises
-        ColdstillError: the weights do not fit the configuration
     """
     config = load_config(name, where, revision, own_code=own_code)
     files = _expect_files(name, where, revision, config)
@@ -274,8 +262,6 @@ def teacher_identity(
     """Name, size and a fingerprint of everything that decides a teacher's output.
 
     Reads the files of the model, but neither loads it nor runs code that it brings.
-
-    own_code  whether that code will run later (`trust_remote_code` of the recipe)
 
     Raises
         ColdstillError: the model is missing, or its weights are damaged

@@ -130,13 +130,7 @@ def sizes_of_table(
     sequence_length: int,
     where: str = "architecture",
 ) -> ModelSizes:
-    """Sizes of a new model that a recipe's table describes.
-
-    where  the recipe's table, for messages
-
-    Raises
-        ColdstillError: as `stages.models.building.build_model`
-    """
+    """Sizes of a new model that a recipe's table describes; raises as `build_model`."""
     hidden, heads = architecture.hidden, architecture.heads
     kv_heads = architecture.kv_heads or heads
     if architecture.family not in _COUNTED_FAMILIES or hidden % heads or heads % kv_heads:
@@ -219,9 +213,6 @@ def sizes_of_cuts(
 def anatomy_of_model(folder: Path, where: str) -> Anatomy | None:
     """Anatomy of the model in a folder, from the headers of its weight files; None if these are
     missing or damaged.
-
-    Raises
-        ColdstillError: a family that cannot be pruned
     """
     try:
         files = _safetensors_in(folder)

@@ -87,9 +87,6 @@ def run_pilot(
 
     plans    one for each capture and codec, the recipe's own first; they differ in nothing else
     scratch  folder for shards that are counted and deleted
-
-    Raises
-        ColdstillError: the teacher's logits are not finite
     """
     own = plans[0]
     sequences = own.sequences.read(own.rows)
@@ -176,7 +173,7 @@ class _Measuring:
                     break  # refused below
                 self._compare(parts, chunk)
         # refuses a teacher whose logits are not finite, as stage one does
-        pending = Pending(sequences, self._teacher.name, self._own.split, parts[own])
+        pending = Pending(sequences, self._own.split, parts[own])
         targets = {own: pending.targets()}
         self._seconds.append(watch.seconds())
         self._sequences.append(len(sequences))
