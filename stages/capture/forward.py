@@ -140,6 +140,7 @@ class Pending:
     """Targets that an accelerator may still be computing or copying."""
 
     sequences: Sequences
+    teacher: str
     split: str
     parts: list[TargetTensors]
     copied: Any = None
@@ -160,7 +161,7 @@ class Pending:
             sequences, first = self.sequences, int(np.flatnonzero(bad)[0])
             row = int(np.searchsorted(sequences.positions.offsets, first, side="right")) - 1
             raise ColdstillError(
-                f"teacher: its logits are not finite at {self.split} sequence "
+                f"{self.teacher}: its logits are not finite at {self.split} sequence "
                 f"{int(sequences.ids[row])}, position {int(sequences.positions.values[first])}, so "
                 "no target of it is stored; try teacher.dtype = 'fp32'"
             )
@@ -247,21 +248,21 @@ class TeacherForward:
             yield from half(sequences.take(rows))
 
     def _expect_divisible(self, error: Exception, rows: int, tokens: int) -> None:
-        head = self._teacher.head
+        name, head = self._teacher.name, self._teacher.head
         if not is_out_of_memory(error):
             raise ColdstillError(
-                f"teacher: transformers cannot run a {head.model.config.model_type!r} model on "
+                f"{name}: transformers cannot run a {head.model.config.model_type!r} model on "
                 f"{rows} sequences of {tokens:,} tokens together: {first_line(error)}; try "
                 "teacher.attention = 'eager', or choose another teacher"
             ) from error
         if self._teacher.lockstep:  # the other processes have finished this batch
             raise ColdstillError(
-                f"teacher: not enough memory for a batch of {tokens:,} tokens; lower "
+                f"{name}: not enough memory for a batch of {tokens:,} tokens; lower "
                 "logits.batch_tokens"
             ) from error
         if rows == 1:
             raise ColdstillError(
-                f"teacher: not enough memory for one sequence of {tokens} tokens on "
+                f"{name}: not enough memory for one sequence of {tokens} tokens on "
                 f"{head.device}; lower corpus.sequence_length, choose "
                 "teacher.dtype = 'bf16', or spread the teacher with teacher.device_map = 'auto'"
             ) from error
@@ -284,11 +285,11 @@ class TeacherForward:
         for chunk in self._forward.chunks(batch):
             parts += select(chunk.logits_MV, chunk.labels_M, chunk.uniform_M, self._capture)
         if head.device.type != "cuda":
-            return Pending(batch.sequences, self._split, parts)
+            return Pending(batch.sequences, teacher.name, self._split, parts)
         on_host = _to_host(parts)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(torch.cuda.current_stream(head.device))
-        return Pending(batch.sequences, self._split, [on_host], copied)
+        return Pending(batch.sequences, teacher.name, self._split, [on_host], copied)
 
 
 def capture_batch(

@@ -45,6 +45,8 @@ class Teacher:
     isolation: Isolation
     answering: Answering | None = None
     """Which prompts can be answered together; None if that was not tested."""
+    name: str = "teacher"
+    """For messages."""
     lockstep: bool = False
     """Whether all processes run this teacher together, each with a slice of every layer."""
 

@@ -173,7 +173,7 @@ class _Measuring:
                     break  # refused below
                 self._compare(parts, chunk)
         # refuses a teacher whose logits are not finite, as stage one does
-        pending = Pending(sequences, self._own.split, parts[own])
+        pending = Pending(sequences, self._teacher.name, self._own.split, parts[own])
         targets = {own: pending.targets()}
         self._seconds.append(watch.seconds())
         self._sequences.append(len(sequences))
