@@ -12,11 +12,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .chat_template import Chat, in_parts
+from .chat_template import Chat, Spans, in_parts
 from .chat_trace import text_after_last, text_before_first
 
 if TYPE_CHECKING:
-    from .chat_template import ChatTemplate, Spans
+    from .chat_template import ChatTemplate
     from .chat_trace import MessageSpan
 
 _WHOLE = re.compile(r"<[^<>]*>?|\[[^\[\]]*\]?|\w+")
@@ -39,7 +39,7 @@ class TurnEdges:
     """Whether the closing ends in a token that ends a turn."""
 
 
-Turn = tuple[list[tuple[int, int]], bool]
+Turn = tuple[Spans, bool]
 """The spans to learn of a turn, and whether a token ends it."""
 
 

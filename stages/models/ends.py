@@ -1,4 +1,4 @@
-"""End tokens: measuring which tokens end the texts of a corpus, and making a model stop at them.
+"""How a model stops: end tokens measured in a corpus, and generation settings that can be saved.
 
 A student's texts end as the documents and chat turns of its corpus do, which need not be the
 tokenizer's end of text. So end tokens are measured: tokens that are last where a supervised part

@@ -1,4 +1,4 @@
-"""Loading configurations, tokenizers and models from a folder or a hub.
+"""Loading configurations, tokenizers and models from a folder or a hub, and their identity.
 
 Every call of `from_pretrained` is in this module, so that all weights are checked: a tensor that
 is missing, unexpected or of another shape is refused (`completeness.py`). Code that a model brings
