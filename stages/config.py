@@ -14,8 +14,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from ..data.corpus.columns import Columns
 from ..data.errors import ColdstillError
 
-_FORBID: Any = {"extra": "forbid"}
-
 Size = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -28,11 +26,17 @@ class InRecipe:
     text: str
 
 
+class _Table:
+    """A table in which unknown keys are refused."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArchitectureConfig:
+class ArchitectureConfig(_Table):
     """Sizes of a new model."""
 
-    __pydantic_config__: ClassVar[Any] = _FORBID
     family: str = "llama"
     """Model type of transformers: any causal language model. A size that it lacks is refused."""
     layers: Size
@@ -53,10 +57,9 @@ class ArchitectureConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(_Table):
     """How a model is trained: steps, batches, learning rate, precision, checkpoints."""
 
-    __pydantic_config__: ClassVar[Any] = _FORBID
     steps: Size
     """Number of optimiser steps."""
     batch_tokens: Size = 8192
@@ -102,10 +105,9 @@ def _layer_names(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayersConfig:
+class LayersConfig(_Table):
     """Which layers of the teacher a student keeps, counted from 0. Exactly one key is set."""
 
-    __pydantic_config__: ClassVar[Any] = _FORBID
     every: Size | None = None
     """Keep every n-th layer, starting with the first."""
     keep: Annotated[int, Field(ge=2)] | None = None
@@ -126,11 +128,7 @@ class LayersConfig:
             )
 
     def chosen(self, count: int, where: str) -> list[int]:
-        """Return the kept layers of a teacher that has `count` layers.
-
-        Raises
-            ColdstillError: the teacher has fewer layers than this asks for
-        """
+        """Return the kept layers of a teacher that has `count` layers; refuse too few."""
         asked = self.every or self.keep or max(self.only or (0,)) + 1
         if asked > count:
             raise ColdstillError(
@@ -156,11 +154,10 @@ def listed_layers(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(_Table):
     """Low-rank adapters (LoRA, arXiv 2106.09685). Weights stay frozen; a product of two thin
     matrices is trained for each weight matrix and added to it at the end."""
 
-    __pydantic_config__: ClassVar[Any] = _FORBID
     rank: Size = 16
     """Rank of the adapters: width of the thin matrices."""
     alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 32.0
@@ -177,10 +174,9 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightConfig:
+class WeightConfig(_Table):
     """A loss weight that changes during training."""
 
-    __pydantic_config__: ClassVar[Any] = _FORBID
     weight: Weight
     """Target value: `linear` reaches it in the last step, `wsd` after its warm-up."""
     schedule: Literal["constant", "linear", "wsd"] = "constant"
@@ -242,11 +238,10 @@ else:  # a plain number goes through the table too, so that a bad weight has one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectiveConfig:
+class ObjectiveConfig(_Table):
     """A student's objective: a weighted sum of losses. Each weight is a number, or a table such as
     { weight = 0.9, schedule = "wsd" }."""
 
-    __pydantic_config__: ClassVar[Any] = _FORBID
     kl: ScheduledWeight = 1.0
     """Weight of the forward KL divergence, KL(teacher || student)."""
     cross_entropy: ScheduledWeight = 0.0
@@ -294,19 +289,17 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerConfig:
+class TokenizerConfig(_Table):
     """A new byte-pair tokenizer, trained on the corpus."""
 
-    __pydantic_config__: ClassVar[Any] = _FORBID
     vocabulary: Annotated[int, Field(ge=258)] = 8192
     """Number of tokens: 256 bytes, the end of text, and merges."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(_Table):
     """How the teacher answers prompts; students learn from the answers."""
 
-    __pydantic_config__: ClassVar[Any] = _FORBID
     max_new_tokens: Size = 256
     """Most tokens of an answer. It ends earlier at an end token or when the sequence is full."""
     temperature: Weight = 1.0
@@ -318,10 +311,9 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CorpusConfig:
+class CorpusConfig(_Table):
     """The documents that are read, and how they are cut into sequences."""
 
-    __pydantic_config__: ClassVar[Any] = _FORBID
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     """Files, globs and folders (relative to the recipe), data sets as `hub:ORG/NAME`, or `stdlib:`,
     the sources of Python's own library."""

@@ -74,9 +74,6 @@ def choose_prompts(
 
     begins  sequence of the corpus in which each document begins; without it the first part is
             searched near the others, where it is with few exceptions
-
-    Raises
-        ColdstillError: the store is damaged
     """
     order = np.random.default_rng(seed).permutation(len(store))[:_LOOKS]
     found: dict[int, Prompt] = {}
@@ -126,10 +123,7 @@ def _beginnings(sequences: Sequences, row: int) -> Iterator[Prompt]:
 def _is_later_piece(
     store: StoreReader, prompt: Prompt, sequence: int, begins: Mapping[int, int] | None
 ) -> bool:
-    """Whether the prompt is in a later part of a document.
-
-    sequence  id of the prompt's sequence
-    """
+    """Whether the prompt, in the sequence with id `sequence`, is in a later part of a document."""
     if begins is not None:
         return begins.get(prompt.document) != sequence
     earlier = np.arange(max(0, prompt.sequence - _BEFORE), prompt.sequence)

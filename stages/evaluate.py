@@ -20,10 +20,8 @@ from ..data.token_bytes import token_bytes_of
 from .evaluation.calibration import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
 from .models.device import best_device, describe_machine, short_dtype
-from .models.identity import teacher_identity
-from .models.isolation import flat_positions, model_inputs
-from .models.isolation_choice import student_isolation
-from .models.loading import load_model
+from .models.isolation import flat_positions, model_inputs, student_isolation
+from .models.loading import load_model, teacher_identity
 from .models.output_head import connect_head
 from .report import Report, Reporter, silent
 from .targets.losses.forward_kl import ForwardKL
@@ -33,8 +31,10 @@ from .targets.tensors import TargetTensors
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..data.schema import Block
     from ..data.store.reader import StoreReader
     from .evaluation.generation_speed import GenerationSpeed
+    from .models.isolation import Isolation
     from .models.output_head import OutputHead
 
 STAGE = "evaluate"
@@ -95,9 +95,6 @@ def evaluate_student(
     """Measure a trained student on the held-out store.
 
     own_code  run the Python code in the model's folder (`trust_remote_code`)
-
-    Raises
-        ColdstillError: the model cannot be loaded, or the store is damaged
     """
     where, stage = f"students.{name}", f"{STAGE} {name}"
     report(Report(stage=stage, doing="load the model"))
@@ -110,18 +107,8 @@ def evaluate_student(
     sums, calibration = Sums(), Calibration()
     report(Report(stage=stage, total=store.positions, unit="positions"))
     for block in store.batches(size):
-        inputs = model_inputs(block.sequences, isolation, model.dtype)
-        positions = flat_positions(block.sequences, inputs["input_ids"].shape[1])
-        target = TargetTensors.from_block(block)
-        _add_batch(head, inputs, positions, target, sums, calibration)
-        report(
-            Report(
-                stage=stage,
-                done=sums.positions,
-                total=store.positions,
-                unit="positions",
-            )
-        )
+        _add_block(head, block, isolation, sums, calibration)
+        report(Report(stage=stage, done=sums.positions, total=store.positions, unit="positions"))
     report(Report(stage=stage, doing="measure its speed and memory"))
     usage = measure_usage(
         model,
@@ -210,15 +197,12 @@ class Sums:
 
 
 @torch.no_grad()
-def _add_batch(
-    head: OutputHead,
-    inputs: dict[str, Any],
-    positions: torch.Tensor,
-    target: TargetTensors,
-    sums: Sums,
-    calibration: Calibration,
+def _add_block(
+    head: OutputHead, block: Block, isolation: Isolation, sums: Sums, calibration: Calibration
 ) -> None:
-    device = head.model.device
+    device, target = head.model.device, TargetTensors.from_block(block)
+    inputs = model_inputs(block.sequences, isolation, head.model.dtype)
+    positions = flat_positions(block.sequences, inputs["input_ids"].shape[1])
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     hidden_MD = head.hidden(inputs).flatten(0, 1)[positions.to(device)]
     buffer = head.buffer(len(hidden_MD), device)

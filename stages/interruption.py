@@ -21,7 +21,6 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        """Install no handler yet."""
         self.asked = False
         self._postponed = False
 

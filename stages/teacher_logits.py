@@ -81,10 +81,6 @@ def capture_split(
 
     begin  called once, after every check
     stop   called after each batch; returning True leaves the rest for later
-
-    Raises
-        ColdstillError: the store was made with other settings, the teacher's logits are not finite,
-            or the disk is full
     """
     if teacher.follows:
         forward = TeacherForward(teacher, plan.capture, plan.batch_tokens)

@@ -1,4 +1,4 @@
-"""Stage two: train a student from the store. Runs the teacher only to prune it."""
+"""Stage two: prune and train a student from the store. Runs the teacher only to prune it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import copy
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from ..data.files import whole_folder
+from ..data.errors import ColdstillError
+from ..data.files import read_json, whole_folder
 from .libraries import asking
 from .models.device import best_device
 from .models.ends import report_ends, store_ends, with_end
-from .models.isolation_choice import student_isolation
+from .models.isolation import student_isolation
 from .models.loading import load_tokenizer
 from .models.output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .students.adapters import adapt, expect_peft, merge
-from .students.job import StudentJob
+from .students.job import PRUNING, StudentJob
 from .students.lesson import lesson
 from .students.origin import NewStudent, make_student
 from .training.feed import StoreDataset
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
 
     from ..data.store.reader import StoreReader
 
-__all__ = ["StudentJob", "make_student", "student_isolation", "train_student"]
-
-STAGE = "train-student"
+STAGE, PRUNE = "train-student", "prune-student"
 
 
 def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent) -> None:
@@ -50,19 +49,19 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
 
 
 def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> None:
-    where = f"students.{job.name}"
+    where, stage = f"students.{job.name}", f"{STAGE} {job.stage}"
     manifest = store.manifest
     taught = lesson(job, store)
     if job.lora is not None:
         expect_peft(f"{where}.lora")
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
-    report(Report(stage=f"{STAGE} {job.stage}", doing="make or load the model"))
+    report(Report(stage=stage, doing="make or load the model"))
     made = make_student(job, store, tokenizer, report)
     model = made.model
     model.to(best_device())
     isolation = student_isolation(model, store, where, report)
     head = connect_head(model, manifest.tokenizer.size, report)
-    report(Report(stage=f"{STAGE} {job.stage}", doing="find the tokens that end texts"))
+    report(Report(stage=stage, doing="find the tokens that end texts"))
     ends = store_ends(store, tokenizer)
     judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)
     begin = _beginning(job, made, judged, report)
@@ -70,7 +69,7 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     train(
         TrainingJob(
-            stage=f"{STAGE} {job.stage}",
+            stage=stage,
             head=head,
             dataset=StoreDataset(*taught.stores),
             isolation=isolation,
@@ -87,13 +86,13 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     )
     if adapters is not None:
         merge(adapters)
-    report(Report(stage=f"{STAGE} {job.stage}", doing="save the model"))
-    report_ends(model, tokenizer, ends, f"{STAGE} {job.stage}", report)
+    report(Report(stage=stage, doing="save the model"))
+    report_ends(model, tokenizer, ends, stage, report)
     _save(job, model, with_end(tokenizer, ends.tokens))
     size = f"{model.num_parameters():,} parameters"
     merged = f"{learned:,} adapter weights trained and merged into {size}"
     note = f"{size} trained" if job.lora is None else merged
-    report(Report(stage=f"{STAGE} {job.stage}", note=note))
+    report(Report(stage=stage, note=note))
 
 
 def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:
@@ -137,3 +136,38 @@ def _unchanged(model: Any, config: Any) -> Iterator[None]:
         yield
     finally:
         model.config, model._keys_to_ignore_on_save = now
+
+
+def prune_student(
+    job: StudentJob, store: StoreReader, report: Reporter = silent
+) -> list[dict[str, Any]]:
+    """Make the student's next cut, if the training before it is done; do not train.
+
+    Returns the records of all cuts so far, in order.
+
+    Raises
+        ColdstillError: as `make_student`, or the store has no supervised position
+    """
+    if store.positions == 0:
+        raise ColdstillError(f"{store.place}: no supervised position to measure importance on")
+    for each in job.remaining_rounds():
+        if each.model_folder.is_dir():
+            continue
+        tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
+        started = each.start.is_dir()
+        stage = f"{PRUNE} {each.stage}"
+        report(Report(stage=stage, doing="load the model to cut"))
+        made = make_student(each, store, tokenizer, report)
+        if started:
+            note = f"already pruned: {each.start}"
+        else:
+            job.begin()
+            report(Report(stage=stage, doing="save the pruned model"))
+            made.save(each)
+            note = f"{made.model.num_parameters():,} parameters left: {each.start}"
+        report(Report(stage=stage, note=note))
+        break
+    else:
+        report(Report(stage=f"{PRUNE} {job.name}", note=f"already trained: {job.model_folder}"))
+    records = [each.folder / PRUNING for each in job.rounds()]
+    return [read_json(record) for record in records if record.exists()]

@@ -35,8 +35,7 @@ from coldstill.stages.corpus.train_tokenizer import train_tokenizer
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.contract import LoadedStudent, expect_supported
 from coldstill.stages.models.building import build_model
-from coldstill.stages.models.isolation import packs
-from coldstill.stages.models.isolation_choice import choose_isolation
+from coldstill.stages.models.isolation import choose_isolation, packs
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.planning.model_sizes import sizes_of_table

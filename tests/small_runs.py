@@ -13,9 +13,13 @@ from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.stages.capture.plan import CapturePlan, chosen_rows
 from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.models.identity import teacher_identity
-from coldstill.stages.models.isolation_choice import choose_isolation
-from coldstill.stages.models.loading import context_length, load_model, load_tokenizer
+from coldstill.stages.models.isolation import choose_isolation
+from coldstill.stages.models.loading import (
+    context_length,
+    load_model,
+    load_tokenizer,
+    teacher_identity,
+)
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.models.vocabulary import vocabulary_size
 from coldstill.stages.prepare_corpus import prepare_corpus

@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ...data.prepared import CorpusLayout
-from ...stages.models.known_families import UNPACKED, size_in
-from ...stages.models.weight_files import INDEX_END, ORDER, shards, weight_files_in
+from ...stages.models.model_files import (
+    INDEX_END,
+    ORDER,
+    UNPACKED,
+    shards,
+    size_in,
+    weight_files_in,
+)
 from ...stages.planning.model_sizes import tensor_shapes
 from .models import (
     NamedModel,

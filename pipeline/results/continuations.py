@@ -15,7 +15,7 @@ from pydantic import Field
 from ...data.errors import ColdstillError
 from ...data.files import files_sha256, json_sha256, write_json
 from ...data.prepared import CorpusLayout
-from ...stages.models.weight_files import weight_files_in
+from ...stages.models.model_files import weight_files_in
 from ...stages.report import Report
 from ..quiet import quiet_libraries
 from ..recipe.tables import TEACHER
@@ -236,8 +236,7 @@ def _loaded(work: Work, store: StoreReader, author: _Author) -> Any:
         ColdstillError: it cannot be loaded, or it is not the teacher of the store
     """
     from ...stages.models.device import best_device
-    from ...stages.models.identity import teacher_identity
-    from ...stages.models.loading import load_model
+    from ...stages.models.loading import load_model, teacher_identity
 
     name = str(author.folder)
     if author.name != TEACHER:

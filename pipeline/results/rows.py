@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
-from ...stages.models.weight_files import weight_files_in
+from ...stages.models.model_files import weight_files_in
 from .exports import export_rows, stale_exports
 from .figures import ModelFigures
 from .names import labelled, run_labels, visible

@@ -47,7 +47,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
     from ...stages.teacher_logits import capture_split, is_captured
 
     if recipe.teacher.tensor_parallel:
-        expect_several_processes("teacher.tensor_parallel")
+        expect_several_processes()
     for store in map(place_at, (run.logits, run.heldout)):
         if isinstance(store, LocalPlace):  # before time is spent on the corpus
             expect_writable(store.root)
@@ -99,8 +99,12 @@ def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
         ColdstillError: the teacher cannot be loaded, or not captured as the recipe asks
     """
     from ...stages.capture.plan import expect_capturable
-    from ...stages.models.identity import teacher_identity
-    from ...stages.models.loading import context_length, expect_loadable, load_config
+    from ...stages.models.loading import (
+        context_length,
+        expect_loadable,
+        load_config,
+        teacher_identity,
+    )
     from ...stages.models.vocabulary import vocabulary_size
 
     recipe, table = work.recipe, work.recipe.teacher

@@ -79,7 +79,7 @@ def heldout_identity(manifest: Manifest) -> str:
 def is_evaluated(folder: StudentFolder, heldout: str) -> bool:
     """Whether a student has figures of this held-out store and of its current weights, with all
     keys of this version."""
-    from ...stages.models.identity import teacher_identity
+    from ...stages.models.loading import teacher_identity
 
     figures = _measured(folder.evaluation, heldout, *_NEWER, _CACHED)
     if figures is None:

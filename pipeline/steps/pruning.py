@@ -68,7 +68,7 @@ def prune_students(work: Work, names: Sequence[str]) -> dict[str, tuple[Cut, ...
         ColdstillError: a student without `prune`, sizes that do not fit the teacher, another
             teacher than the store's, or no store
     """
-    from ...stages.prune_student import prune_student
+    from ...stages.train_student import prune_student
 
     pruned = [name for name, student in work.recipe.students.items() if student.prune]
     for name in names:

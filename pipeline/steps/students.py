@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ...data.store.reader import StoreReader
+    from ...stages.students.job import StudentJob
     from ...stages.students.pruning.layers import TeacherWeights
-    from ...stages.train_student import StudentJob
     from ..recipe.run_folder import StudentFolder
     from ..recipe.tables import StudentTable
     from ..recipe.work import Work
@@ -98,7 +98,7 @@ def student_job(
     work: Work, name: str, settings: dict[str, Any], others: Mapping[str, StoreReader]
 ) -> StudentJob:
     """Return the job of a student without the teacher's weights, which may be missing."""
-    from ...stages.train_student import StudentJob
+    from ...stages.students.job import StudentJob
 
     student, folder = work.recipe.student(name), work.run.student(name)
     return StudentJob(

@@ -97,10 +97,9 @@ def _correct_teacher(work: Work) -> bool:
     if is_done(run.teacher_settings, run.teacher_model, settings, "teacher", "name = NEW"):
         return False
     _expect_uncaptured(run, base)
-    from ...stages.correct_teacher import Correction, correct_teacher
-    from ...stages.models.isolation import packs
-    from ...stages.models.isolation_choice import choose_isolation
+    from ...stages.models.isolation import choose_isolation, packs
     from ...stages.models.vocabulary import vocabulary_size
+    from ...stages.train_teacher import Correction, correct_teacher
 
     model = _load_base(work)
     length = recipe.corpus.sequence_length
@@ -158,8 +157,12 @@ def _correction_settings(work: Work, base: TeacherIdentity, record: CorpusRecord
 def _correctable(work: Work, tokenizer: Any) -> TeacherIdentity:
     """Return the model to correct; raises ColdstillError if it cannot be trained or captured."""
     from ...stages.capture.plan import expect_capturable
-    from ...stages.models.identity import teacher_identity
-    from ...stages.models.loading import context_length, expect_loadable, load_config
+    from ...stages.models.loading import (
+        context_length,
+        expect_loadable,
+        load_config,
+        teacher_identity,
+    )
     from ...stages.models.vocabulary import vocabulary_size
     from ...stages.students.adapters import expect_peft
 
@@ -272,8 +275,12 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
     Raises
         ColdstillError: the sources changed after a teacher or a store was made from them
     """
-    from ...stages.corpus.provenance import difference_in_corpus, outdated_labels
-    from ...stages.prepare_corpus import prepare_corpus, summary
+    from ...stages.prepare_corpus import (
+        difference_in_corpus,
+        outdated_labels,
+        prepare_corpus,
+        summary,
+    )
 
     config, base, run = work.recipe.corpus, work.loaded.base, work.run
     prompts = work.recipe.teacher.generate is not None

@@ -122,22 +122,17 @@ class ChunkedForward:
         del states
         labels_M = batch.labels.to(head.device, non_blocking=True)
         uniform_M = batch.uniform.to(head.device, non_blocking=True)
-        buffer = self._buffer_for(len(hidden_MD))
+        if self._buffer is None or len(self._buffer) < min(head.chunk, len(hidden_MD)):
+            self._buffer = None  # before the larger one is allocated
+            self._buffer = head.buffer(len(hidden_MD), head.device)
+        buffer = self._buffer
         for start in range(0, len(hidden_MD), len(buffer)):
             rows = slice(start, start + len(buffer))
             logits = head.logits(hidden_MD[rows], buffer)
             yield Chunk(hidden_MD[rows], logits, labels_M[rows], uniform_M[rows])
 
     def free(self) -> None:
-        """Release the memory for logits."""
         self._buffer = None
-
-    def _buffer_for(self, positions: int) -> torch.Tensor:
-        wanted = min(self._head.chunk, positions)
-        if self._buffer is None or len(self._buffer) < wanted:
-            self._buffer = None  # before the larger one is allocated
-            self._buffer = self._head.buffer(positions, self._head.device)
-        return self._buffer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,9 +141,7 @@ class Pending:
 
     sequences: Sequences
     teacher: str
-    """Name of the teacher, for messages."""
     split: str
-    """Split of the sequences, for messages."""
     parts: list[TargetTensors]
     copied: Any = None
     """CUDA event after which the parts are on the host; None without an accelerator."""
@@ -162,7 +155,16 @@ class Pending:
         if self.copied is not None:
             self.copied.synchronize()
         targets = TargetTensors.concatenate(self.parts).to_targets()
-        _expect_finite(targets, self.sequences, self.teacher, self.split)
+        # a NaN or infinity among the logits changes the normaliser and with it both of these
+        bad = ~(np.isfinite(targets.entropy) & np.isfinite(targets.label_logprob))
+        if bad.any():
+            sequences, first = self.sequences, int(np.flatnonzero(bad)[0])
+            row = int(np.searchsorted(sequences.positions.offsets, first, side="right")) - 1
+            raise ColdstillError(
+                f"{self.teacher}: its logits are not finite at {self.split} sequence "
+                f"{int(sequences.ids[row])}, position {int(sequences.positions.values[first])}, so "
+                "no target of it is stored; try teacher.dtype = 'fp32'"
+            )
         return targets
 
 
@@ -177,11 +179,7 @@ class TeacherForward:
         report: Reporter = silent,
         split: str = "",
     ) -> None:
-        """Capture with a loaded teacher.
-
-        budget  tokens of a batch, padding included
-        split   split of the sequences, for messages
-        """
+        """Capture with at most `budget` tokens in a batch; `split` is for messages."""
         self._teacher, self._capture, self._report = teacher, capture, report
         self._split = split
         self.budget = budget
@@ -190,7 +188,6 @@ class TeacherForward:
 
     @property
     def pin(self) -> bool:
-        """Whether inputs should be in pinned memory."""
         return self._teacher.head.device.type == "cuda"
 
     def prepare(self, sequences: Sequences) -> Prepared:
@@ -275,14 +272,11 @@ class TeacherForward:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.budget = max(1, min(self.budget, tokens) // 2)
-        self._report(
-            Report(
-                stage="teacher-logits",
-                note=f"out of memory with a batch of {tokens:,} tokens; continuing with "
-                f"{self.budget:,}, set logits.batch_tokens to start there",
-                warning=True,
-            )
+        note = (
+            f"out of memory with a batch of {tokens:,} tokens; continuing with {self.budget:,}, "
+            "set logits.batch_tokens to start there"
         )
+        self._report(Report(stage="teacher-logits", note=note, warning=True))
 
     def _capture_whole(self, batch: Prepared) -> Pending:
         teacher, head = self._teacher, self._teacher.head
@@ -301,11 +295,7 @@ class TeacherForward:
 def capture_batch(
     teacher: Teacher, sequences: Sequences, capture: Capture, split: str = ""
 ) -> Targets:
-    """[M] targets of some sequences in one batch, without work in the background.
-
-    Raises
-        ColdstillError: a logit is NaN or infinite, or memory runs out
-    """
+    """[M] targets of some sequences in one batch, without work in the background."""
     tokens = len(sequences) * int(sequences.tokens.lengths.max())
     forward = TeacherForward(teacher, capture, tokens, split=split)
     parts = [part.targets() for part in forward.capture(forward.prepare(sequences))]
@@ -332,16 +322,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in text or "can't allocate memory" in text
     )
-
-
-def _expect_finite(targets: Targets, sequences: Sequences, teacher: str, split: str) -> None:
-    # a NaN or infinity among the logits changes the normaliser and with it both of these
-    bad = ~(np.isfinite(targets.entropy) & np.isfinite(targets.label_logprob))
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        row = int(np.searchsorted(sequences.positions.offsets, first, side="right")) - 1
-        raise ColdstillError(
-            f"{teacher}: its logits are not finite at {split} sequence {int(sequences.ids[row])}, "
-            f"position {int(sequences.positions.values[first])}, so no target of it is stored; try "
-            "teacher.dtype = 'fp32'"
-        )

@@ -61,11 +61,7 @@ def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int
 
 
 def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
-    """The manifest of the store; depends on the arguments only.
-
-    Raises
-        ColdstillError: as `expect_capturable`
-    """
+    """The manifest of the store; depends on the arguments only."""
     tokenizer = tokenizer_identity(plan.tokenizer)
     expect_capturable(plan.capture, tokenizer.size, plan.sequence_length, plan.context)
     split = plan.corpus.splits[plan.split]
@@ -97,14 +93,10 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
 def expect_capturable(
     capture: Capture, size: int, sequence_length: int, longest: int | None
 ) -> None:
-    """Refuse a capture that the teacher cannot provide.
+    """Refuse a head and tail larger than the vocabulary, and sequences longer than the context.
 
     size     tokens of the vocabulary
     longest  context of the teacher; None if it has no limit
-
-    Raises
-        ColdstillError: head and tail are larger than the vocabulary, or a sequence is longer than
-            the teacher's context
     """
     if capture.head > size:
         raise ColdstillError(

@@ -10,20 +10,24 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ...data.schema import Block, Sequences
 from ..ranks import rank, world_size
 from ..report import Report
-from .background import Background, ahead
 from .forward import batches_of
 from .generate import answered, most_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
+    from concurrent.futures import Future
+    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -33,6 +37,72 @@ if TYPE_CHECKING:
     from .forward import Pending, Prepared, TeacherForward
     from .plan import CapturePlan
     from .teacher import Teacher
+
+_Item = TypeVar("_Item")
+
+
+class Background:
+    """Runs tasks on threads. A context manager; leaving it waits until all tasks are done.
+
+    An error in a task is raised by a later `submit`, or when the context is left. Tasks that have
+    not started by then are skipped.
+    """
+
+    def __init__(self, workers: int, waiting: int = 2) -> None:
+        """Use `workers` threads; `submit` blocks while `waiting` more tasks are queued."""
+        self._executor = ThreadPoolExecutor(workers, "coldstill")
+        self._limit = workers + waiting
+        self._tasks: deque[Future[object]] = deque()
+        self._failed = threading.Event()
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for all submitted tasks, also after an interruption: they are few and worth keeping.
+
+        Then raise the error of a task, unless another error is being raised already.
+        """
+        self._executor.shutdown(wait=True)
+        if error is None:
+            for task in self._tasks:
+                task.result()
+
+    def submit(self, task: Callable[[], object]) -> None:
+        """Queue a task; block while too many are waiting. Raises the error of an earlier task."""
+        while self._tasks and (self._failed.is_set() or len(self._tasks) >= self._limit):
+            self._tasks.popleft().result()
+        self._tasks.append(self._executor.submit(self._run, task))
+
+    def _run(self, task: Callable[[], object]) -> None:
+        if not self._failed.is_set():
+            try:
+                task()
+            except BaseException:
+                self._failed.set()
+                raise
+
+
+def ahead(items: Iterator[_Item], depth: int = 2) -> Generator[_Item, None, None]:
+    """Items in order, made on a thread up to `depth` in advance; raises the error of making one.
+
+    Closing the generator stops the thread.
+    """
+    end = object()
+    executor = ThreadPoolExecutor(1, "coldstill ahead")
+    try:
+        waiting = deque(executor.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(executor.submit(next, items, end))
+            yield item  # type: ignore[misc]
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
 
 _MOST_WORKERS = 4
 
@@ -78,11 +148,7 @@ class ShardCapture:
             if whole:
                 self._writer.commit(self._shard, (e for e in self._encoded if e is not None))
                 self._encoded = []
-                self.drop()
-
-    def drop(self) -> None:
-        """Release the claim."""
-        self._held.close()
+                self._held.close()
 
     def _completed(self, batch: Block) -> list[tuple[int, Block]]:
         """The blocks that this batch completes, in the order of the shard."""
@@ -108,7 +174,6 @@ class ShardQueue:
     def __init__(
         self, plan: CapturePlan, writer: ShardWriter, forward: TeacherForward, tally: Tally
     ) -> None:
-        """Start with the shards that are missing."""
         self._plan, self._writer, self._forward, self._tally = plan, writer, forward, tally
         self._open = contextlib.ExitStack()
         self._elsewhere: set[int] = set()
@@ -124,7 +189,6 @@ class ShardQueue:
                 yield current, part if generate is not None else self._forward.prepare(part)
 
     def close(self) -> None:
-        """Release all claims that are still held."""
         self._open.close()
 
     def _claims(self) -> Iterator[tuple[int, contextlib.ExitStack]]:
@@ -173,11 +237,7 @@ def capture_shards(
     report: Reporter,
     stop: Callable[[], bool],
 ) -> Tally:
-    """Capture the missing shards that no other process has claimed, until `stop` returns True.
-
-    Raises
-        ColdstillError: the teacher's logits are not finite, memory is short, or the disk is full
-    """
+    """Capture the missing shards that no other process has claimed, until `stop` returns True."""
     count = sum(len(writer.manifest.shard_rows(i)) for i in writer.missing())
     tally = Tally(total=count * plan.sequence_length)
     shards = ShardQueue(plan, writer, forward, tally)
@@ -191,7 +251,7 @@ def capture_shards(
             for shard, batch in batches:
                 for prepared in _prepared(plan, teacher, forward, batch):
                     for pending in forward.capture(prepared):
-                        background.submit(_task(shard, pending, plan.capture))
+                        background.submit(partial(shard.take, pending, plan.capture))
                 rows = batch if isinstance(batch, Sequences) else batch.sequences
                 new = len(rows) * plan.sequence_length
                 tally.done += new
@@ -210,17 +270,9 @@ def _prepared(
     if not isinstance(batch, Sequences):
         yield batch
         return
-
-    def ask(prompts: Sequences) -> Sequences:
-        return answered(plan, teacher, prompts)
-
     longest = int(most_tokens(plan, batch).max())
-    for sequences in forward.answered(batch, longest, ask):
+    for sequences in forward.answered(batch, longest, partial(answered, plan, teacher)):
         yield forward.prepare(sequences)
-
-
-def _task(shard: ShardCapture, pending: Pending, capture: Capture) -> Callable[[], None]:
-    return lambda: shard.take(pending, capture)
 
 
 def _workers(forward: TeacherForward) -> int:

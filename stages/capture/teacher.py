@@ -15,13 +15,13 @@ from torch import distributed
 
 from ...data.errors import ColdstillError
 from ..models.device import best_device
-from ..models.isolation_choice import choose_isolation
+from ..models.isolation import choose_isolation
 from ..models.loading import load_config, load_model
 from ..models.output_head import connect_head
 from ..models.vocabulary import expect_rows
 from ..ranks import rank, world_size
 from ..report import Reporter, silent
-from .answering import choose_answering
+from .generate import choose_answering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ...data.schema import Sequences
     from ..models.isolation import Isolation
     from ..models.output_head import OutputHead
-    from .answering import Answering
+    from .generate import Answering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Teacher:
     answering: Answering | None = None
     """Which prompts can be answered together; None if that was not tested."""
     name: str = "teacher"
-    """Name used in messages."""
+    """For messages."""
     lockstep: bool = False
     """Whether all processes run this teacher together, each with a slice of every layer."""
 
@@ -88,11 +88,8 @@ class Loading:
     device_map: str | dict[str, int | str] | None = None
     """`auto` or a device for each part, as transformers takes it."""
     tensor_parallel: bool = False
-    """Split every layer across all processes."""
     compiled: bool = False
-    """Run the model through `torch.compile`."""
     own_code: bool = False
-    """Allow code that comes with the model."""
 
 
 def load_teacher(
@@ -108,12 +105,8 @@ def load_teacher(
 ) -> Teacher:
     """Load a teacher and test what it supports.
 
-    where     the recipe's key, for messages
     together  whether documents share sequences
     generate  whether the teacher will answer prompts
-
-    Raises
-        ColdstillError: the model does not exist, or cannot be placed as requested
     """
     options: dict[str, Any] = {}
     if loading.tensor_parallel:
@@ -151,11 +144,11 @@ def load_teacher(
     )
 
 
-def expect_several_processes(where: str) -> None:
-    """Refuse to split a teacher within a single process; `where` is the recipe's key."""
+def expect_several_processes() -> None:
+    """Refuse to split a teacher within a single process."""
     if world_size() < 2:
         raise ColdstillError(
-            f"{where}: needs several processes, this is one; start it with "
+            "teacher.tensor_parallel: needs several processes, this is one; start it with "
             "torchrun --nproc-per-node N --no-python coldstill teacher-logits ..."
         )
 

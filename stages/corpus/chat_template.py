@@ -51,7 +51,6 @@ class ChatTemplate:
     """Writes chats as text."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Use the template of `tokenizer`, which is needed only when `write` is called."""
         self._tokenizer = tokenizer
 
     @property
@@ -61,7 +60,6 @@ class ChatTemplate:
 
     @property
     def exists(self) -> bool:
-        """Whether the tokenizer has a template."""
         return bool(self._tokenizer.chat_template)
 
     def source(self, chat: Chat) -> str:

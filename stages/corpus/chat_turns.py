@@ -12,11 +12,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .chat_template import Chat, in_parts
+from .chat_template import Chat, Spans, in_parts
 from .chat_trace import text_after_last, text_before_first
 
 if TYPE_CHECKING:
-    from .chat_template import ChatTemplate, Spans
+    from .chat_template import ChatTemplate
     from .chat_trace import MessageSpan
 
 _WHOLE = re.compile(r"<[^<>]*>?|\[[^\[\]]*\]?|\w+")
@@ -39,20 +39,14 @@ class TurnEdges:
     """Whether the closing ends in a token that ends a turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A turn of the assistant in a rendered chat."""
-
-    learned: Spans
-    is_ended: bool
-    """Whether a token ends the turn."""
+Turn = tuple[Spans, bool]
+"""The spans to learn of a turn, and whether a token ends it."""
 
 
 class TurnFinder:
     """Locates turns; the edges of equal surroundings are computed once."""
 
     def __init__(self, template: ChatTemplate) -> None:
-        """Locate turns in renderings of `template`."""
         self._template = template
         self._known: dict[tuple[Any, ...], TurnEdges | None] = {}
 
@@ -75,11 +69,11 @@ class TurnFinder:
         begin = span.begin - len(span.before) + edges.header
         end = span.end + edges.closing
         if marked is None:
-            return Turn([(begin, end)], edges.is_ended)
+            return [(begin, end)], edges.is_ended
         spans = [(max(b, begin), min(e, end)) for b, e in marked if b <= span.end and e >= begin]
         if spans and spans[-1][1] >= span.end:
             spans[-1] = (spans[-1][0], end)
-        return Turn(spans, edges.is_ended)
+        return spans, edges.is_ended
 
 
 class _Surroundings:

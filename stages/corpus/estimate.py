@@ -15,8 +15,7 @@ import numpy as np
 from ...data.corpus.sample import sample, spread
 from ...data.errors import ColdstillError
 from ...data.prepared import SPLITS, TokenizedDocument
-from .splits import SplitPacker, is_kept
-from .tokenize_documents import document_tokenizer
+from .tokenize_documents import SplitPacker, document_tokenizer, is_kept
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from ...data.corpus.sources import Source
     from ...data.prepared import Split
     from ..config import CorpusConfig
-    from .splits import Pieces
+    from .tokenize_documents import Pieces
 
 _Tokenize = Callable[
     [Sequence["Document"], int, Callable[["BadRowError"], None]],
@@ -106,7 +105,6 @@ class _Size:
         self._packed = {split: Counter[str]() for split in SPLITS}
 
     def add(self, tokenize: _Tokenize, found: Sample) -> None:
-        """Tokenise and pack the sample of one source."""
         kept = [d for d in found.documents if is_kept(d, prompts=self._prompts)]
         self.documents += len(found.documents)
         for document, tokenized in tokenize(kept, 0, lambda bad: None):
@@ -117,7 +115,7 @@ class _Size:
             self._count(split, packed)
 
     def finish(self, scale: float, *, is_whole: bool) -> Estimate:
-        """The estimate for a corpus that has `scale` times the bytes of the sampled sources."""
+        """The estimate for `scale` times the bytes of the sampled sources."""
         for split, packed in self._packer.finish():
             self._count(split, list(packed))
         expected = {

@@ -29,7 +29,6 @@ class RenderedChat:
 
     text: str
     learned: Spans
-    """The spans of the assistant's turns."""
     counts: Counter[str]
     """Differences from the row, by their names in `CorpusRecord.counts`."""
 
@@ -52,7 +51,6 @@ class ChatRenderer:
     """Renders chats with a tokenizer's template."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Use the template of `tokenizer`, which is needed only for the first chat."""
         self._template = ChatTemplate(tokenizer)
         self._turns = TurnFinder(self._template)
 
@@ -83,8 +81,9 @@ class ChatRenderer:
                     f"in the output of the chat template the text of message {i + 1} (assistant) "
                     "cannot be separated from the text around it; change it or leave it out",
                 )
-            learned += turn.learned
-            counts["unended_turns"] += not turn.is_ended
+            spans_of_turn, is_ended = turn
+            learned += spans_of_turn
+            counts["unended_turns"] += not is_ended
         return RenderedChat(found.text, learned, +counts)
 
     def ask(self, document: Document) -> RenderedChat:

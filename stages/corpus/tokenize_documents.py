@@ -14,20 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...data.corpus.document import BadRowError, refuse
+from ...data.corpus.document import BadRowError, is_held_out, refuse
 from ...data.errors import ColdstillError
-from ...data.prepared import TokenizedDocument
+from ...data.prepared import SPLITS, Packer, TokenizedDocument
 from ..models.vocabulary import left_out_in
 from .render_chat import ChatRenderer, RenderedChat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from ...data.corpus.document import Document
+    from ...data.prepared import Split
     from ..config import CorpusConfig
     from .chat_template import Spans
+
+    Pieces = list[TokenizedDocument]
+    """The pieces of documents in one sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,7 @@ class DocumentTokenizer:
     """Ids that are added after each document that is not a chat."""
 
     def __init__(self, tokenizer: Any, config: CorpusConfig) -> None:
-        """Tokenise the separator.
-
-        Raises
-            ColdstillError: the tokenizer has no tokens for the separator
-        """
+        """Tokenise the separator."""
         self._tokenizer = tokenizer
         self._as_chat = config.as_chat
         self._chats = ChatRenderer(tokenizer)
@@ -77,9 +77,6 @@ class DocumentTokenizer:
 
         skip  called with each bad row: a chat that the template cannot render, a prompt that
               leaves no room for its answer
-
-        Raises
-            ColdstillError: there is no separator for a text, or no template for a chat
         """
         texts: list[Rendered] = []
         for document in documents:
@@ -232,3 +229,41 @@ class PromptTokenizer(DocumentTokenizer):
 def document_tokenizer(tokenizer: Any, config: CorpusConfig, *, prompts: bool) -> DocumentTokenizer:
     """The tokeniser of a corpus: of prompts for the teacher, or of documents to learn from."""
     return (PromptTokenizer if prompts else DocumentTokenizer)(tokenizer, config)
+
+
+def split_of(document: Document, holdout: float) -> Split:
+    """The split of a document, which depends on its content alone."""
+    return "heldout" if is_held_out(document.digest(), holdout) else "train"
+
+
+def is_kept(document: Document, *, prompts: bool) -> bool:
+    """Whether a document is used; a prompt for the teacher needs no completion."""
+    return not document.is_empty or (prompts and bool(document.prompt))
+
+
+class SplitPacker:
+    """Packs the documents of each split into sequences; a prompt stays a separate sequence."""
+
+    def __init__(self, config: CorpusConfig, *, together: bool, prompts: bool) -> None:
+        self._holdout = config.holdout
+        self._packers = {
+            split: Packer(config.sequence_length, together=together)
+            for split in (() if prompts else SPLITS)
+        }
+
+    def add(self, document: Document, tokenized: TokenizedDocument) -> tuple[Split, list[Pieces]]:
+        """Add a document; returns its split and the sequences that are now full."""
+        split = split_of(document, self._holdout)
+        if not self._packers:
+            return split, [[tokenized]]
+        return split, list(self._packers[split].add(tokenized))
+
+    def finish(self) -> Iterable[tuple[Split, Iterator[Pieces]]]:
+        """The sequences that are not full, by split."""
+        return ((split, packer.finish()) for split, packer in self._packers.items())
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Numbers of cut documents and of pieces without a supervised token."""
+        names = ("cut_documents", "unlearnable_pieces")
+        return Counter({n: sum(p.counts[n] for p in self._packers.values()) for n in names})

@@ -13,7 +13,7 @@ from ...data.corpus.sources import list_sources
 from ...data.errors import ColdstillError
 from ...data.files import whole_folder
 from ..report import Report, Reporter, silent
-from .splits import split_of
+from .tokenize_documents import split_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +32,7 @@ def train_tokenizer(
     base: Path,
     report: Reporter = silent,
 ) -> Any:
-    """Train merges on the training split and save the tokenizer in `folder`.
-
-    Raises
-        ColdstillError: the corpus cannot be read, or is too small for that many tokens
-    """
+    """Train merges on the training split and save the tokenizer in `folder`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

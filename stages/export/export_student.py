@@ -18,7 +18,7 @@ from ...data.errors import ColdstillError
 from ...data.files import SCRATCH_PREFIX, remove_scratch, told_where, whole_folder
 from ..libraries import asking
 from ..models.device import describe_machine, short_dtype
-from ..models.identity import teacher_identity
+from ..models.loading import teacher_identity
 from ..report import Report, Reporter, silent
 from . import FORMATS
 from .contract import expect_packages, expect_supported

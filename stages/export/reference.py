@@ -11,8 +11,7 @@ import numpy as np
 from ...data.errors import ColdstillError
 from ..evaluation.generation_speed import passage
 from ..evaluation.usage import SEQUENCES, longest_asked
-from ..models.ends import stop_at, store_ends, with_end
-from ..models.generation import repair_generation
+from ..models.ends import repair_generation, stop_at, store_ends, with_end
 from ..models.loading import load_model, load_tokenizer
 from ..models.vocabulary import without_padding
 from ..targets.tensors import TargetTensors

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ...data.errors import ColdstillError
 from ..libraries import asking
-from .known_families import SIZE_NAMES, size_in
+from .model_files import SIZE_NAMES, size_in
 from .vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
@@ -113,11 +113,7 @@ def feed_forward_widths(model: Any) -> set[int]:
 
 
 def _config_class(family: str, where: str) -> Any:
-    """The configuration class of a family of causal language models.
-
-    Raises
-        ColdstillError: the family is unknown, or its models are not plain language models
-    """
+    """The configuration class of a family of causal language models."""
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ColdstillError(
             f"{where}: cannot make a {family!r} model: transformers has no causal language model "
@@ -223,13 +219,7 @@ def _of_family(architecture: ArchitectureConfig, sizes: dict[str, Any]) -> dict[
 def _expect_built(
     model: Any, architecture: ArchitectureConfig, known: Sequence[str], where: str
 ) -> None:
-    """Refuse a model whose sizes are not those of the recipe.
-
-    known  keys of the recipe for which the family has a setting
-
-    Raises
-        ColdstillError: the first size that differs, and the sizes that the family takes
-    """
+    """Refuse a model with other sizes than the recipe; `known` are the family's keys."""
     kind = model.config.model_type
     for key, asked, built in _differences(model, architecture, known):
         if key == "tied":

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ..libraries import asking
-from .weight_files import INDEX_END, ORDER, shards
+from .model_files import INDEX_END, ORDER, shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,9 +31,6 @@ def expect_no_adapter(folder: Path, where: str) -> None:
 
     transformers would load the adapter's base model from elsewhere, or add the adapter to the
     weights beside it.
-
-    Raises
-        ColdstillError: the folder holds an adapter
     """
     if not (folder / _ADAPTER).is_file():
         return

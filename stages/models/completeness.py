@@ -82,13 +82,7 @@ def found_in(model: Any, info: Mapping[str, Any], *, of_text_alone: bool = False
 
 
 def expect_whole(found: Found, model: Any, what: str, where: str) -> None:
-    """Refuse a model whose weights are not those of its checkpoint.
-
-    what  the checkpoint's name for the message
-
-    Raises
-        ColdstillError: tensors are missing, unexpected, of another shape or wrongly tied
-    """
+    """Refuse a model with a fault in `found`; `what` is the name of the checkpoint."""
     if found.is_whole:
         return
     if not (found.missing or found.unexpected or found.reshaped):
@@ -98,12 +92,16 @@ def expect_whole(found: Found, model: Any, what: str, where: str) -> None:
             f"{source} are one tensor, but the file has both and they differ; set it to false to "
             f"use both as they are, or remove {target} from the file"
         )
+    reshaped = [
+        f"{name} {list(in_file)} in the file, {list(in_model)} by config.json"
+        for name, in_file, in_model in found.reshaped
+    ]
     parts = [
         f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'} {kind} ({_listed(names)})"
         for kind, names in (
             ("missing", found.missing),
             ("unexpected", found.unexpected),
-            ("of another shape", [_reshaped(*each) for each in found.reshaped]),
+            ("of another shape", reshaped),
         )
         if names
     ]
@@ -114,11 +112,7 @@ def expect_whole(found: Found, model: Any, what: str, where: str) -> None:
 
 
 def expect_numbers(model: Any, what: str, where: str) -> None:
-    """Refuse NaN or infinite weights, and weights that were not loaded into memory.
-
-    Raises
-        ColdstillError: the name of the first such weight
-    """
+    """Refuse NaN or infinite weights, and weights that were not loaded into memory."""
     placed = getattr(model, "hf_device_map", None)
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":
@@ -236,10 +230,6 @@ def _layers_beyond(found: Found, model: Any) -> list[int]:
 
 def _layer_count(model: Any) -> int:
     return int(getattr(model.config.get_text_config(), "num_hidden_layers", 1 << 30))
-
-
-def _reshaped(name: str, in_file: tuple[int, ...], in_model: tuple[int, ...]) -> str:
-    return f"{name} {list(in_file)} in the file, {list(in_model)} by config.json"
 
 
 def _listed(names: Collection[Any]) -> str:

@@ -48,7 +48,6 @@ def describe_machine() -> str:
 
 @functools.cache
 def _processor() -> str:
-    """The name of the CPU."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
@@ -62,7 +61,6 @@ class PeakMemory:
     """The result of `peak_memory`."""
 
     bytes: int = 0
-    """Set when the block ends."""
 
 
 @contextlib.contextmanager

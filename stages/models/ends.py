@@ -1,4 +1,4 @@
-"""End tokens: measuring which tokens end the texts of a corpus, and making a model stop at them.
+"""How a model stops: end tokens measured in a corpus, and generation settings that can be saved.
 
 A student's texts end as the documents and chat turns of its corpus do, which need not be the
 tokenizer's end of text. So end tokens are measured: tokens that are last where a supervised part
@@ -7,13 +7,16 @@ ends, and hardly occur anywhere else.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers import GenerationConfig
 
 from ...data.alignment import label_places, labels
+from ...data.errors import first_line
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
@@ -57,10 +60,7 @@ def own_ends(model: Any) -> tuple[int, ...]:
 
 
 def stop_at(model: Any, tokens: Sequence[int]) -> bool:
-    """Add tokens to those at which a model stops, in the settings that are saved with it.
-
-    Returns whether that changed the settings.
-    """
+    """Make a model stop at these tokens too; returns whether that changed its saved settings."""
     own = own_ends(model)
     if set(tokens) <= set(own):
         return False
@@ -99,22 +99,12 @@ def names(tokenizer: Any, tokens: Iterable[int]) -> str:
 
 
 def store_ends(store: StoreReader, tokenizer: Any) -> Ends:
-    """The end tokens of a store.
-
-    Raises
-        ColdstillError: the store is damaged
-    """
+    """The end tokens of a store."""
     return measured_ends(_of_store(store), tokenizer, store.manifest.packing.separator)
 
 
 def corpus_ends(corpus: SequenceFile, tokenizer: Any, separator: Sequence[int]) -> Ends:
-    """The end tokens of a prepared corpus.
-
-    separator  the ids after each plain document; empty if there are none
-
-    Raises
-        ColdstillError: the corpus is damaged
-    """
+    """The end tokens of a prepared corpus; `separator` as in `measured_ends`."""
     rows = np.unique(np.linspace(0, len(corpus) - 1, min(_SEQUENCES, len(corpus))).astype(np.int64))
     return measured_ends([corpus.read(rows)] if len(rows) else [], tokenizer, separator)
 
@@ -193,3 +183,51 @@ def _lack(
         f"its documents end with {text!r}, {why}, so no token tells it to stop: pass that text to "
         f"the runtime (stop_strings in transformers, stop in llama.cpp), or {remedy}"
     )
+
+
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_length")
+"""Settings that are kept; the others are only defaults for sampling."""
+
+
+def repair_generation(model: Any) -> str | None:
+    """Remove generation settings that cannot be saved; returns a note that lists them.
+
+    Published models have settings that contradict each other, such as a temperature without
+    sampling. transformers loads them, but refuses to save them after any other change. Without the
+    repair this error would appear only after training.
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return None
+    dropped: dict[str, Any] = {}
+    reason = _refusal(settings)
+    while reason is not None:
+        named = [
+            name
+            for name in re.findall(r"`(\w+)`", reason)
+            if name not in (*_KEPT[:2], "do_sample", *dropped)
+            and getattr(settings, name, None) is not None
+        ]
+        if not named:
+            kept = {name: getattr(settings, name) for name in _KEPT[:2]}
+            model.generation_config = GenerationConfig(**kept)
+            return (
+                "transformers refuses its generation_config.json "
+                f"({first_line(ValueError(reason))}); only its special tokens are kept"
+            )
+        dropped[named[0]] = getattr(settings, named[0])
+        setattr(settings, named[0], None)
+        reason = _refusal(settings)
+    if not dropped:
+        return None
+    listed = ", ".join(f"{name} = {value!r}" for name, value in dropped.items())
+    return f"its generation_config.json has settings without effect, left out: {listed}"
+
+
+def _refusal(settings: Any) -> str | None:
+    """Why transformers would refuse to save these settings; None if it would save them."""
+    try:
+        settings.validate(strict=True)
+    except Exception as error:  # the check itself may fail on a value of another type
+        return str(error) or type(error).__name__
+    return None

@@ -1,4 +1,4 @@
-"""Loading configurations, tokenizers and models from a folder or a hub.
+"""Loading configurations, tokenizers and models from a folder or a hub, and their identity.
 
 Every call of `from_pretrained` is in this module, so that all weights are checked: a tensor that
 is missing, unexpected or of another shape is refused (`completeness.py`). Code that a model brings
@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
 from ...data.errors import ColdstillError, first_line
-from .checkpoint import differ, expect_no_adapter, tensor_shapes, weight_files
+from ...data.files import files_sha256, json_sha256, read_json
+from ...data.store.manifest import TeacherIdentity
+from .checkpoint import count_parameters, differ, expect_no_adapter, tensor_shapes, weight_files
 from .completeness import Found, expect_numbers, expect_whole, found_in
 from .device import DTYPES
 
@@ -45,11 +53,7 @@ def load_config(name: str, where: str, revision: str = "main", *, own_code: bool
 
 
 def raw_config(name: str, where: str, revision: str = "main") -> dict[str, Any]:
-    """The content of `config.json`, read without running any class or code of the model.
-
-    Raises
-        ColdstillError: the configuration is missing
-    """
+    """The content of `config.json`, read without running any class or code of the model."""
     _expect_present(name, where)
     with _reading(f"cannot load {_searched(name)}", name, where):
         settings, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
@@ -92,7 +96,6 @@ def load_model(
     """A causal language model in evaluation mode, on the CPU unless `options` place it elsewhere.
 
     precision  `fp32`, `bf16`, `fp16`, or `auto` for the dtype of the checkpoint
-    own_code   whether code that the model brings may run (`trust_remote_code` of the recipe)
     options    further arguments of `from_pretrained`
 
     Raises
@@ -132,11 +135,7 @@ def load_state(
         Exception:  any error of transformers
     """
     model, info = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict=dict(state),
-        **_CHECKED,
-        **options,
+        None, config=config, state_dict=dict(state), **_CHECKED, **options
     )
     try:
         expect_whole(found_in(model, info), model, "its state", kind.__name__)
@@ -146,11 +145,7 @@ def load_state(
 
 
 def load_gguf(path: Path, config: Any) -> Any:
-    """The model of a GGUF file in fp32, with the settings of `config`.
-
-    Raises
-        ColdstillError: transformers cannot read the file, or its weights do not fit the model
-    """
+    """The model of a GGUF file in fp32, with the settings of `config`."""
     # transformers draws a progress bar here even if progress bars are turned off
     with (
         _reading("transformers cannot read it", path.name, path.name),
@@ -176,9 +171,6 @@ def expect_loadable(
     """Check names and shapes of a model's weights by the headers of its files.
 
     This takes seconds, and finds before hours of work what `load_model` would refuse after them.
-
-    Raises
-        ColdstillError: the weights do not fit the configuration
     """
     config = load_config(name, where, revision, own_code=own_code)
     files = _expect_files(name, where, revision, config)
@@ -257,3 +249,53 @@ def _expect_present(name: str, where: str) -> None:
 def _searched(name: str) -> str:
     """The name for messages, with a hint that a mistyped path was taken as a hub name."""
     return name if Path(name).is_dir() else f"{name} (not a folder here, so taken as a hub name)"
+
+
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+"""Settings that do not change a model's output, or that are recorded separately."""
+
+
+def teacher_identity(
+    name: str, where: str, *, dtype: str, revision: str, own_code: bool = False
+) -> TeacherIdentity:
+    """Name, size and a fingerprint of everything that decides a teacher's output.
+
+    Reads the files of the model, but neither loads it nor runs code that it brings.
+
+    Raises
+        ColdstillError: the model is missing, or its weights are damaged
+    """
+    raw = raw_config(name, where, revision)
+    family = str(raw.get("model_type"))
+    native = family in CONFIG_MAPPING and CONFIG_MAPPING[family].__module__.startswith(
+        "transformers."
+    )
+    # loading the configuration reports a folder that holds no model
+    readable = native or not raw.get("auto_map")
+    config = load_config(name, where, revision) if readable else None
+    settings = raw if config is None else config.to_diff_dict()
+    if Path(name).is_dir():
+        expect_no_adapter(Path(name), where)
+    files = weight_files(name, where, revision, raw.get("transformers_weights"))
+    code = []
+    if raw.get("auto_map") and (own_code or not readable):
+        code = sorted(files[0].parent.glob("*.py"))
+    settings = {key: value for key, value in settings.items() if key not in _NOT_OF_THE_MODEL}
+    own = raw.get("dtype") or raw.get("torch_dtype") if config is None else config.dtype
+    kept = str(own or torch.float32) if dtype == "auto" else str(DTYPES[dtype])
+    return TeacherIdentity(
+        name=Path(name).name if Path(name).is_dir() else name,
+        fingerprint=json_sha256([files_sha256([*files, *code]), settings]),
+        family=family if config is None else config.model_type,
+        dtype=kept.removeprefix("torch."),
+        parameters=count_parameters(files, where),
+        bytes=sum(path.stat().st_size for path in files),
+        trust_remote_code=own_code and _brings_code(files[0].parent, raw),
+    )
+
+
+def _brings_code(folder: Path, config: Mapping[str, Any]) -> bool:
+    if config.get("auto_map"):
+        return True
+    of_tokenizer = folder / "tokenizer_config.json"
+    return of_tokenizer.is_file() and bool(read_json(of_tokenizer).get("auto_map"))

@@ -66,7 +66,6 @@ class OutputHead:
 
     @property
     def chunk(self) -> int:
-        """Positions per chunk."""
         return chunk_rows(self.vocabulary, max(CHUNK_ELEMENTS, _accelerator_share()))
 
     def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -84,14 +83,11 @@ class OutputHead:
 
     def _one_by_one(self, ids_BT: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         width = ids_BT.shape[1]
-        rows = [
-            functional.pad(
-                self.hidden({"input_ids": ids_BT[row : row + 1, :length]})[0],
-                (0, 0, 0, width - length),
-            )
+        rows = (
+            self.hidden({"input_ids": ids_BT[row : row + 1, :length]})[0]
             for row, length in enumerate(lengths)
-        ]
-        return torch.stack(rows)
+        )
+        return torch.stack([functional.pad(row, (0, 0, 0, width - len(row))) for row in rows])
 
     def buffer(self, positions: int, device: torch.device) -> torch.Tensor:
         """[chunk, V] memory that `logits` writes into, one chunk after the other.
@@ -142,7 +138,6 @@ def _real(device: torch.device) -> torch.device:
 
 @functools.cache
 def _accelerator_share() -> int:
-    """Elements of a chunk on an accelerator; 0 without one."""
     if not torch.cuda.is_available():
         return 0
     return int(torch.cuda.get_device_properties(0).total_memory) // (4 * _DEVICE_SHARE)
@@ -165,14 +160,11 @@ def connect_head(model: Any, vocabulary: int, report: Reporter = silent) -> Outp
             return guess
     except Exception:  # models with another structure raise any class; they get the fallback
         pass
-    report(
-        Report(
-            stage="head",
-            note=f"{config.model_type}: its head does something unknown after the last layer; "
-            "computing full logits, which takes more memory",
-            warning=True,
-        )
+    note = (
+        f"{config.model_type}: its head does something unknown after the last layer; computing "
+        "full logits, which takes more memory"
     )
+    report(Report(stage="head", note=note, warning=True))
     return OutputHead(model, vocabulary, whole=True)
 
 
@@ -188,11 +180,7 @@ def _tokens(vocabulary: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _own_logits(model: Any, vocabulary: int) -> torch.Tensor:
-    """[8, V] logits of the whole model for eight tokens.
-
-    Raises
-        ColdstillError: the model cannot run, or its logits depend on later tokens
-    """
+    """[8, V] logits of the whole model for eight tokens."""
     kind = model.config.get_text_config().model_type
     where = f"a {kind!r} model"
     tokens = _tokens(vocabulary)

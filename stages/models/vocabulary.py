@@ -23,11 +23,7 @@ def vocabulary_rows(config: Any) -> int | None:
 
 
 def expect_rows(model: Any, vocabulary: int, where: str) -> None:
-    """Check that a model has a row for each token.
-
-    Raises
-        ColdstillError: the head or the embedding has fewer than `vocabulary` rows
-    """
+    """Refuse a model whose head or embedding has no row for some token."""
     tables = {"head": model.get_output_embeddings(), "embedding": model.get_input_embeddings()}
     for name, table in tables.items():
         weight = getattr(table, "weight", None)
@@ -44,8 +40,7 @@ def without_rowless(tokenizer: Any, rows: int | None, where: str) -> Any:
     The tokenizer is changed in place, so that saved copies fit the model too. A text that contains
     a removed token must be refused (`left_out_in`): it would be split into other tokens.
 
-    rows   rows of the model's embedding; None if its configuration does not state them
-    where  the recipe's key, for messages
+    rows  rows of the model's embedding; None if its configuration does not state them
 
     Raises
         ColdstillError: a token without a row is not an added token, or it is needed: it pads,
@@ -140,13 +135,10 @@ def tokenizer_identity(tokenizer: Any) -> TokenizerIdentity:
 
 
 def expect_same_tokens(tokenizer: Any, other: Any, where: str) -> None:
-    """Check that a student's tokenizer gives every id the teacher's token.
+    """Refuse a student's tokenizer that gives an id another token than the teacher's.
 
     The tables are compared token by token. Two models of one family may differ in padded size and
     share all tokens, and two vocabularies of equal size may share none.
-
-    Raises
-        ColdstillError: the first id that differs, with both tokens
     """
     ours = {index: token for token, index in tokenizer.get_vocab().items()}
     theirs = {index: token for token, index in other.get_vocab().items()}

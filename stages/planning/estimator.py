@@ -43,7 +43,7 @@ _CHUNK_ELEMENTS = 1 << 23
 """Logits processed at a time: 32 MB, of which five copies exist at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class EstimatorQuality:
     """Gradient of one capture, compared with the gradient of the whole distribution."""
 
@@ -64,11 +64,6 @@ class EstimatorMeter:
     """Adds up the gradients of several captures, chunk by chunk."""
 
     def __init__(self, captures: Sequence[Capture]) -> None:
-        """Measure these captures.
-
-        Raises
-            ColdstillError: a capture keeps neither head nor tail
-        """
         self._captures = tuple(captures)
         for capture in self._captures:
             if reason := _KL.refuse(capture, 1.0):
@@ -95,62 +90,37 @@ class EstimatorMeter:
         if self._sums is None:
             width = hidden_MD.shape[1]
             self._sums = _Sums(len(self._captures), vocabulary, width, logits_MV.device)
+        sums = self._sums
         rows = max(1, _CHUNK_ELEMENTS // vocabulary)
         for start in range(0, len(logits_MV), rows):
             part = slice(start, start + rows)
-            self._add(
-                self._sums, hidden_MD[part].float(), logits_MV[part], labels_M[part],
-                uniform_M[part],
-            )  # fmt: skip
+            teacher_MV = logits_MV[part].softmax(1)
+            sums.frequencies += teacher_MV.sum(0)
+            student_MV = teacher_MV + sums.frequencies / sums.frequencies.sum()
+            student_MV.mul_(0.5)
+            full_MV = student_MV - teacher_MV
+            student_logits = student_MV.log_()
+            states_MD = hidden_MD[part].float()
+            squares_M = states_MD.square().sum(1)
+            narrow_MD = sums.narrow(states_MD)
+            sums.add(-1, full_MV, full_MV, narrow_MD, squares_M)
+            for index, capture in enumerate(self._captures):
+                parts = list(select(logits_MV[part], labels_M[part], uniform_M[part], capture))
+                target = TargetTensors.concatenate(parts)
+                gradient_MV = _gradient(student_logits.clone(), target)
+                sums.add(index, gradient_MV, gradient_MV - full_MV, narrow_MD, squares_M)
+        self._positions += len(logits_MV)
 
     def result(self) -> list[EstimatorQuality]:
-        """Figures of each capture, in order.
-
-        Raises
-            ColdstillError: no position was added
-        """
+        """Figures of each capture, in order."""
         if self._sums is None or self._positions == 0:
             raise ColdstillError("estimator: no position was measured, so there is no gradient")
         *gradients, full = self._sums.gradients
         errors = (self._sums.errors[:-1] / self._sums.errors[-1]).tolist()
-        qualities = []
-        for capture, gradient, error in zip(self._captures, gradients, errors, strict=True):
-            angle, ratio = _angle_and_ratio(gradient, full)
-            qualities.append(
-                EstimatorQuality(
-                    capture=capture,
-                    angle=angle,
-                    norm_ratio=ratio,
-                    relative_error=error,
-                    positions=self._positions,
-                )
-            )
-        return qualities
-
-    def _add(
-        self,
-        sums: _Sums,
-        hidden_MD: torch.Tensor,
-        logits_MV: torch.Tensor,
-        labels_M: torch.Tensor,
-        uniform_M: torch.Tensor,
-    ) -> None:
-        self._positions += len(logits_MV)
-        teacher_MV = logits_MV.softmax(1)
-        sums.frequencies += teacher_MV.sum(0)
-        student_MV = teacher_MV + sums.frequencies / sums.frequencies.sum()
-        student_MV.mul_(0.5)
-        full_MV = student_MV - teacher_MV
-        student_logits = student_MV.log_()
-        squares_M = hidden_MD.square().sum(1)
-        narrow_MD = sums.narrow(hidden_MD)
-        sums.add(-1, full_MV, full_MV, narrow_MD, squares_M)
-        for index, capture in enumerate(self._captures):
-            parts = list(select(logits_MV, labels_M, uniform_M, capture))
-            target = TargetTensors.concatenate(parts)
-            gradient_MV = _gradient(student_logits.clone(), target)
-            error_MV = gradient_MV - full_MV
-            sums.add(index, gradient_MV, error_MV, narrow_MD, squares_M)
+        return [
+            EstimatorQuality(capture, *_angle_and_ratio(gradient, full), error, self._positions)
+            for capture, gradient, error in zip(self._captures, gradients, errors, strict=True)
+        ]
 
 
 def _gradient(logits_MV: torch.Tensor, target: TargetTensors) -> torch.Tensor:

@@ -15,8 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ..models.known_families import size_in
-from ..models.weight_files import weight_files_in
+from ..models.model_files import size_in, weight_files_in
 from ..students.pruning.anatomy import anatomy_of
 from ..students.pruning.families import FAMILIES
 from ..students.pruning.shapes import all_target_sizes
@@ -131,13 +130,7 @@ def sizes_of_table(
     sequence_length: int,
     where: str = "architecture",
 ) -> ModelSizes:
-    """Sizes of a new model that a recipe's table describes.
-
-    where  the recipe's table, for messages
-
-    Raises
-        ColdstillError: as `stages.models.building.build_model`
-    """
+    """Sizes of a new model that a recipe's table describes; raises as `build_model`."""
     hidden, heads = architecture.hidden, architecture.heads
     kv_heads = architecture.kv_heads or heads
     if architecture.family not in _COUNTED_FAMILIES or hidden % heads or heads % kv_heads:
@@ -202,11 +195,7 @@ def adapter_parameters(sizes: ModelSizes, rank: int) -> int:
 def sizes_of_cuts(
     teacher: ModelSizes, anatomy: Anatomy, cuts: Sequence[PruneConfig], where: str
 ) -> list[ModelSizes]:
-    """Sizes of the pruned model after each cut.
-
-    Raises
-        ColdstillError: sizes that the cuts cannot reach
-    """
+    """Sizes of the pruned model after each cut."""
     parameters = anatomy.parameters(anatomy.sizes)
     return [
         replace(
@@ -224,9 +213,6 @@ def sizes_of_cuts(
 def anatomy_of_model(folder: Path, where: str) -> Anatomy | None:
     """Anatomy of the model in a folder, from the headers of its weight files; None if these are
     missing or damaged.
-
-    Raises
-        ColdstillError: a family that cannot be pruned
     """
     try:
         files = _safetensors_in(folder)
@@ -243,11 +229,7 @@ def anatomy_of_model(folder: Path, where: str) -> Anatomy | None:
 def anatomy_of_table(
     architecture: ArchitectureConfig, vocabulary: int, sequence_length: int, where: str
 ) -> Anatomy:
-    """Anatomy of a new model that a recipe's table describes.
-
-    Raises
-        ColdstillError: a family that cannot be pruned, or as `stages.models.building.build_model`
-    """
+    """Anatomy of a new model that a recipe's table describes."""
     model = _meta_model(architecture, vocabulary, sequence_length, "teacher.architecture")
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     heads = size_in(model.config.to_dict(), "heads")

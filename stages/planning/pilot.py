@@ -87,9 +87,6 @@ def run_pilot(
 
     plans    one for each capture and codec, the recipe's own first; they differ in nothing else
     scratch  folder for shards that are counted and deleted
-
-    Raises
-        ColdstillError: the teacher's logits are not finite
     """
     own = plans[0]
     sequences = own.sequences.read(own.rows)
@@ -162,7 +159,6 @@ class _Measuring:
         return sum(self._seconds[first:]) / sum(self._sequences[first:])
 
     def measure(self, sequences: Sequences) -> dict[Capture, Block]:
-        """One batch, answered if it holds prompts, in every capture."""
         head, own = self._teacher.head, self._captures[0]
         watch = _Stopwatch(head.device)
         if self._own.generate is not None:
@@ -222,7 +218,6 @@ class _CountingStore:
             self._write(self.manifest.shard_sequences)
 
     def finish(self) -> None:
-        """Write the last shard."""
         if self._waiting:
             self._write(sum(map(len, self._waiting)))
 
@@ -248,7 +243,6 @@ class _Stopwatch:
         self._since = self._now()
 
     def seconds(self) -> float:
-        """Time since the start, without pauses."""
         return self._passed + self._now() - self._since
 
     @contextmanager

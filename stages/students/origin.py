@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ...data.files import json_sha256, read_json, whole_folder, write_json
 from ..models.building import build_model, unused_heads
-from ..models.generation import repair_generation
-from ..models.identity import teacher_identity
-from ..models.loading import context_length, load_config, load_model, load_tokenizer
+from ..models.ends import repair_generation
+from ..models.loading import (
+    context_length,
+    load_config,
+    load_model,
+    load_tokenizer,
+    teacher_identity,
+)
 from ..models.vocabulary import expect_rows, expect_same_tokens, vocabulary_rows, without_rowless
 from ..ranks import is_one_of_several, rank, wait_for_all, world_size
 from ..report import Report, Reporter, silent

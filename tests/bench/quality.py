@@ -34,8 +34,9 @@ from coldstill.stages.models.device import describe_machine
 from coldstill.stages.models.isolation import flat_positions, model_inputs
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.students.job import StudentJob
 from coldstill.stages.teacher_logits import capture_split
-from coldstill.stages.train_student import StudentJob, train_student
+from coldstill.stages.train_student import train_student
 from measure import OUTPUT, write_rows
 from oracles import write_missing
 

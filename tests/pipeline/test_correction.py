@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from coldstill.stages.models.identity import teacher_identity
+from coldstill.stages.models.loading import teacher_identity
 from conftest import VOCABULARY, make_model
 
 if TYPE_CHECKING:

@@ -9,15 +9,14 @@ import pytest
 from bordered import VOCABULARY, bordered
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import TokenizedDocument, build_sequences
-from coldstill.stages.capture.answering import answered_together, choose_answering
-from coldstill.stages.capture.generate import answer
+from coldstill.stages.capture.generate import answer, answered_together, choose_answering
 from coldstill.stages.config import GenerateConfig
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.models.rotary import scale_by_document
 
 if TYPE_CHECKING:
     from coldstill.data.schema import Sequences
-    from coldstill.stages.capture.answering import Answering
+    from coldstill.stages.capture.generate import Answering
     from coldstill.stages.models.output_head import OutputHead
     from coldstill.stages.report import Report
 

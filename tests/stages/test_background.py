@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from coldstill.stages.capture.background import Background, ahead
+from coldstill.stages.capture.shards import Background, ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from checkpoints import refused, save_checkpoint
-from coldstill.stages.models.identity import teacher_identity
-from coldstill.stages.models.loading import load_config, load_model
+from coldstill.stages.models.loading import load_config, load_model, teacher_identity
 from coldstill.stages.planning.model_sizes import sizes_of_model
 from conftest import VOCABULARY, make_model
 from safetensors.torch import save_file

@@ -12,13 +12,12 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
-from coldstill.stages import correct_teacher as module
+from coldstill.stages import train_teacher as module
 from coldstill.stages.config import LoraConfig, TrainConfig
-from coldstill.stages.correct_teacher import Correction, correct_teacher
 from coldstill.stages.evaluation.heldout_loss import Heldout, heldout_loss
-from coldstill.stages.models.identity import teacher_identity
-from coldstill.stages.models.loading import load_model, load_tokenizer
+from coldstill.stages.models.loading import load_model, load_tokenizer, teacher_identity
 from coldstill.stages.report import Report, Reporter, silent
+from coldstill.stages.train_teacher import Correction, correct_teacher
 from coldstill.stages.training import chunked_loss
 from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.families import unable
-from coldstill.stages.models.known_families import UNPACKED
+from coldstill.stages.models.model_files import UNPACKED
 from families import FAMILIES, STEPS, WORKS, walk
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from coldstill.data.schema import Block, Capture
 from coldstill.data.store.reader import open_store
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.train_student import StudentJob, train_student
+from coldstill.stages.students.job import StudentJob
+from coldstill.stages.train_student import train_student
 from coldstill.stages.training.batch import Batch, collate
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import read_metrics

@@ -16,9 +16,13 @@ from coldstill.stages.models.building import (
     layer_count_of,
     unused_heads,
 )
-from coldstill.stages.models.generation import repair_generation
-from coldstill.stages.models.identity import teacher_identity
-from coldstill.stages.models.loading import context_length, load_model, load_tokenizer
+from coldstill.stages.models.ends import repair_generation
+from coldstill.stages.models.loading import (
+    context_length,
+    load_model,
+    load_tokenizer,
+    teacher_identity,
+)
 from coldstill.stages.models.vocabulary import (
     expect_same_tokens,
     tokenizer_identity,

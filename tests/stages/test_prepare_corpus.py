@@ -19,10 +19,14 @@ from coldstill.data.corpus.sources import list_sources
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages.config import CorpusConfig
-from coldstill.stages.corpus.provenance import difference_in_corpus, outdated_labels
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.vocabulary import tokenizer_identity
-from coldstill.stages.prepare_corpus import prepare_corpus, summary
+from coldstill.stages.prepare_corpus import (
+    difference_in_corpus,
+    outdated_labels,
+    prepare_corpus,
+    summary,
+)
 from conftest import sentences
 
 if TYPE_CHECKING:

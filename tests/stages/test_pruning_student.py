@@ -14,11 +14,10 @@ from coldstill.data.schema import Capture
 from coldstill.stages.config import LoraConfig, ObjectiveConfig
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.prune_student import prune_student
 from coldstill.stages.students.pruning.config import PruneConfig
 from coldstill.stages.students.pruning.cutting import Cutting, make_cut
 from coldstill.stages.students.pruning.importance import sample_loss
-from coldstill.stages.train_student import train_student
+from coldstill.stages.train_student import prune_student, train_student
 from conftest import FAMILIES, VOCABULARY
 from small_pruning import pruning_model, whole_sample
 from small_runs import SmallCorpus, capture_store, prepare, save_teacher

@@ -13,15 +13,12 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.models.isolation_choice import choose_isolation
+from coldstill.stages.models.isolation import choose_isolation, student_isolation
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.train_student import (
-    StudentJob,
-    make_student,
-    student_isolation,
-    train_student,
-)
+from coldstill.stages.students.job import StudentJob
+from coldstill.stages.students.origin import make_student
+from coldstill.stages.train_student import train_student
 from coldstill.stages.training.batch import collate
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import read_metrics

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....data.errors import ColdstillError
 from ...models.device import best_device
-from ...models.isolation_choice import student_isolation
+from ...models.isolation import student_isolation
 from ...models.output_head import connect_head
 from ...report import Report, Reporter, silent
 from .anatomy import anatomy_of
