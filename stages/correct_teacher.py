@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.files import read_json, write_json
-from .evaluation.heldout_loss import heldout_loss
+from .evaluation.quality import heldout_loss
 from .models.generation import repair_generation
 from .models.output_head import connect_head
 from .models.vocabulary import vocabulary_size
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ..data.prepared import SequenceFile
     from .config import LoraConfig, TrainConfig
-    from .evaluation.heldout_loss import Heldout
+    from .evaluation.quality import Heldout
     from .models.isolation import Isolation
     from .models.output_head import OutputHead
 

@@ -17,7 +17,7 @@ from ..data.alignment import labels
 from ..data.files import parse_json
 from ..data.store.layout import MEASUREMENTS
 from ..data.token_bytes import token_bytes_of
-from .evaluation.calibration import Calibration, CalibrationBin
+from .evaluation.quality import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
 from .models.device import best_device, describe_machine, short_dtype
 from .models.identity import teacher_identity
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..data.store.reader import StoreReader
-    from .evaluation.generation_speed import GenerationSpeed
+    from .evaluation.speed import GenerationSpeed
     from .models.output_head import OutputHead
 
 STAGE = "evaluate"

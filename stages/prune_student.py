@@ -8,8 +8,7 @@ from ..data.errors import ColdstillError
 from ..data.files import read_json
 from .models.loading import load_tokenizer
 from .report import Report, Reporter, silent
-from .students.job import PRUNING, StudentJob
-from .students.origin import make_student
+from .students.job import PRUNING, StudentJob, make_student
 
 if TYPE_CHECKING:
     from ..data.store.reader import StoreReader

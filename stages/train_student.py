@@ -17,9 +17,8 @@ from .models.output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .students.adapters import adapt, expect_peft, merge
-from .students.job import StudentJob
+from .students.job import NewStudent, StudentJob, make_student
 from .students.lesson import lesson
-from .students.origin import NewStudent, make_student
 from .training.feed import StoreDataset
 from .training.loop import TrainingJob, full_disk_errors, train
 from .training.objective import supports

@@ -9,7 +9,7 @@ from ..data.errors import ColdstillError
 from ..data.files import whole_folder
 from ..data.schema import Capture
 from .config import ObjectiveConfig
-from .evaluation.heldout_loss import heldout_loss
+from .evaluation.quality import heldout_loss
 from .libraries import asking
 from .models.building import build_model, unused_heads
 from .models.device import best_device
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..data.prepared import SequenceFile
     from .config import ArchitectureConfig, TrainConfig
-    from .evaluation.heldout_loss import Heldout
+    from .evaluation.quality import Heldout
     from .models.isolation import Isolation
     from .models.output_head import OutputHead
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import torch
     from coldstill.data.store.reader import StoreReader
-    from coldstill.stages.training.batch import Rows
+    from coldstill.stages.training.feed import Rows
 
 Weights = dict[str, "torch.Tensor"]
 

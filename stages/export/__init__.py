@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .gguf.format import Gguf
-from .hf import HuggingFace
 from .onnx.format import Onnx
-from .torchao import TorchAo
+from .pytorch import HuggingFace, TorchAo
 
 if TYPE_CHECKING:
     from .contract import Format

@@ -21,9 +21,8 @@ from ..models.device import describe_machine, short_dtype
 from ..models.identity import teacher_identity
 from ..report import Report, Reporter, silent
 from . import FORMATS
+from .checks import compare, resident_memory, writing_speed
 from .contract import expect_packages, expect_supported
-from .fidelity import compare
-from .measure import resident_memory, writing_speed
 from .model_card import model_card
 from .record import (
     VERSION,
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ...data.store.reader import StoreReader
+    from .checks import Comparison
     from .contract import Format, Runtime
-    from .fidelity import Comparison
     from .model_card import Facts
     from .reference import Reference
 

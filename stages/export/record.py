@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from ...data.errors import ColdstillError
 from ...data.files import json_bytes, read_json
 from ...data.fingerprint import file_sha256
-from ..evaluation.generation_speed import GenerationSpeed  # noqa: TC001 - for pydantic
+from ..evaluation.speed import GenerationSpeed  # noqa: TC001 - for pydantic
+from .checks import Fidelity  # noqa: TC001 - for pydantic
 from .contract import RECORD, Limits
-from .fidelity import Fidelity  # noqa: TC001 - for pydantic
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..targets.losses.sparse import GradientSum
-from ..targets.softmax import entropies_and_labels, softmaxes_in_place
+from ..targets.softmax import GradientSum, entropies_and_labels, softmaxes_in_place
 from ..targets.tensors import tempered
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from ..config import WeightConfig
     from ..models.output_head import OutputHead
     from ..targets.losses import Loss
-    from ..targets.losses.sparse import StudentSoftmax
+    from ..targets.softmax import StudentSoftmax
     from ..targets.tensors import TargetTensors
 
 COUNTS = (

@@ -20,7 +20,7 @@ from ..report import Report, Reporter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .batch import Batch
+    from .feed import Batch
 
 _OF_A_HEAD = ("teacher_mass", "student_mass", "agreement")
 """Metrics that have no meaning without a head."""

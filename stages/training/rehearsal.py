@@ -20,9 +20,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from ...data.errors import ColdstillError
 from ..libraries import asking
-from .arguments import ADVICE, training_arguments
+from .arguments import ADVICE, expect_honoured, training_arguments
 from .feed import StepShape
-from .trainer_keys import expect_honoured
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import ArchitectureConfig, LoraConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.train_student import StudentJob, train_student
-from coldstill.stages.training import blocks
+from coldstill.stages.training import execution as blocks
 from coldstill.stages.training.metrics import read_metrics
 from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file

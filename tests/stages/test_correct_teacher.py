@@ -15,7 +15,7 @@ from coldstill.data.prepared import CorpusLayout
 from coldstill.stages import correct_teacher as module
 from coldstill.stages.config import LoraConfig, TrainConfig
 from coldstill.stages.correct_teacher import Correction, correct_teacher
-from coldstill.stages.evaluation.heldout_loss import Heldout, heldout_loss
+from coldstill.stages.evaluation.quality import Heldout, heldout_loss
 from coldstill.stages.models.identity import teacher_identity
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.report import Report, Reporter, silent

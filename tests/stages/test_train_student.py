@@ -22,8 +22,7 @@ from coldstill.stages.train_student import (
     student_isolation,
     train_student,
 )
-from coldstill.stages.training.batch import collate
-from coldstill.stages.training.feed import StoreDataset
+from coldstill.stages.training.feed import StoreDataset, collate
 from coldstill.stages.training.loop import read_metrics
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, make_model

@@ -12,7 +12,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages import train_teacher as module
 from coldstill.stages.config import ArchitectureConfig, TrainConfig
-from coldstill.stages.evaluation.heldout_loss import Heldout
+from coldstill.stages.evaluation.quality import Heldout
 from coldstill.stages.models.building import build_model
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.train_teacher import train_teacher

@@ -10,8 +10,7 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError, DamageError
 from coldstill.stages.training.feed import StoreDataset
-from coldstill.stages.training.loop import last_whole_checkpoint, read_metrics, train
-from coldstill.stages.training.trainer import StoreTrainer
+from coldstill.stages.training.loop import StoreTrainer, last_whole_checkpoint, read_metrics, train
 from safetensors.torch import load_file, save_file
 from small_runs import LENGTH
 from small_trainings import lines, small_job, spoiled, train_small

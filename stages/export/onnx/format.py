@@ -116,6 +116,6 @@ class Onnx(Format):
         return ()
 
     def open(self, student: LoadedStudent, folder: Path) -> Runtime:
-        from .runtime import OnnxRuntime
+        from .program import OnnxRuntime
 
         return OnnxRuntime.load(folder / FILE)

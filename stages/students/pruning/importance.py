@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...evaluation.heldout_loss import label_logprobs
+from ...evaluation.quality import label_logprobs
 from ...report import Report, Reporter, silent
 from .layers import skip_layer
 

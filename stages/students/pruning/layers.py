@@ -16,7 +16,7 @@ import torch
 
 from ....data.errors import ColdstillError, first_line
 from ...models.loading import load_config, load_state
-from ...training.blocks import named_blocks
+from ...training.execution import named_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

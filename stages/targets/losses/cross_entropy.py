@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from .sparse import SparseGradient
+from ..softmax import SparseGradient
 
 if TYPE_CHECKING:
     from ....data.schema import Capture
+    from ..softmax import StudentSoftmax
     from ..tensors import TargetTensors
-    from .sparse import StudentSoftmax
     from .support import Support
 
 

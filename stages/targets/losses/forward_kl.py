@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from ..softmax import SparseGradient
 from ..tensors import tail_logprobs_at, tempered
-from .sparse import SparseGradient
 from .support import refuse_temperature
 
 if TYPE_CHECKING:
     from ....data.schema import Capture
+    from ..softmax import StudentSoftmax
     from ..tensors import TargetTensors
-    from .sparse import StudentSoftmax
     from .support import Support
 
 

@@ -1,4 +1,4 @@
-"""Runs a GGUF file with llama.cpp in a child process.
+"""Runs a GGUF file with llama.cpp in a child process, or reads it with transformers.
 
 llama.cpp is a C++ library that aborts its process on errors. On a virtual machine that reports the
 processor's matrix unit without providing it, every q8_0 product aborts. So llama.cpp runs in a
@@ -9,6 +9,7 @@ loading is started once more without llama.cpp's rearranged weights, which only 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import select
 import signal
@@ -19,9 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import LlamaConfig
 
 from ....data.errors import ColdstillError
+from ...models.loading import load_gguf
 from ..contract import Runtime, titled
+from ..reference import TorchRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +34,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..contract import LoadedStudent
+
+
+def read_back(path: Path, student: LoadedStudent) -> TorchRuntime:
+    """The model of a file, in fp32.
+
+    Raises
+        ColdstillError: transformers cannot read it
+    """
+    config: Any = copy.deepcopy(student.model.config)
+    if student.family == "mistral":  # a Llama with a window that the file's context fits in
+        config = LlamaConfig(**{**config.to_dict(), "model_type": "llama"})
+    model = load_gguf(path, config)
+    return TorchRuntime(model, f"the GGUF reader of {titled('transformers')}", is_own=False)
 
 
 _TIMEOUT = 900
