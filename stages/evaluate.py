@@ -26,7 +26,7 @@ from .models.isolation_choice import student_isolation
 from .models.loading import load_model
 from .models.output_head import connect_head
 from .report import Report, Reporter, silent
-from .targets.losses.forward_kl import ForwardKL
+from .targets.losses.forward import ForwardKL
 from .targets.softmax import softmax_in_place
 from .targets.tensors import TargetTensors
 

@@ -19,8 +19,9 @@ from .report import Report, Reporter, silent
 from .students.adapters import adapt, expect_peft, merge
 from .students.job import NewStudent, StudentJob, make_student
 from .students.lesson import lesson
+from .training.checkpoints import full_disk_errors
 from .training.feed import StoreDataset
-from .training.loop import TrainingJob, full_disk_errors, train
+from .training.loop import TrainingJob, train
 from .training.objective import supports
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from .models.output_head import connect_head
 from .models.vocabulary import vocabulary_size
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
+from .training.checkpoints import full_disk_errors
 from .training.feed import CorpusDataset
-from .training.loop import TrainingJob, full_disk_errors, train
+from .training.loop import TrainingJob, train
 from .training.objective import terms_of
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..models.isolation import Isolation
     from ..models.output_head import OutputHead
 
-
 ECE_BINS = 21
 """Equal bins of top-1 confidence (as in Distillation Scaling Laws, arXiv 2502.08606)."""
 

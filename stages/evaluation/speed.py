@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     """A forward pass that chooses the next tokens: from [B, T] tokens and the last cache (None
     begins a text) to the new cache; None without one."""
 
-
 _REPEATS = 5
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from ...data.schema import Sequences
 
-
 _SHORT = 16
 
 

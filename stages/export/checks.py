@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .contract import Limits, Runtime
     from .reference import HeldoutDocument
 
-
 _STEPS = 16
 """Number of tokens that are fed one by one."""
 _ROWS = 64

@@ -166,11 +166,7 @@ class _Export:
         return self.job.folder / self.name
 
     def write(self) -> ExportRecord:
-        """Write and check the export.
-
-        Raises
-            ColdstillError: it does not reproduce the student, or a library failed
-        """
+        """Write and check the export."""
         student = self.reference.student
         try:
             with (
@@ -189,11 +185,7 @@ class _Export:
         return record
 
     def check_again(self, before: ExportRecord) -> ExportRecord:
-        """Check an existing export, and its base, in the runtime that is now installed.
-
-        Raises
-            ColdstillError: it does not reproduce the student, or a library failed
-        """
+        """Check an existing export, and its base, in the runtime that is now installed."""
         try:
             with (
                 self._failures(),
@@ -283,11 +275,7 @@ class _Export:
         return record.write(folder), self._sentence(record)
 
     def _compared(self, runtime: Runtime, stage: str) -> Comparison:
-        """Compare a loaded export with the student.
-
-        Raises
-            _DiffersError: a figure is beyond the limits, or the vocabularies differ
-        """
+        """Compare a loaded export with the student."""
         documents, total = self.reference.documents, len(self.reference.documents)
 
         def progress(done: int) -> None:

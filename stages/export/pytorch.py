@@ -30,11 +30,9 @@ class HuggingFace(Format):
         self, student: LoadedStudent, folder: Path, base: Path | None = None
     ) -> tuple[str, ...]:
         """Write the weights in the student's own precision, with the tokens that end generation."""
-        from ..models.loading import load_model
         from .reference import ready_to_export
 
-        where, own_code = f"students.{student.name}", student.own_code
-        model = load_model(str(student.folder), where, precision="auto", own_code=own_code)
+        model = _load(student.folder, student, f"students.{student.name}", precision="auto")
         model = ready_to_export(model, student.vocabulary, student.ends)
         settings, tokenizer = model.generation_config, student.tokenizer
         if settings.eos_token_id is None:
@@ -53,12 +51,11 @@ class HuggingFace(Format):
 
     def open(self, student: LoadedStudent, folder: Path) -> Runtime:
         """Load it in fp32."""
-        from ..models.loading import load_model
         from .reference import TorchRuntime
 
-        where, own_code = f"export {student.name}", student.own_code
-        model = load_model(str(folder), where, precision="fp32", own_code=own_code)
-        return TorchRuntime(model, titled("transformers"))
+        return TorchRuntime(
+            _load(folder, student, f"export {student.name}"), titled("transformers")
+        )
 
 
 class TorchAo(Format):
@@ -107,7 +104,8 @@ class TorchAo(Format):
         action = f"quantise a {student.family!r} model"
         where = f"students.{student.name}"
         with asking("torchao", action, where=where, remedy="use --to hf or --to onnx-int8"):
-            model = _load(base, student, quantization_config=settings)
+            where = f"export {student.name}"
+            model = _load(base, student, where, options={"quantization_config": settings})
             model.save_pretrained(folder)
         student.tokenizer.save_pretrained(folder)
         return ()
@@ -116,16 +114,12 @@ class TorchAo(Format):
         """Load it with transformers, which reads in `config.json` that torchao is needed."""
         from .reference import TorchRuntime
 
-        return TorchRuntime(_load(folder, student), titled("torchao"))
+        return TorchRuntime(_load(folder, student, f"export {student.name}"), titled("torchao"))
 
 
-def _load(folder: Path, student: LoadedStudent, **options: Any) -> Any:
+def _load(
+    folder: Path, student: LoadedStudent, where: str, precision: str = "fp32", **more: Any
+) -> Any:
     from ..models.loading import load_model
 
-    return load_model(
-        str(folder),
-        f"export {student.name}",
-        precision="fp32",
-        own_code=student.own_code,
-        options=options,
-    )
+    return load_model(str(folder), where, precision=precision, own_code=student.own_code, **more)

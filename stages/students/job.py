@@ -26,7 +26,7 @@ from ..models.vocabulary import expect_rows, expect_same_tokens, vocabulary_rows
 from ..ranks import is_one_of_several, rank, wait_for_all, world_size
 from ..report import Report, Reporter, silent
 from ..training.checkpoints import full_disk_errors
-from .pruning.cutting import Cutting, make_cut
+from .pruning.cutting import make_cut
 from .pruning.layers import cut_to_layers, layer_count
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from ..config import ArchitectureConfig, LayersConfig, LoraConfig, ObjectiveConfig, TrainConfig
     from .pruning.config import PruneConfig
     from .pruning.layers import TeacherWeights
-
 
 START = "start"
 """Folder with the model of a student before its first step, if it was made from the teacher."""
@@ -234,19 +233,17 @@ def _cut(job: StudentJob, store: StoreReader, report: Reporter, where: str) -> N
     else:
         model = load_model(str(job.recovered), where, precision="fp32", own_code=job.own_code)
         parameters = read_json(job.recovered.parent / PRUNING)["parameters"]["teacher"]
-    pruned = make_cut(
-        Cutting(
-            model=model,
-            cuts=job.prune,
-            teacher=parameters,
-            store=store,
-            seed=job.seed,
-            stage=f"prune-student {job.stage}",
-            where=where,
-        ),
-        report,
+    pruned, record = make_cut(
+        model,
+        job.prune,
+        store,
+        teacher=parameters,
+        seed=job.seed,
+        stage=f"prune-student {job.stage}",
+        where=where,
+        report=report,
     )
-    return NewStudent(model=pruned.model, pruning=pruned.record | {"of": _cause(job, store)})
+    return NewStudent(model=pruned, pruning=record | {"of": _cause(job, store)})
 
 
 def _cause(job: StudentJob, store: StoreReader) -> dict[str, Any]:

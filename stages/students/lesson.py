@@ -51,9 +51,6 @@ def expect_same_sequences(first: StoreReader, other: StoreReader, where: str) ->
 
     The teachers, their isolation of documents, the captures, codecs, formats and shard sizes may
     differ.
-
-    Raises
-        ColdstillError: a field differs (which)
     """
     ours, theirs = first.manifest, other.manifest
     packing = replace(theirs.packing, isolation=ours.packing.isolation)
@@ -75,11 +72,7 @@ def expect_same_sequences(first: StoreReader, other: StoreReader, where: str) ->
 
 
 def expect_room(stores: Sequence[StoreReader]) -> None:
-    """Refuse a cache in which the order of the first store would fetch shards repeatedly.
-
-    Raises
-        ColdstillError: the cache is too small for the shards of all stores that are read together
-    """
+    """Refuse a cache in which the order of the first store would fetch shards repeatedly."""
     for store in stores:
         store.expect_room()
     distant = [store for store in stores if store.place.room is not None]

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from ..config import TrainConfig
 
-
 HONOURED = {
     "optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon",
     "lr_scheduler_kwargs",
@@ -72,65 +71,48 @@ RECIPE_KEYS = {
 }
 """Settings that a key of the recipe decides, with that key."""
 
-_NO_EVALUATION = "nothing is evaluated while training; coldstill evaluate does it afterwards"
-_NO_UPLOAD = "nothing is uploaded; upload what coldstill export writes"
-_OWN_ORDER = "the order of sequences is the store's, a function of the seed"
-_OWN_BATCHES = "batches are made of whole sequences, by the recipe's keys"
-_OWN_CHECKPOINTS = "the first process saves checkpoints, always with the state to resume from"
-_OWN_LOSS = "the loss is the recipe's objective, computed with its own output head"
-_OWN_LINES = "coldstill prints its own lines and progress"
 NO_EFFECT = {
-    **dict.fromkeys(
-        ("label_smoothing_factor", "use_liger_kernel", "liger_kernel_config", "label_names"),
-        _OWN_LOSS,
-    ),
-    "average_tokens_across_devices": "the loss is always averaged over all processes",
-    "use_cache": "training never uses a cache",
-    "logging_nan_inf_filter": "a NaN or infinite loss stops the training",
-    "auto_find_batch_size": _OWN_BATCHES,
-    "dataloader_drop_last": _OWN_BATCHES,
-    "accelerator_config": _OWN_BATCHES,
-    "parallelism_config": "a recipe cannot hold one",
-    **dict.fromkeys(
-        (
+    name: reason
+    for reason, names in {
+        "the loss is the recipe's objective, computed with its own output head": (
+            "label_smoothing_factor", "use_liger_kernel", "liger_kernel_config", "label_names",
+        ),
+        "the loss is always averaged over all processes": ("average_tokens_across_devices",),
+        "training never uses a cache": ("use_cache",),
+        "a NaN or infinite loss stops the training": ("logging_nan_inf_filter",),
+        "batches are made of whole sequences, by the recipe's keys": (
+            "auto_find_batch_size", "dataloader_drop_last", "accelerator_config",
+        ),
+        "a recipe cannot hold one": ("parallelism_config",),
+        "the order of sequences is the store's, a function of the seed": (
             "dataloader_in_order", "train_sampling_strategy", "length_column_name",
             "remove_unused_columns", "ignore_data_skip",
         ),
-        _OWN_ORDER,
-    ),
-    "dataloader_persistent_workers": "a training reads its store once, with the same workers",
-    **dict.fromkeys(
-        (
+        "a training reads its store once, with the same workers": (
+            "dataloader_persistent_workers",
+        ),
+        "nothing is evaluated while training; coldstill evaluate does it afterwards": (
             "eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size",
             "prediction_loss_only", "eval_on_start", "eval_do_concat_batches",
             "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
             "batch_eval_metrics", "do_train", "do_eval", "do_predict", "load_best_model_at_end",
             "metric_for_best_model", "greater_is_better", "bf16_full_eval", "fp16_full_eval",
         ),
-        _NO_EVALUATION,
-    ),
-    **dict.fromkeys(
-        (
+        "nothing is uploaded; upload what coldstill export writes": (
             "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy",
             "hub_always_push", "hub_revision",
         ),
-        _NO_UPLOAD,
-    ),
-    **dict.fromkeys(
-        (
+        "the first process saves checkpoints, always with the state to resume from": (
             "output_dir", "save_only_model", "save_on_each_node", "enable_jit_checkpoint",
             "resume_from_checkpoint", "restore_callback_states_from_checkpoint",
         ),
-        _OWN_CHECKPOINTS,
-    ),
-    **dict.fromkeys(
-        (
+        "coldstill prints its own lines and progress": (
             "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm",
             "include_num_input_tokens_seen", "skip_memory_metrics", "debug",
         ),
-        _OWN_LINES,
-    ),
-    "local_rank": "torchrun sets the rank of a process",
+        "torchrun sets the rank of a process": ("local_rank",),
+    }.items()
+    for name in names
 }  # fmt: skip
 """Settings without effect, with the reason."""
 
@@ -139,10 +121,6 @@ def expect_honoured(given: Mapping[str, Any], where: str) -> None:
     """Refuse a setting without effect.
 
     where  the stage or the recipe's table, for messages
-
-    Raises
-        ColdstillError: the first such setting, with the recipe's key to set instead, the reason, or
-            the nearest known setting
     """
     place = f"{where}: train.trainer"
     for name in given:
@@ -226,11 +204,7 @@ def taking(stage: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _typed(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """Copies of the settings, since the Trainer changes the tables that it gets.
-
-    Raises
-        ColdstillError: a value of a wrong type, which the Trainer would accept and fail on later
-    """
+    """Copies of the settings, since the Trainer changes the tables that it gets."""
     types: dict[str, Any] = {
         field.name: field.type for field in dataclasses.fields(TrainingArguments)
     } | {"fsdp": bool | str | None}  # declared as str, but also a switch

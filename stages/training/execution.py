@@ -70,7 +70,12 @@ def _checkpoint(model: Any, where: str) -> None:
 
 @contextlib.contextmanager
 def _compiled(model: Any, where: str) -> Iterator[None]:
-    _expect_compiler(where)
+    # a block would fail only in its first forward pass
+    if reason := _no_compiler(torch.cuda.is_available()):
+        raise ColdstillError(
+            f"{where}: torch.compile does not work on this machine: {reason}; remove it, or "
+            "install a C++ compiler (on a GPU, Triton)"
+        )
     found = named_blocks(model)
     modules = [model.base_model] if found is None else [*found[1]]
     with _without_recorders(model):
@@ -101,15 +106,6 @@ def _without_recorders(model: Any) -> Iterator[None]:
     finally:
         for module, key, hook in held:
             module._forward_hooks[key] = hook
-
-
-def _expect_compiler(where: str) -> None:
-    """Refuse before training; a block would fail only in its first forward pass."""
-    if reason := _no_compiler(torch.cuda.is_available()):
-        raise ColdstillError(
-            f"{where}: torch.compile does not work on this machine: {reason}; remove it, or "
-            "install a C++ compiler (on a GPU, Triton)"
-        )
 
 
 @functools.cache

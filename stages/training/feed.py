@@ -5,8 +5,9 @@ This file never imports a teacher.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from ...data.prepared import SequenceFile
     from ...data.store.reader import StoreReader
-
 
 Rows = tuple[Block, ...]
 """The same sequences with the targets of each teacher; the first teacher leads."""
@@ -91,24 +91,28 @@ def collate(
     )
 
 
-class Trainable(Protocol):
-    """A dataset that a model can be trained on."""
+class Trainable(Dataset[Rows], ABC):
+    """A map-style torch dataset that a model can be trained on."""
 
+    @abstractmethod
     def __len__(self) -> int:
-        """How many sequences it has."""
-        ...
+        """Number of sequences."""
 
+    @abstractmethod
     def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
         """[N - seen] the sequences of one epoch in seeded order, without the first `seen`."""
-        ...
 
+    @abstractmethod
     def __getitems__(self, indices: list[int]) -> Rows:
-        """Several sequences."""
-        ...
+        """Several sequences: one block per store. torch's DataLoader calls this."""
+
+    def __getitem__(self, index: int) -> Rows:
+        """One sequence: one block per store."""
+        return self.__getitems__([index])
 
 
-class StoreDataset(Dataset[Rows]):
-    """The sequences of a store with the teacher's targets, as a map-style torch dataset.
+class StoreDataset(Trainable):
+    """The sequences of a store with the teacher's targets.
 
     With further stores, which must hold the same sequences, it also returns their targets.
     """
@@ -130,12 +134,8 @@ class StoreDataset(Dataset[Rows]):
             store.will_read(order)
         return order
 
-    def __getitem__(self, index: int) -> Rows:
-        """One sequence: one block per store."""
-        return self.__getitems__([index])
-
     def __getitems__(self, indices: list[int]) -> Rows:
-        """Several sequences: one block per store. torch's DataLoader calls this.
+        """Several sequences: one block per store.
 
         Raises
             ColdstillError: a store is damaged, or the stores hold different sequences
@@ -159,26 +159,19 @@ def _expect_same_rows(first: StoreReader, own: Block, other: StoreReader, found:
         )
 
 
-class CorpusDataset(Dataset[Rows]):
+class CorpusDataset(Trainable):
     """The sequences of a prepared corpus with empty targets, for training on the text itself."""
 
     def __init__(self, sequences: SequenceFile) -> None:
-        """Read from a prepared corpus."""
         self._sequences = sequences
 
     def __len__(self) -> int:
         return len(self._sequences)
 
     def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
-        """[N - seen] the sequences of one epoch in seeded order, without the first `seen`."""
         return epoch_order(seed, epoch, len(self._sequences), 1024, BLOCK_SEQUENCES)[seen:]
 
-    def __getitem__(self, index: int) -> Rows:
-        """One sequence, as a single block."""
-        return self.__getitems__([index])
-
     def __getitems__(self, indices: list[int]) -> Rows:
-        """Several sequences, as a single block."""
         sequences = self._sequences.read(np.array(indices))
         targets = Targets.empty(len(sequences.positions.values))
         return (Block(sequences=sequences, targets=targets, capture=Capture(tail=0)),)

@@ -28,7 +28,7 @@ from ...data.errors import ColdstillError, DivergedError, StoppedError, first_li
 from ..interruption import Interruption
 from ..ranks import gather_from_all, lost_process_errors, rank, sum_over_all, wait_for_all
 from ..report import Report, Reporter, silent
-from .arguments import sequences_per_step, step_shape, taking, training_arguments
+from .arguments import step_shape, taking, training_arguments
 from .checkpoints import (
     CheckpointState,
     checkpoint_state,
@@ -41,7 +41,7 @@ from .checkpoints import (
 )
 from .execution import keep_inputs_exact, running_blocks, shard_on_cpu, whole_afterwards
 from .feed import StepBatches, collate
-from .metrics import Metrics, read_metrics
+from .metrics import Metrics
 from .objective import CurrentStep, attach_objective
 from .rehearsal import expect_parts
 
@@ -55,8 +55,7 @@ if TYPE_CHECKING:
     from ..models.isolation import Isolation
     from ..models.output_head import OutputHead
     from .chunked_loss import Term
-    from .feed import Batch, Rows, Trainable
-
+    from .feed import Batch, Trainable
 
 _NAMED = 5
 """Sequences that a message names."""
@@ -74,15 +73,10 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def __init__(
         self,
-        model: Any,
+        job: TrainingJob,
         arguments: TrainingArguments,
-        *,
-        stage: str,
-        dataset: Trainable,
-        collate: Callable[[Rows], Batch],
         batches: StepBatches,
         metrics: Metrics,
-        settings: dict[str, Any] | None,
         asked: Callable[[], bool],
     ) -> None:
         """Check the arguments. Nothing is written.
@@ -91,15 +85,15 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             ValueError, RuntimeError, ImportError: transformers refuses them
         """
         self.stopped = False
-        self._stage, self._batches, self._metrics, self._asked = stage, batches, metrics, asked
-        self._settings = settings
+        self._job, self._batches, self._metrics, self._asked = job, batches, metrics, asked
         self._losses: list[tuple[torch.Tensor, tuple[int, ...]]] = []
+        model = job.head.model
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=dataset,
-            data_collator=collate,
-            callbacks=[_Steps(self, len(dataset)), metrics],
+            train_dataset=job.dataset,
+            data_collator=functools.partial(collate, isolation=job.isolation, dtype=model.dtype),
+            callbacks=[_Steps(self, len(job.dataset)), metrics],
         )
         self.remove_callback(PrinterCallback)
 
@@ -166,12 +160,8 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return (loss, output) if return_outputs else loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Also check that the losses of all processes are finite, and whether any is to stop."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self._check_step(norm)
-        return norm
-
-    def _check_step(self, norm: Any) -> None:
-        """Check that the losses of all processes are finite, and whether any process is to stop."""
         losses, self._losses = self._losses, []
         total = torch.stack([loss.double() for loss, _ in losses]).sum()
         seen = torch.stack([total, total.new_tensor(float(self._asked()))])
@@ -182,6 +172,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         # in fp16 the scaler handles such a gradient: it lowers the scale and skips the step
         if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
             self._refuse_step(f"the norm of the gradient is {float(norm)}", losses)
+        return norm
 
     def _refuse_step(self, what: str, losses: list[tuple[torch.Tensor, tuple[int, ...]]]) -> None:
         wrong = [ids for loss, ids in losses if not loss.isfinite()]
@@ -195,7 +186,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         last = last_whole_checkpoint(Path(self.args.output_dir))
         kept = "no checkpoint was written yet" if last is None else f"{last} is kept"
         raise DivergedError(
-            f"{self._stage}: step {self.state.global_step + 1}: {what}, in a batch with the "
+            f"{self._job.stage}: step {self.state.global_step + 1}: {what}, in a batch with the "
             f"sequences {named}{more}; it was not taken, {kept}; train under a new name with a "
             "lower learning_rate, or check these sequences for errors"
         )
@@ -207,7 +198,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse a checkpoint with missing or unknown tensors, which the Trainer would only log."""
         expect_own_tensors(
-            self.model, load_result.missing_keys, load_result.unexpected_keys, self._stage
+            self.model, load_result.missing_keys, load_result.unexpected_keys, self._job.stage
         )
         super()._issue_warnings_after_load(load_result)
 
@@ -220,7 +211,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             step=step,
             place=self._batches.position_after(step),
             measured=self._metrics.open_interval(),
-            settings=self._settings,
+            settings=self._job.settings,
         )
         wait_for_all()  # every process writes a part of the checkpoint
         if rank() == 0:
@@ -262,11 +253,6 @@ _OF_LIBRARIES = (
     ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 """Errors that libraries raise. A full disk, a signal and our own errors have other types."""
-
-__all__ = [
-    "TrainingJob", "full_disk_errors", "last_whole_checkpoint", "read_metrics",
-    "sequences_per_step", "train",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,13 +356,10 @@ def _make_trainer(
     held.callback(os.environ.pop, "ACCELERATE_USE_FSDP", None)
     with taking(job.stage):
         trainer = StoreTrainer(
-            model,
+            job,
             arguments,
-            stage=job.stage,
-            dataset=job.dataset,
-            collate=functools.partial(collate, isolation=job.isolation, dtype=model.dtype),
-            batches=StepBatches(job.dataset, job.seed, shape, rank=rank(), steps=config.steps),
-            metrics=Metrics(
+            StepBatches(job.dataset, job.seed, shape, rank=rank(), steps=config.steps),
+            Metrics(
                 job.folder / "metrics.jsonl",
                 stage=job.stage,
                 steps=config.steps,
@@ -384,8 +367,7 @@ def _make_trainer(
                 has_head=job.capture.head > 0,
                 report=report,
             ),
-            settings=job.settings,
-            asked=asked,
+            asked,
         )
     trainer.add_callback(current)
     return trainer

@@ -65,11 +65,9 @@ class CurrentStep(TrainerCallback):  # type: ignore[misc]  # transformers is unt
     """The number of the current step. The Trainer sets it before each step."""
 
     def __init__(self, steps: int) -> None:
-        """Start before the first of `steps` steps."""
         self.step, self.steps = 0, steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take the step from the Trainer, which knows it after a resumption too."""
         self.step = state.global_step
 
 
@@ -81,7 +79,10 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
     """
     terms = []
     for name, table in objective.weights.items():
-        loss = _loss(name, objective)
+        kind: Any = LOSSES[name]
+        its_own = {field.name for field in dataclasses.fields(kind)}
+        given = {key: value for key, value in objective.parameters.items() if key in its_own}
+        loss: Loss = dataclasses.replace(kind, **given)
         temperature = objective.temperature if loss.needs_targets else 1.0
         if reason := loss.refuse(capture, temperature):
             raise ColdstillError(f"{where}: {name}: {reason}")
@@ -92,15 +93,6 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
             f"{where}: all weights are 0, so there is nothing to learn; give one, such as kl = 1.0"
         )
     return terms
-
-
-def _loss(name: str, objective: ObjectiveConfig) -> Loss:
-    """A loss with the parameters that the objective sets."""
-    loss: Any = LOSSES[name]
-    its_own = {field.name for field in dataclasses.fields(loss)}
-    given = {key: value for key, value in objective.parameters.items() if key in its_own}
-    shaped: Loss = dataclasses.replace(loss, **given)
-    return shaped
 
 
 def mixed_terms(
@@ -137,11 +129,7 @@ def mixed_terms(
 
 
 def expect_weight(terms: Sequence[Term], steps: int, where: str) -> None:
-    """Refuse scheduled weights that are 0 in all `steps` steps.
-
-    Raises
-        ColdstillError: no step has a positive weight
-    """
+    """Refuse scheduled weights that are 0 in all `steps` steps."""
     for term in terms:
         if term.schedule is None or any(
             weight_at(term.schedule, step, steps) > 0 for step in range(steps)
@@ -207,17 +195,14 @@ def attach_objective(
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         now = terms if current is None else terms_at(terms, current)
         loss, sums = chunked_loss(head, hidden, batch.targets, now)
-        return {"loss": loss, "sums": sums | _changing_weights(now, len(hidden), loss)}
+        # times the positions, so that the mean per position is the weight
+        changing = {
+            f"weight_{term.loss.name}": loss.new_tensor(
+                term.weight * len(hidden), dtype=torch.float64
+            )
+            for term in now
+            if term.schedule is not None
+        }
+        return {"loss": loss, "sums": sums | changing}
 
     model.forward = forward
-
-
-def _changing_weights(
-    terms: Sequence[Term], positions: int, like: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Each scheduled weight times the positions, so that its mean per position is the weight."""
-    return {
-        f"weight_{term.loss.name}": like.new_tensor(term.weight * positions, dtype=torch.float64)
-        for term in terms
-        if term.schedule is not None
-    }

@@ -44,9 +44,6 @@ def expect_trainable(config: TrainConfig, where: str) -> None:
     """Refuse settings that the Trainer would refuse at the start, as far as one process can tell.
 
     where  what is trained, for messages
-
-    Raises
-        ColdstillError: a setting without effect, of a wrong type, or of a missing package
     """
     if not config.trainer:
         return
@@ -88,9 +85,6 @@ def expect_parts(
     """Create and drop the optimiser, the schedule and the data loader of the Trainer.
 
     given  the settings of the recipe among the arguments
-
-    Raises
-        ColdstillError: a package is missing, or a setting is refused
     """
     place = f"{where}: train.trainer"
     name = getattr(arguments.optim, "value", arguments.optim)
@@ -126,11 +120,7 @@ def _expect_used(
     place: str,
     optimiser: str,
 ) -> None:
-    """Refuse an optimiser setting that the chosen optimiser does not read.
-
-    Raises
-        ColdstillError: the optimiser gets the same options without that setting
-    """
+    """Refuse an optimiser setting that the chosen optimiser does not read."""
     defaults = {field.name: field.default for field in fields(arguments)}
     for name in _OF_OPTIMISERS & given.keys():
         value = getattr(arguments, name)

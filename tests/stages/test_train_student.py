@@ -23,7 +23,7 @@ from coldstill.stages.train_student import (
     train_student,
 )
 from coldstill.stages.training.feed import StoreDataset, collate
-from coldstill.stages.training.loop import read_metrics
+from coldstill.stages.training.metrics import read_metrics
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, make_model
 from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher

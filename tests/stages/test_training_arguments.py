@@ -17,7 +17,7 @@ from coldstill.stages.training.arguments import (
     training_arguments,
 )
 from coldstill.stages.training.feed import StepShape
-from coldstill.stages.training.loop import read_metrics
+from coldstill.stages.training.metrics import read_metrics
 from coldstill.stages.training.rehearsal import expect_trainable
 from small_runs import LENGTH
 from small_trainings import train_small

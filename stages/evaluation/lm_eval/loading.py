@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from .task_files import TaskFile, Unit
 
-
 _LOGGERS = ("lm_eval", "datasets", "evaluate")
 
 
@@ -81,11 +80,7 @@ def quiet() -> Iterator[list[str]]:
 
 
 def expect_lm_eval() -> None:
-    """Check that lm-eval is installed.
-
-    Raises
-        ColdstillError: it is not
-    """
+    """Check that lm-eval is installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ColdstillError("evaluate: --tasks needs lm-eval: pip install 'coldstill[harness]'")
 

@@ -26,7 +26,6 @@ from .results import TaskResult, task_result
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-
 _LOGITS = 1 << 28
 """Most logits of one batch: 1 GiB in fp32, and as much for their log-probabilities."""
 _USUAL_LENGTH = 1024

@@ -214,11 +214,7 @@ class _Data:
     """Data sets on a hub and URLs found so far."""
 
     def locate(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings in which paths of local data are absolute.
-
-        Raises
-            ColdstillError: the task names no data, or a file does not exist
-        """
+        """Settings in which paths of local data are absolute."""
         from datasets.data_files import sanitize_patterns
         from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
 

@@ -134,11 +134,7 @@ class LlamaCpp(Runtime):
         return answer
 
     def expect_tokens(self, tokenizer: Any, text: str) -> None:
-        """Check that llama.cpp splits a text into the tokenizer's tokens.
-
-        Raises
-            ColdstillError: the first position where they differ
-        """
+        """Check that llama.cpp splits a text into the tokenizer's tokens."""
         ours = tokenizer(text, add_special_tokens=False).input_ids
         theirs = self.ask({"tokenize": text})["tokens"]
         if ours == theirs:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-
 LARGEST_FILE = 3 << 29
 """Most bytes of weights inside the file. protobuf allows 2 GiB, so larger weights get a file of
 their own."""

@@ -15,7 +15,6 @@ from ....data.errors import ColdstillError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
 Axis = Literal["free", "hidden", "feed_forward", "query", "key", "three", "three_by_head"]
 """Meaning of an axis. `query` and `key`: heads times the width of a head. `three`: all queries, all
 keys, all values. `three_by_head`: query, key and value of each head in turn. `free` axes are never
@@ -108,10 +107,12 @@ _OUTSIDE = {**_table("model.embed_tokens"), **_table("lm_head"), **_norm("model.
 
 
 def _like_llama(
-    *, writers: tuple[str, ...] = (), readers: tuple[str, ...] = (), **own: bool | float
+    *,
+    readers: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm"),
+    writers: tuple[str, ...] = (),
+    **own: bool | float,
 ) -> TensorLayout:
     """The layout of families that follow Llama."""
-    readers = readers or ("input_layernorm", "post_attention_layernorm")
     norms: Tensors = {}
     for name in (*readers, *writers):
         norms |= _norm(name)
@@ -129,8 +130,13 @@ def _like_llama(
     )
 
 
-_GEMMA_READERS = ("input_layernorm", "pre_feedforward_layernorm")
-_GEMMA_WRITERS = ("post_attention_layernorm", "post_feedforward_layernorm")
+_GEMMA2 = _like_llama(
+    readers=("input_layernorm", "pre_feedforward_layernorm"),
+    writers=("post_attention_layernorm", "post_feedforward_layernorm"),
+    norm_offset=1.0,
+    scaled_embedding=True,
+    multiple=True,
+)
 _GPT2 = TensorLayout(
     layers="transformer.h",
     outside={
@@ -189,14 +195,8 @@ FAMILIES: dict[str, TensorLayout] = {
     "qwen2": _like_llama(),
     "qwen3": _like_llama(),
     "gemma": _like_llama(norm_offset=1.0, scaled_embedding=True),
-    "gemma2": _like_llama(
-        readers=_GEMMA_READERS, writers=_GEMMA_WRITERS,
-        norm_offset=1.0, scaled_embedding=True, multiple=True,
-    ),
-    "gemma3_text": _like_llama(
-        readers=_GEMMA_READERS, writers=_GEMMA_WRITERS,
-        norm_offset=1.0, scaled_embedding=True, multiple=True,
-    ),
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
     "gpt2": _GPT2,
     "gpt_neox": _GPT_NEOX,
 }  # fmt: skip

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .config import PruneConfig
     from .importance import Importance
 
-
 _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps")
 
 
@@ -199,69 +198,58 @@ def _spread(heads: torch.Tensor, width: int) -> torch.Tensor:
     return (heads[:, None] * width + torch.arange(width)).flatten()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cutting:
-    """A cut to be made."""
-
-    model: Any
-    """The model to cut, on the CPU. It must not be used afterwards."""
-    cuts: tuple[PruneConfig, ...]
-    """The cut to make, and the later ones, which must be possible too."""
-    teacher: int | None
-    """Parameters of the teacher, of which budgets are shares; None if `model` is the teacher."""
-    store: StoreReader
-    seed: int
-    """Seed of the calibration set."""
-    stage: str
-    """Name in reports."""
-    where: str
-    """The recipe's table, for messages."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
-    """A pruned model and its record."""
-
-    model: Any
-    """The model on the CPU, in fp32."""
-    record: dict[str, Any]
-    """Sizes, parameters and loss before and after, and the kept parts, as a JSON value."""
-
-
-def make_cut(job: Cutting, report: Reporter = silent) -> Pruned:
+def make_cut(
+    model: Any,
+    cuts: tuple[PruneConfig, ...],
+    store: StoreReader,
+    *,
+    teacher: int | None = None,
+    seed: int,
+    stage: str,
+    where: str,
+    report: Reporter = silent,
+) -> tuple[Any, dict[str, Any]]:
     """Cut a model by the importance of its parts on sequences of the store.
+
+    model    the model to cut, on the CPU; it must not be used afterwards
+    cuts     the cut to make, and the later ones, which must be possible too
+    teacher  parameters of the teacher, of which budgets are shares; None if `model` is the teacher
+    seed     seed of the calibration set
+    where    the recipe's table, for messages
+
+    Returns the pruned model on the CPU in fp32, and its record as a JSON value: sizes, parameters
+    and loss before and after, and the kept parts.
 
     Raises
         ColdstillError: a family without a layout, sizes that are impossible, a model that cannot
             keep the store's documents apart, or a loss that is NaN or infinite
     """
-    model, config = job.model, job.cuts[0]
-    vocabulary = job.store.manifest.tokenizer.size
+    config, vocabulary = cuts[0], store.manifest.tokenizer.size
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     heads = getattr(model.config, "num_attention_heads", None)
-    anatomy = anatomy_of(model.config.model_type, heads, shapes, job.where)
-    teacher = job.teacher or anatomy.parameters(anatomy.sizes)
-    sizes = all_target_sizes(anatomy, job.cuts, teacher, job.where)[0]
+    anatomy = anatomy_of(model.config.model_type, heads, shapes, where)
+    teacher = teacher or anatomy.parameters(anatomy.sizes)
+    sizes = all_target_sizes(anatomy, cuts, teacher, where)[0]
     model.to(best_device())
-    isolation = student_isolation(model, job.store, job.where)
-    sample = calibration_set(job.store, config.sequences, job.seed, isolation)
+    isolation = student_isolation(model, store, where)
+    sample = calibration_set(store, config.sequences, seed, isolation)
     head = connect_head(model, vocabulary, report)
-    stage = f"{job.stage} importance and loss before"
-    importance = measure(head, anatomy, sample, stage, report)
-    _expect_finite(importance.loss, "before", job.where)
+    part = f"{stage} importance and loss before"
+    importance = measure(head, anatomy, sample, part, report)
+    _expect_finite(importance.loss, "before", where)
     if config.layers_by == "loss" and sizes.layers < anatomy.sizes.layers:
         importance = judge_layers_by_loss(
-            importance, head, anatomy, sample, sizes.layers, job.stage, report
+            importance, head, anatomy, sample, sizes.layers, stage, report
         )
-    report(Report(stage=job.stage, doing="cut the weights"))
+    report(Report(stage=stage, doing="cut the weights"))
     kept = choose(anatomy, sizes, importance)
-    smaller = cut(model.cpu(), anatomy, kept, job.where)
+    smaller = cut(model.cpu(), anatomy, kept, where)
     after = connect_head(smaller.to(best_device()), vocabulary)
     left = smaller.num_parameters()
-    if (note := shortfall(config, left, teacher, job.where)) is not None:
-        report(Report(stage=job.stage, note=note, warning=True))
-    loss = sample_loss(after, sample, f"{job.stage} loss after", report)
-    _expect_finite(loss, "after", job.where)
+    if (note := shortfall(config, left, teacher, where)) is not None:
+        report(Report(stage=stage, note=note, warning=True))
+    loss = sample_loss(after, sample, f"{stage} loss after", report)
+    _expect_finite(loss, "after", where)
     record = {
         "parameters": {
             "teacher": teacher,
@@ -278,7 +266,7 @@ def make_cut(job: Cutting, report: Reporter = silent) -> Pruned:
         },
         "layer_scores": [round(score, 6) for score in importance.layers_L.tolist()],
     }
-    return Pruned(model=smaller.cpu(), record=record)
+    return smaller.cpu(), record
 
 
 def _expect_finite(loss: float, when: str, where: str) -> None:

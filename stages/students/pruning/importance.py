@@ -39,7 +39,7 @@ import torch
 
 from ...evaluation.quality import label_logprobs
 from ...report import Report, Reporter, silent
-from .layers import skip_layer
+from .layers import skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,19 +137,19 @@ def judge_layers_by_loss(
     removed: list[int] = []
     passes = sum(range(keep + 1, len(layers) + 1))
     done = 0
-    with contextlib.ExitStack() as skipped:
+    with contextlib.ExitStack() as held:
         while len(layers) - len(removed) > keep:
             left = [number for number in range(len(layers)) if number not in removed]
             for number in left:
                 without = ", ".join(map(str, [*removed, number]))
                 part = f"pass {done + 1} of {passes}, without layer{'s' * bool(removed)} {without}"
                 counted = _part_reporter(report, part, done * len(sample), passes * len(sample))
-                with _skipped(layers[number]):
+                with skipped(layers[number]):
                     loss = sample_loss(head, sample, f"{stage} choice of layers", counted)
                 done += 1
                 increases_L[number] = loss - importance.loss
             removed.append(min(reversed(left), key=lambda number: float(increases_L[number])))
-            skipped.enter_context(_skipped(layers[removed[-1]]))
+            held.enter_context(skipped(layers[removed[-1]]))
     return replace(importance, layers_L=increases_L, removed=tuple(removed))
 
 
@@ -160,15 +160,6 @@ def _part_reporter(report: Reporter, part: str, before: int, total: int) -> Repo
         report(replace(own, part=part, done=before + own.done, total=total))
 
     return counted
-
-
-@contextlib.contextmanager
-def _skipped(layer: torch.nn.Module) -> Iterator[None]:
-    hook = layer.register_forward_hook(skip_layer, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @torch.no_grad()
