@@ -15,6 +15,8 @@ from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from ...data.prepared import SequenceFile
@@ -41,7 +43,6 @@ class Calibration:
     """Expected calibration error: mean over bins of |accuracy - confidence|, by position count."""
 
     def __init__(self) -> None:
-        """Start with empty bins."""
         self._count, self._confidence, self._correct = (np.zeros(ECE_BINS) for _ in range(3))
 
     def add(self, confidence: NDArray[Any], correct: NDArray[Any]) -> None:
@@ -98,21 +99,10 @@ def heldout_loss(
     rows, batch = heldout.rows, heldout.batch
     training = head.model.training
     head.model.eval()
-    total, positions = 0.0, 0
-    report(Report(stage=stage, total=len(rows), unit="sequences"))
-    for start in range(0, len(rows), batch):
-        block = heldout.sequences.read(rows[start : start + batch])
-        total -= label_logprobs(head, block, isolation)
-        positions += len(block.positions.values)
-        report(
-            Report(
-                stage=stage,
-                done=min(start + batch, len(rows)),
-                total=len(rows),
-                step=batch,
-                unit="sequences",
-            )
-        )
+    blocks = (
+        heldout.sequences.read(rows[start : start + batch]) for start in range(0, len(rows), batch)
+    )
+    total, positions = summed_loss(head, blocks, isolation, len(rows), stage, report)
     head.model.train(training)
     if positions == 0:
         raise ColdstillError(
@@ -126,6 +116,29 @@ def heldout_loss(
             "in this precision, or training has diverged (lower train.learning_rate)"
         )
     return loss
+
+
+@torch.no_grad()
+def summed_loss(
+    head: OutputHead,
+    blocks: Iterable[Sequences],
+    isolation: Isolation,
+    count: int,
+    stage: str,
+    report: Reporter = silent,
+) -> tuple[float, int]:
+    """Sum of -log p(label) over the supervised positions of batches, and their number.
+
+    count  number of sequences in all batches, for reports
+    """
+    total, positions, done = 0.0, 0, 0
+    report(Report(stage=stage, total=count, unit="sequences"))
+    for block in blocks:
+        total -= label_logprobs(head, block, isolation)
+        positions += len(block.positions.values)
+        done += len(block)
+        report(Report(stage=stage, done=done, total=count, step=len(block), unit="sequences"))
+    return total, positions
 
 
 def label_logprobs(head: OutputHead, block: Sequences, isolation: Isolation) -> float:

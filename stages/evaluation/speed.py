@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     """A forward pass that chooses the next tokens: from [B, T] tokens and the last cache (None
     begins a text) to the new cache; None without one."""
 
-_REPEATS = 5
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardSpeed:
@@ -107,7 +105,6 @@ class GenerationSpeed:
 
     batch: int
     prompt_tokens: int
-    """Tokens of each prompt."""
     new_tokens: int
     """Tokens that were generated after each prompt."""
     first_token_seconds: float
@@ -117,7 +114,6 @@ class GenerationSpeed:
     token_seconds: float
     """Median time of every further token."""
     token_seconds_p95: float
-    """95th percentile of the time of every further token."""
     decode_tokens_per_second: float
     """Batch size divided by `token_seconds`."""
     memory_bytes: int | None = None
@@ -211,7 +207,22 @@ def generation_speed(
     with peak() as memory:
         while len(runs) < _REPEATS and not (runs and time.perf_counter() >= until):
             runs.append(_written(step, read, until))
-    return _speed(read, [run for run in runs if run is not None], loaded + memory.bytes)
+    timed = [run for run in runs if run is not None]
+    size, prompt = len(read.text_BT), read.prompt
+    first = statistics.median(run[0] for run in timed)
+    further = np.concatenate([run[1:] for run in timed])
+    usual = float(np.median(further))
+    return GenerationSpeed(
+        batch=size,
+        prompt_tokens=prompt,
+        new_tokens=min(map(len, timed)),
+        first_token_seconds=round(first, 6),
+        prefill_tokens_per_second=round(size * prompt / first, 1),
+        token_seconds=round(usual, 6),
+        token_seconds_p95=round(float(np.percentile(further, _SLOW)), 6),
+        decode_tokens_per_second=round(size / usual, 1),
+        memory_bytes=loaded + memory.bytes,
+    )
 
 
 def _written(step: Step, read: Passage, until: float = math.inf) -> list[float] | None:
@@ -270,21 +281,3 @@ def weights_bytes(model: Any) -> int:
         storage = tensor.untyped_storage()
         found[storage.data_ptr()] = storage.nbytes()
     return sum(found.values())
-
-
-def _speed(read: Passage, runs: list[list[float]], memory: int) -> GenerationSpeed:
-    batch, prompt = len(read.text_BT), read.prompt
-    first = statistics.median(run[0] for run in runs)
-    further = np.concatenate([run[1:] for run in runs])
-    usual = float(np.median(further))
-    return GenerationSpeed(
-        batch=batch,
-        prompt_tokens=prompt,
-        new_tokens=min(map(len, runs)),
-        first_token_seconds=round(first, 6),
-        prefill_tokens_per_second=round(batch * prompt / first, 1),
-        token_seconds=round(usual, 6),
-        token_seconds_p95=round(float(np.percentile(further, _SLOW)), 6),
-        decode_tokens_per_second=round(batch / usual, 1),
-        memory_bytes=memory,
-    )

@@ -1,8 +1,8 @@
-"""Exports of students to other runtimes: one module for each format, registered below.
+"""Exports of students to other runtimes: one class for each format, registered below.
 
 A format writes a student into a folder and opens the files with the runtime that they are made for
 (`contract.py`). An export is kept only if that runtime reproduces the student's logits on held-out
-text within the limits of the format (`fidelity.py`). Before a quantised export, its unquantised
+text within the limits of the format (`checks.py`). Before a quantised export, its unquantised
 form is checked within tighter limits.
 """
 

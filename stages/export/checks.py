@@ -75,8 +75,6 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Result of a comparison."""
-
     fidelity: Fidelity
     figures: dict[str, Any]
     """Evaluation of the export on the documents: loss, KL from the teacher and others, as JSON."""
@@ -150,7 +148,6 @@ class _Distance:
     agreed: int = 0
 
     def add(self, ours_TV: torch.Tensor, theirs_TV: torch.Tensor) -> None:
-        """Add the logits of a document."""
         for start in range(0, len(ours_TV), _ROWS):
             rows = slice(start, start + _ROWS)
             ours, theirs = (logits[rows].double().log_softmax(1) for logits in (ours_TV, theirs_TV))

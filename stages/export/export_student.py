@@ -148,8 +148,6 @@ def _report_existing(record: ExportRecord, form: Format, job: ExportJob, report:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Export:
-    """One export of a student."""
-
     name: str
     form: Format
     reference: Reference
@@ -166,7 +164,6 @@ class _Export:
         return self.job.folder / self.name
 
     def write(self) -> ExportRecord:
-        """Write and check the export."""
         student = self.reference.student
         try:
             with (

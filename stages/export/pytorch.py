@@ -50,7 +50,6 @@ class HuggingFace(Format):
         return ()
 
     def open(self, student: LoadedStudent, folder: Path) -> Runtime:
-        """Load it in fp32."""
         from .reference import TorchRuntime
 
         return TorchRuntime(

@@ -109,14 +109,13 @@ class StudentJob:
         count = len(self.prune)
         if count < 2:
             return [self]
-        folders = [self.folder / _ROUNDS / str(number) for number in range(1, count)]
         found: list[StudentJob] = []
-        for number, folder in enumerate([*folders, self.folder], 1):
+        for number in range(1, count + 1):
             found.append(
                 replace(
                     self,
                     round=number,
-                    folder=folder,
+                    folder=self.folder if number == count else self.folder / _ROUNDS / str(number),
                     prune=self.prune[number - 1 :],  # later cuts must be possible too
                     recovered=found[-1].model_folder if found else None,
                 )
@@ -204,9 +203,8 @@ def _of_layers(job: StudentJob, store: StoreReader, where: str) -> Any:
         return load_model(str(job.start), where, precision="fp32", own_code=job.own_code)
     assert job.layers is not None
     assert job.teacher is not None
-    _expect_the_store_s_teacher(job, store, where)
     keep = job.layers.chosen(layer_count(job.teacher, where), where)
-    return cut_to_layers(_load_teacher(job, where), keep, where).float()
+    return cut_to_layers(_load_teacher(job, store, where), keep, where).float()
 
 
 def _pruned(job: StudentJob, store: StoreReader, report: Reporter, where: str) -> NewStudent:
@@ -228,8 +226,7 @@ def _pruned(job: StudentJob, store: StoreReader, report: Reporter, where: str) -
 
 def _cut(job: StudentJob, store: StoreReader, report: Reporter, where: str) -> NewStudent:
     if job.recovered is None:
-        _expect_the_store_s_teacher(job, store, where)
-        model, parameters = _load_teacher(job, where), None
+        model, parameters = _load_teacher(job, store, where), None
     else:
         model = load_model(str(job.recovered), where, precision="fp32", own_code=job.own_code)
         parameters = read_json(job.recovered.parent / PRUNING)["parameters"]["teacher"]
@@ -272,32 +269,16 @@ def _expect_same_cut(job: StudentJob, store: StoreReader, where: str) -> None:
             )
 
 
-def _load_teacher(job: StudentJob, where: str) -> Any:
-    teacher = job.teacher
-    assert teacher is not None  # the pipeline gives it to a student that has no `start`
-    return load_model(
-        teacher.name,
-        where,
-        precision="auto",
-        revision=teacher.revision,
-        own_code=teacher.own_code,
-    )
-
-
-def _expect_the_store_s_teacher(job: StudentJob, store: StoreReader, where: str) -> None:
-    """Refuse weights of another teacher than the store's."""
+def _load_teacher(job: StudentJob, store: StoreReader, where: str) -> Any:
+    """The store's teacher. Refuses weights of another one before they are loaded."""
     teacher, expected = job.teacher, store.manifest.teacher
-    assert teacher is not None
-    found = teacher_identity(
-        teacher.name,
-        where,
-        dtype="auto",
-        revision=teacher.revision,
-        own_code=teacher.own_code,
-    )
+    assert teacher is not None  # the pipeline gives it to a student that has no `start`
+    name, revision, own_code = teacher.name, teacher.revision, teacher.own_code
+    found = teacher_identity(name, where, dtype="auto", revision=revision, own_code=own_code)
     if found.fingerprint != expected.fingerprint:
         raise ColdstillError(
-            f"{where}: {teacher.name} is not the teacher of the store ({expected.name}): its "
+            f"{where}: {name} is not the teacher of the store ({expected.name}): its "
             f"fingerprint is {found.fingerprint[:12]}, the store's {expected.fingerprint[:12]}; "
             "set teacher.model to the store's teacher, or start from 'model'"
         )
+    return load_model(name, where, precision="auto", revision=revision, own_code=own_code)

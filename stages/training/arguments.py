@@ -146,7 +146,6 @@ _STRATEGIES = {"no", "steps"}
 
 
 def sequences_per_step(config: TrainConfig, sequence_length: int) -> int:
-    """Sequences of an optimiser step."""
     return max(1, config.batch_tokens // sequence_length)
 
 

@@ -47,7 +47,6 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
 
 def declare_whole(checkpoint: Path, state: CheckpointState) -> None:
-    """Mark a checkpoint as complete."""
     write_json(checkpoint / _WHOLE, asdict(state))
 
 

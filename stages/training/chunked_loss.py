@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..config import WeightConfig
     from ..models.output_head import OutputHead
-    from ..targets.losses import Loss
+    from ..targets.losses.loss import Loss
     from ..targets.softmax import StudentSoftmax
     from ..targets.tensors import TargetTensors
 
@@ -248,9 +248,8 @@ def _counts(
     """The sums of `COUNTS`. `plain` holds the student's entropies and label log-probabilities at
     temperature 1 if `student` is at another temperature."""
     entropy_M, label_M = plain or (student.entropy, student.label_logprob)
-    first = student.head_logprobs[
-        :, :1
-    ]  # of the teacher's most probable token; empty without a head
+    # of the teacher's most probable token; empty without a head
+    first = student.head_logprobs[:, :1]
     return [
         tempered(target, temperature).head.double().sum(),
         student.head_logprobs.exp().double().sum(),

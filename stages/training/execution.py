@@ -53,7 +53,7 @@ def running_blocks(model: Any, config: TrainConfig, where: str) -> Iterator[None
             _checkpoint(model, f"{where}.gradient_checkpointing")
             held.callback(model.activation_checkpointing_disable)
         if config.compile:
-            held.enter_context(_compiled(model, f"{where}.compile"))
+            _compile(model, f"{where}.compile", held)
         yield
 
 
@@ -68,44 +68,25 @@ def _checkpoint(model: Any, where: str) -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def _compiled(model: Any, where: str) -> Iterator[None]:
+def _compile(model: Any, where: str, held: contextlib.ExitStack) -> None:
+    """Compile the blocks. `held` gets the callbacks that undo it."""
     # a block would fail only in its first forward pass
     if reason := _no_compiler(torch.cuda.is_available()):
         raise ColdstillError(
             f"{where}: torch.compile does not work on this machine: {reason}; remove it, or "
             "install a C++ compiler (on a GPU, Triton)"
         )
+    for module in model.modules():
+        hooks = module._forward_hooks
+        for key, hook in list(hooks.items()):
+            # `output_hidden_states` left it behind, and training does not use its records
+            if getattr(hook, "__module__", None) == "transformers.utils.output_capturing":
+                held.callback(hooks.__setitem__, key, hooks.pop(key))  # it breaks compiled graphs
     found = named_blocks(model)
-    modules = [model.base_model] if found is None else [*found[1]]
-    with _without_recorders(model):
-        for module in modules:
-            # only the forward: names stay as they are, and hooks (such as of sharding) run outside
-            module.forward = torch.compile(module.forward)
-        try:
-            yield
-        finally:
-            for module in modules:
-                del module.forward
-
-
-@contextlib.contextmanager
-def _without_recorders(model: Any) -> Iterator[None]:
-    """Remove hooks that `output_hidden_states` left behind, which break a compiled graph. Training
-    does not use their records."""
-    held = [
-        (module, key, hook)
-        for module in model.modules()
-        for key, hook in module._forward_hooks.items()
-        if getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
-    ]
-    for module, key, _ in held:
-        del module._forward_hooks[key]
-    try:
-        yield
-    finally:
-        for module, key, hook in held:
-            module._forward_hooks[key] = hook
+    for module in [model.base_model] if found is None else found[1]:
+        # only the forward: names stay as they are, and hooks (such as of sharding) run outside
+        module.forward = torch.compile(module.forward)
+        held.callback(delattr, module, "forward")
 
 
 @functools.cache

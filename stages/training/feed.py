@@ -118,7 +118,7 @@ class StoreDataset(Trainable):
     """
 
     def __init__(self, store: StoreReader, *others: StoreReader) -> None:
-        """Read from open stores. `mixture.expect_same_sequences` compares their manifests."""
+        """Read from open stores. `lesson.expect_same_sequences` compares their manifests."""
         self._stores = (store, *others)
 
     def __len__(self) -> int:

@@ -57,6 +57,134 @@ if TYPE_CHECKING:
     from .chunked_loss import Term
     from .feed import Batch, Trainable
 
+_REMEDY = (
+    "lower train.micro_batch_tokens if memory is short; otherwise choose another model or other "
+    "settings of train"
+)
+_OF_LIBRARIES = (
+    ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""Errors that libraries raise. A full disk, a signal and our own errors have other types."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """Everything that one training needs."""
+
+    stage: str
+    """Name of the stage, for reports."""
+    head: OutputHead
+    """The model, split at its output head."""
+    dataset: Trainable
+    isolation: Isolation
+    capture: Capture
+    """What the targets of the first teacher hold."""
+    terms: Sequence[Term]
+    config: TrainConfig
+    sequence_length: int
+    seed: int
+    folder: Path
+    """The folder of `checkpoints/` and `metrics.jsonl`."""
+    begin: Callable[[], None] = lambda: None
+    """Called once by the first process, after all checks and before anything is written."""
+    settings: dict[str, Any] | None = None
+    """All settings that decide the result, as JSON. Every checkpoint records them, and a checkpoint
+    with other settings is refused."""
+
+
+def train(job: TrainingJob, report: Reporter = silent) -> None:
+    """Train the job's model in place. Resume from the last complete checkpoint, if one exists.
+
+    All processes of `torchrun` take their part of every step; the first process writes.
+
+    Raises
+        ColdstillError: settings that the Trainer refuses, a checkpoint of another training, or a
+            NaN or infinite loss
+        StoppedError: stopped by SIGTERM; a checkpoint is saved
+    """
+    interruption = Interruption()
+    with interruption.listening(), interruption.postponed():
+        _train(job, report, lambda: interruption.asked)
+
+
+def _train(job: TrainingJob, report: Reporter, asked: Callable[[], bool]) -> None:
+    checkpoints = job.folder / "checkpoints"
+    last = last_whole_checkpoint(checkpoints)
+    state = checkpoint_state(last)
+    if last is not None and job.settings is not None:
+        expect_own(last, job.settings)
+    model = job.head.model
+    with contextlib.ExitStack() as held:
+        held.callback(model.eval)  # the mode in which models are loaded
+        # undoes sharding after the Trainer has released the model
+        trainer = _make_trainer(job, checkpoints, report, asked, held)
+        if rank() == 0:
+            job.begin()
+            drop_cut_short(checkpoints)
+        trainer.resume(state)
+        if last is not None:
+            report(Report(stage=job.stage, note=f"going on from step {state.step}"))
+        with _library_errors(job.stage), lost_process_errors(job.stage):
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            # schedule-free optimisers train other weights than the final ones
+            trainer.optimizer.eval()
+    if trainer.stopped:
+        raise StoppedError
+
+
+@contextlib.contextmanager
+def _library_errors(stage: str) -> Iterator[None]:
+    """Turn errors of the Trainer or the model during a step into one line."""
+    try:
+        yield
+    except _OF_LIBRARIES as error:
+        raise ColdstillError(
+            f"{stage}: the trainer cannot go on: {first_line(error)}; {_REMEDY}"
+        ) from error
+
+
+def _make_trainer(
+    job: TrainingJob,
+    checkpoints: Path,
+    report: Reporter,
+    asked: Callable[[], bool],
+    held: contextlib.ExitStack,
+) -> StoreTrainer:
+    """The Trainer. `held` gets the callbacks that undo its changes to the model."""
+    config, model = job.config, job.head.model
+    if len(job.dataset) == 0:
+        raise ColdstillError(f"{job.stage}: there is no sequence to learn from")
+    shape = step_shape(config, job.sequence_length, job.stage)
+    arguments = training_arguments(config, shape, job.seed, checkpoints, job.stage)
+    expect_parts(arguments, model, config.trainer, job.stage)  # before the Trainer creates a folder
+    # the Trainer changes the configuration, for example `use_cache = False`
+    held.callback(setattr, model, "config", copy.deepcopy(model.config))
+    held.enter_context(whole_afterwards(model))
+    held.enter_context(running_blocks(model, config, f"{job.stage}: train"))
+    current = CurrentStep(config.steps)
+    attach_objective(job.head, job.terms, current)
+    held.callback(vars(model).pop, "forward", None)
+    # accelerate sets it, which would affect later trainings in this process
+    held.callback(os.environ.pop, "ACCELERATE_USE_FSDP", None)
+    with taking(job.stage):
+        trainer = StoreTrainer(
+            job,
+            arguments,
+            StepBatches(job.dataset, job.seed, shape, rank=rank(), steps=config.steps),
+            Metrics(
+                job.folder / "metrics.jsonl",
+                stage=job.stage,
+                steps=config.steps,
+                step_tokens=shape.sequences * job.sequence_length,
+                has_head=job.capture.head > 0,
+                report=report,
+            ),
+            asked,
+        )
+    trainer.add_callback(current)
+    return trainer
+
+
 _NAMED = 5
 """Sequences that a message names."""
 
@@ -98,7 +226,6 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self.remove_callback(PrinterCallback)
 
     def resume(self, state: CheckpointState) -> None:
-        """Resume from the state of a checkpoint."""
         self._batches.resume(state.step, state.place)
         self._metrics.resume(state.step, state.measured)
 
@@ -243,131 +370,3 @@ def _without_traceback(error: ColdstillError) -> ColdstillError:
     if "\n" not in text:
         return error
     return type(error)(text.strip().splitlines()[-1].partition(": ")[2])
-
-
-_REMEDY = (
-    "lower train.micro_batch_tokens if memory is short; otherwise choose another model or other "
-    "settings of train"
-)
-_OF_LIBRARIES = (
-    ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip
-"""Errors that libraries raise. A full disk, a signal and our own errors have other types."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingJob:
-    """Everything that one training needs."""
-
-    stage: str
-    """Name of the stage, for reports."""
-    head: OutputHead
-    """The model, split at its output head."""
-    dataset: Trainable
-    isolation: Isolation
-    capture: Capture
-    """What the targets of the first teacher hold."""
-    terms: Sequence[Term]
-    config: TrainConfig
-    sequence_length: int
-    seed: int
-    folder: Path
-    """The folder of `checkpoints/` and `metrics.jsonl`."""
-    begin: Callable[[], None] = lambda: None
-    """Called once by the first process, after all checks and before anything is written."""
-    settings: dict[str, Any] | None = None
-    """All settings that decide the result, as JSON. Every checkpoint records them, and a checkpoint
-    with other settings is refused."""
-
-
-def train(job: TrainingJob, report: Reporter = silent) -> None:
-    """Train the job's model in place. Resume from the last complete checkpoint, if one exists.
-
-    All processes of `torchrun` take their part of every step; the first process writes.
-
-    Raises
-        ColdstillError: settings that the Trainer refuses, a checkpoint of another training, or a
-            NaN or infinite loss
-        StoppedError: stopped by SIGTERM; a checkpoint is saved
-    """
-    interruption = Interruption()
-    with interruption.listening(), interruption.postponed():
-        _train(job, report, lambda: interruption.asked)
-
-
-def _train(job: TrainingJob, report: Reporter, asked: Callable[[], bool]) -> None:
-    checkpoints = job.folder / "checkpoints"
-    last = last_whole_checkpoint(checkpoints)
-    state = checkpoint_state(last)
-    if last is not None and job.settings is not None:
-        expect_own(last, job.settings)
-    model = job.head.model
-    with contextlib.ExitStack() as held:
-        held.callback(model.eval)  # the mode in which models are loaded
-        # undoes sharding after the Trainer has released the model
-        trainer = _make_trainer(job, checkpoints, report, asked, held)
-        if rank() == 0:
-            job.begin()
-            drop_cut_short(checkpoints)
-        trainer.resume(state)
-        if last is not None:
-            report(Report(stage=job.stage, note=f"going on from step {state.step}"))
-        with _library_errors(job.stage), lost_process_errors(job.stage):
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
-            # schedule-free optimisers train other weights than the final ones
-            trainer.optimizer.eval()
-    if trainer.stopped:
-        raise StoppedError
-
-
-@contextlib.contextmanager
-def _library_errors(stage: str) -> Iterator[None]:
-    """Turn errors of the Trainer or the model during a step into one line."""
-    try:
-        yield
-    except _OF_LIBRARIES as error:
-        raise ColdstillError(
-            f"{stage}: the trainer cannot go on: {first_line(error)}; {_REMEDY}"
-        ) from error
-
-
-def _make_trainer(
-    job: TrainingJob,
-    checkpoints: Path,
-    report: Reporter,
-    asked: Callable[[], bool],
-    held: contextlib.ExitStack,
-) -> StoreTrainer:
-    """The Trainer. `held` gets the callbacks that undo its changes to the model."""
-    config, model = job.config, job.head.model
-    if len(job.dataset) == 0:
-        raise ColdstillError(f"{job.stage}: there is no sequence to learn from")
-    shape = step_shape(config, job.sequence_length, job.stage)
-    arguments = training_arguments(config, shape, job.seed, checkpoints, job.stage)
-    expect_parts(arguments, model, config.trainer, job.stage)  # before the Trainer creates a folder
-    # the Trainer changes the configuration, for example `use_cache = False`
-    held.callback(setattr, model, "config", copy.deepcopy(model.config))
-    held.enter_context(whole_afterwards(model))
-    held.enter_context(running_blocks(model, config, f"{job.stage}: train"))
-    current = CurrentStep(config.steps)
-    attach_objective(job.head, job.terms, current)
-    held.callback(vars(model).pop, "forward", None)
-    # accelerate sets it, which would affect later trainings in this process
-    held.callback(os.environ.pop, "ACCELERATE_USE_FSDP", None)
-    with taking(job.stage):
-        trainer = StoreTrainer(
-            job,
-            arguments,
-            StepBatches(job.dataset, job.seed, shape, rank=rank(), steps=config.steps),
-            Metrics(
-                job.folder / "metrics.jsonl",
-                stage=job.stage,
-                steps=config.steps,
-                step_tokens=shape.sequences * job.sequence_length,
-                has_head=job.capture.head > 0,
-                report=report,
-            ),
-            asked,
-        )
-    trainer.add_callback(current)
-    return trainer

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...data.schema import Capture
     from ..config import ObjectiveConfig, WeightConfig
     from ..models.output_head import OutputHead
-    from ..targets.losses import Loss
+    from ..targets.losses.loss import Loss
 
 
 def weight_at(weight: WeightConfig, step: int, steps: int) -> float:

@@ -54,7 +54,6 @@ class CountingLM(HFLM):  # type: ignore[misc]
         self.set_cache_hook(self._counter)
 
     def reset(self) -> None:
-        """Set all counts to 0, before a new task."""
         self.cut = self._counter.done = self._counter.total = 0
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:

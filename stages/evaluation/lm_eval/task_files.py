@@ -40,7 +40,6 @@ class TaskFile:
 
     @property
     def where(self) -> str:
-        """Prefix of error messages."""
         return f"{self.path}: {'group' if self.is_group else 'task'} '{self.name}'"
 
     def has_tag(self, name: Any) -> bool:
@@ -58,7 +57,6 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Name of the task or the group."""
         return self.parts[0].name
 
     @property

@@ -34,12 +34,10 @@ class Gguf(Format):
 
     @property
     def base(self) -> str | None:
-        """q8_0 is quantised from f16."""
         return "gguf-f16" if self.precision == "q8_0" else None
 
     @property
     def missing_runtime(self) -> str | None:
-        """llama.cpp is optional."""
         return None if has_llama_cpp() else "llama"
 
     @property
@@ -98,7 +96,6 @@ class Gguf(Format):
         return quantise(base / _file(student.name, "f16"), path)
 
     def open(self, student: LoadedStudent, folder: Path) -> Runtime:
-        """Open the file with llama.cpp if it is installed, otherwise with transformers."""
         (path,) = folder.glob(self.weights)
         if has_llama_cpp():
             from .runtimes import LlamaCpp

@@ -28,7 +28,6 @@ from ..contract import Runtime, titled
 from ..reference import TorchRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -37,7 +36,12 @@ if TYPE_CHECKING:
 
 
 def read_back(path: Path, student: LoadedStudent) -> TorchRuntime:
-    """The model of a file, in fp32.
+    """The model of a file, in fp32, to check it on machines without llama.cpp.
+
+    transformers dequantises every tensor and restores its own layout, so a tensor under a wrong
+    name or in a wrong layout changes the logits. Settings come from the student, because
+    transformers ignores some of the file's. So the check does not cover the file's settings and
+    tokens and llama.cpp's arithmetic, and the record says so.
 
     Raises
         ColdstillError: transformers cannot read it
@@ -71,7 +75,6 @@ class LlamaCpp(Runtime):
 
     @property
     def other_process(self) -> tuple[int, int]:
-        """The child process and its memory before loading."""
         return self.child.pid, self.before
 
     @classmethod
@@ -87,18 +90,12 @@ class LlamaCpp(Runtime):
         except _EndedError:
             title += ", plain weights"
             runtime = _started(path, student.length, title, rearranged=False)
-        with runtime._closed_on_error():
+        with contextlib.ExitStack() as closed:
+            closed.callback(runtime.close)
             for text in student.texts:
                 runtime.expect_tokens(student.tokenizer, text)
+            closed.pop_all()
         return runtime
-
-    @contextlib.contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
 
     def step(
         self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
@@ -149,7 +146,6 @@ class LlamaCpp(Runtime):
         )
 
     def close(self) -> None:
-        """End the child process."""
         for stream in (self.child.stdin, self.child.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):  # unsent requests
@@ -175,9 +171,11 @@ def _started(path: Path, length: int, title: str, *, rearranged: bool) -> LlamaC
         stderr=subprocess.DEVNULL,
     )
     runtime = LlamaCpp(child, path, title)
-    with runtime._closed_on_error():
+    with contextlib.ExitStack() as closed:
+        closed.callback(runtime.close)
         before = runtime.ask(settings)["before"]
         runtime.step(np.zeros(2, np.int64))
+        closed.pop_all()
     return replace(runtime, before=before)
 
 

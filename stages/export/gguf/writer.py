@@ -195,7 +195,10 @@ _WRITTEN_ANYWAY = ("GGUF.", "general.architecture", "general.file_type")
 
 
 def quantise(whole: Path, path: Path) -> Sequence[str]:
-    """Write the q8_0 form of an f16 file, and return a note about matrices that stay f16."""
+    """Write the q8_0 form of an f16 file with the same metadata, tokens and tensor names.
+
+    Returns a note about matrices that stay f16.
+    """
     reader = gguf.GGUFReader(whole)
     writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
@@ -218,7 +221,6 @@ def quantise(whole: Path, path: Path) -> Sequence[str]:
 
 
 def write_file(writer: gguf.GGUFWriter) -> None:
-    """Write all that was added to a writer."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -69,7 +69,6 @@ class Onnx(Format):
 
     @property
     def base(self) -> str | None:
-        """int8 is quantised from fp32."""
         return "onnx" if self.int8 else None
 
     @property

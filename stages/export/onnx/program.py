@@ -110,7 +110,8 @@ def write_program(model: Any, path: Path, name: str) -> None:
     names = [f"{layer}.{part}" for layer in range(len(shapes)) for part in ("key", "value")]
     where = f"students.{name}"
     action = f"trace a {model.config.model_type!r} model"
-    with _quietly(), asking("torch.onnx", action, where=where, remedy="use --to hf"):
+    # about missing optional packages and deprecations
+    with only_errors("torch.onnx"), asking("torch.onnx", action, where=where, remedy="use --to hf"):
         program = torch.onnx.export(
             _WithPlainCache(model).eval(),
             example,
@@ -150,9 +151,9 @@ def _remove_source_lines(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Suppress the exporter's warnings about missing optional packages and deprecations."""
-    logger = logging.getLogger("torch.onnx")
+def only_errors(name: str | None = None) -> Iterator[None]:
+    """Suppress warnings, also those of a logger (the root logger without a name)."""
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -112,7 +112,6 @@ def _like_llama(
     writers: tuple[str, ...] = (),
     **own: bool | float,
 ) -> TensorLayout:
-    """The layout of families that follow Llama."""
     norms: Tensors = {}
     for name in (*readers, *writers):
         norms |= _norm(name)
@@ -252,7 +251,6 @@ class Anatomy:
         return total
 
     def resized(self, sizes: Sizes) -> Anatomy:
-        """Anatomy of the model with these sizes."""
         layer = f"{self.layout.layers}.0."
         shapes: Shapes = {}
         for name, shape in self.shapes.items():
@@ -308,7 +306,6 @@ def anatomy_of(name: str, heads: Any, shapes: Mapping[str, tuple[int, ...]], whe
     layers = {int(match[1]) for key in shapes if (match := found.match(key))}
 
     def length(parameter: str, wanted: Axis) -> int:
-        """Length of a parameter's axis of this kind."""
         full = parameter if parameter in layout.outside else f"{layout.layers}.0.{parameter}"
         axes = layout.outside.get(parameter) or layout.inside[parameter]
         if full not in shapes or len(shapes[full]) != len(axes):

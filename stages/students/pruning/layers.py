@@ -28,7 +28,6 @@ class TeacherWeights:
     """Location of a teacher's weights."""
 
     name: str
-    """Folder or hub name."""
     revision: str = "main"
     own_code: bool = False
     """Whether code that comes with the model may run."""
