@@ -30,9 +30,11 @@ class HuggingFace(Format):
         self, student: LoadedStudent, folder: Path, base: Path | None = None
     ) -> tuple[str, ...]:
         """Write the weights in the student's own precision, with the tokens that end generation."""
+        from ..models.loading import load_model
         from .reference import ready_to_export
 
-        model = _load(student.folder, student, f"students.{student.name}", precision="auto")
+        where, own_code = f"students.{student.name}", student.own_code
+        model = load_model(str(student.folder), where, precision="auto", own_code=own_code)
         model = ready_to_export(model, student.vocabulary, student.ends)
         settings, tokenizer = model.generation_config, student.tokenizer
         if settings.eos_token_id is None:
@@ -52,9 +54,7 @@ class HuggingFace(Format):
     def open(self, student: LoadedStudent, folder: Path) -> Runtime:
         from .reference import TorchRuntime
 
-        return TorchRuntime(
-            _load(folder, student, f"export {student.name}"), titled("transformers")
-        )
+        return TorchRuntime(_load(folder, student), titled("transformers"))
 
 
 class TorchAo(Format):
@@ -103,8 +103,7 @@ class TorchAo(Format):
         action = f"quantise a {student.family!r} model"
         where = f"students.{student.name}"
         with asking("torchao", action, where=where, remedy="use --to hf or --to onnx-int8"):
-            where = f"export {student.name}"
-            model = _load(base, student, where, options={"quantization_config": settings})
+            model = _load(base, student, options={"quantization_config": settings})
             model.save_pretrained(folder)
         student.tokenizer.save_pretrained(folder)
         return ()
@@ -113,12 +112,12 @@ class TorchAo(Format):
         """Load it with transformers, which reads in `config.json` that torchao is needed."""
         from .reference import TorchRuntime
 
-        return TorchRuntime(_load(folder, student, f"export {student.name}"), titled("torchao"))
+        return TorchRuntime(_load(folder, student), titled("torchao"))
 
 
-def _load(
-    folder: Path, student: LoadedStudent, where: str, precision: str = "fp32", **more: Any
-) -> Any:
+def _load(folder: Path, student: LoadedStudent, **options: Any) -> Any:
+    """An export's model in fp32."""
     from ..models.loading import load_model
 
-    return load_model(str(folder), where, precision=precision, own_code=student.own_code, **more)
+    where = f"export {student.name}"
+    return load_model(str(folder), where, precision="fp32", own_code=student.own_code, **options)

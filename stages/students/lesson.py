@@ -55,16 +55,9 @@ def expect_same_sequences(first: StoreReader, other: StoreReader, where: str) ->
     ours, theirs = first.manifest, other.manifest
     packing = replace(theirs.packing, isolation=ours.packing.isolation)
     # a merged store has `parts` instead of one corpus and packing
-    same = replace(
-        ours,
-        tokenizer=theirs.tokenizer,
-        corpus=theirs.corpus,
-        packing=packing,
-        parts=theirs.parts,
-        sequences=theirs.sequences,
-    )
-    sides = (f"in {first.place}", f"in {other.place}")
-    if changed := difference(ours, same, sides):
+    compared = ("tokenizer", "corpus", "parts", "sequences")
+    same = replace(ours, packing=packing, **{name: getattr(theirs, name) for name in compared})
+    if changed := difference(ours, same, (f"in {first.place}", f"in {other.place}")):
         raise ColdstillError(
             f"{where}: these stores hold different sequences: {changed}; capture both teachers "
             "over one corpus, with one tokenizer and packing"

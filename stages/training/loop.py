@@ -330,7 +330,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         super()._issue_warnings_after_load(load_result)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._metrics.saving()
+        self._metrics.report(Report(stage=self._job.stage, doing="save a checkpoint"))
         with full_disk_errors(Path(self.args.output_dir)):
             super()._save_checkpoint(model, trial)
         step = self.state.global_step

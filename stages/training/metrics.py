@@ -116,9 +116,6 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tell(state.global_step, self.step_tokens)
 
-    def saving(self) -> None:
-        self.report(Report(stage=self.stage, doing="save a checkpoint"))
-
     def _tell(self, steps: int, new: int = 0) -> None:
         self.report(
             Report(

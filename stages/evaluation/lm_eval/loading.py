@@ -140,9 +140,8 @@ def _expect_metrics(task: TaskFile, *, download: bool) -> None:
     """Check that lm-eval knows all metrics: it loads a task without them, and fails at its end."""
     from lm_eval.api.registry import get_aggregation, get_metric
 
-    listed = [] if task.is_group else task.settings.get("metric_list") or []
     own_metrics = task.settings.get("process_results") is not None
-    for entry in listed if isinstance(listed, list) else [listed]:
+    for entry in [] if task.is_group else task.listed("metric_list"):
         if not isinstance(entry, dict) or "metric" not in entry:
             raise ColdstillError(f"{task.where}: expected a 'metric' in each of its 'metric_list'")
         name, aggregation = entry["metric"], entry.get("aggregation")

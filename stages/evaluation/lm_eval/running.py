@@ -136,7 +136,6 @@ class TaskRunner:
             ColdstillError: the model cannot be loaded, or its tokenizer has neither a beginning nor
                 an end of text
         """
-
         screen = sys.stderr
 
         def visible(one: Report) -> None:  # also while the libraries are quiet

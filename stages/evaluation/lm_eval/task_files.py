@@ -42,10 +42,10 @@ class TaskFile:
     def where(self) -> str:
         return f"{self.path}: {'group' if self.is_group else 'task'} '{self.name}'"
 
-    def has_tag(self, name: Any) -> bool:
-        """Whether groups can refer to the task by this tag."""
-        tags = self.settings.get("tag") or []
-        return name in (tags if isinstance(tags, list) else [tags])
+    def listed(self, key: str) -> list[Any]:
+        """A setting that is a list or a single entry."""
+        value = self.settings.get(key) or []
+        return value if isinstance(value, list) else [value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _members(task: TaskFile, tasks: Mapping[str, TaskFile]) -> list[str]:
         name = inline.get("task") or inline.get("group")
         if isinstance(name, str) and name in tasks:
             names.append(name)
-        elif tagged := [other.name for other in tasks.values() if other.has_tag(name)]:
+        elif tagged := [other.name for other in tasks.values() if name in other.listed("tag")]:
             names += tagged
         elif not (
             inline.keys() & {"dataset_path", "custom_dataset", "class"} or isinstance(name, list)
