@@ -117,15 +117,8 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._tell(state.global_step, self.step_tokens)
 
     def _tell(self, steps: int, new: int = 0) -> None:
-        self.report(
-            Report(
-                stage=self.stage,
-                done=steps * self.step_tokens,
-                total=self.steps * self.step_tokens,
-                step=new,
-                figures=self._shown,
-            )
-        )
+        done, total = steps * self.step_tokens, self.steps * self.step_tokens
+        self.report(Report(stage=self.stage, done=done, total=total, step=new, figures=self._shown))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs or not state.is_world_process_zero:

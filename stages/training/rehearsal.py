@@ -55,27 +55,17 @@ def expect_trainable(config: TrainConfig, where: str) -> None:
         )
     given = {key: value for key, value in config.trainer.items() if key not in _OF_SEVERAL}
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = training_arguments(
-            replace(config, trainer=given),
-            StepShape(processes=1, passes=1, micro=1),
-            0,
-            Path(scratch),
-            where,
-        )
-        with asking(
-            "transformers",
-            "report there",
-            where=f"{where}: train.trainer",
-            remedy="install it, or remove report_to",
-        ):
+        tried, shape = replace(config, trainer=given), StepShape(processes=1, passes=1, micro=1)
+        arguments = training_arguments(tried, shape, 0, Path(scratch), where)
+        place, remedy = f"{where}: train.trainer", "install it, or remove report_to"
+        with asking("transformers", "report there", where=place, remedy=remedy):
             for board in get_reporting_integration_callbacks(arguments.report_to):
                 board()
         try:
             expect_parts(arguments, torch.nn.Linear(2, 2), given, where)
         except ColdstillError as error:
             # the tiny model lacks these modules; the training itself reports missing ones
-            sought = given.get("optim_target_modules") and isinstance(error.__cause__, ValueError)
-            if not sought:
+            if not (given.get("optim_target_modules") and isinstance(error.__cause__, ValueError)):
                 raise
 
 

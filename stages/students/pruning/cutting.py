@@ -73,19 +73,13 @@ def choose(anatomy: Anatomy, sizes: Sizes, importance: Importance) -> Kept:
     if not removed:
         layers = _best(importance.layers_L, sizes.layers).tolist()
     group = whole.heads // whole.kv_heads
-    kept_groups, kept_heads = [], []
+    kept_groups, kept_heads, in_group = [], [], sizes.heads // sizes.kv_heads
     for layer in layers:
         scores_GQ = importance.heads_LH[layer].view(whole.kv_heads, group)
         groups = _best(scores_GQ.norm(dim=1), sizes.kv_heads)
         kept_groups.append(groups)
-        kept_heads.append(
-            torch.cat(
-                [
-                    g * group + _best(scores_GQ[g], sizes.heads // sizes.kv_heads)
-                    for g in groups.tolist()
-                ]
-            )
-        )
+        heads = [g * group + _best(scores_GQ[g], in_group) for g in groups.tolist()]
+        kept_heads.append(torch.cat(heads))
     return Kept(
         layers=layers,
         hidden=_best(importance.channels_D, sizes.hidden),
@@ -235,7 +229,8 @@ def make_cut(
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     heads = getattr(model.config, "num_attention_heads", None)
     anatomy = anatomy_of(model.config.model_type, heads, shapes, where)
-    teacher = teacher or anatomy.parameters(anatomy.sizes)
+    whole = anatomy.parameters(anatomy.sizes)
+    teacher = teacher or whole
     sizes = all_target_sizes(anatomy, cuts, teacher, where)[0]
     model.to(best_device())
     isolation = student_isolation(model, store, where)
@@ -258,11 +253,7 @@ def make_cut(
     loss = sample_loss(after, sample, f"{stage} loss after", report)
     _expect_finite(loss, "after", where)
     record = {
-        "parameters": {
-            "teacher": teacher,
-            "before": anatomy.parameters(anatomy.sizes),
-            "after": left,
-        },
+        "parameters": {"teacher": teacher, "before": whole, "after": left},
         "sizes": {"before": asdict(anatomy.sizes), "after": asdict(sizes)},
         "loss": {"before": importance.loss, "after": loss, "sequences": len(sample)},
         # neurons and channels are left out: thousands of numbers

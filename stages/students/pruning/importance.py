@@ -43,7 +43,7 @@ from ...report import Report, Reporter, silent
 from .layers import skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -222,24 +222,19 @@ class _Observer:
                 hook.remove()
 
     def importance(self, loss: float) -> Importance:
-        layout, sizes = self.anatomy.layout, self.anatomy.sizes
-        layers = self._layers()
+        layout, sizes, layers = self.anatomy.layout, self.anatomy.sizes, self._layers()
 
-        def scores(name: str) -> torch.Tensor:
-            root: torch.Tensor = self.sums[name].sqrt().cpu()
-            return root
+        def scores(names: Iterable[str]) -> torch.Tensor:
+            return torch.stack([self.sums[name].sqrt().cpu() for name in names])
 
-        outputs_LX = torch.stack([scores(f"{layer}.{layout.attention_out}") for layer in layers])
+        outputs_LX = scores(f"{layer}.{layout.attention_out}" for layer in layers)
         by_head_LHX = outputs_LX.view(sizes.layers, sizes.heads, self.anatomy.head_width)
+        influence_L = torch.stack([self.sums[layer].cpu() / self.tokens for layer in layers])
         return Importance(
-            channels_D=torch.stack([scores(name) for name in self._norms()]).sum(0),
-            neurons_LF=torch.stack(
-                [scores(f"{layer}.{layout.feed_forward_out}") for layer in layers]
-            ),
+            channels_D=scores(self._norms()).sum(0),
+            neurons_LF=scores(f"{layer}.{layout.feed_forward_out}" for layer in layers),
             heads_LH=by_head_LHX.norm(dim=2),
-            layers_L=torch.stack(
-                [self.sums[layer].cpu() / self.tokens for layer in layers]
-            ).float(),
+            layers_L=influence_L.float(),
             loss=loss,
         )
 
