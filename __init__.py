@@ -36,8 +36,7 @@ if TYPE_CHECKING:
         train_teacher,
     )
     from .stages.targets import losses
-    from .stages.training.batch import Batch, collate
-    from .stages.training.feed import StoreDataset
+    from .stages.training.feed import Batch, StoreDataset, collate
 
 __version__ = "0.2.0"
 
@@ -49,9 +48,9 @@ __all__ = [
 
 _STEPS = ".pipeline.steps.interface"
 _LAZY = {
-    "Batch": ".stages.training.batch",
+    "Batch": ".stages.training.feed",
     "StoreDataset": ".stages.training.feed",
-    "collate": ".stages.training.batch",
+    "collate": ".stages.training.feed",
     "losses": ".stages.targets",
     **dict.fromkeys(
         (

@@ -14,7 +14,7 @@ import torch
 
 from ..data.order import uniform
 from ..data.prepared import BLOCK_SEQUENCES
-from .evaluation.generation_speed import call_settings
+from .evaluation.speed import call_settings
 from .models.loading import context_length
 from .models.rotary import scale_by_document
 

@@ -17,14 +17,14 @@ from ..data.alignment import labels
 from ..data.files import parse_json
 from ..data.store.layout import MEASUREMENTS
 from ..data.token_bytes import token_bytes_of
-from .evaluation.calibration import Calibration, CalibrationBin
+from .evaluation.quality import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
 from .models.device import best_device, describe_machine, short_dtype
 from .models.isolation import flat_positions, model_inputs, student_isolation
 from .models.loading import load_model, teacher_identity
 from .models.output_head import connect_head
 from .report import Report, Reporter, silent
-from .targets.losses.forward_kl import ForwardKL
+from .targets.losses.forward import ForwardKL
 from .targets.softmax import softmax_in_place
 from .targets.tensors import TargetTensors
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ..data.schema import Block
     from ..data.store.reader import StoreReader
-    from .evaluation.generation_speed import GenerationSpeed
+    from .evaluation.speed import GenerationSpeed
     from .models.isolation import Isolation
     from .models.output_head import OutputHead
 

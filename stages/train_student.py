@@ -18,11 +18,11 @@ from .models.output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .students.adapters import adapt, expect_peft, merge
-from .students.job import PRUNING, StudentJob
+from .students.job import PRUNING, NewStudent, StudentJob, make_student
 from .students.lesson import lesson
-from .students.origin import NewStudent, make_student
+from .training.checkpoints import full_disk_errors
 from .training.feed import StoreDataset
-from .training.loop import TrainingJob, full_disk_errors, train
+from .training.loop import TrainingJob, train
 from .training.objective import supports
 
 if TYPE_CHECKING:

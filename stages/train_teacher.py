@@ -17,7 +17,7 @@ from ..data.errors import ColdstillError
 from ..data.files import read_json, whole_folder, write_json
 from ..data.schema import Capture
 from .config import ObjectiveConfig
-from .evaluation.heldout_loss import heldout_loss
+from .evaluation.quality import heldout_loss
 from .libraries import asking
 from .models.building import build_model, unused_heads
 from .models.device import best_device
@@ -28,8 +28,9 @@ from .models.vocabulary import vocabulary_size
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .students.adapters import adapt, adapted_layers, merge
+from .training.checkpoints import full_disk_errors
 from .training.feed import CorpusDataset
-from .training.loop import TrainingJob, full_disk_errors, train
+from .training.loop import TrainingJob, train
 from .training.objective import terms_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from ..data.prepared import SequenceFile
     from .config import ArchitectureConfig, LoraConfig, TrainConfig
-    from .evaluation.heldout_loss import Heldout
+    from .evaluation.quality import Heldout
     from .models.isolation import Isolation
     from .models.output_head import OutputHead
 

@@ -63,7 +63,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _brief_measurements() -> Iterator[None]:
     """Measure speeds once only: the tests do not use the values, and the machine may be busy."""
     from coldstill.stages import teacher_logits
-    from coldstill.stages.evaluation import generation_speed
+    from coldstill.stages.evaluation import speed as generation_speed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation_speed, "_REPEATS", 1)

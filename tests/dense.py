@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from coldstill.stages.targets.losses.sparse import StudentSoftmax
+from coldstill.stages.targets.softmax import StudentSoftmax
 from coldstill.stages.targets.tensors import TargetTensors
 
 if TYPE_CHECKING:

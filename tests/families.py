@@ -42,10 +42,10 @@ from coldstill.stages.planning.model_sizes import sizes_of_table
 from coldstill.stages.students.adapters import adapt, merge
 from coldstill.stages.students.pruning.anatomy import anatomy_of
 from coldstill.stages.students.pruning.config import PruneConfig
+from coldstill.stages.students.pruning.cutting import choose, cut
 from coldstill.stages.students.pruning.layers import cut_to_layers
 from coldstill.stages.students.pruning.shapes import target_sizes
-from coldstill.stages.students.pruning.surgery import choose, cut
-from coldstill.stages.training.batch import collate
+from coldstill.stages.training.feed import collate
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, sentences
 from small_pruning import random_importance

@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 from coldstill.stages.targets.losses import LOSSES
-from coldstill.stages.targets.losses.jsd import JensenShannon
-from coldstill.stages.targets.losses.skew_kl import SkewKL
-from coldstill.stages.targets.losses.skew_reverse_kl import SkewReverseKL
+from coldstill.stages.targets.losses.partition import JensenShannon, SkewKL, SkewReverseKL
 
 Formula = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """[M] of the teacher's and the student's probabilities, each [M, V], and the labels."""

@@ -120,14 +120,14 @@ MUTANTS = (
     ),
     Mutant(
         "the tail is missing in the gradient of KL",
-        "stages/targets/losses/forward_kl.py",
+        "stages/targets/losses/forward.py",
         "-torch.cat([teacher.head, teacher.tail], 1)",
         "-torch.cat([teacher.head, 0 * teacher.tail], 1)",
         ("stages/test_losses.py",),
     ),
     Mutant(
         "the student's mass outside the head is computed as 1 - sum",
-        "stages/targets/losses/sparse.py",
+        "stages/targets/softmax.py",
         "rest = self.probs_MV.sum(1)",
         "rest = 1 - head.sum(1)",
         ("stages/test_student_rest.py",),
@@ -155,7 +155,7 @@ MUTANTS = (
     ),
     Mutant(
         "the loss is a mean over processes instead of positions",
-        "stages/training/trainer.py",
+        "stages/training/loop.py",
         'output["loss"] / num_items_in_batch',
         'output["loss"] / len(inputs["labels"])',
         ("stages/test_training.py",),

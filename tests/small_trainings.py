@@ -13,7 +13,8 @@ from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.report import Reporter, silent
 from coldstill.stages.training.feed import StoreDataset
-from coldstill.stages.training.loop import TrainingJob, read_metrics, train
+from coldstill.stages.training.loop import TrainingJob, train
+from coldstill.stages.training.metrics import read_metrics
 from coldstill.stages.training.objective import terms_of
 from conftest import VOCABULARY
 from small_runs import CLOCKS, LENGTH
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     import torch
     from coldstill.data.store.reader import StoreReader
-    from coldstill.stages.training.batch import Rows
+    from coldstill.stages.training.feed import Rows
 
 Weights = dict[str, "torch.Tensor"]
 

@@ -174,8 +174,7 @@ def _student(
     sizes: Sequence[ModelSizes],
     teacher: ModelSizes | None,
 ) -> StudentPlan:
-    from ...stages.export import FORMATS
-    from ...stages.export.families import unable
+    from ...stages.export import FORMATS, unable
 
     parameters = sizes[-1].parameters if sizes else None
     note = None

@@ -18,7 +18,7 @@ from ..recipe.work import READ_TEACHER, beginning, is_done
 
 if TYPE_CHECKING:
     from ...data.store.manifest import TeacherIdentity
-    from ...stages.evaluation.heldout_loss import Heldout
+    from ...stages.evaluation.quality import Heldout
     from ..recipe.run_folder import Run
 from ..recipe.work import Work
 
@@ -214,7 +214,7 @@ def _load_base(work: Work) -> Any:
 def _heldout(work: Work) -> Heldout:
     """Return the held-out sequences on which all models of this run are measured."""
     from ...stages.capture.plan import chosen_rows
-    from ...stages.evaluation.heldout_loss import Heldout
+    from ...stages.evaluation.quality import Heldout
 
     recipe = work.recipe
     sequences = CorpusLayout(work.run.corpus).open("heldout")

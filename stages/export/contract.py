@@ -168,11 +168,7 @@ class Format(ABC):
 
 
 def expect_packages(name: str, form: Format) -> None:
-    """Check that the packages of a format are installed.
-
-    Raises
-        ColdstillError: the first missing package, and the command that installs it
-    """
+    """Check that the packages of a format are installed."""
     for package in form.packages:
         if importlib.util.find_spec(package) is None:
             raise ColdstillError(
@@ -181,11 +177,7 @@ def expect_packages(name: str, form: Format) -> None:
 
 
 def expect_supported(name: str, form: Format, student: LoadedStudent) -> None:
-    """Check that a format can hold a student.
-
-    Raises
-        ColdstillError: the reason why not
-    """
+    """Check that a format can hold a student."""
     reason = form.refusal(student)
     if reason is not None:
         raise ColdstillError(f"students.{student.name}: cannot be written as {name}: {reason}")

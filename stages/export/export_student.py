@@ -21,9 +21,8 @@ from ..models.device import describe_machine, short_dtype
 from ..models.loading import teacher_identity
 from ..report import Report, Reporter, silent
 from . import FORMATS
+from .checks import compare, resident_memory, writing_speed
 from .contract import expect_packages, expect_supported
-from .fidelity import compare
-from .measure import resident_memory, writing_speed
 from .model_card import model_card
 from .record import (
     VERSION,
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ...data.store.reader import StoreReader
+    from .checks import Comparison
     from .contract import Format, Runtime
-    from .fidelity import Comparison
     from .model_card import Facts
     from .reference import Reference
 
@@ -149,8 +148,6 @@ def _report_existing(record: ExportRecord, form: Format, job: ExportJob, report:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Export:
-    """One export of a student."""
-
     name: str
     form: Format
     reference: Reference
@@ -167,61 +164,47 @@ class _Export:
         return self.job.folder / self.name
 
     def write(self) -> ExportRecord:
-        """Write and check the export.
-
-        Raises
-            ColdstillError: it does not reproduce the student, or a library failed
-        """
         student = self.reference.student
-        try:
-            with (
-                self._failures(),
-                self._base() as (base, base_check, notes),
-                whole_folder(self._folder) as scratch,
-            ):
-                self.report(Report(stage=self._stage, doing="write the files"))
-                notes += self.form.write(student, scratch, base)
-                notes += [student.ends.lack] if student.ends.lack else []
-                record, figures = self._checked(scratch, notes, base_check)
-        except _DiffersError as error:
-            raise ColdstillError(f"{error}; nothing was kept") from error
+        with self._writing("nothing was kept") as (scratch, base, base_check, notes):
+            self.report(Report(stage=self._stage, doing="write the files"))
+            notes += self.form.write(student, scratch, base)
+            notes += [student.ends.lack] if student.ends.lack else []
+            record, figures = self._checked(scratch, notes, base_check)
         for note in (*notes, figures):
             self.report(Report(stage=self._stage, note=note))
         return record
 
     def check_again(self, before: ExportRecord) -> ExportRecord:
-        """Check an existing export, and its base, in the runtime that is now installed.
-
-        Raises
-            ColdstillError: it does not reproduce the student, or a library failed
-        """
-        try:
-            with (
-                self._failures(),
-                self._base() as (_, base_check, _),
-                whole_folder(self._folder) as scratch,
-            ):
-                for name in set(before.files) - {CARD}:
-                    target = scratch / name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    try:
-                        os.link(self._folder / name, target)
-                    except OSError:  # a file system without hard links
-                        shutil.copy2(self._folder / name, target)
-                record, figures = self._checked(scratch, before.notes, base_check)
-        except _DiffersError as error:
-            raise ColdstillError(f"{error}; delete {self._folder}") from error
+        """Check an existing export, and its base, in the runtime that is now installed."""
+        with self._writing(f"delete {self._folder}") as (scratch, _, base_check, _):
+            for name in set(before.files) - {CARD}:
+                target = scratch / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(self._folder / name, target)
+                except OSError:  # a file system without hard links
+                    shutil.copy2(self._folder / name, target)
+            record, figures = self._checked(scratch, before.notes, base_check)
         self.report(Report(stage=self._stage, note=f"checked again: {figures}"))
         return record
 
     @contextlib.contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _writing(self, outcome: str) -> Iterator[tuple[Path, Path | None, Check | None, list[str]]]:
+        """A folder that becomes the export's, and the folder, check and notes of its base.
+
+        outcome  what follows for the user if the export does not reproduce the student
+        """
         where, library = f"students.{self.job.name}", f"--to {self.name}"
-        with (
-            asking(library, "be done", where=where, remedy="use another format"),
-            told_where(self._folder),
-        ):
-            yield
+        try:
+            with (
+                asking(library, "be done", where=where, remedy="use another format"),
+                told_where(self._folder),
+                self._base() as base,
+                whole_folder(self._folder) as scratch,
+            ):
+                yield scratch, *base
+        except _DiffersError as error:
+            raise ColdstillError(f"{error}; {outcome}") from error
 
     @contextlib.contextmanager
     def _base(self) -> Iterator[tuple[Path | None, Check | None, list[str]]]:
@@ -284,11 +267,7 @@ class _Export:
         return record.write(folder), self._sentence(record)
 
     def _compared(self, runtime: Runtime, stage: str) -> Comparison:
-        """Compare a loaded export with the student.
-
-        Raises
-            _DiffersError: a figure is beyond the limits, or the vocabularies differ
-        """
+        """Compare a loaded export with the student."""
         documents, total = self.reference.documents, len(self.reference.documents)
 
         def progress(done: int) -> None:

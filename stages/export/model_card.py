@@ -96,7 +96,6 @@ def _cell(text: str) -> str:
 
 
 def _origin(facts: Facts) -> list[tuple[str, str]]:
-    """How the student was made."""
     teacher = facts.heldout.teacher
     rows = [
         (
@@ -129,7 +128,6 @@ def _origin(facts: Facts) -> list[tuple[str, str]]:
 
 
 def _data(manifest: Manifest) -> list[tuple[str, str]]:
-    """The store that the student was trained from."""
     corpus, packing, capture = manifest.corpus, manifest.packing, manifest.capture
     kept = f"head {capture.head}, tail {capture.tail} per position"
     if capture.temperatures:
@@ -159,7 +157,6 @@ def _initial_weights(way: str, value: Any) -> str:
 
 
 def _cut(cut: Mapping[str, Any]) -> str:
-    """One round of pruning."""
     sizes = [f"{cut[key]:,} {title}" for key, title in _CUTS.items() if cut.get(key)]
     if budget := cut.get("parameters"):
         most = f"{budget:,}" if isinstance(budget, int) else f"{budget} of its"
@@ -168,7 +165,6 @@ def _cut(cut: Mapping[str, Any]) -> str:
 
 
 def _files(record: ExportRecord) -> list[tuple[str, str]]:
-    """What is known about the files of the export."""
     rows = [
         ("format", record.format),
         ("size", f"{record.costs.bytes / 1e6:,.1f} MB"),

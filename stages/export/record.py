@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...data.errors import ColdstillError
 from ...data.files import file_sha256, json_bytes, read_json
-from ..evaluation.generation_speed import GenerationSpeed  # noqa: TC001 - for pydantic
+from ..evaluation.speed import GenerationSpeed  # noqa: TC001 - for pydantic
+from .checks import Fidelity  # noqa: TC001 - for pydantic
 from .contract import RECORD, Limits
-from .fidelity import Fidelity  # noqa: TC001 - for pydantic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,9 +129,8 @@ def existing_export(folder: Path, student: StudentIdentity) -> ExportRecord | No
     for name, written in record.files.items():
         path = folder / name
         # the size first, which takes no time
-        if not path.is_file() or path.stat().st_size != written.bytes:
-            raise _damaged(folder, name)
-        if file_sha256(path) != written.sha256:
+        whole = path.is_file() and path.stat().st_size == written.bytes
+        if not whole or file_sha256(path) != written.sha256:
             raise _damaged(folder, name)
     return record
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ...data.errors import ColdstillError
-from ..evaluation.generation_speed import passage
+from ..evaluation.speed import cache_name, call_settings, passage
 from ..evaluation.usage import SEQUENCES, longest_asked
 from ..models.ends import repair_generation, stop_at, store_ends, with_end
 from ..models.loading import load_model, load_tokenizer
 from ..models.vocabulary import without_padding
 from ..targets.tensors import TargetTensors
-from .contract import LoadedStudent, titled
-from .torch_runtime import TorchRuntime
+from .contract import LoadedStudent, Runtime, titled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +26,34 @@ if TYPE_CHECKING:
 
     from ...data.schema import Block
     from ...data.store.reader import StoreReader
-    from ..evaluation.generation_speed import Passage
+    from ..evaluation.speed import Passage
     from ..models.ends import Ends
+
+
+@dataclass(frozen=True, eq=False)
+class TorchRuntime(Runtime):
+    """A causal language model of transformers, on the CPU."""
+
+    model: Any
+    title: str
+    is_own: bool = True
+
+    @torch.no_grad()
+    def step(
+        self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
+    ) -> tuple[NDArray[Any], Any]:
+        """[T, V] fp32 logits, or [1, V] with `last` if the model supports it, and the cache.
+
+        The cache is None for a model without one. Recurrent models return their state.
+        """
+        ids = torch.from_numpy(tokens_T.astype("int64"))[None]
+        name = cache_name(self.model)
+        cached = {} if name is None else {"use_cache": True, name: cache}
+        settings = call_settings(self.model)[0] if last else {}
+        output = self.model(input_ids=ids, **cached, **settings)
+        logits: NDArray[Any] = output.logits[0].float().numpy()
+        return logits, None if name is None else getattr(output, name, None)
+
 
 SAMPLE_TOKENS = 4096
 """Number of held-out tokens that are compared, about; all of a smaller store."""

@@ -24,9 +24,8 @@ import torch
 
 from ...data.errors import ColdstillError
 from ..capture.selection import select
-from ..targets.losses.forward_kl import ForwardKL
-from ..targets.losses.sparse import GradientSum
-from ..targets.softmax import softmax_in_place
+from ..targets.losses.forward import ForwardKL
+from ..targets.softmax import GradientSum, softmax_in_place
 from ..targets.tensors import TargetTensors
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ..models.model_files import size_in, weight_files_in
-from ..students.pruning.anatomy import anatomy_of
-from ..students.pruning.families import FAMILIES
+from ..students.pruning.anatomy import FAMILIES, anatomy_of
 from ..students.pruning.shapes import all_target_sizes
 
 if TYPE_CHECKING:

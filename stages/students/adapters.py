@@ -19,7 +19,6 @@ from ..libraries import asking
 if TYPE_CHECKING:
     from ..config import LoraConfig
 
-
 _OTHERS = "choose other layers with targets, such as ['q_proj', 'v_proj'], or train all weights"
 
 

@@ -1,24 +1,96 @@
 """The stores, captures and losses of a student, checked before any model is made.
 
-All students of a recipe are checked before the first one is trained.
+All students of a recipe are checked before the first one is trained. Targets of several teachers
+can be mixed only if they describe the same position of the same tokens. The first store, the run's
+own, decides the order. `StoreDataset` reads the others row by row beside it and compares the id and
+the hash of every sequence on every read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
+from ...data.order import WINDOW
+from ...data.store.manifest import difference
 from ..models.building import expect_sizes
 from ..training.arguments import step_shape
-from ..training.mixture import mixed_stores
 from ..training.objective import expect_weight, mixed_terms
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ...data.schema import Capture
     from ...data.store.reader import StoreReader
     from ..training.chunked_loss import Term
     from .job import StudentJob
+
+
+def mixed_stores(
+    stores: Sequence[StoreReader], shares: Sequence[float], where: str
+) -> tuple[list[StoreReader], list[float]]:
+    """The first store and the other stores with a positive share, after all are compared.
+
+    Raises
+        ColdstillError: the stores do not hold the same sequences, or a cache is too small
+    """
+    first, *others = stores
+    for other in others:
+        expect_same_sequences(first, other, where)
+    kept = [(store, share) for store, share in zip(stores, shares, strict=True) if share > 0]
+    if not kept or kept[0][0] is not first:
+        kept.insert(0, (first, 0.0))
+    expect_room([store for store, _ in kept])
+    return [store for store, _ in kept], [share for _, share in kept]
+
+
+def expect_same_sequences(first: StoreReader, other: StoreReader, where: str) -> None:
+    """Compare tokenizer, corpus, packing and number of sequences of two manifests.
+
+    The teachers, their isolation of documents, the captures, codecs, formats and shard sizes may
+    differ.
+    """
+    ours, theirs = first.manifest, other.manifest
+    packing = replace(theirs.packing, isolation=ours.packing.isolation)
+    # a merged store has `parts` instead of one corpus and packing
+    compared = ("tokenizer", "corpus", "parts", "sequences")
+    same = replace(ours, packing=packing, **{name: getattr(theirs, name) for name in compared})
+    if changed := difference(ours, same, (f"in {first.place}", f"in {other.place}")):
+        raise ColdstillError(
+            f"{where}: these stores hold different sequences: {changed}; capture both teachers "
+            "over one corpus, with one tokenizer and packing"
+        )
+
+
+def expect_room(stores: Sequence[StoreReader]) -> None:
+    """Refuse a cache in which the order of the first store would fetch shards repeatedly."""
+    for store in stores:
+        store.expect_room()
+    distant = [store for store in stores if store.place.room is not None]
+    if len(distant) < 2:
+        return
+    needed = 0
+    for store in distant:
+        count = WINDOW * _shards_beside(stores[0], store)
+        needed += sum(heapq.nlargest(count, (commit.bytes for commit in store.commits())))
+    room = min(store.place.room or 0 for store in distant)
+    if room < needed:
+        names = " and ".join(str(store.place) for store in distant)
+        raise ColdstillError(
+            f"{names}: logits.cache: {room:,} bytes are too few for the shards of {len(distant)} "
+            f"stores that a student mixes at a time; set it to at least {needed:,}, twice that to "
+            "fetch ahead"
+        )
+
+
+def _shards_beside(first: StoreReader, other: StoreReader) -> int:
+    """Number of shards of `other` that one shard of `first` can overlap."""
+    ours, theirs = first.manifest.shard_sequences, other.manifest.shard_sequences
+    if ours % theirs == 0 or theirs % ours == 0:
+        return max(1, ours // theirs)
+    return -(-ours // theirs) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,10 +60,11 @@ class TargetTensors(TargetFields["torch.Tensor"]):
         """Copy the targets of a block, which may be read-only views of a mapped file."""
         arrays = {f.name: getattr(block.targets, f.name) for f in fields(block.targets)}
         arrays["labels"] = labels(block.sequences)
-        tensors: dict[str, Any] = {
-            name: None if array is None else torch.from_numpy(array.astype(_on_device(array)))
-            for name, array in arrays.items()
-        }
+        tensors: dict[str, Any] = dict.fromkeys(arrays)
+        for name, array in arrays.items():
+            if array is not None:
+                kind = "float32" if array.dtype.kind == "f" else "int64"
+                tensors[name] = torch.from_numpy(array.astype(kind))
         return cls(**tensors, capture=block.capture)
 
     @classmethod
@@ -87,10 +88,6 @@ class TargetTensors(TargetFields["torch.Tensor"]):
             return tensor.to(kind).cpu().numpy()
 
         return Targets(**{f.name: array(getattr(self, f.name)) for f in fields(Targets)})
-
-
-def _on_device(array: Any) -> str:
-    return "float32" if array.dtype.kind == "f" else "int64"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from ...data.errors import ColdstillError
@@ -26,23 +27,25 @@ _WHOLE = "whole.json"
 class CheckpointState:
     """The state of a training at a checkpoint, besides the state that the Trainer saves."""
 
-    step: int = 0
-    place: OrderPosition = field(default_factory=OrderPosition)
+    step: int
+    place: OrderPosition
     """The position in the order of sequences."""
-    measured: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float]
     """Metric sums since the last line of metrics."""
     settings: dict[str, Any] | None = None
     """All settings that decide the result of the training, if they are known."""
 
 
+_STATE = TypeAdapter(CheckpointState)
+
+
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint, or None."""
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{_WHOLE}")]
-    return max(whole, key=_step_of, default=None)
+    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
 def declare_whole(checkpoint: Path, state: CheckpointState) -> None:
-    """Mark a checkpoint as complete."""
     write_json(checkpoint / _WHOLE, asdict(state))
 
 
@@ -53,35 +56,20 @@ def checkpoint_state(checkpoint: Path | None) -> CheckpointState:
         ColdstillError: the checkpoint does not hold it
     """
     if checkpoint is None:
-        return CheckpointState()
-    match read_json(checkpoint / _WHOLE):
-        case {
-            "step": int(step),
-            "place": {"epoch": int(epoch), "sequences": int(sequences)},
-            "measured": dict(measured),
-            **more,
-        }:
-            settings = more.get("settings")
-            return CheckpointState(
-                step=step,
-                place=OrderPosition(epoch, sequences),
-                measured=measured,
-                settings=settings if isinstance(settings, dict) else None,
-            )
-        case other:
-            raise ColdstillError(
-                f"{checkpoint / _WHOLE}: {other!r} does not hold the position in the order of "
-                "sequences; delete the checkpoint to resume from an earlier one"
-            )
+        return CheckpointState(step=0, place=OrderPosition(), measured={})
+    found = read_json(checkpoint / _WHOLE)
+    try:
+        return _STATE.validate_python(found)
+    except ValidationError as error:
+        raise ColdstillError(
+            f"{checkpoint / _WHOLE}: {found!r} does not hold the position in the order of "
+            "sequences; delete the checkpoint to resume from an earlier one"
+        ) from error
 
 
 def expect_own(checkpoint: Path, settings: Mapping[str, Any]) -> bool:
     """Whether a checkpoint was made with these settings; False if it does not record its settings,
-    as in older versions.
-
-    Raises
-        ColdstillError: it was made with other settings (the first that differs)
-    """
+    as in older versions."""
     state = checkpoint_state(checkpoint)
     if state.settings is None:
         return False
@@ -101,9 +89,6 @@ def expect_own_tensors(
     """Refuse to resume from a checkpoint that lacks tensors of the model or has unknown ones.
 
     Frozen tensors, and tensors tied to one that exists, may be missing: checkpoints omit them.
-
-    Raises
-        ColdstillError: tensors are missing or unknown (how many, and the first of them)
     """
     left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     places = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
@@ -125,10 +110,6 @@ def drop_cut_short(folder: Path) -> None:
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / _WHOLE).exists():
             shutil.rmtree(checkpoint)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 @contextlib.contextmanager

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..targets.losses.sparse import GradientSum
-from ..targets.softmax import entropies_and_labels, softmaxes_in_place
+from ..targets.softmax import GradientSum, entropies_and_labels, softmaxes_in_place
 from ..targets.tensors import tempered
 
 if TYPE_CHECKING:
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
     from ..config import WeightConfig
     from ..models.output_head import OutputHead
-    from ..targets.losses import Loss
-    from ..targets.losses.sparse import StudentSoftmax
+    from ..targets.losses.loss import Loss
+    from ..targets.softmax import StudentSoftmax
     from ..targets.tensors import TargetTensors
 
 COUNTS = (
@@ -249,9 +248,8 @@ def _counts(
     """The sums of `COUNTS`. `plain` holds the student's entropies and label log-probabilities at
     temperature 1 if `student` is at another temperature."""
     entropy_M, label_M = plain or (student.entropy, student.label_logprob)
-    first = student.head_logprobs[
-        :, :1
-    ]  # of the teacher's most probable token; empty without a head
+    # of the teacher's most probable token; empty without a head
+    first = student.head_logprobs[:, :1]
     return [
         tempered(target, temperature).head.double().sum(),
         student.head_logprobs.exp().double().sum(),

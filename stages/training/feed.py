@@ -1,55 +1,124 @@
-"""Datasets over a store or a corpus, and the order in which training reads them.
+"""Datasets over a store or a corpus, the order in which training reads them, and batches.
 
 This file never imports a teacher.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, Sampler
 
 from ...data.errors import ColdstillError
 from ...data.order import epoch_order
 from ...data.prepared import BLOCK_SEQUENCES
 from ...data.schema import Block, Capture, Targets
-from .batch import Rows
+from ..models.isolation import Isolation, flat_positions, model_inputs
+from ..targets.tensors import TargetTensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from ...data.prepared import SequenceFile
     from ...data.store.reader import StoreReader
 
+Rows = tuple[Block, ...]
+"""The same sequences with the targets of each teacher; the first teacher leads."""
 
-class Trainable(Protocol):
-    """A dataset that a model can be trained on."""
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """B sequences of up to T tokens with their M supervised positions and targets."""
+
+    inputs: dict[str, torch.Tensor]
+    """The keyword arguments of the model's forward, besides `use_cache`: `input_ids` `[B, T]` and
+    what keeps documents apart (`position_ids`, `attention_mask`)."""
+    positions: torch.Tensor
+    """[M] indices of the supervised positions in the flattened `B * T`."""
+    targets: TargetTensors
+    """The targets at `positions`, in the same order."""
+    sequence_ids: tuple[int, ...]
+    """[B] the id of each sequence in its corpus split, for messages."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in pinned memory. torch's DataLoader calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return replace(
+            self,
+            inputs={name: change(tensor) for name, tensor in self.inputs.items()},
+            positions=change(self.positions),
+            targets=self.targets.map(change),
+        )
+
+
+def collate(
+    rows: Rows | Sequence[Rows],
+    isolation: Isolation = "positions",
+    dtype: torch.dtype = torch.float32,
+) -> Batch:
+    """Make a batch of what `StoreDataset` returns; use it as a DataLoader's `collate_fn`.
+
+    rows       sequences that were read together, or a list of sequences that were read one by one
+    isolation  how the model keeps documents of one sequence apart: "positions" restarts the
+               position ids at each document, which most models of transformers follow if they are
+               called with `use_cache=False`; "mask" adds a 4-d attention mask; "single" is for
+               stores with one document per sequence
+    dtype      dtype of the model, for the mask
+    """
+    by_store = [rows] if isinstance(rows[0], Block) else rows
+    first, *others = (Block.concatenate(parts) for parts in zip(*by_store, strict=True))
+    inputs = model_inputs(first.sequences, isolation, dtype)
+    return Batch(
+        inputs=inputs,
+        positions=flat_positions(first.sequences, inputs["input_ids"].shape[1]),
+        targets=replace(
+            TargetTensors.from_block(first),
+            others=tuple(TargetTensors.from_block(other) for other in others),
+        ),
+        sequence_ids=tuple(first.sequences.ids.tolist()),
+    )
+
+
+class Trainable(Dataset[Rows], ABC):
+    """A map-style torch dataset that a model can be trained on."""
+
+    @abstractmethod
     def __len__(self) -> int:
-        """How many sequences it has."""
-        ...
+        """Number of sequences."""
 
+    @abstractmethod
     def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
         """[N - seen] the sequences of one epoch in seeded order, without the first `seen`."""
-        ...
 
+    @abstractmethod
     def __getitems__(self, indices: list[int]) -> Rows:
-        """Several sequences."""
-        ...
+        """Several sequences: one block per store. torch's DataLoader calls this."""
+
+    def __getitem__(self, index: int) -> Rows:
+        """One sequence: one block per store."""
+        return self.__getitems__([index])
 
 
-class StoreDataset(Dataset[Rows]):
-    """The sequences of a store with the teacher's targets, as a map-style torch dataset.
+class StoreDataset(Trainable):
+    """The sequences of a store with the teacher's targets.
 
     With further stores, which must hold the same sequences, it also returns their targets.
     """
 
     def __init__(self, store: StoreReader, *others: StoreReader) -> None:
-        """Read from open stores. `mixture.expect_same_sequences` compares their manifests."""
+        """Read from open stores. `lesson.expect_same_sequences` compares their manifests."""
         self._stores = (store, *others)
 
     def __len__(self) -> int:
@@ -65,12 +134,8 @@ class StoreDataset(Dataset[Rows]):
             store.will_read(order)
         return order
 
-    def __getitem__(self, index: int) -> Rows:
-        """One sequence: one block per store."""
-        return self.__getitems__([index])
-
     def __getitems__(self, indices: list[int]) -> Rows:
-        """Several sequences: one block per store. torch's DataLoader calls this.
+        """Several sequences: one block per store.
 
         Raises
             ColdstillError: a store is damaged, or the stores hold different sequences
@@ -94,26 +159,19 @@ def _expect_same_rows(first: StoreReader, own: Block, other: StoreReader, found:
         )
 
 
-class CorpusDataset(Dataset[Rows]):
+class CorpusDataset(Trainable):
     """The sequences of a prepared corpus with empty targets, for training on the text itself."""
 
     def __init__(self, sequences: SequenceFile) -> None:
-        """Read from a prepared corpus."""
         self._sequences = sequences
 
     def __len__(self) -> int:
         return len(self._sequences)
 
     def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
-        """[N - seen] the sequences of one epoch in seeded order, without the first `seen`."""
         return epoch_order(seed, epoch, len(self._sequences), 1024, BLOCK_SEQUENCES)[seen:]
 
-    def __getitem__(self, index: int) -> Rows:
-        """One sequence, as a single block."""
-        return self.__getitems__([index])
-
     def __getitems__(self, indices: list[int]) -> Rows:
-        """Several sequences, as a single block."""
         sequences = self._sequences.read(np.array(indices))
         targets = Targets.empty(len(sequences.positions.values))
         return (Block(sequences=sequences, targets=targets, capture=Capture(tail=0)),)

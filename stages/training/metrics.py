@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from ..report import Report, Reporter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .batch import Batch
+    from .feed import Batch
 
 _OF_A_HEAD = ("teacher_mass", "student_mass", "agreement")
 """Metrics that have no meaning without a head."""
@@ -28,28 +29,21 @@ _COUNTS = ("positions", "tokens")
 _CLOCKS = ("seconds", "seconds_waiting", "processes")
 
 
+@dataclass(eq=False)
 class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     """Accumulates the sums of the loss, writes one line per log step, and reports progress."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        stage: str,
-        steps: int,
-        step_tokens: int,
-        has_head: bool,
-        report: Reporter,
-    ) -> None:
-        """Start with empty sums.
+    path: Path
+    _: KW_ONLY
+    stage: str
+    steps: int
+    step_tokens: int
+    """Tokens of a step, for reports."""
+    has_head: bool
+    """Whether the targets have a head."""
+    report: Reporter
 
-        path         path of metrics.jsonl
-        step_tokens  tokens of a step, for reports
-        has_head     whether the targets have a head
-        """
-        self._path, self._stage, self._has_head = path, stage, has_head
-        self._steps, self._step_tokens = steps, step_tokens
-        self._report = report
+    def __post_init__(self) -> None:
         self._sums: dict[str, Any] = {}
         self._waiting = 0.0
         self._since = time.perf_counter()
@@ -86,7 +80,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         means = {
             name: value / positions
             for name, value in sums.items()
-            if name not in (*_COUNTS, *_CLOCKS) and (self._has_head or name not in _OF_A_HEAD)
+            if name not in (*_COUNTS, *_CLOCKS) and (self.has_head or name not in _OF_A_HEAD)
         }
         seconds = max(1e-9, sums["seconds"])
         # seconds are summed over processes like tokens, but pass in parallel
@@ -106,12 +100,12 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         if rank() != 0:
             return
         self._sums = dict(measured)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._path.exists():
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines()
+        lines = self.path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        with whole_file(self._path) as scratch:
+        with whole_file(self.path) as scratch:
             scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -120,31 +114,18 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._tell(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report progress."""
-        self._tell(state.global_step, self._step_tokens)
-
-    def saving(self) -> None:
-        """Report that a checkpoint is being saved."""
-        self._report(Report(stage=self._stage, doing="save a checkpoint"))
+        self._tell(state.global_step, self.step_tokens)
 
     def _tell(self, steps: int, new: int = 0) -> None:
-        self._report(
-            Report(
-                stage=self._stage,
-                done=steps * self._step_tokens,
-                total=self._steps * self._step_tokens,
-                step=new,
-                figures=self._shown,
-            )
-        )
+        done, total = steps * self.step_tokens, self.steps * self.step_tokens
+        self.report(Report(stage=self.stage, done=done, total=total, step=new, figures=self._shown))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Write a line."""
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         self._shown = {"loss": logs["loss"], "step": state.global_step}
         line = {"step": state.global_step, **logs}
-        with self._path.open("a", encoding="utf-8") as stream:
+        with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
 

@@ -1,27 +1,74 @@
-"""The training objective, attached to the model's forward."""
+"""The training objective, attached to the model's forward, and the schedules of its weights.
+
+A weight is a pure function of the step and the number of steps. A resumed run therefore has the
+same weights, and processes that train together agree without communication.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import TrainerCallback
 
 from ...data.errors import ColdstillError
 from ..targets.losses import LOSSES
-from .batch import Batch
 from .chunked_loss import Term, chunked_loss
-from .schedule import weight_at
+from .feed import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ...data.schema import Capture
-    from ..config import ObjectiveConfig
+    from ..config import ObjectiveConfig, WeightConfig
     from ..models.output_head import OutputHead
-    from ..targets.losses import Loss
-    from .schedule import CurrentStep
+    from ..targets.losses.loss import Loss
+
+
+def weight_at(weight: WeightConfig, step: int, steps: int) -> float:
+    """The value of a weight in one step.
+
+    step   the step, counted from 0
+    steps  steps of the whole training
+
+    `linear` goes from `start` in the first step to `weight` in the last. `wsd` (warm-up, stable,
+    decay; as a loss weight: arXiv 2410.16215) rises from `start` to `weight` in
+    ceil(warmup * steps) steps, stays constant, and falls to `end` in the last ceil(decay * steps)
+    steps.
+    """
+    if weight.schedule == "constant":
+        return weight.weight
+    if weight.schedule == "linear":
+        return _between(weight.start, weight.weight, step / (steps - 1) if steps > 1 else 1.0)
+    rising = _count(weight.warmup, steps)
+    falling = min(_count(weight.decay, steps), steps - rising)
+    if step < rising:
+        return _between(weight.start, weight.weight, step / rising)
+    if step >= steps - falling:
+        return _between(weight.weight, weight.end, (step - (steps - falling) + 1) / falling)
+    return weight.weight
+
+
+def _between(first: float, last: float, part: float) -> float:
+    return (1.0 - part) * first + part * last
+
+
+def _count(share: float, steps: int) -> int:
+    """Steps in a share of all steps, rounded up except for rounding errors of the product."""
+    return math.ceil(share * steps - 1e-9)
+
+
+class CurrentStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
+    """The number of the current step. The Trainer sets it before each step."""
+
+    def __init__(self, steps: int) -> None:
+        self.step, self.steps = 0, steps
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step = state.global_step
 
 
 def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[Term]:
@@ -32,7 +79,10 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
     """
     terms = []
     for name, table in objective.weights.items():
-        loss = _loss(name, objective)
+        kind: Any = LOSSES[name]
+        its_own = {field.name for field in dataclasses.fields(kind)}
+        given = {key: value for key, value in objective.parameters.items() if key in its_own}
+        loss: Loss = dataclasses.replace(kind, **given)
         temperature = objective.temperature if loss.needs_targets else 1.0
         if reason := loss.refuse(capture, temperature):
             raise ColdstillError(f"{where}: {name}: {reason}")
@@ -43,15 +93,6 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
             f"{where}: all weights are 0, so there is nothing to learn; give one, such as kl = 1.0"
         )
     return terms
-
-
-def _loss(name: str, objective: ObjectiveConfig) -> Loss:
-    """A loss with the parameters that the objective sets."""
-    loss: Any = LOSSES[name]
-    its_own = {field.name for field in dataclasses.fields(loss)}
-    given = {key: value for key, value in objective.parameters.items() if key in its_own}
-    shaped: Loss = dataclasses.replace(loss, **given)
-    return shaped
 
 
 def mixed_terms(
@@ -88,11 +129,7 @@ def mixed_terms(
 
 
 def expect_weight(terms: Sequence[Term], steps: int, where: str) -> None:
-    """Refuse scheduled weights that are 0 in all `steps` steps.
-
-    Raises
-        ColdstillError: no step has a positive weight
-    """
+    """Refuse scheduled weights that are 0 in all `steps` steps."""
     for term in terms:
         if term.schedule is None or any(
             weight_at(term.schedule, step, steps) > 0 for step in range(steps)
@@ -158,17 +195,14 @@ def attach_objective(
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         now = terms if current is None else terms_at(terms, current)
         loss, sums = chunked_loss(head, hidden, batch.targets, now)
-        return {"loss": loss, "sums": sums | _changing_weights(now, len(hidden), loss)}
+        # times the positions, so that the mean per position is the weight
+        changing = {
+            f"weight_{term.loss.name}": loss.new_tensor(
+                term.weight * len(hidden), dtype=torch.float64
+            )
+            for term in now
+            if term.schedule is not None
+        }
+        return {"loss": loss, "sums": sums | changing}
 
     model.forward = forward
-
-
-def _changing_weights(
-    terms: Sequence[Term], positions: int, like: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Each scheduled weight times the positions, so that its mean per position is the weight."""
-    return {
-        f"weight_{term.loss.name}": like.new_tensor(term.weight * positions, dtype=torch.float64)
-        for term in terms
-        if term.schedule is not None
-    }

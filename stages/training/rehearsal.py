@@ -20,9 +20,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from ...data.errors import ColdstillError
 from ..libraries import asking
-from .arguments import ADVICE, training_arguments
+from .arguments import ADVICE, expect_honoured, training_arguments
 from .feed import StepShape
-from .trainer_keys import expect_honoured
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,9 +44,6 @@ def expect_trainable(config: TrainConfig, where: str) -> None:
     """Refuse settings that the Trainer would refuse at the start, as far as one process can tell.
 
     where  what is trained, for messages
-
-    Raises
-        ColdstillError: a setting without effect, of a wrong type, or of a missing package
     """
     if not config.trainer:
         return
@@ -59,27 +55,17 @@ def expect_trainable(config: TrainConfig, where: str) -> None:
         )
     given = {key: value for key, value in config.trainer.items() if key not in _OF_SEVERAL}
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = training_arguments(
-            replace(config, trainer=given),
-            StepShape(processes=1, passes=1, micro=1),
-            0,
-            Path(scratch),
-            where,
-        )
-        with asking(
-            "transformers",
-            "report there",
-            where=f"{where}: train.trainer",
-            remedy="install it, or remove report_to",
-        ):
+        tried, shape = replace(config, trainer=given), StepShape(processes=1, passes=1, micro=1)
+        arguments = training_arguments(tried, shape, 0, Path(scratch), where)
+        place, remedy = f"{where}: train.trainer", "install it, or remove report_to"
+        with asking("transformers", "report there", where=place, remedy=remedy):
             for board in get_reporting_integration_callbacks(arguments.report_to):
                 board()
         try:
             expect_parts(arguments, torch.nn.Linear(2, 2), given, where)
         except ColdstillError as error:
             # the tiny model lacks these modules; the training itself reports missing ones
-            sought = given.get("optim_target_modules") and isinstance(error.__cause__, ValueError)
-            if not sought:
+            if not (given.get("optim_target_modules") and isinstance(error.__cause__, ValueError)):
                 raise
 
 
@@ -89,9 +75,6 @@ def expect_parts(
     """Create and drop the optimiser, the schedule and the data loader of the Trainer.
 
     given  the settings of the recipe among the arguments
-
-    Raises
-        ColdstillError: a package is missing, or a setting is refused
     """
     place = f"{where}: train.trainer"
     name = getattr(arguments.optim, "value", arguments.optim)
@@ -127,11 +110,7 @@ def _expect_used(
     place: str,
     optimiser: str,
 ) -> None:
-    """Refuse an optimiser setting that the chosen optimiser does not read.
-
-    Raises
-        ColdstillError: the optimiser gets the same options without that setting
-    """
+    """Refuse an optimiser setting that the chosen optimiser does not read."""
     defaults = {field.name: field.default for field in fields(arguments)}
     for name in _OF_OPTIMISERS & given.keys():
         value = getattr(arguments, name)

@@ -23,7 +23,7 @@ from synthetic_store import make_block, make_model, make_store, training_job
 
 if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
-    from coldstill.stages.training.batch import Rows
+    from coldstill.stages.training.feed import Rows
 
 CAPTURES = (Capture(), Capture(head=16, tail=16))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.stages.config import WeightConfig
-from coldstill.stages.training.schedule import weight_at
+from coldstill.stages.training.objective import weight_at
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import ArchitectureConfig, LoraConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.students.job import StudentJob
 from coldstill.stages.train_student import train_student
-from coldstill.stages.training import blocks
+from coldstill.stages.training import execution as blocks
 from coldstill.stages.training.metrics import read_metrics
 from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file

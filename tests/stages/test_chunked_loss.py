@@ -13,6 +13,7 @@ from coldstill.data.schema import Capture
 from coldstill.stages.models import output_head
 from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.targets.losses import LOSSES
+from coldstill.stages.targets.losses.loss import Loss
 from coldstill.stages.targets.tensors import TargetTensors, tempered
 from coldstill.stages.training.chunked_loss import COUNTS, Term, chunked_loss
 from headed import ROWS, VOCABULARY, Headed
@@ -21,16 +22,15 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coldstill.stages.targets.losses.support import Support
+    from coldstill.stages.targets.losses.loss import Support
 
 TEMPERATURES = (2.0,)
 
 
-class ReverseKL:
+class ReverseKL(Loss):
     """`sum_i q_i (log q_i - log p_i)` over the head: a loss that nobody wrote a closed form for."""
 
     name: ClassVar[str] = "reverse"
-    needs_targets: ClassVar[bool] = True
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         return None

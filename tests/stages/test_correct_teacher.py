@@ -14,7 +14,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages import train_teacher as module
 from coldstill.stages.config import LoraConfig, TrainConfig
-from coldstill.stages.evaluation.heldout_loss import Heldout, heldout_loss
+from coldstill.stages.evaluation.quality import Heldout, heldout_loss
 from coldstill.stages.models.loading import load_model, load_tokenizer, teacher_identity
 from coldstill.stages.report import Report, Reporter, silent
 from coldstill.stages.train_teacher import Correction, correct_teacher

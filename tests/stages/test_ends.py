@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.stages.capture.generate import end_tokens
-from coldstill.stages.export.gguf.tokens import end_slots
+from coldstill.stages.export.gguf.writer import end_slots
 from coldstill.stages.models.ends import Ends, measured_ends, own_ends, stop_at, with_end
 from conftest import VOCABULARY, make_model
 

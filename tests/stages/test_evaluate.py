@@ -11,8 +11,8 @@ import torch
 from coldstill.data.schema import Capture
 from coldstill.stages.config import ArchitectureConfig
 from coldstill.stages.evaluate import evaluate_student, evaluate_teacher
-from coldstill.stages.evaluation.calibration import ECE_BINS, Calibration
-from coldstill.stages.evaluation.flops import flops_per_token
+from coldstill.stages.evaluation.quality import ECE_BINS, Calibration
+from coldstill.stages.evaluation.usage import flops_per_token
 from coldstill.stages.models.building import build_model
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from conftest import VOCABULARY
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.store.reader import StoreReader
-    from coldstill.stages.evaluation.calibration import CalibrationBin
+    from coldstill.stages.evaluation.quality import CalibrationBin
     from coldstill.stages.report import Report
 
 

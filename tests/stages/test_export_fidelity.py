@@ -13,10 +13,9 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
 from coldstill.stages.evaluate import evaluate_student
+from coldstill.stages.export.checks import Fidelity, compare
 from coldstill.stages.export.contract import Limits, Runtime
-from coldstill.stages.export.fidelity import Fidelity, compare
-from coldstill.stages.export.reference import sampled_documents
-from coldstill.stages.export.torch_runtime import TorchRuntime
+from coldstill.stages.export.reference import TorchRuntime, sampled_documents
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.vocabulary import without_padding
 from conftest import VOCABULARY

@@ -15,9 +15,8 @@ from coldstill.data.errors import ColdstillError
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.gguf import format as gguf_format
 from coldstill.stages.export.gguf.architectures import ARCHITECTURES, refusal
-from coldstill.stages.export.gguf.reader import read_back
-from coldstill.stages.export.gguf.tokens import SPLITS
-from coldstill.stages.export.gguf.tokens import refusal as tokens_refusal
+from coldstill.stages.export.gguf.runtimes import read_back
+from coldstill.stages.export.gguf.writer import SPLITS, tokens_refusal
 from conftest import VOCABULARY
 from exports import (
     TEXTS,

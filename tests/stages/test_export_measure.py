@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.stages.evaluation import generation_speed as module
-from coldstill.stages.evaluation.generation_speed import Passage, weights_bytes
+from coldstill.stages.evaluation import speed as module
+from coldstill.stages.evaluation.speed import Passage, weights_bytes
+from coldstill.stages.export.checks import resident_memory, writing_speed
 from coldstill.stages.export.contract import Runtime
-from coldstill.stages.export.measure import resident_memory, writing_speed
-from coldstill.stages.export.torch_runtime import TorchRuntime
+from coldstill.stages.export.reference import TorchRuntime
 from conftest import VOCABULARY, make_model
 
 if TYPE_CHECKING:

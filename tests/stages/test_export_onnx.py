@@ -13,7 +13,7 @@ from coldstill.stages.export import FORMATS
 from coldstill.stages.export.onnx import int8 as onnx_int8
 from coldstill.stages.export.onnx import program as onnx_program
 from coldstill.stages.export.onnx.int8 import by_rows, quantise
-from coldstill.stages.export.onnx.runtime import OnnxRuntime
+from coldstill.stages.export.onnx.program import OnnxRuntime
 from conftest import VOCABULARY, make_model
 from exports import (
     PADDED,

@@ -237,8 +237,8 @@ def test_an_export_is_checked_again_once_its_runtime_is_installed(
     if later == "llama.cpp" and not HAS_LLAMA_CPP:
         pytest.skip("llama-cpp-python is not installed")
     from coldstill.stages.export.gguf import format as gguf
-    from coldstill.stages.export.gguf.reader import read_back
-    from coldstill.stages.export.torch_runtime import TorchRuntime
+    from coldstill.stages.export.gguf.runtimes import read_back
+    from coldstill.stages.export.reference import TorchRuntime
 
     small_student("llama", tokenizer, tmp_path / "model")
     job, notes = job_of(tmp_path, heldout, "gguf-q8_0"), list[str]()

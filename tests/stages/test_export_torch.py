@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 from coldstill.data.schema import Capture
-from coldstill.stages.evaluation.generation_speed import GenerationSpeed
+from coldstill.stages.evaluation.speed import GenerationSpeed
 from coldstill.stages.export import FORMATS
-from coldstill.stages.export.fidelity import Fidelity
+from coldstill.stages.export.checks import Fidelity
 from coldstill.stages.export.model_card import Facts, model_card
 from coldstill.stages.export.record import Check, Costs, ExportRecord, StudentIdentity
-from coldstill.stages.export.torch_runtime import TorchRuntime
+from coldstill.stages.export.reference import TorchRuntime
 from conftest import make_model
 from exports import (
     TOKENS,

@@ -9,8 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.stages.export import FORMATS
-from coldstill.stages.export.families import unable
+from coldstill.stages.export import FORMATS, unable
 from coldstill.stages.models.model_files import UNPACKED
 from families import FAMILIES, STEPS, WORKS, walk
 

@@ -12,13 +12,13 @@ from coldstill.data.prepared import CorpusLayout
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.stages.models.isolation import flat_positions
-from coldstill.stages.training.batch import collate
 from coldstill.stages.training.feed import (
     CorpusDataset,
     OrderPosition,
     StepBatches,
     StepShape,
     StoreDataset,
+    collate,
 )
 from oracles import manifest_for, random_block, write_missing
 from small_runs import SmallCorpus, capture_store, prepare

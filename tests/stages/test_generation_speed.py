@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.prepared import TokenizedDocument, build_sequences
-from coldstill.stages.evaluation import generation_speed as module
-from coldstill.stages.evaluation.flops import flops_per_token
-from coldstill.stages.evaluation.generation_speed import (
+from coldstill.stages.evaluation import speed as module
+from coldstill.stages.evaluation.speed import (
     Passage,
     generation_speed,
     generation_speeds,
@@ -21,7 +20,7 @@ from coldstill.stages.evaluation.generation_speed import (
     torch_step,
     weights_bytes,
 )
-from coldstill.stages.evaluation.usage import measure_usage
+from coldstill.stages.evaluation.usage import flops_per_token, measure_usage
 from coldstill.stages.models.device import PeakMemory
 from conftest import FAMILIES, make_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -198,7 +197,7 @@ def test_operations_are_those_of_the_matrix_products() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_operations_of_long_sequences_follow_from_short_ones(family: str) -> None:
-    from coldstill.stages.evaluation import flops
+    from coldstill.stages.evaluation import usage as flops
 
     model = make_model(family, VOCABULARY)
     with torch.no_grad():

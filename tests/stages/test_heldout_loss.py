@@ -10,7 +10,7 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
-from coldstill.stages.evaluation.heldout_loss import Heldout, heldout_loss
+from coldstill.stages.evaluation.quality import Heldout, heldout_loss
 from coldstill.stages.models import output_head
 from coldstill.stages.models.isolation import choose_isolation
 from coldstill.stages.models.output_head import OutputHead, connect_head

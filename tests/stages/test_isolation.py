@@ -16,7 +16,7 @@ from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.schema import Capture
 from coldstill.stages.capture.forward import capture_batch
 from coldstill.stages.capture.teacher import Teacher
-from coldstill.stages.evaluation.heldout_loss import label_logprobs
+from coldstill.stages.evaluation.quality import label_logprobs
 from coldstill.stages.models.isolation import (
     choose_isolation,
     length_thresholds,

@@ -12,7 +12,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import LayersConfig
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.students.pruning.layers import TeacherWeights, cut_to_layers, layer_count
-from coldstill.stages.training.blocks import named_blocks
+from coldstill.stages.training.execution import named_blocks
 from conftest import FAMILIES, VOCABULARY, make_model
 from transformers import AutoModelForCausalLM
 

@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("lm_eval")
 
-from coldstill.stages.evaluation.lm_eval.loading import load_units
-from coldstill.stages.evaluation.lm_eval.quiet import offline
+from coldstill.stages.evaluation.lm_eval.loading import load_units, offline
 from coldstill.stages.evaluation.lm_eval.running import EvaluatedModel, TaskRunner
 from coldstill.stages.evaluation.lm_eval.task_files import read_tasks, units
 

@@ -14,8 +14,7 @@ import torch
 from coldstill.data.schema import Capture
 from coldstill.stages.targets import losses
 from coldstill.stages.targets.losses import LOSSES
-from coldstill.stages.targets.losses.partition import PartitionLoss
-from coldstill.stages.targets.losses.skew_kl import SkewKL
+from coldstill.stages.targets.losses.partition import PartitionLoss, SkewKL
 from formulas import PLAIN, divergence
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from coldstill.stages.config import ArchitectureConfig, TrainConfig
 from coldstill.stages.models.device import peak_memory
 from coldstill.stages.planning.memory import capture_memory, training_memory
 from coldstill.stages.planning.model_sizes import sizes_of_table
-from coldstill.stages.training.blocks import running_blocks
+from coldstill.stages.training.execution import running_blocks
 from transformers import AutoConfig, AutoModelForCausalLM
 
 if TYPE_CHECKING:

@@ -13,12 +13,13 @@ from coldstill.data.schema import Capture
 from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.targets.losses import LOSSES
+from coldstill.stages.targets.losses.loss import Loss
 from coldstill.stages.training.chunked_loss import COUNTS, Term, chunked_loss
 from coldstill.stages.training.objective import mixed_terms, terms_of
 from headed import ROWS, VOCABULARY, Headed, draw, expect_close, run, whole
 
 if TYPE_CHECKING:
-    from coldstill.stages.targets.losses.support import Support
+    from coldstill.stages.targets.losses.loss import Support
     from coldstill.stages.targets.tensors import TargetTensors
 
 SHARES = (0.7, 0.3)
@@ -26,11 +27,10 @@ KL, CE = LOSSES["kl"], LOSSES["cross_entropy"]
 TEMPERATURES = (2.0,)
 
 
-class GenericKL:
+class GenericKL(Loss):
     """Forward KL without its closed form: what autograd makes of the formula."""
 
     name: ClassVar[str] = "kl"
-    needs_targets: ClassVar[bool] = True
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         return None

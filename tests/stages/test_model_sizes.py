@@ -24,9 +24,9 @@ from coldstill.stages.planning.model_sizes import (
 )
 from coldstill.stages.students.adapters import adapt
 from coldstill.stages.students.pruning.config import PruneConfig
+from coldstill.stages.students.pruning.cutting import choose, cut
 from coldstill.stages.students.pruning.layers import cut_to_layers
 from coldstill.stages.students.pruning.shapes import target_sizes
-from coldstill.stages.students.pruning.surgery import choose, cut
 from conftest import FAMILIES, VOCABULARY, make_model
 from safetensors.torch import load_file, save_file
 from small_pruning import anatomy, every_model, pruning_model, random_importance

@@ -10,6 +10,7 @@ import pytest
 import torch
 from coldstill.stages.models.isolation import model_inputs
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.students.pruning.cutting import choose
 from coldstill.stages.students.pruning.importance import (
     calibration_set,
     judge_layers_by_loss,
@@ -17,7 +18,6 @@ from coldstill.stages.students.pruning.importance import (
     sample_loss,
 )
 from coldstill.stages.students.pruning.layers import cut_to_layers
-from coldstill.stages.students.pruning.surgery import choose
 from conftest import VOCABULARY
 from small_pruning import anatomy, pruning_model, whole_sample
 from torch.nn import functional

@@ -15,7 +15,7 @@ from coldstill.stages.config import LoraConfig, ObjectiveConfig
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.students.pruning.config import PruneConfig
-from coldstill.stages.students.pruning.cutting import Cutting, make_cut
+from coldstill.stages.students.pruning.cutting import make_cut
 from coldstill.stages.students.pruning.importance import sample_loss
 from coldstill.stages.train_student import prune_student, train_student
 from conftest import FAMILIES, VOCABULARY
@@ -59,10 +59,8 @@ def job_of(folder: Path, teacher: Path | None, *cuts: PruneConfig, **changes: An
     )
 
 
-def cutting(model: Any, store: StoreReader, cut: PruneConfig) -> Cutting:
-    return Cutting(
-        model=model, cuts=(cut,), teacher=None, store=store, seed=5, stage="x", where=WHERE
-    )
+def cut_once(model: Any, store: StoreReader, cut: PruneConfig) -> tuple[Any, dict[str, Any]]:
+    return make_cut(model, (cut,), store, seed=5, stage="x", where=WHERE)
 
 
 def record(folder: Path) -> Any:
@@ -100,8 +98,8 @@ def test_a_pruned_student_starts_with_the_recorded_loss_and_learns(
     )
     # the recorded loss is that of the same cut
     whole = load_model(str(teacher), "test", precision="auto")
-    pruned = make_cut(cutting(whole, store, HALF))
-    begun = sample_loss(connect_head(pruned.model, VOCABULARY), whole_sample(store), "test")
+    pruned, _ = cut_once(whole, store, HALF)
+    begun = sample_loss(connect_head(pruned, VOCABULARY), whole_sample(store), "test")
     assert begun == pytest.approx(recorded["loss"]["after"], rel=1e-6)
 
 
@@ -207,7 +205,7 @@ def test_layers_by_makes_the_cut_choose_layers_by_the_loss(
     def record_of(how: Any) -> Any:
         model = load_model(str(teacher), "test", precision="fp32")
         cut = PruneConfig(layers=2, layers_by=how)
-        return make_cut(cutting(model, store, cut)).record
+        return cut_once(model, store, cut)[1]
 
     by_loss, by_influence = record_of("loss"), record_of("influence")
     increase = by_loss["loss"]["after"] - by_loss["loss"]["before"]
@@ -249,4 +247,4 @@ def test_a_model_with_nan_weights_is_refused(store: StoreReader) -> None:
     with pytest.raises(
         ColdstillError, match=r"loss on the store's sequences is nan before the cut"
     ):
-        make_cut(cutting(broken, store, HALF))
+        cut_once(broken, store, HALF)

@@ -11,11 +11,10 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.students.pruning.anatomy import anatomy_of
-from coldstill.stages.students.pruning.families import FAMILIES
+from coldstill.stages.students.pruning.anatomy import FAMILIES, anatomy_of
+from coldstill.stages.students.pruning.cutting import choose, cut
 from coldstill.stages.students.pruning.importance import measure
 from coldstill.stages.students.pruning.layers import skip_layer
-from coldstill.stages.students.pruning.surgery import choose, cut
 from conftest import VOCABULARY
 from small_pruning import (
     MODELS,
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
     from coldstill.data.store.reader import StoreReader
     from coldstill.stages.students.pruning.anatomy import Anatomy, Sizes
-    from coldstill.stages.students.pruning.surgery import Kept
+    from coldstill.stages.students.pruning.cutting import Kept
 
 WHERE = "students.small.prune"
 

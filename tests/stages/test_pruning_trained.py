@@ -13,8 +13,8 @@ import pytest
 import torch
 from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.students.pruning.cutting import choose, cut
 from coldstill.stages.students.pruning.importance import judge_layers_by_loss, measure, sample_loss
-from coldstill.stages.students.pruning.surgery import choose, cut
 from small_pruning import anatomy, random_importance
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM

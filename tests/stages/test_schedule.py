@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.stages.config import ObjectiveConfig, WeightConfig
-from coldstill.stages.training.loop import read_metrics
-from coldstill.stages.training.objective import terms_at, terms_of
-from coldstill.stages.training.schedule import CurrentStep, weight_at
+from coldstill.stages.training.metrics import read_metrics
+from coldstill.stages.training.objective import CurrentStep, terms_at, terms_of, weight_at
 from pydantic import TypeAdapter, ValidationError
 from small_trainings import train_small
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from coldstill.stages.targets.losses.sparse import StudentSoftmax
+from coldstill.stages.targets.softmax import StudentSoftmax
 
 
 def test_the_mass_outside_the_head_is_a_sum_and_keeps_its_digits() -> None:

@@ -16,12 +16,10 @@ from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainCo
 from coldstill.stages.models.isolation import choose_isolation, student_isolation
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.students.job import StudentJob
-from coldstill.stages.students.origin import make_student
+from coldstill.stages.students.job import StudentJob, make_student
 from coldstill.stages.train_student import train_student
-from coldstill.stages.training.batch import collate
-from coldstill.stages.training.feed import StoreDataset
-from coldstill.stages.training.loop import read_metrics
+from coldstill.stages.training.feed import StoreDataset, collate
+from coldstill.stages.training.metrics import read_metrics
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, make_model
 from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher

@@ -12,12 +12,12 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout
 from coldstill.stages import train_teacher as module
 from coldstill.stages.config import ArchitectureConfig, TrainConfig
-from coldstill.stages.evaluation.heldout_loss import Heldout
+from coldstill.stages.evaluation.quality import Heldout
 from coldstill.stages.models.building import build_model
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.train_teacher import train_teacher
 from coldstill.stages.training.feed import CorpusDataset
-from coldstill.stages.training.loop import read_metrics
+from coldstill.stages.training.metrics import read_metrics
 from conftest import VOCABULARY
 from small_runs import LENGTH, SmallCorpus, prepare
 

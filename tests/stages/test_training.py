@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError, DamageError
+from coldstill.stages.training.checkpoints import last_whole_checkpoint
 from coldstill.stages.training.feed import StoreDataset
-from coldstill.stages.training.loop import last_whole_checkpoint, read_metrics, train
-from coldstill.stages.training.trainer import StoreTrainer
+from coldstill.stages.training.loop import StoreTrainer, train
+from coldstill.stages.training.metrics import read_metrics
 from safetensors.torch import load_file, save_file
 from small_runs import LENGTH
 from small_trainings import lines, small_job, spoiled, train_small

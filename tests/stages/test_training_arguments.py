@@ -9,11 +9,16 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import TrainConfig
-from coldstill.stages.training.arguments import training_arguments
+from coldstill.stages.training.arguments import (
+    HONOURED,
+    NO_EFFECT,
+    RECIPE_KEYS,
+    expect_honoured,
+    training_arguments,
+)
 from coldstill.stages.training.feed import StepShape
-from coldstill.stages.training.loop import read_metrics
+from coldstill.stages.training.metrics import read_metrics
 from coldstill.stages.training.rehearsal import expect_trainable
-from coldstill.stages.training.trainer_keys import HONOURED, NO_EFFECT, RECIPE_KEYS, expect_honoured
 from small_runs import LENGTH
 from small_trainings import train_small
 from transformers import TrainerCallback, TrainingArguments

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.stages.training.loop import last_whole_checkpoint, read_metrics
+from coldstill.stages.training.checkpoints import last_whole_checkpoint
+from coldstill.stages.training.metrics import read_metrics
 from small_runs import LENGTH
 from small_trainings import lines
 from training_child import Task, finish, run, start

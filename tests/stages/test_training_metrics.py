@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from coldstill.data.schema import Capture
 from coldstill.stages.training.feed import StoreDataset
-from coldstill.stages.training.loop import read_metrics
+from coldstill.stages.training.metrics import read_metrics
 from small_runs import CLOCKS, LENGTH, capture_store, prepare, save_teacher
 from small_trainings import lines, train_small
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.stages.training.loop import last_whole_checkpoint, read_metrics
+from coldstill.stages.training.checkpoints import last_whole_checkpoint
+from coldstill.stages.training.metrics import read_metrics
 from small_runs import LENGTH
 from small_trainings import lines
 from training_child import Task, finish, run, start, weights

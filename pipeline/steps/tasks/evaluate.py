@@ -87,8 +87,7 @@ def _run(
     download: bool,
 ) -> None:
     """Run the missing questions of each model, and record each result at once."""
-    from ....stages.evaluation.lm_eval.loading import load_units
-    from ....stages.evaluation.lm_eval.quiet import offline
+    from ....stages.evaluation.lm_eval.loading import load_units, offline
     from ....stages.evaluation.lm_eval.running import TaskRunner
 
     needed = {question.task: found[question.task] for _, left in missing for question in left}

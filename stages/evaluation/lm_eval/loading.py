@@ -1,30 +1,86 @@
-"""Loads task files and their data into lm-eval, which then knows these tasks and no others."""
+"""Loads task files and their data into lm-eval, which then knows these tasks and no others.
+
+lm-eval and its libraries are kept off the network and off the screen.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....data.errors import ColdstillError
-from .quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from .task_files import TaskFile, Unit
 
+_LOGGERS = ("lm_eval", "datasets", "evaluate")
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Switch off the hub in this process and in those that a task starts.
+
+    Environment variables alone have no effect here: the libraries read them when imported.
+    """
+    import datasets
+    import evaluate
+    import huggingface_hub
+    from accelerate.utils import patch_environment
+
+    switches: list[tuple[Any, str]] = [
+        (huggingface_hub.constants, "HF_HUB_OFFLINE"),
+        (datasets.config, "HF_HUB_OFFLINE"),
+        (datasets.config, "HF_DATASETS_OFFLINE"),
+        (evaluate.config, "HF_EVALUATE_OFFLINE"),
+    ]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch_environment(**{name: "1" for _, name in switches}))
+        for owner, name in switches:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, True)
+        yield
+
+
+class _Warnings(logging.Handler):
+    """Collects the first line of every warning once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = next(iter(record.getMessage().strip().splitlines()), "")[:200]
+        if line and line not in self.lines:
+            self.lines.append(line)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Suppress the libraries' progress bars, prints and logs. Gives the list of their warnings."""
+    handler, nowhere = _Warnings(), io.StringIO()
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        try:
+            for logger in loggers:
+                logger.handlers, logger.propagate = [handler], False
+            yield handler.lines
+        finally:
+            for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+                logger.handlers, logger.propagate = handlers, propagate
+
 
 def expect_lm_eval() -> None:
-    """Check that lm-eval is installed.
-
-    Raises
-        ColdstillError: it is not
-    """
+    """Check that lm-eval is installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ColdstillError("evaluate: --tasks needs lm-eval: pip install 'coldstill[harness]'")
 
@@ -84,9 +140,8 @@ def _expect_metrics(task: TaskFile, *, download: bool) -> None:
     """Check that lm-eval knows all metrics: it loads a task without them, and fails at its end."""
     from lm_eval.api.registry import get_aggregation, get_metric
 
-    listed = [] if task.is_group else task.settings.get("metric_list") or []
     own_metrics = task.settings.get("process_results") is not None
-    for entry in listed if isinstance(listed, list) else [listed]:
+    for entry in [] if task.is_group else task.listed("metric_list"):
         if not isinstance(entry, dict) or "metric" not in entry:
             raise ColdstillError(f"{task.where}: expected a 'metric' in each of its 'metric_list'")
         name, aggregation = entry["metric"], entry.get("aggregation")

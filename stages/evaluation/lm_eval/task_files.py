@@ -40,13 +40,12 @@ class TaskFile:
 
     @property
     def where(self) -> str:
-        """Prefix of error messages."""
         return f"{self.path}: {'group' if self.is_group else 'task'} '{self.name}'"
 
-    def has_tag(self, name: Any) -> bool:
-        """Whether groups can refer to the task by this tag."""
-        tags = self.settings.get("tag") or []
-        return name in (tags if isinstance(tags, list) else [tags])
+    def listed(self, key: str) -> list[Any]:
+        """A setting that is a list or a single entry."""
+        value = self.settings.get(key) or []
+        return value if isinstance(value, list) else [value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,6 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Name of the task or the group."""
         return self.parts[0].name
 
     @property
@@ -139,7 +137,7 @@ def _members(task: TaskFile, tasks: Mapping[str, TaskFile]) -> list[str]:
         name = inline.get("task") or inline.get("group")
         if isinstance(name, str) and name in tasks:
             names.append(name)
-        elif tagged := [other.name for other in tasks.values() if other.has_tag(name)]:
+        elif tagged := [other.name for other in tasks.values() if name in other.listed("tag")]:
             names += tagged
         elif not (
             inline.keys() & {"dataset_path", "custom_dataset", "class"} or isinstance(name, list)
@@ -214,11 +212,7 @@ class _Data:
     """Data sets on a hub and URLs found so far."""
 
     def locate(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings in which paths of local data are absolute.
-
-        Raises
-            ColdstillError: the task names no data, or a file does not exist
-        """
+        """Settings in which paths of local data are absolute."""
         from datasets.data_files import sanitize_patterns
         from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FORMATS
 

@@ -34,12 +34,10 @@ class Gguf(Format):
 
     @property
     def base(self) -> str | None:
-        """q8_0 is quantised from f16."""
         return "gguf-f16" if self.precision == "q8_0" else None
 
     @property
     def missing_runtime(self) -> str | None:
-        """llama.cpp is optional."""
         return None if has_llama_cpp() else "llama"
 
     @property
@@ -74,7 +72,7 @@ class Gguf(Format):
     def refusal(self, student: LoadedStudent) -> str | None:
         """llama.cpp supports some families, with few of their settings, and some tokenizers."""
         from .architectures import refusal
-        from .tokens import refusal as tokens_refusal
+        from .writer import tokens_refusal
 
         reason = refusal(student.model) or tokens_refusal(student.tokenizer)
         if reason is None and not has_llama_cpp() and student.family not in READER_FAMILIES:
@@ -92,19 +90,18 @@ class Gguf(Format):
             from .writer import write_gguf
 
             return write_gguf(student, path)
-        from .q8 import quantise
+        from .writer import quantise
 
         assert base is not None
         return quantise(base / _file(student.name, "f16"), path)
 
     def open(self, student: LoadedStudent, folder: Path) -> Runtime:
-        """Open the file with llama.cpp if it is installed, otherwise with transformers."""
         (path,) = folder.glob(self.weights)
         if has_llama_cpp():
-            from .llama_cpp_runtime import LlamaCpp
+            from .runtimes import LlamaCpp
 
             return LlamaCpp.load(path, student)
-        from .reader import read_back
+        from .runtimes import read_back
 
         return read_back(path, student)
 

@@ -1,4 +1,4 @@
-"""The process that runs llama.cpp for `llama_cpp_runtime.py`.
+"""The process that runs llama.cpp for `runtimes.py`.
 
 Each request is a JSON line on stdin. Each answer is a JSON line on stdout, followed by the fp32
 bytes of the logits if there are any. The process ends with its input.

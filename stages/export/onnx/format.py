@@ -69,7 +69,6 @@ class Onnx(Format):
 
     @property
     def base(self) -> str | None:
-        """int8 is quantised from fp32."""
         return "onnx" if self.int8 else None
 
     @property
@@ -116,6 +115,6 @@ class Onnx(Format):
         return ()
 
     def open(self, student: LoadedStudent, folder: Path) -> Runtime:
-        from .runtime import OnnxRuntime
+        from .program import OnnxRuntime
 
         return OnnxRuntime.load(folder / FILE)

@@ -11,14 +11,13 @@ transposed.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .program import LARGEST_FILE
+from .program import LARGEST_FILE, only_errors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +38,6 @@ def quantise(whole: Path, path: Path) -> None:
 
 
 def _embedding(graph: Any) -> str:
-    """Name of the embedding matrix."""
     tokens = {"input_ids"}
     for node in graph.node:
         if node.op_type == "Reshape" and node.input[0] in tokens:
@@ -74,24 +72,19 @@ def _with_integer_products(model: Any) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it recommends a preprocessing that changes nothing here
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
-            _save(model, whole)
-            quantize_dynamic(
-                whole,
-                small,
-                op_types_to_quantize=["MatMul"],
-                per_channel=True,
-                weight_type=QuantType.QUInt8,
-                use_external_data_format=model.ByteSize() > LARGEST_FILE,
-            )
-            return onnx.load(small)
-    finally:
-        logger.setLevel(level)
+    # the logger recommends a preprocessing that changes nothing here
+    with only_errors(), tempfile.TemporaryDirectory() as folder:
+        whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
+        _save(model, whole)
+        quantize_dynamic(
+            whole,
+            small,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QUInt8,
+            use_external_data_format=model.ByteSize() > LARGEST_FILE,
+        )
+        return onnx.load(small)
 
 
 def _quantise_embedding(graph: Any, embedding: str, tied: bool) -> None:

@@ -32,17 +32,18 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ...evaluation.heldout_loss import label_logprobs
+from ...evaluation.quality import summed_loss
 from ...report import Report, Reporter, silent
-from .layers import skip_layer
+from .layers import skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -70,7 +71,6 @@ class CalibrationSet:
         return len(self.rows)
 
     def batches(self) -> Iterator[Sequences]:
-        """All sequences in order, in batches."""
         count = max(1, _BATCH_TOKENS // self.store.manifest.packing.sequence_length)
         for start in range(0, len(self.rows), count):
             yield self.store.read(self.rows[start : start + count]).sequences
@@ -112,7 +112,7 @@ def measure(
     """Run the model once over the calibration set and score its parts."""
     observer = _Observer(head.model, anatomy)
     with observer.observing():
-        loss = sample_loss(head, sample, stage, report, observer.start_batch)
+        loss = sample_loss(head, sample, stage, report, observer.masked)
     return observer.importance(loss)
 
 
@@ -137,19 +137,19 @@ def judge_layers_by_loss(
     removed: list[int] = []
     passes = sum(range(keep + 1, len(layers) + 1))
     done = 0
-    with contextlib.ExitStack() as skipped:
+    with contextlib.ExitStack() as held:
         while len(layers) - len(removed) > keep:
             left = [number for number in range(len(layers)) if number not in removed]
             for number in left:
                 without = ", ".join(map(str, [*removed, number]))
                 part = f"pass {done + 1} of {passes}, without layer{'s' * bool(removed)} {without}"
                 counted = _part_reporter(report, part, done * len(sample), passes * len(sample))
-                with _skipped(layers[number]):
+                with skipped(layers[number]):
                     loss = sample_loss(head, sample, f"{stage} choice of layers", counted)
                 done += 1
                 increases_L[number] = loss - importance.loss
             removed.append(min(reversed(left), key=lambda number: float(increases_L[number])))
-            skipped.enter_context(_skipped(layers[removed[-1]]))
+            held.enter_context(skipped(layers[removed[-1]]))
     return replace(importance, layers_L=increases_L, removed=tuple(removed))
 
 
@@ -162,36 +162,20 @@ def _part_reporter(report: Reporter, part: str, before: int, total: int) -> Repo
     return counted
 
 
-@contextlib.contextmanager
-def _skipped(layer: torch.nn.Module) -> Iterator[None]:
-    hook = layer.register_forward_hook(skip_layer, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@torch.no_grad()
 def sample_loss(
     head: OutputHead,
     sample: CalibrationSet,
     stage: str,
     report: Reporter = silent,
-    start_batch: Callable[[torch.Tensor], None] = lambda lengths: None,
+    observe: Callable[[Iterator[Sequences]], Iterator[Sequences]] = iter,
 ) -> float:
     """Mean -log p(label) over the supervised positions of the calibration set, in nats.
 
-    stage        name of the pass in reports
-    start_batch  called before each forward pass with [B] numbers of real tokens
+    stage    name of the pass in reports
+    observe  gets the batches and returns them, each before its forward pass
     """
-    total, positions, done = 0.0, 0, 0
-    report(Report(stage=stage, total=len(sample), unit="sequences"))
-    for block in sample.batches():
-        start_batch(torch.from_numpy(block.tokens.lengths))
-        total -= label_logprobs(head, block, sample.isolation)
-        positions += len(block.positions.values)
-        done += len(block)
-        report(Report(stage=stage, done=done, total=len(sample), step=len(block), unit="sequences"))
+    batches = observe(sample.batches())
+    total, positions = summed_loss(head, batches, sample.isolation, len(sample), stage, report)
     return total / max(1, positions)
 
 
@@ -201,46 +185,36 @@ class _Observer:
 
     model: Any
     anatomy: Anatomy
-    mask_BT: torch.Tensor | None = None
+    mask_BT: torch.Tensor = field(init=False)
     """1 for real tokens, 0 for padding."""
     tokens: int = 0
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    sums: dict[str, Any] = field(default_factory=dict)
     """Sums of squared means, by module; of influence for a layer."""
 
-    def start_batch(self, lengths_B: torch.Tensor) -> None:
-        """Set the mask of the next batch."""
-        longest = int(lengths_B.max())
-        self.mask_BT = (torch.arange(longest) < lengths_B[:, None]).float()
-        self.tokens += int(lengths_B.sum())
+    def masked(self, batches: Iterator[Sequences]) -> Iterator[Sequences]:
+        """The batches; sets the mask of each."""
+        for block in batches:
+            lengths_B = torch.from_numpy(block.tokens.lengths)
+            self.mask_BT = (torch.arange(int(lengths_B.max())) < lengths_B[:, None]).float()
+            self.tokens += int(lengths_B.sum())
+            yield block
 
     @contextlib.contextmanager
     def observing(self) -> Iterator[None]:
-        """Collect sums inside the block."""
-        layout, hooks = self.anatomy.layout, []
-
-        def observe_output(name: str) -> None:
-            module = self.model.get_submodule(name)
-            hooks.append(
-                module.register_forward_hook(lambda _, inputs, output: self._add(name, output))
-            )
-
-        def observe_input(name: str) -> None:
-            module = self.model.get_submodule(name)
-            hooks.append(
-                module.register_forward_pre_hook(lambda _, inputs: self._add(name, inputs[0]))
-            )
-
-        for prefix in self._layers():
-            observe_input(f"{prefix}.{layout.feed_forward_out}")
-            observe_input(f"{prefix}.{layout.attention_out}")
-            for name in layout.readers:
-                observe_output(f"{prefix}.{name}")
-            hooks.append(
-                self.model.get_submodule(prefix).register_forward_hook(
-                    self._influence_hook(prefix), with_kwargs=True
-                )
-            )
-        observe_output(layout.last_norm)
+        layout, layers, module = self.anatomy.layout, self._layers(), self.model.get_submodule
+        hooks = [
+            module(layer).register_forward_hook(partial(self._add_layer, layer), with_kwargs=True)
+            for layer in layers
+        ]
+        hooks += [
+            module(full).register_forward_pre_hook(partial(self._add_input, full))
+            for name in (layout.feed_forward_out, layout.attention_out)
+            for full in (f"{layer}.{name}" for layer in layers)
+        ]
+        hooks += [
+            module(full).register_forward_hook(partial(self._add_output, full))
+            for full in self._norms()
+        ]
         try:
             yield
         finally:
@@ -248,25 +222,19 @@ class _Observer:
                 hook.remove()
 
     def importance(self, loss: float) -> Importance:
-        """The collected sums as scores."""
-        layout, sizes = self.anatomy.layout, self.anatomy.sizes
-        layers = self._layers()
+        layout, sizes, layers = self.anatomy.layout, self.anatomy.sizes, self._layers()
 
-        def scores(name: str) -> torch.Tensor:
-            return self.sums[name].sqrt().cpu()
+        def scores(names: Iterable[str]) -> torch.Tensor:
+            return torch.stack([self.sums[name].sqrt().cpu() for name in names])
 
-        readers = [f"{layer}.{name}" for layer in layers for name in layout.readers]
-        outputs_LX = torch.stack([scores(f"{layer}.{layout.attention_out}") for layer in layers])
+        outputs_LX = scores(f"{layer}.{layout.attention_out}" for layer in layers)
         by_head_LHX = outputs_LX.view(sizes.layers, sizes.heads, self.anatomy.head_width)
+        influence_L = torch.stack([self.sums[layer].cpu() / self.tokens for layer in layers])
         return Importance(
-            channels_D=torch.stack([scores(name) for name in [*readers, layout.last_norm]]).sum(0),
-            neurons_LF=torch.stack(
-                [scores(f"{layer}.{layout.feed_forward_out}") for layer in layers]
-            ),
+            channels_D=scores(self._norms()).sum(0),
+            neurons_LF=scores(f"{layer}.{layout.feed_forward_out}" for layer in layers),
             heads_LH=by_head_LHX.norm(dim=2),
-            layers_L=torch.stack(
-                [self.sums[layer].cpu() / self.tokens for layer in layers]
-            ).float(),
+            layers_L=influence_L.float(),
             loss=loss,
         )
 
@@ -274,24 +242,30 @@ class _Observer:
         path = self.anatomy.layout.layers
         return [f"{path}.{number}" for number in range(self.anatomy.sizes.layers)]
 
-    def _mask(self, states: torch.Tensor) -> torch.Tensor:
-        assert self.mask_BT is not None
-        return self.mask_BT.to(states.device)
+    def _norms(self) -> list[str]:
+        """Norms whose outputs are the channels."""
+        layout = self.anatomy.layout
+        readers = [f"{layer}.{name}" for layer in self._layers() for name in layout.readers]
+        return [*readers, layout.last_norm]
 
-    def _add(self, name: str, states_BTD: torch.Tensor) -> None:
+    def _add_input(self, name: str, module: Any, inputs: Any) -> None:
+        self._add_activity(name, inputs[0])
+
+    def _add_output(self, name: str, module: Any, inputs: Any, output: Any) -> None:
+        self._add_activity(name, output)
+
+    def _add_activity(self, name: str, states_BTD: torch.Tensor) -> None:
         """Add the squared mean activity of each sequence."""
-        mask_BT = self._mask(states_BTD)
+        mask_BT = self.mask_BT.to(states_BTD.device)
         sums_BD = torch.einsum("btd,bt->bd", states_BTD.float().abs(), mask_BT)
         means_BD = sums_BD / mask_BT.sum(1, keepdim=True)
-        value = means_BD.square().sum(0)
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.sums[name] = self.sums.get(name, 0.0) + means_BD.square().sum(0)
 
-    def _influence_hook(self, name: str) -> Callable[..., None]:
-        def hook(module: Any, inputs: Any, named: dict[str, Any], output: Any) -> None:
-            before_BTD = inputs[0] if inputs else named["hidden_states"]
-            after_BTD = output[0] if isinstance(output, tuple) else output
-            cosine_BT = torch.cosine_similarity(before_BTD.float(), after_BTD.float(), dim=-1)
-            value = ((1 - cosine_BT) * self._mask(cosine_BT)).double().sum()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-        return hook
+    def _add_layer(
+        self, name: str, module: Any, inputs: Any, named: dict[str, Any], output: Any
+    ) -> None:
+        before_BTD = inputs[0] if inputs else named["hidden_states"]
+        after_BTD = output[0] if isinstance(output, tuple) else output
+        cosine_BT = torch.cosine_similarity(before_BTD.float(), after_BTD.float(), dim=-1)
+        value = ((1 - cosine_BT) * self.mask_BT.to(cosine_BT.device)).double().sum()
+        self.sums[name] = self.sums.get(name, 0.0) + value

@@ -7,6 +7,7 @@ teacher's class.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from dataclasses import dataclass
@@ -16,12 +17,10 @@ import torch
 
 from ....data.errors import ColdstillError, first_line
 from ...models.loading import load_config, load_state
-from ...training.blocks import named_blocks
+from ...training.execution import named_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch.utils.hooks import RemovableHandle
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +28,6 @@ class TeacherWeights:
     """Location of a teacher's weights."""
 
     name: str
-    """Folder or hub name."""
     revision: str = "main"
     own_code: bool = False
     """Whether code that comes with the model may run."""
@@ -128,21 +126,24 @@ def _agree(teacher: Any, student: Any, name: str, keep: Sequence[int]) -> bool:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, min(rows, 256), (1, 16), generator=generator)
     blocks = teacher.get_submodule(name)
-    hooks: list[RemovableHandle] = [
-        block.register_forward_hook(skip_layer, with_kwargs=True)
-        for number, block in enumerate(blocks)
-        if number not in keep
-    ]
-    try:
+    with skipped(*(block for number, block in enumerate(blocks) if number not in keep)):
         theirs = teacher(input_ids=tokens, use_cache=False).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
     ours = student(input_ids=tokens, use_cache=False).logits
     # the same operations in the same order; a wrong layer differs far more
     tolerance = 1e-5 if theirs.dtype == torch.float32 else 2e-2
     scale = float(theirs.abs().max())
     return bool(torch.allclose(ours, theirs, rtol=0.0, atol=tolerance * scale, equal_nan=True))
+
+
+@contextlib.contextmanager
+def skipped(*layers: torch.nn.Module) -> Iterator[None]:
+    """Skip layers in forward passes."""
+    hooks = [layer.register_forward_hook(skip_layer, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def skip_layer(

@@ -270,7 +270,6 @@ def _least(whole: int, halvings: int) -> int:
 
 
 def _step(size: int) -> int:
-    """Step of a chosen width."""
     return min(_STEP, 1 << max(0, (size // 16).bit_length() - 1))
 
 

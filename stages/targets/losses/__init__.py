@@ -1,4 +1,4 @@
-"""Losses: one file per loss, one line per loss in `LOSSES`.
+"""Losses: one class per loss, one line per loss in `LOSSES`.
 
 A loss has a method `value`, the plain formula on dense log-probabilities. Tests compare everything
 with it, and autograd can differentiate it. The optional method `gradient` returns the same value
@@ -33,47 +33,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ....data.errors import ColdstillError
-from .cross_entropy import CrossEntropy
-from .forward_kl import ForwardKL
-from .jsd import JensenShannon
-from .residual_to_label import ResidualToLabel
-from .reverse_kl import ReverseKL
-from .skew_kl import SkewKL
-from .skew_reverse_kl import SkewReverseKL
-from .total_variation import TotalVariation
+from .forward import CrossEntropy, ForwardKL, ResidualToLabel
+from .partition import JensenShannon, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 
 if TYPE_CHECKING:
     import torch
 
-    from ....data.schema import Capture
     from ..tensors import TargetTensors
-    from .support import Support
-
-
-class Loss(Protocol):
-    """A function of the student's distribution and the teacher's targets."""
-
-    name: ClassVar[str]
-    needs_targets: ClassVar[bool]
-    """Whether the loss reads the teacher's targets."""
-
-    def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """The reason why this capture cannot support the loss at this temperature, or None."""
-        ...
-
-    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
-        """How the loss from this capture relates to the loss on the whole distribution of
-        `vocabulary` tokens. Only for captures that are not refused."""
-        ...
-
-    def value(
-        self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
-    ) -> torch.Tensor:
-        """[M] the loss in nats, from the student's log-probabilities at `temperature`."""
-        ...
+    from .loss import Loss
 
 
 LOSSES: dict[str, Loss] = {

@@ -22,32 +22,31 @@ none gets a large gradient and not an infinite one.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from ..tensors import tempered
-from .sparse import SparseGradient
-from .support import refuse_temperature
+from ..softmax import SparseGradient
+from ..tensors import tail_logprobs_at, tempered
+from .loss import Loss
 
 if TYPE_CHECKING:
     from ....data.schema import Capture
+    from ..softmax import StudentSoftmax
     from ..tensors import TargetTensors
-    from .sparse import StudentSoftmax
-    from .support import Support
+    from .loss import Support
 
 LOG_FLOOR = math.log(1e-30)
 
 
-class PartitionLoss(ABC):
+class PartitionLoss(Loss):
     """A divergence, defined by its formula on cells and the derivative of that formula."""
 
     __slots__ = ()
-    name: ClassVar[str]
     title: ClassVar[str]
     """The name of the divergence in messages."""
-    needs_targets: ClassVar[bool] = True
 
     @abstractmethod
     def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
@@ -58,8 +57,8 @@ class PartitionLoss(ABC):
         """[M, C] `q df/dq` of each cell, up to one multiple of q for all cells."""
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """Refused without a head, or without this temperature."""
-        if (reason := refuse_temperature(capture, temperature)) or capture.head:
+        """Also refused without a head."""
+        if (reason := Loss.refuse(self, capture, temperature)) or capture.head:
             return reason
         return (
             f"{self.title} needs the teacher's probabilities of tokens that the student prefers; "
@@ -67,13 +66,11 @@ class PartitionLoss(ABC):
         )
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
-        """Exact at head = V, a lower bound otherwise."""
         return "exact" if capture.head >= vocabulary else "a lower bound"
 
     def value(
         self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
     ) -> torch.Tensor:
-        """[M] nats, from dense student log-probabilities at `temperature`."""
         log_q = logprobs_MV.gather(1, target.head_ids)
         if not _is_whole(target, logprobs_MV):
             outside = logprobs_MV.scatter(1, target.head_ids, -torch.inf)
@@ -117,3 +114,189 @@ def _teacher_cells(target: TargetTensors, temperature: float, cells: int) -> tor
     if cells > log_p.shape[1]:
         log_p = torch.cat([log_p, teacher.rest.log()[:, None]], 1)
     return log_p.clamp(min=LOG_FLOOR)
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseKL(PartitionLoss):
+    """Reverse KL from student to teacher, on cells: `sum_i q_i (log q_i - log p_i)`.
+
+    It seeks one mode of the teacher, whereas forward KL covers all modes (MiniLLM, arXiv
+    2306.08543). It weights tokens by the student, so it needs the teacher's probability wherever
+    the student has mass.
+    """
+
+    name: ClassVar[str] = "reverse_kl"
+    title: ClassVar[str] = "reverse KL"
+
+    def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        """`q (log q - log p)`."""
+        return log_q.exp() * (log_q - log_p)
+
+    def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        """`g = log q - log p`; the constant 1 is left out."""
+        return self.divergence(log_p, log_q)
+
+
+@dataclass(frozen=True, slots=True)
+class TotalVariation(PartitionLoss):
+    """Total variation on cells: `1/2 sum_i |p_i - q_i|`, between 0 and 1.
+
+    It is the probability that speculative decoding rejects a token that the student proposes, so
+    its minimum is the best draft model (arXiv 2211.17192; as an objective: DistillSpec, arXiv
+    2310.08461).
+    """
+
+    name: ClassVar[str] = "total_variation"
+    title: ClassVar[str] = "total variation"
+
+    def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        """`|p - q| / 2`."""
+        return 0.5 * (log_p.exp() - log_q.exp()).abs()
+
+    def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        """`g = sign(q - p) / 2`; 0 where both are equal."""
+        return 0.5 * log_q.exp() * torch.sign(log_q - log_p)
+
+
+@dataclass(frozen=True, slots=True)
+class JensenShannon(PartitionLoss):
+    """Generalised Jensen-Shannon divergence on cells (GKD, arXiv 2306.13649):
+
+        beta KL(p || m) + (1 - beta) KL(q || m),    m = beta p + (1 - beta) q
+
+    At beta = 1/2 it is symmetric and at most `log 2`. It approaches `beta KL(p || q)` for beta
+    towards 0 and `(1 - beta) KL(q || p)` for beta towards 1, so that it vanishes at both ends. As
+    usual, it is defined there as forward KL (beta = 0) and reverse KL (beta = 1). Its scale
+    therefore jumps at the ends: weights are not comparable with those of other betas.
+    """
+
+    name: ClassVar[str] = "jsd"
+    title: ClassVar[str] = "the Jensen-Shannon divergence"
+    beta: float = 0.5
+    """Weight of the teacher in the mixture, 0 to 1."""
+
+    def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        """`beta p log(p / m) + (1 - beta) q log(q / m)`; forward KL at 0, reverse KL at 1."""
+        if self.beta == 0.0:
+            return log_p.exp() * (log_p - log_q)
+        if self.beta == 1.0:
+            return log_q.exp() * (log_q - log_p)
+        log_m = log_mixture(log_p, log_q, self.beta)
+        forward = self.beta * log_p.exp() * (log_p - log_m)
+        return forward + (1.0 - self.beta) * log_q.exp() * (log_q - log_m)
+
+    def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        """`g = (1 - beta) log(q / m)`; `-p / q` at beta = 0 and `log(q / p)` at beta = 1."""
+        if self.beta == 0.0:
+            return -log_p.exp()
+        if self.beta == 1.0:
+            return log_q.exp() * (log_q - log_p)
+        log_m = log_mixture(log_p, log_q, self.beta)
+        return (1.0 - self.beta) * log_q.exp() * (log_q - log_m)
+
+
+@dataclass(frozen=True, slots=True)
+class SkewReverseKL(PartitionLoss):
+    """Skewed reverse KL on cells: `KL(q || (1 - s) p + s q)` (DistiLLM, arXiv 2402.03898).
+
+    Reverse KL with a bounded gradient where the student has mass and the teacher has none: the
+    mixture has at least s q there, so a token costs at most `log(1 / s)`. s = 0 is reverse KL.
+    """
+
+    name: ClassVar[str] = "skew_reverse_kl"
+    title: ClassVar[str] = "skewed reverse KL"
+    skew: float = 0.1
+    """s, the weight of the student in the mixture."""
+
+    def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        """`q log(q / m)`."""
+        return log_q.exp() * (log_q - log_mixture(log_p, log_q, 1.0 - self.skew))
+
+    def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        """`g = log(q / m) + s (1 - q / m)`; the constant `1 - s` is left out."""
+        log_ratio = log_q - log_mixture(log_p, log_q, 1.0 - self.skew)
+        return log_q.exp() * (log_ratio + self.skew * (1.0 - log_ratio.exp()))
+
+
+@dataclass(frozen=True, slots=True)
+class SkewKL(PartitionLoss):
+    """Skewed forward KL: `KL(p || s p + (1 - s) q)` (DistiLLM, arXiv 2402.03898).
+
+    Forward KL with a bounded loss where the student has no mass and the teacher has some: the
+    mixture has at least s p there, so a token costs at most `log(1 / s)`. s = 0 is forward KL.
+
+    It is an expectation under the teacher of a function of the teacher's own probability. Tail
+    samples give it without bias if their log-probabilities are stored, as in captures with
+    temperatures. Otherwise it is a lower bound on the cells of the head.
+    """
+
+    name: ClassVar[str] = "skew_kl"
+    title: ClassVar[str] = "skewed KL"
+    skew: float = 0.1
+    """s, the weight of the teacher in the mixture."""
+
+    def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        """`p log(p / m)`."""
+        return log_p.exp() * (log_p - log_mixture(log_p, log_q, self.skew))
+
+    def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        """`g = -(1 - s) p / m`."""
+        return -log_p.exp() * self._share(log_q, log_mixture(log_p, log_q, self.skew))
+
+    def refuse(self, capture: Capture, temperature: float) -> str | None:
+        """Also refused without a head if the samples have no log-probabilities."""
+        if (reason := Loss.refuse(self, capture, temperature)) or capture.head:
+            return reason
+        if capture.keeps_tail_logprobs:
+            return None
+        return (
+            "skewed KL needs the teacher's probability of each token, and the store kept only the "
+            "ids of its samples: capture again with logits.head > 0 or with logits.temperatures"
+        )
+
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        if capture.head < vocabulary and capture.keeps_tail_logprobs:
+            return "unbiased"
+        return PartitionLoss.support(self, capture, temperature, vocabulary)
+
+    def value(
+        self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
+    ) -> torch.Tensor:
+        if not _has_known_samples(target):
+            return PartitionLoss.value(self, logprobs_MV, target, temperature)
+        ids = torch.cat([target.head_ids, target.tail_ids], 1)
+        log_p, worth = _known(target, temperature)
+        log_m = log_mixture(log_p, logprobs_MV.gather(1, ids), self.skew)
+        return (worth * (log_p - log_m)).sum(1)
+
+    def gradient(
+        self, student: StudentSoftmax, target: TargetTensors, temperature: float
+    ) -> SparseGradient:
+        """With samples, `q * sum(pull) - pull`: the pull of a token is its weight times the
+        student's share of the mixture."""
+        if not _has_known_samples(target):
+            return PartitionLoss.gradient(self, student, target, temperature)
+        ids = torch.cat([target.head_ids, target.tail_ids], 1)
+        log_q = torch.cat([student.head_logprobs, student.tail_logprobs], 1)
+        log_p, worth = _known(target, temperature)
+        log_m = log_mixture(log_p, log_q, self.skew)
+        pull = worth * self._share(log_q, log_m)
+        value = (worth * (log_p - log_m)).sum(1)
+        return SparseGradient(value, pull.sum(1), ids, -pull)
+
+    def _share(self, log_q: torch.Tensor, log_m: torch.Tensor) -> torch.Tensor:
+        """`(1 - s) q / m`, between 0 and 1."""
+        return (1.0 - self.skew) * (log_q - log_m).exp()
+
+
+def _has_known_samples(target: TargetTensors) -> bool:
+    return target.tail_logprobs is not None and target.tail_ids.shape[1] > 0
+
+
+def _known(target: TargetTensors, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """[M, K + R] the teacher's log-probabilities of head and samples at a temperature, and their
+    weights."""
+    teacher = tempered(target, temperature)
+    log_tail = tail_logprobs_at(target, temperature)
+    log_p = torch.cat([teacher.log_head, log_tail], 1).clamp(min=LOG_FLOOR)
+    return log_p, torch.cat([teacher.head, teacher.tail], 1)

@@ -1,4 +1,4 @@
-"""Runs a GGUF file with llama.cpp in a child process.
+"""Runs a GGUF file with llama.cpp in a child process, or reads it with transformers.
 
 llama.cpp is a C++ library that aborts its process on errors. On a virtual machine that reports the
 processor's matrix unit without providing it, every q8_0 product aborts. So llama.cpp runs in a
@@ -9,6 +9,7 @@ loading is started once more without llama.cpp's rearranged weights, which only 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import select
 import signal
@@ -19,17 +20,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import LlamaConfig
 
 from ....data.errors import ColdstillError
+from ...models.loading import load_gguf
 from ..contract import Runtime, titled
+from ..reference import TorchRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from ..contract import LoadedStudent
+
+
+def read_back(path: Path, student: LoadedStudent) -> TorchRuntime:
+    """The model of a file, in fp32, to check it on machines without llama.cpp.
+
+    transformers dequantises every tensor and restores its own layout, so a tensor under a wrong
+    name or in a wrong layout changes the logits. Settings come from the student, because
+    transformers ignores some of the file's. So the check does not cover the file's settings and
+    tokens and llama.cpp's arithmetic, and the record says so.
+
+    Raises
+        ColdstillError: transformers cannot read it
+    """
+    config: Any = copy.deepcopy(student.model.config)
+    if student.family == "mistral":  # a Llama with a window that the file's context fits in
+        config = LlamaConfig(**{**config.to_dict(), "model_type": "llama"})
+    model = load_gguf(path, config)
+    return TorchRuntime(model, f"the GGUF reader of {titled('transformers')}", is_own=False)
 
 
 _TIMEOUT = 900
@@ -54,7 +75,6 @@ class LlamaCpp(Runtime):
 
     @property
     def other_process(self) -> tuple[int, int]:
-        """The child process and its memory before loading."""
         return self.child.pid, self.before
 
     @classmethod
@@ -70,18 +90,12 @@ class LlamaCpp(Runtime):
         except _EndedError:
             title += ", plain weights"
             runtime = _started(path, student.length, title, rearranged=False)
-        with runtime._closed_on_error():
+        with contextlib.ExitStack() as closed:
+            closed.callback(runtime.close)
             for text in student.texts:
                 runtime.expect_tokens(student.tokenizer, text)
+            closed.pop_all()
         return runtime
-
-    @contextlib.contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
 
     def step(
         self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
@@ -117,11 +131,7 @@ class LlamaCpp(Runtime):
         return answer
 
     def expect_tokens(self, tokenizer: Any, text: str) -> None:
-        """Check that llama.cpp splits a text into the tokenizer's tokens.
-
-        Raises
-            ColdstillError: the first position where they differ
-        """
+        """Check that llama.cpp splits a text into the tokenizer's tokens."""
         ours = tokenizer(text, add_special_tokens=False).input_ids
         theirs = self.ask({"tokenize": text})["tokens"]
         if ours == theirs:
@@ -136,7 +146,6 @@ class LlamaCpp(Runtime):
         )
 
     def close(self) -> None:
-        """End the child process."""
         for stream in (self.child.stdin, self.child.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):  # unsent requests
@@ -162,9 +171,11 @@ def _started(path: Path, length: int, title: str, *, rearranged: bool) -> LlamaC
         stderr=subprocess.DEVNULL,
     )
     runtime = LlamaCpp(child, path, title)
-    with runtime._closed_on_error():
+    with contextlib.ExitStack() as closed:
+        closed.callback(runtime.close)
         before = runtime.ask(settings)["before"]
         runtime.step(np.zeros(2, np.int64))
+        closed.pop_all()
     return replace(runtime, before=before)
 
 

@@ -1,10 +1,10 @@
-"""Loss of a model on held-out documents, without a store of targets."""
+"""Held-out loss of a model without a store of targets, and its calibration error."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,12 +15,59 @@ from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from ...data.prepared import SequenceFile
     from ...data.schema import Sequences
     from ..models.isolation import Isolation
     from ..models.output_head import OutputHead
+
+ECE_BINS = 21
+"""Equal bins of top-1 confidence (as in Distillation Scaling Laws, arXiv 2502.08606)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationBin:
+    """Positions whose top-1 confidence is in one bin."""
+
+    count: int
+    confidence: float | None
+    """Mean confidence; None for an empty bin."""
+    accuracy: float | None
+    """Share of positions whose most probable token is the label; None for an empty bin."""
+
+
+class Calibration:
+    """Expected calibration error: mean over bins of |accuracy - confidence|, by position count."""
+
+    def __init__(self) -> None:
+        self._count, self._confidence, self._correct = (np.zeros(ECE_BINS) for _ in range(3))
+
+    def add(self, confidence: NDArray[Any], correct: NDArray[Any]) -> None:
+        """Add [M] top-1 probabilities, and whether each top-1 token is correct, [M]."""
+        bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+        self._count += np.bincount(bins, minlength=ECE_BINS)
+        self._confidence += np.bincount(bins, weights=confidence, minlength=ECE_BINS)
+        self._correct += np.bincount(bins, weights=correct, minlength=ECE_BINS)
+
+    def bins(self) -> tuple[CalibrationBin, ...]:
+        """All bins in the order of confidence."""
+        sums = zip(self._count, self._confidence, self._correct, strict=True)
+        return tuple(
+            CalibrationBin(
+                count=int(count),
+                confidence=float(confidence / count) if count else None,
+                accuracy=float(correct / count) if count else None,
+            )
+            for count, confidence, correct in sums
+        )
+
+    def error(self) -> float:
+        """Expected calibration error, between 0 and 1."""
+        total = self._count.sum()
+        return float(np.abs(self._correct - self._confidence).sum() / total) if total else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +99,10 @@ def heldout_loss(
     rows, batch = heldout.rows, heldout.batch
     training = head.model.training
     head.model.eval()
-    total, positions = 0.0, 0
-    report(Report(stage=stage, total=len(rows), unit="sequences"))
-    for start in range(0, len(rows), batch):
-        block = heldout.sequences.read(rows[start : start + batch])
-        total -= label_logprobs(head, block, isolation)
-        positions += len(block.positions.values)
-        report(
-            Report(
-                stage=stage,
-                done=min(start + batch, len(rows)),
-                total=len(rows),
-                step=batch,
-                unit="sequences",
-            )
-        )
+    blocks = (
+        heldout.sequences.read(rows[start : start + batch]) for start in range(0, len(rows), batch)
+    )
+    total, positions = summed_loss(head, blocks, isolation, len(rows), stage, report)
     head.model.train(training)
     if positions == 0:
         raise ColdstillError(
@@ -80,6 +116,29 @@ def heldout_loss(
             "in this precision, or training has diverged (lower train.learning_rate)"
         )
     return loss
+
+
+@torch.no_grad()
+def summed_loss(
+    head: OutputHead,
+    blocks: Iterable[Sequences],
+    isolation: Isolation,
+    count: int,
+    stage: str,
+    report: Reporter = silent,
+) -> tuple[float, int]:
+    """Sum of -log p(label) over the supervised positions of batches, and their number.
+
+    count  number of sequences in all batches, for reports
+    """
+    total, positions, done = 0.0, 0, 0
+    report(Report(stage=stage, total=count, unit="sequences"))
+    for block in blocks:
+        total -= label_logprobs(head, block, isolation)
+        positions += len(block.positions.values)
+        done += len(block)
+        report(Report(stage=stage, done=done, total=count, step=len(block), unit="sequences"))
+    return total, positions
 
 
 def label_logprobs(head: OutputHead, block: Sequences, isolation: Isolation) -> float:

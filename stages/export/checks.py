@@ -1,4 +1,4 @@
-"""Compares an export with its student, document by document, on the same held-out text.
+"""Checks an export: the difference from its student on held-out text, its speed and its memory.
 
 Whole next-token distributions are compared at every position. The export runs twice on a document:
 in one full pass, and token by token with its cache.
@@ -6,8 +6,12 @@ in one full pass, and token by token with its cache.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import sys
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +19,17 @@ import torch
 
 from ...data.errors import ColdstillError
 from ..evaluate import Sums, add_positions
-from ..evaluation.calibration import Calibration
+from ..evaluation.quality import Calibration
+from ..evaluation.speed import generation_speed, weights_bytes
+from ..models.device import PeakMemory, give_back_freed_memory
+from .reference import TorchRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from ..evaluation.speed import GenerationSpeed, Passage
     from .contract import Limits, Runtime
     from .reference import HeldoutDocument
 
@@ -67,8 +75,6 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Result of a comparison."""
-
     fidelity: Fidelity
     figures: dict[str, Any]
     """Evaluation of the export on the documents: loss, KL from the teacher and others, as JSON."""
@@ -142,7 +148,6 @@ class _Distance:
     agreed: int = 0
 
     def add(self, ours_TV: torch.Tensor, theirs_TV: torch.Tensor) -> None:
-        """Add the logits of a document."""
         for start in range(0, len(ours_TV), _ROWS):
             rows = slice(start, start + _ROWS)
             ours, theirs = (logits[rows].double().log_softmax(1) for logits in (ours_TV, theirs_TV))
@@ -175,3 +180,51 @@ def _logits(logits_TV: NDArray[Any], vocabulary: int) -> torch.Tensor:
             f"gives logits of {logits_TV.shape[1]:,} tokens, expected {vocabulary:,}"
         )
     return torch.from_numpy(np.array(logits_TV, dtype=np.float32))
+
+
+def resident_memory() -> int:
+    """Resident memory of this process in bytes, after freed memory went back to the system."""
+    give_back_freed_memory()
+    return _status(os.getpid(), "VmRSS")
+
+
+def writing_speed(runtime: Runtime, prompt: Passage, before: int) -> GenerationSpeed | None:
+    """Time a runtime as `generation_speed` times students; None for one without a cache.
+
+    Memory is the growth of its process from before loading to the peak while generating. For a
+    torch model the weights' memory is computed instead of measured.
+
+    before  `resident_memory()` before loading; unused for a runtime in another process
+    """
+    process, before = runtime.other_process or (os.getpid(), before)
+    weights = weights_bytes(runtime.model) if isinstance(runtime, TorchRuntime) else None
+
+    def step(tokens_BT: NDArray[Any], cache: Any, /) -> Any:
+        logits_TV, cache = runtime.step(tokens_BT[0], cache, last=True)
+        logits_TV[-1].argmax()
+        return cache
+
+    def peak() -> contextlib.AbstractContextManager[PeakMemory]:
+        give_back_freed_memory()
+        return _growth(process, before if weights is None else _status(process, "VmRSS"))
+
+    return generation_speed(step, prompt, peak, weights or 0)
+
+
+@contextlib.contextmanager
+def _growth(process: int, before: int) -> Iterator[PeakMemory]:
+    """Peak memory of a process during a block, minus `before`."""
+    result = PeakMemory()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # kernels without this file: the peak since its start
+            Path(f"/proc/{process}/clear_refs").write_text("5")
+    yield result
+    result.bytes = max(0, _status(process, "VmHWM") - before)
+
+
+def _status(process: int, field: str) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    except (OSError, StopIteration):
+        return 0

@@ -1,0 +1,177 @@
+"""Losses of the form `sum_i p_i f(q_i)`: forward KL, cross-entropy, KL with a moved residual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from ..softmax import SparseGradient
+from ..tensors import tail_logprobs_at, tempered
+from .loss import Loss
+
+if TYPE_CHECKING:
+    from ....data.schema import Capture
+    from ..softmax import StudentSoftmax
+    from ..tensors import TargetTensors
+    from .loss import Support
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy(Loss):
+    """Cross-entropy with the next token of the corpus, `-log q(label)`: training without a teacher.
+
+    It reads no targets, so it is exact with any capture.
+    """
+
+    name: ClassVar[str] = "cross_entropy"
+    needs_targets: ClassVar[bool] = False
+
+    def refuse(self, capture: Capture, temperature: float) -> str | None:
+        return None
+
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        return "exact"
+
+    def value(
+        self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
+    ) -> torch.Tensor:
+        return -logprobs_MV.gather(1, target.labels[:, None])[:, 0]
+
+    def gradient(
+        self, student: StudentSoftmax, target: TargetTensors, temperature: float
+    ) -> SparseGradient:
+        """`q - onehot(label)`."""
+        ones = torch.ones_like(student.label_logprob)
+        return SparseGradient(-student.label_logprob, ones, target.labels[:, None], -ones[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardKL(Loss):
+    """Forward KL from teacher to student: `sum_i p_i (log p_i - log q_i)`.
+
+    With tail samples it is the full divergence: the head is exact and the rest unbiased, because
+    forward KL is linear in the teacher's probabilities (sparse logit sampling, arXiv 2503.16870).
+    The expected gradient equals the gradient from the teacher's whole distribution.
+
+    Without samples (`tail = 0`) it is the divergence on the partition "each head token" and
+    "everything else" (the bucket). This is a lower bound of the full divergence, and zero if the
+    student agrees on the head and on the mass outside it. Plain truncation, which drops the bucket,
+    is not a divergence: its minimum is a student without mass outside the head.
+    """
+
+    name: ClassVar[str] = "kl"
+
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        if capture.head >= vocabulary:
+            return "exact"
+        return "unbiased" if capture.tail else "a lower bound"
+
+    def value(
+        self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
+    ) -> torch.Tensor:
+        head = logprobs_MV.gather(1, target.head_ids)
+        tail = logprobs_MV.gather(1, target.tail_ids)
+        outside = logprobs_MV.scatter(1, target.head_ids, -torch.inf)
+        log_rest = torch.logsumexp(outside, 1) if target.tail_ids.shape[1] == 0 else None
+        return _forward_kl(target, temperature, head, tail, log_rest)
+
+    def gradient(
+        self, student: StudentSoftmax, target: TargetTensors, temperature: float
+    ) -> SparseGradient:
+        """With samples, `q * mass - p` at head and samples. With a bucket of teacher mass m and
+        student mass s, `q - p` on the head and `q (1 - m / s)` outside it."""
+        teacher = tempered(target, temperature)
+        head, tail = student.head_logprobs, student.tail_logprobs
+        if target.tail_ids.shape[1]:
+            value = _forward_kl(target, temperature, head, tail, None)
+            mass = teacher.head.sum(1) + teacher.tail.sum(1)
+            ids = torch.cat([target.head_ids, target.tail_ids], 1)
+            return SparseGradient(value, mass, ids, -torch.cat([teacher.head, teacher.tail], 1))
+        rest = student.rest(target)
+        value = _forward_kl(target, temperature, head, tail, rest.log())
+        # without teacher mass outside the head the gradient there is q itself
+        share = torch.where(teacher.rest > 0, teacher.rest / rest, torch.zeros_like(rest))
+        nothing = target.head_ids[:, :0]
+        return SparseGradient(
+            value, 1.0 - share, nothing, head[:, :0], head_gradient=head.exp() - teacher.head
+        )
+
+
+def _forward_kl(
+    target: TargetTensors,
+    temperature: float,
+    head: torch.Tensor,
+    tail: torch.Tensor,
+    log_rest: torch.Tensor | None,
+) -> torch.Tensor:
+    """[M] from the student's log-probabilities of the head, the samples and the bucket."""
+    teacher = tempered(target, temperature)
+    if log_rest is None and temperature == 1.0:
+        # the entropy is known exactly; samples only estimate it
+        cross = -(teacher.head * head).sum(1) - (teacher.tail * tail).sum(1)
+        return cross - target.entropy
+    on_head = (teacher.head * (teacher.log_head - head)).sum(1)
+    if log_rest is None:
+        log_tail = tail_logprobs_at(target, temperature)
+        return on_head + (teacher.tail * (log_tail - tail)).sum(1)
+    bucket = teacher.rest * (teacher.rest.log() - log_rest)
+    return on_head + torch.where(teacher.rest > 0, bucket, torch.zeros_like(bucket))
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualToLabel(Loss):
+    """`sum_i p'_i log(p'_i / q_i)`, where p' is the head with the mass outside it at the label.
+
+    This is the "naive fix" of truncation in sparse logit sampling (arXiv 2503.16870). It corrects
+    the loss of plain truncation, but not the calibration with a small head: averaged over labels, a
+    head token also gets its share of the mass outside the head.
+    """
+
+    name: ClassVar[str] = "residual_to_label"
+
+    def refuse(self, capture: Capture, temperature: float) -> str | None:
+        """Also refused without a head."""
+        if (reason := Loss.refuse(self, capture, temperature)) or capture.head:
+            return reason
+        return (
+            "it needs the teacher's most probable tokens, since all mass would go to the label: "
+            "capture again with logits.head > 0, or use cross_entropy"
+        )
+
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        return "exact" if capture.head >= vocabulary else "biased"
+
+    def value(
+        self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
+    ) -> torch.Tensor:
+        head, own = _with_residual(target, temperature)
+        label = logprobs_MV.gather(1, target.labels[:, None])[:, 0]
+        return _residual_kl(head, own, logprobs_MV.gather(1, target.head_ids), label)
+
+    def gradient(
+        self, student: StudentSoftmax, target: TargetTensors, temperature: float
+    ) -> SparseGradient:
+        """`q - p'`."""
+        head, own = _with_residual(target, temperature)
+        value = _residual_kl(head, own, student.head_logprobs, student.label_logprob)
+        ids = torch.cat([target.head_ids, target.labels[:, None]], 1)
+        entries = torch.cat([head, own[:, None]], 1)
+        return SparseGradient(value, entries.sum(1), ids, -entries)
+
+
+def _with_residual(target: TargetTensors, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """[M, K] p' on the head, and [M] p' at a label outside it."""
+    teacher = tempered(target, temperature)
+    is_label = target.head_ids == target.labels[:, None]
+    head = teacher.head + is_label * teacher.rest[:, None]
+    return head, teacher.rest.masked_fill(is_label.any(1), 0.0)
+
+
+def _residual_kl(
+    head: torch.Tensor, own: torch.Tensor, log_head: torch.Tensor, log_label: torch.Tensor
+) -> torch.Tensor:
+    """[M] from p' and log q on the head and at a label outside it."""
+    entropy = torch.xlogy(head, head).sum(1) + torch.xlogy(own, own)
+    return entropy - (head * log_head).sum(1) - own * log_label

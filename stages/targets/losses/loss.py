@@ -1,0 +1,47 @@
+"""What every loss has: a name, the captures that it refuses, and the plain formula of its value."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from ....data.schema import Capture
+    from ..tensors import TargetTensors
+
+Support = Literal["exact", "unbiased", "a lower bound", "biased"]
+"""How the loss computed from a capture relates to the loss on the whole distribution."""
+
+
+class Loss(ABC):
+    """A function of the student's distribution and the teacher's targets."""
+
+    __slots__ = ()
+    name: ClassVar[str]
+    needs_targets: ClassVar[bool] = True
+    """Whether the loss reads the teacher's targets."""
+
+    def refuse(self, capture: Capture, temperature: float) -> str | None:
+        """The reason why this capture cannot support the loss at this temperature, or None."""
+        if capture.head == 0 and capture.tail == 0:
+            return "the store kept neither head nor tail, so there is no distribution to match"
+        if temperature != 1.0 and temperature not in capture.temperatures:
+            kept = ", ".join(str(t) for t in (1.0, *capture.temperatures))
+            return (
+                f"temperature {temperature} was not captured (captured: {kept}); use one of these, "
+                f"or capture again with logits.temperatures = [{temperature}]"
+            )
+        return None
+
+    @abstractmethod
+    def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        """How the loss from this capture relates to the loss on the whole distribution of
+        `vocabulary` tokens. Only for captures that are not refused."""
+
+    @abstractmethod
+    def value(
+        self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
+    ) -> torch.Tensor:
+        """[M] the loss in nats, from the student's dense log-probabilities at `temperature`."""
