@@ -14,12 +14,9 @@ import click
 
 from ... import __version__
 from ..steps.tasks.options import TaskOptions, task_options
-from .export import export
 from .group import Group
-from .inspect import inspect
-from .next_command import print_next
-from .options import json_option, recipe_options, run_options, student_option, work_of
-from .report import report
+from .options import json_option, print_next, recipe_options, run_options, student_option, work_of
+from .results import export, inspect, report
 from .store import store
 
 
@@ -39,7 +36,7 @@ def init(name: str) -> None:
 
     Example: coldstill init my-run
     """
-    from ..recipe.starter import write_starter
+    from ..recipe.writing import write_starter
 
     click.echo(f"wrote {write_starter(Path.cwd(), name)}")
     print_next(click.get_current_context())
@@ -97,7 +94,7 @@ def plan(
             if given:
                 raise click.UsageError(f"{option} needs the measurements of --pilot N; add that.")
         from ..planning.plan import make_plan
-        from ..planning.room import expect_room
+        from ..planning.sizes import expect_room
         from ..planning.text import plan_text
 
         work = work_of(recipe, settings, runs, report, loads_models=False)
@@ -229,7 +226,7 @@ def sweep(
     from ..recipe.reading import read_source
     from ..recipe.work import Work, run_of
     from ..results.figures import json_rows
-    from ..results.table import tables
+    from ..results.tables import tables
     from ..steps import sweep as step
 
     planned = step.plan_sweep(read_source(recipe, settings, runs=Path(runs)), grids)
@@ -278,7 +275,7 @@ def compare(
         raise click.UsageError("--set changes one recipe; name a single RUN with it.")
     from ..quiet import quiet_imports
     from ..results.figures import json_rows
-    from ..results.table import tables
+    from ..results.tables import tables
     from ..steps import interface
 
     quiet_imports()
@@ -295,7 +292,7 @@ def run(recipe: str, **options: Any) -> None:
 
     Example: coldstill run demo
     """
-    from ..results.table import tables
+    from ..results.tables import tables
     from ..steps import interface
 
     click.echo(tables(interface.run(recipe, **options)))

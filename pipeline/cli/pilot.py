@@ -11,7 +11,7 @@ import click
 from ...data.errors import ColdstillError
 from ..planning.sizes import store_sizes
 from ..planning.text import pilot_text, recommendation_text
-from ..recipe.editing import editable_recipe, write_capture
+from ..recipe.writing import editable_recipe, write_capture
 from ..steps.pilot import run_pilot
 
 if TYPE_CHECKING:

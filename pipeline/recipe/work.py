@@ -17,8 +17,7 @@ from ...data.files import read_json, write_json
 from ...data.settings import first_difference
 from ...stages.report import Report
 from .reading import load_recipe, run_folder
-from .run_folder import open_run
-from .run_record import record_recipe
+from .run_folder import open_run, record_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ from ...data.prepared import SPLITS, CorpusLayout
 from ..recipe.tables import StudentTable
 from ..units import counted
 from .curves import in_words
-from .names import visible
+from .rows import visible
 from .verdict import Training
 
 if TYPE_CHECKING:

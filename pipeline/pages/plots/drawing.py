@@ -17,10 +17,20 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from ...results.names import visible
-from .looks import colour, dashes, mark
-from .naming import Box, Name, around, clipped, placed, spread, text_width
-from .scale import Scale, drawable, scale_of
+from ...results.rows import visible
+from .chart import colour, dashes, mark
+from .placing import (
+    Box,
+    Name,
+    Scale,
+    around,
+    clipped,
+    drawable,
+    placed,
+    scale_of,
+    spread,
+    text_width,
+)
 
 if TYPE_CHECKING:
     from .chart import Chart, Level, Series

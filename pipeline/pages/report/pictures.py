@@ -8,16 +8,26 @@ from typing import TYPE_CHECKING, Literal
 
 from ....data.store.statistics import ENTROPY_BIN_WIDTH
 from ...results.figures import students_of
-from ..compare.plot import Panel, Plot, left_out
-from ..compare.trade_off import DISK, KL, LATENCY, LOSS, MEMORY, PARAMETERS, against
+from ..compare.panels import (
+    DISK,
+    KL,
+    LATENCY,
+    LOSS,
+    MEMORY,
+    PARAMETERS,
+    Panel,
+    Plot,
+    against,
+    left_out,
+)
 from ..plots.chart import Axis, Bar, Chart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ...results.cache import CacheFacts
+    from ...results.facts import CacheFacts
     from ...results.figures import ModelFigures
-    from ..compare.trade_off import Cost, Quality
+    from ..compare.panels import Cost, Quality
 
 _PACKED_ALIKE = 1.05
 """Ratio of bytes a parameter between models up to which size on disk needs no plot."""

@@ -1,21 +1,134 @@
-"""`coldstill inspect`: choose one of its views and print or write it."""
+"""The commands `report`, `export` and `inspect`: results as pages, text, JSON and other formats."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...data.errors import ColdstillError
-from .options import json_option
+from ...stages.export import FORMATS
+from ...stages.report import Report
+from .options import json_option, run_options, work_of
 
 if TYPE_CHECKING:
-    from ..pages.inspect.glyphs import Glyphs
     from ..pages.inspect.path import LoneShard, Subject
+    from ..pages.inspect.text import Glyphs
+
+
+_STAGE = "report"
+_PROMPTS = 3
+
+
+@click.command()
+@click.argument("named", metavar="RUN")
+@run_options
+@click.option(
+    "--html",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the page here instead of report/index.html in the run.",
+)
+@click.option(
+    "--prompts",
+    type=click.IntRange(1, 50),
+    default=_PROMPTS,
+    show_default=True,
+    metavar="N",
+    help="Number of held-out prompts that the models continue.",
+)
+@click.option("--no-continuations", is_flag=True, help="Load no model and show no text.")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts of the page as JSON.")
+def report(
+    named: str,
+    settings: Any,
+    runs: str,
+    progress: Any,
+    file: Path | None,
+    prompts: int,
+    no_continuations: bool,
+    as_json: bool,
+) -> None:
+    """Write one page about a run.
+
+    The page has the result in a sentence, what was distilled from what, figures, plots, the
+    teacher's cache in numbers, sample text of every model, and the commands that make the run
+    again. RUN is a run's folder or name, or a recipe. Sample text is generated once and kept beside
+    the page.
+
+    Example: coldstill report demo
+    """
+    from ..pages.report.page import write_page
+    from ..pages.self_contained import expect_file
+    from ..results.facts import gather
+
+    work = work_of(named, settings, runs, progress, loads_models=False)
+    path = file or work.run.report
+    expect_file(path)
+    work.doing(_STAGE, "gather the figures")
+    facts = gather(work, 0 if no_continuations else prompts)
+    work.doing(_STAGE, "write the page")
+    write_page(path, facts)
+    for warning in facts.warnings:
+        progress(Report(stage=_STAGE, note=warning, warning=True))
+    work.say(_STAGE, f"page: {path}; open it in a browser")
+    click.echo(json.dumps(facts.to_json(), indent=2) if as_json else facts.result)
+
+
+@click.command()
+@click.argument("recipe", metavar="RUN")
+@click.argument("student")
+@run_options
+@click.option(
+    "--to",
+    "formats",
+    multiple=True,
+    metavar="FORMAT",
+    help=f"One of {', '.join(FORMATS)}; may be repeated.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write below this folder instead of the student's own folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the exports' records as a JSON list.")
+def export(
+    recipe: str,
+    student: str,
+    settings: Any,
+    runs: str,
+    progress: Any,
+    formats: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a trained student for other runtimes.
+
+    RUN is a run's folder or name, or a recipe. Each export is compared with the student on held-out
+    text. It is written to RUN/students/STUDENT/exports/FORMAT, with the record export.json. If one
+    of several formats fails, the others are still written, and the command fails at its end.
+
+    Example: coldstill export demo small --to hf --to onnx-int8
+    """
+    from ..steps.export import export as step
+
+    records = []
+    try:
+        records = step(work_of(recipe, settings, runs, progress), student, formats, output)
+    except ColdstillError as error:
+        records = getattr(error, "done", [])
+        raise
+    finally:
+        if as_json and records:
+            click.echo(json.dumps([asdict(record) for record in records], indent=2))
+
 
 _TOP_TEXT = 5
 _TOP_PAGE = 8
@@ -130,7 +243,7 @@ def _print_store(subject: Subject, as_json: bool) -> None:
 
 
 def _print_lone_shard(shard: LoneShard, as_json: bool) -> None:
-    from ..pages.inspect.shard import describe_lone
+    from ..pages.inspect.store import describe_lone
     from ..pages.inspect.text import lone_text
 
     facts = describe_lone(shard)
@@ -140,8 +253,8 @@ def _print_lone_shard(shard: LoneShard, as_json: bool) -> None:
 def _print_sequences(
     subject: Subject, rows: tuple[int, ...], positions: range | None, top: int, as_json: bool
 ) -> None:
-    from ..pages.inspect.listing import listing
     from ..pages.inspect.sequence import read_sequence, to_json
+    from ..pages.inspect.text import listing
     from ..results.token_texts import token_texts
 
     sequences = [read_sequence(subject, row, positions) for row in rows]
@@ -201,6 +314,6 @@ def _json(value: Any) -> str:
 
 
 def _glyphs() -> Glyphs:
-    from ..pages.inspect.glyphs import glyphs_for
+    from ..pages.inspect.text import glyphs_for
 
     return glyphs_for(sys.stdout.encoding)
