@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ... import __version__
-from ..steps.tasks.options import TaskOptions, task_options
 from .group import Group
 from .options import json_option, print_next, recipe_options, run_options, student_option, work_of
 from .results import export, inspect, report
@@ -177,8 +177,31 @@ def train_student(recipe: str, **options: Any) -> None:
 @main.command()
 @recipe_options
 @student_option
-@task_options
-def evaluate(recipe: str, students: Any, tasks: TaskOptions | None, **options: Any) -> None:
+@click.option(
+    "--tasks",
+    "paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Run this lm-eval task file, or all task files in this folder, instead.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use only the first N examples of each task.",
+)
+@click.option("--download", is_flag=True, help="Allow tasks to download missing data.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results of tasks as JSON.")
+def evaluate(
+    recipe: str,
+    students: Any,
+    paths: tuple[Path, ...],
+    limit: int | None,
+    download: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Measure trained students on held-out documents.
 
     The teacher is not needed. With --tasks, students run lm-eval task files instead; --student
@@ -186,15 +209,23 @@ def evaluate(recipe: str, students: Any, tasks: TaskOptions | None, **options: A
 
     Example: coldstill evaluate demo --tasks tasks/
     """
-    if tasks is None:
+    if not paths:
+        given = {"--limit": limit is not None, "--download": download, "--json": as_json}
+        for option in (name for name, used in given.items() if used):
+            raise click.UsageError(f"{option} needs --tasks PATH.")
         from ..steps import interface
 
         interface.evaluate(recipe, students=students, **options)
-    else:
-        from ..steps.tasks.evaluate import evaluate_on_tasks
+        return
+    from ..steps.tasks import evaluate_on_tasks, table
 
-        work = work_of(recipe, options["settings"], options["runs"], options["report"])
-        evaluate_on_tasks(work, students, tasks)
+    work = work_of(recipe, options["settings"], options["runs"], options["report"])
+    rows = evaluate_on_tasks(work, students, paths, limit=limit, download=download)
+    if as_json:
+        found = [{"name": name, "tasks": [asdict(r) for r in records]} for name, records in rows]
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo(table(rows))
 
 
 @main.command()
