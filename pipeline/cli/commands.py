@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from ... import __version__
+from ...data.errors import ColdstillError
 from .group import Group
 from .options import json_option, print_next, recipe_options, run_options, student_option, work_of
 from .results import export, inspect, report
@@ -104,10 +105,34 @@ def plan(
         return
     if budget is not None and math.isnan(budget):
         raise click.BadParameter("NaN is not a number of bytes.", param_hint="'--budget'")
-    from .pilot import pilot
+    from ..planning.sizes import store_sizes
+    from ..planning.text import pilot_text, recommendation_text
+    from ..recipe.writing import editable_recipe, write_capture
+    from ..steps.pilot import run_pilot
 
     work = work_of(recipe, settings, runs, report)
-    pilot(work, count, budget, recipe if write else None, as_json=as_json)
+    path = editable_recipe(recipe, work.loaded, work.run) if write else None
+    from ...stages.interruption import Interruption  # torch, after the refusals
+
+    with Interruption().listening():  # its temporary files are deleted
+        measured = run_pilot(work, count)
+    own = measured.own_row(work.recipe)
+    choice = measured.recommended(work.recipe, budget)
+    recommendation = recommendation_text(choice, own, measured, budget)
+    if as_json:
+        row = None if choice is None else asdict(choice)
+        click.echo(json.dumps({**asdict(measured), "recommended": row}, indent=2))
+    else:
+        length = work.recipe.corpus.sequence_length
+        shown = pilot_text(measured, own, store_sizes(work)["train"], length)
+        click.echo(f"{shown}\n\n{recommendation}")
+    if path is None:
+        return
+    if choice is None:
+        raise ColdstillError(f"--write: {recommendation}; raise --budget")
+    changed = write_capture(path, choice.head, choice.tail)
+    line = f"head = {choice.head}, tail = {choice.tail}"
+    work.say("plan", f"{path}: {line}" if changed else f"{path}: has {line} already")
 
 
 @main.command("train-teacher")
@@ -192,7 +217,7 @@ def train_student(recipe: str, **options: Any) -> None:
     help="Use only the first N examples of each task.",
 )
 @click.option("--download", is_flag=True, help="Allow tasks to download missing data.")
-@click.option("--json", "as_json", is_flag=True, help="Print the results of tasks as JSON.")
+@json_option("the results of tasks as JSON")
 def evaluate(
     recipe: str,
     students: Any,

@@ -33,8 +33,6 @@ _BEAT = 0.25
 
 @dataclass(slots=True)
 class _Phase:
-    """The current stage and step."""
-
     stage: str
     started: float
     doing: str = ""
@@ -92,7 +90,6 @@ class Lines:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop writing."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -307,7 +304,6 @@ class Bars:
         self.bar.update(report.done - self.bar.n)
 
     def close(self) -> None:
-        """End the current bar, if any."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

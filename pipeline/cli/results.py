@@ -17,8 +17,7 @@ from ...stages.report import Report
 from .options import json_option, run_options, work_of
 
 if TYPE_CHECKING:
-    from ..pages.inspect.path import LoneShard, Subject
-    from ..pages.inspect.text import Glyphs
+    from ..pages.inspect.path import Subject
 
 
 _STAGE = "report"
@@ -44,7 +43,7 @@ _PROMPTS = 3
     help="Number of held-out prompts that the models continue.",
 )
 @click.option("--no-continuations", is_flag=True, help="Load no model and show no text.")
-@click.option("--json", "as_json", is_flag=True, help="Print the facts of the page as JSON.")
+@json_option("the facts of the page as JSON")
 def report(
     named: str,
     settings: Any,
@@ -98,7 +97,7 @@ def report(
     metavar="FOLDER",
     help="Write below this folder instead of the student's own folder.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the exports' records as a JSON list.")
+@json_option("the exports' records as a JSON list")
 def export(
     recipe: str,
     student: str,
@@ -143,7 +142,6 @@ class PositionRange(click.ParamType[range]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> range:
-        """Parse two integers, of which the first is smaller."""
         if isinstance(value, range):
             return value
         first, colon, end = str(value).partition(":")
@@ -204,57 +202,36 @@ def inspect(
 
     Example: coldstill inspect runs/demo/logits
     """
-    _check_options(sequences, positions, top, page, count)
+    if not (sequences or page) and (positions is not None or top is not None):
+        raise click.UsageError("--positions and --top go with --sequence or --html")
+    if count is not None and (page is None or sequences):
+        raise click.UsageError("--count goes with --html, without --sequence")
     from ..pages.inspect.path import LoneShard, find
+    from ..pages.inspect.store import describe, describe_lone
+    from ..pages.inspect.text import glyphs_for, lone_text, store_text
 
     subject = find(path)
     if isinstance(subject, LoneShard):
         if sequences or page:
             raise ColdstillError(f"{path}: {subject.why}; without it no target can be read")
-        _print_lone_shard(subject, as_json)
+        lone = describe_lone(subject)
+        click.echo(_json(lone.to_json()) if as_json else lone_text(lone))
     elif page is not None:
-        chosen = sequences or _sample(subject, count or _COUNT)
-        _write(subject, page, chosen, positions, top or _TOP_PAGE, as_json)
+        rows = sequences or _sample(subject, count or _COUNT)
+        _write(subject, page, rows, positions, top or _TOP_PAGE, as_json)
     elif sequences:
         _print_sequences(subject, sequences, positions, top or _TOP_TEXT, as_json)
     else:
-        _print_store(subject, as_json)
-
-
-def _check_options(
-    sequences: tuple[int, ...],
-    positions: range | None,
-    top: int | None,
-    page: Path | None,
-    count: int | None,
-) -> None:
-    if not (sequences or page) and (positions is not None or top is not None):
-        raise click.UsageError("--positions and --top go with --sequence or --html")
-    if count is not None and (page is None or sequences):
-        raise click.UsageError("--count goes with --html, without --sequence")
-
-
-def _print_store(subject: Subject, as_json: bool) -> None:
-    from ..pages.inspect.store import describe
-    from ..pages.inspect.text import store_text
-
-    facts = describe(subject)
-    click.echo(_json(facts.to_json()) if as_json else store_text(facts, _glyphs()))
-
-
-def _print_lone_shard(shard: LoneShard, as_json: bool) -> None:
-    from ..pages.inspect.store import describe_lone
-    from ..pages.inspect.text import lone_text
-
-    facts = describe_lone(shard)
-    click.echo(_json(facts.to_json()) if as_json else lone_text(facts))
+        facts = describe(subject)
+        glyphs = glyphs_for(sys.stdout.encoding)
+        click.echo(_json(facts.to_json()) if as_json else store_text(facts, glyphs))
 
 
 def _print_sequences(
     subject: Subject, rows: tuple[int, ...], positions: range | None, top: int, as_json: bool
 ) -> None:
     from ..pages.inspect.sequence import read_sequence, to_json
-    from ..pages.inspect.text import listing
+    from ..pages.inspect.text import glyphs_for, listing
     from ..results.token_texts import token_texts
 
     sequences = [read_sequence(subject, row, positions) for row in rows]
@@ -263,12 +240,8 @@ def _print_sequences(
         found = [to_json(sequence, texts, top) for sequence in sequences]
         click.echo(_json({"path": subject.path, "sequences": found}))
         return
-    glyphs = _glyphs()
-    _show("\n\n".join(listing(one, texts, glyphs, top, subject.path) for one in sequences))
-
-
-def _show(text: str) -> None:
-    """Print a text; through a pager if a terminal is too small for it."""
+    glyphs = glyphs_for(sys.stdout.encoding)
+    text = "\n\n".join(listing(one, texts, glyphs, top, subject.path) for one in sequences)
     if sys.stdout.isatty() and text.count("\n") >= shutil.get_terminal_size().lines:
         click.echo_via_pager(text + "\n")
     else:
@@ -311,9 +284,3 @@ def _sample(subject: Subject, count: int) -> tuple[int, ...]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False)
-
-
-def _glyphs() -> Glyphs:
-    from ..pages.inspect.text import glyphs_for
-
-    return glyphs_for(sys.stdout.encoding)

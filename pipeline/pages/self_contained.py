@@ -50,11 +50,7 @@ def rendered(template: str, **values: Any) -> str:
 
 
 def write_file(path: Path, page: str) -> None:
-    """Write a page or picture whole.
-
-    Raises
-        ColdstillError: the path is a folder
-    """
+    """Write a page or picture whole."""
     expect_file(path)
     with whole_file(path) as scratch:
         scratch.write_bytes(page.encode())
@@ -101,5 +97,4 @@ def _environment() -> Environment:
 
 
 def _digest(text: str) -> str:
-    """A style or script as a policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

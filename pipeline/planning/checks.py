@@ -124,11 +124,7 @@ def expect_usable_students(work: Work) -> None:
 
 
 def _expect_usable(work: Work, named: NamedModel) -> Any:
-    """Refuse a model that cannot be loaded, or whose tokenizer does not fit; return the tokenizer.
-
-    Raises
-        ColdstillError: as `expect_loadable`, `load_tokenizer` and `without_rowless`
-    """
+    """Refuse a model that cannot be loaded or whose tokenizer does not fit; return the latter."""
     from ...stages.models.loading import expect_loadable
     from ..quiet import quiet_libraries
 

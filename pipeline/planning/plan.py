@@ -103,7 +103,6 @@ class Plan:
     """Free bytes of the disk of the run."""
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as a JSON value."""
         facts = asdict(self)
         for split, store in self.stores.items():
             found = facts["stores"][split]
@@ -223,7 +222,6 @@ def _alternatives(work: Work, pilot: PilotRecord | None, positions: int) -> list
 
 
 def _training_hours(work: Work) -> dict[str, float | None]:
-    """Remaining hours of every training."""
     recipe, run = work.recipe, work.run
     length = recipe.corpus.sequence_length
     hours: dict[str, float | None] = {}

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitSize:
-    """Size of one split of a corpus."""
-
     sequences: int
     tokens: int
     positions: int
@@ -52,11 +50,7 @@ class SplitSize:
 
 
 def corpus_sizes(work: Work) -> dict[Split, SplitSize]:
-    """Sizes of both splits, before a sample is taken from them.
-
-    Raises
-        ColdstillError: sources do not exist
-    """
+    """Sizes of both splits, before a sample is taken from them."""
     record = CorpusLayout(work.run.corpus).read_record()
     if record is None:
         return _estimated_sizes(work)
@@ -178,17 +172,12 @@ class StoreSize:
 
 
 def store_sizes(
-    work: Work,
-    corpus: dict[Split, SplitSize] | None = None,
-    pilot: PilotRecord | None = None,
+    work: Work, corpus: dict[Split, SplitSize] | None = None, pilot: PilotRecord | None = None
 ) -> dict[Split, StoreSize]:
     """Sizes of both stores; reads manifests and commit records, but no data.
 
     corpus  sizes of the corpus, if known already
     pilot   record of the pilot, if read already
-
-    Raises
-        ColdstillError: sources do not exist, or a record is damaged
     """
     corpus = corpus or corpus_sizes(work)
     pilot = pilot or read_pilot(work)
@@ -204,10 +193,7 @@ def captures(recipe: Recipe, vocabulary: int | None = None) -> dict[Split, Captu
     head = evaluation.head if vocabulary is None else min(evaluation.head, vocabulary)
     return {
         "train": Capture(
-            head=logits.head,
-            tail=logits.tail,
-            temperatures=logits.temperatures,
-            seed=recipe.seed,
+            head=logits.head, tail=logits.tail, temperatures=logits.temperatures, seed=recipe.seed
         ),
         "heldout": Capture(
             head=head,
@@ -271,8 +257,6 @@ def _store_size(split: Split, size: SplitSize, work: Work, pilot: PilotRecord | 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Done:
-    """The finished shards of a store."""
-
     shards: int = 0
     sequences: int = 0
     positions: int = 0

@@ -47,8 +47,6 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """One key of a recipe table."""
-
     name: str
     values: str
     """Accepted values in words: `integer at least 1`."""
@@ -309,7 +307,6 @@ def explained(name: str) -> str:
 
 
 def markdown() -> str:
-    """Return the whole reference as Markdown."""
     parts = []
     for table in tables():
         rows = [

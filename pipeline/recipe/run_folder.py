@@ -51,8 +51,6 @@ class _HasRoot(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StudentFolder:
-    """The folder of one student."""
-
     root: Path
 
     settings = _Path("student.json")
@@ -135,7 +133,6 @@ class Run:
     """One folder per student."""
 
     def student(self, name: str) -> StudentFolder:
-        """One student's folder."""
         return StudentFolder(self.students / name)
 
     @property

@@ -41,7 +41,6 @@ class Work:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe itself."""
         return self.loaded.recipe
 
     @property
@@ -93,11 +92,7 @@ def open_work(
     report: Reporter,
     student: str | None = None,
 ) -> Work:
-    """Load a recipe and open its run; parameters as `load_recipe`.
-
-    Raises
-        ColdstillError: as `load_recipe`, or the run would be inside coldstill's own source
-    """
+    """Load a recipe and open its run; parameters as `load_recipe`."""
     loaded = load_recipe(str(recipe), settings, student, Path(runs))
     return Work(loaded, run_of(recipe, runs, loaded), report)
 

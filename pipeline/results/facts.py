@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ...data.fidelity import CodecError
     from ...data.schema import Capture
     from ...data.store.reader import StoreReader
+    from ...data.store.statistics import ShardStatistics
     from ..recipe.work import Work
     from .continuations import Continuations
     from .curves import Curve
@@ -45,6 +46,19 @@ class Histogram:
 
     starts: tuple[float, ...]
     positions: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"from": self.starts, "positions": self.positions}
+
+
+def entropy_histogram(sums: ShardStatistics) -> Histogram:
+    """Positions by the teacher's entropy in nats; the last bin has no upper end."""
+    return _histogram(sums.entropy_bins, ENTROPY_BINS, ENTROPY_BIN_WIDTH)
+
+
+def mass_histogram(sums: ShardStatistics) -> Histogram:
+    """Positions by the probability inside the head."""
+    return _histogram(sums.mass_bins, MASS_BINS, 1 / MASS_BINS)
 
 
 class Measurements(BaseModel):
@@ -91,26 +105,19 @@ class CacheFacts:
     vocabulary: int
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value."""
-        value = asdict(self) | {
-            "measurements": self.measurements.model_dump(mode="json", exclude_unset=True)
+        value = asdict(self)
+        del value["entropy_histogram"], value["mass_histogram"]
+        return value | {
+            "measurements": self.measurements.model_dump(mode="json", exclude_unset=True),
+            "histograms": {
+                "entropy": self.entropy_histogram.to_json(),
+                "head_mass": self.mass_histogram.to_json(),
+            },
         }
-        value["histograms"] = {
-            name: {"from": histogram["starts"], "positions": histogram["positions"]}
-            for name, histogram in (
-                ("entropy", value.pop("entropy_histogram")),
-                ("head_mass", value.pop("mass_histogram")),
-            )
-        }
-        return value
 
 
 def cache_facts(store: StoreReader) -> CacheFacts:
-    """Facts from the manifest, the commit records and the measurements; no sequence is read.
-
-    Raises
-        ColdstillError: a commit record is damaged
-    """
+    """Facts from the manifest, the commit records and the measurements; no sequence is read."""
     manifest, commits = store.manifest, list(store.commits())
     sums = total(commit.statistics for commit in commits)
     positions = sum(commit.positions for commit in commits)
@@ -135,8 +142,8 @@ def cache_facts(store: StoreReader) -> CacheFacts:
         teacher_entropy=mean(sums.entropy),
         head_mass=mean(sums.head_mass),
         codec_kl=mean(sums.distortion),
-        entropy_histogram=_histogram(sums.entropy_bins, ENTROPY_BINS, ENTROPY_BIN_WIDTH),
-        mass_histogram=_histogram(sums.mass_bins, MASS_BINS, 1 / MASS_BINS),
+        entropy_histogram=entropy_histogram(sums),
+        mass_histogram=mass_histogram(sums),
         measurements=_measurements(store),
         capture=manifest.capture,
         codec=manifest.codec,
@@ -169,8 +176,6 @@ _MOST_STUDENTS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutFacts:
-    """The held-out store."""
-
     positions: int
     head: int
     tail: int
@@ -178,8 +183,6 @@ class HeldoutFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportFacts:
-    """All facts of one run's report."""
-
     run: str
     name: str
     result: str
@@ -204,7 +207,6 @@ class ReportFacts:
     reproduce: Reproduction
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value."""
         record = None if self.record is None else self.record.to_json()
         return {**asdict(self), "models": json_rows(self.models), "record": record}
 
@@ -241,7 +243,13 @@ def gather(work: Work, prompts: int) -> ReportFacts:
         curves=read_curves([run]),
         record=None if logits is None else cache_facts(logits),
         no_record=no_logits,
-        heldout=None if heldout is None else _heldout_facts(heldout),
+        heldout=None
+        if heldout is None
+        else HeldoutFacts(
+            positions=heldout.positions,
+            head=heldout.manifest.capture.head,
+            tail=heldout.manifest.capture.tail,
+        ),
         continuations=texts,
         no_continuations=no_heldout or no_texts,
         reproduce=reproduction(run, rows),
@@ -256,11 +264,6 @@ def _opened(
         return open_store(address, incomplete=incomplete, cache=work.run.cache), ""
     except (ColdstillError, OSError) as error:
         return None, visible(str(error))
-
-
-def _heldout_facts(store: StoreReader) -> HeldoutFacts:
-    capture = store.manifest.capture
-    return HeldoutFacts(positions=store.positions, head=capture.head, tail=capture.tail)
 
 
 def _shown(rows: Sequence[ModelFigures], known: Mapping[str, Training]) -> list[str]:

@@ -161,9 +161,6 @@ def export_rows(folder: StudentFolder, student: ModelFigures) -> list[ModelFigur
 
     Quality is the student's on the whole held-out store plus the difference between both on the
     sample that the export was checked on, so that the sample's own noise does not matter.
-
-    Raises
-        ColdstillError: a record is damaged
     """
     rows = []
     for name, path in _records(folder):

@@ -146,11 +146,7 @@ _STAGE = "compare"
 
 
 def compare_runs(runs: Sequence[Run], file: Path | None, report: Reporter) -> list[ModelFigures]:
-    """The rows of these runs. The page is written to `file` if given, and beside a single run.
-
-    Raises
-        ColdstillError: as `compare`, or `file` is a folder
-    """
+    """The rows of these runs. The page is written to `file` if given, and beside a single run."""
     if file is not None:
         expect_file(file)
     report(Report(stage=_STAGE, doing="gather the figures"))
@@ -175,9 +171,6 @@ def compare(runs: Sequence[Run]) -> list[ModelFigures]:
 
     The comparison of one run is also written beside it, as JSON, Markdown and a page. For several
     runs, models are called RUN/NAME, and a teacher whose figures two runs share has one row.
-
-    Raises
-        ColdstillError: as `compared_rows`
     """
     rows = compared_rows(runs)
     if len(runs) == 1:

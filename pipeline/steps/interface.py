@@ -260,5 +260,4 @@ def _work(
 
 
 def _variant(students: Sequence[str]) -> str | None:
-    """Return the name that can become a variant: a single one."""
     return students[0] if len(students) == 1 else None

@@ -241,11 +241,7 @@ def open_made(address: str | Path, work: Work) -> StoreReader:
 
 
 def _open_others(work: Work, students: Mapping[str, StudentTable]) -> dict[str, StoreReader]:
-    """Open the stores of further teachers, by their names in the recipe.
-
-    Raises
-        ColdstillError: no such store or run, or the store is incomplete
-    """
+    """Open the stores of further teachers, by their names in the recipe."""
     found: dict[str, StoreReader] = {}
     for name, student in students.items():
         for named in student.other_stores:

@@ -239,7 +239,6 @@ class ListedPoint:
         return {".".join((*above, *key)): value for key, value in self.point.settings.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the point as a JSON value."""
         return {"name": self.point.name, "settings": self.settings, "trained": self.trained}
 
 
@@ -326,9 +325,6 @@ def train_sweep(
     Returns the rows of the teacher and of each point, the lowest loss first, and the points that
     were left out because their loss became NaN or infinite, each with the reason. With several
     processes only the first one gets rows.
-
-    Raises
-        ColdstillError: as `students.train_students`, before anything is trained
     """
     from .evaluation import compare_runs, evaluate
     from .students import train_students
@@ -350,7 +346,6 @@ def train_sweep(
 
 
 def left_out_error(left_out: Mapping[str, str], count: int) -> ColdstillError:
-    """Return the error for points that were left out."""
     return ColdstillError(
         f"sweep: {len(left_out)} of {count} points left out because their loss became NaN or "
         f"infinite: {', '.join(left_out)}; sweep lower learning rates, or leave these values out"

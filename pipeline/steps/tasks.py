@@ -119,8 +119,6 @@ def _figure(value: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """A model to evaluate."""
-
     model: EvaluatedModel
     record: Path
     fingerprint: str

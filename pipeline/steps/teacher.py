@@ -301,13 +301,7 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
                 "give this run another name"
             )
     record = prepare_corpus(
-        run.corpus,
-        config,
-        base,
-        tokenizer,
-        together=together,
-        prompts=prompts,
-        report=work.report,
+        run.corpus, config, base, tokenizer, together=together, prompts=prompts, report=work.report
     )
     work.begin()
     return record

@@ -101,11 +101,7 @@ def best(columns: tuple[Column, ...], rows: Sequence[ModelFigures]) -> set[tuple
 
 
 def write_page(path: Path, runs: Sequence[Run], rows: Sequence[ModelFigures]) -> None:
-    """Write the page of a comparison whole.
-
-    Raises
-        ColdstillError: the path is a folder
-    """
+    """Write the page of a comparison whole."""
     names = [visible(str(run.root)) for run in runs]
     write_file(path, page(rows, read_curves(runs), names))
 
@@ -114,9 +110,6 @@ def write_plot(path: Path, rows: Sequence[ModelFigures], width: int = 760) -> No
     """Write the plot of loss against cached bytes as an SVG file for a document.
 
     The file follows the light or dark theme of the reader, also as an image on a web page.
-
-    Raises
-        ColdstillError: the path is a folder
     """
     (panel,) = loss_against_bytes(rows).panels
     write_file(path, standalone(dataclasses.replace(panel.chart, width=width, height=360)))

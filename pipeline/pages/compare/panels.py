@@ -25,8 +25,6 @@ _WIDE, _HALF, _PHONE = (1040, 380), (544, 330), (352, 270)
 
 @dataclass(frozen=True, slots=True)
 class LegendEntry:
-    """One line of a legend."""
-
     name: str
     look: int | None
     hollow: int | None = None
@@ -42,7 +40,6 @@ class Panel:
     chart: Chart
 
     def drawn(self, size: tuple[int, int]) -> Picture:
-        """The picture in a size, in pixels."""
         return draw(dataclasses.replace(self.chart, width=size[0], height=size[1]))
 
 
@@ -59,7 +56,6 @@ class Plot:
 
     @property
     def lines(self) -> bool:
-        """Whether its series are lines."""
         return any(one.line for panel in self.panels for one in panel.chart.series)
 
     @property

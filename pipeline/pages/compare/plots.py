@@ -46,9 +46,7 @@ def learning_curves(rows: Sequence[ModelFigures], curves: Mapping[str, Curve]) -
     courses = "; ".join(f"{name}: {_course(one.label_loss)}" for name, one in drawn.items())
     chart = Chart(label=f"Learning curves, in nats. {courses}", x=tokens, y=nats, series=series)
     return Plot(
-        title="Learning curves",
-        caption=caption,
-        panels=(Panel(chart=chart),) if series else (),
+        title="Learning curves", caption=caption, panels=(Panel(chart=chart),) if series else ()
     )
 
 
@@ -130,7 +128,6 @@ _FEW = 20
 
 
 def make_plots(rows: Sequence[ModelFigures], curves: Mapping[str, Curve]) -> list[Plot]:
-    """All plots, in the order of the page."""
     shown = {row.name: curves[row.name] for row in rows if row.name in curves}
     return [
         learning_curves(rows, shown),

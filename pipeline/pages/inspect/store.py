@@ -13,7 +13,8 @@ from ....data.files import parse_json
 from ....data.formats import STORES
 from ....data.ragged import Ragged
 from ....data.store.layout import MEASUREMENTS, shard_name
-from ....data.store.statistics import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
+from ....data.store.statistics import total
+from ...results.facts import entropy_histogram, mass_histogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,13 +23,12 @@ if TYPE_CHECKING:
     from ....data.store.manifest import Manifest
     from ....data.store.reader import StoreReader
     from ....data.store.statistics import ShardStatistics
+    from ...results.facts import Histogram
     from .path import LoneShard, Subject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardColumn:
-    """One column of a shard."""
-
     name: str
     type: str
     """NumPy type and further axes: `float32 x 8`."""
@@ -51,20 +51,14 @@ class LoneShardFacts:
 
     @property
     def sequences(self) -> int:
-        """Number of sequences in the shard."""
         return max((column.rows for column in self.columns), default=0)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts as a JSON value."""
         return asdict(self)
 
 
 def describe_lone(shard: LoneShard) -> LoneShardFacts:
-    """Read the columns of a shard without its store.
-
-    Raises
-        ColdstillError: the file is damaged, or not a shard of this format
-    """
+    """Read the columns of a shard without its store."""
     files = [path for path in shard.path.rglob("*") if path.is_file()] or [shard.path]
     return LoneShardFacts(
         path=str(shard.path),
@@ -103,7 +97,6 @@ def _columns(path: Path, store: str) -> tuple[ShardColumn, ...]:
 
 
 def column_lines(columns: Sequence[ShardColumn]) -> list[str]:
-    """Return the columns as an aligned table."""
     rows = [(c.name, c.type, "a list" if c.list else "one", f"{c.values:,}") for c in columns]
     table = tabulate(
         rows,
@@ -113,19 +106,6 @@ def column_lines(columns: Sequence[ShardColumn]) -> list[str]:
         colalign=("left", "left", "left", "right"),
     )
     return table.splitlines()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Histogram:
-    """Numbers of positions by bin; the last bin of the entropy has no upper end."""
-
-    starts: tuple[float, ...]
-    """Lower end of each bin."""
-    positions: tuple[int, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the histogram as a JSON value."""
-        return {"from": [*self.starts], "positions": [*self.positions]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +134,10 @@ class StoreFacts:
     """Speed and memory of the capture; empty if they are missing or damaged."""
 
     def mean(self, value: float) -> float | None:
-        """Return a sum divided by the number of positions."""
         return value / self.positions if self.positions else None
 
     @property
     def shards_missing(self) -> list[int]:
-        """Shards that are not finished."""
         return sorted(set(range(self.manifest.shards)) - set(self.done))
 
     @property
@@ -170,17 +148,14 @@ class StoreFacts:
     @property
     def entropy(self) -> Histogram:
         """Positions by the teacher's entropy in nats."""
-        starts = tuple(place * ENTROPY_BIN_WIDTH for place in range(ENTROPY_BINS))
-        return Histogram(starts=starts, positions=_padded(self.sums.entropy_bins, ENTROPY_BINS))
+        return entropy_histogram(self.sums)
 
     @property
     def head_mass(self) -> Histogram:
         """Positions by the probability inside the head."""
-        starts = tuple(place / MASS_BINS for place in range(MASS_BINS))
-        return Histogram(starts=starts, positions=_padded(self.sums.mass_bins, MASS_BINS))
+        return mass_histogram(self.sums)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts as a JSON value."""
         loss = self.mean(self.sums.loss)
         facts: dict[str, Any] = {
             "path": self.path,
@@ -218,11 +193,7 @@ class StoreFacts:
 
 
 def describe(subject: Subject) -> StoreFacts:
-    """Collect the facts of a store or of one shard.
-
-    Raises
-        ColdstillError: a commit record or the shard is damaged
-    """
+    """Collect the facts of a store or of one shard."""
     store, manifest, shard = subject.store, subject.store.manifest, subject.shard
     commits = [store.commit(index) for index in subject.shards]
     rows = None if shard is None else manifest.shard_rows(shard)
@@ -242,10 +213,6 @@ def describe(subject: Subject) -> StoreFacts:
         sums=total(commit.statistics for commit in commits),
         measurements=_measurements(store),
     )
-
-
-def _padded(counts: Sequence[int], bins: int) -> tuple[int, ...]:
-    return (*counts, *[0] * (bins - len(counts)))
 
 
 def _measurements(store: StoreReader) -> Mapping[str, Any]:

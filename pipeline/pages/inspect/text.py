@@ -136,7 +136,6 @@ def store_text(facts: StoreFacts, glyphs: Glyphs) -> str:
 
 
 def lone_text(facts: LoneShardFacts) -> str:
-    """Return the facts of a shard without its store."""
     rows = [
         ("shard", f"{facts.path} ({facts.store}, {size(facts.bytes)})"),
         ("holds", counted(facts.sequences, "sequence")),
@@ -187,10 +186,7 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
             f"{teacher.dtype}, {teacher.fingerprint[:12]})",
         ),
         ("tokenizer", f"{tokenizer.size:,} tokens ({tokenizer.fingerprint[:12]})"),
-        (
-            "corpus",
-            f"{corpus.split}, {corpus.documents:,} documents ({corpus.fingerprint[:12]})",
-        ),
+        ("corpus", f"{corpus.split}, {corpus.documents:,} documents ({corpus.fingerprint[:12]})"),
         ("packing", f"up to {packing.sequence_length} tokens, {together}"),
         (
             "capture",

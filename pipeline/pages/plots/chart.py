@@ -12,8 +12,6 @@ Points = tuple[tuple[float | None, float | None], ...]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis."""
-
     title: str
     """The quantity and its unit."""
     scale: Literal["linear", "auto"] = "linear"
@@ -67,8 +65,6 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """One plot."""
-
     label: str
     """Text alternative for readers who do not see the plot."""
     x: Axis
@@ -113,7 +109,6 @@ _STAR = _polygon(10, inner=0.5, radius=1.3)
 
 
 def colour(look: int | None) -> str:
-    """CSS colour of a series."""
     return _REFERENCE if look is None else f"var(--c{look % COLOURS})"
 
 

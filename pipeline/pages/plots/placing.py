@@ -45,7 +45,6 @@ class Scale:
         return self.pixels * (1 - share if self.upwards else share)
 
     def encoding(self, field: str) -> dict[str, Any]:
-        """The Vega-Lite encoding of a field on this axis."""
         side = "height" if self.upwards else "width"
         axis = {
             "title": visible(self.axis.title),
@@ -107,8 +106,6 @@ _GAP = 14.0
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in pixels."""
-
     left: float
     top: float
     right: float
@@ -120,7 +117,6 @@ class Box:
         return across > 0 and min(self.bottom, other.bottom) > max(self.top, other.top)
 
     def inside(self, other: Box) -> bool:
-        """Whether the other box contains this one."""
         return (
             self.left >= other.left
             and self.right <= other.right
@@ -140,7 +136,6 @@ class Name:
 
 
 def text_width(text: str) -> float:
-    """Estimated width in pixels."""
     return _LETTER * display_width(text)
 
 

@@ -121,10 +121,7 @@ def record_lines(record: CacheFacts, heldout: HeldoutFacts | None) -> Lines:
     if record.error.maximum:
         codec = f"KL {record.codec_kl:.2g} nats a position"
     return [
-        (
-            "positions",
-            f"{record.positions:,} in {counted(record.sequences, 'sequence')}{missing}",
-        ),
+        ("positions", f"{record.positions:,} in {counted(record.sequences, 'sequence')}{missing}"),
         ("a position", f"{record.bytes_per_position:.1f} bytes, tokens included"),
         ("in all", size(stored)),
         (
@@ -134,10 +131,7 @@ def record_lines(record: CacheFacts, heldout: HeldoutFacts | None) -> Lines:
         ("codec", settings_in_words(record.codec)),
         ("codec costs", codec),
         ("head holds", f"{record.head_mass:.1%} of the probability" if record.capture.head else ""),
-        (
-            "teacher",
-            f"loss {record.teacher_loss:.4f}, entropy {record.teacher_entropy:.4f} nats",
-        ),
+        ("teacher", f"loss {record.teacher_loss:.4f}, entropy {record.teacher_entropy:.4f} nats"),
         *_speed(record.measurements),
         ("held out", _heldout(heldout)),
     ]
@@ -210,16 +204,11 @@ _LOST = (
 
 
 def write_page(path: Path, facts: ReportFacts) -> None:
-    """Write the page of a report whole.
-
-    Raises
-        ColdstillError: the path is a folder
-    """
+    """Write the page of a report whole."""
     write_file(path, page(facts))
 
 
 def page(facts: ReportFacts) -> str:
-    """The page as HTML."""
     rows, record, again = facts.models, facts.record, facts.reproduce
     notes = list(facts.warnings)
     if old := without_calibration(rows):
