@@ -177,10 +177,11 @@ def prune_student(recipe: str, as_json: bool, **options: Any) -> None:
     Example: coldstill prune-student my-run --student small
     """
     from ..steps import interface
-    from ..steps.pruning import text, to_json
+    from ..steps.pruning import text
 
     cuts = interface.prune_students(recipe, **options)
-    click.echo(json.dumps(to_json(cuts), indent=2) if as_json else text(cuts))
+    records = {name: [cut.record for cut in each] for name, each in cuts.items()}
+    click.echo(json.dumps(records, indent=2) if as_json else text(cuts))
 
 
 @main.command("train-student")

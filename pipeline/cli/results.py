@@ -14,6 +14,7 @@ import click
 from ...data.errors import ColdstillError
 from ...stages.export import FORMATS
 from ...stages.report import Report
+from ..units import counted, size
 from .options import json_option, run_options, work_of
 
 if TYPE_CHECKING:
@@ -217,8 +218,16 @@ def inspect(
         lone = describe_lone(subject)
         click.echo(_json(lone.to_json()) if as_json else lone_text(lone))
     elif page is not None:
+        from ..pages.inspect.page import write_page
+
         rows = sequences or _sample(subject, count or _COUNT)
-        _write(subject, page, rows, positions, top or _TOP_PAGE, as_json)
+        wrote = write_page(subject, page, rows, positions, top or _TOP_PAGE)
+        click.echo(
+            _json(wrote)
+            if as_json
+            else f"wrote {page}: {counted(len(rows), 'sequence')}, {wrote['tokens']:,} tokens, "
+            f"{size(wrote['bytes'])}; open it in a browser"
+        )
     elif sequences:
         _print_sequences(subject, sequences, positions, top or _TOP_TEXT, as_json)
     else:
@@ -246,26 +255,6 @@ def _print_sequences(
         click.echo_via_pager(text + "\n")
     else:
         click.echo(text)
-
-
-def _write(
-    subject: Subject,
-    page: Path,
-    rows: tuple[int, ...],
-    positions: range | None,
-    top: int,
-    as_json: bool,
-) -> None:
-    from ..pages.inspect.page import write_page
-    from ..units import counted, size
-
-    wrote = write_page(subject, page, rows, positions, top)
-    click.echo(
-        _json(wrote)
-        if as_json
-        else f"wrote {page}: {counted(len(rows), 'sequence')}, {wrote['tokens']:,} tokens, "
-        f"{size(wrote['bytes'])}; open it in a browser"
-    )
 
 
 def _sample(subject: Subject, count: int) -> tuple[int, ...]:

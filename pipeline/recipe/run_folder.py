@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -40,13 +40,8 @@ class _Path:
     def __init__(self, *parts: str) -> None:
         self._parts = parts
 
-    def __get__(self, owner: _HasRoot, kind: type) -> Path:
+    def __get__(self, owner: StudentFolder | Run, kind: type) -> Path:
         return owner.root.joinpath(*self._parts)
-
-
-class _HasRoot(Protocol):
-    @property
-    def root(self) -> Path: ...
 
 
 @dataclass(frozen=True, slots=True)

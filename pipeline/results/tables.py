@@ -48,16 +48,7 @@ def _speed(key: str, batch: int = 1) -> Callable[[ModelFigures], Any]:
     return lambda row: getattr(row.speed(batch), key, None) or None
 
 
-def _whole(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _nats(value: float) -> str:
-    return f"{value:z.4f}"
-
-
-def _share(value: float) -> str:
-    return f"{value:z.1%}"
+_whole, _nats, _share = "{:,.0f}".format, "{:z.4f}".format, "{:z.1%}".format
 
 
 def _milliseconds(seconds: float) -> str:

@@ -146,11 +146,23 @@ _STAGE = "compare"
 
 
 def compare_runs(runs: Sequence[Run], file: Path | None, report: Reporter) -> list[ModelFigures]:
-    """The rows of these runs. The page is written to `file` if given, and beside a single run."""
+    """A row for each teacher, then one for every evaluated student and each of its exports, the
+    lowest loss first. A page with plots is written to `file` if given.
+
+    The comparison of one run is also written beside it, as JSON, Markdown and a page. For several
+    runs, models are called RUN/NAME, and a teacher whose figures two runs share has one row.
+    """
     if file is not None:
         expect_file(file)
     report(Report(stage=_STAGE, doing="gather the figures"))
-    rows = compare(runs)
+    rows, page = compared_rows(runs), file
+    if len(runs) == 1:
+        beside = runs[0].comparison
+        write_json(beside, json_rows(rows))
+        with whole_file(beside.with_suffix(".md")) as scratch:
+            scratch.write_text(markdown(rows), encoding="utf-8")
+        write_page(beside.with_suffix(".html"), runs, rows)
+        page = file or beside.with_suffix(".html")
     for warning in warnings(rows):
         report(Report(stage=_STAGE, note=warning, warning=True))
     if old := without_calibration(rows):
@@ -159,27 +171,6 @@ def compare_runs(runs: Sequence[Run], file: Path | None, report: Reporter) -> li
         report(Report(stage=_STAGE, note=note))
     if file is not None:
         write_page(file, runs, rows)
-    page = file or (runs[0].comparison.with_suffix(".html") if len(runs) == 1 else None)
     if page is not None:
         report(Report(stage=_STAGE, note=f"plots: {page}; open it in a browser"))
     return rows
-
-
-def compare(runs: Sequence[Run]) -> list[ModelFigures]:
-    """A row for each teacher, then one for every evaluated student and each of its exports, the
-    lowest loss first.
-
-    The comparison of one run is also written beside it, as JSON, Markdown and a page. For several
-    runs, models are called RUN/NAME, and a teacher whose figures two runs share has one row.
-    """
-    rows = compared_rows(runs)
-    if len(runs) == 1:
-        _write_beside(runs[0], rows)
-    return rows
-
-
-def _write_beside(run: Run, rows: Sequence[ModelFigures]) -> None:
-    write_json(run.comparison, json_rows(rows))
-    with whole_file(run.comparison.with_suffix(".md")) as scratch:
-        scratch.write_text(markdown(rows), encoding="utf-8")
-    write_page(run.comparison.with_suffix(".html"), [run], rows)

@@ -96,10 +96,6 @@ def prune_students(work: Work, names: Sequence[str]) -> dict[str, tuple[Cut, ...
     return cuts
 
 
-def to_json(cuts: Mapping[str, Sequence[Cut]]) -> dict[str, list[dict[str, Any]]]:
-    return {name: [cut.record for cut in each] for name, each in cuts.items()}
-
-
 def text(cuts: Mapping[str, Sequence[Cut]]) -> str:
     return "\n\n".join(
         _table(name if len(each) == 1 else f"{name}, cut {number} of {len(each)}", cut)

@@ -53,19 +53,16 @@ def _plot(
 ) -> Plot:
     *others, last = [cost.name for cost in costs]
     title = f"{quality.name} against {', '.join(others)}{' and ' if others else ''}{last}"
-    panels = tuple(
-        Panel(name=_capital(cost.name), chart=_compact(against(rows, cost, quality, rows)))
-        for cost in costs
-    )
+    panels = []
+    for cost in costs:
+        chart = against(rows, cost, quality, rows)
+        # a short title, as the section's title names the figure
+        chart = dataclasses.replace(chart, y=dataclasses.replace(chart.y, title="nats"))
+        panels.append(Panel(name=_capital(cost.name), chart=chart))
     exports = any(one.joined_to for panel in panels for one in panel.chart.series)
     # many points need room for their names; four plots are two by two
     columns: Literal[2, 3] = 2 if exports or len(panels) == 4 else 3
-    return Plot(title=title, caption=caption, panels=panels, columns=columns)
-
-
-def _compact(chart: Chart) -> Chart:
-    """With a short title, as the section's title names the figure."""
-    return dataclasses.replace(chart, y=dataclasses.replace(chart.y, title="nats"))
+    return Plot(title=title, caption=caption, panels=tuple(panels), columns=columns)
 
 
 def _capital(text: str) -> str:
