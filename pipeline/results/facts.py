@@ -48,7 +48,7 @@ class Histogram:
     positions: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"from": self.starts, "positions": self.positions}
+        return {"from": [*self.starts], "positions": [*self.positions]}
 
 
 def entropy_histogram(sums: ShardStatistics) -> Histogram:
