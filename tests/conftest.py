@@ -75,7 +75,7 @@ def _brief_measurements() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _no_progress_lines() -> Iterator[None]:
     """Keep progress lines, which depend on the clock, out of the output."""
-    from coldstill.pipeline.cli import progress_lines
+    from coldstill.pipeline.cli import progress as progress_lines
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress_lines, "BRIEF", 1e9)

@@ -12,9 +12,15 @@ from coldstill.data.schema import Capture
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import Run
 from coldstill.pipeline.recipe.work import Work
-from coldstill.pipeline.results.cache import CacheFacts, Histogram, Measurements
 from coldstill.pipeline.results.continuations import Continuations, PromptTexts
-from coldstill.pipeline.results.facts import HeldoutFacts, ReportFacts, gather
+from coldstill.pipeline.results.facts import (
+    CacheFacts,
+    HeldoutFacts,
+    Histogram,
+    Measurements,
+    ReportFacts,
+    gather,
+)
 from coldstill.pipeline.results.lineage import CorpusFacts, SplitFacts, TeacherFacts
 from coldstill.stages.report import silent
 from compared import Made, write_run

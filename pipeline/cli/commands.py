@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ... import __version__
-from ..steps.tasks.options import TaskOptions, task_options
-from .export import export
+from ...data.errors import ColdstillError
 from .group import Group
-from .inspect import inspect
-from .next_command import print_next
-from .options import json_option, recipe_options, run_options, student_option, work_of
-from .report import report
+from .options import json_option, print_next, recipe_options, run_options, student_option, work_of
+from .results import export, inspect, report
 from .store import store
 
 
@@ -39,7 +37,7 @@ def init(name: str) -> None:
 
     Example: coldstill init my-run
     """
-    from ..recipe.starter import write_starter
+    from ..recipe.writing import write_starter
 
     click.echo(f"wrote {write_starter(Path.cwd(), name)}")
     print_next(click.get_current_context())
@@ -97,7 +95,7 @@ def plan(
             if given:
                 raise click.UsageError(f"{option} needs the measurements of --pilot N; add that.")
         from ..planning.plan import make_plan
-        from ..planning.room import expect_room
+        from ..planning.sizes import expect_room
         from ..planning.text import plan_text
 
         work = work_of(recipe, settings, runs, report, loads_models=False)
@@ -107,10 +105,34 @@ def plan(
         return
     if budget is not None and math.isnan(budget):
         raise click.BadParameter("NaN is not a number of bytes.", param_hint="'--budget'")
-    from .pilot import pilot
+    from ..planning.sizes import store_sizes
+    from ..planning.text import pilot_text, recommendation_text
+    from ..recipe.writing import editable_recipe, write_capture
+    from ..steps.pilot import run_pilot
 
     work = work_of(recipe, settings, runs, report)
-    pilot(work, count, budget, recipe if write else None, as_json=as_json)
+    path = editable_recipe(recipe, work.loaded, work.run) if write else None
+    from ...stages.interruption import Interruption  # torch, after the refusals
+
+    with Interruption().listening():  # its temporary files are deleted
+        measured = run_pilot(work, count)
+    own = measured.own_row(work.recipe)
+    choice = measured.recommended(work.recipe, budget)
+    recommendation = recommendation_text(choice, own, measured, budget)
+    if as_json:
+        row = None if choice is None else asdict(choice)
+        click.echo(json.dumps({**asdict(measured), "recommended": row}, indent=2))
+    else:
+        length = work.recipe.corpus.sequence_length
+        shown = pilot_text(measured, own, store_sizes(work)["train"], length)
+        click.echo(f"{shown}\n\n{recommendation}")
+    if path is None:
+        return
+    if choice is None:
+        raise ColdstillError(f"--write: {recommendation}; raise --budget")
+    changed = write_capture(path, choice.head, choice.tail)
+    line = f"head = {choice.head}, tail = {choice.tail}"
+    work.say("plan", f"{path}: {line}" if changed else f"{path}: has {line} already")
 
 
 @main.command("train-teacher")
@@ -155,10 +177,11 @@ def prune_student(recipe: str, as_json: bool, **options: Any) -> None:
     Example: coldstill prune-student my-run --student small
     """
     from ..steps import interface
-    from ..steps.pruning import text, to_json
+    from ..steps.pruning import text
 
     cuts = interface.prune_students(recipe, **options)
-    click.echo(json.dumps(to_json(cuts), indent=2) if as_json else text(cuts))
+    records = {name: [cut.record for cut in each] for name, each in cuts.items()}
+    click.echo(json.dumps(records, indent=2) if as_json else text(cuts))
 
 
 @main.command("train-student")
@@ -180,8 +203,31 @@ def train_student(recipe: str, **options: Any) -> None:
 @main.command()
 @recipe_options
 @student_option
-@task_options
-def evaluate(recipe: str, students: Any, tasks: TaskOptions | None, **options: Any) -> None:
+@click.option(
+    "--tasks",
+    "paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Run this lm-eval task file, or all task files in this folder, instead.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use only the first N examples of each task.",
+)
+@click.option("--download", is_flag=True, help="Allow tasks to download missing data.")
+@json_option("the results of tasks as JSON")
+def evaluate(
+    recipe: str,
+    students: Any,
+    paths: tuple[Path, ...],
+    limit: int | None,
+    download: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Measure trained students on held-out documents.
 
     The teacher is not needed. With --tasks, students run lm-eval task files instead; --student
@@ -189,15 +235,23 @@ def evaluate(recipe: str, students: Any, tasks: TaskOptions | None, **options: A
 
     Example: coldstill evaluate demo --tasks tasks/
     """
-    if tasks is None:
+    if not paths:
+        given = {"--limit": limit is not None, "--download": download, "--json": as_json}
+        for option in (name for name, used in given.items() if used):
+            raise click.UsageError(f"{option} needs --tasks PATH.")
         from ..steps import interface
 
         interface.evaluate(recipe, students=students, **options)
-    else:
-        from ..steps.tasks.evaluate import evaluate_on_tasks
+        return
+    from ..steps.tasks import evaluate_on_tasks, table
 
-        work = work_of(recipe, options["settings"], options["runs"], options["report"])
-        evaluate_on_tasks(work, students, tasks)
+    work = work_of(recipe, options["settings"], options["runs"], options["report"])
+    rows = evaluate_on_tasks(work, students, paths, limit=limit, download=download)
+    if as_json:
+        found = [{"name": name, "tasks": [asdict(r) for r in records]} for name, records in rows]
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo(table(rows))
 
 
 @main.command()
@@ -229,7 +283,7 @@ def sweep(
     from ..recipe.reading import read_source
     from ..recipe.work import Work, run_of
     from ..results.figures import json_rows
-    from ..results.table import tables
+    from ..results.tables import tables
     from ..steps import sweep as step
 
     planned = step.plan_sweep(read_source(recipe, settings, runs=Path(runs)), grids)
@@ -278,7 +332,7 @@ def compare(
         raise click.UsageError("--set changes one recipe; name a single RUN with it.")
     from ..quiet import quiet_imports
     from ..results.figures import json_rows
-    from ..results.table import tables
+    from ..results.tables import tables
     from ..steps import interface
 
     quiet_imports()
@@ -295,7 +349,7 @@ def run(recipe: str, **options: Any) -> None:
 
     Example: coldstill run demo
     """
-    from ..results.table import tables
+    from ..results.tables import tables
     from ..steps import interface
 
     click.echo(tables(interface.run(recipe, **options)))

@@ -39,7 +39,6 @@ class CommandList(click.Group):
         return {"Commands": sorted(self.commands)}
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands."""
         width = max(map(len, self.commands))
         for title, names in self.sections.items():
             with formatter.section(title):

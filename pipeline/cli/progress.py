@@ -2,20 +2,214 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from ...stages.ranks import rank
-from .progress_lines import Lines
+from ..units import duration, rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from ...stages.report import Report
+
+
+INTERVALS = (10.0, 30.0, 60.0)
+"""Seconds until the first line of a stage, until the next one, and between later ones."""
+BRIEF = 2.0
+"""Seconds until a step without counts gets a line; most such steps of a small model are shorter."""
+AT_WORK = "at work"
+"""Name of the time between two named steps."""
+_BEAT = 0.25
+"""Seconds between two checks by the thread."""
+
+
+@dataclass(slots=True)
+class _Phase:
+    stage: str
+    started: float
+    doing: str = ""
+    """Current step without counts."""
+    counts: bool = False
+    since: float = 0.0
+    """Time when `doing` began."""
+    announced: bool = False
+    """Whether a line for `doing` was written."""
+    part: str = ""
+    unit: str = ""
+    first: int = 0
+    """First value of `done`."""
+    done: int = 0
+    total: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    lines: int = 0
+    """Number of lines that were due since the start."""
+    last: float = 0.0
+    """Time of the last line."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}, {self.part}" if self.part else self.stage
+
+    @property
+    def is_complete(self) -> bool:
+        return self.counts and 0 < self.total <= self.done
+
+    def is_due(self, now: float) -> bool:
+        return now - self.last >= INTERVALS[min(self.lines, len(INTERVALS) - 1)]
+
+
+class Lines:
+    """Writes lines about reports; `begin` starts a thread that also writes between reports."""
+
+    def __init__(
+        self, write: Callable[[str], None], command: str, clock: Callable[[], float]
+    ) -> None:
+        """Start without a report.
+
+        write    writes one line
+        command  name in lines until a stage reports; if empty, nothing is written until then
+        clock    time in seconds
+        """
+        self._write, self._clock = write, clock
+        self._phase = _between(command, clock())
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Start to write lines between reports, until `close`."""
+        self._thread = threading.Thread(target=self._beat, name="progress", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def take(self, report: Report) -> None:
+        """Handle one report that is not a note, and write the line that is due."""
+        with self._lock:
+            phase, now = self._phase, self._clock()
+            same = phase.counts and report.stage == phase.stage
+            if report.doing and same and not phase.is_complete:
+                phase.doing, phase.since, phase.announced = report.doing, now, False
+            elif report.doing:
+                self._end(now)
+                self._phase = _Phase(report.stage, now, report.doing, since=now, last=now)
+            elif same and report.done >= phase.done:
+                self._go_on(phase, report, now)
+            else:
+                self._end(now)
+                self._start(report, now)
+            self._look(now)
+
+    def say(self, stage: str, sentence: str) -> None:
+        """Write a note of a stage; it ends the stage's current step without counts."""
+        with self._lock:
+            phase, now = self._phase, self._clock()
+            between_steps = phase.counts and phase.total and not phase.is_complete
+            if stage == phase.stage and phase.doing and not between_steps:
+                self._end(now)
+                self._phase = _between(stage, now)
+            self._write(sentence)
+
+    def tick(self) -> None:
+        """Write the line that is due now."""
+        with self._lock:
+            self._look(self._clock())
+
+    def _beat(self) -> None:
+        # a log that cannot be written does not end the work
+        with contextlib.suppress(OSError, ValueError):
+            while not self._ended.wait(_BEAT):
+                self.tick()
+
+    def _start(self, report: Report, now: float) -> None:
+        first = max(0, report.done - report.step)
+        phase = _Phase(report.stage, now, counts=True, first=first, last=now)
+        self._phase = phase
+        self._update(phase, report)
+        where = f" at {first:,}" if first else (", 0" if report.total else "")
+        amount = f" of {report.total:,} {report.unit}" if report.total else ""
+        unit = f" {report.unit}" if first and not amount else ""
+        self._write(f"{phase.name}: starts{where}{amount}{unit}")
+        self._complete(phase, now)
+
+    def _go_on(self, phase: _Phase, report: Report, now: float) -> None:
+        finished, another = phase.is_complete, report.part != phase.part
+        self._update(phase, report)
+        if another and report.part:
+            self._write(_state(phase, now))
+        elif not finished:
+            self._complete(phase, now)
+
+    def _update(self, phase: _Phase, report: Report) -> None:
+        phase.doing, phase.part, phase.unit = "", report.part, report.unit
+        phase.done, phase.total = report.done, report.total
+        phase.figures = report.figures
+
+    def _complete(self, phase: _Phase, now: float) -> None:
+        """Write the duration of a finished stage, if it had lines."""
+        if not phase.is_complete:
+            return
+        if phase.lines:
+            self._write(_state(phase, now, ended=True))
+        phase.doing, phase.since, phase.announced = AT_WORK, now, True
+        phase.lines, phase.last = 0, now
+
+    def _end(self, now: float) -> None:
+        """Write the duration of a stage without a total, if it had lines."""
+        phase = self._phase
+        if not phase.lines or phase.total or phase.doing == AT_WORK:
+            return
+        if phase.counts:
+            self._write(_state(phase, now, ended=True))
+        else:
+            self._write(f"{phase.name}: {phase.doing}: took {duration(now - phase.since)}")
+
+    def _look(self, now: float) -> None:
+        phase = self._phase
+        if phase.doing and not phase.announced and now - phase.since >= BRIEF:
+            phase.announced = True
+            self._write(f"{phase.name}: {phase.doing}")
+        if phase.is_due(now) and phase.stage:
+            phase.lines, phase.last = phase.lines + 1, now
+            self._write(_state(phase, now))
+
+
+def _between(stage: str, now: float) -> _Phase:
+    """Return the phase between two steps."""
+    return _Phase(stage, now, AT_WORK, since=now, announced=True, last=now)
+
+
+def _state(phase: _Phase, now: float, *, ended: bool = False) -> str:
+    """Return the line about a phase."""
+    spent = now - phase.started
+    if phase.doing and (phase.is_complete or not phase.counts):
+        return f"{phase.name}: {phase.doing}, {duration(now - phase.since)} so far"
+    total = f" of {phase.total:,}" if phase.total else ""
+    parts = [f"{phase.done:,}{total} {phase.unit}"]
+    speed = (phase.done - phase.first) / spent if spent > 0 else 0.0
+    if ended:
+        parts[0] += f" in {duration(spent)}"
+    if speed > 0:
+        parts.append(f"{rate(speed)} {phase.unit}/s")
+    else:
+        parts.append(f"{duration(spent)} so far")
+    if speed > 0 and phase.total > phase.done:
+        parts.append(f"{duration((phase.total - phase.done) / speed)} left")
+    parts += [f"{name} {value:,.4g}" for name, value in phase.figures.items()]
+    if phase.doing and not ended:
+        parts.append(f"{phase.doing} for {duration(now - phase.since)}")
+    return f"{phase.name}: {', '.join(parts)}"
 
 
 class Progress:
@@ -110,7 +304,6 @@ class Bars:
         self.bar.update(report.done - self.bar.n)
 
     def close(self) -> None:
-        """End the current bar, if any."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -11,6 +11,7 @@ import click
 
 from ..units import counted
 from .group import CommandList
+from .options import json_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,10 +30,6 @@ def store() -> None:
     """
 
 
-def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")(command)
-
-
 def _format_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for the codec and the format of the new store."""
     for option in (
@@ -47,7 +44,7 @@ def _format_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @store.command()
 @click.argument("path")
-@_json_option
+@json_option()
 def verify(path: str, as_json: bool) -> None:
     """Check every byte, record and rule of a store; exit 1 if anything is wrong.
 
@@ -72,7 +69,7 @@ def verify(path: str, as_json: bool) -> None:
 @store.command()
 @click.argument("path")
 @click.option("--dry-run", is_flag=True, help="Only print what would be deleted.")
-@_json_option
+@json_option()
 def repair(path: str, dry_run: bool, as_json: bool) -> None:
     """Delete damaged shards, so that teacher-logits makes them again.
 
@@ -104,7 +101,7 @@ def repair(path: str, dry_run: bool, as_json: bool) -> None:
 @click.argument("path")
 @click.argument("to")
 @_format_options
-@_json_option
+@json_option()
 def convert(path: str, to: str, as_json: bool, **wanted: Any) -> None:
     """Write a store with another codec or store format.
 
@@ -120,7 +117,7 @@ def convert(path: str, to: str, as_json: bool, **wanted: Any) -> None:
 @store.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH... TO")
 @_format_options
-@_json_option
+@json_option()
 def merge(paths: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
     """Write several stores of one teacher as one, in the given order.
 
@@ -141,16 +138,11 @@ def merge(paths: tuple[str, ...], as_json: bool, **wanted: Any) -> None:
 @click.argument("to")
 @click.option("--sequences", metavar="A:B", help="Sequences by index in the store, B not included.")
 @click.option("--documents", metavar="A:B", help="Sequences that hold one of these documents.")
-@click.option(
-    "--fraction",
-    type=float,
-    metavar="F",
-    help="Random share of the sequences, 0 to 1.",
-)
+@click.option("--fraction", type=float, metavar="F", help="Random share of the sequences, 0 to 1.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random share."
 )
-@_json_option
+@json_option()
 def slice_(path: str, to: str, as_json: bool, **wanted: Any) -> None:
     """Write a part of a store: the sequences that meet all given options.
 
@@ -171,7 +163,7 @@ def slice_(path: str, to: str, as_json: bool, **wanted: Any) -> None:
 @click.argument("to")
 @click.option("--head", type=click.IntRange(0), required=True, help="Most probable tokens to keep.")
 @click.option("--tail", type=click.IntRange(0), required=True, help="Samples of the other tokens.")
-@_json_option
+@json_option()
 def shrink(path: str, to: str, head: int, tail: int, as_json: bool) -> None:
     """Write a store with a smaller head or tail, without the teacher.
 

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,11 +18,8 @@ from markupsafe import Markup
 from ... import __version__
 from ...data.errors import ColdstillError
 from ...data.files import whole_file
+from .plots.chart import colour, dashes, mark
 from .plots.drawing import STYLE
-from .plots.looks import colour, dashes, mark
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """Characters that neither HTML nor a UTF-8 file can hold."""
@@ -53,19 +50,10 @@ def rendered(template: str, **values: Any) -> str:
 
 
 def write_file(path: Path, page: str) -> None:
-    """Write a page or picture whole.
-
-    Raises
-        ColdstillError: the path is a folder
-    """
+    """Write a page or picture whole."""
     expect_file(path)
     with whole_file(path) as scratch:
         scratch.write_bytes(page.encode())
-
-
-def filled(outline: str, parts: Mapping[str, str]) -> str:
-    """A page's outline with every `@@NAME@@` replaced by its part, once: parts are not searched."""
-    return re.sub(r"@@([A-Z]+)@@", lambda found: parts[found[1]], outline)
 
 
 def expect_file(path: Path) -> None:
@@ -109,5 +97,4 @@ def _environment() -> Environment:
 
 
 def _digest(text: str) -> str:
-    """A style or script as a policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

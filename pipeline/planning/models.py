@@ -35,8 +35,6 @@ _ANY_VOCABULARY = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedModel:
-    """An existing model that a recipe names."""
-
     key: str
     """The recipe's key, for messages."""
     model: str
@@ -59,11 +57,7 @@ def named_teacher(work: Work) -> NamedModel | None:
 
 
 def tokenizer_of_model(work: Work, named: NamedModel) -> Any:
-    """Load a model's tokenizer, without the tokens that its model has no row for.
-
-    Raises
-        ColdstillError: as `load_tokenizer`, `load_config` and `without_rowless`
-    """
+    """Load a model's tokenizer, without the tokens that its model has no row for."""
     from ...stages.models.loading import load_config, load_tokenizer
     from ...stages.models.vocabulary import vocabulary_rows, without_rowless
 
@@ -155,11 +149,7 @@ def student_sizes(work: Work, teacher: ModelSizes | None) -> dict[str, list[Mode
 
 
 def _sizes_of_cuts(
-    work: Work,
-    teacher: ModelSizes,
-    folder: Path | None,
-    cuts: Sequence[PruneConfig],
-    where: str,
+    work: Work, teacher: ModelSizes, folder: Path | None, cuts: Sequence[PruneConfig], where: str
 ) -> list[ModelSizes]:
     table, length = work.recipe.teacher, work.recipe.corpus.sequence_length
     if table.architecture is not None and table.tokenizer is not None:

@@ -44,8 +44,6 @@ class PilotRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PilotRecord:
-    """All figures of a pilot."""
-
     settings: dict[str, Any]
     """Recipe settings that the figures depend on, besides head, tail and codec."""
     sequences: int
@@ -100,9 +98,6 @@ def pilot_settings(recipe: Recipe) -> dict[str, Any]:
 def read_pilot(work: Work) -> PilotRecord | None:
     """The figures of this run's pilot; None if there was no pilot, or one with another teacher,
     sequence length, store or temperatures.
-
-    Raises
-        ColdstillError: the file is damaged
     """
     path = work.run.pilot
     if not path.exists():

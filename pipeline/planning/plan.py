@@ -9,16 +9,16 @@ from ...data.corpus.sources import list_sources
 from ...data.schema import Capture
 from ...stages.planning.model_sizes import unused_size
 from ...stages.students.pruning.shapes import shortfall
-from .corpus_size import corpus_sizes
-from .loadable import expect_loadable_models, expect_packable_students
-from .measured import capture_hours, capture_speeds, training_hours
-from .memory import stage_memory
+from .checks import (
+    expect_loadable_models,
+    expect_packable_students,
+    expect_trainable,
+    left_out_tokens,
+)
+from .costs import capture_hours, capture_speeds, stage_memory, training_hours
 from .models import student_family, student_sizes, teacher_sizes
 from .pilot_record import read_pilot
-from .room import free_bytes
-from .rowless import left_out_tokens
-from .sizes import captures, expected_bytes, store_sizes
-from .trainable import expect_trainable
+from .sizes import captures, corpus_sizes, expected_bytes, free_bytes, store_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,7 +103,6 @@ class Plan:
     """Free bytes of the disk of the run."""
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as a JSON value."""
         facts = asdict(self)
         for split, store in self.stores.items():
             found = facts["stores"][split]
@@ -222,7 +221,6 @@ def _alternatives(work: Work, pilot: PilotRecord | None, positions: int) -> list
 
 
 def _training_hours(work: Work) -> dict[str, float | None]:
-    """Remaining hours of every training."""
     recipe, run = work.recipe, work.run
     length = recipe.corpus.sequence_length
     hours: dict[str, float | None] = {}

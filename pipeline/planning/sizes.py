@@ -1,29 +1,147 @@
-"""Sizes of a recipe's stores: counted if they exist, estimated before."""
+"""Sizes of a recipe's corpus and stores, and whether the stores fit on their disks.
+
+Sizes are counted where the corpus or the store exists, and estimated before.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import secrets
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...data.corpus.sources import list_sources
+from ...data.errors import ColdstillError
+from ...data.files import SCRATCH_PREFIX
 from ...data.places.local import LocalPlace
 from ...data.places.place import place_at
-from ...data.prepared import SPLITS
+from ...data.prepared import SPLITS, CorpusLayout
 from ...data.schema import Capture
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
 from ...data.store.reader import finished_shards, read_commit
-from .corpus_size import corpus_sizes
+from ..units import size
+from .models import folder_of
 from .pilot_record import read_pilot
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ...data.places.place import Place
-    from ...data.prepared import Split
+    from ...data.prepared import Split, SplitRecord
+    from ...stages.corpus.estimate import Estimate
     from ..recipe.tables import Recipe
     from ..recipe.work import Work
-    from .corpus_size import SplitSize
     from .pilot_record import PilotRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSize:
+    sequences: int
+    tokens: int
+    positions: int
+    """Supervised positions."""
+    counted: bool
+    """Whether the numbers are counted and not estimated."""
+    basis: str = ""
+    """What the estimate is based on, for the user; empty if counted."""
+
+
+def corpus_sizes(work: Work) -> dict[Split, SplitSize]:
+    """Sizes of both splits, before a sample is taken from them."""
+    record = CorpusLayout(work.run.corpus).read_record()
+    if record is None:
+        return _estimated_sizes(work)
+    if record.prompts:
+        return {split: _with_answers(record.splits[split], work.recipe) for split in SPLITS}
+    return {
+        split: SplitSize(
+            sequences=record.splits[split].sequences,
+            tokens=record.splits[split].tokens,
+            positions=record.splits[split].positions,
+            counted=True,
+        )
+        for split in SPLITS
+    }
+
+
+def _with_answers(prompts: SplitRecord | SplitSize, recipe: Recipe, basis: str = "") -> SplitSize:
+    """Upper limit for prompts with answers; only the teacher decides how long the answers are."""
+    generate = recipe.teacher.generate
+    longest = 0 if generate is None else prompts.sequences * generate.max_new_tokens
+    room = prompts.sequences * recipe.corpus.sequence_length - prompts.tokens
+    positions = max(0, min(longest, room))
+    return SplitSize(
+        sequences=prompts.sequences,
+        tokens=prompts.tokens + positions,
+        positions=positions,
+        counted=False,
+        basis=basis,
+    )
+
+
+def _estimated_sizes(work: Work) -> dict[Split, SplitSize]:
+    estimate, basis = _estimate(work)
+    found: dict[Split, SplitSize] = {}
+    for split in SPLITS:
+        size = SplitSize(
+            sequences=round(estimate.sequences[split]),
+            tokens=round(estimate.tokens[split]),
+            positions=round(estimate.positions[split]),
+            counted=False,
+            basis=basis,
+        )
+        prompts = work.recipe.teacher.generate is not None
+        found[split] = _with_answers(size, work.recipe, basis) if prompts else size
+    return found
+
+
+def _estimate(work: Work) -> tuple[Estimate, str]:
+    """An estimate and its basis, in words."""
+    from ...stages.corpus.estimate import BYTES_PER_TOKEN, Estimate, NoEstimateError, estimate
+
+    config, prompts = work.recipe.corpus, work.recipe.teacher.generate is not None
+    sources = list_sources(config.files, work.loaded.base)
+    unknown = sum(source.format == "hub" for source in sources)
+    without = f", without {unknown} of {len(sources)} sources that are not downloaded yet"
+    without = without if unknown else ""
+    folder, reason = _tokenizer_folder(work)
+    if folder is not None:
+        try:
+            found = estimate(config, sources, folder, prompts=prompts)
+        except NoEstimateError as error:
+            reason = str(error)
+        else:
+            of = "all" if found.is_whole else "a sample of"
+            return found, f"estimated from {of} {found.documents:,} documents{without}"
+    try:
+        found = estimate(config, sources, None, prompts=prompts)
+    except NoEstimateError:
+        tokens = sum(source.bytes for source in sources) / BYTES_PER_TOKEN
+        counts: dict[Split, float] = {
+            "train": tokens * (1 - config.holdout),
+            "heldout": tokens * config.holdout,
+        }
+        sequences = {split: -(-counts[split] // config.sequence_length) for split in SPLITS}
+        found = Estimate(0, False, sequences, counts, counts)
+    return found, f"estimated with {BYTES_PER_TOKEN} bytes per token: {reason}{without}"
+
+
+def _tokenizer_folder(work: Work) -> tuple[Path | None, str]:
+    """Folder of the tokenizer on this machine, or None and the reason."""
+    teacher = work.recipe.teacher
+    if teacher.model is None:
+        exists = work.run.tokenizer.exists()
+        return (work.run.tokenizer if exists else None), "the tokenizer is not trained yet"
+    try:
+        work.local(teacher.model)
+    except ColdstillError as error:
+        return None, str(error)
+    folder = folder_of(work, teacher.model, teacher.revision)
+    return folder, f"the tokenizer of {teacher.model} is not on this machine"
+
 
 _MOST_COMMITS = 256
 """Commit records that are read. In a store with more shards, evenly spaced ones represent all."""
@@ -54,17 +172,12 @@ class StoreSize:
 
 
 def store_sizes(
-    work: Work,
-    corpus: dict[Split, SplitSize] | None = None,
-    pilot: PilotRecord | None = None,
+    work: Work, corpus: dict[Split, SplitSize] | None = None, pilot: PilotRecord | None = None
 ) -> dict[Split, StoreSize]:
     """Sizes of both stores; reads manifests and commit records, but no data.
 
     corpus  sizes of the corpus, if known already
     pilot   record of the pilot, if read already
-
-    Raises
-        ColdstillError: sources do not exist, or a record is damaged
     """
     corpus = corpus or corpus_sizes(work)
     pilot = pilot or read_pilot(work)
@@ -80,10 +193,7 @@ def captures(recipe: Recipe, vocabulary: int | None = None) -> dict[Split, Captu
     head = evaluation.head if vocabulary is None else min(evaluation.head, vocabulary)
     return {
         "train": Capture(
-            head=logits.head,
-            tail=logits.tail,
-            temperatures=logits.temperatures,
-            seed=recipe.seed,
+            head=logits.head, tail=logits.tail, temperatures=logits.temperatures, seed=recipe.seed
         ),
         "heldout": Capture(
             head=head,
@@ -147,8 +257,6 @@ def _store_size(split: Split, size: SplitSize, work: Work, pilot: PilotRecord | 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Done:
-    """The finished shards of a store."""
-
     shards: int = 0
     sequences: int = 0
     positions: int = 0
@@ -169,3 +277,66 @@ def _done(place: Place) -> _Done:
         positions=round(share * sum(commit.positions for commit in commits)),
         bytes=round(share * sum(commit.bytes for commit in commits)),
     )
+
+
+def expect_room(stores: Iterable[StoreSize]) -> None:
+    """Refuse a capture that does not fit, before its teacher is loaded. Leaves no files.
+
+    Adds up the missing bytes of the stores on each disk of this machine. A remote store is not
+    checked.
+
+    Raises
+        ColdstillError: the missing shards do not fit, or their folder cannot be written
+    """
+    disks: dict[int, list[StoreSize]] = {}
+    for store in stores:
+        if store.folder is not None and store.bytes_missing:
+            expect_writable(store.folder)
+            disks.setdefault(existing(store.folder).stat().st_dev, []).append(store)
+    for held in disks.values():
+        needed = sum(store.bytes_missing for store in held)
+        folders = [store.folder for store in held if store.folder is not None]
+        free = free_bytes(folders[0])
+        if needed > free:
+            about = "" if all(store.counted and store.measured for store in held) else "about "
+            raise ColdstillError(
+                f"{' and '.join(map(str, folders))}: {about}{size(needed)} must still be written "
+                f"and {size(free)} are free; free some space, move the store elsewhere with "
+                "logits.path, or keep less: logits.head, logits.tail, logits.sequences"
+            )
+
+
+def expect_writable(folder: Path) -> None:
+    """Test that a folder can be written; it may not exist yet.
+
+    Raises
+        ColdstillError: it cannot be written, and why
+    """
+    near = existing(folder)
+    if not near.is_dir():
+        raise ColdstillError(
+            f"{folder}: cannot be created: {near} is a file; move it or choose another folder"
+        )
+    trial = near / f"{SCRATCH_PREFIX}{secrets.token_hex(4)}"
+    try:
+        trial.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another process may have cleaned up
+            trial.rmdir()
+    except OSError as error:
+        raise ColdstillError(
+            f"{folder}: cannot be written: {error.strerror} in {near}; choose another folder with "
+            "--runs or logits.path, or change its permissions"
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk of a folder, which may not exist yet."""
+    return shutil.disk_usage(existing(folder)).free
+
+
+def existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

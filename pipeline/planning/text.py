@@ -104,7 +104,6 @@ def _stages(plan: Plan) -> list[str]:
 
 
 def _captures(plan: Plan) -> list[str]:
-    """Sizes of this capture and of the alternatives."""
 
     def row(
         capture: tuple[int, int, str], width: float, measured: str | None, count: int, note: str

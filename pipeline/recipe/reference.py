@@ -1,27 +1,261 @@
-"""The recipe reference: every table and key, made from the classes that read a recipe.
+"""The tables of a recipe as data, and the recipe reference that is made from them.
 
 `python -m coldstill.pipeline.recipe.reference FILE` renews the reference in a Markdown file.
 """
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import difflib
+import functools
+import inspect
 import re
 import sys
 import textwrap
+import types
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from tabulate import tabulate
 
 from ...data.errors import ColdstillError
 from ...data.files import whole_file
-from .fields import Table, tables
+from ...stages.config import InRecipe
+from .tables import Recipe, StudentTable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from .fields import Key
+
+REQUIRED = "required"
+"""Default of a key that has none."""
+_WORDS = {bool: "true or false", int: "integer", float: "number", str: "string"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    name: str
+    values: str
+    """Accepted values in words: `integer at least 1`."""
+    default: str
+    """Default value as TOML, `unset`, or `required`."""
+    meaning: str
+    below: str
+    """Keys below this one start with it: empty, `.`, or `.NAME.` where users choose a name."""
+    table: type | None
+    """Class of the table that this key holds, if any."""
+    is_list: bool
+    """Whether the value is a list."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One kind of table; it can stand at several places of a recipe."""
+
+    places: tuple[str, ...]
+    """Dotted names, such as `teacher.train`; empty for the top level."""
+    meaning: str
+    keys: tuple[Key, ...]
+
+
+@functools.cache
+def tables() -> tuple[Table, ...]:
+    """Return every kind of table, each after the table that first holds it."""
+    places: dict[type, list[str]] = {}
+
+    def visit(kind: type, place: str) -> None:
+        places.setdefault(kind, []).append(place)
+        for key in keys_of(kind):
+            if key.table is not None:
+                name = f"{place}.{key.name}".lstrip(".")
+                visit(key.table, name + key.below.removesuffix("."))
+
+    visit(Recipe, "")
+    return tuple(
+        Table(places=_shortened(at), meaning=_sentence(kind.__doc__ or ""), keys=keys_of(kind))
+        for kind, at in places.items()
+    )
+
+
+def _shortened(places: list[str]) -> tuple[str, ...]:
+    """Return the places of a table; `PARENT.KEY` stands for many keys of one parent."""
+    parents = {place.rpartition(".")[0] for place in places}
+    return (f"{parents.pop()}.KEY",) if len(places) > 3 and len(parents) == 1 else tuple(places)
+
+
+@functools.cache
+def keys_of(kind: type) -> tuple[Key, ...]:
+    """Return the keys of a table's class in the order of its definition."""
+    hints = get_type_hints(kind, include_extras=True)
+    meanings = _meanings(kind)
+    return tuple(
+        Key(
+            name=name,
+            values=_in_words(hints[name]),
+            default=default,
+            meaning=meanings[name],
+            below=_below(hints[name]),
+            table=_table_in(hints[name]),
+            is_list=_is_list(hints[name]),
+        )
+        for name, default in _defaults(kind).items()
+    )
+
+
+def names_at(place: list[str]) -> list[str]:
+    """Return the names of the keys in the table at `place`; numbers of list items are skipped."""
+    kind: type = Recipe
+    parts = iter(place)
+    for part in parts:
+        key = next((key for key in keys_of(kind) if key.name == part), None)
+        if key is None or key.table is None:
+            continue  # the number of a list item
+        kind = key.table
+        if key.below == ".NAME.":
+            next(parts, None)
+    return [key.name for key in keys_of(kind)]
+
+
+@functools.cache
+def student_keys() -> frozenset[tuple[str, ...]]:
+    """Return every key that a student's table and its plain tables may have."""
+
+    def below(kind: type, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for key in keys_of(kind):
+            yield (*above, key.name)
+            if key.table is not None and not key.is_list:
+                yield from below(key.table, (*above, key.name))
+
+    return frozenset(below(StudentTable, ()))
+
+
+def _defaults(kind: type) -> dict[str, str]:
+    if issubclass(kind, BaseModel):
+        return {
+            name: REQUIRED
+            if info.is_required()
+            else _toml(info.get_default(call_default_factory=True))
+            for name, info in kind.model_fields.items()
+        }
+    assert dataclasses.is_dataclass(kind)
+    found = {}
+    for field in dataclasses.fields(kind):
+        default: Any = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        found[field.name] = REQUIRED if default is dataclasses.MISSING else _toml(default)
+    return found
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return (
+        "{}"
+        if isinstance(value, dict | BaseModel) or dataclasses.is_dataclass(value)
+        else f"{value}"
+    )
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """Return the strings that stand below the fields in the source."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for node, after in zip(definition.body, definition.body[1:], strict=False):
+        match node, after:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(text))):
+                found[name] = _sentence(text)
+    return found
+
+
+def _sentence(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _without_none(hint: Any) -> list[Any]:
+    if get_origin(hint) in (Union, types.UnionType):
+        return [inner for inner in get_args(hint) if inner is not types.NoneType]
+    return [hint]
+
+
+def _in_words(hint: Any) -> str:
+    """Return what a recipe accepts for this type."""
+    if get_origin(hint) is Annotated:
+        inner, *metadata = get_args(hint)
+        written = next((item.text for item in metadata if isinstance(item, InRecipe)), None)
+        return written or _in_words(inner) + _bounds(metadata)
+    kinds = _without_none(hint)
+    if len(kinds) > 1:
+        return " or ".join(map(_in_words, kinds))
+    [kind] = kinds
+    if kind is not hint:
+        return _in_words(kind)
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(f'"{value}"' for value in get_args(kind))
+    if get_origin(kind) is tuple:
+        inner = _in_words(get_args(kind)[0])
+        return f"list of {inner.partition(' ')[0]}s{inner.removeprefix(inner.partition(' ')[0])}"
+    return _WORDS.get(kind, "table")
+
+
+def _bounds(metadata: list[Any]) -> str:
+    limits = [limit for item in metadata if isinstance(item, FieldInfo) for limit in item.metadata]
+    parts = [
+        f"{word} {getattr(limit, name):g}" if abs(getattr(limit, name)) < 1e6 else ""
+        for limit in limits
+        for name, word in _BOUNDS.items()
+        if getattr(limit, name, None) is not None
+    ]
+    found = " and ".join(part for part in parts if part)
+    return f" {found}" if found else ""
+
+
+def _table_in(hint: Any) -> type | None:
+    """Return the class of the table that a key of this type holds."""
+    if get_origin(hint) is Annotated or get_origin(hint) is tuple:
+        return _table_in(get_args(hint)[0])
+    if get_origin(hint) is dict:
+        return _table_in(get_args(hint)[1])
+    kinds = _without_none(hint)
+    if len(kinds) > 1 or kinds[0] is not hint:
+        return next((found for kind in kinds if (found := _table_in(kind))), None)
+    is_table = isinstance(hint, type) and (
+        dataclasses.is_dataclass(hint) or issubclass(hint, BaseModel)
+    )
+    return hint if is_table else None
+
+
+def _is_list(hint: Any) -> bool:
+    if get_origin(hint) is Annotated:
+        return _is_list(get_args(hint)[0])
+    return any(get_origin(kind) is tuple for kind in _without_none(hint))
+
+
+def _below(hint: Any) -> str:
+    if _table_in(hint) is None:
+        return ""
+    return ".NAME." if get_origin(hint) is dict else "."
+
 
 BEGIN, END = "<!-- recipe reference: begin -->", "<!-- recipe reference: end -->"
 RENEW = "python -m coldstill.pipeline.recipe.reference"
@@ -77,7 +311,6 @@ def explained(name: str) -> str:
 
 
 def markdown() -> str:
-    """Return the whole reference as Markdown."""
     parts = []
     for table in tables():
         rows = [

@@ -16,8 +16,7 @@ from ...data.errors import ColdstillError
 from ...data.files import first_difference, read_json, write_json
 from ...stages.report import Report
 from .reading import load_recipe, run_folder
-from .run_folder import open_run
-from .run_record import record_recipe
+from .run_folder import open_run, record_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +40,6 @@ class Work:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe itself."""
         return self.loaded.recipe
 
     @property
@@ -93,11 +91,7 @@ def open_work(
     report: Reporter,
     student: str | None = None,
 ) -> Work:
-    """Load a recipe and open its run; parameters as `load_recipe`.
-
-    Raises
-        ColdstillError: as `load_recipe`, or the run would be inside coldstill's own source
-    """
+    """Load a recipe and open its run; parameters as `load_recipe`."""
     loaded = load_recipe(str(recipe), settings, student, Path(runs))
     return Work(loaded, run_of(recipe, runs, loaded), report)
 

@@ -52,8 +52,6 @@ class PromptTexts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuations:
-    """Continuations of all prompts as text."""
-
     seed: int
     temperature: float
     asked: int
@@ -112,9 +110,6 @@ def continuations(
 
     students  names, in the order in which they are shown
     count     number of prompts
-
-    Raises
-        ColdstillError: the held-out store is damaged
     """
     asked = _Kept(
         version=_VERSION,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import read_json
-from ..planning.measured import metrics_lines
+from ..planning.costs import metrics_lines
 from ..recipe.reading import RESOLVED
-from .names import labelled, run_labels, visible
+from .rows import labelled, run_labels, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

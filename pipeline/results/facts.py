@@ -1,29 +1,33 @@
-"""Everything that a report shows, gathered from a run's records."""
+"""Everything that a report shows, gathered from the records of a run."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from ...data.errors import ColdstillError
+from ...data.store.commit import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
+from ...data.store.layout import MEASUREMENTS
 from ...data.store.reader import open_store
-from .cache import cache_facts
-from .caveats import warnings
 from .curves import read_curves
 from .figures import json_rows, students_of
 from .lineage import corpus_facts, student_facts, teacher_facts, trainings
-from .names import visible
 from .reproduce import reproduction
-from .rows import compared_rows
+from .rows import compared_rows, visible
+from .tables import warnings
 from .verdict import comparable_students, contest, export_sentence, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from ...data.codecs import CodecError
+    from ...data.schema import Capture
+    from ...data.store.commit import ShardStatistics
     from ...data.store.reader import StoreReader
     from ..recipe.work import Work
-    from .cache import CacheFacts
     from .continuations import Continuations
     from .curves import Curve
     from .figures import ModelFigures
@@ -31,14 +35,147 @@ if TYPE_CHECKING:
     from .reproduce import Reproduction
     from .verdict import Training
 
+
+_LOGIT_BYTES = 2
+"""Bytes of a logit in 16 bits, for the size of a store of all logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Histogram:
+    """Positions for each bin; a bin begins at its value in `starts`."""
+
+    starts: tuple[float, ...]
+    positions: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"from": [*self.starts], "positions": [*self.positions]}
+
+
+def entropy_histogram(sums: ShardStatistics) -> Histogram:
+    """Positions by the teacher's entropy in nats; the last bin has no upper end."""
+    return _histogram(sums.entropy_bins, ENTROPY_BINS, ENTROPY_BIN_WIDTH)
+
+
+def mass_histogram(sums: ShardStatistics) -> Histogram:
+    """Positions by the probability inside the head."""
+    return _histogram(sums.mass_bins, MASS_BINS, 1 / MASS_BINS)
+
+
+class Measurements(BaseModel):
+    """What a capture measured of itself; further keys of the file are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    capture_tokens_per_second: float | None = None
+    capture_peak_memory_bytes: int | None = None
+    machine: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheFacts:
+    """A store of the teacher's record. Means are over all positions, None without a position."""
+
+    path: str
+    shards: int
+    shards_done: int
+    sequences: int
+    planned_sequences: int
+    tokens: int
+    positions: int
+    bytes: int
+    full_logits_bytes: int
+    """Size of all logits of these positions at 16 bits each."""
+    bytes_per_position: float | None
+    teacher_loss: float | None
+    """Mean -log p(label) of the teacher in nats."""
+    teacher_entropy: float | None
+    head_mass: float | None
+    """Mean probability inside the head."""
+    codec_kl: float | None
+    """Mean KL(captured || stored) in nats."""
+    entropy_histogram: Histogram
+    mass_histogram: Histogram
+    """Positions by the probability inside the head."""
+    measurements: Measurements
+    capture: Capture
+    codec: dict[str, Any]
+    """Name and settings."""
+    store: dict[str, Any]
+    """Name and settings of the shard format."""
+    error: CodecError
+    vocabulary: int
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        del value["entropy_histogram"], value["mass_histogram"]
+        return value | {
+            "measurements": self.measurements.model_dump(mode="json", exclude_unset=True),
+            "histograms": {
+                "entropy": self.entropy_histogram.to_json(),
+                "head_mass": self.mass_histogram.to_json(),
+            },
+        }
+
+
+def cache_facts(store: StoreReader) -> CacheFacts:
+    """Facts from the manifest, the commit records and the measurements; no sequence is read."""
+    manifest, commits = store.manifest, list(store.commits())
+    sums = total(commit.statistics for commit in commits)
+    positions = sum(commit.positions for commit in commits)
+    stored = sum(commit.bytes for commit in commits)
+    size = manifest.tokenizer.size
+
+    def mean(value: float) -> float | None:
+        return value / positions if positions else None
+
+    return CacheFacts(
+        path=str(store.place),
+        shards=manifest.shards,
+        shards_done=len(commits),
+        sequences=sum(commit.sequences for commit in commits),
+        planned_sequences=manifest.sequences,
+        tokens=sum(commit.tokens for commit in commits),
+        positions=positions,
+        bytes=stored,
+        full_logits_bytes=positions * size * _LOGIT_BYTES,
+        bytes_per_position=mean(stored),
+        teacher_loss=mean(sums.loss),
+        teacher_entropy=mean(sums.entropy),
+        head_mass=mean(sums.head_mass),
+        codec_kl=mean(sums.distortion),
+        entropy_histogram=entropy_histogram(sums),
+        mass_histogram=mass_histogram(sums),
+        measurements=_measurements(store),
+        capture=manifest.capture,
+        codec=manifest.codec,
+        store=manifest.store,
+        error=manifest.error,
+        vocabulary=size,
+    )
+
+
+def _histogram(counts: Sequence[int], bins: int, width: float) -> Histogram:
+    return Histogram(
+        starts=tuple(place * width for place in range(bins)),
+        positions=(*counts, *[0] * (bins - len(counts))),
+    )
+
+
+def _measurements(store: StoreReader) -> Measurements:
+    """What the capture measured; nothing if the file is missing or damaged."""
+    if not store.place.exists(MEASUREMENTS):
+        return Measurements()
+    try:
+        return Measurements.model_validate_json(store.place.read(MEASUREMENTS))
+    except (ColdstillError, ValidationError):
+        return Measurements()
+
+
 _MOST_STUDENTS = 4
 """Students whose continuations are shown, besides the baseline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutFacts:
-    """The held-out store."""
-
     positions: int
     head: int
     tail: int
@@ -46,8 +183,6 @@ class HeldoutFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportFacts:
-    """All facts of one run's report."""
-
     run: str
     name: str
     result: str
@@ -72,7 +207,6 @@ class ReportFacts:
     reproduce: Reproduction
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value."""
         record = None if self.record is None else self.record.to_json()
         return {**asdict(self), "models": json_rows(self.models), "record": record}
 
@@ -109,7 +243,13 @@ def gather(work: Work, prompts: int) -> ReportFacts:
         curves=read_curves([run]),
         record=None if logits is None else cache_facts(logits),
         no_record=no_logits,
-        heldout=None if heldout is None else _heldout_facts(heldout),
+        heldout=None
+        if heldout is None
+        else HeldoutFacts(
+            positions=heldout.positions,
+            head=heldout.manifest.capture.head,
+            tail=heldout.manifest.capture.tail,
+        ),
         continuations=texts,
         no_continuations=no_heldout or no_texts,
         reproduce=reproduction(run, rows),
@@ -124,11 +264,6 @@ def _opened(
         return open_store(address, incomplete=incomplete, cache=work.run.cache), ""
     except (ColdstillError, OSError) as error:
         return None, visible(str(error))
-
-
-def _heldout_facts(store: StoreReader) -> HeldoutFacts:
-    capture = store.manifest.capture
-    return HeldoutFacts(positions=store.positions, head=capture.head, tail=capture.tail)
 
 
 def _shown(rows: Sequence[ModelFigures], known: Mapping[str, Training]) -> list[str]:

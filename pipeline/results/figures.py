@@ -153,7 +153,6 @@ class ModelFigures(Quality):
 
 
 def json_rows(rows: Iterable[ModelFigures]) -> list[dict[str, Any]]:
-    """The rows as a JSON value."""
     return [row.to_json() for row in rows]
 
 
@@ -163,5 +162,4 @@ def students_of(rows: Sequence[ModelFigures]) -> list[ModelFigures]:
 
 
 def teachers_of(rows: Sequence[ModelFigures]) -> list[ModelFigures]:
-    """The rows of teachers."""
     return [row for row in rows if row.role == "teacher"]

@@ -14,7 +14,7 @@ from ...data.prepared import SPLITS, CorpusLayout
 from ..recipe.tables import StudentTable
 from ..units import counted
 from .curves import in_words
-from .names import visible
+from .rows import visible
 from .verdict import Training
 
 if TYPE_CHECKING:
@@ -72,8 +72,6 @@ class CorpusFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentFacts:
-    """One student of the run."""
-
     name: str
     evaluated: bool
     trained: bool
@@ -116,11 +114,7 @@ def _is_path(model: str) -> bool:
 
 
 def corpus_facts(recipe: Recipe, run: Run, manifests: Sequence[Manifest]) -> CorpusFacts:
-    """The corpus, from its own record or else from the manifests of stores.
-
-    Raises
-        ColdstillError: the record is damaged
-    """
+    """The corpus, from its own record or else from the manifests of stores."""
     files = tuple(recipe.corpus.files)
     record = CorpusLayout(run.corpus).read_record()
     if record is None:

@@ -10,8 +10,7 @@ from ...data.places.claims import claimed
 from ...data.places.local import LocalPlace
 from ...data.places.place import place_at
 from ...data.prepared import SPLITS, CorpusLayout, CorpusRecord
-from ..planning.room import expect_room, expect_writable
-from ..planning.sizes import captures, store_sizes
+from ..planning.sizes import captures, expect_room, expect_writable, store_sizes
 from ..recipe.work import READ_TEACHER
 from .teacher import prepared, prepared_apart, tell_left_out, tokenizer_of, train_missing_teacher
 

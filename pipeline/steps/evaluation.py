@@ -1,4 +1,4 @@
-"""The step after stage two: measure students on held-out documents."""
+"""The steps after stage two: measure students on held-out documents, and compare all models."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
-from ...data.files import json_sha256, read_json, write_json
+from ...data.files import json_sha256, read_json, whole_file, write_json
 from ...data.store.reader import open_store
-from ..results.figures import ModelFigures
-from ..results.rows import is_older
+from ...stages.report import Report, Reporter
+from ..pages.compare.page import write_page
+from ..pages.self_contained import expect_file
+from ..results.figures import ModelFigures, json_rows
+from ..results.rows import compared_rows, is_older
+from ..results.tables import markdown, warnings, without_calibration
 from .students import open_made, store_called
 
 if TYPE_CHECKING:
@@ -17,8 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...data.store.manifest import Manifest
-    from ..recipe.run_folder import StudentFolder
+    from ..recipe.run_folder import Run, StudentFolder
     from ..recipe.work import Work
+
 
 _NEWER = ("calibration", "bits_per_byte", "flops_per_token", "generation", "weights")
 """Keys that older versions did not write; figures without them are measured again."""
@@ -134,3 +139,37 @@ def _cached_bytes(work: Work, name: str) -> float | None:
         return total
     work.say(f"evaluate {name}", f"the size of what it was trained from is not known: {reason}")
     return None
+
+
+_STAGE = "compare"
+
+
+def compare_runs(runs: Sequence[Run], file: Path | None, report: Reporter) -> list[ModelFigures]:
+    """A row for each teacher, then one for every evaluated student and each of its exports, the
+    lowest loss first. A page with plots is written to `file` if given.
+
+    The comparison of one run is also written beside it, as JSON, Markdown and a page. For several
+    runs, models are called RUN/NAME, and a teacher whose figures two runs share has one row.
+    """
+    if file is not None:
+        expect_file(file)
+    report(Report(stage=_STAGE, doing="gather the figures"))
+    rows, page = compared_rows(runs), file
+    if len(runs) == 1:
+        beside = runs[0].comparison
+        write_json(beside, json_rows(rows))
+        with whole_file(beside.with_suffix(".md")) as scratch:
+            scratch.write_text(markdown(rows), encoding="utf-8")
+        write_page(beside.with_suffix(".html"), runs, rows)
+        page = file or beside.with_suffix(".html")
+    for warning in warnings(rows):
+        report(Report(stage=_STAGE, note=warning, warning=True))
+    if old := without_calibration(rows):
+        names = ", ".join(old)
+        note = f"no calibration in older figures of {names}; coldstill evaluate measures them again"
+        report(Report(stage=_STAGE, note=note))
+    if file is not None:
+        write_page(file, runs, rows)
+    if page is not None:
+        report(Report(stage=_STAGE, note=f"plots: {page}; open it in a browser"))
+    return rows

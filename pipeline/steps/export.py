@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 def export(
     work: Work, name: str, formats: Sequence[str], output: Path | None = None
 ) -> list[ExportRecord]:
-    """Export a trained student in the named formats below its folder or `output`.
-
-    Raises
-        ColdstillError: the format or the student does not exist, the student is not trained, or
-            `export_student` fails
-    """
+    """Export a trained student in the named formats below its folder or `output`."""
     from ...stages.export import FORMATS
     from ...stages.export.contract import choose
     from ...stages.export.export_student import ExportJob, export_student

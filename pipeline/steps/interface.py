@@ -57,10 +57,9 @@ def run(
         ColdstillError: the recipe or its corpus is wrong, or a step fails; before the first step,
             settings of later steps are checked too
     """
-    from ..planning.loadable import expect_packable_students, expect_usable_students
-    from ..planning.trainable import expect_trainable
+    from ..planning.checks import expect_packable_students, expect_trainable, expect_usable_students
     from . import capture, evaluation, students, teacher
-    from .comparison import compare_runs
+    from .evaluation import compare_runs
 
     with _work(recipe, settings, runs, report) as work:
         expect_trainable(work.recipe, work.recipe.students, teacher=True)
@@ -215,7 +214,7 @@ def compare(
     Raises
         ColdstillError: nothing is evaluated yet, a record is damaged, or `page` is a folder
     """
-    from .comparison import compare_runs
+    from .evaluation import compare_runs
 
     works = [open_work(one, settings, runs, report or silent) for one in (recipe, *others)]
     return compare_runs([work.run for work in works], page, report or silent)
@@ -261,5 +260,4 @@ def _work(
 
 
 def _variant(students: Sequence[str]) -> str | None:
-    """Return the name that can become a variant: a single one."""
     return students[0] if len(students) == 1 else None

@@ -46,7 +46,6 @@ class Cut:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Cut:
-        """Return the cut that pruning.json describes."""
         sizes, parameters, loss = record["sizes"], record["parameters"], record["loss"]
         return cls(
             teacher_parameters=parameters["teacher"],
@@ -97,13 +96,7 @@ def prune_students(work: Work, names: Sequence[str]) -> dict[str, tuple[Cut, ...
     return cuts
 
 
-def to_json(cuts: Mapping[str, Sequence[Cut]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the records of all cuts by student."""
-    return {name: [cut.record for cut in each] for name, each in cuts.items()}
-
-
 def text(cuts: Mapping[str, Sequence[Cut]]) -> str:
-    """Return a table for each cut."""
     return "\n\n".join(
         _table(name if len(each) == 1 else f"{name}, cut {number} of {len(each)}", cut)
         for name, each in cuts.items()

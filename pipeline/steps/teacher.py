@@ -12,8 +12,8 @@ from ...data.prepared import CorpusLayout, CorpusRecord
 from ...data.schema import Capture
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
+from ..planning.checks import expect_trainable
 from ..planning.models import named_teacher, tokenizer_of_model
-from ..planning.trainable import expect_trainable
 from ..recipe.work import READ_TEACHER, beginning, is_done
 
 if TYPE_CHECKING:
@@ -308,13 +308,7 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
                 "give this run another name"
             )
     record = prepare_corpus(
-        run.corpus,
-        config,
-        base,
-        tokenizer,
-        together=together,
-        prompts=prompts,
-        report=work.report,
+        run.corpus, config, base, tokenizer, together=together, prompts=prompts, report=work.report
     )
     work.begin()
     return record

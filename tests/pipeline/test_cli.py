@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from coldstill.data.errors import ColdstillError
 from coldstill.pipeline.cli import commands as cli
 from coldstill.pipeline.cli.group import SECTIONS
-from coldstill.pipeline.cli.next_command import NEXT
+from coldstill.pipeline.cli.options import NEXT
 from coldstill.pipeline.cli.store import store
 
 if TYPE_CHECKING:

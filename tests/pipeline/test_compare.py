@@ -11,7 +11,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.run_folder import Run
 from coldstill.pipeline.results.rows import compared_rows
-from coldstill.pipeline.results.table import tables
+from coldstill.pipeline.results.tables import tables
 from compared import CACHED, Made, generation, models_of, write_run
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from coldstill.pipeline.pages.compare.page import best as best_of
 from coldstill.pipeline.pages.compare.page import page, write_plot
 from coldstill.pipeline.pages.compare.plots import make_plots
-from coldstill.pipeline.pages.compare.tables import best as best_of
 from coldstill.pipeline.recipe.run_folder import Run
-from coldstill.pipeline.results.columns import COST, QUALITY
 from coldstill.pipeline.results.curves import MOST_POINTS, averaged, in_words, read_curves
 from coldstill.pipeline.results.rows import compared_rows
+from coldstill.pipeline.results.tables import COST, QUALITY
 from compared import CACHED, Made, label_loss_at, write_run
 from html_tags import Tags
 

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.pipeline.recipe.run_folder import Run
-from coldstill.pipeline.results.caveats import notes, warnings
-from coldstill.pipeline.results.columns import COST, QUALITY
 from coldstill.pipeline.results.rows import compared_rows
-from coldstill.pipeline.results.table import markdown, tables
+from coldstill.pipeline.results.tables import COST, QUALITY, markdown, notes, tables, warnings
 from coldstill.pipeline.units import size
 from compared import CACHED, FORMATS, Made, generation, models_of, row, write_run
 

@@ -12,8 +12,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.places.cache import CacheSettings
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.reading import load_recipe
-from coldstill.pipeline.recipe.run_folder import open_run, recorded_run
-from coldstill.pipeline.recipe.run_record import record_recipe
+from coldstill.pipeline.recipe.run_folder import open_run, record_recipe, recorded_run
 from oracles import cached_bytes, digests
 
 if TYPE_CHECKING:

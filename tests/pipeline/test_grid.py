@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe.fields import student_keys
-from coldstill.pipeline.recipe.keys import split_key
+from coldstill.pipeline.recipe.reading import split_key
+from coldstill.pipeline.recipe.reference import student_keys
 from coldstill.pipeline.recipe.tables import NAME_PATTERN
-from coldstill.pipeline.steps.grid import Grid, points_of, read_grids
+from coldstill.pipeline.steps.sweep import Grid, points_of, read_grids
 
 STUDENTS = ("small", "small-learning_rate-0.003")
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.cli.commands import main
-from coldstill.pipeline.pages.inspect.glyphs import ASCII, BLOCKS, cell, glyphs_for, histogram
 from coldstill.pipeline.pages.inspect.store import ranges
+from coldstill.pipeline.pages.inspect.text import ASCII, BLOCKS, cell, glyphs_for, histogram
 from inspected import SEQUENCES, desk_at, shown, write_store
 from oracles import VOCABULARY, manifest_for, random_block, write_missing
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.pipeline.pages.inspect.listing import percent
+from coldstill.pipeline.pages.inspect.text import percent
 from inspected import SEQUENCES, desk_at, write_store
 
 if TYPE_CHECKING:

@@ -12,10 +12,9 @@ import pytest
 from click.testing import CliRunner
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
-from coldstill.pipeline.cli import inspect as command
+from coldstill.pipeline.cli import results as command
 from coldstill.pipeline.cli.commands import main
-from coldstill.pipeline.pages.inspect.glyphs import clip
-from coldstill.pipeline.pages.inspect.listing import percent
+from coldstill.pipeline.pages.inspect.text import clip, percent
 from inspected import LONG, SEQUENCES, TOKENS, desk_at, shown, write_store
 from oracles import FULL, VOCABULARY
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from coldstill.data.store.reader import open_store
 from coldstill.data.token_bytes import TokenBytes
-from coldstill.pipeline.pages.inspect.glyphs import ASCII, BLOCKS
+from coldstill.pipeline.pages.inspect.text import ASCII, BLOCKS
 from coldstill.pipeline.results.token_texts import TokenTexts, token_texts
 from inspected import TOKENS, write_store
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

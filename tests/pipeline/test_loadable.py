@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from checkpoints import configure, renamed, save_checkpoint
-from coldstill.pipeline.planning.loadable import _is_unusual
+from coldstill.pipeline.planning.checks import _is_unusual
 from conftest import VOCABULARY, make_model
 
 if TYPE_CHECKING:

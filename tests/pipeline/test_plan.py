@@ -10,8 +10,13 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
-from coldstill.pipeline.planning.room import existing, expect_room, expect_writable
-from coldstill.pipeline.planning.sizes import expected_bytes, store_sizes
+from coldstill.pipeline.planning.sizes import (
+    existing,
+    expect_room,
+    expect_writable,
+    expected_bytes,
+    store_sizes,
+)
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import open_run
 from coldstill.pipeline.recipe.work import Work

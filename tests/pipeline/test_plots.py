@@ -10,11 +10,26 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from coldstill.pipeline.pages.plots.chart import Axis, Bar, Chart, Level, Series
+from coldstill.pipeline.pages.plots.chart import (
+    COLOURS,
+    Axis,
+    Bar,
+    Chart,
+    Level,
+    Series,
+    colour,
+    dashes,
+    mark,
+)
 from coldstill.pipeline.pages.plots.drawing import STYLE, draw, standalone
-from coldstill.pipeline.pages.plots.looks import COLOURS, colour, dashes, mark
-from coldstill.pipeline.pages.plots.naming import Box, clipped, placed, spread, text_width
-from coldstill.pipeline.pages.plots.scale import scale_of
+from coldstill.pipeline.pages.plots.placing import (
+    Box,
+    clipped,
+    placed,
+    scale_of,
+    spread,
+    text_width,
+)
 from coldstill.pipeline.units import short
 
 NAN, INFINITE = float("nan"), float("inf")

@@ -8,8 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from coldstill.pipeline.cli import progress_lines
-from coldstill.pipeline.cli.progress_lines import Lines
+from coldstill.pipeline.cli import progress as progress_lines
+from coldstill.pipeline.cli.progress import Lines
 from coldstill.pipeline.units import duration, rate
 from coldstill.stages.report import Report
 

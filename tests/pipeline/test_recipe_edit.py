@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import tomlkit
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe.editing import write_capture
+from coldstill.pipeline.recipe.writing import write_capture
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import coldstill.pipeline
 import pytest
 from coldstill.data.errors import ColdstillError
-from coldstill.pipeline.recipe.fields import names_at, tables
 from coldstill.pipeline.recipe.reference import (
     BEGIN,
     END,
@@ -16,8 +15,10 @@ from coldstill.pipeline.recipe.reference import (
     explained,
     main,
     markdown,
+    names_at,
     overview,
     renewed,
+    tables,
 )
 
 if TYPE_CHECKING:

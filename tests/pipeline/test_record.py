@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.places.claims import claimed
 from coldstill.pipeline.recipe.reading import load_recipe
-from coldstill.pipeline.recipe.run_folder import open_run
-from coldstill.pipeline.recipe.run_record import record_recipe
+from coldstill.pipeline.recipe.run_folder import open_run, record_recipe
 
 if TYPE_CHECKING:
     from desk import Desk

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.token_bytes import TokenBytes
-from coldstill.pipeline.pages.compare.trade_off import DISK, LATENCY, MEMORY
+from coldstill.pipeline.pages.compare.panels import DISK, LATENCY, MEMORY
 from coldstill.pipeline.pages.report.page import page
 from coldstill.pipeline.pages.report.pictures import covered_mass, entropies, trade_offs
 from coldstill.pipeline.results.lineage import TeacherFacts, origin_in_words

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.pipeline.recipe.reading import load_recipe
-from coldstill.pipeline.recipe.starter import write_starter
+from coldstill.pipeline.recipe.writing import write_starter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.pipeline.steps.tasks.records import TaskRecord, table
+from coldstill.pipeline.steps.tasks import TaskRecord, table
 from coldstill.stages.evaluation.lm_eval.results import Score, TaskResult
 from said import sentences
 from small_tasks import PROSE, QUIZ, quiz, write_task

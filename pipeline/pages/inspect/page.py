@@ -38,11 +38,7 @@ _LEVELS = 17
 def write_page(
     subject: Subject, path: Path, rows: Sequence[int], positions: range | None, top: int
 ) -> dict[str, Any]:
-    """Write the page, and return what it contains as a JSON value.
-
-    Raises
-        ColdstillError: the path is a folder, or a sequence cannot be read
-    """
+    """Write the page, and return what it contains as a JSON value."""
     expect_file(path)
     facts = describe(subject)
     sequences = [read_sequence(subject, row, positions) for row in rows]
@@ -60,7 +56,6 @@ def write_page(
 
 
 def page(facts: StoreFacts, sequences: Sequence[ShownSequence], texts: TokenTexts, top: int) -> str:
-    """Return the page as HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -133,7 +128,6 @@ def _short(probability: float) -> float:
 
 
 def _tokens(sequences: Iterable[dict[str, Any]]) -> set[int]:
-    """Return every token id on the page."""
     found: set[int] = set()
     for sequence in sequences:
         found.update(sequence["tokens"])

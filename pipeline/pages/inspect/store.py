@@ -1,37 +1,111 @@
-"""The content of a store by its own records: no sequence is read."""
+"""The content of a store or of one shard by its own records: no sequence is read."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
 
 from ....data.errors import ColdstillError
 from ....data.files import parse_json
-from ....data.store.commit import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
-from ....data.store.layout import MEASUREMENTS
-from .shard import ShardColumn, columns_of_shard
+from ....data.formats import STORES
+from ....data.schema import Ragged
+from ....data.store.commit import total
+from ....data.store.layout import MEASUREMENTS, shard_name
+from ...results.facts import entropy_histogram, mass_histogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from ....data.store.commit import ShardStatistics
     from ....data.store.manifest import Manifest
     from ....data.store.reader import StoreReader
-    from .path import Subject
+    from ...results.facts import Histogram
+    from .path import LoneShard, Subject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Histogram:
-    """Numbers of positions by bin; the last bin of the entropy has no upper end."""
+class ShardColumn:
+    name: str
+    type: str
+    """NumPy type and further axes: `float32 x 8`."""
+    list: bool
+    """Whether a sequence has a list of values, and not a single one."""
+    rows: int
+    values: int
 
-    starts: tuple[float, ...]
-    """Lower end of each bin."""
-    positions: tuple[int, ...]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoneShardFacts:
+    """A shard without its store; the fields are the keys of `--json`."""
+
+    path: str
+    note: str
+    store: str
+    """Name of the file format."""
+    bytes: int
+    columns: tuple[ShardColumn, ...]
+
+    @property
+    def sequences(self) -> int:
+        return max((column.rows for column in self.columns), default=0)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the histogram as a JSON value."""
-        return {"from": [*self.starts], "positions": [*self.positions]}
+        return asdict(self)
+
+
+def describe_lone(shard: LoneShard) -> LoneShardFacts:
+    """Read the columns of a shard without its store."""
+    files = [path for path in shard.path.rglob("*") if path.is_file()] or [shard.path]
+    return LoneShardFacts(
+        path=str(shard.path),
+        note=f"{shard.why}: only the shard's own file is shown",
+        store=shard.store,
+        bytes=sum(path.stat().st_size for path in files),
+        columns=_columns(shard.path, shard.store),
+    )
+
+
+def columns_of_shard(subject: Subject) -> tuple[ShardColumn, ...]:
+    """Return the columns of a store's shard, after verifying every byte of it."""
+    assert subject.shard is not None
+    store, place = subject.store.manifest.make_store(subject.path), subject.store.place
+    name = shard_name(subject.shard, store.suffix)
+    path = place.shard(subject.store.commit(subject.shard), name)
+    return _columns(path, store.name)
+
+
+def _columns(path: Path, store: str) -> tuple[ShardColumn, ...]:
+    """Count rows and values block by block."""
+    opened = STORES[store]().open(path)
+    found: dict[str, ShardColumn] = {}
+    for block in range(opened.blocks):
+        for name, column in opened.read(block).items():
+            values = column.values if isinstance(column, Ragged) else column
+            before = found.get(name)
+            found[name] = ShardColumn(
+                name=name,
+                type=values.dtype.name + "".join(f" x {width}" for width in values.shape[1:]),
+                list=isinstance(column, Ragged),
+                rows=(before.rows if before else 0) + len(column),
+                values=(before.values if before else 0) + len(values),
+            )
+    return tuple(found.values())
+
+
+def column_lines(columns: Sequence[ShardColumn]) -> list[str]:
+    rows = [(c.name, c.type, "a list" if c.list else "one", f"{c.values:,}") for c in columns]
+    table = tabulate(
+        rows,
+        headers=("column", "type", "a sequence has", "values"),
+        tablefmt="plain",
+        disable_numparse=True,
+        colalign=("left", "left", "left", "right"),
+    )
+    return table.splitlines()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +134,10 @@ class StoreFacts:
     """Speed and memory of the capture; empty if they are missing or damaged."""
 
     def mean(self, value: float) -> float | None:
-        """Return a sum divided by the number of positions."""
         return value / self.positions if self.positions else None
 
     @property
     def shards_missing(self) -> list[int]:
-        """Shards that are not finished."""
         return sorted(set(range(self.manifest.shards)) - set(self.done))
 
     @property
@@ -76,17 +148,14 @@ class StoreFacts:
     @property
     def entropy(self) -> Histogram:
         """Positions by the teacher's entropy in nats."""
-        starts = tuple(place * ENTROPY_BIN_WIDTH for place in range(ENTROPY_BINS))
-        return Histogram(starts=starts, positions=_padded(self.sums.entropy_bins, ENTROPY_BINS))
+        return entropy_histogram(self.sums)
 
     @property
     def head_mass(self) -> Histogram:
         """Positions by the probability inside the head."""
-        starts = tuple(place / MASS_BINS for place in range(MASS_BINS))
-        return Histogram(starts=starts, positions=_padded(self.sums.mass_bins, MASS_BINS))
+        return mass_histogram(self.sums)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts as a JSON value."""
         loss = self.mean(self.sums.loss)
         facts: dict[str, Any] = {
             "path": self.path,
@@ -124,11 +193,7 @@ class StoreFacts:
 
 
 def describe(subject: Subject) -> StoreFacts:
-    """Collect the facts of a store or of one shard.
-
-    Raises
-        ColdstillError: a commit record or the shard is damaged
-    """
+    """Collect the facts of a store or of one shard."""
     store, manifest, shard = subject.store, subject.store.manifest, subject.shard
     commits = [store.commit(index) for index in subject.shards]
     rows = None if shard is None else manifest.shard_rows(shard)
@@ -148,10 +213,6 @@ def describe(subject: Subject) -> StoreFacts:
         sums=total(commit.statistics for commit in commits),
         measurements=_measurements(store),
     )
-
-
-def _padded(counts: Sequence[int], bins: int) -> tuple[int, ...]:
-    return (*counts, *[0] * (bins - len(counts)))
 
 
 def _measurements(store: StoreReader) -> Mapping[str, Any]:

@@ -1,22 +1,120 @@
-"""A store or a shard as text: aligned, at most 100 columns, with two small histograms."""
+"""A store, a shard or a sequence as text, drawn with block characters or with ASCII."""
 
 from __future__ import annotations
 
 import math
 import textwrap
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...units import counted, size
-from .glyphs import COLUMNS, histogram
-from .shard import column_lines
-from .store import ranges, settings_in_words
+from ...units import counted, display_width, size
+from .store import column_lines, ranges, settings_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .glyphs import Glyphs
-    from .shard import LoneShardFacts
-    from .store import StoreFacts
+    from ...results.token_texts import TokenTexts
+    from .sequence import Prediction, ShownSequence
+    from .store import LoneShardFacts, StoreFacts
+
+
+COLUMNS = 100
+"""Width of all text in columns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Glyphs:
+    """The characters of one way to draw."""
+
+    bars: str
+    """Bars from empty to full."""
+    space: str
+    newline: str
+    tab: str
+    quote: str
+    """Around a token."""
+    rule: str
+    times: str
+    mark: str
+    """Before the actual next token."""
+
+    def visible(self, text: str) -> str:
+        """Return a token with visible blanks and line ends."""
+        marks = {" ": self.space, "\n": self.newline, "\t": self.tab}
+        text = "".join(marks.get(letter, letter) for letter in text)
+        if self is ASCII:
+            text = text.encode("ascii", "backslashreplace").decode()
+        return f"{self.quote}{text}{self.quote}"
+
+
+BLOCKS = Glyphs(
+    bars=" \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588",
+    space="\u00b7",
+    newline="\u21b5",
+    tab="\u21e5",
+    quote="",
+    rule="\u2500",
+    times="\u00d7",
+    mark="\u25b8",
+)
+ASCII = Glyphs(
+    bars=" .:#", space=" ", newline="\\n", tab="\\t", quote='"', rule="-", times="x", mark="=>"
+)
+
+
+def glyphs_for(encoding: str | None) -> Glyphs:
+    """Return the characters that an output with this encoding can show."""
+    try:
+        (BLOCKS.bars + BLOCKS.space + BLOCKS.newline + BLOCKS.tab).encode(encoding or "ascii")
+    except (UnicodeError, LookupError):
+        return ASCII
+    return BLOCKS
+
+
+def histogram(counts: Sequence[int], glyphs: Glyphs, *, height: int, width: int = 2) -> list[str]:
+    """Return lines of equal width, the top line first; each bar is `width` columns wide.
+
+    A count above 0 is always visible.
+    """
+    steps = len(glyphs.bars) - 1
+    most = max(1, *counts) if counts else 1
+    levels = [-(-count * height * steps // most) for count in counts]
+    return [
+        "".join(glyphs.bars[min(steps, max(0, n - row * steps))] * width for n in levels)
+        for row in reversed(range(height))
+    ]
+
+
+def cell(text: str, width: int) -> str:
+    """Return text padded or clipped to a width."""
+    text = clip(text, width)
+    return text + " " * (width - display_width(text))
+
+
+def clip(text: str, width: int) -> str:
+    """Return text of at most this width; three dots stand for the rest."""
+    if display_width(text) <= width:
+        return text
+    kept = ""
+    for letter in text:
+        if display_width(kept + letter) > width - 3:
+            break
+        kept += letter
+    return kept + "..."
+
+
+def flow(items: Sequence[str], indent: str, first: str = "") -> list[str]:
+    """Return items two blanks apart in lines of `COLUMNS`; `first` is before the first item."""
+    lines: list[str] = []
+    line = first or indent
+    for item in items:
+        gap = "" if line in (first, indent) else "  "
+        if gap and display_width(line + gap + item) > COLUMNS:
+            lines.append(line)
+            line, gap = indent, ""
+        line += gap + item
+    return [*lines, line]
+
 
 _NAMES = 11
 _HEIGHT = 4
@@ -38,7 +136,6 @@ def store_text(facts: StoreFacts, glyphs: Glyphs) -> str:
 
 
 def lone_text(facts: LoneShardFacts) -> str:
-    """Return the facts of a shard without its store."""
     rows = [
         ("shard", f"{facts.path} ({facts.store}, {size(facts.bytes)})"),
         ("holds", counted(facts.sequences, "sequence")),
@@ -89,10 +186,7 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
             f"{teacher.dtype}, {teacher.fingerprint[:12]})",
         ),
         ("tokenizer", f"{tokenizer.size:,} tokens ({tokenizer.fingerprint[:12]})"),
-        (
-            "corpus",
-            f"{corpus.split}, {corpus.documents:,} documents ({corpus.fingerprint[:12]})",
-        ),
+        ("corpus", f"{corpus.split}, {corpus.documents:,} documents ({corpus.fingerprint[:12]})"),
         ("packing", f"up to {packing.sequence_length} tokens, {together}"),
         (
             "capture",
@@ -176,3 +270,90 @@ def _drawn(
     for place, label in ticks:
         axis = axis.ljust(2 * place) + label
     return [title, *histogram(counts, glyphs, height=_HEIGHT), glyphs.rule * 2 * len(counts), axis]
+
+
+_WIDTH = 22
+"""Width of a token's column."""
+_INDENT = " " * 8
+
+
+def listing(sequence: ShownSequence, texts: TokenTexts, glyphs: Glyphs, top: int, path: str) -> str:
+    """Return an explanation and every position that is shown."""
+    lines = _head(sequence, texts, glyphs, path)
+    for place in sequence.shown:
+        if place in sequence.documents or place == sequence.shown.start:
+            lines.append(_border(sequence, place, glyphs))
+        lines += _position(sequence, place, texts, glyphs, top)
+    return "\n".join(lines)
+
+
+def _head(sequence: ShownSequence, texts: TokenTexts, glyphs: Glyphs, path: str) -> list[str]:
+    shown, documents = sequence.shown, counted(len(sequence.documents), "document")
+    part = "" if len(shown) == sequence.length else f"; shown are {shown.start} to {shown.stop - 1}"
+    summary = (
+        f"sequence {sequence.row} of {path}: number {sequence.id} of its corpus, "
+        f"{counted(sequence.length, 'token')}, {documents}, "
+        f"{counted(len(sequence.predictions), 'position')} with a target{part}"
+    )
+    how = (
+        "Each line has a token and the teacher's prediction of the next one (label), made from all "
+        "tokens so far: p is the probability of the label, rank its place in the head; "
+        f"{glyphs.mark} marks the label among the best tokens. A dash means no target."
+    )
+    lines = [*textwrap.wrap(summary, COLUMNS), *textwrap.wrap(how, COLUMNS)]
+    if texts.lack:
+        lines += textwrap.wrap(texts.lack, COLUMNS)
+    return [*lines, "", f"{'pos':>6}  {'token':<{_WIDTH}}  {'label':<{_WIDTH}}  {_NUMBERS}"]
+
+
+_NUMBERS = f"{'p':>8}  {'-log p':>6}  {'rank':>5}  {'entropy':>7}"
+
+
+def _border(sequence: ShownSequence, place: int, glyphs: Glyphs) -> str:
+    start = max(begin for begin in sequence.documents if begin <= place)
+    rest = "" if start == place else ", continued"
+    return f"{glyphs.rule * 2} document {sequence.documents[start]}{rest} ".ljust(
+        COLUMNS, glyphs.rule
+    )
+
+
+def _position(
+    sequence: ShownSequence, place: int, texts: TokenTexts, glyphs: Glyphs, top: int
+) -> list[str]:
+    token = cell(glyphs.visible(texts.of(sequence.tokens[place])), _WIDTH)
+    prediction = sequence.predictions.get(place)
+    if prediction is None:
+        return [f"{place:>6}  {token}  -"]
+    label = cell(glyphs.visible(texts.of(prediction.label)), _WIDTH)
+    rank = "-" if prediction.rank is None else str(prediction.rank)
+    numbers = (
+        f"{percent(math.exp(prediction.label_logprob)):>8}  {prediction.surprise:>6.2f}  "
+        f"{rank:>5}  {prediction.entropy:>7.2f}"
+    )
+    return [f"{place:>6}  {token}  {label}  {numbers}", *_details(prediction, texts, glyphs, top)]
+
+
+def _details(prediction: Prediction, texts: TokenTexts, glyphs: Glyphs, top: int) -> list[str]:
+    """Return lines with the best tokens, and with the samples outside the head."""
+    lines = []
+    if best := [
+        f"{glyphs.mark if guess.token == prediction.label else ''}"
+        f"{clip(glyphs.visible(texts.of(guess.token)), _WIDTH)} {percent(guess.probability)}"
+        for guess in prediction.head[:top]
+    ]:
+        lines += flow(best, _INDENT)
+    masses = f"{_INDENT}head {percent(prediction.head_mass)}, tail {percent(prediction.tail_mass)}"
+    drawn = [
+        clip(glyphs.visible(texts.of(sample.token)), _WIDTH)
+        + (f" {glyphs.times}{sample.count}" if sample.count > 1 else "")
+        for sample in prediction.samples
+    ]
+    return lines + flow(drawn, _INDENT, f"{masses}{': ' if drawn else ''}")
+
+
+def percent(probability: float) -> str:
+    """Return a percentage with two or three digits: `73.1%`, `0.45%`, `<0.001%`."""
+    share = 100 * probability
+    if share >= 0.01:
+        return f"{share:.1f}%" if share >= 10 else f"{share:.2f}%"
+    return f"{share:.3f}%" if share >= 0.001 else "<0.001%" if share else "0%"

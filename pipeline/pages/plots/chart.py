@@ -1,7 +1,8 @@
-"""The description of a plot: plain data, without anything of the library that draws it."""
+"""The description of a plot as plain data, and the looks that tell its series apart."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +12,6 @@ Points = tuple[tuple[float | None, float | None], ...]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis."""
-
     title: str
     """The quantity and its unit."""
     scale: Literal["linear", "auto"] = "linear"
@@ -66,8 +65,6 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """One plot."""
-
     label: str
     """Text alternative for readers who do not see the plot."""
     x: Axis
@@ -82,3 +79,47 @@ class Chart:
     width: int = 544
     height: int = 330
     """Size of the picture in pixels."""
+
+
+COLOURS = 6
+"""Colours in `plots.css`; they stay apart for colour-blind readers in both themes."""
+_DASHES = ((), (7, 3.5), (2, 2.5), (9, 3, 2, 3))
+_REFERENCE = "var(--chart-soft)"
+
+
+def _polygon(corners: int, turn: float = 0.0, inner: float = 1.0, radius: float = 1.0) -> str:
+    """SVG path of a regular polygon around 0; `inner` < 1 makes a star of it."""
+    places = []
+    for corner in range(corners):
+        angle = math.radians(turn + 360 * corner / corners - 90)
+        away = radius * (inner if corner % 2 and inner < 1 else 1.0)
+        places.append(f"{away * math.cos(angle):.3f},{away * math.sin(angle):.3f}")
+    return f"M{'L'.join(places)}Z"
+
+
+_MARKS = (
+    "M-.9,0A.9,.9,0,1,1,.9,0A.9,.9,0,1,1,-.9,0Z",
+    _polygon(4, 45, radius=1.15),
+    _polygon(4, radius=1.25),
+    _polygon(3, radius=1.3),
+    _polygon(3, 180, radius=1.3),
+    _polygon(5, radius=1.1),
+)
+_STAR = _polygon(10, inner=0.5, radius=1.3)
+
+
+def colour(look: int | None) -> str:
+    return _REFERENCE if look is None else f"var(--c{look % COLOURS})"
+
+
+def dashes(look: int | None) -> tuple[float, ...]:
+    """Dash pattern of a line; empty for a solid line."""
+    return (4, 3) if look is None else _DASHES[look // COLOURS % len(_DASHES)]
+
+
+def mark(look: int | None, hollow: int | None = None) -> str:
+    """SVG path of a mark, about 2 units wide; `hollow` names another outline to use instead."""
+    if hollow is not None:
+        return _MARKS[hollow % len(_MARKS)]
+    # each round of colours uses the next mark, so that no pair comes twice
+    return _STAR if look is None else _MARKS[(look + look // COLOURS) % len(_MARKS)]

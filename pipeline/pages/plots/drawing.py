@@ -17,10 +17,20 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from ...results.names import visible
-from .looks import colour, dashes, mark
-from .naming import Box, Name, around, clipped, placed, spread, text_width
-from .scale import Scale, drawable, scale_of
+from ...results.rows import visible
+from .chart import colour, dashes, mark
+from .placing import (
+    Box,
+    Name,
+    Scale,
+    around,
+    clipped,
+    drawable,
+    placed,
+    scale_of,
+    spread,
+    text_width,
+)
 
 if TYPE_CHECKING:
     from .chart import Chart, Level, Series
@@ -48,8 +58,6 @@ _SOFT, _INK, _PAPER = "var(--chart-soft)", "var(--chart-ink)", "var(--chart-pape
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A drawn chart."""
-
     svg: Markup
     complete: bool
     """Whether every series is named in it; otherwise a legend has to."""
@@ -243,7 +251,6 @@ def _rule(rows: list[dict[str, Any]], x: Scale, y: Scale, **settings: Any) -> An
 
 
 def _background(chart: Chart, levels: list[Level], x: Scale, y: Scale) -> list[Any]:
-    """Bars, the diagonal and levels."""
     layers = []
     if chart.bars:
         bars = [{"x": b.start, "x2": b.end, "y": y.low, "y2": b.height} for b in chart.bars]

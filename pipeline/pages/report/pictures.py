@@ -8,16 +8,26 @@ from typing import TYPE_CHECKING, Literal
 
 from ....data.store.commit import ENTROPY_BIN_WIDTH
 from ...results.figures import students_of
-from ..compare.plot import Panel, Plot, left_out
-from ..compare.trade_off import DISK, KL, LATENCY, LOSS, MEMORY, PARAMETERS, against
+from ..compare.panels import (
+    DISK,
+    KL,
+    LATENCY,
+    LOSS,
+    MEMORY,
+    PARAMETERS,
+    Panel,
+    Plot,
+    against,
+    left_out,
+)
 from ..plots.chart import Axis, Bar, Chart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ...results.cache import CacheFacts
+    from ...results.facts import CacheFacts
     from ...results.figures import ModelFigures
-    from ..compare.trade_off import Cost, Quality
+    from ..compare.panels import Cost, Quality
 
 _PACKED_ALIKE = 1.05
 """Ratio of bytes a parameter between models up to which size on disk needs no plot."""
@@ -43,19 +53,16 @@ def _plot(
 ) -> Plot:
     *others, last = [cost.name for cost in costs]
     title = f"{quality.name} against {', '.join(others)}{' and ' if others else ''}{last}"
-    panels = tuple(
-        Panel(name=_capital(cost.name), chart=_compact(against(rows, cost, quality, rows)))
-        for cost in costs
-    )
+    panels = []
+    for cost in costs:
+        chart = against(rows, cost, quality, rows)
+        # a short title, as the section's title names the figure
+        chart = dataclasses.replace(chart, y=dataclasses.replace(chart.y, title="nats"))
+        panels.append(Panel(name=_capital(cost.name), chart=chart))
     exports = any(one.joined_to for panel in panels for one in panel.chart.series)
     # many points need room for their names; four plots are two by two
     columns: Literal[2, 3] = 2 if exports or len(panels) == 4 else 3
-    return Plot(title=title, caption=caption, panels=panels, columns=columns)
-
-
-def _compact(chart: Chart) -> Chart:
-    """With a short title, as the section's title names the figure."""
-    return dataclasses.replace(chart, y=dataclasses.replace(chart.y, title="nats"))
+    return Plot(title=title, caption=caption, panels=tuple(panels), columns=columns)
 
 
 def _capital(text: str) -> str:

@@ -1,1 +1,0 @@
-"""`coldstill evaluate --tasks`: runs lm-eval task files on trained students."""
