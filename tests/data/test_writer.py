@@ -208,10 +208,11 @@ def test_a_folder_that_is_not_a_store_is_left_alone(tmp_path: Path) -> None:
     store.unlink()
     write_missing(store, MANIFEST, BLOCK)
     manifest = store / "manifest.json"
-    before = manifest.stat()
+    before = manifest.stat().st_ino, manifest.stat().st_mtime_ns
     renamed = replace(MANIFEST, teacher=replace(MANIFEST.teacher, name="other"))
     write_missing(store, renamed, BLOCK)
-    assert manifest.stat() == before  # it is never written again
+    after = manifest.stat().st_ino, manifest.stat().st_mtime_ns
+    assert after == before  # it is never written again
     manifest.unlink()
     left = digests(store)
     message = refusal(ShardWriter(store, MANIFEST).__enter__)
@@ -375,7 +376,8 @@ def test_the_claims_of_a_killed_writer_are_free_at_once(
         with writer.claim(0) as its:
             assert its
             writer.write(0, part(0))
-    assert [path.name for path in tmp_path.glob("claims/*")] == ["00001"]  # whole, so never claimed
+    # whole, so never claimed
+    assert [path.name for path in tmp_path.glob("claims/0*")] == ["00001"]
     write_missing(tmp_path, MANIFEST, BLOCK)
     assert digests(tmp_path) == whole
     assert not (tmp_path / "claims").exists()
