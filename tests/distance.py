@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import coldstill.data.places.remote
 import pytest
 from coldstill.data.places.cache import CacheSettings
 from coldstill.data.places.faults import Patience
+from coldstill.data.places.objects import Objects
 from coldstill.data.places.remote import RemotePlace
 from coldstill.data.store.layout import LOCK
 from faulty_proxy import FaultyProxy
@@ -68,9 +70,21 @@ def memory(tmp_path: Path) -> Distance:
     return Distance(f"memory://coldstill-{next(_numbers)}", cache)
 
 
+@pytest.fixture
+def conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Atomic requests, which object stores have and `memory://` does not."""
+    one_at_a_time, original = threading.RLock(), Objects._call
+
+    def call(self: Objects, *arguments: Any) -> Any:
+        with one_at_a_time:
+            return original(self, *arguments)
+
+    monkeypatch.setattr(Objects, "_call", call)
+
+
 ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "nobody",
-    "AWS_SECRET_ACCESS_KEY": "nothing",
+    "AWS_ACCESS_KEY_ID": "user",
+    "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": "/nowhere",

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from coldstill.data.alignment import labels
+from coldstill.data.codecs import CODECS
+from coldstill.data.files import tokens_sha256
 from coldstill.data.places.claims import claimed
 from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Ragged, Sequences, Targets
@@ -25,10 +27,12 @@ from coldstill.data.store.manifest import (
 )
 from coldstill.data.store.reader import open_store
 from coldstill.data.store.writer import ShardWriter
+from tokenizers import Tokenizer, models
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from coldstill.data.schema import Columns
     from numpy.typing import NDArray
 
 VOCABULARY = 40
@@ -132,10 +136,53 @@ def write_missing(root: str | Path, manifest: Manifest, block: Block) -> None:
             writer.write(shard, block.take(np.array(manifest.shard_rows(shard))))
 
 
+def whole_store(
+    root: Path, block: Block, *, corpus: str = "3", words: str = "word", **options: Any
+) -> Manifest:
+    """A complete store with its tokenizer."""
+    tokenizer = TokenizerIdentity(fingerprint=write_tokenizer(root, words), size=VOCABULARY)
+    manifest = replace(manifest_for(block, **options), tokenizer=tokenizer)
+    manifest = replace(manifest, corpus=replace(manifest.corpus, fingerprint=corpus * 64))
+    write_missing(root, manifest, block)
+    return manifest
+
+
+def write_tokenizer(root: Path, words: str) -> str:
+    """Write a tokenizer with the vocabulary of the blocks; returns its fingerprint."""
+    table = {f"{words}{index}": index for index in range(VOCABULARY)}
+    (root / "tokenizer").mkdir(parents=True, exist_ok=True)
+    model: Any = models.WordLevel(table, unk_token=f"{words}0")
+    Tokenizer(model).save(str(root / "tokenizer" / "tokenizer.json"))
+    return tokens_sha256(table)
+
+
+def as_stored(block: Block, codec: str) -> Block:
+    """The block after encoding and decoding; the tests of codecs bound the difference."""
+    made = CODECS[codec].fitting(vocabulary=VOCABULARY, capture=block.capture)
+    return made.decode(made.encode(block), block.capture)
+
+
 def everything(path: str | Path) -> Block:
     """All that a store holds, in its order."""
     store = open_store(path)
     return store.read(np.arange(len(store)))
+
+
+def assert_same_columns(found: Columns, wanted: Columns) -> None:
+    """The same names, types, shapes and numbers."""
+    assert set(found) == set(wanted)
+    for name, column in wanted.items():
+        pairs = zip(_arrays(found[name]), _arrays(column), strict=True)
+        for one, other in pairs:
+            assert (one.dtype, one.shape) == (other.dtype, other.shape), name
+            assert np.array_equal(one, other), name
+
+
+def _arrays(column: Any) -> list[NDArray[Any]]:
+    """The arrays of a column at any depth of lists."""
+    if isinstance(column, np.ndarray):
+        return [column]
+    return [array for f in fields(column) for array in _arrays(getattr(column, f.name))]
 
 
 def numbers(part: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BLOCK = random_block(8, 10)
 WHOLE = Capture(head=VOCABULARY, tail=0)
-INF, NAN = math.inf, math.nan
+INF, NAN, LOG_V = math.inf, math.nan, math.log(VOCABULARY)
 
 
 def rules_for(capture: Capture, **changed: Any) -> Rules:
@@ -119,89 +119,91 @@ LABEL_ABOVE = "a label outside the head is above the head's last entry"
 LABEL_TAIL = "a label's log-probability is not that of its tail sample"
 COLD, WARM = (f"a log_norm that temperature {t} cannot have" for t in ("0.5", "2"))
 
-TARGETS: list[tuple[str, str, Any, set[str]]] = [
-    ("neither", "head_ids", order("head_ids", 0, 0, 2, 3), {"head ids that repeat"}),
-    ("neither", "head_ids", order("head_ids", 0, 1, 2, 0), {"head ids that repeat"}),
-    ("neither", "head_ids", entry("head_ids", 2, 40), {"head ids outside the vocabulary"}),
-    ("neither", "head_ids", entry("head_ids", 0, -1), {"head ids outside the vocabulary"}),
-    ("neither", "head_logprobs", order("head_logprobs", 0, 2, 1, 3), {RISING}),
-    ("neither", "head_logprobs", entry("head_logprobs", 0, NAN), {HEAD_NUMBERS, RISING, SUM}),
-    ("neither", "head_logprobs", entry("head_logprobs", 0, -INF), {HEAD_NUMBERS, RISING, SUM}),
-    ("neither", "head_logprobs", entry("head_logprobs", 0, INF), {HEAD_NUMBERS, SUM}),
-    ("neither", "head_logprobs", entry("head_logprobs", 0, 0.5), {HEAD_NUMBERS, SUM}),
-    ("neither", "log_tail", always(0.5), {TAIL_MASS, SUM}),
-    ("neither", "log_tail", always(-INF), {TAIL_MASS, SUM}),
-    ("neither", "log_tail", always(INF), {TAIL_MASS, SUM}),
-    ("neither", "log_tail", always(NAN), {TAIL_MASS, SUM}),
-    ("neither", "log_tail", of("log_tail", by=-0.1), {SUM}),
-    ("neither", "tail_ids", entry("tail_ids", -1, 40), {"tail ids outside the vocabulary"}),
-    ("neither", "tail_ids", entry("tail_ids", 0, -1), {"tail ids outside the vocabulary"}),
-    ("neither", "tail_ids", order("tail_ids", 2, 1, 0), {"tail ids that do not increase"}),
-    ("neither", "tail_ids", of("head_ids", 3), {"tail ids that are in the head"}),
-    ("neither", "tail_logprobs", entry("tail_logprobs", 1, NAN), {TAIL_NUMBERS}),
-    ("neither", "tail_logprobs", entry("tail_logprobs", 1, -INF), {TAIL_NUMBERS}),
-    ("neither", "tail_logprobs", entry("tail_logprobs", 1, INF), {TAIL_NUMBERS}),
-    ("neither", "tail_logprobs", entry("tail_logprobs", 1, 0.5), {TAIL_NUMBERS, TAIL_ABOVE}),
-    ("neither", "tail_logprobs", of("head_logprobs", 2), {TAIL_ABOVE}),
-    ("neither", "entropy", always(-1.0), {ENTROPY}),
-    ("neither", "entropy", always(math.log(VOCABULARY) + 0.01), {ENTROPY}),
-    ("neither", "entropy", always(NAN), {ENTROPY}),
-    ("neither", "entropy", always(INF), {ENTROPY}),
-    ("neither", "label_logprob", always(0.5), {LABEL_NUMBER, LABEL_ABOVE}),
-    ("neither", "label_logprob", always(INF), {LABEL_NUMBER}),
-    ("neither", "label_logprob", always(-INF), {LABEL_NUMBER}),
-    ("neither", "label_logprob", always(NAN), {LABEL_NUMBER}),
-    ("neither", "label_logprob", of("head_logprobs", 0), {LABEL_ABOVE}),
-    ("head", "label_logprob", of("label_logprob", by=-0.1), {LABEL_HEAD}),
-    ("tail", "label_logprob", of("label_logprob", by=-0.1), {LABEL_TAIL}),
-    ("neither", "log_norm", entry("log_norm", 0, 0.1), {COLD}),
-    ("neither", "log_norm", entry("log_norm", 0, -math.log(VOCABULARY) - 0.1), {COLD}),
-    ("neither", "log_norm", entry("log_norm", 0, NAN), {COLD}),
-    ("neither", "log_norm", entry("log_norm", 1, -0.1), {WARM}),
-    ("neither", "log_norm", entry("log_norm", 1, math.log(VOCABULARY) / 2 + 0.1), {WARM}),
-    ("neither", "log_norm", entry("log_norm", 1, INF), {WARM}),
+TARGETS: list[tuple[str, str, list[Any], set[str]]] = [
+    ("neither", "head_ids", [order("head_ids", 0, 0, 2, 3)], {"head ids that repeat"}),
+    ("neither", "head_ids", [order("head_ids", 0, 1, 2, 0)], {"head ids that repeat"}),
+    (
+        "neither",
+        "head_ids",
+        [entry("head_ids", 2, 40), entry("head_ids", 0, -1)],
+        {"head ids outside the vocabulary"},
+    ),
+    ("neither", "head_logprobs", [order("head_logprobs", 0, 2, 1, 3)], {RISING}),
+    (
+        "neither",
+        "head_logprobs",
+        [entry("head_logprobs", 0, NAN), entry("head_logprobs", 0, -INF)],
+        {HEAD_NUMBERS, RISING, SUM},
+    ),
+    (
+        "neither",
+        "head_logprobs",
+        [entry("head_logprobs", 0, INF), entry("head_logprobs", 0, 0.5)],
+        {HEAD_NUMBERS, SUM},
+    ),
+    ("neither", "log_tail", [always(v) for v in (0.5, -INF, INF, NAN)], {TAIL_MASS, SUM}),
+    ("neither", "log_tail", [of("log_tail", by=-0.1)], {SUM}),
+    (
+        "neither",
+        "tail_ids",
+        [entry("tail_ids", -1, 40), entry("tail_ids", 0, -1)],
+        {"tail ids outside the vocabulary"},
+    ),
+    ("neither", "tail_ids", [order("tail_ids", 2, 1, 0)], {"tail ids that do not increase"}),
+    ("neither", "tail_ids", [of("head_ids", 3)], {"tail ids that are in the head"}),
+    (
+        "neither",
+        "tail_logprobs",
+        [entry("tail_logprobs", 1, v) for v in (NAN, -INF, INF)],
+        {TAIL_NUMBERS},
+    ),
+    ("neither", "tail_logprobs", [entry("tail_logprobs", 1, 0.5)], {TAIL_NUMBERS, TAIL_ABOVE}),
+    ("neither", "tail_logprobs", [of("head_logprobs", 2)], {TAIL_ABOVE}),
+    ("neither", "entropy", [always(v) for v in (-1.0, LOG_V + 0.01, NAN, INF)], {ENTROPY}),
+    ("neither", "label_logprob", [always(0.5)], {LABEL_NUMBER, LABEL_ABOVE}),
+    ("neither", "label_logprob", [always(v) for v in (INF, -INF, NAN)], {LABEL_NUMBER}),
+    ("neither", "label_logprob", [of("head_logprobs", 0)], {LABEL_ABOVE}),
+    ("head", "label_logprob", [of("label_logprob", by=-0.1)], {LABEL_HEAD}),
+    ("tail", "label_logprob", [of("label_logprob", by=-0.1)], {LABEL_TAIL}),
+    ("neither", "log_norm", [entry("log_norm", 0, v) for v in (0.1, -LOG_V - 0.1, NAN)], {COLD}),
+    (
+        "neither",
+        "log_norm",
+        [entry("log_norm", 1, v) for v in (-0.1, LOG_V / 2 + 0.1, INF)],
+        {WARM},
+    ),
 ]
+"""Where the label is, the field, its changes, and what is found."""
 
 
-@pytest.mark.parametrize(
-    "capture",
-    [
-        FULL,
-        WHOLE,
-        Capture(head=0, tail=2),
-        Capture(head=2, tail=0),
-        Capture(head=0, tail=0),
-        Capture(head=1, tail=1, temperatures=(4.0,)),
-    ],
-)
-def test_a_captured_block_breaks_no_rule(capture: Capture) -> None:
-    for seed in range(10):
-        assert check_block(random_block(seed, 10, capture), 10, rules_for(capture)) == []
+def test_a_captured_block_breaks_no_rule() -> None:
+    shapes = [Capture(head=head, tail=tail) for head, tail in ((0, 2), (2, 0), (0, 0))]
+    for capture in (FULL, WHOLE, *shapes, Capture(head=1, tail=1, temperatures=(4.0,))):
+        for seed in range(10):
+            assert check_block(random_block(seed, 10, capture), 10, rules_for(capture)) == []
 
 
-@pytest.mark.parametrize(("label", "field", "change", "expected"), TARGETS)
-def test_each_rule_about_targets_reports_the_position(
-    label: str, field: str, change: Any, expected: set[str]
-) -> None:
-    place = place_of(BLOCK, label)
-    row, position = where(BLOCK, place)
-    broken = with_target(BLOCK, field, place, change)
-    found = check_block(broken, len(BLOCK), rules_for(FULL))
-    assert {finding.what for finding in found} == expected
-    assert {(f.row, f.position, f.count) for f in found} == {(row, position, 1)}
-    assert check_block(others(broken, row), len(BLOCK) - 1, rules_for(FULL)) == []
-
-
-@pytest.mark.parametrize("value", [INF, -INF, NAN])
-def test_a_label_and_its_entry_that_are_both_nan_are_found(value: float) -> None:
-    for label, field in (("head", "head_logprobs"), ("tail", "tail_logprobs")):
+def test_each_rule_about_targets_reports_the_position() -> None:
+    for label, field, changes, expected in TARGETS:
         place = place_of(BLOCK, label)
-        broken = with_target(BLOCK, field, place, always(value))
-        broken = with_target(broken, "label_logprob", place, always(value))
-        found = check_block(broken, len(BLOCK), rules_for(FULL))
-        assert {(f.row, f.position) for f in found} == {where(BLOCK, place)}
-        numbers = HEAD_NUMBERS if label == "head" else TAIL_NUMBERS
-        assert {LABEL_NUMBER, numbers} <= {finding.what for finding in found}
+        row, position = where(BLOCK, place)
+        for change in changes:
+            broken = with_target(BLOCK, field, place, change)
+            found = check_block(broken, len(BLOCK), rules_for(FULL))
+            assert {finding.what for finding in found} == expected
+            assert {(f.row, f.position, f.count) for f in found} == {(row, position, 1)}
+            assert check_block(others(broken, row), len(BLOCK) - 1, rules_for(FULL)) == []
+
+
+def test_a_label_and_its_entry_that_are_both_wrong_are_found() -> None:
+    for label, numbers in (("head", HEAD_NUMBERS), ("tail", TAIL_NUMBERS)):
+        for value in (INF, -INF, NAN):
+            place = place_of(BLOCK, label)
+            broken = with_target(BLOCK, f"{label}_logprobs", place, always(value))
+            broken = with_target(broken, "label_logprob", place, always(value))
+            found = check_block(broken, len(BLOCK), rules_for(FULL))
+            assert {(f.row, f.position) for f in found} == {where(BLOCK, place)}
+            assert {LABEL_NUMBER, numbers} <= {finding.what for finding in found}
 
 
 def test_a_tail_beside_a_head_of_the_whole_vocabulary_is_found() -> None:
@@ -252,47 +254,31 @@ ROWS: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "change", "expected"), ROWS)
-def test_each_rule_about_sequences_reports_the_sequence(
-    field: str, change: Any, expected: str
-) -> None:
+def test_each_rule_about_sequences_reports_the_sequence() -> None:
     row = row_with(documents=2, positions=2)
-    broken = with_row(BLOCK, field, row, change)
-    assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(expected, row)]
-    assert check_block(others(broken, row), len(BLOCK) - 1, rules_for(FULL)) == []
+    for field, change, expected in ROWS:
+        broken = with_row(BLOCK, field, row, change)
+        assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(expected, row)]
+        assert check_block(others(broken, row), len(BLOCK) - 1, rules_for(FULL)) == []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda row, length: row[1:],
-        lambda row, length: [*row[:-1], length],
-        lambda row, length: [0, 0, *row[2:]],
-        lambda row, length: [0, -1, *row[2:]],
-    ],
-)
-def test_impossible_borders_of_documents_are_found(change: Any) -> None:
-    row = row_with(documents=2, positions=0)
-    broken = with_row(BLOCK, "document_starts", row, change)
-    kept = len(broken.sequences.document_starts[row])
-    broken = with_row(broken, "document_ids", row, lambda ids, length: ids[:kept])
-    assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(BORDERS, row)]
-
-
-def test_a_sequence_without_documents_is_found() -> None:
-    broken = with_row(BLOCK, "document_starts", 2, lambda row, length: [])
-    broken = with_row(broken, "document_ids", 2, lambda row, length: [])
-    assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(BORDERS, 2)]
-
-
-def test_a_position_whose_next_token_begins_another_document_is_found() -> None:
-    sequences = BLOCK.sequences
+def test_impossible_borders_of_documents_are_found() -> None:
     row = row_with(documents=2, positions=2)
-    # the borders move, not the positions: one document ends right after the first position
-    border = int(sequences.positions[row][0]) + 1
-    broken = with_row(BLOCK, "document_starts", row, lambda old, length: [0, border])
-    broken = with_row(broken, "document_ids", row, lambda old, length: old[:2])
-    assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(MISPLACED, row)]
+    # with the last, the first document ends right after the first supervised position
+    border = int(BLOCK.sequences.positions[row][0]) + 1
+    changes: list[tuple[Any, str]] = [
+        (lambda old, length: old[1:], BORDERS),
+        (lambda old, length: [*old[:-1], length], BORDERS),
+        (lambda old, length: [0, 0, *old[2:]], BORDERS),
+        (lambda old, length: [0, -1, *old[2:]], BORDERS),
+        (lambda old, length: [], BORDERS),
+        (lambda old, length: [0, border], MISPLACED),
+    ]
+    for change, expected in changes:
+        broken = with_row(BLOCK, "document_starts", row, change)
+        kept = len(broken.sequences.document_starts[row])
+        broken = with_row(broken, "document_ids", row, lambda ids, length: ids[:kept])  # noqa: B023
+        assert check_block(broken, len(BLOCK), rules_for(FULL)) == [Finding(expected, row)]
 
 
 def test_a_sequence_without_tokens_or_with_too_many_is_found() -> None:
@@ -309,16 +295,13 @@ def test_a_sequence_without_tokens_or_with_too_many_is_found() -> None:
     assert found == [Finding(what, row), Finding(BORDERS, row)]
 
 
-def test_a_sequence_that_does_not_match_its_hash_is_named() -> None:
+def test_wrong_hashes_and_sizes_are_found() -> None:
     hashes = BLOCK.sequences.hashes.copy()
     hashes[[3, 5]] += np.uint64(1)
     broken = replace(BLOCK, sequences=replace(BLOCK.sequences, hashes=hashes))
     found = check_block(broken, len(BLOCK), rules_for(FULL))
     assert [finding.row for finding in found] == [3, 5]
     assert found[0].what.startswith("sequence 3 is not what was written: ")
-
-
-def test_a_block_of_another_size_is_not_checked_further() -> None:
     assert check_block(BLOCK, 9, rules_for(FULL)) == [Finding("holds 10 sequences, expected 9")]
 
 

@@ -6,19 +6,15 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import coldstill.data.places.claims
 import pytest
-from coldstill.data.errors import ColdstillError
+from children import outputs, running, together
 from coldstill.data.places.claims import claimed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from refusals import refusal
 
 HOLD = """
 import sys, time
@@ -50,25 +46,8 @@ while time.time() < until:
             count += 1
     with contextlib.suppress(OSError):
         (folder / "claims").rmdir()
-print(count)
+assert count
 """
-
-
-def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-@contextlib.contextmanager
-def another_process_holding(path: Path) -> Iterator[subprocess.Popen[str]]:
-    process = child(HOLD, path)
-    assert process.stdout is not None
-    with process:
-        try:
-            assert process.stdout.readline() == "True\n"
-            yield process
-        finally:
-            process.kill()
 
 
 def descriptors() -> int:
@@ -99,9 +78,7 @@ def test_a_lock_is_exclusive_within_a_process(tmp_path: Path) -> None:
 
     with claimed(tmp_path / "a"):
         look()
-        thread = threading.Thread(target=look)
-        thread.start()
-        thread.join()
+        together(look)
         assert (tmp_path / "a").exists()  # a refused caller does not delete it
     look()
     assert seen == [False, False, True]
@@ -132,7 +109,7 @@ def test_shared_locks_exclude_exclusive_ones_and_only_the_last_deletes_the_file(
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "claims" / "a"
-    with another_process_holding(path) as process:
+    with running(HOLD, path, line="True") as process:
         with claimed(path) as mine:
             assert not mine
         process.send_signal(signal.SIGKILL)
@@ -141,7 +118,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         with claimed(path) as mine:
             assert mine
     assert not path.exists()
-    with another_process_holding(path) as process:
+    with running(HOLD, path, line="True") as process:
         threading.Timer(0.1, process.kill).start()
         with claimed(path, wait=True) as mine:
             assert mine
@@ -169,17 +146,7 @@ def test_waiting_ends_when_the_holder_releases_the_lock(tmp_path: Path) -> None:
 
 def test_files_that_come_and_go_are_never_locked_twice(tmp_path: Path) -> None:
     """Holders delete the file, and its folder, while other processes open it."""
-    processes = [child(CLAIM_AND_RELEASE, tmp_path) for _ in range(4)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    counts = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4
-    assert sum(map(int, counts)) > 100
+    assert outputs(CLAIM_AND_RELEASE, tmp_path, count=4) == [""] * 4
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,6 +157,9 @@ def failing(number: int) -> Any:
     return fail
 
 
+CLAIMS = coldstill.data.places.claims
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "number", "message"),
     [
@@ -197,12 +167,7 @@ def failing(number: int) -> Any:
         (os, "open", errno.EROFS, "cannot be written: Read-only file system"),
         (Path, "mkdir", errno.EACCES, "cannot be written: Permission denied"),
         (os, "open", errno.ENOSPC, "the disk is full"),
-        (
-            coldstill.data.places.claims,
-            "lock_descriptor",
-            errno.ENOLCK,
-            "cannot be locked: No locks available; choose a folder on",
-        ),
+        (CLAIMS, "lock_descriptor", errno.ENOLCK, "cannot be locked: No locks available; choose a"),
     ],
 )
 def test_a_file_that_cannot_be_locked_is_an_error_of_one_line(
@@ -216,20 +181,19 @@ def test_a_file_that_cannot_be_locked_is_an_error_of_one_line(
     before = descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing(number))
-        with pytest.raises(ColdstillError) as caught, claimed(tmp_path / "claims" / "a"):
-            pass
-    assert str(caught.value).startswith(f"{tmp_path}/claims/a: {message}")
-    assert "\n" not in str(caught.value)
+        found = refusal(claimed(tmp_path / "claims" / "a").__enter__)
+    assert found.startswith(f"{tmp_path}/claims/a: {message}")
     assert descriptors() == before
 
 
 def test_an_obstacle_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ColdstillError, match=r"file/a: cannot be written: Not a directory"):
-        claimed(tmp_path / "file" / "a").__enter__()
-    with pytest.raises(ColdstillError, match=r"folder: a folder, where a file should be"):
-        claimed(tmp_path / "folder").__enter__()
+    for name, message in (
+        ("file/a", "file/a: cannot be written: Not a directory"),
+        ("folder", "folder: a folder, where a file should be"),
+    ):
+        assert message in refusal(claimed(tmp_path / name).__enter__)
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pytest
 from coldstill.data.codecs import CODECS, distortion, largest_error, measure
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Ragged, Sequences, Targets
 from oracles import VOCABULARY, random_block
 
@@ -61,37 +62,28 @@ def random_record(
 
 def with_targets(targets: Targets, capture: Capture) -> Block:
     """A block of one sequence in which every token but the first is learned."""
-    count = len(targets)
-    whole = np.array([0, count + 1])
-    return Block(
-        sequences=Sequences(
-            ids=np.zeros(1, np.int64),
-            tokens=Ragged(np.zeros(count + 1, np.int32), whole),
-            document_starts=Ragged(np.zeros(1, np.int32), np.array([0, 1])),
-            document_ids=Ragged(np.zeros(1, np.int64), np.array([0, 1])),
-            positions=Ragged(np.arange(count, dtype=np.int32), np.array([0, count])),
-            hashes=np.zeros(1, np.uint64),
-        ),
-        targets=targets,
-        capture=capture,
-    )
+    tokens = np.zeros(len(targets) + 1, np.int32)
+    document = TokenizedDocument(0, tokens, np.ones(len(tokens), np.bool_))
+    sequences = build_sequences(0, [[document]])
+    return Block(sequences=sequences, targets=targets, capture=capture)
 
 
-def record(**changes: Any) -> tuple[Targets, Capture]:
+CERTAIN = [[0.0, -103.0]]
+
+
+def record(head_logprobs: Any, log_tail: Any) -> tuple[Targets, Capture]:
     """One position with two tokens and two samples."""
-    capture = Capture(head=2, tail=2, tail_logprobs=True)
     targets = Targets(
         head_ids=np.array([[5, 3]], np.int32),
-        head_logprobs=np.array([[0.0, -103.0]], np.float32),
-        log_tail=np.array([-110.0], np.float32),
+        head_logprobs=np.array(head_logprobs, np.float32),
+        log_tail=np.array(log_tail, np.float32),
         tail_ids=np.array([[7, 7]], np.int32),
         tail_logprobs=np.array([[-111.0, -111.0]], np.float32),
         label_logprob=np.array([-111.0], np.float32),
         entropy=np.array([0.0], np.float32),
         log_norm=np.zeros((1, 0), np.float32),
     )
-    arrays: dict[str, Any] = {n: np.array(value, np.float32) for n, value in changes.items()}
-    return replace(targets, **arrays), capture
+    return targets, Capture(head=2, tail=2, tail_logprobs=True)
 
 
 class CodecTests:
@@ -151,18 +143,22 @@ class CodecTests:
 
     @captures
     def test_ids_are_exact_and_numbers_within_the_stated_error(self, capture: Capture) -> None:
+        """Every column has a row a sequence and a plain type."""
         for seed in range(5):
             block = random_block(seed, 9, capture)
             self.check(self.round_trip(block), block)
-
-    @captures
-    @pytest.mark.parametrize("count", [0, 1])
-    def test_blocks_with_no_or_one_position_are_encoded(self, count: int, capture: Capture) -> None:
-        targets = random_block(0, 9, capture).targets.take(np.arange(count))
-        block = with_targets(targets, capture)
-        found = self.round_trip(block)
-        assert len(found.targets) == count
-        self.check(found, block)
+        for count in (0, 1):
+            targets = random_block(0, 9, capture).targets.take(np.arange(count))
+            block = with_targets(targets, capture)
+            found = self.round_trip(block)
+            assert len(found.targets) == count
+            self.check(found, block)
+        for name, column in self.codec(capture).encode(random_block(0, 9, capture)).items():
+            assert len(column) == 9, name
+            array = column.values if isinstance(column, Ragged) else column
+            assert array.dtype.kind in "iuf", name
+            assert array.ndim <= 2, name
+            assert 0 not in array.shape[1:], name
 
     def test_sequences_without_positions_keep_their_place(self) -> None:
         block = random_block(3, 12)
@@ -172,36 +168,21 @@ class CodecTests:
             self.check(self.round_trip(part), part)
 
     @pytest.mark.parametrize("border", [256, 65_536, 131_072, 2**18, 2**24])
-    @pytest.mark.parametrize("beside", [-1, 0, 1])
-    def test_ids_up_to_the_last_one_of_any_vocabulary_are_exact(
-        self, border: int, beside: int
-    ) -> None:
-        vocabulary = min(border + beside, 2**24)
-        for capture in (Capture(head=5, tail=4), Capture(head=1, tail=0), Capture(head=0, tail=1)):
-            targets = random_record(vocabulary, 20, capture)
-            block = with_targets(targets, capture)
-            self.check_targets(self.round_trip(block, vocabulary).targets, targets, capture)
+    def test_ids_up_to_the_last_one_of_any_vocabulary_are_exact(self, border: int) -> None:
+        for vocabulary in (border - 1, border, min(border + 1, 2**24)):
+            for head, tail in ((5, 4), (1, 0), (0, 1)):
+                capture = Capture(head=head, tail=tail)
+                targets = random_record(vocabulary, 20, capture)
+                block = with_targets(targets, capture)
+                self.check_targets(self.round_trip(block, vocabulary).targets, targets, capture)
 
     @pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 30.0])
-    @pytest.mark.parametrize("head", [1, 2, 50, 300])
-    def test_flat_and_peaked_heads_of_any_size_stay_within_the_error(
-        self, head: int, spread: float
-    ) -> None:
-        capture = Capture(head=head, tail=3)
-        targets = random_record(50_000, 200, capture, spread=spread)
-        self.check_targets(
-            self.round_trip(with_targets(targets, capture), 50_000).targets, targets, capture
-        )
-
-    @captures
-    def test_every_column_has_a_row_a_sequence_and_a_plain_type(self, capture: Capture) -> None:
-        block = random_block(0, 9, capture)
-        for name, column in self.codec(capture).encode(block).items():
-            assert len(column) == 9, name
-            array = column.values if isinstance(column, Ragged) else column
-            assert array.dtype.kind in "iuf", name
-            assert array.ndim <= 2, name
-            assert 0 not in array.shape[1:], name
+    def test_flat_and_peaked_heads_of_any_size_stay_within_the_error(self, spread: float) -> None:
+        for head in (1, 2, 50, 300):
+            capture = Capture(head=head, tail=3)
+            targets = random_record(50_000, 200, capture, spread=spread)
+            found = self.round_trip(with_targets(targets, capture), 50_000).targets
+            self.check_targets(found, targets, capture)
 
     def test_encoding_is_deterministic_and_leaves_the_block_alone(self) -> None:
         capture = CAPTURES["temperatures"]
@@ -213,34 +194,29 @@ class CodecTests:
             one, other = getattr(block.targets, f.name), getattr(twin.targets, f.name)
             assert np.array_equal(one, other), f.name
 
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {},
-            {"log_tail": [-np.inf]},
-            {"head_logprobs": [[-0.9328, -0.9328]], "log_tail": [-1.5464]},
-            {"head_logprobs": [[-16.0, -16.0]], "log_tail": [-2.3e-7]},
-            {"head_logprobs": [[-90.0, -90.5]], "log_tail": [0.0]},
-            {"head_logprobs": [[-0.6931472, -0.6931472]], "log_tail": [-np.inf]},
-        ],
-        ids=["certain", "certain, no tail", "flat", "all tail", "nothing but tail", "no tail"],
-    )
-    def test_extreme_probabilities_stay_finite(self, changes: dict[str, Any]) -> None:
-        targets, capture = record(**changes)
-        found = self.round_trip(with_targets(targets, capture)).targets
-        self.check_targets(found, targets, capture)
-        assert np.isfinite(found.head_logprobs).all()
+    def test_extreme_probabilities_stay_finite(self) -> None:
+        flat, half = [[-0.9328, -0.9328]], [[-0.6931472, -0.6931472]]
+        for head, tail in (
+            (CERTAIN, -110.0),
+            (CERTAIN, -np.inf),
+            (flat, -1.5464),
+            ([[-16.0, -16.0]], -2.3e-7),  # all is in the tail
+            ([[-90.0, -90.5]], 0.0),
+            (half, -np.inf),
+        ):
+            targets, capture = record(head_logprobs=head, log_tail=[tail])
+            found = self.round_trip(with_targets(targets, capture)).targets
+            self.check_targets(found, targets, capture)
+            assert np.isfinite(found.head_logprobs).all()
 
-    @pytest.mark.parametrize("changed", [{"head": 9}, {"tail": 9}, {"temperatures": (2.0, 3.0)}])
-    def test_columns_of_another_capture_are_refused(self, changed: dict[str, Any]) -> None:
+    def test_columns_of_another_capture_or_too_few_are_refused(self) -> None:
         capture = Capture(head=4, tail=3)
         codec = self.codec(capture)
         columns = codec.encode(random_block(0, 5, capture))
-        with pytest.raises((ValueError, KeyError), match="column"):
-            codec.decode(columns, Capture(**({"head": 4, "tail": 3} | changed)))
-
-    def test_a_missing_column_is_named(self) -> None:
-        codec, block = self.codec(CAPTURES["temperatures"]), random_block(0, 5)
+        for changed in ({"head": 9}, {"tail": 9}, {"temperatures": (2.0, 3.0)}):
+            with pytest.raises((ValueError, KeyError), match="column"):
+                codec.decode(columns, replace(capture, **changed))
+        block = random_block(0, 5)
         codec = self.codec(block.capture)
         columns = codec.encode(block)
         for name in columns:
@@ -266,36 +242,17 @@ def as_bytes(columns: Mapping[str, Any]) -> dict[str, tuple[bytes, bytes]]:
 class TestPlain(CodecTests):
     name = "plain"
 
-    def test_ids_are_int32_and_probabilities_float32(self) -> None:
-        block = random_block(0, 5)
-        columns = self.codec(block.capture).encode(block)
-        kinds = {n: str(c.values.dtype) for n, c in columns.items() if isinstance(c, Ragged)}
-        assert kinds == {
-            "token_ids": "int32",
-            "document_starts": "int32",
-            "document_ids": "int64",
-            "positions": "int32",
-            "head_ids": "int32",
-            "head_logprobs": "float32",
-            "log_tail": "float32",
-            "tail_ids": "int32",
-            "tail_logprobs": "float32",
-            "label_logprob": "float32",
-            "entropy": "float32",
-            "log_norm": "float32",
-        }
-
-    def test_decoding_copies_nothing(self) -> None:
+    def test_columns_have_plain_types_and_decoding_copies_nothing(self) -> None:
         block = random_block(0, 5)
         codec = self.codec(block.capture)
         columns: Any = codec.encode(block)
+        kinds = {n: str(c.values.dtype) for n, c in columns.items() if isinstance(c, Ragged)}
+        whole = ("token_ids", "document_starts", "positions", "head_ids", "tail_ids")
+        reals = ("head_logprobs", "tail_logprobs", "label_logprob", "entropy", "log_norm")
+        expected = dict.fromkeys(whole, "int32") | dict.fromkeys((*reals, "log_tail"), "float32")
+        assert kinds == expected | {"document_ids": "int64"}
         found = codec.decode(columns, block.capture)
         assert np.shares_memory(found.targets.head_logprobs, columns["head_logprobs"].values)
-
-    def test_a_column_of_another_type_is_named(self) -> None:
-        block = random_block(0, 5)
-        codec = self.codec(block.capture)
-        columns: Any = codec.encode(block)
         entropy = columns["entropy"]
         columns["entropy"] = Ragged(entropy.values.astype(np.float64), entropy.offsets)
         with pytest.raises(ValueError, match="'entropy' should be float32"):

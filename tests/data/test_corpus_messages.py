@@ -13,16 +13,17 @@ from coldstill.data.corpus.messages import read_chat
 Message = dict[str, Any]
 
 
-def read(*messages: Any, **columns: Any) -> tuple[Message, ...]:
+def chat_of(*messages: Any, **columns: Any) -> tuple[Message, ...]:
     return read_chat("a.jsonl:7", "chat", list(messages), Columns(**columns))
 
 
-def refusal(*messages: Any) -> BadRowError:
+def bad_row(*messages: Any) -> tuple[str, str]:
+    """The kind and the message of the error."""
     with pytest.raises(BadRowError) as caught:
-        read(*messages)
+        chat_of(*messages)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("a.jsonl:7: chat[")
-    return caught.value
+    return caught.value.kind, str(caught.value)
 
 
 def call(name: str, arguments: Any = None, **other: Any) -> Message:
@@ -30,33 +31,29 @@ def call(name: str, arguments: Any = None, **other: Any) -> Message:
     return {"type": "function", **other, "function": function}
 
 
-@pytest.mark.parametrize(
-    ("names", "role"),
-    [
-        (("user", "human", "User", " human ", "prompter"), "user"),
-        (("assistant", "gpt", "bot", "chatgpt", "model", "ai", "ASSISTANT"), "assistant"),
-        (("tool", "function", "observation", "ipython", "tool_response"), "tool"),
-        (("system",), "system"),
-        (("developer",), "developer"),
-    ],
-)
-def test_the_usual_names_of_roles_are_recognised(names: tuple[str, ...], role: str) -> None:
-    for name in names:
-        assert read({"from": name, "value": "x"}) == ({"role": role, "content": "x"},)
+def test_the_usual_names_of_roles_are_recognised() -> None:
+    for role, names in {
+        "user": ("user", "human", "User", " human ", "prompter"),
+        "assistant": ("assistant", "gpt", "bot", "chatgpt", "model", "ai", "ASSISTANT"),
+        "tool": ("tool", "function", "observation", "ipython", "tool_response"),
+        "system": ("system",),
+        "developer": ("developer",),
+    }.items():
+        for name in names:
+            assert chat_of({"from": name, "value": "x"}) == ({"role": role, "content": "x"},)
 
 
 def test_an_unknown_role_is_a_bad_row_unless_it_is_mapped() -> None:
-    bad = refusal({"from": "human", "value": "a"}, {"from": "narrator", "value": "b"})
-    assert bad.kind == "unknown_roles"
-    assert "chat[1]: unknown role 'narrator'; known are system, developer, user, " in str(bad)
-    assert 'map it in the recipe: [corpus.columns] roles = { "narrator" = "..." }' in str(bad)
+    kind, message = bad_row({"from": "human", "value": "a"}, {"from": "narrator", "value": "b"})
+    assert kind == "unknown_roles"
+    assert "chat[1]: unknown role 'narrator'; known are system, developer, user, " in message
+    assert 'map it in the recipe: [corpus.columns] roles = { "narrator" = "..." }' in message
     roles = {"narrator": "gpt", "critic": "critic", "human": "system", "act": "function_call"}
-    chat = [{"from": name, "value": '{"name": "f"}'} for name in roles]
-    said = '{"name": "f"}'
-    assert read(*chat, roles=roles) == (
-        {"role": "assistant", "content": said},
-        {"role": "critic", "content": said},
-        {"role": "system", "content": said},
+    text = '{"name": "f"}'
+    assert chat_of(*({"from": name, "value": text} for name in roles), roles=roles) == (
+        {"role": "assistant", "content": text},
+        {"role": "critic", "content": text},
+        {"role": "system", "content": text},
         {"role": "assistant", "content": "", "tool_calls": [call("f")]},
     )
 
@@ -64,9 +61,8 @@ def test_an_unknown_role_is_a_bad_row_unless_it_is_mapped() -> None:
 WRITTEN: Message = {"name": "f", "arguments": {"b": 1, "a": "x"}}
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+def test_a_turn_that_calls_a_tool_becomes_a_tool_call() -> None:
+    for value in (
         json.dumps(WRITTEN),
         WRITTEN,
         [WRITTEN],
@@ -75,71 +71,59 @@ WRITTEN: Message = {"name": "f", "arguments": {"b": 1, "a": "x"}}
         json.dumps({"name": "f", "arguments": json.dumps(WRITTEN["arguments"])}),
         json.dumps({"type": "function", "function": WRITTEN}),
         f"<tool_call>\n{json.dumps(WRITTEN)}\n</tool_call>",
-    ],
-)
-def test_a_turn_that_calls_a_tool_becomes_a_tool_call(value: Any) -> None:
-    chat = read(
-        {"from": "human", "value": "?"},
-        {"from": "function_call", "value": value},
-        {"from": "observation", "value": "3"},
-    )
-    assert chat == (
-        {"role": "user", "content": "?"},
-        {"role": "assistant", "content": "", "tool_calls": [call("f", {"a": "x", "b": 1})]},
-        {"role": "tool", "content": "3"},
-    )
-    assert '"arguments": {"a": "x", "b": 1}' in json.dumps(chat)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
+    ):
+        chat = chat_of(
+            {"from": "human", "value": "?"},
+            {"from": "function_call", "value": value},
+            {"from": "observation", "value": "3"},
+        )
+        assert chat == (
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": "", "tool_calls": [call("f", {"a": "x", "b": 1})]},
+            {"role": "tool", "content": "3"},
+        )
+        assert '"arguments": {"a": "x", "b": 1}' in json.dumps(chat)
+    for value in (
         [{"name": "f"}, {"name": "g"}],
         '[{"name": "f"}, {"name": "g"}]',
         '{"name": "f"}\n{"name": "g"}',
         '<tool_call>{"name": "f"}</tool_call> <tool_call>{"name": "g"}</tool_call>',
-    ],
-)
-def test_a_turn_may_call_several_tools(value: Any) -> None:
-    (message,) = read({"from": "function_call", "value": value})
-    assert message["tool_calls"] == [call("f"), call("g")]
+    ):
+        (message,) = chat_of({"from": "function_call", "value": value})
+        assert message["tool_calls"] == [call("f"), call("g")]
 
 
 def test_calls_directly_after_a_text_of_the_assistant_belong_to_its_turn() -> None:
     first, second = ({"from": "function_call", "value": f'{{"name": "{n}"}}'} for n in "fg")
-    said = {"from": "gpt", "value": "wait"}
-    assert read(said, first, second, said) == (
+    text = {"from": "gpt", "value": "wait"}
+    assert chat_of(text, first, second, text) == (
         {"role": "assistant", "content": "wait", "tool_calls": [call("f"), call("g")]},
         {"role": "assistant", "content": "wait"},
     )
     thought = {"from": "function_call", "value": 'hm <tool_call>{"name": "f"}</tool_call>'}
-    assert read(said, thought)[1] == {
+    assert chat_of(text, thought)[1] == {
         "role": "assistant", "content": "hm", "tool_calls": [call("f")]
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [
-        ("{'name': 'f'}", "is not the JSON of a tool call: Expecting property name"),
-        ("I call f", "is not the JSON of a tool call"),
-        ("3", "int 3 is not a tool call"),
-        ("", "has no tool call in str ''"),
-        ("[]", "has no tool call in str '[]'"),
-        ('{"arguments": {}}', "a tool call without a name: dict {'arguments': {}}"),
-        ('<tool_call>{"name": "f"}</tool_call> and so on', "has str 'and so on' after its call"),
-        ('{"name": "f", "name": "g"}', "an object with the key 'name' twice is not a tool call"),
-    ],
-)
-def test_a_function_call_without_a_call_is_a_bad_row(value: str, told: str) -> None:
-    bad = refusal({"from": "function_call", "value": value})
-    assert bad.kind == "broken_tool_calls"
-    assert told in str(bad)
+def test_a_function_call_without_a_call_is_a_bad_row() -> None:
+    for value, expected in {
+        "{'name': 'f'}": "is not the JSON of a tool call: Expecting property name",
+        "I call f": "is not the JSON of a tool call",
+        "3": "int 3 is not a tool call",
+        "": "has no tool call in str ''",
+        "[]": "has no tool call in str '[]'",
+        '{"arguments": {}}': "a tool call without a name: dict {'arguments': {}}",
+        '<tool_call>{"name": "f"}</tool_call> and so on': "has str 'and so on' after its call",
+        '{"name": "f", "name": "g"}': "an object with the key 'name' twice is not a tool call",
+    }.items():
+        kind, message = bad_row({"from": "function_call", "value": value})
+        assert kind == "broken_tool_calls"
+        assert expected in message
 
 
-@pytest.mark.parametrize(
-    "item",
-    [
+def test_tool_calls_have_one_form() -> None:
+    items: list[Any] = [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}},
         {"id": "1", "type": None, "function": {"name": "f", "arguments": '{"x": 1}'}},
         {"id": "1", "name": "f", "arguments": {"x": 1.0, "y": None}},
@@ -147,37 +131,36 @@ def test_a_function_call_without_a_call_is_a_bad_row(value: str, told: str) -> N
         {"id": "1", "type": "function", "name": "f", "input": {"x": 1}},
         {"id": "1", "function": {"name": "f", "arguments": None}, "arguments": {"x": 1}},
         '{"id": "1", "function": {"name": "f", "arguments": "{\\"x\\": 1}"}}',
-    ],
-)
-def test_tool_calls_have_one_form(item: Any) -> None:
-    for calls in ([item], json.dumps([item]), [item, None]):
-        message = {"role": "assistant", "content": None, "tool_calls": calls}
-        assert read(message)[0]["tool_calls"] == [call("f", {"x": 1}, id="1")]
+    ]
+    for item in items:
+        for calls in ([item], json.dumps([item]), [item, None]):
+            message = {"role": "assistant", "content": None, "tool_calls": calls}
+            assert chat_of(message)[0]["tool_calls"] == [call("f", {"x": 1}, id="1")]
 
 
 def test_a_call_with_arguments_under_an_unknown_name_is_a_bad_row() -> None:
     for item in ({"name": "f", "kwargs": {"x": 1}}, {"function": {"name": "f", "kwargs": {}}}):
-        bad = refusal({"role": "assistant", "content": None, "tool_calls": [item]})
-        assert bad.kind == "broken_tool_calls"
-        assert "has kwargs, expected arguments, parameters, args or input; repair" in str(bad)
+        kind, message = bad_row({"role": "assistant", "content": None, "tool_calls": [item]})
+        assert kind == "broken_tool_calls"
+        assert "has kwargs, expected arguments, parameters, args or input; repair" in message
     unfilled: Message = {"function": {"name": "f", "arguments": {}, "parsed_arguments": None}}
-    message = {"role": "assistant", "content": None, "tool_calls": [unfilled]}
-    assert read(message)[0]["tool_calls"] == [call("f")]
+    kept = chat_of({"role": "assistant", "content": None, "tool_calls": [unfilled]})
+    assert kept[0]["tool_calls"] == [call("f")]
 
 
 def test_odd_arguments_are_kept_and_empty_calls_dropped() -> None:
     for written, kept in [("x = 1", "x = 1"), ("", {}), ([], {}), ([1], [1]), ("[1]", "[1]")]:
         calls = [{"name": "f", "arguments": written}]
-        (message,) = read({"role": "assistant", "content": "", "tool_calls": calls})
+        (message,) = chat_of({"role": "assistant", "content": "", "tool_calls": calls})
         assert message["tool_calls"] == [call("f", kept)]
-    nothings: list[Any] = [[], None, "[]", "null"]
-    for nothing in nothings:
-        message = {"role": "assistant", "content": "x", "tool_calls": nothing}
-        assert read(message) == ({"role": "assistant", "content": "x"},)
+    empties: list[Any] = [[], None, "[]", "null"]
+    for empty in empties:
+        message = {"role": "assistant", "content": "x", "tool_calls": empty}
+        assert chat_of(message) == ({"role": "assistant", "content": "x"},)
 
 
 def test_the_old_call_of_openai_becomes_a_tool_call_and_its_role_a_tool() -> None:
-    chat = read(
+    chat = chat_of(
         {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
         {"role": "function", "name": "f", "content": "3"},
         {"role": "assistant", "content": "3", "function_call": {"name": None, "arguments": None}},
@@ -191,10 +174,11 @@ def test_the_old_call_of_openai_becomes_a_tool_call_and_its_role_a_tool() -> Non
 
 def test_text_parts_of_a_content_are_kept() -> None:
     parts = [{"type": "text", "text": "a", "image": None}, {"type": None, "text": "b"}]
-    assert read({"role": "user", "content": parts})[0]["content"] == [
+    assert chat_of({"role": "user", "content": parts})[0]["content"] == [
         {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
     ]  # fmt: skip
-    bad = refusal({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})
-    assert "column 'content' has a part of type 'image_url', only text is read" in str(bad)
-    bad = refusal({"role": "user", "content": [{"type": "text", "text": 3}]})
-    assert "column 'content' has a part of text that holds int 3, only text is read" in str(bad)
+    for part, message in (
+        ({"type": "image_url", "image_url": "x"}, "has a part of type 'image_url', only text is"),
+        ({"type": "text", "text": 3}, "has a part of text that holds int 3, only text is read"),
+    ):
+        assert message in bad_row({"role": "user", "content": [part]})[1]

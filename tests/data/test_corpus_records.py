@@ -1,20 +1,26 @@
+"""Records of data sets become documents."""
+
 from __future__ import annotations
 
 import datetime
 import decimal
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pydantic
 import pytest
+import refusals
 from coldstill.data.corpus.columns import Columns
-from coldstill.data.corpus.document import Document
+from coldstill.data.corpus.document import Document, is_held_out
 from coldstill.data.corpus.formats import read_documents
 from coldstill.data.corpus.records import Reading, to_document, used_columns
 from coldstill.data.errors import ColdstillError
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "hello"}
+QUESTIONS = ("prompt", "question", "instruction")
 SKIP = ', or skip such rows with corpus.bad_rows = "skip"'
 
 
@@ -23,10 +29,7 @@ def read(record: Any, **columns: Any) -> Document:
 
 
 def refusal(record: Any, **columns: Any) -> str:
-    with pytest.raises(ColdstillError) as caught:
-        read(record, **columns)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refusals.refusal(read, record, **columns)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,10 @@ def refusal(record: Any, **columns: Any) -> str:
         ({"instruction": "i", "output": "o", "input": ""}, "i", "o"),
         ({"instruction": "i", "output": "o", "input": None}, "i", "o"),
         ({"question": "q", "answer": "a"}, "q", "a"),
+        ({"prompt": None, "completion": "c"}, "", "c"),
+        ({"prompt": " a\r\n", "completion": "\tb \u2028\x00"}, " a\r\n", "\tb \u2028\x00"),
+        ({"messages": None, "prompt": None, "completion": None, "text": "t"}, "", "t"),
+        *(({name: "p", "chosen": "c", "rejected": "r"}, "p", "c") for name in QUESTIONS),
     ],
 )
 def test_an_unmapped_record_is_recognised_by_its_columns(
@@ -65,27 +72,15 @@ def test_the_first_match_wins() -> None:
         assert (document.text or document.messages[0]["content"]) == expected
 
 
-def test_prompt_and_completion_are_taken_as_they_are_and_null_is_absent() -> None:
-    document = read({"prompt": " a\r\n", "completion": "\tb \u2028\x00"})
-    assert (document.prompt, document.text) == (" a\r\n", "\tb \u2028\x00")
-    assert read({"messages": None, "prompt": None, "completion": None, "text": "t"}).text == "t"
-    assert read({"prompt": None, "completion": "c"}) == Document(where="a.jsonl:7", text="c")
-    assert read({"prompt": [USER], "completion": [ASSISTANT]}).messages == (USER, ASSISTANT)
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"text": ""},
-        {"text": None},
+def test_a_record_without_text_is_an_empty_document() -> None:
+    records: list[dict[str, Any]] = [
+        *({"text": text} for text in ("", None)),
         {"messages": []},
         {"messages": None},
         {"question": "q", "answer": None},
         {"prompt": "p", "completion": ""},
-    ],
-)
-def test_a_record_without_text_is_an_empty_document(record: dict[str, Any]) -> None:
-    assert read(record).is_empty
+    ]
+    assert all(read(record).is_empty for record in records)
 
 
 def test_only_mapped_columns_and_keys_are_used() -> None:
@@ -95,8 +90,8 @@ def test_only_mapped_columns_and_keys_are_used() -> None:
     assert read({"chat": [USER], "text": "t"}, messages="chat").messages == (USER,)
     record = {"instruction": "i", "input": "n", "output": "o"}
     assert read(record, prompt="instruction", completion="output").prompt == "i"
-    chat = {"messages": [{"speaker": "human", "said": "hi", "at": 1}]}
-    assert read(chat, role="speaker", content="said").messages == (USER | {"at": 1},)
+    chat = {"messages": [{"speaker": "human", "words": "hi", "at": 1}]}
+    assert read(chat, role="speaker", content="words").messages == (USER | {"at": 1},)
     assert "no 'speaker' (have: from, value)" in refusal(
         {"messages": [{"from": "human", "value": "hi"}]}, role="speaker"
     )
@@ -108,22 +103,14 @@ def test_messages_keep_their_other_keys_unless_null() -> None:
     each = [json.dumps(USER), json.dumps(ASSISTANT)]
     assert read({"messages": each}).messages == (USER, ASSISTANT)
     assert read({"messages": json.dumps([USER])}).messages == (USER,)
+    assert read({"messages": [{"from": "human", "value": "hi"}]}).messages == (USER,)
+    assert read({"prompt": [USER], "completion": [ASSISTANT]}).messages == (USER, ASSISTANT)
     from_table = read({"messages": [USER | {"name": None, "tool_calls": None}]})
     assert from_table.digest() == read({"messages": [USER]}).digest()
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     without = {"role": "assistant", "tool_calls": [{"name": "f"}]}
     for empty in (call, without):
         assert read({"messages": [empty]}).messages[0]["content"] == ""
-
-
-def test_the_keys_and_roles_of_other_chat_formats_are_recognised() -> None:
-    conversation = [
-        {"from": who, "value": who} for who in ("system", "human", "gpt", "bot", "chatgpt", "user")
-    ]
-    roles = [message["role"] for message in read({"conversations": conversation}).messages]
-    assert roles == ["system", "user", "assistant", "assistant", "assistant", "user"]
-    first = read({"messages": conversation}).messages[0]
-    assert first == {"role": "system", "content": "system"}
 
 
 def test_values_in_a_message_become_json_values() -> None:
@@ -142,23 +129,24 @@ def test_a_missing_column_is_reported_with_those_that_exist() -> None:
         f'[corpus.columns] text = "..."{SKIP}'
     )
     assert refusal({}).startswith("a.jsonl:7: missing column 'text' (have: none);")
-    assert refusal({"text": "t"}, text="body").endswith(f'[corpus.columns] text = "..."{SKIP}')
     assert "missing column 'x' (have: p)" in refusal({"p": ""}, prompt="p", completion="x")
-    assert refusal({"p": ""}, prompt="p", completion="x").endswith(f'completion = "..."{SKIP}')
-    assert refusal({"x": ""}, prompt="p", completion="x").endswith(f'prompt = "..."{SKIP}')
-    assert refusal({"x": ""}, messages="p").endswith(f'messages = "..."{SKIP}')
-
-
-@pytest.mark.parametrize("half", [{"prompt": "p"}, {"instruction": "i"}, {"answer": "a"}])
-def test_half_a_pair_is_not_recognised(half: dict[str, Any]) -> None:
-    assert "missing column 'text'" in refusal(half)
+    unmapped: list[tuple[Any, dict[str, Any], str]] = [
+        ({"text": "t"}, {"text": "body"}, "text"),
+        ({"p": ""}, {"prompt": "p", "completion": "x"}, "completion"),
+        ({"x": ""}, {"prompt": "p", "completion": "x"}, "prompt"),
+        ({"x": ""}, {"messages": "p"}, "messages"),
+    ]
+    for record, mapped, name in unmapped:
+        assert refusal(record, **mapped).endswith(f'{name} = "..."{SKIP}')
+    for half in ("prompt", "instruction", "answer"):  # of a pair
+        assert "missing column 'text'" in refusal({half: "x"})
 
 
 DEEP = json.loads("[" * 150 + "]" * 150)
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("record", "message"),
     [
         ([1], "a.jsonl:7: list [1] is not a record, expected an object"),
         ("text", "a.jsonl:7: str 'text' is not a record"),
@@ -189,26 +177,26 @@ DEEP = json.loads("[" * 150 + "]" * 150)
         ({"messages": [USER | {"content": [{"type": "image"}]}]}, "a part of type 'image', only"),
     ],
 )
-def test_a_wrong_value_is_reported_with_its_place(record: Any, told: str) -> None:
-    assert told in refusal(record)
+def test_a_wrong_value_is_reported_with_its_place(record: Any, message: str) -> None:
+    assert message in refusal(record)
 
 
-@pytest.mark.parametrize(
-    ("mapped", "told"),
-    [
+def test_a_contradictory_mapping_is_refused_when_it_is_made() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"completion": "c"}, "prompt is not mapped"),
         ({"text": "t", "messages": "m"}, "text and messages are both mapped"),
         (
             {"prompt": "p", "completion": "c", "messages": "m"},
             "prompt and messages are both mapped",
         ),
-    ],
-)
-def test_a_contradictory_mapping_is_refused_when_it_is_made(
-    mapped: dict[str, Any], told: str
-) -> None:
-    with pytest.raises(ColdstillError, match=rf"^corpus\.columns: .*{told}"):
-        Columns(**mapped)
+    ]
+    for mapped, message in cases:
+        with pytest.raises(ColdstillError, match=rf"^corpus\.columns: .*{message}"):
+            Columns(**mapped)
+    model = pydantic.TypeAdapter(Columns)
+    assert model.validate_python({"text": "body"}) == Columns(text="body")
+    with pytest.raises(pydantic.ValidationError, match="txet"):
+        model.validate_python({"txet": "body"})
 
 
 def test_a_mapped_prompt_needs_a_completion_unless_it_is_to_be_answered() -> None:
@@ -220,15 +208,6 @@ def test_a_mapped_prompt_needs_a_completion_unless_it_is_to_be_answered() -> Non
     columns.for_prompts().expect_answers()
     Columns(prompt="q", completion="a").expect_answers()
     Columns().expect_answers()
-
-
-def test_a_pydantic_model_refuses_unknown_columns() -> None:
-    class Model(pydantic.BaseModel):
-        columns: Columns = Columns()
-
-    assert Model.model_validate({"columns": {"text": "body"}}).columns == Columns(text="body")
-    with pytest.raises(pydantic.ValidationError, match="txet"):
-        Model.model_validate({"columns": {"txet": "body"}})
 
 
 def test_only_used_columns_are_read_from_a_table() -> None:
@@ -245,7 +224,7 @@ def prompt(record: Any, **columns: Any) -> Document:
 
 
 @pytest.mark.parametrize(
-    ("record", "asked", "said"),
+    ("record", "question", "text"),
     [
         ({"prompt": "p"}, "p", ""),
         ({"prompt": "p", "completion": None}, "p", ""),
@@ -261,9 +240,9 @@ def prompt(record: Any, **columns: Any) -> Document:
     ],
 )
 def test_a_corpus_of_prompts_is_recognised_without_completions(
-    record: dict[str, Any], asked: str, said: str
+    record: dict[str, Any], question: str, text: str
 ) -> None:
-    assert prompt(record) == Document(where="a.jsonl:7", prompt=asked, text=said)
+    assert prompt(record) == Document(where="a.jsonl:7", prompt=question, text=text)
 
 
 def test_prompts_need_no_completion() -> None:
@@ -284,16 +263,14 @@ def test_prompts_need_no_completion() -> None:
 
 
 def test_a_record_without_a_prompt_is_refused() -> None:
-    for record, told in [
+    for record, message in (
         ({"answer": "a"}, "missing column 'prompt' (have: answer); map it in the recipe: "),
         ({"prompt": 3}, "column 'prompt' holds int 3, expected a string"),
         ({"prompt": [USER], "completion": "c"}, "column 'prompt' holds list"),
-    ]:
-        with pytest.raises(ColdstillError) as caught:
-            prompt(record)
-        assert told in str(caught.value)
-    with pytest.raises(ColdstillError, match=r'missing column .q.*columns\] prompt = "\.\.\.", or'):
-        prompt({"p": "x"}, prompt="q", completion="p")
+    ):
+        assert message in refusals.refusal(prompt, record)
+    message = refusals.refusal(prompt, {"p": "x"}, prompt="q", completion="p")
+    assert re.search(r'missing column .q.*columns\] prompt = "\.\.\.", or', message)
 
 
 @pytest.mark.parametrize(
@@ -319,18 +296,14 @@ def test_the_better_answer_of_a_preference_is_learned(record: dict[str, Any]) ->
     assert "rejected" in str(reading.note())
 
 
-@pytest.mark.parametrize("asks", ["prompt", "question", "instruction"])
-def test_the_better_text_of_a_preference_is_learned(asks: str) -> None:
-    document = read({asks: "p", "chosen": "c", "rejected": "r"})
-    assert (document.prompt, document.text) == ("p", "c")
-
-
-@pytest.mark.parametrize("answer", ["[1, 2]", "[]", '{"a": 1}', '[{"a": 1}]'])
-def test_an_answer_that_is_json_by_itself_is_a_text(answer: str) -> None:
-    document = read({"prompt": "[0]", "chosen": answer, "rejected": "r"})
-    assert (document.prompt, document.text) == ("[0]", answer)
-    chat = read({"prompt": [USER], "chosen": answer, "rejected": "r"})
-    assert chat.messages == (USER, {"role": "assistant", "content": answer})
+def test_an_answer_that_is_json_by_itself_is_a_text() -> None:
+    for answer in ("[1, 2]", "[]", '{"a": 1}', '[{"a": 1}]'):
+        document = read({"prompt": "[0]", "chosen": answer, "rejected": "r"})
+        assert (document.prompt, document.text) == ("[0]", answer)
+        chat = read({"prompt": [USER], "chosen": answer, "rejected": "r"})
+        assert chat.messages == (USER, {"role": "assistant", "content": answer})
+    message = refusal({"chosen": "Human: a Assistant: b", "rejected": "c"})
+    assert 'columns] prompt = "...", completion = "chosen", or learn all of the text: ' in message
 
 
 def test_an_answer_whose_label_is_false_is_refused() -> None:
@@ -349,11 +322,6 @@ def test_an_answer_whose_label_is_false_is_refused() -> None:
     assert asked.prompt == "Hi"
 
 
-def test_a_preference_without_a_prompt_is_refused_with_the_columns_to_map() -> None:
-    told = refusal({"chosen": "Human: a Assistant: b", "rejected": "c"})
-    assert 'columns] prompt = "...", completion = "chosen", or learn all of the text: ' in told
-
-
 def test_system_tools_and_documents_of_a_row_belong_to_its_chat() -> None:
     tool = {"name": "f", "parameters": {"type": "object"}}
     kept = {"type": "function", "function": tool}
@@ -366,9 +334,9 @@ def test_system_tools_and_documents_of_a_row_belong_to_its_chat() -> None:
             )  # fmt: skip
             assert document.tools == (kept,)
             assert document.documents == ({"text": "one"}, {"title": "two"})
-    nothings: list[Any] = ["", None, [], "[]", "null"]
-    for nothing in nothings:
-        assert read(chat | {"tools": nothing}).tools == ()
+    empties: list[Any] = ["", None, [], "[]", "null"]
+    for empty in empties:
+        assert read(chat | {"tools": empty}).tools == ()
     mapped = read(chat | {"t": [tool], "s": "S"}, tools="t", system="s")
     assert mapped.tools == (kept,)
     assert mapped.messages[0]["content"] == "S"
@@ -399,3 +367,76 @@ def test_unused_columns_are_counted() -> None:
         "columns not used: id, score (in 1 of 4 rows), system (in 1 of 4 rows)"
     )
     assert Reading().note() is None
+
+
+CHAT = ({"role": "user", "content": "hi"},)
+
+
+def test_the_digest_depends_on_every_part_of_the_content() -> None:
+    plain = Document(where="a:1", text="one", prompt="two", messages=CHAT)
+    changed = [
+        replace(plain, text="One"),
+        replace(plain, prompt="Two"),
+        replace(plain, messages=({"role": "user", "content": "ho"},)),
+        replace(plain, messages=({"role": "system", "content": "hi"},)),
+        replace(plain, messages=CHAT * 2),
+        replace(plain, tools=({"name": "f"},)),
+        replace(plain, documents=({"name": "f"},)),
+        replace(plain, text="two", prompt="one"),
+    ]
+    assert len({document.digest() for document in [plain, *changed]}) == 9
+
+
+def test_the_digest_does_not_depend_on_the_source_or_the_order_of_keys() -> None:
+    document = Document(where="a:1", text="one", prompt="two", messages=CHAT)
+    turned = replace(document, where="b:9", messages=({"content": "hi", "role": "user"},))
+    assert document.digest() == turned.digest()
+    # without tools, it is that of earlier versions
+    earlier = "0b816d39fb10db091e42a4dda4148a98a576697879257825425ad6bffc19f89a"
+    assert document.digest().hex() == earlier
+
+
+def test_adding_documents_does_not_move_others_to_another_split() -> None:
+    def held_out(texts: list[str]) -> set[str]:
+        return {t for t in texts if is_held_out(Document(where="", text=t).digest(), 0.2)}
+
+    some = [f"text {i}" for i in range(500)]
+    more = [f"another {i}" for i in range(500)]
+    assert held_out(some)
+    assert held_out(more + some[::-1]) & set(some) == held_out(some)
+
+
+def test_a_share_of_documents_is_held_out_and_a_larger_share_only_adds_to_it() -> None:
+    digests = [Document(where="", text=str(i)).digest() for i in range(20_000)]
+    held = [{d for d in digests if is_held_out(d, share)} for share in (0.02, 0.5)]
+    assert held[0] < held[1]
+    for found, share, spread in zip(held, (0.02, 0.5), (0.004, 0.014), strict=True):
+        assert abs(len(found) / len(digests) - share) < spread  # four standard deviations
+    for digest in (bytes(32), b"\xff" * 32):
+        assert not is_held_out(digest, 0.0)
+        assert is_held_out(digest, 1.0)
+
+
+def test_the_size_counts_all_text() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "é"}}}
+    parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "é"}]
+    messages: tuple[dict[str, Any], ...] = (
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "hm"},
+    )
+    document = Document(where="", messages=messages, tools=({"name": "f"},))
+    calls = len(json.dumps([call], ensure_ascii=False).encode())
+    assert document.size == 4 + calls + 2 + len('{"name": "f"}')
+
+
+def test_a_prompt_can_become_a_chat() -> None:
+    pair = Document(where="a:1", prompt="s\n\nq", system="s", text="a")
+    assert pair.as_chat() == Document(
+        where="a:1",
+        messages=(
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"},
+        ),
+    )
+    assert [m["role"] for m in Document(where="", prompt="q").as_chat().messages] == ["user"]

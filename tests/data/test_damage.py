@@ -3,60 +3,38 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from coldstill.data.codecs import CODECS
 from coldstill.data.errors import ColdstillError
-from coldstill.data.files import tokens_sha256
 from coldstill.data.formats import STORES
 from coldstill.data.maintenance.verify import verify
-from coldstill.data.schema import Block, Ragged, Sequences, Targets
-from coldstill.data.store.manifest import TokenizerIdentity
+from coldstill.data.schema import Block
 from coldstill.data.store.reader import open_store
-from oracles import VOCABULARY, manifest_for, random_block, write_missing
-from tokenizers import Tokenizer, models
+from oracles import as_stored, numbers, random_block, whole_store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 KINDS = list(itertools.product(sorted(STORES), sorted(CODECS)))
 BLOCK = random_block(0, 5)
+SIZES: dict[str, Any] = {"shard_sequences": 3, "block_sequences": 2}
+"""Two shards, one of them with two blocks."""
 DAMAGES = 120
 """Number of damages for each kind of store."""
 
 
-def make(root: Path, store: str, codec: str, block: Block = BLOCK) -> None:
-    """A whole store of two shards, one of them with two blocks."""
-    table = {f"word{index}": index for index in range(VOCABULARY)}
-    (root / "tokenizer").mkdir()
-    model: Any = models.WordLevel(table, unk_token="word0")
-    Tokenizer(model).save(str(root / "tokenizer" / "tokenizer.json"))
-    manifest = manifest_for(block, shard_sequences=3, block_sequences=2, store=store, codec=codec)
-    named = TokenizerIdentity(fingerprint=tokens_sha256(table), size=VOCABULARY)
-    write_missing(root, replace(manifest, tokenizer=named), block)
-
-
-def as_stored(codec: str) -> Block:
-    made = CODECS[codec].fitting(vocabulary=VOCABULARY, capture=BLOCK.capture)
-    return made.decode(made.encode(BLOCK), BLOCK.capture)
-
-
 def same(found: Block, wanted: Block) -> bool:
     """Whether two blocks are equal bit for bit."""
-    for kind, part in ((Sequences, "sequences"), (Targets, "targets")):
-        for f in fields(kind):
-            one: Any = getattr(getattr(found, part), f.name)
-            other: Any = getattr(getattr(wanted, part), f.name)
-            if isinstance(other, Ragged):
-                if one.offsets.tolist() != other.offsets.tolist():
-                    return False
-                one, other = one.values, other.values
-            if (one.dtype, one.shape, one.tobytes()) != (other.dtype, other.shape, other.tobytes()):
-                return False
-    return True
+    return as_bytes(found) == as_bytes(wanted)
+
+
+def as_bytes(block: Block) -> list[tuple[Any, ...]]:
+    parts = [*numbers(block.sequences).values(), *numbers(block.targets).values()]
+    arrays = [a for part in parts for a in (part if isinstance(part, tuple) else [part])]
+    return [(array.dtype, array.shape, array.tobytes()) for array in arrays]
 
 
 def damaged(random: np.random.Generator, whole: bytes) -> bytes:
@@ -90,8 +68,8 @@ def assert_never_wrong(root: Path, wanted: Block) -> None:
 def test_any_flipped_bit_or_truncation_is_found_and_never_read(
     tmp_path: Path, store: str, codec: str
 ) -> None:
-    make(tmp_path, store, codec)
-    wanted = as_stored(codec)
+    whole_store(tmp_path, BLOCK, store=store, codec=codec, **SIZES)
+    wanted = as_stored(BLOCK, codec)
     assert list(verify(str(tmp_path))) == []
     assert same(open_store(tmp_path).read(np.arange(len(BLOCK))), wanted)
     records = sorted(tmp_path.glob("shards/*.json"))
@@ -112,7 +90,7 @@ def test_any_flipped_bit_or_truncation_is_found_and_never_read(
 
 @pytest.mark.parametrize(("store", "codec"), KINDS)
 def test_any_missing_file_is_found_and_never_read(tmp_path: Path, store: str, codec: str) -> None:
-    make(tmp_path, store, codec)
+    whole_store(tmp_path, BLOCK, store=store, codec=codec, **SIZES)
     for path in sorted((tmp_path / "shards").rglob("*")):
         if path.is_dir():
             continue
@@ -130,28 +108,3 @@ def test_any_missing_file_is_found_and_never_read(tmp_path: Path, store: str, co
     for refused in (lambda: list(verify(str(tmp_path))), lambda: open_store(tmp_path)):
         with pytest.raises(ColdstillError, match=r"no manifest\.json there"):
             refused()
-
-
-@pytest.mark.parametrize(("shard", "row"), [(0, 1), (0, 2), (1, 4)])
-def test_a_wrong_number_with_a_valid_checksum_is_reported_with_its_place(
-    tmp_path: Path, shard: int, row: int
-) -> None:
-    positions = BLOCK.sequences.positions
-    place = int(positions.offsets[row])
-    assert place < positions.offsets[row + 1]
-    entropy = BLOCK.targets.entropy.copy()
-    entropy[place] = -1.0
-    broken = replace(BLOCK, targets=replace(BLOCK.targets, entropy=entropy))
-    make(tmp_path, "arrow", "plain", broken)
-    (problem,) = verify(str(tmp_path))
-    where = f"shard {shard}, sequence {row}, position {positions.values[place]}"
-    assert str(problem) == f"{where}: an entropy that is not in [0, log V]"
-
-
-def test_tokens_with_another_hash_are_reported_with_their_place(tmp_path: Path) -> None:
-    hashes = BLOCK.sequences.hashes.copy()
-    hashes[4] += np.uint64(1)
-    broken = replace(BLOCK, sequences=replace(BLOCK.sequences, hashes=hashes))
-    make(tmp_path, "arrow", "plain", broken)
-    (problem,) = verify(str(tmp_path))
-    assert str(problem).startswith("shard 1, sequence 4: sequence 4 is not what was written")

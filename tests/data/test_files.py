@@ -1,21 +1,30 @@
+"""Files that are written whole, and hashes of files."""
+
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from coldstill.data import files as fingerprint
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import (
     SCRATCH_PREFIX,
+    file_sha256,
+    files_sha256,
+    json_sha256,
     read_json,
     remove_scratch,
+    tokens_sha256,
     whole_file,
     whole_folder,
     write_json,
 )
+from refusals import refusal
 
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 
@@ -38,10 +47,11 @@ def half_written(path: Path, error: BaseException | None) -> None:
             raise error
 
 
-def half_made(path: Path, error: BaseException) -> None:
+def half_made(path: Path, error: BaseException | None) -> None:
     with whole_folder(path) as scratch:
         (scratch / "new").write_text("half")
-        raise error
+        if error is not None:
+            raise error
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -77,12 +87,9 @@ def test_a_full_disk_is_reported_in_one_line_with_a_remedy(
     path.write_text("old")
     if owner is not None:
         monkeypatch.setattr(owner, "fsync" if owner is os else "replace", failing(FULL_DISK))
-    with pytest.raises(ColdstillError) as caught:
-        half_written(path, FULL_DISK if owner is None else None)
-    text = str(caught.value)
-    assert text.startswith(f"{path}: the disk is full")
-    assert "free some space" in text
-    assert "\n" not in text
+    message = refusal(half_written, path, FULL_DISK if owner is None else None)
+    assert message.startswith(f"{path}: the disk is full")
+    assert "free some space" in message
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
 
@@ -110,18 +117,13 @@ def test_the_data_is_on_disk_before_the_name(
     assert events == [f"sync {scratch}", f"rename {scratch}", f"sync {tmp_path}"]
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_other_errors_are_one_line_if_the_user_can_act(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ColdstillError) as caught:
-        write_json(tmp_path / "file" / "value.json", 1)
-    assert "cannot be written" in str(caught.value)
-    with pytest.raises(ColdstillError, match="cannot be written"), whole_file(tmp_path / "new"):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-
-def test_other_errors_of_the_system_are_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="Input/output"), whole_file(tmp_path / "file"):
-        raise OSError(errno.EIO, "Input/output error")
+    assert "cannot be written" in refusal(write_json, tmp_path / "file" / "value.json", 1)
+    error = PermissionError(errno.EACCES, "Permission denied")
+    assert "cannot be written" in refusal(half_written, tmp_path / "new", error)
+    with pytest.raises(OSError, match="Input/output"):
+        half_written(tmp_path / "file", OSError(errno.EIO, "Input/output error"))
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -135,22 +137,11 @@ def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None
         assert names(path.parent) == ["folder"]
 
 
-@pytest.mark.parametrize("error", [FULL_DISK, KeyboardInterrupt(), ValueError("x")])
-def test_an_interrupted_folder_leaves_the_old_one(tmp_path: Path, error: BaseException) -> None:
-    path = tmp_path / "folder"
-    with whole_folder(path) as scratch:
-        (scratch / "old").write_text("old")
-    expected = ColdstillError if error is FULL_DISK else type(error)
-    with pytest.raises(expected):
-        half_made(path, error)
-    assert names(tmp_path) == ["folder"]
-    assert names(path) == ["old"]
-
-
-@pytest.mark.parametrize("nth", [1, 2])
-def test_a_folder_whose_rename_fails_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+@pytest.mark.parametrize("error", [FULL_DISK, KeyboardInterrupt(), ValueError("x"), 1, 2])
+def test_an_interrupted_folder_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | int
 ) -> None:
+    """A number is that of the rename at which the disk is full."""
     path = tmp_path / "folder"
     with whole_folder(path) as scratch:
         (scratch / "old").write_text("old")
@@ -158,54 +149,43 @@ def test_a_folder_whose_rename_fails_leaves_the_old_one(
 
     def sometimes(self: Path, target: Path) -> Path:
         calls.append(self)
-        if len(calls) == nth:
+        if len(calls) == error:
             raise FULL_DISK
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", sometimes)
-    with pytest.raises(ColdstillError, match="the disk is full"), whole_folder(path) as scratch:
-        (scratch / "new").write_text("new")
+    given = None if isinstance(error, int) else error
+    raised: type[BaseException] = ColdstillError
+    if given is not None and given is not FULL_DISK:
+        raised = type(given)
+    with pytest.raises(raised):
+        half_made(path, given)
     assert names(tmp_path) == ["folder"]
     assert names(path) == ["old"]
 
 
 def test_equal_values_give_equal_json_bytes(tmp_path: Path) -> None:
     one, other = tmp_path / "1.json", tmp_path / "2.json"
+    value = {"a": {"é": "ü", "z": None}, "b": [1, 2.5]}
     write_json(one, {"b": [1, 2.5], "a": {"z": None, "é": "ü"}})
-    write_json(other, {"a": {"é": "ü", "z": None}, "b": [1, 2.5]})
+    write_json(other, value)
     assert one.read_bytes() == other.read_bytes()
     assert one.read_bytes().endswith(b"}\n")
     assert "ü" in one.read_text(encoding="utf-8")
-    assert read_json(one) == {"a": {"é": "ü", "z": None}, "b": [1, 2.5]}
+    assert read_json(one) == value
+    for wrong in (float("nan"), float("inf"), object()):
+        with pytest.raises((ValueError, TypeError), match="JSON"):
+            write_json(one, wrong)
+    assert read_json(one) == value
+    assert names(tmp_path) == ["1.json", "2.json"]
 
 
-def test_a_value_that_is_not_json_is_not_written(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_not_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
-    write_json(path, 1)
-    for value in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="JSON compliant"):
-            write_json(path, value)
-    with pytest.raises(TypeError):
-        write_json(path, object())
-    assert read_json(path) == 1
-    assert names(tmp_path) == ["value.json"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"\xff\xfe", b'{"a": }', b"[" * 100_000, b"1" * 10_000],
-    ids=["empty", "cut", "no text", "no value", "deep", "long number"],
-)
-def test_a_file_that_is_missing_or_not_json_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "value.json"
-    with pytest.raises(ColdstillError) as caught:
-        read_json(path)
-    assert str(caught.value) == f"{path}: not there"
-    path.write_bytes(content)
-    with pytest.raises(ColdstillError) as caught:
-        read_json(path)
-    assert str(caught.value).startswith(f"{path}: cannot be read as JSON")
-    assert "\n" not in str(caught.value)
+    assert refusal(read_json, path) == f"{path}: not there"
+    for content in (b"", b"{", b"\xff\xfe", b'{"a": }', b"[" * 100_000, b"1" * 10_000):
+        path.write_bytes(content)
+        assert refusal(read_json, path).startswith(f"{path}: cannot be read as JSON")
 
 
 def test_only_scratch_is_removed(tmp_path: Path) -> None:
@@ -217,3 +197,39 @@ def test_only_scratch_is_removed(tmp_path: Path) -> None:
     remove_scratch(tmp_path)
     assert names(tmp_path) == [".hidden", "kept"]
     remove_scratch(tmp_path / "nowhere")
+
+
+def make_files(folder: Path, contents: dict[str, str]) -> list[Path]:
+    folder.mkdir()
+    for name, text in contents.items():
+        (folder / name).write_text(text)
+    return [folder / name for name in contents]
+
+
+def test_a_file_is_hashed_whole_however_long(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for size in (0, 1, fingerprint._CHUNK - 1, fingerprint._CHUNK, fingerprint._CHUNK + 1):
+        data = bytes(i % 251 for i in range(256)) * (size // 256 + 1)
+        path.write_bytes(data[:size])
+        assert file_sha256(path) == hashlib.sha256(data[:size]).hexdigest()
+
+
+def test_files_differ_by_content_name_and_border_and_not_by_folder_or_order(tmp_path: Path) -> None:
+    contents = {"a": "1", "b": "2", "c": ""}
+    here, there = make_files(tmp_path / "x", contents), make_files(tmp_path / "y", contents)
+    assert files_sha256(here) == files_sha256(list(reversed(there)))
+    variants = [contents, {"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "1", "c": "2"}]
+    variants += [{"a": "2", "b": "1"}, {"a": "12", "b": ""}, {"a": "1"}, {}]
+    found = {files_sha256(make_files(tmp_path / str(i), v)) for i, v in enumerate(variants)}
+    assert len(found) == len(variants)
+
+
+def test_json_and_tokens_are_the_same_in_any_order() -> None:
+    assert json_sha256({"a": 1, "b": {"c": 2, "d": [3]}}) == json_sha256(
+        {"b": {"d": [3], "c": 2}, "a": 1}
+    )
+    values = [{"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": [1]}, {}, {"a": None}, ["a", 1]]
+    assert len({json_sha256(value) for value in values}) == len(values)
+    assert tokens_sha256({"a": 0, "b": 1}) == tokens_sha256({"b": 1, "a": 0})
+    tables = [{"a": 0, "b": 1}, {"a": 1, "b": 0}, {"a": 0, "b": 2}, {"a": 0}, {"a": 0, "é": 1}]
+    assert len({tokens_sha256(table) for table in tables}) == len(tables)

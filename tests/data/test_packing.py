@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -8,8 +11,8 @@ from coldstill.data.alignment import labels
 from coldstill.data.prepared import OPEN_SEQUENCES, Packer, TokenizedDocument, build_sequences
 from coldstill.data.schema import check_hashes
 
-CASES = [(seed, together) for seed in range(25) for together in (True, False)]
-several = pytest.mark.parametrize(("seed", "together"), CASES)
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def random_documents(seed: int, length: int, share: float = 1.0) -> list[TokenizedDocument]:
@@ -25,10 +28,6 @@ def random_documents(seed: int, length: int, share: float = 1.0) -> list[Tokeniz
     return documents
 
 
-def length_for(seed: int) -> int:
-    return 2 + seed % 9
-
-
 def pack(
     documents: list[TokenizedDocument], length: int, *, together: bool
 ) -> tuple[list[list[TokenizedDocument]], Packer]:
@@ -37,98 +36,85 @@ def pack(
     return packed + list(packer.finish()), packer
 
 
-@several
-def test_each_token_except_the_first_of_a_document_is_the_label_of_one_position(
-    seed: int, together: bool
+@dataclass(frozen=True)
+class Case:
+    """Random documents and the sequences that they are packed into."""
+
+    length: int
+    together: bool
+    documents: list[TokenizedDocument]
+    packed: list[list[TokenizedDocument]]
+    packer: Packer
+
+
+def cases(share: float = 1.0) -> Iterator[Case]:
+    """Packed documents of which this share of the tokens is learned."""
+    for seed, together in itertools.product(range(25), (True, False)):
+        length = 2 + seed % 9
+        documents = random_documents(seed, length, share)
+        packed, packer = pack(documents, length, together=together)
+        yield Case(length, together, documents, packed, packer)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_each_learned_token_but_the_first_of_a_document_is_the_label_of_one_position(
+    share: float,
 ) -> None:
-    documents = random_documents(seed, length_for(seed))
-    packed, _ = pack(documents, length_for(seed), together=together)
-    found = labels(build_sequences(0, packed)) if packed else np.zeros(0, np.int32)
-    assert sorted(found.tolist()) == [int(t) for d in documents for t in d.tokens_T[1:]]
+    for case in cases(share):
+        found = labels(build_sequences(0, case.packed)).tolist() if case.packed else []
+        learned = [d.tokens_T[1:][d.learned_T[1:]].tolist() for d in case.documents]
+        assert sorted(found) == [token for tokens in learned for token in tokens]
 
 
-@several
-def test_only_learned_tokens_are_labels(seed: int, together: bool) -> None:
-    documents = random_documents(seed, length_for(seed), share=0.3)
-    packed, _ = pack(documents, length_for(seed), together=together)
-    found = labels(build_sequences(0, packed)) if packed else np.zeros(0, np.int32)
-    expected = [int(t) for d in documents for t in d.tokens_T[1:][d.learned_T[1:]]]
-    assert sorted(found.tolist()) == expected
+def test_a_document_that_fits_is_never_cut_and_pieces_of_others_share_one_token() -> None:
+    for case in cases():
+        for pieces in case.packed:
+            assert 0 < sum(len(piece.tokens_T) for piece in pieces) <= case.length
+            assert case.together or len(pieces) == 1
+        found: dict[int, list[list[int]]] = {}
+        for piece in itertools.chain(*case.packed):
+            found.setdefault(piece.index, []).append(piece.tokens_T.tolist())
+        for document in case.documents:
+            tokens = document.tokens_T.tolist()
+            parts = sorted(found.get(document.index, []))
+            if len(tokens) == 1:
+                assert parts == []  # nothing in it could ever be a label
+            elif len(tokens) <= case.length:
+                assert parts == [tokens]
+            else:
+                assert len(parts) > 1
+                assert all(before[-1] == after[0] for before, after in pairwise(parts))
+                assert all(len(part) == case.length for part in parts[:-1])
+                assert [parts[0][0]] + [t for part in parts for t in part[1:]] == tokens
 
 
-@several
-def test_no_sequence_is_too_long_and_alone_means_alone(seed: int, together: bool) -> None:
-    packed, _ = pack(random_documents(seed, length_for(seed)), length_for(seed), together=together)
-    for pieces in packed:
-        assert 0 < sum(len(piece.tokens_T) for piece in pieces) <= length_for(seed)
-        assert together or len(pieces) == 1
+def test_counts_report_cut_and_skipped_documents() -> None:
+    for case in cases(share=0.2):
+        counts, length = case.packer.counts, case.length
+        sizes = [len(document.tokens_T) for document in case.documents]
+        assert counts["documents"] == len(sizes)
+        assert counts["cut_documents"] == sum(size > length for size in sizes)
+        pieces = [
+            document.learned_T[first + 1 : first + length]
+            for document, size in zip(case.documents, sizes, strict=True)
+            for first in range(0, max(size - 1, 1), length - 1)
+        ]
+        assert counts["unlearnable_pieces"] == sum(not learned.any() for learned in pieces)
+        assert all(piece.learned_T[1:].any() for piece in itertools.chain(*case.packed))
 
 
-@several
-def test_a_document_that_fits_is_never_cut_and_pieces_of_others_share_one_token(
-    seed: int, together: bool
-) -> None:
-    length = length_for(seed)
-    documents = random_documents(seed, length)
-    packed, _ = pack(documents, length, together=together)
-    pieces_of: dict[int, list[list[int]]] = {}
-    for piece in (piece for pieces in packed for piece in pieces):
-        pieces_of.setdefault(piece.index, []).append(piece.tokens_T.tolist())
-    for document in documents:
-        tokens = document.tokens_T.tolist()
-        pieces = sorted(pieces_of.get(document.index, []))
-        if len(tokens) == 1:
-            assert pieces == []  # nothing in it could ever be a label
-        elif len(tokens) <= length:
-            assert pieces == [tokens]
-        else:
-            assert len(pieces) > 1
-            assert all(before[-1] == after[0] for before, after in pairwise(pieces))
-            assert all(len(piece) == length for piece in pieces[:-1])
-            assert [pieces[0][0]] + [t for piece in pieces for t in piece[1:]] == tokens
-
-
-@several
-def test_counts_report_cut_and_skipped_documents(seed: int, together: bool) -> None:
-    length = length_for(seed)
-    documents = random_documents(seed, length, share=0.2)
-    packed, packer = pack(documents, length, together=together)
-    assert packer.counts["documents"] == len(documents)
-    assert packer.counts["cut_documents"] == sum(len(d.tokens_T) > length for d in documents)
-    unlearnable = 0
-    for document in documents:
-        first = 0
-        while True:
-            unlearnable += not document.learned_T[first + 1 : first + length].any()
-            first += length - 1
-            if first >= len(document.tokens_T) - 1:
-                break
-    assert packer.counts["unlearnable_pieces"] == unlearnable
-    assert all(piece.learned_T[1:].any() for pieces in packed for piece in pieces)
-
-
-@several
-def test_the_same_documents_give_the_same_sequences(seed: int, together: bool) -> None:
-    documents = random_documents(seed, length_for(seed))
-    once, _ = pack(documents, length_for(seed), together=together)
-    again, _ = pack(documents, length_for(seed), together=together)
-    assert [[p.tokens_T.tolist() for p in s] for s in once] == [
-        [p.tokens_T.tolist() for p in s] for s in again
-    ]
-
-
-@several
-def test_sequences_hold_document_borders_and_their_hash(seed: int, together: bool) -> None:
-    documents = random_documents(seed, length_for(seed), share=0.8)
-    packed, _ = pack(documents, length_for(seed), together=together)
-    sequences = build_sequences(100, packed)
-    check_hashes(sequences)
-    assert sequences.ids.tolist() == list(range(100, 100 + len(packed)))
-    for row, pieces in enumerate(packed):
-        borders = [*sequences.document_starts[row].tolist(), len(sequences.tokens[row])]
-        assert sequences.document_ids[row].tolist() == [piece.index for piece in pieces]
-        for piece, (start, end) in zip(pieces, pairwise(borders), strict=True):
-            assert sequences.tokens[row][start:end].tolist() == piece.tokens_T.tolist()
+def test_sequences_hold_document_borders_and_their_hash() -> None:
+    for case in cases(share=0.8):
+        sequences = build_sequences(100, case.packed)
+        check_hashes(sequences)
+        assert sequences.ids.tolist() == list(range(100, 100 + len(case.packed)))
+        for row, pieces in enumerate(case.packed):
+            borders = [*sequences.document_starts[row].tolist(), len(sequences.tokens[row])]
+            assert sequences.document_ids[row].tolist() == [piece.index for piece in pieces]
+            for piece, (start, end) in zip(pieces, pairwise(borders), strict=True):
+                assert sequences.tokens[row][start:end].tolist() == piece.tokens_T.tolist()
+        again, _ = pack(case.documents, case.length, together=case.together)
+        assert build_sequences(100, again).hashes.tolist() == sequences.hashes.tolist()
 
 
 def test_the_hash_depends_on_tokens_borders_and_mask() -> None:
@@ -167,8 +153,5 @@ def test_few_sequences_are_open_at_a_time() -> None:
         waiting += 1 - len(list(packer.add(document)))
         assert waiting <= OPEN_SEQUENCES
     assert len(list(packer.finish())) == waiting
-
-
-def test_a_sequence_of_one_token_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2 tokens, got 1"):
         Packer(1, together=True)

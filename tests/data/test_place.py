@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import coldstill.data.places.claims
 import coldstill.data.places.lease
 import pytest
-from coldstill.data.errors import ColdstillError
+from children import Killed, together
 from coldstill.data.files import SCRATCH_PREFIX
 from coldstill.data.places.local import LocalPlace
 from coldstill.data.places.objects import Objects
 from coldstill.data.places.place import place_at
 from coldstill.data.store.commit import Commit, shard_files, total
 from coldstill.data.store.layout import CLAIMS, MANIFEST, STARTING, claim_name
+from refusals import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,58 +57,38 @@ def tree(root: Path) -> dict[str, str]:
 class AnyPlace:
     """The contract; each class below tests one kind of place."""
 
-    def test_written_files_are_read(self, place: Place) -> None:
-        place.write("a.json", b"1")
-        place.write("deep/er/b.json", b"2")
-        place.write("a.json", b"3")
-        place.write("empty", b"")
-        assert place.read("a.json") == b"3"
-        assert place.read("deep/er/b.json") == b"2"
-        assert place.read("empty") == b""
-
-    def test_missing_files_are_not_found(self, place: Place) -> None:
-        place.write("deep/b.json", b"2")
+    def test_files_and_folders_are_read_and_listed(self, place: Place, another: Place) -> None:
+        """Names are those directly inside, sizes those at any depth; neither is stale."""
+        for name in ("a", "deep/b", "deep/er/c", "deeper"):
+            assert not another.exists(name)
+            place.write(name, name.encode())
+            assert another.read(name) == name.encode()
+            assert another.exists(name)
+        assert (place.names("."), place.names("deep")) == ({"a", "deep", "deeper"}, {"b", "er"})
+        assert place.sizes("deep") == {"deep/b": 6, "deep/er/c": 9}
+        assert another.exists("deep")
+        assert not place.exists("dee")
         for name in ("nothing", "deep/nothing", "nothing/b.json"):
             with pytest.raises(FileNotFoundError):
                 place.read(name)
             assert not place.exists(name)
-
-    def test_files_and_folders_exist(self, place: Place) -> None:
-        assert not place.exists("deep")
-        place.write("deep/b.json", b"2")
-        assert place.exists("deep/b.json")
-        assert place.exists("deep")
-        assert not place.exists("dee")
-
-    def test_names_are_those_directly_inside(self, place: Place) -> None:
-        for name in ("a", "deep/b", "deep/er/c", "deeper"):
-            place.write(name, b"1")
-        assert place.names(".") == {"a", "deep", "deeper"}
-        assert place.names("deep") == {"b", "er"}
-        assert place.names("nothing") == set()
-        assert place.names("a") == set()
-
-    def test_sizes_are_those_of_files_at_any_depth(self, place: Place) -> None:
-        for name in ("a", "deep/b", "deep/er/c", "deeper"):
-            place.write(name, name.encode())
-        assert place.sizes("deep") == {"deep/b": 6, "deep/er/c": 9}
+        assert place.names("nothing") == place.names("a") == set()
         assert place.sizes("nothing") == {}
+        place.write("a", b"")
+        assert place.read("a") == b""
+        assert place.path("shards/1") == f"{place}/shards/1"
+        copy: Place = pickle.loads(pickle.dumps(place))
+        assert copy.read("deep/b") == b"deep/b"
+        assert (str(copy), copy.room) == (str(place), place.room)
 
-    def test_listings_are_never_stale(self, place: Place, another: Place) -> None:
-        place.write("deep/a", b"1")
-        assert another.names("deep") == {"a"}
-        place.write("deep/b", b"1")
-        assert another.names("deep") == {"a", "b"}
-        assert another.exists("deep/b")
-        place.remove("deep/a")
-        assert another.names("deep") == {"b"}
-        assert not another.exists("deep/a")
-
-    def test_removing_takes_a_file_or_a_folder_and_nothing_else(self, place: Place) -> None:
+    def test_removing_takes_a_file_or_a_folder_and_nothing_else(
+        self, place: Place, another: Place
+    ) -> None:
         for name in ("deep/a", "deep/a2", "deep/er/c", "deeper"):
             place.write(name, b"1")
         place.remove("deep/a")
-        assert place.names("deep") == {"a2", "er"}
+        assert another.names("deep") == {"a2", "er"}
+        assert not another.exists("deep/a")
         place.remove("deep")
         assert not place.exists("deep/er/c")
         assert place.exists("deeper")
@@ -120,27 +101,20 @@ class AnyPlace:
                 place.adopt(folder / "made", "shards/1.arrow")
             assert not folder.exists()
             assert place.read("shards/1.arrow") == text.encode()
+        with contextlib.suppress(KeyError), place.scratch() as folder:
+            raise KeyError
+        assert not folder.exists()
 
     def test_an_adopted_folder_replaces_another(self, place: Place, tmp_path: Path) -> None:
+        place.write(MANIFEST, b"{}")
+        assert not place.folder("tokenizer").exists()
         place.adopt(make_tree(tmp_path / "1", a="1", deep__b="2", old="3"), "tokenizer")
         place.adopt(make_tree(tmp_path / "2", a="4", deep__b="5", new="6"), "tokenizer")
         assert place.exists("tokenizer")
         found = {name: place.read(name).decode() for name in place.sizes("tokenizer")}
         assert found == {"tokenizer/a": "4", "tokenizer/deep/b": "5", "tokenizer/new": "6"}
-        assert place.names(".") == {"tokenizer"}
-
-    def test_scratch_goes_away_even_after_an_error(self, place: Place) -> None:
-        with contextlib.suppress(KeyError), place.scratch() as folder:
-            (folder / "made").write_text("x")
-            raise KeyError
-        assert not folder.exists()
-
-    def test_a_folder_is_a_local_one(self, place: Place, tmp_path: Path) -> None:
-        place.write(MANIFEST, b"{}")
-        assert not place.folder("tokenizer").exists()
-        made = make_tree(tmp_path / "1", a="1", deep__b="2")
-        place.adopt(made, "tokenizer")
-        assert tree(place.folder("tokenizer")) == {"a": "1", "deep/b": "2"}
+        assert place.names(".") == {"tokenizer", MANIFEST}
+        assert tree(place.folder("tokenizer")) == {"a": "4", "deep/b": "5", "new": "6"}
 
     @pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
     def test_a_shard_is_a_local_copy(self, place: Place, tmp_path: Path, is_folder: bool) -> None:
@@ -155,78 +129,49 @@ class AnyPlace:
         with place.reading(commit, "shards/00000.x") as is_there:
             assert is_there
 
-    @pytest.mark.parametrize("change", ["other", "longer than it was", None])
     def test_a_shard_that_is_not_what_was_committed_is_named(
-        self, place: Place, tmp_path: Path, change: str | None
+        self, place: Place, tmp_path: Path
     ) -> None:
         place.write(MANIFEST, b"{}")
         commit = commit_of(make_tree(tmp_path / "made", **{"c__0": "whole", "zarr.json": "two"}))
         place.adopt(tmp_path / "made", "shards/00000.x")
-        if change is None:
-            place.remove("shards/00000.x/c/0")
-        else:
-            place.write("shards/00000.x/c/0", change.encode())
-        with pytest.raises(ColdstillError) as caught:
-            place.shard(commit, "shards/00000.x")
-        assert str(caught.value).startswith(f"{place.path('shards/00000.x/c/0')}: damaged: ")
-        assert "\n" not in str(caught.value)
-        assert str(caught.value).endswith("run coldstill store repair, then teacher-logits again")
-
-    def test_reading_ahead_never_disturbs(self, place: Place, tmp_path: Path) -> None:
-        place.write(MANIFEST, b"{}")
-        commit = commit_of(make_tree(tmp_path / "made", a="1") / "a")
+        for content in (b"other", b"longer than it was", None):
+            if content is None:
+                place.remove("shards/00000.x/c/0")
+            else:
+                place.write("shards/00000.x/c/0", content)
+            message = refusal(place.shard, commit, "shards/00000.x")
+            assert message.startswith(f"{place.path('shards/00000.x/c/0')}: damaged: ")
+            assert message.endswith("run coldstill store repair, then teacher-logits again")
+        # reading ahead never fails: only a call for the shard itself reports it
         place.prefetch([(commit, "shards/nothing", 1)])
         place.prefetch([])
-        # only a call for the shard itself reports it
-        with pytest.raises(ColdstillError, match="shards/nothing: damaged: missing"):
-            place.shard(commit, "shards/nothing")
-        assert place.read(MANIFEST) == b"{}"
+        message = refusal(place.shard, commit, "shards/nothing")
+        assert "shards/nothing/c/0: damaged: missing" in message
 
-    def test_only_one_writes(self, place: Place, another: Place) -> None:
+    def test_one_writes_alone_or_several_together(self, place: Place, another: Place) -> None:
+        alone: list[bool] = []
+        entering: list[Callable[[], Any]] = [another.lock, lambda: another.join(alone.append)]
         with place.lock():
             place.write("a", b"1")
-            with pytest.raises(ColdstillError) as caught, another.lock():
-                pass
-        assert str(caught.value).startswith(f"{place}: another process is writing this store")
-        assert "\n" not in str(caught.value)
-        with pytest.raises(KeyError), another.lock():
-            raise KeyError
+            messages = [refusal(enter().__enter__) for enter in entering]
+            assert (alone, place.names(CLAIMS)) == ([], set())
+        with place.join(alone.append):
+            messages.append(refusal(another.lock().__enter__))
+            with another.join(alone.append):
+                another.write("b", b"2")
+        for message in messages:
+            assert message.startswith(f"{place}: another process is writing this store")
+        with another.join(alone.append):
+            pass
+        assert alone == [True, False, True]
+        for enter in entering:  # an error releases it
+            with pytest.raises(KeyError), enter():
+                raise KeyError
         with place.lock():
             pass
-
-    def test_several_write_together(self, place: Place, another: Place) -> None:
-        told: list[bool] = []
-        with place.join(told.append), another.join(told.append):
-            place.write("a", b"1")
-            another.write("b", b"2")
-        with another.join(told.append):
-            pass
-        assert told == [True, False, True]
         assert place.names(".") <= {"a", "b", CLAIMS}
         assert place.names(CLAIMS) == set()
-
-    def test_a_lone_writer_is_refused_beside_others(self, place: Place, another: Place) -> None:
-        with place.join(lambda alone: None):
-            with pytest.raises(ColdstillError) as caught, another.lock():
-                pass
-            place.write("a", b"1")
-        assert str(caught.value).startswith(f"{place}: another process is writing this store")
-        assert "\n" not in str(caught.value)
-        with another.lock():
-            pass
-
-    def test_others_are_refused_beside_a_lone_writer(self, place: Place, another: Place) -> None:
-        told: list[bool] = []
-        with place.lock():
-            with pytest.raises(ColdstillError) as caught, another.join(told.append):
-                pass
-            place.write("a", b"1")
-        assert str(caught.value).startswith(f"{place}: another process is writing this store")
-        assert "\n" not in str(caught.value)
-        assert (told, place.names(CLAIMS)) == ([], set())
-        with another.join(told.append):
-            pass
-        assert told == [True]
 
     def test_a_piece_of_work_is_claimed_by_one_process(self, place: Place, another: Place) -> None:
         with place.join(lambda alone: None), another.join(lambda alone: None):
@@ -268,15 +213,6 @@ class AnyPlace:
         assert place.names("shards") == {"00000.json"}
         assert place.names(".") == {"shards"}
 
-    def test_it_can_be_pickled(self, place: Place) -> None:
-        place.write("a", b"1")
-        copy: Place = pickle.loads(pickle.dumps(place))
-        assert copy.read("a") == b"1"
-        assert (str(copy), copy.room) == (str(place), place.room)
-
-    def test_names_in_messages_begin_with_the_place(self, place: Place) -> None:
-        assert place.path("shards/1") == f"{place}/shards/1"
-
 
 class TestLocalPlace(AnyPlace):
     @pytest.fixture
@@ -294,10 +230,6 @@ class TestLocalPlace(AnyPlace):
             make_tree(tmp_path / "store" / f"{SCRATCH_PREFIX}1-y", a="1")
 
         return leave
-
-
-class Killed(BaseException):
-    """The process was killed."""
 
 
 class RemoteContract(AnyPlace):
@@ -357,24 +289,21 @@ class TestS3Place(RemoteContract):
 
 @pytest.mark.parametrize("kind", ["local", "memory"])
 def test_processes_begin_in_turn_and_only_the_first_is_alone(
-    tmp_path: Path, memory: Distance, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path,
+    memory: Distance,
+    conditions: None,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
     at_once: list[int] = []
-    inside, told, all_in = [0], [], threading.Barrier(5)
-    one_at_a_time, original = threading.RLock(), Objects._call
-
-    def call(self: Objects, *arguments: Any) -> Any:
-        with one_at_a_time:  # requests are atomic in object stores, not in `memory://`
-            return original(self, *arguments)
-
-    monkeypatch.setattr(Objects, "_call", call)
+    inside, alone_N, all_in = [0], [], threading.Barrier(5)
     monkeypatch.setattr(coldstill.data.places.lease, "_PAUSE", 0.005)
 
     def begin(alone: bool) -> None:
         inside[0] += 1
         time.sleep(0.02)
         at_once.append(inside[0])
-        told.append(alone)
+        alone_N.append(alone)
         inside[0] -= 1
 
     def write() -> None:
@@ -383,61 +312,42 @@ def test_processes_begin_in_turn_and_only_the_first_is_alone(
             assert len(place.names(CLAIMS)) >= 1
             all_in.wait(20)
 
-    threads = [threading.Thread(target=write) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*[write] * 5)
     assert at_once == [1] * 5
-    assert told == [True, False, False, False, False]
+    assert alone_N == [True, False, False, False, False]
     place = place_at(tmp_path / "s") if kind == "local" else memory.place()
     assert place.names(CLAIMS) == set()
 
 
 @pytest.mark.parametrize("in_the_way", ["claims", "claims/starting"])
-def test_an_obstacle_to_joining_is_an_error_of_one_line(tmp_path: Path, in_the_way: str) -> None:
-    place = place_at(tmp_path)
-    if in_the_way == "claims":
-        place.write(in_the_way, b"mine")
-    else:
-        (tmp_path / in_the_way).mkdir(parents=True)
-    with pytest.raises(ColdstillError) as caught, place.join(lambda alone: None):
-        pass
-    assert str(caught.value).startswith(f"{tmp_path}/claims/starting: ")
-    assert "\n" not in str(caught.value)
-    assert place.exists(in_the_way)
-    with place.lock():  # nothing stays locked
-        pass
-
-
-def test_a_disk_without_locks_is_not_another_writer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_obstacle_to_joining_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_the_way: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     place = place_at(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(coldstill.data.places.claims, "lock_descriptor", fail)
-        for enter in (place.lock, lambda: place.join(lambda alone: None)):
-            with pytest.raises(ColdstillError, match="cannot be locked: No locks available"):
-                enter().__enter__()
+    if in_the_way == "claims":
+        place.write(in_the_way, b"mine")
+    else:
+        (tmp_path / in_the_way).mkdir(parents=True)
+    message = refusal(place.join(lambda alone: None).__enter__)
+    assert message.startswith(f"{tmp_path}/claims/starting: ")
+    assert place.exists(in_the_way)
+    with place.lock():  # nothing stays locked
+        pass
+    other = place_at(tmp_path / "other")
+    monkeypatch.setattr(coldstill.data.places.claims, "lock_descriptor", fail)
+    for enter in (other.lock, lambda: other.join(lambda alone: None)):
+        assert "cannot be locked: No locks available" in refusal(enter().__enter__)
 
 
-@pytest.mark.parametrize("form", ["{}", "file://{}"])
-def test_a_folder_has_several_names(tmp_path: Path, form: str) -> None:
-    place = place_at(form.format(tmp_path))
-    assert isinstance(place, LocalPlace)
-    assert place.root == tmp_path
-
-
-@pytest.mark.parametrize("address", ["s3://bucket/a/b", "memory://a", "gs://bucket/store/"])
-def test_an_address_may_be_given_as_a_path(address: str) -> None:
-    wanted = address.rstrip("/")
-    assert str(place_at(address)) == wanted
-    assert str(place_at(Path(address))) == wanted
-
-
-def test_a_drive_and_an_odd_name_are_folders() -> None:
+def test_a_place_has_several_names(tmp_path: Path) -> None:
+    for name in (str(tmp_path), f"file://{tmp_path}"):
+        place = place_at(name)
+        assert isinstance(place, LocalPlace)
+        assert place.root == tmp_path
+    for address in ("s3://bucket/a/b", "memory://a", "gs://bucket/store/"):
+        assert str(place_at(address)) == str(place_at(Path(address))) == address.rstrip("/")
     for path in ("c:/store", "runs/s3:/x", "s3", "a:b"):
         assert isinstance(place_at(path), LocalPlace)

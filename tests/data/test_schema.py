@@ -1,6 +1,8 @@
+"""Blocks, their lists and their columns."""
+
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,31 +13,30 @@ from coldstill.data.schema import (
     Ragged,
     Sequences,
     Targets,
+    check_hashes,
+    expect_column,
+    from_positions,
+    from_sequences,
     sequence_hash,
     target_shapes,
+    to_positions,
+    to_sequences,
 )
-from oracles import random_block
+from oracles import random_block, random_sequences
 
 
 def rows_of(block: Block) -> list[list[Any]]:
     """A block as one list per sequence, its positions as one list each: slow and obvious."""
-    rows = []
-    place = 0
-    for row in range(len(block)):
-        sequences = []
-        for f in fields(Sequences):
-            value = getattr(block.sequences, f.name)
-            sequences.append(value[row].tolist())
-        count = len(block.sequences.positions[row])
-        positions = []
-        for position in range(place, place + count):
-            for f in fields(Targets):
-                value = getattr(block.targets, f.name)
-                positions.append(None if value is None else value[position].tolist())
-        place += count
-        rows.append([sequences, positions])
+    found, place = [], 0
+    for row, positions in enumerate(block.sequences.positions):
+        values = [getattr(block.sequences, f.name)[row].tolist() for f in fields(Sequences)]
+        arrays = [getattr(block.targets, f.name) for f in fields(Targets)]
+        places = range(place, place + len(positions))
+        targets = [[a if a is None else a[m].tolist() for a in arrays] for m in places]
+        found.append([values, targets])
+        place += len(positions)
     assert place == len(block.targets)
-    return rows
+    return found
 
 
 @pytest.mark.parametrize("capture", [Capture(head=3, tail=2), Capture(head=2, temperatures=(2.0,))])
@@ -64,37 +65,105 @@ def test_target_shapes_are_those_of_targets() -> None:
             assert value is None or (value.shape, value.dtype) == shapes[f.name]
 
 
-@pytest.mark.parametrize(
-    ("capture", "keeps"),
-    [
-        (Capture(tail=4), False),
-        (Capture(tail=4, tail_logprobs=True), True),
-        (Capture(tail=4, temperatures=(2.0,)), True),
-        (Capture(tail=0, temperatures=(2.0,), tail_logprobs=True), False),
-    ],
-)
-def test_tail_logprobs_are_kept_where_they_are_needed(capture: Capture, keeps: bool) -> None:
-    assert capture.keeps_tail_logprobs is keeps
+def test_tail_logprobs_are_kept_where_they_are_needed() -> None:
+    assert not Capture(tail=4).keeps_tail_logprobs
+    assert Capture(tail=4, tail_logprobs=True).keeps_tail_logprobs
+    assert Capture(tail=4, temperatures=(2.0,)).keeps_tail_logprobs
+    without = Capture(tail=0, temperatures=(2.0,), tail_logprobs=True)
+    assert not without.keeps_tail_logprobs
 
 
-def test_a_hash_depends_on_values_and_not_on_dtype_or_layout() -> None:
+def test_a_hash_depends_on_values_and_borders_and_not_on_dtype_or_layout() -> None:
     tokens, starts, positions = np.arange(6), np.array([0, 3]), np.array([0, 4])
     expected = sequence_hash(tokens, starts, positions)
-    wide = Ragged.from_rows([tokens], np.int64)[0]
-    assert sequence_hash(wide.astype(">i4"), starts.astype(np.int32), positions) == expected
-    strided = np.repeat(tokens, 2)[::2]
-    assert sequence_hash(strided, starts, positions) == expected
+    for same in (tokens.astype(">i4"), np.repeat(tokens, 2)[::2]):
+        assert sequence_hash(same, starts.astype(np.int32), positions) == expected
     assert 0 <= expected < 2**64
+    a, b, c = np.array([1, 2]), np.array([3]), np.array([1, 2, 3])
+    parts = ((a, b, b), (b, a, b), (a, b, a), (c, b[:0], b), (c, b, b[:0]), (a[::-1], b, b))
+    assert len({sequence_hash(*arrays) for arrays in parts}) == len(parts)
 
 
-def test_a_hash_changes_with_each_part_and_with_the_border_between_them() -> None:
-    a, b = np.array([1, 2]), np.array([3])
-    hashes = [
-        sequence_hash(a, b, b),
-        sequence_hash(b, a, b),
-        sequence_hash(a, b, a),
-        sequence_hash(np.array([1, 2, 3]), b[:0], b),
-        sequence_hash(np.array([1, 2, 3]), b, b[:0]),
-        sequence_hash(np.array([2, 1]), b, b),
-    ]
-    assert len(set(hashes)) == len(hashes)
+def lists(ragged: Ragged) -> list[list[Any]]:
+    return [row.tolist() for row in ragged]
+
+
+def random_rows(random: np.random.Generator) -> list[list[int]]:
+    count = int(random.integers(0, 9))
+    return [random.integers(0, 99, int(random.integers(0, 5))).tolist() for _ in range(count)]
+
+
+def test_rows_are_laid_out_taken_and_joined_like_lists() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        rows, other = [*random_rows(random), []], random_rows(random)
+        ragged = Ragged.from_rows(rows, np.int32)
+        assert lists(ragged) == rows
+        assert len(ragged) == len(rows)
+        assert ragged.values.dtype == np.int32
+        assert ragged.offsets.dtype == np.int64
+        assert ragged.lengths.tolist() == [len(row) for row in rows]
+        chosen = random.integers(0, len(rows), int(random.integers(0, 12)))
+        taken = ragged.take(chosen)
+        assert lists(taken) == [rows[i] for i in chosen]
+        assert taken.offsets.dtype == np.int64
+        assert ragged.values[ragged.flat_indices(chosen)].tolist() == taken.values.tolist()
+        joined = Ragged.concatenate([ragged, Ragged.from_rows(other, np.int32), taken])
+        assert lists(joined) == [*rows, *other, *lists(taken)]
+        assert (joined.offsets[0], joined.offsets[-1]) == (0, len(joined.values))
+
+
+def test_take_keeps_the_other_axes_and_a_missing_row_is_an_index_error() -> None:
+    ragged = Ragged(np.arange(12).reshape(6, 2), np.array([0, 1, 1, 4, 6]))
+    taken = ragged.take(np.array([3, 1, 0, 3]))
+    assert lists(taken) == [[[8, 9], [10, 11]], [], [[0, 1]], [[8, 9], [10, 11]]]
+    for index in (-1, 4):
+        with pytest.raises(IndexError):
+            ragged[index]
+
+
+def test_sequences_are_converted_to_columns_and_back() -> None:
+    sequences = random_sequences(0, 7)
+    columns = from_sequences(sequences)
+    lists = {"token_ids", "document_starts", "document_ids", "positions"}
+    assert set(columns) == lists | {"sequence_id", "sequence_hash"}
+    back = to_sequences(columns)
+    for f in fields(Sequences):
+        assert getattr(back, f.name) is getattr(sequences, f.name)
+
+
+def test_position_columns_are_the_lists_with_the_borders_of_the_positions() -> None:
+    sequences = random_sequences(0, 5)
+    positions = sequences.positions
+    values = np.arange(len(positions.values))
+    columns = from_sequences(sequences) | from_positions({"x": values}, positions)
+    assert columns["x"].offsets is positions.offsets  # type: ignore[union-attr]
+    columns["shifted"] = Ragged(positions.values, np.roll(positions.offsets, 1))
+    found = to_positions(columns | {"flat": np.arange(5)}, positions)
+    assert list(found) == ["positions", "x"]
+    assert found["x"] is values
+
+
+def test_a_column_of_a_wrong_shape_or_type_is_named() -> None:
+    arrays = {"x": np.zeros((3, 2), np.int32)}
+    assert expect_column(arrays, "x", (3, 2), np.int32) is arrays["x"]
+    assert expect_column(arrays, "none", (3, 0), np.int32).shape == (3, 0)
+    for shape, dtype in (((3, 3), np.int32), ((2, 2), np.int32), ((3, 2), np.uint32)):
+        with pytest.raises(ValueError, match=r"'x' should be .*: int32 \(3, 2\)"):
+            expect_column(arrays, "x", shape, dtype)
+    with pytest.raises(ValueError, match=r"'y' should be .*: nothing"):
+        expect_column(arrays, "y", (3, 2), np.int32)
+
+
+@pytest.mark.parametrize("name", ["tokens", "document_starts", "positions"])
+def test_a_sequence_that_is_not_what_was_written_is_named(name: str) -> None:
+    sequences = random_sequences(0, 6)
+    check_hashes(sequences)
+    column = getattr(sequences, name)
+    row = int(np.flatnonzero(column.lengths)[-1])
+    values = column.values.copy()
+    values[column.offsets[row]] += 1
+    changes: dict[str, Any] = {name: Ragged(values, column.offsets)}
+    changed = replace(sequences, ids=sequences.ids + 1000, **changes)
+    with pytest.raises(ValueError, match=f"sequence {1000 + row} is not what was written"):
+        check_hashes(changed)

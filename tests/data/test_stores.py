@@ -15,6 +15,8 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.files import whole_file, whole_folder
 from coldstill.data.formats import STORES
 from coldstill.data.schema import Ragged
+from oracles import assert_same_columns
+from refusals import refusal
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -38,20 +40,6 @@ def random_columns(seed: int, count: int, longest: int = 4) -> Columns:
         "list of one": Ragged(random.normal(size=(total, 1)).astype(np.float32), offsets),
     }
     return columns
-
-
-def assert_same(found: Columns, wanted: Columns) -> None:
-    assert set(found) == set(wanted)
-    for name, column in wanted.items():
-        other: Any = found[name]
-        if isinstance(column, Ragged):
-            assert isinstance(other, Ragged), name
-            assert np.array_equal(other.offsets, column.offsets), name
-            assert other.offsets.dtype == np.int64, name
-            column, other = column.values, other.values
-        assert other.dtype == column.dtype, name
-        assert other.shape == column.shape, name
-        assert np.array_equal(other, column), name
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -79,12 +67,10 @@ class StoreTests:
         return whole_folder(path) if self.store.is_folder else whole_file(path)
 
     def refusal(self, path: Path) -> str:
-        """What is said when the first block is read."""
-        with pytest.raises(ColdstillError) as caught:
-            self.store.open(path).read(0)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
+        """The error when the first block is read."""
+        message = refusal(lambda: self.store.open(path).read(0))
+        assert str(path) in message
+        return message
 
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
@@ -107,14 +93,8 @@ class StoreTests:
             shard = self.store.open(own)
             assert shard.blocks == len(blocks)
             for block in reversed(range(len(blocks))):
-                assert_same(shard.read(block), blocks[block])
+                assert_same_columns(shard.read(block), blocks[block])
         assert len(list(path.parent.iterdir())) == len(shards)
-
-    @pytest.mark.parametrize("compress", [False, True])
-    def test_fitting_settings_make_a_store(self, path: Path, compress: bool) -> None:
-        with STORES[self.name].fitting(compress=compress).create(path) as add:
-            add(random_columns(0, 9))
-        assert_same(self.store.open(path).read(0), random_columns(0, 9))
 
     def test_the_same_blocks_give_the_same_bytes(self, path: Path) -> None:
         blocks = [random_columns(seed, 3000) for seed in range(2)]
@@ -122,6 +102,11 @@ class StoreTests:
         self.write(path, blocks)
         self.write(twin, blocks)
         assert contents(path) == contents(twin)
+        for compress in (False, True):
+            fitting = path.with_name(f"{compress}{path.suffix}")
+            with STORES[self.name].fitting(compress=compress).create(fitting) as add:
+                add(blocks[0])
+            assert_same_columns(self.store.open(fitting).read(0), blocks[0])
 
     def test_a_shard_with_a_damaged_or_missing_file_is_refused_by_name(self, path: Path) -> None:
         with pytest.raises(ColdstillError, match=r"shard\."):
@@ -163,7 +148,8 @@ class TestArrow(StoreTests):
     name = "arrow"
 
     def test_reading_is_a_view_of_the_mapped_file(self, path: Path) -> None:
-        self.write(path, [random_columns(0, 20_000)])
+        block = random_columns(0, 20_000)
+        self.write(path, [block])
         shard = self.store.open(path)
         before = pa.total_allocated_bytes()
         columns = shard.read(0)
@@ -172,26 +158,19 @@ class TestArrow(StoreTests):
             array = column.values if isinstance(column, Ragged) else column
             assert not array.flags.owndata, name
             assert not array.flags.writeable, name
+        path.unlink()  # it stays valid
+        assert_same_columns(columns, block)
 
-    @pytest.mark.parametrize("offsets", [[0, 2**30, 3], [0, 2, 1], [0, -1, 3]])
-    def test_lists_with_impossible_borders_are_refused(
-        self, path: Path, offsets: list[int]
-    ) -> None:
+    def test_lists_with_impossible_borders_are_refused(self, path: Path) -> None:
         column = pa.ListArray.from_arrays(pa.array([0, 2, 3], pa.int32()), pa.array([1, 2, 3]))
-        buffers = [None, pa.py_buffer(np.array(offsets, np.int32))]
-        wrong = pa.ListArray.from_buffers(column.type, 2, buffers, children=[column.values])
-        batch = pa.RecordBatch.from_arrays([wrong], names=["x"])
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        with pytest.raises(ColdstillError, match="block 0 is damaged"):
-            self.store.open(path).read(0)
-
-    def test_a_block_stays_valid_after_its_shard_is_deleted(self, path: Path) -> None:
-        block = random_columns(0, 5)
-        self.write(path, [block])
-        columns = self.store.open(path).read(0)
-        path.unlink()
-        assert_same(columns, block)
+        for offsets in ([0, 2**30, 3], [0, 2, 1], [0, -1, 3]):
+            buffers = [None, pa.py_buffer(np.array(offsets, np.int32))]
+            wrong = pa.ListArray.from_buffers(column.type, 2, buffers, children=[column.values])
+            batch = pa.RecordBatch.from_arrays([wrong], names=["x"])
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            assert "block 0 is damaged" in self.refusal(path)
+            path.unlink()
 
 
 class TestArrowCompressed(StoreTests):
@@ -236,14 +215,7 @@ class TestZarr(StoreTests):
 
         return zarr.open(path, mode=mode)
 
-    def replace(self, path: Path, name: str, values: Any) -> None:
-        """Other values in an array, everything else in agreement with them."""
-        group = self.group(path, "r+")
-        group[name][:] = values
-        size = (path / name / "c" / "0").stat().st_size
-        group.attrs["bytes"] = {**group.attrs["bytes"], name: size}
-
-    @pytest.mark.parametrize("seed", range(6))
+    @pytest.mark.parametrize("seed", range(3))
     def test_any_types_and_shapes_are_read_here_and_by_other_tools(
         self, path: Path, seed: int
     ) -> None:
@@ -253,7 +225,7 @@ class TestZarr(StoreTests):
         assert shard.blocks == len(blocks)
         for number, block in enumerate(blocks):
             found = shard.read(number)
-            assert_same(found, block)
+            assert_same_columns(found, block)
             assert list(found) == list(block)
         group = self.group(path)
         assert group.attrs["block_rows"] == [
@@ -275,14 +247,6 @@ class TestZarr(StoreTests):
             assert found.dtype == array.dtype, name
             assert np.array_equal(found, array[...]), name
 
-    @pytest.mark.parametrize("level", [1, 2, 9, 22])
-    def test_every_level_keeps_every_number(self, path: Path, level: int) -> None:
-        block = random_columns(0, 100)
-        store: Any = STORES[self.name]
-        with store(zstd=level).create(path) as add:
-            add(block)
-        assert_same(self.store.open(path).read(0), block)
-
     def test_borders_that_columns_share_are_written_once(self, path: Path) -> None:
         offsets = np.array([0, 2, 2, 5])
         block: Columns = {
@@ -300,17 +264,8 @@ class TestZarr(StoreTests):
         assert group["positions.offsets"].dtype == np.int64
         assert len(contents(path)) == 2 * len(names) + 1
 
-    def test_missing_data_are_never_read_as_zeros(self, path: Path) -> None:
-        self.write(path, [random_columns(0, 9) | {"zeros": np.zeros(9)}])
-        shard = self.store.open(path)
-        (path / "list" / "c" / "0").unlink()
-        with pytest.raises(ColdstillError, match="block 0 is damaged: 'list' has 0 bytes"):
-            shard.read(0)
-        (path / "zeros" / "c" / "0").unlink()
-        assert " has 0 bytes of data" in self.refusal(path)
-
-    def test_one_flipped_bit_in_any_array_is_found(self, path: Path) -> None:
-        self.write(path, [random_columns(0, 20)])
+    def test_missing_or_flipped_data_are_never_read(self, path: Path) -> None:
+        self.write(path, [random_columns(0, 20) | {"zeros": np.zeros(20)}])
         random = np.random.default_rng(0)
         for name, whole in contents(path).items():
             if name.endswith("zarr.json"):
@@ -321,6 +276,12 @@ class TestZarr(StoreTests):
                 (path / name).write_bytes(changed)
                 assert "block 0 is damaged" in self.refusal(path)
             (path / name).write_bytes(whole)
+        shard = self.store.open(path)
+        (path / "list" / "c" / "0").unlink()
+        with pytest.raises(ColdstillError, match="block 0 is damaged: 'list' has 0 bytes"):
+            shard.read(0)
+        (path / "zeros" / "c" / "0").unlink()
+        assert " has 0 bytes of data" in self.refusal(path)
 
     def test_a_damaged_shape_is_refused_before_memory_is_allocated(self, path: Path) -> None:
         self.write(path, [random_columns(0, 5)])
@@ -354,13 +315,14 @@ class TestZarr(StoreTests):
         group["bytes"].attrs["offsets"] = "weather"
         assert "'bytes' lacks its borders 'weather'" in self.refusal(path)
 
-    @pytest.mark.parametrize("offsets", [[0, 2**40, 3], [0, 2, 1], [0, -1, 3], [1, 2, 3]])
-    def test_lists_with_impossible_borders_are_refused(
-        self, path: Path, offsets: list[int]
-    ) -> None:
+    def test_lists_with_impossible_borders_are_refused(self, path: Path) -> None:
         self.write(path, [{"x": Ragged(np.arange(3), np.array([0, 2, 3]))}])
-        self.replace(path, "x.offsets", offsets)
-        assert "block 0 is damaged: 'x" in self.refusal(path)
+        for offsets in ([0, 2**40, 3], [0, 2, 1], [0, -1, 3], [1, 2, 3]):
+            group = self.group(path, "r+")
+            group["x.offsets"][:] = offsets  # everything else agrees with them
+            size = (path / "x.offsets" / "c" / "0").stat().st_size
+            group.attrs["bytes"] = {**group.attrs["bytes"], "x.offsets": size}
+            assert "block 0 is damaged: 'x" in self.refusal(path)
 
     def test_columns_that_cannot_be_one_shard_are_refused(self, path: Path) -> None:
         first: Columns = {"a": np.zeros(3, np.int32)}
@@ -386,16 +348,22 @@ class TestZarr(StoreTests):
         blocks = [random_columns(seed, 50) for seed in range(4)]
         self.write(path, blocks)
         shard = self.store.open(path)
-        assert_same(shard.read(0), blocks[0])  # the thread that zarr reads with is running now
+        # the thread that zarr reads with is running from now on
+        assert_same_columns(shard.read(0), blocks[0])
         context = multiprocessing.get_context(start)
         with ProcessPoolExecutor(2, mp_context=context) as pool:
             for block, found in zip(blocks, pool.map(shard.read, range(4)), strict=True):
-                assert_same(found, block)
-        assert_same(shard.read(3), blocks[3])
+                assert_same_columns(found, block)
+        assert_same_columns(shard.read(3), blocks[3])
 
 
 class TestZarrUncompressed(TestZarr):
     settings: ClassVar[dict[str, Any]] = {"zstd": 0}
+
+
+class TestZarrSmallest(StoreTests):
+    name = "zarr"
+    settings: ClassVar[dict[str, Any]] = {"zstd": 22}
 
 
 def test_every_store_has_its_tests() -> None:

@@ -5,8 +5,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.data.codecs import CODECS
+from children import Dying, Killed, running, together
 from coldstill.data.codecs.plain import PlainCodec
-from coldstill.data.errors import ColdstillError
 from coldstill.data.files import SCRATCH_PREFIX
 from coldstill.data.store.commit import shard_files
 from coldstill.data.store.writer import ShardWriter
 from oracles import digests, manifest_for, random_block, write_missing
+from refusals import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +37,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What a store looks like that was never interrupted."""
     root = tmp_path_factory.mktemp("whole")
     write_missing(root, MANIFEST, BLOCK)
+    shards = [f"shards/0000{i}{end}" for i in range(3) for end in (".arrow", ".json")]
+    assert sorted(digests(root)) == sorted(["manifest.json", *shards])
     return digests(root)
 
 
@@ -46,39 +46,13 @@ def scratch_in(root: Path) -> list[str]:
     return [path.name for path in root.rglob(f"{SCRATCH_PREFIX}*")]
 
 
-def test_a_store_is_a_manifest_and_shards_with_their_records(whole: dict[str, str]) -> None:
-    shards = [f"shards/0000{i}{end}" for i in range(3) for end in (".arrow", ".json")]
-    assert sorted(whole) == sorted(["manifest.json", *shards])
-
-
-class Killed(BaseException):
-    """The process is gone."""
-
-
-class DyingDisk:
-    """Counts what changes the disk; from event number `last` on nothing changes it any more.
-
-    Nothing cleans up after a process that was killed, so the clean-up must fail like the rest.
-    """
-
-    def __init__(self, patch: pytest.MonkeyPatch, last: int) -> None:
-        self._patch, self.last, self.events = patch, last, 0
-        self._kill(os, "fsync")
-        for name in ("replace", "unlink", "write_bytes", "mkdir"):
-            self._kill(Path, name)
-        self._kill(shutil, "rmtree")
-        self._kill(PlainCodec, "encode")  # between the blocks of a shard
-
-    def _kill(self, owner: Any, name: str) -> None:
-        original = getattr(owner, name)
-
-        def wrapped(*arguments: Any, **options: Any) -> Any:
-            self.events += 1
-            if self.events >= self.last:
-                raise Killed
-            return original(*arguments, **options)
-
-        self._patch.setattr(owner, name, wrapped)
+CHANGES: list[tuple[Any, str]] = [
+    (os, "fsync"),
+    *((Path, name) for name in ("replace", "unlink", "write_bytes", "mkdir")),
+    (shutil, "rmtree"),
+    (PlainCodec, "encode"),  # between the blocks of a shard
+]
+"""What changes the disk."""
 
 
 def write_claimed(root: Path, manifest: Manifest, block: Block) -> None:
@@ -95,14 +69,14 @@ def test_a_store_killed_at_any_point_and_finished_is_byte_identical(
     tmp_path: Path, whole: dict[str, str], write: Callable[[Path, Manifest, Block], None]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        disk = DyingDisk(patch, last=sys.maxsize)
+        disk = Dying(patch, sys.maxsize, CHANGES)
         write(tmp_path / "counted", MANIFEST, BLOCK)
-    assert disk.events > 30
+    assert disk.calls > 30
     seen = set()
-    for last in range(1, disk.events + 1):
+    for last in range(1, disk.calls + 1):
         root = tmp_path / str(last)
         with pytest.MonkeyPatch.context() as patch:
-            DyingDisk(patch, last)
+            Dying(patch, last, CHANGES)
             with pytest.raises(Killed):
                 write(root, MANIFEST, BLOCK)
         for record in root.glob("shards/0*.json"):  # whatever has a record is whole
@@ -176,42 +150,17 @@ write_missing(Path(sys.argv[1]), manifest_for(block), block)
 def test_a_process_killed_while_writing_loses_one_shard_and_its_lock(
     tmp_path: Path, whole: dict[str, str]
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITE_SLOWLY, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
-        text=True,
-    )
-    assert process.stdout is not None
-    with process, process.stdout:
-        try:
-            assert process.stdout.readline() == "writing\n"
-            assert len(scratch_in(tmp_path)) == 1
-            with (
-                pytest.raises(ColdstillError, match="another process is writing this store"),
-                ShardWriter(tmp_path, MANIFEST),
-            ):
-                pass
-            assert len(scratch_in(tmp_path)) == 1  # the refused one has cleared nothing away
-        finally:
-            process.send_signal(signal.SIGKILL)
+    with running(WRITE_SLOWLY, tmp_path, line="writing"):
+        assert len(scratch_in(tmp_path)) == 1
+        message = refusal(ShardWriter(tmp_path, MANIFEST).__enter__)
+        assert message == f"{tmp_path}: another process is writing this store; wait for it"
+        assert len(scratch_in(tmp_path)) == 1  # the refused one has cleared nothing away
     assert sorted(path.name for path in tmp_path.glob("shards/0*")) == ["00000.arrow", "00000.json"]
     with ShardWriter(tmp_path, MANIFEST) as writer:
         assert scratch_in(tmp_path) == []
         assert writer.missing() == [1, 2]
     write_missing(tmp_path, MANIFEST, BLOCK)
     assert digests(tmp_path) == whole
-
-
-def test_a_writer_that_needs_the_store_alone_excludes_all_others(tmp_path: Path) -> None:
-    for first, second in ((False, False), (False, True), (True, False)):
-        with ShardWriter(tmp_path, MANIFEST, shared=first):
-            other = ShardWriter(tmp_path, MANIFEST, shared=second)
-            with pytest.raises(ColdstillError) as caught, other:
-                pass
-            wait = f"{tmp_path}: another process is writing this store; wait for it"
-            assert str(caught.value) == wait
 
 
 @pytest.mark.parametrize(
@@ -230,9 +179,8 @@ def test_a_full_disk_keeps_what_was_finished_and_releases_the_lock(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", filling_up)
-        with pytest.raises(ColdstillError) as caught:
-            write_missing(tmp_path, MANIFEST, BLOCK)
-    assert str(caught.value).startswith(f"{tmp_path}/{where}: the disk is full")
+        message = refusal(write_missing, tmp_path, MANIFEST, BLOCK)
+    assert message.startswith(f"{tmp_path}/{where}: the disk is full")
     assert scratch_in(tmp_path) == []
     write_missing(tmp_path, MANIFEST, BLOCK)
     assert digests(tmp_path) == whole
@@ -254,58 +202,50 @@ def test_a_folder_that_is_not_a_store_is_left_alone(tmp_path: Path) -> None:
     ShardWriter(store, MANIFEST).check()
     assert list(tmp_path.iterdir()) == []
     store.write_text("mine")
-    with pytest.raises(ColdstillError, match="store: a file, where a store's folder should be"):
-        write_missing(store, MANIFEST, BLOCK)
+    message = refusal(write_missing, store, MANIFEST, BLOCK)
+    assert "store: a file, where a store's folder should be" in message
     assert store.read_text() == "mine"
     store.unlink()
     write_missing(store, MANIFEST, BLOCK)
-    (store / "manifest.json").unlink()
-    before = digests(store)
-    with pytest.raises(ColdstillError) as caught, ShardWriter(store, MANIFEST):
-        pass
-    assert str(caught.value) == f"{store}: holds shards but no manifest.json; move it away"
-    assert digests(store) == before
-
-
-def test_the_manifest_of_a_store_is_never_written_again(tmp_path: Path) -> None:
-    write_missing(tmp_path, MANIFEST, BLOCK)
-    before = (tmp_path / "manifest.json").stat()
+    manifest = store / "manifest.json"
+    before = manifest.stat().st_ino, manifest.stat().st_mtime_ns
     renamed = replace(MANIFEST, teacher=replace(MANIFEST.teacher, name="other"))
-    write_missing(tmp_path, renamed, BLOCK)
-    after = (tmp_path / "manifest.json").stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    write_missing(store, renamed, BLOCK)
+    after = manifest.stat().st_ino, manifest.stat().st_mtime_ns
+    assert after == before  # it is never written again
+    manifest.unlink()
+    left = digests(store)
+    message = refusal(ShardWriter(store, MANIFEST).__enter__)
+    assert message == f"{store}: holds shards but no manifest.json; move it away"
+    assert digests(store) == left
 
 
 def test_the_commit_record_has_the_counts_of_the_shard(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, MANIFEST) as writer:
-        part = BLOCK.take(np.array(MANIFEST.shard_rows(1)))
-        commit = writer.write(1, part)
-    path = tmp_path / "shards" / "00001.arrow"
-    assert commit.shard == 1
-    assert commit.sequences == 4
-    assert commit.documents == sum(len(row) for row in part.sequences.document_ids)
-    assert commit.tokens == sum(len(row) for row in part.sequences.tokens)
-    assert commit.positions == sum(len(row) for row in part.sequences.positions)
+        commit = writer.write(1, part(1))
+    path, sequences = tmp_path / "shards" / "00001.arrow", part(1).sequences
+    assert (commit.shard, commit.sequences) == (1, 4)
+    assert commit.documents == len(sequences.document_ids.values)
+    assert commit.tokens == len(sequences.tokens.values)
+    assert commit.positions == len(sequences.positions.values)
     assert commit.bytes == path.stat().st_size
     assert commit.files == shard_files(path)
     record = json.loads((tmp_path / "shards" / "00001.json").read_text())
     assert set(record) == {f.name for f in fields(commit)} | {"seal"}
 
 
-class Forgetful(PlainCodec):
-    """Returns another id than it was given."""
+def test_a_shard_that_decodes_differently_is_never_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = PlainCodec.decode
 
-    def decode(self, columns: Any, capture: Capture) -> Block:
-        block = super().decode(columns, capture)
+    def forgetful(self: PlainCodec, columns: Any, capture: Capture) -> Block:
+        block = decode(self, columns, capture)
         ids = block.targets.head_ids.copy()
         ids[-1, 0] ^= 1
         return replace(block, targets=replace(block.targets, head_ids=ids))
 
-
-def test_a_shard_that_decodes_differently_is_never_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(CODECS, "plain", Forgetful)
+    monkeypatch.setattr(PlainCodec, "decode", forgetful)
     with pytest.raises(ValueError, match=r"head ids of position .* do not come back"):
         write_missing(tmp_path, MANIFEST, BLOCK)
     assert list(tmp_path.glob("shards/*")) == []
@@ -322,28 +262,26 @@ def part(shard: int) -> Block:
 
 def test_several_writers_write_the_same_bytes_as_one(tmp_path: Path, whole: dict[str, str]) -> None:
     with shared(tmp_path) as one, shared(tmp_path) as other:
+        assert other.missing() == [0, 1, 2]
         with one.claim(1) as mine, other.claim(1) as its, other.claim(0) as another:
             assert (mine, its, another) == (True, False, True)
             other.write(0, part(0))
-            one.write(1, part(1))
+            # blocks may be encoded by several threads
+            parts = (part(1).take(rows) for rows in (np.arange(3), np.array([3])))
+            with ThreadPoolExecutor(2) as threads:
+                commit = one.commit(1, threads.map(one.encode, parts))
+            assert (commit.sequences, commit.bytes) == (4, sum(file.bytes for file in commit.files))
         assert one.missing() == other.missing() == [2]
+        with one.claim(0) as mine:
+            assert not mine  # the other has committed it
         with other.claim(2) as its:
             assert its
             other.write(2, part(2))
-    assert digests(tmp_path) == whole
-    assert not (tmp_path / "claims").exists()
-
-
-def test_a_shard_that_another_has_committed_is_not_claimed(tmp_path: Path) -> None:
-    with shared(tmp_path) as one, shared(tmp_path) as other:
-        assert other.missing() == [0, 1, 2]
-        with one.claim(0):
-            one.write(0, part(0))
-        with other.claim(0) as its:
-            assert not its
+        assert {name: digests(tmp_path)[name] for name in whole} == whole
         (tmp_path / "shards" / "00000.json").unlink()
-        with other.claim(0) as its:
-            assert its
+        with one.claim(0) as mine:
+            assert mine
+    assert not (tmp_path / "claims").exists()
 
 
 def test_only_the_first_of_several_writers_clears_up(tmp_path: Path) -> None:
@@ -364,12 +302,8 @@ def test_a_store_that_was_made_differently_meanwhile_is_refused(tmp_path: Path) 
     late = shared(tmp_path)
     late.check()
     other = replace(MANIFEST, shard_sequences=5)
-    with (
-        ShardWriter(tmp_path, other, shared=True),
-        pytest.raises(ColdstillError, match="made differently: shard_sequences"),
-        late,
-    ):
-        pass
+    with ShardWriter(tmp_path, other, shared=True):
+        assert "made differently: shard_sequences" in refusal(late.__enter__)
 
 
 def test_the_tokenizer_is_written_by_the_first(tmp_path: Path) -> None:
@@ -386,11 +320,7 @@ def test_the_tokenizer_is_written_by_the_first(tmp_path: Path) -> None:
         with shared(tmp_path, save_tokenizer=save):
             ready.wait(20)
 
-    threads = [threading.Thread(target=take_part) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*[take_part] * 4)
     assert len(calls) == 1
     before = digests(tmp_path)
     assert set(before) == {"manifest.json", "tokenizer/tokenizer.json", "tokenizer.files.json"}
@@ -410,25 +340,12 @@ def test_blocks_of_wrong_sizes_are_refused(tmp_path: Path) -> None:
                 writer.encode(BLOCK.take(np.arange(start, end)))
                 for start, end in itertools.pairwise(np.cumsum((0, *sizes)).tolist())
             ]
-            said = r"shard 0 holds \[3, 1\] sequences, got \[|a shard needs at least one block"
-            with pytest.raises(ValueError, match=said):
+            expected = r"shard 0 holds \[3, 1\] sequences, got \[|a shard needs at least one block"
+            with pytest.raises(ValueError, match=expected):
                 writer.commit(0, blocks)
         assert writer.missing() == [0, 1, 2]
     assert scratch_in(tmp_path) == []
     assert list(tmp_path.glob("shards/*")) == []
-
-
-def test_blocks_encoded_by_several_threads_make_the_same_shard(
-    tmp_path: Path, whole: dict[str, str]
-) -> None:
-    rows = MANIFEST.shard_rows(1)
-    parts = [BLOCK.take(np.array(rows[:3])), BLOCK.take(np.array(rows[3:]))]
-    with shared(tmp_path) as writer, writer.claim(1), ThreadPoolExecutor(2) as threads:
-        commit = writer.commit(1, threads.map(writer.encode, parts))
-    assert (commit.sequences, commit.bytes) == (4, sum(file.bytes for file in commit.files))
-    found = digests(tmp_path)
-    assert found == {name: whole[name] for name in found}
-    assert {"shards/00001.arrow", "shards/00001.json"} < set(found)
 
 
 WRITE_SHARED = """
@@ -451,28 +368,15 @@ with ShardWriter(Path(sys.argv[1]), manifest, shared=True) as writer, writer.cla
 def test_the_claims_of_a_killed_writer_are_free_at_once(
     tmp_path: Path, whole: dict[str, str]
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITE_SHARED, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
-        text=True,
-    )
-    assert process.stdout is not None
-    with process, process.stdout:
-        try:
-            assert process.stdout.readline() == "True\n"
-            with shared(tmp_path) as writer:
-                with writer.claim(0) as its:
-                    assert not its
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                with writer.claim(0) as its:
-                    assert its
-                    writer.write(0, part(0))
-        finally:
-            process.kill()
-    # The claim of the killed writer stays: its shard is done, so it is never claimed again.
+    with running(WRITE_SHARED, tmp_path, line="True") as process, shared(tmp_path) as writer:
+        with writer.claim(0) as its:
+            assert not its
+        process.kill()
+        process.wait()
+        with writer.claim(0) as its:
+            assert its
+            writer.write(0, part(0))
+    # whole, so never claimed
     assert [path.name for path in tmp_path.glob("claims/0*")] == ["00001"]
     write_missing(tmp_path, MANIFEST, BLOCK)
     assert digests(tmp_path) == whole
