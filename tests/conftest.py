@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.store.reader import StoreReader
+    from small_runs import SmallCorpus
 
 VOCABULARY = 320
 WORDS = [
@@ -166,12 +167,28 @@ def teacher_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def store(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
+def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
+    """The corpus of `small_runs`."""
+    from small_runs import prepare
+
+    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def saved_teacher(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama with large logits, also in its padding rows."""
+    from small_runs import save_teacher
+
+    return save_teacher(tmp_path_factory.mktemp("saved-teacher") / "model", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def store(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StoreReader:
     """A small store to train from; its sequences differ in the number of supervised positions."""
     from coldstill.data.schema import Capture
-    from small_runs import capture_store, prepare, save_teacher
+    from small_runs import capture_store
 
-    folder = tmp_path_factory.mktemp("store")
-    corpus = prepare(folder / "corpus", tokenizer)
-    teacher = save_teacher(folder / "teacher", tokenizer)
-    return capture_store(corpus, teacher, folder / "logits", Capture(head=8, tail=8))
+    folder = tmp_path_factory.mktemp("store") / "logits"
+    return capture_store(corpus, saved_teacher, folder, Capture(head=8, tail=8))

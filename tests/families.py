@@ -262,7 +262,7 @@ def _source(model: Any, tokenizer: Any, vocabulary: int, folder: Path) -> Loaded
 
 
 def _exported(name: str, source: LoadedStudent, formats: tuple[str, ...]) -> None:
-    """An export is refused, or its runtime says what the student says."""
+    """An export is refused, or its runtime gives the student's log-probabilities."""
     form = FORMATS[name]
     expect_supported(name, form, source)
     if name not in formats:

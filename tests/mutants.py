@@ -130,14 +130,14 @@ MUTANTS = (
         "stages/targets/softmax.py",
         "rest = self.probs_MV.sum(1)",
         "rest = 1 - head.sum(1)",
-        ("stages/test_student_rest.py",),
+        ("stages/test_losses.py",),
     ),
     Mutant(
         "samples are not reweighted to the temperature",
         "stages/targets/tensors.py",
         "target.tail_logprobs * (1.0 / temperature - 1.0)",
         "target.tail_logprobs * 0.0",
-        ("stages/test_targets.py", "stages/test_losses.py"),
+        ("stages/test_losses.py",),
     ),
     Mutant(
         "the gradient lacks a factor of T",

@@ -53,7 +53,7 @@ class Task:
 
 
 def run(task: Task) -> Weights:
-    """Train as one of the processes that the environment tells of; the weights afterwards."""
+    """Train as one of the processes that the environment names; returns the weights."""
     if task.poison is not None or task.damaged is not None:
         read = spoiled(task.poison, task.damaged)
         StoreDataset.__getitems__ = read  # type: ignore[method-assign]  # only in this process
@@ -73,6 +73,7 @@ def run(task: Task) -> Weights:
     train(job, report)
     assert type(model) is own_class
     assert "forward" not in vars(model)
+    assert not model.training
     assert _hooks(model) == own_hooks
     with torch.no_grad():
         assert model(torch.zeros(1, 4, dtype=torch.long)).logits.isfinite().all()
@@ -96,13 +97,13 @@ def _in_child(task: Task, rank: int, world: int, port: int) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # what was imported is no garbage; looking through it would take most of the time
     task.folder.mkdir(parents=True, exist_ok=True)
-    said = task.folder / f"said-{rank}"
+    error_file = task.folder / f"error-{rank}"
     try:
         torch.save(run(task), task.folder / f"weights-{rank}.pt")
     except ColdstillError as error:
-        said.write_text(str(error), encoding="utf-8")
+        error_file.write_text(str(error), encoding="utf-8")
     except StoppedError:
-        said.write_text("stopped", encoding="utf-8")
+        error_file.write_text("stopped", encoding="utf-8")
 
 
 def start(task: Task, world: int = 1) -> list[Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coldstill.data import files as fingerprint
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import (
     SCRATCH_PREFIX,
@@ -208,7 +207,7 @@ def make_files(folder: Path, contents: dict[str, str]) -> list[Path]:
 
 def test_a_file_is_hashed_whole_however_long(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    for size in (0, 1, fingerprint._CHUNK - 1, fingerprint._CHUNK, fingerprint._CHUNK + 1):
+    for size in (0, 1, (1 << 18) - 1, 1 << 18, (1 << 18) + 1):
         data = bytes(i % 251 for i in range(256)) * (size // 256 + 1)
         path.write_bytes(data[:size])
         assert file_sha256(path) == hashlib.sha256(data[:size]).hexdigest()

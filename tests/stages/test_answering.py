@@ -44,13 +44,7 @@ def prompts() -> Sequences:
 
 def answers(head: OutputHead, asked: Sequences, answering: Answering | None) -> list[list[int]]:
     found = answer(
-        head,
-        asked,
-        CONFIG,
-        seed=1,
-        ends=frozenset(),
-        sequence_length=LENGTH,
-        answering=answering,
+        head, asked, CONFIG, seed=1, ends=frozenset(), sequence_length=LENGTH, answering=answering
     )
     return [tokens.tolist() for tokens in found.tokens]
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.stages.config import ArchitectureConfig, LoraConfig, ObjectiveConfig, TrainConfig
-from coldstill.stages.students.job import StudentJob
+from coldstill.stages.config import ArchitectureConfig, LoraConfig
 from coldstill.stages.train_student import train_student
 from coldstill.stages.training import execution as blocks
 from coldstill.stages.training.metrics import read_metrics
 from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file
-from small_runs import LENGTH, save_teacher
+from small_runs import save_teacher
+from small_students import student_job
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,19 +32,9 @@ def learn(
     **train: Any,
 ) -> list[float]:
     """The losses of six steps of a new student of two layers."""
-    settings: dict[str, Any] = {"steps": 6, "batch_tokens": 4 * LENGTH, "log_every": 1}
     table = ArchitectureConfig(family=family, layers=2, hidden=32, heads=2)
-    job = StudentJob(
-        name="small",
-        architecture=table if model is None else None,
-        model=None if model is None else str(model),
-        lora=lora,
-        objective=ObjectiveConfig(cross_entropy=0.5),
-        config=TrainConfig(**(settings | {"learning_rate": 3e-3} | train)),
-        seed=5,
-        folder=folder,
-    )
-    train_student(job, store)
+    origin: dict[str, Any] = {"architecture": table} if model is None else {"model": str(model)}
+    train_student(student_job(folder, lora=lora, train=train, **origin), store)
     return [line["loss"] for line in read_metrics(folder)]
 
 
@@ -80,7 +70,7 @@ def test_checkpointing_changes_no_loss(
     plain = learn(store, tmp_path / "plain", family)
     computed = count_forwards(monkeypatch, family)
     assert learn(store, tmp_path / "again", family, gradient_checkpointing=True) == plain
-    # what the training asks for is computed twice; the checks before it are the same
+    # training computes each block twice; the checks before it do not
     again = len(computed)
     computed.clear()
     learn(store, tmp_path / "third", family)
@@ -194,7 +184,7 @@ def test_options_that_cannot_work_are_refused_before_training(
     monkeypatch.setattr(
         type(make_model("llama", VOCABULARY)), "supports_gradient_checkpointing", False
     )
-    for option, told in {
+    for option, message in {
         "compile": "torch.compile does not work on this machine: InvalidCxxCompiler: no working "
         "C++ compiler found; remove it, or install a C++ compiler (on a GPU, Triton)",
         "gradient_checkpointing": "a 'llama' model does not support it; remove it, or lower "
@@ -203,6 +193,6 @@ def test_options_that_cannot_work_are_refused_before_training(
         options: dict[str, Any] = {option: True}
         with pytest.raises(ColdstillError) as error:
             learn(store, tmp_path / "out", **options)
-        assert str(error.value) == f"train-student small: train.{option}: {told}"
+        assert str(error.value) == f"train-student small: train.{option}: {message}"
     assert not (tmp_path / "out").exists()
     blocks._no_compiler.cache_clear()

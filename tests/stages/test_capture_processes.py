@@ -19,7 +19,6 @@ from small_runs import LENGTH, SmallCorpus, capture_store, plan_capture
 if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
 
-pytest_plugins = ("captured",)
 
 CAPTURE = Capture(head=6, tail=5, seed=3)
 SIZES: dict[str, Any] = {"shard_tokens": LENGTH * 2, "batch_tokens": LENGTH, "codec": "compact"}

@@ -1,4 +1,4 @@
-"""Figures of students and the teacher, compared with dense computation."""
+"""Figures of students and teachers, and the held-out loss, against dense computation."""
 
 from __future__ import annotations
 
@@ -8,57 +8,52 @@ import dense
 import numpy as np
 import pytest
 import torch
+from coldstill.data.errors import ColdstillError
+from coldstill.data.prepared import CorpusLayout
 from coldstill.data.schema import Capture
 from coldstill.stages.config import ArchitectureConfig
 from coldstill.stages.evaluate import evaluate_student, evaluate_teacher
-from coldstill.stages.evaluation.quality import ECE_BINS, Calibration
+from coldstill.stages.evaluation.quality import ECE_BINS, Calibration, Heldout, heldout_loss
 from coldstill.stages.evaluation.usage import flops_per_token
+from coldstill.stages.models import output_head
 from coldstill.stages.models.building import build_model
+from coldstill.stages.models.isolation import choose_isolation
 from coldstill.stages.models.loading import load_model, load_tokenizer
-from conftest import VOCABULARY
-from small_runs import LENGTH, SmallCorpus, capture_store, prepare, save_teacher
+from coldstill.stages.models.output_head import OutputHead, connect_head
+from conftest import VOCABULARY, make_model
+from small_runs import LENGTH, SmallCorpus, capture_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from coldstill.data.prepared import SequenceFile
     from coldstill.data.store.reader import StoreReader
     from coldstill.stages.evaluation.quality import CalibrationBin
     from coldstill.stages.report import Report
 
 
 @pytest.fixture(scope="module")
-def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def teacher(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_teacher(tmp_path_factory.mktemp("teacher") / "model", tokenizer)
-
-
-@pytest.fixture(scope="module")
-def student(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student(saved_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The teacher with noise on its weights, so that no figure is at its limit."""
-    folder = tmp_path_factory.mktemp("student")
-    save_teacher(folder / "teacher", tokenizer)
-    model = load_model(str(folder / "teacher"), "student", precision="fp32")
+    folder = tmp_path_factory.mktemp("student") / "model"
+    model = load_model(str(saved_teacher), "student", precision="fp32")
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15 * parameter.std())
-    model.save_pretrained(folder / "model")
-    return folder / "model"
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def store(
-    corpus: SmallCorpus, teacher: Path, tmp_path_factory: pytest.TempPathFactory
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> StoreReader:
     """The held-out split with the teacher's whole distribution."""
     folder = tmp_path_factory.mktemp("run") / "heldout"
     capture = Capture(head=VOCABULARY, tail=0, tail_logprobs=True)
-    return capture_store(corpus, teacher, folder, capture, split="heldout")
+    return capture_store(corpus, saved_teacher, folder, capture, split="heldout")
 
 
 @torch.no_grad()
@@ -70,11 +65,11 @@ def logits(folder: Path, store: StoreReader) -> tuple[torch.Tensor, torch.Tensor
 
 
 def test_a_student_s_figures_equal_those_of_dense_logits(
-    store: StoreReader, teacher: Path, student: Path
+    store: StoreReader, saved_teacher: Path, student: Path
 ) -> None:
     reports: list[Report] = []
     found = evaluate_student("small", student, store, reports.append)
-    teacher_MV, labels_M = logits(teacher, store)
+    teacher_MV, labels_M = logits(saved_teacher, store)
     student_MV, _ = logits(student, store)
     p, q = teacher_MV.softmax(1), student_MV.softmax(1)
     loss = float(dense.cross_entropy(student_MV, labels_M).mean())
@@ -122,9 +117,9 @@ def bits_per_byte(store: StoreReader, loss: float) -> float:
     return loss * store.positions / float(np.log(2)) / size
 
 
-def test_the_teacher_s_figures_come_from_the_store(store: StoreReader, teacher: Path) -> None:
+def test_the_teacher_s_figures_come_from_the_store(store: StoreReader, saved_teacher: Path) -> None:
     found = evaluate_teacher(store)
-    teacher_MV, labels_M = logits(teacher, store)
+    teacher_MV, labels_M = logits(saved_teacher, store)
     p = teacher_MV.softmax(1)
     loss = float(dense.cross_entropy(teacher_MV, labels_M).mean())
     assert found.loss == pytest.approx(loss, rel=1e-5)
@@ -135,13 +130,15 @@ def test_the_teacher_s_figures_come_from_the_store(store: StoreReader, teacher: 
     expect_bins(found.calibration, p, labels_M)
     assert (found.kl, found.agreement, found.acceptance) == (0.0, 1.0, 1.0)
     assert found.positions == len(labels_M)
-    model = load_model(str(teacher), "model", precision="fp32")
+    model = load_model(str(saved_teacher), "model", precision="fp32")
     assert found.parameters == sum(p.numel() for p in model.parameters())
     assert found.weights == store.manifest.teacher.fingerprint
 
 
-def test_the_teacher_as_a_student_has_the_same_figures(store: StoreReader, teacher: Path) -> None:
-    found, own = evaluate_student("itself", teacher, store), evaluate_teacher(store)
+def test_the_teacher_as_a_student_has_the_same_figures(
+    store: StoreReader, saved_teacher: Path
+) -> None:
+    found, own = evaluate_student("itself", saved_teacher, store), evaluate_teacher(store)
     assert abs(found.kl) < 1e-6
     assert found.agreement == 1.0
     assert found.acceptance == pytest.approx(1.0, abs=1e-5)
@@ -159,17 +156,19 @@ def test_the_teacher_as_a_student_has_the_same_figures(store: StoreReader, teach
 
 
 def test_sampled_targets_give_the_same_figures_on_average(
-    corpus: SmallCorpus, store: StoreReader, teacher: Path, student: Path, tmp_path: Path
+    corpus: SmallCorpus, store: StoreReader, saved_teacher: Path, student: Path, tmp_path: Path
 ) -> None:
     exact = evaluate_student("small", student, store)
     capture = Capture(head=2, tail=64, tail_logprobs=True)
-    sampled = capture_store(corpus, teacher, tmp_path / "heldout", capture, split="heldout")
+    sampled = capture_store(corpus, saved_teacher, tmp_path / "heldout", capture, split="heldout")
     found = evaluate_student("small", student, sampled)
     assert found.kl == pytest.approx(exact.kl, rel=0.03)
     assert found.acceptance == pytest.approx(exact.acceptance, rel=0.003)
     for name in ("loss", "agreement", "accuracy", "ece"):
         assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=1e-5), name
-    cut = capture_store(corpus, teacher, tmp_path / "cut", Capture(head=2, tail=0), split="heldout")
+    cut = capture_store(
+        corpus, saved_teacher, tmp_path / "cut", Capture(head=2, tail=0), split="heldout"
+    )
     assert evaluate_student("small", student, cut).acceptance < 0.8 * exact.acceptance
 
 
@@ -220,3 +219,75 @@ def expect_bins(
         assert one.count == int(inside_M.sum())
         assert one.confidence == pytest.approx(float(confidence_M[inside_M].mean()), abs=1e-5)
         assert one.accuracy == pytest.approx(float(right_M[inside_M].mean()))
+
+
+@pytest.fixture(scope="module")
+def sequences(corpus: SmallCorpus) -> SequenceFile:
+    return CorpusLayout(corpus.folder).open("heldout")
+
+
+def heldout(sequences: SequenceFile, rows: list[int] | None = None, batch: int = 4) -> Heldout:
+    return Heldout(sequences, np.arange(len(sequences)) if rows is None else np.array(rows), batch)
+
+
+def expected(model: Any, sequences: SequenceFile, rows: list[int] | None = None) -> float:
+    chosen = np.arange(len(sequences)) if rows is None else np.array(rows)
+    with torch.no_grad():
+        logits_MV, labels_M = dense.logits_alone(model, sequences.read(chosen), VOCABULARY)
+    return float(dense.cross_entropy(logits_MV, labels_M).mean())
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "gemma2"])
+def test_it_is_the_mean_over_all_supervised_positions(
+    name: str, sequences: SequenceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that divide nothing, a vocabulary that is padded, a head that is soft-capped."""
+    model = make_model(name, VOCABULARY + 16)
+    isolation = choose_isolation(model, VOCABULARY, LENGTH)
+    head = connect_head(model, VOCABULARY)
+    assert not head.whole
+    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", 7 * VOCABULARY)
+    ours = heldout_loss(head, heldout(sequences), isolation)
+    assert ours == pytest.approx(expected(model, sequences), rel=1e-5)
+
+
+def test_a_head_of_unknown_kind_is_measured_by_its_full_logits(sequences: SequenceFile) -> None:
+    model = make_model("gemma2", VOCABULARY)
+    head = OutputHead(model, VOCABULARY, whole=True)
+    ours = heldout_loss(head, heldout(sequences), "positions")
+    assert ours == pytest.approx(expected(model, sequences), rel=1e-5)
+
+
+def test_sequences_weigh_by_their_positions_and_only_the_chosen_count(
+    sequences: SequenceFile,
+) -> None:
+    head = connect_head(make_model("llama", VOCABULARY), VOCABULARY)
+    rows = [0, 2, len(sequences) - 1]
+    assert len(set(sequences.read(np.array(rows)).positions.lengths)) > 1
+    reports: list[Report] = []
+    for batch in (1, 2, 5):
+        chosen = heldout(sequences, rows, batch)
+        ours = heldout_loss(head, chosen, "positions", "stage", reports.append)
+        assert ours == pytest.approx(expected(head.model, sequences, rows), rel=1e-5)
+        assert (reports[-1].done, reports[-1].total, reports[-1].unit) == (3, 3, "sequences")
+
+
+def test_a_model_in_training_is_measured_without_dropout_and_stays_in_training(
+    sequences: SequenceFile,
+) -> None:
+    model = make_model("gpt2", VOCABULARY)
+    assert model.config.resid_pdrop > 0
+    head = connect_head(model, VOCABULARY)
+    calm = heldout_loss(head, heldout(sequences), "positions")
+    model.train()
+    assert heldout_loss(head, heldout(sequences), "positions") == calm
+    assert model.training
+
+
+def test_a_loss_that_is_nan_is_refused(sequences: SequenceFile) -> None:
+    model = make_model("llama", VOCABULARY)
+    head = connect_head(model, VOCABULARY)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 3] = float("nan")
+    with pytest.raises(ColdstillError, match=r"^train: the held-out loss is nan, expected a fin"):
+        heldout_loss(head, heldout(sequences), "positions", "train")

@@ -1,4 +1,4 @@
-"""Whole exports: padding, windows, errors that rounding hides, later checks by llama.cpp."""
+"""Whole exports and their comparison with the student: padding, windows, limits, later checks."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import copy
 import importlib.util
 import itertools
 import json
+import math
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
-from coldstill.data.store.reader import open_store
+from coldstill.stages.evaluate import evaluate_student
 from coldstill.stages.export import FORMATS
-from coldstill.stages.export.contract import choose
+from coldstill.stages.export.checks import Fidelity, compare
+from coldstill.stages.export.contract import Limits, Runtime, choose
 from coldstill.stages.export.export_student import ExportJob, export_student
 from coldstill.stages.export.model_card import Facts
+from coldstill.stages.export.reference import TorchRuntime, sampled_documents
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.vocabulary import without_padding
 from conftest import FAMILIES, VOCABULARY, make_model
 from exports import PADDED, TOKENS, small_student
-from small_runs import capture_store, prepare, save_teacher
+from small_runs import SmallCorpus, capture_store, save_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
     from coldstill.stages.export.contract import Format
     from coldstill.stages.report import Report
+    from numpy.typing import NDArray
+
 
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
 needs_llama_cpp = pytest.mark.skipif(
@@ -40,14 +46,12 @@ needs_llama_cpp = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def heldout(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
+def heldout(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StoreReader:
     """A held-out store whose documents are longer than the windows of `exports.SETTINGS`."""
-    root = tmp_path_factory.mktemp("export-student")
-    corpus = prepare(root / "corpus", tokenizer)
-    save_teacher(root / "teacher", tokenizer)
-    capture = Capture(head=8, tail=0)
-    capture_store(corpus, root / "teacher", root / "heldout", capture, split="heldout")
-    return open_store(root / "heldout")
+    folder = tmp_path_factory.mktemp("export-student") / "heldout"
+    return capture_store(corpus, saved_teacher, folder, Capture(head=8, tail=0), split="heldout")
 
 
 def job_of(root: Path, heldout: StoreReader, *formats: str) -> ExportJob:
@@ -243,14 +247,14 @@ def test_an_export_is_checked_again_once_its_runtime_is_installed(
     small_student("llama", tokenizer, tmp_path / "model")
     job, notes = job_of(tmp_path, heldout, "gguf-q8_0"), list[str]()
 
-    def hear(report: Report) -> None:
+    def note(report: Report) -> None:
         notes.extend([report.note] if report.note else [])
 
     with monkeypatch.context() as patch:
         patch.setattr(gguf, "has_llama_cpp", lambda: False)
-        (before,) = export_student(job, heldout, hear)
+        (before,) = export_student(job, heldout, note)
         assert notes.pop().endswith("'coldstill[llama]', then run the same command again")
-        assert export_student(job, heldout, hear) == [before]
+        assert export_student(job, heldout, note) == [before]
         assert notes.pop().endswith("which is not installed: pip install 'coldstill[llama]')")
     assert before.checked_by_own_runtime is False
     if later != "llama.cpp":  # stands for it
@@ -263,7 +267,7 @@ def test_an_export_is_checked_again_once_its_runtime_is_installed(
         monkeypatch.setattr(gguf.Gguf, "open", opened)
     path = tmp_path / "exports" / "gguf-q8_0" / "small-q8_0.gguf"
     written = path.stat().st_mtime_ns, path.stat().st_ino
-    (after,) = export_student(job, heldout, hear)
+    (after,) = export_student(job, heldout, note)
     assert notes.pop().startswith("checked again: ")
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == written
     assert after.checked_by_own_runtime is True
@@ -271,7 +275,7 @@ def test_an_export_is_checked_again_once_its_runtime_is_installed(
     assert after.base.checked_by.startswith("llama.cpp")
     assert after.costs.generation
     assert "by llama.cpp" in (path.parent / "README.md").read_text(encoding="utf-8")
-    assert export_student(job, heldout, hear) == [after]
+    assert export_student(job, heldout, note) == [after]
     assert notes.pop().endswith("already exported: " + str(path.parent))
 
 
@@ -296,3 +300,153 @@ def test_an_export_that_llama_cpp_refuses_later_stays(
     with pytest.raises(ColdstillError, match=rf"does not reproduce .*; delete {folder}"):
         export_student(job, heldout)
     assert (folder / "small-q8_0.gguf").exists()
+
+
+@pytest.fixture(scope="module")
+def whole_heldout(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StoreReader:
+    """A held-out store with the whole distribution."""
+    folder, capture = tmp_path_factory.mktemp("whole") / "heldout", Capture(head=VOCABULARY, tail=0)
+    return capture_store(corpus, saved_teacher, folder, capture, split="heldout")
+
+
+@pytest.fixture(scope="module")
+def student_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("student") / "model", tokenizer, seed=2)
+
+
+@pytest.fixture(scope="module")
+def student(student_folder: Path) -> TorchRuntime:
+    model = load_model(str(student_folder), "test", precision="fp32")
+    return TorchRuntime(without_padding(model, VOCABULARY), "torch")
+
+
+class Faulty(Runtime):
+    """The student with changed logits."""
+
+    title = "faulty"
+
+    def __init__(
+        self,
+        student: TorchRuntime,
+        shift: float = 0.0,
+        cached_shift: float = 0.0,
+        padding: int = 0,
+        broken: NDArray[Any] | None = None,
+    ) -> None:
+        """Shift token 0, or only after a cache; append rows; give NaN for one document."""
+        self.student, self.shift, self.cached_shift = student, shift, cached_shift
+        self.padding, self.broken = padding, broken
+
+    def step(
+        self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
+    ) -> tuple[NDArray[Any], Any]:
+        logits, after = self.student.step(tokens_T, cache)
+        logits = np.pad(logits, ((0, 0), (0, self.padding)), constant_values=-9.0)
+        logits[:, 0] += self.shift + (self.cached_shift if cache is not None else 0.0)
+        if self.broken is not None and np.array_equal(tokens_T, self.broken):
+            logits[0, 5] = np.nan
+        return logits, after
+
+
+def test_the_sample_has_every_document_of_a_small_store_once(whole_heldout: StoreReader) -> None:
+    documents = sampled_documents(whole_heldout)
+    sequences = whole_heldout.read(np.arange(len(whole_heldout))).sequences
+    found = sorted(document.tokens_T.tolist() for document in documents)
+    expected = []
+    for row in range(len(sequences)):
+        pieces = np.split(sequences.tokens[row], sequences.document_starts[row][1:])
+        expected += [piece.tolist() for piece in pieces if len(piece) > 1]
+    assert found == sorted(expected)
+    assert sum(len(d.positions_M) for d in documents) == whole_heldout.positions
+    for whole in documents:
+        labels = whole.tokens_T[whole.positions_M + 1]
+        assert whole.target.labels.tolist() == labels.tolist()
+        # a cut document keeps the positions whose label it keeps
+        cut = whole.within(7)
+        assert cut.tokens_T.tolist() == whole.tokens_T[:7].tolist()
+        kept = whole.positions_M[whole.positions_M + 1 < min(7, len(whole.tokens_T))]
+        assert cut.positions_M.tolist() == kept.tolist()
+        assert cut.target.labels.tolist() == cut.tokens_T[cut.positions_M + 1].tolist()
+
+    few, again = (sampled_documents(whole_heldout, tokens=60) for _ in range(2))
+    assert 0 < len(few) < len(documents)
+    assert [d.tokens_T.tolist() for d in few] == [d.tokens_T.tolist() for d in again]
+
+
+def test_figures_of_the_student_itself_are_those_of_its_evaluation(
+    student_folder: Path, student: TorchRuntime, whole_heldout: StoreReader
+) -> None:
+    compared = compare(student, student, sampled_documents(whole_heldout), VOCABULARY)
+    fidelity = compared.fidelity
+    assert (fidelity.largest_difference, fidelity.kl, fidelity.agreement) == (0.0, 0.0, 1.0)
+    assert fidelity.cached_difference < 1e-4
+    whole = evaluate_student("s", student_folder, whole_heldout)
+    for name in ("loss", "kl", "agreement", "accuracy", "acceptance", "ece", "perplexity"):
+        assert compared.figures[name] == pytest.approx(getattr(whole, name), rel=1e-4), name
+    assert compared.figures["positions"] == whole.positions
+
+
+def test_distances_equal_the_dense_formulas(
+    student: TorchRuntime, whole_heldout: StoreReader
+) -> None:
+    documents, shift = sampled_documents(whole_heldout), 2.0
+    fidelity = compare(student, Faulty(student, shift), documents, VOCABULARY).fidelity
+    logits = [student.step(document.tokens_T)[0] for document in documents]
+    p = torch.from_numpy(np.concatenate(logits)).double()
+    q = p.clone()
+    q[:, 0] += shift
+    p, q = p.log_softmax(1), q.log_softmax(1)
+    assert fidelity.positions == len(p)
+    entropy = -float((p.exp() * p).sum(1).mean())
+    assert fidelity.information == pytest.approx(math.log(VOCABULARY) - entropy, rel=1e-6)
+    assert fidelity.largest_difference == pytest.approx(float((p - q).abs().max()), rel=1e-6)
+    assert fidelity.kl == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-6)
+    assert fidelity.agreement == float((p.argmax(1) == q.argmax(1)).double().mean())
+
+
+SOUND = Fidelity(
+    documents=1,
+    positions=10,
+    largest_difference=0.01,
+    kl=1e-6,
+    information=1.0,
+    agreement=0.99,
+    cached_difference=0.01,
+)
+LIMITS = Limits(logprob=0.1, kl=1e-4, share=0.01, cached=0.1, agreement=0.9)
+
+
+def test_a_wrong_cache_other_tokens_and_nan_are_found(
+    student: TorchRuntime, whole_heldout: StoreReader
+) -> None:
+    documents = sampled_documents(whole_heldout)
+    forgets = Faulty(student, cached_shift=1.0)
+    fidelity = compare(student, forgets, documents, VOCABULARY).fidelity
+    assert fidelity.largest_difference == 0.0
+    assert fidelity.cached_difference > 0.1
+    with pytest.raises(ColdstillError, match="gives logits of 336 tokens, expected 320"):
+        compare(student, Faulty(student, padding=16), documents, VOCABULARY)
+    broken = Faulty(student, broken=documents[0].tokens_T)
+    fidelity = compare(student, broken, documents, VOCABULARY).fidelity
+    assert math.isnan(fidelity.largest_difference)
+    assert fidelity.excess(LIMITS) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("largest_difference", 0.2, "largest difference 0.2 (at most 0.1)"),
+        ("kl", 1e-3, "KL 0.001 (at most 0.0001)"),
+        ("information", 1e-5, "KL 1e-06 (at most 1e-07)"),
+        ("cached_difference", 5.0, "largest difference with its cache 5 (at most 0.1)"),
+        ("agreement", 0.5, "top-1 agreement 50.0% (at least 90.0%)"),
+        ("largest_difference", math.nan, "largest difference nan (at most 0.1)"),
+        ("kl", math.inf, "KL inf (at most 0.0001)"),
+    ],
+)
+def test_each_limit_refuses_alone(name: str, value: float, expected: str) -> None:
+    assert SOUND.excess(LIMITS) is None
+    changed: Any = {name: value}
+    assert replace(SOUND, **changed).excess(LIMITS) == expected

@@ -1,4 +1,4 @@
-"""From rows to what a step needs."""
+"""From rows to the batches of a step, from near and distant stores."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.order import epoch_order
+from coldstill.data.places.cache import CacheSettings
 from coldstill.data.prepared import CorpusLayout
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import StoreReader, open_store
@@ -21,17 +22,16 @@ from coldstill.stages.training.feed import (
     collate,
 )
 from oracles import manifest_for, random_block, write_missing
-from small_runs import SmallCorpus, capture_store, prepare
+from small_runs import SmallCorpus, capture_store
+from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from distance import Distance
+
+
 CAPTURE = Capture(head=3, tail=2, temperatures=(2.0,))
-
-
-@pytest.fixture(scope="module")
-def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +171,41 @@ def test_an_epoch_reads_every_block_once(tmp_path: Path, monkeypatch: pytest.Mon
     for batch in StepBatches(dataset, 4, StepShape(processes=1, passes=1, micro=4), steps=25):
         dataset.__getitems__(batch)
     assert len(reads) == len(set(reads)) == 20 * 3
+
+
+pytest_plugins = ("distance",)
+
+
+def first(rows: Any) -> Any:
+    """What the data loader sends: something that travels."""
+    return rows[0].sequences.ids.tolist(), rows[0].targets.head_logprobs.tolist()
+
+
+def batches(store: Any, workers: int) -> list[Any]:
+    dataset = StoreDataset(store)
+    loader = DataLoader(
+        dataset,
+        # two epochs and a bit: workers are forked while shards come ahead
+        batch_sampler=StepBatches(dataset, 3, StepShape(processes=1, passes=1, micro=4), steps=20),
+        num_workers=workers,
+        collate_fn=first,
+        multiprocessing_context="fork" if workers else None,
+    )
+    return list(loader)
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_workers_read_the_same_batches_and_share_what_is_fetched(
+    s3: Distance, tmp_path: Path
+) -> None:
+    block = random_block(1, 36)
+    manifest = manifest_for(block, shard_sequences=6, block_sequences=2)
+    write_missing(tmp_path / "near", manifest, block)
+    write_missing(f"{s3.url}/store", manifest, block)
+    near = open_store(tmp_path / "near")
+    limit = 2 * sum(commit.bytes for commit in near.commits())
+    cache = CacheSettings(folder=s3.cache.place, bytes=limit)
+    far = open_store(f"{s3.url}/store", cache=cache)
+    torch.manual_seed(0)
+    assert batches(far, 2) == batches(near, 0)
+    assert s3.network.count(r"GET .*\.arrow") == manifest.shards

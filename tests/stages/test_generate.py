@@ -1,7 +1,9 @@
-"""Answers are drawn from the teacher's distribution and do not depend on their batch."""
+"""Answers and continuations follow the model's distribution and end where documents end."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +11,30 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.alignment import labels
-from coldstill.data.prepared import TokenizedDocument, build_sequences
+from coldstill.data.order import uniform
+from coldstill.data.prepared import Packer, TokenizedDocument, build_sequences
 from coldstill.data.schema import check_hashes
 from coldstill.stages.capture.generate import answer, end_tokens
 from coldstill.stages.config import GenerateConfig
+from coldstill.stages.continuations import (
+    Drawing,
+    Prompt,
+    choose_prompts,
+    continued,
+    first_sequences,
+)
+from coldstill.stages.export.gguf.writer import end_slots
+from coldstill.stages.models.ends import Ends, measured_ends, own_ends, stop_at, with_end
 from coldstill.stages.models.output_head import OutputHead, connect_head
 from conftest import VOCABULARY, make_model
 from transformers import GenerationConfig, LlamaConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from coldstill.data.schema import Sequences
     from numpy.typing import NDArray
+
 
 LENGTHS = [1, 9, 30, 4, 17, 2, 25, 12]
 NOTHING: frozenset[int] = frozenset()
@@ -76,13 +91,7 @@ def generated(
 ) -> list[list[int]]:
     settings = GenerateConfig(**{"max_new_tokens": 16, **config})
     found = answer(
-        head,
-        prompts,
-        settings,
-        seed=seed,
-        ends=ends,
-        sequence_length=length,
-        answering="padded",
+        head, prompts, settings, seed=seed, ends=ends, sequence_length=length, answering="padded"
     )
     return answers(prompts, found)
 
@@ -168,14 +177,6 @@ def test_an_answer_does_not_depend_on_its_batch(family: str, prompts: Sequences)
     assert generated(head, prompts, seed=4) != generated(head, prompts, seed=3)
 
 
-def test_copies_of_a_prompt_get_different_answers() -> None:
-    head = make_head("llama", 0.3)
-    found = generated(head, prompts_of([np.array([5, 6, 7], np.int32)] * 20))
-    assert len({tuple(one) for one in found}) == 20
-    steps = np.array(found)
-    assert min(len(set(column)) for column in steps.T) > 5
-
-
 @families
 def test_an_answer_ends_at_the_first_end_token_or_when_the_sequence_is_full(
     family: str, prompts: Sequences
@@ -252,16 +253,6 @@ def test_generation_settings_of_a_checkpoint_are_ignored(prompts: Sequences) -> 
     assert generated(head, prompts, temperature=0.0) == greedy
 
 
-def test_padding_rows_of_the_vocabulary_are_never_generated(prompts: Sequences) -> None:
-    head = make_head("llama")
-    logits = head.model(torch.tensor([prompts.tokens[1].tolist()]), use_cache=False).logits[0, -1]
-    assert int(logits.argmax()) >= VOCABULARY  # it would be generated first
-    for config in ({"temperature": 0.0}, {"temperature": 3.0}, {"top_p": 0.5}, {"top_k": 3}):
-        assert (
-            max(token for one in generated(head, prompts, **config) for token in one) < VOCABULARY
-        )
-
-
 def test_nan_logits_select_tokens_of_the_vocabulary(prompts: Sequences) -> None:
     """The capture of the answer reports them; a token past the vocabulary would break it."""
     head = make_head("llama")
@@ -287,3 +278,284 @@ def test_end_tokens_are_those_of_the_checkpoint_and_of_the_tokenizer() -> None:
             config=LlamaConfig(eos_token_id=None),
         )
         assert end_tokens(model, SimpleNamespace(eos_token_id=own)) == ends
+
+
+LENGTH = 64
+PROMPT = Prompt(sequence=0, document=0, tokens=(5, 9, 200, 31, 7), next=(1,))
+DRAWING = Drawing(seed=3, temperature=0.5, vocabulary=VOCABULARY)
+
+
+class TokenStore:
+    """A store of packed sequences without targets."""
+
+    def __init__(self, lengths: Sequence[int], learned_from: Sequence[int] = ()) -> None:
+        random = np.random.default_rng(0)
+        self.documents = [random.integers(0, VOCABULARY, n).astype(np.int32) for n in lengths]
+        packer = Packer(LENGTH, together=True)
+        packed: list[list[TokenizedDocument]] = []
+        for i, tokens_T in enumerate(self.documents):
+            start = learned_from[i] if learned_from else 0
+            learned_T = np.arange(len(tokens_T)) >= start
+            packed += packer.add(TokenizedDocument(i, tokens_T, learned_T))
+        self._sequences = build_sequences(0, [*packed, *packer.finish()])
+
+    def batches(self, size: int) -> Iterator[Any]:
+        for start in range(0, len(self), size):
+            yield self._sequences.take(np.arange(start, min(start + size, len(self))))
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def read(self, rows: Any) -> Any:
+        return type("Block", (), {"sequences": self._sequences.take(rows)})
+
+
+def chosen(store: Any, count: int, seed: int = 0, *, exact: bool = False) -> list[Prompt]:
+    return choose_prompts(store, count, seed, first_sequences(store) if exact else None)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["with the corpus", "without"])
+def test_prompts_are_beginnings_of_documents(exact: bool) -> None:
+    # a long document is cut into parts; each begins with the last token of the part before
+    store = TokenStore([50, 300, 16, 64, 200, 45, 15])
+    prompts = chosen(store, 20, exact=exact)
+    assert {p.document for p in prompts} == {0, 1, 2, 3, 4, 5}  # the last is too short
+    for prompt in prompts:
+        tokens_T = store.documents[prompt.document][:LENGTH].tolist()
+        half = min(32, len(tokens_T) // 2)
+        assert list(prompt.tokens) == tokens_T[:half]
+        # a part of a cut document ends with its sequence
+        assert list(prompt.next) == tokens_T[half : half + 40]
+        assert prompt.document in store.read([prompt.sequence]).sequences.document_ids.values
+
+
+def test_the_corpus_recognises_a_part_far_from_its_beginning() -> None:
+    # its second part stays in an open sequence while 100 others are written
+    store = TokenStore([95, *[64] * 100])
+    (row,) = [
+        r for r in range(len(store)) if len(store.read(np.array([r])).sequences.tokens[0]) < 64
+    ]
+    assert row == 101
+    assert row in {p.sequence for p in chosen(store, 200)}
+    assert {p.sequence for p in chosen(store, 200, exact=True)} == {*range(101)}
+
+
+def test_prompts_know_whether_their_document_ends() -> None:
+    # sequences of 64 tokens: both of 30 in one, 90 in two, 64 fills one
+    store = TokenStore([30, 30, 90, 64])
+    ended = {prompt.document: prompt.ended for prompt in chosen(store, 9, exact=True)}
+    rows = {p.document: store.read(np.array([p.sequence])).sequences for p in chosen(store, 9)}
+    last = {d for d, s in rows.items() if int(s.document_ids[0][-1]) == d}
+    assert ended == {document: document not in last for document in ended}
+    assert {*ended.values()} == {True, False}
+
+
+def test_the_seed_chooses_the_documents() -> None:
+    store = TokenStore([60] * 40)
+    first = chosen(store, 3)
+    assert first == chosen(store, 3)
+    assert [p.document for p in first] != [p.document for p in chosen(store, 3, seed=1)]
+    assert chosen(store, 2) == first[:2]
+
+
+def test_a_prompt_of_the_corpus_is_taken_whole() -> None:
+    store = TokenStore([60, 60, 20], learned_from=[12, 55, 9])
+    prompts = {p.document: p for p in chosen(store, 5)}
+    assert {document: len(p.tokens) for document, p in prompts.items()} == {0: 12, 2: 9}
+    assert list(prompts[2].next) == store.documents[2][9:].tolist()
+
+
+def continuation(
+    model: Any, prompt: Prompt = PROMPT, ends: frozenset[int] = frozenset()
+) -> list[int]:
+    (written,) = continued(model, [prompt], DRAWING, ends)
+    return written
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_continuations_equal_sampling_without_a_cache(family: str) -> None:
+    model = make_model(family, VOCABULARY + 16)
+    with torch.no_grad():  # padding rows would be the most probable
+        model.get_output_embeddings().weight[VOCABULARY:] *= 9.0
+    written = continuation(model)
+    assert len(written) == 40
+    text = torch.tensor([[*PROMPT.tokens, *written]])
+    draws = uniform(DRAWING.seed, np.full(40, PROMPT.sequence), np.arange(40, dtype=np.int32))
+    for step in range(0, 40, 7):
+        place = len(PROMPT.tokens) + step
+        with torch.no_grad():
+            logits = model(input_ids=text[:, :place], use_cache=False).logits
+        probs = (logits[0, -1, :VOCABULARY].double() / 0.5).softmax(0).tolist()
+        # tokens that are at least as probable take the beginning of [0, 1)
+        own = probs[written[step]]
+        end = sum(p for p in probs if p >= own)
+        assert end - own - 1e-4 <= draws[step] <= end + 1e-4
+
+
+def test_the_seed_and_the_sequence_change_the_random_numbers() -> None:
+    model = make_model("llama", VOCABULARY)
+    first = continuation(model)
+    assert continuation(model) == first
+    assert continuation(model, dataclasses.replace(PROMPT, sequence=4)) != first
+    other = dataclasses.replace(DRAWING, seed=DRAWING.seed + 1)
+    assert continued(model, [PROMPT], other, frozenset()) != [first]
+    # near temperature 0, sampling is greedy
+    cold = dataclasses.replace(DRAWING, temperature=1e-6)
+    (greedy,) = continued(model, [PROMPT], cold, frozenset())
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*PROMPT.tokens, *greedy]])).logits[0, 4:-1]
+    assert logits.argmax(1).tolist() == greedy
+
+
+def test_a_model_without_a_cache_gives_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama", VOCABULARY)
+    expected = continuation(model)
+    own = model.forward
+
+    def forward(input_ids: Any, **inputs: Any) -> Any:
+        return own(input_ids=input_ids, use_cache=False)
+
+    monkeypatch.setattr(model, "forward", forward)
+    assert continuation(model) == expected
+
+
+def test_generation_stops_at_an_end_and_at_the_context() -> None:
+    model = make_model("gpt2", VOCABULARY)
+    whole = continuation(model)
+    end = whole[3]
+    assert continuation(model, ends=frozenset({end})) == whole[: whole.index(end) + 1]
+    long = dataclasses.replace(PROMPT, tokens=tuple(i % VOCABULARY for i in range(120)))
+    assert len(continuation(model, long)) == 128 - 120
+
+
+EOS = 0
+BREAK = 10 + 40
+"""An ordinary token that stands for a line break."""
+
+
+@pytest.fixture
+def chatty(tokenizer: Any) -> Any:
+    """A tokenizer with tokens for the ends of turns and of thoughts."""
+    chatty = copy.deepcopy(tokenizer)
+    chatty.add_special_tokens({"additional_special_tokens": ["<|turn_end|>", "<|part_end|>"]})
+    return chatty
+
+
+TURN, PART = VOCABULARY, VOCABULARY + 1
+
+
+def packed(*documents: tuple[list[int], list[int]]) -> list[Sequences]:
+    """Documents in one sequence: token ids, and 1 for each supervised one."""
+    pieces = [
+        TokenizedDocument(i, np.array(tokens, np.int32), np.array(learned, np.bool_))
+        for i, (tokens, learned) in enumerate(documents)
+    ]
+    return [build_sequences(0, [pieces])]
+
+
+def text(*tokens: int) -> tuple[list[int], list[int]]:
+    """A plain document."""
+    return list(tokens), [1] * len(tokens)
+
+
+CHAT = ([5, 6, 7, TURN, BREAK, 5, 8, TURN], [0, 0, 1, 1, 0, 0, 1, 1])
+SUPERVISED_BREAK = ([5, 6, 7, TURN, BREAK, 5, 8, TURN, BREAK], [0, 0, 1, 1, 1, 0, 1, 1, 1])
+THOUGHT, CUT = ([5, 7, PART, 8, TURN], [0, 1, 1, 1, 1]), ([5, 7, PART], [0, 1, 1])
+UNLEARNED = ([7, 8, EOS], [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("documents", "separator", "expected"),
+    [
+        pytest.param([text(7, 8, EOS), text(9, 7, 5, EOS)], (EOS,), (EOS,), id="separator"),
+        pytest.param([CHAT, text(9, 9, EOS)], (EOS,), (TURN, EOS), id="turns and documents"),
+        pytest.param([SUPERVISED_BREAK], (EOS,), (TURN,), id="supervised line break after a turn"),
+        pytest.param([THOUGHT, THOUGHT, CUT], (EOS,), (TURN,), id="token inside answers"),
+        pytest.param([text(7, EOS, 8, EOS, 9, EOS)], (EOS,), (EOS,), id="joined documents"),
+        pytest.param(
+            [text(7, 8, BREAK), text(8, 7, BREAK)], (BREAK,), (BREAK,), id="ordinary token"
+        ),
+        *(
+            pytest.param([text(7, BREAK, 8, *end), text(9, BREAK, *end)], end, (TURN,), id=str(end))
+            for end in ((BREAK, TURN), (TURN, BREAK), (TURN, BREAK, BREAK))
+        ),
+        pytest.param(
+            [*[text(7, 8, EOS)] * 1001, text(7, 8, PART)], (EOS,), (EOS,), id="pieces of documents"
+        ),
+        pytest.param([UNLEARNED], (EOS,), (), id="nothing supervised"),
+        pytest.param([], (EOS,), (), id="no documents"),
+    ],
+)
+def test_end_tokens_are_measured_where_supervised_parts_end(
+    documents: list[Any], separator: tuple[int, ...], expected: tuple[int, ...], chatty: Any
+) -> None:
+    sequences = packed(*documents) if documents else []
+    assert measured_ends(sequences, chatty, separator) == Ends(tokens=expected)
+
+
+@pytest.mark.parametrize(
+    ("documents", "separator", "lack"),
+    [
+        ([text(7, BREAK, 8, BREAK), text(8, BREAK, BREAK)], (BREAK,), "{}, which also occurs insi"),
+        ([text(7, 8, 50, 51), text(9, 50, 51)], (50, 51), "{}, which is 2 tokens, so no token te"),
+        ([text(7, 8), text(9, 9)], (), "no token follows its documents"),
+        ([text(7, 8), text(9, 9)], (EOS,), "none of its texts ends with an end token"),
+    ],
+)
+def test_missing_end_tokens_are_explained(
+    documents: list[Any], separator: tuple[int, ...], lack: str, tokenizer: Any
+) -> None:
+    found = measured_ends(packed(*documents), tokenizer, separator)
+    assert found.tokens == ()
+    assert lack.format(repr(tokenizer.decode(list(separator)))) in found.lack
+
+
+@pytest.mark.parametrize(("own", "ends"), [(None, ()), (3, (3,)), ([3, 4], (3, 4))])
+@pytest.mark.parametrize("new", [(), (7,), (4, 7)])
+def test_a_model_stops_at_its_own_ends_and_at_new_ones(
+    own: Any, ends: tuple[int, ...], new: tuple[int, ...], tokenizer: Any
+) -> None:
+    model = make_model("gpt2", VOCABULARY)
+    model.generation_config.eos_token_id = model.config.eos_token_id = own
+    assert own_ends(model) == ends
+    assert end_tokens(model, tokenizer) == {*ends, EOS}
+    assert not stop_at(model, ends)
+    assert model.generation_config.eos_token_id == own
+    assert stop_at(model, new) == bool(set(new) - {*ends})
+    expected = [*new, *(end for end in ends if end not in new)] if new else list(ends)
+    for settings in (model.generation_config, model.config):
+        found = settings.eos_token_id
+        assert (found if isinstance(found, list) else [found] if found else []) == expected
+
+
+def test_a_model_without_generation_settings_gets_some() -> None:
+    model = make_model("gpt2", VOCABULARY)
+    model.generation_config, model.config.eos_token_id = None, None
+    assert stop_at(model, (7,))
+    assert model.generation_config.eos_token_id == 7
+
+
+def test_only_a_tokenizer_without_an_end_gets_one(chatty: Any) -> None:
+    assert with_end(chatty, (TURN,)).eos_token_id == EOS
+    chatty.eos_token = None
+    assert with_end(chatty, ()).eos_token_id is None
+    assert with_end(chatty, (TURN,)).eos_token_id == TURN
+
+
+@pytest.mark.parametrize(
+    ("template", "ends", "measured", "slots"),
+    [
+        (None, (5, 6), (), [EOS, 5, 6]),  # nothing measured: the tokenizer's own stays first
+        (None, (TURN, EOS), (TURN,), [TURN, EOS]),
+        (None, (TURN, EOS), (TURN, EOS), [EOS, TURN]),
+        ("{{ eos_token }}", (TURN, EOS), (TURN,), [EOS, TURN]),  # the template writes it
+        (None, (TURN, 5, 6, EOS), (TURN,), [TURN, EOS, 5, 6]),
+    ],
+)
+def test_llama_cpp_gets_the_ends_in_an_order_that_keeps_the_first_useful(
+    chatty: Any, template: Any, ends: Any, measured: Any, slots: list[int]
+) -> None:
+    chatty.chat_template = template
+    assert end_slots(chatty, ends, measured) == slots
+    chatty.eos_token = None
+    assert end_slots(chatty, ends, measured)[0] == (measured or ends)[0]

@@ -1,4 +1,4 @@
-"""Generation speed, its memory, and operations per token."""
+"""Speed and memory of generation by models and exports, and operations per token."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.stages.evaluation import speed as module
+from coldstill.stages.evaluation import usage
 from coldstill.stages.evaluation.speed import (
     Passage,
     generation_speed,
@@ -21,6 +22,9 @@ from coldstill.stages.evaluation.speed import (
     weights_bytes,
 )
 from coldstill.stages.evaluation.usage import flops_per_token, measure_usage
+from coldstill.stages.export.checks import resident_memory, writing_speed
+from coldstill.stages.export.contract import Runtime
+from coldstill.stages.export.reference import TorchRuntime
 from coldstill.stages.models.device import PeakMemory
 from conftest import FAMILIES, make_model
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from coldstill.data.schema import Sequences
+    from numpy.typing import NDArray
+
 
 VOCABULARY = 64
 
@@ -101,9 +107,7 @@ def test_prompts_fit_the_context_and_short_sequences_are_repeated() -> None:
         assert np.array_equal(row, np.concatenate([tokens, tokens])[:60])
 
 
-def test_figures_are_medians_of_the_runs_after_the_warm_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_figures_are_medians_of_the_runs_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REPEATS", 3)
     runs = [[9.0] * 5, [0.5, 0.01, 0.01, 0.01, 0.3], [0.7] + [0.02] * 4, [0.6] + [0.03] * 4]
     costs = itertools.chain.from_iterable(runs)
@@ -197,17 +201,13 @@ def test_operations_are_those_of_the_matrix_products() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_operations_of_long_sequences_follow_from_short_ones(family: str) -> None:
-    from coldstill.stages.evaluation import usage as flops
-
     model = make_model(family, VOCABULARY)
     with torch.no_grad():
         for length in (49, 127):
-            assert flops_per_token(model, length) == flops._counted(model, length) // length
+            assert flops_per_token(model, length) == usage._counted(model, length) // length
 
 
-def test_a_failed_measurement_is_reported(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_failed_measurement_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     from coldstill.stages.evaluation import usage
 
     def failing(*_: Any) -> int:
@@ -248,3 +248,44 @@ def test_a_time_limit_leaves_one_short_run_of_the_smallest_batch(
     asked.clear()
     assert len(generation_speeds(model, sequences_of(40), 128)) == 2
     assert sum(asked) == 6 * (1 + 8) * (40 + 31)
+
+
+READ = Passage(text_BT=np.random.default_rng(0).integers(0, VOCABULARY, (1, 40)), prompt=30)
+"""30 tokens are read and 10 generated."""
+
+
+class Heavy(Runtime):
+    """A runtime that holds 50 MB, and takes 20 MB more for each step."""
+
+    title = "heavy"
+
+    def __init__(self) -> None:
+        self.weights = np.ones(50_000_000, np.uint8)
+        self.calls: list[tuple[int, bool]] = []
+
+    def step(
+        self, tokens_T: NDArray[Any], cache: Any = None, *, last: bool = False
+    ) -> tuple[NDArray[Any], Any]:
+        self.calls.append((len(tokens_T), last))
+        taken = np.ones(20_000_000, np.uint8)
+        return np.full((1, 5), float(taken[-1])), True
+
+
+def test_memory_includes_weights_and_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REPEATS", 2)
+    before = resident_memory()
+    runtime = Heavy()
+    speed = writing_speed(runtime, READ, before)
+    assert speed is not None
+    assert speed.memory_bytes == pytest.approx(70e6, rel=0.1)
+    # a prompt and 9 single tokens in each run, always with the last position alone
+    assert runtime.calls == [(30, True), *[(1, True)] * 9] * 3
+    assert (speed.batch, speed.prompt_tokens, speed.new_tokens) == (1, 30, 10)
+
+    # the weights of a torch model are counted instead
+    model = make_model("llama", VOCABULARY)
+    speed = writing_speed(TorchRuntime(model, "torch"), READ, resident_memory() + 10**9)
+    assert speed is not None
+    assert speed.memory_bytes is not None
+    assert weights_bytes(model) <= speed.memory_bytes < weights_bytes(model) + 2**25
+    assert 0 < speed.token_seconds <= speed.token_seconds_p95

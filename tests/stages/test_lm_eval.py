@@ -33,14 +33,8 @@ pytestmark = pytest.mark.usefixtures("no_network")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """A model whose padding rows have the highest logits."""
-    return save_teacher(tmp_path_factory.mktemp("lm_eval") / "model", tokenizer)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
+def model(saved_teacher: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(saved_teacher).eval()
 
 
 def results(
@@ -56,7 +50,7 @@ def results(
 
 
 def test_choices_are_compared_by_their_log_probability(
-    folder: Path, model: Any, tokenizer: Any, tmp_path: Path
+    saved_teacher: Path, model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     rows = quiz()
     right: dict[str, list[bool]] = {"acc": [], "acc_norm": []}
@@ -70,7 +64,7 @@ def test_choices_are_compared_by_their_log_probability(
         right["acc_norm"].append((sums / lengths).argmax() == row["right"])
     assert right["acc"] != right["acc_norm"]
     path = write_task(tmp_path / "all", "quiz", QUIZ, rows)
-    (result,) = results(folder, path)
+    (result,) = results(saved_teacher, path)
     assert (result.main, result.examples, result.few_shot) == ("acc", len(rows), 0)
     for name, hits in right.items():
         score = result.metrics[name]
@@ -78,13 +72,13 @@ def test_choices_are_compared_by_their_log_probability(
         assert score.stderr == pytest.approx(np.std(hits, ddof=1) / math.sqrt(len(hits)))
         assert score.higher_is_better
     # a limit takes the first examples
-    (first,) = results(folder, path, limit=4)
-    assert (first,) == tuple(results(folder, write_task(tmp_path, "quiz", QUIZ, rows[:4])))
+    (first,) = results(saved_teacher, path, limit=4)
+    assert (first,) == tuple(results(saved_teacher, write_task(tmp_path, "quiz", QUIZ, rows[:4])))
     assert first.examples == 4
 
 
 def test_padding_rows_do_not_count_in_the_loss_of_texts(
-    folder: Path, model: Any, tokenizer: Any, tmp_path: Path
+    saved_teacher: Path, model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     rows = [{"text": row["question"]} for row in quiz(9)]
 
@@ -92,18 +86,18 @@ def test_padding_rows_do_not_count_in_the_loss_of_texts(
         total = sum(logprob(model, tokenizer, "", row["text"], size) for row in rows)
         return -total / sum(len(row["text"].encode()) for row in rows) / math.log(2)
 
-    (result,) = results(folder, write_task(tmp_path, "prose", PROSE, rows))
+    (result,) = results(saved_teacher, write_task(tmp_path, "prose", PROSE, rows))
     assert result.metrics["bits_per_byte"].value == pytest.approx(bits(VOCABULARY), rel=1e-5)
     assert bits(VOCABULARY + 16) > 1.01 * bits(VOCABULARY)
 
 
 def test_the_standard_error_of_a_perplexity_is_bootstrapped(
-    folder: Path, model: Any, tokenizer: Any, tmp_path: Path
+    saved_teacher: Path, model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     rows = quiz(12)
     pairs = [(row["question"], f" {row['answers'][0]}") for row in rows]
     sums = np.array([logprob(model, tokenizer, *pair, VOCABULARY) for pair in pairs])
-    (result,) = results(folder, write_task(tmp_path, "last", LAST, rows))
+    (result,) = results(saved_teacher, write_task(tmp_path, "last", LAST, rows))
     score = result.metrics["perplexity"]
     assert score.value == pytest.approx(np.exp(-sums.mean()), rel=1e-5)
     draws = np.random.default_rng(0).choice(sums, (20000, len(sums)))
@@ -124,7 +118,7 @@ def test_generated_text_has_no_padding_tokens(family: str, tokenizer: Any, tmp_p
 
 
 def test_requests_are_reported_on_stderr_and_nothing_else_is_printed(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    saved_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     logger = logging.getLogger("lm_eval")
     before = (logger.handlers, logger.propagate, dict(os.environ))
@@ -134,7 +128,7 @@ def test_requests_are_reported_on_stderr_and_nothing_else_is_printed(
         reports.append(one)
         print(one.doing or one.done, file=sys.stderr)
 
-    results(folder, write_task(tmp_path, "quiz", QUIZ, quiz(4)), report=report)
+    results(saved_teacher, write_task(tmp_path, "quiz", QUIZ, quiz(4)), report=report)
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == ["load the model", *map(str, range(13))]
@@ -146,7 +140,7 @@ def test_requests_are_reported_on_stderr_and_nothing_else_is_printed(
 
 @pytest.mark.parametrize(("task", "cut"), [(QUIZ, 3), (PROSE, 0), (WRITE, 1)])
 def test_requests_that_are_cut_to_the_context_are_counted(
-    folder: Path, tmp_path: Path, task: dict[str, Any], cut: int
+    saved_teacher: Path, tmp_path: Path, task: dict[str, Any], cut: int
 ) -> None:
     texts = ("short", "the teacher speaks " * 60)
     rows = [
@@ -154,7 +148,7 @@ def test_requests_that_are_cut_to_the_context_are_counted(
         for row, text in zip(quiz(2), texts, strict=True)
     ]
     reports: list[Report] = []
-    results(folder, write_task(tmp_path, "long", task, rows), report=reports.append)
+    results(saved_teacher, write_task(tmp_path, "long", task, rows), report=reports.append)
     expected = (
         f"{cut} requests are longer than the model's context of 128 tokens and lost their beginning"
     )
@@ -183,9 +177,9 @@ def test_the_hub_is_off_only_during_a_run() -> None:
     assert states() == before == [False, False, None]
 
 
-def test_tasks_that_cannot_run_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+def test_tasks_that_cannot_run_are_refused_in_one_line(saved_teacher: Path, tmp_path: Path) -> None:
     def of(name: str, **changes: Any) -> str:
-        return refusal(folder, write_task(tmp_path, name, {**QUIZ, **changes}, quiz(1)))
+        return refusal(saved_teacher, write_task(tmp_path, name, {**QUIZ, **changes}, quiz(1)))
 
     def metric(**entry: Any) -> str:
         return of("quiz", metric_list=[entry])
@@ -201,10 +195,11 @@ def test_tasks_that_cannot_run_are_refused_in_one_line(folder: Path, tmp_path: P
 
     path = write_task(tmp_path, "broken", QUIZ, quiz(1))
     path.with_suffix(".jsonl").write_text('{"a": 1\n{', encoding="utf-8")
-    assert f"{path}: task 'broken': ArrowInvalid: JSON parse error" in refusal(folder, path)
+    assert f"{path}: task 'broken': ArrowInvalid: JSON parse error" in refusal(saved_teacher, path)
     rows = [{**row, "answers": ["the teacher " * 99] * 3} for row in quiz(1)]
-    failed = refusal(folder, write_task(tmp_path, "long", QUIZ, rows))
+    failed = refusal(saved_teacher, write_task(tmp_path, "long", QUIZ, rows))
     assert failed.startswith("evaluate m: task 'long': lm-eval failed: ValueError: an answer of")
     prose = {**PROSE, "metric_list": [{"metric": "word_perplexity"}]}
     path = write_task(tmp_path, "word", prose, [{"text": "teacher" * 300}])
-    assert "perplexity is too large for a float; list only bits_per_byte" in refusal(folder, path)
+    line = refusal(saved_teacher, path)
+    assert "perplexity is too large for a float; list only bits_per_byte" in line

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import numpy as np
 import peft
 import pytest
 import torch
@@ -14,14 +13,7 @@ from coldstill.stages.config import LoraConfig
 from coldstill.stages.students.adapters import adapt, adapted_layers, merge
 from conftest import FAMILIES, VOCABULARY, make_model
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
-
-TOKENS = torch.tensor([[5, 9, 200, 3, 17, 44]])
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        out: torch.Tensor = model(input_ids=TOKENS, use_cache=False).logits
-    return out
+from small_pruning import logits
 
 
 def disturb(model: Any, scale: float = 0.1) -> None:
@@ -91,31 +83,20 @@ def test_adapters_start_as_zero_are_trained_alone_and_merged_exactly(name: str) 
     assert tied == model.config.tie_word_embeddings
 
 
-def test_a_merged_weight_follows_the_formula() -> None:
-    model = make_model("llama", VOCABULARY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_weight_follows_the_formula_and_is_rounded_once(dtype: torch.dtype) -> None:
+    model = make_model("llama", VOCABULARY).to(dtype)
     weight = model.model.layers[0].self_attn.q_proj.weight.detach().clone()
     wrapper = adapt(model, LoraConfig(rank=4, alpha=6.0, targets=("q_proj",)), 0, "teacher.lora")
-    disturb(model)
-    layer = model.model.layers[0].self_attn.q_proj
-    product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    merge(wrapper)
-    merged = model.model.layers[0].self_attn.q_proj.weight
-    expected = (weight.double() + 6.0 / 4 * product.double()).float()
-    np.testing.assert_allclose(merged.detach(), expected.detach(), rtol=1e-5, atol=1e-6)
-
-
-def test_half_precision_weights_are_rounded_once() -> None:
-    model = make_model("llama", VOCABULARY).to(torch.bfloat16)
-    weight = model.model.layers[1].mlp.up_proj.weight.detach().clone()
-    wrapper = adapt(model, LoraConfig(rank=4, alpha=4.0), 0, "teacher.lora")
     disturb(model, 1e-2)
-    layer = model.model.layers[1].mlp.up_proj
+    layer = model.model.layers[0].self_attn.q_proj
     assert layer.lora_A["default"].weight.dtype == torch.float32
     product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     merge(wrapper)
-    merged = model.model.layers[1].mlp.up_proj.weight
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert torch.equal(merged, (weight.float() + product).to(torch.bfloat16))
+    merged = model.model.layers[0].self_attn.q_proj.weight
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    expected = (weight.float() + 6.0 / 4 * product).to(dtype)
+    torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_seed_determines_the_adapters() -> None:

@@ -1,4 +1,4 @@
-"""Stores of several teachers read side by side, and students that listen to them."""
+"""Stores of several teachers read side by side, and students that learn from them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.places.cache import CacheSettings
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.reader import open_store
-from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
+from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.students.job import StudentJob
 from coldstill.stages.students.lesson import mixed_stores
 from coldstill.stages.train_student import train_student
 from coldstill.stages.training.feed import Batch, StoreDataset, collate
-from coldstill.stages.training.metrics import read_metrics
 from coldstill.stages.training.objective import attach_objective, mixed_terms, terms_of
 from conftest import VOCABULARY, make_model
 from oracles import manifest_for, random_block, random_targets, write_missing
-from small_runs import CLOCKS, LENGTH, SmallCorpus, capture_store, prepare, save_teacher
+from small_runs import LENGTH, SmallCorpus, capture_store, save_teacher
+from small_students import KilledError, expect_same_training, killed_at, student_job
+from small_trainings import lines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.store.manifest import Manifest
     from coldstill.data.store.reader import StoreReader
+    from coldstill.stages.students.job import StudentJob
     from coldstill.stages.training.chunked_loss import Term
     from distance import Distance
 
@@ -125,7 +126,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_stores_of_other_sequences_are_refused_at_the_start(change: str, tmp_path: Path) -> None:
-    section, values, said = CHANGES[change]
+    section, values, difference = CHANGES[change]
     block = random_block(1, 12)
     first = write(tmp_path / "a", block)
     second = write(tmp_path / "b", block, **replaced(first.manifest, section, **values))
@@ -135,7 +136,7 @@ def test_stores_of_other_sequences_are_refused_at_the_start(change: str, tmp_pat
     shown = value if len(value) <= 16 else f"{value[:12]}..."
     start = "students.x.teachers: these stores hold different sequences: "
     assert str(error.value).startswith(
-        f"{start}{said} in {tmp_path / 'a'}, {shown} in {tmp_path / 'b'}; "
+        f"{start}{difference} in {tmp_path / 'a'}, {shown} in {tmp_path / 'b'}; "
     )
 
 
@@ -185,11 +186,6 @@ def test_distant_stores_send_ahead_and_must_fit_the_cache_together(
 
 
 @pytest.fixture(scope="module")
-def corpus(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
-    return prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
-
-
-@pytest.fixture(scope="module")
 def two(
     corpus: SmallCorpus, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[StoreReader, StoreReader]:
@@ -207,23 +203,6 @@ def two(
         for seed, capture in enumerate(captures, 1)
     )
     return first, second
-
-
-def job(folder: Path, **changes: Any) -> StudentJob:
-    settings: dict[str, Any] = {
-        "name": "small",
-        "architecture": ArchitectureConfig(layers=1, hidden=32, heads=2),
-        "model": None,
-        "objective": ObjectiveConfig(kl=0.8, cross_entropy=0.2),
-        "config": TrainConfig(steps=4, batch_tokens=4 * LENGTH, log_every=1, learning_rate=1e-2),
-        "seed": 5,
-        "folder": folder,
-    }
-    return StudentJob(**(settings | changes))
-
-
-def losses(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(folder)]
 
 
 def test_a_mixed_batch_gives_the_sum_of_both_teachers_alone(
@@ -254,41 +233,36 @@ def test_a_mixed_batch_gives_the_sum_of_both_teachers_alone(
     assert float((found - alone[0][1]).norm() / mixed.norm()) > 0.1
 
 
+def job(folder: Path, **changes: Any) -> StudentJob:
+    return student_job(
+        folder,
+        architecture=ArchitectureConfig(layers=1, hidden=32, heads=2),
+        objective=ObjectiveConfig(kl=0.8, cross_entropy=0.2),
+        train={"steps": 4, "checkpoint_every": 2},
+        **changes,
+    )
+
+
 def test_a_share_of_zero_changes_nothing_bit_for_bit(
     two: tuple[StoreReader, StoreReader], tmp_path: Path
 ) -> None:
     train_student(job(tmp_path / "alone"), two[0])
     train_student(job(tmp_path / "mixed", others=two[1:], shares=(1.0, 0.0)), two[0])
-    assert losses(tmp_path / "mixed") == losses(tmp_path / "alone")
-    weights = [tmp_path / name / "model" / "model.safetensors" for name in ("alone", "mixed")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    expect_same_training(tmp_path / "mixed", tmp_path / "alone")
 
 
-def test_the_settings_of_a_mixture_are_recorded(
+def test_a_mixture_records_both_teachers_and_resumes_as_if_uninterrupted(
     two: tuple[StoreReader, StoreReader], tmp_path: Path
 ) -> None:
-    train_student(job(tmp_path, others=two[1:], shares=SHARES), two[0])
-    for line in losses(tmp_path):
+    mixed: dict[str, Any] = {"others": two[1:], "shares": SHARES}
+    train_student(job(tmp_path / "straight", **mixed), two[0])
+    for line in lines(tmp_path / "straight"):
         parts = SHARES[0] * line["kl_teacher_0"] + SHARES[1] * line["kl_teacher_1"]
         assert line["kl"] == pytest.approx(parts, rel=1e-6)
-        assert line["loss"] == pytest.approx(
-            0.8 * line["kl"] + 0.2 * line["cross_entropy"], rel=1e-5
-        )
+        loss = 0.8 * line["kl"] + 0.2 * line["cross_entropy"]
+        assert line["loss"] == pytest.approx(loss, rel=1e-5)
         assert line["teacher_mass"] == pytest.approx(1.0)
-
-
-def test_a_resumed_mixture_trains_as_if_uninterrupted(
-    two: tuple[StoreReader, StoreReader], tmp_path: Path
-) -> None:
-    config = TrainConfig(steps=4, batch_tokens=4 * LENGTH, log_every=1, checkpoint_every=2)
-    mixed: dict[str, Any] = {"others": two[1:], "shares": SHARES, "config": config}
-    train_student(job(tmp_path / "straight", **mixed), two[0])
-
-    def stop(report: Any) -> None:
-        if report.total and report.done == 3 * 4 * LENGTH:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        train_student(job(tmp_path / "killed", **mixed), two[0], stop)
+    with pytest.raises(KilledError):
+        train_student(job(tmp_path / "killed", **mixed), two[0], killed_at(3))
     train_student(job(tmp_path / "killed", **mixed), two[0])
-    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    expect_same_training(tmp_path / "killed", tmp_path / "straight")

@@ -1,4 +1,4 @@
-"""The objective inside a model's forward: nothing but supervised positions counts."""
+"""The objective inside a model's forward, and weights that change over training."""
 
 from __future__ import annotations
 
@@ -12,22 +12,35 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Targets
-from coldstill.stages.config import ObjectiveConfig
+from coldstill.stages.config import ObjectiveConfig, WeightConfig
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.training.chunked_loss import COUNTS
 from coldstill.stages.training.feed import Batch, collate
-from coldstill.stages.training.objective import attach_objective, terms_of
+from coldstill.stages.training.metrics import read_metrics
+from coldstill.stages.training.objective import (
+    CurrentStep,
+    attach_objective,
+    terms_at,
+    terms_of,
+    weight_at,
+)
 from conftest import FAMILIES, VOCABULARY, make_model
+from pydantic import TypeAdapter, ValidationError
+from small_trainings import train_small
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from coldstill.data.schema import Sequences
+    from coldstill.data.store.reader import StoreReader
+
 
 CAPTURE = Capture(head=4, tail=3)
 OBJECTIVE = ObjectiveConfig(cross_entropy=0.3)
 
 
 def packed(change_unlearned: int = 0) -> Sequences:
-    """Prompts, answers and a trailing part that nobody learns; unlearned ends may be changed."""
+    """Prompts, answers and an unlearned end, which may be changed."""
     random = np.random.default_rng(0)
     rows = []
     for row in ([(9, 4, 7)], [(5, 6, 0), (3, 8, 9)], [(2, 20, 3)]):
@@ -82,28 +95,16 @@ def expect_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_unsupervised_tokens_change_nothing_bit_for_bit(family: str) -> None:
-    model = model_with_objective(family)
-    before = loss_and_gradients(model, batch_of(packed()))
-    changed = batch_of(packed(change_unlearned=11))
-    assert not torch.equal(changed.inputs["input_ids"], batch_of(packed()).inputs["input_ids"])
-    expect_equal(loss_and_gradients(model, changed), before)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_padding_changes_nothing_bit_for_bit(family: str) -> None:
+def test_unsupervised_tokens_and_padding_change_nothing_bit_for_bit(family: str) -> None:
     model, sequences = model_with_objective(family), packed()
-    batch = batch_of(sequences)
-    before = loss_and_gradients(model, batch)
-    length = batch.inputs["input_ids"].shape[1]
-    padding = torch.arange(length) >= torch.from_numpy(sequences.tokens.lengths)[:, None]
-    assert padding.any()
-    other = batch.inputs["input_ids"].masked_fill(padding, 57)
-    assert not torch.equal(other, batch.inputs["input_ids"])
-    expect_equal(
-        loss_and_gradients(model, replace(batch, inputs=batch.inputs | {"input_ids": other})),
-        before,
-    )
+    batch, changed = batch_of(sequences), batch_of(packed(change_unlearned=11))
+    before, ids = loss_and_gradients(model, batch), batch.inputs["input_ids"]
+    assert not torch.equal(changed.inputs["input_ids"], ids)
+    expect_equal(loss_and_gradients(model, changed), before)
+    padding = torch.arange(ids.shape[1]) >= torch.from_numpy(sequences.tokens.lengths)[:, None]
+    padded = replace(batch, inputs=batch.inputs | {"input_ids": ids.masked_fill(padding, 57)})
+    assert not torch.equal(padded.inputs["input_ids"], ids)
+    expect_equal(loss_and_gradients(model, padded), before)
 
 
 def test_every_part_of_the_targets_changes_the_gradient() -> None:
@@ -153,21 +154,118 @@ def test_an_unsupported_objective_is_refused_with_its_place() -> None:
             terms_of(objective, capture, "students.a.objective")
         return str(error.value)
 
-    told = refused(ObjectiveConfig(temperature=2.0), CAPTURE)
-    assert told.startswith("students.a.objective: kl: temperature 2.0 was not captured")
-    told = refused(ObjectiveConfig(), Capture(head=0, tail=0))
-    assert told.startswith("students.a.objective: kl: the store kept neither head nor tail")
-    told = refused(ObjectiveConfig(kl=0.0, cross_entropy=0.0), CAPTURE)
-    assert told == (
+    message = refused(ObjectiveConfig(temperature=2.0), CAPTURE)
+    assert message.startswith("students.a.objective: kl: temperature 2.0 was not captured")
+    message = refused(ObjectiveConfig(), Capture(head=0, tail=0))
+    assert message.startswith("students.a.objective: kl: the store kept neither head nor tail")
+    message = refused(ObjectiveConfig(kl=0.0, cross_entropy=0.0), CAPTURE)
+    assert message == (
         "students.a.objective: all weights are 0, so there is nothing to learn; give one, such as "
         "kl = 1.0"
     )
 
 
-def test_a_temperature_is_the_teachers_and_not_the_labels() -> None:
-    capture = Capture(temperatures=(2.0,))
-    objective = ObjectiveConfig(kl=0.5, cross_entropy=0.25, temperature=2.0)
-    terms = terms_of(objective, capture, "a")
-    assert [(t.loss.name, t.weight, t.temperature) for t in terms] == [
-        ("kl", 0.5, 2.0), ("cross_entropy", 0.25, 1.0),
-    ]  # fmt: skip
+ADAPTER: TypeAdapter[ObjectiveConfig] = TypeAdapter(ObjectiveConfig)
+
+
+def over(weight: WeightConfig, steps: int) -> list[float]:
+    return [weight_at(weight, step, steps) for step in range(steps)]
+
+
+def test_each_schedule_has_its_weights() -> None:
+    assert over(WeightConfig(weight=0.7), 3) == [0.7, 0.7, 0.7]
+    falling = WeightConfig(weight=0.2, schedule="linear", start=1.0)
+    assert over(falling, 5) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    assert over(falling, 1) == [0.2]  # the first step is also the last
+    wsd = WeightConfig(weight=0.9, schedule="wsd", warmup=0.3, decay=0.2, end=0.1)
+    assert over(wsd, 10) == pytest.approx([0, 0.3, 0.6, 0.9, 0.9, 0.9, 0.9, 0.9, 0.5, 0.1])
+    rounded = WeightConfig(weight=1.0, schedule="wsd", warmup=0.07, decay=0.0)
+    assert 0.07 * 100 > 7  # in binary; a rounding error is not a step
+    assert over(rounded, 100).index(1.0) == 7
+
+
+@pytest.mark.parametrize(("warmup", "decay"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
+def test_a_weight_stays_between_its_ends(warmup: float, decay: float, steps: int) -> None:
+    weight = WeightConfig(
+        weight=0.9, schedule="wsd", start=0.2, end=0.1, warmup=warmup, decay=decay
+    )
+    weights = over(weight, steps)
+    assert min(weights) >= 0.1
+    assert max(weights) <= 0.9 + 1e-12
+    if decay and steps > 1:
+        assert weights[-1] == pytest.approx(0.1)
+    if warmup:
+        assert weights[0] == pytest.approx(0.2)
+
+
+def test_a_constant_weight_is_stored_as_a_number() -> None:
+    plain = ADAPTER.validate_python({"kl": {"weight": 0.5, "schedule": "constant"}})
+    assert plain.kl == 0.5
+    changing = ADAPTER.validate_python({"kl": {"weight": 0.5, "schedule": "linear", "start": 1}})
+    assert changing.kl == WeightConfig(weight=0.5, schedule="linear", start=1.0)
+    again = ADAPTER.validate_json(ADAPTER.dump_json(changing))
+    assert again == changing
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ({"weight": 1.0, "start": 0.5}, "start belongs to schedule 'linear' or 'wsd'"),
+        ({"weight": 1.0, "schedule": "linear", "end": 0.5}, "end belongs to schedule 'wsd'"),
+        (
+            {"weight": 1.0, "schedule": "wsd", "warmup": 0.7, "decay": 0.6},
+            "are shares of the same steps",
+        ),
+        ({"weight": -1.0}, "greater than or equal to 0"),
+        ({"schedule": "wsd"}, "missing|Field required|required"),
+        ({"weight": 1.0, "schedule": "cosine"}, "'constant', 'linear' or 'wsd'"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(weight: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ADAPTER.validate_python({"kl": weight})
+
+
+def test_a_loss_is_used_if_its_weight_is_ever_positive(store: StoreReader) -> None:
+    weights = {
+        "kl": {"weight": 0.0, "schedule": "linear", "start": 1.0},
+        "cross_entropy": {"weight": 1.0, "schedule": "linear", "start": 0.0},
+        "jsd": {"weight": 0.0, "schedule": "wsd"},
+    }
+    objective = ADAPTER.validate_python(weights)
+    terms = terms_of(objective, store.manifest.capture, "here")
+    assert [term.loss.name for term in terms] == ["kl", "cross_entropy"]
+    current = CurrentStep(3)
+    seen = []
+    for current.step in range(3):
+        seen.append([term.weight for term in terms_at(terms, current)])
+    assert seen == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
+
+
+def test_training_follows_the_schedule_and_records_it(store: StoreReader, tmp_path: Path) -> None:
+    objective = ObjectiveConfig(
+        kl=WeightConfig(weight=0.25, schedule="linear", start=1.0), cross_entropy=0.5
+    )
+    train_small(store, tmp_path / "whole", steps=4, objective=objective)
+    lines = read_metrics(tmp_path / "whole")
+    assert [line["weight_kl"] for line in lines] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    for line in lines:
+        expected = line["weight_kl"] * line["kl"] + 0.5 * line["cross_entropy"]
+        assert line["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_schedule_resumes_with_the_training(store: StoreReader, tmp_path: Path) -> None:
+    """From a checkpoint the weights are those of an uninterrupted training, bit for bit."""
+    settings: dict[str, Any] = {
+        "steps": 4,
+        "checkpoint_every": 2,
+        "objective": ObjectiveConfig(kl=WeightConfig(weight=0.25, schedule="linear", start=1.0)),
+    }
+    whole = train_small(store, tmp_path / "run", **settings)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for path in sorted(checkpoints.glob("checkpoint-4/*")):
+        path.unlink()
+    (checkpoints / "checkpoint-4").rmdir()
+    again = train_small(store, tmp_path / "run", **settings)
+    assert all(torch.equal(again[name], weight) for name, weight in whole.items())

@@ -1,16 +1,20 @@
-"""Importance scores follow the published formulas."""
+"""Importance follows the published formulas and beats chance and magnitude on a trained model."""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.stages.models.isolation import model_inputs
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.students.pruning.cutting import choose
+from coldstill.stages.students.pruning.cutting import choose, cut
 from coldstill.stages.students.pruning.importance import (
     calibration_set,
     judge_layers_by_loss,
@@ -19,12 +23,19 @@ from coldstill.stages.students.pruning.importance import (
 )
 from coldstill.stages.students.pruning.layers import cut_to_layers
 from conftest import VOCABULARY
-from small_pruning import anatomy, pruning_model, whole_sample
+from small_pruning import anatomy, pruning_model, random_importance, whole_sample
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from coldstill.data.schema import Sequences
     from coldstill.data.store.reader import StoreReader
-    from coldstill.stages.students.pruning.importance import CalibrationSet
+    from coldstill.stages.models.output_head import OutputHead
+    from coldstill.stages.students.pruning.anatomy import Anatomy, Sizes
+    from coldstill.stages.students.pruning.importance import CalibrationSet, Importance
+    from numpy.typing import NDArray
 
 
 def alone(model: Any, store: StoreReader, names: list[str]) -> dict[str, list[torch.Tensor]]:
@@ -134,3 +145,176 @@ def test_a_calibration_set_depends_on_the_seed(store: StoreReader) -> None:
     assert rows[0] == rows[1] != rows[2]
     assert all(len(set(each)) == 7 and each == sorted(each) for each in rows)
     assert len(calibration_set(store, 10_000, 0, "positions")) == len(store)
+
+
+KINDS, LENGTH, TOKENS = 2, 24, 64
+
+
+def two_kinds_of_text(count: int, seed: int, kinds: tuple[int, ...]) -> NDArray[np.int64]:
+    """[count, LENGTH] tokens; four of five follow from the last two. Each kind of text has its half
+    of the vocabulary."""
+    half = TOKENS // KINDS
+    table = np.random.default_rng(7).integers(0, half, (half, half))
+    random = np.random.default_rng(seed)
+    tokens = np.zeros((count, LENGTH), np.int64)
+    tokens[:, :2] = random.integers(0, half, (count, 2))
+    for t in range(2, LENGTH):
+        follows = table[tokens[:, t - 1], tokens[:, t - 2] % 4]
+        tokens[:, t] = np.where(
+            random.random(count) < 0.8, follows, random.integers(0, half, count)
+        )
+    tokens += half * random.choice(kinds, (count, 1))
+    return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Replaces a calibration set."""
+
+    sequences: Sequences
+    isolation = "positions"
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def batches(self) -> Iterator[Sequences]:
+        yield self.sequences
+
+
+def texts_of_one_kind(seed: int) -> Any:
+    learned = np.ones(LENGTH, np.bool_)
+    rows = two_kinds_of_text(64, seed, (0,)).astype(np.int32)
+    return Texts(
+        build_sequences(0, [[TokenizedDocument(i, row, learned)] for i, row in enumerate(rows)])
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """A model trained on two kinds of text, with its scores and losses."""
+
+    model: Any
+    built: Anatomy
+    head: OutputHead
+    importance: Importance
+    heldout: Any
+    whole: float
+
+    def rise(self, scores: Importance, target: Sizes) -> float:
+        """Increase of the held-out loss when the model is cut by these scores."""
+        small = cut(self.model, self.built, choose(self.built, target, scores), "test")
+        return sample_loss(connect_head(small, TOKENS), self.heldout, "test") - self.whole
+
+
+def trained(seed: int) -> Trained:
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=TOKENS, hidden_size=64, intermediate_size=128, num_hidden_layers=5,
+        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=64,
+        bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.1)
+    data = torch.from_numpy(two_kinds_of_text(2048, 1, (0, 1)))
+    steps = 120
+    for step in range(steps):
+        batch = data[torch.randint(0, len(data), (32,))]
+        logits = model(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+        loss = functional.cross_entropy(logits, batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
+        optimizer.step()
+    built, head = anatomy(model.eval()), connect_head(model, TOKENS)
+    importance, heldout = measure(head, built, texts_of_one_kind(2), "test"), texts_of_one_kind(3)
+    whole = sample_loss(head, heldout, "test")
+    assert whole < 0.6 * np.log(TOKENS)  # the model has learned
+    return Trained(model, built, head, importance, heldout, whole)
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[Trained]:
+    """Two models, because a single result may be chance."""
+    return [trained(seed) for seed in (0, 1)]
+
+
+def magnitudes(model: Any, built: Anatomy) -> Importance:
+    """Scores without activations: the sum of squares of a part's weights. Keys and values belong to
+    all query heads of their group."""
+    sizes, width = built.sizes, built.head_width
+    importance = random_importance(sizes)
+    scores = {key: torch.zeros_like(getattr(importance, key)) for key in
+              ("channels_D", "neurons_LF", "heads_LH", "layers_L")}  # fmt: skip
+    for name, weight in model.named_parameters():
+        axes = built.axes(name) or ()
+        inside = name.startswith("model.layers")
+        layer = int(name.split(".")[2]) if inside else 0
+        if inside:
+            scores["layers_L"][layer] += weight.detach().square().sum()
+        for axis, kind in enumerate(axes):
+            if weight.dim() == 1 or kind == "free":
+                continue
+            squares = weight.detach().square().sum(1 - axis)
+            if kind == "hidden":
+                scores["channels_D"] += squares
+            elif kind == "feed_forward":
+                scores["neurons_LF"][layer] += squares
+            else:
+                by_head = squares.view(-1, width).sum(1)
+                scores["heads_LH"][layer] += by_head.repeat_interleave(sizes.heads // len(by_head))
+    changes: dict[str, Any] = {**scores}
+    return dataclasses.replace(importance, **changes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "of_chance", "of_magnitude"),
+    [
+        ({"feed_forward": 64}, 0.4, 0.6),
+        ({"hidden": 48}, 0.7, 0.9),
+        ({"hidden": 48, "feed_forward": 64}, 0.85, 0.95),
+        ({"heads": 4}, 0.85, 0.9),
+        ({"heads": 4, "kv_heads": 1}, 0.95, 0.95),
+    ],
+    ids=["neurons", "channels", "both", "heads", "groups"],
+)
+def test_importance_beats_chance_and_magnitude_on_held_out_loss(
+    sizes: dict[str, int], of_chance: float, of_magnitude: float, pair: list[Trained]
+) -> None:
+    """Measured on one kind of text only: no weight shows which parts that kind needs."""
+    ours, by_chance, by_magnitude = 0.0, 0.0, 0.0
+    for one in pair:
+        target = dataclasses.replace(one.built.sizes, **sizes)
+        whole = one.built.sizes
+        ours += one.rise(one.importance, target)
+        by_chance += statistics.median(
+            one.rise(random_importance(whole, seed), target) for seed in range(7)
+        )
+        by_magnitude += one.rise(magnitudes(one.model, one.built), target)
+    assert 0 < ours < of_chance * by_chance
+    assert ours < of_magnitude * by_magnitude
+
+
+def test_layers_by_influence_beat_chance_and_layers_by_loss_beat_magnitude(
+    pair: list[Trained],
+) -> None:
+    by_influence, by_loss, by_chance, by_magnitude = 0.0, 0.0, 0.0, 0.0
+    for one in pair:
+        target = dataclasses.replace(one.built.sizes, layers=3)
+
+        def only(layers: tuple[int, ...], one: Trained = one) -> Importance:
+            scores = torch.zeros(5)
+            scores[list(layers)] = 1
+            return dataclasses.replace(one.importance, layers_L=scores)
+
+        judged = judge_layers_by_loss(
+            one.importance, one.head, one.built, texts_of_one_kind(2), 3, "test"
+        )
+        by_influence += one.rise(one.importance, target)
+        by_loss += one.rise(judged, target)
+        by_magnitude += one.rise(magnitudes(one.model, one.built), target)
+        every = [one.rise(only(layers), target) for layers in combinations(range(5), 3)]
+        by_chance += statistics.median(every)
+    assert 0 < by_loss < 0.9 * by_magnitude
+    assert by_loss < 0.8 * by_chance
+    assert by_influence < 0.95 * by_chance

@@ -20,7 +20,7 @@ from coldstill.stages.students.pruning.importance import sample_loss
 from coldstill.stages.train_student import prune_student, train_student
 from conftest import FAMILIES, VOCABULARY
 from small_pruning import pruning_model, whole_sample
-from small_runs import SmallCorpus, capture_store, prepare, save_teacher
+from small_runs import SmallCorpus, capture_store, save_teacher
 from small_students import KilledError, expect_same_training, killed_at, refusal, student_job
 from small_trainings import lines
 
@@ -46,10 +46,11 @@ def teacher(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def store(tokenizer: Any, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
-    corpus: SmallCorpus = prepare(tmp_path_factory.mktemp("corpus"), tokenizer)
-    capture = Capture(head=8, tail=8)
-    return capture_store(corpus, teacher, tmp_path_factory.mktemp("run") / "logits", capture)
+def store(
+    corpus: SmallCorpus, teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StoreReader:
+    folder = tmp_path_factory.mktemp("run") / "logits"
+    return capture_store(corpus, teacher, folder, Capture(head=8, tail=8))
 
 
 def job_of(folder: Path, teacher: Path | None, *cuts: PruneConfig, **changes: Any) -> StudentJob:
@@ -126,20 +127,6 @@ def test_pruning_before_training_changes_nothing_and_reads_the_teacher_once(
     assert not first.start.exists()
     assert prune_student(without, store, lambda report: notes.append(report.note)) == recorded
     assert notes[-1] == f"already trained: {first.model_folder}"
-
-
-def test_a_killed_training_continues_bit_for_bit(
-    store: StoreReader, teacher: Path, tmp_path: Path
-) -> None:
-    train_student(job_of(tmp_path / "straight", teacher), store)
-    job = job_of(tmp_path / "killed", teacher)
-    with pytest.raises(KilledError):
-        train_student(job, store, killed_at(1, "train-student small"))
-    job = dataclasses.replace(job, teacher=None)
-    with pytest.raises(KilledError):
-        train_student(job, store, killed_at(4, "train-student small"))
-    train_student(job, store)
-    expect_same_training(tmp_path / "killed", tmp_path / "straight")
 
 
 def test_iterated_pruning_continues_bit_for_bit_wherever_it_was_killed(

@@ -17,7 +17,6 @@ from coldstill.stages.students.pruning.importance import measure
 from coldstill.stages.students.pruning.layers import skip_layer
 from conftest import VOCABULARY
 from small_pruning import (
-    MODELS,
     anatomy,
     every_model,
     expect_same_function,
@@ -213,55 +212,6 @@ def test_exactly_the_dead_parts_are_removed_and_the_function_stays(
     for place, layer in enumerate(kept.layers):
         assert set(kept.neurons[place].tolist()) == alive["neurons"][layer]
         assert set(kept.kv_heads[place].tolist()) == alive["groups"][layer]
-    small = cut(model, built, kept, WHERE)
-    assert small.num_parameters() == built.parameters(sizes)
-    expect_same_function(small, model, 2e-5)
-
-
-GROUPED = [name for name, set_ in MODELS.items() if set_.get("num_key_value_heads", 4) < 4]
-
-
-def idle_heads(model: Any, built: Anatomy, lost: list[list[int]]) -> None:
-    """Give these query heads of each layer a small output, and ignore it.
-
-    A head with a zero query attends to all tokens equally, and the mean of their values is small;
-    the other heads are made to attend to few tokens.
-    """
-    width = built.head_width
-    with torch.no_grad():
-        for number, layer in enumerate(model.get_submodule(built.layout.layers)):
-            attention = layer.self_attn
-            normed = getattr(attention, "q_norm", None)
-            (attention.q_proj if normed is None else normed).weight.mul_(100)
-            for key, weight in layer.named_parameters():
-                if key.endswith("bias"):  # a bias hides the differences between tokens
-                    weight.zero_()
-            for head in lost[number]:
-                place = slice(head * width, (head + 1) * width)
-                attention.o_proj.weight[:, place] = 0
-                attention.q_proj.weight[place] = 0
-
-
-@pytest.mark.parametrize("name", GROUPED)
-def test_the_least_active_heads_of_each_group_are_removed(name: str, store: StoreReader) -> None:
-    model = pruning_model(name, seed=2)
-    built = anatomy(model)
-    whole = built.sizes
-    group = whole.heads // whole.kv_heads
-    random = torch.Generator().manual_seed(7)
-
-    def one_of_each_group() -> list[int]:
-        places = torch.randint(0, group, (whole.kv_heads,), generator=random).tolist()
-        return [number * group + place for number, place in enumerate(places)]
-
-    lost = [one_of_each_group() for _ in range(whole.layers)]
-    assert len({place % group for heads in lost for place in heads}) > 1
-    idle_heads(model, built, lost)
-    importance = measure(connect_head(model, VOCABULARY), built, whole_sample(store), "test")
-    sizes = dataclasses.replace(whole, heads=whole.heads - whole.kv_heads)
-    kept = choose(built, sizes, importance)
-    for heads, gone in zip(kept.heads, lost, strict=True):
-        assert heads.tolist() == [head for head in range(whole.heads) if head not in gone]
     small = cut(model, built, kept, WHERE)
     assert small.num_parameters() == built.parameters(sizes)
     expect_same_function(small, model, 2e-5)

@@ -61,9 +61,7 @@ def test_key_value_heads_with_one_query_head_are_removed_with_it() -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
-def test_heads_and_channels_are_bound_if_the_configuration_has_no_head_width(
-    family: str,
-) -> None:
+def test_heads_and_channels_are_bound_if_the_configuration_has_no_head_width(family: str) -> None:
     model = built(family=family, kv_heads=8)
     six = dataclasses.replace(model.sizes, hidden=384, heads=6, kv_heads=6)
     for asked in ({"hidden": 384}, {"hidden": 384, "heads": 6}, {"hidden": 384, "kv_heads": 6}):

@@ -1,4 +1,4 @@
-"""A store holds the teacher's distributions for each document alone."""
+"""A store holds the teacher's distributions for each document alone; batches fit into memory."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.order import uniform
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.reader import open_store
+from coldstill.stages.capture.forward import batches_of, is_out_of_memory
 from coldstill.stages.capture.plan import chosen_rows, make_manifest
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.teacher_logits import capture_split, is_captured
 from conftest import FAMILIES, VOCABULARY, make_model
 from dense import documents, logits_alone, record
-from small_runs import (
-    LENGTH,
-    SmallCorpus,
-    capture_store,
-    load_teacher,
-    plan_capture,
-    save_teacher,
-)
+from small_runs import LENGTH, SmallCorpus, capture_store, load_teacher, plan_capture, save_teacher
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from coldstill.data.store.reader import StoreReader
     from coldstill.stages.report import Report
 
-pytest_plugins = ("captured",)
 
 CAPTURE = Capture(head=6, tail=5, temperatures=(2.0,), seed=3)
 
@@ -268,3 +263,97 @@ def test_a_store_has_its_tokenizer_and_measurements(store: StoreReader) -> None:
     assert load_tokenizer(str(store.tokenizer_folder()), "store").get_vocab()["<|endoftext|>"] == 0
     text = store.place.read("measurements.json").decode()
     assert '"capture_tokens_per_second"' in text
+
+
+def small_memory(model: Any, tokens: int, error: Callable[[], BaseException]) -> list[int]:
+    """Make the model fail above a number of tokens; returns the sizes of all batches."""
+    asked: list[int] = []
+
+    def hook(module: Any, arguments: Any, inputs: dict[str, Any]) -> None:
+        asked.append(inputs["input_ids"].numel())
+        if asked[-1] > tokens:
+            raise error()
+
+    model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: torch.OutOfMemoryError("CUDA out of memory."),
+        lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"),
+        MemoryError,
+    ],
+)
+def test_a_batch_that_does_not_fit_is_halved_without_loss(
+    error: Any, corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tmp_path: Path
+) -> None:
+    teacher = load_teacher(saved_teacher)
+    asked = small_memory(teacher.head.model, 3 * LENGTH, error)
+    reports: list[Report] = []
+    plan = plan_capture(
+        corpus, saved_teacher, tmp_path / "logits", CAPTURE, batch_tokens=10 * LENGTH
+    )
+    capture_split(plan, teacher, reports.append)
+    warnings = [report.note for report in reports if report.warning]
+    assert len(warnings) == 1  # 5 sequences in a shard: 240 tokens, then 120
+    assert warnings[0] == (
+        f"out of memory with a batch of {5 * LENGTH:,} tokens; continuing with "
+        f"{5 * LENGTH // 2:,}, set logits.batch_tokens to start there"
+    )
+    # the first batch, its half, another large batch, and the one that was prepared ahead
+    assert sum(tokens > 3 * LENGTH for tokens in asked) <= 4
+    ours, theirs = everything(open_store(tmp_path / "logits")), everything(store)
+    np.testing.assert_array_equal(ours.sequences.hashes, theirs.sequences.hashes)
+    assert (ours.targets.head_ids == theirs.targets.head_ids).mean() > 0.999
+    np.testing.assert_allclose(
+        ours.targets.label_logprob, theirs.targets.label_logprob, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_single_sequence_that_does_not_fit_is_refused_with_advice(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
+) -> None:
+    teacher = load_teacher(saved_teacher)
+    small_memory(teacher.head.model, 1, lambda: torch.OutOfMemoryError("CUDA out of memory."))
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "logits", CAPTURE)
+    with pytest.raises(ColdstillError, match=r"not enough memory for one sequence of \d+ tokens"):
+        capture_split(plan, teacher)
+    assert not (tmp_path / "logits").exists()
+
+
+def test_other_errors_do_not_count_as_out_of_memory() -> None:
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("budget", [1, 64, 500, 10_000])
+def test_every_sequence_comes_once_and_within_the_budget(budget: int) -> None:
+    lengths = np.random.default_rng(0).integers(2, 129, 300)
+    batches = list(batches_of(lengths, budget))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(300))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
+        assert (np.diff(batch) > 0).all()
+
+
+def test_documents_of_many_lengths_need_little_padding() -> None:
+    lengths = np.random.default_rng(1).integers(16, 1025, 4000)
+    cost = sum(len(b) * int(lengths[b].max()) for b in batches_of(lengths, 8192))
+    assert cost < 1.09 * lengths.sum()
+    in_order = [lengths[i : i + 8] for i in range(0, 4000, 8)]
+    assert sum(len(b) * int(b.max()) for b in in_order) > 1.5 * lengths.sum()
+
+
+def test_packed_sequences_keep_their_order() -> None:
+    lengths = np.random.default_rng(2).integers(240, 257, 100)
+    lengths[0] = 256
+    batches = list(batches_of(lengths, 2048))
+    assert np.concatenate(batches).tolist() == list(range(100))
+    assert [len(batch) for batch in batches] == [8] * 12 + [4]
+
+
+def test_a_sequence_longer_than_the_budget_has_its_own_batch() -> None:
+    assert [b.tolist() for b in batches_of(np.array([100, 99]), 50)] == [[0], [1]]
+    assert list(batches_of(np.zeros(0, np.int64), 50)) == []

@@ -1,17 +1,20 @@
-"""The learned tokens of a document decode to exactly the text to learn."""
+"""Tokenizers learn from the training split; document and prompt tokens decode to their text."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from chats import CHAT, END, TEMPLATE
-from coldstill.data.corpus.document import BadRowError, Document
+from coldstill.data.corpus.document import BadRowError, Document, is_held_out
 from coldstill.data.errors import ColdstillError
-from coldstill.stages.config import CorpusConfig
-from coldstill.stages.corpus.tokenize_documents import DocumentTokenizer
+from coldstill.stages.config import CorpusConfig, TokenizerConfig
+from coldstill.stages.corpus.tokenize_documents import DocumentTokenizer, PromptTokenizer
+from coldstill.stages.corpus.train_tokenizer import END_OF_TEXT, train_tokenizer
 from coldstill.stages.models.loading import load_tokenizer
+from coldstill.stages.models.vocabulary import vocabulary_size
 from conftest import sentences
 from tokenizers.normalizers import Strip
 from tokenizers.processors import TemplateProcessing
@@ -83,7 +86,7 @@ def test_a_tokenizer_without_an_end_needs_a_separator(prompt: str, own: Any) -> 
     for separator in ("", "\n"):
         (one,) = tokenize(own, [document], separator)
         assert whole(own, one) == f"{prompt}as it likes{separator}"
-    (chat,) = tokenize(own, [Document(where="b", messages=CHAT)])  # ends as its template says
+    (chat,) = tokenize(own, [Document(where="b", messages=CHAT)])  # ends as in its template
     assert whole(own, chat).endswith(f"listens{END}")
 
 
@@ -188,27 +191,6 @@ def test_pairs_become_chats_if_configured(own: Any) -> None:
         chats([document], 0)
 
 
-def test_bad_rows_are_skipped_and_the_others_numbered_without_gaps(own: Any) -> None:
-    own.chat_template = "{{ raise_exception('no tools') if messages[0].role == 'tool' }}" + TEMPLATE
-    documents = [
-        Document(where="a:1", text="every student"),
-        Document(where="a:2", messages=({"role": "tool", "content": "3"}, *CHAT[1:])),
-        Document(where="a:3", messages=CHAT),
-        Document(where="a:4", prompt="x" * 40, text="y"),
-        Document(where="a:5", text="z" * 80),
-    ]
-    tokenizer = DocumentTokenizer(own, configured(length=40))
-    skipped: list[BadRowError] = []
-    found = tokenizer(documents, 7, skipped.append)
-    assert [document.where for document, _ in found] == ["a:1", "a:3", "a:5"]
-    assert [tokenized.index for _, tokenized in found] == [7, 8, 9]
-    assert [(bad.kind, str(bad)[:3]) for bad in skipped] == [
-        ("unrenderable_chats", "a:2"), ("too_long_prompts", "a:4"),
-    ]  # fmt: skip
-    with pytest.raises(BadRowError, match=r"^a:2: "):
-        tokenizer(documents, 7)
-
-
 @pytest.mark.parametrize("chat", [False, True])
 def test_an_answer_must_begin_in_the_first_piece(chat: bool, own: Any) -> None:
     own.chat_template = TEMPLATE
@@ -229,3 +211,146 @@ def test_an_answer_must_begin_in_the_first_piece(chat: bool, own: Any) -> None:
         " shorten it, raise corpus.sequence_length, or skip such rows with corpus.bad_rows = "
         '"skip"'
     )
+
+
+@pytest.fixture
+def chatting(tokenizer_folder: Path) -> Any:
+    """A tokenizer that a test may change."""
+    tokenizer = load_tokenizer(str(tokenizer_folder), "test")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def tokenizer_of(chatting: Any, length: int = 1024) -> PromptTokenizer:
+    return PromptTokenizer(chatting, CorpusConfig(files=("a",), sequence_length=length))
+
+
+def asked(chatting: Any, document: Document) -> str:
+    ((_, found),) = tokenizer_of(chatting)([document], 5)
+    assert found.index == 5
+    assert found.tokens_T.dtype == np.int32
+    assert found.learned_T.shape == found.tokens_T.shape
+    assert not found.learned_T.any()
+    return str(chatting.decode(found.tokens_T))
+
+
+@pytest.mark.parametrize("text", ["", "and a completion"])
+def test_a_prompt_is_kept_without_its_completion(text: str, chatting: Any) -> None:
+    document = Document(where="a", prompt="every student ✓", text=text)
+    assert asked(chatting, document) == "every student ✓"
+    chatting.eos_token = None  # a prompt needs no separator
+    assert tokenizer_of(chatting).separator == ()
+    assert asked(chatting, document) == "every student ✓"
+
+
+@pytest.mark.parametrize(
+    ("turns", "last"), [((0, 5), 3), ((0, 4), 3), ((1, 3), 1), ((0, 2), 1), ((0, 1), 0)]
+)
+def test_a_chat_is_kept_up_to_its_last_turn_that_is_not_the_assistants(
+    turns: tuple[int, int], last: int, chatting: Any
+) -> None:
+    messages = CHAT[turns[0] : turns[1]]
+    before = "".join(f"<{m['role']}>{m['content']}{END}" for m in CHAT[turns[0] : last + 1])
+    assert asked(chatting, Document(where="a", messages=messages)) == f"{before}<assistant>"
+    tool = (*CHAT[1:3], {"role": "tool", "content": "42"}, CHAT[4])
+    assert asked(chatting, Document(where="a", messages=tool)).endswith(f"<tool>42{END}<assistant>")
+
+
+def test_a_prompt_keeps_its_own_end_but_not_that_of_the_tokenizer(chatting: Any) -> None:
+    assert asked(chatting, Document(where="a", prompt=f"to learn{END}")) == f"to learn{END}"
+    begin = chatting.convert_ids_to_tokens(5)
+    chatting.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A {END}", special_tokens=[(begin, 5), (END, chatting.eos_token_id)]
+    )
+    ((_, found),) = tokenizer_of(chatting)([Document(where="a", prompt="to learn")], 0)
+    assert found.tokens_T[0] == 5
+    assert chatting.decode(found.tokens_T[1:]) == "to learn"
+
+
+def test_a_text_and_an_empty_prompt_are_refused(chatting: Any) -> None:
+    with pytest.raises(ColdstillError, match=r"^a: a text, but teacher\.generate needs") as error:
+        tokenizer_of(chatting)([Document(where="a", text="to learn")], 0)
+    assert not isinstance(error.value, BadRowError)
+    chatting.backend_tokenizer.normalizer = Strip()
+    with pytest.raises(BadRowError, match=r"^a: its prompt has no tokens") as error:
+        tokenizer_of(chatting)([Document(where="a", prompt="  ")], 0)
+    assert error.value.kind == "empty_prompts"
+
+
+def test_every_bad_prompt_is_reported(chatting: Any) -> None:
+    chatting.chat_template = (
+        "{{ raise_exception('no tools') if messages[0].role == 'tool' }}" + TEMPLATE
+    )
+    documents = [
+        Document(where="a:1", prompt="as"),
+        Document(where="a:2", prompt="x" * 40),
+        Document(where="a:3", messages=({"role": "tool", "content": "3"},)),
+        Document(where="a:4", messages=(CHAT[2],)),
+        Document(where="a:5", prompt="x" * 12),
+        Document(where="a:6", prompt="x" * 11),
+    ]
+    skipped: list[BadRowError] = []
+    tokenizer = tokenizer_of(chatting, 12)
+    found = tokenizer(documents, 0, skipped.append)
+    assert [(document.where, one.index) for document, one in found] == [("a:1", 0), ("a:6", 1)]
+    assert len(found[1][1].tokens_T) == 11  # one position is left for the answer
+    assert {str(bad)[:3]: bad.kind for bad in skipped} == {
+        "a:2": "too_long_prompts",
+        "a:3": "unrenderable_chats",
+        "a:4": "unrenderable_chats",
+        "a:5": "too_long_prompts",
+    }
+    lines = {str(bad)[:3]: str(bad) for bad in skipped}
+    assert "its prompt of 12 tokens leaves no room for an answer in sequences of 12" in lines["a:5"]
+    assert "it has only messages of the assistant" in lines["a:4"]
+    for one in documents[1:5]:
+        with pytest.raises(BadRowError, match=rf"^{one.where}: "):
+            tokenizer([one], 0)
+
+
+def test_a_prompt_becomes_a_chat_if_configured(chatting: Any) -> None:
+    config = CorpusConfig(files=("a",), as_chat=True)
+    documents = [
+        Document(where="a", prompt="every student", text="listens"),
+        Document(where="b", prompt="every student"),
+    ]
+    for _, found in PromptTokenizer(chatting, config)(documents, 0):
+        assert chatting.decode(found.tokens_T) == f"<user>every student{END}<assistant>"
+    plain = tokenizer_of(chatting)
+    plain(documents, 0)
+    assert plain.counts == {"untemplated_pairs": 2}
+
+
+def trained(folder: Path, vocabulary: int, texts: list[str], holdout: float = 0.3) -> Any:
+    folder.mkdir()
+    lines = "\n".join(json.dumps({"text": text}) for text in texts)
+    (folder / "a.jsonl").write_text(lines, encoding="utf-8")
+    corpus = CorpusConfig(files=("a.jsonl",), holdout=holdout)
+    return train_tokenizer(folder / "out", TokenizerConfig(vocabulary=vocabulary), corpus, folder)
+
+
+def test_any_text_is_encoded_and_decoded_unchanged(tmp_path: Path) -> None:
+    tokenizer = trained(tmp_path / "a", 300, sentences(40))
+    assert vocabulary_size(tokenizer) == 300
+    assert tokenizer.eos_token == END_OF_TEXT
+    loaded = load_tokenizer(str(tmp_path / "a" / "out"), "test")
+    for text in (" spaced  out\n\n", "ünïcödé 🙂 ✓", "\x00\t\r", sentences(1, seed=9)[0]):
+        assert loaded.decode(loaded(text)["input_ids"]) == text
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_held_out_texts_do_not_affect_the_tokenizer(tmp_path: Path) -> None:
+    texts = [f"{text} {'zyxw' * 9}" for text in sentences(40)]
+    everything = trained(tmp_path / "a", 300, texts, holdout=1e-9)
+    assert any("zyxw" in token for token in everything.get_vocab())
+    held = [t for t in texts if is_held_out(Document(where="", text=t).digest(), 0.3)]
+    plain = [t for t in sentences(40) if not is_held_out(Document(where="", text=t).digest(), 0.3)]
+    assert held
+    without = trained(tmp_path / "c", 300, [*held, *plain])
+    assert not any("zyxw" in token for token in without.get_vocab())
+
+
+def test_a_corpus_too_small_for_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ColdstillError, match=r"gives only \d+ tokens, expected 5000; set it to "):
+        trained(tmp_path / "a", 5000, sentences(5), holdout=1e-9)
+    assert not (tmp_path / "a" / "out").exists()

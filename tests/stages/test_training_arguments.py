@@ -1,4 +1,4 @@
-"""What of a recipe's `train` table the trainer is told, and what is refused."""
+"""What of a recipe's `train` table the trainer is message, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from checkpoints import refused
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import TrainConfig
 from coldstill.stages.training.arguments import (
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
 def test_metrics_are_reported_where_the_trainer_reports(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[dict[str, float]] = []
+    logged: list[dict[str, float]] = []
 
     class Board(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            told.append({"step": state.global_step, **logs})
+            logged.append({"step": state.global_step, **logs})
 
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Board)
     train_small(store, tmp_path, steps=2, trainer={"report_to": "tensorboard"})
-    assert told[:2] == read_metrics(tmp_path)
+    assert logged[:2] == read_metrics(tmp_path)
 
 
 def test_a_missing_reporting_package_is_refused_in_one_line(
@@ -65,10 +66,10 @@ def test_settings_that_training_cannot_honour_are_refused_in_one_line(
         ({"fsdp": True}, "transformers cannot train with these settings: Using fsdp only works"),
         ({"learning_speed": 1}, "transformers has no training argument 'learning_speed'; "),
     ]
-    for trainer, told in refused:
+    for trainer, message in refused:
         with pytest.raises(ColdstillError) as error:
             train_small(store, tmp_path / "new", steps=1, trainer=trainer)
-        assert str(error.value).startswith(f"train-student test: train.trainer: {told}")
+        assert str(error.value).startswith(f"train-student test: train.trainer: {message}")
         assert "\n" not in str(error.value)
     with pytest.raises(ColdstillError, match=r"a step of 4 sequences cannot be shared out as 3"):
         train_small(store, tmp_path / "new", steps=1, micro_batch_tokens=3 * LENGTH)
@@ -84,11 +85,11 @@ def test_every_setting_of_the_trainer_is_honoured_or_refused_with_a_reason() -> 
 
 
 def test_a_setting_without_effect_is_refused_with_the_reason_or_the_nearest_name() -> None:
-    for name, told in (RECIPE_KEYS | NO_EFFECT).items():
+    for name, message in (RECIPE_KEYS | NO_EFFECT).items():
         with pytest.raises(ColdstillError) as error:
             expect_trainable(TrainConfig(steps=1, trainer={name: True}), "students.a")
         assert str(error.value).startswith(f"students.a: train.trainer: {name!r} ")
-        assert told in str(error.value)
+        assert message in str(error.value)
     with pytest.raises(ColdstillError, match="'adam_epsilo'; did you mean 'adam_epsilon'"):
         expect_honoured({"adam_epsilo": 0.5}, "teacher")
 
@@ -147,27 +148,23 @@ def test_settings_that_are_honoured_arrive_at_the_trainer(tmp_path: Path) -> Non
         assert getattr(arguments, name) == value, name
 
 
-@pytest.mark.parametrize(
-    "optimiser",
-    [
-        "adamw_bnb_8bit", "paged_lion_8bit", "ademamix", "galore_adamw",
-        "galore_adafactor_layerwise", "lomo", "adalomo", "apollo_adamw", "schedule_free_adamw",
-        "schedule_free_radam", "grokadamw",
-        "stable_adamw", "adamw_anyprecision", "adamw_torch_xla", "adamw_torch_npu_fused",
-    ],
+OPTIMISERS = (
+    "adamw_bnb_8bit", "paged_lion_8bit", "ademamix", "galore_adamw", "galore_adafactor_layerwise",
+    "lomo", "adalomo", "apollo_adamw", "schedule_free_adamw", "schedule_free_radam", "grokadamw",
+    "stable_adamw", "adamw_anyprecision", "adamw_torch_xla", "adamw_torch_npu_fused",
 )  # fmt: skip
+"""Optimisers whose packages are not installed."""
+
+
 def test_an_optimiser_whose_package_is_missing_is_refused_before_training(
-    optimiser: str, store: StoreReader, tmp_path: Path
+    store: StoreReader, tmp_path: Path
 ) -> None:
-    config = TrainConfig(steps=1, trainer={"optim": optimiser})
-    with pytest.raises(ColdstillError) as planned:
-        expect_trainable(config, "students.a")
-    with pytest.raises(ColdstillError) as trained:
-        train_small(store, tmp_path / "new", steps=1, trainer=config.trainer)
-    for error, where in ((planned, "students.a"), (trained, "train-student test")):
-        line = str(error.value)
-        assert line.startswith(f"{where}: train.trainer: transformers cannot ")
-        assert "\n" not in line
+    for optimiser in OPTIMISERS:
+        config = TrainConfig(steps=1, trainer={"optim": optimiser})
+        line = refused(lambda config=config: expect_trainable(config, "students.a"))  # type: ignore[misc]
+        assert line.startswith("students.a: train.trainer: transformers cannot ")
+    line = refused(lambda: train_small(store, tmp_path / "new", trainer={"optim": "lomo"}, steps=1))
+    assert line.startswith("train-student test: train.trainer: transformers cannot ")
     assert not (tmp_path / "new").exists()
 
 
@@ -177,11 +174,11 @@ def test_an_optimiser_whose_package_is_missing_is_refused_before_training(
         {"adam_beta1": "a lot"},
         {"adam_beta1": 5.0},
         {"optim": "adam"},
-        {"optim_args": "amsgrad=True"},  # of this optimiser it is not read
+        {"optim_args": "amsgrad=True"},  # this optimiser ignores it
         {"optim_args": "no equals sign"},
         {"optim": "sgd", "optim_args": "momentum=fast"},
         {"optim": "sgd", "adam_beta1": 0.5},
-        {"optim_target_modules": ["q_proj"]},  # of this optimiser they are not read
+        {"optim_target_modules": ["q_proj"]},  # this optimiser ignores them
         {"optim": "galore_adamw", "optim_target_modules": ["q_proj"]},  # its package is missing
         {"dataloader_num_workers": -1},
         {"dataloader_prefetch_factor": 2},  # without workers
@@ -196,10 +193,6 @@ def test_an_optimiser_whose_package_is_missing_is_refused_before_training(
     ],
     ids=str,
 )
-def test_a_value_that_the_trainer_would_stumble_over_is_refused_at_once(
-    trainer: dict[str, Any],
-) -> None:
-    with pytest.raises(ColdstillError) as error:
-        expect_trainable(TrainConfig(steps=2, trainer=trainer), "students.a")
-    assert str(error.value).startswith("students.a: train.trainer: ")
-    assert "\n" not in str(error.value)
+def test_a_value_that_the_trainer_cannot_use_is_refused_at_once(trainer: dict[str, Any]) -> None:
+    line = refused(lambda: expect_trainable(TrainConfig(steps=2, trainer=trainer), "students.a"))
+    assert line.startswith("students.a: train.trainer: ")

@@ -1,14 +1,17 @@
-"""One training in several processes: the same steps as one process takes."""
+"""Training that is killed, stopped, resumed or shared gives the steps of one process."""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
+from coldstill.data.errors import ColdstillError
 from coldstill.stages.training.checkpoints import last_whole_checkpoint
 from coldstill.stages.training.metrics import read_metrics
 from small_runs import LENGTH
@@ -20,6 +23,114 @@ if TYPE_CHECKING:
 
     from coldstill.data.store.reader import StoreReader
     from small_trainings import Weights
+
+
+def expect_bit_for_bit(ours: Task, theirs: Task) -> None:
+    """Of two trainings, the first one still to be ended."""
+    found, expected = run(ours), run(theirs)
+    assert lines(ours.folder) == lines(theirs.folder)
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+
+
+@pytest.mark.parametrize(("workers", "family"), [(0, "llama"), (2, "gpt2")])
+def test_killed_at_any_moment_it_resumes_bit_for_bit(
+    workers: int, family: str, store: StoreReader, tmp_path: Path
+) -> None:
+    """Most of the time goes into checkpoints, so some are cut short; gpt2 draws its dropout."""
+    steps = 26
+    assert steps * 4 > 4 * len(store)  # into a fifth epoch
+    settings: dict[str, Any] = {"steps": steps, "checkpoint_every": 2, "log_every": 3}
+    settings["trainer"] = {"dataloader_num_workers": workers}
+    killed = Task(
+        store=str(store.place),
+        folder=tmp_path / "killed",
+        settings=settings,
+        family=family,
+        pause=0.02,
+    )
+    moments, found = random.Random(5), set()
+    # the system waits for reading processes, which look for their parent every five seconds
+    kills = 2 if workers else 5
+    for _ in range(kills):
+        before = last_whole_checkpoint(killed.folder / "checkpoints")
+        (child,) = start(killed)
+        while last_whole_checkpoint(killed.folder / "checkpoints") == before:
+            assert child.is_alive()
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
+        found.add(last_whole_checkpoint(killed.folder / "checkpoints"))
+    assert len(found) == kills
+    straight = Task(
+        store=killed.store,
+        folder=tmp_path / "straight",
+        settings=settings | {"trainer": {}},
+        family=family,
+    )
+    expect_bit_for_bit(killed, straight)
+
+
+@pytest.mark.parametrize("log_every", [1, 7])
+def test_stopped_by_a_signal_it_saves_and_resumes_bit_for_bit(
+    log_every: int, store: StoreReader, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"steps": 20, "log_every": log_every}
+    task = Task(store=str(store.place), folder=tmp_path / "stopped", settings=settings, pause=0.05)
+    (child,) = start(task)
+    metrics = task.folder / "metrics.jsonl"
+    while not metrics.exists():
+        assert child.is_alive()
+        time.sleep(0.005)
+    time.sleep(0.1)
+    os.kill(child.pid, signal.SIGTERM)
+    finish([child])
+    assert (task.folder / "error-0").read_text() == "stopped"
+    checkpoint = last_whole_checkpoint(task.folder / "checkpoints")
+    assert checkpoint is not None
+    step = int(checkpoint.name.rpartition("-")[2])
+    assert 1 < step < 20
+    assert {line["step"] for line in read_metrics(task.folder)} == {
+        1, *range(log_every, step + 1, log_every)
+    }  # fmt: skip
+    straight = Task(store=task.store, folder=tmp_path / "straight", settings=settings)
+    expect_bit_for_bit(task, straight)
+
+
+def test_a_checkpoint_without_its_position_is_refused(store: StoreReader, tmp_path: Path) -> None:
+    task = Task(store=str(store.place), folder=tmp_path, settings={"steps": 1})
+    run(task)
+    whole = tmp_path / "checkpoints" / "checkpoint-1" / "whole.json"
+    whole.write_text('{"step": 1}')
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ColdstillError) as error:
+        run(task)
+    assert str(error.value) == (
+        f"{whole}: {{'step': 1}} does not hold the position in the order of sequences; "
+        "delete the checkpoint to resume from an earlier one"
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_training_that_had_only_to_be_saved_is_not_trained_on(
+    store: StoreReader, tmp_path: Path
+) -> None:
+    task = Task(store=str(store.place), folder=tmp_path, settings={"steps": 3})
+    ended = run(task)
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    again = run(task)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+    for name, weight in ended.items():
+        assert torch.equal(again[name], weight), name
+
+
+def test_a_step_may_be_longer_than_an_epoch(store: StoreReader, tmp_path: Path) -> None:
+    settings = {"steps": 2, "batch_tokens": 2 * len(store) * LENGTH}
+    run(Task(store=str(store.place), folder=tmp_path, settings=settings))
+    assert [line["epoch"] for line in read_metrics(tmp_path)] == [2.0, 4.0]
+
 
 SGD: dict[str, Any] = {"optim": "sgd"}
 """Steps in proportion to the gradient, which AdamW would hide."""
@@ -93,14 +204,14 @@ def test_half_precision_leaves_targets_as_they_are_in_sharded_weights_too(task: 
     run(alone)
     finish(children)
     for one, other in zip(lines(sharded.folder), lines(alone.folder), strict=True):
-        # what the teacher says takes no part in the rounding
+        # the teacher's targets are not rounded
         for name in ("teacher_entropy", "teacher_mass"):
             assert one[name] == pytest.approx(other[name], rel=1e-6), name
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-2)
 
 
 @pytest.mark.parametrize("trainer", [{}, FSDP], ids=["whole", "sharded"])
-def test_together_they_stop_when_one_is_asked_to_and_go_on(
+def test_all_processes_stop_and_resume_if_one_gets_the_signal(
     task: Any, trainer: dict[str, Any]
 ) -> None:
     """In the middle of a line of metrics, whose sums the checkpoint keeps."""
@@ -115,8 +226,8 @@ def test_together_they_stop_when_one_is_asked_to_and_go_on(
         time.sleep(0.01)
     os.kill(children[1].pid, signal.SIGTERM)
     finish(children)
-    assert (stopped.folder / "said-0").read_text() == "stopped"
-    assert (stopped.folder / "said-1").read_text() == "stopped"
+    assert (stopped.folder / "error-0").read_text() == "stopped"
+    assert (stopped.folder / "error-1").read_text() == "stopped"
     checkpoint = last_whole_checkpoint(stopped.folder / "checkpoints")
     assert checkpoint is not None
     step = int(checkpoint.name.rpartition("-")[2])
@@ -144,20 +255,20 @@ def test_an_error_in_one_process_ends_all_in_one_line(task: Any, store: StoreRea
     poisoned = task("poisoned", poison=int(second[2]))
     finish(start(poisoned, 2))
     ids = store.read(second).sequences.ids.tolist()
-    said = (poisoned.folder / "said-0").read_text()
-    assert said.startswith(
+    message = (poisoned.folder / "error-0").read_text()
+    assert message.startswith(
         "train-student test: step 2: the loss is nan, in a batch with the sequences "
         f"{ids[0]}, {ids[1]}, {ids[2]}, {ids[3]}; it was not taken, no checkpoint "
     )
-    assert (poisoned.folder / "said-1").read_text() == "stopped"
+    assert (poisoned.folder / "error-1").read_text() == "stopped"
     assert [line["step"] for line in read_metrics(poisoned.folder)] == [1]
 
 
 def test_all_processes_end_if_one_ends(task: Any, store: StoreReader) -> None:
     damaged = task("damaged", damaged=int(store.order(11, 0)[8 + 4]))
     finish(start(damaged, 2))
-    assert (damaged.folder / "said-1").read_text() == "a damaged shard"
-    assert (damaged.folder / "said-0").read_text() == (
+    assert (damaged.folder / "error-1").read_text() == "a damaged shard"
+    assert (damaged.folder / "error-0").read_text() == (
         "train-student test: another of the 2 processes has ended, and this one cannot "
         "continue without it; see the error of that process, then run the command again"
     )

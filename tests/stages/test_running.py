@@ -1,15 +1,22 @@
-"""No task is lost, no call hangs, and an error stops the run."""
+"""Background work, interruptions and errors of libraries: nothing is lost, nothing hangs."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import os
+import signal
 import threading
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
+from coldstill.data.errors import ColdstillError, StoppedError
 from coldstill.stages.capture.shards import Background, ahead
+from coldstill.stages.interruption import Interruption
+from coldstill.stages.libraries import asking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -129,3 +136,94 @@ def test_closing_early_stops_the_thread() -> None:
         assert next(items) == 0
     assert not [t for t in threading.enumerate() if t.name.startswith("coldstill ahead")]
     assert len(made) < 5
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("postponed", [False, True])
+def test_the_signal_stops_at_once_or_at_the_end_of_postponed_work(postponed: bool) -> None:
+    interruption, seen = Interruption(), list[bool]()
+
+    def work() -> None:
+        with interruption.listening(), interruption.postponed() if postponed else nullcontext():
+            terminate()
+            seen.append(interruption.asked)
+
+    with pytest.raises(StoppedError):
+        work()
+    assert interruption.asked
+    assert seen == [True] * postponed
+    assert not issubclass(StoppedError, Exception)
+
+
+def test_an_error_of_the_work_is_reported_instead_of_the_stop() -> None:
+    interruption = Interruption()
+
+    def work() -> None:
+        with interruption.listening(), interruption.postponed():
+            terminate()
+            raise ColdstillError("the disk is full")
+
+    with pytest.raises(ColdstillError, match="the disk is full"):
+        work()
+
+
+def test_the_previous_handler_is_restored() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with Interruption().listening():
+            pass
+        terminate()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+
+
+def test_another_thread_changes_no_handler() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[object] = []
+
+    def work() -> None:
+        with Interruption().listening():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("bad head\nsecond line"), "bad head"),
+        (KeyError("falcon"), "KeyError: 'falcon'"),
+        (ImportError("install it"), "install it"),
+        (AttributeError("  "), "AttributeError"),
+        (TypeError("x" * 500), "x" * 196 + " ..."),
+        (TypeError("some words, " * 50), "some words, " * 15 + "some words ..."),
+        (TypeError("x" * 200 + "."), "x" * 200),
+    ],
+)
+def test_any_exception_of_a_library_becomes_one_line(error: Exception, line: str) -> None:
+    with (
+        pytest.raises(ColdstillError) as caught,
+        asking("peft", "wrap the model", where="students.a.lora", remedy="leave lora out"),
+    ):
+        raise error
+    assert str(caught.value) == (
+        f"students.a.lora: peft cannot wrap the model: {line}; leave lora out"
+    )
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error", [ColdstillError("a: b"), MemoryError(), OSError(errno.ENOSPC, "no space")]
+)
+def test_our_errors_memory_errors_and_a_full_disk_pass_through(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, asking("peft", "wrap", where="x"):
+        raise error
+    assert caught.value is error
