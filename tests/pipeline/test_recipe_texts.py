@@ -78,8 +78,6 @@ def test_a_starter_needs_a_free_name_that_can_be_a_folder(desk: Desk) -> None:
 
 
 TOP = '# mine\nname = "r"\n'
-
-
 CASES = [
     (
         "[logits]  # kept\nhead = 16   # k\ntail=0x10\nshard_tokens = 4\n",
