@@ -110,10 +110,10 @@ def test_missing_values_break_the_line_and_a_series_needs_no_span() -> None:
         )
         assert list(shapes) == ["s", "a", "b", "e", "f"]
         assert str(shapes["s"].get("d")).count("M") == 2
-    for line, points in itertools.product(
+    for line, span in itertools.product(
         (True, False), ((), ((1.0, 1.0),), ((None, NAN),), ((1, 2), (1, 2)))
     ):
-        tree = drawing(Series(name="s", points=points, line=line))
+        tree = drawing(Series(name="s", points=span, line=line))
         assert (tree.get("width"), tree.get("height")) == ("544", "330")
 
 
