@@ -100,7 +100,7 @@ def test_a_command_prints_what_it_wrote_and_never_writes_it_twice(alone: Desk, n
 
 def test_unspecified_settings_are_kept(alone: Desk) -> None:
     compact = {"name": "compact", "levels": 127}
-    for number, (options, codec, store) in enumerate((
+    cases: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
         ("t", compact, {"name": "zarr", "zstd": 3}),
         ("t --codec plain", {"name": "plain"}, {"name": "zarr", "zstd": 3}),
         ("t --store arrow", compact, {"name": "arrow"}),
@@ -108,7 +108,8 @@ def test_unspecified_settings_are_kept(alone: Desk) -> None:
         ("s --zstd 7", {"name": "plain"}, {"name": "arrow", "zstd": 7}),
         ("s --levels 31", {"name": "compact", "levels": 31}, {"name": "arrow", "zstd": 3}),
         ("s --store zarr --zstd 0", {"name": "plain"}, {"name": "zarr", "zstd": 0}),
-    )):  # fmt: skip
+    )
+    for number, (options, codec, store) in enumerate(cases):
         path, *rest = options.split()
         alone.done("store", "convert", path, f"new{number}", *rest)
         manifest = open_store(alone.root / f"new{number}").manifest
