@@ -177,13 +177,13 @@ class Processes:
         self, desk: Desk, how: Signals, sign: Path, *arguments: str
     ) -> tuple[int, list[str]]:
         """Send a signal once the file `sign` exists; returns exit code and output lines."""
-        said = desk.root.parent / f"{desk.root.name}.said"
-        process = self.begin(desk, str(said), *arguments)
+        output = desk.root.parent / f"{desk.root.name}.output"
+        process = self.begin(desk, str(output), *arguments)
         deadline = time.monotonic() + 60
         while not sign.exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(process, how)
-        return self.end(), said.read_text(encoding="utf-8").splitlines()
+        return self.end(), output.read_text(encoding="utf-8").splitlines()
 
     def _answer(self) -> int:
         assert self.door.stdout is not None

@@ -50,10 +50,10 @@ NOT_RUN = {
     "make bench": "takes half an hour",
     "make bench-quality": "takes half an hour",
     "torchrun --nproc-per-node 8 --no-python coldstill teacher-logits my-run": (
-        "needs eight processes; test_capture_together.py runs two"
+        "needs eight processes; test_processes.py runs two"
     ),
     "torchrun --nproc-per-node 8 --no-python coldstill train-student my-run": (
-        "needs eight processes; test_train_together.py runs two"
+        "needs eight processes; test_processes.py runs two"
     ),
 }
 """Commands that do not run here, and why. For `make`, the dry run must still succeed."""

@@ -1,14 +1,15 @@
-"""What is refused of students: weights that add up to nothing, and what another training left."""
+"""Students that cannot be trained, and checkpoints of other trainings: clear refusals."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from coldstill.stages.config import WeightConfig
 from coldstill.stages.training.objective import weight_at
+from conftest import make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,102 +19,146 @@ if TYPE_CHECKING:
 pytest_plugins = ("desk",)
 
 STUDENT = ("train-student", "r.toml")
+SMALL = (*STUDENT, "--student", "small")
 NEW = (*STUDENT, "--student", "n", "--set")
+NO_WEIGHT = "all weights are 0, so there is nothing to learn; give one"
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [
-        "{ kl = 0 }",
+def add_student(desk: Desk, *lines: str) -> None:
+    """Add the student `n` to the recipe."""
+    student = "\n".join(["[students.n]", *lines])
+    desk.edit("[students.baseline]", f"{student}\n[students.baseline]")
+
+
+def test_an_untrainable_student_is_refused_and_can_be_corrected(finished: Desk) -> None:
+    trainer = "train.trainer={%s}"
+    for setting, message in (
+        ("architecture.heads=3", "students.n.architecture: hidden = 32 is not a multiple of heads"),
+        ("architecture.kv_heads=3", "heads = 2 is not a multiple of kv_heads = 3"),
+        ("architecture.family=lama", "students.n.architecture: cannot make a 'lama' model: "),
+        (
+            "architecture.context=16",
+            "error: students.n: its context of 16 tokens is shorter than the store's sequences of "
+            "32",
+        ),
+        ("objective.temperature=2", "temperature 2.0 was not captured (captured: 1.0)"),
+        (trainer % "stepps=3", "train.trainer: "),
+        (trainer % "optim='none'", "train.trainer: "),
+        (trainer % "eval_strategy='steps'", "'eval_strategy' would change nothing: "),
+        (trainer % "max_steps=2", "train.trainer: 'max_steps' follows from the keys of train its"),
+        ("train.micro_batch_tokens=96", "cannot be shared out as 3 per forward pass"),
+    ):
+        assert message in finished.refused(*NEW, f"students.small.{setting}")
+    finished.done(*NEW, "students.small.architecture.heads=4")
+    assert (finished.run / "students" / "n" / "model").is_dir()
+
+
+def test_a_missing_model_or_another_tokenizer_is_refused(finished: Desk) -> None:
+    add_student(finished, 'like = "small"', 'model = "./other"')
+    train = (*STUDENT, "--student", "n")
+    assert finished.refused(*train) == "error: students.n.model: no folder ./other"
+    folder = finished.root / "other"
+    make_model("llama", 320).save_pretrained(folder)
+    for path in (finished.root / "teacher").glob("tokenizer*"):
+        shutil.copy(path, folder)
+    table = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = table["model"]["vocab"]
+    first, second = [token for token, i in vocabulary.items() if i in (70, 71)]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    finished.write("other/tokenizer.json", json.dumps(table))
+    line = finished.refused(*train)
+    assert "error: students.n: its tokenizer is not the teacher's: id 70 is " in line
+
+
+def test_unknown_students_are_refused(finished: Desk) -> None:
+    line = finished.refused(*STUDENT, "--student", "smal")
+    assert line.startswith("error: r: no student 'smal' (have: small, baseline); ")
+    line = finished.refused("evaluate", "r.toml", "--student", "smal")
+    assert "student 'smal' is not trained (trained: baseline, small)" in line
+
+
+def test_an_objective_with_zero_weights_is_refused(finished: Desk) -> None:
+    wsd = 'schedule = "wsd"'
+    for objective in (
         "{ kl = 0.0, cross_entropy = 0.0 }",
         "{ kl = -0.0 }",
         "{ kl = 1e-400 }",
         "{ kl = { weight = 0 } }",
         '{ kl = { weight = 0, schedule = "linear" } }',
-        '{ kl = { weight = 0, schedule = "wsd" }, jsd = 0 }',
-        '{ kl = { weight = 0, start = 1, schedule = "wsd", warmup = 0.0 } }',
-        '{ kl = { weight = 0, end = 1, schedule = "wsd", decay = 0.0 } }',
-    ],
-)
-def test_an_objective_with_zero_weights_is_refused(finished: Desk, objective: str) -> None:
-    assert finished.refused(*NEW, f"students.small.objective={objective}") == (
-        "error: students.n.objective: all weights are 0, so there is nothing to learn; give one, "
-        "such as kl = 1.0"
-    )
+        f"{{ kl = {{ weight = 0, {wsd} }}, jsd = 0 }}",
+        f"{{ kl = {{ weight = 0, start = 1, {wsd}, warmup = 0.0 }} }}",
+        f"{{ kl = {{ weight = 0, end = 1, {wsd}, decay = 0.0 }} }}",
+        f"{{ kl = {{ weight = 0, end = 1, {wsd}, warmup = 1.0, decay = 0.0 }} }}",
+    ):
+        line = finished.refused(*NEW, f"students.small.objective={objective}")
+        assert line == f"error: students.n.objective: {NO_WEIGHT}, such as kl = 1.0"
+    # one such student stops all of them before any is trained
+    add_student(finished, 'like = "small"', "objective = { kl = 0 }")
+    assert f"students.n.objective: {NO_WEIGHT}" in finished.refused(*STUDENT, "--all")
 
 
-@pytest.mark.parametrize(
-    ("weight", "steps"),
-    [
+def test_weights_that_are_zero_in_every_step_are_refused(finished: Desk) -> None:
+    for weight, steps in (
         ('{ weight = 0, start = 1, schedule = "linear" }', 1),
         ('{ weight = 1, schedule = "wsd" }', 1),
-        ('{ weight = 0, end = 1, schedule = "wsd", warmup = 1.0, decay = 0.0 }', 1),
         ('{ weight = 0, end = 1, schedule = "wsd", warmup = 0.9 }', 2),
-    ],
-)
-def test_weights_that_are_zero_in_every_step_are_refused(
-    finished: Desk, weight: str, steps: int
+    ):
+        settings = (f"students.small.train.steps={steps}", "--set")
+        line = finished.refused(*NEW, *settings, f"students.small.objective.kl={weight}")
+        named = "the only step" if steps == 1 else f"all {steps} steps"
+        assert line == (
+            f"error: students.n.objective: all weights are 0 in {named}, so there is nothing to "
+            "learn; change their schedules or train.steps"
+        )
+    # a second weight above 0 is enough
+    objective = f"{{ kl = {weight}, cross_entropy = 0.1 }}"
+    finished.done(*NEW, *settings, f"students.small.objective={objective}")
+    starts_at_zero = WeightConfig(weight=1.0, schedule="linear")
+    assert [weight_at(starts_at_zero, step, 3) for step in range(3)] == [0.0, 0.5, 1.0]
+
+
+def test_wrong_weights_of_teachers_are_refused_and_zero_weights_change_nothing(
+    finished: Desk,
 ) -> None:
-    options = ("--set", f"students.small.objective.kl={weight}")
-    line = finished.refused(*NEW, f"students.small.train.steps={steps}", *options)
-    if "decay = 0.0" in weight:  # known without the steps
-        assert "all weights are 0, so there is nothing to learn; give one" in line
-        return
-    named = "the only step" if steps == 1 else f"all {steps} steps"
-    assert line == (
-        f"error: students.n.objective: all weights are 0 in {named}, so there is nothing to learn; "
-        "change their schedules or train.steps"
-    )
-    # something that counts beside it is enough
-    also = ("--set", "students.small.objective.cross_entropy=0.1")
-    finished.done(*NEW, f"students.small.train.steps={steps}", *options, *also)
-
-
-def test_a_weight_that_only_starts_at_zero_is_accepted() -> None:
-    weight = WeightConfig(weight=1.0, schedule="linear")
-    assert [weight_at(weight, step, 3) for step in range(3)] == [0.0, 0.5, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("teachers", "said"),
-    [
-        ("[{ weight = 0 }]", "teachers: all weights are 0; set at least one above 0"),
-        (
-            '[{ weight = 0.0 }, { logits = "o", weight = 0 }]',
-            "teachers: all weights are 0; set at least one above 0",
-        ),
+    no_weight = "teachers: all weights are 0; set at least one above 0"
+    for teachers, message in (
+        ("[{ weight = 0 }]", no_weight),
+        ('[{ weight = 0.0 }, { logits = "o", weight = 0 }]', no_weight),
         ('[{ logits = "o", weight = -1 }]', "weight: input should be greater than or equal to 0"),
         ('[{ logits = "o", weight = nan }]', "weight: input should be "),
         (
             '[{ logits = "o", weight = 1.5 }]',
             "the sum of the weights is 1.5, so the run's own store",
         ),
-    ],
-)
-def test_wrong_weights_of_teachers_are_refused(finished: Desk, teachers: str, said: str) -> None:
-    line = finished.refused(*NEW, f"students.small.teachers={teachers}")
-    assert line.startswith("error: r.toml: students.n")
-    assert said in line
-
-
-def test_teachers_with_weight_zero_change_nothing(finished: Desk) -> None:
+    ):
+        line = finished.refused(*NEW, f"students.small.teachers={teachers}")
+        assert line.startswith("error: r.toml: students.n")
+        assert message in line
     shutil.copytree(finished.run / "logits", finished.root / "o")
     finished.done(*NEW, 'students.small.teachers=[{ logits = "o", weight = 0 }]')
-    lines = [
-        (finished.run / "students" / name / "metrics.jsonl").read_text().splitlines()
-        for name in ("n", "small")
+    metrics = [finished.run / "students" / name / "metrics.jsonl" for name in ("n", "small")]
+    losses = [
+        [json.loads(line)["loss"] for line in path.read_text().splitlines()] for path in metrics
     ]
-    losses = [[json.loads(line)["loss"] for line in each] for each in lines]
     assert losses[0] == losses[1]
 
 
-def test_an_empty_objective_stops_all_students_before_training(finished: Desk) -> None:
-    finished.edit(
-        "[students.baseline]",
-        "[students.a]\nlike = 'small'\n[students.b]\nlike = 'small'\nobjective = { kl = 0 }\n"
-        "[students.baseline]",
+def test_a_student_trained_with_other_settings_or_without_a_record_is_refused(
+    finished: Desk,
+) -> None:
+    line = finished.refused(*STUDENT, "--set", "students.small.train.steps=4")
+    assert line == (
+        "error: runs/r/students/small: students.small was trained with student.train.steps = 3, "
+        "now 4; train another under a new name (--student NEW), or delete this folder to train it "
+        "again"
     )
-    assert "students.b.objective: all weights are 0" in finished.refused(*STUDENT, "--all")
+    # one wrong student stops all before any is trained
+    shutil.rmtree(finished.run / "students" / "baseline")
+    line = finished.refused(*STUDENT, "--set", "students.small.train.weight_decay=0.2")
+    assert "student.train.weight_decay = 0.1, now 0.2" in line
+    (finished.run / "students" / "small" / "student.json").unlink()
+    line = finished.refused(*SMALL)
+    assert line.startswith("error: runs/r/students/small/model: students.small has no student.json")
 
 
 @pytest.fixture
@@ -122,97 +167,69 @@ def half(finished: Desk) -> Desk:
     folder = finished.run / "students" / "small"
     shutil.rmtree(folder / "model")
     shutil.rmtree(folder / "checkpoints" / "checkpoint-3")
-    assert (folder / "checkpoints" / "checkpoint-2" / "whole.json").exists()
     return finished
 
 
-def whole(desk: Desk, student: str = "small") -> Path:
-    return desk.run / "students" / student / "checkpoints" / "checkpoint-2" / "whole.json"
+def whole(desk: Desk) -> Path:
+    """The record of the last checkpoint."""
+    return desk.run / "students" / "small" / "checkpoints" / "checkpoint-2" / "whole.json"
 
 
-def without_settings(path: Path) -> None:
-    """As checkpoints of older versions are."""
-    said: dict[str, Any] = json.loads(path.read_text())
-    assert said.pop("settings")["seed"] == 0
-    path.write_text(json.dumps(said))
-
-
-def test_a_checkpoint_records_its_settings(half: Desk) -> None:
-    said = json.loads(whole(half).read_text())
-    assert said["settings"] == half.json("students", "small", "student.json")
-    half.done(*STUDENT, "--student", "small")
-
-
-@pytest.mark.parametrize("recorded", [True, False])
-def test_a_checkpoint_of_another_student_is_refused_with_the_key(
-    half: Desk, recorded: bool
-) -> None:
-    folder = half.run / "students"
-    shutil.copytree(folder / "small", folder / "n")
-    record = json.loads((folder / "n" / "student.json").read_text())
-    record["student"]["train"]["learning_rate"] = 0.003  # as if only the checkpoints were copied
-    (folder / "n" / "student.json").unlink()
-    if recorded:
-        (folder / "n" / "student.json").write_text(json.dumps(record))
-    line = half.refused(*NEW, "students.small.train.learning_rate=0.003")
-    assert line == (
-        "error: runs/r/students/n/checkpoints/checkpoint-2: is of another training, with "
-        "student.train.learning_rate = 0.001, now 0.003; train under a new name, or delete "
-        "runs/r/students/n to train it again"
+def test_a_checkpoint_of_another_student_is_refused_with_the_key(half: Desk) -> None:
+    assert json.loads(whole(half).read_text())["settings"] == half.json(
+        "students", "small", "student.json"
     )
+    shutil.copytree(half.run / "students" / "small", half.run / "students" / "n")
+    path = half.run / "students" / "n" / "student.json"
+    record = json.loads(path.read_text())
+    record["student"]["train"]["learning_rate"] = 0.003  # as if only the checkpoints were copied
+    for recorded in (True, False):
+        path.unlink()
+        if recorded:
+            path.write_text(json.dumps(record))
+        assert half.refused(*NEW, "students.small.train.learning_rate=0.003") == (
+            "error: runs/r/students/n/checkpoints/checkpoint-2: is of another training, with "
+            "student.train.learning_rate = 0.001, now 0.003; train under a new name, or delete "
+            "runs/r/students/n to train it again"
+        )
 
 
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [
+def test_a_deleted_record_does_not_let_another_recipe_resume(half: Desk) -> None:
+    (half.run / "students" / "small" / "student.json").unlink()
+    for setting, message in (
         ("objective.cross_entropy=1", "student.objective.cross_entropy = 0.0, now 1.0"),
         ("architecture.layers=2", "student.architecture.layers = 1, now 2"),
         ("train.seed=4", "seed = 0, now 4"),
         ("train.trainer={adam_beta1=0.8}", "student.train.trainer.adam_beta1 = None, now 0.8"),
-    ],
-)
-def test_a_deleted_record_does_not_let_another_recipe_resume(
-    half: Desk, setting: str, said: str
-) -> None:
-    (half.run / "students" / "small" / "student.json").unlink()
-    line = half.refused(*STUDENT, "--student", "small", "--set", f"students.small.{setting}")
-    assert f"is of another training, with {said}; " in line
-    # the same one goes on, and has its record again
-    assert "going on from step 2" in half.done(*STUDENT, "--student", "small").stderr
+    ):
+        line = half.refused(*SMALL, "--set", f"students.small.{setting}")
+        assert f"is of another training, with {message}; " in line
+    # the same recipe resumes and writes the record again
+    assert "going on from step 2" in half.done(*SMALL).stderr
     assert half.json("students", "small", "student.json")["seed"] == 0
 
 
 def test_a_checkpoint_of_an_older_version_needs_the_record(half: Desk) -> None:
-    without_settings(whole(half))
-    record = half.run / "students" / "small" / "student.json"
-    text = record.read_text()
-    record.unlink()
-    line = half.refused(*STUDENT, "--student", "small")
-    assert line == (
+    checkpoint = json.loads(whole(half).read_text())
+    assert checkpoint.pop("settings")["seed"] == 0
+    whole(half).write_text(json.dumps(checkpoint))
+    path = half.run / "students" / "small" / "student.json"
+    record = json.loads(path.read_text())
+    path.unlink()
+    assert half.refused(*SMALL) == (
         "error: runs/r/students/small/checkpoints/checkpoint-2: students.small has no student.json "
         "beside it, so its settings are unknown; put that file back, or delete "
         "runs/r/students/small to train it again"
     )
-    older = json.loads(text)
-    older["student"]["train"]["seed"] = None  # as it was written where the recipe's seed counts
-    record.write_text(json.dumps(older))
-    assert "going on from step 2" in half.done(*STUDENT, "--student", "small").stderr
-
-
-def test_a_model_without_a_record_is_never_replaced(finished: Desk) -> None:
-    (finished.run / "students" / "small" / "student.json").unlink()
-    line = finished.refused(*STUDENT, "--student", "small")
-    assert line.startswith("error: runs/r/students/small/model: students.small has no student.json")
+    record["student"]["train"]["seed"] = None  # older versions wrote this for the recipe's seed
+    path.write_text(json.dumps(record))
+    assert "going on from step 2" in half.done(*SMALL).stderr
 
 
 def test_layers_prepared_for_another_recipe_are_refused(finished: Desk) -> None:
     start = finished.run / "students" / "n" / "start"
     shutil.copytree(finished.root / "teacher", start)
-    finished.edit(
-        "[students.baseline]",
-        "[students.n]\nlayers = [0]\ntrain = { steps = 1, batch_tokens = 256 }\n"
-        "[students.baseline]",
-    )
+    add_student(finished, "layers = [0]", "train = { steps = 1, batch_tokens = 256 }")
     line = finished.refused(*STUDENT, "--student", "n")
     assert line.startswith("error: runs/r/students/n/start: students.n has no student.json beside")
     shutil.rmtree(start)

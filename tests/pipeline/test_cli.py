@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import coldstill
-import pytest
 from click.testing import CliRunner
 from coldstill.data.errors import ColdstillError
 from coldstill.pipeline.cli import commands as cli
@@ -20,6 +19,7 @@ from coldstill.pipeline.cli.options import NEXT
 from coldstill.pipeline.cli.store import store
 
 if TYPE_CHECKING:
+    import pytest
     from click.testing import Result
     from desk import Desk
 
@@ -53,86 +53,71 @@ def test_the_list_of_commands_is_grouped_and_cuts_no_help() -> None:
     assert invoke("--version").output.strip() == f"coldstill, version {coldstill.__version__}"
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_every_command_has_help_with_an_example_that_parses(name: str) -> None:
-    command, called = EVERY[name], name.split()
-    result = invoke(*called, "--help")
-    assert result.exit_code == 0
-    examples = re.findall(r"Example: (coldstill .*)", result.output)
-    assert len(examples) == 1
-    words = shlex.split(examples[0])
-    assert words[: 1 + len(called)] == ["coldstill", *called]
-    command.make_context(name, words[1 + len(called) :])  # a usage error if it does not parse
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            assert parameter.help, f"{name} {parameter.opts}"
-
-
-def test_every_next_command_exists() -> None:
+def test_every_command_has_help_with_an_example_that_parses() -> None:
+    for name, command in EVERY.items():
+        called = name.split()
+        result = invoke(*called, "--help")
+        assert result.exit_code == 0
+        (example,) = re.findall(r"Example: (coldstill .*)", result.output)
+        words = shlex.split(example)
+        assert words[: 1 + len(called)] == ["coldstill", *called]
+        command.make_context(name, words[1 + len(called) :])  # a usage error if it does not parse
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{name} {parameter.opts}"
     assert set(NEXT) | set(NEXT.values()) <= set(COMMANDS)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "nonsense",
-        "plan",
-        "plan demo extra",
-        "plan demo --sets a=1",
-        "plan demo --set",
-        "evaluate demo --student",
-        "evaluate demo --student small --all",
-        "train-student demo --all --student small",
-        "sweep demo",
-        "inspect",
-        "init",
-    ],
-)
-def test_wrong_usage_ends_with_2_and_no_traceback(line: str) -> None:
-    result = invoke(*line.split())
-    assert isinstance(result.exception, SystemExit)
-    assert result.exit_code == 2
-    assert re.search(r"^(Usage|Error): ", result.stderr)
-    assert "Traceback" not in result.stderr
-    assert ("'--set'" in result.stderr) == ("--set" in line), "the nearest option is named"
+def test_wrong_usage_ends_with_2_and_no_traceback() -> None:
+    for line in (
+        "", "nonsense", "plan", "plan demo extra", "plan demo --sets a=1", "plan demo --set",
+        "evaluate demo --student", "evaluate demo --student small --all",
+        "train-student demo --all --student small", "sweep demo", "inspect", "init",
+    ):  # fmt: skip
+        result = invoke(*line.split())
+        assert isinstance(result.exception, SystemExit), line
+        assert result.exit_code == 2, line
+        assert re.search(r"^(Usage|Error): ", result.stderr)
+        assert "Traceback" not in result.stderr
+        assert ("'--set'" in result.stderr) == ("--set" in line), "the nearest option is named"
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
+def test_every_error_has_its_line_and_its_exit_code(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = "the disk is full; finished "
+    unexpected = "error: unexpected {0} in coldstill plan: {0}"
+    cases: tuple[tuple[BaseException, int, str], ...] = (
         (ColdstillError("here: this"), 1, "error: here: this\n"),
         (ColdstillError("two\nlines"), 1, "error: two lines\n"),
-        (OSError(28, "No space left on device"), 1, "error: disk: the disk is full; finished "),
-        (OSError(28, "No space left on device", "x"), 1, "error: x: the disk is full; finished "),
+        (OSError(28, "No space left on device"), 1, f"error: disk: {full}"),
+        (OSError(28, "No space left on device", "x"), 1, f"error: x: {full}"),
         (PermissionError(13, "Permission denied", "x"), 1, "error: x: Permission denied\n"),
         (ConnectionError("no route"), 1, "error: no route\n"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to continue\n"),
-        (KeyError("ours"), 1, "error: unexpected KeyError in coldstill plan: KeyError: 'ours'; "),
+        (KeyError("ours"), 1, unexpected.format("KeyError") + ": 'ours'; "),
         (TypeError("f() got\nmore"), 1, "error: unexpected TypeError in coldstill plan: f() "),
-        (RuntimeError(), 1, "error: unexpected RuntimeError in coldstill plan: RuntimeError; "),
+        (RuntimeError(), 1, unexpected.format("RuntimeError") + "; "),
         (MemoryError(), 1, "error: not enough memory (MemoryError); lower train.micro_batch_"),
         (RuntimeError("CUDA out of memory. Tr"), 1, "error: not enough memory (CUDA out of mem"),
-    ],
-)
-def test_every_error_has_its_line_and_its_exit_code(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
-) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise error
+    )
+    for error, code, message in cases:
 
-    monkeypatch.setattr(cli, "work_of", stop)
-    monkeypatch.delenv("COLDSTILL_TRACEBACK", raising=False)
-    result = desk.coldstill("plan", "r.toml")
-    assert isinstance(result.exception, SystemExit)
-    assert result.exit_code == code
-    assert result.stderr.startswith(message)
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
-    if "unexpected" in message:
-        assert "run it again with COLDSTILL_TRACEBACK=1 for the traceback" in result.stderr
-        monkeypatch.setenv("COLDSTILL_TRACEBACK", "1")
-        assert desk.coldstill("plan", "r.toml").exception is error
+        def stop(*_: Any, error: BaseException = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "work_of", stop)
+        monkeypatch.delenv("COLDSTILL_TRACEBACK", raising=False)
+        result = desk.coldstill("plan", "r.toml")
+        assert isinstance(result.exception, SystemExit)
+        assert result.exit_code == code
+        assert result.stderr.startswith(message)
+        assert result.stderr.count("\n") == 1
+        assert result.stdout == ""
+        if "unexpected" in message:
+            assert "run it again with COLDSTILL_TRACEBACK=1 for the traceback" in result.stderr
+            monkeypatch.setenv("COLDSTILL_TRACEBACK", "1")
+            assert desk.coldstill("plan", "r.toml").exception is error
 
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "zarr")
@@ -147,6 +132,7 @@ def test_commands_that_only_read_never_load_a_deep_learning_stack(finished: Desk
         "inspect runs/r/logits",
         "report r --no-continuations",
     ]
+    with_tokens = ["inspect runs/r --sequence 0", "inspect runs/r --html p.html"]
     program = (
         "import sys\n"
         "from coldstill.pipeline.cli import main\n"
@@ -156,7 +142,7 @@ def test_commands_that_only_read_never_load_a_deep_learning_stack(finished: Desk
         f"    print('loaded by', line, [name for name in {HEAVY} if name in sys.modules])\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, *lines],
+        [sys.executable, "-c", program, *lines, *with_tokens],
         cwd=finished.root,
         capture_output=True,
         text=True,
@@ -164,7 +150,8 @@ def test_commands_that_only_read_never_load_a_deep_learning_stack(finished: Desk
     )
     assert result.returncode == 0, result.stderr
     loaded = [line for line in result.stdout.splitlines() if line.startswith("loaded by")]
-    assert loaded == [f"loaded by {line} []" for line in lines]
+    expected = [f"loaded by {line} []" for line in lines]
+    assert loaded == expected + [f"loaded by {line} ['tokenizers']" for line in with_tokens]
 
 
 def make(*arguments: str) -> list[str]:
@@ -175,15 +162,12 @@ def make(*arguments: str) -> list[str]:
     return [" ".join(words[1:]) for words in lines if words[0].endswith("/coldstill")]
 
 
-def test_every_command_that_works_on_a_recipe_is_also_a_make_target() -> None:
+def test_make_targets_run_the_commands_of_the_same_words() -> None:
     makefile = (SOURCE / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z -]+):", makefile, re.MULTILINE)
     assert (set(COMMANDS) | {"verify"}) - {"recipe-help"} <= set(" ".join(targets).split())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "command"),
-    [
+    steps = "students.a.train.steps=1"
+    for words, command in (
         (["demo"], "run demo"),
         (["teacher-logits"], "teacher-logits demo"),
         (
@@ -191,15 +175,15 @@ def test_every_command_that_works_on_a_recipe_is_also_a_make_target() -> None:
             "teacher-logits x.toml --set a.b=1 --set c.d=2",
         ),
         (
-            ["train-student", "RECIPE=x", "SET=students.small.train.steps=1", "STUDENT=s"],
-            "train-student x --set students.small.train.steps=1 --student s",
+            ["train-student", "RECIPE=x", f"SET={steps}", "STUDENT=s"],
+            f"train-student x --set {steps} --student s",
         ),
         (["evaluate", "RECIPE=x", "STUDENT=s t"], "evaluate x --student s --student t"),
         (["train-student", "RECIPE=x", "ALL=1"], "train-student x --all"),
         (["evaluate", "ALL=1"], "evaluate demo --all"),
         (
-            ["sweep", "RECIPE=x", "GRID=students.a.train.steps=1,2 students.a.lora.rank=3,4"],
-            "sweep x --grid students.a.train.steps=1,2 --grid students.a.lora.rank=3,4",
+            ["sweep", "RECIPE=x", f"GRID={steps},2 students.a.lora.rank=3,4"],
+            f"sweep x --grid {steps},2 --grid students.a.lora.rank=3,4",
         ),
         (["compare", "RECIPE=runs/x"], "compare runs/x"),
         (["plan", "RECIPE=x"], "plan x"),
@@ -212,11 +196,7 @@ def test_every_command_that_works_on_a_recipe_is_also_a_make_target() -> None:
         (["init", "RECIPE=mine"], "init mine"),
         (["inspect", "RECIPE=recipes/x.toml"], "inspect runs/x/logits"),
         (["inspect", "STORE=elsewhere"], "inspect elsewhere"),
-    ],
-)
-def test_make_targets_run_the_commands_of_the_same_words(
-    arguments: list[str], command: str
-) -> None:
-    assert make(*arguments) == [command]
-    click_command = cli.main.commands[shlex.split(command)[0]]
-    click_command.make_context(arguments[0], shlex.split(command)[1:])
+    ):
+        assert make(*words) == [command]
+        first, *options = shlex.split(command)
+        cli.main.commands[first].make_context(first, options)

@@ -1,4 +1,4 @@
-"""`coldstill compare`: all models of a run, or of several."""
+"""`coldstill compare`: the models of one run or of several, its tables and its warnings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.run_folder import Run
 from coldstill.pipeline.results.rows import compared_rows
-from coldstill.pipeline.results.tables import tables
-from compared import CACHED, Made, generation, models_of, write_run
+from coldstill.pipeline.results.tables import COST, QUALITY, markdown, notes, tables, warnings
+from coldstill.pipeline.units import size
+from compared import CACHED, FORMATS, Made, generation, models_of, write_run
+from compared import row as made_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,21 +73,20 @@ def test_every_figure_is_printed_as_json_and_written_beside_the_run(finished: De
         assert len({line.count("|") for line in lines}) == 1
         assert lines[2].startswith("| teacher | ")
     assert missing
-    assert all(line.startswith("No ") and ": " in line for line in missing)
+    assert all(": not known for " in line for line in missing)
 
 
-@pytest.mark.parametrize("lost", ["deleted", "another"])
-def test_the_size_of_a_missing_store_is_not_known(finished: Desk, lost: str) -> None:
-    for path in finished.run.glob("students/*/evaluation.json"):
-        path.unlink()
-    shutil.rmtree(finished.run / "logits")
-    if lost == "another":
-        finished.done("teacher-logits", "r.toml", "--set", "logits.tail=9")
-    result = finished.done("evaluate", "r.toml")
+def test_the_size_of_a_missing_or_other_store_is_not_known(finished: Desk) -> None:
     note = "evaluate small: the size of what it was trained from is not known: runs/r/logits"
-    assert result.stderr.count(note) == 1
-    assert finished.json("students", "small", "evaluation.json")[CACHED] is None
-    assert finished.json("students", "baseline", "evaluation.json")[CACHED] == 0
+    shutil.rmtree(finished.run / "logits")
+    for recapture in (False, True):
+        if recapture:
+            finished.done("teacher-logits", "r.toml", "--set", "logits.tail=9")
+        for path in finished.run.glob("students/*/evaluation.json"):
+            path.unlink()
+        assert finished.done("evaluate", "r.toml").stderr.count(note) == 1
+        assert finished.json("students", "small", "evaluation.json")[CACHED] is None
+        assert finished.json("students", "baseline", "evaluation.json")[CACHED] == 0
     assert " - " in finished.done("compare", "r.toml").stdout
 
 
@@ -135,49 +136,53 @@ def test_models_of_several_runs_are_named_by_run_and_sorted_together(room: Desk)
     assert (
         tables(compared_rows([Run(room.root / "runs" / name) for name in "ab"])) + "\n" == printed
     )
-    # runs of one name are told apart by the ends of their folders
+    # runs of one name differ by the ends of their folders
     write_run(room.root / "else", "a", [Made(name="small", loss=5.2)])
     rows = json.loads(room.done("compare", "runs/a", "else/a", "--json").stdout)
     assert [row["name"] for row in rows[1:]] == ["runs/a/small", "else/a/small", "runs/a/alone"]
 
 
 def test_every_teacher_has_its_row_and_other_stores_are_warned_of(room: Desk) -> None:
-    result = room.done("compare", "a", "b", "c", "--html", "pages/p.html")
-    assert result.stderr.splitlines() == [
+    strange = "x\x1b[31m\u202e|y"
+    shutil.copytree(room.root / "runs" / "b", room.root / "runs" / strange)
+    compare = ("compare", "a", f"runs/{strange}", "c", "--html", "pages/p.html")
+    result = room.done(*compare)
+    name = "x\ufffd[31m\ufffd|y"  # names of folders move no cursor
+    warning, note = result.stderr.splitlines()
+    assert warning == (
         "compare: warning: measured on 2 different held-out stores, so their figures do not "
-        "compare: a, b against c",
-        "compare: plots: pages/p.html; open it in a browser",
-    ]
+        f"compare: a, {name} against c"
+    )
+    assert note == "compare: plots: pages/p.html; open it in a browser"
     names = models_of(result.stdout)
-    assert names == ["a/teacher", "c/teacher", "c/small", "b/small", "a/small", "a/alone"]
+    assert names == ["a/teacher", "c/teacher", "c/small", f"{name}/small", "a/small", "a/alone"]
     page = (room.root / "pages" / "p.html").read_text(encoding="utf-8")
-    assert "do not compare: a, b against c" in page
-    assert room.done("compare", "a", "b", "c", "--html", "pages/p.html").stdout == result.stdout
+    assert " against c" in page
+    assert room.done(*compare).stdout == result.stdout
     assert (room.root / "pages" / "p.html").read_text(encoding="utf-8") == page
-
-
-def test_one_run_may_be_changed_and_have_its_page_elsewhere(room: Desk) -> None:
     room.done("compare", "a", "--set", "seed=3", "--html", "p.html")
     beside = room.root / "runs" / "a" / "comparison.html"
     assert (room.root / "p.html").read_bytes() == beside.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["a", "runs/a"], "error: runs/a: named twice; name every run once"),
-        (["a", "b", "./runs/../runs/a"], "named twice, also as runs/a; name every run once"),
-        (["a", "d"], "error: runs/d: no student is evaluated yet; run coldstill evaluate"),
-        (["a", "nowhere"], "error: nowhere: no recipe file, no run folder and no built-in"),
-        (["a", "b", "--html", "runs"], "error: runs: a folder; name the file that the page is to"),
-        (["a", "--html", "runs"], "error: runs: a folder; name the file that the page is to be"),
-    ],
-)
-def test_runs_that_cannot_be_compared_are_refused(
-    room: Desk, arguments: list[str], line: str
-) -> None:
+def test_runs_that_cannot_be_compared_are_refused(room: Desk) -> None:
     write_run(room.root / "runs", "d", [])
-    assert line in room.refused("compare", *arguments)
+    for arguments, line in (
+        ("a runs/a", "error: runs/a: named twice; name every run once"),
+        ("a b ./runs/../runs/a", "named twice, also as runs/a; name every run once"),
+        ("a d", "error: runs/d: no student is evaluated yet; run coldstill evaluate"),
+        ("a nowhere", "error: nowhere: no recipe file, no run folder and no built-in"),
+        ("a b --html runs", "error: runs: a folder; name the file that the page is to"),
+        ("a --html runs", "error: runs: a folder; name the file that the page is to be"),
+    ):
+        assert line in room.refused("compare", *arguments.split())
+    for arguments, message in (
+        ("", "Missing argument 'RUN...'"),
+        ("a b --set seed=1", "--set changes one recipe; name a single RUN with it"),
+    ):
+        result = room.coldstill("compare", *arguments.split())
+        assert result.exit_code == 2
+        assert message in result.stderr
 
 
 SPEED = generation(1000)[0]
@@ -259,23 +264,130 @@ def test_a_copied_run_is_identified_by_its_folder(finished: Desk) -> None:
     assert line.endswith("coldstill train-student runs/copy --student small")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["compare"], "Missing argument 'RUN...'"),
-        (["compare", "a", "b", "--set", "seed=1"], "--set changes one recipe; name a single RUN"),
-    ],
-)
-def test_wrong_usage_is_reported(room: Desk, arguments: list[str], message: str) -> None:
-    result = room.coldstill(*arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
+def only_one(**more: Any) -> Any:
+    """A row that was timed with one text, on a machine that is not known."""
+    speed = generation(1_234_567, batches=(1,))[0]
+    speed |= {
+        "prefill_tokens_per_second": 12345.6, "first_token_seconds": 0.0456,
+        "token_seconds": 0.00123, "token_seconds_p95": 0.00234, "memory_bytes": None,
+    }  # fmt: skip
+    known = {
+        "parameters": 1_234_567, "bytes": 2_500_000, "dtype": "bf16", "loss": 1.23456, "kl": 0.01,
+        "agreement": 0.5, "flops_per_token": 2_469_134, CACHED: 42.34, "machine": "",
+        "generation": [speed],
+    }  # fmt: skip
+    return made_row(**{**known, **more})
 
 
-def test_names_of_folders_move_no_cursor(room: Desk) -> None:
-    strange = "x\x1b[31m\u202e|y"
-    shutil.copytree(room.root / "runs" / "b", room.root / "runs" / strange)
-    printed = room.done("compare", "a", f"runs/{strange}", "--html", "p.html").stdout
-    assert "\x1b" not in printed
-    assert "\u202e" not in printed
-    assert "x\ufffd[31m\ufffd|y/small" in printed
+def test_columns_line_up_with_numbers_to_the_right() -> None:
+    rows = [only_one(name="t"), only_one(name="a-long-name", parameters=1)]
+    quality, cost = tables(rows).split("\n\n")[:2]
+    head, rule, first, second = quality.splitlines()
+    assert rule.replace(" ", "").strip("-") == ""
+    assert first.split()[:5] == ["t", "1,234,567", "42.3", "B", "1.2346"]
+    end = head.index("parameters") + len("parameters")
+    assert first[:end].endswith(" 1,234,567")
+    assert second[:end].endswith("         1")
+    title, groups, head, rule, first, second = cost.splitlines()
+    assert title == "What it costs to run"
+    assert head.split() == [
+        "model", "precision", "size", "FLOPs", "prompt/s", "first", "ms", "ms/token", "p95",
+        "memory", "ms/token", "p95", "tokens/s",
+    ]  # fmt: skip
+    figures = ["bf16", "2.5", "MB", "2.47M", "12,346", "45.60", "1.23", "2.34", *"----"]
+    assert first.split() == ["t", *figures]
+    # each group stands over its own columns
+    start, end = head.index("prompt/s"), head.index("memory") + len("memory")
+    assert groups[:start].strip() == ""
+    assert groups[start:end].strip("- ") == "batch 1"
+    assert groups[end:].strip("- ") == "batch 8"
+    assert len(groups) == len(head)
+    # wide letters take two columns of a terminal
+    lines = tables([made_row("abcd"), made_row("\u65e5\u672c")]).split("\n\n")[0].splitlines()[2:]
+    assert lines[0].removeprefix("abcd") == lines[1].removeprefix("\u65e5\u672c")
+
+
+def test_the_tables_of_a_run_with_every_export_fit_a_terminal(tmp_path: Path) -> None:
+    students = [Made(name="small", exports=FORMATS), Made(name="bare", loss=5.5, cached=0.0)]
+    run = Run(write_run(tmp_path, "a", students))
+    rows = compared_rows([run])
+    text = tables(rows)
+    assert max(map(len, text.splitlines())) <= 120
+    assert [one.name for one in rows] == [
+        "teacher", "small", *(f"small ({name})" for name in FORMATS), "bare",
+    ]  # fmt: skip
+    assert models_of(text) == ["teacher", "small", *FORMATS, "bare"]
+    quality, cost, below = text.split("\n\n")
+    assert quality.count("\n  ") == cost.count("\n  ") - 1 == len(FORMATS)  # and the groups
+    below = " ".join(below.split())
+    assert below.startswith(
+        "An export's quality is its student's, plus the difference between both on 8,192 held-out "
+        "positions. Run by torch 2.13.0 (models, hf, torchao-int8), onnxruntime 1.23.2 (onnx, "
+        "onnx-int8), llama.cpp 0.3.36 (gguf-f16, gguf-q8_0)."
+    )
+    lines = markdown(rows).splitlines()
+    assert "| small (onnx-int8) | 926,336 " in "\n".join(lines)
+    assert any(line.startswith("An export's quality") for line in lines)
+    assert (
+        "cached: not known for teacher: only a student that was trained from a store has" in below
+    )
+    assert below.count("the held-out store does not tell how many bytes its text has") == 1
+
+
+def test_unknown_figures_are_dashes_with_a_reason_and_rounding_leaves_no_sign() -> None:
+    lacking = made_row(
+        "x", kl=-1e-7, ece=-1e-7, bytes=0, dtype="", flops_per_token=None, machine="",
+        generation=generation(926_336, batches=(8,)),
+    )  # fmt: skip
+    quality, cost, below = tables([lacking]).split("\n\n")
+    assert " 0.0000 " in quality
+    assert "-0.0" not in quality
+    assert cost.splitlines()[-1].split() == ["x", *"--------", "8.61", "10.33", "929"]
+    below = " ".join(below.split())
+    assert "FLOPs: not known for x: the operations of the model could not be counted." in below
+    assert below.count("it was not timed at that batch size") == 1
+    quality, _, cost = markdown([made_row("x|y")]).split("\n\n")[:3]
+    for table, columns in ((quality, QUALITY), (cost, COST)):
+        lines = [line.replace("\\|", "") for line in table.splitlines()]
+        assert [line.count("|") for line in lines] == [len(columns) + 2] * 3
+        assert table.splitlines()[2].startswith("| x\\|y | ")
+    assert "| ms/token (batch 1) |" in cost
+    sizes = {
+        0: "0 B", 999: "999 B", 1000: "1.0 kB", 1_234_567: "1.2 MB", 5e9: "5.0 GB",
+        7.2e12: "7.2 TB", 7.2e15: "7200.0 TB",
+    }  # fmt: skip
+    assert {count: size(count) for count in sizes} == sizes
+
+
+def test_other_held_out_stores_and_machines_are_warned_of() -> None:
+    rows = [made_row(name, heldout=store) for name, store in (("a", "1"), ("b", "1"), ("c", "2"))]
+    assert warnings(rows)[0].endswith("do not compare: a, b against c")
+    assert (warnings(rows[:2]), notes(rows[:2])) == ([], [])
+    assert warnings([made_row("older", heldout=None), *rows[:2]]) == []
+    many = [made_row(f"m{i}", heldout=str(i > 0)) for i in range(12)]
+    assert warnings(many)[0].endswith("m0 against m1, m2, m3, m4, m5, m6 and 5 more")
+    rows[2] = made_row("c", machine="a phone", dtype="bf16", heldout="1")
+    assert warnings(rows) == [
+        "measured on 2 different machines, so speed and memory do not compare: a, b (2 CPU "
+        "threads) against c (a phone)"
+    ]
+    precision = ["Weights are bf16 and fp32: precision changes speed and memory as size does."]
+    assert notes(rows) == precision
+    # without timing the machine does not matter
+    assert warnings([*rows[:2], rows[2].model_copy(update={"generation": ()})]) == []
+
+
+def test_an_export_of_other_weights_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "a", [Made(name="small", exports=("hf", "onnx"))])
+    path = folder / "students" / "small" / "exports" / "onnx" / "export.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**saved, "student": {"fingerprint": "older"}}), encoding="utf-8")
+    rows = compared_rows([Run(folder)])
+    assert [one.name for one in rows] == ["teacher", "small", "small (hf)"]
+    assert warnings(rows) == [
+        "small: its export onnx was made from other weights than its figures, so it is left out; "
+        "run coldstill evaluate, and if that changes nothing delete the export and run coldstill "
+        "export"
+    ]
+    # the warning goes along with pasted tables
+    assert markdown(rows).startswith(f"**{warnings(rows)[0]}**\n\n| model ")

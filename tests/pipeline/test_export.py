@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.places.claims import claimed
 from coldstill.stages.export import FORMATS
+from printed import sentences
 from safetensors.torch import load_file, save_file
-from said import sentences
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,10 +98,26 @@ def test_an_export_is_checked_recorded_and_kept(finished: Desk) -> None:
 
 def test_another_folder_holds_only_exports_of_this_student(finished: Desk) -> None:
     away = ("--output", "away")
-    finished.done("export", "r.toml", "baseline", "--to", "hf", *away)
-    assert (finished.root / "away" / "hf" / "export.json").is_file()
+    baseline = ("export", "r.toml", "baseline", "--to", "hf", *away)
+    for folder, command in (
+        (finished.run.joinpath(*EXPORTS), HF),
+        (finished.root / "away", baseline),
+    ):
+        with claimed(folder / ".exporting") as ours:
+            assert ours
+            line = finished.refused(*command)
+        assert line.endswith(": another process is exporting to it; wait for it")
+    shutil.rmtree(finished.run / "logits")
+    finished.done(*baseline)
     assert [path.name for path in (finished.root / "away").iterdir()] == ["hf"]
-    assert not finished.run.joinpath(*EXPORTS).exists()
+    page = (finished.root / "away" / "hf" / "README.md").read_text(encoding="utf-8")
+    manifest = finished.json("heldout", "manifest.json")  # without a store the card names this one
+    for fact in (
+        manifest["teacher"]["fingerprint"],
+        manifest["corpus"]["fingerprint"],
+        "| capture | no longer here |",
+    ):
+        assert fact in page, fact
     line = finished.refused(*HF, *away)
     assert line.startswith("error: away/hf: already has an export of student 'baseline' (SHA-256 ")
     assert line.endswith("; name another folder with --output")
@@ -111,6 +127,9 @@ def test_another_folder_holds_only_exports_of_this_student(finished: Desk) -> No
     line = finished.refused(*HF, *away)
     assert line.startswith("error: away/hf: not an export, for it has no export.json; move it away")
     assert "delete" not in line
+    shutil.rmtree(finished.run / "heldout")
+    line = finished.refused(*HF)
+    assert "heldout: no store there; make it first with coldstill teacher-logits" in line
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +172,7 @@ def test_a_killed_export_leaves_nothing_after_the_next_one(
     finished: Desk, processes: Processes
 ) -> None:
     exports = finished.run.joinpath(*EXPORTS)
-    process = processes.begin(finished, str(finished.root / "said"), *HF)
+    process = processes.begin(finished, str(finished.root / "output"), *HF)
     deadline = time.monotonic() + 60
     while not list(exports.glob(".unfinished-*")) and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -168,17 +187,6 @@ def test_a_killed_export_leaves_nothing_after_the_next_one(
     (leftover / "model.onnx").write_bytes(b"half")
     assert "already exported" in finished.done(*HF).stderr
     assert not leftover.exists()
-
-
-def test_two_processes_do_not_export_to_one_folder(finished: Desk) -> None:
-    for output in (None, "away"):
-        folder = finished.run.joinpath(*EXPORTS) if output is None else finished.root / output
-        option = () if output is None else ("--output", output)
-        with claimed(folder / ".exporting") as ours:
-            assert ours
-            line = finished.refused(*HF, *option)
-        assert line.endswith(": another process is exporting to it; wait for it")
-    finished.done(*HF, *option)
 
 
 def test_wrong_names_are_refused_with_the_known_ones(finished: Desk) -> None:
@@ -198,22 +206,6 @@ def test_wrong_names_are_refused_with_the_known_ones(finished: Desk) -> None:
     line = finished.refused(*HF)
     assert "students/small: not trained to its end" in line
     assert "coldstill train-student r --student small" in line
-
-
-def test_without_its_store_the_card_names_the_held_out_store(finished: Desk) -> None:
-    shutil.rmtree(finished.run / "logits")
-    finished.done(*HF)
-    page = finished.run.joinpath(*EXPORTS, "hf", "README.md").read_text(encoding="utf-8")
-    manifest = finished.json("heldout", "manifest.json")
-    for fact in (
-        manifest["teacher"]["fingerprint"],
-        manifest["corpus"]["fingerprint"],
-        "| capture | no longer here |",
-    ):
-        assert fact in page, fact
-    shutil.rmtree(finished.run / "heldout")
-    line = finished.refused(*HF)
-    assert "heldout: no store there; make it first with coldstill teacher-logits" in line
 
 
 def test_a_missing_extra_is_named_with_its_command(

@@ -60,6 +60,10 @@ def test_an_export_of_the_same_weights_has_the_same_figures(exported: Desk) -> N
         assert speed["memory_bytes"] > 4 * row["parameters"]
     page = (exported.run / "comparison.html").read_text(encoding="utf-8")
     assert "2 students" in page
+    files = [path for path in record(exported).parent.rglob("*") if path.is_file()]
+    files += (exported.run / "students" / "small" / "model").iterdir()
+    usual = (exported.run / "env.json").stat().st_mode
+    assert {path.stat().st_mode for path in files} == {usual}
 
 
 def test_figures_are_the_students_plus_the_difference_on_the_sample(exported: Desk) -> None:
@@ -100,24 +104,11 @@ def test_stale_and_unfinished_exports_have_no_row(exported: Desk) -> None:
     assert next(row for row in rows if row["name"] == "small")["stale_exports"] == ["hf"]
     warning = "small: its export hf was made from other weights than its figures, so it is left out"
     assert warning in result.stderr
-
-
-def test_a_damaged_record_is_named(exported: Desk) -> None:
     student = json.loads(record(exported).read_text(encoding="utf-8"))["student"]
     for text in ("[]", json.dumps({"student": student}), "no JSON"):
         record(exported).write_text(text, encoding="utf-8")
         line = exported.refused("compare", "r.toml")
         assert "students/small/exports/hf/export.json: damaged; delete its folder" in line
-
-
-def test_a_student_is_evaluated_before_its_export(finished: Desk) -> None:
-    path = finished.run / "students" / "small" / "evaluation.json"
-    path.unlink()
-    result = finished.done("export", "r.toml", "small", "--to", "hf")
-    assert "evaluate small: held-out loss " in result.stderr
-    loss = finished.json("students", "small", "evaluation.json")["loss"]
-    page = (record(finished).parent / "README.md").read_text(encoding="utf-8")
-    assert f"{loss:.4f}" in page
 
 
 def test_figures_of_other_weights_are_measured_again(finished: Desk) -> None:
@@ -131,7 +122,13 @@ def test_figures_of_other_weights_are_measured_again(finished: Desk) -> None:
     # the same weights keep their figures, also if a file's time is newer
     assert "already done" in finished.done("evaluate", "r.toml", "--student", "small").stderr
     assert warning not in finished.done("compare", "r.toml").stderr
-    # other weights are measured again, also if their file is old
+    # damaged figures are measured again
+    path = students / "small" / "evaluation.json"
+    loss = json.loads(path.read_text(encoding="utf-8"))["loss"]
+    path.write_text("", encoding="utf-8")
+    finished.done("evaluate", "r.toml")
+    assert finished.json("students", "small", "evaluation.json")["loss"] == loss
+    # a student is evaluated before its export: other weights again, also if their file is old
     shutil.copy2(students / "baseline" / "model" / "model.safetensors", weights)
     assert warning not in finished.done("compare", "r.toml").stderr
     finished.done("export", "r.toml", "small", "--to", "hf")
@@ -142,18 +139,3 @@ def test_figures_of_other_weights_are_measured_again(finished: Desk) -> None:
     page = (record(finished).parent / "README.md").read_text(encoding="utf-8")
     assert f"{baseline['loss']:.4f}" in page
     assert [row["role"] for row in compared(finished)].count("export") == 1
-
-
-def test_damaged_figures_are_measured_again(finished: Desk) -> None:
-    path = finished.run / "students" / "small" / "evaluation.json"
-    before = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text("", encoding="utf-8")
-    finished.done("evaluate", "r.toml")
-    assert json.loads(path.read_text(encoding="utf-8"))["loss"] == before["loss"]
-
-
-def test_exported_files_have_the_usual_permissions(exported: Desk) -> None:
-    files = [path for path in record(exported).parent.rglob("*") if path.is_file()]
-    files += (exported.run / "students" / "small" / "model").iterdir()
-    usual = (exported.run / "env.json").stat().st_mode
-    assert {path.stat().st_mode for path in files} == {usual}

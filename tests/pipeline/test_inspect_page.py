@@ -138,14 +138,31 @@ def test_the_summary_is_that_of_the_store(alone: Desk) -> None:
     assert data["histograms"][0]["mean"] == pytest.approx(facts["teacher_entropy"] / 12)
 
 
-def test_a_sample_is_the_same_every_time_and_counted(alone: Desk) -> None:
+def test_a_page_shows_a_fixed_sample_or_the_chosen_positions(alone: Desk) -> None:
+    alone.write("p.html", "what was here before")
     first = written(alone, "--count", "4").data["sequences"]
+    page = (alone.root / "p.html").read_bytes()
     rows = [sequence["row"] for sequence in first]
     assert rows == sorted(set(rows))
     assert len(rows) == 4
-    assert written(alone, "--count", "4").data["sequences"] == first
+    written(alone, "--count", "4")
+    assert (alone.root / "p.html").read_bytes() == page, "the same store gives the same page"
     chosen = written(alone, "--sequence", "7", "--sequence", "2").data["sequences"]
     assert [sequence["row"] for sequence in chosen] == [7, 2]
+    row = ("--sequence", str(LONG))
+    (whole,) = written(alone, *row).data["sequences"]
+    (part,) = written(alone, *row, "--positions", "3:8").data["sequences"]
+    assert (part["first"], part["length"]) == (3, whole["length"])
+    assert part["tokens"] == whole["tokens"][3:8]
+    # the token at place 3 keeps its target, though position 2, where it is stored, is not shown
+    assert part["beliefs"] == [b for b in whole["beliefs"] if 3 <= b[0] < 8]
+    (alone.root / "folder").mkdir()
+    line = alone.refused("inspect", "s", "--html", "folder")
+    assert line == "error: folder: a folder; name the file that the page is to be"
+    (alone.root / "s" / "tokenizer" / "tokenizer.json").unlink()
+    data = written(alone).data
+    assert "ids are shown instead of text" in data["note"]
+    assert all(text == f"#{token}" for token, text in data["texts"].items())
 
 
 def test_only_finished_shards_are_sampled(alone: Desk) -> None:
@@ -161,45 +178,20 @@ def test_only_finished_shards_are_sampled(alone: Desk) -> None:
     assert alone.snapshot() == before
 
 
-def test_a_page_can_show_some_positions_only(alone: Desk, block: Block) -> None:
-    row = ("--sequence", str(LONG))
-    (whole,) = written(alone, *row).data["sequences"]
-    (part,) = written(alone, *row, "--positions", "3:8").data["sequences"]
-    assert (part["first"], part["length"]) == (3, whole["length"])
-    assert part["tokens"] == whole["tokens"][3:8]
-    # the token at place 3 keeps its belief, though position 2, where it is stored, is not shown
-    assert part["beliefs"] == [b for b in whole["beliefs"] if 3 <= b[0] < 8]
-
-
-def test_the_command_reports_what_it_wrote(alone: Desk) -> None:
-    told = shown(alone, "s", "--html", "out/p.html", "--count", "2")
-    path = alone.root / "out" / "p.html"
-    assert told["wrote"] == os.path.join("out", "p.html")
-    assert told["bytes"] == path.stat().st_size
+def test_the_command_reports_what_it_wrote(finished: Desk) -> None:
+    facts = shown(finished, "runs/r", "--html", "out/p.html", "--count", "99")
+    path = finished.root / "out" / "p.html"
+    assert facts["wrote"] == os.path.join("out", "p.html")
+    assert facts["bytes"] == path.stat().st_size
     sequences = Page(path.read_text(encoding="utf-8")).data["sequences"]
-    assert told["sequences"] == [sequence["row"] for sequence in sequences]
-    assert told["tokens"] == sum(len(sequence["tokens"]) for sequence in sequences)
-    said = alone.done("inspect", "s", "--html", "q.html", "--sequence", "0").stdout
-    assert said.startswith("wrote q.html: 1 sequence, ")
-    assert not list(alone.root.rglob(".unfinished-*"))
-
-
-def test_a_page_replaces_a_file_but_never_a_folder(alone: Desk) -> None:
-    alone.write("p.html", "what was here before")
-    assert written(alone).data["sequences"]
-    first = (alone.root / "p.html").read_bytes()
-    written(alone)
-    assert (alone.root / "p.html").read_bytes() == first, "the same store gives the same page"
-    (alone.root / "folder").mkdir()
-    line = alone.refused("inspect", "s", "--html", "folder")
-    assert line == "error: folder: a folder; name the file that the page is to be"
-
-
-def test_without_a_tokenizer_the_page_shows_ids(alone: Desk) -> None:
-    (alone.root / "s" / "tokenizer" / "tokenizer.json").unlink()
-    data = written(alone).data
-    assert "ids are shown instead of text" in data["note"]
-    assert all(text == f"#{token}" for token, text in data["texts"].items())
+    assert facts["sequences"] == [sequence["row"] for sequence in sequences]
+    assert facts["tokens"] == sum(len(sequence["tokens"]) for sequence in sequences)
+    empty = sum(path.stat().st_size for path in TEMPLATES.iterdir())
+    assert facts["tokens"] > 500
+    assert (facts["bytes"] - empty) / facts["tokens"] < 300
+    line = finished.done("inspect", "runs/r", "--html", "q.html", "--sequence", "0").stdout
+    assert line.startswith("wrote q.html: 1 sequence, ")
+    assert not list(finished.root.rglob(".unfinished-*"))
 
 
 @pytest.mark.parametrize("capture", [Capture(head=0, tail=5), Capture(head=6, tail=0)])
@@ -211,13 +203,6 @@ def test_a_capture_without_a_head_or_a_tail(tmp_path: Path, capture: Capture) ->
     beliefs = [belief for sequence in data["sequences"] for belief in sequence["beliefs"]]
     assert {len(belief[7]) for belief in beliefs} == {2 * min(8, capture.head)}
     assert {sum(belief[8][1::2]) for belief in beliefs} == {capture.tail}
-
-
-def test_a_page_is_a_few_hundred_bytes_a_token(finished: Desk) -> None:
-    told = shown(finished, "runs/r", "--html", "p.html", "--count", "99")
-    empty = sum(path.stat().st_size for path in TEMPLATES.iterdir())
-    assert told["tokens"] > 500
-    assert (told["bytes"] - empty) / told["tokens"] < 300
 
 
 def luminance(colour: str) -> float:

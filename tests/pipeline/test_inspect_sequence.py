@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,6 @@ import pytest
 from click.testing import CliRunner
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
-from coldstill.pipeline.cli import results as command
 from coldstill.pipeline.cli.commands import main
 from coldstill.pipeline.pages.inspect.text import clip, percent
 from inspected import LONG, SEQUENCES, TOKENS, desk_at, shown, write_store
@@ -33,14 +34,18 @@ def listed(desk: Desk, row: int, *arguments: str) -> Any:
 
 
 def test_every_position_has_its_own_target(alone: Desk, block: Block) -> None:
-    for row, sequence in enumerate(_all_sequences(alone)):
-        _compare(block, row, sequence["positions"])
-
-
-def _all_sequences(desk: Desk) -> list[Any]:
     options = [part for row in range(SEQUENCES) for part in ("--sequence", str(row))]
-    sequences: list[Any] = shown(desk, "s", *options, "--top", "3")["sequences"]
-    return sequences
+    for row, sequence in enumerate(shown(alone, "s", *options, "--top", "3")["sequences"]):
+        _compare(block, row, sequence["positions"])
+    ascii_only = CliRunner(charset="ascii").invoke(
+        main, ["inspect", str(alone.root / "s"), *options]
+    )
+    assert ascii_only.exit_code == 0
+    assert ascii_only.stdout.isascii()
+    tokens, positions = block.sequences.tokens, block.sequences.positions
+    pairs = [(tokens[i][positions[i]], tokens[i][positions[i] + 1]) for i in range(SEQUENCES)]
+    here, following = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    assert (here != following).mean() > 0.9  # so a wrong shift would be noticed
 
 
 def _compare(block: Block, row: int, entries: list[Any]) -> None:
@@ -80,15 +85,6 @@ def _compare(block: Block, row: int, entries: list[Any]) -> None:
         )
         for sample in found["samples"]:
             assert sample["probability"] == pytest.approx(np.exp(known[sample["token"]]))
-
-
-def test_the_fixture_reveals_a_wrong_shift(block: Block) -> None:
-    wrong = right = 0
-    for row in range(SEQUENCES):
-        tokens, positions = block.sequences.tokens[row], block.sequences.positions[row]
-        wrong += int((tokens[positions] != tokens[positions + 1]).sum())
-        right += len(positions)
-    assert wrong > 0.9 * right
 
 
 def test_the_text_agrees_with_the_json(alone: Desk) -> None:
@@ -131,23 +127,29 @@ def seen(text: str) -> str:
     return clip(text.replace(" ", "\u00b7").replace("\n", "\u21b5").replace("\t", "\u21e5"), 22)
 
 
-def test_the_text_can_show_some_positions_only(alone: Desk) -> None:
+def test_the_text_shows_the_given_sequences_and_positions(alone: Desk) -> None:
     whole = listed(alone, LONG)["positions"]
     assert len(whole) > 5
-    for given, part in (("2:4", whole[2:4]), (":3", whole[:3]), ("3:", whole[3:])):
+    for given, part in (
+        ("2:4", whole[2:4]), (":3", whole[:3]), ("3:", whole[3:]), ("2:999", whole[2:]),
+    ):  # fmt: skip
         assert listed(alone, LONG, "--positions", given)["positions"] == part
-    assert listed(alone, LONG, "--positions", "2:999")["positions"] == whole[2:]
     text = alone.done("inspect", "s", "--sequence", str(LONG), "--positions", "2:4").stdout
     assert "; shown are 2 to 3" in " ".join(text.split())
     line = alone.refused("inspect", "s", "--sequence", str(LONG), "--positions", "50:60")
     assert line == f"error: s: sequence {LONG} has {len(whole)} positions, none from 50 on"
-
-
-def test_several_sequences_are_shown_in_the_given_order(alone: Desk) -> None:
     both = ("--sequence", "4", "--sequence", "0")
     assert [one["sequence"] for one in shown(alone, "s", *both)["sequences"]] == [4, 0]
     text = alone.done("inspect", "s", *both).stdout
     assert text.index("sequence 4 of s") < text.index("sequence 0 of s")
+    (alone.root / "s" / "tokenizer" / "tokenizer.json").unlink()
+    sequence = listed(alone, 0)
+    assert sequence["note"] == "no tokenizer.json in the store: ids are shown instead of text"
+    assert {e["text"] == f"#{e['token']}" for e in sequence["positions"]} == {True}
+    assert sequence["note"] in alone.done("inspect", "s", "--sequence", "0").stdout
+    values = (1.0, 0.731, 0.0731, 0.0001, 0.00004, 1e-9, 0.0)
+    percents = "100.0% 73.1% 7.31% 0.01% 0.004% <0.001% 0%"
+    assert [percent(value) for value in values] == percents.split()
 
 
 def test_a_missing_sequence_is_refused(alone: Desk) -> None:
@@ -162,14 +164,6 @@ def test_a_missing_sequence_is_refused(alone: Desk) -> None:
     line = alone.refused("inspect", "s", "--sequence", "5")
     assert line.startswith("error: s: sequence 5 is in shard 1, which is missing; finish the store")
     assert listed(alone, 8)["positions"]
-
-
-def test_without_a_tokenizer_ids_are_shown(alone: Desk) -> None:
-    (alone.root / "s" / "tokenizer" / "tokenizer.json").unlink()
-    sequence = listed(alone, 0)
-    assert sequence["note"] == "no tokenizer.json in the store: ids are shown instead of text"
-    assert {e["text"] == f"#{e['token']}" for e in sequence["positions"]} == {True}
-    assert sequence["note"] in alone.done("inspect", "s", "--sequence", "0").stdout
 
 
 @pytest.mark.parametrize(
@@ -210,29 +204,21 @@ def test_a_compact_zarr_store_gives_the_same_within_its_error(tmp_path: Path) ->
 
 
 def test_long_text_goes_through_a_pager_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
+    alone: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return True
+
     paged: list[str] = []
     monkeypatch.setattr(click, "echo_via_pager", paged.append)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("LINES", "20")
-    command._show("a\n" * 10)
-    assert paged == []
-    command._show("a\n" * 100)
-    assert len(paged) == 1
-    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
-    command._show("a\n" * 100)
-    assert len(paged) == 1
-
-
-def test_sequences_are_ascii_if_the_output_needs_it(alone: Desk) -> None:
-    options = [part for row in range(SEQUENCES) for part in ("--sequence", str(row))]
-    result = CliRunner(charset="ascii").invoke(main, ["inspect", str(alone.root / "s"), *options])
-    assert result.exit_code == 0
-    assert result.stdout.isascii()
-
-
-def test_probabilities_have_as_many_digits_as_they_need() -> None:
-    values = (1.0, 0.731, 0.0731, 0.0001, 0.00004, 1e-9, 0.0)
-    texts = "100.0% 73.1% 7.31% 0.01% 0.004% <0.001% 0%"
-    assert [percent(value) for value in values] == texts.split()
+    arguments = ["inspect", str(alone.root / "s"), "--sequence", str(LONG)]
+    for output, height, pages in ((Terminal(), 500, 0), (Terminal(), 5, 1), (io.StringIO(), 5, 1)):
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setenv("LINES", str(height))
+        main(arguments, standalone_mode=False)
+        assert len(paged) == pages
+        assert bool(output.getvalue()) != (isinstance(output, Terminal) and height == 5)
+    assert f"sequence {LONG} of" in paged[0]

@@ -47,7 +47,7 @@ def rows(measured: Any) -> dict[tuple[int, int, str], Any]:
 
 
 def test_a_pilot_measures_captures_and_recommends_one(first_pilot: tuple[Desk, str]) -> None:
-    desk, said = first_pilot
+    desk, output = first_pilot
     measured = desk.json("pilot.json")
     found = rows(measured)
     pairs = [(4, 4), (0, 12), (0, 24), (8, 8), (16, 16), (4, 20), (50, 0), (64, 0)]
@@ -60,7 +60,7 @@ def test_a_pilot_measures_captures_and_recommends_one(first_pilot: tuple[Desk, s
     assert not (desk.run / "logits").exists()
     assert not (desk.run / "heldout").exists()
     assert [p.name for p in desk.run.iterdir() if p.name.startswith(".")] == []
-    lines = said.splitlines()
+    lines = output.splitlines()
     assert lines[0].startswith(f"pilot        6 sequences, {measured['positions']:,} positions, ")
     heading = next(
         i for i, line in enumerate(lines) if line.split()[:3] == ["head", "tail", "codec"]
@@ -85,9 +85,7 @@ def pilot_row(head: int, codec: str, width: float, error: float) -> PilotRow:
     )  # fmt: skip
 
 
-def test_the_best_capture_within_the_budget_is_recommended(
-    first_pilot: tuple[Desk, str],
-) -> None:
+def test_the_best_capture_within_the_budget_is_recommended(first_pilot: tuple[Desk, str]) -> None:
     recipe = load_recipe(str(first_pilot[0].root / "r.toml")).recipe
     pilot = PilotRecord(
         settings={}, sequences=1, positions=1, tokens_per_second=1.0, machine="", covered_mass={},
@@ -126,12 +124,12 @@ def test_a_later_plan_uses_the_pilot_s_figures(piloted: Desk) -> None:
 
 
 def test_a_capture_is_about_as_large_as_the_pilot_estimated(piloted: Desk) -> None:
-    foretold = rows(piloted.json("pilot.json"))[4, 4, "plain"]["bytes_per_position"]
+    expected = rows(piloted.json("pilot.json"))[4, 4, "plain"]["bytes_per_position"]
     piloted.done("teacher-logits", "r.toml", "--set", "logits.codec=plain")
     commits = [json.loads(p.read_text()) for p in (piloted.run / "logits/shards").glob("*.json")]
     stored = sum(f["bytes"] for commit in commits for f in commit["files"])
     # the file frame is a larger part of six sequences
-    assert stored / sum(c["positions"] for c in commits) == pytest.approx(foretold, rel=0.4)
+    assert stored / sum(c["positions"] for c in commits) == pytest.approx(expected, rel=0.4)
 
 
 def test_write_changes_two_numbers_of_the_recipe(piloted: Desk) -> None:
@@ -147,33 +145,31 @@ def test_write_changes_two_numbers_of_the_recipe(piloted: Desk) -> None:
     assert (head, tail) != (4, 4)
 
 
-def test_nothing_is_written_when_nothing_fits(piloted: Desk) -> None:
-    before = (piloted.root / "r.toml").read_bytes()
+def test_wrong_options_of_a_pilot_are_refused(piloted: Desk) -> None:
+    before = piloted.snapshot()
+    for arguments in (
+        "--pilot 0", "--pilot -3", "--pilot many", "--budget 30", "--write", "--pilot 4 --budget 0",
+        "--pilot 4 --budget nan",
+    ):  # fmt: skip
+        result = piloted.coldstill("plan", "r.toml", *arguments.split())
+        assert result.exit_code == 2
+        assert "Error: " in result.stderr
+    count = piloted.json("corpus", "corpus.json")["splits"]["train"]["sequences"]
+    line = piloted.refused("plan", "r.toml", "--pilot", str(count + 1))
+    assert f"--pilot {count + 1}: there are {count} sequences to capture; choose " in line
+    line = piloted.refused("plan", "r.toml", "--pilot", "4", "--set", "logits.sequences=3")
+    assert "there are 3 " in line
+    line = piloted.refused(*PILOT, "--set", "logits.head=400")
+    assert line.startswith("error: logits.head: 400 is more than the vocabulary's 320 tokens")
+    assert piloted.snapshot() == before
     result = piloted.coldstill(*PILOT, "--budget", "0.5", "--write")
     assert result.exit_code == 1
     assert "none of these captures fits into 0.5 bytes per position" in result.stdout
     assert result.stderr.splitlines()[-1].startswith("error: --write: none of these captures fits")
-    assert (piloted.root / "r.toml").read_bytes() == before
-
-
-def test_wrong_options_of_a_pilot_end_with_2(desk: Desk) -> None:
-    before = desk.snapshot()
-    for arguments in (
-        ["--pilot", "0"], ["--pilot", "-3"], ["--pilot", "many"], ["--budget", "30"], ["--write"],
-        ["--pilot", "4", "--budget", "0"], ["--pilot", "4", "--budget", "nan"],
-    ):  # fmt: skip
-        result = desk.coldstill("plan", "r.toml", *arguments)
-        assert result.exit_code == 2
-        assert "Error: " in result.stderr
-    assert desk.snapshot() == before
-
-
-def test_more_sequences_than_the_corpus_has_are_refused(piloted: Desk) -> None:
-    there = piloted.json("corpus", "corpus.json")["splits"]["train"]["sequences"]
-    line = piloted.refused("plan", "r.toml", "--pilot", str(there + 1))
-    assert f"--pilot {there + 1}: there are {there} sequences to capture; choose " in line
-    settings = ("--set", "logits.sequences=3")
-    assert "there are 3 " in piloted.refused("plan", "r.toml", "--pilot", "4", *settings)
+    assert piloted.snapshot()["r.toml"] == before["r.toml"]
+    (piloted.run / "pilot.json").write_text("{}", encoding="utf-8")
+    line = piloted.refused("plan", "r.toml")
+    assert line == "error: runs/r/pilot.json: damaged; delete it and run coldstill plan --pilot"
 
 
 def test_an_untrained_teacher_and_one_split_across_processes_are_refused(desk: Desk) -> None:
@@ -182,11 +178,6 @@ def test_an_untrained_teacher_and_one_split_across_processes_are_refused(desk: D
     assert "train it first with coldstill train-teacher demo" in line
     line = desk.refused(*PILOT, "--set", "teacher.tensor_parallel=true")
     assert "a pilot is one process; run it with --set teacher.tensor_parallel=false" in line
-
-
-def test_a_head_larger_than_the_vocabulary_is_refused(piloted: Desk) -> None:
-    line = piloted.refused(*PILOT, "--set", "logits.head=400")
-    assert line.startswith("error: logits.head: 400 is more than the vocabulary's 320 tokens")
 
 
 def test_recipes_that_cannot_be_changed_are_refused(finished: Desk) -> None:
@@ -212,9 +203,3 @@ def test_a_teacher_that_answers_prompts_is_measured_on_its_answers(desk: Desk) -
     # only the teacher decides the length of answers, so the limit is planned
     assert train["positions"] == 8 * train["sequences"]
     assert not train["counted"]
-
-
-def test_a_damaged_record_of_a_pilot_is_named(piloted: Desk) -> None:
-    (piloted.run / "pilot.json").write_text("{}", encoding="utf-8")
-    line = piloted.refused("plan", "r.toml")
-    assert line == "error: runs/r/pilot.json: damaged; delete it and run coldstill plan --pilot"

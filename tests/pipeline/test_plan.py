@@ -95,18 +95,6 @@ def test_a_plan_without_a_tokenizer_assumes_4_bytes_per_token(desk: Desk, texts:
     assert "students" not in text
 
 
-def test_a_plan_refuses_a_corpus_that_cannot_be_prepared(desk: Desk) -> None:
-    desk.write("damaged.jsonl.zst", b"no such thing" * 99)
-    chats = json.dumps({"messages": [{"role": "user", "content": "?"}, ANSWER]}) + "\n"
-    desk.write("chats.jsonl", chats * 9)
-    for name, reason in (
-        ("damaged.jsonl.zst", "cannot be read: it is not compressed with zstd but of another kind"),
-        ("chats.jsonl", "a chat, but the tokenizer has no chat template"),
-    ):
-        line = desk.refused("plan", "r.toml", "--set", f'corpus.files=["{name}"]')
-        assert line.startswith(f"error: {name}: {reason}")
-
-
 def test_a_finished_run_is_counted_and_equals_its_estimate(finished: Desk) -> None:
     plan = facts(finished)
     assert plan["counted"] is True
@@ -171,18 +159,13 @@ def test_an_interrupted_capture_is_planned_from_its_finished_shards(
         expect_room(store_sizes(work).values())
 
 
-def test_a_sample_of_the_corpus_is_scaled(finished: Desk) -> None:
-    shutil.rmtree(finished.run / "logits")
-    plan = facts(finished)
-    whole, sequences = plan["stores"]["train"], plan["sequences"]["train"]
-    some = facts(finished, "--set", "logits.sequences=10")["stores"]["train"]
-    assert some["positions"] == pytest.approx(whole["positions"] * 10 / sequences, abs=1)
-    assert (whole["counted"], some["counted"]) == (True, False)
-    assert (whole["sequences"], some["sequences"]) == (sequences, 10)
-    assert whole["shards"] == -(-sequences // 20)
-
-
 def test_the_time_of_a_student_follows_from_its_last_steps(finished: Desk) -> None:
+    whole = facts(finished)
+    some = facts(finished, "--set", "logits.path=other/logits",
+                 "--set", "logits.sequences=10")["stores"]["train"]  # fmt: skip
+    scaled = whole["stores"]["train"]["positions"] * 10 / whole["sequences"]["train"]
+    assert some["positions"] == pytest.approx(scaled, abs=1)
+    assert (some["sequences"], some["counted"]) == (10, False)
     folder = finished.run / "students" / "small"
     shutil.rmtree(folder / "model")
     lines = [{"step": step, "tokens_per_second": 2560.0} for step in (1, 2)]
@@ -206,16 +189,6 @@ def test_a_capture_is_compared_with_four_others(desk: Desk) -> None:
         for way in plan["alternatives"]:
             width = expected_bytes(Capture(head=way["head"], tail=way["tail"]), way["codec"])
             assert (way["bytes_per_position"], way["bytes"]) == (width, positions * width)
-
-
-def test_memory_follows_the_size_of_the_model(desk: Desk) -> None:
-    memory = facts(desk)["memory"]
-    larger = facts(desk, "--set", "students.small.architecture.hidden=64")["memory"]
-    assert larger["train-student small"] > memory["train-student small"]
-    assert larger["teacher-logits"] == memory["teacher-logits"]
-
-
-def test_a_position_has_the_bytes_of_its_columns() -> None:
     for capture, targets in (
         (Capture(head=16, tail=0), 16 * 8 + 12),
         (Capture(head=0, tail=16), 16 * 4 + 12),
@@ -225,7 +198,11 @@ def test_a_position_has_the_bytes_of_its_columns() -> None:
         assert expected_bytes(capture, "plain") == targets + 8  # token, position and borders
 
 
-def test_a_plan_names_formats_to_which_a_student_cannot_be_exported(desk: Desk) -> None:
+def test_a_plan_warns_of_models_and_refuses_a_corpus_that_cannot_be_prepared(desk: Desk) -> None:
+    memory = facts(desk)["memory"]
+    larger = facts(desk, "--set", "students.small.architecture.hidden=64")["memory"]
+    assert larger["train-student small"] > memory["train-student small"]
+    assert larger["teacher-logits"] == memory["teacher-logits"]
     sizes = "layers = 1, hidden = 32, heads = 2, feed_forward = 64"
     desk.edit(
         "[students.baseline]",
@@ -235,9 +212,17 @@ def test_a_plan_names_formats_to_which_a_student_cannot_be_exported(desk: Desk) 
     assert facts(desk)["students"]["own"]["not_exported_to"] == ["gguf-f16", "gguf-q8_0"]
     text = desk.done("plan", "r.toml").stdout
     assert text.count("cannot be exported") == 1
-    assert (
-        "students.own: a student of this family cannot be exported to gguf-f16, gguf-q8_0" in text
-    )
+    note = "students.own: a student of this family cannot be exported to gguf-f16, gguf-q8_0"
+    assert note in text
+    desk.write("damaged.jsonl.zst", b"no such thing" * 99)
+    chat = json.dumps({"messages": [{"role": "user", "content": "?"}, ANSWER]}) + "\n"
+    desk.write("chats.jsonl", chat * 9)
+    for name, reason in (
+        ("damaged.jsonl.zst", "cannot be read: it is not compressed with zstd but of another kind"),
+        ("chats.jsonl", "a chat, but the tokenizer has no chat template"),
+    ):
+        line = desk.refused("plan", "r.toml", "--set", f'corpus.files=["{name}"]')
+        assert line.startswith(f"error: {name}: {reason}")
 
 
 def test_a_disk_that_is_too_small_ends_a_plan_with_exit_code_1(
@@ -258,9 +243,7 @@ def test_a_disk_that_is_too_small_ends_a_plan_with_exit_code_1(
     free(monkeypatch, needed)
     desk.done("plan", "r.toml")
     assert desk.snapshot() == before
-
-
-def test_a_remote_store_needs_no_local_space(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a remote store needs no local space
     desk.edit("[logits]\n", '[logits]\npath = "memory://room/logits"\n')
     desk.edit("[evaluation]\n", '[evaluation]\npath = "memory://room/heldout"\n')
     free(monkeypatch, 0)

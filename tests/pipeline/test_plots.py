@@ -70,53 +70,41 @@ def lines_of(count: int, end: float = 10.0) -> list[Series]:
     ]  # fmt: skip
 
 
-def test_short_numbers_carry_to_the_next_letter() -> None:
-    assert [short(v) for v in (0, 999, 999_400, 999_600, 34_588_160, -2e9, 3e18, 0.25)] == [
-        "0", "999", "999k", "1M", "34.6M", "-2G", "3e+18", "0.25",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        [5.0], [3.0, 3.0, 3.0], [0.0, 0.0], [-7.0, -7.0], [], [1.0, math.nextafter(1.0, 2.0)],
-        [-1e300, 1e300], [1e-300, 2e-300], [1e-5, 1e12], [4.9, 5.1, 5.6],
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_scale_keeps_every_value_inside_and_in_order(values: list[float]) -> None:
-    scale = scale_of(Axis("x", scale="auto"), values, 200.0)
-    places = [scale.place(value) for value in sorted(values)]
-    assert scale.low < scale.high
-    assert all(0 <= place <= 200 for place in places)
-    assert places == sorted(places)
-    if len(set(values)) == 1:
-        assert 20 < places[0] < 180  # a single value is not at a border
-    points = tuple((value, value) for value in values)
-    drawing(Series(name="s", points=points), x=Axis("x", scale="auto"))  # and Vega draws it
-
-
-def test_an_axis_is_logarithmic_if_positive_values_span_a_decade() -> None:
-    def is_log(*values: float) -> bool:
-        return scale_of(Axis("x", scale="auto"), values, 100.0).log
-
-    assert is_log(1.0, 10.0)
-    assert not any(map(is_log, (1.0, 0.0, -1.0), (9.9, 1000.0, 1000.0)))
+def test_a_scale_keeps_every_value_inside_and_in_order() -> None:
+    close = math.nextafter(1.0, 2.0)
+    for values in (
+        [5.0], [3.0, 3.0, 3.0], [0.0, 0.0], [-7.0, -7.0], [], [1.0, close], [-1e300, 1e300],
+        [1e-300, 2e-300], [1e-5, 1e12], [4.9, 5.1, 5.6],
+    ):  # fmt: skip
+        scale = scale_of(Axis("x", scale="auto"), values, 200.0)
+        places = [scale.place(value) for value in sorted(values)]
+        assert scale.low < scale.high
+        assert all(0 <= place <= 200 for place in places)
+        assert places == sorted(places)
+        if len(set(values)) == 1:
+            assert 20 < places[0] < 180  # a single value is not at a border
+        points = tuple((value, value) for value in values)
+        drawing(Series(name="s", points=points), x=Axis("x", scale="auto"))  # and Vega draws it
+    # an axis is logarithmic if positive values span a decade
+    for values in ([1.0, 10.0], [1.0, 9.9], [0.0, 1000.0], [-1.0, 1000.0]):
+        logarithmic = values == [1.0, 10.0]
+        assert scale_of(Axis("x", scale="auto"), values, 100.0).log == logarithmic
     assert not scale_of(Axis("x"), [1.0, 1e6], 100.0).log
 
 
-@pytest.mark.parametrize(
-    ("form", "high", "expected"),
-    [
-        ("plain", 100_000, {"0", "50,000"}),
-        ("short", 1.5e6, {"0", "1M"}),
-        ("short", 240_000, {"0", "20k"}),
-        ("percent", 1.0, {"0%", "50%", "100%"}),
-    ],
-)
-def test_ticks_have_the_format_of_their_axis(form: Any, high: float, expected: set[str]) -> None:
-    tree = drawing(x=Axis("x", form=form, low=0.0, high=high), width=700)
-    assert {e.text for e in tree.iter("text")} >= expected
+def test_numbers_and_ticks_have_the_format_of_their_axis() -> None:
+    texts = {
+        0: "0", 999: "999", 999_400: "999k", 999_600: "1M", 34_588_160: "34.6M", -2e9: "-2G",
+        3e18: "3e+18", 0.25: "0.25",
+    }  # fmt: skip
+    assert {value: short(value) for value in texts} == texts
+    forms: tuple[tuple[Any, float, set[str]], ...] = (
+        ("plain", 100_000, {"0", "50,000"}), ("short", 1.5e6, {"0", "1M"}),
+        ("short", 240_000, {"0", "20k"}), ("percent", 1.0, {"0%", "50%", "100%"}),
+    )  # fmt: skip
+    for form, high, expected in forms:
+        tree = drawing(x=Axis("x", form=form, low=0.0, high=high), width=700)
+        assert {e.text for e in tree.iter("text")} >= expected
 
 
 def test_points_are_drawn_where_their_values_are() -> None:
@@ -129,22 +117,19 @@ def test_points_are_drawn_where_their_values_are() -> None:
     assert right[1] == pytest.approx(65.0)
 
 
-@pytest.mark.parametrize("missing", [None, NAN, INFINITE, -INFINITE, 1e301])
-def test_a_value_that_cannot_be_drawn_is_left_out_and_breaks_the_line(
-    missing: float | None,
-) -> None:
-    points = ((0, 1), (1, 2), (2, missing), (missing, 3), (4, 4), (5, 5))
-    tree = drawing(Series(name="s", points=points, line=True, notes=tuple("abcdef")))
-    shapes = marks_of(tree)
-    assert list(shapes) == ["s", "a", "b", "e", "f"]
-    assert str(shapes["s"].get("d")).count("M") == 2
-
-
-@pytest.mark.parametrize("line", [True, False])
-@pytest.mark.parametrize("points", [(), ((1.0, 1.0),), ((None, NAN),), ((1, 2), (1, 2))])
-def test_a_series_without_a_span_can_be_drawn(points: Any, line: bool) -> None:
-    tree = drawing(Series(name="s", points=points, line=line))
-    assert (tree.get("width"), tree.get("height")) == ("544", "330")
+def test_missing_values_break_the_line_and_a_series_needs_no_span() -> None:
+    for missing in (None, NAN, INFINITE, -INFINITE, 1e301):
+        points = ((0, 1), (1, 2), (2, missing), (missing, 3), (4, 4), (5, 5))
+        shapes = marks_of(
+            drawing(Series(name="s", points=points, line=True, notes=tuple("abcdef")))
+        )
+        assert list(shapes) == ["s", "a", "b", "e", "f"]
+        assert str(shapes["s"].get("d")).count("M") == 2
+    for line, span in itertools.product(
+        (True, False), ((), ((1.0, 1.0),), ((None, NAN),), ((1, 2), (1, 2)))
+    ):
+        tree = drawing(Series(name="s", points=span, line=line))
+        assert (tree.get("width"), tree.get("height")) == ("544", "330")
 
 
 def test_hostile_text_stays_text() -> None:
@@ -166,23 +151,27 @@ def test_hostile_text_stays_text() -> None:
     assert not any("style" in e.attrib for e in tree.iter())
 
 
-def test_lines_are_named_at_their_ends_in_order_and_apart() -> None:
+def test_lines_are_named_at_their_ends_or_need_a_legend() -> None:
     chart = chart_of(*lines_of(12), width=900)
     assert draw(chart).complete
     names = names_of(ElementTree.fromstring(draw(chart).svg))
     order = sorted(names, key=lambda name: names[name][1])
     assert order == [f"student-{i}" for i in reversed(range(12))]
     assert min(np.diff(sorted(y for _, y in names.values()))) >= 13.9
-
-
-@pytest.mark.parametrize("case", ["narrow", "ends apart"])
-def test_lines_need_a_legend_where_names_have_no_room(case: str) -> None:
-    many = lines_of(12)
-    if case == "ends apart":
-        many[3] = lines_of(4, end=4.0)[3]
-    picture = draw(chart_of(*many, width=190 if case == "narrow" else 900))
+    ends_apart = lines_of(12)
+    ends_apart[3] = lines_of(4, end=4.0)[3]
+    for series, width in ((lines_of(12), 190), (ends_apart, 900)):
+        picture = draw(chart_of(*series, width=width))
+        assert not picture.complete
+        assert names_of(ElementTree.fromstring(picture.svg)) == {}
+    crowd = [Series(name=f"student-{i}", look=i, points=((1.0, 1.0),)) for i in range(40)]
+    picture = draw(chart_of(*crowd))
     assert not picture.complete
-    assert names_of(ElementTree.fromstring(picture.svg)) == {}
+    assert 1 <= len(names_of(ElementTree.fromstring(picture.svg))) < 40
+    text = standalone(chart_of(*lines_of(2)))  # a file with both themes
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "prefers-color-scheme: dark" in text
+    assert "script" not in text
 
 
 def test_lines_are_cut_off_at_the_axes() -> None:
@@ -238,13 +227,6 @@ def test_names_beside_points_cover_nothing() -> None:
         assert all(box.inside(frame) for box in boxes)
 
 
-def test_points_without_room_for_all_names_need_a_legend() -> None:
-    crowd = [Series(name=f"student-{i}", look=i, points=((1.0, 1.0),)) for i in range(40)]
-    picture = draw(chart_of(*crowd))
-    assert not picture.complete
-    assert 1 <= len(names_of(ElementTree.fromstring(picture.svg))) < 40
-
-
 def test_an_export_is_an_outline_joined_to_its_student() -> None:
     series = [
         Series(name="a (int8)", label="int8", look=0, hollow=2, points=((1, 1),), joined_to="a"),
@@ -261,15 +243,12 @@ def test_an_export_is_an_outline_joined_to_its_student() -> None:
     assert {"int8", "a"} <= names_of(tree).keys()
 
 
-def test_places_are_spread_in_their_order_around_their_middle() -> None:
+def test_places_are_spread_in_their_order_and_long_names_are_clipped() -> None:
     assert spread([], 0, 100) == []
     assert spread([50.0], 0, 100) == [50.0]
     assert spread([50, 51, 49], 0, 100) == [50, 64, 36]
     assert spread([99, 98, 97], 0, 100) == [99.5, 85.5, 71.5]
     assert spread([5.0] * 11, 0, 100) == pytest.approx([10.0 * i for i in range(11)])
-
-
-def test_a_long_name_keeps_both_its_ends() -> None:
     assert clipped("small", 200) == "small"
     name = clipped("a-very-long-run-name-indeed/student", 120)
     assert name.startswith("a-ve")
@@ -282,14 +261,6 @@ def test_no_two_of_many_series_look_alike() -> None:
     assert len({(colour(i), dashes(i), mark(i)) for i in range(count)}) == count
     assert len({mark(look) for look in (*range(COLOURS), None)}) == COLOURS + 1
     assert mark(0, hollow=3) == mark(5, hollow=3) != mark(0)
-
-
-def test_a_plot_can_be_a_file_of_its_own_for_both_themes() -> None:
-    text = standalone(chart_of(*lines_of(2)))
-    tree = ElementTree.fromstring(text)
-    assert tree.tag == "{http://www.w3.org/2000/svg}svg"
-    assert "prefers-color-scheme: dark" in text
-    assert "script" not in text
 
 
 MACHADO = {

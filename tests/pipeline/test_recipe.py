@@ -39,9 +39,9 @@ def fault(text: str, folder: Path, *settings: str, student: str | None = None) -
     """The one-line error for a text, with overrides."""
     with pytest.raises(ColdstillError) as caught:
         load(text, folder, *settings, student=student)
-    said = str(caught.value)
-    assert "\n" not in said
-    return said.replace(str(folder / "r.toml"), "r.toml")
+    line = str(caught.value)
+    assert "\n" not in line
+    return line.replace(str(folder / "r.toml"), "r.toml")
 
 
 def test_every_built_in_recipe_loads_by_its_name(
@@ -68,7 +68,8 @@ def test_a_recipe_from_any_editor_is_read_and_kept_unchanged(tmp_path: Path) -> 
 
 def test_a_run_folder_gives_the_validated_recipe(tmp_path: Path) -> None:
     text = WHOLE + '[students.other]\nlike = "small"\nobjective = { cross_entropy = 1.0 }\n'
-    loaded = load_recipe(_written(tmp_path, text), ("seed=9",))
+    (tmp_path / "r.toml").write_text(text, encoding="utf-8")
+    loaded = load_recipe(str(tmp_path / "r.toml"), ("seed=9",))
     run = tmp_path / "run"
     run.mkdir()
     stored = {"recipe": json.loads(loaded.recipe.model_dump_json()), "base": str(loaded.base)}
@@ -77,19 +78,10 @@ def test_a_run_folder_gives_the_validated_recipe(tmp_path: Path) -> None:
     again = load_recipe(str(run))
     assert again == loaded
     assert again.recipe.seed == 9
-
-
-def _written(folder: Path, text: str) -> str:
-    path = folder / "r.toml"
-    path.write_text(text, encoding="utf-8")
-    return str(path)
-
-
-def test_a_damaged_record_of_a_run_is_refused(tmp_path: Path) -> None:
     for content in ("[]", "{", "{}", '{"recipe": {}}', '{"recipe": [], "base": 1}'):
-        (tmp_path / "recipe.resolved.json").write_text(content, encoding="utf-8")
+        (run / "recipe.resolved.json").write_text(content, encoding="utf-8")
         with pytest.raises(ColdstillError, match=r"recipe\.resolved\.json: "):
-            load_recipe(str(tmp_path))
+            load_recipe(str(run))
 
 
 def test_a_missing_recipe_is_refused_with_the_known_names(tmp_path: Path) -> None:
@@ -100,16 +92,23 @@ def test_a_missing_recipe_is_refused_with_the_known_names(tmp_path: Path) -> Non
     (tmp_path / "r.toml").write_bytes(b'name = "\xff"')
     with pytest.raises(ColdstillError, match="byte 8 is not valid UTF-8"):
         load_recipe(str(tmp_path / "r.toml"))
-
-
-def test_a_recipe_that_is_not_toml_is_refused_with_the_line(tmp_path: Path) -> None:
-    assert re.fullmatch(
-        r"r\.toml: not valid TOML: .*\(at line 2, column \d+\)", fault("name = 'r'\n= 3", tmp_path)
-    )
+    line = fault("name = 'r'\n= 3", tmp_path)
+    assert re.fullmatch(r"r\.toml: not valid TOML: .*\(at line 2, column \d+\)", line)
+    for line, key in (
+        ('name = "r"\n', "name"),
+        ('[corpus]\nfiles = ["texts"]\n', "corpus"),
+        ('files = ["texts"]\n', "corpus.files"),
+        ("steps = 5, ", "students.small.train.steps"),
+        ("hidden = 64, ", "students.small.architecture.hidden"),
+        ("train = { steps = 5, learning_rate = 2e-3 }\n", "students.small.train"),
+    ):
+        assert line in WHOLE
+        missing = f"r.toml: {key}: missing, and it has no default"
+        assert fault(WHOLE.replace(line, ""), tmp_path) == missing
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("seed", "sede", "recipe: unknown key 'sede'; did you mean 'seed'? (have: name, seed, "),
         ("files", "file", "corpus: unknown key 'file'; did you mean 'files'? (have: files, "),
@@ -134,31 +133,14 @@ def test_a_recipe_that_is_not_toml_is_refused_with_the_line(tmp_path: Path) -> N
         ),
     ],
 )
-def test_an_unknown_key_names_the_nearest_right_one_and_those_there_are(
-    tmp_path: Path, old: str, new: str, said: str
+def test_an_unknown_key_is_answered_with_the_nearest_and_all_known_ones(
+    tmp_path: Path, old: str, new: str, message: str
 ) -> None:
-    assert fault(WHOLE.replace(old, new, 1), tmp_path).startswith(f"r.toml: {said}")
+    assert fault(WHOLE.replace(old, new, 1), tmp_path).startswith(f"r.toml: {message}")
 
 
 @pytest.mark.parametrize(
-    ("line", "key"),
-    [
-        ('name = "r"\n', "name"),
-        ('[corpus]\nfiles = ["texts"]\n', "corpus"),
-        ('files = ["texts"]\n', "corpus.files"),
-        ("steps = 5, ", "students.small.train.steps"),
-        ("hidden = 64, ", "students.small.architecture.hidden"),
-        ("train = { steps = 5, learning_rate = 2e-3 }\n", "students.small.train"),
-    ],
-)
-def test_a_missing_key_is_named(tmp_path: Path, line: str, key: str) -> None:
-    assert line in WHOLE
-    said = fault(WHOLE.replace(line, ""), tmp_path)
-    assert said == f"r.toml: {key}: missing, and it has no default"
-
-
-@pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("seed=many", "seed: input should be a valid integer"),
         ("seed=-1", "seed: input should be greater than or equal to 0, not -1"),
@@ -188,24 +170,27 @@ def test_a_missing_key_is_named(tmp_path: Path, line: str, key: str) -> None:
         ("name=3", "name: input should be a valid string, not 3"),
     ],
 )
-def test_a_wrong_value_is_shown_with_what_was_expected(
-    tmp_path: Path, setting: str, said: str
+def test_a_wrong_value_is_shown_with_the_expected_one(
+    tmp_path: Path, setting: str, message: str
 ) -> None:
-    assert fault(WHOLE, tmp_path, setting).startswith(f"r.toml: {said}")
+    assert fault(WHOLE, tmp_path, setting).startswith(f"r.toml: {message}")
 
 
-def test_a_student_has_a_name_that_can_be_a_folder(tmp_path: Path) -> None:
+def test_names_temperatures_and_origins_have_rules(tmp_path: Path) -> None:
     for name in ("", "a/b", "../up", ".hidden", "a b", "-x"):
-        said = fault(WHOLE.replace("students.small", f'students."{name}"'), tmp_path)
-        assert f"'{name}'" in said
-        assert "students" in said
-
-
-def test_a_store_holds_something_and_each_temperature_once(tmp_path: Path) -> None:
+        line = fault(WHOLE.replace("students.small", f'students."{name}"'), tmp_path)
+        assert f"'{name}'" in line
+        assert "students" in line
+    for name in ("", "a/b", ".."):
+        assert f"'{name}'" in fault(WHOLE, tmp_path, "students.small.train.steps=9", student=name)
     assert "store nothing" in fault(WHOLE, tmp_path, "logits.head=0", "logits.tail=0")
     for temperatures in ("[1.0]", "[2, 2]", "[2, 1]"):
-        said = fault(WHOLE, tmp_path, f"logits.temperatures={temperatures}")
-        assert said.endswith("must differ from one another and from 1, always kept")
+        line = fault(WHOLE, tmp_path, f"logits.temperatures={temperatures}")
+        assert line.endswith("must differ from one another and from 1, always kept")
+    assert fault(WHOLE.replace("train =", 'model = "x/y"\ntrain ='), tmp_path) == (
+        "r.toml: students.small: needs one of 'architecture', 'model', 'layers' and 'prune', "
+        "not both 'architecture' and 'model'"
+    )
 
 
 def test_a_teacher_is_named_or_made_but_not_both(tmp_path: Path) -> None:
@@ -219,27 +204,27 @@ def test_a_teacher_is_named_or_made_but_not_both(tmp_path: Path) -> None:
 
 
 def test_an_existing_teacher_can_be_corrected(tmp_path: Path) -> None:
-    def said(keys: str) -> str:
+    def refusal(keys: str) -> str:
         return fault(WHOLE.replace("[teacher]\n", f"[teacher]\n{keys}\n"), tmp_path)
 
     train = "train = { steps = 3 }\n"
-    assert said("lora = {}").startswith(
+    assert refusal("lora = {}").startswith(
         "r.toml: teacher: has 'lora' without 'train': set the length"
     )
-    whole = said(f"{train}tokenizer = {{}}")
+    whole = refusal(f"{train}tokenizer = {{}}")
     assert "teacher: has both 'model' and a table for making one; keep either 'model' (and" in whole
     made = "architecture = { layers = 1, hidden = 8, heads = 1 }\ntokenizer = {}\nlora = {}\n"
     new = fault(WHOLE.replace('model = "ORG/NAME"\n', made + train), tmp_path)
     assert new.startswith("r.toml: teacher: has 'lora' without 'model': the weights of a new")
     for targets, shown in (("'q_proj'", "'q_proj'"), ("[]", "[]"), ("['a', 3]", "['a', 3]")):
-        assert said(f"{train}lora = {{ targets = {targets} }}") == (
+        assert refusal(f"{train}lora = {{ targets = {targets} }}") == (
             f"r.toml: teacher.lora.targets: {shown} is neither 'all-linear' nor a list of layer "
             "names such as ['q_proj', 'v_proj']"
         )
-    assert "teacher.lora.rank: input should be greater than or equal to 1, not 0" in said(
+    assert "teacher.lora.rank: input should be greater than or equal to 1, not 0" in refusal(
         f"{train}lora = {{ rank = 0 }}"
     )
-    assert "teacher.lora: unknown key 'rnk'; did you mean 'rank'? (have: rank, alpha, " in said(
+    assert "teacher.lora: unknown key 'rnk'; did you mean 'rank'? (have: rank, alpha, " in refusal(
         f"{train}lora = {{ rnk = 4 }}"
     )
     text = WHOLE.replace("[teacher]\n", f"[teacher]\n{train}lora = {{ alpha = 8 }}\n")
@@ -249,14 +234,6 @@ def test_an_existing_teacher_can_be_corrected(tmp_path: Path) -> None:
     assert teacher.is_trained_here
     assert teacher.lora == coldstill.stages.config.LoraConfig(
         rank=16, alpha=8.0, dropout=0.0, targets="all-linear"
-    )
-
-
-def test_a_student_has_one_origin(tmp_path: Path) -> None:
-    said = fault(WHOLE.replace("train =", 'model = "x/y"\ntrain ='), tmp_path)
-    assert said == (
-        "r.toml: students.small: needs one of 'architecture', 'model', 'layers' and 'prune', "
-        "not both 'architecture' and 'model'"
     )
 
 
@@ -302,8 +279,8 @@ def test_the_last_override_counts_and_wrong_ones_are_refused(tmp_path: Path) -> 
     assert load(WHOLE, tmp_path, "seed=1", "seed=2").seed == 2
     for setting in ("seed", "=3", "a..b=3", ".seed=3", "a b=3", "seed.=1", ""):
         assert fault(WHOLE, tmp_path, setting) == f"--set {setting}: expected section.key=value"
-    said = fault(WHOLE, tmp_path, "seed.high=3")
-    assert said == "--set seed.high=3: 'seed' is a value, not a table"
+    line = fault(WHOLE, tmp_path, "seed.high=3")
+    assert line == "--set seed.high=3: 'seed' is a value, not a table"
 
 
 LIKE = WHOLE.replace("heads = 4", "heads = 4, kv_heads = 2") + "[students.other]\n"
@@ -328,17 +305,11 @@ def test_like_can_be_chained_in_any_order(tmp_path: Path) -> None:
     assert students["other"].architecture == students["small"].architecture
     recipe = load(LIKE + 'like = "small"\n', tmp_path, "students.small.train.steps=9")
     assert recipe.students["other"].train.steps == 9, "an override of the other counts too"
-
-
-def test_a_students_own_origin_replaces_the_inherited_one(tmp_path: Path) -> None:
     made, named = "architecture = { layers = 2, hidden = 64, heads = 4 }", 'model = "x/y"'
-    for first, second in ((made, named), (named, made)):
+    for first, second in ((made, named), (named, made)):  # its own origin replaces the inherited
         base = WHOLE.replace(made, first)
         students = load(f'{base}[students.other]\nlike = "small"\n{second}\n', tmp_path).students
         assert (students["small"].model is None) != (students["other"].model is None)
-
-
-def test_like_an_unknown_student_or_itself_is_refused(tmp_path: Path) -> None:
     unknown = fault(LIKE + 'like = "smal"\n', tmp_path)
     assert unknown.startswith("r.toml: students.other.like: no student 'smal'")
     circle = fault(LIKE + 'like = "third"\n[students.third]\nlike = "other"\n', tmp_path)
@@ -366,20 +337,15 @@ def test_a_new_name_makes_a_variant_and_leaves_the_old_student_as_it_was(tmp_pat
 
 
 def test_a_variant_of_an_unknown_student_is_refused(tmp_path: Path) -> None:
-    said = fault(WHOLE, tmp_path, "students.smal.train.steps=9", student="small2")
-    assert said.startswith("--set students.smal: no student 'smal'; did you mean 'small'? (have: ")
-    assert said == fault(WHOLE, tmp_path, "students.smal.train.steps=9")
+    line = fault(WHOLE, tmp_path, "students.smal.train.steps=9", student="small2")
+    assert line.startswith("--set students.smal: no student 'smal'; did you mean 'small'? (have: ")
+    assert line == fault(WHOLE, tmp_path, "students.smal.train.steps=9")
     added = load(WHOLE, tmp_path, "students.other.like=small", "students.other.train.steps=9")
     assert added.students["other"].train.steps == 9
-    nobody = fault(WHOLE.partition("[students")[0], tmp_path, "students.a.like=b", student="c")
-    assert nobody == "--set students.a: no student 'a' to make 'c' from (have: none)"
+    empty = fault(WHOLE.partition("[students")[0], tmp_path, "students.a.like=b", student="c")
+    assert empty == "--set students.a: no student 'a' to make 'c' from (have: none)"
     assert "students: " in fault(
         "students = 5\n" + WHOLE.partition("[st")[0], tmp_path, student="c"
     )
     with pytest.raises(ColdstillError, match=r"r: no student 'small2' \(have: small\); a variant"):
         load(WHOLE, tmp_path, student="small2").student("small2")
-
-
-def test_a_variant_needs_a_name_that_can_be_a_folder(tmp_path: Path) -> None:
-    for name in ("", "a/b", ".."):
-        assert f"'{name}'" in fault(WHOLE, tmp_path, "students.small.train.steps=9", student=name)

@@ -14,7 +14,7 @@ from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import Run
 from coldstill.pipeline.results.reproduce import reproduction
 from coldstill.stages.models import loading
-from said import sentences
+from printed import sentences
 
 if TYPE_CHECKING:
     from desk import Desk
@@ -95,13 +95,27 @@ def _texts(desk: Desk) -> str:
     return str(desk.json("recipe.resolved.json")["recipe"]["corpus"]["files"][0])
 
 
-@pytest.mark.parametrize("lost", ["small", "baseline"])
-def test_a_student_that_is_not_evaluated_only_lacks_its_row(finished: Desk, lost: str) -> None:
-    (finished.run / "students" / lost / "evaluation.json").unlink()
-    facts = facts_of(finished)
-    assert lost not in {row["name"] for row in facts["models"]}
+def test_students_that_are_missing_or_not_evaluated_are_named(finished: Desk) -> None:
+    students = finished.run / "students"
+    finished.done("report", "r", "--html", "pages/r.html", "--no-continuations")
+    assert (finished.root / "pages" / "r.html").is_file()
+    assert not (finished.run / "report").exists()
+    kept = (students / "small" / "evaluation.json").read_bytes()
+    (students / "small" / "evaluation.json").unlink()
+    facts = facts_of(finished, "--no-continuations")
+    assert "small" not in {row["name"] for row in facts["models"]}
     page = (finished.run / "report" / "index.html").read_text(encoding="utf-8")
     assert "not evaluated" in page
+    (students / "small" / "evaluation.json").write_bytes(kept)
+    shutil.rmtree(students / "baseline")
+    facts = facts_of(finished, "--no-continuations")
+    assert facts["baseline"] is None
+    assert "What the teacher is worth to it is not known" in facts["result"]
+    (students / "small" / "evaluation.json").unlink()
+    line = finished.refused("report", "r")
+    assert line == "error: runs/r: no student is evaluated yet; run coldstill evaluate"
+    line = finished.refused("report", "nowhere")
+    assert line.startswith("error: nowhere: no recipe file, no run folder and no built-in recipe")
 
 
 def test_models_write_once_and_again_only_when_something_changes(
@@ -111,10 +125,18 @@ def test_models_write_once_and_again_only_when_something_changes(
     students = {f"runs/r/students/{name}/model" for name in ("small", "baseline")}
     assert len(loaded) == 3
     assert students < {*loaded}
-    kept = (finished.run / "report" / "continuations.json").read_bytes()
+    path = finished.run / "report" / "continuations.json"
+    kept = path.read_bytes()
     loaded.clear()
     assert facts_of(finished)["continuations"] == first
     assert loaded == []
+    # damaged records are generated again
+    shorter = json.loads(kept)
+    shorter["models"]["small"]["written"].pop()
+    for damage in ("{", json.dumps(shorter)):
+        path.write_text(damage, encoding="utf-8")
+        assert facts_of(finished)["continuations"] == first
+    loaded.clear()
     weights = finished.run / "students" / "small" / "model" / "model.safetensors"
     shutil.copy(finished.run / "students" / "baseline" / "model" / "model.safetensors", weights)
     again = facts_of(finished)["continuations"]
@@ -122,33 +144,10 @@ def test_models_write_once_and_again_only_when_something_changes(
     for prompt in again["prompts"]:
         written = prompt["models"]
         assert written["small"] == written["baseline"]
-    assert (finished.run / "report" / "continuations.json").read_bytes() != kept
+    assert path.read_bytes() != kept
     loaded.clear()
     assert len(facts_of(finished, "--prompts", "2")["continuations"]["prompts"]) == 2
     assert len(loaded) == 3
-
-
-@pytest.mark.parametrize("damage", ["{", "shorter"])
-def test_damaged_continuations_are_generated_again(finished: Desk, damage: str) -> None:
-    path = finished.run / "report" / "continuations.json"
-    expected = facts_of(finished)["continuations"]
-    if damage == "shorter":
-        value = json.loads(path.read_text(encoding="utf-8"))
-        value["models"]["small"]["written"].pop()
-        damage = json.dumps(value)
-    path.write_text(damage, encoding="utf-8")
-    assert facts_of(finished)["continuations"] == expected
-
-
-def test_without_its_folder_the_teacher_writes_nothing_with_a_note(
-    finished: Desk, loaded: list[str]
-) -> None:
-    shutil.rmtree(finished.root / "teacher")
-    finished.done("report", "r")
-    assert len(loaded) == 2
-    page = (finished.run / "report" / "index.html").read_text(encoding="utf-8")
-    assert "Teacher: not shown, its folder is not on this machine." in page
-    assert "<bdi>Teacher</bdi>" not in page
 
 
 def test_a_replaced_teacher_and_a_damaged_student_write_nothing(finished: Desk) -> None:
@@ -164,7 +163,11 @@ def test_a_replaced_teacher_and_a_damaged_student_write_nothing(finished: Desk) 
 
 
 def test_a_run_without_stores_or_corpus_keeps_its_figures(finished: Desk) -> None:
+    for path in (finished.run / "heldout" / "shards").glob("*.arrow"):
+        path.write_bytes(path.read_bytes()[:-9])
     whole = facts_of(finished)
+    assert whole["continuations"] is None
+    assert "damaged" in whole["no_continuations"]
     for name in ("logits", "heldout", "corpus"):
         shutil.rmtree(finished.run / name)
     facts = facts_of(finished)
@@ -176,45 +179,15 @@ def test_a_run_without_stores_or_corpus_keeps_its_figures(finished: Desk) -> Non
     assert page.count("no manifest.json there") == 3
 
 
-def test_a_damaged_held_out_store_costs_only_the_texts(finished: Desk) -> None:
-    for path in (finished.run / "heldout" / "shards").glob("*.arrow"):
-        path.write_bytes(path.read_bytes()[:-9])
-    facts = facts_of(finished)
-    assert facts["continuations"] is None
-    assert "damaged" in facts["no_continuations"]
-
-
-def test_without_a_baseline_the_teachers_part_is_not_known(finished: Desk) -> None:
-    shutil.rmtree(finished.run / "students" / "baseline")
-    facts = facts_of(finished, "--no-continuations")
-    assert facts["baseline"] is None
-    assert "What the teacher is worth to it is not known" in facts["result"]
-
-
-def test_nothing_evaluated_is_refused(finished: Desk) -> None:
-    for path in finished.run.glob("students/*/evaluation.json"):
-        path.unlink()
-    line = finished.refused("report", "r")
-    assert line == "error: runs/r: no student is evaluated yet; run coldstill evaluate"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["r", "--html", "runs"], "error: runs: a folder; name the file that the page is to be"),
-        (["nowhere"], "error: nowhere: no recipe file, no run folder and no built-in recipe"),
-    ],
-)
-def test_wrong_runs_and_files_are_refused(
-    finished: Desk, arguments: list[str], message: str
-) -> None:
-    assert finished.refused("report", *arguments).startswith(message)
-
-
-def test_the_page_may_go_elsewhere(finished: Desk) -> None:
-    finished.done("report", "r", "--html", "pages/r.html", "--no-continuations")
-    assert (finished.root / "pages" / "r.html").is_file()
-    assert not (finished.run / "report").exists()
+def test_a_missing_teacher_writes_nothing_with_a_note(finished: Desk, loaded: list[str]) -> None:
+    line = finished.refused("report", "r", "--html", "runs")
+    assert line.startswith("error: runs: a folder; name the file that the page is to be")
+    shutil.rmtree(finished.root / "teacher")
+    finished.done("report", "r")
+    assert len(loaded) == 2
+    page = (finished.run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Teacher: not shown, its folder is not on this machine." in page
+    assert "<bdi>Teacher</bdi>" not in page
 
 
 def test_the_commands_make_the_run_again_with_changed_settings(

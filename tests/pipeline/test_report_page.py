@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from coldstill.data.token_bytes import TokenBytes
 from coldstill.pipeline.pages.compare.panels import DISK, LATENCY, MEMORY
 from coldstill.pipeline.pages.report.page import page
@@ -82,33 +81,25 @@ def test_texts_of_models_and_recipes_stay_texts(tmp_path: Path) -> None:
     assert "`x`\\x1b[31m\\u202e" in tags.text  # of a recipe too
 
 
-def test_tokens_become_legible_text() -> None:
+def test_tokens_become_legible_text(tmp_path: Path) -> None:
     letters = {"\u0120a": 0, "\u00e2": 1, "\u0124": 2, "\u00ac": 3, "\u012f": 4, "<": 5}
     tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
-    tokenizer.decoder = decoders.ByteLevel()
-    texts = TokenTexts(TokenBytes(tokenizer))
-    assert texts.text([0, 1, 2, 3, 5]) == " a\u20ac<"  # one character of three tokens
-    assert texts.text([1, 2, 5]) == "\\xe2\\x82<"
-    assert texts.text([0, 99]) == " a#99"
-    assert texts.text([]) == ""
-
-
-def test_prose_has_no_special_tokens_and_an_ellipsis_where_it_was_cut() -> None:
-    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<end>"])
     tokenizer.add_tokens(["plain"])
     texts = TokenTexts(TokenBytes(tokenizer))
-    assert texts.prose([0, 1]) == "ab\u2026"
-    assert texts.prose([0, 1], ended=True) == "ab"
-    assert texts.prose([2, 0, 3, 2]) == "aplain"
-    assert texts.prose([2]) == ""
+    assert texts.text([0, 1, 2, 3, 5]) == " a\u20ac<"  # one character of three tokens
+    assert texts.text([1, 2, 5]) == "\\xe2\\x82<"
+    assert texts.text([0, 99]) == " a#99"
+    assert texts.text([0, 6]) == " a<end>"
+    assert texts.text([]) == ""
+    # prose has no special tokens, and an ellipsis where it was cut
+    assert texts.prose([5, 5]) == "<<\u2026"
+    assert texts.prose([5, 5], ended=True) == "<<"
+    assert texts.prose([6, 5, 7, 6]) == "<plain"
+    assert texts.prose([6]) == ""
     assert texts.prose([]) == "\u2026"
-    assert texts.text([0, 2]) == "a<end>"
     assert TokenTexts(None).prose([0, 7]) == "#0#7\u2026"
-
-
-def test_an_empty_text_and_many_line_ends_are_shown_in_words(tmp_path: Path) -> None:
     facts = report_facts(tmp_path)
     empty = page(with_prompt(facts, models={"small": "", "bare": "s\n\n\nt" + 37 * "\n"}))
     assert empty.count("<pre><i>nothing: the text ends here</i></pre>") == 1
@@ -144,19 +135,12 @@ def test_points_are_the_figures_and_missing_ones_are_named(tmp_path: Path) -> No
     assert [len(plot.panels) for plot in (loss, kl)] == [1, 1]
     assert "Time per token was not measured; coldstill evaluate does it." in loss.caption
     assert "Peak memory was not measured; coldstill evaluate does it." in loss.caption
-
-
-def test_size_on_disk_has_a_plot_if_models_differ_in_bytes_a_parameter() -> None:
-    rows = [row("teacher", role="teacher"), row("small"), row("other", bytes=926_336)]
-    loss, _ = trade_offs(rows)
-    assert [panel.name for panel in loss.panels][1] == "Size on disk"
-    assert [cost.value(rows[-1]) for cost in (DISK, MEMORY)] == [926_336, 5 * 926_336 + 40_000]
+    other = row("other", bytes=926_336)
+    assert [cost.value(other) for cost in (DISK, MEMORY)] == [926_336, 5 * 926_336 + 40_000]
     assert LATENCY.value(row("older", generation=[])) is None
 
 
-def test_exports_are_outlines_joined_to_their_student_and_can_be_made_again(
-    tmp_path: Path,
-) -> None:
+def test_exports_are_outlines_joined_to_their_student_and_can_be_made_again(tmp_path: Path) -> None:
     bare = Made(name="bare", loss=5.5, cached=0.0, exports=("hf",))
     students = [Made(name="small", exports=FORMATS), bare]
     facts = report_facts(tmp_path, students)
@@ -223,6 +207,16 @@ def test_missing_parts_are_replaced_by_the_reason(tmp_path: Path) -> None:
     assert "Not shown: gone too." in text
     assert "recipe.toml" not in text
     assert "What they write" not in page(replace(facts, no_continuations=""))
+    facts = report_facts(tmp_path / "fewer")
+    assert facts.continuations is not None
+    for count, note in (
+        (1, "Beginnings of 1 held-out document (of 3 asked for)"),
+        (0, "No held-out document is long enough"),
+    ):
+        prompts = facts.continuations.prompts[:count]
+        assert note in page(
+            replace(facts, continuations=replace(facts.continuations, prompts=prompts))
+        )
 
 
 def test_many_students_are_listed_shortly_with_those_of_the_result(tmp_path: Path) -> None:
@@ -234,21 +228,9 @@ def test_many_students_are_listed_shortly_with_those_of_the_result(tmp_path: Pat
     assert "b no teacher, the baseline" in text
 
 
-def test_fewer_prompts_than_asked_are_noted(tmp_path: Path) -> None:
-    facts = report_facts(tmp_path)
-    assert facts.continuations is not None
-    for count, note in (
-        (1, "Beginnings of 1 held-out document (of 3 asked for)"),
-        (0, "No held-out document is long enough"),
-    ):
-        prompts = facts.continuations.prompts[:count]
-        fewer = replace(facts.continuations, prompts=prompts)
-        assert note in page(replace(facts, continuations=fewer))
-
-
-@pytest.mark.parametrize(
-    ("origin", "words"),
-    [
+def test_an_origin_is_described_in_words() -> None:
+    several = [{"parameters": "50%"}, {"parameters": 90_000}]
+    origins: list[tuple[dict[str, Any], str]] = [
         ({"model": "org/name"}, "starts from org/name"),
         ({"layers": {"every": 2, "keep": None}}, "of the teacher's layers: one in 2"),
         ({"layers": {"keep": 4}, "lora": {"rank": 8}},
@@ -257,11 +239,10 @@ def test_fewer_prompts_than_asked_are_noted(tmp_path: Path) -> None:
         ({"prune": {"hidden": 96, "layers": None}}, "pruned out of the teacher: width 96"),
         ({"prune": {"layers": 1, "heads": 4, "feed_forward": 1536, "parameters": None}},
          "pruned out of the teacher: 1 layer, 1,536 neurons, 4 heads"),
-        ({"prune": [{"parameters": "50%"}, {"parameters": 90_000}], "lora": {"rank": 8}},
+        ({"prune": several, "lora": {"rank": 8}},
          "pruned out of the teacher: 50% of its parameters, then 90,000 parameters; adapters of "
          "rank 8, merged"),
         ({}, "of unknown origin"),
-    ],
-)  # fmt: skip
-def test_an_origin_is_described_in_words(origin: dict[str, Any], words: str) -> None:
-    assert origin_in_words(origin) == words
+    ]  # fmt: skip
+    for origin, words in origins:
+        assert origin_in_words(origin) == words

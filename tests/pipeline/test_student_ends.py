@@ -1,4 +1,4 @@
-"""A student stops where its documents and its turns ended: really generated, in every export."""
+"""A student stops where its documents and its turns ended, in every export."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ def laid_out(
 
 @pytest.fixture(scope="module")
 def stopping(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> tuple[Desk, str]:
-    """A desk with a student of documents that end with `STOP`, exported; and what was said."""
+    """A desk with a student of documents that end with `STOP`, exported; and the output."""
     from desk import Desk
 
     desk = Desk(tmp_path_factory.mktemp("stopping"))
     laid_out(desk, tokenizer_folder, TEXTS, corpus=f'separator = "{STOP}"')
-    said = desk.done("teacher-logits", "r.toml").stderr
-    said += desk.done("train-student", "r.toml").stderr
+    output = desk.done("teacher-logits", "r.toml").stderr
+    output += desk.done("train-student", "r.toml").stderr
     formats = [f"--to={name}" for name in ("hf", "onnx", "gguf-f16")]
-    said += desk.done("export", "r.toml", "small", *formats).stderr
-    return desk, said
+    output += desk.done("export", "r.toml", "small", *formats).stderr
+    return desk, output
 
 
 def endings(folder: Path, prompts: list[str] | None = None) -> list[list[int]]:
-    """What transformers writes after each prompt by the folder's own settings."""
+    """The tokens that transformers generates after each prompt with the folder's settings."""
     model, tokenizer = load_model(str(folder), "test", precision="fp32"), None
     tokenizer = load_tokenizer(str(folder), "test")
     torch.manual_seed(0)
@@ -91,7 +91,7 @@ def endings(folder: Path, prompts: list[str] | None = None) -> list[list[int]]:
 
 
 def test_a_new_student_stops_where_its_documents_ended(stopping: tuple[Desk, str]) -> None:
-    desk, said = stopping
+    desk, output = stopping
     stop = VOCABULARY
     folder = desk.run / "students/small"
     for model in (folder / "model", folder / "exports/hf"):
@@ -102,13 +102,14 @@ def test_a_new_student_stops_where_its_documents_ended(stopping: tuple[Desk, str
         assert all(stop not in ids[:-1] for ids in written)
         assert sum(ids[-1] == stop for ids in written) >= 5
     note = f"train-student small: texts end with '{STOP}' ({stop}): the model stops there"
-    assert said.splitlines().count(note) == 1
+    assert output.splitlines().count(note) == 1
 
 
-def test_the_snippet_of_an_onnx_export_stops_at_the_end_token(
-    stopping: tuple[Desk, str], capsys: pytest.CaptureFixture[str]
+def test_every_export_stops_at_the_end_token(
+    stopping: tuple[Desk, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    folder = stopping[0].run / "students/small/exports/onnx"
+    desk = stopping[0]
+    folder = desk.run / "students/small/exports/onnx"
     page = (folder / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     with contextlib.chdir(folder):
@@ -118,30 +119,20 @@ def test_the_snippet_of_an_onnx_export_stops_at_the_end_token(
     assert written.count(STOP) == 1
     settings = json.loads((folder / "generation_config.json").read_bytes())
     assert settings["eos_token_id"] == [VOCABULARY, 0]
-
-
-def test_a_gguf_export_names_every_end(stopping: tuple[Desk, str]) -> None:
+    # an older student is exported with the ends of its held-out texts
+    path = desk.run / "students/small/model/generation_config.json"
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps({**json.loads(whole), "eos_token_id": 0}), encoding="utf-8")
+    desk.done("export", "r.toml", "small", "--to", "hf", "--output", str(tmp_path / "out"))
+    path.write_text(whole, encoding="utf-8")
+    settings = json.loads((tmp_path / "out/hf/generation_config.json").read_bytes())
+    assert settings["eos_token_id"] == [VOCABULARY, 0]
     gguf = pytest.importorskip("gguf")
-    (path,) = (stopping[0].run / "students/small/exports/gguf-f16").glob("*.gguf")
+    (path,) = (desk.run / "students/small/exports/gguf-f16").glob("*.gguf")
     fields = gguf.GGUFReader(path).fields
     # its template does not use the end of text, so that is no longer the first of them
     found = {name: fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("eos", "eot")}
     assert found == {"eos": VOCABULARY, "eot": 0}
-
-
-def test_an_older_student_is_exported_with_the_ends_of_its_held_out_texts(
-    stopping: tuple[Desk, str], tmp_path: Path
-) -> None:
-    desk = stopping[0]
-    settings = desk.run / "students/small/model/generation_config.json"
-    whole = settings.read_text(encoding="utf-8")
-    settings.write_text(json.dumps({**json.loads(whole), "eos_token_id": 0}), encoding="utf-8")
-    try:
-        desk.done("export", "r.toml", "small", "--to", "hf", "--output", str(tmp_path / "out"))
-    finally:
-        settings.write_text(whole, encoding="utf-8")
-    found = json.loads((tmp_path / "out/hf/generation_config.json").read_bytes())
-    assert found["eos_token_id"] == [VOCABULARY, 0]
 
 
 ORIGINS = {
@@ -151,7 +142,7 @@ ORIGINS = {
     "layered": "layers = [0]",
     "adapted": 'model = "own"\nlora = { rank = 2 }',
 }
-"""Where students begin."""
+"""Origins of students by name."""
 
 
 def test_students_of_chats_stop_after_their_turns_and_keep_their_own_ends(
@@ -186,8 +177,8 @@ def test_a_student_of_documents_without_end_tokens_is_reported(
     rows = [{"text": row["text"] + " learns"} for row in TEXTS]
     laid_out(desk, tokenizer_folder, rows, corpus='separator = " student"')
     desk.done("teacher-logits", "r.toml")
-    said = desk.done("train-student", "r.toml", "--set", "students.small.train.steps=1").stderr
-    assert "warning: its documents end with ' student', which " in said
+    output = desk.done("train-student", "r.toml", "--set", "students.small.train.steps=1").stderr
+    assert "warning: its documents end with ' student', which " in output
     assert desk.json("students/small/model/generation_config.json")["eos_token_id"] == 0
     desk.done("export", "r.toml", "small", "--to", "hf")
     page = (desk.run / "students/small/exports/hf/README.md").read_text(encoding="utf-8")
@@ -200,7 +191,7 @@ def test_a_teacher_that_is_trained_here_stops_where_its_documents_ended(desk: De
     assert model is not None
     desk.edit(model[0], model[0] + "\ntrain = { steps = 1, batch_tokens = 64 }")
     desk.edit("[teacher]", 'separator = "~"\n[teacher]')
-    said = desk.done("train-teacher", "r.toml").stderr
-    assert re.search(r"train-teacher: texts end with '~' \(\d+\): the model stops there", said)
+    output = desk.done("train-teacher", "r.toml").stderr
+    assert re.search(r"train-teacher: texts end with '~' \(\d+\): the model stops there", output)
     saved = desk.json("teacher/model/generation_config.json")["eos_token_id"]
     assert load_tokenizer(str(desk.run / "teacher/model"), "test").decode(saved[0]) == "~"

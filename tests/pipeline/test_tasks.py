@@ -1,4 +1,4 @@
-"""`evaluate --tasks`: what runs, what is recorded, what is refused."""
+"""`evaluate --tasks`: tasks run once, their records, and refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.pipeline.steps.tasks import TaskRecord, table
 from coldstill.stages.evaluation.lm_eval.results import Score, TaskResult
-from said import sentences
+from printed import sentences
 from small_tasks import PROSE, QUIZ, quiz, write_task
 
 pytest.importorskip("lm_eval")
@@ -222,8 +222,8 @@ def test_wrong_arguments_and_damaged_results_are_refused(
         assert f"{option[0]} needs --tasks PATH." in result.stderr
     write_task(finished.root, "quiz", QUIZ, quiz(1))
     ask = ("evaluate", "r.toml", "--tasks", "quiz.yaml")
-    refused = finished.refused(*ask, "--student", "nobody")
-    assert "student 'nobody' is not trained (trained: baseline, small)" in refused
+    refused = finished.refused(*ask, "--student", "none")
+    assert "student 'none' is not trained (trained: baseline, small)" in refused
     finished.write("runs/r/students/small/tasks.json", '[{"task": "quiz"}]')
     assert "students/small/tasks.json: damaged; delete it" in finished.refused(*ask)
     shutil.rmtree(finished.run / "students")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from coldstill.pipeline.results.verdict import (
     Training,
     baseline_of,
@@ -57,35 +56,56 @@ def test_one_sentence_holds_the_whole_result() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("loss", "words"),
-    [
+def test_size_and_distance_are_stated_in_words_that_fit() -> None:
+    for parameters, words in (
+        (1000, "has as many parameters as the teacher"),
+        (2000, "has 2.0 times the teacher's parameters"),
+        (95, "has 9.5% of the teacher's parameters"),
+        (4, "has 0.4% of the teacher's parameters"),
+    ):
+        sentence = result(row("small", 5.0, parameters), row("bare", 5.5))
+        assert f"`small` {words} and keeps" in sentence
+    for loss, words in (  # the distance is rounded up
         (4.9049, "matches its held-out loss of 4.90 nats"),
         (4.91, "keeps held-out loss within 0.01 nats of it"),
         (5.004, "keeps held-out loss within 0.11 nats of it"),
         (5.15, "keeps held-out loss within 0.25 nats of it"),
         (5.16, "ends 0.26 nats above it in held-out loss"),
         (4.8, "ends 0.10 nats below it in held-out loss"),
-    ],
-)
-def test_the_distance_to_the_teacher_is_rounded_up(loss: float, words: str) -> None:
-    sentence = result(row("small", loss), row("bare", 9))
-    assert f"of the teacher's parameters and {words}; " in sentence
-
-
-@pytest.mark.parametrize(
-    ("small", "bare", "end"),
-    [
-        (5.0, 5.5, "; without the teacher the same model ends 0.60 nats away."),
-        (5.0, 5.0049, "; without the teacher the same model ends as well, so here the teacher did"),
+    ):
+        sentence = result(row("small", loss), row("bare", 9))
+        assert f"of the teacher's parameters and {words}; " in sentence
+    without = "; without the teacher the same model ends"
+    for small, bare, end in (
+        (5.0, 5.5, f"{without} 0.60 nats away."),
+        (5.0, 5.0049, f"{without} as well, so here the teacher did"),
         (5.0, 4.95, "; but without the teacher the same model ends 0.05 nats lower, so here the"),
-        # the student is past the teacher: the distance is measured from the student
-        (4.5, 4.8, "; without the teacher the same model ends 0.30 nats higher."),
-        (4.5, 5.0, "; without the teacher the same model ends 0.50 nats higher."),
-    ],
-)
-def test_the_teachers_part_is_stated_for_every_outcome(small: float, bare: float, end: str) -> None:
-    assert end in result(row("small", small), row("bare", bare))
+        # the student is better than the teacher: the distance is measured from the student
+        (4.5, 4.8, f"{without} 0.30 nats higher."),
+        (4.5, 5.0, f"{without} 0.50 nats higher."),
+    ):
+        assert end in result(row("small", small), row("bare", bare))
+    speeds: tuple[tuple[dict[str, Any], dict[str, Any], str | None], ...] = (
+        (writes(2.0), writes(2.0), "writes about as fast"),
+        (writes(4.0), writes(2.0), "writes at 50% of its speed"),
+        (writes(0.1), writes(2.0), "writes 20 times as fast"),
+        ({}, writes(2.0), None),
+        ({**writes(1.0), "machine": "another"}, writes(2.0), None),
+        ({**writes(1.0), "machine": ""}, {**writes(2.0), "machine": ""}, None),
+    )
+    for own, theirs, speed in speeds:
+        sentence = result(teacher(**theirs), row("small", 5.0, **own), row("bare", 5.5))
+        part = "parameters and keeps" if speed is None else f"parameters, {speed} and keeps"
+        assert part in sentence
+    assert result(row("bare", 5.5)) == (
+        "No student that learned from the teacher is evaluated; the best of those without one, "
+        "`bare`, has 27% of the teacher's parameters and ends 0.60 nats above it in held-out loss."
+    )
+    assert result() == "No student is evaluated yet."
+    trainings = {"a": trained(True), "b": trained(True), "bare": trained(False)}
+    rows = [row("b (int8)", 4.9, role="export"), row("b", 5.0), row("a", 5.1), row("bare", 4.99)]
+    sentence = result(*rows, trainings=trainings)  # exports are not students
+    assert sentence.startswith("The best of 2 taught students, `b`, has 27%")
 
 
 def test_a_baseline_with_other_settings_is_used_only_without_a_better_one() -> None:
@@ -107,13 +127,6 @@ def test_a_baseline_has_the_same_origin_and_held_out_store() -> None:
     assert baseline_of(rows[1], rows, unknown) is None
     elsewhere = row("bare", 5.5, heldout="beef")
     assert baseline_of(rows[1], [*rows[:2], elsewhere], PAIR) is None
-
-
-def test_the_best_of_several_is_named_and_exports_are_not_students() -> None:
-    trainings = {"a": trained(True), "b": trained(True), "bare": trained(False)}
-    rows = [row("b (int8)", 4.9, role="export"), row("b", 5.0), row("a", 5.1), row("bare", 4.99)]
-    sentence = result(*rows, trainings=trainings)
-    assert sentence.startswith("The best of 2 taught students, `b`, has 27%")
 
 
 def test_the_teachers_part_is_shown_by_a_student_that_has_a_baseline() -> None:
@@ -138,14 +151,8 @@ def test_the_teachers_part_is_shown_by_a_student_that_has_a_baseline() -> None:
 
 
 def export(of: str, name: str, bytes_: int, kl: float, **more: Any) -> ModelFigures:
-    own: dict[str, Any] = {
-        "role": "export",
-        "of": of,
-        "format": name,
-        "bytes": bytes_,
-        "kl_from_student": kl,
-    }
-    return row(f"{of} ({name})", 5.0, **own, **more)
+    own: dict[str, Any] = {"role": "export", "of": of, "format": name, "kl_from_student": kl}
+    return row(f"{of} ({name})", 5.0, bytes=bytes_, **own, **more)
 
 
 def test_the_gain_of_an_export_is_stated() -> None:
@@ -171,14 +178,6 @@ def test_the_gain_of_an_export_is_stated() -> None:
     assert "takes 28% of its bytes and is 0.007 nats" in export_sentence(untimed, "small")
 
 
-def test_a_run_without_a_taught_student_says_so() -> None:
-    assert result(row("bare", 5.5)) == (
-        "No student that learned from the teacher is evaluated; the best of those without one, "
-        "`bare`, has 27% of the teacher's parameters and ends 0.60 nats above it in held-out loss."
-    )
-    assert result() == "No student is evaluated yet."
-
-
 def test_figures_of_different_stores_are_not_compared() -> None:
     elsewhere = row("small", 5.0, heldout="beef")
     apart = result(elsewhere, row("bare", 5.5))
@@ -186,35 +185,3 @@ def test_figures_of_different_stores_are_not_compared() -> None:
     sentence = result(elsewhere)
     assert sentence.startswith("Teacher and students were measured on different held-out stores")
     assert "within 0.10 nats" in result(row("small", 5.0, heldout=None), row("bare", 5.5))
-
-
-@pytest.mark.parametrize(
-    ("own", "theirs", "words"),
-    [
-        (writes(2.0), writes(2.0), "writes about as fast"),
-        (writes(4.0), writes(2.0), "writes at 50% of its speed"),
-        (writes(0.1), writes(2.0), "writes 20 times as fast"),
-        ({}, writes(2.0), None),
-        ({**writes(1.0), "machine": "another"}, writes(2.0), None),
-        ({**writes(1.0), "machine": ""}, {**writes(2.0), "machine": ""}, None),
-    ],
-)
-def test_speed_is_stated_if_it_was_measured_on_one_machine(
-    own: dict[str, Any], theirs: dict[str, Any], words: str | None
-) -> None:
-    sentence = result(teacher(**theirs), row("small", 5.0, **own), row("bare", 5.5))
-    part = "parameters and keeps" if words is None else f"parameters, {words} and keeps"
-    assert part in sentence
-
-
-@pytest.mark.parametrize(
-    ("parameters", "words"),
-    [
-        (1000, "has as many parameters as the teacher"),
-        (2000, "has 2.0 times the teacher's parameters"),
-        (95, "has 9.5% of the teacher's parameters"),
-        (4, "has 0.4% of the teacher's parameters"),
-    ],
-)
-def test_size_is_stated_in_words_that_fit(parameters: int, words: str) -> None:
-    assert f"`small` {words} and keeps" in result(row("small", 5.0, parameters), row("bare", 5.5))

@@ -64,7 +64,7 @@ def test_a_new_teacher_learns_the_corpus_and_is_saved_with_its_tokenizer(
     corpus: SmallCorpus, tokenizer: Any, tmp_path: Path
 ) -> None:
     layout, notes = CorpusLayout(corpus.folder), list[str]()
-    train, held_out = layout.open("train"), layout.open("heldout")
+    taught, held_out = layout.open("train"), layout.open("heldout")
     rows = np.arange(len(held_out))
     train(
         tmp_path,
@@ -74,7 +74,7 @@ def test_a_new_teacher_learns_the_corpus_and_is_saved_with_its_tokenizer(
         report=lambda report: notes.append(report.note),
     )
     lines = read_metrics(tmp_path)
-    first = train.read(CorpusDataset(train).order(2, 0)[:4])
+    first = taught.read(CorpusDataset(taught).order(2, 0)[:4])
     expected = loss_of(build_model(ARCHITECTURE, tokenizer, LENGTH, 2, "teacher"), first)
     assert lines[0]["cross_entropy"] == pytest.approx(expected, rel=1e-5)
     assert lines[0]["loss"] == pytest.approx(expected, rel=1e-4)

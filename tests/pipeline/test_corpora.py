@@ -1,4 +1,4 @@
-"""What becomes of a run whose corpus is not what it was, or is not what can be learned from."""
+"""Corpora that changed, and rows of every kind through the command line."""
 
 from __future__ import annotations
 
@@ -78,53 +78,34 @@ def captured(
     return copy
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (rewrite, "the file texts/07.txt has changed"),
-        (rewrite_unseen, "the file texts/07.txt has changed"),
-        (replace, "the file texts/07.txt has changed"),
+def test_a_store_does_not_resume_from_another_corpus(
+    captured: Callable[[Path], Desk], tmp_path: Path
+) -> None:
+    changed = "the file texts/07.txt has changed"
+    for change, message in (
+        (rewrite, changed),
+        (rewrite_unseen, changed),
+        (replace, changed),
         (remove, "the file texts/07.txt is gone"),
         (add, "the file texts/07b.txt is new"),
-    ],
-)
-def test_a_store_is_not_gone_on_with_from_another_corpus(
-    captured: Callable[[Path], Desk],
-    tmp_path: Path,
-    change: Callable[[Path], None],
-    told: str,
-) -> None:
-    desk = captured(tmp_path)
-    # some as a killed run leaves it
-    if change in (rewrite, remove):
-        (desk.run / "logits" / "shards" / "00001.json").unlink()
-    change(desk.root / "texts")
-    assert desk.refused(*LOGITS) == (
-        f"error: runs/r/corpus: prepared differently: {told}; logits was made from it, so give "
-        "this run another name"
-    )
-    if change is add:
-        desk.done(*LOGITS, "--set", "name=other")
-
-
-def test_a_copied_or_touched_corpus_is_still_the_same(
-    captured: Callable[[Path], Desk], tmp_path: Path
-) -> None:
-    desk = captured(tmp_path)
-    for path in (desk.root / "texts").iterdir():
-        path.touch()
-    assert "complete: " in desk.done(*LOGITS).stderr
-
-
-def test_before_anything_rests_on_it_a_changed_corpus_is_prepared_anew(
-    captured: Callable[[Path], Desk], tmp_path: Path
-) -> None:
-    desk = captured(tmp_path)
+    ):
+        desk = captured(tmp_path / change.__name__)
+        if change in (rewrite, remove):  # incomplete, as a killed run leaves it
+            (desk.run / "logits" / "shards" / "00001.json").unlink()
+        change(desk.root / "texts")
+        assert desk.refused(*LOGITS) == (
+            f"error: runs/r/corpus: prepared differently: {message}; logits was made from it, so "
+            "give this run another name"
+        )
+    desk.done(*LOGITS, "--set", "name=other")
+    # a changed corpus is prepared again before a store is made from it
     for store in ("logits", "heldout"):
         shutil.rmtree(desk.run / store)
-    add(desk.root / "texts")
     desk.done(*LOGITS)
     assert len(desk.json("corpus", "corpus.json")["sources"]) == 31
+    for path in (desk.root / "texts").iterdir():  # a touched corpus is still the same
+        path.touch()
+    assert "complete: " in desk.done(*LOGITS).stderr
 
 
 @pytest.fixture
@@ -148,7 +129,7 @@ def chatting(desk: Desk, teacher_folder: Path) -> Desk:
     return desk
 
 
-def test_rows_that_cannot_be_learned_from(chatting: Desk) -> None:
+def test_rows_that_cannot_be_learned_are_refused_or_skipped(chatting: Desk) -> None:
     assert chatting.refused(*LOGITS) == (
         "error: rows.jsonl:6: the chat template cannot render this chat: tools; repair it, or skip "
         'such rows with corpus.bad_rows = "skip"'
@@ -161,9 +142,9 @@ def test_rows_that_cannot_be_learned_from(chatting: Desk) -> None:
         'corpus.bad_rows = "skip"'
     )
     chatting.write("rows.jsonl", "\n".join(lines))
-    said = chatting.done(*LOGITS, "--set", "corpus.bad_rows=skip").stderr
-    assert "1 chats that the template cannot render skipped" in said
-    assert "1 prompts that leave no room for an answer skipped" in said
+    output = chatting.done(*LOGITS, "--set", "corpus.bad_rows=skip").stderr
+    assert "1 chats that the template cannot render skipped" in output
+    assert "1 prompts that leave no room for an answer skipped" in output
     # the recipe no longer skips them, but the store was made from a corpus that did
     assert "corpus.bad_rows was 'skip', is 'refuse'; logits was made from it" in chatting.refused(
         *LOGITS
@@ -191,7 +172,7 @@ def work_at(desk: Desk, *settings: str) -> Work:
     return Work(loaded, Run(desk.run), silent)
 
 
-def test_a_corpus_of_prompts_and_one_of_texts_are_told_apart(chatting: Desk) -> None:
+def test_a_corpus_of_prompts_and_one_of_texts_differ(chatting: Desk) -> None:
     texts = work_at(chatting, "corpus.bad_rows=skip")
     asking = work_at(chatting, "corpus.bad_rows=skip", "teacher.generate.max_new_tokens=4")
     tokenizer = tokenizer_of(texts)
@@ -207,23 +188,20 @@ def test_a_corpus_of_prompts_and_one_of_texts_are_told_apart(chatting: Desk) -> 
         prepared(texts, tokenizer, together=True)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("[teacher]", "[teacher.generate]\ntop_p = 0\n[teacher]", "top_p: input should be greater"),
-        ("[teacher]", "[teacher.generate]\ntop = 0\n[teacher]", "unknown key 'top'; did you mean"),
+def test_a_recipe_with_both_or_neither_is_refused(desk: Desk) -> None:
+    recipe = (desk.root / "r.toml").read_text(encoding="utf-8")
+    for new, message in (
+        ("[teacher.generate]\ntop_p = 0\n[teacher]", "top_p: input should be greater"),
+        ("[teacher.generate]\ntop = 0\n[teacher]", "unknown key 'top'; did you mean"),
         (
-            "[teacher]",
             "[teacher]\ntrain = { steps = 3 }\ngenerate = {}",
             "teacher has both 'train', which learns from texts, and 'generate'",
         ),
-        ("[teacher]", '[corpus.columns]\nprompt = "q"\n[teacher]', "completion is not mapped"),
-    ],
-)
-def test_a_recipe_that_asks_for_both_or_neither(desk: Desk, old: str, new: str, said: str) -> None:
-    desk.edit(old, new)
-    assert said in desk.refused("plan", "r.toml")
-    assert said in desk.refused(*LOGITS)
+        ('[corpus.columns]\nprompt = "q"\n[teacher]', "completion is not mapped"),
+    ):
+        desk.write("r.toml", recipe.replace("[teacher]", new))
+        assert message in desk.refused("plan", "r.toml")
+        assert message in desk.refused(*LOGITS)
 
 
 def test_a_prompt_needs_no_completion_where_the_teacher_answers(desk: Desk) -> None:
@@ -233,3 +211,90 @@ def test_a_prompt_needs_no_completion_where_the_teacher_answers(desk: Desk) -> N
     work = work_at(desk)
     record = prepared(work, tokenizer_of(work), together=True)
     assert sum(split.sequences for split in record.splits.values()) == 30
+
+
+@pytest.fixture
+def tools(chatting: Desk) -> Desk:
+    """A desk whose teacher has a chat template that writes tools and calls."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(chatting.root / "teacher")
+    calls = "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}"
+    tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + TEMPLATE.replace(
+        "{{ m['content'] }}", calls
+    )
+    tokenizer.save_pretrained(chatting.root / "teacher")
+    chatting.edit('files = ["rows.jsonl"]', 'files = ["data"]')
+    chatting.edit("sequence_length = 32", "sequence_length = 128")
+    return chatting
+
+
+def conversations(count: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for i, text in enumerate(sentences(count)):
+        turns = [{"from": "human", "value": text[:9]}, {"from": "gpt", "value": text[9:30]}]
+        rows.append({"id": i, "conversations": turns})
+    return rows
+
+
+def write(desk: Desk, name: str, rows: list[dict[str, Any]]) -> None:
+    desk.write(name, "\n".join(map(json.dumps, rows)))
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "chats with an unknown role": {"conversations": [{"from": "narrator", "value": "x"}]},
+    "chats without an answer of the assistant": {
+        "conversations": [{"from": "human", "value": "x"}]
+    },
+    "rows with half a surrogate pair": {"text": "\ud83d"},
+    "rows with a value of the wrong type": {"text": 3},
+    "rows without a column that is needed": {"body": "x"},
+    "rows with a tool call or tool that cannot be read": {
+        "conversations": [{"from": "function_call", "value": "{'name': 'f'}"}]
+    },
+}
+
+
+def test_bad_rows_are_refused_with_their_line(tools: Desk) -> None:
+    good = conversations(30)
+    for row in BAD.values():
+        write(tools, "data/train.jsonl", [*good[:4], row, *good[4:]])
+        line = tools.refused(*LOGITS)
+        assert line.startswith("error: data/train.jsonl:5: ")
+        assert line.endswith(', or skip such rows with corpus.bad_rows = "skip"')
+
+
+KINDS = {
+    "unknown_roles", "unanswered_chats", "broken_text", "wrong_values", "incomplete_rows",
+    "broken_tool_calls",
+}  # fmt: skip
+
+
+def test_skipped_rows_and_unused_columns_are_reported_once(tools: Desk) -> None:
+    rows = conversations(30)
+    rows[4]["score"] = 1
+    bad = [*BAD.values(), BAD["chats with an unknown role"]]
+    write(tools, "data/train.jsonl", [*rows[:4], *bad, *rows[4:]])
+    tools.write("data/README.md", "---\nlicense: mit\n---\n# Chats\n")
+    tools.write("data/dataset_infos.json", "{}")
+    output = tools.done(*LOGITS, "--set", "corpus.bad_rows=skip").stderr
+    for place, reason in enumerate(BAD):
+        assert f"; {1 if place else 2} {reason} skipped" in output
+    record = tools.json("corpus", "corpus.json")
+    assert sum(record["counts"].get(name, 0) for name in KINDS) == len(bad)
+    assert [name for name, *_ in record["sources"]] == ["data/train.jsonl"]
+    lines = output.splitlines()
+    (unused,) = [line for line in lines if "columns not used: " in line]
+    assert unused.endswith("columns not used: id (in 30 of 31 rows), score (in 1 of 31 rows)")
+    (left_out,) = [line for line in lines if "not documents" in line]
+    assert left_out.endswith(
+        "2 files are not documents and not read: data/README.md, data/dataset_infos.json"
+    )
+
+
+def test_a_folder_of_several_splits_is_refused(tools: Desk) -> None:
+    for split in ("train", "test"):
+        write(tools, f"data/{split}.jsonl", conversations(5))
+    for command in ("plan", "teacher-logits"):
+        assert tools.refused(command, "r.toml") == (
+            "error: data: a data set of several splits (test, train); name the files of the one to "
+            "read, such as data/train*"
+        )

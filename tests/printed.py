@@ -7,6 +7,6 @@ import re
 _START = re.compile(r".+: starts(, 0 of [\d,]+ [\w ]+| at [\d,]+.*)?|next: coldstill .+")
 
 
-def sentences(said: str) -> list[str]:
+def sentences(output: str) -> list[str]:
     """Its lines without the starts of stages and the next command."""
-    return [line for line in said.splitlines() if not _START.fullmatch(line)]
+    return [line for line in output.splitlines() if not _START.fullmatch(line)]
