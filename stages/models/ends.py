@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import GenerationConfig
 
 from ...data.alignment import label_places, labels
 from ...data.errors import first_line
@@ -210,7 +209,7 @@ def repair_generation(model: Any) -> str | None:
         ]
         if not named:
             kept = {name: getattr(settings, name) for name in _KEPT[:2]}
-            model.generation_config = GenerationConfig(**kept)
+            model.generation_config = type(settings)(**kept)
             return (
                 "transformers refuses its generation_config.json "
                 f"({first_line(ValueError(reason))}); only its special tokens are kept"
