@@ -205,7 +205,7 @@ def test_only_answers_of_chats_and_completions_are_learned(
         desk.write("data/train.jsonl", "\r\n".join(map(json.dumps, rows)))
         hub = ("--set", 'corpus.files=["hub:./data"]')
         line = desk.refused("teacher-logits", "r.toml", *hub)
-        assert "train.jsonl:1: missing column 'text' (have: task, solution, id)" in line
+        assert "hub:./data: missing column 'text' (have: task, solution, id)" in line
         columns = '[corpus.columns]\nprompt = "task"\ncompletion = "solution"\n[teacher]'
         desk.edit("[teacher]", columns)
     name = "chats.jsonl.gz" if kind == "chats" else "hub:./data"

@@ -104,6 +104,7 @@ def test_stale_and_unfinished_exports_have_no_row(exported: Desk) -> None:
     assert next(row for row in rows if row["name"] == "small")["stale_exports"] == ["hf"]
     warning = "small: its export hf was made from other weights than its figures, so it is left out"
     assert warning in result.stderr
+    path.write_text(json.dumps(own), encoding="utf-8")
     student = json.loads(record(exported).read_text(encoding="utf-8"))["student"]
     for text in ("[]", json.dumps({"student": student}), "no JSON"):
         record(exported).write_text(text, encoding="utf-8")
