@@ -50,6 +50,8 @@ class TeacherIdentity:
     """Size of the weight files."""
     trust_remote_code: bool = False
     """Whether code of the model's repository has run; written only if true."""
+    weights: str = ""
+    """How a file stored the weights before they were dequantised; written only if not empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +182,9 @@ class Manifest:
         value: dict[str, Any] = asdict(self)
         if self.generated is None:
             del value["generated"]
-        if not self.teacher.trust_remote_code:
-            del value["teacher"]["trust_remote_code"]
+        for name in ("trust_remote_code", "weights"):
+            if not value["teacher"][name]:
+                del value["teacher"][name]
         return sealed({"format": "coldstill", "version": FORMAT_VERSION, **value})
 
 

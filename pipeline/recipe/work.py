@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import first_difference, read_json, write_json
+from ...stages.models.gguf_file import GGUF, packaged, unpacked
 from ...stages.report import Report
 from .reading import load_recipe, run_folder
 from .run_folder import open_run, record_recipe
@@ -76,8 +77,16 @@ class Work:
         return self.local(teacher.model)
 
     def local(self, model: str) -> str:
-        """Return a model's folder (relative to the recipe), or its hub name unchanged."""
-        folder = self.loaded.base / Path(model).expanduser()
+        """Return a model's folder (relative to the recipe), or its hub name unchanged.
+
+        A GGUF file is unpacked into a folder, which takes a while the first time.
+
+        Raises
+            ColdstillError: there is no such folder, file or package, or a file cannot be unpacked
+        """
+        folder = packaged(model, model) or self.loaded.base / Path(model).expanduser()
+        if folder.suffix == GGUF:
+            return str(unpacked(folder, model, self.report))
         looks_like_a_hub_name = model[0] not in "./~" and model.count("/") == 1
         if looks_like_a_hub_name and not folder.is_dir() and folder.parent.is_dir():
             raise ColdstillError(f"{model}: no such folder in {folder.parent}")

@@ -21,8 +21,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
+    PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ...data.errors import ColdstillError, first_line
 from ...data.files import files_sha256, json_sha256, read_json
@@ -30,11 +33,14 @@ from ...data.store.manifest import TeacherIdentity
 from .checkpoint import count_parameters, differ, expect_no_adapter, tensor_shapes, weight_files
 from .completeness import Found, expect_numbers, expect_whole, found_in
 from .device import DTYPES
+from .gguf_file import stored_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _RECIPE_TABLE = re.compile(r"^(teacher|students\.[^.\s]+)")
+_GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes of tokenizers that are wholly described by tokenizer.json."""
 _CHECKED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Options with which `from_pretrained` reports faults in tensors, for `expect_whole` to refuse."""
 
@@ -69,9 +75,10 @@ def load_tokenizer(name: str, where: str, revision: str = "main", *, own_code: b
     """
     _expect_present(name, where)
     with _reading(f"no tokenizer in {_searched(name)}", name, where):
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=own_code
-        )
+        # AutoTokenizer may choose a class by the model's family, which splits text by its own rule
+        generic = get_tokenizer_config(name, revision=revision).get("tokenizer_class") in _GENERIC
+        loader = PreTrainedTokenizerFast if generic else AutoTokenizer
+        tokenizer = loader.from_pretrained(name, revision=revision, trust_remote_code=own_code)
     if not tokenizer.is_fast:
         raise ColdstillError(
             f"{where}: the tokenizer of {name} is a slow one, which cannot report the characters "
@@ -144,11 +151,23 @@ def load_state(
     return model.eval()
 
 
-def load_gguf(path: Path, config: Any) -> Any:
+def gguf_config(path: Path, where: str) -> Any:
+    """The configuration in a GGUF file."""
+    with _reading(f"transformers cannot read {path.name}", path.name, where):
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def gguf_tokenizer(path: Path, where: str) -> Any:
+    """The tokenizer in a GGUF file, as transformers rebuilds it (`gguf_file.split_as_named`)."""
+    with _reading(f"transformers cannot rebuild the tokenizer of {path.name}", path.name, where):
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def load_gguf(path: Path, config: Any, where: str) -> Any:
     """The model of a GGUF file in fp32, with the settings of `config`."""
     # transformers draws a progress bar here even if progress bars are turned off
     with (
-        _reading("transformers cannot read it", path.name, path.name),
+        _reading(f"transformers cannot read {path.name}", path.name, where),
         warnings.catch_warnings(),
         contextlib.redirect_stderr(io.StringIO()),
     ):
@@ -157,12 +176,14 @@ def load_gguf(path: Path, config: Any) -> Any:
             path.parent,
             gguf_file=path.name,
             config=config,
+            quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
             trust_remote_code=False,
             **_CHECKED,
         )
-    expect_whole(found_in(model, info), model, path.name, path.name)
-    return model.eval()
+        expect_whole(found_in(model, info), model, path.name, where)
+        # transformers saves no model that it has opened from such a file
+        return load_state(type(model), config, model.state_dict(), dtype=torch.float32)
 
 
 def expect_loadable(
@@ -291,6 +312,7 @@ def teacher_identity(
         parameters=count_parameters(files, where),
         bytes=sum(path.stat().st_size for path in files),
         trust_remote_code=own_code and _brings_code(files[0].parent, raw),
+        weights=stored_weights(files[0].parent),
     )
 
 

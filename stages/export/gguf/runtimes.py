@@ -49,7 +49,7 @@ def read_back(path: Path, student: LoadedStudent) -> TorchRuntime:
     config: Any = copy.deepcopy(student.model.config)
     if student.family == "mistral":  # a Llama with a window that the file's context fits in
         config = LlamaConfig(**{**config.to_dict(), "model_type": "llama"})
-    model = load_gguf(path, config)
+    model = load_gguf(path, config, path.name)
     return TorchRuntime(model, f"the GGUF reader of {titled('transformers')}", is_own=False)
 
 

@@ -1,0 +1,215 @@
+"""Models in GGUF files: the unpacked folder has the model, the tokens and the ends of the file."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from coldstill.data.errors import ColdstillError
+from coldstill.stages.export import FORMATS
+from coldstill.stages.export.gguf import writer
+from coldstill.stages.export.gguf.format import READER_FAMILIES
+from coldstill.stages.export.gguf.writer import SPLITS
+from coldstill.stages.models.ends import own_ends
+from coldstill.stages.models.gguf_file import packaged, unpacked
+from coldstill.stages.models.loading import load_model, load_tokenizer, teacher_identity
+from exports import TOKENS, difference, divergence, small_student, student_logprobs, written
+from tokenizers import Regex, pre_tokenizers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coldstill.stages.report import Report
+
+gguf = pytest.importorskip("gguf")
+
+TEXTS = (
+    "In 1984, 2+2=4; 10,000.50 \u00bd \u0661\u0662\u0663 and x\u00b2",
+    "def f(x):\n\tif x >= 0x1F:\n        return [x] * 3  # it's we'll\r\n\n\n",
+    "caf\u00e9 \u65e5\u672c\u8a9e\u306e\u30c6\u30b9\u30c8",
+    "\u0420\u0443\u0441\u0441\u043a\u0438\u0439 \u0627\u0644\u0639\u0631\u0628\u064a\u0629",
+    "\u0939\u093f\u0928\u094d\u0926\u0940 \ud55c\uad6d\uc5b4",
+    "  leading,   inner  and trailing   ",
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of each test's own."""
+    monkeypatch.setenv("COLDSTILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def gguf_file(tokenizer: Any, folder: Path, family: str = "llama", form: str = "gguf-f16") -> Path:
+    """The file of a small model, beside its folder `model`."""
+    student = small_student(family, tokenizer, folder / "model")
+    (path,) = written(FORMATS[form], student, folder / form).glob("*.gguf")
+    return path
+
+
+def split_by(tokenizer: Any, *steps: Any) -> Any:
+    """The tokenizer with other steps before its merges."""
+    other = copy.deepcopy(tokenizer)
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(steps))
+    return other
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ColdstillError) as error:
+        unpacked(path, "teacher.model")
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("teacher.model: ")
+    return str(error.value)
+
+
+@pytest.mark.parametrize("family", READER_FAMILIES)
+def test_an_unpacked_file_has_the_models_logits_tokens_and_ends(
+    family: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    student = small_student(family, tokenizer, tmp_path / "model")
+    tokens = TOKENS[: FORMATS["gguf-f16"].context(student)]
+    ours = student_logprobs(student, tokens)
+    for form, most, kinds in (("gguf-f16", 0.02, "F16"), ("gguf-q8_0", 0.5, "Q8_0")):
+        (path,) = written(FORMATS[form], student, tmp_path / form).glob("*.gguf")
+        reports: list[Report] = []
+        folder = unpacked(path, "teacher.model", reports.append)
+        assert [report.note for report in reports if report.note]
+        model = load_model(str(folder), "test", precision="fp32")
+        own = load_tokenizer(str(folder), "test")
+        with torch.no_grad():
+            logits = model(torch.from_numpy(tokens)[None], use_cache=False).logits[0]
+        theirs = logits.double().log_softmax(1)
+        assert difference(ours, theirs) < most
+        assert divergence(ours, theirs) < 1e-3
+        assert [own(text).input_ids for text in TEXTS] == [
+            tokenizer(text).input_ids for text in TEXTS
+        ]
+        assert (own.eos_token_id, own.chat_template) == (
+            tokenizer.eos_token_id, tokenizer.chat_template,
+        )  # fmt: skip
+        assert own_ends(model) == (tokenizer.eos_token_id,)
+        identity = teacher_identity(str(folder), "test", dtype="auto", revision="main")
+        assert identity.name == path.stem
+        assert identity.dtype == "float32"
+        assert identity.weights.startswith("GGUF: ")
+        assert f"{kinds} (" in identity.weights
+        assert identity.weights.endswith("; dequantised to fp32")
+
+
+def test_a_file_is_unpacked_once_and_again_if_its_content_changes(
+    tokenizer: Any, tmp_path: Path, cache: Path
+) -> None:
+    path = gguf_file(tokenizer, tmp_path)
+    folder = unpacked(path, "teacher.model")
+    assert cache in folder.parents
+    reports: list[Report] = []
+    copied = tmp_path / "elsewhere" / path.name
+    copied.parent.mkdir()
+    copied.write_bytes(path.read_bytes())
+    assert unpacked(copied, "teacher.model", reports.append) == folder
+    assert reports == []
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # the last bit of a weight
+    copied.write_bytes(content)
+    other = unpacked(copied, "teacher.model", reports.append)
+    assert other != folder
+    assert other.name == folder.name
+    assert not list(cache.rglob(".unfinished*"))
+
+
+def test_text_is_split_as_the_file_says(tokenizer: Any, tmp_path: Path) -> None:
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    merged = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    rules = {
+        "gpt-2": [whole],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True), whole],
+        **{
+            name: [pre_tokenizers.Split(Regex(rule), behavior="isolated"), merged]
+            for rule, name in SPLITS.items()
+        },
+    }
+    encoded = set()
+    for name, steps in rules.items():
+        expected = split_by(tokenizer, *steps)
+        path = gguf_file(expected, tmp_path / name)
+        own = load_tokenizer(str(unpacked(path, "teacher.model")), "test")
+        found = [own(text).input_ids for text in TEXTS]
+        assert found == [expected(text).input_ids for text in TEXTS], name
+        encoded.add(str(found))
+    assert len(encoded) > 1
+
+
+def test_a_pre_tokenizer_that_cannot_be_rebuilt_is_refused(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    add = gguf.GGUFWriter.add_tokenizer_pre
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tokenizer_pre", lambda self, _: add(self, "viking"))
+    line = refused(gguf_file(tokenizer, tmp_path))
+    assert "the file names the pre-tokenizer 'viking', which neither transformers nor" in line
+    assert not list(cache.rglob("*.json"))
+
+
+def test_settings_that_transformers_ignores_are_refused(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, (name, value) in enumerate(
+        (("rope.scaling.factor", 4.0), ("expert_count", 4), ("logit_scale", 0.5))
+    ):
+
+        def added(self: Any, text: str, name: str = name, value: Any = value) -> None:
+            self.add_string("general.name", text)
+            kind = self.add_float32 if isinstance(value, float) else self.add_uint32
+            kind(f"llama.{name}", value)
+
+        monkeypatch.setattr(gguf.GGUFWriter, "add_name", added)
+        line = refused(gguf_file(tokenizer, tmp_path / str(number)))
+        assert f" has {name} = {value!r}, which transformers ignores" in line
+
+
+def test_scaled_rotary_frequencies_are_refused(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_rotary_factors", lambda _: np.ones(4, np.float32))
+    assert "has rope_freqs.weight = 'a tensor'" in refused(gguf_file(tokenizer, tmp_path))
+
+
+def test_damaged_and_foreign_files_are_one_line(
+    tokenizer: Any, tmp_path: Path, cache: Path
+) -> None:
+    path = gguf_file(tokenizer, tmp_path)
+    content = path.read_bytes()
+    for length in (0, 3, 20, 200, len(content) // 2, len(content) - 40):
+        path.write_bytes(content[:length])
+        line = refused(path)
+        if length > len(content) // 3:
+            assert f"ends after {length:,} bytes, its tensors need " in line
+    path.write_bytes(b"PK\x03\x04" + content[4:])
+    assert "as a GGUF file" in refused(path)
+    path.unlink()
+    assert refused(path) == f"teacher.model: no file {path}"
+    assert not list(cache.rglob("*.json"))
+
+
+def test_a_name_may_stand_for_a_path_in_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "some_models"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "small.gguf").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    found = packaged("package:some_models/small.gguf", "teacher.model")
+    assert found == package / "small.gguf"
+    assert packaged("models/small.gguf", "teacher.model") is None
+    for name, message in (
+        ("package:some_models/other.gguf", "the package 'some_models' has no file 'other.gguf'"),
+        ("package:some_models", "the package 'some_models' has no file ''"),
+        ("package:no_models/x.gguf", "no Python package 'no_models' is installed here; install it"),
+        ("package:/x.gguf", "no Python package ''"),
+    ):
+        with pytest.raises(ColdstillError, match=f"^teacher.model: {message}"):
+            packaged(name, "teacher.model")
