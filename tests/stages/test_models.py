@@ -37,6 +37,7 @@ from coldstill.stages.planning.model_sizes import sizes_of_model
 from coldstill.stages.training.checkpoints import expect_own_tensors
 from conftest import FAMILIES, VOCABULARY, make_model
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -494,3 +495,14 @@ def test_a_broken_index_is_named(tokenizer: Any, tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {**listed, "ghost": "model-9.safetensors"}}))
     line = refused(lambda: expect_loadable(str(tmp_path), "m"))
     assert "another weight file holds the tensor" in line
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gemma2", "mistral", "gpt2"])
+def test_a_family_does_not_change_the_tokens_of_a_saved_tokenizer(
+    family: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    """AutoTokenizer would split the text of a qwen2 model by the rule of Qwen 2."""
+    tokenizer.save_pretrained(tmp_path)
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    text = "In 1984 it's 10,000\n\n  x"
+    assert load_tokenizer(str(tmp_path), "test")(text) == tokenizer(text)
