@@ -58,7 +58,7 @@ def report(
     """Write one page about a run.
 
     The page has the result in a sentence, what was distilled from what, figures, plots, the
-    teacher's cache in numbers, sample text of every model, and the commands that make the run
+    store in numbers, sample text of every model, and the commands that make the run
     again. RUN is a run's folder or name, or a recipe. Sample text is generated once and kept beside
     the page.
 
@@ -170,7 +170,7 @@ class PositionRange(click.ParamType[range]):
     "--top",
     type=click.IntRange(min=1),
     metavar="K",
-    help=f"Best tokens shown at each position.  [default: {_TOP_TEXT}, on a page {_TOP_PAGE}]",
+    help=f"Most probable tokens shown at each position.  [default: {_TOP_TEXT}, on a page {_TOP_PAGE}]",
 )
 @click.option(
     "--html",
