@@ -57,7 +57,9 @@ def print_next(context: click.Context) -> None:
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of every command that works on runs; it gets a reporter as `progress`."""
 
-    @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the recipe.")
+    @click.option(
+        "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the recipe."
+    )
     @click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
     @functools.wraps(command)
     def wrapped(**options: Any) -> None:

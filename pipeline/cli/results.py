@@ -170,7 +170,7 @@ class PositionRange(click.ParamType[range]):
     "--top",
     type=click.IntRange(min=1),
     metavar="K",
-    help=f"Most probable tokens shown at each position.  [default: {_TOP_TEXT}, on a page {_TOP_PAGE}]",
+    help=f"Most probable tokens per position.  [default: {_TOP_TEXT}, on a page {_TOP_PAGE}]",
 )
 @click.option(
     "--html",

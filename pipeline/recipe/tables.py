@@ -142,8 +142,8 @@ class LogitsTable(_Table):
     """The store of the teacher's logits: what is stored for each position, where and how."""
 
     store: NamedFormat = "arrow"
-    """File format of the shards: `arrow` or `zarr`, or a table with the setting `zstd`, the level of
-    compression from 0 to 22."""
+    """File format of the shards: `arrow` or `zarr`, or a table. Both have the setting `zstd`, the
+    level of compression: 0 to 22, by default 3; Arrow with the codec `plain` has 0."""
     codec: NamedFormat = "compact"
     """Codec that turns targets into columns: `compact` (few bytes) or `plain` (exact numbers), or a
     table. `compact` has the setting `levels`, the steps of a probability: 15 to 254, by default
