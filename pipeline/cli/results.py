@@ -163,7 +163,7 @@ class PositionRange(click.ParamType[range]):
     type=int,
     multiple=True,
     metavar="N",
-    help="Show sequence N as text, position by position; can be repeated.",
+    help="Show sequence N as text, position by position; may be repeated.",
 )
 @click.option("--positions", type=PositionRange(), help="Only positions A to B, without B.")
 @click.option(
