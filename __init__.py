@@ -1,6 +1,6 @@
 """coldstill: offline distillation of large language models.
 
-Reading and writing stores needs numpy only:
+Reading and writing stores loads no torch:
 
 - `open_store(path)` opens a store: its length, any sequences with their targets, and batches.
 - `StoreWriter` writes a store from targets of any origin.

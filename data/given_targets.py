@@ -31,6 +31,12 @@ def given_targets(
     """The targets of M positions from array-likes by field, where None stands for "not passed".
     Raises ColdstillError for a wrong shape or dtype, or a field is missing that does not follow."""
     arrays = _arrays(where, given, capture, len(labels_M))
+    for name in ("head_ids", "head_logprobs", "tail_ids"):  # nothing else can replace these
+        if name not in arrays:
+            raise ColdstillError(
+                f"{where}: {name} is missing; the capture has head = {capture.head} and "
+                f"tail = {capture.tail}"
+            )
     _sort_tail(arrays)
     with np.errstate(all="ignore"):  # numbers that are not finite are reported by `check_block`
         _derive(arrays, labels_M, vocabulary)
@@ -62,9 +68,10 @@ def numbers(
     if len(cast.shape) != len(shape) or any(
         wanted not in (None, found) for found, wanted in zip(cast.shape, shape, strict=True)
     ):
-        expected = str(shape).replace("None", "any")
+        if None in shape:
+            raise ColdstillError(f"{where}: {name} has shape {cast.shape}, expected a flat list")
         raise ColdstillError(
-            f"{where}: {name} has shape {cast.shape}, expected {expected}: one entry per "
+            f"{where}: {name} has shape {cast.shape}, expected {shape}: one entry per "
             "supervised position, as wide as the capture says"
         )
     return cast
@@ -99,8 +106,6 @@ def _sort_tail(arrays: dict[str, Any]) -> None:
 
 def _derive(arrays: dict[str, Any], labels_M: NDArray[np.int32], vocabulary: int) -> None:
     """Add log_tail, label_logprob and entropy where they were not passed and follow."""
-    if not arrays.keys() >= {"head_ids", "head_logprobs", "tail_ids"}:
-        return  # reported as missing
     ids_MK, logp_MK = arrays["head_ids"], arrays["head_logprobs"].astype(np.float64)
     head, outside = ids_MK.shape[1], vocabulary - ids_MK.shape[1]
     mass_M = np.exp(logp_MK).sum(1)

@@ -100,14 +100,22 @@ class StoreWriter:
         Raises
             ColdstillError: neither tokenizer nor vocabulary, or a value that no store can have
         """
+        if not isinstance(capture, Capture):
+            raise ColdstillError(
+                f"StoreWriter: capture = {capture!r}: expected coldstill.Capture(...)"
+            )
+        for name, value in (("sequence_length", sequence_length), ("shard_tokens", shard_tokens)):
+            if not isinstance(value, int) or value < 1:
+                raise ColdstillError(
+                    f"StoreWriter: {name} = {value!r}: expected a whole number above 0"
+                )
         self._tokenizer = tokenizer
         identity = _tokenizer_identity(tokenizer, vocabulary)
         if isinstance(teacher, str):
             teacher = TeacherIdentity(
                 name=teacher, fingerprint="", family="", dtype="", parameters=0, bytes=0
             )
-        length = max(1, sequence_length)  # a wrong one is refused below
-        per_shard = max(1, shard_tokens // length)
+        per_shard = max(1, shard_tokens // sequence_length)
         settings = format_settings(codec, store, identity.size, capture)
         promised = Manifest(
             teacher=teacher,
@@ -123,7 +131,7 @@ class StoreWriter:
             capture=capture,
             sequences=per_shard * MOST_SHARDS,
             shard_sequences=per_shard,
-            block_sequences=min(per_shard, max(1, BLOCK_TOKENS // length)),
+            block_sequences=min(per_shard, max(1, BLOCK_TOKENS // sequence_length)),
             codec=settings["codec"],
             store=settings["store"],
         )
@@ -141,6 +149,7 @@ class StoreWriter:
         self._sequences = self._shard = self._documents = 0
         self._digest = hashlib.sha256()
         self._held = contextlib.ExitStack()
+        self._entered = False
 
     def __enter__(self) -> StoreWriter:
         place = self._writer.place
@@ -153,9 +162,11 @@ class StoreWriter:
                 )
             place.clear()
             self._held = held.pop_all()
+        self._entered = True
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._entered = False
         with self._held, contextlib.ExitStack() as undo:
             undo.callback(self._writer.place.remove, SHARDS)
             if error is None:
@@ -206,9 +217,14 @@ class StoreWriter:
 
         Raises
             ColdstillError: a wrong shape, an id outside the vocabulary, a log-probability above 0,
-                a head that is not sorted or sums to more than 1 (where, and which)
+                a head that is not sorted or sums to more than 1 (where, and which), or a call
+                outside the `with` block
         """
         where = f"{self._writer.place}: sequence {self._sequences}"
+        if not self._entered:
+            raise ColdstillError(
+                f"{where}: the writer is not open; use it as `with StoreWriter(...) as writer:`"
+            )
         sequences = self._one_sequence(where, token_ids, positions, document_starts)
         given = {
             "head_ids": head_ids,
@@ -243,6 +259,10 @@ class StoreWriter:
             raise ColdstillError(
                 f"{where}: document_starts {starts_D.tolist()[:5]}: expected positions from 0 to "
                 f"{len(tokens_T) - 1}"
+            )
+        if starts_D[0] != 0:
+            raise ColdstillError(
+                f"{where}: document_starts {starts_D.tolist()[:5]}: the first must be 0"
             )
         if positions is None:
             positions = supervised_positions(np.ones(len(tokens_T), np.bool_), starts_D)

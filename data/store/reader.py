@@ -115,7 +115,7 @@ class StoreReader:
         """
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(self):
-            raise IndexError(f"sequences {rows.tolist()} of {len(self)}")
+            raise IndexError(f"sequences {rows.tolist()}: expected some of 0 to {len(self) - 1}")
         shard_N, place_N = np.divmod(rows, self.manifest.shard_sequences)
         block_N, within_N = np.divmod(place_N, self.manifest.block_sequences)
         parts, found = [], []

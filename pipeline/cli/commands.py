@@ -39,7 +39,10 @@ def init(name: str) -> None:
     """
     from ..recipe.writing import write_starter
 
-    click.echo(f"wrote {write_starter(Path.cwd(), name)}")
+    path = write_starter(Path.cwd(), name)
+    click.echo(
+        f"wrote {path}; name your texts (corpus.files) and your teacher (teacher.model) in it"
+    )
     print_next(click.get_current_context())
 
 

@@ -20,7 +20,7 @@ TRACEBACK = "COLDSTILL_TRACEBACK"
 """Environment variable; if it is set, errors show their whole traceback."""
 
 SECTIONS: Mapping[str, Sequence[str]] = {
-    "Before": ("init", "plan", "recipe-help"),
+    "Prepare": ("init", "plan", "recipe-help"),
     "Stage one: the teacher": ("train-teacher", "teacher-logits"),
     "Stage two: the students": ("prune-student", "train-student", "evaluate", "sweep"),
     "Both stages": ("run",),

@@ -57,7 +57,13 @@ def print_next(context: click.Context) -> None:
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of every command that works on runs; it gets a reporter as `progress`."""
 
-    @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key.")
+    @click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set a key of the recipe; may be repeated.",
+    )
     @click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
     @functools.wraps(command)
     def wrapped(**options: Any) -> None:
@@ -87,7 +93,13 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 def student_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add --student and --all; without either, a command works on all students."""
 
-    @click.option("--student", "students", multiple=True, metavar="NAME", help="Only this student.")
+    @click.option(
+        "--student",
+        "students",
+        multiple=True,
+        metavar="NAME",
+        help="Only this student; may be repeated.",
+    )
     @click.option("--all", "everyone", is_flag=True, help="All students, as without --student.")
     @functools.wraps(command)
     def wrapped(students: tuple[str, ...], everyone: bool, **options: Any) -> None:

@@ -58,7 +58,7 @@ def report(
     """Write one page about a run.
 
     The page has the result in a sentence, what was distilled from what, figures, plots, the
-    teacher's cache in numbers, sample text of every model, and the commands that make the run
+    store in numbers, sample text of every model, and the commands that make the run
     again. RUN is a run's folder or name, or a recipe. Sample text is generated once and kept beside
     the page.
 
@@ -163,14 +163,14 @@ class PositionRange(click.ParamType[range]):
     type=int,
     multiple=True,
     metavar="N",
-    help="Show sequence N as text, position by position; can be repeated.",
+    help="Show sequence N as text, position by position; may be repeated.",
 )
 @click.option("--positions", type=PositionRange(), help="Only positions A to B, without B.")
 @click.option(
     "--top",
     type=click.IntRange(min=1),
     metavar="K",
-    help=f"Best tokens shown at each position.  [default: {_TOP_TEXT}, on a page {_TOP_PAGE}]",
+    help=f"Most probable tokens per position.  [default: {_TOP_TEXT}, on a page {_TOP_PAGE}]",
 )
 @click.option(
     "--html",

@@ -142,9 +142,12 @@ class LogitsTable(_Table):
     """The store of the teacher's logits: what is stored for each position, where and how."""
 
     store: NamedFormat = "arrow"
-    """File format of the shards, by name, or as a table with settings of that format."""
+    """File format of the shards: `arrow` or `zarr`, or a table. Both have the setting `zstd`, the
+    level of compression: 0 to 22, by default 3; Arrow with the codec `plain` has 0."""
     codec: NamedFormat = "compact"
-    """Codec that turns targets into columns, by name, or as a table with settings of that codec."""
+    """Codec that turns targets into columns: `compact` (few bytes) or `plain` (exact numbers), or a
+    table. `compact` has the setting `levels`, the steps of a probability: 15 to 254, by default
+    127."""
     head: Whole = 0
     """How many of the most probable tokens are stored exactly at each position. With the same
     number of bytes, samples alone give a better gradient; a head pays off for `temperatures`."""

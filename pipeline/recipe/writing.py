@@ -55,11 +55,12 @@ objective = {{ kl = 0.0, cross_entropy = 1.0 }}
 
 
 def write_starter(folder: Path, name: str) -> Path:
-    """Write `NAME.toml`; an existing file is never replaced.
+    """Write `NAME.toml`, given NAME or NAME.toml; an existing file is never replaced.
 
     Raises
         ColdstillError: the name is not fit for a run, or the file exists
     """
+    name = name.removesuffix(".toml")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ColdstillError(
             f"init: {name!r} cannot name a run; use letters, digits, dots, dashes and underscores"

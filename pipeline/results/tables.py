@@ -79,7 +79,7 @@ def _figure(
 
 
 CACHED = _figure(
-    "cached_bytes_per_position", "cached", _cached, depends_on="model",
+    "cached_bytes_per_position", "stored", _cached, depends_on="model",
     missing="only a student that was trained from a store has read one",
 )  # fmt: skip
 QUALITY = (

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...data.errors import ColdstillError
 from ...stages.report import silent
 from ..quiet import quiet
 from ..recipe.work import open_work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from ...stages.export.record import ExportRecord
     from ...stages.report import Reporter
@@ -186,6 +187,7 @@ def evaluate(
     """
     from .evaluation import evaluate as step
 
+    _expect_list("students", students)
     with _work(recipe, settings, runs, report) as work:
         step(work, students)
         measured = [
@@ -197,7 +199,7 @@ def evaluate(
 def compare(
     recipe: str | Path,
     *others: str | Path,
-    page: Path | None = None,
+    page: str | Path | None = None,
     settings: Sequence[str] = (),
     runs: str | Path = "runs",
     report: Reporter | None = None,
@@ -216,8 +218,10 @@ def compare(
     """
     from .evaluation import compare_runs
 
+    _expect_list("settings", settings)
     works = [open_work(one, settings, runs, report or silent) for one in (recipe, *others)]
-    return compare_runs([work.run for work in works], page, report or silent)
+    file = None if page is None else Path(page)
+    return compare_runs([work.run for work in works], file, report or silent)
 
 
 def export(
@@ -225,7 +229,7 @@ def export(
     student: str,
     formats: Sequence[str],
     *,
-    output: Path | None = None,
+    output: str | Path | None = None,
     settings: Sequence[str] = (),
     runs: str | Path = "runs",
     report: Reporter | None = None,
@@ -242,8 +246,9 @@ def export(
     """
     from .export import export as step
 
+    _expect_list("formats", formats)
     with _work(recipe, settings, runs, report) as work:
-        return step(work, student, formats, output)
+        return step(work, student, formats, None if output is None else Path(output))
 
 
 @contextlib.contextmanager
@@ -254,10 +259,18 @@ def _work(
     report: Reporter | None,
     student: str | None = None,
 ) -> Iterator[Work]:
+    _expect_list("settings", settings)
     work = open_work(recipe, settings, runs, report or silent, student)
     with quiet():
         yield work
 
 
 def _variant(students: Sequence[str]) -> str | None:
+    _expect_list("students", students)
     return students[0] if len(students) == 1 else None
+
+
+def _expect_list(name: str, value: Sequence[str]) -> None:
+    """Raise ColdstillError for a string, whose letters would count as the entries."""
+    if isinstance(value, str):
+        raise ColdstillError(f"{name} = {value!r}: expected a list of strings, such as [{value!r}]")

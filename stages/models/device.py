@@ -7,7 +7,6 @@ import ctypes
 import functools
 import gc
 import platform
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,11 @@ from ..ranks import local_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+try:
+    import resource
+except ImportError:  # Windows: the peak memory of a process is not measured there
+    resource = None  # type: ignore[assignment]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -103,4 +107,4 @@ def _resident(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
     except (OSError, StopIteration):
         unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

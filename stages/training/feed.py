@@ -17,6 +17,7 @@ from ...data.errors import ColdstillError
 from ...data.order import epoch_order
 from ...data.prepared import BLOCK_SEQUENCES
 from ...data.schema import Block, Capture, Targets
+from ...data.store.reader import StoreReader
 from ..models.isolation import Isolation, flat_positions, model_inputs
 from ..targets.tensors import TargetTensors
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.prepared import SequenceFile
-    from ...data.store.reader import StoreReader
 
 Rows = tuple[Block, ...]
 """The same sequences with the targets of each teacher; the first teacher leads."""
@@ -119,6 +119,11 @@ class StoreDataset(Trainable):
 
     def __init__(self, store: StoreReader, *others: StoreReader) -> None:
         """Read from open stores. `lesson.expect_same_sequences` compares their manifests."""
+        for one in (store, *others):
+            if not isinstance(one, StoreReader):
+                raise ColdstillError(
+                    f"StoreDataset: {one!r} is not an open store; use coldstill.open_store(path)"
+                )
         self._stores = (store, *others)
 
     def __len__(self) -> int:

@@ -123,8 +123,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "positions": ({"positions": [1, 2]}, "positions from 1 to 2: expected 0 to 1"),
     "order": ({"positions": [1, 0]}, "supervised positions do not increase"),
     "starts": ({"document_starts": [0, 3]}, "document_starts [0, 3]: expected positions from 0"),
-    "first": ({"document_starts": [1], "positions": [0, 1]}, "document borders do not begin at 0"),
-    "absent": ({"head_logprobs": None}, "entropy is missing and does not follow"),
+    "first": ({"document_starts": [1]}, "document_starts [1]: the first must be 0"),
+    "absent": ({"head_logprobs": None}, "head_logprobs is missing; the capture has head = 2"),
     "unkept": ({"tail_logprobs": [[-1.0]] * 2}, "tail_logprobs was passed, but the capture does"),
 }  # fmt: skip
 
@@ -170,13 +170,17 @@ def test_an_impossible_store_is_refused_before_anything_is_written(
     cases: list[tuple[dict[str, Any], str]] = [
         ({"vocabulary": None}, "pass a tokenizer, or vocabulary"),
         ({"vocabulary": 1}, "capture.head: 2 tokens, not 0 to 1"),
-        ({"sequence_length": 0}, "sequence_length"),
+        ({"sequence_length": 0}, "sequence_length = 0: expected a whole number above 0"),
+        ({"sequence_length": 1}, "sequence_length"),
+        ({"shard_tokens": "1"}, "shard_tokens = '1': expected a whole number above 0"),
+        ({"capture": {"head": 2}}, "capture = {'head': 2}: expected coldstill.Capture"),
         ({"codec": "none"}, "'none' is not known"),
         ({"tokenizer": tmp_path}, "tokenizer.json: cannot be read as a tokenizer"),
         ({"tokenizer": tokenizer}, "but the tokenizer has"),
     ]
     for settings, message in cases:
-        assert message in refusal(writer, tmp_path / "x", HEAD, **settings)
+        assert message in refusal(writer, tmp_path / "x", **{"capture": HEAD} | settings)
+    assert "not open" in refusal(writer(tmp_path / "x", HEAD).add, **GOOD)
     assert not (tmp_path / "x").exists()
     assert "no sequence was added" in refusal(write, tmp_path / "x")
     write(tmp_path / "x", GOOD)

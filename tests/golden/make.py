@@ -1,4 +1,4 @@
-"""Writes the golden stores of the present format: `python tests/golden/make.py`, once a version.
+"""Writes the golden stores of the present format that are missing: `python tests/golden/make.py`.
 
 They are committed and never written again: what an old coldstill wrote must stay readable.
 """
@@ -29,14 +29,14 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Write every pair of codec and store, and what reading it gives."""
+    """Write each missing pair of codec and store, and what reading it gives."""
     folder = HERE / f"v{FORMAT_VERSION}"
-    if folder.exists():
-        raise SystemExit(f"{folder} is there and must stay as it is")
     block = random_block(20, 5)
     table = {f"token{i}": i for i in range(VOCABULARY)}
     for codec in CODECS:
         for store in STORES:
+            if (folder / f"{codec}-{store}").exists():
+                continue
             # a Zarr group has many files: one shard is enough of them
             shard = 3 if store == "arrow" else 5
             manifest = manifest_for(
@@ -46,7 +46,8 @@ def main() -> None:
             manifest = with_error(replace(manifest, tokenizer=tokenizer), block)
             _write(folder / f"{codec}-{store}", manifest, block, table)
     version = {"coldstill": __version__, "format": FORMAT_VERSION}
-    (folder / "written_by.json").write_text(json.dumps(version) + "\n")
+    if not (folder / "written_by.json").exists():
+        (folder / "written_by.json").write_text(json.dumps(version) + "\n")
 
 
 def _write(root: Path, manifest: Manifest, block: Block, table: dict[str, int]) -> None:

@@ -329,7 +329,7 @@ def test_the_tables_of_a_run_with_every_export_fit_a_terminal(tmp_path: Path) ->
     assert "| small (onnx-int8) | 926,336 " in "\n".join(lines)
     assert any(line.startswith("An export's quality") for line in lines)
     assert (
-        "cached: not known for teacher: only a student that was trained from a store has" in below
+        "stored: not known for teacher: only a student that was trained from a store has" in below
     )
     assert below.count("the held-out store does not tell how many bytes its text has") == 1
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from coldstill.pipeline.results.figures import ModelFigures
 
 TITLES = [
-    "Learning curves", "Loss against size", "Loss against bytes cached", "Calibration",
+    "Learning curves", "Loss against size", "Loss against stored bytes", "Calibration",
     "Each student's own objective",
 ]  # fmt: skip
 SMALL = Made(name="small", steps=40)

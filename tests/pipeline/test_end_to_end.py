@@ -49,7 +49,7 @@ def test_a_whole_run_reports_each_step_once_and_ends_with_a_table(
         "evaluate small",
         "compare",
     ]
-    assert first_run.stdout.split()[:3] == ["model", "parameters", "cached"]
+    assert first_run.stdout.split()[:3] == ["model", "parameters", "stored"]
     assert "\nWhat it costs to run (" in first_run.stdout
     assert sorted(models_of(first_run.stdout)) == ["baseline", "small", "teacher"]
     shards, student = "logits/shards/00000", "students/small"

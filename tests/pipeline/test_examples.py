@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from coldstill.data.maintenance.verify import verify
 from coldstill.pipeline.cli.commands import main
+from refusals import refusal
 from transformers import AutoModelForCausalLM
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def test_a_loss_refuses_what_it_cannot_compute(store: StoreReader) -> None:
     for call, message in (
         (lambda: coldstill.losses.loss("k"), "losses: 'k': expected one of kl, "),
         (lambda: coldstill.losses.loss("kl", beta=1), "losses: kl has no parameter 'beta'"),
+        (lambda: coldstill.losses.loss("jsd", beta=2), "jsd: beta = 2: expected 0 to 1"),
         (lambda: coldstill.losses.loss("jsd", skew=1), "has no parameter 'skew'; it has beta"),
         (
             lambda: coldstill.losses.loss("kl", temperature=3.0)(logits, batch.targets),
@@ -108,3 +110,17 @@ def test_a_loss_refuses_what_it_cannot_compute(store: StoreReader) -> None:
     ):
         with pytest.raises(coldstill.ColdstillError, match=message):
             call()
+
+
+def test_a_name_in_place_of_a_list_or_an_open_store_is_refused() -> None:
+    wrong: Any = "small"
+    listed = "'small': expected a list of strings"
+    for call, message in (
+        (lambda: coldstill.run("demo", settings=wrong), f"settings = {listed}"),
+        (lambda: coldstill.compare("demo", settings=wrong), f"settings = {listed}"),
+        (lambda: coldstill.train_students("demo", students=wrong), f"students = {listed}"),
+        (lambda: coldstill.evaluate("demo", students=wrong), f"students = {listed}"),
+        (lambda: coldstill.export("demo", "small", wrong), f"formats = {listed}"),
+        (lambda: coldstill.StoreDataset(wrong), "'small' is not an open store"),
+    ):
+        assert message in refusal(call)

@@ -35,7 +35,8 @@ def test_the_starter_is_a_recipe_once_its_placeholders_are_filled_in(
     desk: Desk, texts: Path, teacher_folder: Path
 ) -> None:
     result = desk.done("init", "mine")
-    assert result.stdout == f"wrote {desk.root}/mine.toml\n"
+    assert result.stdout.startswith(f"wrote {desk.root}/mine.toml; name your texts (corpus.files)")
+    assert "mine.toml: exists already" in desk.refused("init", "mine.toml")
     assert result.stderr == "next: coldstill plan mine\n"
     path = desk.root / "mine.toml"
     text = path.read_text(encoding="utf-8")

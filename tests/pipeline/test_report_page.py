@@ -26,7 +26,7 @@ TITLES = [
     "What was distilled from what", "Figures", "What it costs to run",
     "Held-out loss against parameters, time per token and peak memory",
     "KL against parameters, time per token and peak memory", "Learning curves",
-    "The teacher's cache in numbers", "How sure the teacher was", "What the head covers",
+    "The store in numbers", "How sure the teacher was", "What the head covers",
     "What they write", "How to make it again",
 ]  # fmt: skip
 

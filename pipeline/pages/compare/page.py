@@ -107,7 +107,7 @@ def write_page(path: Path, runs: Sequence[Run], rows: Sequence[ModelFigures]) ->
 
 
 def write_plot(path: Path, rows: Sequence[ModelFigures], width: int = 760) -> None:
-    """Write the plot of loss against cached bytes as an SVG file for a document.
+    """Write the plot of loss against stored bytes as an SVG file for a document.
 
     The file follows the light or dark theme of the reader, also as an image on a web page.
     """

@@ -180,10 +180,10 @@ MEMORY = Cost(
     of_machine=True,
 )
 CACHED = Cost(
-    name="bytes cached a position",
+    name="stored bytes per position",
     value=attrgetter("cached_bytes_per_position"),
     text=lambda value: f"{value:.1f} bytes a position",
-    axis=Axis("bytes cached a position", scale="auto"),
+    axis=Axis("stored bytes per position", scale="auto"),
     of_exports=False,
 )
 

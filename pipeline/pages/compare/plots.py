@@ -149,7 +149,7 @@ def loss_against_size(rows: Sequence[ModelFigures]) -> Plot:
 
 
 def loss_against_bytes(rows: Sequence[ModelFigures]) -> Plot:
-    """Held-out loss against cached bytes; the losses of the teachers are lines."""
+    """Held-out loss against stored bytes; the losses of the teachers are lines."""
     students = students_of(rows)
     chart = against(students, CACHED, LOSS, rows)
     alike: dict[float, list[str]] = {}
@@ -164,7 +164,7 @@ def loss_against_bytes(rows: Sequence[ModelFigures]) -> Plot:
     )
     why = "the size of their store was not recorded, or the store was gone when they were evaluated"
     return Plot(
-        title="Loss against bytes cached",
+        title="Loss against stored bytes",
         caption=caption + left_out(missing, why),
         panels=(Panel(chart=dataclasses.replace(chart, levels=levels)),) if chart.series else (),
     )

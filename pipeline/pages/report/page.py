@@ -113,7 +113,7 @@ def _student(student: StudentFacts, baseline: str | None, untaught: int) -> tupl
 
 
 def record_lines(record: CacheFacts, heldout: HeldoutFacts | None) -> Lines:
-    """The cache in numbers, and the teacher's figures."""
+    """The store in numbers, and the teacher's figures."""
     gaps = record.shards - record.shards_done
     missing = f"; {gaps} of {record.shards} shards missing" if gaps else ""
     full, stored = record.full_logits_bytes, record.bytes

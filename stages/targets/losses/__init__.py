@@ -98,7 +98,7 @@ def loss(name: str, *, temperature: float = 1.0, **parameters: float) -> LossFun
     parameters   fields of the loss, such as `beta` of "jsd" and `skew` of "skew_kl"
 
     Raises
-        ColdstillError: no loss has this name, or it has no such parameter
+        ColdstillError: no loss has this name, it has no such parameter, or the value is not a share
     """
     if name not in LOSSES:
         raise ColdstillError(f"losses: {name!r}: expected one of {', '.join(LOSSES)}")
@@ -108,4 +108,7 @@ def loss(name: str, *, temperature: float = 1.0, **parameters: float) -> LossFun
         raise ColdstillError(
             f"losses: {name} has no parameter {min(unknown)!r}; it has {', '.join(known) or 'none'}"
         )
+    for key, value in parameters.items():
+        if not 0.0 <= value <= 1.0:
+            raise ColdstillError(f"losses: {name}: {key} = {value}: expected 0 to 1")
     return LossFunction(dataclasses.replace(kind, **parameters), temperature)
