@@ -10,6 +10,7 @@ the device, and `data.store.writer` encodes and commits the shard.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from ..data.store.layout import MANIFEST, MEASUREMENTS
 from ..data.store.manifest import read_manifest
 from ..data.store.reader import open_store
 from ..data.store.writer import ShardWriter, with_error
-from .capture.forward import TeacherForward, capture_batch
+from .capture.forward import ChunkedForward, TeacherForward, capture_batch, prepare
 from .capture.generate import answered
 from .capture.plan import CapturePlan, make_manifest
 from .capture.shards import capture_shards
@@ -46,6 +47,13 @@ _LEAST_SECONDS, _MOST_SECONDS = 2.0, 30.0
 RARE_SEPARATOR = 1e-3
 """Mean probability of the separator below which the teacher does not know it: the teacher was not
 trained to end documents with it, and students would learn noise there."""
+
+
+_ENDS, _END_SEQUENCES = 64, 256
+"""Ends of documents on which the probability of special tokens is measured, and the most sequences
+that are read for them."""
+_CLEARLY = 2.0
+"""Another special token is proposed as separator if it is this many times as probable."""
 
 
 def is_captured(plan: CapturePlan) -> bool:
@@ -138,7 +146,11 @@ def _capture_split(
     else:
         # the held-out split is captured first, so one report for both is enough
         if plan.split == "heldout":
-            _report_separator(open_store(plan.folder).statistics, plan, report)
+            sums = open_store(plan.folder).statistics
+            if sums.separators:
+                _report_separator(
+                    sums, plan, special_at_ends(plan, teacher, forward.budget), report
+                )
         shards = "1 shard" if manifest.shards == 1 else f"{manifest.shards} shards"
         note = f"{shards} in {writer.place}"
     report(Report(stage=stage, note=note, warning=bool(left)))
@@ -157,19 +169,57 @@ def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
     return Block(sequences=sequences, targets=targets, capture=plan.capture)
 
 
-def _report_separator(sums: ShardStatistics, plan: CapturePlan, report: Reporter) -> None:
-    if not sums.separators:
-        return
+def special_at_ends(plan: CapturePlan, teacher: Teacher, budget: int) -> dict[int, float]:
+    """The teacher's mean probability of every special token where the separator is the label.
+
+    Measured on the first sequences of the split, `_ENDS` such positions or a few more. `budget` is
+    the most tokens of a batch.
+    """
+    vocabulary = teacher.head.vocabulary
+    added = plan.tokenizer.added_tokens_decoder.items()
+    special = [token for token, entry in added if entry.special and token < vocabulary]
+    forward = ChunkedForward(teacher.head)
+    sums, count = torch.zeros(len(special), dtype=torch.float64), 0
+    rows = max(1, budget // plan.sequence_length)
+    for start in range(0, min(len(plan.rows), _END_SEQUENCES), rows):
+        sequences = plan.sequences.read(plan.rows[start : start + rows])
+        if plan.generate is not None or count >= _ENDS:
+            break
+        teacher.lead(sequences)
+        dtype = teacher.head.model.dtype
+        batch = prepare(sequences, teacher.isolation, dtype, plan.capture.seed, pin=False)
+        for chunk in forward.chunks(batch):
+            at_end = chunk.logits_MV[chunk.labels_M == plan.corpus.separator[0]]
+            sums += at_end.double().softmax(1)[:, special].sum(0).cpu()
+            count += len(at_end)
+    means = (sums / max(1, count)).tolist()
+    return dict(zip(special, means, strict=True)) if count else {}
+
+
+def _report_separator(
+    sums: ShardStatistics, plan: CapturePlan, special: dict[int, float], report: Reporter
+) -> None:
     mean = sums.separator_mass / sums.separators
-    token = plan.tokenizer.decode(list(plan.corpus.separator)[:1])
-    note = f"where documents end with {token!r}, the teacher's mean probability of it is {mean:.2g}"
+    used = plan.corpus.separator[0]
+    note = (
+        f"where documents end with {plan.tokenizer.decode([used])!r}, the teacher's mean "
+        f"probability of it is {mean:.2g}"
+    )
     known = mean >= RARE_SEPARATOR
-    if not known:
+    likeliest = max(special, key=lambda token: special[token], default=used)
+    is_other = special.get(likeliest, 0.0) >= max(_CLEARLY * mean, RARE_SEPARATOR)
+    if likeliest != used and is_other:
+        text = plan.tokenizer.decode([likeliest])
+        note += (
+            f"; it expects {text!r} there with {special[likeliest]:.2g}: set corpus.separator = "
+            f"{json.dumps(text)} in the recipe, and give the run another name"
+        )
+    elif not known:
         note += (
             ": it hardly knows this separator; set corpus.separator to the one it was trained "
             'with, or to "" for none'
         )
-    report(Report(stage=STAGE, note=note, warning=not known))
+    report(Report(stage=STAGE, note=note, warning=not known or (likeliest != used and is_other)))
 
 
 def _measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from coldstill.stages.teacher_logits import capture_split, is_captured
 from conftest import FAMILIES, VOCABULARY, make_model
 from dense import documents, logits_alone, record
 from small_runs import LENGTH, SmallCorpus, capture_store, load_teacher, plan_capture, save_teacher
+from tokenizers import AddedToken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -203,31 +205,41 @@ def test_an_impossible_capture_is_refused_before_anything_is_written(
     assert not (tmp_path / "logits").exists()
 
 
-def test_an_unknown_separator_causes_a_warning(
+def test_an_unknown_separator_causes_a_warning_and_a_likelier_token_is_proposed(
     corpus: SmallCorpus, tokenizer: Any, tmp_path: Path
 ) -> None:
-    warnings = {}
-    for name, bias in (("known", 1.0), ("unknown", -60.0)):
-        model = make_model("llama", VOCABULARY, seed=1)
-        separator = tokenizer.eos_token_id
-        model.lm_head = torch.nn.Linear(32, VOCABULARY, bias=True)
+    own, separator = copy.deepcopy(tokenizer), tokenizer.eos_token_id
+    other = next(token for text, token in own.get_vocab().items() if len(text) == 4)
+    name = own.convert_ids_to_tokens(other)
+    own.add_tokens([AddedToken(name, special=True, normalized=False)], special_tokens=True)
+    own.save_pretrained(tmp_path / "teacher")
+    make_model("llama", VOCABULARY, seed=1).save_pretrained(tmp_path / "teacher")
+    proposal = f'set corpus.separator = "{name}" in the recipe'
+    for number, (used, unused, warned, text) in enumerate(
+        (
+            (1.0, -60.0, False, ""),
+            (3.0, 3.1, False, ""),
+            (3.0, 5.0, True, proposal),
+            (-60.0, -60.0, True, "it hardly knows this separator"),
+            (-60.0, 5.0, True, proposal),
+        )
+    ):
+        teacher = load_teacher(tmp_path / "teacher")
+        head = torch.nn.Linear(32, VOCABULARY)
         with torch.no_grad():
-            model.lm_head.weight.mul_(0.1)
-            model.lm_head.bias.zero_()
-            model.lm_head.bias[separator] = bias
-        make_model("llama", VOCABULARY, seed=1).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-        teacher = load_teacher(tmp_path / name)
-        teacher.head.model.lm_head = model.lm_head
+            head.weight.mul_(0.01)
+            head.bias.zero_()
+            head.bias[separator], head.bias[other] = used, unused
+        teacher.head.model.lm_head = head
         reports: list[Report] = []
-        folder = tmp_path / f"{name}-logits"
-        plan = plan_capture(corpus, tmp_path / name, folder, CAPTURE, split="heldout")
+        folder = tmp_path / str(number)
+        plan = plan_capture(corpus, tmp_path / "teacher", folder, CAPTURE, split="heldout")
         capture_split(plan, teacher, reports.append)
-        notes = [report for report in reports if "mean probability" in report.note]
-        assert len(notes) == 1
-        assert "<|endoftext|>" in notes[0].note
-        warnings[name] = notes[0].warning
-    assert warnings == {"known": False, "unknown": True}
+        (note,) = [report for report in reports if "mean probability" in report.note]
+        assert "<|endoftext|>" in note.note
+        assert note.warning == warned
+        assert text in note.note
+        assert ("set corpus.separator = " in note.note) == (text == proposal)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 100])
