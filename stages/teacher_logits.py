@@ -24,7 +24,6 @@ from ..data.store.manifest import read_manifest
 from ..data.store.reader import open_store
 from ..data.store.writer import ShardWriter, with_error
 from .capture.forward import TeacherForward, capture_batch
-from .capture.generate import answered
 from .capture.plan import CapturePlan, make_manifest
 from .capture.shards import capture_shards
 from .evaluation.speed import forward_speed
@@ -147,7 +146,7 @@ def _capture_split(
 def _sequences(plan: CapturePlan, teacher: Teacher, count: int) -> Sequences:
     """The first sequences of the plan, with answers if they are prompts."""
     sequences = plan.sequences.read(plan.rows[:count])
-    return sequences if plan.generate is None else answered(plan, teacher, sequences)
+    return sequences if plan.generate is None else teacher.answer(plan, sequences)
 
 
 def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
