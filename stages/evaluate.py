@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from ..data.alignment import labels
-from ..data.files import parse_json
-from ..data.store.layout import MEASUREMENTS
+from ..data.store.layout import read_measurements
 from ..data.token_bytes import token_bytes_of
 from .evaluation.quality import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
@@ -149,7 +148,7 @@ def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluatio
             confidence = np.exp(block.targets.head_logprobs[:, 0].astype(np.float64))
             calibration.add(confidence, block.targets.head_ids[:, 0] == labels(block.sequences))
     statistics, count = store.statistics, store.positions
-    measured = _measurements(store)
+    measured = read_measurements(store.place)
     usage = Usage.of(measured.get("usage"))
     teacher = store.manifest.teacher
     loss = statistics.loss / count
@@ -240,13 +239,6 @@ def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:
     ratio = (student.tail_logprobs - target.tail_logprobs).clamp_(max=0.0).exp()
     accepted: torch.Tensor = exact + target.log_tail.exp() * ratio.mean(1)
     return accepted
-
-
-def _measurements(store: StoreReader) -> dict[str, Any]:
-    if not store.place.exists(MEASUREMENTS):
-        return {}
-    measured = parse_json(store.place.read(MEASUREMENTS), store.place.path(MEASUREMENTS))
-    return measured if isinstance(measured, dict) else {}
 
 
 def _bits_per_byte(store: StoreReader, loss: float) -> float | None:

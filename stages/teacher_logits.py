@@ -26,6 +26,7 @@ from ..data.store.writer import ShardWriter, with_error
 from .capture.forward import TeacherForward, capture_batch
 from .capture.plan import CapturePlan, make_manifest
 from .capture.shards import capture_shards
+from .config import sequences_in
 from .evaluation.speed import forward_speed
 from .evaluation.usage import SEQUENCES, measure_usage, writing_progress
 from .models.device import describe_machine, peak_memory
@@ -151,7 +152,7 @@ def _sequences(plan: CapturePlan, teacher: Teacher, count: int) -> Sequences:
 
 def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
     """A captured batch, on which the codec's error is measured."""
-    sequences = _sequences(plan, teacher, max(1, plan.batch_tokens // plan.sequence_length))
+    sequences = _sequences(plan, teacher, sequences_in(plan.batch_tokens, plan.sequence_length))
     targets = capture_batch(teacher, sequences, plan.capture, plan.split)
     return Block(sequences=sequences, targets=targets, capture=plan.capture)
 

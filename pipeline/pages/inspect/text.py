@@ -218,15 +218,14 @@ def _figures(facts: StoreFacts) -> list[tuple[str, str]]:
 
 def _speed(facts: StoreFacts) -> list[tuple[str, str]]:
     measured, parts = facts.measurements, []
-    if isinstance(speed := measured.get("capture_tokens_per_second"), float | int):
+    if (speed := measured.capture_tokens_per_second) is not None:
         parts.append(f"captured at {speed:,.0f} tokens/s")
-    forward = measured.get("forward")
-    alone = forward.get("tokens_per_second") if isinstance(forward, dict) else None
-    if isinstance(alone, float | int):
+    forward = measured.forward
+    if forward is not None and (alone := forward.tokens_per_second) is not None:
         parts.append(f"the teacher's forward pass alone {alone:,.0f}")
-    if isinstance(memory := measured.get("capture_peak_memory_bytes"), int) and memory:
+    if memory := measured.capture_peak_memory_bytes:
         parts.append(f"peak memory {size(memory)}")
-    if isinstance(machine := measured.get("machine"), str):
+    if (machine := measured.machine) is not None:
         parts.append(machine)
     return [("speed", ", ".join(parts))] if parts else []
 
