@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..data.alignment import labels
-from ..data.store.layout import read_measurements
+from ..data.store.manifest import read_measurements
 from ..data.token_bytes import token_bytes_of
 from .evaluation.quality import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress

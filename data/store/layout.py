@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from pydantic import TypeAdapter
 
-    from ..places.place import Place
-
 MANIFEST = "manifest.json"
 """Written first; without it the folder is not a store."""
 TOKENIZER = "tokenizer"
@@ -107,14 +105,3 @@ def validated(adapter: TypeAdapter[_Record], fields: Any, where: str) -> _Record
         ) from error
     except ValueError as error:  # numbers and text that JSON cannot hold
         raise ColdstillError(f"{where}: {error}") from error
-
-
-def read_measurements(place: Place) -> dict[str, Any]:
-    """What the capture measured; empty if the file is missing or damaged."""
-    if not place.exists(MEASUREMENTS):
-        return {}
-    try:
-        found = parse_json(place.read(MEASUREMENTS), place.path(MEASUREMENTS))
-    except ColdstillError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -7,7 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from ...data.places.place import place_at
-from ...data.store.layout import read_measurements
+from ...data.store.manifest import read_measurements
 from ...stages.config import sequences_in
 from ...stages.planning.memory import capture_memory, training_memory
 from ...stages.planning.model_sizes import adapter_parameters

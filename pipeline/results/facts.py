@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...data.errors import ColdstillError
 from ...data.store.commit import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
-from ...data.store.layout import read_measurements
+from ...data.store.manifest import read_measurements
 from ...data.store.reader import open_store
 from .curves import read_curves
 from .figures import json_rows, students_of
