@@ -28,11 +28,11 @@ def export(
 ) -> list[ExportRecord]:
     """Export a trained student in the named formats below its folder or `output`."""
     from ...stages.export import FORMATS
-    from ...stages.export.contract import choose
+    from ...stages.export.contract import chosen_formats
     from ...stages.export.export_student import ExportJob, export_student
     from ...stages.export.model_card import Facts
 
-    chosen = choose(formats, FORMATS)
+    chosen = chosen_formats(formats, FORMATS)
     student = work.run.student(name)
     _expect_trained(work, name)
     heldout = open_made(work.run.heldout, work)

@@ -80,7 +80,7 @@ def choose_answering(
     sequence_length  most tokens of prompt and answer together
     """
     with asking("transformers", "generate answers", where=where, remedy=_REMEDY):
-        trial = _Trial(head, sequence_length)
+        trial = _AnswerTrial(head, sequence_length)
     found: Answering = "alone"
     try:
         if trial.difference_of_equal() <= trial.tolerance:
@@ -100,7 +100,7 @@ def choose_answering(
     return found
 
 
-class _Trial:
+class _AnswerTrial:
     """Logits of a model for random prompts with given answers."""
 
     def __init__(self, head: OutputHead, sequence_length: int) -> None:

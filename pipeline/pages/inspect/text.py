@@ -127,7 +127,7 @@ _MASS_TICKS = [(0, "0%"), (5, "25%"), (10, "50%"), (15, "75%"), (20, "100%")]
 
 def store_text(facts: StoreFacts, glyphs: Glyphs) -> str:
     """Return the facts of a store, or of one shard of it."""
-    lines = [*_note(facts.note), *_aligned(table(facts))]
+    lines = [*_note(facts.note), *_aligned(store_lines(facts))]
     if facts.columns is not None:
         lines += ["", *column_lines(facts.columns)]
     if facts.positions:
@@ -143,7 +143,7 @@ def lone_text(facts: LoneShardFacts) -> str:
     return "\n".join([*_note(facts.note), *_aligned(rows), "", *column_lines(facts.columns)])
 
 
-def table(facts: StoreFacts) -> list[tuple[str, str]]:
+def store_lines(facts: StoreFacts) -> list[tuple[str, str]]:
     """Return the facts as pairs of a name and a text."""
     missing = facts.shards_missing
     gaps = f"missing {ranges(missing)}" if missing else "complete"
