@@ -1,4 +1,4 @@
-"""The commit record of a shard, without which the shard does not exist, and the sums in it."""
+"""The commit record of a shard, without which the shard does not exist: files, counts and sums."""
 
 from __future__ import annotations
 
