@@ -23,7 +23,7 @@ from .models.isolation import flat_positions, model_inputs, student_isolation
 from .models.loading import load_model, teacher_identity
 from .models.output_head import connect_head
 from .report import Report, Reporter, silent
-from .targets.losses.forward import ForwardKL
+from .targets.losses.forward_kl import ForwardKL
 from .targets.softmax import softmax_in_place
 from .targets.tensors import TargetTensors
 

@@ -283,7 +283,7 @@ def sweep(
     from ..recipe.reading import read_source
     from ..recipe.work import Work, run_of
     from ..results.figures import json_rows
-    from ..results.tables import tables
+    from ..results.model_tables import tables
     from ..steps import sweep as step
 
     planned = step.plan_sweep(read_source(recipe, settings, runs=Path(runs)), grids)
@@ -332,7 +332,7 @@ def compare(
         raise click.UsageError("--set changes one recipe; name a single RUN with it.")
     from ..quiet import quiet_imports
     from ..results.figures import json_rows
-    from ..results.tables import tables
+    from ..results.model_tables import tables
     from ..steps import interface
 
     quiet_imports()
@@ -349,7 +349,7 @@ def run(recipe: str, **options: Any) -> None:
 
     Example: coldstill run demo
     """
-    from ..results.tables import tables
+    from ..results.model_tables import tables
     from ..steps import interface
 
     click.echo(tables(interface.run(recipe, **options)))

@@ -14,9 +14,9 @@ from ...data.store.reader import open_store
 from .curves import read_curves
 from .figures import json_rows, students_of
 from .lineage import corpus_facts, student_facts, teacher_facts, trainings
+from .model_tables import warnings
 from .reproduce import reproduction
 from .rows import compared_rows, visible
-from .tables import warnings
 from .verdict import comparable_students, contest, export_sentence, verdict
 
 if TYPE_CHECKING:
