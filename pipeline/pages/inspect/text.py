@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 100
 """Width of all text in columns."""
+_INDENT = " " * 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,15 +104,15 @@ def clip(text: str, width: int) -> str:
     return kept + "..."
 
 
-def flow(items: Sequence[str], indent: str, first: str = "") -> list[str]:
+def _flow(items: Sequence[str], first: str = _INDENT) -> list[str]:
     """Return items two blanks apart in lines of `COLUMNS`; `first` is before the first item."""
     lines: list[str] = []
-    line = first or indent
+    line = first
     for item in items:
-        gap = "" if line in (first, indent) else "  "
+        gap = "" if line in (first, _INDENT) else "  "
         if gap and display_width(line + gap + item) > COLUMNS:
             lines.append(line)
-            line, gap = indent, ""
+            line, gap = _INDENT, ""
         line += gap + item
     return [*lines, line]
 
@@ -273,7 +274,6 @@ def _drawn(
 
 _WIDTH = 22
 """Width of a token's column."""
-_INDENT = " " * 8
 
 
 def listing(sequence: ShownSequence, texts: TokenTexts, glyphs: Glyphs, top: int, path: str) -> str:
@@ -340,14 +340,14 @@ def _details(prediction: Prediction, texts: TokenTexts, glyphs: Glyphs, top: int
         f"{clip(glyphs.visible(texts.of(guess.token)), _WIDTH)} {percent(guess.probability)}"
         for guess in prediction.head[:top]
     ]:
-        lines += flow(best, _INDENT)
+        lines += _flow(best)
     masses = f"{_INDENT}head {percent(prediction.head_mass)}, tail {percent(prediction.tail_mass)}"
     drawn = [
         clip(glyphs.visible(texts.of(sample.token)), _WIDTH)
         + (f" {glyphs.times}{sample.count}" if sample.count > 1 else "")
         for sample in prediction.samples
     ]
-    return lines + flow(drawn, _INDENT, f"{masses}{': ' if drawn else ''}")
+    return lines + _flow(drawn, f"{masses}{': ' if drawn else ''}")
 
 
 def percent(probability: float) -> str:
