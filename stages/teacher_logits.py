@@ -24,9 +24,9 @@ from ..data.store.manifest import read_manifest
 from ..data.store.reader import open_store
 from ..data.store.writer import ShardWriter, with_error
 from .capture.forward import TeacherForward, capture_batch
-from .capture.generate import answered
 from .capture.plan import CapturePlan, make_manifest
 from .capture.shards import capture_shards
+from .config import sequences_in
 from .evaluation.speed import forward_speed
 from .evaluation.usage import SEQUENCES, measure_usage, writing_progress
 from .models.device import describe_machine, peak_memory
@@ -147,12 +147,12 @@ def _capture_split(
 def _sequences(plan: CapturePlan, teacher: Teacher, count: int) -> Sequences:
     """The first sequences of the plan, with answers if they are prompts."""
     sequences = plan.sequences.read(plan.rows[:count])
-    return sequences if plan.generate is None else answered(plan, teacher, sequences)
+    return sequences if plan.generate is None else teacher.answer(plan, sequences)
 
 
 def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
     """A captured batch, on which the codec's error is measured."""
-    sequences = _sequences(plan, teacher, max(1, plan.batch_tokens // plan.sequence_length))
+    sequences = _sequences(plan, teacher, sequences_in(plan.batch_tokens, plan.sequence_length))
     targets = capture_batch(teacher, sequences, plan.capture, plan.split)
     return Block(sequences=sequences, targets=targets, capture=plan.capture)
 

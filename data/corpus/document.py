@@ -234,7 +234,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
     return Ambiguous(next(key for key in found if keys.count(key) > 1))
 
 
-def printable(names: Iterable[Any]) -> str:
+def listed(names: Iterable[Any]) -> str:
     """Names of columns or keys for a message; `none` if there are none."""
     texts = (str(name) for name in names)
     return ", ".join(text if text.isprintable() else ascii(text) for text in texts) or "none"

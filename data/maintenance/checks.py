@@ -101,7 +101,7 @@ def _sequences(sequences: Sequences, rules: Rules) -> Iterator[Finding]:
             (lengths_N < 1) | (lengths_N > rules.sequence_length)
         ),
         "document borders do not begin at 0 and increase inside the sequence": (
-            _misordered(starts, lengths_N, smallest=0)
+            _misordered(starts, lengths_N)
             | (starts.lengths < 1)
             | ~_rows(starts.values == 0, starts)
         ),
@@ -109,7 +109,7 @@ def _sequences(sequences: Sequences, rules: Rules) -> Iterator[Finding]:
             (sequences.document_ids.lengths != starts.lengths)
             | _rows(sequences.document_ids.values < 0, sequences.document_ids)
         ),
-        _MISPLACED: _misordered(positions, lengths_N - 1, smallest=0) | _cut(sequences),
+        _MISPLACED: _misordered(positions, lengths_N - 1) | _cut(sequences),
     }
     for what, bad_N in rows_N.items():
         if bad_N.any():
@@ -129,12 +129,12 @@ def _rows(bad_S: NDArray[np.bool_], column: Ragged) -> NDArray[np.bool_]:
     return rows
 
 
-def _misordered(column: Ragged, ends_N: NDArray[Any], smallest: int) -> NDArray[np.bool_]:
-    """[N] whether a row does not increase, or leaves the range from `smallest` to below its end."""
+def _misordered(column: Ragged, ends_N: NDArray[Any]) -> NDArray[np.bool_]:
+    """[N] whether a row does not increase, or leaves the range from 0 to below its end."""
     values, row_S = column.values, np.repeat(np.arange(len(column)), column.lengths)
     same_row = np.diff(row_S, prepend=-1) == 0
     back = same_row & (np.diff(values, prepend=0) <= 0)
-    return _rows(back | (values < smallest) | (values >= ends_N[row_S]), column)
+    return _rows(back | (values < 0) | (values >= ends_N[row_S]), column)
 
 
 def _cut(sequences: Sequences) -> NDArray[np.bool_]:

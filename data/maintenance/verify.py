@@ -25,7 +25,7 @@ from ..store.layout import (
     shard_name,
 )
 from ..store.manifest import Manifest, parse_manifest
-from . import Notify, quiet
+from . import Notify, no_progress
 from .shard import Problem, SequenceOrder, check_shard, one_line
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _NAMED_GAPS = 20
 promise any number."""
 
 
-def verify(path: str, notify: Notify = quiet) -> Iterator[Problem]:
+def verify(path: str, notify: Notify = no_progress) -> Iterator[Problem]:
     """All faults of a store, shard by shard. Raises ColdstillError if the store does not exist."""
     with uncached(path) as (place, forget):
         try:
@@ -186,7 +186,7 @@ class Repaired:
     """How many shards `teacher-logits` has to make now."""
 
 
-def repair(path: str, *, pretend: bool = False, notify: Notify = quiet) -> Repaired:
+def repair(path: str, *, pretend: bool = False, notify: Notify = no_progress) -> Repaired:
     """Check every shard and delete each damaged one, commit record first.
 
     pretend  delete nothing

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError
 from ..files import SCRATCH_PREFIX, remove_scratch, told_where
+from ..store.commit import expect_files
 from .claims import claimed
-from .place import expect_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -264,7 +264,7 @@ class ShardCache:
 def _damage(entry: Entry, made: Path) -> ColdstillError | None:
     """The error of a local copy that is not what was committed."""
     try:
-        expect_whole(made, entry.files, entry.address)
+        expect_files(made, entry.files, entry.address)
     except ColdstillError as error:
         return error
     return None

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
 from ..files import SCRATCH_PREFIX, remove_scratch, sync_tree, told_where, whole_file
+from ..store.commit import expect_files
 from ..store.layout import CLAIMS
 from .claims import HeldError, Writers, claimed
-from .place import expect_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -99,7 +99,7 @@ class LocalPlace(Writers):
         return self.root / name
 
     def shard(self, commit: Commit, name: str) -> Path:
-        expect_whole(self.root / name, commit.files, self.path(name))
+        expect_files(self.root / name, commit.files, self.path(name))
         return self.root / name
 
     def reading(self, commit: Commit, name: str) -> contextlib.AbstractContextManager[bool]:

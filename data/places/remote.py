@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError, DamageError
 from ..files import SCRATCH_PREFIX, json_sha256
-from ..store.commit import ShardFile
+from ..store.commit import REPAIR, ShardFile
 from ..store.layout import MANIFEST
 from .cache import AHEAD, CacheSettings, Entry, ShardCache
 from .claims import Writers
 from .faults import Patience
 from .lease import Leases
 from .objects import Objects
-from .place import REPAIR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -17,7 +17,7 @@ from ..errors import ColdstillError
 from ..files import parse_json
 from ..formats import STORES, Store
 from ..schema import Capture
-from .layout import MANIFEST, expect_seal, sealed, unsealed, validated
+from .layout import MANIFEST, MEASUREMENTS, expect_seal, sealed, unsealed, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,6 +200,17 @@ def read_manifest(place: Place) -> Manifest:
             "logits and heldout"
         ) from error
     return parse_manifest(content, where)
+
+
+def read_measurements(place: Place) -> dict[str, Any]:
+    """What the capture measured; empty if the file is missing or damaged."""
+    if not place.exists(MEASUREMENTS):
+        return {}
+    try:
+        found = parse_json(place.read(MEASUREMENTS), place.path(MEASUREMENTS))
+    except ColdstillError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:

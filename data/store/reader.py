@@ -12,9 +12,9 @@ import numpy as np
 
 from ..errors import ColdstillError
 from ..order import MIXED_BLOCKS, WINDOW, epoch_order
-from ..places.place import expect_size, place_at
+from ..places.place import place_at
 from ..schema import Block, check_hashes
-from .commit import Commit, ShardStatistics, parse_commit, total
+from .commit import Commit, ShardStatistics, expect_size, parse_commit, total
 from .layout import SHARDS, TOKENIZER, commit_name, committed, shard_name
 from .manifest import Manifest, read_manifest
 

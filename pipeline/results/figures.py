@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+REMEASURE = "delete it and run coldstill evaluate"
+"""The remedy in messages about damaged figures."""
+
+
 class Record(BaseModel):
     """A part of a JSON file that commands write: strict types, finite numbers, no unknown keys."""
 

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ...data.errors import ColdstillError
-from ...data.files import read_json
 from ...data.prepared import SPLITS, CorpusLayout
 from ..recipe.tables import StudentTable
 from ..units import counted
-from .curves import in_words
+from .curves import in_words, recorded_table
 from .rows import visible
 from .verdict import Training
 
@@ -160,7 +158,7 @@ def student_facts(run: Run, rows: Sequence[ModelFigures]) -> list[StudentFacts]:
 
 
 def _student(run: Run, name: str, row: ModelFigures | None) -> StudentFacts:
-    table = _table(run, name)
+    table = recorded_table(run.student(name).settings, "student")
     known = table or {}
     made_of = {k: value for k, value in known.items() if k not in _TRAINING and value is not None}
     return StudentFacts(
@@ -174,15 +172,6 @@ def _student(run: Run, name: str, row: ModelFigures | None) -> StudentFacts:
         teachers=_others(known),
         listens=_listens(known, row),
     )
-
-
-def _table(run: Run, name: str) -> dict[str, Any] | None:
-    try:
-        recorded = read_json(run.student(name).settings)
-    except ColdstillError:
-        return None
-    table = recorded.get("student") if isinstance(recorded, dict) else None
-    return table if isinstance(table, dict) else None
 
 
 def _listens(table: Mapping[str, Any], row: ModelFigures | None) -> bool | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ..recipe.reading import BUILT_IN, RESOLVED, RecipeSource
-from .tables import machine_groups
+from .model_tables import machine_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -12,8 +12,8 @@ from ...stages.report import Report, Reporter
 from ..pages.compare.page import write_page
 from ..pages.self_contained import expect_file
 from ..results.figures import ModelFigures, json_rows
+from ..results.model_tables import markdown, warnings, without_calibration
 from ..results.rows import compared_rows, is_older
-from ..results.tables import markdown, warnings, without_calibration
 from .students import open_made, store_called
 
 if TYPE_CHECKING:

@@ -96,7 +96,7 @@ def prune_students(work: Work, names: Sequence[str]) -> dict[str, tuple[Cut, ...
     return cuts
 
 
-def text(cuts: Mapping[str, Sequence[Cut]]) -> str:
+def cuts_text(cuts: Mapping[str, Sequence[Cut]]) -> str:
     return "\n\n".join(
         _table(name if len(each) == 1 else f"{name}, cut {number} of {len(each)}", cut)
         for name, each in cuts.items()

@@ -304,7 +304,7 @@ def listed_points(sweep: Sweep, work: Work) -> list[ListedPoint]:
     return found
 
 
-def text(listed: Sequence[ListedPoint]) -> str:
+def points_text(listed: Sequence[ListedPoint]) -> str:
     """Return the points as aligned text; keys are shown without their student."""
     rows = []
     for one in listed:

@@ -88,7 +88,7 @@ def add_record(path: Path, record: TaskRecord) -> None:
         write_json(path, [asdict(each) for each in (*kept, record)])
 
 
-def table(rows: Sequence[tuple[str, Sequence[TaskRecord]]]) -> str:
+def scores_table(rows: Sequence[tuple[str, Sequence[TaskRecord]]]) -> str:
     """One row for each model, one column for each task's main metric."""
     cells = [{"model": name, **dict(_cells(records))} for name, records in rows]
     titles = list(dict.fromkeys(title for row in cells for title in row))

@@ -12,6 +12,7 @@ from ...data.prepared import CorpusLayout, CorpusRecord
 from ...data.schema import Capture
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
+from ...stages.config import sequences_in
 from ..planning.checks import expect_trainable
 from ..planning.models import named_teacher, tokenizer_of_model
 from ..recipe.work import READ_TEACHER, beginning, is_done
@@ -219,7 +220,7 @@ def _heldout(work: Work) -> Heldout:
     recipe = work.recipe
     sequences = CorpusLayout(work.run.corpus).open("heldout")
     rows = chosen_rows(len(sequences), recipe.evaluation.sequences, recipe.seed)
-    batch = max(1, recipe.logits.batch_tokens // recipe.corpus.sequence_length)
+    batch = sequences_in(recipe.logits.batch_tokens, recipe.corpus.sequence_length)
     return Heldout(sequences, rows, batch)
 
 

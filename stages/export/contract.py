@@ -204,7 +204,7 @@ def transformers_usage(packages: str = "") -> str:
     )
 
 
-def choose(names: Sequence[str], known: Mapping[str, Format]) -> dict[str, Format]:
+def chosen_formats(names: Sequence[str], known: Mapping[str, Format]) -> dict[str, Format]:
     """The formats of these names, each once, in the order of `known`.
 
     Raises

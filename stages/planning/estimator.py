@@ -24,7 +24,7 @@ import torch
 
 from ...data.errors import ColdstillError
 from ..capture.selection import select
-from ..targets.losses.forward import ForwardKL
+from ..targets.losses.forward_kl import ForwardKL
 from ..targets.softmax import GradientSum, softmax_in_place
 from ..targets.tensors import TargetTensors
 

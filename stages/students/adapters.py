@@ -86,7 +86,7 @@ def _logits(model: Any) -> torch.Tensor:
     return logits.float().nan_to_num()
 
 
-def merge(wrapper: Any) -> None:
+def merge_adapters(wrapper: Any) -> None:
     """Add the adapters to their weights in place, which leaves a plain model."""
     model = wrapper.get_base_model()
     wrapper.merge_and_unload()

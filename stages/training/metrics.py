@@ -135,9 +135,3 @@ def _total(sums: dict[str, Any]) -> dict[str, float]:
     names = sorted(sums)
     own = [torch.as_tensor(sums[name], dtype=torch.float64, device=device) for name in names]
     return dict(zip(names, sum_over_all(torch.stack(own)).tolist(), strict=True))
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -10,8 +10,8 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.results.model_tables import COST, QUALITY, markdown, notes, tables, warnings
 from coldstill.pipeline.results.rows import compared_rows
-from coldstill.pipeline.results.tables import COST, QUALITY, markdown, notes, tables, warnings
 from coldstill.pipeline.units import size
 from compared import CACHED, FORMATS, Made, generation, models_of, write_run
 from compared import row as made_row

@@ -13,8 +13,8 @@ from coldstill.pipeline.pages.compare.page import page, write_plot
 from coldstill.pipeline.pages.compare.plots import make_plots
 from coldstill.pipeline.recipe.run_folder import Run
 from coldstill.pipeline.results.curves import MOST_POINTS, averaged, in_words, read_curves
+from coldstill.pipeline.results.model_tables import COST, QUALITY
 from coldstill.pipeline.results.rows import compared_rows
-from coldstill.pipeline.results.tables import COST, QUALITY
 from compared import CACHED, Made, label_loss_at, write_run
 from html_tags import Tags
 

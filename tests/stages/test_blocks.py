@@ -11,11 +11,11 @@ from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import ArchitectureConfig, LoraConfig
 from coldstill.stages.train_student import train_student
 from coldstill.stages.training import execution as blocks
-from coldstill.stages.training.metrics import read_metrics
 from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file
 from small_runs import save_teacher
 from small_students import student_job
+from small_trainings import read_metrics
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,11 +15,10 @@ from coldstill.data.schema import Capture
 from coldstill.stages.training.checkpoints import last_whole_checkpoint
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import StoreTrainer
-from coldstill.stages.training.metrics import read_metrics
 from safetensors.torch import load_file, save_file
 from small_runs import CLOCKS, LENGTH, SmallCorpus, capture_store
 from small_students import KilledError, killed_at
-from small_trainings import lines, spoiled, train_small
+from small_trainings import lines, read_metrics, spoiled, train_small
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,9 +13,8 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.training.checkpoints import last_whole_checkpoint
-from coldstill.stages.training.metrics import read_metrics
 from small_runs import LENGTH
-from small_trainings import lines
+from small_trainings import lines, read_metrics
 from training_child import Task, finish, run, start, weights
 
 if TYPE_CHECKING:

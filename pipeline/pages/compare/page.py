@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...results.curves import read_curves
 from ...results.figures import students_of, teachers_of
-from ...results.rows import visible
-from ...results.tables import (
+from ...results.model_tables import (
     COST,
     QUALITY,
     groups_of,
@@ -20,6 +19,7 @@ from ...results.tables import (
     warnings,
     without_calibration,
 )
+from ...results.rows import visible
 from ...units import counted
 from ..plots.drawing import standalone
 from ..self_contained import rendered, write_file
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ...recipe.run_folder import Run
     from ...results.curves import Curve
     from ...results.figures import ModelFigures
-    from ...results.tables import Column
+    from ...results.model_tables import Column
 
 
 _QUALITY = (

@@ -17,7 +17,7 @@ from ...results.token_texts import token_texts
 from ..self_contained import expect_file, policy
 from .sequence import read_sequence
 from .store import describe
-from .text import ENTROPY_TITLE, MASS_TITLE, table
+from .text import ENTROPY_TITLE, MASS_TITLE, store_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,7 +85,7 @@ def _data(
     return {
         "title": facts.path,
         "note": "; ".join(notes),
-        "table": table(facts)[1:],
+        "table": store_lines(facts)[1:],
         "head": facts.manifest.capture.head,
         "histograms": _histograms(facts),
         "scale": {"step": _STEP, "levels": _LEVELS},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...recipe.tables import TEACHER
-from ...results.tables import without_calibration
+from ...results.model_tables import without_calibration
 from ...results.token_texts import legible
 from ...units import counted, size
 from ..compare.page import table_values

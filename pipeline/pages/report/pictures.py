@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ...results.facts import CacheFacts
     from ...results.figures import ModelFigures
-    from ..compare.panels import Cost, Quality
+    from ..compare.panels import Cost, QualityFigure
 
 _PACKED_ALIKE = 1.05
 """Ratio of bytes a parameter between models up to which size on disk needs no plot."""
@@ -49,7 +49,7 @@ def trade_offs(rows: Sequence[ModelFigures]) -> list[Plot]:
 
 
 def _plot(
-    rows: Sequence[ModelFigures], costs: Sequence[Cost], quality: Quality, caption: str
+    rows: Sequence[ModelFigures], costs: Sequence[Cost], quality: QualityFigure, caption: str
 ) -> Plot:
     *others, last = [cost.name for cost in costs]
     title = f"{quality.name} against {', '.join(others)}{' and ' if others else ''}{last}"

@@ -155,7 +155,7 @@ def _expect_metrics(task: TaskFile, *, download: bool) -> None:
 
 
 def _cannot_load(unit: Unit, error: Exception, *, download: bool) -> ColdstillError:
-    text = first_line(error)
+    text = class_and_line(error)
     remote = [(part, name) for part in unit.parts for name in part.remote]
     if not remote or not (isinstance(error, OSError) or "cache" in text):
         return ColdstillError(f"{unit.parts[0].path}: task '{unit.name}': {text}")
@@ -172,7 +172,7 @@ def _not_here(task: TaskFile, name: str) -> ColdstillError:
     )
 
 
-def first_line(error: Exception) -> str:
+def class_and_line(error: Exception) -> str:
     """Class and first line of an exception of another library, at most 300 characters."""
     if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
         error = error.__cause__  # it only says that an error occurred

@@ -20,7 +20,7 @@ from ...models.loading import load_model, load_tokenizer
 from ...models.rotary import scale_by_document
 from ...models.vocabulary import vocabulary_size, without_padding, without_rowless
 from ...report import Report, Reporter, silent
-from .loading import first_line, quiet
+from .loading import class_and_line, quiet
 from .results import TaskResult, task_result
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class TaskRunner:
                 ) from error
             except Exception as error:  # of lm-eval, of a metric, of a task's own code
                 raise ColdstillError(
-                    f"{self._stage}: task '{name}': lm-eval failed: {first_line(error)}"
+                    f"{self._stage}: task '{name}': lm-eval failed: {class_and_line(error)}"
                 ) from error
         # lm-eval warns once for each truncated request; this warns once with their number
         warnings = [text for text in warnings if "runcat" not in text]
