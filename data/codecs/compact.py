@@ -7,7 +7,7 @@ frequency first changed nothing. Ids sorted by probability, or stored column by 
 bytes and more.
 
 Probabilities are rounded to whole levels of sqrt(p). KL is, to second order, twice the squared
-error of sqrt(p), so that every entry contributes equally, whatever its size. The decoder scales the
+error of sqrt(p), so that every entry contributes equally, large or small. The decoder scales the
 head to its stored mass, so that head and tail always sum to 1.
 """
 

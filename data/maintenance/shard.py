@@ -68,11 +68,11 @@ class Account:
         for name, count in self._counts.items():
             recorded = getattr(commit, name)
             if recorded != count:
-                yield f"its commit record says {recorded:,} {name}, it holds {count:,}"
+                yield f"its commit record has {recorded:,} {name}, the shard {count:,}"
         for field in fields(ShardStatistics):
             recorded, summed = (getattr(s, field.name) for s in (commit.statistics, self._sums))
             if not self._agree(field.name, recorded, summed):
-                yield f"its commit record says a {field.name} of {recorded}, it sums to {summed}"
+                yield f"its commit record has {field.name} = {recorded}, the shard {summed}"
 
     def _agree(self, name: str, recorded: Any, summed: Any) -> bool:
         if name in _EDGES:

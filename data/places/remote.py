@@ -1,4 +1,4 @@
-"""A store below any address that fsspec knows: `s3://bucket/store`, `gs://...`, `memory://...`.
+"""A store below any address that fsspec supports: `s3://bucket/store`, `gs://...`, `memory://...`.
 
 Each object is written whole. A shard that is a folder exists once its commit record does, like any
 other shard. For other folders an object beside the folder says that some files are still missing.

@@ -260,7 +260,7 @@ def finished_shards(place: Place, manifest: Manifest) -> list[int]:
 
 
 def read_commit(place: Place, manifest: Manifest, index: int) -> Commit:
-    """The commit record of one shard; raises ColdstillError if it is missing or another one's."""
+    """The commit record of one shard; raises ColdstillError if it is missing or another shard's."""
     name = commit_name(index)
     try:
         commit = parse_commit(place.read(name), place.path(name))

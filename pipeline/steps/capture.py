@@ -12,7 +12,7 @@ from ...data.places.place import place_at
 from ...data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..planning.sizes import captures, expect_room, expect_writable, store_sizes
 from ..recipe.work import READ_TEACHER
-from .teacher import prepared, prepared_apart, tell_left_out, tokenizer_of, train_missing_teacher
+from .teacher import prepared, prepared_apart, report_left_out, tokenizer_of, train_missing_teacher
 
 if TYPE_CHECKING:
     from ...data.prepared import Split
@@ -55,7 +55,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
         if recipe.teacher.is_trained_here:
             train_missing_teacher(work)
         tokenizer = tokenizer_of(work)
-        tell_left_out(work, tokenizer, "teacher-logits")
+        report_left_out(work, tokenizer, "teacher-logits")
         # checked before the corpus is read, which can take long
         checked = _checked_teacher(work, tokenizer)
         record = prepared(work, tokenizer, together=recipe.corpus.pack)

@@ -24,7 +24,7 @@ from ..recipe.work import Work
 
 
 def train_teacher(work: Work) -> None:
-    """Train the tokenizer and a new teacher, or correct an existing teacher, as the recipe says."""
+    """Train the tokenizer and a new teacher, or correct an existing teacher, as the recipe asks."""
     teacher = work.recipe.teacher
     if not teacher.is_trained_here:
         work.say("train-teacher", f"nothing to train: the teacher is {teacher.model}")
@@ -257,7 +257,7 @@ def tokenizer_of(work: Work) -> Any:
     return tokenizer
 
 
-def tell_left_out(work: Work, tokenizer: Any, stage: str) -> None:
+def report_left_out(work: Work, tokenizer: Any, stage: str) -> None:
     """Report the tokens that were removed from the teacher's tokenizer, if any."""
     from ...stages.models.vocabulary import left_out_tokens
 

@@ -230,7 +230,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._metrics.resume(state.step, state.measured)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Shard the weights if the arguments say so, also on CPUs."""
+        """Shard the weights if the arguments ask for it, also on CPUs."""
         super().create_accelerator_and_postprocess()
         if self.args.fsdp and self.args.world_size > 1:
             shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args)

@@ -190,16 +190,16 @@ def test_a_record_of_other_sums_is_found(tmp_path: Path, codec: str) -> None:
     for name in COUNTS + SUMS:
         wrong_record(tmp_path, 1, name)
         (line,) = problems(tmp_path)
-        assert line.startswith("shard 1: its commit record says ")
+        assert line.startswith("shard 1: its commit record has ")
         assert name in line
         path.write_bytes(whole)
     for name, change, expected in (
-        ("entropy_bins", lambda bins: [*bins[1:], bins[0]], "entropy_bins of "),
-        ("distortion", lambda value: -1e-6, "distortion of -1e-06"),
+        ("entropy_bins", lambda bins: [*bins[1:], bins[0]], "entropy_bins = "),
+        ("distortion", lambda value: -1e-6, "distortion = -1e-06"),
     ):
         wrong_record(tmp_path, 1, name, change)
         (line,) = problems(tmp_path)
-        assert line.startswith(f"shard 1: its commit record says a {expected}")
+        assert line.startswith(f"shard 1: its commit record has {expected}")
         path.write_bytes(whole)
     path.write_bytes(record(tmp_path, 0).read_bytes())
     wrong = "names shard 0 with 4 sequences, expected shard 1 with 4"
@@ -433,7 +433,7 @@ def test_a_rounded_value_may_only_change_to_a_neighbouring_bin(tmp_path: Path, n
     assert problems(tmp_path) == []
     commit_other_statistics(tmp_path, 0, **{name: (sum(bins), *(0 for _ in bins[1:]))})
     (line,) = problems(tmp_path)
-    assert line.startswith(f"shard 0: its commit record says a {name} of ")
+    assert line.startswith(f"shard 0: its commit record has {name} = ")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])

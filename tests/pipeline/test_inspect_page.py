@@ -106,9 +106,9 @@ def test_the_data_are_those_of_the_store(alone: Desk, block: Block) -> None:
         starts, ids = one.sequences.document_starts[0], one.sequences.document_ids[0]
         assert sequence["documents"] == np.stack([starts, ids], 1).tolist()
         positions = one.sequences.positions[0].tolist()
-        assert [belief[1] for belief in sequence["beliefs"]] == positions
-        for i, belief in enumerate(sequence["beliefs"]):
-            place, position, surprise, entropy, rank, head_mass, tail_mass, head, samples = belief
+        assert [prediction[1] for prediction in sequence["predictions"]] == positions
+        for i, one in enumerate(sequence["predictions"]):
+            place, position, surprise, entropy, rank, head_mass, tail_mass, head, samples = one
             # the token is coloured by what was stored one position before it
             assert place == position + 1
             assert sequence["tokens"][place] == labels(one.sequences)[i]
@@ -155,7 +155,7 @@ def test_a_page_shows_a_fixed_sample_or_the_chosen_positions(alone: Desk) -> Non
     assert (part["first"], part["length"]) == (3, whole["length"])
     assert part["tokens"] == whole["tokens"][3:8]
     # the token at place 3 keeps its target, though position 2, where it is stored, is not shown
-    assert part["beliefs"] == [b for b in whole["beliefs"] if 3 <= b[0] < 8]
+    assert part["predictions"] == [b for b in whole["predictions"] if 3 <= b[0] < 8]
     (alone.root / "folder").mkdir()
     line = alone.refused("inspect", "s", "--html", "folder")
     assert line == "error: folder: a folder; name the file that the page is to be"
@@ -200,9 +200,9 @@ def test_a_capture_without_a_head_or_a_tail(tmp_path: Path, capture: Capture) ->
     data = written(desk_at(tmp_path)).data
     assert data["head"] == capture.head
     assert len(data["histograms"]) == (2 if capture.head else 1)
-    beliefs = [belief for sequence in data["sequences"] for belief in sequence["beliefs"]]
-    assert {len(belief[7]) for belief in beliefs} == {2 * min(8, capture.head)}
-    assert {sum(belief[8][1::2]) for belief in beliefs} == {capture.tail}
+    predictions = [one for sequence in data["sequences"] for one in sequence["predictions"]]
+    assert {len(prediction[7]) for prediction in predictions} == {2 * min(8, capture.head)}
+    assert {sum(prediction[8][1::2]) for prediction in predictions} == {capture.tail}
 
 
 def luminance(colour: str) -> float:

@@ -70,7 +70,7 @@ def test_the_page_the_result_and_the_facts_come_from_the_records(finished: Desk)
     students = {one["name"]: one for one in facts["students"]}
     assert list(students) == [row["name"] for row in facts["models"][1:]]
     assert students["small"]["origin"] == "new llama, 1 layer of width 32"
-    objectives = {name: (one["objective"], one["listens"]) for name, one in students.items()}
+    objectives = {name: (one["objective"], one["uses_teacher"]) for name, one in students.items()}
     assert objectives == {"small": ("kl", True), "baseline": ("cross_entropy", False)}
     assert facts["curves"].keys() == students.keys()
     written = facts["continuations"]
@@ -110,7 +110,7 @@ def test_students_that_are_missing_or_not_evaluated_are_named(finished: Desk) ->
     shutil.rmtree(students / "baseline")
     facts = facts_of(finished, "--no-continuations")
     assert facts["baseline"] is None
-    assert "What the teacher is worth to it is not known" in facts["result"]
+    assert "The teacher's effect on it is not known" in facts["result"]
     (students / "small" / "evaluation.json").unlink()
     line = finished.refused("report", "r")
     assert line == "error: runs/r: no student is evaluated yet; run coldstill evaluate"

@@ -1,4 +1,4 @@
-"""A comparison as one page: nothing outside itself, no script; it can be printed and sent."""
+"""A comparison as one page: a single file without scripts, which can be printed and sent."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def find(path: str) -> Subject | LoneShard:
     """Return the store, the run's store or the shard at a path.
 
     Raises
-        ColdstillError: the path is none of these
+        ColdstillError: nothing of these is at the path
     """
     plain = path.rstrip("/") or path
     for name, kind in STORES.items():

@@ -1,4 +1,4 @@
-"""The report as one page: nothing outside itself, no script; it can be printed and sent."""
+"""The report as one page: a single file without scripts, which can be printed and sent."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ def student_lines(facts: ReportFacts) -> list[tuple[str, str, str]]:
     first = [one for one in students if one.name in chosen]
     others = [one for one in students if one.name not in chosen]
     shown = [*first, *others[: max(0, _MOST - len(first))]]
-    untaught = sum(one.listens is False for one in students)
-    return [_student(one, facts.baseline, untaught) for one in students if one in shown]
+    baselines = sum(one.uses_teacher is False for one in students)
+    return [_student(one, facts.baseline, baselines) for one in students if one in shown]
 
 
-def _student(student: StudentFacts, baseline: str | None, untaught: int) -> tuple[str, str, str]:
-    kinds = ["no teacher"] if student.listens is False else []
-    if student.name == baseline and untaught > 1:
+def _student(student: StudentFacts, baseline: str | None, baselines: int) -> tuple[str, str, str]:
+    kinds = ["no teacher"] if student.uses_teacher is False else []
+    if student.name == baseline and baselines > 1:
         kinds.append("the baseline")
     if not student.evaluated:
         kinds.append("not evaluated")

@@ -105,7 +105,7 @@ def units(tasks: Mapping[str, TaskFile]) -> list[Unit]:
     """All tasks and groups that are not a member of another group.
 
     Raises
-        ColdstillError: a group names a task that none of the files defines, or groups contain each
+        ColdstillError: a group names a task that is not in the files, or groups contain each
             other
     """
     members = {name: _members(task, tasks) for name, task in tasks.items()}

@@ -165,17 +165,17 @@ def _expect_multiple(anatomy: Anatomy, sizes: Sizes, given: Mapping[str, int], w
     hidden, heads = sizes.hidden, sizes.heads
     if hidden % heads == 0:
         return
-    wants = f"as a {anatomy.name!r} configuration requires"
+    rule = f"as a {anatomy.name!r} configuration requires"
     nearest = _multiples(heads, hidden, anatomy.sizes.hidden)
     if "hidden" in given:
         raise ColdstillError(
-            f"{where}: hidden = {hidden} is not a multiple of its {heads} heads, {wants}; choose "
+            f"{where}: hidden = {hidden} is not a multiple of its {heads} heads, {rule}; choose "
             f"{nearest}"
         )
     name = "heads" if "heads" in given else "kv_heads"
     raise ColdstillError(
         f"{where}: {name} = {given[name]}: hidden, which is {hidden}, is not a multiple of {heads} "
-        f"heads, {wants}; add hidden = {nearest}, or choose other {name}"
+        f"heads, {rule}; add hidden = {nearest}, or choose other {name}"
     )
 
 

@@ -1,7 +1,7 @@
 // The panel: what the teacher expected in the place of a token; pointing, tapping and keys.
 
 function drawHint() {
-  at("belief").replaceChildren(
+  at("prediction").replaceChildren(
     make("p", "hint", "Point at a token, tap it, or press an arrow key: here stands what the " +
       "teacher expected in its place, before it had read it."));
 }
@@ -9,11 +9,11 @@ function drawHint() {
 function drawBelief(index) {
   const one = tokens[index];
   const badge = make("span", "t", ...visible(one.token));
-  if (one.belief) paint(badge, one.belief);
+  if (one.prediction) paint(badge, one.prediction);
   const title = make("h3", "", badge);
   const where = `token ${one.place} of sequence ${one.sequence.row}, id ${one.token}`;
-  const rest = one.belief ? drawTarget(one, index) : [drawNone(one)];
-  at("belief").replaceChildren(title, make("p", "soft", where), ...rest);
+  const rest = one.prediction ? drawTarget(one, index) : [drawNone(one)];
+  at("prediction").replaceChildren(title, make("p", "soft", where), ...rest);
 }
 
 function drawNone(one) {
@@ -23,7 +23,7 @@ function drawNone(one) {
 }
 
 function drawTarget(one, index) {
-  const [, position, surprise, entropy, rank, headMass, tailMass, head, samples] = one.belief;
+  const [, position, surprise, entropy, rank, headMass, tailMass, head, samples] = one.prediction;
   const p = Math.exp(-surprise);
   const how = "What the teacher expected here, before reading it. " +
     `Stored at position ${position}, after the text`;
@@ -85,8 +85,8 @@ function drawSamples(samples, tailMass) {
     const often = samples[i + 1] > 1 ? [make("i", "", `\u00d7${samples[i + 1]}`)] : [];
     drawn.append(make("span", "", ...visible(samples[i]), ...often), " ");
   }
-  const told = `${count} samples of the tail, each standing for ${percent(tailMass / count)}`;
-  return [make("div", "samples", make("p", "soft", told), drawn)];
+  const explanation = `${count} samples of the tail, each standing for ${percent(tailMass / count)}`;
+  return [make("div", "samples", make("p", "soft", explanation), drawn)];
 }
 
 /** Beside its place in the head the label has a number of its own; a codec rounds each its way. */
