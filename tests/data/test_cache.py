@@ -148,7 +148,7 @@ def test_a_cache_that_is_fully_in_use_waits_then_fails(
     assert kept(cache) == {1}
 
 
-def test_the_cache_never_exceeds_its_limit_even_while_many_threads_fetch(
+def test_the_cache_never_exceeds_its_limit_while_many_threads_fetch(
     tmp_path: Path, source: Source
 ) -> None:
     cache, seen = cache_of(tmp_path, 3.5), []

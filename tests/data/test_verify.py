@@ -93,7 +93,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("store", "codec"), KINDS)
-def test_nothing_is_wrong_with_a_whole_store(tmp_path: Path, store: str, codec: str) -> None:
+def test_a_whole_store_has_no_problems(tmp_path: Path, store: str, codec: str) -> None:
     for name, capture in CAPTURES.items():
         make(tmp_path / name, random_block(0, 10, capture), store=store, codec=codec)
         assert problems(tmp_path / name) == []
@@ -283,7 +283,7 @@ def test_a_repair_under_a_damaged_manifest_is_refused_and_changes_nothing(tmp_pa
             assert digests(tmp_path) == before
 
 
-def test_claims_do_not_belong_to_a_store(tmp_path: Path) -> None:
+def test_verify_ignores_claims(tmp_path: Path) -> None:
     root = tmp_path / "store"
     manifest = make(root)
     whole = digests(root)

@@ -125,7 +125,7 @@ def test_a_shrunken_store_is_smaller(alone: Desk) -> None:
     assert np.array_equal(found.head_ids, BLOCK.targets.head_ids[:, :2])
 
 
-def test_a_whole_store_is_called_whole(alone: Desk) -> None:
+def test_verify_reports_that_a_whole_store_is_whole(alone: Desk) -> None:
     before = alone.snapshot()
     for path in ("s", "t"):
         result = alone.done("store", "verify", path)

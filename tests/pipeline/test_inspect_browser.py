@@ -101,7 +101,7 @@ def test_pointing_at_a_token_shows_its_target(opened: Any, block: Block) -> None
         assert [row.split()[-1] for row in rows[:3]] == best
 
 
-def test_a_token_without_a_target_has_a_reason(opened: Any, block: Block) -> None:
+def test_a_token_without_a_target_shows_the_reason(opened: Any, block: Block) -> None:
     page = opened()
     page.locator(".text .t").first.hover()
     assert "begins here: the teacher had nothing" in page.locator("#prediction").inner_text()

@@ -64,7 +64,7 @@ def written(desk: Desk, *arguments: str) -> Page:
     return Page((desk.root / "p.html").read_text(encoding="utf-8"))
 
 
-def test_a_page_needs_nothing_but_itself(alone: Desk) -> None:
+def test_a_page_is_a_single_file(alone: Desk) -> None:
     page = written(alone)
     names = [tag for tag, _ in page.tags]
     assert not {"link", "img", "iframe", "object", "embed", "base", "source"} & set(names)
@@ -83,7 +83,7 @@ def test_a_page_needs_nothing_but_itself(alone: Desk) -> None:
         assert set(urls) <= {"http://www.w3.org/2000/svg"}  # a name, which nothing fetches
 
 
-def test_no_token_becomes_markup(alone: Desk, block: Block) -> None:
+def test_the_text_of_tokens_is_escaped(alone: Desk, block: Block) -> None:
     page = written(alone)
     outline = Page((TEMPLATES / "inspect.html").read_text(encoding="utf-8"))
     # the tags are those of the outline, whatever the tokens are

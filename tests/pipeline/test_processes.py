@@ -251,7 +251,7 @@ def test_missing_and_other_remote_stores_are_refused(desk: Desk, memory: Distanc
     assert not (desk.root / "runs" / "local" / "logits").exists()
 
 
-def test_a_run_knows_where_its_stores_are(desk: Desk, memory: Distance) -> None:
+def test_a_run_records_where_its_stores_are(desk: Desk, memory: Distance) -> None:
     use_remote_stores(desk, memory)
     loaded = load_recipe(str(desk.root / "r.toml"))
     run = open_run(desk.root / "runs", "r", loaded)

@@ -57,7 +57,7 @@ def test_every_part_is_there_in_its_order_and_nothing_is_loaded(tmp_path: Path) 
         assert part in tags.text, part
 
 
-def test_texts_of_models_and_recipes_stay_texts(tmp_path: Path) -> None:
+def test_texts_of_models_and_recipes_are_escaped(tmp_path: Path) -> None:
     evil = "</pre><script>alert(1)</script>&amp;{{ 7*7 }}`x`\x1b[31m\u202e"
     facts = report_facts(tmp_path)
     clean = {tag for tag, _ in Tags(page(facts)).tags}
@@ -176,7 +176,7 @@ def test_exports_are_outlines_joined_to_their_student_and_can_be_made_again(tmp_
     ]  # fmt: skip
 
 
-def test_histograms_are_of_shares_and_end_where_they_are_empty() -> None:
+def test_histograms_show_shares_and_end_at_the_last_filled_bin() -> None:
     facts = record()
     counts = [30, 0, 10, *[0] * 21]
     for last, note in ((0, False), (1, True)):

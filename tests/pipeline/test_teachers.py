@@ -229,7 +229,7 @@ def test_answers_are_cached_with_the_teachers_log_probabilities(
     assert place == len(block.targets)
 
 
-def test_killed_in_the_middle_it_gives_the_same_answers(asked: Desk, processes: Processes) -> None:
+def test_a_killed_capture_gives_the_same_answers(asked: Desk, processes: Processes) -> None:
     small = ("--set", "logits.shard_tokens=96", "--set", "logits.batch_tokens=64")
     second = asked.run / "logits" / "shards" / "00001.json"
     code, _ = processes.stopped(asked, signal.SIGKILL, second, "teacher-logits", "r.toml", *small)

@@ -129,7 +129,7 @@ def test_a_baseline_has_the_same_origin_and_held_out_store() -> None:
     assert baseline_of(rows[1], [*rows[:2], elsewhere], PAIR) is None
 
 
-def test_the_teachers_part_is_shown_by_a_student_that_has_a_baseline() -> None:
+def test_the_teachers_effect_is_shown_by_a_student_that_has_a_baseline() -> None:
     trainings = {**PAIR, "pruned": trained(True, origin={"prune": {"layers": 1}})}
     pruned, small = row("pruned", 4.95), row("small", 5.1)
     rows = [pruned, small, row("bare", 5.5)]

@@ -340,7 +340,7 @@ def test_the_corpus_recognises_a_part_far_from_its_beginning() -> None:
     assert {p.sequence for p in chosen(store, 200, exact=True)} == {*range(101)}
 
 
-def test_prompts_know_whether_their_document_ends() -> None:
+def test_prompts_record_whether_their_document_ends() -> None:
     # sequences of 64 tokens: both of 30 in one, 90 in two, 64 fills one
     store = TokenStore([30, 30, 90, 64])
     ended = {prompt.document: prompt.ended for prompt in chosen(store, 9, exact=True)}
