@@ -79,7 +79,7 @@ def test_a_store_killed_at_any_point_and_finished_is_byte_identical(
             Dying(patch, last, CHANGES)
             with pytest.raises(Killed):
                 write(root, MANIFEST, BLOCK)
-        for record in root.glob("shards/0*.json"):  # whatever has a record is whole
+        for record in root.glob("shards/0*.json"):  # every shard with a record is whole
             shard = str(record.with_suffix(".arrow").relative_to(root))
             assert digests(root)[shard] == whole[shard]
         seen.add(len(list(root.glob("shards/0*.json"))))

@@ -80,7 +80,7 @@ def test_inspect_prints_aligned_rows_and_a_run_means_its_store(finished: Desk) -
     before = finished.snapshot()
     lines = finished.done("inspect", "runs/r/heldout").stdout.splitlines()
     rows = {line[:11].strip(): line[12:] for line in lines if line[:1].isalpha()}
-    names = "store teacher tokenizer corpus packing capture codec shards holds size error says"
+    names = "store teacher tokenizer corpus packing capture codec shards holds size error quality"
     assert list(rows)[:12] == names.split()
     for name, start in (
         ("teacher", "teacher (llama, "),
@@ -138,7 +138,7 @@ def test_inspect_shows_a_store_without_shards(alone: Desk) -> None:
         record.unlink()
     text = alone.done("inspect", "s").stdout
     assert "0 sequences" in text
-    assert "says" not in text
+    assert "perplexity" not in text
     assert "positions by" not in text
     assert shown(alone, "s")["teacher_perplexity"] is None
     assert "has no sequence yet" in alone.refused("inspect", "s", "--html", "p.html")

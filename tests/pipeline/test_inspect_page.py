@@ -86,7 +86,7 @@ def test_a_page_is_a_single_file(alone: Desk) -> None:
 def test_the_text_of_tokens_is_escaped(alone: Desk, block: Block) -> None:
     page = written(alone)
     outline = Page((TEMPLATES / "inspect.html").read_text(encoding="utf-8"))
-    # the tags are those of the outline, whatever the tokens are
+    # the tags are those of the outline, for any tokens
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in outline.tags]
     texts = token_texts(open_store(alone.root / "s"))
     texts_shown = set(page.data["texts"].values())

@@ -169,7 +169,7 @@ def test_the_gain_of_an_export_is_stated() -> None:
         "Exported as onnx, `small` writes 2.0 times as fast and predicts the same."
     )
     assert export_sentence(rows[:3], "small") == export_sentence(rows[:2], "small") == ""
-    # the best student's export, and another one's only if it has none
+    # the best student's export, and that of another student only if it has none
     other = [*rows, row("bare", 5.5, bytes=1000), export("bare", "gguf-q8_0", 300, 0.1)]
     assert "`bare` takes 30%" in export_sentence(other, "bare")
     assert "`small` takes" in export_sentence(other, "gone")
