@@ -1,4 +1,4 @@
-"""One text, one prompt with its completion, or one chat; faults of rows; and values in one form.
+"""Documents (a text, a prompt with its completion, or a chat), bad rows, and values in one form.
 
 Equal rows of all formats are equal documents. A table gives each object the keys of all its
 objects, loses the order of keys, and mixes integers with floats. Rows of JSON get the same form.

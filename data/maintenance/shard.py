@@ -63,7 +63,7 @@ class Account:
         slack = 2.0 * self._rules.maximum * math.sqrt(self._rules.capture.head)
         self._count_below("mass_bins", mass_M, min(1.0, slack))
 
-    def complaints(self, commit: Commit) -> Iterator[str]:
+    def differences(self, commit: Commit) -> Iterator[str]:
         """The differences from a commit record, one line each."""
         for name, count in self._counts.items():
             recorded = getattr(commit, name)
@@ -257,5 +257,5 @@ def _data(
                 position=finding.position,
             )
     if is_sound:  # sums over wrong numbers mean nothing
-        for what in account.complaints(commit):
+        for what in account.differences(commit):
             yield Problem(what=what, shard=index)

@@ -131,7 +131,7 @@ class ReadAhead:
                 self._cache.date(entry, self._began)
 
     def _pass(self, count: int) -> None:
-        """Give up the first entries, as one of them or a later one was used, or none is wanted.
+        """Give up the first entries: one of them or a later one was used, or no entry is needed.
 
         An entry that was skipped was not needed: its blocks were still in memory.
         """

@@ -77,7 +77,7 @@ def report(
     write_page(path, facts)
     for warning in facts.warnings:
         progress(Report(stage=_STAGE, note=warning, warning=True))
-    work.say(_STAGE, f"page: {path}; open it in a browser")
+    work.note(_STAGE, f"page: {path}; open it in a browser")
     click.echo(json.dumps(facts.to_json(), indent=2) if as_json else facts.result)
 
 

@@ -81,8 +81,8 @@ def verdict(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> 
 
     Names stand in backquotes.
 
-    rows       of one run, its teacher's first
-    trainings  of the students to judge
+    rows       rows of one run, the teacher's row first
+    trainings  trainings of the students to compare
     """
     teacher = teachers_of(rows)[0]
     own = _known(rows, trainings)

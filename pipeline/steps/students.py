@@ -140,11 +140,11 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
     for number, (name, student) in enumerate(students.items(), 1):
         folder = work.run.student(name)
         if go_on:
-            work.say("sweep", f"point {number} of {len(students)}: {name}")
+            work.note("sweep", f"point {number} of {len(students)}: {name}")
         with claimed_student(folder):
             # checked again: another process may have trained it since
             if name not in jobs or is_trained(work, name, settings[name], new_name):
-                work.say(f"train-student {name}", f"already trained: {folder.model}")
+                work.note(f"train-student {name}", f"already trained: {folder.model}")
                 continue
             job = dataclasses.replace(jobs[name], teacher=teacher_weights(work, student, folder))
             try:

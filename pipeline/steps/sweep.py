@@ -300,7 +300,7 @@ def listed_points(sweep: Sweep, work: Work) -> list[ListedPoint]:
     ]
     done = sum(one.trained for one in found)
     already = f", {done} of them trained already" if done else ""
-    work.say("sweep", f"{len(found)} point{'s' * (len(found) > 1)}{already}")
+    work.note("sweep", f"{len(found)} point{'s' * (len(found) > 1)}{already}")
     return found
 
 

@@ -287,7 +287,11 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return (loss, output) if return_outputs else loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Also check that the losses of all processes are finite, and whether any is to stop."""
+        """The norm of the gradient.
+
+        Also checks that the losses of all processes are finite, and sets `stopped` if any process
+        was asked to stop.
+        """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         losses, self._losses = self._losses, []
         total = torch.stack([loss.double() for loss, _ in losses]).sum()
