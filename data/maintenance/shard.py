@@ -47,7 +47,7 @@ class Account:
         self._rules = rules
         self._counts = {"documents": 0, "tokens": 0, "positions": 0}
         self._sums = ShardStatistics()
-        # at least and at most how many values lie below each border between two bins
+        # lower and upper bounds of the number of values below each border between two bins
         self._below = {name: np.zeros((2, len(edges)), int) for name, edges in _EDGES.items()}
 
     def add(self, block: Block) -> None:

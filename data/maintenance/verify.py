@@ -137,7 +137,7 @@ def _tokenizer(place: Place, manifest: Manifest) -> Iterator[Problem]:
     yield from _tokenizer_files(place)
     if "tokenizer.json" not in names:
         if names or not manifest.tokenizer.fingerprint:
-            return  # a kind without a table in a file, or a store made without a tokenizer
+            return  # its tokenizer has no such file, or the store was made without one
         what = f"{place.path(TOKENIZER)}: not there; its ids can no longer be read as text"
         yield Problem(what=what)
         return

@@ -92,7 +92,7 @@ def export_student(
             the student, other files are at its path, or it does not reproduce the student
         IncompleteError: some of several exports failed for such a reason; the others are done
     """
-    remove_scratch(job.folder)  # of killed exports
+    remove_scratch(job.folder)  # left by killed exports
     stage = f"export {job.name}"
     report(Report(stage=stage, doing="read the student's weights"))
     found = teacher_identity(str(job.model), f"students.{job.name}", dtype="auto", revision="main")

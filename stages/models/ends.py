@@ -125,7 +125,7 @@ def measured_ends(parts: Iterable[Sequences], tokenizer: Any, separator: Sequenc
     """
     special = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
     known = special | set(separator if len(separator) == 1 else ())
-    # these end a document everywhere: a file may hold several documents that were joined
+    # these count as ends everywhere: a file may hold several documents that were joined
     sure = special & {*separator, tokenizer.eos_token_id}
     candidates = np.array(sorted(known), dtype=np.int64)
     reach = max(1 + _BEHIND, len(separator))

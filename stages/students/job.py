@@ -218,7 +218,7 @@ def _pruned(job: StudentJob, store: StoreReader, report: Reporter, where: str) -
                 f"{where}: cutting takes one process, this is one of {world_size()}; run coldstill "
                 f"prune-student --student {job.name} first, then this again"
             )
-        if rank() == 0:  # in a later round: the processes have trained together before
+        if rank() == 0:  # several processes get here in later rounds only
             _cut(job, store, report, where).save(job)
         wait_for_all()
     if job.start.is_dir():

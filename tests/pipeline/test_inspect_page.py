@@ -107,8 +107,8 @@ def test_the_data_are_those_of_the_store(alone: Desk, block: Block) -> None:
         assert sequence["documents"] == np.stack([starts, ids], 1).tolist()
         positions = one.sequences.positions[0].tolist()
         assert [prediction[1] for prediction in sequence["predictions"]] == positions
-        for i, shown in enumerate(sequence["predictions"]):
-            place, position, surprise, entropy, rank, head_mass, tail_mass, head, samples = shown
+        for i, target in enumerate(sequence["predictions"]):
+            place, position, surprise, entropy, rank, head_mass, tail_mass, head, samples = target
             # the token is coloured by what was stored one position before it
             assert place == position + 1
             assert sequence["tokens"][place] == labels(one.sequences)[i]

@@ -123,7 +123,7 @@ def _load(manager: Any, unit: Unit, *, download: bool) -> Any:
             raise _not_here(part, urls[0])
     try:
         loaded = manager.load([unit.name])
-    except Exception as error:  # of lm-eval, of datasets, of a task's own code
+    except Exception as error:  # lm-eval, datasets and a task's code raise any class
         raise _cannot_load(unit, error, download=download) from error
     for name, task in loaded["tasks"].items():
         where = f"{unit.parts[0].path}: task '{name}'"
@@ -175,6 +175,6 @@ def _not_here(task: TaskFile, name: str) -> ColdstillError:
 def first_line(error: Exception) -> str:
     """Class and first line of an exception of another library, at most 300 characters."""
     if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # its own text is only that an error occurred
+        error = error.__cause__  # its text is only that an error occurred
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__

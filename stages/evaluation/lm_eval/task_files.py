@@ -181,7 +181,7 @@ def _settings(path: Path) -> tuple[dict[str, Any], list[Path]]:
     read: set[Path] = set()
     try:
         settings = load_yaml(path, resolve_func=False, _seen=read)
-    except Exception as error:  # of PyYAML and lm-eval
+    except Exception as error:  # PyYAML and lm-eval raise any class
         reason = " ".join(str(error).split())[:300]
         raise ColdstillError(f"{path}: not a readable task file: {reason}") from error
     return settings, sorted(read | set(_modules(settings)))

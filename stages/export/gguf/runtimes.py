@@ -115,7 +115,7 @@ class LlamaCpp(Runtime):
         """
         assert self.child.stdin is not None
         assert self.child.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # a child that has ended: seen below
+        with contextlib.suppress(BrokenPipeError):  # the child has ended, reported below
             self.child.stdin.write(json.dumps(request).encode() + b"\n")
             self.child.stdin.flush()
         # the last answer was read to its end, so nothing of it is left in the buffer

@@ -207,7 +207,7 @@ class _Search:
         whole = self.sizes.layers
         if "layers" in self.fixed:
             return [whole]
-        # from the end of the turn before
+        # the range begins where the turn before ended
         return list(range(_least(whole, turn - 1), _least(whole, turn) - 1, -1))
 
     def _neurons(self, turn: int) -> tuple[int, int]:
