@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _FLOAT = 1e-6
 _ANGLE = 1e-3
-"""How much rounding the tail's mass may change the head's mass."""
+"""Largest change of the head's mass by rounding the tail's mass."""
 _EDGES = {
     "entropy_bins": np.arange(1, ENTROPY_BINS) * ENTROPY_BIN_WIDTH,
     "mass_bins": np.arange(1, MASS_BINS) / MASS_BINS,
@@ -105,7 +105,7 @@ class Account:
 
 
 _DAMAGED = (ColdstillError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-"""What reading a damaged block raises, although its bytes are those of the commit record."""
+"""Exceptions of reading a damaged block whose bytes are those of the commit record."""
 _UNORDERED = "a sequence id that is not above the one before"
 
 

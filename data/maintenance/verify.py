@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..places.place import Place
 
 _NAMED_GAPS = 20
-"""How many missing shards are named one by one after the last existing one. A damaged manifest may
+"""Number of missing shards that are named one by one after the last existing one. A damaged manifest may
 promise any number."""
 
 
@@ -175,7 +175,7 @@ def _name(path: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired:
-    """What a repair has done, or would do."""
+    """The result of a repair, or of a dry run."""
 
     problems: list[Problem]
     dropped: list[int]
@@ -183,7 +183,7 @@ class Repaired:
     strays: list[str]
     """Names of the files that belong to no shard."""
     missing: int
-    """How many shards `teacher-logits` has to make now."""
+    """Number of shards that `teacher-logits` has to make now."""
 
 
 def repair(path: str, *, pretend: bool = False, notify: Notify = quiet) -> Repaired:

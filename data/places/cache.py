@@ -72,7 +72,7 @@ known as unused. If its process dies, it becomes an ordinary entry after this ti
 _POLL = 0.05
 _PATIENCE = 600.0
 _FETCHES = 4
-"""How often an entry is fetched that arrives damaged, perhaps because of the network."""
+"""Number of attempts to fetch an entry that arrives damaged, perhaps because of the network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

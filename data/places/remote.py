@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.05
 _LOOK = 32
-"""How many entries are checked for use: readers follow the order only within a window."""
+"""Number of entries that are checked for use: readers follow the order only within a window."""
 
 
 class _OvertakenError(Exception):

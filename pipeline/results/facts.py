@@ -62,7 +62,7 @@ def mass_histogram(sums: ShardStatistics) -> Histogram:
 
 
 class Measurements(BaseModel):
-    """What a capture measured of itself; further keys of the file are kept."""
+    """Speed and memory that a capture measured; further keys of the file are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     capture_tokens_per_second: float | None = None

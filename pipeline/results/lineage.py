@@ -206,7 +206,7 @@ def _others(table: Mapping[str, Any]) -> list[str]:
 
 
 def origin_in_words(origin: Mapping[str, Any]) -> str:
-    """What a student started as, such as "new llama, 2 layers of width 128"."""
+    """The initial weights of a student in words, such as "new llama, 2 layers of width 128"."""
     parts = []
     for key, value in origin.items():
         if key == "architecture" and isinstance(value, dict):

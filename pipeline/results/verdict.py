@@ -115,7 +115,7 @@ def verdict(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> 
 
 
 def export_sentence(rows: Sequence[ModelFigures], best: str) -> str:
-    """What the smallest export of a student gains, or its fastest one if none is smaller.
+    """The gain of a student's smallest export, or of the fastest one if none is smaller.
 
     It is about the student named, or the best one that has exports; empty if nothing is gained.
     """

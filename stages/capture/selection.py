@@ -1,4 +1,4 @@
-"""From a teacher's logits to targets: an exact head, an unbiased tail, and the mass outside.
+"""Selects targets from a teacher's logits: an exact head, an unbiased tail, the mass outside.
 
 Everything is computed in fp32 over the whole real vocabulary. The vocabulary is processed in blocks
 of 128. The largest K entries lie in the K blocks with the largest maxima, and a tail sample is

@@ -69,7 +69,7 @@ class Usage:
 
     @classmethod
     def of(cls, record: Any) -> Usage:
-        """From the measurements in a store; empty if they are missing or unreadable.
+        """The costs that a store records; empty if they are missing or unreadable.
 
         Measurements are not part of a store's data, so unreadable ones are not an error.
         """

@@ -184,11 +184,11 @@ class CorpusDataset(Trainable):
 
 @dataclass(frozen=True, slots=True)
 class OrderPosition:
-    """How far training has come in the order of sequences."""
+    """The position of a training in the order of sequences."""
 
     epoch: int = 0
     sequences: int = 0
-    """How many sequences of that epoch were used."""
+    """Number of sequences of that epoch that were used."""
 
     def after(self, count: int, dataset: int) -> OrderPosition:
         """The position `count` sequences later, in a dataset of `dataset` sequences."""

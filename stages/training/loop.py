@@ -78,7 +78,7 @@ class TrainingJob:
     dataset: Trainable
     isolation: Isolation
     capture: Capture
-    """What the targets of the first teacher hold."""
+    """The capture of the first teacher's targets."""
     terms: Sequence[Term]
     config: TrainConfig
     sequence_length: int
