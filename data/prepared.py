@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from .schema import Columns
 
 OPEN_SEQUENCES = 64
-"""Number of partly filled sequences that wait for documents that fit. A larger number leaves less padding
-but mixes documents from further apart. With 64, real corpora have about one per cent padding."""
+"""Number of partly filled sequences that wait for documents that fit. A larger number leaves less
+padding but mixes documents from further apart. With 64, real corpora have about one per cent
+padding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

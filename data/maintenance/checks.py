@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _FLOAT = 1e-5
 """The float32 error of a log-probability, or of the square root of a probability."""
 _MASS = 1e-4
-"""Largest accepted difference of the sum of a record's probabilities from 1. (Measured at V = 262,144 on a CPU:
-1.2e-5; fp32 sums over a vocabulary are not better.)"""
+"""Largest accepted difference of the sum of a record's probabilities from 1. (Measured at
+V = 262,144 on a CPU: 1.2e-5; fp32 sums over a vocabulary are not better.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ..places.place import Place
 
 _NAMED_GAPS = 20
-"""Number of missing shards that are named one by one after the last existing one. A damaged manifest may
-promise any number."""
+"""Number of missing shards that are named one by one after the last existing one. A damaged
+manifest may promise any number."""
 
 
 def verify(path: str, notify: Notify = quiet) -> Iterator[Problem]:
