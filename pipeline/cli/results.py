@@ -57,10 +57,9 @@ def report(
 ) -> None:
     """Write one page about a run.
 
-    The page has the result in a sentence, what was distilled from what, figures, plots, the
-    teacher's cache in numbers, sample text of every model, and the commands that make the run
-    again. RUN is a run's folder or name, or a recipe. Sample text is generated once and kept beside
-    the page.
+    The page has the result in a sentence, the teacher, the corpus and the students, figures, plots,
+    the store in numbers, sample text of every model, and the commands that reproduce the run. RUN
+    is a run's folder or name, or a recipe. Sample text is generated once and kept beside the page.
 
     Example: coldstill report demo
     """

@@ -129,7 +129,7 @@ def test_figures_that_older_versions_did_not_measure_are_named(tmp_path: Path) -
     (folder / "recipe.resolved.json").write_text("{}", encoding="utf-8")
     for student in ("old", "bare"):
         (students / student / "metrics.jsonl").unlink()
-    assert html_of(folder).count("Nothing of this is known.") == 2
+    assert html_of(folder).count("No model has these figures.") == 2
 
 
 def test_the_best_student_of_a_column_is_marked_if_figures_compare(tmp_path: Path) -> None:

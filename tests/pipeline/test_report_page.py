@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from coldstill.pipeline.results.facts import ReportFacts
 
 TITLES = [
-    "What was distilled from what", "Figures", "What it costs to run",
+    "Teacher, corpus and students", "Figures", "What it costs to run",
     "Held-out loss against parameters, time per token and peak memory",
     "KL against parameters, time per token and peak memory", "Learning curves",
-    "The teacher's cache in numbers", "How sure the teacher was", "What the head covers",
-    "What they write", "How to make it again",
+    "The store in numbers", "Entropy of the teacher", "Probability inside the head",
+    "Sample text of the models", "How to reproduce the run",
 ]  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def test_histograms_show_shares_and_end_at_the_last_filled_bin() -> None:
 def test_missing_parts_are_replaced_by_the_reason(tmp_path: Path) -> None:
     facts = report_facts(tmp_path)
     headless = page(replace(facts, record=record(head=0)))
-    assert "What the head covers" not in headless
+    assert "Probability inside the head" not in headless
     assert "head holds" not in headless
     facts = replace(
         facts, record=None, no_record="gone: no store there", continuations=None,
@@ -206,7 +206,7 @@ def test_missing_parts_are_replaced_by_the_reason(tmp_path: Path) -> None:
     assert "Not known: gone: no store there." in text
     assert "Not shown: gone too." in text
     assert "recipe.toml" not in text
-    assert "What they write" not in page(replace(facts, no_continuations=""))
+    assert "Sample text of the models" not in page(replace(facts, no_continuations=""))
     facts = report_facts(tmp_path / "fewer")
     assert facts.continuations is not None
     for count, note in (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...results.continuations import Continuations
-    from ...results.facts import CacheFacts, HeldoutFacts, Measurements, ReportFacts
+    from ...results.facts import CaptureFacts, HeldoutFacts, Measurements, ReportFacts
     from ...results.lineage import CorpusFacts, StudentFacts, TeacherFacts
 
 
@@ -70,7 +70,7 @@ def _corpus(corpus: CorpusFacts) -> Lines:
     ]
 
 
-def _record(record: CacheFacts | None, no_record: str) -> Lines:
+def _record(record: CaptureFacts | None, no_record: str) -> Lines:
     if record is None:
         return [("not here", no_record)]
     capture = record.capture
@@ -112,8 +112,8 @@ def _student(student: StudentFacts, baseline: str | None, baselines: int) -> tup
     return student.name, ", ".join(kinds), "; ".join(filter(None, parts))
 
 
-def record_lines(record: CacheFacts, heldout: HeldoutFacts | None) -> Lines:
-    """The cache in numbers, and the teacher's figures."""
+def record_lines(record: CaptureFacts, heldout: HeldoutFacts | None) -> Lines:
+    """Names and values of the store, and the teacher's figures on it."""
     gaps = record.shards - record.shards_done
     missing = f"; {gaps} of {record.shards} shards missing" if gaps else ""
     full, stored = record.full_logits_bytes, record.bytes

@@ -2,11 +2,11 @@
 
 function drawHint() {
   at("prediction").replaceChildren(
-    make("p", "hint", "Point at a token, tap it, or press an arrow key: here stands what the " +
-      "teacher expected in its place, before it had read it."));
+    make("p", "hint", "Point at a token, tap it, or press an arrow key: this panel shows what " +
+      "the teacher expected in its place."));
 }
 
-function drawBelief(index) {
+function drawPrediction(index) {
   const one = tokens[index];
   const badge = make("span", "t", ...visible(one.token));
   if (one.prediction) paint(badge, one.prediction);
@@ -18,8 +18,8 @@ function drawBelief(index) {
 
 function drawNone(one) {
   return make("p", "hint", startsDocument(one)
-    ? "A document, or a piece of one, begins here: the teacher had nothing to expect it from."
-    : "Read by the teacher, but not to be learned (of a prompt, say): nothing is stored.");
+    ? "A document, or a piece of one, begins here: no text before it predicts it."
+    : "This token is not learned, for example because it belongs to a prompt: nothing is stored.");
 }
 
 function drawTarget(one, index) {
@@ -89,13 +89,13 @@ function drawSamples(samples, tailMass) {
   return [make("div", "samples", make("p", "soft", explanation), drawn)];
 }
 
-/** Beside its place in the head the label has a number of its own; a codec rounds each its way. */
+/** The label's probability is stored beside the head, too; a codec rounds both differently. */
 function drawRounding(head, rank, p) {
   if (!rank || 2 * rank > head.length) return [];
   const [own, listed] = [percent(p), percent(head[2 * rank - 1])];
   if (own === listed) return [];
-  return [make("p", "soft rounded", `Rounded by the codec: ${own} is what is stored of the token ` +
-    `that came, ${listed} its entry in the head.`)];
+  return [make("p", "soft rounded", `Rounded by the codec: the probability of the label is stored ` +
+    `as ${own}, its entry in the head as ${listed}.`)];
 }
 
 // ---- pointing, tapping, keys ----
@@ -125,7 +125,7 @@ function open(index) {
   element.tabIndex = 0;
   element.setAttribute("aria-selected", "true");
   element.focus({ preventScroll: true });
-  drawBelief(index);
+  drawPrediction(index);
   element.scrollIntoView({ block: "nearest" });
 }
 
@@ -183,8 +183,8 @@ main.addEventListener("focusin", (event) => {
 });
 main.addEventListener("pointerover", (event) => {
   const index = indexOf(event.target);
-  if (event.pointerType === "mouse" && index >= 0) drawBelief(index);
+  if (event.pointerType === "mouse" && index >= 0) drawPrediction(index);
 });
-main.addEventListener("pointerleave", () => (opened >= 0 ? drawBelief(opened) : drawHint()));
+main.addEventListener("pointerleave", () => (opened >= 0 ? drawPrediction(opened) : drawHint()));
 document.addEventListener("keydown", follow);
 at("close").addEventListener("click", () => open(-1));

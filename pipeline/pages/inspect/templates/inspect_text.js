@@ -1,5 +1,5 @@
 "use strict";
-// The store and its sequences. What is of the store comes as JSON and goes into the page as text
+// The store and its sequences. The data of the store are JSON and go into the page as text
 // nodes, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
