@@ -105,7 +105,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError as error:
-        raise ColdstillError(f"{path}: not there") from error
+        raise ColdstillError(f"{path}: does not exist") from error
     except OSError as error:
         raise ColdstillError(f"{path}: cannot be read as JSON: {error}") from error
 

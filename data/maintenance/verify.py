@@ -124,9 +124,9 @@ def _shards(
             yield from check_shard(place, manifest, index, order)
             forget()
         elif index < after_last + _NAMED_GAPS:
-            yield Problem(what="not there", shard=index, missing=True)
+            yield Problem(what="missing", shard=index, missing=True)
         else:
-            gap = f"not there, nor the {manifest.shards - index - 1} after it"
+            gap = f"missing, and so are the {manifest.shards - index - 1} after it"
             yield Problem(what=gap, shard=index, missing=True)
             return
         notify("verify", manifest.shard_rows(index).stop, manifest.sequences)
@@ -138,7 +138,7 @@ def _tokenizer(place: Place, manifest: Manifest) -> Iterator[Problem]:
     if "tokenizer.json" not in names:
         if names or not manifest.tokenizer.fingerprint:
             return  # its tokenizer has no such file, or the store was made without one
-        what = f"{place.path(TOKENIZER)}: not there; its ids can no longer be read as text"
+        what = f"{place.path(TOKENIZER)}: missing; its ids can no longer be read as text"
         yield Problem(what=what)
         return
     from tokenizers import Tokenizer

@@ -87,7 +87,7 @@ def _opened(path: Path) -> int:
         except FileNotFoundError:  # another process has deleted the empty folder
             continue
         except IsADirectoryError as error:
-            raise ColdstillError(f"{path}: a folder, where a file should be; move it") from error
+            raise ColdstillError(f"{path}: is a folder, expected a file; move it") from error
 
 
 def _lock(descriptor: int, path: Path, *, wait: bool, shared: bool) -> bool:

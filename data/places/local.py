@@ -121,7 +121,7 @@ class _FileLocks:
     def hold(self, name: str, *, wait: bool = False) -> Iterator[None]:
         root = self._place.root
         if root.exists() and not root.is_dir():
-            raise ColdstillError(f"{root}: a file, where a store's folder should be")
+            raise ColdstillError(f"{root}: is a file, expected a store's folder")
         try:
             with claimed(root / name, wait=wait) as mine:
                 if not mine:

@@ -128,7 +128,7 @@ def _cached_bytes(work: Work, name: str) -> float | None:
                 store = open_store(address, cache=work.run.cache)
                 digest = trained["others"][named] if named else trained["store"]
                 if json_sha256(store.manifest.to_json()) != digest:
-                    raise ColdstillError(f"{store.place}: another store by now")
+                    raise ColdstillError(f"{store.place}: is another store now")
                 stored = sum(commit.bytes for commit in store.commits())
                 total += stored / max(1, store.positions)
     except (ColdstillError, OSError) as error:

@@ -123,7 +123,7 @@ def _train(job: TrainingJob, report: Reporter, asked: Callable[[], bool]) -> Non
             drop_cut_short(checkpoints)
         trainer.resume(state)
         if last is not None:
-            report(Report(stage=job.stage, note=f"going on from step {state.step}"))
+            report(Report(stage=job.stage, note=f"resuming from step {state.step}"))
         with _library_errors(job.stage), lost_process_errors(job.stage):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
             # schedule-free optimisers train other weights than the final ones
@@ -139,7 +139,7 @@ def _library_errors(stage: str) -> Iterator[None]:
         yield
     except _OF_LIBRARIES as error:
         raise ColdstillError(
-            f"{stage}: the trainer cannot go on: {first_line(error)}; {_REMEDY}"
+            f"{stage}: the trainer cannot continue: {first_line(error)}; {_REMEDY}"
         ) from error
 
 
@@ -318,8 +318,8 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         kept = "no checkpoint was written yet" if last is None else f"{last} is kept"
         raise DivergedError(
             f"{self._job.stage}: step {self.state.global_step + 1}: {what}, in a batch with the "
-            f"sequences {named}{more}; it was not taken, {kept}; train under a new name with a "
-            "lower learning_rate, or check these sequences for errors"
+            f"sequences {named}{more}; the step was not applied, {kept}; train under a new name "
+            "with a lower learning_rate, or check these sequences for errors"
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

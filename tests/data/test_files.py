@@ -181,7 +181,7 @@ def test_equal_values_give_equal_json_bytes(tmp_path: Path) -> None:
 
 def test_a_file_that_is_missing_or_not_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
-    assert refusal(read_json, path) == f"{path}: not there"
+    assert refusal(read_json, path) == f"{path}: does not exist"
     for content in (b"", b"{", b"\xff\xfe", b'{"a": }', b"[" * 100_000, b"1" * 10_000):
         path.write_bytes(content)
         assert refusal(read_json, path).startswith(f"{path}: cannot be read as JSON")

@@ -203,7 +203,7 @@ def test_a_folder_that_is_not_a_store_is_left_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     store.write_text("mine")
     message = refusal(write_missing, store, MANIFEST, BLOCK)
-    assert "store: a file, where a store's folder should be" in message
+    assert "store: is a file, expected a store's folder" in message
     assert store.read_text() == "mine"
     store.unlink()
     write_missing(store, MANIFEST, BLOCK)

@@ -232,7 +232,7 @@ def test_a_claim_that_comes_and_goes_or_is_not_confirmed_is_not_held(
         patch.setattr(Objects, "create", lambda *_: False)
         with memory.place().claim(claim_name(0)) as mine:
             assert not mine
-        assert "its lock comes and goes; try again" in refusal_of(memory.place().lock())
+        assert "its lock is taken and released repeatedly" in refusal_of(memory.place().lock())
     for error in (KeyboardInterrupt(), ColdstillError("the network is down")):
 
         def fail(self: Lease, *, wait: bool, error: BaseException = error) -> None:

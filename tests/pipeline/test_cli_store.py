@@ -165,7 +165,7 @@ def test_verify_names_damage_positions_and_missing_shards(alone: Desk) -> None:
     for path in (alone.root / "t" / "shards").glob("00001*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert failed(alone, "store", "verify", "t").splitlines() == [
-        "shard 1: not there",
+        "shard 1: missing",
         "t: 1 problem, all of missing shards; finish the store with coldstill teacher-logits",
     ]
     problems = json.loads(failed(alone, "store", "verify", "t", "--json"))["problems"]

@@ -214,7 +214,7 @@ def test_damaged_figures_are_refused(room: Desk) -> None:
     for content, why in (
         ("", "damaged; delete it and"),
         ("[", "damaged; delete it and"),
-        (None, "not there;"),
+        (None, "does not exist;"),
     ):
         teacher.unlink()
         if content is not None:

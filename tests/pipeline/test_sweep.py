@@ -232,7 +232,7 @@ def test_a_killed_sweep_resumes_at_its_last_point(finished: Desk, processes: Pro
     assert "small-steps-12" in resolved(finished)
     ended = finished.done(*SWEEP, *grid)
     assert trained(ended.stderr) == ["small-steps-12"]
-    assert "train-student small-steps-12: going on from step " in ended.stderr
+    assert "train-student small-steps-12: resuming from step " in ended.stderr
 
 
 def resolved(desk: Desk) -> dict[str, Any]:

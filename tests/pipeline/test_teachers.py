@@ -160,7 +160,7 @@ def test_a_killed_correction_resumes_with_the_same_result(
     before = corrected.json("teacher", "correction.json")
     assert "after" not in before
     result = corrected.done("train-teacher", "r.toml", *longer)
-    assert "train-teacher: going on from step " in result.stderr
+    assert "train-teacher: resuming from step " in result.stderr
     resumed = corrected.json("teacher", "correction.json")
     weights = (folder / "model" / "model.safetensors").read_bytes()
     assert resumed["before"] == before["before"]

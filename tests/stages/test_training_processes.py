@@ -258,7 +258,7 @@ def test_an_error_in_one_process_ends_all_in_one_line(task: Any, store: StoreRea
     message = (poisoned.folder / "error-0").read_text()
     assert message.startswith(
         "train-student test: step 2: the loss is nan, in a batch with the sequences "
-        f"{ids[0]}, {ids[1]}, {ids[2]}, {ids[3]}; it was not taken, no checkpoint "
+        f"{ids[0]}, {ids[1]}, {ids[2]}, {ids[3]}; the step was not applied, no checkpoint "
     )
     assert (poisoned.folder / "error-1").read_text() == "stopped"
     assert [line["step"] for line in read_metrics(poisoned.folder)] == [1]
