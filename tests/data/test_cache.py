@@ -290,7 +290,9 @@ def test_a_shard_of_many_files_is_complete_or_missing(tmp_path: Path) -> None:
     assert (path / "c" / "0" / "1").read_bytes() == b"12345"
 
 
-def test_the_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_cache_follows_the_settings_and_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLDSTILL_CACHE", str(tmp_path / "named"))
     assert CacheSettings().place == tmp_path / "named"
     assert CacheSettings(folder=tmp_path).place == tmp_path

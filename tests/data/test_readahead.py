@@ -108,7 +108,7 @@ def test_an_epoch_through_a_small_cache_is_the_same_and_fetches_each_shard_once(
         assert len(fetched) >= SHARDS - int(shards) if epoch else len(fetched) == SHARDS
 
 
-def test_reading_ahead_over_s3(s3: Distance, near: StoreReader) -> None:
+def test_reading_ahead_works_over_s3(s3: Distance, near: StoreReader) -> None:
     write(s3)
     limit = 8.5 * largest(near)
     store = opened(s3, limit)

@@ -256,7 +256,7 @@ def test_a_damaged_shard_is_one_line(tmp_path: Path, store: str) -> None:
     desk.done("inspect", "s", "--sequence", "0")
 
 
-def test_a_missing_or_uncommitted_shard_and_other_files(alone: Desk) -> None:
+def test_a_shard_that_is_missing_or_not_committed_is_named(alone: Desk) -> None:
     for folder, name in (("s/shards", "00002.arrow"), ("s", "shards/00002.arrow")):
         assert shown(desk_at(alone.root / folder), name)["rows"] == [8, 10]
     for name in ("lone.arrow", "s/shards/00009.arrow", "lone.zarr"):

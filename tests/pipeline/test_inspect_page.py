@@ -195,7 +195,7 @@ def test_the_command_reports_what_it_wrote(finished: Desk) -> None:
 
 
 @pytest.mark.parametrize("capture", [Capture(head=0, tail=5), Capture(head=6, tail=0)])
-def test_a_capture_without_a_head_or_a_tail(tmp_path: Path, capture: Capture) -> None:
+def test_a_page_shows_a_capture_without_a_head_or_a_tail(tmp_path: Path, capture: Capture) -> None:
     write_store(tmp_path / "s", capture)
     data = written(desk_at(tmp_path)).data
     assert data["head"] == capture.head

@@ -88,7 +88,7 @@ def test_a_teacher_on_several_devices_gives_the_same_store(
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_precision_and_any_attention(
+def test_a_teacher_runs_in_half_precision_with_any_attention(
     desk: Desk, whole: Desk, dtype: str, attention: str
 ) -> None:
     options = ("--set", f"teacher.dtype={dtype}", "--set", f"teacher.attention={attention}")
