@@ -124,7 +124,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "order": ({"positions": [1, 0]}, "supervised positions do not increase"),
     "starts": ({"document_starts": [0, 3]}, "document_starts [0, 3]: expected positions from 0"),
     "first": ({"document_starts": [1], "positions": [0, 1]}, "document borders do not begin at 0"),
-    "absent": ({"head_logprobs": None}, "entropy is missing and does not follow"),
+    "absent": ({"head_logprobs": None}, "entropy is missing and cannot be computed"),
     "unkept": ({"tail_logprobs": [[-1.0]] * 2}, "tail_logprobs was passed, but the capture does"),
 }  # fmt: skip
 
