@@ -497,7 +497,11 @@ def test_end_tokens_are_measured_where_supervised_parts_end(
     ("documents", "separator", "lack"),
     [
         ([text(7, BREAK, 8, BREAK), text(8, BREAK, BREAK)], (BREAK,), "{}, which also occurs insi"),
-        ([text(7, 8, 50, 51), text(9, 50, 51)], (50, 51), "{}, which is 2 tokens, so no token te"),
+        (
+            [text(7, 8, 50, 51), text(9, 50, 51)],
+            (50, 51),
+            "{}, which is 2 tokens, so no token stops",
+        ),
         ([text(7, 8), text(9, 9)], (), "no token follows its documents"),
         ([text(7, 8), text(9, 9)], (EOS,), "no text ends with an end token"),
     ],
