@@ -223,7 +223,7 @@ def add_positions(
     sums.accuracy += float(right.sum())
     sums.agreement += float((student.head_logprobs[:, 0] >= student.top_logprob).sum())
     sums.acceptance += float(_acceptance(student, target).double().sum())
-    # last: it overwrites the probabilities
+    # computed last, because it overwrites the probabilities
     sums.kl += float(ForwardKL().gradient(student, target, 1.0).value.double().sum())
 
 

@@ -44,8 +44,8 @@ STAGE = "teacher-logits"
 _LEAST_SECONDS, _MOST_SECONDS = 2.0, 30.0
 """Limits of one speed measurement, which may take a tenth of the capture's time."""
 RARE_SEPARATOR = 1e-3
-"""Mean probability of the separator below which the teacher does not know it: the teacher was not
-trained to end documents with it, and students would learn noise there."""
+"""Mean probability of the separator below which a warning is given: the teacher was not trained to
+end documents with it, and students would learn noise there."""
 
 
 def is_captured(plan: CapturePlan) -> bool:
@@ -166,8 +166,8 @@ def _report_separator(sums: ShardStatistics, plan: CapturePlan, report: Reporter
     known = mean >= RARE_SEPARATOR
     if not known:
         note += (
-            ": it hardly knows this separator; set corpus.separator to the one it was trained "
-            'with, or to "" for none'
+            ": it was not trained with this separator; set corpus.separator to the one it was "
+            'trained with, or to "" for none'
         )
     report(Report(stage=STAGE, note=note, warning=not known))
 

@@ -114,7 +114,7 @@ def _beginning(
     and the trainer change the model."""
     model = made.model
     config = copy.deepcopy(model.config)
-    weights = model.state_dict() if job.is_of_the_teacher else None
+    weights = model.state_dict() if job.starts_from_teacher else None
 
     def begin() -> None:
         job.begin()

@@ -61,8 +61,8 @@ def to_document(
             answer is not wanted
     """
     if not isinstance(record, dict):
-        told = f'{shown(record)} is not a record, expected an object such as {{"text": "..."}}'
-        raise BadRowError("wrong_values", where, f"{told}; repair it")
+        fault = f'{shown(record)} is not a record, expected an object such as {{"text": "..."}}'
+        raise BadRowError("wrong_values", where, f"{fault}; repair it")
     try:
         chosen = _choose(where, record, columns)
     except ColdstillError as error:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _FLOAT = 1e-5
 """The float32 error of a log-probability, or of the square root of a probability."""
 _MASS = 1e-4
-"""How far the sum of a record's probabilities may be from 1. (Measured at V = 262,144 on a CPU:
-1.2e-5; fp32 sums over a vocabulary are not better.)"""
+"""Largest accepted difference of the sum of a record's probabilities from 1. (Measured at
+V = 262,144 on a CPU: 1.2e-5; fp32 sums over a vocabulary are not better.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +37,9 @@ class Rules:
     sequence_length: int
     capture: Capture
     maximum: float
-    """How far sqrt(p) of a head entry may be from the captured value (`data.codecs`)."""
+    """Largest accepted error of sqrt(p) of a head entry (`data.codecs`)."""
     rounding: float
-    """How far entropies, and log-probabilities of labels and samples, may be off, in nats."""
+    """Largest accepted error of entropies and of label and sample log-probabilities, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +263,7 @@ def _root(logprobs: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _slack(logprobs: NDArray[np.float32], rules: Rules) -> NDArray[np.float64]:
-    """How far the root of a rounded log-probability may be from the captured one."""
+    """Largest accepted error of the root of a rounded log-probability."""
     slack: NDArray[np.float64] = _root(logprobs) * math.expm1(rules.rounding / 2) + _FLOAT
     return slack
 

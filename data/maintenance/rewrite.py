@@ -274,7 +274,7 @@ def parts_of(manifest: Manifest) -> tuple[Part, ...]:
 
 
 def _stated(error: CodecError, sources: Sequence[StoreReader]) -> CodecError:
-    """The error of the sources: at least what their codecs can make, whatever was measured."""
+    """The error of the sources: the larger of the recorded bound and that of their codecs."""
     codecs = [(s.manifest.make_codec(s.place), s.manifest.capture) for s in sources]
     return replace(
         error,

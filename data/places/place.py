@@ -26,7 +26,7 @@ class Place(Protocol):
 
     @property
     def room(self) -> int | None:
-        """How many bytes of shards it keeps on this machine at a time; None if all are here."""
+        """Most bytes of shards on this machine at a time; None if all are here."""
 
     def __str__(self) -> str:
         """The path or address, as the user gave it, without a password."""

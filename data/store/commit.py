@@ -195,9 +195,7 @@ def expect_size(path: str, size: int | None, file: ShardFile) -> None:
     if size is None:
         raise DamageError(f"{path}: damaged: missing; {REPAIR}")
     if size != file.bytes:
-        raise DamageError(
-            f"{path}: damaged: {size} bytes, its commit record says {file.bytes}; {REPAIR}"
-        )
+        raise DamageError(f"{path}: damaged: {size} bytes, expected {file.bytes}; {REPAIR}")
 
 
 def files_json(files: tuple[ShardFile, ...]) -> bytes:

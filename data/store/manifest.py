@@ -101,7 +101,7 @@ class Generation:
     """The sampling temperature; 0 takes the most probable token."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
     top_k: _Count
-    """How many of the most probable tokens are sampled from; 0 for all."""
+    """Number of most probable tokens that are sampled from; 0 for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ class Manifest:
     parts: tuple[Part, ...] = ()
     """The parts of a merged store; empty in others."""
     generated: Generation | None = None
-    """How the teacher answered; written only then, and `packing` is that of the prompts."""
+    """How the teacher answered prompts; None if it did not. `packing` is that of the prompts."""
 
     @property
     def shards(self) -> int:

@@ -135,7 +135,7 @@ def plan(
         raise ColdstillError(f"--write: {recommendation}; raise --budget")
     changed = write_capture(path, choice.head, choice.tail)
     line = f"head = {choice.head}, tail = {choice.tail}"
-    work.say("plan", f"{path}: {line}" if changed else f"{path}: has {line} already")
+    work.note("plan", f"{path}: {line}" if changed else f"{path}: has {line} already")
 
 
 @main.command("train-teacher")

@@ -53,7 +53,7 @@ class RecipeSource:
     where: str
     """Name of the recipe in messages."""
 
-    def understood(self) -> LoadedRecipe:
+    def validated(self) -> LoadedRecipe:
         """Validate the recipe; raises ColdstillError for unknown keys and wrong values."""
         table = copy.deepcopy(self.table)
         _resolve_likeness(table, self.where)
@@ -76,7 +76,7 @@ def load_recipe(
     Raises
         ColdstillError: no such recipe, invalid TOML, unknown keys, wrong values
     """
-    return read_source(name, settings, student, runs).understood()
+    return read_source(name, settings, student, runs).validated()
 
 
 def read_source(

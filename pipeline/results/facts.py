@@ -69,7 +69,7 @@ class _Forward(BaseModel):
 
 
 class Measurements(BaseModel):
-    """What a capture measured of itself; further keys of the file are kept."""
+    """Speed and memory that a capture measured; further keys of the file are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     capture_tokens_per_second: float | None = None
@@ -87,8 +87,8 @@ class Measurements(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CacheFacts:
-    """A store of the teacher's record. Means are over all positions, None without a position."""
+class CaptureFacts:
+    """A captured store. Means are over all positions; None if it has no position."""
 
     path: str
     shards: int
@@ -132,7 +132,7 @@ class CacheFacts:
         }
 
 
-def cache_facts(store: StoreReader) -> CacheFacts:
+def capture_facts(store: StoreReader) -> CaptureFacts:
     """Facts from the manifest, the commit records and the measurements; no sequence is read."""
     manifest, commits = store.manifest, list(store.commits())
     sums = total(commit.statistics for commit in commits)
@@ -143,7 +143,7 @@ def cache_facts(store: StoreReader) -> CacheFacts:
     def mean(value: float) -> float | None:
         return value / positions if positions else None
 
-    return CacheFacts(
+    return CaptureFacts(
         path=str(store.place),
         shards=manifest.shards,
         shards_done=len(commits),
@@ -203,7 +203,7 @@ class ReportFacts:
     """Name of the student without a teacher that the best one is compared with."""
     models: list[ModelFigures]
     curves: dict[str, Curve]
-    record: CacheFacts | None
+    record: CaptureFacts | None
     no_record: str
     """Why `record` is None; empty otherwise."""
     heldout: HeldoutFacts | None
@@ -247,7 +247,7 @@ def gather(work: Work, prompts: int) -> ReportFacts:
         baseline=None if pair is None or pair.baseline is None else pair.baseline.name,
         models=rows,
         curves=read_curves([run]),
-        record=None if logits is None else cache_facts(logits),
+        record=None if logits is None else capture_facts(logits),
         no_record=no_logits,
         heldout=None
         if heldout is None

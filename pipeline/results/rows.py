@@ -80,7 +80,7 @@ def _evaluated(run: Run) -> list[str]:
 
 def _read(path: Path, name: str, label: str) -> ModelFigures:
     if not path.exists():
-        raise ColdstillError(f"{path}: not there; run coldstill evaluate")
+        raise ColdstillError(f"{path}: does not exist; run coldstill evaluate")
     figures = ModelFigures.read(path, REMEASURE)
     role = "teacher" if name == "teacher" else "student"
     run = {"run": label} if label else {}

@@ -80,17 +80,17 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
     for number, (name, student) in enumerate(students.items(), 1):
         folder = work.run.student(name)
         if go_on:
-            work.say("sweep", f"point {number} of {len(students)}: {name}")
-        with alone(folder):
+            work.note("sweep", f"point {number} of {len(students)}: {name}")
+        with claimed_student(folder):
             # checked again: another process may have trained it since
             if name not in jobs or is_trained(work, name, settings[name], new_name):
-                work.say(f"train-student {name}", f"already trained: {folder.model}")
+                work.note(f"train-student {name}", f"already trained: {folder.model}")
                 continue
             job = dataclasses.replace(jobs[name], teacher=teacher_weights(work, student, folder))
             try:
                 train_student(job, store, work.report)
             except DivergedError as error:
-                # only the first process knows, so the others cannot continue
+                # only the first process has this error, so the others cannot continue
                 if not go_on or world_size() > 1:
                     raise
                 left_out[name] = str(error)
@@ -198,7 +198,7 @@ def job_as_trained(work: Work, name: str, store: StoreReader) -> StudentJob:
 
 
 @contextlib.contextmanager
-def alone(folder: StudentFolder) -> Iterator[None]:
+def claimed_student(folder: StudentFolder) -> Iterator[None]:
     """Claim the student, so that no other command trains it; the first of several processes does.
 
     Raises
@@ -217,8 +217,8 @@ def teacher_weights(
     work: Work, student: StudentTable, folder: StudentFolder
 ) -> TeacherWeights | None:
     """Return the teacher weights to load; None once the student's initial weights exist."""
-    is_of_the_teacher = student.layers is not None or student.prune is not None
-    if not is_of_the_teacher or folder.is_begun(max(1, len(student.prune or ()))):
+    starts_from_teacher = student.layers is not None or student.prune is not None
+    if not starts_from_teacher or folder.is_begun(max(1, len(student.prune or ()))):
         return None
     from ...stages.students.pruning.layers import TeacherWeights
 

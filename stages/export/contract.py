@@ -144,7 +144,7 @@ class Format(ABC):
         return None
 
     def refusal(self, student: LoadedStudent) -> str | None:
-        """Why the format cannot hold this student, and what can; None if it can."""
+        """Why the format cannot hold this student, and which one can; None if it can hold it."""
         return None
 
     @abstractmethod

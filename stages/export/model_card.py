@@ -41,7 +41,7 @@ _CUTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a run knows about a student."""
+    """The records of a run about a student."""
 
     version: str
     """Version of coldstill."""

@@ -111,12 +111,12 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock and report the first step, which is above 0 after a resumption."""
         self._since, self._waiting = time.perf_counter(), 0.0
-        self._tell(state.global_step)
+        self._report_steps(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._tell(state.global_step, self.step_tokens)
+        self._report_steps(state.global_step, self.step_tokens)
 
-    def _tell(self, steps: int, new: int = 0) -> None:
+    def _report_steps(self, steps: int, new: int = 0) -> None:
         done, total = steps * self.step_tokens, self.steps * self.step_tokens
         self.report(Report(stage=self.stage, done=done, total=total, step=new, figures=self._shown))
 

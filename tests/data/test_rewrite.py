@@ -63,7 +63,7 @@ def head_by_id(block: Block) -> tuple[Any, Any]:
 
 
 def assert_within(found: Block, wanted: Block, manifest: Manifest) -> None:
-    """The same sequences and ids, and numbers no further off than the manifest says."""
+    """The same sequences and ids, and numbers within the error that the manifest states."""
     np.testing.assert_equal(numbers(found.sequences), numbers(wanted.sequences))
     (ids, roots), (wanted_ids, wanted_roots) = head_by_id(found), head_by_id(wanted)
     assert np.array_equal(ids, wanted_ids)

@@ -160,7 +160,9 @@ def test_a_real_compiler_gives_the_same_loss(
 
 
 @quiet_trace
-def test_everything_together(store: StoreReader, base: Path, tmp_path: Path, traced: Any) -> None:
+def test_all_options_work_together(
+    store: StoreReader, base: Path, tmp_path: Path, traced: Any
+) -> None:
     """Adapters in compiled, checkpointed blocks."""
     settings: dict[str, Any] = {"model": base, "lora": LoraConfig(rank=4), "learning_rate": 2e-2}
     plain = learn(store, tmp_path / "plain", **settings)

@@ -192,7 +192,7 @@ def packed() -> dict[str, torch.Tensor]:
 def most_allocated(call: Callable[[], Any]) -> int:
     """Peak of the bytes that torch allocates within a call.
 
-    So few bytes cannot be told from what the C library keeps resident.
+    So few bytes cannot be distinguished from what the C library keeps resident.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:

@@ -248,7 +248,7 @@ def test_a_killed_correction_resumes_exactly(
         assert figures(tmp_path)["before"] == measured[0]
     notes: list[str] = []
     again = run(lambda report: notes.append(report.note))
-    assert "going on from step 8" in notes
+    assert "resuming from step 8" in notes
     for key, weight in corrected.weights.items():
         assert torch.equal(weight, again[key]), key
     assert len(measured) == 2

@@ -1,4 +1,4 @@
-"""A comparison as one page: nothing outside itself, no script; it can be printed and sent."""
+"""A comparison as one page: a single file without scripts, which can be printed and sent."""
 
 from __future__ import annotations
 
@@ -76,11 +76,12 @@ def table_values(rows: Sequence[ModelFigures]) -> dict[str, Any]:
 
 
 def best(columns: tuple[Column, ...], rows: Sequence[ModelFigures]) -> set[tuple[str, str]]:
-    """Model and key of the best figure of every column among students; all that read alike.
+    """Model and key of the best figure of every column among students.
 
-    Nothing is marked where all figures read alike or do not compare: quality on different held-out
-    stores, speed and memory on different machines. Exports are never marked, as their gain is that
-    of their format.
+    Several figures are marked if they are equal as shown. Nothing is marked if all figures of a
+    column are equal as shown, or do not compare: quality on different held-out stores, speed and
+    memory on different machines. Exports are never marked, because their gain is that of their
+    format.
     """
     students = students_of(rows)
     comparable = {

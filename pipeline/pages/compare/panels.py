@@ -1,4 +1,4 @@
-"""What pages draw: sections with plots, the looks of models, and quality against costs."""
+"""Sections of pages with plots, colours and marks of models, and plots of quality against cost."""
 
 from __future__ import annotations
 

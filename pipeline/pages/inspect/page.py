@@ -104,7 +104,9 @@ def _sequence(sequence: ShownSequence, top: int) -> dict[str, Any]:
         "first": shown.start,
         "tokens": sequence.tokens[shown.start : shown.stop],
         "documents": list(sequence.documents.items()),
-        "beliefs": [_prediction(b, top) for b in sequence.predictions.values() if b.place in shown],
+        "predictions": [
+            _prediction(one, top) for one in sequence.predictions.values() if one.place in shown
+        ],
     }
 
 
@@ -131,7 +133,7 @@ def _tokens(sequences: Iterable[dict[str, Any]]) -> set[int]:
     found: set[int] = set()
     for sequence in sequences:
         found.update(sequence["tokens"])
-        for *_, head, samples in sequence["beliefs"]:
+        for *_, head, samples in sequence["predictions"]:
             found.update(head[::2], samples[::2])
     return found
 

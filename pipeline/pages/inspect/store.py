@@ -111,7 +111,7 @@ class StoreFacts:
 
     path: str
     note: str
-    """How the store was found, or nothing."""
+    """How the store was found; empty if the path is the store itself."""
     manifest: Manifest
     done: tuple[int, ...]
     """Finished shards of the store."""

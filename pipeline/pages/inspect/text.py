@@ -209,7 +209,7 @@ def _figures(facts: StoreFacts) -> list[tuple[str, str]]:
     return [
         ("error", f"{exact}, mean KL {sums.distortion / positions:.2g} nats a position"),
         (
-            "says",
+            "quality",
             f"loss {loss:.4f}, perplexity {math.exp(loss):,.2f}, "
             f"entropy {sums.entropy / positions:.4f} nats{top}",
         ),

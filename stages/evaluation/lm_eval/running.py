@@ -63,7 +63,7 @@ class CountingLM(HFLM):  # type: ignore[misc]
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
         self._counter.total += len(requests)
         found: list[float] = []
-        # in batches: lm-eval hands in the answers only at the end of a call
+        # one call per batch, because lm-eval returns answers only at the end of a call
         for start in range(0, len(requests), self.batch_size):
             batch = requests[start : start + self.batch_size]
             found += super().loglikelihood_rolling(batch, disable_tqdm)
@@ -202,7 +202,7 @@ class TaskRunner:
                     f"{self._stage}: task '{name}': a perplexity is too large for a float; list "
                     "only bits_per_byte in its metric_list"
                 ) from error
-            except Exception as error:  # of lm-eval, of a metric, of a task's own code
+            except Exception as error:  # lm-eval, metrics and a task's code raise any class
                 raise ColdstillError(
                     f"{self._stage}: task '{name}': lm-eval failed: {class_and_line(error)}"
                 ) from error

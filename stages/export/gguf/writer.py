@@ -1,8 +1,8 @@
 """Writes GGUF files with the `gguf` package: a model and its tokenizer in f16, or f16 as q8_0.
 
-llama.cpp splits text before merging by rules that it knows by name. A tokenizer with another rule
-is refused. If llama.cpp is installed, its tokens are compared with the tokenizer's on held-out text
-before an export is kept.
+llama.cpp splits text before merging by built-in rules, which a file selects by name. A tokenizer
+with another rule is refused. If llama.cpp is installed, its tokens are compared with the
+tokenizer's on held-out text before an export is kept.
 """
 
 from __future__ import annotations
