@@ -1,1 +1,1 @@
-"""What is true on disk. Imports no other room and never torch."""
+"""Everything that is read from disk or written to it. Imports neither the other rooms nor torch."""

@@ -33,7 +33,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         ColdstillError: the disk is full or the folder cannot be written
     """
     scratch = path.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(4)}-{path.name}")
-    with told_where(path):
+    with write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield scratch
@@ -52,7 +52,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     An existing folder at `path` is replaced. Errors are those of `whole_file`.
     """
     scratch = path.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(4)}-{path.name}")
-    with told_where(path):
+    with write_errors(path):
         try:
             scratch.mkdir(parents=True)
             yield scratch
@@ -105,7 +105,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError as error:
-        raise ColdstillError(f"{path}: not there") from error
+        raise ColdstillError(f"{path}: does not exist") from error
     except OSError as error:
         raise ColdstillError(f"{path}: cannot be read as JSON: {error}") from error
 
@@ -128,7 +128,7 @@ def remove_scratch(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def told_where(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Raise ColdstillError, in one line, if the disk is full or `path` cannot be written."""
     try:
         yield

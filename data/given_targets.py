@@ -1,4 +1,4 @@
-"""Targets from the arguments that a caller passes: checked, and completed where they follow."""
+"""Checks the targets that a caller passes, and computes missing fields from the others."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def given_targets(
     capture: Capture,
     vocabulary: int,
 ) -> Targets:
-    """The targets of M positions from array-likes by field, where None stands for "not passed".
-    Raises ColdstillError for a wrong shape or dtype, or a field is missing that does not follow."""
+    """The targets of M positions from array-likes by field; None means "not passed". Raises
+    ColdstillError for a wrong shape or dtype, or for a missing field that cannot be computed."""
     arrays = _arrays(where, given, capture, len(labels_M))
     for name in ("head_ids", "head_logprobs", "tail_ids"):  # nothing else can replace these
         if name not in arrays:
@@ -42,7 +42,7 @@ def given_targets(
         _derive(arrays, labels_M, vocabulary)
     if missing := target_shapes(capture, len(labels_M)).keys() - arrays.keys():
         raise ColdstillError(
-            f"{where}: {min(missing)} is missing and does not follow from the other arguments; "
+            f"{where}: {min(missing)} is missing and cannot be computed from the other arguments; "
             "pass it"
         )
     return Targets(**arrays)
@@ -72,7 +72,7 @@ def numbers(
             raise ColdstillError(f"{where}: {name} has shape {cast.shape}, expected a flat list")
         raise ColdstillError(
             f"{where}: {name} has shape {cast.shape}, expected {shape}: one entry per "
-            "supervised position, as wide as the capture says"
+            "supervised position, with the width of the capture"
         )
     return cast
 

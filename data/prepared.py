@@ -1,4 +1,4 @@
-"""From documents to sequences, and the prepared corpus: a file of sequences per split and a record.
+"""Packs documents into sequences; the files of a prepared corpus (sequences per split, a record).
 
 Packing fills sequences of at most `length` tokens without losing tokens. A document that fits is
 never cut: it goes into the open sequence with the least room that is enough. A longer document is
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from .schema import Columns
 
 OPEN_SEQUENCES = 64
-"""How many partly filled sequences wait for documents that fit. A larger number leaves less padding
-but mixes documents from further apart. With 64, real corpora have about one per cent padding."""
+"""Number of partly filled sequences that wait for documents that fit. A larger number leaves less
+padding but mixes documents from further apart. With 64, real corpora have about one per cent
+padding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ Axes: N sequences, T tokens of one sequence, S tokens of all sequences, M superv
 all sequences, K head, R tail samples, C captured temperatures, V real vocabulary (no padding rows).
 
 Log-probabilities are natural logarithms under the softmax over the whole *real* vocabulary, at
-temperature 1 unless a name says otherwise. Everything at position `t` describes token `t + 1`.
+temperature 1 unless a name states another one. Everything at position `t` describes token `t + 1`.
 `data/alignment.py` is the only file that shifts by one.
 """
 

@@ -67,7 +67,7 @@ class StoreWriter:
 
     Raises
         ColdstillError: on entering, if the folder already holds a store or another process writes
-            it; on leaving, if no sequence was added
+            it; on leaving, if no sequence was added; at any time, if the disk is full
     """
 
     def __init__(
@@ -88,14 +88,16 @@ class StoreWriter:
 
         path             folder, or address such as s3://bucket/store
         teacher          name of the teacher; a `TeacherIdentity` also records its fingerprint
-        capture          which part of the distribution each call of `add` passes
+        capture          which part of the distribution each call of `add` passes: K head tokens, R
+                         samples, C temperatures
         sequence_length  T: largest number of tokens in a sequence
         tokenizer        folder that holds tokenizer.json, or a tokenizer of transformers; it is
                          copied into the store
         vocabulary       V, the number of tokens; required without a tokenizer
+        split            "train" for a store to train from, "heldout" for one to evaluate on
         codec            "compact" (few bytes) or "plain" (exact float32), or a table with settings
         store            "arrow" or "zarr", or a table with settings
-        shard_tokens     tokens of a shard
+        shard_tokens     most tokens in a shard, padding included; memory holds one shard
 
         Raises
             ColdstillError: neither tokenizer nor vocabulary, or a value that no store can have
@@ -174,6 +176,7 @@ class StoreWriter:
                 undo.pop_all()
 
     def __len__(self) -> int:
+        """Number of sequences added so far."""
         return self._sequences
 
     def add(
@@ -196,7 +199,7 @@ class StoreWriter:
         A position t has the teacher's distribution of token t + 1. All log-probabilities are
         natural logarithms over the whole vocabulary, at temperature 1.
 
-        token_ids        [T] the tokens
+        token_ids        [T] the token ids, 0 to V - 1
         head_ids         [M, K] the K most probable tokens, most probable first
         head_logprobs    [M, K] their log-probabilities
         tail_ids         [M, R] tokens sampled from outside the head, in any order; may repeat
@@ -210,7 +213,7 @@ class StoreWriter:
         log_norm         [M, C] `logsumexp(log p / T)` per captured temperature; has no default
         positions        [M] the supervised positions, increasing; default: every position whose
                          next token belongs to the same document
-        document_starts  [D] where documents begin; the first is 0
+        document_starts  [D] position of the first token of each document; the first is 0
 
         The defaults of `label_logprob` and `entropy` only change reported values, not gradients.
         They exist only for a capture with a head, or with log-probabilities of its samples.

@@ -1,1 +1,1 @@
-"""What a person touches: the command line, the recipe, the run folder, progress and tables."""
+"""The user interface: the command line, the recipe, the run folder, progress and tables."""

@@ -1,1 +1,1 @@
-"""What a processor does: one file per stage, named as its command."""
+"""The computation of every stage: one file per stage, named after its command."""

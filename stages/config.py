@@ -19,6 +19,11 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
+def sequences_in(batch_tokens: int, sequence_length: int) -> int:
+    """Sequences of a batch: whole ones, and at least one."""
+    return max(1, batch_tokens // sequence_length)
+
+
 @dataclass(frozen=True, slots=True)
 class InRecipe:
     """What a recipe accepts for a key, where that is more than the key's type in Python."""

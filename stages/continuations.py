@@ -68,9 +68,9 @@ def choose_prompts(
 ) -> list[Prompt]:
     """Beginnings of `count` random documents, or of fewer in a small store.
 
-    The prompt of a text is its first `PROMPT_TOKENS` tokens, or the first half of a short text. The
-    prompt of a prompt with its answer is that prompt. Of a document in several parts only the first
-    part is used.
+    The prompt of a text is its first `PROMPT_TOKENS` tokens, or the first half of a short text. A
+    document with a prompt and an answer gives its prompt. A document in several parts gives only
+    its first part.
 
     begins  sequence of the corpus in which each document begins; without it the first part is
             searched near the others, where it is with few exceptions

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from ..data.alignment import labels
-from ..data.files import parse_json
-from ..data.store.layout import MEASUREMENTS
+from ..data.store.manifest import read_measurements
 from ..data.token_bytes import token_bytes_of
 from .evaluation.quality import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
@@ -24,7 +23,7 @@ from .models.isolation import flat_positions, model_inputs, student_isolation
 from .models.loading import load_model, teacher_identity
 from .models.output_head import connect_head
 from .report import Report, Reporter, silent
-from .targets.losses.forward import ForwardKL
+from .targets.losses.forward_kl import ForwardKL
 from .targets.softmax import softmax_in_place
 from .targets.tensors import TargetTensors
 
@@ -149,7 +148,7 @@ def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluatio
             confidence = np.exp(block.targets.head_logprobs[:, 0].astype(np.float64))
             calibration.add(confidence, block.targets.head_ids[:, 0] == labels(block.sequences))
     statistics, count = store.statistics, store.positions
-    measured = _measurements(store)
+    measured = read_measurements(store.place)
     usage = Usage.of(measured.get("usage"))
     teacher = store.manifest.teacher
     loss = statistics.loss / count
@@ -224,7 +223,7 @@ def add_positions(
     sums.accuracy += float(right.sum())
     sums.agreement += float((student.head_logprobs[:, 0] >= student.top_logprob).sum())
     sums.acceptance += float(_acceptance(student, target).double().sum())
-    # last: it overwrites the probabilities
+    # computed last, because it overwrites the probabilities
     sums.kl += float(ForwardKL().gradient(student, target, 1.0).value.double().sum())
 
 
@@ -240,13 +239,6 @@ def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:
     ratio = (student.tail_logprobs - target.tail_logprobs).clamp_(max=0.0).exp()
     accepted: torch.Tensor = exact + target.log_tail.exp() * ratio.mean(1)
     return accepted
-
-
-def _measurements(store: StoreReader) -> dict[str, Any]:
-    if not store.place.exists(MEASUREMENTS):
-        return {}
-    measured = parse_json(store.place.read(MEASUREMENTS), store.place.path(MEASUREMENTS))
-    return measured if isinstance(measured, dict) else {}
 
 
 def _bits_per_byte(store: StoreReader, loss: float) -> float | None:

@@ -225,12 +225,12 @@ def _expect_something(
     if splits["train"].sequences == 0:
         raise ColdstillError(
             f"{where}: nothing to learn: of {sum(counts.values())} documents {counts['train']} are "
-            "not held out, and none of these has a token to predict"
+            "not held out, and these have no token to predict"
         )
     if splits["heldout"].sequences == 0:
         raise ColdstillError(
-            f"{where}: none of {sum(counts.values())} documents fell into the held-out share of "
-            f"{config.holdout}; raise corpus.holdout so that there is something to evaluate on"
+            f"{where}: holdout = {config.holdout} selected 0 of {sum(counts.values())} documents; "
+            "raise corpus.holdout so that there is something to evaluate on"
         )
 
 

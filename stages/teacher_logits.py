@@ -25,9 +25,9 @@ from ..data.store.manifest import read_manifest
 from ..data.store.reader import open_store
 from ..data.store.writer import ShardWriter, with_error
 from .capture.forward import ChunkedForward, TeacherForward, capture_batch, prepare
-from .capture.generate import answered
 from .capture.plan import CapturePlan, make_manifest
 from .capture.shards import capture_shards
+from .config import sequences_in
 from .evaluation.speed import forward_speed
 from .evaluation.usage import SEQUENCES, measure_usage, writing_progress
 from .models.device import describe_machine, peak_memory
@@ -45,8 +45,8 @@ STAGE = "teacher-logits"
 _LEAST_SECONDS, _MOST_SECONDS = 2.0, 30.0
 """Limits of one speed measurement, which may take a tenth of the capture's time."""
 RARE_SEPARATOR = 1e-3
-"""Mean probability of the separator below which the teacher does not know it: the teacher was not
-trained to end documents with it, and students would learn noise there."""
+"""Mean probability of the separator below which a warning is given: the teacher was not trained to
+end documents with it, and students would learn noise there."""
 
 
 _ENDS, _END_SEQUENCES = 64, 256
@@ -159,12 +159,12 @@ def _capture_split(
 def _sequences(plan: CapturePlan, teacher: Teacher, count: int) -> Sequences:
     """The first sequences of the plan, with answers if they are prompts."""
     sequences = plan.sequences.read(plan.rows[:count])
-    return sequences if plan.generate is None else answered(plan, teacher, sequences)
+    return sequences if plan.generate is None else teacher.answer(plan, sequences)
 
 
 def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
     """A captured batch, on which the codec's error is measured."""
-    sequences = _sequences(plan, teacher, max(1, plan.batch_tokens // plan.sequence_length))
+    sequences = _sequences(plan, teacher, sequences_in(plan.batch_tokens, plan.sequence_length))
     targets = capture_batch(teacher, sequences, plan.capture, plan.split)
     return Block(sequences=sequences, targets=targets, capture=plan.capture)
 
@@ -180,7 +180,7 @@ def special_at_ends(plan: CapturePlan, teacher: Teacher, budget: int) -> dict[in
     special = [token for token, entry in added if entry.special and token < vocabulary]
     forward = ChunkedForward(teacher.head)
     sums, count = torch.zeros(len(special), dtype=torch.float64), 0
-    rows = max(1, budget // plan.sequence_length)
+    rows = sequences_in(budget, plan.sequence_length)
     for start in range(0, min(len(plan.rows), _END_SEQUENCES), rows):
         sequences = plan.sequences.read(plan.rows[start : start + rows])
         if plan.generate is not None or count >= _ENDS:
@@ -216,8 +216,8 @@ def _report_separator(
         )
     elif not known:
         note += (
-            ": it hardly knows this separator; set corpus.separator to the one it was trained "
-            'with, or to "" for none'
+            ": it was not trained with this separator; set corpus.separator to the one it was "
+            'trained with, or to "" for none'
         )
     report(Report(stage=STAGE, note=note, warning=not known or (likeliest != used and is_other)))
 

@@ -17,7 +17,7 @@ from .models.loading import load_tokenizer
 from .models.output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
-from .students.adapters import adapt, expect_peft, merge
+from .students.adapters import adapt, expect_peft, merge_adapters
 from .students.job import PRUNING, NewStudent, StudentJob, make_student
 from .students.lesson import lesson
 from .training.checkpoints import full_disk_errors
@@ -85,7 +85,7 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
         report,
     )
     if adapters is not None:
-        merge(adapters)
+        merge_adapters(adapters)
     report(Report(stage=stage, doing="save the model"))
     report_ends(model, tokenizer, ends, stage, report)
     _save(job, model, with_end(tokenizer, ends.tokens))
@@ -114,7 +114,7 @@ def _beginning(
     and the trainer change the model."""
     model = made.model
     config = copy.deepcopy(model.config)
-    weights = model.state_dict() if job.is_of_the_teacher else None
+    weights = model.state_dict() if job.starts_from_teacher else None
 
     def begin() -> None:
         job.begin()

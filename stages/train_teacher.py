@@ -27,7 +27,7 @@ from .models.output_head import connect_head
 from .models.vocabulary import vocabulary_size
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
-from .students.adapters import adapt, adapted_layers, merge
+from .students.adapters import adapt, adapted_layers, merge_adapters
 from .training.checkpoints import full_disk_errors
 from .training.feed import CorpusDataset
 from .training.loop import TrainingJob, train
@@ -236,7 +236,7 @@ def _learn(job: Correction, head: OutputHead, before: float, report: Reporter) -
     )
     learned: int = sum(w.numel() for w in model.parameters() if w.requires_grad)
     if adapters is not None:
-        merge(adapters)
+        merge_adapters(adapters)
     return learned
 
 

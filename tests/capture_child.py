@@ -69,7 +69,7 @@ def start(task: Task, rank: int = 0, world: int = 1, ready: Any = None) -> Any:
 
 @contextmanager
 def found_by_the_server() -> Iterator[None]:
-    # the first child starts the server, which knows no other way to the tests' own modules
+    # the first child starts the server, which finds the modules of the tests in this variable only
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), before)))
     try:

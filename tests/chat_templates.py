@@ -9,7 +9,7 @@ Message = dict[str, Any]
 _EACH, _DONE = "{% for m in messages %}", "{% endfor %}"
 _HEADER = "<|{{ m.role }}|>\n"
 _ASK = "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-_IS_SAID = "{% if m.role == 'assistant' %}"
+_ANSWER = "{% if m.role == 'assistant' %}"
 
 
 def turns(content: str = "{{ m.content }}<|end|>\n", ask: str = _ASK) -> str:
@@ -50,11 +50,11 @@ THINKS = turns(
 ASKS_THOUGHTS = THINKS.removesuffix(_ASK) + _ASK.replace("|>\n", "|>\n<think>\n")
 ASKS_NO_THOUGHTS = turns(ask=_ASK.replace("|>\n", "|>\n<think>\n\n</think>\n\n"))
 MARKED = turns(
-    _IS_SAID + "{% generation %}{{ m.content }}<|end|>\n{% endgeneration %}"
+    _ANSWER + "{% generation %}{{ m.content }}<|end|>\n{% endgeneration %}"
     "{% else %}{{ m.content }}<|end|>\n{% endif %}"
 )
 MARKED_HEADER = (
-    _EACH + _IS_SAID + "{% generation %}" + _HEADER + "{{ m.content }}{% endgeneration %}<|end|>\n"
+    _EACH + _ANSWER + "{% generation %}" + _HEADER + "{{ m.content }}{% endgeneration %}<|end|>\n"
     "{% else %}" + _HEADER + "{{ m.content }}<|end|>\n{% endif %}" + _DONE + _ASK
 )
 MARKED_LAST = turns(
@@ -91,7 +91,7 @@ MERGES = (
     "\n{% endif %}" + _DONE + _ASK
 )  # fmt: skip
 CHANNELS = (
-    _EACH + _IS_SAID + "{% if 'thinking' in m and loop.last %}<|start|>assistant<|channel|>thoughts"
+    _EACH + _ANSWER + "{% if 'thinking' in m and loop.last %}<|start|>assistant<|channel|>thoughts"
     "<|message|>{{ m.thinking }}<|end|>{% endif %}<|start|>assistant<|channel|>final<|message|>"
     "{{ m.content }}<|end|>{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif"
     " %}" + _DONE + "{% if add_generation_prompt %}<|start|>assistant{% endif %}"

@@ -39,10 +39,10 @@ from coldstill.stages.models.isolation import choose_isolation, packs
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.planning.model_sizes import sizes_of_table
-from coldstill.stages.students.adapters import adapt, merge
+from coldstill.stages.students.adapters import adapt, merge_adapters
 from coldstill.stages.students.pruning.anatomy import anatomy_of
 from coldstill.stages.students.pruning.config import PruneConfig
-from coldstill.stages.students.pruning.cutting import choose, cut
+from coldstill.stages.students.pruning.cutting import cut, kept_parts
 from coldstill.stages.students.pruning.layers import cut_to_layers
 from coldstill.stages.students.pruning.shapes import target_sizes
 from coldstill.stages.training.feed import collate
@@ -224,7 +224,7 @@ def _adapted(model: Any, vocabulary: int) -> None:
     learned = [weight for weight in student.parameters() if weight.requires_grad]
     assert any(weight.grad is not None and weight.grad.any() for weight in learned)
     del student.forward
-    merge(wrapper)
+    merge_adapters(wrapper)
     _close(_logits(student), before)
 
 
@@ -235,7 +235,7 @@ def _pruned(model: Any) -> None:
     anatomy = anatomy_of(model.config.model_type, heads, shapes, "student.prune")
     whole = anatomy.parameters(anatomy.sizes)
     sizes = target_sizes(anatomy, PruneConfig(layers=1), whole, "student.prune")
-    kept = choose(anatomy, sizes, random_importance(anatomy.sizes, 0))
+    kept = kept_parts(anatomy, sizes, random_importance(anatomy.sizes, 0))
     smaller = cut(copy.deepcopy(model), anatomy, kept, "student.prune")
     assert smaller.num_parameters() == anatomy.parameters(sizes)
     assert _logits(smaller).isfinite().all()

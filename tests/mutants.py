@@ -120,7 +120,7 @@ MUTANTS = (
     ),
     Mutant(
         "the tail is missing in the gradient of KL",
-        "stages/targets/losses/forward.py",
+        "stages/targets/losses/forward_kl.py",
         "-torch.cat([teacher.head, teacher.tail], 1)",
         "-torch.cat([teacher.head, 0 * teacher.tail], 1)",
         ("stages/test_losses.py",),

@@ -59,7 +59,7 @@ def random_sequences(seed: int, count: int, length: int = LENGTH) -> Sequences:
 
 
 def random_targets(seed: int, labels_M: NDArray[Any], capture: Capture) -> Targets:
-    """What a teacher with random logits believes, computed densely in float64."""
+    """The distributions of a teacher with random logits, computed densely in float64."""
     random = np.random.default_rng([seed, 1])
     logits_MV = random.normal(0.0, 3.0, (len(labels_M), VOCABULARY))
     logprobs_MV = logits_MV - np.log(np.exp(logits_MV).sum(1, keepdims=True))

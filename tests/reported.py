@@ -14,7 +14,7 @@ from coldstill.pipeline.recipe.run_folder import Run
 from coldstill.pipeline.recipe.work import Work
 from coldstill.pipeline.results.continuations import Continuations, PromptTexts
 from coldstill.pipeline.results.facts import (
-    CacheFacts,
+    CaptureFacts,
     HeldoutFacts,
     Histogram,
     Measurements,
@@ -68,10 +68,10 @@ def corpus() -> CorpusFacts:
     )  # fmt: skip
 
 
-def record(head: int = 16) -> CacheFacts:
+def record(head: int = 16) -> CaptureFacts:
     """A whole store of the teacher's record."""
     entropy = [int(3000 * math.exp(-(((place - 8) / 4) ** 2))) for place in range(24)]
-    return CacheFacts(
+    return CaptureFacts(
         path="runs/big/logits", shards=3, shards_done=3, sequences=160, planned_sequences=160,
         tokens=40_960, positions=40_785, bytes=1_737_441, bytes_per_position=42.6,
         teacher_loss=4.8, teacher_entropy=4.1, head_mass=0.484, codec_kl=0.00016, vocabulary=4096,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.report import Reporter, silent
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import TrainingJob, train
-from coldstill.stages.training.metrics import read_metrics
 from coldstill.stages.training.objective import terms_of
 from conftest import VOCABULARY
 from small_runs import CLOCKS, LENGTH
@@ -92,3 +92,9 @@ def spoiled(poison: int | None = None, damaged: int | None = None) -> Callable[.
         return (block,)
 
     return spoil
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a training's `metrics.jsonl`."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

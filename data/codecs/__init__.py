@@ -1,4 +1,4 @@
-"""Codecs: how a block becomes columns, and what that costs. One file and one line in `CODECS` each.
+"""Codecs convert blocks to columns and back. Each codec is one file and one line in `CODECS`.
 
 A codec is a frozen dataclass. The manifest records exactly its fields.
 """

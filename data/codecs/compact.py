@@ -7,7 +7,7 @@ frequency first changed nothing. Ids sorted by probability, or stored column by 
 bytes and more.
 
 Probabilities are rounded to whole levels of sqrt(p). KL is, to second order, twice the squared
-error of sqrt(p), so that every entry contributes equally, whatever its size. The decoder scales the
+error of sqrt(p), so that every entry contributes equally, large or small. The decoder scales the
 head to its stored mass, so that head and tail always sum to 1.
 """
 
@@ -85,7 +85,7 @@ class CompactCodec:
         return cls(vocabulary=vocabulary, temperature=temperature, **settings)
 
     def maximum_error(self, capture: Capture) -> float:
-        """Half a step for rounding, one step for the first entry, and the error of scaling.
+        """Half a step for rounding, plus one step for the first entry, plus the error of scaling.
 
         Scaling divides by the norm of the rounded head. It moves an entry by at most the norm of
         all rounding errors, which is half a step times sqrt(K + 3).

@@ -36,7 +36,7 @@ class Columns:
     """The key of a message's text; `value` is recognised, too."""
     roles: dict[str, str] = field(default_factory=dict)
     """Maps names of roles in the messages to roles: system, developer, user, assistant, tool,
-    function_call (an assistant's tool call as JSON), or a role that only the chat template knows.
+    function_call (an assistant's tool call as JSON), or any other role of the chat template.
     The usual names need no entry."""
     system: str = "system"
     """The column of a system message for a chat; `system_prompt` is recognised, too. Before a

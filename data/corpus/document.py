@@ -1,4 +1,4 @@
-"""One text, one prompt with its completion, or one chat; faults of rows; and values in one form.
+"""Documents (a text, a prompt with its completion, or a chat), bad rows, and values in one form.
 
 Equal rows of all formats are equal documents. A table gives each object the keys of all its
 objects, loses the order of keys, and mixes integers with floats. Rows of JSON get the same form.
@@ -74,8 +74,8 @@ class Document:
         if self.messages:
             return self
         asked = self.prompt.removeprefix(f"{self.system}\n\n") if self.system else self.prompt
-        said = (("system", self.system), ("user", asked), ("assistant", self.text))
-        messages = tuple({"role": role, "content": text} for role, text in said if text)
+        turns = (("system", self.system), ("user", asked), ("assistant", self.text))
+        messages = tuple({"role": role, "content": text} for role, text in turns if text)
         return replace(self, text="", prompt="", system="", messages=messages)
 
     @property
@@ -99,7 +99,8 @@ class Document:
     def digest(self) -> bytes:
         """SHA-256 of the content alone, independent of its source."""
         content: list[Any] = [self.prompt, self.text, list(self.messages)]
-        if self.tools or self.documents:  # otherwise the digest is that of earlier versions
+        # left out if both are empty, so that the digest equals that of earlier versions
+        if self.tools or self.documents:
             content += [list(self.tools), list(self.documents)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
@@ -234,7 +235,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
     return Ambiguous(next(key for key in found if keys.count(key) > 1))
 
 
-def printable(names: Iterable[Any]) -> str:
+def listed(names: Iterable[Any]) -> str:
     """Names of columns or keys for a message; `none` if there are none."""
     texts = (str(name) for name in names)
     return ", ".join(text if text.isprintable() else ascii(text) for text in texts) or "none"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
 from ..files import read_json
-from .document import printable
+from .document import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +83,7 @@ def note_left_out(names: Sequence[str]) -> str | None:
     several = "file is not a document" if len(names) == 1 else "files are not documents"
     some = names[:3]
     more = f" and {len(names) - len(some):,} more" if len(names) > len(some) else ""
-    return f"{len(names):,} {several} and not read: {printable(some)}{more}"
+    return f"{len(names):,} {several} and not read: {listed(some)}{more}"
 
 
 def expect_one_split(entry: str, chosen: Sequence[Candidate]) -> None:

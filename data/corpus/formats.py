@@ -123,7 +123,7 @@ def _json_list(source: Source, columns: Columns, reading: Reading) -> Iterator[R
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class OpenTable:
     """An open Parquet or Arrow file."""
 
     names: list[str]
@@ -136,7 +136,7 @@ class Table:
 
 
 @contextlib.contextmanager
-def open_table(source: Source, columns: Columns) -> Iterator[Table]:
+def open_table(source: Source, columns: Columns) -> Iterator[OpenTable]:
     """Open a Parquet file, an Arrow file or an Arrow stream. Raises ColdstillError if the file is
     damaged, or a necessary column is missing."""
     with source_errors(source), contextlib.ExitStack() as stack:
@@ -145,7 +145,7 @@ def open_table(source: Source, columns: Columns) -> Iterator[Table]:
             parquet = stack.enter_context(pq.ParquetFile(file))
             names = parquet.schema_arrow.names
             used = used_columns(source.name, names, columns)
-            yield Table(
+            yield OpenTable(
                 names,
                 used,
                 lambda size: parquet.iter_batches(size, columns=used),
@@ -170,7 +170,7 @@ def open_table(source: Source, columns: Columns) -> Iterator[Table]:
                 return float(rows * reader.num_record_batches)
             return float(rows * max(1.0, source.bytes / max(1, file.tell())))
 
-        yield Table(names, used, batches, rows_after)
+        yield OpenTable(names, used, batches, rows_after)
 
 
 def _table(source: Source, columns: Columns, reading: Reading) -> Iterator[Record]:

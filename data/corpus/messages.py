@@ -9,7 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from .document import BadRowError, canonical, checked_text, parse_json, parsed, printable, shown
+from .document import BadRowError, canonical, checked_text, listed, parse_json, parsed, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,7 +103,7 @@ def _call(where: str, item: Any) -> dict[str, Any]:
     if unknown and key not in function:  # the call would lose these values
         raise _broken(
             where,
-            f"a tool call without arguments: {shown(item)} has {printable(unknown)}, expected "
+            f"a tool call without arguments: {shown(item)} has {listed(unknown)}, expected "
             f"{', '.join(_ARGUMENTS[:-1])} or {_ARGUMENTS[-1]}",
         )
     arguments = function.get(key) or {}
@@ -212,7 +212,7 @@ def _message(where: str, message: Any, columns: Columns) -> Message:
         raise BadRowError(
             "incomplete_rows",
             where,
-            f"no {missing!r} (have: {printable(left)}); map it in the recipe: "
+            f"no {missing!r} (have: {listed(left)}); map it in the recipe: "
             f'[corpus.columns] {"role" if missing == role_key else "content"} = "..."',
         )
     role = _role(where, read_string(where, role_key, left.pop(role_key)), columns)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError
 from .columns import BESIDE, CHOSEN, LABEL, PromptColumns, known_records
-from .document import BadRowError, Document, parsed, printable, shown
+from .document import BadRowError, Document, listed, parsed, shown
 from .messages import read_chat, read_string, read_texts, read_tools
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Reading:
         names = []
         for name, count in sorted(self.unused.items()):
             some = f" (in {count:,} of {self.records:,} rows)" if count < self.records else ""
-            names.append(printable([name]) + some)
+            names.append(listed([name]) + some)
         return f"columns not used: {', '.join(names)}"
 
 
@@ -61,8 +61,8 @@ def to_document(
             answer is not wanted
     """
     if not isinstance(record, dict):
-        told = f'{shown(record)} is not a record, expected an object such as {{"text": "..."}}'
-        raise BadRowError("wrong_values", where, f"{told}; repair it")
+        fault = f'{shown(record)} is not a record, expected an object such as {{"text": "..."}}'
+        raise BadRowError("wrong_values", where, f"{fault}; repair it")
     try:
         chosen = _choose(where, record, columns)
     except ColdstillError as error:
@@ -262,6 +262,6 @@ def _key_of(name: str, columns: Columns) -> str:
 
 def _missing(where: str, name: str, key: str, names: Collection[str]) -> ColdstillError:
     return ColdstillError(
-        f"{where}: missing column {name!r} (have: {printable(names)}); map it in the recipe: "
+        f"{where}: missing column {name!r} (have: {listed(names)}); map it in the recipe: "
         f'[corpus.columns] {key} = "..."'
     )

@@ -35,7 +35,7 @@ class Sample:
 
     documents: tuple[Document, ...]
     share: float
-    """The share of the source that was read, with bad rows; of a text, the part that was read."""
+    """The share of the source that was read; bad rows count as read."""
     fault: str = ""
     """The fault of the first bad row; empty if there is none."""
 
@@ -43,8 +43,8 @@ class Sample:
 def sample(source: Source, columns: Columns, count: int, limit: int) -> Sample | None:
     """The first documents of a source; None if their share is unknown.
 
-    count  the most documents
-    limit  about how many bytes are read; of a table at least one document is
+    count  largest number of documents
+    limit  approximate number of bytes to read; at least one document of a table is read
 
     Raises
         ColdstillError: the source is damaged, or a necessary column is missing

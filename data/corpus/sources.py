@@ -206,7 +206,7 @@ _MAGIC = {
     b"\x04\x22\x4d\x18": ("lz4", None),
     b"PK\x03\x04": ("zip", None),
     b"7z\xbc\xaf\x27\x1c": ("7z", None),
-    **{bytes((0x50 + i, 0x2A, 0x4D, 0x18)): ("zstd", ".zst") for i in range(16)},  # without data
+    **{bytes((0x50 + i, 0x2A, 0x4D, 0x18)): ("zstd", ".zst") for i in range(16)},  # empty frames
 }
 """The first bytes of compressed files: name and, if coldstill reads the kind, suffix."""
 _LARGEST_WINDOW = 1 << 27

@@ -170,7 +170,7 @@ def _write(path: Path, blocks: list[Columns], level: int) -> None:
         sizes[name] = _data_bytes(path, name, array)
     group.attrs.put(
         {"block_rows": rows, "bytes": sizes}
-    )  # last: without them the group is not whole
+    )  # written last: without these attributes the group is not whole
 
 
 def _flat(blocks: list[Columns]) -> Iterator[tuple[str, NDArray[Any], int, dict[str, str]]]:

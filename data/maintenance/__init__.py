@@ -8,5 +8,5 @@ Notify = Callable[[str, int, int], None]
 """Receives the name of a step, how many sequences are done, and how many there are."""
 
 
-def quiet(what: str, done: int, total: int) -> None:
+def no_progress(what: str, done: int, total: int) -> None:
     """Ignore the progress."""

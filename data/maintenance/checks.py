@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _FLOAT = 1e-5
 """The float32 error of a log-probability, or of the square root of a probability."""
 _MASS = 1e-4
-"""How far the sum of a record's probabilities may be from 1. (Measured at V = 262,144 on a CPU:
-1.2e-5; fp32 sums over a vocabulary are not better.)"""
+"""Largest accepted difference of the sum of a record's probabilities from 1. (Measured at
+V = 262,144 on a CPU: 1.2e-5; fp32 sums over a vocabulary are not better.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +37,9 @@ class Rules:
     sequence_length: int
     capture: Capture
     maximum: float
-    """How far sqrt(p) of a head entry may be from the captured value (`data.codecs`)."""
+    """Largest accepted error of sqrt(p) of a head entry (`data.codecs`)."""
     rounding: float
-    """How far entropies, and log-probabilities of labels and samples, may be off, in nats."""
+    """Largest accepted error of entropies and of label and sample log-probabilities, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _sequences(sequences: Sequences, rules: Rules) -> Iterator[Finding]:
             (lengths_N < 1) | (lengths_N > rules.sequence_length)
         ),
         "document borders do not begin at 0 and increase inside the sequence": (
-            _misordered(starts, lengths_N, smallest=0)
+            _misordered(starts, lengths_N)
             | (starts.lengths < 1)
             | ~_rows(starts.values == 0, starts)
         ),
@@ -109,7 +109,7 @@ def _sequences(sequences: Sequences, rules: Rules) -> Iterator[Finding]:
             (sequences.document_ids.lengths != starts.lengths)
             | _rows(sequences.document_ids.values < 0, sequences.document_ids)
         ),
-        _MISPLACED: _misordered(positions, lengths_N - 1, smallest=0) | _cut(sequences),
+        _MISPLACED: _misordered(positions, lengths_N - 1) | _cut(sequences),
     }
     for what, bad_N in rows_N.items():
         if bad_N.any():
@@ -129,12 +129,12 @@ def _rows(bad_S: NDArray[np.bool_], column: Ragged) -> NDArray[np.bool_]:
     return rows
 
 
-def _misordered(column: Ragged, ends_N: NDArray[Any], smallest: int) -> NDArray[np.bool_]:
-    """[N] whether a row does not increase, or leaves the range from `smallest` to below its end."""
+def _misordered(column: Ragged, ends_N: NDArray[Any]) -> NDArray[np.bool_]:
+    """[N] whether a row does not increase, or leaves the range from 0 to below its end."""
     values, row_S = column.values, np.repeat(np.arange(len(column)), column.lengths)
     same_row = np.diff(row_S, prepend=-1) == 0
     back = same_row & (np.diff(values, prepend=0) <= 0)
-    return _rows(back | (values < smallest) | (values >= ends_N[row_S]), column)
+    return _rows(back | (values < 0) | (values >= ends_N[row_S]), column)
 
 
 def _cut(sequences: Sequences) -> NDArray[np.bool_]:
@@ -263,7 +263,7 @@ def _root(logprobs: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _slack(logprobs: NDArray[np.float32], rules: Rules) -> NDArray[np.float64]:
-    """How far the root of a rounded log-probability may be from the captured one."""
+    """Largest accepted error of the root of a rounded log-probability."""
     slack: NDArray[np.float64] = _root(logprobs) * math.expm1(rules.rounding / 2) + _FLOAT
     return slack
 

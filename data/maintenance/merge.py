@@ -11,8 +11,8 @@ from ..codecs import CodecError
 from ..errors import ColdstillError
 from ..files import json_sha256
 from ..store.manifest import Manifest, difference
-from . import Notify, quiet
-from .rewrite import Settings, StoreRows, open_source, parts_of, reformatted, rewrite
+from . import Notify, no_progress
+from .rewrite import Settings, StoreRows, open_original, parts_of, reformatted, rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,12 +26,12 @@ def merge(
     codec: Settings | str | None,
     store: Settings | str | None,
     *,
-    notify: Notify = quiet,
+    notify: Notify = no_progress,
 ) -> Manifest:
     """Write several stores of one teacher as one, in the given order. Raises ColdstillError as
     `convert`; the stores have different teachers, tokenizers, packings or captures (the first field
     that differs), or share a sequence."""
-    sources = [open_source(path, to) for path in paths]
+    sources = [open_original(path, to) for path in paths]
     first = sources[0].manifest
     for source in sources[1:]:
         if differing := difference(first, _as_if(source.manifest, first)):

@@ -21,7 +21,7 @@ from ..store.layout import MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
 from ..store.manifest import Manifest, Part, format_settings
 from ..store.reader import StoreReader, open_store
 from ..store.writer import ShardWriter, blocks_of, with_error
-from . import Notify, quiet
+from . import Notify, no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -158,12 +158,12 @@ def convert(
     codec: Settings | str | None,
     store: Settings | str | None,
     *,
-    notify: Notify = quiet,
+    notify: Notify = no_progress,
 ) -> Manifest:
     """Write a store with another codec or store format; None keeps the present one. Raises
     ColdstillError if the source is incomplete, the codec or format is unknown, or `to` is the
     source or not a store of the same content."""
-    source = open_source(path, to)
+    source = open_original(path, to)
     manifest = reformatted(source.manifest, codec, store)
     return rewrite(to, manifest, [source], rows_from(source), notify)
 
@@ -181,7 +181,7 @@ def rows_from(
     return pieces
 
 
-def open_source(path: str, to: str) -> StoreReader:
+def open_original(path: str, to: str) -> StoreReader:
     """Open the complete store to read; raises ColdstillError if `to` is the same or inside it."""
     one, other = _whole_name(path), _whole_name(to)
     if other == one or other.startswith(one + "/"):
@@ -274,7 +274,7 @@ def parts_of(manifest: Manifest) -> tuple[Part, ...]:
 
 
 def _stated(error: CodecError, sources: Sequence[StoreReader]) -> CodecError:
-    """The error of the sources: at least what their codecs can make, whatever was measured."""
+    """The error of the sources: the larger of the recorded bound and that of their codecs."""
     codecs = [(s.manifest.make_codec(s.place), s.manifest.capture) for s in sources]
     return replace(
         error,

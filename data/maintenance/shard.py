@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _FLOAT = 1e-6
 _ANGLE = 1e-3
-"""How much rounding the tail's mass may change the head's mass."""
+"""Largest change of the head's mass by rounding the tail's mass."""
 _EDGES = {
     "entropy_bins": np.arange(1, ENTROPY_BINS) * ENTROPY_BIN_WIDTH,
     "mass_bins": np.arange(1, MASS_BINS) / MASS_BINS,
@@ -47,7 +47,7 @@ class Account:
         self._rules = rules
         self._counts = {"documents": 0, "tokens": 0, "positions": 0}
         self._sums = ShardStatistics()
-        # at least and at most how many values lie below each border between two bins
+        # lower and upper bounds of the number of values below each border between two bins
         self._below = {name: np.zeros((2, len(edges)), int) for name, edges in _EDGES.items()}
 
     def add(self, block: Block) -> None:
@@ -63,16 +63,16 @@ class Account:
         slack = 2.0 * self._rules.maximum * math.sqrt(self._rules.capture.head)
         self._count_below("mass_bins", mass_M, min(1.0, slack))
 
-    def complaints(self, commit: Commit) -> Iterator[str]:
+    def differences(self, commit: Commit) -> Iterator[str]:
         """The differences from a commit record, one line each."""
         for name, count in self._counts.items():
             recorded = getattr(commit, name)
             if recorded != count:
-                yield f"its commit record says {recorded:,} {name}, it holds {count:,}"
+                yield f"its commit record has {recorded:,} {name}, the shard {count:,}"
         for field in fields(ShardStatistics):
             recorded, summed = (getattr(s, field.name) for s in (commit.statistics, self._sums))
             if not self._agree(field.name, recorded, summed):
-                yield f"its commit record says a {field.name} of {recorded}, it sums to {summed}"
+                yield f"its commit record has {field.name} = {recorded}, the shard {summed}"
 
     def _agree(self, name: str, recorded: Any, summed: Any) -> bool:
         if name in _EDGES:
@@ -105,7 +105,7 @@ class Account:
 
 
 _DAMAGED = (ColdstillError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-"""What reading a damaged block raises, although its bytes are those of the commit record."""
+"""Exceptions of reading a damaged block whose bytes are those of the commit record."""
 _UNORDERED = "a sequence id that is not above the one before"
 
 
@@ -257,5 +257,5 @@ def _data(
                 position=finding.position,
             )
     if is_sound:  # sums over wrong numbers mean nothing
-        for what in account.complaints(commit):
+        for what in account.differences(commit):
             yield Problem(what=what, shard=index)

@@ -16,8 +16,8 @@ from ..errors import ColdstillError
 from ..files import json_sha256
 from ..order import uniform
 from ..schema import Block, Targets
-from . import Notify, quiet
-from .rewrite import open_source, reformatted, rewrite, rows_from
+from . import Notify, no_progress
+from .rewrite import open_original, reformatted, rewrite, rows_from
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from ..store.reader import StoreReader
 
 
-def take(path: str, to: str, rows: NDArray[np.int64], *, notify: Notify = quiet) -> Manifest:
+def take(path: str, to: str, rows: NDArray[np.int64], *, notify: Notify = no_progress) -> Manifest:
     """Write the chosen sequences of a store, in their order. Raises ColdstillError as
     `rewrite.convert`, or if no sequence was chosen."""
-    source = open_source(path, to)
+    source = open_original(path, to)
     if len(rows) == 0:
         raise ColdstillError(f"{path}: no sequence was chosen")
     old = source.manifest
@@ -45,14 +45,14 @@ def take(path: str, to: str, rows: NDArray[np.int64], *, notify: Notify = quiet)
     return rewrite(to, manifest, [source], rows_from(source, rows), notify)
 
 
-def chosen_rows(
+def matching_rows(
     store: StoreReader,
     *,
     sequences: str | None = None,
     documents: str | None = None,
     fraction: float | None = None,
     seed: int = 0,
-    notify: Notify = quiet,
+    notify: Notify = no_progress,
 ) -> NDArray[np.int64]:
     """[N] indices of the sequences that meet every condition, in store order.
 
@@ -110,10 +110,10 @@ _SEED = 0x5348_5249_4E4B
 capture, and of those of an earlier shrink."""
 
 
-def shrink(path: str, to: str, head: int, tail: int, *, notify: Notify = quiet) -> Manifest:
+def shrink(path: str, to: str, head: int, tail: int, *, notify: Notify = no_progress) -> Manifest:
     """Write a store with a smaller head or tail. Raises ColdstillError as `rewrite.convert` and
     `smaller_capture` do."""
-    source = open_source(path, to)
+    source = open_original(path, to)
     capture = smaller_capture(source.manifest, head, tail, path)
     manifest = reformatted(replace(source.manifest, capture=capture), None, None)
 

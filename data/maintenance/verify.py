@@ -25,7 +25,7 @@ from ..store.layout import (
     shard_name,
 )
 from ..store.manifest import Manifest, parse_manifest
-from . import Notify, quiet
+from . import Notify, no_progress
 from .shard import Problem, SequenceOrder, check_shard, one_line
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from ..places.place import Place
 
 _NAMED_GAPS = 20
-"""How many missing shards are named one by one after the last existing one. A damaged manifest may
-promise any number."""
+"""Number of missing shards that are named one by one after the last existing one. A damaged
+manifest may promise any number."""
 
 
-def verify(path: str, notify: Notify = quiet) -> Iterator[Problem]:
+def verify(path: str, notify: Notify = no_progress) -> Iterator[Problem]:
     """All faults of a store, shard by shard. Raises ColdstillError if the store does not exist."""
     with uncached(path) as (place, forget):
         try:
@@ -124,9 +124,9 @@ def _shards(
             yield from check_shard(place, manifest, index, order)
             forget()
         elif index < after_last + _NAMED_GAPS:
-            yield Problem(what="not there", shard=index, missing=True)
+            yield Problem(what="missing", shard=index, missing=True)
         else:
-            gap = f"not there, nor the {manifest.shards - index - 1} after it"
+            gap = f"missing, and so are the {manifest.shards - index - 1} after it"
             yield Problem(what=gap, shard=index, missing=True)
             return
         notify("verify", manifest.shard_rows(index).stop, manifest.sequences)
@@ -137,8 +137,8 @@ def _tokenizer(place: Place, manifest: Manifest) -> Iterator[Problem]:
     yield from _tokenizer_files(place)
     if "tokenizer.json" not in names:
         if names or not manifest.tokenizer.fingerprint:
-            return  # a kind without a table in a file, or a store made without a tokenizer
-        what = f"{place.path(TOKENIZER)}: not there; its ids can no longer be read as text"
+            return  # its tokenizer has no such file, or the store was made without one
+        what = f"{place.path(TOKENIZER)}: missing; its ids can no longer be read as text"
         yield Problem(what=what)
         return
     from tokenizers import Tokenizer
@@ -175,7 +175,7 @@ def _name(path: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired:
-    """What a repair has done, or would do."""
+    """The result of a repair, or of a dry run."""
 
     problems: list[Problem]
     dropped: list[int]
@@ -183,10 +183,10 @@ class Repaired:
     strays: list[str]
     """Names of the files that belong to no shard."""
     missing: int
-    """How many shards `teacher-logits` has to make now."""
+    """Number of shards that `teacher-logits` has to make now."""
 
 
-def repair(path: str, *, pretend: bool = False, notify: Notify = quiet) -> Repaired:
+def repair(path: str, *, pretend: bool = False, notify: Notify = no_progress) -> Repaired:
     """Check every shard and delete each damaged one, commit record first.
 
     pretend  delete nothing

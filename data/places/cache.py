@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError
-from ..files import SCRATCH_PREFIX, remove_scratch, told_where
+from ..files import SCRATCH_PREFIX, remove_scratch, write_errors
+from ..store.commit import expect_files
 from .claims import claimed
-from .place import expect_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +72,7 @@ known as unused. If its process dies, it becomes an ordinary entry after this ti
 _POLL = 0.05
 _PATIENCE = 600.0
 _FETCHES = 4
-"""How often an entry is fetched that arrives damaged, perhaps because of the network."""
+"""Number of attempts to fetch an entry that arrives damaged, perhaps because of the network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +197,7 @@ class ShardCache:
         wrong: ColdstillError | None = None
         self._make_room(entry)
         try:
-            with told_where(self.folder):
+            with write_errors(self.folder):
                 for _ in range(_FETCHES):
                     for file in entry.files:
                         (scratch / file.name).parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +223,7 @@ class ShardCache:
         """Create the entry's folder as soon as the limit allows its bytes beside the others."""
         end = time.monotonic() + _PATIENCE
         while True:
-            with told_where(self.folder), claimed(self.folder / ".lock", wait=True):
+            with write_errors(self.folder), claimed(self.folder / ".lock", wait=True):
                 self._delete(self.folder / entry.label)  # damaged, or left by a killed process
                 if self._evict(entry.bytes):
                     (self.folder / entry.label).mkdir()
@@ -264,7 +264,7 @@ class ShardCache:
 def _damage(entry: Entry, made: Path) -> ColdstillError | None:
     """The error of a local copy that is not what was committed."""
     try:
-        expect_whole(made, entry.files, entry.address)
+        expect_files(made, entry.files, entry.address)
     except ColdstillError as error:
         return error
     return None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from filelock import lock_descriptor, unlock_descriptor
 
 from ..errors import ColdstillError, DamageError
-from ..files import told_where
+from ..files import write_errors
 from ..store.layout import CLAIMS, LOCK, MEMBERS, STARTING
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def claimed(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator
         ColdstillError: the file cannot be created or locked
     """
     absent = [folder for folder in path.parents if not folder.exists()]
-    with told_where(path):
+    with write_errors(path):
         descriptor = _open_locked(path, wait=wait, shared=shared)
     try:
         yield descriptor is not None
@@ -64,7 +64,7 @@ def _open_locked(path: Path, *, wait: bool, shared: bool) -> int | None:
         descriptor = _opened(path)
         try:
             if _lock(descriptor, path, wait=wait, shared=shared):
-                # The previous holder deletes the file: a lock on a deleted file excludes no one.
+                # The previous holder deletes the file: a lock on a deleted file is useless.
                 if _is_named(descriptor, path):
                     return descriptor
             else:
@@ -87,7 +87,7 @@ def _opened(path: Path) -> int:
         except FileNotFoundError:  # another process has deleted the empty folder
             continue
         except IsADirectoryError as error:
-            raise ColdstillError(f"{path}: a folder, where a file should be; move it") from error
+            raise ColdstillError(f"{path}: is a folder, expected a file; move it") from error
 
 
 def _lock(descriptor: int, path: Path, *, wait: bool, shared: bool) -> bool:

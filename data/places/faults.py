@@ -1,7 +1,7 @@
 """Which network errors are temporary, how often a request is repeated, and the final message.
 
 The packages behind fsspec have their own error classes. They are recognised by a status, a code or
-the names of their classes, so that none of the packages needs to be installed.
+the names of their classes, so that these packages need not be installed.
 """
 
 from __future__ import annotations

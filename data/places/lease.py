@@ -121,7 +121,7 @@ class Lease:
                 self._confirm(wait=True)
             threading.Thread(target=self._keep, name="coldstill lease", daemon=True).start()
             return
-        raise HeldError(f"{self._objects}: its lock comes and goes; try again")
+        raise HeldError(f"{self._objects}: its lock is taken and released repeatedly; try again")
 
     def release(self) -> None:
         """Delete the lock if this process still has it. If the network fails, the lock expires."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ColdstillError
-from ..files import SCRATCH_PREFIX, remove_scratch, sync_tree, told_where, whole_file
+from ..files import SCRATCH_PREFIX, remove_scratch, sync_tree, whole_file, write_errors
+from ..store.commit import expect_files
 from ..store.layout import CLAIMS
 from .claims import HeldError, Writers, claimed
-from .place import expect_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -62,7 +62,7 @@ class LocalPlace(Writers):
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         folder = self.root / f"{SCRATCH_PREFIX}{secrets.token_hex(4)}"
-        with told_where(self.root):
+        with write_errors(self.root):
             folder.mkdir(parents=True)
             try:
                 yield folder
@@ -71,7 +71,7 @@ class LocalPlace(Writers):
 
     def adopt(self, made: Path, name: str) -> None:
         target = self.root / name
-        with told_where(target):
+        with write_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             sync_tree(made)
             if target.is_dir():  # left by a crash or being replaced: no commit record refers to it
@@ -81,7 +81,7 @@ class LocalPlace(Writers):
 
     def remove(self, name: str) -> None:
         target = self.root / name
-        with told_where(target):
+        with write_errors(target):
             if target.is_dir():
                 shutil.rmtree(target)
             else:
@@ -99,7 +99,7 @@ class LocalPlace(Writers):
         return self.root / name
 
     def shard(self, commit: Commit, name: str) -> Path:
-        expect_whole(self.root / name, commit.files, self.path(name))
+        expect_files(self.root / name, commit.files, self.path(name))
         return self.root / name
 
     def reading(self, commit: Commit, name: str) -> contextlib.AbstractContextManager[bool]:
@@ -121,7 +121,7 @@ class _FileLocks:
     def hold(self, name: str, *, wait: bool = False) -> Iterator[None]:
         root = self._place.root
         if root.exists() and not root.is_dir():
-            raise ColdstillError(f"{root}: a file, where a store's folder should be")
+            raise ColdstillError(f"{root}: is a file, expected a store's folder")
         try:
             with claimed(root / name, wait=wait) as mine:
                 if not mine:

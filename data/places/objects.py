@@ -172,7 +172,7 @@ class Objects:
             if before is not None:
                 before()
             system, root = self._system()
-            system.invalidate_cache()  # of listings: other processes write here, too
+            system.invalidate_cache()  # its listings may be old: other processes write, too
             return call(system, root if name == "." else f"{root}/{name}")
 
         return persistently(attempt, self.path(name), self._patience)
@@ -202,7 +202,7 @@ class Objects:
         except ValueError as error:
             raise ColdstillError(f"{self}: no such address: {reason(error)}") from error
         if protocol in ("s3", "s3a"):
-            system.retries = 1  # as in `_OWN_OPTIONS`
+            system.retries = 1  # repeated by `persistently` instead
         return system, root.rstrip("/")
 
 

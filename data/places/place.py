@@ -10,14 +10,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import DamageError
-from ..files import file_sha256
+from .local import LocalPlace
+from .remote import RemotePlace
 
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable, Iterable
 
-    from ..store.commit import Commit, ShardFile
+    from ..store.commit import Commit
     from .cache import CacheSettings
 
 
@@ -26,7 +26,7 @@ class Place(Protocol):
 
     @property
     def room(self) -> int | None:
-        """How many bytes of shards it keeps on this machine at a time; None if all are here."""
+        """Most bytes of shards on this machine at a time; None if all are here."""
 
     def __str__(self) -> str:
         """The path or address, as the user gave it, without a password."""
@@ -98,49 +98,11 @@ class Place(Protocol):
         """
 
 
-def expect_whole(made: Path, files: Iterable[ShardFile], where: str) -> None:
-    """Compare every byte of a local shard with its commit record.
-
-    where  the shard's path or address, for messages
-
-    Raises
-        DamageError: a file is missing, or is not what was written (which file)
-    """
-    for file in files:
-        path = made / file.name if file.name else made
-        address = file.path(where)
-        expect_size(address, path.stat().st_size if path.is_file() else None, file)
-        # Files of the tokenizer are cached without a hash.
-        if file.sha256 and file_sha256(path) != file.sha256:
-            raise DamageError(
-                f"{address}: damaged: its checksum is not the one it was written with; {REPAIR}"
-            )
-
-
-def expect_size(path: str, size: int | None, file: ShardFile) -> None:
-    """Raise DamageError unless a file of a shard has the size in its commit record.
-
-    size  the actual size in bytes, or None if the file is missing
-    """
-    if size is None:
-        raise DamageError(f"{path}: damaged: missing; {REPAIR}")
-    if size != file.bytes:
-        raise DamageError(
-            f"{path}: damaged: {size} bytes, its commit record says {file.bytes}; {REPAIR}"
-        )
-
-
-REPAIR = "run coldstill store repair, then teacher-logits again"
-"""The remedy in messages about damaged shards."""
-
-
 def place_at(path: str | Path, cache: CacheSettings | None = None) -> Place:
     """The place that a path or address names, such as `runs/demo/logits` or `s3://bucket/store`.
 
     cache  where copies of shards from object stores are kept, and how many bytes of them
     """
-    from .local import LocalPlace
-
     # A Path drops one of the two slashes. One letter before the colon is a drive.
     protocol, colon, rest = str(path).partition(":/")
     if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.:-]+", protocol):
@@ -148,6 +110,4 @@ def place_at(path: str | Path, cache: CacheSettings | None = None) -> Place:
     rest = rest.removeprefix("/")
     if protocol == "file":
         return LocalPlace(Path("/", rest))
-    from .remote import RemotePlace
-
     return RemotePlace(f"{protocol}://{rest}", cache)

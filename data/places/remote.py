@@ -1,4 +1,4 @@
-"""A store below any address that fsspec knows: `s3://bucket/store`, `gs://...`, `memory://...`.
+"""A store below any address that fsspec supports: `s3://bucket/store`, `gs://...`, `memory://...`.
 
 Each object is written whole. A shard that is a folder exists once its commit record does, like any
 other shard. For other folders an object beside the folder says that some files are still missing.
@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ColdstillError, DamageError
 from ..files import SCRATCH_PREFIX, json_sha256
-from ..store.commit import ShardFile
+from ..store.commit import REPAIR, ShardFile
 from ..store.layout import MANIFEST
 from .cache import AHEAD, CacheSettings, Entry, ShardCache
 from .claims import Writers
 from .faults import Patience
 from .lease import Leases
 from .objects import Objects
-from .place import REPAIR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.05
 _LOOK = 32
-"""How many entries are checked for use: readers follow the order only within a window."""
+"""Number of entries that are checked for use: readers follow the order only within a window."""
 
 
 class _OvertakenError(Exception):
@@ -131,7 +130,7 @@ class ReadAhead:
                 self._cache.date(entry, self._began)
 
     def _pass(self, count: int) -> None:
-        """Give up the first entries, as one of them or a later one was used, or none is wanted.
+        """Give up the first entries: one of them or a later one was used, or no entry is needed.
 
         An entry that was skipped was not needed: its blocks were still in memory.
         """

@@ -1,4 +1,4 @@
-"""The commit record of a shard, without which the shard does not exist, and the sums in it."""
+"""The commit record of a shard, without which the shard does not exist: files, counts and sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter
 
 from ..alignment import labels
-from ..errors import ColdstillError
+from ..errors import ColdstillError, DamageError
 from ..files import file_sha256, json_bytes, parse_json
 from .layout import expect_seal, sealed, unseal, unsealed, validated
 
@@ -26,6 +26,8 @@ ENTROPY_BINS = 24
 ENTROPY_BIN_WIDTH = 0.5
 MASS_BINS = 20
 """Bins of 5 % of the probability."""
+REPAIR = "run coldstill store repair, then teacher-logits again"
+"""The remedy in messages about damaged shards."""
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 _Sum = Annotated[float, Field(allow_inf_nan=False)]
@@ -164,6 +166,36 @@ def shard_files(made: Path) -> tuple[ShardFile, ...]:
         )
         for path in inner
     )
+
+
+def expect_files(made: Path, files: Iterable[ShardFile], where: str) -> None:
+    """Compare every byte of a local shard with its commit record.
+
+    where  the shard's path or address, for messages
+
+    Raises
+        DamageError: a file is missing, or is not what was written (which file)
+    """
+    for file in files:
+        path = made / file.name if file.name else made
+        address = file.path(where)
+        expect_size(address, path.stat().st_size if path.is_file() else None, file)
+        # Files of the tokenizer are cached without a hash.
+        if file.sha256 and file_sha256(path) != file.sha256:
+            raise DamageError(
+                f"{address}: damaged: its checksum is not the one it was written with; {REPAIR}"
+            )
+
+
+def expect_size(path: str, size: int | None, file: ShardFile) -> None:
+    """Raise DamageError unless a file of a shard has the size in its commit record.
+
+    size  the actual size in bytes, or None if the file is missing
+    """
+    if size is None:
+        raise DamageError(f"{path}: damaged: missing; {REPAIR}")
+    if size != file.bytes:
+        raise DamageError(f"{path}: damaged: {size} bytes, expected {file.bytes}; {REPAIR}")
 
 
 def files_json(files: tuple[ShardFile, ...]) -> bytes:

@@ -17,7 +17,7 @@ from ..errors import ColdstillError
 from ..files import parse_json
 from ..formats import STORES, Store
 from ..schema import Capture
-from .layout import MANIFEST, expect_seal, sealed, unsealed, validated
+from .layout import MANIFEST, MEASUREMENTS, expect_seal, sealed, unsealed, validated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,7 @@ class Generation:
     """The sampling temperature; 0 takes the most probable token."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
     top_k: _Count
-    """How many of the most probable tokens are sampled from; 0 for all."""
+    """Number of most probable tokens that are sampled from; 0 for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +146,7 @@ class Manifest:
     parts: tuple[Part, ...] = ()
     """The parts of a merged store; empty in others."""
     generated: Generation | None = None
-    """How the teacher answered; written only then, and `packing` is that of the prompts."""
+    """How the teacher answered prompts; None if it did not. `packing` is that of the prompts."""
 
     @property
     def shards(self) -> int:
@@ -203,6 +203,17 @@ def read_manifest(place: Place) -> Manifest:
             "logits and heldout"
         ) from error
     return parse_manifest(content, where)
+
+
+def read_measurements(place: Place) -> dict[str, Any]:
+    """What the capture measured; empty if the file is missing or damaged."""
+    if not place.exists(MEASUREMENTS):
+        return {}
+    try:
+        found = parse_json(place.read(MEASUREMENTS), place.path(MEASUREMENTS))
+    except ColdstillError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:

@@ -12,9 +12,9 @@ import numpy as np
 
 from ..errors import ColdstillError
 from ..order import MIXED_BLOCKS, WINDOW, epoch_order
-from ..places.place import expect_size, place_at
+from ..places.place import place_at
 from ..schema import Block, check_hashes
-from .commit import Commit, ShardStatistics, parse_commit, total
+from .commit import Commit, ShardStatistics, expect_size, parse_commit, total
 from .layout import SHARDS, TOKENIZER, commit_name, committed, shard_name
 from .manifest import Manifest, read_manifest
 
@@ -38,7 +38,9 @@ _OPEN_SHARDS = 32
 
 
 class StoreReader:
-    """An open store: its length, any sequences with their targets, and batches. All data is numpy.
+    """An open store: its length, any sequences with their targets, and batches.
+
+    All data are numpy arrays. Log-probabilities and entropies are in nats.
 
     store = coldstill.open_store("runs/demo/logits")
     block = store.read(np.array([0, 7]))
@@ -49,7 +51,9 @@ class StoreReader:
     def __init__(self, place: Place, manifest: Manifest, done: list[int]) -> None:
         """Use `open_store` instead, which checks the arguments."""
         self.place = place
+        """The folder or object store with the files."""
         self.manifest = manifest
+        """Teacher, tokenizer, corpus, packing, capture, codec and format."""
         self.done = done
         """Indices of the shards that exist, in order."""
         self._codec = manifest.make_codec(place)
@@ -62,6 +66,7 @@ class StoreReader:
         return {**self.__dict__, "_open": OrderedDict(), "_blocks": OrderedDict()}
 
     def __len__(self) -> int:
+        """N, the number of sequences of the complete store."""
         return self.manifest.sequences
 
     def commits(self) -> Iterator[Commit]:
@@ -109,8 +114,10 @@ class StoreReader:
     def read(self, rows: NDArray[np.int64]) -> Block:
         """The chosen sequences with their targets, in the order given.
 
+        rows  [B] indices of sequences, from 0 to N - 1; at least one, and repeats are allowed
+
         Raises
-            IndexError: a sequence does not exist
+            IndexError: `rows` is empty, or a sequence does not exist
             ColdstillError: a shard is missing or damaged (which, and how)
         """
         rows = np.asarray(rows, dtype=np.int64)
@@ -127,7 +134,15 @@ class StoreReader:
         return Block.concatenate(parts).take(np.argsort(np.concatenate(found), kind="stable"))
 
     def batches(self, size: int, *, seed: int | None = None, epoch: int = 0) -> Iterator[Block]:
-        """Every sequence once, in blocks of `size`: in store order, or shuffled with a seed."""
+        """Every sequence once, in blocks of `size`: in store order, or shuffled with a seed.
+
+        size   sequences in a block; the last block may hold fewer
+        seed   seed of the order; None keeps the order of the store
+        epoch  each epoch has its own order under one seed
+
+        Raises
+            ColdstillError: a shard is missing or damaged (which, and how)
+        """
         order = np.arange(len(self)) if seed is None else self.order(seed, epoch)
         self.will_read(order)
         for start in range(0, len(order), size):
@@ -140,7 +155,10 @@ class StoreReader:
         )
 
     def will_read(self, rows: NDArray[np.int64]) -> None:
-        """Announce the next sequences, so that a remote store can fetch their shards ahead."""
+        """Announce the next sequences, so that a remote store can fetch their shards ahead.
+
+        rows  [B] indices of sequences, in the order in which they will be read
+        """
         shards = rows // self.manifest.shard_sequences
         first = np.sort(np.unique(shards, return_index=True)[1])
         last = np.sort(len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1])
@@ -164,7 +182,9 @@ class StoreReader:
             )
 
     def block(self, shard: int, number: int) -> Block:
-        """One decoded and checked block of a shard. The last blocks are kept in memory."""
+        """One decoded and checked block of a shard. The last blocks are kept in memory.
+
+        Raises ColdstillError if the shard is missing or damaged (which, and how)."""
         key = (shard, number)
         if key in self._blocks:
             self._blocks.move_to_end(key)
@@ -260,7 +280,7 @@ def finished_shards(place: Place, manifest: Manifest) -> list[int]:
 
 
 def read_commit(place: Place, manifest: Manifest, index: int) -> Commit:
-    """The commit record of one shard; raises ColdstillError if it is missing or another one's."""
+    """The commit record of one shard; raises ColdstillError if it is missing or another shard's."""
     name = commit_name(index)
     try:
         commit = parse_commit(place.read(name), place.path(name))

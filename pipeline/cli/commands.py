@@ -135,7 +135,7 @@ def plan(
         raise ColdstillError(f"--write: {recommendation}; raise --budget")
     changed = write_capture(path, choice.head, choice.tail)
     line = f"head = {choice.head}, tail = {choice.tail}"
-    work.say("plan", f"{path}: {line}" if changed else f"{path}: has {line} already")
+    work.note("plan", f"{path}: {line}" if changed else f"{path}: has {line} already")
 
 
 @main.command("train-teacher")
@@ -180,11 +180,11 @@ def prune_student(recipe: str, as_json: bool, **options: Any) -> None:
     Example: coldstill prune-student my-run --student small
     """
     from ..steps import interface
-    from ..steps.pruning import text
+    from ..steps.pruning import cuts_text
 
     cuts = interface.prune_students(recipe, **options)
     records = {name: [cut.record for cut in each] for name, each in cuts.items()}
-    click.echo(json.dumps(records, indent=2) if as_json else text(cuts))
+    click.echo(json.dumps(records, indent=2) if as_json else cuts_text(cuts))
 
 
 @main.command("train-student")
@@ -246,7 +246,7 @@ def evaluate(
 
         interface.evaluate(recipe, students=students, **options)
         return
-    from ..steps.tasks import evaluate_on_tasks, table
+    from ..steps.tasks import evaluate_on_tasks, scores_table
 
     work = work_of(recipe, options["settings"], options["runs"], options["report"])
     rows = evaluate_on_tasks(work, students, paths, limit=limit, download=download)
@@ -254,7 +254,7 @@ def evaluate(
         found = [{"name": name, "tasks": [asdict(r) for r in records]} for name, records in rows]
         click.echo(json.dumps(found, indent=2))
     else:
-        click.echo(table(rows))
+        click.echo(scores_table(rows))
 
 
 @main.command()
@@ -286,7 +286,7 @@ def sweep(
     from ..recipe.reading import read_source
     from ..recipe.work import Work, run_of
     from ..results.figures import json_rows
-    from ..results.tables import tables
+    from ..results.model_tables import tables
     from ..steps import sweep as step
 
     planned = step.plan_sweep(read_source(recipe, settings, runs=Path(runs)), grids)
@@ -294,7 +294,7 @@ def sweep(
     listed = step.listed_points(planned, work)
     if dry_run:
         facts = [point.to_json() for point in listed]
-        click.echo(json.dumps(facts, indent=2) if as_json else step.text(listed))
+        click.echo(json.dumps(facts, indent=2) if as_json else step.points_text(listed))
         return
     with quiet():
         rows, left_out = step.train_sweep(work, listed)
@@ -335,7 +335,7 @@ def compare(
         raise click.UsageError("--set changes one recipe; name a single RUN with it.")
     from ..quiet import quiet_imports
     from ..results.figures import json_rows
-    from ..results.tables import tables
+    from ..results.model_tables import tables
     from ..steps import interface
 
     quiet_imports()
@@ -352,7 +352,7 @@ def run(recipe: str, **options: Any) -> None:
 
     Example: coldstill run demo
     """
-    from ..results.tables import tables
+    from ..results.model_tables import tables
     from ..steps import interface
 
     click.echo(tables(interface.run(recipe, **options)))

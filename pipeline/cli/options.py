@@ -122,14 +122,13 @@ def work_of(
     settings: tuple[str, ...],
     runs: str,
     progress: Any,
-    student: str | None = None,
     *,
     loads_models: bool = True,
 ) -> Work:
     """Open the run of a recipe that was named on the command line."""
     from ..recipe.work import open_work
 
-    work = open_work(recipe, settings, Path(runs), progress, student)
+    work = open_work(recipe, settings, Path(runs), progress)
     quiet_imports()
     if loads_models:
         quiet_libraries()

@@ -111,7 +111,7 @@ class Lines:
                 self._start(report, now)
             self._look(now)
 
-    def say(self, stage: str, sentence: str) -> None:
+    def note(self, stage: str, sentence: str) -> None:
         """Write a note of a stage; it ends the stage's current step without counts."""
         with self._lock:
             phase, now = self._phase, self._clock()
@@ -251,9 +251,9 @@ class Progress:
                 self._drawn.take(report)
         elif self._first or report.warning:
             sentence = f"{report.stage}: {'warning: ' if report.warning else ''}{report.note}"
-            self._say(report.stage, sentence)
+            self._note(report.stage, sentence)
 
-    def _say(self, stage: str, sentence: str) -> None:
+    def _note(self, stage: str, sentence: str) -> None:
         if isinstance(self._drawn, Bars):
             self._drawn.close()
         # a step repeats notes of the steps that it needs
@@ -261,7 +261,7 @@ class Progress:
             return
         self._notes.add(sentence)
         if isinstance(self._drawn, Lines):
-            self._drawn.say(stage, sentence)
+            self._drawn.note(stage, sentence)
         else:
             self._write(sentence)
 

@@ -57,10 +57,9 @@ def report(
 ) -> None:
     """Write one page about a run.
 
-    The page has the result in a sentence, what was distilled from what, figures, plots, the
-    store in numbers, sample text of every model, and the commands that make the run
-    again. RUN is a run's folder or name, or a recipe. Sample text is generated once and kept beside
-    the page.
+    The page has the result in a sentence, the teacher, the corpus and the students, figures, plots,
+    the store in numbers, sample text of every model, and the commands that reproduce the run. RUN
+    is a run's folder or name, or a recipe. Sample text is generated once and kept beside the page.
 
     Example: coldstill report demo
     """
@@ -77,7 +76,7 @@ def report(
     write_page(path, facts)
     for warning in facts.warnings:
         progress(Report(stage=_STAGE, note=warning, warning=True))
-    work.say(_STAGE, f"page: {path}; open it in a browser")
+    work.note(_STAGE, f"page: {path}; open it in a browser")
     click.echo(json.dumps(facts.to_json(), indent=2) if as_json else facts.result)
 
 

@@ -148,12 +148,12 @@ def slice_(path: str, to: str, as_json: bool, **wanted: Any) -> None:
 
     Example: coldstill store slice runs/demo/logits tenth --fraction 0.1
     """
-    from ...data.maintenance.shrink import chosen_rows, take
+    from ...data.maintenance.shrink import matching_rows, take
     from ...data.store.reader import open_store
 
     with _progress() as progress:
         notify = _notify(progress, "slice")
-        rows = chosen_rows(open_store(path), **wanted, notify=notify)
+        rows = matching_rows(open_store(path), **wanted, notify=notify)
         take(path, to, rows, notify=notify)
     _wrote(to, as_json)
 

@@ -1,4 +1,4 @@
-"""Pages that need nothing outside themselves: one file, and a policy that holds a browser to it.
+"""Pages that need nothing outside themselves: one file, and a policy that browsers enforce.
 
 Text from recipes, corpora and models is hostile: the templates escape all of it.
 """

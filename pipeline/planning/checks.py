@@ -136,7 +136,7 @@ def _expect_usable(work: Work, named: NamedModel) -> Any:
     from ...stages.models.loading import expect_loadable
     from ..quiet import quiet_libraries
 
-    quiet_libraries()  # the plan command does not
+    quiet_libraries()  # `coldstill plan` has not done it
     expect_loadable(work.local(named.model), named.key, named.revision, own_code=named.own_code)
     return tokenizer_of_model(work, named)
 
@@ -283,7 +283,7 @@ def _read_tokens(folder: Path) -> _Tokens | None:
     tokenizer, settings = _json(folder / "tokenizer.json"), _json(folder / "tokenizer_config.json")
     try:
         vocabulary = tokenizer["model"]["vocab"]
-        if isinstance(vocabulary, list):  # of tokens with their scores
+        if isinstance(vocabulary, list):  # a list of pairs of token and score
             vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
         added = {each["content"]: each["id"] for each in tokenizer["added_tokens"]}
         decoder = settings.get("added_tokens_decoder") or {}

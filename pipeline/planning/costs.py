@@ -6,9 +6,9 @@ import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from ...data.files import parse_json
 from ...data.places.place import place_at
-from ...data.store.layout import MEASUREMENTS
+from ...data.store.manifest import read_measurements
+from ...stages.config import sequences_in
 from ...stages.planning.memory import capture_memory, training_memory
 from ...stages.planning.model_sizes import adapter_parameters
 
@@ -107,7 +107,7 @@ def training_hours(config: TrainConfig, folder: Path, sequence_length: int) -> f
     if not speeds:
         return None
     left = max(0, config.steps - int(lines[-1]["step"]))
-    tokens = left * max(1, config.batch_tokens // sequence_length) * sequence_length
+    tokens = left * sequences_in(config.batch_tokens, sequence_length) * sequence_length
     return tokens / statistics.median(speeds) / 3600
 
 
@@ -127,12 +127,7 @@ def metrics_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _store_speed(address: str | Path) -> float | None:
-    place = place_at(address)
-    if not place.exists(MEASUREMENTS):
-        return None
-    measured = parse_json(place.read(MEASUREMENTS), place.path(MEASUREMENTS))
-    value = measured.get("capture_tokens_per_second") if isinstance(measured, dict) else None
-    return _speed(value)
+    return _speed(read_measurements(place_at(address)).get("capture_tokens_per_second"))
 
 
 def _speed(value: Any) -> float | None:

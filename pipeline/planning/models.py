@@ -142,7 +142,7 @@ def student_sizes(work: Work, teacher: ModelSizes | None) -> dict[str, list[Mode
             continue
         elif student.model is not None and (folder := folder_of(work, student.model)) is not None:
             sizes = sizes_of_model(folder)
-            # trained in fp32, whatever the precision of the checkpoint
+            # trained in fp32, even from a half-precision checkpoint
             sizes = None if sizes is None else replace(sizes, dtype="float32")
         found[name] = [] if sizes is None else [sizes]
     return found

@@ -193,7 +193,7 @@ def recommendation_text(
     if choice is None:
         least = pilot.smallest(own)
         return (
-            f"none of these captures fits into {budget:g} bytes per position; the smallest takes "
+            f"no measured capture fits into {budget:g} bytes per position; the smallest takes "
             f"{least.bytes_per_position:g} (head = {least.head}, tail = {least.tail})"
         )
     most = own.bytes_per_position if budget is None else budget

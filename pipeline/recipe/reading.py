@@ -1,4 +1,4 @@
-"""Dotted keys as users type them, such as `students.small.train.steps`, and their values."""
+"""Reads a recipe from its file or from a run, with `--set` overrides and variants of students."""
 
 from __future__ import annotations
 
@@ -19,53 +19,6 @@ from .tables import ORIGINS, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-
-
-_PART = r'(?:[A-Za-z0-9_-]+|"[^"]+")'
-
-
-def split_key(text: str, students: Collection[str]) -> list[str] | None:
-    """Return the parts of a dotted key, or None if the text is not a dotted key.
-
-    students  known names; the name of a sweep's point can itself contain dots
-    """
-    text = text.strip()
-    below = text.removeprefix("students.")
-    if below != text:
-        begun = [name for name in students if f"{below}.".startswith(f"{name}.")]
-        if begun:
-            name = max(begun, key=len)
-            rest = split_key(below[len(name) + 1 :], ()) if below != name else []
-            return None if rest is None else ["students", name, *rest]
-    if not re.fullmatch(rf"{_PART}(\.{_PART})*", text):
-        return None
-    return [part.strip('"') for part in re.findall(_PART, text)]
-
-
-def toml_value(text: str) -> Any:
-    """Parse a TOML value; a bare word is a string."""
-    try:
-        found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text.strip()
-    return found["value"] if found.keys() == {"value"} else text.strip()
-
-
-def set_value(table: dict[str, Any], key: list[str], value: Any, where: str) -> None:
-    """Set a key of nested tables; missing tables are created.
-
-    Raises
-        ColdstillError: a part of the key is a value that is not a table
-    """
-    *path, last = key
-    place = table
-    for part in path:
-        if place.get(part) is None:
-            place[part] = {}
-        place = place[part]
-        if not isinstance(place, dict):
-            raise ColdstillError(f"{where}: '{part}' is a value, not a table")
-    place[last] = value
 
 
 VERBATIM, RESOLVED = "recipe.toml", "recipe.resolved.json"
@@ -100,7 +53,7 @@ class RecipeSource:
     where: str
     """Name of the recipe in messages."""
 
-    def understood(self) -> LoadedRecipe:
+    def validated(self) -> LoadedRecipe:
         """Validate the recipe; raises ColdstillError for unknown keys and wrong values."""
         table = copy.deepcopy(self.table)
         _resolve_likeness(table, self.where)
@@ -123,7 +76,7 @@ def load_recipe(
     Raises
         ColdstillError: no such recipe, invalid TOML, unknown keys, wrong values
     """
-    return read_source(name, settings, student, runs).understood()
+    return read_source(name, settings, student, runs).validated()
 
 
 def read_source(
@@ -193,6 +146,53 @@ def read_text(path: Path) -> str:
         raise ColdstillError(
             f"{path}: byte {error.start} is not valid UTF-8, so this is not a recipe"
         ) from error
+
+
+_PART = r'(?:[A-Za-z0-9_-]+|"[^"]+")'
+
+
+def split_key(text: str, students: Collection[str]) -> list[str] | None:
+    """Return the parts of a dotted key, or None if the text is not a dotted key.
+
+    students  known names; the name of a sweep's point can itself contain dots
+    """
+    text = text.strip()
+    below = text.removeprefix("students.")
+    if below != text:
+        begun = [name for name in students if f"{below}.".startswith(f"{name}.")]
+        if begun:
+            name = max(begun, key=len)
+            rest = split_key(below[len(name) + 1 :], ()) if below != name else []
+            return None if rest is None else ["students", name, *rest]
+    if not re.fullmatch(rf"{_PART}(\.{_PART})*", text):
+        return None
+    return [part.strip('"') for part in re.findall(_PART, text)]
+
+
+def toml_value(text: str) -> Any:
+    """Parse a TOML value; a bare word is a string."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return found["value"] if found.keys() == {"value"} else text.strip()
+
+
+def set_value(table: dict[str, Any], key: list[str], value: Any, where: str) -> None:
+    """Set a key of nested tables; missing tables are created.
+
+    Raises
+        ColdstillError: a part of the key is a value that is not a table
+    """
+    *path, last = key
+    place = table
+    for part in path:
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        if not isinstance(place, dict):
+            raise ColdstillError(f"{where}: '{part}' is a value, not a table")
+    place[last] = value
 
 
 def _set(table: dict[str, Any], setting: str) -> list[str]:

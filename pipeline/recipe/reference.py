@@ -62,7 +62,7 @@ class Key:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class TableKind:
     """One kind of table; it can stand at several places of a recipe."""
 
     places: tuple[str, ...]
@@ -72,7 +72,7 @@ class Table:
 
 
 @functools.cache
-def tables() -> tuple[Table, ...]:
+def table_kinds() -> tuple[TableKind, ...]:
     """Return every kind of table, each after the table that first holds it."""
     places: dict[type, list[str]] = {}
 
@@ -85,7 +85,7 @@ def tables() -> tuple[Table, ...]:
 
     visit(Recipe, "")
     return tuple(
-        Table(places=_shortened(at), meaning=_sentence(kind.__doc__ or ""), keys=keys_of(kind))
+        TableKind(places=_shortened(at), meaning=_sentence(kind.__doc__ or ""), keys=keys_of(kind))
         for kind, at in places.items()
     )
 
@@ -267,7 +267,7 @@ _TOP = "recipe"
 def overview() -> str:
     """Return all tables for a terminal: their meaning and the names of their keys."""
     blocks = []
-    for table in tables():
+    for table in table_kinds():
         names = ", ".join(key.name for key in table.keys)
         blocks.append("\n".join([_title(table), *_wrapped(table.meaning, 2), *_wrapped(names, 4)]))
     more = "coldstill recipe-help KEY explains one table or key, such as corpus or train.steps."
@@ -284,8 +284,10 @@ def explained(name: str) -> str:
         ColdstillError: unknown name; the message has the nearest one
     """
     wanted = re.sub(r"^students\.[^.]+", "students.NAME", name)
-    found = [_table_text(t) for t in tables() if any(_ends(place, wanted) for place in t.places)]
-    for table in tables():
+    found = [
+        _table_text(t) for t in table_kinds() if any(_ends(place, wanted) for place in t.places)
+    ]
+    for table in table_kinds():
         table_of, _, key_name = wanted.rpartition(".")
         if any(_ends(place, table_of) for place in table.places):
             found += [
@@ -295,10 +297,13 @@ def explained(name: str) -> str:
             ]
     if found:
         return "\n\n".join(found)
-    keys = {key.name for table in tables() for key in table.keys}
-    places = {place for table in tables() for place in table.places if place}
+    keys = {key.name for table in table_kinds() for key in table.keys}
+    places = {place for table in table_kinds() for place in table.places if place}
     whole = {
-        f"{place}.{key.name}" for table in tables() for place in table.places for key in table.keys
+        f"{place}.{key.name}"
+        for table in table_kinds()
+        for place in table.places
+        for key in table.keys
     }
     last = name.rpartition(".")[2]
     near = difflib.get_close_matches(name, whole | places, 1, cutoff=0.7)
@@ -312,7 +317,7 @@ def explained(name: str) -> str:
 
 def markdown() -> str:
     parts = []
-    for table in tables():
+    for table in table_kinds():
         rows = [
             (f"`{key.name}`", *map(_escaped, (key.values, f"`{key.default}`", key.meaning)))
             for key in table.keys
@@ -337,7 +342,7 @@ def renewed(text: str) -> str:
     return f"{before}{BEGIN}\n\n{markdown()}\n{END}{after}"
 
 
-def _title(table: Table) -> str:
+def _title(table: TableKind) -> str:
     return ", ".join(table.places) or _TOP
 
 
@@ -346,7 +351,7 @@ def _ends(place: str, wanted: str) -> bool:
     return not wanted or f".{place or _TOP}".endswith(f".{wanted}")
 
 
-def _table_text(table: Table) -> str:
+def _table_text(table: TableKind) -> str:
     lines = [_title(table), *_wrapped(table.meaning, 2)]
     for key in table.keys:
         lines += ["", *_key_lines(key)]

@@ -50,7 +50,7 @@ class Work:
         own = self.recipe.name
         return own if self.run.root.name == own else shlex.quote(str(self.run.root))
 
-    def say(self, stage: str, note: str, *, warning: bool = False) -> None:
+    def note(self, stage: str, note: str, *, warning: bool = False) -> None:
         """Report a sentence for the user."""
         self.report(Report(stage=stage, note=note, warning=warning))
 
@@ -116,7 +116,7 @@ def run_of(recipe: str | Path, runs: str | Path, loaded: LoadedRecipe) -> Run:
 def beginning(
     work: Work, record: Path, settings: dict[str, Any], stale: Path | None = None
 ) -> Callable[[], None]:
-    """Return what training does first, once all checks have passed.
+    """Return a function that training calls first, after all checks have passed.
 
     stale  figures of a student's earlier model, which are deleted
     """

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import read_json
+from ...stages.config import sequences_in
 from ..planning.costs import metrics_lines
 from ..recipe.reading import RESOLVED
 from .rows import labelled, run_labels, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ..recipe.run_folder import Run, StudentFolder
 
@@ -51,7 +53,7 @@ def _read_curve(folder: StudentFolder, sequence_length: int) -> Curve | None:
     lines = metrics_lines(folder.metrics)
     if not lines:
         return None
-    settings = _table(folder.settings, "student")
+    settings = recorded_table(folder.settings, "student") or {}
     step_tokens = _step_tokens(settings, sequence_length)
     together = -(-len(lines) // MOST_POINTS)
     # older versions wrote the same figure only as a part of the objective
@@ -104,20 +106,20 @@ def _step_tokens(settings: dict[str, Any], sequence_length: int) -> int:
     asked = train.get("batch_tokens") if isinstance(train, dict) else None
     if not isinstance(asked, int) or asked < 1:
         return sequence_length
-    return max(1, asked // sequence_length) * sequence_length
+    return sequences_in(asked, sequence_length) * sequence_length
 
 
 def _sequence_length(run: Run) -> int:
-    length = _table(run.root / RESOLVED, "recipe").get("corpus", {})
+    length = (recorded_table(run.root / RESOLVED, "recipe") or {}).get("corpus")
     length = length.get("sequence_length") if isinstance(length, dict) else None
     return length if isinstance(length, int) and length > 0 else 1
 
 
-def _table(path: Any, key: str) -> dict[str, Any]:
-    """A table of a JSON file; empty if it is missing or damaged, so that only a plot is lost."""
+def recorded_table(path: Path, key: str) -> dict[str, Any] | None:
+    """A table of a JSON file; None if it is missing or damaged."""
     try:
         value = read_json(path)
     except ColdstillError:
-        return {}
+        return None
     found = value.get(key) if isinstance(value, dict) else None
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else None

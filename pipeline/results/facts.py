@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...data.errors import ColdstillError
 from ...data.store.commit import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
-from ...data.store.layout import MEASUREMENTS
+from ...data.store.manifest import read_measurements
 from ...data.store.reader import open_store
 from .curves import read_curves
 from .figures import json_rows, students_of
 from .lineage import corpus_facts, student_facts, teacher_facts, trainings
+from .model_tables import warnings
 from .reproduce import reproduction
 from .rows import compared_rows, visible
-from .tables import warnings
 from .verdict import comparable_students, contest, export_sentence, verdict
 
 if TYPE_CHECKING:
@@ -61,18 +61,34 @@ def mass_histogram(sums: ShardStatistics) -> Histogram:
     return _histogram(sums.mass_bins, MASS_BINS, 1 / MASS_BINS)
 
 
+class _Forward(BaseModel):
+    """The teacher's forward pass alone."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    tokens_per_second: float | None = None
+
+
 class Measurements(BaseModel):
-    """What a capture measured of itself; further keys of the file are kept."""
+    """Speed and memory that a capture measured; further keys of the file are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     capture_tokens_per_second: float | None = None
     capture_peak_memory_bytes: int | None = None
+    forward: _Forward | None = None
     machine: str | None = None
+
+    @classmethod
+    def of(cls, store: StoreReader) -> Measurements:
+        """The measurements of a store; nothing if the file is missing or damaged."""
+        try:
+            return cls.model_validate(read_measurements(store.place))
+        except ValidationError:
+            return cls()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CacheFacts:
-    """A store of the teacher's record. Means are over all positions, None without a position."""
+class CaptureFacts:
+    """A captured store. Means are over all positions; None if it has no position."""
 
     path: str
     shards: int
@@ -116,7 +132,7 @@ class CacheFacts:
         }
 
 
-def cache_facts(store: StoreReader) -> CacheFacts:
+def capture_facts(store: StoreReader) -> CaptureFacts:
     """Facts from the manifest, the commit records and the measurements; no sequence is read."""
     manifest, commits = store.manifest, list(store.commits())
     sums = total(commit.statistics for commit in commits)
@@ -127,7 +143,7 @@ def cache_facts(store: StoreReader) -> CacheFacts:
     def mean(value: float) -> float | None:
         return value / positions if positions else None
 
-    return CacheFacts(
+    return CaptureFacts(
         path=str(store.place),
         shards=manifest.shards,
         shards_done=len(commits),
@@ -144,7 +160,7 @@ def cache_facts(store: StoreReader) -> CacheFacts:
         codec_kl=mean(sums.distortion),
         entropy_histogram=entropy_histogram(sums),
         mass_histogram=mass_histogram(sums),
-        measurements=_measurements(store),
+        measurements=Measurements.of(store),
         capture=manifest.capture,
         codec=manifest.codec,
         store=manifest.store,
@@ -158,16 +174,6 @@ def _histogram(counts: Sequence[int], bins: int, width: float) -> Histogram:
         starts=tuple(place * width for place in range(bins)),
         positions=(*counts, *[0] * (bins - len(counts))),
     )
-
-
-def _measurements(store: StoreReader) -> Measurements:
-    """What the capture measured; nothing if the file is missing or damaged."""
-    if not store.place.exists(MEASUREMENTS):
-        return Measurements()
-    try:
-        return Measurements.model_validate_json(store.place.read(MEASUREMENTS))
-    except (ColdstillError, ValidationError):
-        return Measurements()
 
 
 _MOST_STUDENTS = 4
@@ -197,7 +203,7 @@ class ReportFacts:
     """Name of the student without a teacher that the best one is compared with."""
     models: list[ModelFigures]
     curves: dict[str, Curve]
-    record: CacheFacts | None
+    record: CaptureFacts | None
     no_record: str
     """Why `record` is None; empty otherwise."""
     heldout: HeldoutFacts | None
@@ -241,7 +247,7 @@ def gather(work: Work, prompts: int) -> ReportFacts:
         baseline=None if pair is None or pair.baseline is None else pair.baseline.name,
         models=rows,
         curves=read_curves([run]),
-        record=None if logits is None else cache_facts(logits),
+        record=None if logits is None else capture_facts(logits),
         no_record=no_logits,
         heldout=None
         if heldout is None

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+REMEASURE = "delete it and run coldstill evaluate"
+"""The remedy in messages about damaged figures."""
+
+
 class Record(BaseModel):
     """A part of a JSON file that commands write: strict types, finite numbers, no unknown keys."""
 
@@ -136,7 +140,7 @@ class ModelFigures(Quality):
 
     @property
     def short_name(self) -> str:
-        """Name where the place tells the student: the format of an export."""
+        """Name for a place that shows the student already: the format of an export."""
         return self.format if self.is_export and self.format else self.name
 
     def speed(self, batch: int = 1) -> Speed | None:

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ...data.errors import ColdstillError
-from ...data.files import read_json
 from ...data.prepared import SPLITS, CorpusLayout
 from ..recipe.tables import StudentTable
 from ..units import counted
-from .curves import in_words
+from .curves import in_words, recorded_table
 from .rows import visible
 from .verdict import Training
 
@@ -43,7 +41,7 @@ class TeacherFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitFacts:
-    """One split of the corpus; a store alone knows its documents and fingerprint."""
+    """One split of the corpus; a store gives only its documents and fingerprint."""
 
     documents: int
     fingerprint: str
@@ -76,15 +74,15 @@ class StudentFacts:
     evaluated: bool
     trained: bool
     origin: str
-    """What it started as, in words."""
+    """Its initial weights in words, such as "new llama, 2 layers of width 128"."""
     made_of: dict[str, Any]
-    """What it started as, as its table says."""
+    """Its initial weights, as its table in the recipe gives them."""
     train: dict[str, Any] | None = None
     """Its training settings; None where its record cannot be read."""
     objective: str = ""
     teachers: list[str] = field(default_factory=list)
     """Further stores it was trained from, with their weights."""
-    listens: bool | None
+    uses_teacher: bool | None
     """Whether its objective reads targets of a teacher; None where that is not known."""
 
 
@@ -160,7 +158,7 @@ def student_facts(run: Run, rows: Sequence[ModelFigures]) -> list[StudentFacts]:
 
 
 def _student(run: Run, name: str, row: ModelFigures | None) -> StudentFacts:
-    table = _table(run, name)
+    table = recorded_table(run.student(name).settings, "student")
     known = table or {}
     made_of = {k: value for k, value in known.items() if k not in _TRAINING and value is not None}
     return StudentFacts(
@@ -172,20 +170,11 @@ def _student(run: Run, name: str, row: ModelFigures | None) -> StudentFacts:
         objective=in_words(known.get("objective")),
         train=train if isinstance(train := known.get("train"), dict) else None,
         teachers=_others(known),
-        listens=_listens(known, row),
+        uses_teacher=_uses_teacher(known, row),
     )
 
 
-def _table(run: Run, name: str) -> dict[str, Any] | None:
-    try:
-        recorded = read_json(run.student(name).settings)
-    except ColdstillError:
-        return None
-    table = recorded.get("student") if isinstance(recorded, dict) else None
-    return table if isinstance(table, dict) else None
-
-
-def _listens(table: Mapping[str, Any], row: ModelFigures | None) -> bool | None:
+def _uses_teacher(table: Mapping[str, Any], row: ModelFigures | None) -> bool | None:
     """Whether its objective reads targets of a teacher; None if that is not known."""
     cached = None if row is None else row.cached_bytes_per_position
     if cached is not None:  # 0 only for an objective that reads none
@@ -206,7 +195,7 @@ def _others(table: Mapping[str, Any]) -> list[str]:
 
 
 def origin_in_words(origin: Mapping[str, Any]) -> str:
-    """What a student started as, such as "new llama, 2 layers of width 128"."""
+    """The initial weights of a student in words, such as "new llama, 2 layers of width 128"."""
     parts = []
     for key, value in origin.items():
         if key == "architecture" and isinstance(value, dict):
@@ -270,10 +259,10 @@ def trainings(students: Sequence[StudentFacts]) -> dict[str, Training]:
     """The training of each student of which it is known whether it used a teacher."""
     return {
         one.name: Training(
-            uses_teacher=one.listens, origin=one.made_of, settings=_settings(one.train)
+            uses_teacher=one.uses_teacher, origin=one.made_of, settings=_settings(one.train)
         )
         for one in students
-        if one.listens is not None
+        if one.uses_teacher is not None
     }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ...data.files import read_json
 from ..recipe.reading import BUILT_IN, RESOLVED, RecipeSource
-from .tables import machine_groups
+from .model_tables import machine_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -101,7 +101,7 @@ def _changes(run: Run, text: str) -> tuple[list[str] | None, dict[str, Any]]:
         source = RecipeSource(
             tomllib.loads(text.removeprefix("\ufeff")), Path(recorded["base"]), text, RESOLVED
         )
-        written = json.loads(source.understood().recipe.model_dump_json())
+        written = json.loads(source.validated().recipe.model_dump_json())
         students = recorded["recipe"]["students"]
         own = {name: students[name] for name in students if name in written["students"]}
         # the run is named after its folder, not after its recipe

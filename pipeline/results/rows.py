@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...stages.models.model_files import weight_files_in
-from .figures import ModelFigures, Quality, Record, Speed
+from .figures import REMEASURE, ModelFigures, Quality, Record, Speed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,8 +80,8 @@ def _evaluated(run: Run) -> list[str]:
 
 def _read(path: Path, name: str, label: str) -> ModelFigures:
     if not path.exists():
-        raise ColdstillError(f"{path}: not there; run coldstill evaluate")
-    figures = ModelFigures.read(path, "delete it and run coldstill evaluate")
+        raise ColdstillError(f"{path}: does not exist; run coldstill evaluate")
+    figures = ModelFigures.read(path, REMEASURE)
     role = "teacher" if name == "teacher" else "student"
     run = {"run": label} if label else {}
     return figures.model_copy(update={"name": labelled(label, visible(name)), "role": role, **run})

@@ -30,7 +30,7 @@ class Training:
     uses_teacher: bool
     """Whether its objective reads targets of a teacher."""
     origin: Any
-    """What it started as, a JSON value."""
+    """Its initial weights, a JSON value."""
     settings: Any
     """Length, learning rate and the like, a JSON value."""
 
@@ -48,11 +48,11 @@ class Contest:
 
 def contest(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> Contest | None:
     """The best student and its baseline; None if no student used a teacher."""
-    taught = sorted(_taught(rows, trainings), key=_loss)
-    for row in taught:
+    distilled = sorted(_with_teacher(rows, trainings), key=_loss)
+    for row in distilled:
         if (baseline := baseline_of(row, rows, trainings)) is not None:
-            return Contest(best=taught[0], compared=row, baseline=baseline)
-    return Contest(best=taught[0], compared=taught[0], baseline=None) if taught else None
+            return Contest(best=distilled[0], compared=row, baseline=baseline)
+    return Contest(best=distilled[0], compared=distilled[0], baseline=None) if distilled else None
 
 
 def baseline_of(
@@ -81,8 +81,8 @@ def verdict(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> 
 
     Names stand in backquotes.
 
-    rows       of one run, its teacher's first
-    trainings  of the students to judge
+    rows       rows of one run, the teacher's row first
+    trainings  trainings of the students to compare
     """
     teacher = teachers_of(rows)[0]
     own = _known(rows, trainings)
@@ -90,32 +90,32 @@ def verdict(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> 
     if not own:
         return "No student is evaluated yet."
     pair = contest(comparable, trainings)
-    if not comparable or (pair is None and _taught(own, trainings)):
+    if not comparable or (pair is None and _with_teacher(own, trainings)):
         return (
-            f"Teacher and {'taught ' if comparable else ''}students were measured on different "
+            f"Teacher and {'distilled ' if comparable else ''}students were measured on different "
             "held-out stores, so their figures do not compare; coldstill evaluate measures them on "
             "one."
         )
     if pair is None:
-        return _untaught(min(comparable, key=_loss), teacher)
+        return _without_teacher(min(comparable, key=_loss), teacher)
     best = pair.best
-    taught = len(_taught(comparable, trainings))
+    distilled = len(_with_teacher(comparable, trainings))
     name = f"`{best.name}`"
-    who = name if taught == 1 else f"The best of {taught} taught students, {name},"
+    who = name if distilled == 1 else f"The best of {distilled} distilled students, {name},"
     parts = _listed([_parameters(best, teacher), *_speed(best, teacher), _quality(best, teacher)])
     if pair.baseline is None:
         return (
-            f"{who} {parts}. What the teacher is worth to it is not known: no student of the same "
-            "kind was trained without one."
+            f"{who} {parts}. The teacher's effect on it is not known: no student of the same kind "
+            "was trained without one."
         )
     if pair.compared is not best:
-        return f"{who} {parts}. {_worth_elsewhere(pair.compared, pair.baseline)}"
+        return f"{who} {parts}. {_other_compared(pair.compared, pair.baseline)}"
     same = trainings[pair.baseline.name].settings == trainings[best.name].settings
-    return f"{who} {parts}{_worth(best, pair.baseline, teacher, alike=same)}"
+    return f"{who} {parts}{_compared(best, pair.baseline, teacher, alike=same)}"
 
 
 def export_sentence(rows: Sequence[ModelFigures], best: str) -> str:
-    """What the smallest export of a student gains, or its fastest one if none is smaller.
+    """The gain of a student's smallest export, or of the fastest one if none is smaller.
 
     It is about the student named, or the best one that has exports; empty if nothing is gained.
     """
@@ -149,7 +149,9 @@ def _known(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> l
     return [row for row in students_of(rows) if row.name in trainings]
 
 
-def _taught(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> list[ModelFigures]:
+def _with_teacher(
+    rows: Sequence[ModelFigures], trainings: Mapping[str, Training]
+) -> list[ModelFigures]:
     return [row for row in _known(rows, trainings) if trainings[row.name].uses_teacher]
 
 
@@ -221,12 +223,15 @@ def _quality(row: ModelFigures, teacher: ModelFigures) -> str:
     return f"ends {_nats(above)} above it in held-out loss"
 
 
-def _worth(row: ModelFigures, baseline: ModelFigures, teacher: ModelFigures, *, alike: bool) -> str:
+def _compared(
+    row: ModelFigures, baseline: ModelFigures, teacher: ModelFigures, *, alike: bool
+) -> str:
     """The end of the sentence: the loss of the same model without the teacher."""
     gain, away = baseline.loss - row.loss, baseline.loss - teacher.loss
     model = "the same model" if alike else "the same model, though trained with other settings,"
     if abs(gain) < _ALIKE:
-        return f"; without the teacher {model} ends as well, so here the teacher did not help."
+        end = "reaches the same loss, so here the teacher did not help."
+        return f"; without the teacher {model} {end}"
     if gain < 0:
         end = f"ends {_nats(-gain)} lower, so here the teacher did not help."
         return f"; but without the teacher {model} {end}"
@@ -236,19 +241,19 @@ def _worth(row: ModelFigures, baseline: ModelFigures, teacher: ModelFigures, *, 
     return f"; without the teacher {model} ends {_nats(gain)} higher."
 
 
-def _worth_elsewhere(row: ModelFigures, baseline: ModelFigures) -> str:
+def _other_compared(row: ModelFigures, baseline: ModelFigures) -> str:
     """A sentence on another student than the best one, which has no baseline."""
     gain, name = baseline.loss - row.loss, f"`{row.name}`"
     if gain >= _ALIKE:
         return (
-            f"What the teacher is worth shows in {name}: without it the same model ends "
+            f"The teacher's effect is known for {name}: without the teacher the same model ends "
             f"{_nats(gain)} higher."
         )
-    end = "ends as well" if gain > -_ALIKE else f"ends {_nats(-gain)} lower"
+    end = "reaches the same loss" if gain > -_ALIKE else f"ends {_nats(-gain)} lower"
     return f"Without the teacher the same model as {name} {end}, so there it did not help."
 
 
-def _untaught(best: ModelFigures, teacher: ModelFigures) -> str:
+def _without_teacher(best: ModelFigures, teacher: ModelFigures) -> str:
     """The result of a run in which no student used a teacher."""
     return (
         "No student that learned from the teacher is evaluated; the best of those without one, "

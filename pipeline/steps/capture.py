@@ -12,7 +12,7 @@ from ...data.places.place import place_at
 from ...data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ..planning.sizes import captures, expect_room, expect_writable, store_sizes
 from ..recipe.work import READ_TEACHER
-from .teacher import prepared, prepared_apart, tell_left_out, tokenizer_of, train_missing_teacher
+from .teacher import prepared, prepared_apart, report_left_out, tokenizer_of, train_missing_teacher
 
 if TYPE_CHECKING:
     from ...data.prepared import Split
@@ -55,14 +55,14 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
         if recipe.teacher.is_trained_here:
             train_missing_teacher(work)
         tokenizer = tokenizer_of(work)
-        tell_left_out(work, tokenizer, "teacher-logits")
+        report_left_out(work, tokenizer, "teacher-logits")
         # checked before the corpus is read, which can take long
         checked = _checked_teacher(work, tokenizer)
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
     plans = capture_plans(work, tokenizer, record, checked)
     if all(is_captured(plan) for plan in plans):
         stores = f"{place_at(run.logits)} and {place_at(run.heldout)}"
-        work.say("teacher-logits", f"complete: {stores}")
+        work.note("teacher-logits", f"complete: {stores}")
         return
     expect_room(store_sizes(work).values())
     name = f"teacher {checked.identity.name}"
@@ -74,7 +74,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
     # the small store first, so that a wrong teacher is found at little cost
     for plan in reversed(plans):
         if not teacher.follows and is_captured(plan):
-            work.say(f"teacher-logits {plan.split}", f"complete: {place_at(plan.folder)}")
+            work.note(f"teacher-logits {plan.split}", f"complete: {place_at(plan.folder)}")
             teacher.lead(None)
             continue
         with interruption.postponed():
@@ -111,7 +111,7 @@ def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
     found = expect_loadable(name, where, table.revision, own_code=own_code)
     if found.other_parts:
         note = f"{name}: {found.other_parts:,} tensors outside its text model are not used"
-        work.say("teacher-logits", note)
+        work.note("teacher-logits", note)
     work.doing("teacher-logits", READ_TEACHER)
     identity = teacher_identity(
         name, where, dtype=table.dtype, revision=table.revision, own_code=own_code

@@ -12,8 +12,8 @@ from ...stages.report import Report, Reporter
 from ..pages.compare.page import write_page
 from ..pages.self_contained import expect_file
 from ..results.figures import ModelFigures, json_rows
+from ..results.model_tables import markdown, warnings, without_calibration
 from ..results.rows import compared_rows, is_older
-from ..results.tables import markdown, warnings, without_calibration
 from .students import open_made, store_called
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         if is_evaluated(folder, heldout):
             if is_older(folder):  # the weights are the same, only the files' times changed
                 folder.evaluation.touch()
-            work.say(f"evaluate {name}", f"already done: {folder.evaluation}")
+            work.note(f"evaluate {name}", f"already done: {folder.evaluation}")
             continue
         result = evaluate_student(
             name, folder.model, store, work.report, own_code=work.recipe.trusts(name)
@@ -69,7 +69,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         figures = dataclasses.asdict(result)
         figures[_CACHED] = _cached_bytes(work, name)
         write_json(folder.evaluation, {**figures, "heldout": heldout})
-        work.say(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:z.4f}")
+        work.note(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:z.4f}")
 
 
 def heldout_identity(manifest: Manifest) -> str:
@@ -128,7 +128,7 @@ def _cached_bytes(work: Work, name: str) -> float | None:
                 store = open_store(address, cache=work.run.cache)
                 digest = trained["others"][named] if named else trained["store"]
                 if json_sha256(store.manifest.to_json()) != digest:
-                    raise ColdstillError(f"{store.place}: another store by now")
+                    raise ColdstillError(f"{store.place}: is another store now")
                 stored = sum(commit.bytes for commit in store.commits())
                 total += stored / max(1, store.positions)
     except (ColdstillError, OSError) as error:
@@ -137,7 +137,7 @@ def _cached_bytes(work: Work, name: str) -> float | None:
         reason = f"{settings}: damaged"
     else:
         return total
-    work.say(f"evaluate {name}", f"the size of what it was trained from is not known: {reason}")
+    work.note(f"evaluate {name}", f"the size of what it was trained from is not known: {reason}")
     return None
 
 

@@ -11,6 +11,7 @@ from ...data.places.claims import claimed
 from ...data.places.place import place_at
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
+from ..results.figures import REMEASURE, ModelFigures
 from .evaluation import evaluate, heldout_identity, is_evaluated
 from .students import open_made
 
@@ -27,11 +28,11 @@ def export(
 ) -> list[ExportRecord]:
     """Export a trained student in the named formats below its folder or `output`."""
     from ...stages.export import FORMATS
-    from ...stages.export.contract import choose
+    from ...stages.export.contract import chosen_formats
     from ...stages.export.export_student import ExportJob, export_student
     from ...stages.export.model_card import Facts
 
-    chosen = choose(formats, FORMATS)
+    chosen = chosen_formats(formats, FORMATS)
     student = work.run.student(name)
     _expect_trained(work, name)
     heldout = open_made(work.run.heldout, work)
@@ -46,8 +47,8 @@ def export(
             manifest=read_manifest(logits) if logits.exists(MANIFEST) else None,
             heldout=heldout.manifest,
             settings=read_json(student.settings),
-            evaluation=_read_if_there(student.evaluation),
-            teacher=_read_if_there(work.run.teacher_evaluation),
+            evaluation=_figures(student.evaluation),
+            teacher=_figures(work.run.teacher_evaluation),
         ),
         formats=chosen,
         folder=student.exports if output is None else output,
@@ -75,6 +76,7 @@ def _expect_trained(work: Work, name: str) -> None:
         )
 
 
-def _read_if_there(path: Path) -> dict[str, Any] | None:
-    found = read_json(path) if path.exists() else None
-    return found if isinstance(found, dict) else None
+def _figures(evaluation: Path) -> dict[str, Any] | None:
+    if not evaluation.exists():
+        return None
+    return ModelFigures.read(evaluation, REMEASURE).to_json()

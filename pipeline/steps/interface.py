@@ -1,12 +1,5 @@
 """The steps of a run as functions: what the command line calls, and what programs can call.
 
-Every function takes a recipe (the name of a built-in one, a TOML file, or a run's folder) and these
-options:
-
-settings  overrides such as "seed=3" or "students.small.train.steps=500"; values are TOML
-runs      folder that holds the runs
-report    called with every progress report; nothing is printed without it
-
 A result that exists already is kept, so every function can be called again. All of them raise
 `coldstill.ColdstillError` for anything that the user can correct, with a message of one line.
 """
@@ -52,7 +45,15 @@ def run(
 ) -> list[ModelFigures]:
     """Run a whole recipe: teacher, logits, students, evaluation and comparison.
 
-    Returns the rows of the comparison: the teacher first, then the students by loss.
+    Finished steps are kept, so the function can be called again.
+
+    recipe    name of a built-in recipe, TOML file, or folder of a run
+    settings  overrides such as "seed=3" or "students.small.train.steps=500"; values are TOML
+    runs      folder that holds the runs
+    report    called with every progress report; if None, nothing is printed
+
+    Returns the rows of the comparison: the teacher first, then the students by held-out loss, the
+    lowest first. Losses and divergences are in nats per position.
 
     Raises
         ColdstillError: the recipe or its corpus is wrong, or a step fails; before the first step,
@@ -82,6 +83,8 @@ def train_teacher(
 ) -> str:
     """Train or correct the teacher if the recipe asks for it.
 
+    `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`.
+
     Returns the teacher: its folder, or the hub name of an existing model.
 
     Raises
@@ -104,10 +107,13 @@ def teacher_logits(
 ) -> Stores:
     """Stage one: run the teacher over the corpus and store its logits; trains it first if needed.
 
-    Returns the two stores.
+    `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`.
+
+    Returns the two stores, of the training split and of the held-out split.
 
     Raises
-        ColdstillError: the teacher or the corpus cannot be read, or a store was made otherwise
+        ColdstillError: the teacher or the corpus cannot be read, or a store was made with other
+            settings
         StoppedError: the process received SIGTERM; finished shards are kept
     """
     from .capture import teacher_logits as step
@@ -128,6 +134,8 @@ def prune_students(
     """Cut students out of the teacher; `train_students` trains them, and cuts them if needed.
 
     students  names; all that the recipe prunes if empty
+
+    `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`.
 
     Returns the cuts of each student, the first cut first.
 
@@ -154,6 +162,8 @@ def train_students(
     students  names; all students of the recipe if empty. A single unknown name makes a variant of
               the one student that `settings` change.
 
+    `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`.
+
     Returns the folder of each student's model.
 
     Raises
@@ -179,6 +189,8 @@ def evaluate(
     """Measure trained students on held-out documents, without the teacher.
 
     students  names; all trained students if empty
+
+    `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`.
 
     Returns the file with the figures of each student.
 
@@ -211,7 +223,9 @@ def compare(
     others  further recipes or runs; `settings` is for a single run only
     page    HTML file to write
 
-    Returns a row of figures for each model: teachers first, then students by loss.
+    `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`.
+
+    Returns a row of figures for each model: teachers first, then students by held-out loss in nats.
 
     Raises
         ColdstillError: nothing is evaluated yet, a record is damaged, or `page` is a folder
@@ -238,6 +252,8 @@ def export(
 
     formats  names of `coldstill.stages.export.FORMATS`, such as "hf" or "onnx"
     output   folder for the exports; the student's own folder if None
+
+    `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`.
 
     Returns the record of each export, the content of its `export.json`.
 

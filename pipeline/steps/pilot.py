@@ -19,7 +19,7 @@ from ...data.store.writer import BLOCK_TOKENS
 from ..planning.pilot_record import PilotRecord, PilotRow, pilot_settings
 from ..planning.sizes import captures
 from .capture import CheckedTeacher, capture_plans, loaded_teacher
-from .teacher import prepared, tell_left_out, tokenizer_of
+from .teacher import prepared, report_left_out, tokenizer_of
 
 if TYPE_CHECKING:
     from ...data.prepared import CorpusRecord
@@ -63,7 +63,7 @@ def run_pilot(work: Work, count: int) -> PilotRecord:
             f"train it first with coldstill train-teacher {work.named}"
         )
     tokenizer = tokenizer_of(work)
-    tell_left_out(work, tokenizer, stage.STAGE)
+    report_left_out(work, tokenizer, stage.STAGE)
     # before the corpus is read, which takes long: everything that can be refused already
     where = (work.teacher_model, "teacher.model", table.revision)
     expect_loadable(*where, own_code=table.trust_remote_code)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from ...data.errors import ColdstillError
-from .students import alone, job_as_trained, open_made, teacher_weights
+from .students import claimed_student, job_as_trained, open_made, teacher_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def prune_students(work: Work, names: Sequence[str]) -> dict[str, tuple[Cut, ...
     cuts = {}
     for name, job in jobs.items():
         folder = work.run.student(name)
-        with alone(folder):
+        with claimed_student(folder):
             job = dataclasses.replace(
                 job,
                 teacher=teacher_weights(work, work.recipe.student(name), folder),
@@ -96,7 +96,7 @@ def prune_students(work: Work, names: Sequence[str]) -> dict[str, tuple[Cut, ...
     return cuts
 
 
-def text(cuts: Mapping[str, Sequence[Cut]]) -> str:
+def cuts_text(cuts: Mapping[str, Sequence[Cut]]) -> str:
     return "\n\n".join(
         _table(name if len(each) == 1 else f"{name}, cut {number} of {len(each)}", cut)
         for name, each in cuts.items()

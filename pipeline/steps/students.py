@@ -1,4 +1,4 @@
-"""Whether a student is trained, and whether its folder belongs to the current settings."""
+"""Trains students, keeps those that are trained with the same settings, and opens their stores."""
 
 from __future__ import annotations
 
@@ -32,6 +32,70 @@ if TYPE_CHECKING:
 
 VARIANT = "--student NEW"
 """How a student with other settings gets another name."""
+
+
+def train_students(
+    work: Work, names: Sequence[str], *, new_name: str = VARIANT, go_on: bool = False
+) -> dict[str, str]:
+    """Train the named students, or all students of the recipe.
+
+    Several processes train each student together.
+
+    new_name  how a student with other settings gets another name, for messages
+    go_on     leave a student out if its loss becomes NaN or infinite, and train the next one
+
+    Returns the students that were left out, with the reason.
+
+    Raises
+        ColdstillError: no store, an unknown student, or a student trained with other settings
+        DivergedError: a loss became NaN or infinite, and `go_on` is false
+        StoppedError: SIGTERM arrived; a checkpoint is saved
+    """
+    from ...stages.interruption import Interruption
+
+    with Interruption().listening():
+        return _train_students(work, names, new_name, go_on)
+
+
+def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool) -> dict[str, str]:
+    from ...stages.students.lesson import lesson
+    from ...stages.train_student import train_student
+
+    chosen = list(names) or list(work.recipe.students)
+    if not chosen:
+        raise ColdstillError(f"{work.recipe.name}: the recipe has no students")
+    students = {name: work.recipe.student(name) for name in chosen}
+    expect_trainable(work.recipe, chosen, teacher=False)
+    store = open_made(work.run.logits, work)
+    others = _open_others(work, students)
+    settings = {
+        name: student_settings(work, student, store, others) for name, student in students.items()
+    }
+    # all students are checked before any is trained
+    missing = [name for name in chosen if not is_trained(work, name, settings[name], new_name)]
+    jobs = {name: student_job(work, name, settings[name], others) for name in missing}
+    for job in jobs.values():
+        lesson(job, store)
+    left_out: dict[str, str] = {}
+    for number, (name, student) in enumerate(students.items(), 1):
+        folder = work.run.student(name)
+        if go_on:
+            work.note("sweep", f"point {number} of {len(students)}: {name}")
+        with claimed_student(folder):
+            # checked again: another process may have trained it since
+            if name not in jobs or is_trained(work, name, settings[name], new_name):
+                work.note(f"train-student {name}", f"already trained: {folder.model}")
+                continue
+            job = dataclasses.replace(jobs[name], teacher=teacher_weights(work, student, folder))
+            try:
+                train_student(job, store, work.report)
+            except DivergedError as error:
+                # only the first process has this error, so the others cannot continue
+                if not go_on or world_size() > 1:
+                    raise
+                left_out[name] = str(error)
+                work.report(Report(stage="sweep", note=f"left out: {error}", warning=True))
+    return left_out
 
 
 def student_settings(
@@ -94,70 +158,6 @@ def _expect_own(folder: StudentFolder, settings: dict[str, Any], where: str) -> 
         )
 
 
-def train_students(
-    work: Work, names: Sequence[str], *, new_name: str = VARIANT, go_on: bool = False
-) -> dict[str, str]:
-    """Train the named students, or all students of the recipe.
-
-    Several processes train each student together.
-
-    new_name  how a student with other settings gets another name, for messages
-    go_on     leave a student out if its loss becomes NaN or infinite, and train the next one
-
-    Returns the students that were left out, with the reason.
-
-    Raises
-        ColdstillError: no store, an unknown student, or a student trained with other settings
-        DivergedError: a loss became NaN or infinite, and `go_on` is false
-        StoppedError: SIGTERM arrived; a checkpoint is saved
-    """
-    from ...stages.interruption import Interruption
-
-    with Interruption().listening():
-        return _train_students(work, names, new_name, go_on)
-
-
-def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool) -> dict[str, str]:
-    from ...stages.students.lesson import lesson
-    from ...stages.train_student import train_student
-
-    chosen = list(names) or list(work.recipe.students)
-    if not chosen:
-        raise ColdstillError(f"{work.recipe.name}: the recipe has no students")
-    students = {name: work.recipe.student(name) for name in chosen}
-    expect_trainable(work.recipe, chosen, teacher=False)
-    store = open_made(work.run.logits, work)
-    others = _open_others(work, students)
-    settings = {
-        name: student_settings(work, student, store, others) for name, student in students.items()
-    }
-    # all students are checked before any is trained
-    missing = [name for name in chosen if not is_trained(work, name, settings[name], new_name)]
-    jobs = {name: student_job(work, name, settings[name], others) for name in missing}
-    for job in jobs.values():
-        lesson(job, store)
-    left_out: dict[str, str] = {}
-    for number, (name, student) in enumerate(students.items(), 1):
-        folder = work.run.student(name)
-        if go_on:
-            work.say("sweep", f"point {number} of {len(students)}: {name}")
-        with alone(folder):
-            # checked again: another process may have trained it since
-            if name not in jobs or is_trained(work, name, settings[name], new_name):
-                work.say(f"train-student {name}", f"already trained: {folder.model}")
-                continue
-            job = dataclasses.replace(jobs[name], teacher=teacher_weights(work, student, folder))
-            try:
-                train_student(job, store, work.report)
-            except DivergedError as error:
-                # only the first process knows, so the others cannot continue
-                if not go_on or world_size() > 1:
-                    raise
-                left_out[name] = str(error)
-                work.report(Report(stage="sweep", note=f"left out: {error}", warning=True))
-    return left_out
-
-
 def student_job(
     work: Work, name: str, settings: dict[str, Any], others: Mapping[str, StoreReader]
 ) -> StudentJob:
@@ -198,7 +198,7 @@ def job_as_trained(work: Work, name: str, store: StoreReader) -> StudentJob:
 
 
 @contextlib.contextmanager
-def alone(folder: StudentFolder) -> Iterator[None]:
+def claimed_student(folder: StudentFolder) -> Iterator[None]:
     """Claim the student, so that no other command trains it; the first of several processes does.
 
     Raises
@@ -217,8 +217,8 @@ def teacher_weights(
     work: Work, student: StudentTable, folder: StudentFolder
 ) -> TeacherWeights | None:
     """Return the teacher weights to load; None once the student's initial weights exist."""
-    is_of_the_teacher = student.layers is not None or student.prune is not None
-    if not is_of_the_teacher or folder.is_begun(max(1, len(student.prune or ()))):
+    starts_from_teacher = student.layers is not None or student.prune is not None
+    if not starts_from_teacher or folder.is_begun(max(1, len(student.prune or ()))):
         return None
     from ...stages.students.pruning.layers import TeacherWeights
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 MOST = 1000
-"""Most points of a sweep; more are taken for a typing mistake."""
+"""Most points of a sweep; a larger grid is refused as a typing mistake."""
 _LONGEST = 100
 """Most characters of a name, which is also a folder name."""
 
@@ -250,7 +250,7 @@ def plan_sweep(source: RecipeSource, texts: Sequence[str]) -> Sweep:
         ColdstillError: a grid that cannot be read, wrong settings, or a point with the name of
             another student
     """
-    plain = source.understood()
+    plain = source.validated()
     own = plain.recipe.students
     found = points_of(read_grids(texts, own))
     made = _made(source, found)
@@ -281,7 +281,7 @@ def _made(source: RecipeSource, points: Sequence[Point]) -> Mapping[str, Student
         for key, value in point.settings.items():
             set_value(varied[point.name], [*key], value, f"--grid students.{point.student}")
     table = {**source.table, "students": students | varied}
-    return replace(source, table=table).understood().recipe.students
+    return replace(source, table=table).validated().recipe.students
 
 
 def _difference(old: StudentTable, new: StudentTable, seed: int) -> str | None:
@@ -300,11 +300,11 @@ def listed_points(sweep: Sweep, work: Work) -> list[ListedPoint]:
     ]
     done = sum(one.trained for one in found)
     already = f", {done} of them trained already" if done else ""
-    work.say("sweep", f"{len(found)} point{'s' * (len(found) > 1)}{already}")
+    work.note("sweep", f"{len(found)} point{'s' * (len(found) > 1)}{already}")
     return found
 
 
-def text(listed: Sequence[ListedPoint]) -> str:
+def points_text(listed: Sequence[ListedPoint]) -> str:
     """Return the points as aligned text; keys are shown without their student."""
     rows = []
     for one in listed:

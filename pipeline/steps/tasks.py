@@ -88,7 +88,7 @@ def add_record(path: Path, record: TaskRecord) -> None:
         write_json(path, [asdict(each) for each in (*kept, record)])
 
 
-def table(rows: Sequence[tuple[str, Sequence[TaskRecord]]]) -> str:
+def scores_table(rows: Sequence[tuple[str, Sequence[TaskRecord]]]) -> str:
     """One row for each model, one column for each task's main metric."""
     cells = [{"model": name, **dict(_cells(records))} for name, records in rows]
     titles = list(dict.fromkeys(title for row in cells for title in row))
@@ -157,7 +157,7 @@ def evaluate_on_tasks(
         answers = subject.answers(questions)
         if answers:
             note = f"already done: {', '.join(answers)}: {subject.record}"
-            work.say(f"evaluate {subject.model.name}", note)
+            work.note(f"evaluate {subject.model.name}", note)
         if left := [question for question in questions if question.task not in answers]:
             missing.append((subject, left))
     if missing:
@@ -196,7 +196,7 @@ def _run(
                 )
                 add_record(subject.record, record)
             done = ", ".join(question.task for question in left)
-            work.say(f"evaluate {subject.model.name}", f"done: {done}: {subject.record}")
+            work.note(f"evaluate {subject.model.name}", f"done: {done}: {subject.record}")
 
 
 def _subjects(work: Work, names: Sequence[str]) -> list[_Subject]:

@@ -12,6 +12,7 @@ from ...data.prepared import CorpusLayout, CorpusRecord
 from ...data.schema import Capture
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
+from ...stages.config import sequences_in
 from ..planning.checks import expect_trainable
 from ..planning.models import named_teacher, tokenizer_of_model
 from ..recipe.work import READ_TEACHER, beginning, is_done
@@ -24,12 +25,12 @@ from ..recipe.work import Work
 
 
 def train_teacher(work: Work) -> None:
-    """Train the tokenizer and a new teacher, or correct an existing teacher, as the recipe says."""
+    """Train the tokenizer and a new teacher, or correct an existing teacher, as the recipe asks."""
     teacher = work.recipe.teacher
     if not teacher.is_trained_here:
-        work.say("train-teacher", f"nothing to train: the teacher is {teacher.model}")
+        work.note("train-teacher", f"nothing to train: the teacher is {teacher.model}")
     elif not train_missing_teacher(work, asked=True):
-        work.say("train-teacher", f"already trained: {work.run.teacher_model}")
+        work.note("train-teacher", f"already trained: {work.run.teacher_model}")
 
 
 def train_missing_teacher(work: Work, *, asked: bool = False) -> bool:
@@ -219,7 +220,7 @@ def _heldout(work: Work) -> Heldout:
     recipe = work.recipe
     sequences = CorpusLayout(work.run.corpus).open("heldout")
     rows = chosen_rows(len(sequences), recipe.evaluation.sequences, recipe.seed)
-    batch = max(1, recipe.logits.batch_tokens // recipe.corpus.sequence_length)
+    batch = sequences_in(recipe.logits.batch_tokens, recipe.corpus.sequence_length)
     return Heldout(sequences, rows, batch)
 
 
@@ -257,14 +258,14 @@ def tokenizer_of(work: Work) -> Any:
     return tokenizer
 
 
-def tell_left_out(work: Work, tokenizer: Any, stage: str) -> None:
+def report_left_out(work: Work, tokenizer: Any, stage: str) -> None:
     """Report the tokens that were removed from the teacher's tokenizer, if any."""
     from ...stages.models.vocabulary import left_out_tokens
 
     if tokens := left_out_tokens(tokenizer):
         named = ", ".join(map(repr, tokens[:3])) + (", ..." if len(tokens) > 3 else "")
         count = "1 token" if len(tokens) == 1 else f"{len(tokens)} tokens"
-        work.say(stage, f"{count} of the tokenizer left out, without a row in the model: {named}")
+        work.note(stage, f"{count} of the tokenizer left out, without a row in the model: {named}")
 
 
 def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
@@ -297,9 +298,9 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
             written_ns=layout.record.stat().st_mtime_ns,
         )
         if changed is None and record.together in (together, False):
-            work.say("corpus", summary(record))
+            work.note("corpus", summary(record))
             if outdated := outdated_labels(record, tokenizer):
-                work.say("corpus", outdated, warning=True)
+                work.note("corpus", outdated, warning=True)
             return record
         built_on = _built_on_corpus(run)
         if changed is not None and built_on:
@@ -316,7 +317,7 @@ def prepared(work: Work, tokenizer: Any, *, together: bool) -> CorpusRecord:
 
 def prepared_apart(work: Work, tokenizer: Any, family: str, stage: str) -> CorpusRecord:
     """Prepare the corpus again with one document per sequence, and report why."""
-    work.say(
+    work.note(
         stage,
         f"a {family!r} model cannot keep packed documents apart: one document per sequence from "
         "here on",

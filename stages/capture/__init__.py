@@ -1,1 +1,1 @@
-"""The parts of stage one: the model, what runs ahead of it, and what runs behind."""
+"""The parts of stage one: plan, teacher, forward pass, answers, selection, writing of shards."""

@@ -41,12 +41,13 @@ if TYPE_CHECKING:
     from ...data.schema import Sequences
     from ..config import GenerateConfig
     from ..models.output_head import OutputHead
-    from .plan import CapturePlan
-    from .teacher import Teacher
 
 Answering = Literal["padded", "equal", "alone"]
 """Which prompts share a batch: all, those of equal length, or none."""
 
+_STREAM = 0x616E73776572
+"""Added to the seed. Answers and tail samples must use different random numbers, or the two would
+be correlated."""
 _REMEDY = "take a corpus with answers in place of generate, or another teacher"
 _PROMPTS = (3, 11)
 """Lengths of the prompts that are always tested."""
@@ -79,7 +80,7 @@ def choose_answering(
     sequence_length  most tokens of prompt and answer together
     """
     with asking("transformers", "generate answers", where=where, remedy=_REMEDY):
-        trial = _Trial(head, sequence_length)
+        trial = _AnswerTrial(head, sequence_length)
     found: Answering = "alone"
     try:
         if trial.difference_of_equal() <= trial.tolerance:
@@ -99,7 +100,7 @@ def choose_answering(
     return found
 
 
-class _Trial:
+class _AnswerTrial:
     """Logits of a model for random prompts with given answers."""
 
     def __init__(self, head: OutputHead, sequence_length: int) -> None:
@@ -212,11 +213,6 @@ def generate_greedily(
     return found[:, width:]
 
 
-_STREAM = 0x616E73776572
-"""Added to the seed. Answers and tail samples must use different random numbers, or the two would
-be correlated."""
-
-
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Ids that end an answer: the end tokens of the checkpoint and of the tokenizer."""
     end = tokenizer.eos_token_id
@@ -255,28 +251,6 @@ def answer(
     for rows in answered_together(lengths_N, answering):
         _extend(head, prompts, answers, rows, room_N, config, seed, ends)
     return _with_answers(prompts, answers)
-
-
-def answered(plan: CapturePlan, teacher: Teacher, prompts: Sequences) -> Sequences:
-    """Prompts of a capture with the teacher's answers; raises as `answer`."""
-    assert plan.generate is not None
-    return answer(
-        teacher.head,
-        prompts,
-        plan.generate,
-        seed=plan.capture.seed,
-        ends=end_tokens(teacher.head.model, plan.tokenizer),
-        sequence_length=plan.sequence_length,
-        answering=teacher.answering,
-    )
-
-
-def most_tokens(plan: CapturePlan, sequences: Sequences) -> NDArray[np.int64]:
-    """[N] tokens of each sequence, or of each prompt with its longest possible answer."""
-    lengths_N = sequences.tokens.lengths
-    if plan.generate is None:
-        return lengths_N
-    return np.minimum(lengths_N + plan.generate.max_new_tokens, plan.sequence_length)
 
 
 def _extend(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.prepared import CorpusRecord, SequenceFile, Split
-    from ...data.schema import Capture
+    from ...data.schema import Capture, Sequences
     from ...data.store.manifest import TeacherIdentity
     from ..config import GenerateConfig
     from ..models.isolation import Isolation
@@ -50,6 +50,13 @@ class CapturePlan:
     """Path or address of the store."""
     generate: GenerateConfig | None = None
     """How the teacher answers; None if the sequences are not prompts."""
+
+    def most_tokens(self, sequences: Sequences) -> NDArray[np.int64]:
+        """[N] tokens of each sequence, or of each prompt with its longest possible answer."""
+        lengths_N = sequences.tokens.lengths
+        if self.generate is None:
+            return lengths_N
+        return np.minimum(lengths_N + self.generate.max_new_tokens, self.sequence_length)
 
 
 def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""From a teacher's logits to targets: an exact head, an unbiased tail, and the mass outside.
+"""Selects targets from a teacher's logits: an exact head, an unbiased tail, the mass outside.
 
 Everything is computed in fp32 over the whole real vocabulary. The vocabulary is processed in blocks
 of 128. The largest K entries lie in the K blocks with the largest maxima, and a tail sample is
@@ -62,7 +62,7 @@ def _select(
     probs = shifted.softmax(1)
     log_sum_M = -probs.amax(1).log()
     dots_M = torch.linalg.vecdot(probs[:, :vocabulary], shifted[:, :vocabulary])
-    probs.scatter_(1, head_ids, 0.0)  # from here on, the probabilities outside the head
+    probs.scatter_(1, head_ids, 0.0)  # keeps the probabilities outside the head
     probs_MNB = probs.view_as(logits_MNB)
     mass_MN = probs_MNB.sum(2)
     log_tail_M = mass_MN.sum(1).log()

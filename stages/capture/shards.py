@@ -22,7 +22,6 @@ from ...data.schema import Block, Sequences
 from ..ranks import rank, world_size
 from ..report import Report
 from .forward import batches_of
-from .generate import answered, most_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -184,7 +183,7 @@ class ShardQueue:
         for shard, held in self._claims():
             sequences = self._plan.sequences.read(self._rows(shard))
             current = ShardCapture(shard, self._writer, sequences, held)
-            for places in batches_of(most_tokens(self._plan, sequences), self._forward.budget):
+            for places in batches_of(self._plan.most_tokens(sequences), self._forward.budget):
                 part = sequences.take(places)
                 yield current, part if generate is not None else self._forward.prepare(part)
 
@@ -270,8 +269,8 @@ def _prepared(
     if not isinstance(batch, Sequences):
         yield batch
         return
-    longest = int(most_tokens(plan, batch).max())
-    for sequences in forward.answered(batch, longest, partial(answered, plan, teacher)):
+    longest = int(plan.most_tokens(batch).max())
+    for sequences in forward.answered(batch, longest, partial(teacher.answer, plan)):
         yield forward.prepare(sequences)
 
 

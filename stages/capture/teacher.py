@@ -21,7 +21,7 @@ from ..models.output_head import connect_head
 from ..models.vocabulary import expect_rows
 from ..ranks import rank, world_size
 from ..report import Reporter, silent
-from .generate import choose_answering
+from .generate import answer, choose_answering, end_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..models.isolation import Isolation
     from ..models.output_head import OutputHead
     from .generate import Answering
+    from .plan import CapturePlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,19 @@ class Teacher:
     def follows(self) -> bool:
         """Whether this process only computes slices for the first process."""
         return self.lockstep and rank() > 0
+
+    def answer(self, plan: CapturePlan, prompts: Sequences) -> Sequences:
+        """Prompts of a capture with this teacher's answers; raises as `generate.answer`."""
+        assert plan.generate is not None
+        return answer(
+            self.head,
+            prompts,
+            plan.generate,
+            seed=plan.capture.seed,
+            ends=end_tokens(self.head.model, plan.tokenizer),
+            sequence_length=plan.sequence_length,
+            answering=self.answering,
+        )
 
     def lead(self, sequences: Sequences | None) -> None:
         """Send the next batch to the following processes; None ends their loop. Does nothing

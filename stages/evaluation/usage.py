@@ -69,7 +69,7 @@ class Usage:
 
     @classmethod
     def of(cls, record: Any) -> Usage:
-        """From the measurements in a store; empty if they are missing or unreadable.
+        """The costs that a store records; empty if they are missing or unreadable.
 
         Measurements are not part of a store's data, so unreadable ones are not an error.
         """
@@ -91,7 +91,7 @@ def measure_usage(
     model: Any,
     sequences: Sequences,
     sequence_length: int,
-    tell: Callable[[str], None],
+    warn: Callable[[str], None],
     *,
     seconds: float = math.inf,
     measured: Callable[[int], None] = lambda batches: None,
@@ -99,15 +99,15 @@ def measure_usage(
     """Measure a transformers model. A measurement that fails is left out.
 
     sequences  the first `SEQUENCES` of the held-out store
-    tell       is called with the reason of a failed measurement: another kind of model, too little
+    warn       is called with the reason of a failed measurement: another kind of model, too little
                memory
     seconds    time limit of the generation speed
     measured   is called with the number of measured batch sizes
     """
     longest = longest_asked(model, sequence_length)
-    operations = _tried(lambda: flops_per_token(model, longest), "arithmetic", tell)
+    operations = _tried(lambda: flops_per_token(model, longest), "arithmetic", warn)
     speeds = _tried(
-        lambda: generation_speeds(model, sequences, longest, seconds, measured), "generation", tell
+        lambda: generation_speeds(model, sequences, longest, seconds, measured), "generation", warn
     )
     return Usage(flops_per_token=operations, generation=tuple(speeds or ()))
 
@@ -117,9 +117,9 @@ def writing_progress(stage: str, done: int) -> Report:
     return Report(stage=f"{stage} speed", done=done, total=len(BATCHES), unit="batch sizes")
 
 
-def _tried(measure: Callable[[], T], what: str, tell: Callable[[str], None]) -> T | None:
+def _tried(measure: Callable[[], T], what: str, warn: Callable[[str], None]) -> T | None:
     try:
         return measure()
     except Exception as error:  # other kinds of models raise any exception
-        tell(f"{what} could not be measured: {first_line(error)}")
+        warn(f"{what} could not be measured: {first_line(error)}")
         return None

@@ -51,7 +51,7 @@ class Fidelity:
     kl: float
     """Mean KL(student || export)."""
     information: float
-    """Mean KL(student || uniform): how much the student knows."""
+    """Mean KL(student || uniform): the information in the student's predictions."""
     agreement: float
     """Share of positions with the same most probable token."""
     cached_difference: float

@@ -144,7 +144,7 @@ class Format(ABC):
         return None
 
     def refusal(self, student: LoadedStudent) -> str | None:
-        """Why the format cannot hold this student, and what can; None if it can."""
+        """Why the format cannot hold this student, and which one can; None if it can hold it."""
         return None
 
     @abstractmethod
@@ -204,7 +204,7 @@ def transformers_usage(packages: str = "") -> str:
     )
 
 
-def choose(names: Sequence[str], known: Mapping[str, Format]) -> dict[str, Format]:
+def chosen_formats(names: Sequence[str], known: Mapping[str, Format]) -> dict[str, Format]:
     """The formats of these names, each once, in the order of `known`.
 
     Raises

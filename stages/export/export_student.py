@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
-from ...data.files import SCRATCH_PREFIX, remove_scratch, told_where, whole_folder
+from ...data.files import SCRATCH_PREFIX, remove_scratch, whole_folder, write_errors
 from ..libraries import asking
 from ..models.device import describe_machine, short_dtype
 from ..models.loading import teacher_identity
@@ -55,7 +55,7 @@ class ExportJob:
     model: Path
     """Folder of the trained model."""
     facts: Facts
-    """What the run knows of the student, for its model card."""
+    """The run's records of the student, for its model card."""
     formats: Mapping[str, Format]
     folder: Path
     """Parent folder; each format gets a folder of its name in it."""
@@ -92,7 +92,7 @@ def export_student(
             the student, other files are at its path, or it does not reproduce the student
         IncompleteError: some of several exports failed for such a reason; the others are done
     """
-    remove_scratch(job.folder)  # of killed exports
+    remove_scratch(job.folder)  # left by killed exports
     stage = f"export {job.name}"
     report(Report(stage=stage, doing="read the student's weights"))
     found = teacher_identity(str(job.model), f"students.{job.name}", dtype="auto", revision="main")
@@ -198,7 +198,7 @@ class _Export:
         try:
             with (
                 asking(library, "be done", where=where, remedy="use another format"),
-                told_where(self._folder),
+                write_errors(self._folder),
                 self._base() as base,
                 whole_folder(self._folder) as scratch,
             ):

@@ -41,7 +41,7 @@ _CUTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a run knows about a student."""
+    """The records of a run about a student."""
 
     version: str
     """Version of coldstill."""
@@ -52,9 +52,9 @@ class Facts:
     settings: Mapping[str, Any]
     """Content of `student.json`."""
     evaluation: Mapping[str, Any] | None
-    """Content of the student's `evaluation.json`."""
+    """Figures of the student, by name; None if it was not measured."""
     teacher: Mapping[str, Any] | None
-    """Content of the teacher's `evaluation.json`."""
+    """Figures of the teacher, by name; None if it was not measured."""
 
 
 def model_card(name: str, model: Any, form: Format, facts: Facts, record: ExportRecord) -> str:

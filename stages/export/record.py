@@ -83,7 +83,7 @@ class ExportRecord(Check):
     """Evaluation of `student` and of `export` on the same sample of held-out documents."""
     costs: Costs
     notes: tuple[str, ...] = ()
-    """What the user should know, as sentences."""
+    """Notes for the user, as sentences."""
     base: Check | None = None
     """Check of the export that this one was quantised from."""
     files: dict[str, FileIdentity]

@@ -157,7 +157,7 @@ def _settings(
         "context": architecture.context or 4 * sequence_length,
         "tied": architecture.tied,
     }
-    absent = {field.name for field in fields(kind) if field.default == 0}  # parts it lacks
+    absent = {field.name for field in fields(kind) if field.default == 0}  # parts not in the family
     settings = {
         name: sizes[key]
         for key, names in SIZE_NAMES.items()
@@ -210,7 +210,7 @@ def _of_family(architecture: ArchitectureConfig, sizes: dict[str, Any]) -> dict[
         case "gpt_bigcode":
             return {"multi_query": kv_heads == 1 < heads}
         case "lfm2_moe":
-            return {"layer_types": ["full_attention"] * layers}  # as lfm2; it has no default
+            return {"layer_types": ["full_attention"] * layers}  # has no default
         case "recurrent_gemma":
             return {"intermediate_size": 2 * sizes["feed_forward"]}  # gate and up together
     return {}

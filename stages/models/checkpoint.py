@@ -91,7 +91,7 @@ def tensor_shapes(files: Iterable[Path], where: str) -> Shapes:
             if key in shapes:
                 raise ColdstillError(
                     f"{where}: {path}: another weight file holds the tensor {key} too, so it is "
-                    "unknown which is meant; fetch or save the model again"
+                    "unknown which one to load; fetch or save the model again"
                 )
             shapes[key] = shape
     return shapes

@@ -88,7 +88,7 @@ def expect_whole(found: Found, model: Any, what: str, where: str) -> None:
     if not (found.missing or found.unexpected or found.reshaped):
         target, source = found.untied[0]
         raise ColdstillError(
-            f"{where}: {what}: its config.json says tie_word_embeddings = true, so {target} and "
+            f"{where}: {what}: its config.json sets tie_word_embeddings = true, so {target} and "
             f"{source} are one tensor, but the file has both and they differ; set it to false to "
             f"use both as they are, or remove {target} from the file"
         )

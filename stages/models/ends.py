@@ -46,7 +46,7 @@ class Ends:
     tokens: tuple[int, ...] = ()
     """Ids that end a text, the most frequent first."""
     lack: str = ""
-    """A sentence that says why documents have no end token and what to do; empty if they have."""
+    """Why the documents have no end token, and what to do; empty if they have one."""
 
 
 def own_ends(model: Any) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ def measured_ends(parts: Iterable[Sequences], tokenizer: Any, separator: Sequenc
     """
     special = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
     known = special | set(separator if len(separator) == 1 else ())
-    # these end a document everywhere: a file may hold several documents that were joined
+    # these count as ends everywhere: a file may hold several documents that were joined
     sure = special & {*separator, tokenizer.eos_token_id}
     candidates = np.array(sorted(known), dtype=np.int64)
     reach = max(1 + _BEHIND, len(separator))
@@ -169,9 +169,9 @@ def _lack(
         return ""
     remedy = "set corpus.separator to a token that occurs nowhere else"
     if not separator:
-        return f"no token follows its documents, so no token tells it to stop; {remedy}"
+        return f"no token follows its documents, so no token stops its generation; {remedy}"
     if not separated:
-        return "none of its texts ends with an end token, so no token tells it to stop"
+        return "no text ends with an end token, so no token stops its generation"
     text = tokenizer.decode(list(separator))
     why = (
         f"which is {len(separator)} tokens"
@@ -179,8 +179,8 @@ def _lack(
         else "which also occurs inside them"
     )
     return (
-        f"its documents end with {text!r}, {why}, so no token tells it to stop: pass that text to "
-        f"the runtime (stop_strings in transformers, stop in llama.cpp), or {remedy}"
+        f"its documents end with {text!r}, {why}, so no token stops its generation: pass that "
+        f"text to the runtime (stop_strings in transformers, stop in llama.cpp), or {remedy}"
     )
 
 

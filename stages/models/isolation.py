@@ -181,7 +181,7 @@ def choose_isolation(
 def student_isolation(
     model: Any, store: StoreReader, where: str, report: Reporter = silent
 ) -> Isolation:
-    """How a student keeps the documents of a store apart; refuses one that cannot."""
+    """How a student keeps the documents of a store apart; refuses a student that cannot."""
     packing = store.manifest.packing
     isolation = choose_isolation(
         model,

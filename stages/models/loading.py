@@ -197,7 +197,7 @@ def expect_loadable(
     files = _expect_files(name, where, revision, config)
     shapes = tensor_shapes(files, where)
     if getattr(config, "quantization_config", None) is not None:
-        return Found()  # only its library knows how tensors are stored; loading checks them
+        return Found()  # its library has its own format of tensors; loading checks them
     try:
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(config, trust_remote_code=own_code)

@@ -98,7 +98,7 @@ def left_out_in(tokenizer: Any, text: str) -> str | None:
 def rowless_in(token: str) -> str:
     """The fault of a text that contains a token without a row in the model."""
     return (
-        f"contains the token {token!r}, which the tokenizer knows and the model has no row for; "
+        f"contains the token {token!r}, for which the model has no row; "
         "remove it from the text, or resize the model's embeddings and train the new row"
     )
 

@@ -11,7 +11,7 @@ table 3: top-12, 50 and 300, truncated and normalised, are 48, 39 and 20 degrees
 and 1.3 times as long (paper: 58, 48, 30 degrees; 2.4, 1.8, 1.3); twelve samples are 6.7 degrees off
 over 8,000 positions. It also agrees with a trained student: top 12 with a bucket for the rest is 23
 degrees off against 24, twelve samples 6.7 against 8.6. A flattened teacher in place of
-the student shows none of this (7 and 3), because its tail already has the right shape.
+the student shows no such error (7 and 3), because its tail already has the right shape.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from ...data.errors import ColdstillError
 from ..capture.selection import select
-from ..targets.losses.forward import ForwardKL
+from ..targets.losses.forward_kl import ForwardKL
 from ..targets.softmax import GradientSum, softmax_in_place
 from ..targets.tensors import TargetTensors
 

@@ -21,6 +21,7 @@ torch and the libraries take about half a gigabyte in addition.
 
 from __future__ import annotations
 
+from ..config import sequences_in
 from ..models.chunk_size import chunk_rows
 from .model_sizes import WIDTHS, ModelSizes
 
@@ -42,7 +43,7 @@ def capture_memory(
     T; a chunk of logits, twice, because head and tail are selected from a copy.
     """
     width = WIDTHS.get(sizes.dtype if precision == "auto" else precision, 4)
-    tokens = _whole_sequences(batch_tokens, sequence_length)
+    tokens = sequences_in(batch_tokens, sequence_length) * sequence_length
     wide = 10 if sizes.activation in _SLOW_ACTIVATIONS else 3
     layer = width * (7 * sizes.hidden + wide * sizes.feed_forward) + 4 * sequence_length
     return sizes.parameters * width + tokens * layer + 2 * _chunk_bytes(sizes, tokens)
@@ -71,7 +72,7 @@ def training_memory(
     pass, `10 D + 4 F + T` numbers per token, or `14 D + 2 F + T` with half-precision matrix
     products; a chunk of logits and its gradient.
     """
-    tokens = _whole_sequences(batch_tokens, sequence_length)
+    tokens = sequences_in(batch_tokens, sequence_length) * sequence_length
     half = precision != "fp32"
     wide = 13 if sizes.activation in _SLOW_ACTIVATIONS else 4
     per_layer = (14 if half else 10) * sizes.hidden + sequence_length
@@ -86,11 +87,6 @@ def training_memory(
     else:
         held = sizes.parameters * (_STATE_BYTES + (2 if half else 0))
     return held + adapters * _STATE_BYTES + activations + 2 * _chunk_bytes(sizes, tokens)
-
-
-def _whole_sequences(batch_tokens: int, sequence_length: int) -> int:
-    """Tokens of a batch, which holds whole sequences and at least one."""
-    return max(1, batch_tokens // sequence_length) * sequence_length
 
 
 def _chunk_bytes(sizes: ModelSizes, tokens: int) -> int:

@@ -20,7 +20,6 @@ from ...data.schema import Block, Capture
 from ...data.store.layout import shard_name
 from ...data.store.writer import ShardWriter
 from ..capture.forward import ChunkedForward, Pending, batches_of, prepare
-from ..capture.generate import answered, most_tokens
 from ..capture.plan import make_manifest
 from ..capture.selection import select
 from ..models.device import describe_machine
@@ -100,7 +99,7 @@ def run_pilot(
         for store in stores:
             held.enter_context(store.writer)
         report(Report(stage=STAGE, total=total))
-        for rows in batches_of(most_tokens(own, sequences), own.batch_tokens):
+        for rows in batches_of(own.most_tokens(sequences), own.batch_tokens):
             blocks = measured.measure(sequences.take(rows))
             for store in stores:
                 store.add(blocks[store.manifest.capture])
@@ -162,7 +161,7 @@ class _Measuring:
         head, own = self._teacher.head, self._captures[0]
         watch = _Stopwatch(head.device)
         if self._own.generate is not None:
-            sequences = answered(self._own, self._teacher, sequences)
+            sequences = self._teacher.answer(self._own, sequences)
         batch = prepare(sequences, self._teacher.isolation, head.model.dtype, own.seed, pin=False)
         parts: dict[Capture, list[TargetTensors]] = {capture: [] for capture in self._captures}
         for chunk in self._forward.chunks(batch):

@@ -71,7 +71,7 @@ def adapt(model: Any, config: LoraConfig, seed: int, where: str) -> Any:
             f"{where}: untrained adapters change the logits of a {kind!r} model; {_OTHERS}"
         )
     learned = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    # the state, not the parameters: there a tied head has a name of its own
+    # the state lists a tied head under its own name, the parameters do not
     model._keys_to_ignore_on_save = {name for name in model.state_dict() if name not in learned}
     return wrapper
 
@@ -86,7 +86,7 @@ def _logits(model: Any) -> torch.Tensor:
     return logits.float().nan_to_num()
 
 
-def merge(wrapper: Any) -> None:
+def merge_adapters(wrapper: Any) -> None:
     """Add the adapters to their weights in place, which leaves a plain model."""
     model = wrapper.get_base_model()
     wrapper.merge_and_unload()

@@ -104,7 +104,7 @@ class StudentJob:
         return self.folder / "model"
 
     @property
-    def is_of_the_teacher(self) -> bool:
+    def starts_from_teacher(self) -> bool:
         """Whether the first weights are the teacher's."""
         return self.layers is not None or bool(self.prune)
 
@@ -218,7 +218,7 @@ def _pruned(job: StudentJob, store: StoreReader, report: Reporter, where: str) -
                 f"{where}: cutting takes one process, this is one of {world_size()}; run coldstill "
                 f"prune-student --student {job.name} first, then this again"
             )
-        if rank() == 0:  # in a later round: the processes have trained together before
+        if rank() == 0:  # several processes get here in later rounds only
             _cut(job, store, report, where).save(job)
         wait_for_all()
     if job.start.is_dir():
@@ -276,7 +276,7 @@ def _expect_same_cut(job: StudentJob, store: StoreReader, where: str) -> None:
 def _load_teacher(job: StudentJob, store: StoreReader, where: str) -> Any:
     """The store's teacher. Refuses weights of another one before they are loaded."""
     teacher, expected = job.teacher, store.manifest.teacher
-    assert teacher is not None  # the pipeline gives it to a student that has no `start`
+    assert teacher is not None  # the pipeline sets it for every student without `start`
     name, revision, own_code = teacher.name, teacher.revision, teacher.own_code
     found = teacher_identity(name, where, dtype="auto", revision=revision, own_code=own_code)
     if found.fingerprint != expected.fingerprint:

@@ -42,7 +42,7 @@ def mixed_stores(
     kept = [(store, share) for store, share in zip(stores, shares, strict=True) if share > 0]
     if not kept or kept[0][0] is not first:
         kept.insert(0, (first, 0.0))
-    expect_room([store for store, _ in kept])
+    expect_cache_room([store for store, _ in kept])
     return [store for store, _ in kept], [share for _, share in kept]
 
 
@@ -64,7 +64,7 @@ def expect_same_sequences(first: StoreReader, other: StoreReader, where: str) ->
         )
 
 
-def expect_room(stores: Sequence[StoreReader]) -> None:
+def expect_cache_room(stores: Sequence[StoreReader]) -> None:
     """Refuse a cache in which the order of the first store would fetch shards repeatedly."""
     for store in stores:
         store.expect_room()

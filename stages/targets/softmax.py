@@ -84,7 +84,7 @@ class GradientSum:
         first = next(iter(students.values()))
         self._probs = first.probs_MV
         self._weight = torch.zeros_like(first.label_logprob)
-        self._linear = torch.zeros_like(self._weight)  # of losses without a head gradient
+        self._linear = torch.zeros_like(self._weight)  # losses without a head gradient
         self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._entries: list[tuple[torch.Tensor, torch.Tensor]] = []
 

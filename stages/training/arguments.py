@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from ...data.errors import ColdstillError
+from ..config import sequences_in
 from ..libraries import asking
 from ..ranks import world_size
 from .feed import StepShape
@@ -145,21 +146,17 @@ _STRATEGIES = {"no", "steps"}
 """The Trainer treats the whole training as one epoch, so 'epoch' would only save at its end."""
 
 
-def sequences_per_step(config: TrainConfig, sequence_length: int) -> int:
-    return max(1, config.batch_tokens // sequence_length)
-
-
 def step_shape(config: TrainConfig, sequence_length: int, stage: str) -> StepShape:
     """How a step is divided among processes and forward passes.
 
     Raises
         ColdstillError: the numbers do not divide
     """
-    batch = sequences_per_step(config, sequence_length)
+    batch = sequences_in(config.batch_tokens, sequence_length)
     world = world_size()
     micro = batch // world
     if config.micro_batch_tokens is not None:
-        micro = min(micro, max(1, config.micro_batch_tokens // sequence_length))
+        micro = min(micro, sequences_in(config.micro_batch_tokens, sequence_length))
     if micro == 0 or batch % (micro * world):
         raise ColdstillError(
             f"{stage}: a step of {batch} sequences cannot be shared out as {micro} per forward "

@@ -248,7 +248,7 @@ def _counts(
     """The sums of `COUNTS`. `plain` holds the student's entropies and label log-probabilities at
     temperature 1 if `student` is at another temperature."""
     entropy_M, label_M = plain or (student.entropy, student.label_logprob)
-    # of the teacher's most probable token; empty without a head
+    # the student's log-probability of the teacher's most probable token; empty without a head
     first = student.head_logprobs[:, :1]
     return [
         tempered(target, temperature).head.double().sum(),

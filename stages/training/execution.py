@@ -41,7 +41,7 @@ def named_blocks(model: Any) -> tuple[str, torch.nn.ModuleList] | None:
 
 @contextlib.contextmanager
 def running_blocks(model: Any, config: TrainConfig, where: str) -> Iterator[None]:
-    """Checkpoint and compile a model's blocks as the configuration says; undo it afterwards.
+    """Checkpoint and compile a model's blocks as configured; undo it afterwards.
 
     where  the recipe's table, for messages
 

@@ -70,12 +70,14 @@ def collate(
 ) -> Batch:
     """Make a batch of what `StoreDataset` returns; use it as a DataLoader's `collate_fn`.
 
+    Sequences are padded on the right to T, the length of the longest one.
+
     rows       sequences that were read together, or a list of sequences that were read one by one
     isolation  how the model keeps documents of one sequence apart: "positions" restarts the
                position ids at each document, which most models of transformers follow if they are
                called with `use_cache=False`; "mask" adds a 4-d attention mask; "single" is for
                stores with one document per sequence
-    dtype      dtype of the model, for the mask
+    dtype      dtype of the model, for the additive mask `[B, 1, T, T]`
     """
     by_store = [rows] if isinstance(rows[0], Block) else rows
     first, *others = (Block.concatenate(parts) for parts in zip(*by_store, strict=True))
@@ -112,9 +114,12 @@ class Trainable(Dataset[Rows], ABC):
 
 
 class StoreDataset(Trainable):
-    """The sequences of a store with the teacher's targets.
+    """The sequences of a store with the teacher's targets, as a map-style torch dataset.
 
-    With further stores, which must hold the same sequences, it also returns their targets.
+    An item is a tuple with one `Block` per store. With further stores, which must hold the same
+    sequences, it holds the targets of several teachers. `collate` makes a `Batch` of items.
+
+    loader = DataLoader(coldstill.StoreDataset(store), batch_size=8, collate_fn=coldstill.collate)
     """
 
     def __init__(self, store: StoreReader, *others: StoreReader) -> None:
@@ -184,11 +189,11 @@ class CorpusDataset(Trainable):
 
 @dataclass(frozen=True, slots=True)
 class OrderPosition:
-    """How far training has come in the order of sequences."""
+    """The position of a training in the order of sequences."""
 
     epoch: int = 0
     sequences: int = 0
-    """How many sequences of that epoch were used."""
+    """Number of sequences of that epoch that were used."""
 
     def after(self, count: int, dataset: int) -> OrderPosition:
         """The position `count` sequences later, in a dataset of `dataset` sequences."""

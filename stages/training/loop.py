@@ -78,7 +78,7 @@ class TrainingJob:
     dataset: Trainable
     isolation: Isolation
     capture: Capture
-    """What the targets of the first teacher hold."""
+    """The capture of the first teacher's targets."""
     terms: Sequence[Term]
     config: TrainConfig
     sequence_length: int
@@ -123,7 +123,7 @@ def _train(job: TrainingJob, report: Reporter, asked: Callable[[], bool]) -> Non
             drop_cut_short(checkpoints)
         trainer.resume(state)
         if last is not None:
-            report(Report(stage=job.stage, note=f"going on from step {state.step}"))
+            report(Report(stage=job.stage, note=f"resuming from step {state.step}"))
         with _library_errors(job.stage), lost_process_errors(job.stage):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
             # schedule-free optimisers train other weights than the final ones
@@ -139,7 +139,7 @@ def _library_errors(stage: str) -> Iterator[None]:
         yield
     except _OF_LIBRARIES as error:
         raise ColdstillError(
-            f"{stage}: the trainer cannot go on: {first_line(error)}; {_REMEDY}"
+            f"{stage}: the trainer cannot continue: {first_line(error)}; {_REMEDY}"
         ) from error
 
 
@@ -230,7 +230,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         self._metrics.resume(state.step, state.measured)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Shard the weights if the arguments say so, also on CPUs."""
+        """Shard the weights if the arguments ask for it, also on CPUs."""
         super().create_accelerator_and_postprocess()
         if self.args.fsdp and self.args.world_size > 1:
             shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
@@ -287,7 +287,11 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return (loss, output) if return_outputs else loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Also check that the losses of all processes are finite, and whether any is to stop."""
+        """The norm of the gradient.
+
+        Also checks that the losses of all processes are finite, and sets `stopped` if any process
+        was asked to stop.
+        """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         losses, self._losses = self._losses, []
         total = torch.stack([loss.double() for loss, _ in losses]).sum()
@@ -314,8 +318,8 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         kept = "no checkpoint was written yet" if last is None else f"{last} is kept"
         raise DivergedError(
             f"{self._job.stage}: step {self.state.global_step + 1}: {what}, in a batch with the "
-            f"sequences {named}{more}; it was not taken, {kept}; train under a new name with a "
-            "lower learning_rate, or check these sequences for errors"
+            f"sequences {named}{more}; the step was not applied, {kept}; train under a new name "
+            "with a lower learning_rate, or check these sequences for errors"
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

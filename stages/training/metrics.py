@@ -111,12 +111,12 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock and report the first step, which is above 0 after a resumption."""
         self._since, self._waiting = time.perf_counter(), 0.0
-        self._tell(state.global_step)
+        self._report_steps(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._tell(state.global_step, self.step_tokens)
+        self._report_steps(state.global_step, self.step_tokens)
 
-    def _tell(self, steps: int, new: int = 0) -> None:
+    def _report_steps(self, steps: int, new: int = 0) -> None:
         done, total = steps * self.step_tokens, self.steps * self.step_tokens
         self.report(Report(stage=self.stage, done=done, total=total, step=new, figures=self._shown))
 
@@ -135,9 +135,3 @@ def _total(sums: dict[str, Any]) -> dict[str, float]:
     names = sorted(sums)
     own = [torch.as_tensor(sums[name], dtype=torch.float64, device=device) for name in names]
     return dict(zip(names, sum_over_all(torch.stack(own)).tolist(), strict=True))
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

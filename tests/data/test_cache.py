@@ -148,7 +148,7 @@ def test_a_cache_that_is_fully_in_use_waits_then_fails(
     assert kept(cache) == {1}
 
 
-def test_the_cache_never_exceeds_its_limit_even_while_many_threads_fetch(
+def test_the_cache_never_exceeds_its_limit_while_many_threads_fetch(
     tmp_path: Path, source: Source
 ) -> None:
     cache, seen = cache_of(tmp_path, 3.5), []
@@ -290,7 +290,9 @@ def test_a_shard_of_many_files_is_complete_or_missing(tmp_path: Path) -> None:
     assert (path / "c" / "0" / "1").read_bytes() == b"12345"
 
 
-def test_the_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_cache_follows_the_settings_and_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLDSTILL_CACHE", str(tmp_path / "named"))
     assert CacheSettings().place == tmp_path / "named"
     assert CacheSettings(folder=tmp_path).place == tmp_path

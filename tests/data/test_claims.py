@@ -191,7 +191,7 @@ def test_an_obstacle_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name, message in (
         ("file/a", "file/a: cannot be written: Not a directory"),
-        ("folder", "folder: a folder, where a file should be"),
+        ("folder", "folder: is a folder, expected a file"),
     ):
         assert message in refusal(claimed(tmp_path / name).__enter__)
     assert (tmp_path / "file").read_text() == "mine"

@@ -274,7 +274,7 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, kind: str) -> None
         assert refusal(tmp_path, name).startswith(f"{name}{expected}")
 
 
-def test_what_is_wrong_with_an_unused_column_does_not_matter(tmp_path: Path) -> None:
+def test_a_fault_in_an_unused_column_is_ignored(tmp_path: Path) -> None:
     line = '{"text": "a", "score": NaN, "meta": {"x": 1, "x": 2}, "half": "\\ud83d"}'
     (tmp_path / "a.jsonl").write_text(line)
     assert [d.text for d in read(tmp_path, "a.jsonl")] == ["a"]

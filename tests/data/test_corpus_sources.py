@@ -258,7 +258,7 @@ def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
-def test_what_is_about_records_is_not_a_document(tmp_path: Path) -> None:
+def test_texts_about_records_are_not_documents(tmp_path: Path) -> None:
     touch_records(tmp_path, "d/a.jsonl", "d/notes.txt", "d/license.md")
     fill(tmp_path, "d/README.md", data=b"Nothing special.")
     assert listed(tmp_path, "d") == (["d/a.jsonl", "d/notes.txt"], ["d/README.md", "d/license.md"])

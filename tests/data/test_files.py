@@ -181,13 +181,13 @@ def test_equal_values_give_equal_json_bytes(tmp_path: Path) -> None:
 
 def test_a_file_that_is_missing_or_not_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
-    assert refusal(read_json, path) == f"{path}: not there"
+    assert refusal(read_json, path) == f"{path}: does not exist"
     for content in (b"", b"{", b"\xff\xfe", b'{"a": }', b"[" * 100_000, b"1" * 10_000):
         path.write_bytes(content)
         assert refusal(read_json, path).startswith(f"{path}: cannot be read as JSON")
 
 
-def test_only_scratch_is_removed(tmp_path: Path) -> None:
+def test_only_scratch_files_are_removed(tmp_path: Path) -> None:
     (tmp_path / f"{SCRATCH_PREFIX}1-file").write_text("x")
     (tmp_path / f"{SCRATCH_PREFIX}2-folder").mkdir()
     (tmp_path / f"{SCRATCH_PREFIX}2-folder" / "inner").write_text("x")
@@ -213,7 +213,7 @@ def test_a_file_is_hashed_whole_however_long(tmp_path: Path) -> None:
         assert file_sha256(path) == hashlib.sha256(data[:size]).hexdigest()
 
 
-def test_files_differ_by_content_name_and_border_and_not_by_folder_or_order(tmp_path: Path) -> None:
+def test_the_hash_of_files_depends_on_content_name_and_border_only(tmp_path: Path) -> None:
     contents = {"a": "1", "b": "2", "c": ""}
     here, there = make_files(tmp_path / "x", contents), make_files(tmp_path / "y", contents)
     assert files_sha256(here) == files_sha256(list(reversed(there)))

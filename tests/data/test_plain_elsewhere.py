@@ -1,4 +1,4 @@
-"""What is written with the `plain` codec is read by other tools, none of which knows coldstill.
+"""Other tools, without coldstill, read what is written with the `plain` codec.
 
 Each reads in a process of its own, so that nothing of this project can help it.
 """

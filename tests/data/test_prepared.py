@@ -155,7 +155,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert [len(layout.open(split)) for split in SPLITS] == [3, 2]
 
 
-def test_a_damaged_record_says_what_to_delete(tmp_path: Path) -> None:
+def test_a_damaged_record_names_the_folder_to_delete(tmp_path: Path) -> None:
     layout = CorpusLayout(tmp_path)
     changes: tuple[dict[str, Any], ...] = (
         {"splits": {"train": {}}}, {"separator": "x"}, {"weather": "fine"}

@@ -12,7 +12,7 @@ import pytest
 from coldstill.data.codecs import CodecError
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.rewrite import convert
-from coldstill.data.maintenance.shrink import chosen_rows, take
+from coldstill.data.maintenance.shrink import matching_rows, take
 from coldstill.data.schema import Block
 from coldstill.data.store.layout import MEASUREMENTS, TOKENIZER
 from coldstill.data.store.reader import StoreReader, open_store
@@ -63,7 +63,7 @@ def head_by_id(block: Block) -> tuple[Any, Any]:
 
 
 def assert_within(found: Block, wanted: Block, manifest: Manifest) -> None:
-    """The same sequences and ids, and numbers no further off than the manifest says."""
+    """The same sequences and ids, and numbers within the error that the manifest states."""
     np.testing.assert_equal(numbers(found.sequences), numbers(wanted.sequences))
     (ids, roots), (wanted_ids, wanted_roots) = head_by_id(found), head_by_id(wanted)
     assert np.array_equal(ids, wanted_ids)
@@ -434,7 +434,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
 
 
 def chosen(store: StoreReader, **wanted: Any) -> list[int]:
-    rows: list[int] = chosen_rows(store, **wanted).tolist()
+    rows: list[int] = matching_rows(store, **wanted).tolist()
     return rows
 
 

@@ -46,7 +46,7 @@ def arguments(block: Block, row: int, *, without: tuple[str, ...] = ()) -> dict[
 
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 @pytest.mark.parametrize("store", ["arrow", "zarr"])
-def test_what_was_added_is_read_and_passes_verify(codec: str, store: str, tmp_path: Path) -> None:
+def test_added_sequences_are_read_and_pass_verify(codec: str, store: str, tmp_path: Path) -> None:
     """In three shards of several blocks; with the plain codec, every number is the same."""
     block = random_block(3, 11, FULL)
     settings = {"codec": codec, "store": store, "shard_tokens": 4 * LENGTH}

@@ -67,7 +67,7 @@ def problems(root: Path | str, *, tokenizer: bool = True) -> list[str]:
     """The lines of `verify`, if asked without that of a missing tokenizer."""
     lines = [str(problem) for problem in verify(str(root))]
     assert all("\n" not in line for line in lines)
-    return [line for line in lines if tokenizer or "tokenizer: not there" not in line]
+    return [line for line in lines if tokenizer or "tokenizer: missing" not in line]
 
 
 def record(root: Path, shard: int) -> Path:
@@ -93,7 +93,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("store", "codec"), KINDS)
-def test_nothing_is_wrong_with_a_whole_store(tmp_path: Path, store: str, codec: str) -> None:
+def test_a_whole_store_has_no_problems(tmp_path: Path, store: str, codec: str) -> None:
     for name, capture in CAPTURES.items():
         make(tmp_path / name, random_block(0, 10, capture), store=store, codec=codec)
         assert problems(tmp_path / name) == []
@@ -125,7 +125,7 @@ def test_a_missing_changed_or_unreadable_tokenizer_is_found(tmp_path: Path) -> N
     write_tokenizer(tmp_path, "mot")
     assert problems(tmp_path) == [f"{where}: not the tokenizer that the manifest names"]
     shutil.rmtree(where)
-    assert problems(tmp_path) == [f"{where}: not there; its ids can no longer be read as text"]
+    assert problems(tmp_path) == [f"{where}: missing; its ids can no longer be read as text"]
 
 
 def test_every_file_of_the_tokenizer_is_compared_with_its_record(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_a_file_that_belongs_to_no_shard_is_found(tmp_path: Path) -> None:
         (shards / name).unlink()
     record(tmp_path, 1).unlink()
     stray = f"{shards / '00001.arrow'}: belongs to no shard"
-    assert problems(tmp_path) == [stray, "shard 1: not there"]
+    assert problems(tmp_path) == [stray, "shard 1: missing"]
     assert repair(str(tmp_path)).strays == ["00001.arrow"]
-    assert problems(tmp_path) == ["shard 1: not there"]
+    assert problems(tmp_path) == ["shard 1: missing"]
     make(tmp_path / "zarr", store="zarr")
     path = tmp_path / "zarr" / "shards" / "00001.zarr" / "entropy" / "notes.txt"
     path.write_text("not ours")
@@ -190,16 +190,16 @@ def test_a_record_of_other_sums_is_found(tmp_path: Path, codec: str) -> None:
     for name in COUNTS + SUMS:
         wrong_record(tmp_path, 1, name)
         (line,) = problems(tmp_path)
-        assert line.startswith("shard 1: its commit record says ")
+        assert line.startswith("shard 1: its commit record has ")
         assert name in line
         path.write_bytes(whole)
     for name, change, expected in (
-        ("entropy_bins", lambda bins: [*bins[1:], bins[0]], "entropy_bins of "),
-        ("distortion", lambda value: -1e-6, "distortion of -1e-06"),
+        ("entropy_bins", lambda bins: [*bins[1:], bins[0]], "entropy_bins = "),
+        ("distortion", lambda value: -1e-6, "distortion = -1e-06"),
     ):
         wrong_record(tmp_path, 1, name, change)
         (line,) = problems(tmp_path)
-        assert line.startswith(f"shard 1: its commit record says a {expected}")
+        assert line.startswith(f"shard 1: its commit record has {expected}")
         path.write_bytes(whole)
     path.write_bytes(record(tmp_path, 0).read_bytes())
     wrong = "names shard 0 with 4 sequences, expected shard 1 with 4"
@@ -226,9 +226,9 @@ def test_a_manifest_of_another_store_is_found(tmp_path: Path) -> None:
     lines = problems(tmp_path)
     assert len(lines) < 30  # of a million missing shards
     assert "names shard 2 with 2 sequences, expected shard 2 with 4" in lines[0]
-    assert lines[1] == "shard 3: not there"
+    assert lines[1] == "shard 3: missing"
     last, after = len(lines) + 1, 2**20 - len(lines) - 2
-    assert lines[-1] == f"shard {last}: not there, nor the {after} after it"
+    assert lines[-1] == f"shard {last}: missing, and so are the {after} after it"
 
 
 @pytest.mark.parametrize(("store", "codec"), KINDS)
@@ -248,7 +248,7 @@ def test_a_repair_deletes_damaged_shards_and_a_writer_fills_the_gap(
     assert (found.dropped, found.strays, found.missing) == ([0, 2], ["00009.json", "notes"], 2)
     gone = ("shards/00000", "shards/00002")
     assert digests(tmp_path) == {n: d for n, d in whole.items() if not n.startswith(gone)}
-    assert problems(tmp_path) == ["shard 0: not there", "shard 2: not there"]
+    assert problems(tmp_path) == ["shard 0: missing", "shard 2: missing"]
     write_missing(tmp_path, manifest, BLOCK)
     assert digests(tmp_path) == whole
     assert repair(str(tmp_path)) == Repaired(problems=[], dropped=[], strays=[], missing=0)
@@ -283,7 +283,7 @@ def test_a_repair_under_a_damaged_manifest_is_refused_and_changes_nothing(tmp_pa
             assert digests(tmp_path) == before
 
 
-def test_claims_do_not_belong_to_a_store(tmp_path: Path) -> None:
+def test_verify_ignores_claims(tmp_path: Path) -> None:
     root = tmp_path / "store"
     manifest = make(root)
     whole = digests(root)
@@ -366,7 +366,7 @@ def test_a_gap_does_not_hide_disorder(tmp_path: Path) -> None:
     make(tmp_path, BLOCK.take(np.array([0, 1, 2, 3, 4, 5, 6, 7, 2, 9])))
     (tmp_path / "shards" / "00001.json").unlink()
     (tmp_path / "shards" / "00001.arrow").unlink()
-    assert problems(tmp_path) == ["shard 1: not there", f"shard 2, sequence 8: {UNORDERED}"]
+    assert problems(tmp_path) == ["shard 1: missing", f"shard 2, sequence 8: {UNORDERED}"]
 
 
 def test_each_part_of_a_merged_store_has_its_own_order(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_a_rounded_value_may_only_change_to_a_neighbouring_bin(tmp_path: Path, n
     assert problems(tmp_path) == []
     commit_other_statistics(tmp_path, 0, **{name: (sum(bins), *(0 for _ in bins[1:]))})
     (line,) = problems(tmp_path)
-    assert line.startswith(f"shard 0: its commit record says a {name} of ")
+    assert line.startswith(f"shard 0: its commit record has {name} = ")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])

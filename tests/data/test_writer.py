@@ -79,7 +79,7 @@ def test_a_store_killed_at_any_point_and_finished_is_byte_identical(
             Dying(patch, last, CHANGES)
             with pytest.raises(Killed):
                 write(root, MANIFEST, BLOCK)
-        for record in root.glob("shards/0*.json"):  # whatever has a record is whole
+        for record in root.glob("shards/0*.json"):  # every shard with a record is whole
             shard = str(record.with_suffix(".arrow").relative_to(root))
             assert digests(root)[shard] == whole[shard]
         seen.add(len(list(root.glob("shards/0*.json"))))
@@ -203,7 +203,7 @@ def test_a_folder_that_is_not_a_store_is_left_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     store.write_text("mine")
     message = refusal(write_missing, store, MANIFEST, BLOCK)
-    assert "store: a file, where a store's folder should be" in message
+    assert "store: is a file, expected a store's folder" in message
     assert store.read_text() == "mine"
     store.unlink()
     write_missing(store, MANIFEST, BLOCK)

@@ -131,7 +131,7 @@ def test_dead_members_are_removed_and_write_nothing_more(memory: Distance) -> No
         lease.release()
 
 
-def test_a_paused_writer_does_not_continue_beside_its_heirs(
+def test_a_paused_writer_does_not_continue_beside_its_successors(
     memory: Distance, settled: None
 ) -> None:
     asleep = lease_of_another(memory, LOCK, silent=LONG_AGO)
@@ -232,7 +232,7 @@ def test_a_claim_that_comes_and_goes_or_is_not_confirmed_is_not_held(
         patch.setattr(Objects, "create", lambda *_: False)
         with memory.place().claim(claim_name(0)) as mine:
             assert not mine
-        assert "its lock comes and goes; try again" in refusal_of(memory.place().lock())
+        assert "its lock is taken and released repeatedly" in refusal_of(memory.place().lock())
     for error in (KeyboardInterrupt(), ColdstillError("the network is down")):
 
         def fail(self: Lease, *, wait: bool, error: BaseException = error) -> None:
@@ -401,7 +401,7 @@ def test_a_thread_renews_the_lease(
     assert "coldstill lease" not in names
 
 
-def test_a_dead_process_of_this_machine_is_known_to_be_dead(far: Distance, clock: Clock) -> None:
+def test_a_dead_process_of_this_machine_is_recognised(far: Distance, clock: Clock) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     dead = lease_of(far, clock, process=gone.pid)

@@ -94,7 +94,7 @@ def test_a_file_name_that_is_not_utf8_is_refused(desk: Desk) -> None:
 
 def test_a_corpus_or_capture_that_does_not_fit_is_refused(desk: Desk) -> None:
     for setting, message in (
-        ("corpus.holdout=1e-9", "held-out share of 1e-09; raise corpus.holdout"),
+        ("corpus.holdout=1e-9", "holdout = 1e-09 selected 0 of"),
         ("corpus.holdout=0.999999", "nothing to learn: of 60 documents 0 are not held out"),
         ("logits.head=5000", "error: logits.head: 5000 is more than the vocabulary's 320 tokens"),
         ("logits.head=320", "set tail = 0"),

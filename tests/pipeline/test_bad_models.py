@@ -259,7 +259,7 @@ def test_model_code_never_runs_unless_it_is_allowed(odd: Desk, ran: Path) -> Non
     assert "brings its own code (modeling_odd.py)" in line
     assert line.endswith("allow it with teacher.trust_remote_code = true")
     assert odd.refused("train-teacher", "r.toml", "--set", "teacher.train.steps=1") == line
-    # a model that transformers knows needs no code
+    # a model of a family in transformers needs no code
     configure(odd.root / "odd", **PLAIN)
     odd.done("teacher-logits", "r.toml")
     assert not ran.exists()

@@ -205,7 +205,7 @@ def test_a_deleted_record_does_not_let_another_recipe_resume(half: Desk) -> None
         line = half.refused(*SMALL, "--set", f"students.small.{setting}")
         assert f"is of another training, with {message}; " in line
     # the same recipe resumes and writes the record again
-    assert "going on from step 2" in half.done(*SMALL).stderr
+    assert "resuming from step 2" in half.done(*SMALL).stderr
     assert half.json("students", "small", "student.json")["seed"] == 0
 
 
@@ -223,7 +223,7 @@ def test_a_checkpoint_of_an_older_version_needs_the_record(half: Desk) -> None:
     )
     record["student"]["train"]["seed"] = None  # older versions wrote this for the recipe's seed
     path.write_text(json.dumps(record))
-    assert "going on from step 2" in half.done(*SMALL).stderr
+    assert "resuming from step 2" in half.done(*SMALL).stderr
 
 
 def test_layers_prepared_for_another_recipe_are_refused(finished: Desk) -> None:

@@ -125,7 +125,7 @@ def test_a_shrunken_store_is_smaller(alone: Desk) -> None:
     assert np.array_equal(found.head_ids, BLOCK.targets.head_ids[:, :2])
 
 
-def test_a_whole_store_is_called_whole(alone: Desk) -> None:
+def test_verify_reports_that_a_whole_store_is_whole(alone: Desk) -> None:
     before = alone.snapshot()
     for path in ("s", "t"):
         result = alone.done("store", "verify", path)
@@ -165,7 +165,7 @@ def test_verify_names_damage_positions_and_missing_shards(alone: Desk) -> None:
     for path in (alone.root / "t" / "shards").glob("00001*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert failed(alone, "store", "verify", "t").splitlines() == [
-        "shard 1: not there",
+        "shard 1: missing",
         "t: 1 problem, all of missing shards; finish the store with coldstill teacher-logits",
     ]
     problems = json.loads(failed(alone, "store", "verify", "t", "--json"))["problems"]

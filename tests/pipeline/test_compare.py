@@ -10,8 +10,8 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.results.model_tables import COST, QUALITY, markdown, notes, tables, warnings
 from coldstill.pipeline.results.rows import compared_rows
-from coldstill.pipeline.results.tables import COST, QUALITY, markdown, notes, tables, warnings
 from coldstill.pipeline.units import size
 from compared import CACHED, FORMATS, Made, generation, models_of, write_run
 from compared import row as made_row
@@ -214,7 +214,7 @@ def test_damaged_figures_are_refused(room: Desk) -> None:
     for content, why in (
         ("", "damaged; delete it and"),
         ("[", "damaged; delete it and"),
-        (None, "not there;"),
+        (None, "does not exist;"),
     ):
         teacher.unlink()
         if content is not None:
@@ -331,7 +331,7 @@ def test_the_tables_of_a_run_with_every_export_fit_a_terminal(tmp_path: Path) ->
     assert (
         "stored: not known for teacher: only a student that was trained from a store has" in below
     )
-    assert below.count("the held-out store does not tell how many bytes its text has") == 1
+    assert below.count("the bytes of the held-out text are not known") == 1
 
 
 def test_unknown_figures_are_dashes_with_a_reason_and_rounding_leaves_no_sign() -> None:

@@ -13,8 +13,8 @@ from coldstill.pipeline.pages.compare.page import page, write_plot
 from coldstill.pipeline.pages.compare.plots import make_plots
 from coldstill.pipeline.recipe.run_folder import Run
 from coldstill.pipeline.results.curves import MOST_POINTS, averaged, in_words, read_curves
+from coldstill.pipeline.results.model_tables import COST, QUALITY
 from coldstill.pipeline.results.rows import compared_rows
-from coldstill.pipeline.results.tables import COST, QUALITY
 from compared import CACHED, Made, label_loss_at, write_run
 from html_tags import Tags
 
@@ -129,7 +129,7 @@ def test_figures_that_older_versions_did_not_measure_are_named(tmp_path: Path) -
     (folder / "recipe.resolved.json").write_text("{}", encoding="utf-8")
     for student in ("old", "bare"):
         (students / student / "metrics.jsonl").unlink()
-    assert html_of(folder).count("Nothing of this is known.") == 2
+    assert html_of(folder).count("No model has these figures.") == 2
 
 
 def test_the_best_student_of_a_column_is_marked_if_figures_compare(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_best_student_of_a_column_is_marked_if_figures_compare(tmp_path: Pat
     assert best(rows[:2]) == set()
 
 
-def test_the_page_needs_nothing_else_and_a_plot_can_be_a_file(tmp_path: Path) -> None:
+def test_the_page_is_a_single_file_and_a_plot_can_be_a_file(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "a", STUDENTS)
     text = html_of(folder, write_run(tmp_path, "b", [SMALL]))
     tags = Tags(text)
@@ -167,7 +167,7 @@ def test_the_page_needs_nothing_else_and_a_plot_can_be_a_file(tmp_path: Path) ->
     assert all(f">{student.name}<" in text for student in STUDENTS)
 
 
-def test_hostile_names_stay_text(tmp_path: Path) -> None:
+def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     evil = "<img src=x onerror=alert(1)>&amp;{{ 7*7 }}'\""
     folder = write_run(tmp_path, evil, [SMALL])
     settings = folder / "students" / "small" / "student.json"

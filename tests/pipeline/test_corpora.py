@@ -151,7 +151,9 @@ def test_rows_that_cannot_be_learned_are_refused_or_skipped(chatting: Desk) -> N
     )
 
 
-def test_a_tokenizer_without_an_end_of_text(desk: Desk, teacher_folder: Path) -> None:
+def test_a_tokenizer_without_an_end_of_text_needs_a_separator(
+    desk: Desk, teacher_folder: Path
+) -> None:
     folder = desk.root / "teacher"
     shutil.copytree(teacher_folder, folder)
     path = folder / "tokenizer_config.json"

@@ -278,7 +278,7 @@ def test_a_stopped_training_resumes_from_its_last_checkpoint(
     assert not (folder / ".training").exists() or how is signal.SIGKILL
 
     result = finished.done("train-student", "r.toml", *new)
-    assert "train-student n: going on from step " in result.stderr
+    assert "train-student n: resuming from step " in result.stderr
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 61))
     assert (folder / "model" / "model.safetensors").exists()

@@ -80,7 +80,7 @@ def test_inspect_prints_aligned_rows_and_a_run_means_its_store(finished: Desk) -
     before = finished.snapshot()
     lines = finished.done("inspect", "runs/r/heldout").stdout.splitlines()
     rows = {line[:11].strip(): line[12:] for line in lines if line[:1].isalpha()}
-    names = "store teacher tokenizer corpus packing capture codec shards holds size error says"
+    names = "store teacher tokenizer corpus packing capture codec shards holds size error quality"
     assert list(rows)[:12] == names.split()
     for name, start in (
         ("teacher", "teacher (llama, "),
@@ -138,7 +138,7 @@ def test_inspect_shows_a_store_without_shards(alone: Desk) -> None:
         record.unlink()
     text = alone.done("inspect", "s").stdout
     assert "0 sequences" in text
-    assert "says" not in text
+    assert "perplexity" not in text
     assert "positions by" not in text
     assert shown(alone, "s")["teacher_perplexity"] is None
     assert "has no sequence yet" in alone.refused("inspect", "s", "--html", "p.html")
@@ -256,7 +256,7 @@ def test_a_damaged_shard_is_one_line(tmp_path: Path, store: str) -> None:
     desk.done("inspect", "s", "--sequence", "0")
 
 
-def test_a_missing_or_uncommitted_shard_and_other_files(alone: Desk) -> None:
+def test_a_shard_that_is_missing_or_not_committed_is_named(alone: Desk) -> None:
     for folder, name in (("s/shards", "00002.arrow"), ("s", "shards/00002.arrow")):
         assert shown(desk_at(alone.root / folder), name)["rows"] == [8, 10]
     for name in ("lone.arrow", "s/shards/00009.arrow", "lone.zarr"):

@@ -56,8 +56,8 @@ def labelled(block: Block) -> Iterator[tuple[int, int, int]]:
 
 def shown(page: Any) -> dict[str, str]:
     """The figures of the open token, by name."""
-    names = page.locator("#belief .numbers dt").all_inner_texts()
-    return dict(zip(names, page.locator("#belief .numbers dd").all_inner_texts(), strict=True))
+    names = page.locator("#prediction .numbers dt").all_inner_texts()
+    return dict(zip(names, page.locator("#prediction .numbers dd").all_inner_texts(), strict=True))
 
 
 def test_every_token_is_on_the_page_and_no_other(opened: Any, block: Block) -> None:
@@ -82,10 +82,10 @@ def test_pointing_at_a_token_shows_its_target(opened: Any, block: Block) -> None
         element = page.locator(".text .t").nth(number)
         element.hover()
         place = number - int(block.sequences.tokens.offsets[row])
-        where = page.locator("#belief h3 + p").inner_text()
+        where = page.locator("#prediction h3 + p").inner_text()
         token = int(block.sequences.tokens.values[number])
         assert where == f"token {place} of sequence {row}, id {token}"
-        assert f"Stored at position {place - 1}," in page.locator("#belief .how").inner_text()
+        assert f"Stored at position {place - 1}," in page.locator("#prediction .how").inner_text()
         figures = shown(page)
         assert figures["probability"] == percent(np.exp(targets.label_logprob[target]))
         surprise = -float(targets.label_logprob[target])
@@ -94,17 +94,17 @@ def test_pointing_at_a_token_shows_its_target(opened: Any, block: Block) -> None
         head = targets.head_ids[target].tolist()
         rank = str(head.index(token) + 1) if token in head else f"> {len(head)}"
         assert figures["rank"] == rank
-        marked = page.locator("#belief .best .label")
+        marked = page.locator("#prediction .best .label")
         assert marked.count() == 1
-        rows = page.locator("#belief .best li").all_inner_texts()
+        rows = page.locator("#prediction .best li").all_inner_texts()
         best = [percent(p) for p in np.exp(targets.head_logprobs[target, :3])]
         assert [row.split()[-1] for row in rows[:3]] == best
 
 
-def test_a_token_without_a_target_has_a_reason(opened: Any, block: Block) -> None:
+def test_a_token_without_a_target_shows_the_reason(opened: Any, block: Block) -> None:
     page = opened()
     page.locator(".text .t").first.hover()
-    assert "begins here: the teacher had nothing" in page.locator("#belief").inner_text()
+    assert "begins here: no text before it" in page.locator("#prediction").inner_text()
     sequences = block.sequences
     learned = {number for number, _, _ in labelled(block)}
     starts = np.concatenate(
@@ -113,7 +113,7 @@ def test_a_token_without_a_target_has_a_reason(opened: Any, block: Block) -> Non
     rest = sorted(set(range(len(sequences.tokens.values))) - learned - set(starts.tolist()))
     assert rest
     page.locator(".text .t").nth(rest[0]).hover()
-    assert "nothing is stored" in page.locator("#belief").inner_text()
+    assert "nothing is stored" in page.locator("#prediction").inner_text()
 
 
 def test_keys_move_from_token_to_token(opened: Any) -> None:
@@ -142,7 +142,7 @@ def test_keys_move_from_token_to_token(opened: Any) -> None:
         tokens.nth(length).bounding_box()["y"]
     )
     assert page.locator(".text .t.open").count() == 1
-    assert page.locator("#belief h3").count() == 1
+    assert page.locator("#prediction h3").count() == 1
     assert press("Escape") == -1
     assert page.locator(".text .t.open").count() == 0
     page.keyboard.press("Tab")  # the control before the text
@@ -179,8 +179,8 @@ def test_the_page_follows_the_theme_and_jumps_to_a_sequence(opened: Any) -> None
     # leaving the text shows the chosen token again
     tokens = page.locator(".text .t")
     tokens.nth(3).click()
-    chosen = page.locator("#belief").inner_text()
+    chosen = page.locator("#prediction").inner_text()
     tokens.nth(5).hover()
-    assert page.locator("#belief").inner_text() != chosen
+    assert page.locator("#prediction").inner_text() != chosen
     page.locator("h1").hover()
-    assert page.locator("#belief").inner_text() == chosen
+    assert page.locator("#prediction").inner_text() == chosen

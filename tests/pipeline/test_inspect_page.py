@@ -64,7 +64,7 @@ def written(desk: Desk, *arguments: str) -> Page:
     return Page((desk.root / "p.html").read_text(encoding="utf-8"))
 
 
-def test_a_page_needs_nothing_but_itself(alone: Desk) -> None:
+def test_a_page_is_a_single_file(alone: Desk) -> None:
     page = written(alone)
     names = [tag for tag, _ in page.tags]
     assert not {"link", "img", "iframe", "object", "embed", "base", "source"} & set(names)
@@ -83,10 +83,10 @@ def test_a_page_needs_nothing_but_itself(alone: Desk) -> None:
         assert set(urls) <= {"http://www.w3.org/2000/svg"}  # a name, which nothing fetches
 
 
-def test_no_token_becomes_markup(alone: Desk, block: Block) -> None:
+def test_the_text_of_tokens_is_escaped(alone: Desk, block: Block) -> None:
     page = written(alone)
     outline = Page((TEMPLATES / "inspect.html").read_text(encoding="utf-8"))
-    # the tags are those of the outline, whatever the tokens are
+    # the tags are those of the outline, for any tokens
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in outline.tags]
     texts = token_texts(open_store(alone.root / "s"))
     texts_shown = set(page.data["texts"].values())
@@ -106,9 +106,9 @@ def test_the_data_are_those_of_the_store(alone: Desk, block: Block) -> None:
         starts, ids = one.sequences.document_starts[0], one.sequences.document_ids[0]
         assert sequence["documents"] == np.stack([starts, ids], 1).tolist()
         positions = one.sequences.positions[0].tolist()
-        assert [belief[1] for belief in sequence["beliefs"]] == positions
-        for i, belief in enumerate(sequence["beliefs"]):
-            place, position, surprise, entropy, rank, head_mass, tail_mass, head, samples = belief
+        assert [prediction[1] for prediction in sequence["predictions"]] == positions
+        for i, target in enumerate(sequence["predictions"]):
+            place, position, surprise, entropy, rank, head_mass, tail_mass, head, samples = target
             # the token is coloured by what was stored one position before it
             assert place == position + 1
             assert sequence["tokens"][place] == labels(one.sequences)[i]
@@ -155,7 +155,7 @@ def test_a_page_shows_a_fixed_sample_or_the_chosen_positions(alone: Desk) -> Non
     assert (part["first"], part["length"]) == (3, whole["length"])
     assert part["tokens"] == whole["tokens"][3:8]
     # the token at place 3 keeps its target, though position 2, where it is stored, is not shown
-    assert part["beliefs"] == [b for b in whole["beliefs"] if 3 <= b[0] < 8]
+    assert part["predictions"] == [b for b in whole["predictions"] if 3 <= b[0] < 8]
     (alone.root / "folder").mkdir()
     line = alone.refused("inspect", "s", "--html", "folder")
     assert line == "error: folder: a folder; name the file that the page is to be"
@@ -195,14 +195,14 @@ def test_the_command_reports_what_it_wrote(finished: Desk) -> None:
 
 
 @pytest.mark.parametrize("capture", [Capture(head=0, tail=5), Capture(head=6, tail=0)])
-def test_a_capture_without_a_head_or_a_tail(tmp_path: Path, capture: Capture) -> None:
+def test_a_page_shows_a_capture_without_a_head_or_a_tail(tmp_path: Path, capture: Capture) -> None:
     write_store(tmp_path / "s", capture)
     data = written(desk_at(tmp_path)).data
     assert data["head"] == capture.head
     assert len(data["histograms"]) == (2 if capture.head else 1)
-    beliefs = [belief for sequence in data["sequences"] for belief in sequence["beliefs"]]
-    assert {len(belief[7]) for belief in beliefs} == {2 * min(8, capture.head)}
-    assert {sum(belief[8][1::2]) for belief in beliefs} == {capture.tail}
+    predictions = [one for sequence in data["sequences"] for one in sequence["predictions"]]
+    assert {len(prediction[7]) for prediction in predictions} == {2 * min(8, capture.head)}
+    assert {sum(prediction[8][1::2]) for prediction in predictions} == {capture.tail}
 
 
 def luminance(colour: str) -> float:

@@ -164,8 +164,8 @@ def test_wrong_options_of_a_pilot_are_refused(piloted: Desk) -> None:
     assert piloted.snapshot() == before
     result = piloted.coldstill(*PILOT, "--budget", "0.5", "--write")
     assert result.exit_code == 1
-    assert "none of these captures fits into 0.5 bytes per position" in result.stdout
-    assert result.stderr.splitlines()[-1].startswith("error: --write: none of these captures fits")
+    assert "no measured capture fits into 0.5 bytes per position" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("error: --write: no measured capture fits")
     assert piloted.snapshot()["r.toml"] == before["r.toml"]
     (piloted.run / "pilot.json").write_text("{}", encoding="utf-8")
     line = piloted.refused("plan", "r.toml")

@@ -132,7 +132,7 @@ def test_missing_values_break_the_line_and_a_series_needs_no_span() -> None:
         assert (tree.get("width"), tree.get("height")) == ("544", "330")
 
 
-def test_hostile_text_stays_text() -> None:
+def test_hostile_text_is_escaped() -> None:
     evil = "</svg><script>alert(1)</script>\"' & \x00\x1b\ud800"
     one = Series(name=evil, points=((0, 1), (1, 2)), line=True, notes=(evil, evil))
     settings = {"x": Axis(evil), "y": Axis(evil), "levels": (Level(evil, 1.5),), "width": 1200}

@@ -88,7 +88,7 @@ def test_a_teacher_on_several_devices_gives_the_same_store(
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_precision_and_any_attention(
+def test_a_teacher_runs_in_half_precision_with_any_attention(
     desk: Desk, whole: Desk, dtype: str, attention: str
 ) -> None:
     options = ("--set", f"teacher.dtype={dtype}", "--set", f"teacher.attention={attention}")
@@ -251,7 +251,7 @@ def test_missing_and_other_remote_stores_are_refused(desk: Desk, memory: Distanc
     assert not (desk.root / "runs" / "local" / "logits").exists()
 
 
-def test_a_run_knows_where_its_stores_are(desk: Desk, memory: Distance) -> None:
+def test_a_run_records_where_its_stores_are(desk: Desk, memory: Distance) -> None:
     use_remote_stores(desk, memory)
     loaded = load_recipe(str(desk.root / "r.toml"))
     run = open_run(desk.root / "runs", "r", loaded)

@@ -274,7 +274,7 @@ def test_a_step_without_counts_is_reported_if_it_takes_long(log: Log) -> None:
     # a note comes after the end of its step
     log.doing("measure its speed", "speed")
     log.wait(11)
-    log.lines.say("speed", "done")
+    log.lines.note("speed", "done")
     assert log.written[-2:] == ["speed: measure its speed: took 11 s", "done"]
 
 
@@ -283,7 +283,7 @@ def test_a_note_within_a_stage_does_not_restart_it(log: Log) -> None:
         log.take(0, stage, total=total)
         log.take(256, stage, total=total)
         del log.written[:]
-        log.lines.say(stage, "one row is bad")
+        log.lines.note(stage, "one row is bad")
         log.take(512, stage, total=total)
         assert log.written == ["one row is bad"]
 

@@ -21,7 +21,7 @@ from coldstill.pipeline.recipe.reference import (
     names_at,
     overview,
     renewed,
-    tables,
+    table_kinds,
 )
 from coldstill.pipeline.recipe.writing import write_capture, write_starter
 
@@ -163,7 +163,7 @@ def test_the_reference_is_renewed_between_its_markers_only(tmp_path: Path) -> No
 
 
 def test_every_key_has_a_type_a_default_and_a_meaning_that_stands_alone() -> None:
-    found = {f"{table.places[0]}.{key.name}": key for table in tables() for key in table.keys}
+    found = {f"{table.places[0]}.{key.name}": key for table in table_kinds() for key in table.keys}
     assert len(found) > 120
     for name, key in found.items():
         assert key.meaning[0].isupper() or key.meaning[0] in "`-", name
@@ -183,7 +183,7 @@ def test_every_key_has_a_type_a_default_and_a_meaning_that_stands_alone() -> Non
         "students.NAME.prune.parameters": ('integer at least 1, or share such as "50%"', "unset"),
     }
     assert {name: (found[name].values, found[name].default) for name in kinds} == kinds
-    places = [table.places for table in tables()]
+    places = [table.places for table in table_kinds()]
     assert ("teacher.train", "students.NAME.train") in places
     assert ("students.NAME.objective.KEY",) in places
     assert names_at([]) == ["name", "seed", "corpus", "teacher", "logits", "evaluation", "students"]
@@ -214,7 +214,7 @@ def test_a_name_or_the_end_of_one_is_explained() -> None:
 
 def test_the_command_prints_all_tables_one_of_them_or_one_line(desk: Desk) -> None:
     assert desk.done("recipe-help").stdout == overview() + "\n"
-    for table in tables():
+    for table in table_kinds():
         assert f"\n{', '.join(table.places)}\n  " in f"\n{overview()}" or table.places == ("",)
     one = desk.done("recipe-help", "logits.head").stdout
     assert one.startswith(

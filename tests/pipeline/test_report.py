@@ -70,7 +70,7 @@ def test_the_page_the_result_and_the_facts_come_from_the_records(finished: Desk)
     students = {one["name"]: one for one in facts["students"]}
     assert list(students) == [row["name"] for row in facts["models"][1:]]
     assert students["small"]["origin"] == "new llama, 1 layer of width 32"
-    objectives = {name: (one["objective"], one["listens"]) for name, one in students.items()}
+    objectives = {name: (one["objective"], one["uses_teacher"]) for name, one in students.items()}
     assert objectives == {"small": ("kl", True), "baseline": ("cross_entropy", False)}
     assert facts["curves"].keys() == students.keys()
     written = facts["continuations"]
@@ -110,7 +110,7 @@ def test_students_that_are_missing_or_not_evaluated_are_named(finished: Desk) ->
     shutil.rmtree(students / "baseline")
     facts = facts_of(finished, "--no-continuations")
     assert facts["baseline"] is None
-    assert "What the teacher is worth to it is not known" in facts["result"]
+    assert "The teacher's effect on it is not known" in facts["result"]
     (students / "small" / "evaluation.json").unlink()
     line = finished.refused("report", "r")
     assert line == "error: runs/r: no student is evaluated yet; run coldstill evaluate"
@@ -118,7 +118,7 @@ def test_students_that_are_missing_or_not_evaluated_are_named(finished: Desk) ->
     assert line.startswith("error: nowhere: no recipe file, no run folder and no built-in recipe")
 
 
-def test_models_write_once_and_again_only_when_something_changes(
+def test_texts_are_generated_once_and_again_only_after_a_change(
     finished: Desk, loaded: list[str]
 ) -> None:
     first = facts_of(finished)["continuations"]
@@ -150,7 +150,7 @@ def test_models_write_once_and_again_only_when_something_changes(
     assert len(loaded) == 3
 
 
-def test_a_replaced_teacher_and_a_damaged_student_write_nothing(finished: Desk) -> None:
+def test_a_replaced_teacher_and_a_damaged_student_generate_no_text(finished: Desk) -> None:
     student = finished.run / "students" / "small" / "model"
     shutil.copy(student / "model.safetensors", finished.root / "teacher")
     shutil.copy(student / "config.json", finished.root / "teacher")
@@ -179,7 +179,7 @@ def test_a_run_without_stores_or_corpus_keeps_its_figures(finished: Desk) -> Non
     assert page.count("no manifest.json there") == 3
 
 
-def test_a_missing_teacher_writes_nothing_with_a_note(finished: Desk, loaded: list[str]) -> None:
+def test_a_missing_teacher_is_noted_on_the_page(finished: Desk, loaded: list[str]) -> None:
     line = finished.refused("report", "r", "--html", "runs")
     assert line.startswith("error: runs: a folder; name the file that the page is to be")
     shutil.rmtree(finished.root / "teacher")

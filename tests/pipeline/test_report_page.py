@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from coldstill.pipeline.results.facts import ReportFacts
 
 TITLES = [
-    "What was distilled from what", "Figures", "What it costs to run",
+    "Teacher, corpus and students", "Figures", "What it costs to run",
     "Held-out loss against parameters, time per token and peak memory",
     "KL against parameters, time per token and peak memory", "Learning curves",
-    "The store in numbers", "How sure the teacher was", "What the head covers",
-    "What they write", "How to make it again",
+    "The store in numbers", "Entropy of the teacher", "Probability inside the head",
+    "Sample text of the models", "How to reproduce the run",
 ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_every_part_is_there_in_its_order_and_nothing_is_loaded(tmp_path: Path) 
         assert part in tags.text, part
 
 
-def test_texts_of_models_and_recipes_stay_texts(tmp_path: Path) -> None:
+def test_texts_of_models_and_recipes_are_escaped(tmp_path: Path) -> None:
     evil = "</pre><script>alert(1)</script>&amp;{{ 7*7 }}`x`\x1b[31m\u202e"
     facts = report_facts(tmp_path)
     clean = {tag for tag, _ in Tags(page(facts)).tags}
@@ -176,7 +176,7 @@ def test_exports_are_outlines_joined_to_their_student_and_can_be_made_again(tmp_
     ]  # fmt: skip
 
 
-def test_histograms_are_of_shares_and_end_where_they_are_empty() -> None:
+def test_histograms_show_shares_and_end_at_the_last_filled_bin() -> None:
     facts = record()
     counts = [30, 0, 10, *[0] * 21]
     for last, note in ((0, False), (1, True)):
@@ -195,7 +195,7 @@ def test_histograms_are_of_shares_and_end_where_they_are_empty() -> None:
 def test_missing_parts_are_replaced_by_the_reason(tmp_path: Path) -> None:
     facts = report_facts(tmp_path)
     headless = page(replace(facts, record=record(head=0)))
-    assert "What the head covers" not in headless
+    assert "Probability inside the head" not in headless
     assert "head holds" not in headless
     facts = replace(
         facts, record=None, no_record="gone: no store there", continuations=None,
@@ -206,7 +206,7 @@ def test_missing_parts_are_replaced_by_the_reason(tmp_path: Path) -> None:
     assert "Not known: gone: no store there." in text
     assert "Not shown: gone too." in text
     assert "recipe.toml" not in text
-    assert "What they write" not in page(replace(facts, no_continuations=""))
+    assert "Sample text of the models" not in page(replace(facts, no_continuations=""))
     facts = report_facts(tmp_path / "fewer")
     assert facts.continuations is not None
     for count, note in (

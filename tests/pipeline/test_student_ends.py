@@ -52,7 +52,7 @@ CHATS = [
 def laid_out(
     desk: Desk, tokenizer_folder: Path, rows: list[Any], *, origin: str = NEW, corpus: str = ""
 ) -> Any:
-    """A teacher whose tokenizer knows `STOP`, with turns that end with it, and a recipe."""
+    """A teacher whose tokenizer has `STOP`, with turns that end with it, and a recipe."""
     tokenizer = load_tokenizer(str(tokenizer_folder), "test")
     tokenizer.add_special_tokens({"additional_special_tokens": [STOP]})
     tokenizer.chat_template = TEMPLATE.replace("<|endoftext|>", STOP)

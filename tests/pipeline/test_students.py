@@ -155,7 +155,7 @@ def test_a_plan_counts_students_before_they_are_made(deep: Desk) -> None:
     assert less["train-student small"] < full
 
 
-def test_a_record_that_is_older_than_a_key_means_that_it_was_off() -> None:
+def test_a_key_that_an_older_record_lacks_counts_as_off() -> None:
     old = {"train": {"steps": 3, "trainer": {}}}
     off = {"train": {"steps": 3, "trainer": {}, "compile": False}, "lora": None}
     assert first_difference(old, off) is None
@@ -166,7 +166,7 @@ def test_a_record_that_is_older_than_a_key_means_that_it_was_off() -> None:
     assert first_difference(old, beta) == "train.trainer.adam_beta1 = None, now 0.0"
 
 
-def test_of_lists_of_tables_the_first_entry_that_differs_is_named() -> None:
+def test_the_first_different_entry_of_a_list_of_tables_is_named() -> None:
     def difference(old: Any, new: Any) -> str | None:
         return first_difference({"prune": old}, {"prune": new})
 

@@ -192,7 +192,7 @@ def test_a_grid_is_trained_measured_listed_by_loss_and_resumed(finished: Desk) -
     end = head.index("  loss") + len("  loss")
     losses = [float(line[:end].split()[-1]) for line in rows]
     assert losses == sorted(losses)
-    # compare knows all students of the run
+    # compare shows all students of the run
     assert len(json.loads(finished.done("compare", "r.toml", "--json").stdout)) == 2 + 4
     # a point equals the student trained by hand
     settings = [f"--set={TRAIN}.learning_rate=0.003", f"--set={TRAIN}.steps=2"]
@@ -225,14 +225,14 @@ def test_a_killed_sweep_resumes_at_its_last_point(finished: Desk, processes: Pro
     assert code == -signal.SIGKILL
     assert trained("\n".join(lines)) == ["small-steps-2"]
     assert not (students / "small-steps-4").exists()
-    # the run's own record knows the points that were begun
+    # the run's own record has the points that were begun
     assert {"small-steps-2", "small-steps-12"} <= resolved(finished).keys()
     shorter = finished.done(*SWEEP, "--grid", f"{TRAIN}.steps=2,4")
     assert trained(shorter.stderr) == ["small-steps-4"]
     assert "small-steps-12" in resolved(finished)
     ended = finished.done(*SWEEP, *grid)
     assert trained(ended.stderr) == ["small-steps-12"]
-    assert "train-student small-steps-12: going on from step " in ended.stderr
+    assert "train-student small-steps-12: resuming from step " in ended.stderr
 
 
 def resolved(desk: Desk) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from coldstill.pipeline.steps.tasks import TaskRecord, table
+from coldstill.pipeline.steps.tasks import TaskRecord, scores_table
 from coldstill.stages.evaluation.lm_eval.results import Score, TaskResult
 from printed import sentences
 from small_tasks import PROSE, QUIZ, quiz, write_task
@@ -240,7 +240,7 @@ def test_the_table_has_a_dash_for_a_missing_figure() -> None:
             task=task, files={}, limit=None, model="m", lm_eval="0", results=(result,)
         )
 
-    lines = table(
+    lines = scores_table(
         [("one", [record("a", 123456.7), record("b", None)]), ("two", [record("b", 0.5)])]
     )
     head, _, *rows = (line.split() for line in lines.splitlines())

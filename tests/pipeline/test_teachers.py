@@ -160,7 +160,7 @@ def test_a_killed_correction_resumes_with_the_same_result(
     before = corrected.json("teacher", "correction.json")
     assert "after" not in before
     result = corrected.done("train-teacher", "r.toml", *longer)
-    assert "train-teacher: going on from step " in result.stderr
+    assert "train-teacher: resuming from step " in result.stderr
     resumed = corrected.json("teacher", "correction.json")
     weights = (folder / "model" / "model.safetensors").read_bytes()
     assert resumed["before"] == before["before"]
@@ -229,7 +229,7 @@ def test_answers_are_cached_with_the_teachers_log_probabilities(
     assert place == len(block.targets)
 
 
-def test_killed_in_the_middle_it_gives_the_same_answers(asked: Desk, processes: Processes) -> None:
+def test_a_killed_capture_gives_the_same_answers(asked: Desk, processes: Processes) -> None:
     small = ("--set", "logits.shard_tokens=96", "--set", "logits.batch_tokens=64")
     second = asked.run / "logits" / "shards" / "00001.json"
     code, _ = processes.stopped(asked, signal.SIGKILL, second, "teacher-logits", "r.toml", *small)

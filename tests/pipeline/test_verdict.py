@@ -75,14 +75,14 @@ def test_size_and_distance_are_stated_in_words_that_fit() -> None:
     ):
         sentence = result(row("small", loss), row("bare", 9))
         assert f"of the teacher's parameters and {words}; " in sentence
-    without = "; without the teacher the same model ends"
+    without = "; without the teacher the same model"
     for small, bare, end in (
-        (5.0, 5.5, f"{without} 0.60 nats away."),
-        (5.0, 5.0049, f"{without} as well, so here the teacher did"),
+        (5.0, 5.5, f"{without} ends 0.60 nats away."),
+        (5.0, 5.0049, f"{without} reaches the same loss, so here the teacher did"),
         (5.0, 4.95, "; but without the teacher the same model ends 0.05 nats lower, so here the"),
         # the student is better than the teacher: the distance is measured from the student
-        (4.5, 4.8, f"{without} 0.30 nats higher."),
-        (4.5, 5.0, f"{without} 0.50 nats higher."),
+        (4.5, 4.8, f"{without} ends 0.30 nats higher."),
+        (4.5, 5.0, f"{without} ends 0.50 nats higher."),
     ):
         assert end in result(row("small", small), row("bare", bare))
     speeds: tuple[tuple[dict[str, Any], dict[str, Any], str | None], ...] = (
@@ -105,7 +105,7 @@ def test_size_and_distance_are_stated_in_words_that_fit() -> None:
     trainings = {"a": trained(True), "b": trained(True), "bare": trained(False)}
     rows = [row("b (int8)", 4.9, role="export"), row("b", 5.0), row("a", 5.1), row("bare", 4.99)]
     sentence = result(*rows, trainings=trainings)  # exports are not students
-    assert sentence.startswith("The best of 2 taught students, `b`, has 27%")
+    assert sentence.startswith("The best of 2 distilled students, `b`, has 27%")
 
 
 def test_a_baseline_with_other_settings_is_used_only_without_a_better_one() -> None:
@@ -119,7 +119,7 @@ def test_a_baseline_with_other_settings_is_used_only_without_a_better_one() -> N
 def test_a_baseline_has_the_same_origin_and_held_out_store() -> None:
     other = {"small": trained(True), "bare": trained(False, origin={"layers": {"every": 2}})}
     rows = [teacher(), row("small", 5.0), row("bare", 5.5)]
-    end = "What the teacher is worth to it is not known: no student of the same kind was trained"
+    end = "The teacher's effect on it is not known: no student of the same kind was trained"
     assert end in verdict(rows, other)
     assert baseline_of(rows[1], rows, other) is None
     assert baseline_of(rows[1], rows, PAIR) is rows[2]
@@ -129,21 +129,21 @@ def test_a_baseline_has_the_same_origin_and_held_out_store() -> None:
     assert baseline_of(rows[1], [*rows[:2], elsewhere], PAIR) is None
 
 
-def test_the_teachers_part_is_shown_by_a_student_that_has_a_baseline() -> None:
+def test_the_teachers_effect_is_shown_by_a_student_that_has_a_baseline() -> None:
     trainings = {**PAIR, "pruned": trained(True, origin={"prune": {"layers": 1}})}
     pruned, small = row("pruned", 4.95), row("small", 5.1)
     rows = [pruned, small, row("bare", 5.5)]
     sentence = result(*rows, trainings=trainings)
-    assert sentence.startswith("The best of 2 taught students, `pruned`, has 27%")
+    assert sentence.startswith("The best of 2 distilled students, `pruned`, has 27%")
     assert sentence.endswith(
-        " nats of it. What the teacher is worth shows in `small`: without it the same model ends "
-        "0.40 nats higher."
+        " nats of it. The teacher's effect is known for `small`: without the teacher the same "
+        "model ends 0.40 nats higher."
     )
     pair = contest(rows, trainings)
     assert pair is not None
     assert [pair.best, pair.compared, pair.baseline] == rows
     for loss, end in (
-        (5.101, "Without the teacher the same model as `small` ends as well, so there it did not"),
+        (5.101, "Without the teacher the same model as `small` reaches the same loss, so there"),
         (5.0, "`small` ends 0.10 nats lower, so there it did not help."),
     ):
         assert end in result(pruned, small, row("bare", loss), trainings=trainings)
@@ -169,7 +169,7 @@ def test_the_gain_of_an_export_is_stated() -> None:
         "Exported as onnx, `small` writes 2.0 times as fast and predicts the same."
     )
     assert export_sentence(rows[:3], "small") == export_sentence(rows[:2], "small") == ""
-    # the best student's export, and another one's only if it has none
+    # the best student's export, and that of another student only if it has none
     other = [*rows, row("bare", 5.5, bytes=1000), export("bare", "gguf-q8_0", 300, 0.1)]
     assert "`bare` takes 30%" in export_sentence(other, "bare")
     assert "`small` takes" in export_sentence(other, "gone")
@@ -181,7 +181,7 @@ def test_the_gain_of_an_export_is_stated() -> None:
 def test_figures_of_different_stores_are_not_compared() -> None:
     elsewhere = row("small", 5.0, heldout="beef")
     apart = result(elsewhere, row("bare", 5.5))
-    assert apart.startswith("Teacher and taught students were measured on different held-out")
+    assert apart.startswith("Teacher and distilled students were measured on different held-out")
     sentence = result(elsewhere)
     assert sentence.startswith("Teacher and students were measured on different held-out stores")
     assert "within 0.10 nats" in result(row("small", 5.0, heldout=None), row("bare", 5.5))

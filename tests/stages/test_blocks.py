@@ -11,11 +11,11 @@ from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import ArchitectureConfig, LoraConfig
 from coldstill.stages.train_student import train_student
 from coldstill.stages.training import execution as blocks
-from coldstill.stages.training.metrics import read_metrics
 from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file
 from small_runs import save_teacher
 from small_students import student_job
+from small_trainings import read_metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,7 +160,9 @@ def test_a_real_compiler_gives_the_same_loss(
 
 
 @quiet_trace
-def test_everything_together(store: StoreReader, base: Path, tmp_path: Path, traced: Any) -> None:
+def test_all_options_work_together(
+    store: StoreReader, base: Path, tmp_path: Path, traced: Any
+) -> None:
     """Adapters in compiled, checkpointed blocks."""
     settings: dict[str, Any] = {"model": base, "lora": LoraConfig(rank=4), "learning_rate": 2e-2}
     plain = learn(store, tmp_path / "plain", **settings)

@@ -147,5 +147,5 @@ def test_the_assistants_turns_are_learned_with_every_template(
         assert all(m["content"].strip() in found.text for m in missing)
 
 
-def test_every_present_template_is_tested() -> None:
+def test_every_template_in_the_folder_is_tested() -> None:
     assert {path.stem for path in FOLDER.glob("*.jinja")} == FAMILIES.keys()

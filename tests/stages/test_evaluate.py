@@ -238,7 +238,7 @@ def expected(model: Any, sequences: SequenceFile, rows: list[int] | None = None)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "gemma2"])
-def test_it_is_the_mean_over_all_supervised_positions(
+def test_the_held_out_loss_is_the_mean_over_all_supervised_positions(
     name: str, sequences: SequenceFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks that divide nothing, a vocabulary that is padded, a head that is soft-capped."""

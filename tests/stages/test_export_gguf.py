@@ -160,7 +160,7 @@ def test_a_window_shortens_the_context(tokenizer: Any, tmp_path: Path) -> None:
         ("llama", {"model_type": "bloom"}, "a 'bloom' model is not of a known family"),
     ],
 )
-def test_what_llama_cpp_does_not_compute_is_refused(
+def test_models_that_llama_cpp_cannot_compute_are_refused(
     family: str, settings: dict[str, Any], expected: str, tokenizer: Any, tmp_path: Path
 ) -> None:
     student = small_student(family, tokenizer, tmp_path / "model")
@@ -223,7 +223,7 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
         (Described(pre_tokenizer=None), None),
     ],
 )
-def test_tokenizers_that_llama_cpp_does_not_know(
+def test_tokenizers_that_llama_cpp_does_not_support_are_refused(
     tokenizer: Described, expected: str | None
 ) -> None:
     reason = tokens_refusal(tokenizer)

@@ -19,7 +19,7 @@ from coldstill.data.schema import Capture
 from coldstill.stages.evaluate import evaluate_student
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.checks import Fidelity, compare
-from coldstill.stages.export.contract import Limits, Runtime, choose
+from coldstill.stages.export.contract import Limits, Runtime, chosen_formats
 from coldstill.stages.export.export_student import ExportJob, export_student
 from coldstill.stages.export.model_card import Facts
 from coldstill.stages.export.reference import TorchRuntime, sampled_documents
@@ -67,7 +67,7 @@ def job_of(root: Path, heldout: StoreReader, *formats: str) -> ExportJob:
             evaluation=None,
             teacher=None,
         ),
-        formats=choose(formats, FORMATS),
+        formats=chosen_formats(formats, FORMATS),
         folder=root / "exports",
         heldout="this one",
     )

@@ -141,7 +141,7 @@ def card_of(facts: Facts, to: str = "hf", **changes: Any) -> str:
     return model_card("small", MODEL, FORMATS[to], facts, replace(RECORD, **changes))
 
 
-def test_the_model_card_states_what_the_run_knows() -> None:
+def test_the_model_card_states_the_records_of_the_run() -> None:
     card = card_of(FACTS)
     front = yaml.safe_load(card.split("---\n")[1])
     assert front == {
@@ -196,7 +196,7 @@ def test_the_model_card_states_how_its_files_were_checked_and_what_they_cost() -
         assert fact not in bare, fact
 
 
-def test_hostile_text_stays_text_in_the_model_card() -> None:
+def test_hostile_text_is_escaped_in_the_model_card() -> None:
     name = "x | y {{ name }} {% for %}\n---\n# <script>alert(1)</script>"
     teacher = replace(MANIFEST.teacher, name=name)
     card = card_of(replace(FACTS, manifest=None, heldout=replace(HELDOUT, teacher=teacher)))

@@ -340,7 +340,7 @@ def test_the_corpus_recognises_a_part_far_from_its_beginning() -> None:
     assert {p.sequence for p in chosen(store, 200, exact=True)} == {*range(101)}
 
 
-def test_prompts_know_whether_their_document_ends() -> None:
+def test_prompts_record_whether_their_document_ends() -> None:
     # sequences of 64 tokens: both of 30 in one, 90 in two, 64 fills one
     store = TokenStore([30, 30, 90, 64])
     ended = {prompt.document: prompt.ended for prompt in chosen(store, 9, exact=True)}
@@ -497,9 +497,13 @@ def test_end_tokens_are_measured_where_supervised_parts_end(
     ("documents", "separator", "lack"),
     [
         ([text(7, BREAK, 8, BREAK), text(8, BREAK, BREAK)], (BREAK,), "{}, which also occurs insi"),
-        ([text(7, 8, 50, 51), text(9, 50, 51)], (50, 51), "{}, which is 2 tokens, so no token te"),
+        (
+            [text(7, 8, 50, 51), text(9, 50, 51)],
+            (50, 51),
+            "{}, which is 2 tokens, so no token stops",
+        ),
         ([text(7, 8), text(9, 9)], (), "no token follows its documents"),
-        ([text(7, 8), text(9, 9)], (EOS,), "none of its texts ends with an end token"),
+        ([text(7, 8), text(9, 9)], (EOS,), "no text ends with an end token"),
     ],
 )
 def test_missing_end_tokens_are_explained(

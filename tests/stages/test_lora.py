@@ -10,7 +10,7 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.config import LoraConfig
-from coldstill.stages.students.adapters import adapt, adapted_layers, merge
+from coldstill.stages.students.adapters import adapt, adapted_layers, merge_adapters
 from conftest import FAMILIES, VOCABULARY, make_model
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from small_pruning import logits
@@ -72,7 +72,7 @@ def test_adapters_start_as_zero_are_trained_alone_and_merged_exactly(name: str) 
     disturb(model)
     adapted = logits(model)
     assert float((adapted - before).abs().max()) > 1e-2
-    merge(wrapper)
+    merge_adapters(wrapper)
     assert float((logits(model) - adapted).abs().max()) < 1e-3 * float(adapted.abs().max())
     assert model.state_dict().keys() == base.keys()
     layers = set(adapted_layers(model, "all-linear", "teacher.lora"))
@@ -92,7 +92,7 @@ def test_a_merged_weight_follows_the_formula_and_is_rounded_once(dtype: torch.dt
     layer = model.model.layers[0].self_attn.q_proj
     assert layer.lora_A["default"].weight.dtype == torch.float32
     product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    merge(wrapper)
+    merge_adapters(wrapper)
     merged = model.model.layers[0].self_attn.q_proj.weight
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     expected = (weight.float() + 6.0 / 4 * product).to(dtype)

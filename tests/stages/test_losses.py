@@ -79,7 +79,7 @@ def test_every_loss_has_a_plain_formula() -> None:
 
 @every_temperature
 @pytest.mark.parametrize("name", PLAIN)
-def test_with_everything_kept_it_is_the_formula_and_its_derivative(
+def test_a_capture_of_the_whole_distribution_gives_the_formula_and_its_derivative(
     name: str, temperature: float
 ) -> None:
     teacher_MV, student_MV, labels_M, shifts_M = draw()
@@ -125,9 +125,7 @@ def cells(logits_MV: torch.Tensor, target: TargetTensors, temperature: float) ->
 
 @every_temperature
 @pytest.mark.parametrize("name", [*BOUNDS, "kl"])
-def test_a_head_alone_gives_the_divergence_of_the_partition_a_lower_bound(
-    name: str, temperature: float
-) -> None:
+def test_a_head_alone_gives_a_lower_bound_on_its_partition(name: str, temperature: float) -> None:
     teacher_MV, student_MV, labels_M, shifts_M = draw(rows=300)
     target = dense.record(teacher_MV, labels_M, shifts_M, BUCKET)
     formula = PLAIN[name][1]
@@ -201,7 +199,7 @@ def test_a_divergence_is_never_negative(name: str, capture: str, temperature: fl
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("capture", CAPTURES)
 @pytest.mark.parametrize("name", PLAIN)
-def test_value_and_gradient_are_finite_at_every_end(
+def test_value_and_gradient_are_finite_for_extreme_distributions(
     name: str, capture: str, temperature: float, dtype: torch.dtype
 ) -> None:
     """Teachers with all or no mass beside the head; students likewise, and at the other end."""

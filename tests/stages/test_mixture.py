@@ -82,7 +82,7 @@ def test_rows_are_read_side_by_side_in_the_order_of_the_first(tmp_path: Path) ->
 
 @pytest.mark.parametrize("changed", ["tokens", "ids"])
 def test_other_tokens_are_found_when_they_are_read(changed: str, tmp_path: Path) -> None:
-    """The manifests agree: only the sequences themselves can tell."""
+    """The manifests agree, so only reading the sequences can find the difference."""
     block, others = random_block(1, 12), random_block(2, 12)
     first = write(tmp_path / "a", block)
     if changed == "tokens":

@@ -28,7 +28,7 @@ from coldstill.stages.planning.model_sizes import (
 )
 from coldstill.stages.students.adapters import adapt
 from coldstill.stages.students.pruning.config import PruneConfig
-from coldstill.stages.students.pruning.cutting import choose, cut
+from coldstill.stages.students.pruning.cutting import cut, kept_parts
 from coldstill.stages.students.pruning.layers import cut_to_layers
 from coldstill.stages.students.pruning.shapes import target_sizes
 from coldstill.stages.training.execution import running_blocks
@@ -131,7 +131,7 @@ def test_cuts_are_counted_from_the_teacher_s_headers(name: str, tmp_path: Path) 
     assert (read.sizes, read.head_width) == (built.sizes, built.head_width)
     first, last = sizes_of_cuts(whole, read, TWICE, WHERE)
     target = target_sizes(built, TWICE[0], model.num_parameters(), WHERE)
-    small = cut(model, built, choose(built, target, random_importance(built.sizes)), WHERE)
+    small = cut(model, built, kept_parts(built, target, random_importance(built.sizes)), WHERE)
     assert small.num_parameters() == built.parameters(target)
     assert anatomy(small) == built.resized(target)
     small.save_pretrained(tmp_path / "small")
@@ -192,7 +192,7 @@ def packed() -> dict[str, torch.Tensor]:
 def most_allocated(call: Callable[[], Any]) -> int:
     """Peak of the bytes that torch allocates within a call.
 
-    So few bytes cannot be told from what the C library keeps resident.
+    So few bytes cannot be distinguished from what the C library keeps resident.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:

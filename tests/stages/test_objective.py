@@ -16,7 +16,6 @@ from coldstill.stages.config import ObjectiveConfig, WeightConfig
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.training.chunked_loss import COUNTS
 from coldstill.stages.training.feed import Batch, collate
-from coldstill.stages.training.metrics import read_metrics
 from coldstill.stages.training.objective import (
     CurrentStep,
     attach_objective,
@@ -26,7 +25,7 @@ from coldstill.stages.training.objective import (
 )
 from conftest import FAMILIES, VOCABULARY, make_model
 from pydantic import TypeAdapter, ValidationError
-from small_trainings import train_small
+from small_trainings import read_metrics, train_small
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,11 +14,11 @@ import torch
 from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.stages.models.isolation import model_inputs
 from coldstill.stages.models.output_head import connect_head
-from coldstill.stages.students.pruning.cutting import choose, cut
+from coldstill.stages.students.pruning.cutting import cut, kept_parts
 from coldstill.stages.students.pruning.importance import (
     calibration_set,
     judge_layers_by_loss,
-    measure,
+    measure_importance,
     sample_loss,
 )
 from coldstill.stages.students.pruning.layers import cut_to_layers
@@ -71,7 +71,7 @@ def score(rows: list[torch.Tensor]) -> torch.Tensor:
 
 def test_scores_follow_the_formulas(store: StoreReader) -> None:
     model = pruning_model("llama-biased")
-    importance = measure(
+    importance = measure_importance(
         connect_head(model, VOCABULARY), anatomy(model), whole_sample(store), "test"
     )
     layers = [f"model.layers.{i}" for i in range(3)]
@@ -123,7 +123,7 @@ def test_by_the_loss_layers_are_removed_one_after_another(keep: int, store: Stor
     model = pruning_model("llama", seed=3, depth=5)
     built, head, sample = anatomy(model), connect_head(model, VOCABULARY), whole_sample(store)
     whole = sample_loss(head, sample, "test")
-    importance = measure(head, built, sample, "test")
+    importance = measure_importance(head, built, sample, "test")
     passes: list[str] = []
     judged = judge_layers_by_loss(
         importance, head, built, sample, keep, "judge", lambda report: passes.append(report.part)
@@ -133,7 +133,7 @@ def test_by_the_loss_layers_are_removed_one_after_another(keep: int, store: Stor
     scores = {layer: loss - whole for losses in rounds for layer, loss in losses.items()}
     assert judged.layers_L.tolist() == pytest.approx([scores[i] for i in range(5)], abs=1e-4)
     assert len(set(passes)) == sum(len(losses) for losses in rounds)
-    kept = choose(built, dataclasses.replace(built.sizes, layers=keep), judged).layers
+    kept = kept_parts(built, dataclasses.replace(built.sizes, layers=keep), judged).layers
     assert kept == [layer for layer in range(5) if layer not in removed]
     at_once = sorted(range(5), key=lambda layer: rounds[0][layer])[: 5 - keep]
     assert (set(at_once) == set(removed)) == (keep == 4)  # for other counts the order matters
@@ -202,7 +202,7 @@ class Trained:
 
     def rise(self, scores: Importance, target: Sizes) -> float:
         """Increase of the held-out loss when the model is cut by these scores."""
-        small = cut(self.model, self.built, choose(self.built, target, scores), "test")
+        small = cut(self.model, self.built, kept_parts(self.built, target, scores), "test")
         return sample_loss(connect_head(small, TOKENS), self.heldout, "test") - self.whole
 
 
@@ -227,7 +227,10 @@ def trained(seed: int) -> Trained:
             group["lr"] = 5e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
         optimizer.step()
     built, head = anatomy(model.eval()), connect_head(model, TOKENS)
-    importance, heldout = measure(head, built, texts_of_one_kind(2), "test"), texts_of_one_kind(3)
+    importance, heldout = (
+        measure_importance(head, built, texts_of_one_kind(2), "test"),
+        texts_of_one_kind(3),
+    )
     whole = sample_loss(head, heldout, "test")
     assert whole < 0.6 * np.log(TOKENS)  # the model has learned
     return Trained(model, built, head, importance, heldout, whole)

@@ -12,8 +12,8 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.students.pruning.anatomy import FAMILIES, anatomy_of
-from coldstill.stages.students.pruning.cutting import choose, cut
-from coldstill.stages.students.pruning.importance import measure
+from coldstill.stages.students.pruning.cutting import cut, kept_parts
+from coldstill.stages.students.pruning.importance import measure_importance
 from coldstill.stages.students.pruning.layers import skip_layer
 from conftest import VOCABULARY
 from small_pruning import (
@@ -41,7 +41,7 @@ WHERE = "students.small.prune"
 def smaller(model: Any, sizes: Sizes, seed: int = 0) -> tuple[Any, Kept]:
     """The model cut to random parts of these sizes."""
     built = anatomy(model)
-    kept = choose(built, sizes, random_importance(built.sizes, seed))
+    kept = kept_parts(built, sizes, random_importance(built.sizes, seed))
     return cut(model, built, kept, WHERE), kept
 
 
@@ -205,8 +205,10 @@ def test_exactly_the_dead_parts_are_removed_and_the_function_stays(
     model = pruning_model(name, seed=1)
     built = anatomy(model)
     sizes, alive, idle = dead(model, built, seed=5)
-    importance = measure(connect_head(model, VOCABULARY), built, whole_sample(store), "test")
-    kept = choose(built, sizes, importance)
+    importance = measure_importance(
+        connect_head(model, VOCABULARY), built, whole_sample(store), "test"
+    )
+    kept = kept_parts(built, sizes, importance)
     assert kept.layers == [layer for layer in range(3) if layer != idle]
     assert set(kept.hidden.tolist()) == alive["channels"][0]
     for place, layer in enumerate(kept.layers):
@@ -231,7 +233,7 @@ def test_groups_are_ranked_by_the_norm_of_their_heads() -> None:
         (1, 1, [0]),
     ):
         sizes = dataclasses.replace(whole, heads=heads, kv_heads=kv_heads)
-        kept = choose(dataclasses.replace(model, sizes=whole), sizes, importance)
+        kept = kept_parts(dataclasses.replace(model, sizes=whole), sizes, importance)
         assert kept.heads[0].tolist() == expected
         assert kept.kv_heads[0].tolist() == sorted({head // 2 for head in expected})
 
@@ -240,8 +242,10 @@ def test_a_half_precision_model_is_cut_to_fp32(store: StoreReader) -> None:
     model = pruning_model("llama-biased").to(torch.bfloat16)
     built = anatomy(model)
     sizes = dataclasses.replace(built.sizes, feed_forward=16)
-    importance = measure(connect_head(model, VOCABULARY), built, whole_sample(store), "test")
-    kept = choose(built, sizes, importance)
+    importance = measure_importance(
+        connect_head(model, VOCABULARY), built, whole_sample(store), "test"
+    )
+    kept = kept_parts(built, sizes, importance)
     small = cut(model, built, kept, WHERE)
     assert small.dtype == torch.float32
     down = "model.layers.1.mlp.down_proj.weight"

@@ -214,7 +214,7 @@ COARSE = {("Pythia-70m", 50), ("Pythia-70m", 25), ("Pythia-70m", 10)}
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_budgets_of_real_models(name: str) -> None:
+def test_budgets_of_real_models_give_the_expected_sizes(name: str) -> None:
     family, settings, expected = CHECKPOINTS[name]
     with torch.device("meta"):
         made = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))

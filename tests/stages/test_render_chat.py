@@ -279,7 +279,7 @@ def test_the_template_gets_tools_and_documents(
     assert asked.counts == counts
 
 
-def test_a_developer_is_the_system_unless_the_template_knows_the_role(own: Any) -> None:
+def test_a_developer_is_the_system_unless_the_template_has_the_role(own: Any) -> None:
     messages = [say("developer", "Be brief."), *t.ONE]
     assert rendered(own, t.PLAIN, messages).text.startswith("<|system|>\nBe brief.")
     knowing = "{# system or developer #}" + t.PLAIN

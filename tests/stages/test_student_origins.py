@@ -125,7 +125,7 @@ def test_a_killed_training_continues_bit_for_bit_without_the_teacher(
         train_student(job, store, killed_at(5))
     notes: list[str] = []
     train_student(job, store, lambda report: notes.append(report.note))
-    assert "going on from step 3" in notes
+    assert "resuming from step 3" in notes
     expect_same_training(tmp_path / "killed", tmp_path / "straight")
     assert not (tmp_path / "killed" / "start").exists()
 

@@ -220,7 +220,7 @@ def test_an_unknown_separator_causes_a_warning_and_a_likelier_token_is_proposed(
             (1.0, -60.0, False, ""),
             (3.0, 3.1, False, ""),
             (3.0, 5.0, True, proposal),
-            (-60.0, -60.0, True, "it hardly knows this separator"),
+            (-60.0, -60.0, True, "it was not trained with this separator"),
             (-60.0, 5.0, True, proposal),
         )
     ):

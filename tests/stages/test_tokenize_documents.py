@@ -123,7 +123,7 @@ def test_a_token_with_characters_of_prompt_and_completion_is_learned(own: Any) -
     (one,) = tokenize(own, [Document(where="a", prompt="the teac", text="her speaks")])
     covering = learned(own, one)
     assert covering.endswith("her speaks" + END)
-    assert len(covering) > len("her speaks" + END)  # this tokenizer knows the word
+    assert len(covering) > len("her speaks" + END)  # this tokenizer has a token for the word
     assert not one.learned_T[0]
 
 

@@ -19,11 +19,11 @@ from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.students.job import make_student
 from coldstill.stages.train_student import train_student
 from coldstill.stages.training.feed import StoreDataset, collate
-from coldstill.stages.training.metrics import read_metrics
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, make_model
 from small_runs import LENGTH, SmallCorpus, capture_store
 from small_students import refusal, student_job
+from small_trainings import read_metrics
 
 if TYPE_CHECKING:
     from coldstill.data.schema import Sequences

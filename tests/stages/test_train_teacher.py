@@ -21,11 +21,11 @@ from coldstill.stages.report import Report, Reporter, silent
 from coldstill.stages.train_teacher import Correction, correct_teacher, train_teacher
 from coldstill.stages.training import chunked_loss
 from coldstill.stages.training.feed import CorpusDataset
-from coldstill.stages.training.metrics import read_metrics
 from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file
 from small_runs import LENGTH, SmallCorpus
 from small_students import KilledError, killed_at
+from small_trainings import read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -248,7 +248,7 @@ def test_a_killed_correction_resumes_exactly(
         assert figures(tmp_path)["before"] == measured[0]
     notes: list[str] = []
     again = run(lambda report: notes.append(report.note))
-    assert "going on from step 8" in notes
+    assert "resuming from step 8" in notes
     for key, weight in corrected.weights.items():
         assert torch.equal(weight, again[key]), key
     assert len(measured) == 2

@@ -15,11 +15,10 @@ from coldstill.data.schema import Capture
 from coldstill.stages.training.checkpoints import last_whole_checkpoint
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import StoreTrainer
-from coldstill.stages.training.metrics import read_metrics
 from safetensors.torch import load_file, save_file
 from small_runs import CLOCKS, LENGTH, SmallCorpus, capture_store
 from small_students import KilledError, killed_at
-from small_trainings import lines, spoiled, train_small
+from small_trainings import lines, read_metrics, spoiled, train_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +73,7 @@ def test_a_killed_run_resumes_as_if_uninterrupted(
     again = train_small(
         store, tmp_path / "killed", lambda report: notes.append(report.note), **settings
     )
-    assert notes[0] == "going on from step 10"
+    assert notes[0] == "resuming from step 10"
     assert lines(tmp_path / "killed") == lines(tmp_path / "straight")
     assert len(lines(tmp_path / "killed")) == 14
     for name, weight in straight.items():
@@ -95,7 +94,7 @@ def test_a_checkpoint_that_was_cut_short_is_ignored(store: StoreReader, tmp_path
     train_small(
         store, tmp_path, lambda report: notes.append(report.note), steps=4, checkpoint_every=2
     )
-    assert notes[0] == "going on from step 2"
+    assert notes[0] == "resuming from step 2"
     assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-2", "checkpoint-4"}
 
 
@@ -126,8 +125,8 @@ def test_a_nan_loss_ends_the_run_in_one_line(
         kept = tmp_path / "checkpoints" / "checkpoint-4"
         assert str(error.value) == (
             "train-student test: step 5: the loss is nan, in a batch with the sequences "
-            f"{ids[0]}, {ids[1]}; it was not taken, {kept} is kept; train under a new name with a "
-            "lower learning_rate, or check these sequences for errors"
+            f"{ids[0]}, {ids[1]}; the step was not applied, {kept} is kept; train under a new name "
+            "with a lower learning_rate, or check these sequences for errors"
         )
         assert last_whole_checkpoint(tmp_path / "checkpoints") == kept
         assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
@@ -141,7 +140,8 @@ def test_a_step_with_an_infinite_or_nan_gradient_is_not_taken(
         train_small(store, tmp_path, steps=5, **settings, trainer={"optim": "sgd"})
     message = (
         r"train-student test: step 2: the (loss|norm of the gradient) is (nan|inf), in a batch "
-        r"with the sequences (\d+, ){3}\d+; it was not taken, no checkpoint was written yet; .*"
+        r"with the sequences (\d+, ){3}\d+; the step was not applied, "
+        r"no checkpoint was written yet; .*"
     )
     assert re.fullmatch(message, str(error.value))
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]

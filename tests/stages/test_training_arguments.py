@@ -18,10 +18,9 @@ from coldstill.stages.training.arguments import (
     training_arguments,
 )
 from coldstill.stages.training.feed import StepShape
-from coldstill.stages.training.metrics import read_metrics
 from coldstill.stages.training.rehearsal import expect_trainable
 from small_runs import LENGTH
-from small_trainings import train_small
+from small_trainings import read_metrics, train_small
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK

@@ -13,9 +13,8 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.stages.training.checkpoints import last_whole_checkpoint
-from coldstill.stages.training.metrics import read_metrics
 from small_runs import LENGTH
-from small_trainings import lines
+from small_trainings import lines, read_metrics
 from training_child import Task, finish, run, start, weights
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def expect_bit_for_bit(ours: Task, theirs: Task) -> None:
 
 
 @pytest.mark.parametrize(("workers", "family"), [(0, "llama"), (2, "gpt2")])
-def test_killed_at_any_moment_it_resumes_bit_for_bit(
+def test_a_training_killed_at_any_moment_resumes_bit_for_bit(
     workers: int, family: str, store: StoreReader, tmp_path: Path
 ) -> None:
     """Most of the time goes into checkpoints, so some are cut short; gpt2 draws its dropout."""
@@ -74,7 +73,7 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize("log_every", [1, 7])
-def test_stopped_by_a_signal_it_saves_and_resumes_bit_for_bit(
+def test_a_training_stopped_by_a_signal_saves_and_resumes_bit_for_bit(
     log_every: int, store: StoreReader, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"steps": 20, "log_every": log_every}
@@ -114,7 +113,7 @@ def test_a_checkpoint_without_its_position_is_refused(store: StoreReader, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_training_that_had_only_to_be_saved_is_not_trained_on(
+def test_a_finished_training_called_again_takes_no_steps(
     store: StoreReader, tmp_path: Path
 ) -> None:
     task = Task(store=str(store.place), folder=tmp_path, settings={"steps": 3})
@@ -161,7 +160,7 @@ def expect_same_lines(ours: Path, theirs: Path, tolerance: float = 1e-5) -> None
         assert one == pytest.approx(other, rel=tolerance, abs=1e-9)
 
 
-def test_the_fixture_can_fail(store: StoreReader) -> None:
+def test_halves_of_a_step_have_different_numbers_of_positions(store: StoreReader) -> None:
     """Halves of a step differ so much in positions that a mean of means would be seen."""
     order = store.order(11, 0)
     lengths = store.read(np.arange(len(store))).sequences.positions.lengths
@@ -258,7 +257,7 @@ def test_an_error_in_one_process_ends_all_in_one_line(task: Any, store: StoreRea
     message = (poisoned.folder / "error-0").read_text()
     assert message.startswith(
         "train-student test: step 2: the loss is nan, in a batch with the sequences "
-        f"{ids[0]}, {ids[1]}, {ids[2]}, {ids[3]}; it was not taken, no checkpoint "
+        f"{ids[0]}, {ids[1]}, {ids[2]}, {ids[3]}; the step was not applied, no checkpoint "
     )
     assert (poisoned.folder / "error-1").read_text() == "stopped"
     assert [line["step"] for line in read_metrics(poisoned.folder)] == [1]

@@ -1,4 +1,4 @@
-"""A comparison as one page: nothing outside itself, no script; it can be printed and sent."""
+"""A comparison as one page: a single file without scripts, which can be printed and sent."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...results.curves import read_curves
 from ...results.figures import students_of, teachers_of
-from ...results.rows import visible
-from ...results.tables import (
+from ...results.model_tables import (
     COST,
     QUALITY,
     groups_of,
@@ -20,6 +19,7 @@ from ...results.tables import (
     warnings,
     without_calibration,
 )
+from ...results.rows import visible
 from ...units import counted
 from ..plots.drawing import standalone
 from ..self_contained import rendered, write_file
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ...recipe.run_folder import Run
     from ...results.curves import Curve
     from ...results.figures import ModelFigures
-    from ...results.tables import Column
+    from ...results.model_tables import Column
 
 
 _QUALITY = (
@@ -76,11 +76,12 @@ def table_values(rows: Sequence[ModelFigures]) -> dict[str, Any]:
 
 
 def best(columns: tuple[Column, ...], rows: Sequence[ModelFigures]) -> set[tuple[str, str]]:
-    """Model and key of the best figure of every column among students; all that read alike.
+    """Model and key of the best figure of every column among students.
 
-    Nothing is marked where all figures read alike or do not compare: quality on different held-out
-    stores, speed and memory on different machines. Exports are never marked, as their gain is that
-    of their format.
+    Several figures are marked if they are equal as shown. Nothing is marked if all figures of a
+    column are equal as shown, or do not compare: quality on different held-out stores, speed and
+    memory on different machines. Exports are never marked, because their gain is that of their
+    format.
     """
     students = students_of(rows)
     comparable = {

@@ -1,4 +1,4 @@
-"""What pages draw: sections with plots, the looks of models, and quality against costs."""
+"""Sections of pages with plots, colours and marks of models, and plots of quality against cost."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def left_out(names: Sequence[str], why: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
+class QualityFigure:
     """A figure of quality; less is better."""
 
     name: str
@@ -136,10 +136,10 @@ class Cost:
         return [row for row in rows if self.of_exports or not row.is_export]
 
 
-LOSS = Quality(
+LOSS = QualityFigure(
     name="Held-out loss", value=attrgetter("loss"), axis=Axis("held-out loss, nats")
 )  # fmt: skip
-KL = Quality(name="KL", value=attrgetter("kl"), axis=Axis("KL from the teacher, nats"))
+KL = QualityFigure(name="KL", value=attrgetter("kl"), axis=Axis("KL from the teacher, nats"))
 
 
 def _milliseconds(row: ModelFigures) -> float | None:
@@ -189,7 +189,7 @@ CACHED = Cost(
 
 
 def against(
-    shown: Sequence[ModelFigures], cost: Cost, quality: Quality, rows: Sequence[ModelFigures]
+    shown: Sequence[ModelFigures], cost: Cost, quality: QualityFigure, rows: Sequence[ModelFigures]
 ) -> Chart:
     """A point for each shown model with both figures; exports are joined to their student.
 

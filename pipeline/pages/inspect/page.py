@@ -17,7 +17,7 @@ from ...results.token_texts import token_texts
 from ..self_contained import expect_file, policy
 from .sequence import read_sequence
 from .store import describe
-from .text import ENTROPY_TITLE, MASS_TITLE, table
+from .text import ENTROPY_TITLE, MASS_TITLE, store_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,7 +85,7 @@ def _data(
     return {
         "title": facts.path,
         "note": "; ".join(notes),
-        "table": table(facts)[1:],
+        "table": store_lines(facts)[1:],
         "head": facts.manifest.capture.head,
         "histograms": _histograms(facts),
         "scale": {"step": _STEP, "levels": _LEVELS},
@@ -104,7 +104,9 @@ def _sequence(sequence: ShownSequence, top: int) -> dict[str, Any]:
         "first": shown.start,
         "tokens": sequence.tokens[shown.start : shown.stop],
         "documents": list(sequence.documents.items()),
-        "beliefs": [_prediction(b, top) for b in sequence.predictions.values() if b.place in shown],
+        "predictions": [
+            _prediction(one, top) for one in sequence.predictions.values() if one.place in shown
+        ],
     }
 
 
@@ -131,7 +133,7 @@ def _tokens(sequences: Iterable[dict[str, Any]]) -> set[int]:
     found: set[int] = set()
     for sequence in sequences:
         found.update(sequence["tokens"])
-        for *_, head, samples in sequence["beliefs"]:
+        for *_, head, samples in sequence["predictions"]:
             found.update(head[::2], samples[::2])
     return found
 

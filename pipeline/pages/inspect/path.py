@@ -68,7 +68,7 @@ def find(path: str) -> Subject | LoneShard:
     """Return the store, the run's store or the shard at a path.
 
     Raises
-        ColdstillError: the path is none of these
+        ColdstillError: the path is not a store, a run or a shard
     """
     plain = path.rstrip("/") or path
     for name, kind in STORES.items():

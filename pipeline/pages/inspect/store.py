@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from ....data.errors import ColdstillError
-from ....data.files import parse_json
 from ....data.formats import STORES
 from ....data.schema import Ragged
 from ....data.store.commit import total
-from ....data.store.layout import MEASUREMENTS, shard_name
-from ...results.facts import entropy_histogram, mass_histogram
+from ....data.store.layout import shard_name
+from ...results.facts import Measurements, entropy_histogram, mass_histogram
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
     from ....data.store.commit import ShardStatistics
     from ....data.store.manifest import Manifest
-    from ....data.store.reader import StoreReader
     from ...results.facts import Histogram
     from .path import LoneShard, Subject
 
@@ -114,7 +111,7 @@ class StoreFacts:
 
     path: str
     note: str
-    """How the store was found, or nothing."""
+    """How the store was found; empty if the path is the store itself."""
     manifest: Manifest
     done: tuple[int, ...]
     """Finished shards of the store."""
@@ -130,7 +127,7 @@ class StoreFacts:
     positions: int
     bytes: int
     sums: ShardStatistics
-    measurements: Mapping[str, Any]
+    measurements: Measurements
     """Speed and memory of the capture; empty if they are missing or damaged."""
 
     def mean(self, value: float) -> float | None:
@@ -181,7 +178,7 @@ class StoreFacts:
                 "entropy": self.entropy.to_json(),
                 "head_mass": self.head_mass.to_json(),
             },
-            "measurements": dict(self.measurements),
+            "measurements": self.measurements.model_dump(mode="json", exclude_unset=True),
         }
         if self.rows is not None and self.columns is not None:
             facts["rows"] = [*self.rows]
@@ -211,18 +208,8 @@ def describe(subject: Subject) -> StoreFacts:
         positions=sum(commit.positions for commit in commits),
         bytes=sum(commit.bytes for commit in commits),
         sums=total(commit.statistics for commit in commits),
-        measurements=_measurements(store),
+        measurements=Measurements.of(store),
     )
-
-
-def _measurements(store: StoreReader) -> Mapping[str, Any]:
-    if not store.place.exists(MEASUREMENTS):
-        return {}
-    try:
-        value = parse_json(store.place.read(MEASUREMENTS), store.place.path(MEASUREMENTS))
-    except ColdstillError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def settings_in_words(value: Mapping[str, Any]) -> str:

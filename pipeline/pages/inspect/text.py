@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 100
 """Width of all text in columns."""
+_INDENT = " " * 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,15 +104,15 @@ def clip(text: str, width: int) -> str:
     return kept + "..."
 
 
-def flow(items: Sequence[str], indent: str, first: str = "") -> list[str]:
+def _flow(items: Sequence[str], first: str = _INDENT) -> list[str]:
     """Return items two blanks apart in lines of `COLUMNS`; `first` is before the first item."""
     lines: list[str] = []
-    line = first or indent
+    line = first
     for item in items:
-        gap = "" if line in (first, indent) else "  "
+        gap = "" if line in (first, _INDENT) else "  "
         if gap and display_width(line + gap + item) > COLUMNS:
             lines.append(line)
-            line, gap = indent, ""
+            line, gap = _INDENT, ""
         line += gap + item
     return [*lines, line]
 
@@ -127,7 +128,7 @@ _MASS_TICKS = [(0, "0%"), (5, "25%"), (10, "50%"), (15, "75%"), (20, "100%")]
 
 def store_text(facts: StoreFacts, glyphs: Glyphs) -> str:
     """Return the facts of a store, or of one shard of it."""
-    lines = [*_note(facts.note), *_aligned(table(facts))]
+    lines = [*_note(facts.note), *_aligned(store_lines(facts))]
     if facts.columns is not None:
         lines += ["", *column_lines(facts.columns)]
     if facts.positions:
@@ -143,7 +144,7 @@ def lone_text(facts: LoneShardFacts) -> str:
     return "\n".join([*_note(facts.note), *_aligned(rows), "", *column_lines(facts.columns)])
 
 
-def table(facts: StoreFacts) -> list[tuple[str, str]]:
+def store_lines(facts: StoreFacts) -> list[tuple[str, str]]:
     """Return the facts as pairs of a name and a text."""
     missing = facts.shards_missing
     gaps = f"missing {ranges(missing)}" if missing else "complete"
@@ -208,7 +209,7 @@ def _figures(facts: StoreFacts) -> list[tuple[str, str]]:
     return [
         ("error", f"{exact}, mean KL {sums.distortion / positions:.2g} nats a position"),
         (
-            "says",
+            "quality",
             f"loss {loss:.4f}, perplexity {math.exp(loss):,.2f}, "
             f"entropy {sums.entropy / positions:.4f} nats{top}",
         ),
@@ -218,15 +219,14 @@ def _figures(facts: StoreFacts) -> list[tuple[str, str]]:
 
 def _speed(facts: StoreFacts) -> list[tuple[str, str]]:
     measured, parts = facts.measurements, []
-    if isinstance(speed := measured.get("capture_tokens_per_second"), float | int):
+    if (speed := measured.capture_tokens_per_second) is not None:
         parts.append(f"captured at {speed:,.0f} tokens/s")
-    forward = measured.get("forward")
-    alone = forward.get("tokens_per_second") if isinstance(forward, dict) else None
-    if isinstance(alone, float | int):
+    forward = measured.forward
+    if forward is not None and (alone := forward.tokens_per_second) is not None:
         parts.append(f"the teacher's forward pass alone {alone:,.0f}")
-    if isinstance(memory := measured.get("capture_peak_memory_bytes"), int) and memory:
+    if memory := measured.capture_peak_memory_bytes:
         parts.append(f"peak memory {size(memory)}")
-    if isinstance(machine := measured.get("machine"), str):
+    if (machine := measured.machine) is not None:
         parts.append(machine)
     return [("speed", ", ".join(parts))] if parts else []
 
@@ -274,7 +274,6 @@ def _drawn(
 
 _WIDTH = 22
 """Width of a token's column."""
-_INDENT = " " * 8
 
 
 def listing(sequence: ShownSequence, texts: TokenTexts, glyphs: Glyphs, top: int, path: str) -> str:
@@ -341,14 +340,14 @@ def _details(prediction: Prediction, texts: TokenTexts, glyphs: Glyphs, top: int
         f"{clip(glyphs.visible(texts.of(guess.token)), _WIDTH)} {percent(guess.probability)}"
         for guess in prediction.head[:top]
     ]:
-        lines += flow(best, _INDENT)
+        lines += _flow(best)
     masses = f"{_INDENT}head {percent(prediction.head_mass)}, tail {percent(prediction.tail_mass)}"
     drawn = [
         clip(glyphs.visible(texts.of(sample.token)), _WIDTH)
         + (f" {glyphs.times}{sample.count}" if sample.count > 1 else "")
         for sample in prediction.samples
     ]
-    return lines + flow(drawn, _INDENT, f"{masses}{': ' if drawn else ''}")
+    return lines + _flow(drawn, f"{masses}{': ' if drawn else ''}")
 
 
 def percent(probability: float) -> str:

@@ -39,7 +39,7 @@ STYLE = (Path(__file__).parent / "plots.css").read_text(encoding="utf-8")
 """Style of all plots; a page holds it once."""
 _SVG = "{http://www.w3.org/2000/svg}"
 _DIGITS = re.compile(r"(\.\d\d)\d+")
-"""More digits of a pixel than can be seen."""
+"""Digits of a coordinate that are too small to be seen."""
 _UNUSED = frozenset(
     ("aria-hidden", "aria-label", "aria-roledescription", "font-family", "pointer-events", "role",
      "version")

@@ -1,11 +1,11 @@
-"""The report as one page: nothing outside itself, no script; it can be printed and sent."""
+"""The report as one page: a single file without scripts, which can be printed and sent."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ...recipe.tables import TEACHER
-from ...results.tables import without_calibration
+from ...results.model_tables import without_calibration
 from ...results.token_texts import legible
 from ...units import counted, size
 from ..compare.page import table_values
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...results.continuations import Continuations
-    from ...results.facts import CacheFacts, HeldoutFacts, Measurements, ReportFacts
+    from ...results.facts import CaptureFacts, HeldoutFacts, Measurements, ReportFacts
     from ...results.lineage import CorpusFacts, StudentFacts, TeacherFacts
 
 
@@ -70,7 +70,7 @@ def _corpus(corpus: CorpusFacts) -> Lines:
     ]
 
 
-def _record(record: CacheFacts | None, no_record: str) -> Lines:
+def _record(record: CaptureFacts | None, no_record: str) -> Lines:
     if record is None:
         return [("not here", no_record)]
     capture = record.capture
@@ -92,13 +92,13 @@ def student_lines(facts: ReportFacts) -> list[tuple[str, str, str]]:
     first = [one for one in students if one.name in chosen]
     others = [one for one in students if one.name not in chosen]
     shown = [*first, *others[: max(0, _MOST - len(first))]]
-    untaught = sum(one.listens is False for one in students)
-    return [_student(one, facts.baseline, untaught) for one in students if one in shown]
+    baselines = sum(one.uses_teacher is False for one in students)
+    return [_student(one, facts.baseline, baselines) for one in students if one in shown]
 
 
-def _student(student: StudentFacts, baseline: str | None, untaught: int) -> tuple[str, str, str]:
-    kinds = ["no teacher"] if student.listens is False else []
-    if student.name == baseline and untaught > 1:
+def _student(student: StudentFacts, baseline: str | None, baselines: int) -> tuple[str, str, str]:
+    kinds = ["no teacher"] if student.uses_teacher is False else []
+    if student.name == baseline and baselines > 1:
         kinds.append("the baseline")
     if not student.evaluated:
         kinds.append("not evaluated")
@@ -112,8 +112,8 @@ def _student(student: StudentFacts, baseline: str | None, untaught: int) -> tupl
     return student.name, ", ".join(kinds), "; ".join(filter(None, parts))
 
 
-def record_lines(record: CacheFacts, heldout: HeldoutFacts | None) -> Lines:
-    """The store in numbers, and the teacher's figures."""
+def record_lines(record: CaptureFacts, heldout: HeldoutFacts | None) -> Lines:
+    """Names and values of the store, and the teacher's figures on it."""
     gaps = record.shards - record.shards_done
     missing = f"; {gaps} of {record.shards} shards missing" if gaps else ""
     full, stored = record.full_logits_bytes, record.bytes

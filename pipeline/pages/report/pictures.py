@@ -25,9 +25,9 @@ from ..plots.chart import Axis, Bar, Chart
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ...results.facts import CacheFacts
+    from ...results.facts import CaptureFacts
     from ...results.figures import ModelFigures
-    from ..compare.panels import Cost, Quality
+    from ..compare.panels import Cost, QualityFigure
 
 _PACKED_ALIKE = 1.05
 """Ratio of bytes a parameter between models up to which size on disk needs no plot."""
@@ -49,7 +49,7 @@ def trade_offs(rows: Sequence[ModelFigures]) -> list[Plot]:
 
 
 def _plot(
-    rows: Sequence[ModelFigures], costs: Sequence[Cost], quality: Quality, caption: str
+    rows: Sequence[ModelFigures], costs: Sequence[Cost], quality: QualityFigure, caption: str
 ) -> Plot:
     *others, last = [cost.name for cost in costs]
     title = f"{quality.name} against {', '.join(others)}{' and ' if others else ''}{last}"
@@ -91,7 +91,7 @@ def _note(rows: Sequence[ModelFigures], cost: Cost) -> str:
     return note.strip()
 
 
-def entropies(record: CacheFacts) -> Plot:
+def entropies(record: CaptureFacts) -> Plot:
     """Positions by the entropy of the teacher's distribution."""
     counts, starts = record.entropy_histogram.positions, record.entropy_histogram.starts
     used = max((place for place, count in enumerate(counts) if count), default=0) + 1
@@ -107,10 +107,10 @@ def entropies(record: CacheFacts) -> Plot:
         f"{record.teacher_entropy:.2f} nats: 0 where only one token can come next, 0.69 where two "
         f"are equally probable.{open_end}"
     )
-    return Plot(title="How sure the teacher was", caption=caption, panels=(Panel(chart=chart),))
+    return Plot(title="Entropy of the teacher", caption=caption, panels=(Panel(chart=chart),))
 
 
-def covered_mass(record: CacheFacts) -> Plot:
+def covered_mass(record: CaptureFacts) -> Plot:
     """Positions by the probability inside the head."""
     head = record.capture.head
     chart = _histogram(
@@ -123,7 +123,7 @@ def covered_mass(record: CacheFacts) -> Plot:
         f"Share of positions by the probability of the {head} most probable tokens, on average "
         f"{record.head_mass:.1%}. The rest is in the samples and in the exact mass of the tail."
     )
-    return Plot(title="What the head covers", caption=caption, panels=(Panel(chart=chart),))
+    return Plot(title="Probability inside the head", caption=caption, panels=(Panel(chart=chart),))
 
 
 def _histogram(counts: Sequence[int], edges: Sequence[float], x: Axis, label: str) -> Chart:

@@ -1,4 +1,4 @@
-"""Loads task files and their data into lm-eval, which then knows these tasks and no others.
+"""Loads task files and their data into lm-eval, which then has these tasks and no others.
 
 lm-eval and its libraries are kept off the network and off the screen.
 """
@@ -96,7 +96,7 @@ def load_units(
     Returns lm-eval's own `TaskDict` for each unit, by the unit's name.
 
     Raises
-        ColdstillError: lm-eval does not know a metric, data are not on this machine, or lm-eval
+        ColdstillError: lm-eval lacks a metric, data are not on this machine, or lm-eval
             cannot load a task
     """
     from lm_eval.tasks import TaskManager
@@ -123,7 +123,7 @@ def _load(manager: Any, unit: Unit, *, download: bool) -> Any:
             raise _not_here(part, urls[0])
     try:
         loaded = manager.load([unit.name])
-    except Exception as error:  # of lm-eval, of datasets, of a task's own code
+    except Exception as error:  # lm-eval, datasets and a task's code raise any class
         raise _cannot_load(unit, error, download=download) from error
     for name, task in loaded["tasks"].items():
         where = f"{unit.parts[0].path}: task '{name}'"
@@ -137,7 +137,7 @@ def _load(manager: Any, unit: Unit, *, download: bool) -> Any:
 
 
 def _expect_metrics(task: TaskFile, *, download: bool) -> None:
-    """Check that lm-eval knows all metrics: it loads a task without them, and fails at its end."""
+    """Check that lm-eval has all metrics: it loads a task without them, and fails at its end."""
     from lm_eval.api.registry import get_aggregation, get_metric
 
     own_metrics = task.settings.get("process_results") is not None
@@ -155,7 +155,7 @@ def _expect_metrics(task: TaskFile, *, download: bool) -> None:
 
 
 def _cannot_load(unit: Unit, error: Exception, *, download: bool) -> ColdstillError:
-    text = first_line(error)
+    text = class_and_line(error)
     remote = [(part, name) for part in unit.parts for name in part.remote]
     if not remote or not (isinstance(error, OSError) or "cache" in text):
         return ColdstillError(f"{unit.parts[0].path}: task '{unit.name}': {text}")
@@ -172,9 +172,9 @@ def _not_here(task: TaskFile, name: str) -> ColdstillError:
     )
 
 
-def first_line(error: Exception) -> str:
+def class_and_line(error: Exception) -> str:
     """Class and first line of an exception of another library, at most 300 characters."""
     if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # it only says that an error occurred
+        error = error.__cause__  # its text is only that an error occurred
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__

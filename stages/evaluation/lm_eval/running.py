@@ -20,7 +20,7 @@ from ...models.loading import load_model, load_tokenizer
 from ...models.rotary import scale_by_document
 from ...models.vocabulary import vocabulary_size, without_padding, without_rowless
 from ...report import Report, Reporter, silent
-from .loading import first_line, quiet
+from .loading import class_and_line, quiet
 from .results import TaskResult, task_result
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class CountingLM(HFLM):  # type: ignore[misc]
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
         self._counter.total += len(requests)
         found: list[float] = []
-        # in batches: lm-eval hands in the answers only at the end of a call
+        # one call per batch, because lm-eval returns answers only at the end of a call
         for start in range(0, len(requests), self.batch_size):
             batch = requests[start : start + self.batch_size]
             found += super().loglikelihood_rolling(batch, disable_tqdm)
@@ -202,9 +202,9 @@ class TaskRunner:
                     f"{self._stage}: task '{name}': a perplexity is too large for a float; list "
                     "only bits_per_byte in its metric_list"
                 ) from error
-            except Exception as error:  # of lm-eval, of a metric, of a task's own code
+            except Exception as error:  # lm-eval, metrics and a task's code raise any class
                 raise ColdstillError(
-                    f"{self._stage}: task '{name}': lm-eval failed: {first_line(error)}"
+                    f"{self._stage}: task '{name}': lm-eval failed: {class_and_line(error)}"
                 ) from error
         # lm-eval warns once for each truncated request; this warns once with their number
         warnings = [text for text in warnings if "runcat" not in text]

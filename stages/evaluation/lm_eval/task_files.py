@@ -105,7 +105,7 @@ def units(tasks: Mapping[str, TaskFile]) -> list[Unit]:
     """All tasks and groups that are not a member of another group.
 
     Raises
-        ColdstillError: a group names a task that none of the files defines, or groups contain each
+        ColdstillError: a group names a task that is not in the files, or groups contain each
             other
     """
     members = {name: _members(task, tasks) for name, task in tasks.items()}
@@ -181,7 +181,7 @@ def _settings(path: Path) -> tuple[dict[str, Any], list[Path]]:
     read: set[Path] = set()
     try:
         settings = load_yaml(path, resolve_func=False, _seen=read)
-    except Exception as error:  # of PyYAML and lm-eval
+    except Exception as error:  # PyYAML and lm-eval raise any class
         reason = " ".join(str(error).split())[:300]
         raise ColdstillError(f"{path}: not a readable task file: {reason}") from error
     return settings, sorted(read | set(_modules(settings)))

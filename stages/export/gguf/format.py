@@ -22,7 +22,7 @@ READER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma2", "gemm
 class Gguf(Format):
     """A GGUF file. Its own runtime is llama.cpp (`coldstill[llama]`, which compiles).
 
-    Without llama.cpp transformers reads the file for the check, and the record says so.
+    Without llama.cpp transformers reads the file for the check, and the record states this.
     """
 
     precision: Literal["f16", "q8_0"]

@@ -41,7 +41,7 @@ def read_back(path: Path, student: LoadedStudent) -> TorchRuntime:
     transformers dequantises every tensor and restores its own layout, so a tensor under a wrong
     name or in a wrong layout changes the logits. Settings come from the student, because
     transformers ignores some of the file's. So the check does not cover the file's settings and
-    tokens and llama.cpp's arithmetic, and the record says so.
+    tokens and llama.cpp's arithmetic, and the record states this.
 
     Raises
         ColdstillError: transformers cannot read it
@@ -115,7 +115,7 @@ class LlamaCpp(Runtime):
         """
         assert self.child.stdin is not None
         assert self.child.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # a child that has ended: seen below
+        with contextlib.suppress(BrokenPipeError):  # the child has ended, reported below
             self.child.stdin.write(json.dumps(request).encode() + b"\n")
             self.child.stdin.flush()
         # the last answer was read to its end, so nothing of it is left in the buffer

@@ -1,8 +1,8 @@
 """Writes GGUF files with the `gguf` package: a model and its tokenizer in f16, or f16 as q8_0.
 
-llama.cpp splits text before merging by rules that it knows by name. A tokenizer with another rule
-is refused. If llama.cpp is installed, its tokens are compared with the tokenizer's on held-out text
-before an export is kept.
+llama.cpp splits text before merging by built-in rules, which a file selects by name. A tokenizer
+with another rule is refused. If llama.cpp is installed, its tokens are compared with the
+tokenizer's on held-out text before an export is kept.
 """
 
 from __future__ import annotations
@@ -214,13 +214,13 @@ def quantise(whole: Path, path: Path) -> Sequence[str]:
             content, kind = gguf.quants.quantize(gguf.dequantize(content, f16), q8_0), q8_0
         kept += kind == f16
         writer.add_tensor(tensor.name, content, raw_dtype=kind)
-    write_file(writer)
+    _write_to_disk(writer)
     if not kept:
         return []
     return [f"{kept} matrices stay f16: the length of their rows is not a multiple of {_BLOCK}"]
 
 
-def write_file(writer: gguf.GGUFWriter) -> None:
+def _write_to_disk(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -253,7 +253,7 @@ def write_gguf(student: LoadedStudent, path: Path) -> Sequence[str]:
             kind = gguf.GGMLQuantizationType.F32
         content = gguf.quants.quantize(np.ascontiguousarray(tensor), kind)
         writer.add_tensor(name, content, raw_dtype=kind)
-    write_file(writer)
+    _write_to_disk(writer)
     notes = []
     size = window(model.config)
     if "attention.sliding_window" not in settings and size == settings["context_length"]:

@@ -78,7 +78,7 @@ def cache_shapes(model: Any) -> list[CacheShape] | None:
             (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
             for layer in cache.layers
         ]
-    except Exception:  # of models with other inputs
+    except Exception:  # models with other inputs raise any class
         return None
     plain = all(layer.keys.shape[2] == 2 for layer in cache.layers)
     return shapes if plain and type(cache) is DynamicCache and shapes else None

@@ -82,7 +82,7 @@ class TensorLayout:
     scaled_embedding: bool = False
     """Whether the model multiplies embeddings by the square root of `hidden`."""
     multiple: bool = False
-    """Whether `hidden` must be a multiple of `heads`, whatever the width of a head."""
+    """Whether `hidden` must be a multiple of `heads`, even if heads have their own width."""
 
     @property
     def bound(self) -> bool:

@@ -27,7 +27,7 @@ from ...models.loading import load_state
 from ...models.output_head import connect_head
 from ...report import Report, Reporter, silent
 from .anatomy import Sizes, anatomy_of
-from .importance import calibration_set, judge_layers_by_loss, measure, sample_loss
+from .importance import calibration_set, judge_layers_by_loss, measure_importance, sample_loss
 from .layers import cut_to_layers
 from .shapes import all_target_sizes, shortfall
 
@@ -65,7 +65,7 @@ class Kept:
         )
 
 
-def choose(anatomy: Anatomy, sizes: Sizes, importance: Importance) -> Kept:
+def kept_parts(anatomy: Anatomy, sizes: Sizes, importance: Importance) -> Kept:
     """Keep the parts with the highest scores; of equal ones the first."""
     whole = anatomy.sizes
     removed = importance.removed[: whole.layers - sizes.layers]
@@ -237,14 +237,14 @@ def make_cut(
     sample = calibration_set(store, config.sequences, seed, isolation)
     head = connect_head(model, vocabulary, report)
     part = f"{stage} importance and loss before"
-    importance = measure(head, anatomy, sample, part, report)
+    importance = measure_importance(head, anatomy, sample, part, report)
     _expect_finite(importance.loss, "before", where)
     if config.layers_by == "loss" and sizes.layers < anatomy.sizes.layers:
         importance = judge_layers_by_loss(
             importance, head, anatomy, sample, sizes.layers, stage, report
         )
     report(Report(stage=stage, doing="cut the weights"))
-    kept = choose(anatomy, sizes, importance)
+    kept = kept_parts(anatomy, sizes, importance)
     smaller = cut(model.cpu(), anatomy, kept, where)
     after = connect_head(smaller.to(best_device()), vocabulary)
     left = smaller.num_parameters()

@@ -102,7 +102,7 @@ class Importance:
 
 
 @torch.no_grad()
-def measure(
+def measure_importance(
     head: OutputHead,
     anatomy: Anatomy,
     sample: CalibrationSet,

@@ -34,7 +34,7 @@ class TeacherWeights:
 
 
 _NOT_OF_LAYERS = re.compile(r"_token_ids?$|^architectures$")
-"""Lists of a configuration that are not per layer, whatever their length."""
+"""Lists of a configuration that are not per layer, even if they have one entry for each layer."""
 
 
 def layer_count(teacher: TeacherWeights, where: str) -> int:

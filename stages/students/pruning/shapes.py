@@ -165,17 +165,17 @@ def _expect_multiple(anatomy: Anatomy, sizes: Sizes, given: Mapping[str, int], w
     hidden, heads = sizes.hidden, sizes.heads
     if hidden % heads == 0:
         return
-    wants = f"as a {anatomy.name!r} configuration requires"
+    rule = f"as a {anatomy.name!r} configuration requires"
     nearest = _multiples(heads, hidden, anatomy.sizes.hidden)
     if "hidden" in given:
         raise ColdstillError(
-            f"{where}: hidden = {hidden} is not a multiple of its {heads} heads, {wants}; choose "
+            f"{where}: hidden = {hidden} is not a multiple of its {heads} heads, {rule}; choose "
             f"{nearest}"
         )
     name = "heads" if "heads" in given else "kv_heads"
     raise ColdstillError(
         f"{where}: {name} = {given[name]}: hidden, which is {hidden}, is not a multiple of {heads} "
-        f"heads, {wants}; add hidden = {nearest}, or choose other {name}"
+        f"heads, {rule}; add hidden = {nearest}, or choose other {name}"
     )
 
 
@@ -207,7 +207,7 @@ class _Search:
         whole = self.sizes.layers
         if "layers" in self.fixed:
             return [whole]
-        # from the end of the turn before
+        # the range begins where the turn before ended
         return list(range(_least(whole, turn - 1), _least(whole, turn) - 1, -1))
 
     def _neurons(self, turn: int) -> tuple[int, int]:

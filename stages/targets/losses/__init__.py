@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ....data.errors import ColdstillError
-from .forward import CrossEntropy, ForwardKL, ResidualToLabel
+from .forward_kl import CrossEntropy, ForwardKL, ResidualToLabel
 from .partition import JensenShannon, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 
 if TYPE_CHECKING:

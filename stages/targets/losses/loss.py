@@ -44,4 +44,9 @@ class Loss(ABC):
     def value(
         self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
     ) -> torch.Tensor:
-        """[M] the loss in nats, from the student's dense log-probabilities at `temperature`."""
+        """[M] the loss in nats at each supervised position.
+
+        logprobs_MV  the student's dense log-probabilities at `temperature`
+        target       the teacher's targets at the same positions
+        temperature  a captured temperature, or 1
+        """

@@ -57,7 +57,7 @@ class PartitionLoss(Loss):
         """[M, C] `q df/dq` of each cell, up to one multiple of q for all cells."""
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """Also refused without a head."""
+        """The reason why a capture is refused, or None; a capture without a head is refused too."""
         if (reason := Loss.refuse(self, capture, temperature)) or capture.head:
             return reason
         return (
@@ -81,7 +81,10 @@ class PartitionLoss(Loss):
     def gradient(
         self, student: StudentSoftmax, target: TargetTensors, temperature: float
     ) -> SparseGradient:
-        """`q_c g_c - q_c H` on the head, `q (g_rest - H)` outside it, with `H = sum_c q_c g_c`."""
+        """The loss and its gradient by the logits.
+
+        It is `q_c g_c - q_c H` on the head and `q (g_rest - H)` outside, with `H = sum_c q_c g_c`.
+        """
         log_q, head = student.head_logprobs, student.head_logprobs.shape[1]
         rest = None if _is_whole(target, student.probs_MV) else student.rest(target)
         if rest is not None:
@@ -129,11 +132,11 @@ class ReverseKL(PartitionLoss):
     title: ClassVar[str] = "reverse KL"
 
     def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`q (log q - log p)`."""
+        """[M, C] `q (log q - log p)`."""
         return log_q.exp() * (log_q - log_p)
 
     def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`g = log q - log p`; the constant 1 is left out."""
+        """[M, C] `q g` with `g = log q - log p`; the constant 1 is left out."""
         return self.divergence(log_p, log_q)
 
 
@@ -150,11 +153,11 @@ class TotalVariation(PartitionLoss):
     title: ClassVar[str] = "total variation"
 
     def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`|p - q| / 2`."""
+        """[M, C] `|p - q| / 2`."""
         return 0.5 * (log_p.exp() - log_q.exp()).abs()
 
     def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`g = sign(q - p) / 2`; 0 where both are equal."""
+        """[M, C] `q g` with `g = sign(q - p) / 2`; 0 where both are equal."""
         return 0.5 * log_q.exp() * torch.sign(log_q - log_p)
 
 
@@ -176,7 +179,7 @@ class JensenShannon(PartitionLoss):
     """Weight of the teacher in the mixture, 0 to 1."""
 
     def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`beta p log(p / m) + (1 - beta) q log(q / m)`; forward KL at 0, reverse KL at 1."""
+        """[M, C] `beta p log(p / m) + (1 - beta) q log(q / m)`; forward or reverse KL at 0 or 1."""
         if self.beta == 0.0:
             return log_p.exp() * (log_p - log_q)
         if self.beta == 1.0:
@@ -186,7 +189,7 @@ class JensenShannon(PartitionLoss):
         return forward + (1.0 - self.beta) * log_q.exp() * (log_q - log_m)
 
     def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`g = (1 - beta) log(q / m)`; `-p / q` at beta = 0 and `log(q / p)` at beta = 1."""
+        """[M, C] `q g` with `g = (1 - beta) log(q / m)`; `-p / q` at beta 0, `log(q / p)` at 1."""
         if self.beta == 0.0:
             return -log_p.exp()
         if self.beta == 1.0:
@@ -209,11 +212,11 @@ class SkewReverseKL(PartitionLoss):
     """s, the weight of the student in the mixture."""
 
     def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`q log(q / m)`."""
+        """[M, C] `q log(q / m)`."""
         return log_q.exp() * (log_q - log_mixture(log_p, log_q, 1.0 - self.skew))
 
     def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`g = log(q / m) + s (1 - q / m)`; the constant `1 - s` is left out."""
+        """[M, C] `q g` with `g = log(q / m) + s (1 - q / m)`; the constant `1 - s` is left out."""
         log_ratio = log_q - log_mixture(log_p, log_q, 1.0 - self.skew)
         return log_q.exp() * (log_ratio + self.skew * (1.0 - log_ratio.exp()))
 
@@ -236,15 +239,18 @@ class SkewKL(PartitionLoss):
     """s, the weight of the teacher in the mixture."""
 
     def divergence(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`p log(p / m)`."""
+        """[M, C] `p log(p / m)`."""
         return log_p.exp() * (log_p - log_mixture(log_p, log_q, self.skew))
 
     def slope(self, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-        """`g = -(1 - s) p / m`."""
+        """[M, C] `q g` with `g = -(1 - s) p / m`."""
         return -log_p.exp() * self._share(log_q, log_mixture(log_p, log_q, self.skew))
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """Also refused without a head if the samples have no log-probabilities."""
+        """The reason why a capture is refused, or None.
+
+        A capture without a head is also refused if its samples have no log-probabilities.
+        """
         if (reason := Loss.refuse(self, capture, temperature)) or capture.head:
             return reason
         if capture.keeps_tail_logprobs:
@@ -265,23 +271,26 @@ class SkewKL(PartitionLoss):
         if not _has_known_samples(target):
             return PartitionLoss.value(self, logprobs_MV, target, temperature)
         ids = torch.cat([target.head_ids, target.tail_ids], 1)
-        log_p, worth = _known(target, temperature)
+        log_p, weights = _known(target, temperature)
         log_m = log_mixture(log_p, logprobs_MV.gather(1, ids), self.skew)
-        return (worth * (log_p - log_m)).sum(1)
+        return (weights * (log_p - log_m)).sum(1)
 
     def gradient(
         self, student: StudentSoftmax, target: TargetTensors, temperature: float
     ) -> SparseGradient:
-        """With samples, `q * sum(pull) - pull`: the pull of a token is its weight times the
-        student's share of the mixture."""
+        """The loss and its gradient by the logits.
+
+        With samples, it is `q * sum(pull) - pull`: the pull of a token is its weight times the
+        student's share of the mixture.
+        """
         if not _has_known_samples(target):
             return PartitionLoss.gradient(self, student, target, temperature)
         ids = torch.cat([target.head_ids, target.tail_ids], 1)
         log_q = torch.cat([student.head_logprobs, student.tail_logprobs], 1)
-        log_p, worth = _known(target, temperature)
+        log_p, weights = _known(target, temperature)
         log_m = log_mixture(log_p, log_q, self.skew)
-        pull = worth * self._share(log_q, log_m)
-        value = (worth * (log_p - log_m)).sum(1)
+        pull = weights * self._share(log_q, log_m)
+        value = (weights * (log_p - log_m)).sum(1)
         return SparseGradient(value, pull.sum(1), ids, -pull)
 
     def _share(self, log_q: torch.Tensor, log_m: torch.Tensor) -> torch.Tensor:

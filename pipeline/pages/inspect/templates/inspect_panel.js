@@ -1,29 +1,29 @@
 // The panel: what the teacher expected in the place of a token; pointing, tapping and keys.
 
 function drawHint() {
-  at("belief").replaceChildren(
-    make("p", "hint", "Point at a token, tap it, or press an arrow key: here stands what the " +
-      "teacher expected in its place, before it had read it."));
+  at("prediction").replaceChildren(
+    make("p", "hint", "Point at a token, tap it, or press an arrow key: this panel shows what " +
+      "the teacher expected in its place."));
 }
 
-function drawBelief(index) {
+function drawPrediction(index) {
   const one = tokens[index];
   const badge = make("span", "t", ...visible(one.token));
-  if (one.belief) paint(badge, one.belief);
+  if (one.prediction) paint(badge, one.prediction);
   const title = make("h3", "", badge);
   const where = `token ${one.place} of sequence ${one.sequence.row}, id ${one.token}`;
-  const rest = one.belief ? drawTarget(one, index) : [drawNone(one)];
-  at("belief").replaceChildren(title, make("p", "soft", where), ...rest);
+  const rest = one.prediction ? drawTarget(one, index) : [drawNone(one)];
+  at("prediction").replaceChildren(title, make("p", "soft", where), ...rest);
 }
 
 function drawNone(one) {
   return make("p", "hint", startsDocument(one)
-    ? "A document, or a piece of one, begins here: the teacher had nothing to expect it from."
-    : "Read by the teacher, but not to be learned (of a prompt, say): nothing is stored.");
+    ? "A document, or a piece of one, begins here: no text before it predicts it."
+    : "This token is not learned, for example because it belongs to a prompt: nothing is stored.");
 }
 
 function drawTarget(one, index) {
-  const [, position, surprise, entropy, rank, headMass, tailMass, head, samples] = one.belief;
+  const [, position, surprise, entropy, rank, headMass, tailMass, head, samples] = one.prediction;
   const p = Math.exp(-surprise);
   const how = "What the teacher expected here, before reading it. " +
     `Stored at position ${position}, after the text`;
@@ -85,17 +85,17 @@ function drawSamples(samples, tailMass) {
     const often = samples[i + 1] > 1 ? [make("i", "", `\u00d7${samples[i + 1]}`)] : [];
     drawn.append(make("span", "", ...visible(samples[i]), ...often), " ");
   }
-  const told = `${count} samples of the tail, each standing for ${percent(tailMass / count)}`;
-  return [make("div", "samples", make("p", "soft", told), drawn)];
+  const explanation = `${count} samples of the tail, each standing for ${percent(tailMass / count)}`;
+  return [make("div", "samples", make("p", "soft", explanation), drawn)];
 }
 
-/** Beside its place in the head the label has a number of its own; a codec rounds each its way. */
+/** The label's probability is stored beside the head, too; a codec rounds both differently. */
 function drawRounding(head, rank, p) {
   if (!rank || 2 * rank > head.length) return [];
   const [own, listed] = [percent(p), percent(head[2 * rank - 1])];
   if (own === listed) return [];
-  return [make("p", "soft rounded", `Rounded by the codec: ${own} is what is stored of the token ` +
-    `that came, ${listed} its entry in the head.`)];
+  return [make("p", "soft rounded", `Rounded by the codec: the probability of the label is stored ` +
+    `as ${own}, its entry in the head as ${listed}.`)];
 }
 
 // ---- pointing, tapping, keys ----
@@ -125,7 +125,7 @@ function open(index) {
   element.tabIndex = 0;
   element.setAttribute("aria-selected", "true");
   element.focus({ preventScroll: true });
-  drawBelief(index);
+  drawPrediction(index);
   element.scrollIntoView({ block: "nearest" });
 }
 
@@ -183,8 +183,8 @@ main.addEventListener("focusin", (event) => {
 });
 main.addEventListener("pointerover", (event) => {
   const index = indexOf(event.target);
-  if (event.pointerType === "mouse" && index >= 0) drawBelief(index);
+  if (event.pointerType === "mouse" && index >= 0) drawPrediction(index);
 });
-main.addEventListener("pointerleave", () => (opened >= 0 ? drawBelief(opened) : drawHint()));
+main.addEventListener("pointerleave", () => (opened >= 0 ? drawPrediction(opened) : drawHint()));
 document.addEventListener("keydown", follow);
 at("close").addEventListener("click", () => open(-1));

@@ -1,5 +1,5 @@
 "use strict";
-// The store and its sequences. What is of the store comes as JSON and goes into the page as text
+// The store and its sequences. The data of the store are JSON and go into the page as text
 // nodes, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
@@ -106,10 +106,10 @@ function drawHistogram({ title, counts, bins, ticks, mean, meanLabel }) {
 
 // ---- the sequences ----
 
-const tokens = []; // every token of the page: {element, sequence, place, belief}
+const tokens = []; // every token of the page: {element, sequence, place, prediction}
 
 function drawSequence(sequence) {
-  const beliefs = new Map(sequence.beliefs.map((b) => [b[0], b]));
+  const predictions = new Map(sequence.predictions.map((b) => [b[0], b]));
   const borders = new Map(sequence.documents);
   const section = make("section", "");
   const box = make("div", "text");
@@ -120,17 +120,17 @@ function drawSequence(sequence) {
     const place = sequence.first + i;
     if (borders.has(place)) box.append(make("div", "border", `document ${borders.get(place)}`));
     else if (i === 0) box.append(make("div", "border", `from position ${place}`));
-    const belief = beliefs.get(place);
-    const element = make("span", belief ? "t" : "t none", ...running(token));
-    if (belief) {
-      paint(element, belief);
-      surprise += belief[2];
+    const prediction = predictions.get(place);
+    const element = make("span", prediction ? "t" : "t none", ...running(token));
+    if (prediction) {
+      paint(element, prediction);
+      surprise += prediction[2];
       count += 1;
     }
     element.setAttribute("role", "option");
     element.tabIndex = -1;
     element.dataset.index = tokens.length;
-    tokens.push({ element, sequence, place, token, belief });
+    tokens.push({ element, sequence, place, token, prediction });
     box.append(element);
   });
   const facts = [`number ${sequence.id} of its corpus`, `${sequence.length} tokens`];

@@ -88,7 +88,7 @@ QUALITY = (
     _figure("loss", "loss", _nats),
     _figure("perplexity", "perplexity", "{:.2f}".format),
     _figure("bits_per_byte", "bits/byte", _nats,
-            missing="the held-out store does not tell how many bytes its text has"),
+            missing="the bytes of the held-out text are not known"),
     _figure("kl", "KL", _nats),
     _figure("agreement", "agreement", _share, "more"),
     _figure("acceptance", "acceptance", _share, "more"),

@@ -42,7 +42,7 @@ class CrossEntropy(Loss):
     def gradient(
         self, student: StudentSoftmax, target: TargetTensors, temperature: float
     ) -> SparseGradient:
-        """`q - onehot(label)`."""
+        """The loss and its gradient by the logits, `q - onehot(label)`."""
         ones = torch.ones_like(student.label_logprob)
         return SparseGradient(-student.label_logprob, ones, target.labels[:, None], -ones[:, None])
 
@@ -80,8 +80,11 @@ class ForwardKL(Loss):
     def gradient(
         self, student: StudentSoftmax, target: TargetTensors, temperature: float
     ) -> SparseGradient:
-        """With samples, `q * mass - p` at head and samples. With a bucket of teacher mass m and
-        student mass s, `q - p` on the head and `q (1 - m / s)` outside it."""
+        """The loss and its gradient by the logits.
+
+        With samples, the gradient is `q * mass - p` at head and samples. With a bucket of teacher
+        mass m and student mass s, it is `q - p` on the head and `q (1 - m / s)` outside it.
+        """
         teacher = tempered(target, temperature)
         head, tail = student.head_logprobs, student.tail_logprobs
         if target.tail_ids.shape[1]:
@@ -106,7 +109,8 @@ def _forward_kl(
     tail: torch.Tensor,
     log_rest: torch.Tensor | None,
 ) -> torch.Tensor:
-    """[M] from the student's log-probabilities of the head, the samples and the bucket."""
+    """[M] the loss, from the student's log-probabilities of head [M, K], samples [M, R] and bucket
+    [M]."""
     teacher = tempered(target, temperature)
     if log_rest is None and temperature == 1.0:
         # the entropy is known exactly; samples only estimate it
@@ -132,7 +136,7 @@ class ResidualToLabel(Loss):
     name: ClassVar[str] = "residual_to_label"
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """Also refused without a head."""
+        """The reason why a capture is refused, or None; a capture without a head is refused too."""
         if (reason := Loss.refuse(self, capture, temperature)) or capture.head:
             return reason
         return (
@@ -153,7 +157,7 @@ class ResidualToLabel(Loss):
     def gradient(
         self, student: StudentSoftmax, target: TargetTensors, temperature: float
     ) -> SparseGradient:
-        """`q - p'`."""
+        """The loss and its gradient by the logits, `q - p'`."""
         head, own = _with_residual(target, temperature)
         value = _residual_kl(head, own, student.head_logprobs, student.label_logprob)
         ids = torch.cat([target.head_ids, target.labels[:, None]], 1)
@@ -172,6 +176,6 @@ def _with_residual(target: TargetTensors, temperature: float) -> tuple[torch.Ten
 def _residual_kl(
     head: torch.Tensor, own: torch.Tensor, log_head: torch.Tensor, log_label: torch.Tensor
 ) -> torch.Tensor:
-    """[M] from p' and log q on the head and at a label outside it."""
+    """[M] the loss, from p' and log q on the head and at a label outside it."""
     entropy = torch.xlogy(head, head).sum(1) + torch.xlogy(own, own)
     return entropy - (head * log_head).sum(1) - own * log_label
