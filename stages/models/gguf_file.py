@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.errors import ColdstillError
-from ...data.files import file_sha256, read_json, told_where, whole_folder, write_json
+from ...data.files import file_sha256, read_json, whole_folder, write_errors, write_json
 from ...data.places.cache import CacheSettings
 from ...data.places.claims import claimed
 from ..libraries import asking
@@ -137,7 +137,7 @@ def _unpack(path: Path, digest: str, folder: Path, where: str, report: Reporter)
     model = load_gguf(path, config, where)
     repair_generation(model)
     listed = ", ".join(f"{kind} ({count:,} tensors)" for kind, count in kinds.most_common())
-    with told_where(folder), whole_folder(folder) as scratch:
+    with write_errors(folder), whole_folder(folder) as scratch:
         with asking("transformers", "save the unpacked model", where=where):
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
