@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 MANIFEST = "manifest.json"
-"""Written first; without it the folder is not a store."""
+"""Without it the folder is not a store."""
 TOKENIZER = "tokenizer"
 """A folder that `transformers` and `tokenizers` can load."""
 TOKENIZER_FILES = "tokenizer.files.json"

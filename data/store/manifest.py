@@ -1,4 +1,4 @@
-"""The manifest of a store: written first, never changed, and compared before shards are added.
+"""The manifest of a store: never changed, and compared before shards are added.
 
 It names the teacher, the tokenizer, the corpus, the packing and the capture. It does not name
 students: any number of them read the same store.

@@ -111,7 +111,7 @@ class StoreReader:
                 name = file.path(shard_name(commit.shard, self._store.suffix))
                 expect_size(self.place.path(name), sizes.get(name), file)
 
-    def read(self, rows: NDArray[np.int64]) -> Block:
+    def read(self, rows: NDArray[np.integer[Any]]) -> Block:
         """The chosen sequences with their targets, in the order given.
 
         rows  [B] indices of sequences, from 0 to N - 1; at least one, and repeats are allowed
@@ -120,7 +120,9 @@ class StoreReader:
             IndexError: `rows` is empty, or a sequence does not exist
             ColdstillError: a shard is missing or damaged (which, and how)
         """
-        rows = np.asarray(rows, dtype=np.int64)
+        rows = np.asarray(rows)
+        if rows.dtype.kind not in "iu" or rows.ndim != 1:
+            raise IndexError(f"sequences {rows.tolist()}: expected a list of whole numbers")
         if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(self):
             raise IndexError(f"sequences {rows.tolist()}: expected some of 0 to {len(self) - 1}")
         shard_N, place_N = np.divmod(rows, self.manifest.shard_sequences)

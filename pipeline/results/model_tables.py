@@ -80,7 +80,7 @@ def _figure(
 
 CACHED = _figure(
     "cached_bytes_per_position", "stored", _cached, depends_on="model",
-    missing="only a student that was trained from a store has read one",
+    missing="only students that were trained from a store have this figure",
 )  # fmt: skip
 QUALITY = (
     _figure("parameters", "parameters", _whole, depends_on="model"),

@@ -108,6 +108,9 @@ def test_an_index_out_of_range_is_an_index_error(tmp_path: Path) -> None:
     for rows in ([], [-1], [10], [0, 99]):
         with pytest.raises(IndexError):
             reader.read(np.array(rows, dtype=np.int64))
+    for wrong in ([0.5], 5, [[0]], ["a"]):
+        with pytest.raises(IndexError, match="expected a list of whole numbers"):
+            reader.read(np.array(wrong))
 
 
 def test_a_missing_store_record_or_shard_is_named(tmp_path: Path) -> None:

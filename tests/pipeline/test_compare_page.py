@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from coldstill.pipeline.pages.compare.page import best as best_of
-from coldstill.pipeline.pages.compare.page import page, write_plot
+from coldstill.pipeline.pages.compare.page import main, page
 from coldstill.pipeline.pages.compare.plots import make_plots
 from coldstill.pipeline.recipe.run_folder import Run
 from coldstill.pipeline.results.curves import MOST_POINTS, averaged, in_words, read_curves
@@ -161,7 +161,7 @@ def test_the_page_is_a_single_file_and_a_plot_can_be_a_file(tmp_path: Path) -> N
     assert len(ids) == len(set(ids))
     assert text.count("<h2>") == 2 + len(TITLES)
     assert len(text.encode()) < 200_000
-    write_plot(tmp_path / "plot.svg", compared_rows([Run(folder)]))
+    main(str(tmp_path / "plot.svg"), str(folder))
     text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
     assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg" width="792"')
     assert all(f">{student.name}<" in text for student in STUDENTS)

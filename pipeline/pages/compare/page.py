@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...recipe.run_folder import open_run
 from ...results.curves import read_curves
 from ...results.figures import students_of, teachers_of
 from ...results.model_tables import (
@@ -19,7 +22,7 @@ from ...results.model_tables import (
     warnings,
     without_calibration,
 )
-from ...results.rows import visible
+from ...results.rows import compared_rows, visible
 from ...units import counted
 from ..plots.drawing import standalone
 from ..self_contained import rendered, write_file
@@ -28,7 +31,6 @@ from .plots import loss_against_bytes, make_plots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from ...recipe.run_folder import Run
     from ...results.curves import Curve
@@ -110,7 +112,8 @@ def write_page(path: Path, runs: Sequence[Run], rows: Sequence[ModelFigures]) ->
 def write_plot(path: Path, rows: Sequence[ModelFigures], width: int = 760) -> None:
     """Write the plot of loss against stored bytes as an SVG file for a document.
 
-    The file follows the light or dark theme of the reader, also as an image on a web page.
+    The file follows the light or dark theme of the reader, also as an image on a web page. From the
+    command line: `python -m coldstill.pipeline.pages.compare.page FILE RUN`.
     """
     (panel,) = loss_against_bytes(rows).panels
     write_file(path, standalone(dataclasses.replace(panel.chart, width=width, height=360)))
@@ -147,3 +150,13 @@ def _facts(rows: Sequence[ModelFigures], runs: Sequence[str]) -> list[tuple[str,
         ("models", f"{counted(students, 'student')}, {counted(teachers, 'teacher')}"),
         ("measured on", f"{measured} held-out positions" if measured else ""),
     ]
+
+
+def main(file: str, run: str) -> None:
+    """Write the plot of a finished run."""
+    folder = Path(run)
+    write_plot(Path(file), compared_rows([open_run(folder.parent, folder.name)]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
