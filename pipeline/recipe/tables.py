@@ -60,7 +60,8 @@ class TeacherTable(_Table):
     """The teacher: an existing model, or a new model that is trained in this run."""
 
     model: str | None = None
-    """An existing model: a folder (relative to the recipe) or a hub name."""
+    """An existing model: a folder or GGUF file (relative to the recipe), `package:NAME/PATH` for one
+    inside an installed Python package, or a hub name."""
     revision: str = "main"
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -227,7 +228,8 @@ class StudentTable(_Table):
     """Start from a new model of these sizes. A student has exactly one of `architecture`, `model`,
     `layers` and `prune`."""
     model: str | None = None
-    """Start from an existing model: a folder (relative to the recipe) or a hub name."""
+    """Start from an existing model: a folder or GGUF file (relative to the recipe),
+    `package:NAME/PATH` for one inside an installed Python package, or a hub name."""
     trust_remote_code: bool = False
     """Whether Python code that comes with `model` may run on this machine. With `layers` or `prune`
     the teacher's key counts."""

@@ -95,6 +95,8 @@ def unpacked(path: Path, where: str, report: Reporter = silent) -> Path:
     """
     if not path.is_file():
         raise ColdstillError(f"{where}: no file {path}")
+    if importlib.util.find_spec("gguf") is None:
+        raise ColdstillError(f"{where}: a GGUF file needs gguf: pip install 'coldstill[gguf]'")
     state = path.stat()
     digest = _content(path, state.st_size, state.st_mtime_ns)
     folder = CacheSettings().place / "gguf" / digest[:16] / path.stem
