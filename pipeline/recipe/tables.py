@@ -60,8 +60,8 @@ class TeacherTable(_Table):
     """The teacher: an existing model, or a new model that is trained in this run."""
 
     model: str | None = None
-    """An existing model: a folder or GGUF file (relative to the recipe), `package:NAME/PATH` for one
-    inside an installed Python package, or a hub name."""
+    """An existing model: a folder or GGUF file (relative to the recipe), `package:NAME/PATH` for
+    one inside an installed Python package, or a hub name."""
     revision: str = "main"
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

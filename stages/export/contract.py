@@ -195,9 +195,10 @@ def transformers_usage(packages: str = "") -> str:
     """
     needed = f"Needs `pip install {packages}`.\n\n" if packages else ""
     return (
-        f"{needed}```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"{needed}```python\n"
+        "from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast\n\n"
         'folder = "."  # the folder of this page\n'
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)\n"
         "model = AutoModelForCausalLM.from_pretrained(folder)\n"
         'inputs = tokenizer("Once", return_tensors="pt", return_token_type_ids=False)\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))\n```\n"

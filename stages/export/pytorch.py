@@ -30,7 +30,7 @@ class HuggingFace(Format):
         self, student: LoadedStudent, folder: Path, base: Path | None = None
     ) -> tuple[str, ...]:
         """Write the weights in the student's own precision, with the tokens that end generation."""
-        from ..models.loading import load_model
+        from ..models.loading import load_model, usual_tokenizer
         from .reference import ready_to_export
 
         where, own_code = f"students.{student.name}", student.own_code
@@ -49,7 +49,13 @@ class HuggingFace(Format):
             settings.pad_token_id = end if own is None else own
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        return ()
+        usual = usual_tokenizer(str(folder), where)
+        if all(usual(text).input_ids == tokenizer(text).input_ids for text in student.texts):
+            return ()
+        return (
+            f"AutoTokenizer splits text by the rule of {student.family!r} models, into other tokens; "
+            "load the tokenizer with PreTrainedTokenizerFast",
+        )
 
     def open(self, student: LoadedStudent, folder: Path) -> Runtime:
         from .reference import TorchRuntime

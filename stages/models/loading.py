@@ -90,6 +90,12 @@ def load_tokenizer(name: str, where: str, revision: str = "main", *, own_code: b
     return tokenizer
 
 
+def usual_tokenizer(name: str, where: str) -> Any:
+    """The tokenizer that `AutoTokenizer` makes; it may differ from `load_tokenizer`."""
+    with _reading(f"no tokenizer in {_searched(name)}", name, where):
+        return AutoTokenizer.from_pretrained(name)
+
+
 def load_model(
     name: str,
     where: str,

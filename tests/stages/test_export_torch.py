@@ -48,6 +48,17 @@ def test_transformers_loads_the_same_student(family: str, tokenizer: Any, tmp_pa
     assert AutoTokenizer.from_pretrained(folder)(text).input_ids == tokenizer(text).input_ids
 
 
+def test_a_family_whose_usual_tokenizer_splits_otherwise_gets_a_note(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    for family, noted in (("qwen2", True), ("llama", False)):
+        student = small_student(family, tokenizer, tmp_path / family)
+        (tmp_path / f"{family}-hf").mkdir()
+        notes = HF.write(student, tmp_path / f"{family}-hf")
+        assert bool(notes) == noted
+        assert all("load the tokenizer with PreTrainedTokenizerFast" in note for note in notes)
+
+
 def test_generation_stops_at_the_end_of_text(tokenizer: Any, tmp_path: Path) -> None:
     student = small_student("llama", tokenizer, tmp_path / "model")
     for settings in (student.model.generation_config, student.model.config):

@@ -20,10 +20,10 @@ Needs `pip install onnxruntime transformers`.
 ```python
 import numpy as np
 from onnxruntime import InferenceSession
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 folder = "."  # the folder of this page
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 ends = GenerationConfig.from_pretrained(folder).eos_token_id
 session = InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
 names = [output.name for output in session.get_outputs()]
