@@ -53,8 +53,8 @@ class HuggingFace(Format):
         if all(usual(text).input_ids == tokenizer(text).input_ids for text in student.texts):
             return ()
         return (
-            f"AutoTokenizer splits text by the rule of {student.family!r} models, into other tokens; "
-            "load the tokenizer with PreTrainedTokenizerFast",
+            f"AutoTokenizer splits text by the rule of {student.family!r} models, into other "
+            "tokens; load the tokenizer with PreTrainedTokenizerFast",
         )
 
     def open(self, student: LoadedStudent, folder: Path) -> Runtime:
