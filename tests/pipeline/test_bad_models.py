@@ -201,11 +201,11 @@ def test_a_text_with_a_token_without_a_row_is_refused_or_skipped(
     desk.write("texts/b.txt", "other text")
     for command in ("plan", "teacher-logits"):
         line = desk.refused(command, "r.toml", "--set", 'corpus.separator="[PAD]"')
-        assert line.startswith("error: corpus.separator: contains the token '[PAD]', which the ")
+        assert line.startswith("error: corpus.separator: contains the token '[PAD]', for which ")
     desk.edit("files = [", 'files = ["texts", ')
     for command in ("plan", "teacher-logits"):
         line = desk.refused(command, "r.toml")
-        assert line.startswith("error: texts/a.txt: contains the token '[PAD]', which the tokenize")
+        assert line.startswith("error: texts/a.txt: contains the token '[PAD]', for which ")
         assert line.endswith('or skip such rows with corpus.bad_rows = "skip"')
     desk.edit("holdout", 'bad_rows = "skip"\nholdout')
     desk.done("plan", "r.toml")

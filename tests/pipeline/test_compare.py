@@ -328,9 +328,7 @@ def test_the_tables_of_a_run_with_every_export_fit_a_terminal(tmp_path: Path) ->
     lines = markdown(rows).splitlines()
     assert "| small (onnx-int8) | 926,336 " in "\n".join(lines)
     assert any(line.startswith("An export's quality") for line in lines)
-    assert (
-        "stored: not known for teacher: only a student that was trained from a store has" in below
-    )
+    assert "stored: not known for teacher: only students that were trained from a store" in below
     assert below.count("the bytes of the held-out text are not known") == 1
 
 
