@@ -109,6 +109,7 @@ def test_a_corpus_or_capture_that_does_not_fit_is_refused(desk: Desk) -> None:
         assert message in desk.refused(*LOGITS, "--set", setting)
 
 
+@pytest.mark.slow
 def test_a_missing_or_damaged_teacher_is_refused(finished: Desk) -> None:
     for folder in ("texts", "models"):
         (finished.root / folder).mkdir()

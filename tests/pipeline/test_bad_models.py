@@ -195,6 +195,7 @@ def test_a_token_that_no_text_contains_is_left_out_and_reported(desk: Desk, toke
     desk.done("export", "r", "small", "--to", "hf", "--to", "gguf-f16")
 
 
+@pytest.mark.slow
 def test_a_text_with_a_token_without_a_row_is_refused_or_skipped(
     desk: Desk, tokenizer: Any
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_whole_run_reports_each_step_once_and_ends_with_a_table(
     assert "small" in finished.done("compare", "r").stdout  # now by the run of that name
 
 
+@pytest.mark.slow
 def test_a_repeated_command_changes_nothing_and_reports_that(
     finished: Desk, first_run: Result
 ) -> None:

@@ -177,6 +177,7 @@ def test_a_changed_list_of_cuts_is_refused_by_its_first_changed_entry(deep: Desk
         assert f"students.small was trained with {message}" in line
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_hardly_used_is_reported(deep: Desk) -> None:
     setting = ("--set", 'students.small.prune={ hidden = 8, parameters = "90%" }')
     facts = json.loads(deep.done("plan", "r.toml", "--json", *setting).stdout)

@@ -298,6 +298,7 @@ def test_a_store_of_another_tokenizer_is_refused(two_runs: Desk) -> None:
     assert "different sequences: tokenizer.fingerprint: " in line
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there_or_not_whole_is_refused(two_runs: Desk) -> None:
     add_student(two_runs, '[{ logits = "none", weight = 0.5 }]')
     line = two_runs.refused("train-student", "r.toml", "--student", "mix")

@@ -118,6 +118,7 @@ def bits_per_byte(store: StoreReader, loss: float) -> float:
     return loss * store.positions / float(np.log(2)) / size
 
 
+@pytest.mark.slow
 def test_the_teacher_s_figures_come_from_the_store(store: StoreReader, saved_teacher: Path) -> None:
     found = evaluate_teacher(store)
     teacher_MV, labels_M = logits(saved_teacher, store)

@@ -61,6 +61,7 @@ def test_onnxruntime_gives_the_student_s_logits_with_and_without_a_cache(
     assert difference(logprobs(runtime), stepped_logprobs(runtime, first=1)) < 1e-5
 
 
+@pytest.mark.slow
 def test_batches_are_padded_on_the_left_with_mask_and_positions(
     exported: tuple[LoadedStudent, Path],
 ) -> None:

@@ -395,6 +395,7 @@ def test_figures_of_the_student_itself_are_those_of_its_evaluation(
     assert compared.figures["positions"] == whole.positions
 
 
+@pytest.mark.slow
 def test_distances_equal_the_dense_formulas(
     student: TorchRuntime, whole_heldout: StoreReader
 ) -> None:

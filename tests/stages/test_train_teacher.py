@@ -208,6 +208,7 @@ def test_the_loss_falls_and_both_losses_are_those_of_checkpoints(
     assert found["method"] == ("full" if corrected.lora is None else "lora")
 
 
+@pytest.mark.slow
 def test_adapters_leave_embeddings_and_norms_and_only_they_are_in_checkpoints(
     corrected: Corrected, base: Path
 ) -> None:

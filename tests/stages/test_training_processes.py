@@ -274,6 +274,7 @@ def test_an_error_in_one_process_ends_all_in_one_line(task: Any, store: StoreRea
     assert [line["step"] for line in read_metrics(poisoned.folder)] == [1]
 
 
+@pytest.mark.slow
 def test_all_processes_end_if_one_ends(task: Any, store: StoreReader) -> None:
     damaged = task("damaged", damaged=int(store.order(11, 0)[8 + 4]))
     finish(start(damaged, 2))
