@@ -197,6 +197,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_it_and_fetch_each_shard_once(tmp_path: Path, source: Source) -> None:
     log = tmp_path / "log"
     assert outputs(FETCH, source.folder, tmp_path / "c", log, count=2) == ["done\n"] * 2

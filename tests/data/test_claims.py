@@ -107,6 +107,7 @@ def test_shared_locks_exclude_exclusive_ones_and_only_the_last_deletes_the_file(
     assert not path.exists() or not has_fcntl
 
 
+@pytest.mark.slow
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "claims" / "a"
     with running(HOLD, path, line="True") as process:
@@ -144,6 +145,7 @@ def test_waiting_ends_when_the_holder_releases_the_lock(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_files_that_come_and_go_are_never_locked_twice(tmp_path: Path) -> None:
     """Holders delete the file, and its folder, while other processes open it."""
     assert outputs(CLAIM_AND_RELEASE, tmp_path, count=4) == [""] * 4

@@ -69,6 +69,7 @@ def form(request: pytest.FixtureRequest) -> tuple[str, Callable[[str], bytes]]:
     return compression, lambda text: COMPRESS[compression](made(text.replace("\n", ending)))
 
 
+@pytest.mark.slow
 def test_texts_and_records_are_read_from_every_form(
     tmp_path: Path, form: tuple[str, Callable[[str], bytes]]
 ) -> None:
@@ -151,6 +152,7 @@ def test_files_and_lines_are_not_read_before_their_turn(tmp_path: Path) -> None:
         next(documents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESS)
 def test_memory_stays_flat_over_json_lines(tmp_path: Path, compression: str) -> None:
     data = (json.dumps({"text": "x" * 10_000}) + "\n").encode() * 2_000
@@ -212,6 +214,7 @@ def test_json_that_is_not_a_list_of_records_is_refused(tmp_path: Path) -> None:
         assert "holds no records;" in refusal(tmp_path, f"a.jsonl{suffix}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESS)
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json"])
 def test_a_byte_that_is_not_utf_8_is_named_by_line_and_offset(

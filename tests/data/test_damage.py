@@ -18,6 +18,8 @@ from oracles import as_stored, numbers, random_block, whole_store
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 KINDS = list(itertools.product(sorted(STORES), sorted(CODECS)))
 BLOCK = random_block(0, 5)
 SIZES: dict[str, Any] = {"shard_sequences": 3, "block_sequences": 2}

@@ -78,6 +78,7 @@ def encoded(manifest: Manifest, block: Block, size: int) -> list[Columns]:
     return [codec.encode(part) for part in blocks_of(block, size)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_columns_equal_those_of_a_capture(tmp_path: Path, store: str) -> None:
     reader = open_store(make(tmp_path, store=store))
@@ -87,6 +88,7 @@ def test_columns_equal_those_of_a_capture(tmp_path: Path, store: str) -> None:
             assert_same_blocks(found, encoded(reader.manifest, BLOCK.take(rows), size))
 
 
+@pytest.mark.slow
 def test_columns_of_several_stores_are_joined_into_blocks(tmp_path: Path) -> None:
     one = open_store(make(tmp_path / "a"))
     other = open_store(make(tmp_path / "b", OTHER, store="zarr"))
@@ -125,6 +127,7 @@ def test_statistics_are_those_of_the_chosen_rows(tmp_path: Path) -> None:
     assert found.distortion > 0
 
 
+@pytest.mark.slow
 def test_slices_do_not_round_again_and_merged_ones_have_the_distortion_of_the_whole(
     tmp_path: Path,
 ) -> None:

@@ -21,6 +21,8 @@ from coldstill.data.formats import STORES
 from coldstill.data.schema import Targets
 from oracles import manifest_for, random_block, write_missing
 
+pytestmark = pytest.mark.slow
+
 BLOCK = random_block(0, 10)
 SOME = ("token_ids", "head_ids", "head_logprobs")
 

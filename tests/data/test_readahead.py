@@ -89,6 +89,7 @@ def windowed(store: StoreReader, epoch: int, window: int) -> Any:
     return epoch_order(5, epoch, len(store), EACH, 2, window=window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "shards"), [("arrow", 2.5), ("arrow", 4.2), ("zarr", 4.2)])
 def test_an_epoch_through_a_small_cache_is_the_same_and_fetches_each_shard_once(
     memory: Distance, near: StoreReader, fetched: Counter[str], kind: str, shards: float
@@ -109,6 +110,7 @@ def test_an_epoch_through_a_small_cache_is_the_same_and_fetches_each_shard_once(
         assert len(fetched) >= SHARDS - int(shards) if epoch else len(fetched) == SHARDS
 
 
+@pytest.mark.slow
 def test_reading_ahead_works_over_s3(s3: Distance, near: StoreReader) -> None:
     write(s3)
     limit = 8.5 * largest(near)
@@ -220,6 +222,7 @@ def test_the_thread_ends_when_all_entries_are_used(memory: Distance, near: Store
     assert settled(lambda: ours() <= before)
 
 
+@pytest.mark.slow
 def test_readers_in_threads_share_a_small_cache(
     memory: Distance, near: StoreReader, fetched: Counter[str]
 ) -> None:

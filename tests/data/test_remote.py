@@ -81,6 +81,7 @@ def read_refusal(distance: Distance) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["arrow", "zarr"])
 def test_a_remote_store_holds_the_same_bytes(far: Distance, tmp_path: Path, kind: str) -> None:
     block = BLOCK if kind == "arrow" else FEW
@@ -101,6 +102,7 @@ def test_shuffled_epochs_are_the_same_and_fetch_each_shard_once(s3: Distance, lo
     assert [s3.network.count(f"GET .*0000{i}.arrow") for i in range(3)] == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refused", "cut", "busy", "short", "flipped"])
 @pytest.mark.parametrize("what", [DATA, "GET .*manifest", r"GET .*00000\.json"])
 def test_reading_survives_network_errors(s3: Distance, kind: Any, what: str, local: Path) -> None:
@@ -110,6 +112,7 @@ def test_reading_survives_network_errors(s3: Distance, kind: Any, what: str, loc
     assert s3.network.faults[0].times == 0
 
 
+@pytest.mark.slow
 def test_slow_answers_are_awaited_and_too_slow_ones_requested_again(
     s3: Distance, monkeypatch: pytest.MonkeyPatch, local: Path
 ) -> None:
@@ -124,6 +127,7 @@ def test_slow_answers_are_awaited_and_too_slow_ones_requested_again(
     assert s3.network.count("GET .*manifest") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refused", "lost", "busy"])
 @pytest.mark.parametrize("what", ["PUT", "HEAD", r"GET .*list-type"])
 def test_writing_survives_network_errors(s3: Distance, local: Path, kind: Any, what: str) -> None:
@@ -148,6 +152,7 @@ def test_permanently_wrong_bytes_never_reach_a_reader(s3: Distance, kind: Any, l
     assert s3.network.count(record) == 3  # alike twice: that is how it is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refused", "cut", "busy"])
 def test_a_lasting_network_error_is_one_line(s3: Distance, kind: Any, local: Path) -> None:
     url = send(s3, local)
@@ -210,6 +215,7 @@ def test_an_address_that_cannot_be_opened_is_refused(
     assert place.path("shards/1") == "ftp://host/store/shards/1"
 
 
+@pytest.mark.slow
 def test_a_store_that_was_killed_at_any_request_can_be_finished(far: Distance, local: Path) -> None:
     whole = digests(local)
     changes = [(Objects, name) for name in ("write", "create", "upload", "remove")]
@@ -255,6 +261,7 @@ write_missing(sys.argv[1], manifest_for(block), block)
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_before_the_commit_record_loses_the_shard(
     s3: Distance, local: Path
 ) -> None:
@@ -269,6 +276,7 @@ def test_a_process_killed_before_the_commit_record_loses_the_shard(
     assert s3.digests() == digests(local)
 
 
+@pytest.mark.slow
 def test_a_replaced_store_is_never_read_from_old_copies(far: Distance, local: Path) -> None:
     send(far, local)
     assert_right(read_all(far))
@@ -279,6 +287,7 @@ def test_a_replaced_store_is_never_read_from_old_copies(far: Distance, local: Pa
     assert_right(read_all(far), other)
 
 
+@pytest.mark.slow
 def test_a_reader_works_after_a_fork_and_in_a_new_process(
     s3: Distance, tmp_path: Path, local: Path
 ) -> None:

@@ -85,6 +85,7 @@ def commits(path: str | Path) -> list[Commit]:
     return list(open_store(path).commits())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", KINDS, ids="-".join)
 def test_any_store_can_be_converted_to_any_other(tmp_path: Path, old: tuple[str, str]) -> None:
     path = make(tmp_path / "a", codec=old[0], store=old[1])
@@ -113,6 +114,7 @@ def with_bound(manifest: Manifest, before: Manifest) -> Manifest:
     return replace(manifest, error=bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 def test_converting_back_gives_the_same_bytes(tmp_path: Path, codec: str) -> None:
     path = make(tmp_path / "a", codec=codec)
@@ -122,6 +124,7 @@ def test_converting_back_gives_the_same_bytes(tmp_path: Path, codec: str) -> Non
     assert open_store(tmp_path / "c").manifest == open_store(path).manifest
 
 
+@pytest.mark.slow
 def test_rounded_numbers_are_not_rounded_again(tmp_path: Path) -> None:
     first = make(tmp_path / "a")
     convert(first, f"{tmp_path}/b", {"name": "compact", "levels": 31}, None)
@@ -158,6 +161,7 @@ def test_errors_add_up(tmp_path: Path) -> None:
         assert_within(everything(tmp_path / str(number + 1)), BLOCK, manifest)
 
 
+@pytest.mark.slow
 def test_statistics_stay_those_of_the_capture_except_the_distortion(tmp_path: Path) -> None:
     make(tmp_path / "a")
     convert(f"{tmp_path}/a", f"{tmp_path}/b", {"name": "compact", "levels": 31}, None)
@@ -204,6 +208,7 @@ REWRITES: dict[str, Callable[[str, str], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", list(REWRITES))
 @pytest.mark.parametrize("done", [0, 1])
 def test_a_killed_command_is_continued_with_the_same_result(
@@ -293,6 +298,7 @@ def make_store(
 OTHER_CORPUS = {"corpus.fingerprint": "5" * 64, "corpus.documents": 4}
 
 
+@pytest.mark.slow
 def test_a_merged_store_holds_all_sequences_in_the_given_order(tmp_path: Path) -> None:
     sizes = {"shard_sequences": 3, "block_sequences": 2}
     a = make_store(tmp_path / "a", BLOCK)
@@ -309,6 +315,7 @@ def test_a_merged_store_holds_all_sequences_in_the_given_order(tmp_path: Path) -
     assert found.statistics.correct == sum(s.correct for s in sums)
 
 
+@pytest.mark.slow
 def test_parts_with_other_codecs_are_converted(tmp_path: Path) -> None:
     plain = make_store(tmp_path / "plain", BLOCK)
     other = make_store(tmp_path / "other", OTHER, OTHER_CORPUS)

@@ -204,6 +204,7 @@ def farthest(targets: Targets) -> float:
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     "sizes",

@@ -44,6 +44,7 @@ def arguments(block: Block, row: int, *, without: tuple[str, ...] = ()) -> dict[
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 @pytest.mark.parametrize("store", ["arrow", "zarr"])
 def test_added_sequences_are_read_and_pass_verify(codec: str, store: str, tmp_path: Path) -> None:
@@ -135,6 +136,7 @@ def write(folder: Path, *sequences: dict[str, Any]) -> None:
             new.add(**each)
 
 
+@pytest.mark.slow
 def test_a_wrong_argument_is_one_line_and_leaves_no_store(tmp_path: Path) -> None:
     for name, (changed, expected) in WRONG.items():
         folder = tmp_path / name

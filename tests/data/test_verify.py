@@ -92,6 +92,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("store", "codec"), KINDS)
 def test_a_whole_store_has_no_problems(tmp_path: Path, store: str, codec: str) -> None:
     for name, capture in CAPTURES.items():
@@ -145,6 +146,7 @@ def test_every_file_of_the_tokenizer_is_compared_with_its_record(tmp_path: Path)
     assert problems(tmp_path) == [f"{record}: damaged: its contents do not match their seal"]
 
 
+@pytest.mark.slow
 def test_a_file_that_belongs_to_no_shard_is_found(tmp_path: Path) -> None:
     make(tmp_path)
     shards = tmp_path / "shards"
@@ -182,6 +184,7 @@ def wrong_record(root: Path, shard: int, name: str, change: Any = more) -> None:
     edit(path, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", sorted(CODECS))
 def test_a_record_of_other_sums_is_found(tmp_path: Path, codec: str) -> None:
     make(tmp_path, codec=codec)
@@ -231,6 +234,7 @@ def test_a_manifest_of_another_store_is_found(tmp_path: Path) -> None:
     assert lines[-1] == f"shard {last}: missing, and so are the {after} after it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("store", "codec"), KINDS)
 def test_a_repair_deletes_damaged_shards_and_a_writer_fills_the_gap(
     tmp_path: Path, store: str, codec: str
@@ -343,6 +347,7 @@ pytest_plugins = ("distance",)
 UNORDERED = "a sequence id that is not above the one before"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("store", "codec"), KINDS)
 def test_sequences_out_of_order_are_found(tmp_path: Path, store: str, codec: str) -> None:
     for number, (rows, wrong) in enumerate(
@@ -458,6 +463,7 @@ def test_a_shard_that_cannot_be_read_now_is_not_deleted(
     assert repair(str(tmp_path)).dropped == []
 
 
+@pytest.mark.slow
 def test_files_and_folders_that_changed_places_are_deleted(tmp_path: Path) -> None:
     make(tmp_path, store="zarr")
     path, shard = record(tmp_path, 1), tmp_path / "shards" / "00002.zarr"
@@ -483,6 +489,7 @@ def test_leftovers_of_a_crash_are_listed_and_not_a_problem(tmp_path: Path) -> No
     assert problems(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["arrow", "zarr"])
 def test_a_copy_in_the_cache_does_not_hide_a_damaged_object(
     memory: Distance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: str
@@ -525,6 +532,7 @@ def test_one_shard_is_fetched_at_a_time_and_a_local_store_is_not_copied(
     assert problems(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["lost", "busy", "denied"])
 @pytest.mark.parametrize("what", [r"GET .*00001\.arrow", r"GET .*00001\.json"])
 def test_a_network_error_is_not_damage(s3: Distance, fault: Any, what: str) -> None:

@@ -86,6 +86,7 @@ def refusal_of(context: contextlib.AbstractContextManager[Any]) -> str:
     return refusal(context.__enter__)
 
 
+@pytest.mark.slow
 def test_a_member_and_a_lone_writer_refuse_each_other_by_name(far: Distance) -> None:
     member = lease_of_another(far, f"{MEMBERS}1")
     expected = f"{far.url}/store: another process is writing this store: process 7 on far, since"
@@ -167,6 +168,7 @@ def test_a_process_that_is_joining_is_waited_for(
     joining.release()
 
 
+@pytest.mark.slow
 def test_a_lone_writer_never_writes_beside_others(memory: Distance, conditions: None) -> None:
     """In any order of writing and looking."""
     inside = {"alone": 0, "together": 0}

@@ -29,6 +29,7 @@ tokenizer = { vocabulary = 300 }
 train = { steps = 3, batch_tokens = 256 }"""
 
 
+@pytest.mark.slow
 def test_a_wrong_recipe_stops_every_command_before_it_begins(finished: Desk) -> None:
     recipe = (finished.root / "r.toml").read_text(encoding="utf-8")
     for old, new, message in (
@@ -55,6 +56,7 @@ def test_a_missing_recipe_or_a_name_that_leaves_the_folder_is_refused(desk: Desk
     assert "'../x'" in line
 
 
+@pytest.mark.slow
 def test_an_unreadable_corpus_is_refused(desk: Desk) -> None:
     answer_only = b'{"messages": [{"role": "assistant", "content": "a"}]}\n'
     cases: list[tuple[str, bytes | None, str]] = [
@@ -107,6 +109,7 @@ def test_a_corpus_or_capture_that_does_not_fit_is_refused(desk: Desk) -> None:
         assert message in desk.refused(*LOGITS, "--set", setting)
 
 
+@pytest.mark.slow
 def test_a_missing_or_damaged_teacher_is_refused(finished: Desk) -> None:
     for folder in ("texts", "models"):
         (finished.root / folder).mkdir()
@@ -171,6 +174,7 @@ def test_a_step_before_its_earlier_step_is_refused(desk: Desk) -> None:
     assert line == "error: runs/r: no student is evaluated yet; run coldstill evaluate"
 
 
+@pytest.mark.slow
 def test_an_incomplete_or_damaged_store_is_refused_and_can_be_completed(finished: Desk) -> None:
     shutil.rmtree(finished.run / "students")
     line = finished.refused("evaluate", "r.toml")
@@ -263,6 +267,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     assert "runs" in desk.refused(*LOGITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 5, 40])
 def test_a_full_disk_keeps_finished_results_and_the_command_resumes(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, after: int
@@ -291,6 +296,7 @@ def test_a_full_disk_keeps_finished_results_and_the_command_resumes(
     desk.done(*LOGITS)
 
 
+@pytest.mark.slow
 def test_a_full_disk_during_a_checkpoint_is_reported(
     finished: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def use_teacher(desk: Desk, folder: str = "teacher") -> None:
     desk.edit("[teacher]\nmodel = ", f'[teacher]\nmodel = "{folder}"\n#')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", LOST)
 def test_a_plan_refuses_weights_that_do_not_fit_the_checkpoint(
     desk: Desk, tokenizer: Any, what: str
@@ -171,6 +172,7 @@ def test_a_role_in_the_tokenizer_s_settings_counts(desk: Desk, tokenizer: Any) -
         assert "the token '<fill>' at id 320" in desk.refused(command, "r.toml")
 
 
+@pytest.mark.slow
 def test_a_token_that_no_text_contains_is_left_out_and_reported(desk: Desk, tokenizer: Any) -> None:
     def add(more: Any) -> None:
         more.add_tokens(["[PAD]"])
@@ -193,6 +195,7 @@ def test_a_token_that_no_text_contains_is_left_out_and_reported(desk: Desk, toke
     desk.done("export", "r", "small", "--to", "hf", "--to", "gguf-f16")
 
 
+@pytest.mark.slow
 def test_a_text_with_a_token_without_a_row_is_refused_or_skipped(
     desk: Desk, tokenizer: Any
 ) -> None:
@@ -201,11 +204,11 @@ def test_a_text_with_a_token_without_a_row_is_refused_or_skipped(
     desk.write("texts/b.txt", "other text")
     for command in ("plan", "teacher-logits"):
         line = desk.refused(command, "r.toml", "--set", 'corpus.separator="[PAD]"')
-        assert line.startswith("error: corpus.separator: contains the token '[PAD]', which the ")
+        assert line.startswith("error: corpus.separator: contains the token '[PAD]', for which ")
     desk.edit("files = [", 'files = ["texts", ')
     for command in ("plan", "teacher-logits"):
         line = desk.refused(command, "r.toml")
-        assert line.startswith("error: texts/a.txt: contains the token '[PAD]', which the tokenize")
+        assert line.startswith("error: texts/a.txt: contains the token '[PAD]', for which ")
         assert line.endswith('or skip such rows with corpus.bad_rows = "skip"')
     desk.edit("holdout", 'bad_rows = "skip"\nholdout')
     desk.done("plan", "r.toml")
@@ -253,6 +256,7 @@ def odd(desk: Desk, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, ran: Path) 
     return desk
 
 
+@pytest.mark.slow
 def test_model_code_never_runs_unless_it_is_allowed(odd: Desk, ran: Path) -> None:
     line = odd.refused("teacher-logits", "r.toml")
     assert line.startswith("error: teacher.model: ")
@@ -266,6 +270,7 @@ def test_model_code_never_runs_unless_it_is_allowed(odd: Desk, ran: Path) -> Non
     assert "trust_remote_code" not in odd.json("logits", "manifest.json")["teacher"]
 
 
+@pytest.mark.slow
 def test_allowed_code_runs_from_the_capture_to_the_export(odd: Desk, ran: Path) -> None:
     odd.edit("[logits]", "trust_remote_code = true\n[logits]")
     add_student(odd, "layers = [0]", "half")
@@ -291,6 +296,7 @@ def test_allowed_code_runs_from_the_capture_to_the_export(odd: Desk, ran: Path) 
     assert "teacher.trust_remote_code = true" in odd.refused("teacher-logits", "r.toml")
 
 
+@pytest.mark.slow
 def test_code_of_a_tokenizer_needs_permission_too(odd: Desk) -> None:
     path = odd.root / "odd" / "tokenizer_config.json"
     own = {"tokenizer_class": "Odd", "auto_map": {"AutoTokenizer": [None, "tokens_odd.Odd"]}}

@@ -30,6 +30,7 @@ def add_student(desk: Desk, *lines: str) -> None:
     desk.edit("[students.baseline]", f"{student}\n[students.baseline]")
 
 
+@pytest.mark.slow
 def test_an_untrainable_student_is_refused_and_can_be_corrected(finished: Desk) -> None:
     trainer = "train.trainer={%s}"
     for setting, message in (
@@ -117,6 +118,7 @@ def test_weights_that_are_zero_in_every_step_are_refused(finished: Desk) -> None
     assert [weight_at(starts_at_zero, step, 3) for step in range(3)] == [0.0, 0.5, 1.0]
 
 
+@pytest.mark.slow
 def test_wrong_weights_of_teachers_are_refused_and_zero_weights_change_nothing(
     finished: Desk,
 ) -> None:
@@ -194,6 +196,7 @@ def test_a_checkpoint_of_another_student_is_refused_with_the_key(half: Desk) -> 
         )
 
 
+@pytest.mark.slow
 def test_a_deleted_record_does_not_let_another_recipe_resume(half: Desk) -> None:
     (half.run / "students" / "small" / "student.json").unlink()
     for setting, message in (
@@ -209,6 +212,7 @@ def test_a_deleted_record_does_not_let_another_recipe_resume(half: Desk) -> None
     assert half.json("students", "small", "student.json")["seed"] == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_older_version_needs_the_record(half: Desk) -> None:
     checkpoint = json.loads(whole(half).read_text())
     assert checkpoint.pop("settings")["seed"] == 0
@@ -226,6 +230,7 @@ def test_a_checkpoint_of_an_older_version_needs_the_record(half: Desk) -> None:
     assert "resuming from step 2" in half.done(*SMALL).stderr
 
 
+@pytest.mark.slow
 def test_layers_prepared_for_another_recipe_are_refused(finished: Desk) -> None:
     start = finished.run / "students" / "n" / "start"
     shutil.copytree(finished.root / "teacher", start)
@@ -236,6 +241,7 @@ def test_layers_prepared_for_another_recipe_are_refused(finished: Desk) -> None:
     finished.done(*STUDENT, "--student", "n")
 
 
+@pytest.mark.slow
 def test_a_teachers_checkpoint_of_another_recipe_is_refused(desk: Desk) -> None:
     text = (desk.root / "r.toml").read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith("model = "))

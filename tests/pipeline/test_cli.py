@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import coldstill
+import pytest
 from click.testing import CliRunner
 from coldstill.data.errors import ColdstillError
 from coldstill.pipeline.cli import commands as cli
@@ -19,7 +20,6 @@ from coldstill.pipeline.cli.options import NEXT
 from coldstill.pipeline.cli.store import store
 
 if TYPE_CHECKING:
-    import pytest
     from click.testing import Result
     from desk import Desk
 
@@ -123,6 +123,7 @@ def test_every_error_has_its_line_and_its_exit_code(
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "zarr")
 
 
+@pytest.mark.slow
 def test_commands_that_only_read_never_load_a_deep_learning_stack(finished: Desk) -> None:
     lines = [
         "--help",

@@ -78,6 +78,7 @@ WRITING = {
 SEQUENCES = {"convert": 10, "merge": 15, "slice": 4, "shrink": 10}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITING)
 def test_a_command_prints_what_it_wrote_and_never_writes_it_twice(alone: Desk, name: str) -> None:
     result = alone.done("store", *WRITING[name])
@@ -98,6 +99,7 @@ def test_a_command_prints_what_it_wrote_and_never_writes_it_twice(alone: Desk, n
     assert result.stdout == f"wrote new: {counts}, {size / made.positions:.1f} bytes each\n"
 
 
+@pytest.mark.slow
 def test_unspecified_settings_are_kept(alone: Desk) -> None:
     compact = {"name": "compact", "levels": 127}
     cases: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
@@ -117,6 +119,7 @@ def test_unspecified_settings_are_kept(alone: Desk) -> None:
         assert store.items() <= manifest.store.items(), options
 
 
+@pytest.mark.slow
 def test_a_shrunken_store_is_smaller(alone: Desk) -> None:
     alone.done("store", *WRITING["shrink"])
     made = open_store(alone.root / "new")
@@ -125,6 +128,7 @@ def test_a_shrunken_store_is_smaller(alone: Desk) -> None:
     assert np.array_equal(found.head_ids, BLOCK.targets.head_ids[:, :2])
 
 
+@pytest.mark.slow
 def test_verify_reports_that_a_whole_store_is_whole(alone: Desk) -> None:
     before = alone.snapshot()
     for path in ("s", "t"):
@@ -143,6 +147,7 @@ def failed(desk: Desk, *arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_verify_names_damage_positions_and_missing_shards(alone: Desk) -> None:
     damage(alone, 0)
     position = misstate(alone)
@@ -182,6 +187,7 @@ def test_many_problems_are_counted_not_listed(tmp_path: Path) -> None:
     assert lines[-1].startswith("s: 29 problems, the first damage at shard 1; ")
 
 
+@pytest.mark.slow
 def test_a_repair_leaves_a_gap_that_can_be_filled(alone: Desk) -> None:
     damage(alone, 1)
     alone.write("s/shards/notes.txt", "a")
@@ -204,6 +210,7 @@ def test_a_repair_leaves_a_gap_that_can_be_filled(alone: Desk) -> None:
     assert alone.done("store", "repair", "s").stdout == "s: whole, nothing to repair\n"
 
 
+@pytest.mark.slow
 def test_an_impossible_request_is_refused_in_one_line(alone: Desk) -> None:
     for arguments, message in (
         ("verify none", "none: no manifest.json there, so not a store"),
@@ -227,6 +234,7 @@ def test_an_impossible_request_is_refused_in_one_line(alone: Desk) -> None:
             assert line.startswith("error: s/shards/00000.arrow: damaged: its checksum is not ")
 
 
+@pytest.mark.slow
 def test_wrong_usage_ends_with_status_2_and_writes_nothing(alone: Desk) -> None:
     before = alone.snapshot()
     for line in (

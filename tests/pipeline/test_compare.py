@@ -76,6 +76,7 @@ def test_every_figure_is_printed_as_json_and_written_beside_the_run(finished: De
     assert all(": not known for " in line for line in missing)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_missing_or_other_store_is_not_known(finished: Desk) -> None:
     note = "evaluate small: the size of what it was trained from is not known: runs/r/logits"
     shutil.rmtree(finished.run / "logits")
@@ -90,6 +91,7 @@ def test_the_size_of_a_missing_or_other_store_is_not_known(finished: Desk) -> No
     assert " - " in finished.done("compare", "r.toml").stdout
 
 
+@pytest.mark.slow
 def test_figures_of_an_older_version_are_compared_and_measured_again(finished: Desk) -> None:
     paths = [*finished.run.glob("students/*/evaluation.json")]
     paths.append(finished.run / "teacher.evaluation.json")
@@ -142,6 +144,7 @@ def test_models_of_several_runs_are_named_by_run_and_sorted_together(room: Desk)
     assert [row["name"] for row in rows[1:]] == ["runs/a/small", "else/a/small", "runs/a/alone"]
 
 
+@pytest.mark.slow
 def test_every_teacher_has_its_row_and_other_stores_are_warned_of(room: Desk) -> None:
     strange = "x\x1b[31m\u202e|y"
     shutil.copytree(room.root / "runs" / "b", room.root / "runs" / strange)
@@ -247,6 +250,7 @@ def test_damaged_figures_of_an_export_are_refused(room: Desk) -> None:
         assert line.endswith("run coldstill export")
 
 
+@pytest.mark.slow
 def test_a_copied_run_is_identified_by_its_folder(finished: Desk) -> None:
     (finished.root / "r.toml").unlink()
     copy = finished.root / "runs" / "copy"
@@ -328,9 +332,7 @@ def test_the_tables_of_a_run_with_every_export_fit_a_terminal(tmp_path: Path) ->
     lines = markdown(rows).splitlines()
     assert "| small (onnx-int8) | 926,336 " in "\n".join(lines)
     assert any(line.startswith("An export's quality") for line in lines)
-    assert (
-        "stored: not known for teacher: only a student that was trained from a store has" in below
-    )
+    assert "stored: not known for teacher: only students that were trained from a store" in below
     assert below.count("the bytes of the held-out text are not known") == 1
 
 

@@ -150,6 +150,7 @@ def test_the_best_student_of_a_column_is_marked_if_figures_compare(tmp_path: Pat
     assert best(rows[:2]) == set()
 
 
+@pytest.mark.slow
 def test_the_page_is_a_single_file_and_a_plot_can_be_a_file(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "a", STUDENTS)
     text = html_of(folder, write_run(tmp_path, "b", [SMALL]))

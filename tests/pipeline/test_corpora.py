@@ -78,6 +78,7 @@ def captured(
     return copy
 
 
+@pytest.mark.slow
 def test_a_store_does_not_resume_from_another_corpus(
     captured: Callable[[Path], Desk], tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def chatting(desk: Desk, teacher_folder: Path) -> Desk:
     return desk
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_learned_are_refused_or_skipped(chatting: Desk) -> None:
     assert chatting.refused(*LOGITS) == (
         "error: rows.jsonl:6: the chat template cannot render this chat: tools; repair it, or skip "
@@ -151,6 +153,7 @@ def test_rows_that_cannot_be_learned_are_refused_or_skipped(chatting: Desk) -> N
     )
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_an_end_of_text_needs_a_separator(
     desk: Desk, teacher_folder: Path
 ) -> None:
@@ -270,6 +273,7 @@ KINDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_skipped_rows_and_unused_columns_are_reported_once(tools: Desk) -> None:
     rows = conversations(30)
     rows[4]["score"] = 1

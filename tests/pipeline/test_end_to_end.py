@@ -33,6 +33,7 @@ tokenizer = { vocabulary = 300 }
 train = { steps = 3, batch_tokens = 256 }"""
 
 
+@pytest.mark.slow
 def test_a_whole_run_reports_each_step_once_and_ends_with_a_table(
     first_run: Result, finished: Desk
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_whole_run_reports_each_step_once_and_ends_with_a_table(
     assert "small" in finished.done("compare", "r").stdout  # now by the run of that name
 
 
+@pytest.mark.slow
 def test_a_repeated_command_changes_nothing_and_reports_that(
     finished: Desk, first_run: Result
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_repeated_command_changes_nothing_and_reports_that(
     assert written <= {f"runs/r/comparison.{kind}" for kind in ("json", "md", "html")}
 
 
+@pytest.mark.slow
 def test_a_new_teacher_is_trained_once_and_captured(desk: Desk) -> None:
     recipe = (desk.root / "r.toml").read_text(encoding="utf-8")
     start, end = recipe.index("model = "), recipe.index("[logits]")
@@ -129,6 +132,7 @@ def test_a_new_teacher_is_trained_once_and_captured(desk: Desk) -> None:
     assert desk.snapshot() == before
 
 
+@pytest.mark.slow
 def test_stage_two_never_needs_the_teacher_or_the_corpus(finished: Desk) -> None:
     before = finished.json("students", "small", "evaluation.json")["positions"]
     shutil.rmtree(finished.run / "heldout")
@@ -148,6 +152,7 @@ def test_stage_two_never_needs_the_teacher_or_the_corpus(finished: Desk) -> None
     assert all(0 < row["positions"] < before for row in rows)  # of the new held-out store
 
 
+@pytest.mark.slow
 def test_a_variant_is_another_student_of_the_same_store(finished: Desk) -> None:
     before = finished.snapshot()
     change = ("--student", "small2", "--set", "students.small.train.learning_rate=2e-3")
@@ -184,6 +189,7 @@ def test_a_runs_folder_is_a_recipe_from_any_working_directory(
     assert list(elsewhere.root.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chats", "completions"])
 def test_only_answers_of_chats_and_completions_are_learned(
     desk: Desk, teacher_folder: Path, kind: str
@@ -218,6 +224,7 @@ def test_only_answers_of_chats_and_completions_are_learned(
     assert desk.json("comparison.json")[0]["positions"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name
 )
@@ -253,6 +260,7 @@ def test_a_stopped_capture_resumes_with_the_same_result(
     assert resumed == at_once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name
 )

@@ -28,6 +28,7 @@ EXPORTS = ("students", "small", "exports")
 HF = ("export", "r.toml", "small", "--to", "hf")
 
 
+@pytest.mark.slow
 def test_an_export_is_checked_recorded_and_kept(finished: Desk) -> None:
     result = finished.done(*HF, "--to", "hf", "--json")  # named twice, written once
     folder = finished.run.joinpath(*EXPORTS, "hf")
@@ -96,6 +97,7 @@ def test_an_export_is_checked_recorded_and_kept(finished: Desk) -> None:
     assert "delete that folder to export it again" in line
 
 
+@pytest.mark.slow
 def test_another_folder_holds_only_exports_of_this_student(finished: Desk) -> None:
     away = ("--output", "away")
     baseline = ("export", "r.toml", "baseline", "--to", "hf", *away)
@@ -149,6 +151,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(form, "write", spoilt)
 
 
+@pytest.mark.slow
 def test_wrong_weights_are_refused_and_leave_only_folders_that_existed(
     finished: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +171,7 @@ def test_wrong_weights_are_refused_and_leave_only_folders_that_existed(
     assert mine.exists()
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing_after_the_next_one(
     finished: Desk, processes: Processes
 ) -> None:
@@ -229,6 +233,7 @@ def test_a_missing_extra_is_named_with_its_command(
         assert line == expected
 
 
+@pytest.mark.slow
 def test_a_wrong_graph_is_found(finished: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -251,6 +256,7 @@ def test_a_wrong_graph_is_found(finished: Desk, monkeypatch: pytest.MonkeyPatch)
     assert "KL " in line
 
 
+@pytest.mark.slow
 def test_a_gguf_file_records_who_checked_it(finished: Desk) -> None:
     pytest.importorskip("gguf")
     result = finished.done("export", "r.toml", "small", "--to", "gguf-q8_0")
@@ -273,6 +279,7 @@ def test_a_gguf_file_records_who_checked_it(finished: Desk) -> None:
     assert "students.small: cannot be written as gguf-f16: a 'llama' model with the " in line
 
 
+@pytest.mark.slow
 def test_a_failed_export_does_not_stop_the_others(
     finished: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

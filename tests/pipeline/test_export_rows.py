@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from desk import Desk
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("desk",)
 
 QUALITY = (

@@ -189,6 +189,7 @@ def test_an_address_is_inspected_like_a_folder() -> None:
     assert store["manifest"]["tokenizer"]["size"] == VOCABULARY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 @pytest.mark.parametrize("store", list(STORES))
 def test_one_shard_is_shown_as_part_of_its_store(tmp_path: Path, store: str, codec: str) -> None:
@@ -208,6 +209,7 @@ def test_one_shard_is_shown_as_part_of_its_store(tmp_path: Path, store: str, cod
     assert "this shard  2: sequences 8 to 9; all lines below are about it alone" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 @pytest.mark.parametrize("store", list(STORES))
 def test_a_shard_without_a_manifest_shows_its_columns(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from coldstill.data.schema import Block
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("browser", "desk")
 
 HOVERED = ".text .t:not(.none)"

@@ -18,6 +18,8 @@ from reported import report_facts
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("browser",)
 
 NAMES = ["small", "bare", *(f"variant-{i}" for i in range(8))]

@@ -46,6 +46,7 @@ def rows(measured: Any) -> dict[tuple[int, int, str], Any]:
     return {(row["head"], row["tail"], row["codec"]): row for row in measured["captures"]}
 
 
+@pytest.mark.slow
 def test_a_pilot_measures_captures_and_recommends_one(first_pilot: tuple[Desk, str]) -> None:
     desk, output = first_pilot
     measured = desk.json("pilot.json")
@@ -123,6 +124,7 @@ def test_a_later_plan_uses_the_pilot_s_figures(piloted: Desk) -> None:
     assert other["hours"]["teacher-logits"] is None
 
 
+@pytest.mark.slow
 def test_a_capture_is_about_as_large_as_the_pilot_estimated(piloted: Desk) -> None:
     expected = rows(piloted.json("pilot.json"))[4, 4, "plain"]["bytes_per_position"]
     piloted.done("teacher-logits", "r.toml", "--set", "logits.codec=plain")

@@ -52,6 +52,7 @@ def block_of(desk: Desk) -> Block:
     return store.read(np.arange(len(store)))
 
 
+@pytest.mark.slow
 def test_torchrun_makes_the_store_that_one_process_makes(desk: Desk, whole: Desk) -> None:
     plain = (*SMALL, "--set", "logits.codec=plain")
     ended = desk.torchrun("teacher-logits", "r.toml", *plain)
@@ -63,6 +64,7 @@ def test_torchrun_makes_the_store_that_one_process_makes(desk: Desk, whole: Desk
     assert shards(desk) == shards(whole)
 
 
+@pytest.mark.slow
 def test_a_teacher_in_slices_gives_the_targets_of_the_whole_one(desk: Desk, whole: Desk) -> None:
     sliced = (*SMALL, "--set", "teacher.tensor_parallel=true", "--set", "logits.codec=plain")
     ended = desk.torchrun("teacher-logits", "r.toml", *sliced)
@@ -75,6 +77,7 @@ def test_a_teacher_in_slices_gives_the_targets_of_the_whole_one(desk: Desk, whol
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["cpu", "auto"])
 def test_a_teacher_on_several_devices_gives_the_same_store(
     desk: Desk, whole: Desk, place: str
@@ -86,6 +89,7 @@ def test_a_teacher_on_several_devices_gives_the_same_store(
     assert "has both 'tensor_parallel' and 'device_map'" in desk.refused("plan", "r.toml", *both)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_a_teacher_runs_in_half_precision_with_any_attention(
@@ -106,6 +110,7 @@ def test_slices_need_several_processes(desk: Desk) -> None:
     assert not (desk.run / "logits").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_a_compiled_teacher_gives_the_same_targets(desk: Desk) -> None:
     few = (*SMALL, "--set", "logits.sequences=8", "--set", "evaluation.sequences=4")
@@ -141,6 +146,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 def test_torchrun_trains_the_student_that_one_process_trains(finished: Desk, sharded: bool) -> None:
     settings = ["--set", "students.n.train.steps=5"]
@@ -167,6 +173,7 @@ def test_torchrun_trains_the_student_that_one_process_trains(finished: Desk, sha
     assert not list(finished.run.rglob(".training"))
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time_trains_a_student(finished: Desk) -> None:
     new = ("train-student", "r.toml", "--student", "n", "--set", "students.small.train.steps=2")
     folder = finished.run / "students" / "n"
@@ -202,6 +209,7 @@ def losses(desk: Desk) -> list[Any]:
     return [json.loads(line)["loss"] for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_with_its_stores_use_remote_stores_makes_the_same_students(
     finished: Desk, s3: Distance
 ) -> None:
@@ -232,6 +240,7 @@ def test_a_run_with_its_stores_use_remote_stores_makes_the_same_students(
     assert f"{s3.url}/logits" in shown
 
 
+@pytest.mark.slow
 def test_missing_and_other_remote_stores_are_refused(desk: Desk, memory: Distance) -> None:
     use_remote_stores(desk, memory)
     line = desk.refused("train-student", "r.toml")

@@ -154,6 +154,7 @@ def on_a_terminal(processes: Processes, desk: Desk, *arguments: str) -> tuple[st
     return output.decode(), processes.end()
 
 
+@pytest.mark.slow
 def test_a_real_terminal_gets_bars_and_whole_lines(desk: Desk, processes: Processes) -> None:
     output, code = on_a_terminal(
         processes, desk, "teacher-logits", "r.toml", "--set", "logits.sequences=8"
@@ -387,6 +388,7 @@ def starts(output: str) -> Iterator[str]:
             yield found[1]
 
 
+@pytest.mark.slow
 def test_every_command_reports_the_start_of_its_stages(desk: Desk) -> None:
     assert set(PHASES["run"]) <= set(starts(desk.done("run", "r.toml").stderr))
     for name, command in COMMANDS.items():

@@ -93,6 +93,7 @@ def deep(_captured: Desk, tmp_path: Path) -> Desk:
     return type(_captured)(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_student_is_pruned_shown_trained_and_measured(deep: Desk) -> None:
     plan = json.loads(deep.done("plan", "r.toml", "--json").stdout)
     result = deep.done("prune-student", "r.toml", "--student", "small")
@@ -130,6 +131,7 @@ def test_a_student_is_pruned_shown_trained_and_measured(deep: Desk) -> None:
     assert "students.small was trained with student.prune.layers = None, now 2;" in line
 
 
+@pytest.mark.slow
 def test_a_variant_is_cut_twice_and_trained_twice(deep: Desk) -> None:
     setting = "students.small.prune=[{ layers = 2 }, { kv_heads = 1, hidden = 16 }]"
     plan = json.loads(deep.done("plan", "r.toml", "--json", "--set", setting).stdout)
@@ -158,6 +160,7 @@ def test_a_variant_is_cut_twice_and_trained_twice(deep: Desk) -> None:
     assert "layers kept" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_changed_list_of_cuts_is_refused_by_its_first_changed_entry(deep: Desk) -> None:
     def setting(cuts: str) -> tuple[str, ...]:
         return ("--student", "small", "--set", f"students.small.prune={cuts}")
@@ -174,6 +177,7 @@ def test_a_changed_list_of_cuts_is_refused_by_its_first_changed_entry(deep: Desk
         assert f"students.small was trained with {message}" in line
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_hardly_used_is_reported(deep: Desk) -> None:
     setting = ("--set", 'students.small.prune={ hidden = 8, parameters = "90%" }')
     facts = json.loads(deep.done("plan", "r.toml", "--json", *setting).stdout)
@@ -194,6 +198,7 @@ def test_a_budget_that_is_hardly_used_is_reported(deep: Desk) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_impossible_sizes_change_nothing_and_stop_the_plan_too(deep: Desk) -> None:
     for setting, message in (
         ("prune.heads=3", "students.small.prune: heads = 3 cannot be divided among 2 key-value"),
@@ -208,6 +213,7 @@ def test_impossible_sizes_change_nothing_and_stop_the_plan_too(deep: Desk) -> No
             assert message in line, command
 
 
+@pytest.mark.slow
 def test_students_that_are_not_pruned_and_other_settings_are_refused(deep: Desk) -> None:
     line = deep.refused("prune-student", "r.toml", "--student", "baseline")
     assert line == (

@@ -118,6 +118,7 @@ def test_students_that_are_missing_or_not_evaluated_are_named(finished: Desk) ->
     assert line.startswith("error: nowhere: no recipe file, no run folder and no built-in recipe")
 
 
+@pytest.mark.slow
 def test_texts_are_generated_once_and_again_only_after_a_change(
     finished: Desk, loaded: list[str]
 ) -> None:

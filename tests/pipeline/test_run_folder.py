@@ -86,6 +86,7 @@ def variant(desk: Desk, name: str, *settings: str) -> None:
     desk.done(*STUDENT, "--student", name, *options)
 
 
+@pytest.mark.slow
 def test_students_of_earlier_commands_stay_in_the_record(finished: Desk) -> None:
     variant(finished, "a", "students.small.train.steps=1")
     variant(finished, "b", "students.small.objective.cross_entropy=0.5")
@@ -102,6 +103,7 @@ def test_students_of_earlier_commands_stay_in_the_record(finished: Desk) -> None
         assert table | {"train": table["train"] | {"seed": 0}} == made
 
 
+@pytest.mark.slow
 def test_an_edited_student_and_an_older_record_stay_as_they_were_trained(finished: Desk) -> None:
     path = finished.run / "students" / "small" / "student.json"
     record = json.loads(path.read_text())
@@ -120,6 +122,7 @@ def test_an_edited_student_and_an_older_record_stay_as_they_were_trained(finishe
     finished.done("train-student", "runs/r", "--all")
 
 
+@pytest.mark.slow
 def test_a_student_of_another_seed_has_it_in_the_record_and_the_run_keeps_its_own(
     finished: Desk,
 ) -> None:
@@ -135,6 +138,7 @@ def test_a_student_of_another_seed_has_it_in_the_record_and_the_run_keeps_its_ow
     assert "students.a was trained with seed = 5, now 0; " in line
 
 
+@pytest.mark.slow
 def test_an_invalid_record_of_a_student_is_ignored(finished: Desk) -> None:
     before = resolved(finished)["students"]["small"]
     folders = [finished.run / "students" / name for name in ("small", "strange (copy)", "unknown")]
@@ -169,6 +173,7 @@ def test_records_are_written_one_after_the_other(finished: Desk) -> None:
 EXAMPLE = Path(coldstill.__file__).parent / "pipeline" / "examples" / "run_a_recipe.py"
 
 
+@pytest.mark.slow
 def test_the_example_runs_a_recipe_from_its_first_step(desk: Desk) -> None:
     settings = ("students.small.train.steps=2", "evaluation.sequences=4", "logits.sequences=8")
     result = subprocess.run(
@@ -193,6 +198,7 @@ def test_the_example_runs_a_recipe_from_its_first_step(desk: Desk) -> None:
     assert f"model in {Path('out') / 'r' / 'students' / 'small' / 'model'}" in result.stdout
 
 
+@pytest.mark.slow
 def test_steps_return_paths_and_results_and_print_nothing(
     finished: Desk, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +235,7 @@ def test_steps_return_paths_and_results_and_print_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_commands_print_the_next_command_with_the_same_options(finished: Desk) -> None:
     shorter = ("--set", "students.small.train.steps=1", "--student", "new")
     result = finished.done("train-student", "r.toml", *shorter)

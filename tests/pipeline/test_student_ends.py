@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from desk import Desk
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("desk",)
 
 STOP = "<|stop|>"

@@ -96,6 +96,7 @@ def deep(desk: Desk, tokenizer: Any) -> Desk:
     return desk
 
 
+@pytest.mark.slow
 def test_a_student_of_layers_is_trained_compared_and_made_once(deep: Desk, tokenizer: Any) -> None:
     deep.done("train-student", "r.toml", "--student", "small")
     config = deep.json("students", "small", "model", "config.json")
@@ -117,6 +118,7 @@ def test_a_student_of_layers_is_trained_compared_and_made_once(deep: Desk, token
     deep.done("evaluate", "r.toml")
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_an_ordinary_checkpoint(deep: Desk) -> None:
     deep.edit("layers = { every = 2 }", "layers = [0, 3]\nlora = { rank = 2 }")
     result = deep.done("train-student", "r.toml", "--student", "small")
@@ -129,6 +131,7 @@ def test_adapters_are_merged_into_an_ordinary_checkpoint(deep: Desk) -> None:
     assert 0 < float(moved) < 0.1
 
 
+@pytest.mark.slow
 def test_a_plan_counts_students_before_they_are_made(deep: Desk) -> None:
     deep.edit('[students.baseline]\nlike = "small"', '[students.baseline]\nlike = "small"\n'
               'model = "teacher"\nlora = { rank = 4 }')  # fmt: skip
@@ -222,6 +225,7 @@ def train(desk: Desk) -> Result:
     return desk.done("train-student", "r.toml", "--student", "mix")
 
 
+@pytest.mark.slow
 def test_two_teachers_are_mixed_by_weight(two_runs: Desk) -> None:
     for number, name in enumerate(
         ("runs/o/logits", "runs/o", "o", f"file://{two_runs.root}/runs/o/logits")
@@ -243,6 +247,7 @@ def test_two_teachers_are_mixed_by_weight(two_runs: Desk) -> None:
     assert evaluated["heldout"] == small["heldout"]
 
 
+@pytest.mark.slow
 def test_a_student_that_is_trained_stays_and_a_changed_store_is_refused(two_runs: Desk) -> None:
     add_student(two_runs, f"[{OTHER}]")
     train(two_runs)
@@ -260,6 +265,7 @@ def test_a_student_that_is_trained_stays_and_a_changed_store_is_refused(two_runs
     assert "students.mix was trained with " in line
 
 
+@pytest.mark.slow
 def test_a_store_of_other_sequences_is_refused_before_anything_is_trained(two_runs: Desk) -> None:
     shutil.rmtree(two_runs.run / "students" / "small")
     add_student(two_runs, f"[{OTHER}]")
@@ -275,6 +281,7 @@ def test_a_store_of_other_sequences_is_refused_before_anything_is_trained(two_ru
         assert message in line
 
 
+@pytest.mark.slow
 def test_a_store_of_another_tokenizer_is_refused(two_runs: Desk) -> None:
     files = [two_runs.root / "second" / name for name in ("tokenizer.json", "vocab.json")]
     text = files[0].read_text(encoding="utf-8")
@@ -291,6 +298,7 @@ def test_a_store_of_another_tokenizer_is_refused(two_runs: Desk) -> None:
     assert "different sequences: tokenizer.fingerprint: " in line
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there_or_not_whole_is_refused(two_runs: Desk) -> None:
     add_student(two_runs, '[{ logits = "none", weight = 0.5 }]')
     line = two_runs.refused("train-student", "r.toml", "--student", "mix")

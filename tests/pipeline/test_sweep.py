@@ -172,6 +172,7 @@ def trained(output: str) -> list[str]:
     return [line.removeprefix("train-student ").partition(":")[0] for line in lines]
 
 
+@pytest.mark.slow
 def test_a_grid_is_trained_measured_listed_by_loss_and_resumed(finished: Desk) -> None:
     before = weights(finished, "small")
     result = finished.done(*SWEEP, *RATES, *STEPS)
@@ -217,6 +218,7 @@ def test_a_grid_is_trained_measured_listed_by_loss_and_resumed(finished: Desk) -
     assert trained(result.stderr) == ["small", "small-seed-1"]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_at_its_last_point(finished: Desk, processes: Processes) -> None:
     grid = ("--grid", f"{TRAIN}.steps=2,12,4")
     students = finished.run / "students"
@@ -240,6 +242,7 @@ def resolved(desk: Desk) -> dict[str, Any]:
     return students
 
 
+@pytest.mark.slow
 def test_two_students_are_swept_independently(finished: Desk) -> None:
     objective = "students.baseline.objective.cross_entropy=1,0.5"
     schedule = f"{TRAIN}.schedule=cosine,linear"
@@ -310,6 +313,7 @@ def test_a_point_with_the_name_of_another_student_is_refused(finished: Desk) -> 
     assert [line.split()[0] for line in output.splitlines()] == ["small-steps-2", "small"]
 
 
+@pytest.mark.slow
 def test_points_with_other_settings_are_refused_with_the_remedy(finished: Desk) -> None:
     finished.done(*SWEEP, "--grid", f"{TRAIN}.steps=2")
     other = ("--set", f"{TRAIN}.warmup=0.5", "--grid", f"{TRAIN}.steps=2")
@@ -320,6 +324,7 @@ def test_points_with_other_settings_are_refused_with_the_remedy(finished: Desk) 
     assert trained(result.stderr) == ["small-steps-2-train.warmup-0.5"]
 
 
+@pytest.mark.slow
 def test_a_diverged_point_is_left_out_and_the_others_are_trained(finished: Desk) -> None:
     line = "train = { steps = 3, batch_tokens = 256, warmup = 0.0, gradient_clip = 0.0, trainer = {"
     finished.edit("[students.baseline]", "[students.sgd]\nlike = 'small'\n"
@@ -343,6 +348,7 @@ def test_a_diverged_point_is_left_out_and_the_others_are_trained(finished: Desk)
     assert "error: train-student x: step 2: the " in finished.coldstill(*by_hand).stderr
 
 
+@pytest.mark.slow
 def test_a_run_makes_each_of_its_students_again_from_its_own_recipe(finished: Desk) -> None:
     """Points of a sweep and variants made by hand, one with another seed, and no recipe file."""
     finished.done(*SWEEP, *RATES)

@@ -29,6 +29,7 @@ def tasks_of(desk: Desk, student: str = "small") -> dict[str, Any]:
     return {r["task"]: r for r in desk.json("students", student, "tasks.json")}
 
 
+@pytest.mark.slow
 def test_all_trained_students_run_all_tasks_once(finished: Desk) -> None:
     folder = finished.root / "tasks"
     write_task(folder, "quiz", QUIZ, quiz())

@@ -47,6 +47,7 @@ def corrected(desk: Desk, teacher_folder: Path) -> Desk:
     return desk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["", LORA], ids=["full", "lora"])
 def test_a_corrected_teacher_is_captured_and_trained_once(corrected: Desk, lora: str) -> None:
     corrected.edit(TRAIN, f"{TRAIN}\n{lora}")
@@ -79,6 +80,7 @@ def test_a_corrected_teacher_is_captured_and_trained_once(corrected: Desk, lora:
     assert "made differently: teacher." in corrected.refused("teacher-logits", "r.toml")
 
 
+@pytest.mark.slow
 def test_a_correction_with_other_settings_is_refused_naming_the_setting(corrected: Desk) -> None:
     few = ("--set", "teacher.train.steps=2")
     corrected.done("train-teacher", "r.toml", *few)
@@ -115,6 +117,7 @@ def test_a_run_with_stores_of_the_uncorrected_teacher_is_refused(
     )
 
 
+@pytest.mark.slow
 def test_an_impossible_correction_is_refused(
     corrected: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +145,7 @@ def test_an_impossible_correction_is_refused(
         assert line.endswith("which is not installed; pip install 'coldstill[lora]'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["", LORA], ids=["full", "lora"])
 def test_a_killed_correction_resumes_with_the_same_result(
     corrected: Desk, processes: Processes, lora: str
@@ -195,6 +199,7 @@ def asked(desk: Desk) -> Desk:
     return desk
 
 
+@pytest.mark.slow
 def test_answers_are_cached_with_the_teachers_log_probabilities(
     asked: Desk, teacher_folder: Path
 ) -> None:
@@ -229,6 +234,7 @@ def test_answers_are_cached_with_the_teachers_log_probabilities(
     assert place == len(block.targets)
 
 
+@pytest.mark.slow
 def test_a_killed_capture_gives_the_same_answers(asked: Desk, processes: Processes) -> None:
     small = ("--set", "logits.shard_tokens=96", "--set", "logits.batch_tokens=64")
     second = asked.run / "logits" / "shards" / "00001.json"
@@ -245,6 +251,7 @@ def test_a_killed_capture_gives_the_same_answers(asked: Desk, processes: Process
     assert shards() == resumed
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_the_answers_and_other_settings_are_refused(asked: Desk) -> None:
     printed = asked.done("run", "r.toml").stdout
     assert sorted(models_of(printed)) == ["baseline", "small", "teacher"]

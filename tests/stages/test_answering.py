@@ -49,6 +49,7 @@ def answers(head: OutputHead, asked: Sequences, answering: Answering | None) -> 
     return [tokens.tolist() for tokens in found.tokens]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_answers_equal_those_of_each_prompt_alone(name: str) -> None:
     model = bordered(name)

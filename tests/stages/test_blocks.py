@@ -52,6 +52,7 @@ def names(folder: Path) -> set[str]:
     return set(load_file(folder / "model" / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_bf16_learns_about_the_same_and_keeps_fp32_weights(
     store: StoreReader, plain: list[float], tmp_path: Path
 ) -> None:
@@ -62,6 +63,7 @@ def test_bf16_learns_about_the_same_and_keeps_fp32_weights(
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_checkpointing_changes_no_loss(
     family: str, store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,6 +98,7 @@ def count_forwards(monkeypatch: pytest.MonkeyPatch, family: str) -> list[Any]:
     return computed
 
 
+@pytest.mark.slow
 def test_checkpointing_works_with_frozen_weights(
     store: StoreReader, base: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +125,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Any:
     return torch._dynamo.utils.counters
 
 
+@pytest.mark.slow
 @quiet_trace
 def test_compiled_blocks_give_the_same_losses_and_an_ordinary_checkpoint(
     store: StoreReader,
@@ -151,6 +155,7 @@ def test_compiled_blocks_give_the_same_losses_and_an_ordinary_checkpoint(
     assert set(load_file(checkpoint)) == ordinary
 
 
+@pytest.mark.slow
 @quiet_trace
 def test_a_real_compiler_gives_the_same_loss(
     store: StoreReader, plain: list[float], tmp_path: Path
@@ -159,6 +164,7 @@ def test_a_real_compiler_gives_the_same_loss(
     assert learn(store, tmp_path, compile=True, steps=1) == pytest.approx(plain[:1], rel=1e-4)
 
 
+@pytest.mark.slow
 @quiet_trace
 def test_all_options_work_together(
     store: StoreReader, base: Path, tmp_path: Path, traced: Any

@@ -19,6 +19,8 @@ from small_runs import LENGTH, SmallCorpus, capture_store, plan_capture
 if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
 
+pytestmark = pytest.mark.slow
+
 
 CAPTURE = Capture(head=6, tail=5, seed=3)
 SIZES: dict[str, Any] = {"shard_tokens": LENGTH * 2, "batch_tokens": LENGTH, "codec": "compact"}

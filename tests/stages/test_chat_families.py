@@ -111,6 +111,7 @@ def spoken(message: dict[str, Any]) -> list[str]:
     return [content, *(text for c in calls for text in (c["name"], *c["arguments"].values()))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_assistants_turns_are_learned_with_every_template(
     name: str, tokenizer_folder: Path

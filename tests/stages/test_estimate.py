@@ -65,6 +65,7 @@ def test_the_estimate_of_a_small_corpus_is_exact(tmp_path: Path, chatting: Path,
         assert counts == (record.sequences, record.tokens, record.positions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "packed"), [("texts", False), ("prompts", True)])
 def test_a_large_corpus_is_estimated_from_a_sample(
     tmp_path: Path, chatting: Path, kind: str, packed: bool

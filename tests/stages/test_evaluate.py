@@ -64,6 +64,7 @@ def logits(folder: Path, store: StoreReader) -> tuple[torch.Tensor, torch.Tensor
     return logits_MV.double(), labels_M
 
 
+@pytest.mark.slow
 def test_a_student_s_figures_equal_those_of_dense_logits(
     store: StoreReader, saved_teacher: Path, student: Path
 ) -> None:
@@ -117,6 +118,7 @@ def bits_per_byte(store: StoreReader, loss: float) -> float:
     return loss * store.positions / float(np.log(2)) / size
 
 
+@pytest.mark.slow
 def test_the_teacher_s_figures_come_from_the_store(store: StoreReader, saved_teacher: Path) -> None:
     found = evaluate_teacher(store)
     teacher_MV, labels_M = logits(saved_teacher, store)
@@ -135,6 +137,7 @@ def test_the_teacher_s_figures_come_from_the_store(store: StoreReader, saved_tea
     assert found.weights == store.manifest.teacher.fingerprint
 
 
+@pytest.mark.slow
 def test_the_teacher_as_a_student_has_the_same_figures(
     store: StoreReader, saved_teacher: Path
 ) -> None:
@@ -155,6 +158,7 @@ def test_the_teacher_as_a_student_has_the_same_figures(
         assert one.memory_bytes == pytest.approx(other.memory_bytes, rel=0.5, abs=4e6)
 
 
+@pytest.mark.slow
 def test_sampled_targets_give_the_same_figures_on_average(
     corpus: SmallCorpus, store: StoreReader, saved_teacher: Path, student: Path, tmp_path: Path
 ) -> None:
@@ -172,6 +176,7 @@ def test_sampled_targets_give_the_same_figures_on_average(
     assert evaluate_student("small", student, cut).acceptance < 0.8 * exact.acceptance
 
 
+@pytest.mark.slow
 def test_a_student_of_another_family_is_evaluated(
     store: StoreReader, tokenizer: Any, tmp_path: Path
 ) -> None:

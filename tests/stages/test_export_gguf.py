@@ -42,6 +42,7 @@ needs_llama_cpp = pytest.mark.skipif(
 EVERY = ("llama-tied", *ARCHITECTURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", gguf_format.READER_FAMILIES)
 def test_the_reader_gives_the_student_s_logits(
     family: str, tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

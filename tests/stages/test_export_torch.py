@@ -268,6 +268,7 @@ def test_the_last_position_alone_has_the_same_logits(
     np.testing.assert_allclose(end[-1], whole[-1], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "gpt_neox"])
 def test_torchao_int8_is_close_to_the_student_in_a_quarter_of_the_bytes(
     family: str, tokenizer: Any, tmp_path: Path

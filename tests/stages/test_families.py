@@ -16,6 +16,8 @@ from families import FAMILIES, STEPS, WORKS, walk
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 ALL = os.environ.get("COLDSTILL_FAMILIES") == "all"
 USUAL = ("gpt2", "opt", "bloom", "falcon", "gpt_neo", "gptj", "llama", "mistral", "phi", "qwen2",
          "qwen3", "gemma2", "olmo2", "stablelm")  # fmt: skip

@@ -41,6 +41,7 @@ def store(
     return capture_store(corpus, teacher_folder, tmp_path_factory.mktemp("run") / "logits", CAPTURE)
 
 
+@pytest.mark.slow
 def test_labels_are_the_tokens_after_the_positions(store: StoreReader) -> None:
     """In the padded batch itself: at a position stands what is read, after it the label."""
     rows = StoreDataset(store).__getitems__([5, 0, 7, 2])
@@ -122,6 +123,7 @@ def steps_of(
 SHAPES = [(1, 1, 4), (1, 4, 1), (2, 1, 2), (2, 2, 1), (4, 1, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "passes", "micro"), SHAPES)
 @pytest.mark.parametrize("sequences", [23, 24, 3])
 def test_every_sequence_is_used_once_per_epoch_by_any_number_of_processes(
@@ -194,6 +196,7 @@ def batches(store: Any, workers: int) -> list[Any]:
     return list(loader)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_workers_read_the_same_batches_and_share_what_is_fetched(
     s3: Distance, tmp_path: Path

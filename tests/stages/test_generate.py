@@ -96,6 +96,7 @@ def generated(
     return answers(prompts, found)
 
 
+@pytest.mark.slow
 @families
 def test_at_temperature_0_every_token_is_the_most_probable_one(
     family: str, prompts: Sequences
@@ -137,6 +138,7 @@ def excess(seen: NDArray[np.int64], wanted: NDArray[np.float64]) -> float:
     return float((chi - freedom) / np.sqrt(2 * freedom))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
     [(1.0, 0, 1.0), (0.6, 0, 1.0), (2.0, 0, 1.0), (1.0, 7, 1.0), (1.0, 0, 0.8), (1.5, 30, 0.7)],
@@ -163,6 +165,7 @@ def test_many_answers_follow_the_distribution(temperature: float, top_k: int, to
     assert excess(seen, other) > 5
 
 
+@pytest.mark.slow
 @families
 def test_an_answer_does_not_depend_on_its_batch(family: str, prompts: Sequences) -> None:
     """The other rows decide the padding, and where a fuller row interrupts the others."""
@@ -177,6 +180,7 @@ def test_an_answer_does_not_depend_on_its_batch(family: str, prompts: Sequences)
     assert generated(head, prompts, seed=4) != generated(head, prompts, seed=3)
 
 
+@pytest.mark.slow
 @families
 def test_an_answer_ends_at_the_first_end_token_or_when_the_sequence_is_full(
     family: str, prompts: Sequences

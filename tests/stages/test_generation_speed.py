@@ -48,6 +48,7 @@ def sequences_of(*lengths: int) -> Sequences:
     return build_sequences(0, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 def test_all_batch_sizes_are_measured(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REPEATS", 2)
@@ -162,6 +163,7 @@ def test_tied_weights_count_once() -> None:
     assert weights_bytes(model) == 4 * parameters + buffers
 
 
+@pytest.mark.slow
 def test_memory_includes_what_a_forward_pass_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REPEATS", 2)
     model = make_model("llama", VOCABULARY)
@@ -199,6 +201,7 @@ def test_operations_are_those_of_the_matrix_products() -> None:
     assert flops_per_token(model, length) == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_operations_of_long_sequences_follow_from_short_ones(family: str) -> None:
     model = make_model(family, VOCABULARY)
@@ -207,6 +210,7 @@ def test_operations_of_long_sequences_follow_from_short_ones(family: str) -> Non
             assert flops_per_token(model, length) == usage._counted(model, length) // length
 
 
+@pytest.mark.slow
 def test_a_failed_measurement_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     from coldstill.stages.evaluation import usage
 
@@ -222,6 +226,7 @@ def test_a_failed_measurement_is_reported(monkeypatch: pytest.MonkeyPatch) -> No
     assert notes == ["arithmetic could not be measured: no room"]
 
 
+@pytest.mark.slow
 def test_a_time_limit_leaves_one_short_run_of_the_smallest_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -271,6 +276,7 @@ class Heavy(Runtime):
         return np.full((1, 5), float(taken[-1])), True
 
 
+@pytest.mark.slow
 def test_memory_includes_weights_and_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REPEATS", 2)
     before = resident_memory()

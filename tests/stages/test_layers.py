@@ -66,6 +66,7 @@ def by_hand(model: Any, keep: list[int]) -> torch.Tensor:
             blocks[number] = layer
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("keep", [[0, 2, 4], [1, 3], [0, 1, 2, 3, 4]], ids=str)
 def test_some_layers_equal_the_teacher_without_the_others(

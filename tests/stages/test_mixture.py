@@ -158,6 +158,7 @@ def test_fewer_sequences_are_refused_and_other_teachers_accepted(tmp_path: Path)
     assert mixed_stores([first, other], (0.0, 1.0), "x") == ([first, other], [0.0, 1.0])
 
 
+@pytest.mark.slow
 def test_distant_stores_send_ahead_and_must_fit_the_cache_together(
     s3: Distance, tmp_path: Path
 ) -> None:
@@ -205,6 +206,7 @@ def two(
     return first, second
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_gives_the_sum_of_both_teachers_alone(
     two: tuple[StoreReader, StoreReader],
 ) -> None:
@@ -243,6 +245,7 @@ def job(folder: Path, **changes: Any) -> StudentJob:
     )
 
 
+@pytest.mark.slow
 def test_a_share_of_zero_changes_nothing_bit_for_bit(
     two: tuple[StoreReader, StoreReader], tmp_path: Path
 ) -> None:
@@ -251,6 +254,7 @@ def test_a_share_of_zero_changes_nothing_bit_for_bit(
     expect_same_training(tmp_path / "mixed", tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_mixture_records_both_teachers_and_resumes_as_if_uninterrupted(
     two: tuple[StoreReader, StoreReader], tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_table_has_the_size_of_the_model_that_is_built_from_it(family: str) ->
         assert sizes.feed_forward == more.get("feed_forward", 192)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_saved_model_and_a_student_of_its_layers_are_counted_from_headers(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,6 +121,7 @@ def test_a_text_model_inside_another_configuration_is_found(
     assert sizes_of_model(tmp_path) == sizes_of_model(teacher_folder)
 
 
+@pytest.mark.slow
 @every_model
 def test_cuts_are_counted_from_the_teacher_s_headers(name: str, tmp_path: Path) -> None:
     model = pruning_model(name)
@@ -209,6 +211,7 @@ def test_a_forward_pass_takes_about_the_estimated_memory() -> None:
     assert taken == pytest.approx(capture_memory(SIZES, "fp32", ROWS * T, T) - NOT_TAKEN, rel=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_training_step_takes_about_the_estimated_memory(checkpointing: bool) -> None:
     config = TrainConfig(steps=1, gradient_checkpointing=checkpointing)

@@ -125,6 +125,7 @@ def test_a_student_with_different_tokens_is_refused_by_the_first_difference(
     assert f"id 70 is {tokens[90]!r}, the teacher's is {tokens[70]!r}" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     "family",
@@ -386,6 +387,7 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
 """A change of the weights or of config.json, and parts of the error line."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRONG)
 def test_wrong_weights_are_refused_alike_by_headers_and_by_loading(
     kind: str, tokenizer: Any, tmp_path: Path

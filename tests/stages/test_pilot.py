@@ -52,6 +52,7 @@ def measured(
     return run_pilot(plans, teacher, scratch, reports.append), reports, scratch
 
 
+@pytest.mark.slow
 def test_covered_mass_is_that_of_the_whole_distribution(
     plans: list[CapturePlan], teacher: Teacher, measured: tuple[PilotFigures, list[Report], Path]
 ) -> None:
@@ -68,6 +69,7 @@ def test_covered_mass_is_that_of_the_whole_distribution(
         assert mass == pytest.approx(float(probs_MV[:, :size].sum(1).mean()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_bytes_and_codec_errors_are_those_of_captured_stores(
     corpus: SmallCorpus,
     saved_teacher: Path,
@@ -88,6 +90,7 @@ def test_bytes_and_codec_errors_are_those_of_captured_stores(
     assert tail.kl < 1e-6 < compact.kl
 
 
+@pytest.mark.slow
 def test_gradients_are_measured_on_the_positions_of_a_capture(
     corpus: SmallCorpus,
     saved_teacher: Path,
@@ -256,6 +259,7 @@ def test_a_head_of_the_whole_vocabulary_is_exact() -> None:
     assert found.relative_error < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "tail"), [(0, 12), (4, 6)])
 def test_samples_average_to_the_exact_gradient_and_a_head_alone_does_not(
     head: int, tail: int

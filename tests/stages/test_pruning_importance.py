@@ -118,6 +118,7 @@ def one_after_another(
     return removed, rounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [4, 3, 1])
 def test_by_the_loss_layers_are_removed_one_after_another(keep: int, store: StoreReader) -> None:
     model = pruning_model("llama", seed=3, depth=5)
@@ -270,6 +271,7 @@ def magnitudes(model: Any, built: Anatomy) -> Importance:
     return dataclasses.replace(importance, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "of_chance", "of_magnitude"),
     [
@@ -298,6 +300,7 @@ def test_importance_beats_chance_and_magnitude_on_held_out_loss(
     assert ours < of_magnitude * by_magnitude
 
 
+@pytest.mark.slow
 def test_layers_by_influence_beat_chance_and_layers_by_loss_beat_magnitude(
     pair: list[Trained],
 ) -> None:

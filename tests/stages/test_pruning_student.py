@@ -68,6 +68,7 @@ def record(folder: Path) -> Any:
     return json.loads((folder / "pruning.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_pruned_student_starts_with_the_recorded_loss_and_learns(
     store: StoreReader, teacher: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_pruned_student_starts_with_the_recorded_loss_and_learns(
     assert begun == pytest.approx(recorded["loss"]["after"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["full", "lora"])
 def test_pruning_before_training_changes_nothing_and_reads_the_teacher_once(
     lora: LoraConfig | None, store: StoreReader, teacher: Path, tmp_path: Path
@@ -129,6 +131,7 @@ def test_pruning_before_training_changes_nothing_and_reads_the_teacher_once(
     assert notes[-1] == f"already trained: {first.model_folder}"
 
 
+@pytest.mark.slow
 def test_iterated_pruning_continues_bit_for_bit_wherever_it_was_killed(
     store: StoreReader, teacher: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +164,7 @@ def test_iterated_pruning_continues_bit_for_bit_wherever_it_was_killed(
     assert record(tmp_path / "killed") == second
 
 
+@pytest.mark.slow
 def test_each_cut_can_be_made_without_training(
     store: StoreReader, teacher: Path, tmp_path: Path
 ) -> None:

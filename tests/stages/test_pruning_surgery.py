@@ -89,6 +89,7 @@ def masked(model: Any, built: Anatomy, kept: Kept) -> Iterator[None]:
         hook.remove()
 
 
+@pytest.mark.slow
 @every_model
 def test_a_pruned_model_computes_what_the_masked_model_computes(name: str, tmp_path: Path) -> None:
     model = pruning_model(name)
@@ -198,6 +199,7 @@ def _zero_channels(model: Any, built: Anatomy, live: torch.Tensor) -> None:
             weight[gone] = 0
 
 
+@pytest.mark.slow
 @every_model
 def test_exactly_the_dead_parts_are_removed_and_the_function_stays(
     name: str, store: StoreReader

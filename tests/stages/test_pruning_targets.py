@@ -121,6 +121,7 @@ def test_impossible_sizes_are_refused() -> None:
         assert reason in refused(built(), **given), given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "gpt_neox"])
 def test_a_budget_is_kept_and_almost_used(family: str) -> None:
     model = built(family=family, **({} if family in ("llama", "mistral") else {"kv_heads": 8}))
@@ -213,6 +214,7 @@ COARSE = {("Pythia-70m", 50), ("Pythia-70m", 25), ("Pythia-70m", 10)}
 """Three quarters of this model are embeddings, and their width has steps of an eighth."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_budgets_of_real_models_give_the_expected_sizes(name: str) -> None:
     family, settings, expected = CHECKPOINTS[name]

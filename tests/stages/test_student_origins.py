@@ -56,6 +56,7 @@ def refused(job: StudentJob, store: StoreReader) -> str:
     return refusal(lambda: train_student(job, store), job.folder.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [VOCABULARY, VOCABULARY + 16, VOCABULARY + 60])
 def test_a_pretrained_model_may_have_other_padding_than_the_teacher(
     rows: int, store: StoreReader, tokenizer: Any, tmp_path: Path
@@ -86,6 +87,7 @@ def of_layers(folder: Path, teacher: Path, **changes: Any) -> StudentJob:
     return student_job(folder, teacher, **({"layers": EVERY_SECOND} | changes))
 
 
+@pytest.mark.slow
 def test_a_student_of_layers_starts_with_their_loss_and_learns(
     store: StoreReader, teacher: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +109,7 @@ def test_a_student_of_layers_starts_with_their_loss_and_learns(
     assert lines(tmp_path / "other")[0]["loss"] == first["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_a_killed_training_continues_bit_for_bit_without_the_teacher(
     lora: LoraConfig | None, store: StoreReader, teacher: Path, tmp_path: Path
@@ -149,6 +152,7 @@ def test_impossible_layers_and_other_teachers_are_refused(
     assert line.startswith("students.small.lora.targets: no linear layer below the output head is")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", ["model", "layers"])
 def test_only_adapters_are_trained_and_they_are_merged(
     origin: str, store: StoreReader, teacher: Path, tokenizer: Any, tmp_path: Path
@@ -180,6 +184,7 @@ def test_only_adapters_are_trained_and_they_are_merged(
     assert all("lora_" in name for name in checkpoint)
 
 
+@pytest.mark.slow
 def test_a_frozen_output_head_has_no_gradient(
     store: StoreReader, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

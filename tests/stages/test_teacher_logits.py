@@ -205,6 +205,7 @@ def test_an_impossible_capture_is_refused_before_anything_is_written(
     assert not (tmp_path / "logits").exists()
 
 
+@pytest.mark.slow
 def test_an_unknown_separator_causes_a_warning_and_a_likelier_token_is_proposed(
     corpus: SmallCorpus, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -242,6 +243,7 @@ def test_an_unknown_separator_causes_a_warning_and_a_likelier_token_is_proposed(
         assert ("set corpus.separator = " in note.note) == (text == proposal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 5, 100])
 def test_the_batch_size_does_not_change_the_targets(
     batch: int, corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tmp_path: Path
@@ -290,6 +292,7 @@ def small_memory(model: Any, tokens: int, error: Callable[[], BaseException]) ->
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [

@@ -104,6 +104,7 @@ def expect_close(
         assert error < tolerance, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_a_batch_from_the_store_gives_the_loss_and_gradient_of_the_online_teacher(
     objective: ObjectiveConfig, store: StoreReader, saved_teacher: Path
@@ -130,6 +131,7 @@ def test_a_batch_from_the_store_gives_the_loss_and_gradient_of_the_online_teache
     )
 
 
+@pytest.mark.slow
 def test_a_training_step_follows_the_gradient_of_the_online_teacher(
     store: StoreReader, saved_teacher: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_training_step_follows_the_gradient_of_the_online_teacher(
     expect_close(step, gradient, 1e-4)  # rounded once more, where it was added to the weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [VOCABULARY, 16])
 def test_a_student_equal_to_the_teacher_learns_nothing(
     head: int, corpus: SmallCorpus, store: StoreReader, saved_teacher: Path, tmp_path: Path
@@ -172,6 +175,7 @@ def test_a_student_equal_to_the_teacher_learns_nothing(
         assert float((before - after).detach().abs().max()) < 2e-6
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_sampled_store_has_the_direction_of_the_online_teacher(
     corpus: SmallCorpus, store: StoreReader, saved_teacher: Path, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def loss_of(model: Any, sequences: Sequences) -> float:
     return float(dense.cross_entropy(logits_MV, labels_M).mean())
 
 
+@pytest.mark.slow
 def test_a_new_teacher_learns_the_corpus_and_is_saved_with_its_tokenizer(
     corpus: SmallCorpus, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ def corrected(
     return Corrected(folder, lora, weights, reports[-1])
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_both_losses_are_those_of_checkpoints(
     corrected: Corrected, base: Path, corpus: SmallCorpus
 ) -> None:
@@ -206,6 +208,7 @@ def test_the_loss_falls_and_both_losses_are_those_of_checkpoints(
     assert found["method"] == ("full" if corrected.lora is None else "lora")
 
 
+@pytest.mark.slow
 def test_adapters_leave_embeddings_and_norms_and_only_they_are_in_checkpoints(
     corrected: Corrected, base: Path
 ) -> None:
@@ -221,6 +224,7 @@ def test_adapters_leave_embeddings_and_norms_and_only_they_are_in_checkpoints(
     assert figures(corrected.folder)["trained"] == sum(weight.numel() for weight in saved.values())
 
 
+@pytest.mark.slow
 def test_a_killed_correction_resumes_exactly(
     corrected: Corrected,
     base: Path,
@@ -255,6 +259,7 @@ def test_a_killed_correction_resumes_exactly(
     assert figures(tmp_path) == figures(corrected.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lora", "learned"),
     [
@@ -304,6 +309,7 @@ def test_the_result_is_a_checkpoint_like_the_base(
     assert model.get_output_embeddings().weight.shape[0] == VOCABULARY + 16
 
 
+@pytest.mark.slow
 def test_bf16_weights_are_trained_in_fp32_and_rounded_once(
     correct: Correct, tmp_path: Path
 ) -> None:
@@ -318,6 +324,7 @@ def test_bf16_weights_are_trained_in_fp32_and_rounded_once(
         assert torch.equal(ours[key], weight.to(torch.bfloat16)), key
 
 
+@pytest.mark.slow
 def test_other_heldout_sequences_are_measured_again(
     base: Path, correct: Correct, tmp_path: Path
 ) -> None:
@@ -330,6 +337,7 @@ def test_other_heldout_sequences_are_measured_again(
     assert figures(tmp_path)["sequences"] == 3
 
 
+@pytest.mark.slow
 def test_an_increased_loss_is_a_warning(base: Path, correct: Correct, tmp_path: Path) -> None:
     reports: list[Report] = []
     correct(tmp_path, base, reports.append, steps=2, learning_rate=3.0, rows=3)
@@ -360,6 +368,7 @@ def test_impossible_settings_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_other_precisions_are_kept(dtype: torch.dtype, correct: Correct, tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", dtype=dtype)

@@ -56,6 +56,7 @@ def test_micro_batches_change_memory_and_not_results(
             assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_killed_run_resumes_as_if_uninterrupted(
     family: str, store: StoreReader, tmp_path: Path
@@ -182,6 +183,7 @@ def test_an_error_in_a_reading_process_is_one_line_too(
     assert str(error.value) == "shards/00001.arrow: damaged: run coldstill store repair"
 
 
+@pytest.mark.slow
 def test_metrics_begin_with_the_first_step(store: StoreReader, tmp_path: Path) -> None:
     reports: list[Report] = []
     train_small(store, tmp_path, reports.append, steps=5, log_every=3, learning_rate=1e-3)
@@ -204,6 +206,7 @@ def test_metrics_begin_with_the_first_step(store: StoreReader, tmp_path: Path) -
     assert {report.total for report in steps} == {5 * 4 * LENGTH}
 
 
+@pytest.mark.slow
 def test_targets_without_a_head_have_no_head_metrics(
     corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
 
 
+@pytest.mark.slow
 def test_metrics_are_reported_where_the_trainer_reports(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ OTHERS: dict[str, Any] = {
 """Settings that arrive at the trainer; what they change is elsewhere."""
 
 
+@pytest.mark.slow
 def test_settings_that_are_honoured_change_what_is_learned(
     store: StoreReader, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def expect_bit_for_bit(ours: Task, theirs: Task) -> None:
         assert torch.equal(found[name], weight), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "family"), [(0, "llama"), (2, "gpt2")])
 def test_a_training_killed_at_any_moment_resumes_bit_for_bit(
     workers: int, family: str, store: StoreReader, tmp_path: Path
@@ -72,6 +73,7 @@ def test_a_training_killed_at_any_moment_resumes_bit_for_bit(
     expect_bit_for_bit(killed, straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_every", [1, 7])
 def test_a_training_stopped_by_a_signal_saves_and_resumes_bit_for_bit(
     log_every: int, store: StoreReader, tmp_path: Path
@@ -98,6 +100,7 @@ def test_a_training_stopped_by_a_signal_saves_and_resumes_bit_for_bit(
     expect_bit_for_bit(task, straight)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_position_is_refused(store: StoreReader, tmp_path: Path) -> None:
     task = Task(store=str(store.place), folder=tmp_path, settings={"steps": 1})
     run(task)
@@ -113,6 +116,7 @@ def test_a_checkpoint_without_its_position_is_refused(store: StoreReader, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_finished_training_called_again_takes_no_steps(
     store: StoreReader, tmp_path: Path
 ) -> None:
@@ -125,6 +129,7 @@ def test_a_finished_training_called_again_takes_no_steps(
         assert torch.equal(again[name], weight), name
 
 
+@pytest.mark.slow
 def test_a_step_may_be_longer_than_an_epoch(store: StoreReader, tmp_path: Path) -> None:
     settings = {"steps": 2, "batch_tokens": 2 * len(store) * LENGTH}
     run(Task(store=str(store.place), folder=tmp_path, settings=settings))
@@ -170,6 +175,7 @@ def test_halves_of_a_step_have_different_numbers_of_positions(store: StoreReader
     assert len(store) < 4 * 8  # five steps reach into the second epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro", [4, 1])
 def test_two_processes_take_the_steps_of_one(task: Any, micro: int) -> None:
     together = task("together", settings={"micro_batch_tokens": micro * LENGTH})
@@ -182,6 +188,7 @@ def test_two_processes_take_the_steps_of_one(task: Any, micro: int) -> None:
     expect_same_lines(together.folder, alone.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_sharded_weights_take_the_steps_of_whole_ones(task: Any, tied: bool) -> None:
     settings: dict[str, Any] = {"trainer": SGD | FSDP, "micro_batch_tokens": 2 * LENGTH}
@@ -195,6 +202,7 @@ def test_sharded_weights_take_the_steps_of_whole_ones(task: Any, tied: bool) -> 
     expect_same_lines(sharded.folder, alone.folder)
 
 
+@pytest.mark.slow
 def test_half_precision_leaves_targets_as_they_are_in_sharded_weights_too(task: Any) -> None:
     settings: dict[str, Any] = {"precision": "bf16", "learning_rate": 0.1, "steps": 2}
     sharded = task("sharded", settings=settings | {"trainer": SGD | FSDP}, shards=True)
@@ -209,6 +217,7 @@ def test_half_precision_leaves_targets_as_they_are_in_sharded_weights_too(task: 
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", [{}, FSDP], ids=["whole", "sharded"])
 def test_all_processes_stop_and_resume_if_one_gets_the_signal(
     task: Any, trainer: dict[str, Any]
@@ -239,6 +248,7 @@ def test_all_processes_stop_and_resume_if_one_gets_the_signal(
     expect_same_lines(stopped.folder, straight.folder, 1e-4)
 
 
+@pytest.mark.slow
 def test_one_process_resumes_what_two_have_started(task: Any) -> None:
     settings: dict[str, Any] = {"checkpoint_every": 3}
     finish(start(task("first", settings=settings | {"steps": 3}), 2))
@@ -248,6 +258,7 @@ def test_one_process_resumes_what_two_have_started(task: Any) -> None:
     expect_same_lines(went_on.folder, straight.folder)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_all_in_one_line(task: Any, store: StoreReader) -> None:
     order = store.order(11, 0)
     second = order[8 + 4 : 8 + 8]  # of the second step, what the second process takes
@@ -263,6 +274,7 @@ def test_an_error_in_one_process_ends_all_in_one_line(task: Any, store: StoreRea
     assert [line["step"] for line in read_metrics(poisoned.folder)] == [1]
 
 
+@pytest.mark.slow
 def test_all_processes_end_if_one_ends(task: Any, store: StoreReader) -> None:
     damaged = task("damaged", damaged=int(store.order(11, 0)[8 + 4]))
     finish(start(damaged, 2))
