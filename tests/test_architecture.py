@@ -36,7 +36,7 @@ DATA_MAY_ASK = {
 LIGHT_STAGES = {
     "stages", "stages.config", "stages.evaluation.lm_eval.results",
     "stages.export", "stages.libraries",
-    "stages.models.model_files",
+    "stages.models.gguf_file", "stages.models.model_files",
     "stages.planning", "stages.planning.memory", "stages.planning.model_sizes",
     "stages.ranks", "stages.report", "stages.students.pruning", "stages.students.pruning.config",
     "stages.students.pruning.shapes",

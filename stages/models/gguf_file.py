@@ -9,29 +9,29 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ...data.errors import ColdstillError
-from ...data.files import file_sha256, read_json, whole_folder, write_errors, write_json
+from ...data.files import file_sha256, whole_folder, write_errors, write_json
 from ...data.places.cache import CacheSettings
 from ...data.places.claims import claimed
 from ..libraries import asking
 from ..report import Report, Reporter, silent
+from .model_files import UNPACKED_RECORD
 
 GGUF = ".gguf"
 """Ends the name of a GGUF file."""
 PACKAGE = "package:"
 """Begins the name of a file or folder inside an installed Python package."""
-RECORD = "gguf.json"
-"""Says, in an unpacked folder, which file it was made of."""
 
-_GPT2 = ("gpt-2", "gpt2", "mpt", "olmo", "jais", "trillion", "granite-docling")
-_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-"""Names of pre-tokenizers that transformers ignores: it always splits as GPT-2 does. Those of the
-first row split so; those of the second row split GPT-2's words and, before, every digit.
+_GPT2_RULE = ("gpt-2", "gpt2", "mpt", "olmo", "jais", "trillion", "granite-docling")
+_DIGITS_RULE = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+"""Names of rules for splitting text that transformers does not know, so that it splits as GPT-2
+does. That is right for the first names; the others also make every digit a token.
 (llama.cpp, src/llama-vocab.cpp)"""
 _SPACE = "\u2581"
 """Stands for a space in tokenizers whose pieces have scores."""
@@ -108,12 +108,6 @@ def unpacked(path: Path, where: str, report: Reporter = silent) -> Path:
     return folder
 
 
-def stored_weights(folder: Path) -> str:
-    """How the weights of an unpacked folder were stored, as one phrase; empty for other folders."""
-    record = folder / RECORD
-    return str(read_json(record)["weights"]) if record.is_file() else ""
-
-
 def _unpack(path: Path, digest: str, folder: Path, where: str, report: Reporter) -> None:
     from .ends import repair_generation
     from .loading import gguf_config, load_gguf
@@ -137,7 +131,8 @@ def _unpack(path: Path, digest: str, folder: Path, where: str, report: Reporter)
     report(Report(stage="unpack", doing=f"read {path.name}"))
     tokenizer = _tokenizer(path, where)
     model = load_gguf(path, config, where)
-    repair_generation(model)
+    if note := repair_generation(model):
+        report(Report(stage="unpack", note=f"{path.name}: {note}"))
     listed = ", ".join(f"{kind} ({count:,} tensors)" for kind, count in kinds.most_common())
     with write_errors(folder), whole_folder(folder) as scratch:
         with asking("transformers", "save the unpacked model", where=where):
@@ -148,7 +143,7 @@ def _unpack(path: Path, digest: str, folder: Path, where: str, report: Reporter)
             "sha256": digest,
             "weights": f"GGUF: {listed}; dequantised to fp32",
         }
-        write_json(scratch / RECORD, record)
+        write_json(scratch / UNPACKED_RECORD, record)
 
 
 def _tensors(path: Path, where: str) -> tuple[Counter[str], int]:
@@ -158,8 +153,6 @@ def _tensors(path: Path, where: str) -> tuple[Counter[str], int]:
         ColdstillError: it is no GGUF file, or it ends before its last tensor
     """
     with asking("transformers", f"read {path.name} as a GGUF file", where=where):
-        import math
-
         from transformers.integrations.gguf import GgufHeader
         from transformers.integrations.gguf.dequant import GGML_NAME
 
@@ -207,7 +200,8 @@ def _complete(config: Any, path: Path, where: str) -> None:
         if name in ignored and hasattr(config, attribute):
             setattr(config, attribute, ignored.pop(name))
     config.max_position_embeddings = settings[f"{architecture}.context_length"]
-    if (windows := ignored.pop("attention.sliding_window_pattern", None)) is not None:
+    if isinstance(ignored.get("attention.sliding_window_pattern"), list):
+        windows = ignored.pop("attention.sliding_window_pattern")
         kinds = ("full_attention", "sliding_attention")
         config.layer_types = [kinds[bool(has_window)] for has_window in windows]
     if (base := ignored.pop("rope.freq_base_swa", None)) is not None:
@@ -261,13 +255,13 @@ def _tokenizer(path: Path, where: str) -> Any:
             f"{where}: {path.name} has a tokenizer of the kind {kind!r}, and only 'gpt2' and "
             "'llama' can be rebuilt; use a folder with the model's own tokenizer.json"
         )
-    elif rule in _DIGITS:
+    elif rule in _DIGITS_RULE:
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, whole])
-    elif rule in _GPT2:
+    elif rule in _GPT2_RULE:
         backend.pre_tokenizer = whole
     elif isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
-        known = ", ".join(sorted((*_GPT2, *_DIGITS)))
+        known = ", ".join(sorted((*_GPT2_RULE, *_DIGITS_RULE)))
         raise ColdstillError(
             f"{where}: the file names the pre-tokenizer {rule!r}, which neither transformers nor "
             "coldstill can rebuild, so its tokens would differ from those that the model was "

@@ -33,7 +33,7 @@ from ...data.store.manifest import TeacherIdentity
 from .checkpoint import count_parameters, differ, expect_no_adapter, tensor_shapes, weight_files
 from .completeness import Found, expect_numbers, expect_whole, found_in
 from .device import DTYPES
-from .gguf_file import stored_weights
+from .model_files import stored_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

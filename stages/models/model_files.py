@@ -85,6 +85,16 @@ ORDER = (
 INDEX_END = ".index.json"
 
 
+UNPACKED_RECORD = "gguf.json"
+"""Describes, in a folder that `gguf_file.py` unpacked, the file that it was made of."""
+
+
+def stored_weights(folder: Path) -> str:
+    """How a GGUF file stored the weights of a folder, as one phrase; empty for other folders."""
+    record = folder / UNPACKED_RECORD
+    return str(read_json(record)["weights"]) if record.is_file() else ""
+
+
 def weight_files_in(folder: Path) -> list[Path]:
     """The existing weight files of a model's folder; empty if it has no weights."""
     found = next((folder / name for name in ORDER if (folder / name).is_file()), None)

@@ -243,6 +243,7 @@ def test_a_name_may_stand_for_a_path_in_a_package(
             packaged(name, "teacher.model")
 
 
+@pytest.mark.slow
 def test_a_recipe_captures_a_teacher_in_a_file(desk: Desk, tokenizer: Any, tmp_path: Path) -> None:
     path = gguf_file(tokenizer, tmp_path, form="gguf-q8_0")
     path.rename(desk.root / "teacher.gguf")
