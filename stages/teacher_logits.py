@@ -212,7 +212,7 @@ def _report_separator(
         text = plan.tokenizer.decode([likeliest])
         note += (
             f"; it expects {text!r} there with {special[likeliest]:.2g}: set corpus.separator = "
-            f"{json.dumps(text)} in the recipe, and give the run another name"
+            f"{json.dumps(text, ensure_ascii=False)} in the recipe, and give the run another name"
         )
     elif not known:
         note += (
