@@ -52,6 +52,12 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that no process works on alone at the end."""
+    longest = ("test_documents.py", "_processes.py")
+    items.sort(key=lambda item: not item.path.name.endswith(longest))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep remote stores of the tests out of the user's cache."""

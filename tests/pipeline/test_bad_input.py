@@ -159,6 +159,7 @@ def test_an_impossible_new_teacher_is_refused(desk: Desk) -> None:
     assert "has 300 tokens, the recipe now asks for 310; give this run another name" in line
 
 
+@pytest.mark.slow
 def test_a_new_teacher_in_a_run_of_another_is_refused(finished: Desk) -> None:
     finished.edit('model = "teacher"', NEW_TEACHER)
     message = "teacher.tokenizer asks for a new tokenizer, but logits was made with another"
@@ -201,6 +202,7 @@ def test_an_incomplete_or_damaged_store_is_refused_and_can_be_completed(finished
     finished.done(*STUDENT)
 
 
+@pytest.mark.slow
 def test_a_store_with_other_settings_is_refused(finished: Desk) -> None:
     for setting, message in (
         ("logits.head=5", "runs/r/logits: made differently: capture.head: 4 in the store, 5 now"),
@@ -223,6 +225,7 @@ def test_a_store_with_other_settings_is_refused(finished: Desk) -> None:
         assert "another name" in line
 
 
+@pytest.mark.slow
 def test_a_store_of_another_teacher_or_tokenizer_is_refused(finished: Desk) -> None:
     teacher = finished.root / "teacher"
     make_model("llama", 336, seed=1).save_pretrained(teacher)
@@ -237,6 +240,7 @@ def test_a_store_of_another_teacher_or_tokenizer_is_refused(finished: Desk) -> N
     assert "runs/r/corpus: prepared differently: the tokenizer has changed; logits was made" in line
 
 
+@pytest.mark.slow
 def test_inspect_refuses_other_folders_and_damaged_manifests(finished: Desk) -> None:
     for path in ("nowhere", ".", "runs/r/corpus"):
         assert finished.refused("inspect", path) == (

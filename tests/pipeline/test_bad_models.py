@@ -71,6 +71,7 @@ def test_weights_of_a_compiled_teacher_stop_every_command(desk: Desk, tokenizer:
     assert desk.refused("train-teacher", "r.toml", *correcting) == line
 
 
+@pytest.mark.slow
 def test_weights_of_a_student_are_checked_by_every_command(finished: Desk, tokenizer: Any) -> None:
     save_checkpoint(finished.root / "base", tokenizer, COMPILED)
     add_student(finished)

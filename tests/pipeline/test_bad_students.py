@@ -54,6 +54,7 @@ def test_an_untrainable_student_is_refused_and_can_be_corrected(finished: Desk) 
     assert (finished.run / "students" / "n" / "model").is_dir()
 
 
+@pytest.mark.slow
 def test_a_missing_model_or_another_tokenizer_is_refused(finished: Desk) -> None:
     add_student(finished, 'like = "small"', 'model = "./other"')
     train = (*STUDENT, "--student", "n")
@@ -71,6 +72,7 @@ def test_a_missing_model_or_another_tokenizer_is_refused(finished: Desk) -> None
     assert "error: students.n: its tokenizer is not the teacher's: id 70 is " in line
 
 
+@pytest.mark.slow
 def test_unknown_students_are_refused(finished: Desk) -> None:
     line = finished.refused(*STUDENT, "--student", "smal")
     assert line.startswith("error: r: no student 'smal' (have: small, baseline); ")
@@ -78,6 +80,7 @@ def test_unknown_students_are_refused(finished: Desk) -> None:
     assert "student 'smal' is not trained (trained: baseline, small)" in line
 
 
+@pytest.mark.slow
 def test_an_objective_with_zero_weights_is_refused(finished: Desk) -> None:
     wsd = 'schedule = "wsd"'
     for objective in (
@@ -98,6 +101,7 @@ def test_an_objective_with_zero_weights_is_refused(finished: Desk) -> None:
     assert f"students.n.objective: {NO_WEIGHT}" in finished.refused(*STUDENT, "--all")
 
 
+@pytest.mark.slow
 def test_weights_that_are_zero_in_every_step_are_refused(finished: Desk) -> None:
     for weight, steps in (
         ('{ weight = 0, start = 1, schedule = "linear" }', 1),
@@ -145,6 +149,7 @@ def test_wrong_weights_of_teachers_are_refused_and_zero_weights_change_nothing(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_student_trained_with_other_settings_or_without_a_record_is_refused(
     finished: Desk,
 ) -> None:

@@ -30,6 +30,7 @@ MEASURED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_figure_is_printed_as_json_and_written_beside_the_run(finished: Desk) -> None:
     for name in ("comparison.json", "comparison.md", "comparison.html"):
         (finished.run / name).unlink()

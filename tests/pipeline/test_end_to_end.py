@@ -175,6 +175,7 @@ def test_a_variant_is_another_student_of_the_same_store(finished: Desk) -> None:
     assert {row["name"] for row in rows} == {"teacher", "small", "baseline", "small2"}
 
 
+@pytest.mark.slow
 def test_a_runs_folder_is_a_recipe_from_any_working_directory(
     finished: Desk, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -193,6 +193,7 @@ def test_a_killed_export_leaves_nothing_after_the_next_one(
     assert not leftover.exists()
 
 
+@pytest.mark.slow
 def test_wrong_names_are_refused_with_the_known_ones(finished: Desk) -> None:
     have = f"(have: {', '.join(FORMATS)})"
     line = finished.refused(*HF, "--to", "foo")
@@ -212,6 +213,7 @@ def test_wrong_names_are_refused_with_the_known_ones(finished: Desk) -> None:
     assert "coldstill train-student r --student small" in line
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named_with_its_command(
     finished: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

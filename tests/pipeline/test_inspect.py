@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("desk", "inspect_fixtures")
 
 
+@pytest.mark.slow
 def test_inspect_shows_the_content_of_a_store(finished: Desk) -> None:
     store = open_store(finished.run / "logits")
     block = next(iter(store.batches(len(store))))
@@ -76,6 +77,7 @@ def test_the_figures_are_those_of_the_targets(tmp_path: Path) -> None:
     assert f"mean KL {facts['codec_kl']:.2g} nats a position" in text
 
 
+@pytest.mark.slow
 def test_inspect_prints_aligned_rows_and_a_run_means_its_store(finished: Desk) -> None:
     before = finished.snapshot()
     lines = finished.done("inspect", "runs/r/heldout").stdout.splitlines()

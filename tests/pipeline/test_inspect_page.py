@@ -178,6 +178,7 @@ def test_only_finished_shards_are_sampled(alone: Desk) -> None:
     assert alone.snapshot() == before
 
 
+@pytest.mark.slow
 def test_the_command_reports_what_it_wrote(finished: Desk) -> None:
     facts = shown(finished, "runs/r", "--html", "out/p.html", "--count", "99")
     path = finished.root / "out" / "p.html"

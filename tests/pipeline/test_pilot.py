@@ -182,6 +182,7 @@ def test_an_untrained_teacher_and_one_split_across_processes_are_refused(desk: D
     assert "a pilot is one process; run it with --set teacher.tensor_parallel=false" in line
 
 
+@pytest.mark.slow
 def test_recipes_that_cannot_be_changed_are_refused(finished: Desk) -> None:
     write = ("--pilot", "4", "--write")
     assert "--write: demo is built in or a run's own" in finished.refused("plan", "demo", *write)

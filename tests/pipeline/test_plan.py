@@ -95,6 +95,7 @@ def test_a_plan_without_a_tokenizer_assumes_4_bytes_per_token(desk: Desk, texts:
     assert "students" not in text
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_counted_and_equals_its_estimate(finished: Desk) -> None:
     plan = facts(finished)
     assert plan["counted"] is True
@@ -127,6 +128,7 @@ def test_a_finished_run_is_counted_and_equals_its_estimate(finished: Desk) -> No
     assert width < 20 * estimated["stores"]["train"]["bytes_per_position"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_capture_is_planned_from_its_finished_shards(
     finished: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +161,7 @@ def test_an_interrupted_capture_is_planned_from_its_finished_shards(
         expect_room(store_sizes(work).values())
 
 
+@pytest.mark.slow
 def test_the_time_of_a_student_follows_from_its_last_steps(finished: Desk) -> None:
     whole = facts(finished)
     some = facts(finished, "--set", "logits.path=other/logits",

@@ -189,6 +189,7 @@ def test_one_run_at_a_time_trains_a_student(finished: Desk) -> None:
     assert (folder / "model").exists()
 
 
+@pytest.mark.slow
 def test_sharded_weights_need_several_processes(finished: Desk) -> None:
     sharded = 'students.small.train.trainer={ fsdp = "full_shard" }'
     line = finished.refused("train-student", "r.toml", "--student", "n", "--set", sharded)

@@ -41,6 +41,7 @@ def facts_of(desk: Desk, *arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_page_the_result_and_the_facts_come_from_the_records(finished: Desk) -> None:
     result = finished.done("report", "r.toml")
     note = ["report: page: runs/r/report/index.html; open it in a browser"]
@@ -95,6 +96,7 @@ def _texts(desk: Desk) -> str:
     return str(desk.json("recipe.resolved.json")["recipe"]["corpus"]["files"][0])
 
 
+@pytest.mark.slow
 def test_students_that_are_missing_or_not_evaluated_are_named(finished: Desk) -> None:
     students = finished.run / "students"
     finished.done("report", "r", "--html", "pages/r.html", "--no-continuations")
@@ -151,6 +153,7 @@ def test_texts_are_generated_once_and_again_only_after_a_change(
     assert len(loaded) == 3
 
 
+@pytest.mark.slow
 def test_a_replaced_teacher_and_a_damaged_student_generate_no_text(finished: Desk) -> None:
     student = finished.run / "students" / "small" / "model"
     shutil.copy(student / "model.safetensors", finished.root / "teacher")
@@ -163,6 +166,7 @@ def test_a_replaced_teacher_and_a_damaged_student_generate_no_text(finished: Des
     assert "cannot load" in missing["small"]
 
 
+@pytest.mark.slow
 def test_a_run_without_stores_or_corpus_keeps_its_figures(finished: Desk) -> None:
     for path in (finished.run / "heldout" / "shards").glob("*.arrow"):
         path.write_bytes(path.read_bytes()[:-9])
@@ -180,6 +184,7 @@ def test_a_run_without_stores_or_corpus_keeps_its_figures(finished: Desk) -> Non
     assert page.count("no manifest.json there") == 3
 
 
+@pytest.mark.slow
 def test_a_missing_teacher_is_noted_on_the_page(finished: Desk, loaded: list[str]) -> None:
     line = finished.refused("report", "r", "--html", "runs")
     assert line.startswith("error: runs: a folder; name the file that the page is to be")
@@ -191,6 +196,7 @@ def test_a_missing_teacher_is_noted_on_the_page(finished: Desk, loaded: list[str
     assert "<bdi>Teacher</bdi>" not in page
 
 
+@pytest.mark.slow
 def test_the_commands_make_the_run_again_with_changed_settings(
     finished: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

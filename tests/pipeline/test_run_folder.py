@@ -41,6 +41,7 @@ def test_every_place_lies_inside_the_run(tmp_path: Path) -> None:
     assert not run.root.exists(), "naming a run must not make it"
 
 
+@pytest.mark.slow
 def test_the_recipe_and_the_environment_are_recorded(finished: Desk) -> None:
     assert (finished.run / "recipe.toml").read_bytes() == (finished.root / "r.toml").read_bytes()
     stored = finished.json("recipe.resolved.json")
@@ -154,6 +155,7 @@ def test_an_invalid_record_of_a_student_is_ignored(finished: Desk) -> None:
     finished.done("plan", "runs/r")
 
 
+@pytest.mark.slow
 def test_records_are_written_one_after_the_other(finished: Desk) -> None:
     loaded = load_recipe(str(finished.root / "r.toml"))
     run = open_run(finished.root / "runs", "r", loaded)

@@ -262,6 +262,7 @@ def test_two_students_are_swept_independently(finished: Desk) -> None:
     assert resolved(finished)["baseline-cross_entropy-0.5"]["train"]["steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_names_and_settings_and_changes_nothing(finished: Desk) -> None:
     before = finished.snapshot()
     result = finished.done(*SWEEP, *RATES, *STEPS, "--dry-run")
@@ -280,6 +281,7 @@ def test_a_dry_run_lists_names_and_settings_and_changes_nothing(finished: Desk) 
     assert finished.snapshot() == before
 
 
+@pytest.mark.slow
 def test_one_wrong_point_stops_all_before_any_is_trained(finished: Desk) -> None:
     finished.edit("log_every = 1", 'log_every = 1, schedule = "cosine"')
     for grid, message in (
@@ -301,6 +303,7 @@ def test_one_wrong_point_stops_all_before_any_is_trained(finished: Desk) -> None
     assert "no store there; make it first with coldstill teacher-logits r" in line
 
 
+@pytest.mark.slow
 def test_a_point_with_the_name_of_another_student_is_refused(finished: Desk) -> None:
     finished.edit("[students.baseline]", "[students.small-steps-2]\nlike = 'small'\n[students.b]")
     line = finished.refused(*SWEEP, "--grid", f"{TRAIN}.steps=2,3")

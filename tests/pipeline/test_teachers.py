@@ -104,6 +104,7 @@ def test_a_correction_with_other_settings_is_refused_naming_the_setting(correcte
     assert "teacher was trained with model.fingerprint = " in line
 
 
+@pytest.mark.slow
 def test_a_run_with_stores_of_the_uncorrected_teacher_is_refused(
     finished: Desk,
 ) -> None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from coldstill.stages.export.contract import LoadedStudent
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -50,7 +52,6 @@ def exported(
     return student, folder / "onnx"
 
 
-@pytest.mark.slow
 def test_onnxruntime_gives_the_student_s_logits_with_and_without_a_cache(
     exported: tuple[LoadedStudent, Path],
 ) -> None:
@@ -61,7 +62,6 @@ def test_onnxruntime_gives_the_student_s_logits_with_and_without_a_cache(
     assert difference(logprobs(runtime), stepped_logprobs(runtime, first=1)) < 1e-5
 
 
-@pytest.mark.slow
 def test_batches_are_padded_on_the_left_with_mask_and_positions(
     exported: tuple[LoadedStudent, Path],
 ) -> None:
@@ -112,7 +112,6 @@ def test_int8_is_close_to_the_student_and_stores_a_tied_matrix_once(
     assert difference(logprobs(runtime), stepped_logprobs(runtime)) < 0.5
 
 
-@pytest.mark.slow
 def test_large_weights_are_in_a_second_file(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from coldstill.stages.report import Report
     from numpy.typing import NDArray
 
+pytestmark = pytest.mark.slow
+
 
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
 needs_llama_cpp = pytest.mark.skipif(
@@ -107,7 +109,6 @@ def test_removing_padding_cuts_the_head_s_bias_and_a_padding_token_beyond_the_to
     assert model(torch.from_numpy(TOKENS)[None]).logits.shape[-1] == VOCABULARY
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "to"),
     [*itertools.product(["llama-tied"], FORMATS), ("llama", "hf"), ("llama", "gguf-q8_0")],
@@ -141,7 +142,6 @@ def test_exports_have_no_padding(
     assert model.config.vocab_size == PADDED
 
 
-@pytest.mark.slow
 def test_an_export_with_padding_is_refused(
     tokenizer: Any, heldout: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +157,6 @@ def test_an_export_with_padding_is_refused(
         export_student(job_of(tmp_path, heldout, "hf"), heldout)
 
 
-@pytest.mark.slow
 def test_a_format_without_windows_is_checked_within_one_window(
     tokenizer: Any, heldout: StoreReader, tmp_path: Path
 ) -> None:
@@ -192,7 +191,6 @@ def mean_norms(model: Any) -> None:
             weight.fill_(weight.mean())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "fault"),
     [
@@ -233,7 +231,6 @@ def test_an_error_that_rounding_could_hide_is_found_before_quantising(
     assert not (tmp_path / "exports" / to).exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("later", ["llama.cpp", "the reader again"])
 def test_an_export_is_checked_again_once_its_runtime_is_installed(
     later: str,
@@ -355,7 +352,6 @@ class Faulty(Runtime):
         return logits, after
 
 
-@pytest.mark.slow
 def test_the_sample_has_every_document_of_a_small_store_once(whole_heldout: StoreReader) -> None:
     documents = sampled_documents(whole_heldout)
     sequences = whole_heldout.read(np.arange(len(whole_heldout))).sequences
@@ -381,7 +377,6 @@ def test_the_sample_has_every_document_of_a_small_store_once(whole_heldout: Stor
     assert [d.tokens_T.tolist() for d in few] == [d.tokens_T.tolist() for d in again]
 
 
-@pytest.mark.slow
 def test_figures_of_the_student_itself_are_those_of_its_evaluation(
     student_folder: Path, student: TorchRuntime, whole_heldout: StoreReader
 ) -> None:
@@ -395,7 +390,6 @@ def test_figures_of_the_student_itself_are_those_of_its_evaluation(
     assert compared.figures["positions"] == whole.positions
 
 
-@pytest.mark.slow
 def test_distances_equal_the_dense_formulas(
     student: TorchRuntime, whole_heldout: StoreReader
 ) -> None:
