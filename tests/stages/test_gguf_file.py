@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -241,6 +242,19 @@ def test_a_name_may_stand_for_a_path_in_a_package(
     ):
         with pytest.raises(ColdstillError, match=f"^teacher.model: {message}"):
             packaged(name, "teacher.model")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp compiles")
+def test_llama_cpp_splits_text_into_the_tokens_of_the_unpacked_file(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    student = small_student("llama", tokenizer, tmp_path / "model")
+    folder = written(FORMATS["gguf-f16"], student, tmp_path / "f16")
+    own = load_tokenizer(str(unpacked(folder / "small-f16.gguf", "teacher.model")), "test")
+    runtime: Any = FORMATS["gguf-f16"].open(student, folder)
+    for text in TEXTS:
+        runtime.expect_tokens(own, text)
+    runtime.close()
 
 
 @pytest.mark.slow
