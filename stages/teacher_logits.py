@@ -149,7 +149,7 @@ def _capture_split(
             sums = open_store(plan.folder).statistics
             if sums.separators:
                 _report_separator(
-                    sums, plan, special_at_ends(plan, teacher, forward.budget), report
+                    sums, plan, _special_at_ends(plan, teacher, forward.budget), report
                 )
         shards = "1 shard" if manifest.shards == 1 else f"{manifest.shards} shards"
         note = f"{shards} in {writer.place}"
@@ -169,12 +169,14 @@ def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
     return Block(sequences=sequences, targets=targets, capture=plan.capture)
 
 
-def special_at_ends(plan: CapturePlan, teacher: Teacher, budget: int) -> dict[int, float]:
+def _special_at_ends(plan: CapturePlan, teacher: Teacher, budget: int) -> dict[int, float]:
     """The teacher's mean probability of every special token where the separator is the label.
 
     Measured on the first sequences of the split, `_ENDS` such positions or a few more. `budget` is
-    the most tokens of a batch.
+    the most tokens of a batch. Empty if the teacher answers prompts, which end by its own rule.
     """
+    if plan.generate is not None:
+        return {}
     vocabulary = teacher.head.vocabulary
     added = plan.tokenizer.added_tokens_decoder.items()
     special = [token for token, entry in added if entry.special and token < vocabulary]
@@ -182,9 +184,9 @@ def special_at_ends(plan: CapturePlan, teacher: Teacher, budget: int) -> dict[in
     sums, count = torch.zeros(len(special), dtype=torch.float64), 0
     rows = sequences_in(budget, plan.sequence_length)
     for start in range(0, min(len(plan.rows), _END_SEQUENCES), rows):
-        sequences = plan.sequences.read(plan.rows[start : start + rows])
-        if plan.generate is not None or count >= _ENDS:
+        if count >= _ENDS:
             break
+        sequences = plan.sequences.read(plan.rows[start : start + rows])
         teacher.lead(sequences)
         dtype = teacher.head.model.dtype
         batch = prepare(sequences, teacher.isolation, dtype, plan.capture.seed, pin=False)
@@ -207,8 +209,9 @@ def _report_separator(
     )
     known = mean >= RARE_SEPARATOR
     likeliest = max(special, key=lambda token: special[token], default=used)
-    is_other = special.get(likeliest, 0.0) >= max(_CLEARLY * mean, RARE_SEPARATOR)
-    if likeliest != used and is_other:
+    least = max(_CLEARLY * mean, RARE_SEPARATOR)
+    proposes = likeliest != used and special[likeliest] >= least
+    if proposes:
         text = plan.tokenizer.decode([likeliest])
         note += (
             f"; it expects {text!r} there with {special[likeliest]:.2g}: set corpus.separator = "
@@ -219,7 +222,7 @@ def _report_separator(
             ": it was not trained with this separator; set corpus.separator to the one it was "
             'trained with, or to "" for none'
         )
-    report(Report(stage=STAGE, note=note, warning=not known or (likeliest != used and is_other)))
+    report(Report(stage=STAGE, note=note, warning=proposes or not known))
 
 
 def _measure(

@@ -82,7 +82,8 @@ class Work:
         A GGUF file is unpacked into a folder, which takes a while the first time.
 
         Raises
-            ColdstillError: there is no such folder, file or package, or a file cannot be unpacked
+            ColdstillError: the folder, file or package does not exist, or the file cannot be
+                unpacked
         """
         folder = packaged(model, model) or self.loaded.base / Path(model).expanduser()
         if folder.suffix == GGUF:

@@ -133,7 +133,7 @@ def _unpack(path: Path, digest: str, folder: Path, where: str, report: Reporter)
     model = load_gguf(path, config, where)
     if note := repair_generation(model):
         report(Report(stage="unpack", note=f"{path.name}: {note}"))
-    listed = ", ".join(f"{kind} ({count:,} tensors)" for kind, count in kinds.most_common())
+    listed = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common())
     with write_errors(folder), whole_folder(folder) as scratch:
         with asking("transformers", "save the unpacked model", where=where):
             model.save_pretrained(scratch)
@@ -141,7 +141,7 @@ def _unpack(path: Path, digest: str, folder: Path, where: str, report: Reporter)
         record = {
             "file": path.name,
             "sha256": digest,
-            "weights": f"GGUF: {listed}; dequantised to fp32",
+            "weights": f"GGUF: {listed} tensors; dequantised to fp32",
         }
         write_json(scratch / UNPACKED_RECORD, record)
 
@@ -150,7 +150,7 @@ def _tensors(path: Path, where: str) -> tuple[Counter[str], int]:
     """The number of tensors of each type, and the number of all parameters.
 
     Raises
-        ColdstillError: it is no GGUF file, or it ends before its last tensor
+        ColdstillError: it is not a GGUF file, or it ends before its last tensor
     """
     with asking("transformers", f"read {path.name} as a GGUF file", where=where):
         from transformers.integrations.gguf import GgufHeader

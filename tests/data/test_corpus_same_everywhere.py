@@ -164,7 +164,7 @@ def test_a_source_that_is_read_completely_has_the_share_1(tmp_path: Path) -> Non
         found = sample(source, Columns(), 100, 1000)
         assert found is not None
         assert found.share == 1.0
-        texts = [document.text for document in found.documents]  # a bad row is no document
+        texts = [document.text for document in found.documents]  # without bad rows
         assert texts == (["é"] if source.name == "a.txt" else ["a", "b"])
 
 
