@@ -68,11 +68,13 @@ def tokenizer_of_model(work: Work, named: NamedModel) -> Any:
 
 
 def folder_of(work: Work, model: str, revision: str = "main") -> Path | None:
-    """Folder of a model on this machine; None if it is not here. The step that needs the model
-    reports that."""
+    """Folder of a model on this machine; None if it is not here, which the step that needs the
+    model reports. Raises ColdstillError if its file is here and cannot be read."""
     try:
         return model_folder(work.local(model), revision)
     except ColdstillError:
+        if work.has_file(model):  # it is here, and cannot be read
+            raise
         return None
 
 

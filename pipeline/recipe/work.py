@@ -76,6 +76,16 @@ class Work:
             return str(self.run.teacher_model)
         return self.local(teacher.model)
 
+    def has_file(self, model: str) -> bool:
+        """Whether a model is one file that exists on this machine."""
+        try:
+            return self._path(model).is_file()
+        except ColdstillError:
+            return False
+
+    def _path(self, model: str) -> Path:
+        return packaged(model, model) or self.loaded.base / Path(model).expanduser()
+
     def local(self, model: str) -> str:
         """Return a model's folder (relative to the recipe), or its hub name unchanged.
 
@@ -85,7 +95,7 @@ class Work:
             ColdstillError: the folder, file or package does not exist, or the file cannot be
                 unpacked
         """
-        folder = packaged(model, model) or self.loaded.base / Path(model).expanduser()
+        folder = self._path(model)
         if folder.suffix == GGUF:
             return str(unpacked(folder, model, self.report))
         looks_like_a_hub_name = model[0] not in "./~" and model.count("/") == 1

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import math
 import shutil
+import struct
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -152,11 +153,19 @@ def _tensors(path: Path, where: str) -> tuple[Counter[str], int]:
     Raises
         ColdstillError: it is not a GGUF file, or it ends before its last tensor
     """
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ColdstillError(f"{where}: {path} is not a GGUF file: it begins otherwise")
     with asking("transformers", f"read {path.name} as a GGUF file", where=where):
         from transformers.integrations.gguf import GgufHeader
         from transformers.integrations.gguf.dequant import GGML_NAME
 
-        header = GgufHeader.from_file(str(path))
+        try:
+            header = GgufHeader.from_file(str(path))
+        except struct.error as error:
+            raise ColdstillError(
+                f"{where}: {path} ends within its header; copy or download it again"
+            ) from error
     end = max((one.offset + one.nbytes for one in header.tensors), default=0) + header.data_start
     size = path.stat().st_size
     if size < end:

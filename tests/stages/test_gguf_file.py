@@ -217,7 +217,7 @@ def test_damaged_and_foreign_files_are_one_line(
         if length > len(content) // 3:
             assert f"ends after {length:,} bytes, its tensors need " in line
     path.write_bytes(b"PK\x03\x04" + content[4:])
-    assert "as a GGUF file" in refused(path)
+    assert refused(path).endswith("is not a GGUF file: it begins otherwise")
     path.unlink()
     assert refused(path) == f"teacher.model: no file {path}"
     assert not list(cache.rglob("*.json"))
@@ -255,6 +255,13 @@ def test_llama_cpp_splits_text_into_the_tokens_of_the_unpacked_file(
     for text in TEXTS:
         runtime.expect_tokens(own, text)
     runtime.close()
+
+
+def test_a_plan_refuses_a_damaged_file(desk: Desk) -> None:
+    desk.edit("[teacher]\nmodel = ", '[teacher]\nmodel = "teacher.gguf" # ')
+    desk.write("teacher.gguf", b"GGUF and nothing else")
+    line = desk.refused("plan", "r.toml")
+    assert line.endswith("teacher.gguf ends within its header; copy or download it again")
 
 
 @pytest.mark.slow
