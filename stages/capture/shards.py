@@ -183,7 +183,11 @@ class ShardQueue:
         for shard, held in self._claims():
             sequences = self._plan.sequences.read(self._rows(shard))
             current = ShardCapture(shard, self._writer, sequences, held)
-            for places in batches_of(self._plan.most_tokens(sequences), self._forward.budget):
+            lengths_N = self._plan.most_tokens(sequences)
+            if generate is not None:
+                # a step of a few prompts takes as long as one of many, so lengths are mixed
+                lengths_N = np.full_like(lengths_N, lengths_N.max(initial=1))
+            for places in batches_of(lengths_N, self._forward.budget):
                 part = sequences.take(places)
                 yield current, part if generate is not None else self._forward.prepare(part)
 

@@ -230,14 +230,16 @@ def make_cut(
     heads = getattr(model.config, "num_attention_heads", None)
     anatomy = anatomy_of(model.config.model_type, heads, shapes, where)
     whole = anatomy.parameters(anatomy.sizes)
-    teacher = teacher or whole
+    is_teacher, teacher = teacher is None, teacher or whole
     sizes = all_target_sizes(anatomy, cuts, teacher, where)[0]
     model.to(best_device())
     isolation = student_isolation(model, store, where)
     sample = calibration_set(store, config.sequences, seed, isolation)
     head = connect_head(model, vocabulary, report)
-    part = f"{stage} importance and loss before"
-    importance = measure_importance(head, anatomy, sample, part, report)
+    importance = measure_importance(
+        head, anatomy, sample, f"{stage} importance", report,
+        loss=sample.teacher_loss() if is_teacher else None,
+    )  # fmt: skip
     _expect_finite(importance.loss, "before", where)
     if config.layers_by == "loss" and sizes.layers < anatomy.sizes.layers:
         importance = judge_layers_by_loss(

@@ -39,6 +39,7 @@ import numpy as np
 import torch
 
 from ...evaluation.quality import summed_loss
+from ...models.isolation import model_inputs
 from ...report import Report, Reporter, silent
 from .layers import skipped
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ....data.schema import Sequences
+    from ....data.schema import Block, Sequences
     from ....data.store.reader import StoreReader
     from ...models.isolation import Isolation
     from ...models.output_head import OutputHead
@@ -71,9 +72,18 @@ class CalibrationSet:
         return len(self.rows)
 
     def batches(self) -> Iterator[Sequences]:
+        for block in self._blocks():
+            yield block.sequences
+
+    def teacher_loss(self) -> float:
+        """Mean -log p(label) of the store's teacher, in nats. The store has it, so no model runs."""
+        labels = np.concatenate([block.targets.label_logprob for block in self._blocks()])
+        return -float(labels.astype(np.float64).sum()) / max(1, len(labels))
+
+    def _blocks(self) -> Iterator[Block]:
         count = max(1, _BATCH_TOKENS // self.store.manifest.packing.sequence_length)
         for start in range(0, len(self.rows), count):
-            yield self.store.read(self.rows[start : start + count]).sequences
+            yield self.store.read(self.rows[start : start + count])
 
 
 def calibration_set(
@@ -108,12 +118,38 @@ def measure_importance(
     sample: CalibrationSet,
     stage: str,
     report: Reporter = silent,
+    *,
+    loss: float | None = None,
 ) -> Importance:
-    """Run the model once over the calibration set and score its parts."""
+    """Run the model once over the calibration set and score its parts.
+
+    loss  the model's loss on the calibration set; None measures it in the same pass, which takes
+          the output head at every position
+    """
     observer = _Observer(head.model, anatomy)
     with observer.observing():
-        loss = sample_loss(head, sample, stage, report, observer.masked)
+        if loss is None:
+            loss = sample_loss(head, sample, stage, report, observer.masked)
+        else:
+            _run_layers(head, observer.masked(sample.batches()), sample, stage, report)
     return observer.importance(loss)
+
+
+def _run_layers(
+    head: OutputHead,
+    batches: Iterator[Sequences],
+    sample: CalibrationSet,
+    stage: str,
+    report: Reporter,
+) -> None:
+    """Run the model without its output head."""
+    done, device = 0, head.model.device
+    report(Report(stage=stage, total=len(sample), unit="sequences"))
+    for block in batches:
+        inputs = model_inputs(block, sample.isolation, head.model.dtype)
+        head.hidden({name: tensor.to(device) for name, tensor in inputs.items()})
+        done += len(block)
+        report(Report(stage=stage, done=done, total=len(sample), step=len(block), unit="sequences"))
 
 
 @torch.no_grad()
