@@ -102,12 +102,7 @@ def evaluate_student(
     model.to(best_device())
     head = connect_head(model, store.manifest.tokenizer.size, report)
     isolation = student_isolation(model, store, where, report)
-    size = max(1, 8192 // store.manifest.packing.sequence_length)
-    sums, calibration = Sums(), Calibration()
-    report(Report(stage=stage, total=store.positions, unit="positions"))
-    for block in store.batches(size):
-        _add_block(head, block, isolation, sums, calibration)
-        report(Report(stage=stage, done=sums.positions, total=store.positions, unit="positions"))
+    sums, calibration = measure_quality(head, isolation, store, stage, report)
     report(Report(stage=stage, doing="measure its speed and memory"))
     usage = measure_usage(
         model,
@@ -134,6 +129,23 @@ def evaluate_student(
         runtime=f"torch {torch.__version__}",
         weights=identity.fingerprint,
     )
+
+
+def measure_quality(
+    head: OutputHead,
+    isolation: Isolation,
+    store: StoreReader,
+    stage: str = STAGE,
+    report: Reporter = silent,
+) -> tuple[Sums, Calibration]:
+    """Sums and calibration of a model over the held-out store."""
+    size = max(1, 8192 // store.manifest.packing.sequence_length)
+    sums, calibration = Sums(), Calibration()
+    report(Report(stage=stage, total=store.positions, unit="positions"))
+    for block in store.batches(size):
+        _add_block(head, block, isolation, sums, calibration)
+        report(Report(stage=stage, done=sums.positions, total=store.positions, unit="positions"))
+    return sums, calibration
 
 
 def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluation:

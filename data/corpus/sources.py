@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..errors import ColdstillError, first_line
+from ..packaged import packaged
 from .folders import Candidate, choose_documents, expect_one_split, walk
 from .hub import check_hub_entry, local_folder
 
@@ -70,7 +71,8 @@ def list_sources(
     """The sources of `files`: in their order, sorted within each entry, without repetition.
 
     An entry is a path relative to `base`, a glob, a folder (searched whole; hidden names are
-    skipped), a dataset saved with `save_to_disk`, `stdlib:` or `hub:ORG/NAME?split=...`.
+    skipped), a dataset saved with `save_to_disk`, `stdlib:`, `package:NAME/PATH` for a file or
+    folder inside an installed Python package, or `hub:ORG/NAME?split=...`.
 
     left_out  receives the names of files in folders and globs that are not documents
 
@@ -108,7 +110,7 @@ def _expand(entry: str, base: Path, left_out: list[str]) -> list[Source]:
     if entry.startswith("hub:"):
         check_hub_entry(entry, base)
         return [Source(name=entry, path=local_folder(entry, base), format="hub")]
-    path = base / Path(entry).expanduser()
+    path = packaged(entry, "corpus.files") or base / Path(entry).expanduser()
     if entry and path.is_dir():
         return _folder(entry, path, left_out)
     if path.is_file():

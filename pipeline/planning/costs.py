@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...data.prepared import Split
     from ...stages.config import LoraConfig, TrainConfig
     from ...stages.planning.model_sizes import ModelSizes
+    from ...stages.students.pruning.config import PruneConfig
     from ..recipe.run_folder import Run
     from ..recipe.tables import Recipe
     from .pilot_record import PilotRecord
@@ -98,6 +99,37 @@ def capture_hours(
                 return None
             total += store.sequences_missing * sequence_length / speed / 3600
     return total
+
+
+def pruning_hours(
+    cut: PruneConfig, before: ModelSizes, after: ModelSizes, tokens: int, speed: float | None
+) -> float | None:
+    """Hours to make one cut; None without a measured speed.
+
+    before, after  sizes of the model that is cut, and of the smaller one
+    tokens         tokens of the store's sequences on which importance is measured
+    speed          tokens per second of a forward pass of the model that is cut
+    """
+    if speed is None:
+        return None
+    passes = 1 + after.parameters / before.parameters  # importance, and the loss after the cut
+    if cut.layers_by == "loss":
+        # one layer after another is removed, each time after a pass without each layer that is left
+        left = range(after.layers + 1, before.layers + 1)
+        passes += sum(count * (count - 1) for count in left) / before.layers
+    return passes * tokens / speed / 3600
+
+
+def forward_speed(run: Run, pilot: PilotRecord | None) -> float | None:
+    """Tokens per second of the teacher's forward pass, as measured after a capture or by the pilot.
+
+    The speed of a capture in which the teacher writes answers says nothing about it.
+    """
+    for address in (run.logits, run.heldout):
+        forward = read_measurements(place_at(address)).get("forward")
+        if isinstance(forward, dict) and (speed := _speed(forward.get("tokens_per_second"))):
+            return speed
+    return None if pilot is None else pilot.tokens_per_second
 
 
 def training_hours(config: TrainConfig, folder: Path, sequence_length: int) -> float | None:

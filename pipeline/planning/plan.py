@@ -15,13 +15,20 @@ from .checks import (
     expect_trainable,
     left_out_tokens,
 )
-from .costs import capture_hours, capture_speeds, stage_memory, training_hours
+from .costs import (
+    capture_hours,
+    capture_speeds,
+    forward_speed,
+    pruning_hours,
+    stage_memory,
+    training_hours,
+)
 from .models import student_family, student_sizes, teacher_sizes
 from .pilot_record import read_pilot
 from .sizes import captures, corpus_sizes, expected_bytes, free_bytes, store_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ...data.prepared import Split
     from ...stages.planning.model_sizes import ModelSizes
@@ -134,6 +141,7 @@ def make_plan(work: Work) -> Plan:
     sources = list_sources(recipe.corpus.files, work.loaded.base)
     speeds = capture_speeds(run, pilot)
     hours = _training_hours(work)
+    hours |= _pruning_hours(work, teacher, students, stores["train"], forward_speed(run, pilot))
     hours["teacher-logits"] = capture_hours(stores, speeds, recipe.corpus.sequence_length)
     memory = stage_memory(recipe, teacher, students)
     return Plan(
@@ -218,6 +226,28 @@ def _alternatives(work: Work, pilot: PilotRecord | None, positions: int) -> list
             )
         )
     return found
+
+
+def _pruning_hours(
+    work: Work,
+    teacher: ModelSizes | None,
+    students: Mapping[str, Sequence[ModelSizes]],
+    store: StoreSize,
+    speed: float | None,
+) -> dict[str, float | None]:
+    """Hours of the first cut of each student; later cuts have a model and a speed of their own."""
+    hours: dict[str, float | None] = {}
+    for name, student in work.recipe.students.items():
+        sizes, folder = students[name], work.run.student(name)
+        if not student.prune or teacher is None or not sizes:
+            continue
+        cut = student.prune[0]
+        tokens = min(cut.sequences, store.sequences) * work.recipe.corpus.sequence_length
+        done = folder.model.exists() or folder.is_begun(len(student.prune))
+        hours[f"prune-student {name}"] = (
+            0.0 if done else pruning_hours(cut, teacher, sizes[0], tokens, speed)
+        )
+    return hours
 
 
 def _training_hours(work: Work) -> dict[str, float | None]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import first_difference, read_json, write_json
-from ...stages.models.gguf_file import GGUF, packaged, unpacked
+from ...data.packaged import packaged
+from ...stages.models.gguf_file import GGUF, unpacked
 from ...stages.report import Report
 from .reading import load_recipe, run_folder
 from .run_folder import open_run, record_recipe

@@ -17,7 +17,7 @@ from .lineage import corpus_facts, student_facts, teacher_facts, trainings
 from .model_tables import warnings
 from .reproduce import reproduction
 from .rows import compared_rows, visible
-from .verdict import comparable_students, contest, export_sentence, verdict
+from .verdict import ahead_sentence, comparable_students, contest, export_sentence, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -233,7 +233,11 @@ def gather(work: Work, prompts: int) -> ReportFacts:
     students = student_facts(run, rows)
     known = trainings(students)
     pair = contest(comparable_students(rows, known), known)
-    result = [verdict(rows, known), "" if pair is None else export_sentence(rows, pair.best.name)]
+    result = [
+        verdict(rows, known),
+        ahead_sentence(rows, known),
+        "" if pair is None else export_sentence(rows, pair.best.name),
+    ]
     texts, no_texts = _continuations(work, heldout, _shown(rows, known), prompts)
     return ReportFacts(
         run=visible(str(run.root)),

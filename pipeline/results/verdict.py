@@ -114,6 +114,24 @@ def verdict(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> 
     return f"{who} {parts}{_compared(best, pair.baseline, teacher, alike=same)}"
 
 
+def ahead_sentence(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> str:
+    """Names the distilled students that end above the same model without a teacher, besides the
+    one of the verdict; empty if there are none.
+
+    rows  rows of one run, the teacher's row first
+    """
+    comparable = comparable_students(rows, trainings)
+    pair = contest(comparable, trainings)
+    told = None if pair is None or pair.baseline is None else pair.compared.name
+    found = [
+        f"`{baseline.name}` ends {_nats(row.loss - baseline.loss)} below `{row.name}`"
+        for row in _with_teacher(comparable, trainings)
+        if row.name != told and (baseline := baseline_of(row, comparable, trainings)) is not None
+        if row.loss - baseline.loss >= _ALIKE
+    ]
+    return f"Without a teacher, {_listed(found)} in held-out loss." if found else ""
+
+
 def export_sentence(rows: Sequence[ModelFigures], best: str) -> str:
     """The gain of a student's smallest export, or of the fastest one if none is smaller.
 

@@ -13,8 +13,7 @@ import math
 import shutil
 import struct
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
 from ...data.files import file_sha256, whole_folder, write_errors, write_json
@@ -24,10 +23,11 @@ from ..libraries import asking
 from ..report import Report, Reporter, silent
 from .model_files import UNPACKED_RECORD
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 GGUF = ".gguf"
 """Ends the name of a GGUF file."""
-PACKAGE = "package:"
-"""Begins the name of a file or folder inside an installed Python package."""
 
 _GPT2_RULE = ("gpt-2", "gpt2", "mpt", "olmo", "jais", "trillion", "granite-docling")
 _DIGITS_RULE = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
@@ -50,30 +50,6 @@ _SETTINGS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 """Setting of a file -> attribute of a configuration, for some that transformers ignores."""
-
-
-def packaged(model: str, where: str) -> Path | None:
-    """The path that `package:NAME/PATH` stands for; None for a name of another kind.
-
-    where  the recipe's key, for messages
-
-    Raises
-        ColdstillError: the package is not installed, or it has no such file or folder
-    """
-    if not model.startswith(PACKAGE):
-        return None
-    name, _, inside = model.removeprefix(PACKAGE).partition("/")
-    found = importlib.util.find_spec(name) if name.isidentifier() else None
-    folders = [] if found is None else list(found.submodule_search_locations or ())
-    if not folders:
-        raise ColdstillError(
-            f"{where}: no Python package {name!r} is installed here; install it with: "
-            f"pip install {name.replace('_', '-')}"
-        )
-    path = Path(folders[0]) / inside
-    if not inside or not path.exists():
-        raise ColdstillError(f"{where}: the package {name!r} has no file {inside!r}")
-    return path
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from coldstill.data.corpus.folders import note_left_out
 from coldstill.data.corpus.formats import read_documents
 from coldstill.data.corpus.sources import list_sources
 from coldstill.data.errors import ColdstillError
+from coldstill.data.packaged import packaged
 
 if TYPE_CHECKING:
     from coldstill.data.corpus.document import Document
@@ -457,3 +458,24 @@ def test_this_pythons_own_sources_are_read() -> None:
     (document,) = read_documents([decoder], Columns())
     assert document.text == Path(json.decoder.__file__).read_text(encoding="utf-8")
     assert not any("/test/" in name or "site-packages" in name for name in sources)
+
+
+def test_a_name_may_stand_for_a_path_in_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "some_models"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "small.gguf").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    found = packaged("package:some_models/small.gguf", "teacher.model")
+    assert found == package / "small.gguf"
+    assert packaged("models/small.gguf", "teacher.model") is None
+    for name, message in (
+        ("package:some_models/other.gguf", "the package 'some_models' has no file 'other.gguf'"),
+        ("package:some_models", "the package 'some_models' has no file ''"),
+        ("package:no_models/x.gguf", "no Python package 'no_models' is installed here; install it"),
+        ("package:/x.gguf", "no Python package ''"),
+    ):
+        with pytest.raises(ColdstillError, match=f"^teacher.model: {message}"):
+            packaged(name, "teacher.model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
+from coldstill.pipeline.planning.costs import pruning_hours
 from coldstill.pipeline.planning.sizes import (
     existing,
     expect_room,
@@ -20,7 +22,9 @@ from coldstill.pipeline.planning.sizes import (
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import open_run
 from coldstill.pipeline.recipe.work import Work
+from coldstill.stages.planning.model_sizes import ModelSizes
 from coldstill.stages.report import silent
+from coldstill.stages.students.pruning.config import PruneConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -276,3 +280,15 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_reason(
     named, reason = str(error.value).split(": cannot be written: ")
     assert named == str(where / "a")
     assert reason.startswith(f"Permission denied in {tmp_path}; ")
+
+
+def test_the_time_of_a_cut_follows_from_its_passes_over_the_sample() -> None:
+    before = ModelSizes(parameters=100, hidden=8, feed_forward=8, layers=4, vocabulary=16)
+    after = dataclasses.replace(before, parameters=60, layers=2)
+    cut = PruneConfig(layers=2)
+    assert pruning_hours(cut, before, after, 3600, None) is None
+    # importance, and the loss of the smaller model
+    assert pruning_hours(cut, before, after, 3600, 2.0) == pytest.approx(1.6 / 2)
+    # by loss also 4 passes with 3 of the 4 layers, then 3 passes with 2
+    by_loss = dataclasses.replace(cut, layers_by="loss")
+    assert pruning_hours(by_loss, before, after, 3600, 2.0) == pytest.approx((1.6 + 3 + 1.5) / 2)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from coldstill.pipeline.results.verdict import (
     Training,
+    ahead_sentence,
     baseline_of,
     contest,
     export_sentence,
@@ -148,6 +149,22 @@ def test_the_teachers_effect_is_shown_by_a_student_that_has_a_baseline() -> None
     ):
         assert end in result(pruned, small, row("bare", loss), trainings=trainings)
     assert contest(rows[2:], trainings) is None
+
+
+def test_every_student_that_ends_above_its_baseline_is_named() -> None:
+    wide = {"architecture": {"layers": 9}}
+    trainings = PAIR | {"wide": trained(True, wide), "wide_bare": trained(False, wide)}
+    rows = [teacher(), row("small", 5.0), row("bare", 5.2), row("wide", 5.4), row("wide_bare", 5.3)]
+    assert ahead_sentence(rows, trainings) == (
+        "Without a teacher, `wide_bare` ends 0.10 nats below `wide` in held-out loss."
+    )
+    # the verdict tells it of the best student
+    ahead = [teacher(), row("small", 5.0), row("bare", 4.95), *rows[3:]]
+    assert "ends 0.05 nats lower, so here the teacher did not help" in verdict(ahead, trainings)
+    assert ahead_sentence(ahead[:3], PAIR) == ""
+    assert ahead_sentence(ahead, trainings) == ahead_sentence(rows, trainings)
+    same = [*rows[:4], row("wide_bare", 5.398)]
+    assert ahead_sentence(same, trainings) == ahead_sentence(same[:4], trainings) == ""
 
 
 def export(of: str, name: str, bytes_: int, kl: float, **more: Any) -> ModelFigures:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from coldstill.stages.export.gguf import writer
 from coldstill.stages.export.gguf.format import READER_FAMILIES
 from coldstill.stages.export.gguf.writer import SPLITS
 from coldstill.stages.models.ends import own_ends
-from coldstill.stages.models.gguf_file import packaged, unpacked
+from coldstill.stages.models.gguf_file import unpacked
 from coldstill.stages.models.loading import load_model, load_tokenizer, teacher_identity
 from conftest import VOCABULARY, sentences
 from exports import TOKENS, difference, divergence, small_student, student_logprobs, written
@@ -221,27 +220,6 @@ def test_damaged_and_foreign_files_are_one_line(
     path.unlink()
     assert refused(path) == f"teacher.model: no file {path}"
     assert not list(cache.rglob("*.json"))
-
-
-def test_a_name_may_stand_for_a_path_in_a_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "some_models"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "small.gguf").touch()
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    found = packaged("package:some_models/small.gguf", "teacher.model")
-    assert found == package / "small.gguf"
-    assert packaged("models/small.gguf", "teacher.model") is None
-    for name, message in (
-        ("package:some_models/other.gguf", "the package 'some_models' has no file 'other.gguf'"),
-        ("package:some_models", "the package 'some_models' has no file ''"),
-        ("package:no_models/x.gguf", "no Python package 'no_models' is installed here; install it"),
-        ("package:/x.gguf", "no Python package ''"),
-    ):
-        with pytest.raises(ColdstillError, match=f"^teacher.model: {message}"):
-            packaged(name, "teacher.model")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp compiles")

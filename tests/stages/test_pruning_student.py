@@ -7,6 +7,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
@@ -234,8 +235,13 @@ def test_other_settings_another_teacher_and_several_processes_are_refused(
 def test_a_model_with_nan_weights_is_refused(store: StoreReader) -> None:
     broken = pruning_model("llama")
     with torch.no_grad():
-        broken.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(
-        ColdstillError, match=r"loss on the store's sequences is nan before the cut"
-    ):
+        broken.model.norm.weight[3] = float("nan")
+    with pytest.raises(ColdstillError, match=r"model\.norm\.weight of the model to cut is NaN"):
         cut_once(broken, store, HALF)
+
+
+def test_the_loss_before_the_first_cut_is_the_stores(store: StoreReader) -> None:
+    _, record = cut_once(pruning_model("llama"), store, HALF)
+    labels = store.read(np.arange(len(store))).targets.label_logprob
+    assert record["loss"]["sequences"] == len(store)
+    assert record["loss"]["before"] == pytest.approx(-float(labels.mean()), abs=1e-6)

@@ -226,6 +226,11 @@ def make_cut(
             keep the store's documents apart, or a loss that is NaN or infinite
     """
     config, vocabulary = cuts[0], store.manifest.tokenizer.size
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise ColdstillError(
+                f"{where}: {name} of the model to cut is NaN or infinite somewhere"
+            )
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     heads = getattr(model.config, "num_attention_heads", None)
     anatomy = anatomy_of(model.config.model_type, heads, shapes, where)

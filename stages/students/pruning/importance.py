@@ -76,7 +76,7 @@ class CalibrationSet:
             yield block.sequences
 
     def teacher_loss(self) -> float:
-        """Mean -log p(label) of the store's teacher, in nats. The store has it, so no model runs."""
+        """Mean -log p(label) of the store's teacher, from the store, in nats."""
         labels = np.concatenate([block.targets.label_logprob for block in self._blocks()])
         return -float(labels.astype(np.float64).sum()) / max(1, len(labels))
 

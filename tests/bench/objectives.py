@@ -1,0 +1,238 @@
+"""When a teacher helps: students of a real teacher by objective, start, length and text.
+
+The teacher is SmolLM2-135M-Instruct and the texts are those on the command line (by default the
+sources of Python's library). A student starts from random weights, from every fourth layer of the
+teacher, or from the teacher pruned to half its parameters. It trains on text that is new in every
+step, or on a small part of it, repeated. Each start and objective first gets its own best learning
+rate. Every length is a training of its own, with its own schedule.
+
+`cross_entropy` has no teacher. `kl` is the divergence from the teacher alone, `0.9` and `0.5` are
+mixtures with that weight of `kl`, `to kl` goes linearly from cross-entropy to `kl`, `to text` the
+other way, and `T = 2` is `kl` at temperature 2.
+
+Results are kept, so an interrupted benchmark continues. `--minutes` stops before the next training
+once that time is over.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from coldstill.data.store.reader import open_store
+from coldstill.stages.config import (
+    ArchitectureConfig,
+    LayersConfig,
+    ObjectiveConfig,
+    TrainConfig,
+    WeightConfig,
+)
+from coldstill.stages.students.job import StudentJob
+from coldstill.stages.students.pruning.config import PruneConfig
+from measure import OUTPUT, write_rows
+from real_teacher import captured_run, teacher_weights
+from trials import trained
+
+if TYPE_CHECKING:
+    from coldstill.data.store.reader import StoreReader
+
+FOLDER = OUTPUT / "objectives"
+BATCH = 1024
+SEQUENCE = 256
+RATES = {"random": (1e-3, 2e-3, 4e-3), "layers": (1e-4, 3e-4, 1e-3), "pruned": (1e-4, 3e-4, 1e-3)}
+LENGTHS = {"random": (50, 100, 200, 400, 800), "layers": (50, 100, 200), "pruned": (50, 100, 200)}
+SEARCH = 100
+"""Steps of the search for a learning rate."""
+SEEDS = (0, 1)
+REPEATED = 64
+"""Sequences of the text that is repeated: 16 steps see all of it."""
+OBJECTIVES = {
+    "cross_entropy": ObjectiveConfig(kl=0.0, cross_entropy=1.0),
+    "kl": ObjectiveConfig(),
+    "0.9": ObjectiveConfig(kl=0.9, cross_entropy=0.1),
+    "0.5": ObjectiveConfig(kl=0.5, cross_entropy=0.5),
+    "to kl": ObjectiveConfig(
+        kl=WeightConfig(weight=1.0, schedule="linear"),
+        cross_entropy=WeightConfig(weight=0.0, schedule="linear", start=1.0),
+    ),
+    "to text": ObjectiveConfig(
+        kl=WeightConfig(weight=0.0, schedule="linear", start=1.0),
+        cross_entropy=WeightConfig(weight=1.0, schedule="linear"),
+    ),
+    "T = 2": ObjectiveConfig(temperature=2.0),
+}
+FIGURES = ("loss", "kl", "acceptance")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One training."""
+
+    start: str
+    objective: str
+    rate: float
+    steps: int
+    repeated: bool
+    seed: int
+
+    @property
+    def name(self) -> str:
+        kind = "repeated" if self.repeated else "fresh"
+        words = (self.start, self.objective, kind, self.steps, self.rate, self.seed)
+        return "-".join("".join(c for c in str(word) if c.isalnum() or c in "._") for word in words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Means over the seeds of one objective, start, text and length, at its best rate."""
+
+    start: str
+    text: str
+    objective: str
+    steps: int
+    rate: float
+    loss: float
+    kl: float
+    acceptance: float
+    spread: float
+    """Largest loss of a seed less the smallest."""
+
+
+class Bench:
+    """The stores, and the trainings that were made from them."""
+
+    def __init__(self, texts: list[str], seconds: float) -> None:
+        run = captured_run("objectives", texts, RECIPE)
+        self._fresh, self._heldout = open_store(run / "logits"), open_store(run / "heldout")
+        self._repeated: StoreReader = _First(self._fresh, REPEATED)  # type: ignore[assignment]
+        self._end = time.monotonic() + seconds
+
+    def figures(self, case: Case) -> dict[str, float]:
+        """The figures of a training, which is made if there is no result of it."""
+        folder = FOLDER / case.name
+        if not (folder / "result.json").exists() and time.monotonic() > self._end:
+            raise TimeoutError
+        store = self._repeated if case.repeated else self._fresh
+        found = trained(_job(case, folder), store, self._heldout)
+        print(f"{case.name}: " + ", ".join(f"{n} {found[n]:.4f}" for n in FIGURES), flush=True)
+        return found
+
+    def best_rate(self, start: str, objective: str, *, repeated: bool) -> float:
+        """The learning rate of the lowest held-out loss after `SEARCH` steps."""
+        case = Case(start=start, objective=objective, rate=0.0, steps=SEARCH, repeated=repeated,
+                    seed=SEEDS[0])  # fmt: skip
+        return min(RATES[start], key=lambda rate: self.figures(replace(case, rate=rate))["loss"])
+
+
+class _First:
+    """The first sequences of a store."""
+
+    def __init__(self, store: StoreReader, count: int) -> None:
+        self._store, self._count = store, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def order(self, seed: int, epoch: int) -> Any:
+        return np.random.default_rng([seed, epoch]).permutation(self._count)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+RECIPE = f"""\
+[corpus]
+sequence_length = {SEQUENCE}
+holdout = 0.08
+[logits]
+temperatures = [2.0]
+sequences = 800
+shard_tokens = 16384
+[evaluation]
+sequences = 64
+"""
+
+
+def _job(case: Case, folder: Any) -> StudentJob:
+    origin: dict[str, Any] = {"architecture": None, "model": None, "teacher": teacher_weights()}
+    if case.start == "random":
+        origin["architecture"] = ArchitectureConfig(layers=2, hidden=128, heads=4)
+    elif case.start == "layers":
+        origin["layers"] = LayersConfig(every=4)
+    else:
+        origin["prune"] = (PruneConfig(parameters="50%", sequences=64),)
+    config = TrainConfig(
+        steps=case.steps, batch_tokens=BATCH, learning_rate=case.rate, warmup=0.1, log_every=10
+    )
+    return StudentJob(
+        name=case.name, objective=OBJECTIVES[case.objective], config=config, seed=case.seed,
+        folder=folder, **origin,
+    )  # fmt: skip
+
+
+def _rows(bench: Bench) -> list[Row]:
+    """All rows, the starts that take least time first; ends early when the time is over."""
+    rows: list[Row] = []
+    try:
+        for start in LENGTHS:
+            for repeated in (False, True):
+                for steps in LENGTHS[start]:
+                    if not repeated and steps * BATCH > len(bench._fresh) * SEQUENCE:
+                        continue
+                    for objective in OBJECTIVES:
+                        row = _row(bench, start, objective, steps, repeated=repeated)
+                        rows.append(row)
+    except TimeoutError:
+        print("the time is over; the same command continues", file=sys.stderr)
+    return rows
+
+
+def _row(bench: Bench, start: str, objective: str, steps: int, *, repeated: bool) -> Row:
+    rate = bench.best_rate(start, objective, repeated=False)
+    case = Case(start=start, objective=objective, rate=rate, steps=steps, repeated=repeated, seed=0)
+    found = [bench.figures(replace(case, seed=seed)) for seed in SEEDS]
+    means = {name: statistics.fmean(one[name] for one in found) for name in FIGURES}
+    losses = [one["loss"] for one in found]
+    return Row(
+        start=start,
+        text="repeated" if repeated else "fresh",
+        objective=objective,
+        steps=steps,
+        rate=rate,
+        spread=max(losses) - min(losses),
+        **means,
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """A Markdown table."""
+    lines = [
+        "| start | text | steps | objective | rate | loss | KL | acceptance |",
+        "|---|---|---:|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row.start} | {row.text} | {row.steps} | {row.objective} | {row.rate:g} | "
+        f"{row.loss:.3f} | {row.kl:.3f} | {row.acceptance:.1%} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.argument("texts", nargs=-1)
+@click.option("--minutes", default=24 * 60.0, help="Start no training after this many minutes.")
+def main(texts: tuple[str, ...], minutes: float) -> None:
+    """Measure what is missing, and print the table."""
+    rows = _rows(Bench(list(texts), 60 * minutes))
+    write_rows("objectives", rows)
+    (OUTPUT / "objectives.md").write_text(table(rows))
+    print(table(rows), end="")
+
+
+if __name__ == "__main__":
+    main()
