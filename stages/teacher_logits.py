@@ -88,7 +88,8 @@ def capture_split(
     If the teacher is split across processes, all but the first only compute their slices.
 
     begin  called once, after every check
-    stop   called after each batch; returning True leaves the rest for later
+    stop   called after each batch and, while the teacher answers prompts, after each token; True
+           leaves the rest for later
     """
     if teacher.follows:
         forward = TeacherForward(teacher, plan.capture, plan.batch_tokens)

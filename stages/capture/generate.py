@@ -34,7 +34,7 @@ from ..models.isolation import length_thresholds, relative_distance
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -229,6 +229,7 @@ def answer(
     ends: frozenset[int],
     sequence_length: int,
     answering: Answering | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Sequences:
     """Each prompt with its answer of at least one token; only the answer's tokens are supervised.
 
@@ -236,6 +237,7 @@ def answer(
     ends             ids that end an answer; the answer includes the first of them
     sequence_length  most tokens of prompt and answer together
     answering        which prompts are answered together; tested now if not given
+    stop             asked at every step; once it returns True, the answers stay incomplete
     """
     lengths_N = prompts.tokens.lengths
     if len(prompts) and int(lengths_N.max()) >= sequence_length:
@@ -249,7 +251,7 @@ def answer(
     room_N = np.minimum(config.max_new_tokens, sequence_length - lengths_N)
     answers: list[list[int]] = [[] for _ in range(len(prompts))]
     for rows in answered_together(lengths_N, answering):
-        _extend(head, prompts, answers, rows, room_N, config, seed, ends)
+        _extend(head, prompts, answers, rows, room_N, config, seed, ends, stop)
     return _with_answers(prompts, answers)
 
 
@@ -262,16 +264,17 @@ def _extend(
     config: GenerateConfig,
     seed: int,
     ends: frozenset[int],
+    stop: Callable[[], bool],
 ) -> None:
     """Generate the answers of some prompts in one batch, into `answers`."""
-    while unfinished:
+    while unfinished and not stop():
         # Stop where the fullest row ends, so that no row becomes longer than a sequence: a position
         # beyond the model's context may not exist. The other rows continue in the next round.
         done_N = np.array([len(answers[row]) for row in unfinished])
         steps = int((room_N[unfinished] - done_N).min())
         texts = [[*prompts.tokens[row].tolist(), *answers[row]] for row in unfinished]
         draws_NS = _draws(seed, prompts.ids[unfinished], done_N, steps)
-        found_NS = _generate(head, texts, draws_NS, config, ends)
+        found_NS = _generate(head, texts, draws_NS, config, ends, stop)
         for row, tokens in zip(unfinished, found_NS.tolist(), strict=True):
             end = next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))
             answers[row].extend(tokens[:end])
@@ -307,13 +310,14 @@ def _generate(
     draws_NS: NDArray[np.float64],
     config: GenerateConfig,
     ends: frozenset[int],
+    stop: Callable[[], bool],
 ) -> NDArray[np.int64]:
     """[N, <= S] generated tokens, including any after an end token."""
     model = head.model
     width = max(len(text) for text in texts)
     draws = torch.from_numpy(draws_NS).to(model.device)
     sampler = _Sampler(config, draws, width, head.vocabulary)
-    stopping = StoppingCriteriaList()
+    stopping = StoppingCriteriaList([_Stopped(stop)])
     if ends:
         stopping.append(_AtEnd(torch.tensor(sorted(ends), device=model.device)))
     found = generate_greedily(model, texts, draws_NS.shape[1], [sampler], stopping)
@@ -353,6 +357,14 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]  # transformers is untype
         # NaN logits select no token; the capture of the answer reports them
         chosen = torch.minimum(chosen, last).clamp_(max=self._vocabulary - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+
+class _Stopped(StoppingCriteria):  # type: ignore[misc]  # likewise
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), self._stop(), device=input_ids.device)
 
 
 class _AtEnd(StoppingCriteria):  # type: ignore[misc]  # likewise

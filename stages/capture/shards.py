@@ -252,29 +252,37 @@ def capture_shards(
             contextlib.closing(ahead(shards.batches())) as batches,
         ):
             for shard, batch in batches:
-                for prepared in _prepared(plan, teacher, forward, batch):
+                for prepared in _prepared(plan, teacher, forward, batch, stop):
                     for pending in forward.capture(prepared):
                         background.submit(partial(shard.take, pending, plan.capture))
+                if stop():
+                    break
                 rows = batch if isinstance(batch, Sequences) else batch.sequences
                 new = len(rows) * plan.sequence_length
                 tally.done += new
                 report(Report(stage=stage, done=tally.done, total=tally.total, step=new))
-                if stop():
-                    break
     finally:
         shards.close()
     return tally
 
 
 def _prepared(
-    plan: CapturePlan, teacher: Teacher, forward: TeacherForward, batch: Sequences | Prepared
+    plan: CapturePlan,
+    teacher: Teacher,
+    forward: TeacherForward,
+    batch: Sequences | Prepared,
+    stop: Callable[[], bool],
 ) -> Iterator[Prepared]:
-    """The batch, prepared. The teacher answers prompts first."""
+    """The batch, prepared. The teacher answers prompts first, which takes minutes on a CPU:
+    answers that are not complete when `stop` returns True are dropped."""
     if not isinstance(batch, Sequences):
         yield batch
         return
     longest = int(plan.most_tokens(batch).max())
-    for sequences in forward.answered(batch, longest, partial(teacher.answer, plan)):
+    ask = partial(teacher.answer, plan, stop=stop)
+    for sequences in forward.answered(batch, longest, ask):
+        if stop():
+            return
         yield forward.prepare(sequences)
 
 

@@ -56,8 +56,13 @@ class Teacher:
         """Whether this process only computes slices for the first process."""
         return self.lockstep and rank() > 0
 
-    def answer(self, plan: CapturePlan, prompts: Sequences) -> Sequences:
-        """Prompts of a capture with this teacher's answers; raises as `generate.answer`."""
+    def answer(
+        self, plan: CapturePlan, prompts: Sequences, stop: Callable[[], bool] = lambda: False
+    ) -> Sequences:
+        """Prompts of a capture with this teacher's answers; raises as `generate.answer`.
+
+        stop  as for `generate.answer`
+        """
         assert plan.generate is not None
         return answer(
             self.head,
@@ -67,6 +72,7 @@ class Teacher:
             ends=end_tokens(self.head.model, plan.tokenizer),
             sequence_length=plan.sequence_length,
             answering=self.answering,
+            stop=stop,
         )
 
     def lead(self, sequences: Sequences | None) -> None:

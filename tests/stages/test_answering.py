@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,14 +10,24 @@ import pytest
 from bordered import VOCABULARY, bordered
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import TokenizedDocument, build_sequences
+from coldstill.data.schema import Capture
+from coldstill.data.store.reader import open_store
 from coldstill.stages.capture.generate import answer, answered_together, choose_answering
-from coldstill.stages.config import GenerateConfig
+from coldstill.stages.config import CorpusConfig, GenerateConfig
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.models.rotary import scale_by_document
+from coldstill.stages.prepare_corpus import prepare_corpus
+from coldstill.stages.teacher_logits import capture_split, is_captured
+from conftest import sentences
+from small_runs import LENGTH as SMALL_LENGTH
+from small_runs import SmallCorpus, load_teacher, plan_capture, save_teacher
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from coldstill.data.schema import Sequences
     from coldstill.stages.capture.generate import Answering
+    from coldstill.stages.capture.plan import CapturePlan
     from coldstill.stages.models.output_head import OutputHead
     from coldstill.stages.report import Report
 
@@ -87,3 +98,32 @@ def test_a_model_that_cannot_generate_is_refused_in_one_line(
     message = r"^teacher\.model: transformers cannot generate answers: no cache of this kind; take "
     with pytest.raises(ColdstillError, match=message):
         choose_answering(connect_head(model, VOCABULARY), LENGTH, "teacher.model")
+
+
+def test_a_capture_that_stops_while_the_teacher_answers_loses_only_that_batch(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = [json.dumps({"prompt": text[:20], "completion": ""}) for text in sentences(16)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    config = CorpusConfig(files=("prompts.jsonl",), sequence_length=SMALL_LENGTH, holdout=0.3)
+    record = prepare_corpus(
+        tmp_path / "corpus", config, tmp_path, tokenizer, together=False, prompts=True
+    )
+    corpus, saved = (
+        SmallCorpus(tmp_path / "corpus", record),
+        save_teacher(tmp_path / "t", tokenizer),
+    )
+    generate = GenerateConfig(max_new_tokens=8)
+
+    def plan(name: str) -> CapturePlan:
+        return plan_capture(corpus, saved, tmp_path / name, Capture(tail=4), generate=generate)
+
+    capture_split(plan("whole"), load_teacher(saved))
+    teacher, steps = load_teacher(saved), list[Any]()
+    teacher.head.model.register_forward_hook(lambda *_: steps.append(1))
+    capture_split(plan("stopped"), teacher, stop=lambda: len(steps) >= 30)
+    assert not is_captured(plan("stopped"))
+    capture_split(plan("stopped"), load_teacher(saved))
+    ours, wanted = (open_store(tmp_path / name) for name in ("stopped", "whole"))
+    assert len(wanted) > 8
+    assert [c.files for c in ours.commits()] == [c.files for c in wanted.commits()]

@@ -211,6 +211,21 @@ def test_generation_stops_when_all_answers_have_ended(prompts: Sequences) -> Non
     assert len(steps) <= 3
 
 
+def test_generation_ends_at_once_when_it_is_stopped(prompts: Sequences) -> None:
+    head, steps = make_head("llama", 0.5), list[Any]()
+    head.model.register_forward_hook(lambda *_: steps.append(1))
+    config = GenerateConfig(max_new_tokens=16)
+    whole = answer(head, prompts, config, seed=0, ends=frozenset(), sequence_length=64)
+    steps.clear()
+    stopped = answer(
+        head, prompts, config, seed=0, ends=frozenset(), sequence_length=64,
+        answering="padded", stop=lambda: len(steps) >= 3,
+    )  # fmt: skip
+    assert len(steps) == 3
+    for one, other in zip(answers(prompts, stopped), answers(prompts, whole), strict=True):
+        assert one == other[:3]
+
+
 def test_no_row_grows_beyond_the_context() -> None:
     """Learned positions end at 128; the model fails one step later."""
     head = make_head("gpt2")
