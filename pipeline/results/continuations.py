@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from .token_texts import TokenTexts
 
 STAGE = "report"
-_TEMPERATURE = 0.7
-"""Sampling temperature; below 1, improbable tokens are rare without a hard cut."""
+_TEMPERATURE, _GREEDY = 0.7, 1e-3
+"""Sampling temperature of texts; below 1, improbable tokens are rare without a hard cut. The other
+stands for 0."""
 _VERSION = 2
 """Version of the file; continuations of another version are generated again."""
 
@@ -113,7 +114,7 @@ def continuations(
     """
     asked = _Kept(
         version=_VERSION,
-        temperature=_TEMPERATURE,
+        temperature=_temperature(work),
         heldout=json_sha256(store.manifest.to_json()),
         seed=work.recipe.seed,
         count=count,
@@ -139,6 +140,12 @@ def continuations(
             write_json(work.run.continuations, kept.model_dump(mode="json"))
     shown = [author.name for author in authors if author.name not in missing]
     return _as_text(kept, shown, missing, token_texts(store))
+
+
+def _temperature(work: Work) -> float:
+    """The sampling temperature: that of the teacher's answers, if it answers prompts."""
+    generate = work.recipe.teacher.generate
+    return _TEMPERATURE if generate is None else max(generate.temperature, _GREEDY)
 
 
 def _beginnings(work: Work, store: StoreReader) -> dict[int, int] | None:
@@ -217,7 +224,7 @@ def _continued(
         return ()
     model = _loaded(work, store, author)
     size = store.manifest.tokenizer.size
-    drawing = Drawing(seed=work.recipe.seed, temperature=_TEMPERATURE, vocabulary=size)
+    drawing = Drawing(seed=work.recipe.seed, temperature=_temperature(work), vocabulary=size)
     # a model that was trained elsewhere may not know the token that ends a text
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
     ends = {*own_ends(model), *store_ends(store, tokenizer).tokens}

@@ -1,25 +1,28 @@
 """What each kind of record is worth: the same student, steps and order with every record.
 
-The corpus, teacher and student are the demo's. `cross-entropy` has no teacher. `online` computes
-the teacher's full distribution at every position while the student trains. The difference of their
-held-out losses is the gap, and a record recovers a share of it. Every row is the mean of three
-seeds of the student's weights, the order and the samples.
+By default the corpus, teacher and student are the demo's. `--teacher smollm2` takes a real teacher,
+SmolLM2-135M-Instruct, with the texts on the command line and a student of 6.7 million parameters.
 
-The last two rows have the default's record in other stores: one with its sequences sorted by mean
-surprise, one with shuffled sequences. Both have 40 shards of four sequences, so the training order
-mixes only eight shards (a fifth of the store) at a time.
+`cross-entropy` has no teacher. `online` computes the teacher's full distribution at every position
+while the student trains. The difference of their held-out losses is the gap, and a record recovers
+a share of it. Every row is the mean of three seeds of the student's weights, the order and the
+samples. Results are kept, so an interrupted benchmark continues.
+
+Two rows of the demo have the default's record in other stores: one with its sequences sorted by
+mean surprise, one with shuffled sequences. Both have 40 shards of four sequences, so the training
+order mixes only eight shards (a fifth of the store) at a time.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 import torch
 from coldstill.data.prepared import CorpusLayout
@@ -28,35 +31,39 @@ from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.stages.capture.plan import CapturePlan, chosen_rows
 from coldstill.stages.capture.teacher import Teacher
-from coldstill.stages.config import ObjectiveConfig
-from coldstill.stages.evaluate import evaluate_student
+from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
 from coldstill.stages.models.device import describe_machine
 from coldstill.stages.models.isolation import flat_positions, model_inputs
 from coldstill.stages.models.loading import load_model, load_tokenizer
-from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.models.output_head import OutputHead, connect_head
 from coldstill.stages.students.job import StudentJob
 from coldstill.stages.teacher_logits import capture_split
-from coldstill.stages.train_student import train_student
 from measure import OUTPUT, write_rows
 from oracles import write_missing
+from real_teacher import captured_run, teacher_weights
+from trials import trained
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 SEEDS = (0, 1, 2)
-RUN = OUTPUT / "demo"
-FOLDER = OUTPUT / "quality"
 NO_TEACHER, ONLINE = "cross-entropy", "online"
 DEFAULT = Capture()
-RECORDS = {
-    f"({k}, {r})": Capture(head=k, tail=r)
-    for k, r in ((50, 0), (12, 0), (0, 12), (0, 24), (8, 8), (16, 16), (DEFAULT.head, DEFAULT.tail))
-}
 SORTED, SHUFFLED = "default, sorted store", "default, shuffled store"
-CASES = (NO_TEACHER, ONLINE, *RECORDS, SORTED, SHUFFLED)
 FIGURES = ("loss", "kl", "agreement", "acceptance", "ece")
+REAL = """\
+[corpus]
+sequence_length = 256
+holdout = 0.08
+[logits]
+sequences = 160
+shard_tokens = 16384
+[evaluation]
+sequences = 64
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,22 +135,175 @@ def _whole(logits_MV: torch.Tensor) -> Targets:
     )
 
 
-def main() -> None:
-    """Measure every case without a result and print the table."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RememberingHead(OutputHead):
+    """A teacher's head that keeps the states of every sequence: each record and seed reads the same
+    ones, and the head's own work is left."""
+
+    states: dict[bytes, torch.Tensor] = field(default_factory=dict)
+
+    def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        names = sorted(inputs)
+        keys = [
+            b"".join(inputs[name][row].numpy().tobytes() for name in names)
+            for row in range(len(inputs["input_ids"]))
+        ]
+        if not self.states.keys() >= set(keys):
+            # named, since a dataclass with slots is another class than its methods were made for
+            self.states.update(zip(keys, OutputHead.hidden(self, inputs), strict=True))
+        return torch.stack([self.states[key] for key in keys])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """The teacher, texts and student of one table."""
+
+    run: Path
+    student: ArchitectureConfig
+    config: TrainConfig
+    teacher: Teacher
+    records: tuple[tuple[int, int], ...]
+    """Head and tail of each record."""
+    ordered: bool
+    """Whether the default's record is measured in other orders too."""
+
+    @property
+    def folder(self) -> Path:
+        return self.run.with_name(f"{self.run.name}-quality")
+
+    @property
+    def heldout(self) -> StoreReader:
+        return open_store(self.run / "heldout")
+
+    def rows(self) -> list[Row]:
+        captures = {f"({k}, {r})": Capture(head=k, tail=r) for k, r in self.records}
+        cases = (NO_TEACHER, ONLINE, *captures, *((SORTED, SHUFFLED) if self.ordered else ()))
+        found: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
+        for seed in SEEDS:  # all cases run on the same machine at the same time
+            for case in cases:
+                found[case].append(self._figures(case, captures.get(case, DEFAULT), seed))
+        return _rows(found)
+
+    def _figures(self, case: str, capture: Capture, seed: int) -> dict[str, Any]:
+        """The figures of one training."""
+        store = self._captured(capture, seed)
+        size = sum(commit.bytes for commit in store.commits()) / store.positions
+        source: Any = store
+        if case == ONLINE:
+            source = LivingTeacher(store, self.teacher)
+        elif case in (SORTED, SHUFFLED):
+            source = self._in_order(case, seed, store)
+        alone = ObjectiveConfig(kl=0.0, cross_entropy=1.0)
+        job = StudentJob(
+            name="bench",
+            architecture=self.student,
+            model=None,
+            objective=alone if case == NO_TEACHER else ObjectiveConfig(),
+            config=self.config,
+            seed=seed,
+            folder=self.folder / f"{_file_name(case)}-{seed}",
+        )
+        found = trained(job, source, self.heldout)
+        print(f"{case}, seed {seed}: loss {found['loss']:.4f}, KL {found['kl']:.4f}", flush=True)
+        return {**found, "bytes_per_position": None if case in (NO_TEACHER, ONLINE) else size}
+
+    def _captured(self, capture: Capture, seed: int) -> StoreReader:
+        """Capture the run's sequences to a store."""
+        table = load_recipe(str(self.run)).recipe
+        corpus = CorpusLayout(self.run / "corpus")
+        sequences, record = corpus.open("train"), corpus.read_record()
+        assert record is not None
+        base = open_store(self.run / "logits")
+        folder = self.folder / "stores" / f"{capture.head}-{capture.tail}-{seed}"
+        plan = CapturePlan(
+            split="train",
+            teacher=base.manifest.teacher,
+            context=None,
+            tokenizer=load_tokenizer(str(base.tokenizer_folder()), "teacher"),
+            corpus=record,
+            sequences=sequences,
+            rows=chosen_rows(len(sequences), table.logits.sequences, table.seed),
+            capture=replace(capture, seed=seed),
+            sequence_length=table.corpus.sequence_length,
+            shard_tokens=table.logits.shard_tokens,
+            batch_tokens=table.logits.batch_tokens,
+            codec="compact",
+            store="arrow",
+            folder=folder,
+        )
+        capture_split(plan, self.teacher)
+        return open_store(folder)
+
+    def _in_order(self, case: str, seed: int, store: StoreReader) -> StoreReader:
+        """Write the default's record in small shards, sorted by surprise or shuffled."""
+        block = store.read(np.arange(len(store)))
+        if case == SORTED:
+            starts = block.sequences.positions.offsets[:-1]
+            surprise = np.add.reduceat(-block.targets.label_logprob, starts)
+            order = np.argsort(surprise / block.sequences.positions.lengths)
+        else:
+            order = np.random.default_rng(seed).permutation(len(store))
+        folder = self.folder / "stores" / f"{_file_name(case)}-{seed}"
+        manifest = replace(store.manifest, shard_sequences=4, block_sequences=1)
+        write_missing(folder, manifest, block.take(order))
+        shutil.copytree(store.tokenizer_folder(), folder / "tokenizer", dirs_exist_ok=True)
+        return open_store(folder)
+
+
+def demo_bench() -> Bench:
+    """The demo's corpus, teacher and student."""
     command = [sys.executable, "-m", "coldstill.pipeline.cli", "teacher-logits", "demo"]
     subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
-    heldout = open_store(RUN / "heldout")
-    teacher = _teacher(heldout)
-    # seed by seed, so that all cases run on the same machine at the same time
-    found = {
-        case: [_result(case, seed, teacher, heldout) for seed in SEEDS] for case in (NO_TEACHER,)
-    }
-    for seed in SEEDS:
-        for case in CASES[1:]:
-            found.setdefault(case, []).append(_result(case, seed, teacher, heldout))
-    rows = _rows(found)
-    write_rows("quality", rows)
-    (OUTPUT / "quality.md").write_text(table(rows))
+    run, student = OUTPUT / "demo", load_recipe("demo").recipe.students["small"]
+    assert student.architecture is not None
+    return Bench(
+        run=run,
+        student=student.architecture,
+        config=student.train,
+        teacher=_teacher(run, str(run / "teacher" / "model")),
+        records=(
+            (50, 0),
+            (12, 0),
+            (0, 12),
+            (0, 24),
+            (8, 8),
+            (16, 16),
+            (DEFAULT.head, DEFAULT.tail),
+        ),
+        ordered=True,
+    )
+
+
+def real_bench(texts: list[str]) -> Bench:
+    """A real teacher on the given texts."""
+    run = captured_run("smollm2-texts", texts, REAL)
+    return Bench(
+        run=run,
+        student=ArchitectureConfig(layers=2, hidden=128, heads=4),
+        config=TrainConfig(steps=120, batch_tokens=1024, learning_rate=4e-3, warmup=0.1),
+        teacher=_teacher(run, teacher_weights().name),
+        records=((50, 0), (16, 16), (0, 12), (0, 24), (DEFAULT.head, DEFAULT.tail)),
+        ordered=False,
+    )
+
+
+def _teacher(run: Path, folder: str) -> Teacher:
+    packing = open_store(run / "heldout").manifest.packing
+    vocabulary = open_store(run / "heldout").manifest.tokenizer.size
+    head = connect_head(load_model(folder, "teacher", precision="fp32"), vocabulary)
+    own = {each.name: getattr(head, each.name) for each in fields(OutputHead)}
+    return Teacher(head=RememberingHead(**own), isolation=packing.isolation)
+
+
+@click.command(help=__doc__)
+@click.argument("texts", nargs=-1)
+@click.option("--teacher", type=click.Choice(["demo", "smollm2"]), default="demo")
+def main(texts: tuple[str, ...], teacher: str) -> None:
+    """Measure every case without a result and print the table."""
+    rows = (demo_bench() if teacher == "demo" else real_bench(list(texts))).rows()
+    name = "quality" if teacher == "demo" else f"quality-{teacher}"
+    write_rows(name, rows)
+    (OUTPUT / f"{name}.md").write_text(table(rows))
     print(table(rows), end="")
 
 
@@ -162,7 +322,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows(found: dict[str, list[dict[str, Any]]]) -> list[Row]:
+def _rows(found: Mapping[str, list[dict[str, Any]]]) -> list[Row]:
     means = {
         case: {name: statistics.fmean(one[name] for one in ones) for name in FIGURES}
         for case, ones in found.items()
@@ -179,103 +339,6 @@ def _rows(found: dict[str, list[dict[str, Any]]]) -> list[Row]:
         )
         for case, ones in found.items()
     ]
-
-
-def _result(case: str, seed: int, teacher: Teacher, heldout: StoreReader) -> dict[str, Any]:
-    """The figures of one training; they are stored, so an interrupted benchmark continues."""
-    folder = FOLDER / f"{_file_name(case)}-{seed}"
-    record = folder / "result.json"
-    if not record.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        store = _store(case, seed, teacher)
-        _train(case, seed, folder, store)
-        row = evaluate_student(case, folder / "model", heldout)
-        figures = {name: getattr(row, name) for name in FIGURES}
-        size = None
-        if case not in (NO_TEACHER, ONLINE):
-            size = sum(commit.bytes for commit in store.commits()) / store.positions
-        record.write_text(json.dumps({**figures, "bytes_per_position": size}))
-    result: dict[str, Any] = json.loads(record.read_text())
-    print(f"{case}, seed {seed}: loss {result['loss']:.4f}, KL {result['kl']:.4f}", flush=True)
-    return result
-
-
-def _train(case: str, seed: int, folder: Path, store: StoreReader) -> None:
-    student = load_recipe("demo").recipe.students["small"]
-    alone = ObjectiveConfig(kl=0.0, cross_entropy=1.0)
-    job = StudentJob(
-        name="bench",
-        architecture=student.architecture,
-        model=None,
-        objective=alone if case == NO_TEACHER else ObjectiveConfig(),
-        config=student.train,
-        seed=seed,
-        folder=folder,
-    )
-    train_student(job, store)
-
-
-def _store(case: str, seed: int, teacher: Teacher) -> Any:
-    """The store that the student reads."""
-    if case in RECORDS:
-        return _captured(RECORDS[case], seed, teacher)
-    store = _captured(DEFAULT, seed, teacher)
-    if case == ONLINE:
-        return LivingTeacher(store, teacher)
-    return store if case == NO_TEACHER else _in_order(case, seed, store)
-
-
-def _captured(capture: Capture, seed: int, teacher: Teacher) -> StoreReader:
-    """Capture the demo's sequences to a store."""
-    table = load_recipe("demo").recipe
-    corpus = CorpusLayout(RUN / "corpus")
-    sequences, record = corpus.open("train"), corpus.read_record()
-    assert record is not None
-    base = open_store(RUN / "logits").manifest
-    folder = FOLDER / "stores" / f"{capture.head}-{capture.tail}-{seed}"
-    plan = CapturePlan(
-        split="train",
-        teacher=base.teacher,
-        context=None,
-        tokenizer=load_tokenizer(str(RUN / "teacher" / "tokenizer"), "teacher"),
-        corpus=record,
-        sequences=sequences,
-        rows=chosen_rows(len(sequences), table.logits.sequences, table.seed),
-        capture=replace(capture, seed=seed),
-        sequence_length=table.corpus.sequence_length,
-        shard_tokens=table.logits.shard_tokens,
-        batch_tokens=table.logits.batch_tokens,
-        codec="compact",
-        store="arrow",
-        folder=folder,
-    )
-    capture_split(plan, teacher)
-    return open_store(folder)
-
-
-def _in_order(case: str, seed: int, store: StoreReader) -> StoreReader:
-    """Write the default's record in small shards, sorted by surprise or shuffled."""
-    block = store.read(np.arange(len(store)))
-    if case == SORTED:
-        starts = block.sequences.positions.offsets[:-1]
-        surprise = np.add.reduceat(-block.targets.label_logprob, starts)
-        order = np.argsort(surprise / block.sequences.positions.lengths)
-    else:
-        order = np.random.default_rng(seed).permutation(len(store))
-    folder = FOLDER / "stores" / f"{_file_name(case)}-{seed}"
-    manifest = replace(store.manifest, shard_sequences=4, block_sequences=1)
-    write_missing(folder, manifest, block.take(order))
-    shutil.copytree(store.tokenizer_folder(), folder / "tokenizer", dirs_exist_ok=True)
-    return open_store(folder)
-
-
-def _teacher(heldout: StoreReader) -> Teacher:
-    model = load_model(str(RUN / "teacher" / "model"), "teacher", precision="fp32")
-    return Teacher(
-        head=connect_head(model, heldout.manifest.tokenizer.size),
-        isolation=heldout.manifest.packing.isolation,
-    )
 
 
 def _file_name(case: str) -> str:
