@@ -320,8 +320,9 @@ class CorpusConfig(_Table):
     """The documents that are read, and how they are cut into sequences."""
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Files, globs and folders (relative to the recipe), data sets as `hub:ORG/NAME`, or `stdlib:`,
-    the sources of Python's own library."""
+    """Files, globs and folders (relative to the recipe), `package:NAME/PATH` for one inside an
+    installed Python package, data sets as `hub:ORG/NAME`, or `stdlib:`, the sources of Python's own
+    library."""
     sequence_length: Annotated[int, Field(ge=2)] = 1024
     """Most tokens in a sequence (T); at most the context of the models."""
     holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02
