@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,6 +77,34 @@ def random_importance(sizes: Sizes, seed: int = 0) -> Importance:
         layers_L=torch.rand(sizes.layers, generator=generator),
         loss=0.0,
     )
+
+
+def magnitude_importance(model: Any, built: Anatomy) -> Importance:
+    """Scores without activations: the sum of squares of a part's weights. Keys and values belong to
+    all query heads of their group."""
+    sizes, width = built.sizes, built.head_width
+    importance = random_importance(sizes)
+    scores = {key: torch.zeros_like(getattr(importance, key)) for key in
+              ("channels_D", "neurons_LF", "heads_LH", "layers_L")}  # fmt: skip
+    for name, weight in model.named_parameters():
+        axes = built.axes(name) or ()
+        inside = name.startswith("model.layers")
+        layer = int(name.split(".")[2]) if inside else 0
+        if inside:
+            scores["layers_L"][layer] += weight.detach().square().sum()
+        for axis, kind in enumerate(axes):
+            if weight.dim() == 1 or kind == "free":
+                continue
+            squares = weight.detach().square().sum(1 - axis)
+            if kind == "hidden":
+                scores["channels_D"] += squares
+            elif kind == "feed_forward":
+                scores["neurons_LF"][layer] += squares
+            else:
+                by_head = squares.view(-1, width).sum(1)
+                scores["heads_LH"][layer] += by_head.repeat_interleave(sizes.heads // len(by_head))
+    changes: dict[str, Any] = {**scores}
+    return dataclasses.replace(importance, **changes)
 
 
 def whole_sample(store: StoreReader) -> CalibrationSet:

@@ -23,7 +23,13 @@ from coldstill.stages.students.pruning.importance import (
 )
 from coldstill.stages.students.pruning.layers import cut_to_layers
 from conftest import VOCABULARY
-from small_pruning import anatomy, pruning_model, random_importance, whole_sample
+from small_pruning import (
+    anatomy,
+    magnitude_importance,
+    pruning_model,
+    random_importance,
+    whole_sample,
+)
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -243,34 +249,6 @@ def pair() -> list[Trained]:
     return [trained(seed) for seed in (0, 1)]
 
 
-def magnitudes(model: Any, built: Anatomy) -> Importance:
-    """Scores without activations: the sum of squares of a part's weights. Keys and values belong to
-    all query heads of their group."""
-    sizes, width = built.sizes, built.head_width
-    importance = random_importance(sizes)
-    scores = {key: torch.zeros_like(getattr(importance, key)) for key in
-              ("channels_D", "neurons_LF", "heads_LH", "layers_L")}  # fmt: skip
-    for name, weight in model.named_parameters():
-        axes = built.axes(name) or ()
-        inside = name.startswith("model.layers")
-        layer = int(name.split(".")[2]) if inside else 0
-        if inside:
-            scores["layers_L"][layer] += weight.detach().square().sum()
-        for axis, kind in enumerate(axes):
-            if weight.dim() == 1 or kind == "free":
-                continue
-            squares = weight.detach().square().sum(1 - axis)
-            if kind == "hidden":
-                scores["channels_D"] += squares
-            elif kind == "feed_forward":
-                scores["neurons_LF"][layer] += squares
-            else:
-                by_head = squares.view(-1, width).sum(1)
-                scores["heads_LH"][layer] += by_head.repeat_interleave(sizes.heads // len(by_head))
-    changes: dict[str, Any] = {**scores}
-    return dataclasses.replace(importance, **changes)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "of_chance", "of_magnitude"),
@@ -295,7 +273,7 @@ def test_importance_beats_chance_and_magnitude_on_held_out_loss(
         by_chance += statistics.median(
             one.rise(random_importance(whole, seed), target) for seed in range(7)
         )
-        by_magnitude += one.rise(magnitudes(one.model, one.built), target)
+        by_magnitude += one.rise(magnitude_importance(one.model, one.built), target)
     assert 0 < ours < of_chance * by_chance
     assert ours < of_magnitude * by_magnitude
 
@@ -318,7 +296,7 @@ def test_layers_by_influence_beat_chance_and_layers_by_loss_beat_magnitude(
         )
         by_influence += one.rise(one.importance, target)
         by_loss += one.rise(judged, target)
-        by_magnitude += one.rise(magnitudes(one.model, one.built), target)
+        by_magnitude += one.rise(magnitude_importance(one.model, one.built), target)
         every = [one.rise(only(layers), target) for layers in combinations(range(5), 3)]
         by_chance += statistics.median(every)
     assert 0 < by_loss < 0.9 * by_magnitude
