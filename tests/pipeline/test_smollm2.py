@@ -32,10 +32,10 @@ def test_every_prompt_is_one_question_and_none_comes_twice() -> None:
 
 def test_the_student_without_a_teacher_has_the_same_cut_and_steps() -> None:
     students = load_recipe("smollm2").recipe.students
-    half, alone = students["half"], students["half_ce"]
-    assert (half.prune, half.train) == (alone.prune, alone.train)
+    small, alone = students["small"], students["small_ce"]
+    assert (small.prune, small.train) == (alone.prune, alone.train)
     assert (alone.objective.kl, alone.objective.cross_entropy) == (0.0, 1.0)
-    assert half.objective.kl > 0
+    assert small.objective.kl > 0
 
 
 @pytest.mark.skipif(INSTALLED, reason="the model is installed")
@@ -59,7 +59,7 @@ def test_a_student_of_the_real_model_is_cut_and_trained(
             "teacher.generate.max_new_tokens=4",
             "logits.sequences=8",
             "evaluation.sequences=2",
-            "students.half.train.steps=2",
+            "students.small.train.steps=2",
         )
         for part in ("--set", setting)
     ]
@@ -69,8 +69,8 @@ def test_a_student_of_the_real_model_is_cut_and_trained(
     assert store.manifest.teacher.weights.endswith("dequantised to fp32")
     assert len(store) == 8
     assert store.manifest.tokenizer.size == 49_152
-    desk.done("train-student", "smollm2", *settings, "--student", "half")
-    student = tmp_path / "runs" / "smollm2" / "students" / "half"
+    desk.done("train-student", "smollm2", *settings, "--student", "small")
+    student = tmp_path / "runs" / "smollm2" / "students" / "small"
     pruned = json.loads((student / "pruning.json").read_text())["parameters"]
     assert pruned["before"] == 134_515_008 > pruned["after"]
     lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
