@@ -5,6 +5,8 @@
 the vocabulary plus a low-rank product with a context of the last two tokens and a topic, like a
 model's last layer. It writes its own text, so frequent contexts repeat as in real text. Its
 confidence varies with the context; the mean entropy is 2 nats.
+`real` is SmolLM2-135M-Instruct on the held-out texts of `make bench-quality TEACHER=smollm2`, which
+must have run before; otherwise it is left out.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.targets.tensors import TargetTensors
 from measure import OUTPUT
+from real_teacher import REAL_RUN, teacher_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 POSITIONS = 16_384
 _ZIPF, _SHIFT, _RANK, _PULL, _SURE, _SPREAD = 1.05, 2.7, 64, 3.2, 1.65, 0.35
@@ -84,14 +88,12 @@ class Measured:
     respect to the logits, as a share of the variance of 50 multinomial draws."""
 
 
-def trained(captures: Sequence[Capture]) -> Measured:
-    """Records of `trained_reading`."""
-    return measured(trained_reading(), captures)
-
-
-def synthetic(captures: Sequence[Capture]) -> Measured:
-    """Records of `synthetic_reading`."""
-    return measured(synthetic_reading(), captures)
+def readings() -> list[Reading]:
+    """The trained and the synthetic teacher, and the real one if its texts are here."""
+    real = real_reading()
+    if real is None:
+        print("without the real teacher: run make bench-quality TEACHER=smollm2 first")
+    return [each for each in (trained_reading(), synthetic_reading(), real) if each is not None]
 
 
 @torch.no_grad()
@@ -126,20 +128,33 @@ def measured(reading: Reading, captures: Sequence[Capture]) -> Measured:
 
 
 @functools.cache
-@torch.no_grad()
 def trained_reading() -> Reading:
     """The demo's teacher; it is trained first if it is missing (about two minutes)."""
     run = OUTPUT / "demo"
     command = [sys.executable, "-m", "coldstill.pipeline.cli", "train-teacher", "demo"]
     subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
-    model: Any = load_model(str(run / "teacher" / "model"), "teacher", precision="fp32")
-    head = OutputHead(model, 4096)
+    return _read(str(run / "teacher" / "model"), run, 4096)
+
+
+@functools.cache
+def real_reading() -> Reading | None:
+    """SmolLM2 on the held-out texts of its run; None without them."""
+    run = OUTPUT / REAL_RUN
+    if not (run / "heldout").exists():
+        return None
+    return _read(teacher_weights().name, run, 49_152)
+
+
+@torch.no_grad()
+def _read(folder: str, run: Path, vocabulary: int) -> Reading:
+    """A model's states on the first held-out sequences of a run."""
+    head = OutputHead(load_model(folder, "teacher", precision="fp32"), vocabulary)
     file = CorpusLayout(run / "corpus").open("heldout")
     sequences = file.read(np.arange(min(len(file), POSITIONS // 256 + 2)))
     hidden = []
     for start in range(0, len(sequences), 16):
         part = sequences.take(np.arange(start, min(start + 16, len(sequences))))
-        inputs = model_inputs(part, "positions", model.dtype)
+        inputs = model_inputs(part, "positions", head.model.dtype)
         positions = flat_positions(part, inputs["input_ids"].shape[1])
         hidden.append(head.hidden(inputs).flatten(0, 1)[positions])
     weight = head.real_weight(torch.float32)

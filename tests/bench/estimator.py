@@ -25,7 +25,7 @@ from coldstill.data.schema import Block, Capture
 from coldstill.data.store.writer import blocks_of
 from coldstill.stages.models.device import describe_machine
 from coldstill.stages.planning.estimator import EstimatorMeter, EstimatorQuality
-from distributions import Reading, measured, synthetic_reading, trained_reading
+from distributions import Reading, measured, readings
 from measure import write_rows
 from store_codecs import BLOCK_TOKENS
 
@@ -62,10 +62,10 @@ class Row:
 
 
 def main() -> None:
-    """Measure both teachers."""
+    """Measure every teacher."""
     torch.set_num_threads(1)
     rows: list[Row] = []
-    for reading in (trained_reading(), synthetic_reading()):
+    for reading in readings():
         own = _rows(reading)
         _print(own)
         rows += own

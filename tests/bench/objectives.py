@@ -10,6 +10,8 @@ rate. Every length is a training of its own, with its own schedule.
 mixtures with that weight of `kl`, `to kl` goes linearly from cross-entropy to `kl`, `to text` the
 other way, and `T = 2` is `kl` at temperature 2.
 
+`--corrected` first fits the teacher to the texts with adapters, and measures new students only.
+
 Results are kept, so an interrupted benchmark continues. `--minutes` stops before the next training
 once that time is over.
 """
@@ -41,7 +43,6 @@ from trials import trained
 if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
 
-FOLDER = OUTPUT / "objectives"
 BATCH = 1024
 SEQUENCE = 256
 RATES = {"random": (1e-3, 2e-3, 4e-3), "layers": (1e-4, 3e-4, 1e-3), "pruned": (1e-4, 3e-4, 1e-3)}
@@ -106,15 +107,18 @@ class Row:
 class Bench:
     """The stores, and the trainings that were made from them."""
 
-    def __init__(self, texts: list[str], seconds: float) -> None:
-        run = captured_run("objectives", texts, RECIPE)
+    def __init__(self, texts: list[str], seconds: float, *, corrected: bool) -> None:
+        name, teacher = ("objectives-corrected", FIT) if corrected else ("objectives", "")
+        run = captured_run(name, texts, RECIPE, teacher)
+        self.starts = ("random",) if corrected else tuple(LENGTHS)
+        self._folder = OUTPUT / f"{name}-trials"
         self._fresh, self._heldout = open_store(run / "logits"), open_store(run / "heldout")
         self._repeated: StoreReader = _First(self._fresh, REPEATED)  # type: ignore[assignment]
         self._end = time.monotonic() + seconds
 
     def figures(self, case: Case) -> dict[str, float]:
         """The figures of a training, which is made if there is no result of it."""
-        folder = FOLDER / case.name
+        folder = self._folder / case.name
         if not (folder / "result.json").exists() and time.monotonic() > self._end:
             raise TimeoutError
         store = self._repeated if case.repeated else self._fresh
@@ -145,6 +149,10 @@ class _First:
         return getattr(self._store, name)
 
 
+FIT = """\
+train = { steps = 60, batch_tokens = 2048, learning_rate = 5e-4, warmup = 0.1 }
+lora = { rank = 16 }
+"""
 RECIPE = f"""\
 [corpus]
 sequence_length = {SEQUENCE}
@@ -179,7 +187,7 @@ def _rows(bench: Bench) -> list[Row]:
     """All rows, the starts that take least time first; ends early when the time is over."""
     rows: list[Row] = []
     try:
-        for start in LENGTHS:
+        for start in bench.starts:
             for repeated in (False, True):
                 for steps in LENGTHS[start]:
                     if not repeated and steps * BATCH > len(bench._fresh) * SEQUENCE:
@@ -226,11 +234,13 @@ def table(rows: list[Row]) -> str:
 @click.command(help=__doc__)
 @click.argument("texts", nargs=-1)
 @click.option("--minutes", default=24 * 60.0, help="Start no training after this many minutes.")
-def main(texts: tuple[str, ...], minutes: float) -> None:
+@click.option("--corrected", is_flag=True, help="Fit the teacher to the texts first.")
+def main(texts: tuple[str, ...], minutes: float, *, corrected: bool) -> None:
     """Measure what is missing, and print the table."""
-    rows = _rows(Bench(list(texts), 60 * minutes))
-    write_rows("objectives", rows)
-    (OUTPUT / "objectives.md").write_text(table(rows))
+    rows = _rows(Bench(list(texts), 60 * minutes, corrected=corrected))
+    name = "objectives-corrected" if corrected else "objectives"
+    write_rows(name, rows)
+    (OUTPUT / f"{name}.md").write_text(table(rows))
     print(table(rows), end="")
 
 

@@ -40,7 +40,7 @@ from coldstill.stages.students.job import StudentJob
 from coldstill.stages.teacher_logits import capture_split
 from measure import OUTPUT, write_rows
 from oracles import write_missing
-from real_teacher import captured_run, teacher_weights
+from real_teacher import REAL_RUN, captured_run, teacher_weights
 from trials import trained
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def demo_bench() -> Bench:
 
 def real_bench(texts: list[str]) -> Bench:
     """A real teacher on the given texts."""
-    run = captured_run("smollm2-texts", texts, REAL)
+    run = captured_run(REAL_RUN, texts, REAL)
     return Bench(
         run=run,
         student=ArchitectureConfig(layers=2, hidden=128, heads=4),

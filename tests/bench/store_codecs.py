@@ -17,14 +17,15 @@ from coldstill.data.formats import STORES
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.writer import blocks_of
 from coldstill.stages.models.device import describe_machine
-from distributions import Measured, synthetic, trained
+from distributions import Measured, measured, readings
 from measure import write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CAPTURES = tuple(
-    Capture(head=k, tail=r) for k, r in ((50, 0), (12, 0), (0, 12), (0, 20), (6, 6), (16, 16))
+    Capture(head=k, tail=r)
+    for k, r in ((50, 0), (12, 0), (0, 12), (0, 20), (0, 50), (6, 6), (16, 16))
 )
 BLOCK_TOKENS = 16_384
 
@@ -51,11 +52,12 @@ class Row:
 
 
 def main() -> None:
-    """Measure both teachers."""
+    """Measure every teacher."""
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
     rows: list[Row] = []
-    for teacher in (trained(CAPTURES), synthetic(CAPTURES)):
+    for reading in readings():
+        teacher = measured(reading, CAPTURES)
         print(f"V = {teacher.vocabulary:,}, mean entropy {teacher.entropy:.2f} nats")
         for capture in CAPTURES:
             rows.append(_half_and_word(teacher, capture))

@@ -6,6 +6,8 @@ therefore also compared with its matrix products only, which every exact step ne
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from coldstill.data.schema import Capture
@@ -18,25 +20,38 @@ from coldstill.stages.training.feed import Batch
 from coldstill.stages.training.objective import attach_objective
 from measure import Figure, compare_memory, compare_times, write
 from synthetic_store import make_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 LAYERS, WIDTH, BATCH, LENGTH = 6, 384, 8, 512
 VOCABULARIES = (32_000, 128_256)
-HEAD = TAIL = 16
+PRUNED = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 896,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+"""SmolLM2-135M with 896 of its 1,536 neurons, as in the recipe `smollm2`."""
 
 
 def main() -> None:
-    """Measure both vocabularies."""
+    """Measure both vocabularies, and the pruned real model."""
     torch.set_num_threads(2)
     figures: list[Figure] = []
     for vocabulary in VOCABULARIES:
-        figures += _figures(vocabulary)
+        model = make_model(vocabulary, WIDTH, LAYERS, LENGTH)
+        figures += _figures(f"V = {vocabulary:,}", model, Capture(head=16, tail=16), BATCH, LENGTH)
+    pruned = LlamaForCausalLM(LlamaConfig(**PRUNED))
+    figures += _figures("SmolLM2-135M cut to 75 %", pruned, Capture(), 8, 256)
     write("student_step", figures)
 
 
-def _figures(vocabulary: int) -> list[Figure]:
-    device = best_device()
-    model = make_model(vocabulary, WIDTH, LAYERS, LENGTH).to(device)
-    tokens = torch.randint(0, vocabulary, (BATCH, LENGTH), device=device)
+def _figures(what: str, model: Any, capture: Capture, rows: int, length: int) -> list[Figure]:
+    device, vocabulary = best_device(), model.config.vocab_size
+    model.to(device)
+    tokens = torch.randint(0, vocabulary, (rows, length), device=device)
     own_forward = model.forward
 
     def baseline() -> None:
@@ -44,7 +59,6 @@ def _figures(vocabulary: int) -> list[Figure]:
         model.forward = own_forward
         model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
 
-    capture = Capture(head=HEAD, tail=TAIL)
     terms = [Term(LOSSES["kl"], 0.9), Term(LOSSES["cross_entropy"], 0.1)]
     batch = make_batch(tokens.cpu(), vocabulary, capture).to(device)
     head = OutputHead(model, vocabulary)
@@ -62,8 +76,8 @@ def _figures(vocabulary: int) -> list[Figure]:
         _head_products(head, states.detach().flatten(0, 1))
         states.sum().backward()
 
-    name = f"KL + CE step against transformers CE step, V = {vocabulary:,}"
-    floor = f"KL + CE step against its matrix products only, V = {vocabulary:,}"
+    name = f"KL + CE step against transformers CE step, {what}"
+    floor = f"KL + CE step against its matrix products only, {what}"
     return [
         compare_times(name, ours, baseline, repeats=5),
         compare_memory(name, ours, baseline),

@@ -40,7 +40,6 @@ from measure import Figure, compare_memory, compare_times, write
 from transformers import AutoConfig, AutoModelForCausalLM
 
 CAPTURES = (Capture(head=64, tail=0), Capture(head=0, tail=24), Capture(head=16, tail=16))
-LENGTH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,9 @@ class Shape:
     """Sequences per forward pass."""
     batches: int
     """Forward passes per measurement."""
+    vocabularies: tuple[int, ...] = (50_257, 128_256)
+    length: int = 512
+    """Tokens of a sequence."""
 
 
 GPT2_SMALL = Shape(
@@ -63,6 +65,17 @@ GPT2_SMALL = Shape(
 GPT2_MEDIUM = Shape(
     "GPT-2 medium", "gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16}, torch.float32, 4, 1
 )
+_SMOLLM2 = {
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "tie_word_embeddings": True,
+}
+SMOLLM2 = Shape("SmolLM2-135M", "llama", _SMOLLM2, torch.float32, 8, 1, (49_152,), 256)
+# without bf16 instructions a CPU takes minutes for what it does in a second in fp32
+SMOLLM2_BF16 = Shape("SmolLM2-135M, bf16", "llama", _SMOLLM2, torch.bfloat16, 1, 1, (49_152,), 64)
 
 
 def _llama(name: str, hidden: int, layers: int, heads: int, feed_forward: int) -> Shape:
@@ -80,7 +93,7 @@ def _llama(name: str, hidden: int, layers: int, heads: int, feed_forward: int) -
 def shapes() -> list[Shape]:
     """The shapes that this machine can run."""
     if not torch.cuda.is_available():
-        return [GPT2_SMALL, GPT2_MEDIUM]
+        return [GPT2_SMALL, GPT2_MEDIUM, SMOLLM2, SMOLLM2_BF16]
     return [_llama("1B", 2048, 16, 32, 8192), _llama("8B", 4096, 32, 32, 14336)]
 
 
@@ -111,8 +124,8 @@ class Side:
         with ArrowStore().create(self.folder / "corpus.arrow") as add:
             writer = SequenceWriter(add)
             for i in range(self.shape.batch * self.shape.batches):
-                tokens = random.integers(0, self.vocabulary, LENGTH).astype(np.int32)
-                writer.add([TokenizedDocument(i, tokens, np.ones(LENGTH, np.bool_))])
+                tokens = random.integers(0, self.vocabulary, self.shape.length).astype(np.int32)
+                writer.add([TokenizedDocument(i, tokens, np.ones(len(tokens), np.bool_))])
             writer.finish()
         return SequenceFile(self.folder / "corpus.arrow")
 
@@ -159,7 +172,7 @@ class Side:
             tokenizer=TokenizerIdentity(fingerprint="0", size=self.vocabulary),
             corpus=CorpusIdentity(fingerprint="0", split="train", documents=rows),
             packing=Packing(
-                sequence_length=LENGTH, together=True, isolation="positions", separator=(),
+                sequence_length=shape.length, together=True, isolation="positions", separator=(),
                 fingerprint="0",
             ),
             capture=capture,
@@ -172,8 +185,8 @@ class Side:
         plan = CapturePlan(
             split="train", teacher=teacher, context=None, tokenizer=None, corpus=None,  # type: ignore[arg-type]
             sequences=self.sequences, rows=np.arange(rows), capture=capture,
-            sequence_length=LENGTH, shard_tokens=rows * LENGTH // self.shards,
-            batch_tokens=shape.batch * LENGTH, codec="compact", store="arrow",
+            sequence_length=shape.length, shard_tokens=rows * shape.length // self.shards,
+            batch_tokens=shape.batch * shape.length, codec="compact", store="arrow",
             folder=self.store,
         )  # fmt: skip
         return plan, manifest
@@ -204,7 +217,7 @@ def main() -> None:
     torch.set_num_threads(2)
     figures: list[Figure] = []
     for shape in shapes():
-        for vocabulary in (50_257, 128_256):
+        for vocabulary in shape.vocabularies:
             figures += measure(shape, vocabulary)
     write("teacher_forward", figures)
 
