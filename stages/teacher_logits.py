@@ -47,8 +47,8 @@ _LEAST_SECONDS, _MOST_SECONDS = 2.0, 30.0
 RARE_SEPARATOR = 1e-3
 """Mean probability of the separator below which a warning is given: the teacher was not trained to
 end documents with it, and students would learn noise there."""
-_TRIAL_ANSWER = 16
-"""Most tokens of an answer on which the codec's error is measured."""
+_TRIAL_ANSWERS, _TRIAL_ANSWER = 32, 16
+"""Most answers on which the codec's error is measured, and most tokens of each."""
 _ENDS, _END_SEQUENCES = 64, 256
 """Ends of documents on which the probability of special tokens is measured, and the most sequences
 that are read for them."""
@@ -164,12 +164,14 @@ def _sequences(plan: CapturePlan, teacher: Teacher, count: int) -> Sequences:
 
 
 def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
-    """A captured batch, on which the codec's error is measured. Answers are cut short: they are
-    made again for the store."""
+    """A captured batch, on which the codec's error is measured. Answers are few and cut short: they
+    are made again for the store."""
+    count = sequences_in(plan.batch_tokens, plan.sequence_length)
     if plan.generate is not None:
         short = min(plan.generate.max_new_tokens, _TRIAL_ANSWER)
         plan = replace(plan, generate=replace(plan.generate, max_new_tokens=short))
-    sequences = _sequences(plan, teacher, sequences_in(plan.batch_tokens, plan.sequence_length))
+        count = min(count, _TRIAL_ANSWERS)
+    sequences = _sequences(plan, teacher, count)
     targets = capture_batch(teacher, sequences, plan.capture, plan.split)
     return Block(sequences=sequences, targets=targets, capture=plan.capture)
 
