@@ -1,9 +1,9 @@
 """An independent judge of exported students: loss and KL by llama.cpp beside `coldstill evaluate`.
 
 For each GGUF export of a run, llama.cpp computes the student's full distribution at every held-out
-position, and transformers the teacher's, one sequence at a time and in float64. Nothing of coldstill
-but the tokens and supervised positions of the held-out store is used. `evaluate` has its figures
-from that store's record and the student before the export.
+position, and transformers the teacher's, one sequence at a time and in float64. Nothing of
+coldstill but the tokens and supervised positions of the held-out store is used. `evaluate` has its
+figures from that store's record and the student before the export.
 
     python tests/bench/judge.py RUN [SEQUENCES]
 """
