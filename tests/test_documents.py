@@ -47,8 +47,10 @@ NOT_RUN = {
     "make test-all": "would run this test again",
     "make check": "takes minutes; .ci/run runs it",
     "make mutants": "takes minutes",
+    "make demo-smollm2": "needs a model of 98 MB and an hour",
     "make bench": "takes half an hour",
     "make bench-quality": "takes half an hour",
+    "make bench-quality TEACHER=smollm2 TEXTS=texts/": "needs a model of 98 MB and an hour",
     "torchrun --nproc-per-node 8 --no-python coldstill teacher-logits my-run": (
         "needs eight processes; test_processes.py runs two"
     ),
