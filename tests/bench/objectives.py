@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 from coldstill.data.store.reader import open_store
+from coldstill.pipeline.pages.plots.chart import Axis, Chart, Level, Series
+from coldstill.pipeline.pages.plots.drawing import standalone
 from coldstill.stages.config import (
     ArchitectureConfig,
     LayersConfig,
@@ -231,6 +233,35 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def figure(rows: list[Row], start: str) -> str:
+    """An SVG: held-out loss of each objective less that of cross-entropy, against tokens seen."""
+    own = [row for row in rows if row.start == start and row.text == "fresh"]
+    alone = {row.steps: row.loss for row in own if row.objective == "cross_entropy"}
+    series = [
+        Series(
+            name=objective,
+            points=tuple(
+                (row.steps * BATCH, row.loss - alone[row.steps])
+                for row in own
+                if row.objective == objective and row.steps in alone
+            ),
+            look=number,
+            line=True,
+        )
+        for number, objective in enumerate(OBJECTIVES)
+        if objective != "cross_entropy"
+    ]
+    return standalone(
+        Chart(
+            label=f"Held-out loss less that of cross-entropy, students from {start}",
+            x=Axis("tokens seen", scale="auto", form="short"),
+            y=Axis("loss less that of cross-entropy, nats"),
+            series=tuple(each for each in series if each.points),
+            levels=(Level("cross_entropy", 0.0),),
+        )
+    )
+
+
 @click.command(help=__doc__)
 @click.argument("texts", nargs=-1)
 @click.option("--minutes", default=24 * 60.0, help="Start no training after this many minutes.")
@@ -241,6 +272,8 @@ def main(texts: tuple[str, ...], minutes: float, *, corrected: bool) -> None:
     name = "objectives-corrected" if corrected else "objectives"
     write_rows(name, rows)
     (OUTPUT / f"{name}.md").write_text(table(rows))
+    for start in {row.start for row in rows}:
+        (OUTPUT / f"{name}-{start}.svg").write_text(figure(rows, start))
     print(table(rows), end="")
 
 
