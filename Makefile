@@ -102,7 +102,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/bench/run.py
 
 bench-quality: $(INSTALLED)
-	$(BIN)/python tests/bench/quality.py $(if $(TEACHER),--teacher $(TEACHER)) $(TEXTS)
+	$(BIN)/python tests/bench/quality.py $(if $(TEACHER),--teacher '$(TEACHER)') $(TEXTS)
 
 clean:
 	rm -rf $(VENV) .links build *.egg-info

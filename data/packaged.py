@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -21,8 +22,13 @@ def packaged(name: str, where: str) -> Path | None:
     if not name.startswith(_PREFIX):
         return None
     package, _, inside = name.removeprefix(_PREFIX).partition("/")
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    found = None
+    if package.isidentifier():
+        with contextlib.suppress(ValueError):  # such as __main__
+            found = importlib.util.find_spec(package)
     folders = [] if found is None else list(found.submodule_search_locations or ())
+    if not package:
+        raise ColdstillError(f"{where}: {name!r} names no package; write package:NAME/PATH")
     if not folders:
         # its code is not run, so what it depends on is not needed
         raise ColdstillError(
@@ -31,5 +37,8 @@ def packaged(name: str, where: str) -> Path | None:
         )
     path = Path(folders[0]) / inside
     if not inside or not path.exists():
-        raise ColdstillError(f"{where}: the package {package!r} has no file {inside!r}")
+        raise ColdstillError(
+            f"{where}: the package {package!r} has no file or folder {inside!r}; name one, not a "
+            "pattern"
+        )
     return path

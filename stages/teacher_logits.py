@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..data.files import json_bytes
@@ -157,12 +158,6 @@ def _capture_split(
     report(Report(stage=stage, note=note, warning=bool(left)))
 
 
-def _sequences(plan: CapturePlan, teacher: Teacher, count: int) -> Sequences:
-    """The first sequences of the plan, with answers if they are prompts."""
-    sequences = plan.sequences.read(plan.rows[:count])
-    return sequences if plan.generate is None else teacher.answer(plan, sequences)
-
-
 def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
     """A captured batch, on which the codec's error is measured. Answers are few and cut short: they
     are made again for the store."""
@@ -170,8 +165,10 @@ def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
     if plan.generate is not None:
         short = min(plan.generate.max_new_tokens, _TRIAL_ANSWER)
         plan = replace(plan, generate=replace(plan.generate, max_new_tokens=short))
-        count = min(count, _TRIAL_ANSWERS)
-    sequences = _sequences(plan, teacher, count)
+        sequences = plan.sequences.read(plan.rows[: min(count, _TRIAL_ANSWERS)])
+        sequences = teacher.answer(plan, sequences)
+    else:
+        sequences = plan.sequences.read(plan.rows[:count])
     targets = capture_batch(teacher, sequences, plan.capture, plan.split)
     return Block(sequences=sequences, targets=targets, capture=plan.capture)
 
@@ -232,6 +229,15 @@ def _report_separator(
     report(Report(stage=STAGE, note=note, warning=proposes or not known))
 
 
+def _first_sequences(plan: CapturePlan) -> Sequences:
+    """The first sequences of the store if they are answered prompts, otherwise of the plan. While
+    other processes still answer, they are prompts without answers."""
+    store = open_store(plan.folder, incomplete=True)
+    if plan.generate is not None and len(store.done) == store.manifest.shards:
+        return store.read(np.arange(min(SEQUENCES, len(store)))).sequences
+    return plan.sequences.read(plan.rows[:SEQUENCES])
+
+
 def _measure(
     plan: CapturePlan, teacher: Teacher, budget: int, took: float, report: Reporter
 ) -> dict[str, Any]:
@@ -249,7 +255,7 @@ def _measure(
         stage = f"{STAGE} {plan.split}"
         usage = measure_usage(
             teacher.head.model,
-            _sequences(plan, teacher, SEQUENCES),
+            _first_sequences(plan),
             plan.sequence_length,
             lambda note: report(Report(stage=stage, note=note, warning=True)),
             seconds=seconds,

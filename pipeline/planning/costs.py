@@ -123,7 +123,7 @@ def pruning_hours(
 def forward_speed(run: Run, pilot: PilotRecord | None) -> float | None:
     """Tokens per second of the teacher's forward pass, as measured after a capture or by the pilot.
 
-    The speed of a capture in which the teacher writes answers says nothing about it.
+    pilot  None if the teacher writes answers: their time is not that of a forward pass
     """
     for address in (run.logits, run.heldout):
         forward = read_measurements(place_at(address)).get("forward")

@@ -141,7 +141,8 @@ def make_plan(work: Work) -> Plan:
     sources = list_sources(recipe.corpus.files, work.loaded.base)
     speeds = capture_speeds(run, pilot)
     hours = _training_hours(work)
-    hours |= _pruning_hours(work, teacher, students, stores["train"], forward_speed(run, pilot))
+    speed = forward_speed(run, pilot if recipe.teacher.generate is None else None)
+    hours |= _pruning_hours(work, teacher, students, stores["train"], speed)
     hours["teacher-logits"] = capture_hours(stores, speeds, recipe.corpus.sequence_length)
     memory = stage_memory(recipe, teacher, students)
     return Plan(
@@ -235,18 +236,20 @@ def _pruning_hours(
     store: StoreSize,
     speed: float | None,
 ) -> dict[str, float | None]:
-    """Hours of the first cut of each student; later cuts have a model and a speed of their own."""
+    """Hours of the cut of each student; None for several, which have models and speeds of their
+    own."""
     hours: dict[str, float | None] = {}
     for name, student in work.recipe.students.items():
         sizes, folder = students[name], work.run.student(name)
         if not student.prune or teacher is None or not sizes:
             continue
-        cut = student.prune[0]
+        cut, several = student.prune[0], len(student.prune) > 1
         tokens = min(cut.sequences, store.sequences) * work.recipe.corpus.sequence_length
-        done = folder.model.exists() or folder.is_begun(len(student.prune))
-        hours[f"prune-student {name}"] = (
-            0.0 if done else pruning_hours(cut, teacher, sizes[0], tokens, speed)
-        )
+        if folder.model.exists() or (not several and folder.is_begun(1)):
+            left: float | None = 0.0
+        else:
+            left = None if several else pruning_hours(cut, teacher, sizes[0], tokens, speed)
+        hours[f"prune-student {name}"] = left
     return hours
 
 

@@ -17,7 +17,7 @@ from ...data.files import first_difference, read_json, write_json
 from ...data.packaged import packaged
 from ...stages.models.gguf_file import GGUF, unpacked
 from ...stages.report import Report
-from ..quiet import quiet_libraries
+from ..quiet import quiet
 from .reading import load_recipe, run_folder
 from .run_folder import open_run, record_recipe
 
@@ -99,8 +99,8 @@ class Work:
         """
         folder = self._path(model)
         if folder.suffix == GGUF:
-            quiet_libraries()  # `coldstill plan` has not done it
-            return str(unpacked(folder, model, self.report))
+            with quiet():  # transformers draws bars of its own while it reads and writes weights
+                return str(unpacked(folder, model, self.report))
         looks_like_a_hub_name = model[0] not in "./~" and model.count("/") == 1
         if looks_like_a_hub_name and not folder.is_dir() and folder.parent.is_dir():
             raise ColdstillError(f"{model}: no such folder in {folder.parent}")

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 STAGE = "report"
 _TEMPERATURE, _GREEDY = 0.7, 1e-3
-"""Sampling temperature of texts; below 1, improbable tokens are rare without a hard cut. The other
-stands for 0."""
+"""Sampling temperature of texts; below 1, improbable tokens are rare without a hard cut.
+`_GREEDY` replaces temperature 0, by which logits cannot be divided."""
 _VERSION = 2
 """Version of the file; continuations of another version are generated again."""
 

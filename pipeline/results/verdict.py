@@ -115,8 +115,8 @@ def verdict(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> 
 
 
 def ahead_sentence(rows: Sequence[ModelFigures], trainings: Mapping[str, Training]) -> str:
-    """Names the distilled students that end above the same model without a teacher, besides the
-    one of the verdict; empty if there are none.
+    """Names the distilled students that end above the same model without a teacher, other than the
+    student that the verdict compares; empty if there are none.
 
     rows  rows of one run, the teacher's row first
     """
@@ -124,12 +124,18 @@ def ahead_sentence(rows: Sequence[ModelFigures], trainings: Mapping[str, Trainin
     pair = contest(comparable, trainings)
     told = None if pair is None or pair.baseline is None else pair.compared.name
     found = [
-        f"`{baseline.name}` ends {_nats(row.loss - baseline.loss)} below `{row.name}`"
+        f"`{baseline.name}`{_settings(row, baseline, trainings)} ends "
+        f"{_nats(row.loss - baseline.loss)} below `{row.name}`"
         for row in _with_teacher(comparable, trainings)
         if row.name != told and (baseline := baseline_of(row, comparable, trainings)) is not None
         if row.loss - baseline.loss >= _ALIKE
     ]
     return f"Without a teacher, {_listed(found)} in held-out loss." if found else ""
+
+
+def _settings(row: ModelFigures, baseline: ModelFigures, trainings: Mapping[str, Training]) -> str:
+    alike = trainings[row.name].settings == trainings[baseline.name].settings
+    return "" if alike else ", though trained with other settings,"
 
 
 def export_sentence(rows: Sequence[ModelFigures], best: str) -> str:

@@ -53,6 +53,22 @@ def batches_of(lengths_N: NDArray[np.int64], budget: int) -> Iterator[NDArray[np
             yield similar[start : start + rows]
 
 
+def consecutive_batches(lengths_N: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """[B] row numbers of the prompts of each batch, in their order; every row comes once.
+
+    The limit is that of `batches_of`. Lengths are mixed, since a generated token of a few prompts
+    takes about as long as one of many.
+    """
+    start, longest = 0, 1
+    for row, length in enumerate(lengths_N.tolist()):
+        longest = max(longest, length)
+        if row > start and longest * (row + 1 - start) > budget:
+            yield np.arange(start, row)
+            start, longest = row, length
+    if len(lengths_N):
+        yield np.arange(start, len(lengths_N))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """Sequences and the tensors of their forward pass, on the host."""

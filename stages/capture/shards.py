@@ -21,7 +21,7 @@ import numpy as np
 from ...data.schema import Block, Sequences
 from ..ranks import rank, world_size
 from ..report import Report
-from .forward import batches_of
+from .forward import batches_of, consecutive_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -171,8 +171,16 @@ class ShardQueue:
     """The shards that this process captures, and their batches."""
 
     def __init__(
-        self, plan: CapturePlan, writer: ShardWriter, forward: TeacherForward, tally: Tally
+        self,
+        plan: CapturePlan,
+        writer: ShardWriter,
+        forward: TeacherForward,
+        tally: Tally,
+        *,
+        padded: bool,
     ) -> None:
+        """padded  whether prompts of different lengths are answered together"""
+        self._batches = consecutive_batches if padded else batches_of
         self._plan, self._writer, self._forward, self._tally = plan, writer, forward, tally
         self._open = contextlib.ExitStack()
         self._elsewhere: set[int] = set()
@@ -184,10 +192,7 @@ class ShardQueue:
             sequences = self._plan.sequences.read(self._rows(shard))
             current = ShardCapture(shard, self._writer, sequences, held)
             lengths_N = self._plan.most_tokens(sequences)
-            if generate is not None:
-                # a step of a few prompts takes as long as one of many, so lengths are mixed
-                lengths_N = np.full_like(lengths_N, lengths_N.max(initial=1))
-            for places in batches_of(lengths_N, self._forward.budget):
+            for places in self._batches(lengths_N, self._forward.budget):
                 part = sequences.take(places)
                 yield current, part if generate is not None else self._forward.prepare(part)
 
@@ -243,7 +248,8 @@ def capture_shards(
     """Capture the missing shards that no other process has claimed, until `stop` returns True."""
     count = sum(len(writer.manifest.shard_rows(i)) for i in writer.missing())
     tally = Tally(total=count * plan.sequence_length)
-    shards = ShardQueue(plan, writer, forward, tally)
+    padded = plan.generate is not None and teacher.answering == "padded"
+    shards = ShardQueue(plan, writer, forward, tally, padded=padded)
     stage = f"teacher-logits {plan.split}"
     report(Report(stage=stage, total=tally.total))
     try:

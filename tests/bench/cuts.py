@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import torch
+from coldstill.data.files import whole_file, write_json
 from coldstill.data.store.reader import open_store
 from coldstill.stages.models.isolation import student_isolation
 from coldstill.stages.models.loading import load_model
@@ -113,7 +114,9 @@ class Bench:
             sample = self._sample(self._store, sequences)
             head = connect_head(self._model, self._vocabulary)
             loss = sample.teacher_loss()
-            torch.save(asdict(measure_importance(head, self.anatomy, sample, "x", loss=loss)), path)
+            scores = measure_importance(head, self.anatomy, sample, "x", loss=loss)
+            with whole_file(path) as scratch:
+                torch.save(asdict(scores), scratch)
         return Importance(**torch.load(path))
 
     def magnitude(self) -> Importance:
@@ -131,7 +134,7 @@ class Bench:
             model = load_model(teacher_weights().name, "teacher", precision="fp32")
             small = connect_head(cut(model, self.anatomy, kept, "bench"), self._vocabulary)
             self._losses[key] = sample_loss(small, self._heldout, "x")
-            self._path.write_text(json.dumps(self._losses))
+            write_json(self._path, self._losses)
             print(f"{key}: {self._losses[key]:.3f}", flush=True)
         return self._losses[key]
 

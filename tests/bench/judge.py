@@ -2,20 +2,19 @@
 
 For each GGUF export of a run, llama.cpp computes the student's full distribution at every held-out
 position, and transformers the teacher's, one sequence at a time and in float64. Nothing of
-coldstill but the tokens and supervised positions of the held-out store is used. `evaluate` has its
-figures from that store's record and the student before the export.
-
-    python tests/bench/judge.py RUN [SEQUENCES]
+coldstill but the tokens and supervised positions of the held-out store is used, not even its rule
+that a position predicts the next token. `evaluate` has its figures from that store's record and the
+student before the export.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 import torch
 from coldstill.data.store.reader import open_store
@@ -45,15 +44,16 @@ class Row:
     evaluated_agreement: float
 
 
-def main() -> None:
+@click.command(help=__doc__)
+@click.argument("run", type=click.Path(path_type=Path))
+def main(run: Path) -> None:
     """Judge every GGUF export of a run."""
-    run, count = Path(sys.argv[1]), int((*sys.argv[2:], 100)[0])
     store = open_store(run / "heldout")
     teacher: Any = AutoModelForCausalLM.from_pretrained(
         teacher_weights().name, dtype=torch.float32
     ).eval()
     rows = [
-        _judged(path, store, teacher, min(count, len(store)))
+        _judged(path, store, teacher)
         for path in sorted(run.glob("students/*/exports/gguf-*/*.gguf"))
     ]
     write_rows("judge", rows)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def _judged(path: Path, store: StoreReader, teacher: Any, count: int) -> Row:
+def _judged(path: Path, store: StoreReader, teacher: Any) -> Row:
     import llama_cpp
 
     student = llama_cpp.Llama(
@@ -76,7 +76,7 @@ def _judged(path: Path, store: StoreReader, teacher: Any, count: int) -> Row:
     )
     loss = kl = agreement = 0.0
     positions = 0
-    for tokens, places in _documents(store, count):
+    for tokens, places in _documents(store):
         student.reset()
         student.eval(tokens.tolist())
         ours_TV = torch.from_numpy(np.array(student.scores[: len(tokens)])).double()
@@ -102,9 +102,9 @@ def _judged(path: Path, store: StoreReader, teacher: Any, count: int) -> Row:
     )
 
 
-def _documents(store: StoreReader, count: int) -> Iterator[tuple[Any, Any]]:
+def _documents(store: StoreReader) -> Iterator[tuple[Any, Any]]:
     """Tokens of each document, and its positions with a supervised next token."""
-    for row in range(count):
+    for row in range(len(store)):
         sequences: Sequences = store.read(np.array([row])).sequences
         tokens_T, starts_D = sequences.tokens[0], sequences.document_starts[0].tolist()
         supervised = sequences.positions[0]

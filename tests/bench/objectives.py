@@ -4,7 +4,7 @@ The teacher is SmolLM2-135M-Instruct and the texts are those on the command line
 sources of Python's library). A student starts from random weights, from every fourth layer of the
 teacher, or from the teacher pruned to half its parameters. It trains on text that is new in every
 step, or on a small part of it, repeated. Each start and objective first gets its own best learning
-rate. Every length is a training of its own, with its own schedule.
+rate on fresh text. Every length is a training of its own, with its own schedule.
 
 `cross_entropy` has no teacher. `kl` is the divergence from the teacher alone, `0.9` and `0.5` are
 mixtures with that weight of `kl`, `to kl` goes linearly from cross-entropy to `kl`, `to text` the
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-from coldstill.data.store.reader import open_store
+from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.pipeline.pages.plots.chart import Axis, Chart, Level, Series
 from coldstill.pipeline.pages.plots.drawing import standalone
 from coldstill.stages.config import (
@@ -43,12 +43,12 @@ from real_teacher import captured_run, teacher_weights
 from trials import trained
 
 if TYPE_CHECKING:
-    from coldstill.data.store.reader import StoreReader
+    from numpy.typing import NDArray
 
 BATCH = 1024
 SEQUENCE = 256
 RATES = {"random": (1e-3, 2e-3, 4e-3), "layers": (1e-4, 3e-4, 1e-3), "pruned": (1e-4, 3e-4, 1e-3)}
-LENGTHS = {"random": (50, 100, 200, 400, 800), "layers": (50, 100, 200), "pruned": (50, 100, 200)}
+LENGTHS = {"random": (50, 100, 200, 400), "layers": (50, 100, 200), "pruned": (50, 100, 200)}
 SEARCH = 100
 """Steps of the search for a learning rate."""
 SEEDS = (0, 1)
@@ -114,8 +114,8 @@ class Bench:
         run = captured_run(name, texts, RECIPE, teacher)
         self.starts = ("random",) if corrected else tuple(LENGTHS)
         self._folder = OUTPUT / f"{name}-trials"
-        self._fresh, self._heldout = open_store(run / "logits"), open_store(run / "heldout")
-        self._repeated: StoreReader = _First(self._fresh, REPEATED)  # type: ignore[assignment]
+        self.fresh, self._heldout = open_store(run / "logits"), open_store(run / "heldout")
+        self._repeated = _First(self.fresh, REPEATED)
         self._end = time.monotonic() + seconds
 
     def figures(self, case: Case) -> dict[str, float]:
@@ -123,32 +123,30 @@ class Bench:
         folder = self._folder / case.name
         if not (folder / "result.json").exists() and time.monotonic() > self._end:
             raise TimeoutError
-        store = self._repeated if case.repeated else self._fresh
+        store = self._repeated if case.repeated else self.fresh
         found = trained(_job(case, folder), store, self._heldout)
         print(f"{case.name}: " + ", ".join(f"{n} {found[n]:.4f}" for n in FIGURES), flush=True)
         return found
 
-    def best_rate(self, start: str, objective: str, *, repeated: bool) -> float:
-        """The learning rate of the lowest held-out loss after `SEARCH` steps."""
-        case = Case(start=start, objective=objective, rate=0.0, steps=SEARCH, repeated=repeated,
+    def best_rate(self, start: str, objective: str) -> float:
+        """The learning rate of the lowest held-out loss after `SEARCH` steps on fresh text."""
+        case = Case(start=start, objective=objective, rate=0.0, steps=SEARCH, repeated=False,
                     seed=SEEDS[0])  # fmt: skip
         return min(RATES[start], key=lambda rate: self.figures(replace(case, rate=rate))["loss"])
 
 
-class _First:
+class _First(StoreReader):
     """The first sequences of a store."""
 
     def __init__(self, store: StoreReader, count: int) -> None:
-        self._store, self._count = store, count
+        vars(self).update(vars(store))
+        self._count = count
 
     def __len__(self) -> int:
         return self._count
 
-    def order(self, seed: int, epoch: int) -> Any:
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([seed, epoch]).permutation(self._count)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
 
 
 FIT = """\
@@ -161,7 +159,7 @@ sequence_length = {SEQUENCE}
 holdout = 0.08
 [logits]
 temperatures = [2.0]
-sequences = 800
+sequences = 1600
 shard_tokens = 16384
 [evaluation]
 sequences = 64
@@ -192,7 +190,8 @@ def _rows(bench: Bench) -> list[Row]:
         for start in bench.starts:
             for repeated in (False, True):
                 for steps in LENGTHS[start]:
-                    if not repeated and steps * BATCH > len(bench._fresh) * SEQUENCE:
+                    if not repeated and steps * BATCH > len(bench.fresh) * SEQUENCE:
+                        print(f"{start}, {steps} steps: the texts are too few to be fresh")
                         continue
                     for objective in OBJECTIVES:
                         row = _row(bench, start, objective, steps, repeated=repeated)
@@ -203,7 +202,7 @@ def _rows(bench: Bench) -> list[Row]:
 
 
 def _row(bench: Bench, start: str, objective: str, steps: int, *, repeated: bool) -> Row:
-    rate = bench.best_rate(start, objective, repeated=False)
+    rate = bench.best_rate(start, objective)
     case = Case(start=start, objective=objective, rate=rate, steps=steps, repeated=repeated, seed=0)
     found = [bench.figures(replace(case, seed=seed)) for seed in SEEDS]
     means = {name: statistics.fmean(one[name] for one in found) for name in FIGURES}

@@ -85,24 +85,19 @@ class Row:
     machine: str
 
 
-class LivingTeacher:
+class LivingTeacher(StoreReader):
     """The sequences of a store with the full distributions of a live teacher."""
 
     def __init__(self, store: StoreReader, teacher: Teacher) -> None:
-        self._store, self._teacher = store, teacher
+        vars(self).update(vars(store))
+        self._sequences, self._teacher = store, teacher
         self._whole = Capture(head=teacher.head.vocabulary, tail=0)
         self.manifest = replace(store.manifest, capture=self._whole)
 
-    def __len__(self) -> int:
-        return len(self._store)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
     @torch.no_grad()
-    def read(self, rows: NDArray[np.int64]) -> Block:
+    def read(self, rows: NDArray[np.integer[Any]]) -> Block:
         """Some sequences with full distributions as targets."""
-        sequences = self._store.read(rows).sequences
+        sequences = self._sequences.read(rows).sequences
         head = self._teacher.head
         inputs = model_inputs(sequences, self._teacher.isolation, head.model.dtype)
         positions = flat_positions(sequences, inputs["input_ids"].shape[1])
@@ -135,7 +130,7 @@ def _whole(logits_MV: torch.Tensor) -> Targets:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RememberingHead(OutputHead):
     """A teacher's head that keeps the states of every sequence: each record and seed reads the same
     ones, and the head's own work is left."""
@@ -188,7 +183,7 @@ class Bench:
         """The figures of one training."""
         store = self._captured(capture, seed)
         size = sum(commit.bytes for commit in store.commits()) / store.positions
-        source: Any = store
+        source = store
         if case == ONLINE:
             source = LivingTeacher(store, self.teacher)
         elif case in (SORTED, SHUFFLED):
@@ -300,6 +295,8 @@ def _teacher(run: Path, folder: str) -> Teacher:
 @click.option("--teacher", type=click.Choice(["demo", "smollm2"]), default="demo")
 def main(texts: tuple[str, ...], teacher: str) -> None:
     """Measure every case without a result and print the table."""
+    if texts and teacher == "demo":
+        raise click.UsageError("texts need --teacher smollm2; the demo has its own")
     rows = (demo_bench() if teacher == "demo" else real_bench(list(texts))).rows()
     name = "quality" if teacher == "demo" else f"quality-{teacher}"
     write_rows(name, rows)

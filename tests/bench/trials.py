@@ -6,6 +6,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from coldstill.data.files import write_json
 from coldstill.stages.evaluate import measure_quality
 from coldstill.stages.models.isolation import student_isolation
 from coldstill.stages.models.loading import load_model
@@ -28,7 +29,7 @@ def trained(job: StudentJob, store: StoreReader, heldout: StoreReader) -> dict[s
         head = connect_head(model, heldout.manifest.tokenizer.size)
         isolation = student_isolation(model, heldout, job.name)
         sums, calibration = measure_quality(head, isolation, heldout)
-        record.write_text(json.dumps({**sums.means(), "ece": calibration.error()}))
+        write_json(record, {**sums.means(), "ece": calibration.error()})
         for path in job.folder.iterdir():  # models of many trainings would fill the disk
             if path.is_dir():
                 shutil.rmtree(path)

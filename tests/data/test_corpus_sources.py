@@ -472,10 +472,30 @@ def test_a_name_may_stand_for_a_path_in_a_package(
     assert found == package / "small.gguf"
     assert packaged("models/small.gguf", "teacher.model") is None
     for name, message in (
-        ("package:some_models/other.gguf", "the package 'some_models' has no file 'other.gguf'"),
-        ("package:some_models", "the package 'some_models' has no file ''"),
+        ("package:some_models/other.gguf", "the package 'some_models' has no file or folder 'oth"),
+        ("package:some_models", "the package 'some_models' has no file or folder ''; name one"),
+        ("package:__main__/x", "no Python package '__main__' is installed here"),
         ("package:no_models/x.gguf", "no Python package 'no_models' is installed here; install it"),
-        ("package:/x.gguf", "no Python package ''"),
+        ("package:/x.gguf", "'package:/x.gguf' names no package; write package:NAME/PATH"),
     ):
         with pytest.raises(ColdstillError, match=f"^teacher.model: {message}"):
             packaged(name, "teacher.model")
+
+
+def test_files_and_folders_inside_a_package_are_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tmp_path / "some_texts" / "texts"
+    texts.mkdir(parents=True)
+    (tmp_path / "some_texts" / "__init__.py").touch()
+    for name in ("a.txt", "b.txt"):
+        (texts / name).write_text(name, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    one = list_sources(["package:some_texts/texts/b.txt"], tmp_path / "elsewhere")
+    assert [(source.name, source.path) for source in one] == [
+        ("package:some_texts/texts/b.txt", texts / "b.txt")
+    ]
+    both = list_sources(["package:some_texts/texts"], tmp_path)
+    assert [source.path for source in both] == [texts / "a.txt", texts / "b.txt"]
+    with pytest.raises(ColdstillError, match=r"corpus\.files: no Python package 'no_texts'"):
+        list_sources(["package:no_texts/a.txt"], tmp_path)

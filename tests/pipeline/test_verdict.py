@@ -163,6 +163,8 @@ def test_every_student_that_ends_above_its_baseline_is_named() -> None:
     assert "ends 0.05 nats lower, so here the teacher did not help" in verdict(ahead, trainings)
     assert ahead_sentence(ahead[:3], PAIR) == ""
     assert ahead_sentence(ahead, trainings) == ahead_sentence(rows, trainings)
+    longer = trainings | {"wide_bare": trained(False, wide, {"steps": 80})}
+    assert "`wide_bare`, though trained with other settings, ends" in ahead_sentence(rows, longer)
     same = [*rows[:4], row("wide_bare", 5.398)]
     assert ahead_sentence(same, trainings) == ahead_sentence(same[:4], trainings) == ""
 

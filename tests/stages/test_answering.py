@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from coldstill.stages.config import CorpusConfig, GenerateConfig
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.models.rotary import scale_by_document
 from coldstill.stages.prepare_corpus import prepare_corpus
-from coldstill.stages.teacher_logits import capture_split, is_captured
+from coldstill.stages.teacher_logits import capture_split
 from conftest import sentences
 from small_runs import LENGTH as SMALL_LENGTH
 from small_runs import SmallCorpus, load_teacher, plan_capture, save_teacher
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from coldstill.data.schema import Sequences
     from coldstill.stages.capture.generate import Answering
     from coldstill.stages.capture.plan import CapturePlan
+    from coldstill.stages.capture.teacher import Teacher
     from coldstill.stages.models.output_head import OutputHead
     from coldstill.stages.report import Report
 
@@ -116,14 +118,22 @@ def test_a_capture_that_stops_while_the_teacher_answers_loses_only_that_batch(
     generate = GenerateConfig(max_new_tokens=8)
 
     def plan(name: str) -> CapturePlan:
-        return plan_capture(corpus, saved, tmp_path / name, Capture(tail=4), generate=generate)
+        return plan_capture(
+            corpus, saved, tmp_path / name, Capture(tail=4), generate=generate,
+            batch_tokens=5 * SMALL_LENGTH,  # a batch is a shard
+        )  # fmt: skip
 
-    capture_split(plan("whole"), load_teacher(saved))
-    teacher, steps = load_teacher(saved), list[Any]()
+    def answering() -> Teacher:
+        return dataclasses.replace(load_teacher(saved), answering="padded")
+
+    capture_split(plan("whole"), answering())
+    teacher, steps = answering(), list[Any]()
     teacher.head.model.register_forward_hook(lambda *_: steps.append(1))
-    capture_split(plan("stopped"), teacher, stop=lambda: len(steps) >= 30)
-    assert not is_captured(plan("stopped"))
-    capture_split(plan("stopped"), load_teacher(saved))
+    # the first shard takes 8 passes for its answers and one for its targets
+    capture_split(plan("stopped"), teacher, begin=steps.clear, stop=lambda: len(steps) >= 9 + 3)
+    assert len(steps) == 12
+    assert len(open_store(tmp_path / "stopped", incomplete=True).done) == 1
+    capture_split(plan("stopped"), answering())
     ours, wanted = (open_store(tmp_path / name) for name in ("stopped", "whole"))
     assert len(wanted) > 8
     assert [c.files for c in ours.commits()] == [c.files for c in wanted.commits()]

@@ -15,6 +15,7 @@ from coldstill.data.schema import Capture
 from coldstill.stages.config import LoraConfig, ObjectiveConfig
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.students.pruning import cutting
 from coldstill.stages.students.pruning.config import PruneConfig
 from coldstill.stages.students.pruning.cutting import make_cut
 from coldstill.stages.students.pruning.importance import sample_loss
@@ -232,11 +233,16 @@ def test_other_settings_another_teacher_and_several_processes_are_refused(
     )
 
 
-def test_a_model_with_nan_weights_is_refused(store: StoreReader) -> None:
+def test_a_model_that_overflows_is_refused(
+    store: StoreReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # its trial, on other tokens, need not overflow
+    monkeypatch.setattr(cutting, "student_isolation", lambda *_: "positions")
     broken = pruning_model("llama")
-    with torch.no_grad():
-        broken.model.norm.weight[3] = float("nan")
-    with pytest.raises(ColdstillError, match=r"model\.norm\.weight of the model to cut is NaN"):
+    with torch.no_grad():  # finite weights whose product overflows in one layer
+        broken.model.layers[1].mlp.up_proj.weight.fill_(3e38)
+        broken.model.layers[1].mlp.gate_proj.weight.fill_(3e38)
+    with pytest.raises(ColdstillError, match="activations on the store's sequences are NaN or inf"):
         cut_once(broken, store, HALF)
 
 

@@ -13,7 +13,7 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.order import uniform
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.reader import open_store
-from coldstill.stages.capture.forward import batches_of, is_out_of_memory
+from coldstill.stages.capture.forward import batches_of, consecutive_batches, is_out_of_memory
 from coldstill.stages.capture.plan import chosen_rows, make_manifest
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.teacher_logits import capture_split, is_captured
@@ -372,3 +372,11 @@ def test_packed_sequences_keep_their_order() -> None:
 def test_a_sequence_longer_than_the_budget_has_its_own_batch() -> None:
     assert [b.tolist() for b in batches_of(np.array([100, 99]), 50)] == [[0], [1]]
     assert list(batches_of(np.zeros(0, np.int64), 50)) == []
+
+
+def test_prompts_of_all_lengths_share_a_batch() -> None:
+    lengths = np.array([10, 40, 12, 11, 90, 10, 10, 10, 10])
+    batches = [batch.tolist() for batch in consecutive_batches(lengths, 120)]
+    assert batches == [[0, 1, 2], [3], [4], [5, 6, 7, 8]]
+    assert [len(b) for b in consecutive_batches(np.array([100, 99]), 50)] == [1, 1]
+    assert list(consecutive_batches(np.zeros(0, np.int64), 50)) == []

@@ -226,11 +226,6 @@ def make_cut(
             keep the store's documents apart, or a loss that is NaN or infinite
     """
     config, vocabulary = cuts[0], store.manifest.tokenizer.size
-    for name, weight in model.named_parameters():
-        if not bool(weight.isfinite().all()):
-            raise ColdstillError(
-                f"{where}: {name} of the model to cut is NaN or infinite somewhere"
-            )
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     heads = getattr(model.config, "num_attention_heads", None)
     anatomy = anatomy_of(model.config.model_type, heads, shapes, where)
@@ -245,6 +240,11 @@ def make_cut(
         head, anatomy, sample, f"{stage} importance", report,
         loss=sample.teacher_loss() if is_teacher else None,
     )  # fmt: skip
+    if not importance.finite:
+        raise ColdstillError(
+            f"{where}: the model's activations on the store's sequences are NaN or infinite; its "
+            "weights are damaged, or overflow in their precision"
+        )
     _expect_finite(importance.loss, "before", where)
     if config.layers_by == "loss" and sizes.layers < anatomy.sizes.layers:
         importance = judge_layers_by_loss(

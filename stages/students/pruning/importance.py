@@ -76,7 +76,8 @@ class CalibrationSet:
             yield block.sequences
 
     def teacher_loss(self) -> float:
-        """Mean -log p(label) of the store's teacher, from the store, in nats."""
+        """Mean -log p(label) in nats as the store has it: that of the teacher, or, in a store of
+        somebody's own targets without label log-probabilities, an estimate."""
         labels = np.concatenate([block.targets.label_logprob for block in self._blocks()])
         return -float(labels.astype(np.float64).sum()) / max(1, len(labels))
 
@@ -109,6 +110,11 @@ class Importance:
     """Mean -log p(label) of the model on the calibration set, in nats."""
     removed: tuple[int, ...] = ()
     """Layers in the order of their removal, if they were removed one after another."""
+
+    @property
+    def finite(self) -> bool:
+        scores = (self.channels_D, self.neurons_LF, self.heads_LH, self.layers_L)
+        return all(bool(each.isfinite().all()) for each in scores)
 
 
 @torch.no_grad()
