@@ -6,6 +6,7 @@ again only if its files, the prompts or the held-out store have changed.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from .figures import Record
 from .token_texts import token_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ...data.store.reader import StoreReader
     from ...stages.continuations import Prompt
@@ -62,6 +63,8 @@ class Continuations:
     """Models without continuations, and the reason."""
     note: str
     """Reason why token ids are shown instead of text, or empty."""
+    framed: bool = False
+    """Whether tokens that all prompts begin or end with, those of a chat template, are left out."""
 
 
 class _KeptPrompt(Record):
@@ -265,11 +268,12 @@ def _loaded(work: Work, store: StoreReader, author: _Author) -> Any:
 def _as_text(
     kept: _Kept, names: Sequence[str], missing: dict[str, str], texts: TokenTexts
 ) -> Continuations:
+    before, after = template_frame([prompt.tokens for prompt in kept.prompts], texts.is_special)
     prompts = [
         PromptTexts(
             sequence=prompt.sequence,
             document=prompt.document,
-            text=texts.prose(prompt.tokens, ended=True),
+            text=texts.prose(prompt.tokens[before : len(prompt.tokens) - after], ended=True),
             tokens=len(prompt.tokens),
             next=texts.prose(prompt.next, ended=prompt.ended),
             models={name: texts.prose(kept.models[name].written[place]) for name in names},
@@ -283,4 +287,28 @@ def _as_text(
         prompts=prompts,
         missing=missing,
         note=texts.lack,
+        framed=before + after > 0,
     )
+
+
+def template_frame(
+    prompts: Sequence[tuple[int, ...]], is_special: Callable[[int], bool]
+) -> tuple[int, int]:
+    """Numbers of tokens of a chat template with which all prompts begin and end; 0 for plain texts,
+    which can begin alike too."""
+    if len(prompts) < 2:
+        return 0, 0
+    before, after = _shared(prompts), _shared([prompt[::-1] for prompt in prompts])
+    # the first token of a plain text may mark its beginning
+    if not any(map(is_special, prompts[0][1:before])):
+        return 0, 0
+    # the template's end begins with a mark; before it all prompts may have a question mark
+    while after and not is_special(prompts[0][-after]):
+        after -= 1
+    return (before, after) if before + after < min(map(len, prompts)) else (0, 0)
+
+
+def _shared(rows: Sequence[tuple[int, ...]]) -> int:
+    """Number of tokens with which all rows begin."""
+    same = (len(set(column)) == 1 for column in zip(*rows, strict=False))
+    return sum(itertools.takewhile(bool, same))

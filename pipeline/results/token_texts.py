@@ -42,11 +42,12 @@ class TokenTexts:
 
         ended  whether the text is complete although its last token is not a special one
         """
-        words = [index for index in indices if not self._is_special(index)]
-        whole = ended or (len(indices) > 0 and self._is_special(indices[-1]))
+        words = [index for index in indices if not self.is_special(index)]
+        whole = ended or (len(indices) > 0 and self.is_special(indices[-1]))
         return self.text(words) + ("" if whole else "\u2026")
 
-    def _is_special(self, index: int) -> bool:
+    def is_special(self, index: int) -> bool:
+        """Whether a token is a mark of the tokenizer, such as an end of text."""
         return self._bytes is not None and self._bytes.is_special(index)
 
     def _read(self, index: int) -> str:

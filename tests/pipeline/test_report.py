@@ -12,6 +12,7 @@ import pytest
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import Run
+from coldstill.pipeline.results.continuations import template_frame
 from coldstill.pipeline.results.reproduce import reproduction
 from coldstill.stages.models import loading
 from printed import sentences
@@ -238,3 +239,21 @@ def test_the_commands_make_the_run_again_with_changed_settings(
     unknown = reproduction(Run(finished.run), [])
     assert unknown.settings is None
     assert "with its own record for a recipe" in unknown.commands[0]
+
+
+def test_a_chat_template_around_every_prompt_is_not_shown() -> None:
+    """Tokens below 3 are special: 1 begins a text or a turn, 2 ends a turn."""
+
+    def frame(*prompts: tuple[int, ...]) -> tuple[int, int]:
+        return template_frame(prompts, lambda token: token < 3)
+
+    start, end = (1, 7, 7, 2, 1, 8), (2, 1, 9)
+    assert frame((*start, 20, 21, *end), (*start, 30, *end)) == (6, 3)
+    # questions end alike, but their question mark is no part of the template
+    assert frame((*start, 20, 21, 50, *end), (*start, 30, 50, *end)) == (6, 3)
+    # plain texts begin alike, with a mark or without, and a single prompt has nothing in common
+    assert frame((1, 40, 41, 42), (1, 40, 41, 43)) == (0, 0)
+    assert frame((40, 41, 42), (40, 41, 43)) == (0, 0)
+    assert frame((*start, 20, *end)) == (0, 0)
+    # one prompt is nothing but the frame
+    assert frame((*start, *end), (*start, 20, *end)) == (0, 0)

@@ -179,6 +179,7 @@ def texts_caption(texts: Continuations) -> str:
         f"{texts.seed}. Tokens are sampled at temperature {texts.temperature:g} with the same "
         "random numbers for every model: where two models agree, so do their texts. Loss and KL "
         "above say more than a few texts.",
+        "What all prompts begin and end with is left out." if texts.framed else "",
         *(
             f"{'Teacher' if name == TEACHER else name}: not shown, {why}."
             for name, why in texts.missing.items()
