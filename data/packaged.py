@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -22,13 +21,9 @@ def packaged(name: str, where: str) -> Path | None:
     if not name.startswith(_PREFIX):
         return None
     package, _, inside = name.removeprefix(_PREFIX).partition("/")
-    found = None
-    if package.isidentifier():
-        with contextlib.suppress(ValueError):  # such as __main__
-            found = importlib.util.find_spec(package)
-    folders = [] if found is None else list(found.submodule_search_locations or ())
     if not package:
         raise ColdstillError(f"{where}: {name!r} names no package; write package:NAME/PATH")
+    folders = _folders(package)
     if not folders:
         # its code is not run, so what it depends on is not needed
         raise ColdstillError(
@@ -42,3 +37,14 @@ def packaged(name: str, where: str) -> Path | None:
             "pattern"
         )
     return path
+
+
+def _folders(package: str) -> list[str]:
+    """The folders of an installed package; empty if no package of this name is installed."""
+    if not package.isidentifier():
+        return []
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # a module without a specification, such as __main__, is not a package
+        return []
+    return [] if found is None else list(found.submodule_search_locations or ())

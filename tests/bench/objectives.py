@@ -119,7 +119,7 @@ class Bench:
         self._end = time.monotonic() + seconds
 
     def figures(self, case: Case) -> dict[str, float]:
-        """The figures of a training, which is made if there is no result of it."""
+        """The held-out figures of a case. It is trained unless its result is already on disk."""
         folder = self._folder / case.name
         if not (folder / "result.json").exists() and time.monotonic() > self._end:
             raise TimeoutError

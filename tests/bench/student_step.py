@@ -19,20 +19,13 @@ from coldstill.stages.training.chunked_loss import Term
 from coldstill.stages.training.feed import Batch
 from coldstill.stages.training.objective import attach_objective
 from measure import Figure, compare_memory, compare_times, write
+from real_teacher import SIZES
 from synthetic_store import make_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 LAYERS, WIDTH, BATCH, LENGTH = 6, 384, 8, 512
 VOCABULARIES = (32_000, 128_256)
-PRUNED = {
-    "vocab_size": 49_152,
-    "hidden_size": 576,
-    "intermediate_size": 896,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
+PRUNED = {**SIZES, "intermediate_size": 896}
 """SmolLM2-135M with 896 of its 1,536 neurons, as in the recipe `smollm2`."""
 
 

@@ -37,6 +37,7 @@ from coldstill.stages.models.isolation import model_inputs
 from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.report import silent
 from measure import Figure, compare_memory, compare_times, write
+from real_teacher import SIZES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 CAPTURES = (Capture(head=64, tail=0), Capture(head=0, tail=24), Capture(head=16, tail=16))
@@ -65,17 +66,11 @@ GPT2_SMALL = Shape(
 GPT2_MEDIUM = Shape(
     "GPT-2 medium", "gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16}, torch.float32, 4, 1
 )
-_SMOLLM2 = {
-    "hidden_size": 576,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "intermediate_size": 1536,
-    "tie_word_embeddings": True,
-}
-SMOLLM2 = Shape("SmolLM2-135M", "llama", _SMOLLM2, torch.float32, 8, 1, (49_152,), 256)
-# without bf16 instructions a CPU takes minutes for what it does in a second in fp32
-SMOLLM2_BF16 = Shape("SmolLM2-135M, bf16", "llama", _SMOLLM2, torch.bfloat16, 1, 1, (49_152,), 64)
+_VOCABULARY = SIZES["vocab_size"]
+_REST = {name: size for name, size in SIZES.items() if name != "vocab_size"}
+SMOLLM2 = Shape("SmolLM2-135M", "llama", _REST, torch.float32, 8, 1, (_VOCABULARY,), 256)
+# few tokens: a CPU without bf16 instructions is more than a hundred times slower than in fp32
+SMOLLM2_BF16 = Shape("SmolLM2-135M, bf16", "llama", _REST, torch.bfloat16, 1, 1, (_VOCABULARY,), 16)
 
 
 def _llama(name: str, hidden: int, layers: int, heads: int, feed_forward: int) -> Shape:

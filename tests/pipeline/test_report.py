@@ -249,7 +249,7 @@ def test_a_chat_template_around_every_prompt_is_not_shown() -> None:
 
     start, end = (1, 7, 7, 2, 1, 8), (2, 1, 9)
     assert frame((*start, 20, 21, *end), (*start, 30, *end)) == (6, 3)
-    # questions end alike, but their question mark is no part of the template
+    # all questions end with the same token, which does not belong to the template
     assert frame((*start, 20, 21, 50, *end), (*start, 30, 50, *end)) == (6, 3)
     # plain texts begin alike, with a mark or without, and a single prompt has nothing in common
     assert frame((1, 40, 41, 42), (1, 40, 41, 43)) == (0, 0)
