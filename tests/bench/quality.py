@@ -94,6 +94,10 @@ class LivingTeacher(StoreReader):
         self._whole = Capture(head=teacher.head.vocabulary, tail=0)
         self.manifest = replace(store.manifest, capture=self._whole)
 
+    def block(self, shard: int, number: int) -> Block:
+        # the shards on disk have the capture of the store
+        return self._sequences.block(shard, number)
+
     @torch.no_grad()
     def read(self, rows: NDArray[np.integer[Any]]) -> Block:
         """Some sequences with full distributions as targets."""
