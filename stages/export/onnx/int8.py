@@ -1,28 +1,37 @@
-"""Quantises an ONNX file to int8 weights, with onnxruntime's dynamic quantisation.
+"""Quantises an ONNX file to int8 weights.
 
-Matrix products become integer products. Weights have one scale for each column, and activations are
-quantised at run time. Weights are unsigned, because signed ones may saturate on processors without
-VNNI, which a check on this machine would not show.
+Every product with a constant matrix becomes onnxruntime's `MatMulNBits` with 8 bits. Each column
+has one scale for every 32 inputs, and so have the states that it is multiplied with.
 
-The embedding is quantised here with one scale for each row; onnxruntime would use a single scale.
-If it is tied to the output head, the file holds only the head's matrix, and the embedding reads it
-transposed.
+onnxruntime's dynamic quantisation has one scale for the states of all tokens of a pass instead. In
+a language model a few states, for one at the first token, are hundreds of times as large as the
+others, which are lost beside them. Measured on a student of SmolLM2-135M: KL 0.39 and an agreement
+of 67 %; with blocks KL 0.0039 and 95 %. (Blocks of 16: 0.0023, of 64: 0.0071. Weights alone in
+blocks of 64: 0.0021, but 17 times as slow, since every product then converts its matrix to fp32.)
+
+The embedding is quantised in the same way. If it is tied to the output head, both read one matrix.
 """
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .program import LARGEST_FILE, only_errors
+from .program import LARGEST_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-_HEAD = "head_weight"
+_DOMAIN = "com.microsoft"
+_BLOCKS = (32, 16)
+"""Inputs of a block: the larger size if it divides their number, otherwise the smaller one."""
+_ZERO = 128
+_ACCURACY = 4
+"""`accuracy_level` of MatMulNBits: 4 computes in int8."""
 
 
 def quantise(whole: Path, path: Path) -> None:
@@ -30,132 +39,175 @@ def quantise(whole: Path, path: Path) -> None:
     import onnx
 
     model = onnx.load(whole)
-    embedding = _embedding(model.graph)
-    tied = _untie(model.graph, embedding)
-    model = _with_integer_products(model)
-    _quantise_embedding(model.graph, embedding, tied)
+    quantiser = _Quantiser(model.graph)
+    quantiser.products()
+    quantiser.lookup()
+    quantiser.remove_unused()
+    if all(each.domain != _DOMAIN for each in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))
     _save(model, path)
 
 
-def _embedding(graph: Any) -> str:
-    tokens = {"input_ids"}
-    for node in graph.node:
-        if node.op_type == "Reshape" and node.input[0] in tokens:
-            tokens.add(node.output[0])  # GPT-2 reshapes the ids
-        if node.op_type == "Gather" and node.input[1] in tokens:
-            return str(node.input[0])
-    raise AssertionError("the graph has no lookup of token ids")
+def by_blocks(weight_NK: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Quantise each row by blocks: [N, B, size] levels and [N, B] scales.
 
-
-def _untie(graph: Any, embedding: str) -> bool:
-    """Give a tied head a matrix of its own, and return whether it was tied.
-
-    onnxruntime quantises only products with a constant, and a tied head is a transposed embedding.
+    `(level - 128) * scale` differs from the weight by at most half a scale. Zeros stay zeros. The
+    last block is filled up with zeros.
     """
-    from onnx import numpy_helper
-
-    turned = [n for n in graph.node if n.op_type == "Transpose" and n.input[0] == embedding]
-    if not turned:
-        return False
-    weight_VD = numpy_helper.to_array(_initializer(graph, embedding))
-    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(weight_VD.T), name=_HEAD))
-    for node in turned:
-        for user in graph.node:
-            for place, name in enumerate(user.input):
-                if name == node.output[0]:
-                    user.input[place] = _HEAD
-        graph.node.remove(node)
-    return True
+    rows, width = weight_NK.shape
+    size = next((each for each in _BLOCKS if width % each == 0), _BLOCKS[-1])
+    blocks = -(-width // size)
+    padded = np.zeros((rows, blocks * size), np.float32)
+    padded[:, :width] = weight_NK
+    weight_NBS = padded.reshape(rows, blocks, size)
+    scale_NB = np.abs(weight_NBS).max(2) / np.float32(127.0)
+    scale_NB[scale_NB == 0.0] = 1.0
+    levels = np.rint(weight_NBS / scale_NB[:, :, None]) + _ZERO
+    return levels.astype(np.uint8), scale_NB
 
 
-def _with_integer_products(model: Any) -> Any:
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+class _Quantiser:
+    """Replaces nodes of one graph."""
 
-    # the logger recommends a preprocessing that changes nothing here
-    with only_errors(), tempfile.TemporaryDirectory() as folder:
-        whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
-        _save(model, whole)
-        quantize_dynamic(
-            whole,
-            small,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=QuantType.QUInt8,
-            use_external_data_format=model.ByteSize() > LARGEST_FILE,
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+        self._weights = {each.name: each for each in graph.initializer}
+        self._embedding = self._looked_up()
+        self._done: dict[tuple[str, bool], tuple[str, str, int]] = {}
+        """Names of levels and scales, and the block size, by name and whether it is transposed."""
+
+    def products(self) -> None:
+        """Products with a constant matrix, or with the embedding transposed."""
+        from onnx import helper
+
+        turned = {
+            node.output[0]
+            for node in self._graph.node
+            if node.op_type == "Transpose" and node.input[0] == self._embedding
+        }
+        for node in list(self._graph.node):
+            right = node.input[1] if len(node.input) > 1 else ""
+            name = self._embedding if right in turned else right
+            if not _is_product(node) or len(getattr(self._weights.get(name), "dims", ())) != 2:
+                continue
+            rows_first = right in turned or _attribute(node, "transB")
+            levels, scales, size = self._quantised(name, transposed=not rows_first)
+            width, rows = self._weights[name].dims
+            if rows_first:
+                width, rows = rows, width
+            has_bias = node.op_type == "Gemm" and len(node.input) > 2
+            product = f"{node.output[0]}_product" if has_bias else node.output[0]
+            made = [
+                helper.make_node(
+                    "MatMulNBits",
+                    [node.input[0], levels, scales],
+                    [product],
+                    domain=_DOMAIN,
+                    K=width,
+                    N=rows,
+                    bits=8,
+                    block_size=size,
+                    accuracy_level=_ACCURACY,
+                )
+            ]
+            if has_bias:
+                made.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]]))
+            self._replace(node, made)
+
+    def lookup(self) -> None:
+        """The embedding of the token ids."""
+        levels, scales, _ = self._quantised(self._embedding, transposed=False)
+        node = next(
+            each
+            for each in self._graph.node
+            if each.op_type == "Gather" and each.input[0] == self._embedding
         )
-        return onnx.load(small)
+        width = self._weights[self._embedding].dims[1]
+        self._replace(node, list(_rows_of(levels, scales, node.input[1], node.output[0], width)))
+
+    def remove_unused(self) -> None:
+        """Remove transposed embeddings and matrices that no node reads any more."""
+        used = {name for node in self._graph.node for name in node.input}
+        outputs = {each.name for each in self._graph.output}
+        for node in list(self._graph.node):
+            if node.op_type == "Transpose" and not {*node.output} & (used | outputs):
+                self._graph.node.remove(node)
+        used = {name for node in self._graph.node for name in node.input}
+        for weight in list(self._graph.initializer):
+            if weight.name not in used:
+                self._graph.initializer.remove(weight)
+
+    def _looked_up(self) -> str:
+        """The name of the embedding."""
+        tokens = {"input_ids"}
+        for node in self._graph.node:
+            if node.op_type == "Reshape" and node.input[0] in tokens:
+                tokens.add(node.output[0])  # GPT-2 reshapes the ids
+            if node.op_type == "Gather" and node.input[1] in tokens:
+                return str(node.input[0])
+        raise AssertionError("the graph has no lookup of token ids")
+
+    def _quantised(self, name: str, *, transposed: bool) -> tuple[str, str, int]:
+        from onnx import numpy_helper
+
+        key = name, transposed
+        if key not in self._done:
+            weight = numpy_helper.to_array(self._weights[name])
+            levels, scales = by_blocks(weight.T if transposed else weight)
+            stem = f"{name}_t" if transposed else name
+            names = f"{stem}_levels", f"{stem}_scales"
+            for own, array in zip(names, (levels, scales), strict=True):
+                self._graph.initializer.append(numpy_helper.from_array(array, name=own))
+            self._done[key] = (*names, levels.shape[2])
+        return self._done[key]
+
+    def _replace(self, node: Any, made: list[Any]) -> None:
+        place = list(self._graph.node).index(node)
+        self._graph.node.remove(node)
+        for each in reversed(made):
+            self._graph.node.insert(place, each)
 
 
-def _quantise_embedding(graph: Any, embedding: str, tied: bool) -> None:
-    from onnx import helper, numpy_helper
-
-    if tied:
-        quantised = _initializer(graph, f"{_HEAD}_quantized")
-        rows_VD = np.ascontiguousarray(numpy_helper.to_array(quantised).T)
-        scale_V, zero_V = (
-            numpy_helper.to_array(_initializer(graph, f"{_HEAD}_{part}")).reshape(-1)
-            for part in ("scale", "zero_point")
-        )
-        graph.initializer.remove(quantised)
-        turn = helper.make_node("Transpose", ["embedding_rows"], [quantised.name], perm=[1, 0])
-        graph.node.insert(0, turn)
-    else:
-        rows_VD, scale_V, zero_V = by_rows(numpy_helper.to_array(_initializer(graph, embedding)))
-    for name, array in (("rows", rows_VD), ("scale", scale_V), ("zero", zero_V)):
-        graph.initializer.append(numpy_helper.from_array(array, name=f"embedding_{name}"))
-    place, old = next(
-        (place, node)
-        for place, node in enumerate(graph.node)
-        if node.op_type == "Gather" and node.input[0] == embedding
+def _is_product(node: Any) -> bool:
+    """Whether a node is a plain product, or one with a bias."""
+    plain = all(_attribute(node, name, 1) == 1 for name in ("alpha", "beta"))
+    return node.op_type == "MatMul" or (
+        node.op_type == "Gemm" and plain and not _attribute(node, "transA")
     )
-    ids, result = old.input[1], old.output[0]
-    graph.node.remove(old)
-    for node in reversed(_looked_up(ids, result)):
-        graph.node.insert(place, node)
-    if not any(embedding in node.input for node in graph.node):
-        graph.initializer.remove(_initializer(graph, embedding))
 
 
-def _looked_up(ids: str, result: str) -> list[Any]:
-    """Nodes that compute `(rows[ids] - zero[ids]) * scale[ids]` in fp32."""
+def _attribute(node: Any, name: str, otherwise: int = 0) -> Any:
+    from onnx import helper
+
+    found = [helper.get_attribute_value(each) for each in node.attribute if each.name == name]
+    return found[0] if found else otherwise
+
+
+def _rows_of(levels: str, scales: str, ids: str, result: str, width: int) -> Iterator[Any]:
+    """Nodes that compute the fp32 rows of token ids `[batch, sequence]`."""
     from onnx import TensorProto, helper
 
+    def constant(name: str, values: list[int]) -> Any:
+        tensor = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+        return helper.make_node("Constant", [], [name], value=tensor)
+
     make = helper.make_node
-    last = helper.make_tensor("embedding_last_axis", TensorProto.INT64, [1], [-1])
-    return [
-        make("Constant", [], ["embedding_axis"], value=last),
-        *(
-            make("Gather", [f"embedding_{name}", ids], [f"token_{name}"])
-            for name in ("rows", "scale", "zero")
-        ),
-        make("Cast", ["token_rows"], ["token_level"], to=TensorProto.FLOAT),
-        make("Cast", ["token_zero"], ["token_shift"], to=TensorProto.FLOAT),
-        make("Unsqueeze", ["token_shift", "embedding_axis"], ["token_shift_1"]),
-        make("Unsqueeze", ["token_scale", "embedding_axis"], ["token_scale_1"]),
-        make("Sub", ["token_level", "token_shift_1"], ["token_shifted"]),
-        make("Mul", ["token_shifted", "token_scale_1"], [result]),
-    ]
-
-
-def by_rows(
-    weight_VD: NDArray[Any],
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
-    """Quantise each row: [V, D] levels, [V] scales and [V] zero points.
-
-    `(level - zero) * scale` differs from the weight by at most one scale. Zeros stay zeros.
-    """
-    low_V = np.minimum(weight_VD.min(1), 0.0)
-    high_V = np.maximum(weight_VD.max(1), 0.0)
-    scale_V = ((high_V - low_V) / 255.0).astype(np.float32)
-    scale_V[scale_V == 0.0] = 1.0
-    zero_V = np.clip(np.rint(-low_V / scale_V), 0, 255).astype(np.uint8)
-    levels_VD = np.rint(weight_VD / scale_V[:, None]) + zero_V[:, None]
-    return np.clip(levels_VD, 0, 255).astype(np.uint8), scale_V, zero_V
-
-
-def _initializer(graph: Any, name: str) -> Any:
-    return next(each for each in graph.initializer if each.name == name)
+    zero = helper.make_tensor("embedding_zero", TensorProto.FLOAT, [], [float(_ZERO)])
+    yield make("Constant", [], ["embedding_zero"], value=zero)
+    yield constant("embedding_last", [-1])
+    yield constant("embedding_shape", [0, 0, -1])
+    yield constant("embedding_start", [0])
+    yield constant("embedding_width", [width])
+    yield make("Gather", [levels, ids], ["token_levels"])
+    yield make("Gather", [scales, ids], ["token_scales"])
+    yield make("Cast", ["token_levels"], ["token_numbers"], to=TensorProto.FLOAT)
+    yield make("Sub", ["token_numbers", "embedding_zero"], ["token_steps"])
+    yield make("Unsqueeze", ["token_scales", "embedding_last"], ["token_scales_1"])
+    yield make("Mul", ["token_steps", "token_scales_1"], ["token_blocks"])
+    yield make("Reshape", ["token_blocks", "embedding_shape"], ["token_row"])
+    yield make(
+        "Slice", ["token_row", "embedding_start", "embedding_width", "embedding_last"], [result]
+    )
 
 
 def _save(model: Any, path: Path) -> None:
