@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _QUALITY = (
     "Measured on held-out text. Bold: the best student of each column, where figures compare and "
-    "differ. Cached: bytes for each position of the stores a student was trained from. Loss is the "
+    "differ. Stored: bytes for each position of the stores a student was trained from. Loss is the "
     "mean of -log q(next token) in nats, perplexity its exponential, bits/byte the same loss for "
     "each byte of text. KL (from teacher to model, in nats), agreement (same most probable token) "
     "and acceptance (share of tokens that speculative decoding accepts) compare with the teacher; "
