@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 BATCH = 1024
 SEQUENCE = 256
 RATES = {"random": (1e-3, 2e-3, 4e-3), "layers": (1e-4, 3e-4, 1e-3), "pruned": (1e-4, 3e-4, 1e-3)}
-LENGTHS = {"random": (50, 100, 200, 400), "layers": (50, 100, 200), "pruned": (50, 100, 200)}
+LENGTHS = {"random": (100, 200, 50), "layers": (100, 200, 50), "pruned": (100, 200, 50)}
+"""Steps; the first length is that of the search for a rate, which it shares its trainings with."""
 SEARCH = 100
 """Steps of the search for a learning rate."""
 SEEDS = (0, 1)
@@ -57,8 +58,8 @@ REPEATED = 64
 OBJECTIVES = {
     "cross_entropy": ObjectiveConfig(kl=0.0, cross_entropy=1.0),
     "kl": ObjectiveConfig(),
-    "0.9": ObjectiveConfig(kl=0.9, cross_entropy=0.1),
     "0.5": ObjectiveConfig(kl=0.5, cross_entropy=0.5),
+    "0.9": ObjectiveConfig(kl=0.9, cross_entropy=0.1),
     "to kl": ObjectiveConfig(
         kl=WeightConfig(weight=1.0, schedule="linear"),
         cross_entropy=WeightConfig(weight=0.0, schedule="linear", start=1.0),
@@ -159,7 +160,7 @@ sequence_length = {SEQUENCE}
 holdout = 0.08
 [logits]
 temperatures = [2.0]
-sequences = 1600
+sequences = 800
 shard_tokens = 16384
 [evaluation]
 sequences = 64
