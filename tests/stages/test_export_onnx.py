@@ -131,14 +131,14 @@ def test_large_weights_are_in_a_second_file(
     assert divergence(ours, logprobs(INT8.open(student, small))) < 1e-3
 
 
-@pytest.mark.parametrize(("width", "shape"), [(64, (2, 32)), (48, (3, 16)), (40, (3, 16))])
+@pytest.mark.parametrize(("width", "shape"), [(64, (2, 32)), (40, (2, 32)), (7, (1, 32))])
 def test_quantised_blocks_keep_zero_and_differ_by_at_most_half_a_step(
     width: int, shape: tuple[int, int]
 ) -> None:
     random = np.random.default_rng(0)
     weight = (random.normal(size=(20, width)) * random.uniform(0, 3, (20, 1))).astype(np.float32)
     weight[3] = 0.0
-    weight[4, :16] = 1e3  # does not spoil the blocks behind it
+    weight[4, :32] = 1e3  # does not spoil the blocks behind it
     levels, scale = by_blocks(weight)
     assert levels.shape == (20, *shape)
     assert scale.shape == levels.shape[:2]

@@ -75,8 +75,8 @@ class Onnx(Format):
     def limits(self) -> Limits:
         """fp32 differs by rounding only. int8 also rounds the inputs of every product.
 
-        measured: fp32 differed by up to 5e-5, KL 2e-12, agreement 100%; int8 by up to 3.9 (for very
-        improbable tokens), KL 6e-3 or 2e-3 of the information, 93%.
+        measured: fp32 differed by up to 8e-5, KL 1e-11, agreement 100%; int8 (a student of
+        SmolLM2-135M) by up to 1.6 for very improbable tokens, KL 4e-3, 96.5%.
         """
         if self.int8:
             return Limits(logprob=8.0, kl=2e-2, share=1e-2, cached=8.0, agreement=0.88)
