@@ -59,7 +59,7 @@ CUTS = {
 }
 RECIPE = """\
 [corpus]
-sequence_length = 256
+sequence_length = 128
 holdout = 0.08
 [logits]
 tail = 12

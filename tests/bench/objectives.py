@@ -45,16 +45,15 @@ from trials import trained
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BATCH = 1024
+BATCH = {"random": 1024, "layers": 512, "pruned": 512}
+"""Tokens of a step."""
 SEQUENCE = 256
 RATES = {"random": (1e-3, 2e-3, 4e-3), "layers": (1e-4, 3e-4, 1e-3), "pruned": (1e-4, 3e-4, 1e-3)}
-LENGTHS = {"random": (100, 200, 50), "layers": (100, 200, 50), "pruned": (100, 200, 50)}
-"""Steps; the first length is that of the search for a rate, which it shares its trainings with."""
 SEARCH = 100
-"""Steps of the search for a learning rate."""
+"""Steps of the search for a learning rate, whose trainings the first table has too."""
 SEEDS = (0, 1)
 REPEATED = 64
-"""Sequences of the text that is repeated: 16 steps see all of it."""
+"""Sequences of the text that is repeated: 16 steps of a new student see all of it."""
 OBJECTIVES = {
     "cross_entropy": ObjectiveConfig(kl=0.0, cross_entropy=1.0),
     "kl": ObjectiveConfig(),
@@ -70,6 +69,17 @@ OBJECTIVES = {
     ),
     "T = 2": ObjectiveConfig(temperature=2.0),
 }
+MIXTURES = ("cross_entropy", "kl", "0.5", "0.9")
+PARTS = (
+    ("random", "fresh", 100, tuple(OBJECTIVES)),
+    ("random", "fresh", 200, MIXTURES),
+    ("pruned", "fresh", 100, MIXTURES[:3]),
+    ("layers", "fresh", 100, MIXTURES[:3]),
+    ("random", "repeated", 200, MIXTURES),
+    ("pruned", "fresh", 200, MIXTURES[:3]),
+    ("layers", "fresh", 200, MIXTURES[:3]),
+)
+"""Start, text, steps and objectives of each part of the table, in the order of measurement."""
 FIGURES = ("loss", "kl", "acceptance")
 
 
@@ -113,7 +123,7 @@ class Bench:
     def __init__(self, texts: list[str], seconds: float, *, corrected: bool) -> None:
         name, teacher = ("objectives-corrected", FIT) if corrected else ("objectives", "")
         run = captured_run(name, texts, RECIPE, teacher)
-        self.starts = ("random",) if corrected else tuple(LENGTHS)
+        self.parts = [part for part in PARTS if not corrected or part[0] == "random"]
         self._folder = OUTPUT / f"{name}-trials"
         self.fresh, self._heldout = open_store(run / "logits"), open_store(run / "heldout")
         self._repeated = _First(self.fresh, REPEATED)
@@ -174,9 +184,13 @@ def _job(case: Case, folder: Any) -> StudentJob:
     elif case.start == "layers":
         origin["layers"] = LayersConfig(every=4)
     else:
-        origin["prune"] = (PruneConfig(parameters="50%", sequences=64),)
+        origin["prune"] = (PruneConfig(parameters="50%", sequences=32),)
     config = TrainConfig(
-        steps=case.steps, batch_tokens=BATCH, learning_rate=case.rate, warmup=0.1, log_every=10
+        steps=case.steps,
+        batch_tokens=BATCH[case.start],
+        learning_rate=case.rate,
+        warmup=0.1,
+        log_every=10,
     )
     return StudentJob(
         name=case.name, objective=OBJECTIVES[case.objective], config=config, seed=case.seed,
@@ -185,32 +199,29 @@ def _job(case: Case, folder: Any) -> StudentJob:
 
 
 def _rows(bench: Bench) -> list[Row]:
-    """All rows, the starts that take least time first; ends early when the time is over."""
+    """All rows; ends early when the time is over."""
     rows: list[Row] = []
     try:
-        for start in bench.starts:
-            for repeated in (False, True):
-                for steps in LENGTHS[start]:
-                    if not repeated and steps * BATCH > len(bench.fresh) * SEQUENCE:
-                        print(f"{start}, {steps} steps: the texts are too few to be fresh")
-                        continue
-                    for objective in OBJECTIVES:
-                        row = _row(bench, start, objective, steps, repeated=repeated)
-                        rows.append(row)
+        for start, text, steps, objectives in bench.parts:
+            if text == "fresh" and steps * BATCH[start] > len(bench.fresh) * SEQUENCE:
+                print(f"{start}, {steps} steps: the texts are too few to be fresh")
+                continue
+            rows.extend(_row(bench, start, objective, steps, text) for objective in objectives)
     except TimeoutError:
         print("the time is over; the same command continues", file=sys.stderr)
     return rows
 
 
-def _row(bench: Bench, start: str, objective: str, steps: int, *, repeated: bool) -> Row:
+def _row(bench: Bench, start: str, objective: str, steps: int, text: str) -> Row:
     rate = bench.best_rate(start, objective)
+    repeated = text == "repeated"
     case = Case(start=start, objective=objective, rate=rate, steps=steps, repeated=repeated, seed=0)
     found = [bench.figures(replace(case, seed=seed)) for seed in SEEDS]
     means = {name: statistics.fmean(one[name] for one in found) for name in FIGURES}
     losses = [one["loss"] for one in found]
     return Row(
         start=start,
-        text="repeated" if repeated else "fresh",
+        text=text,
         objective=objective,
         steps=steps,
         rate=rate,
@@ -241,7 +252,7 @@ def figure(rows: list[Row], start: str) -> str:
         Series(
             name=objective,
             points=tuple(
-                (row.steps * BATCH, row.loss - alone[row.steps])
+                (row.steps * BATCH[start], row.loss - alone[row.steps])
                 for row in own
                 if row.objective == objective and row.steps in alone
             ),
