@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 BATCH = {"random": 1024, "layers": 512, "pruned": 512}
 """Tokens of a step."""
 SEQUENCE = 256
-RATES = {"random": (1e-3, 2e-3, 4e-3), "layers": (1e-4, 3e-4, 1e-3), "pruned": (1e-4, 3e-4, 1e-3)}
+RATES = {"random": (2e-3, 4e-3), "layers": (4e-4, 1e-3), "pruned": (4e-4, 1e-3)}
+"""Learning rates that are tried. For new students 1e-3 and 8e-3 were worse with every objective."""
 SEARCH = 100
 """Steps of the search for a learning rate, whose trainings the first table has too."""
 SEEDS = (0, 1)
@@ -141,9 +142,16 @@ class Bench:
 
     def best_rate(self, start: str, objective: str) -> float:
         """The learning rate of the lowest held-out loss after `SEARCH` steps on fresh text."""
-        case = Case(start=start, objective=objective, rate=0.0, steps=SEARCH, repeated=False,
-                    seed=SEEDS[0])  # fmt: skip
-        return min(RATES[start], key=lambda rate: self.figures(replace(case, rate=rate))["loss"])
+        case = Case(
+            start=start, objective=objective, rate=0.0, steps=SEARCH, repeated=False, seed=0
+        )
+
+        def loss(rate: float) -> float:
+            """The mean over all seeds: that of one may be low by chance."""
+            cases = [replace(case, rate=rate, seed=seed) for seed in SEEDS]
+            return statistics.fmean(self.figures(each)["loss"] for each in cases)
+
+        return min(RATES[start], key=loss)
 
 
 class _First(StoreReader):
