@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ class Group(CommandList):
     sections = SECTIONS
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; our errors end it with status 1, SIGTERM with 0, Ctrl-C with 130."""
+        """Run a command; our errors end it with status 1, Ctrl-C with 130, SIGTERM with 143."""
         try:
             return super().invoke(ctx)
         except ColdstillError as error:
@@ -74,7 +75,8 @@ class Group(CommandList):
                 started = "" if world_size() == 1 else "torchrun as before, "
                 command = shlex.join(["coldstill", *sys.argv[1:]])
                 click.echo(f"stopped as asked; resume with {started}{command}", err=True)
-            sys.exit(0)
+            # the work is not done, so a chain of commands must not go on
+            sys.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
             # caught before click sees it, since click would print another empty line
             start = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
