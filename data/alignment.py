@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .schema import Sequences
+    from .schema import Ragged, Sequences
 
 
 def supervised_positions(
@@ -33,9 +33,21 @@ def supervised_positions(
 
 def labels(sequences: Sequences) -> NDArray[np.int32]:
     """[M] the token that follows each supervised position."""
-    starts_M = np.repeat(sequences.tokens.offsets[:-1], sequences.positions.lengths)
-    flat: NDArray[np.int32] = sequences.tokens.values[starts_M + label_places(sequences)]
+    tokens = sequences.tokens
+    flat: NDArray[np.int32] = tokens.values[label_indices(tokens.offsets, sequences.positions)]
     return flat
+
+
+def label_indices(offsets: NDArray[np.int64], positions: Ragged) -> NDArray[np.int64]:
+    """[M] index of each label among the tokens of all sequences.
+
+    offsets    [N + 1] first token of each sequence
+    positions  [N][M] the supervised positions
+    """
+    indices_M: NDArray[np.int64] = np.repeat(offsets[:-1], positions.lengths)
+    indices_M += positions.values
+    indices_M += 1
+    return indices_M
 
 
 def label_places(sequences: Sequences) -> NDArray[np.int32]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import ColdstillError
-from .schema import Targets, target_shapes
+from .schema import Tail, Targets, target_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from .schema import Capture
 
+_SAME = 1e-4
+"""Largest difference of two log-probabilities of one token."""
 _SMALLEST_TAIL = 1e-9
 """Smallest mass outside a head that is not the whole vocabulary. The mass is 1 minus the head's,
 and float32 log-probabilities of a head may sum to 1."""
@@ -37,15 +39,42 @@ def given_targets(
                 f"{where}: {name} is missing; the capture has head = {capture.head} and "
                 f"tail = {capture.tail}"
             )
-    _sort_tail(arrays)
     with np.errstate(all="ignore"):  # numbers that are not finite are reported by `check_block`
         _derive(arrays, labels_M, vocabulary)
-    if missing := target_shapes(capture, len(labels_M)).keys() - arrays.keys():
+    if missing := _shapes(capture, len(labels_M)).keys() - arrays.keys():
         raise ColdstillError(
             f"{where}: {min(missing)} is missing and cannot be computed from the other arguments; "
             "pass it"
         )
-    return Targets(**arrays)
+    ids, known = arrays.pop("tail_ids"), arrays.pop("tail_logprobs", None)
+    _expect_one_value(where, ids, known)
+    tail = Tail.from_draws(ids, known)
+    return Targets(**arrays, tail=tail)
+
+
+def _expect_one_value(where: str, ids_MR: NDArray[Any], logprobs_MR: NDArray[Any] | None) -> None:
+    """Raises ColdstillError if draws of one token have different log-probabilities, of which only
+    one would be kept, or one that is not a number."""
+    if logprobs_MR is None:
+        return
+    order = np.argsort(ids_MR, axis=1, kind="stable")
+    ids, known = (np.take_along_axis(array, order, axis=1) for array in (ids_MR, logprobs_MR))
+    differ = ~(np.abs(np.diff(known, axis=1)) <= _SAME) & (np.diff(ids, axis=1) == 0)
+    if differ.any():
+        row, place = np.argwhere(differ)[0].tolist()
+        raise ColdstillError(
+            f"{where}: tail_logprobs: token {ids[row, place]} was drawn twice, with "
+            f"{known[row, place]:.6g} and {known[row, place + 1]:.6g}"
+        )
+
+
+def _shapes(capture: Capture, count: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of each argument; of samples, every draw is passed."""
+    shapes = target_shapes(capture, count)
+    shapes["tail_ids"] = ((count, capture.tail), np.int32)
+    if capture.keeps_tail_logprobs:
+        shapes["tail_logprobs"] = ((count, capture.tail), np.float32)
+    return shapes
 
 
 def numbers(
@@ -79,7 +108,7 @@ def numbers(
 
 def _arrays(where: str, given: Mapping[str, Any], capture: Capture, count: int) -> dict[str, Any]:
     """The arguments that were passed as arrays, and empty arrays for fields of width 0."""
-    shapes = target_shapes(capture, count)
+    shapes = _shapes(capture, count)
     arrays: dict[str, Any] = {}
     for name, value in given.items():
         if value is not None and name not in shapes:
@@ -93,15 +122,6 @@ def _arrays(where: str, given: Mapping[str, Any], capture: Capture, count: int) 
         elif name in shapes and 0 in shapes[name][0][1:]:
             arrays[name] = np.zeros(*shapes[name])
     return arrays
-
-
-def _sort_tail(arrays: dict[str, Any]) -> None:
-    if "tail_ids" not in arrays:
-        return
-    order_MR = np.argsort(arrays["tail_ids"], axis=1, kind="stable")
-    for name in ("tail_ids", "tail_logprobs"):
-        if name in arrays:
-            arrays[name] = np.take_along_axis(arrays[name], order_MR, axis=1)
 
 
 def _derive(arrays: dict[str, Any], labels_M: NDArray[np.int32], vocabulary: int) -> None:

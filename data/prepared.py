@@ -17,11 +17,12 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from .alignment import supervised_positions
+from .columns import check_hashes, from_sequences, to_sequences
 from .corpus.document import REASONS
 from .errors import ColdstillError
 from .files import read_json
 from .formats.arrow import ArrowStore
-from .schema import Ragged, Sequences, check_hashes, from_sequences, sequence_hash, to_sequences
+from .schema import Ragged, Sequences, sequence_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .schema import Columns
+    from .columns import Columns
 
 OPEN_SEQUENCES = 64
 """Number of partly filled sequences that wait for documents that fit. A larger number leaves less

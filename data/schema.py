@@ -1,9 +1,10 @@
-"""Sequences and targets, and the table of columns that codecs and formats exchange.
+"""Sequences and targets: what is known of a corpus, and of a teacher at each position.
 
 Every other file refers to this one for shapes, dtypes and units.
 
 Axes: N sequences, T tokens of one sequence, S tokens of all sequences, M supervised positions of
-all sequences, K head, R tail samples, C captured temperatures, V real vocabulary (no padding rows).
+all sequences, K head, R tail samples, J distinct tail samples of all positions, C captured
+temperatures, V real vocabulary (no padding rows).
 
 Log-probabilities are natural logarithms under the softmax over the whole *real* vocabulary, at
 temperature 1 unless a name states another one. Everything at position `t` describes token `t + 1`.
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -84,6 +85,7 @@ class Ragged:
 
 
 Array = TypeVar("Array")
+Samples = TypeVar("Samples")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +150,127 @@ class Sequences(_Rows):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TargetFields(Generic[Array]):
+class TailFields(Generic[Array]):
+    """The tokens that were drawn outside the head at M positions: each once, with its count.
+
+    A sure teacher draws the same few tokens again and again, so that J is far below M * R. Position
+    after position, the tokens of one position in any order.
+    """
+
+    ids: Array
+    """[J] the tokens."""
+    counts: Array
+    """[J] how often each was drawn; those of a position sum to R, and each draw stands for
+    `tail mass / R`."""
+    logprobs: Array | None = None
+    """[J] their log-probabilities; None if the capture does not keep them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tail(TailFields["NDArray[Any]"]):
+    """The tail samples as numpy arrays: ids int32, counts of any integer type, the rest float32."""
+
+    offsets: NDArray[np.int64]
+    """[M + 1] position `m` has the entries `offsets[m]` to `offsets[m + 1]`."""
+
+    def __len__(self) -> int:
+        """M, the number of positions."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[M] number of distinct tokens at each position."""
+        return np.diff(self.offsets)
+
+    def rows(self) -> NDArray[np.int64]:
+        """[J] the position of each entry."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def sums(self, values_J: NDArray[Any]) -> NDArray[np.float64]:
+        """[M] the sum of a value over the entries of each position."""
+        sums: NDArray[Any] = np.bincount(self.rows(), weights=values_J, minlength=len(self))
+        return sums
+
+    def take(self, rows: NDArray[np.int64]) -> Tail:
+        """The chosen positions in the order given."""
+        chosen = Ragged(self.ids, self.offsets).take(rows)
+        entries = Ragged(self.ids, self.offsets).flat_indices(rows)
+        return Tail(
+            ids=chosen.values,
+            counts=self.counts[entries],
+            logprobs=None if self.logprobs is None else self.logprobs[entries],
+            offsets=chosen.offsets,
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Tail]) -> Tail:
+        """All positions of all parts, in order."""
+        ids = Ragged.concatenate([Ragged(part.ids, part.offsets) for part in parts])
+        return cls(
+            ids=ids.values,
+            counts=np.concatenate([part.counts for part in parts]),
+            logprobs=_join([part.logprobs for part in parts]),
+            offsets=ids.offsets,
+        )
+
+    @classmethod
+    def empty(cls, positions: int, *, logprobs: bool = False) -> Tail:
+        """No sample at any position."""
+        return cls(
+            ids=np.zeros(0, np.int32),
+            counts=np.zeros(0, np.uint8),
+            logprobs=np.zeros(0, np.float32) if logprobs else None,
+            offsets=np.zeros(positions + 1, np.int64),
+        )
+
+    @classmethod
+    def from_draws(cls, ids_MR: NDArray[Any], logprobs_MR: NDArray[Any] | None = None) -> Tail:
+        """Count the draws of each position, which may be in any order.
+
+        logprobs_MR  their log-probabilities; of equal tokens, that of the first draw is kept
+        """
+        count, draws = ids_MR.shape
+        if draws == 0:
+            return cls.empty(count, logprobs=logprobs_MR is not None)
+        if (np.diff(ids_MR, axis=1) < 0).any():
+            order = np.argsort(ids_MR, axis=1, kind="stable")
+            ids_MR = np.take_along_axis(ids_MR, order, axis=1)
+            if logprobs_MR is not None:
+                logprobs_MR = np.take_along_axis(logprobs_MR, order, axis=1)
+        first_MR = np.diff(ids_MR, axis=1, prepend=-1) != 0
+        first_MR[:, 0] = True  # an id of -1 is refused later, by the rules of a record
+        places = np.flatnonzero(first_MR)
+        ends = np.cumsum(first_MR.sum(1), dtype=np.int64)
+        return cls(
+            ids=ids_MR.ravel()[places],
+            counts=np.diff(places, append=count * draws).astype(count_type(draws)),
+            logprobs=None if logprobs_MR is None else logprobs_MR.ravel()[places],
+            offsets=np.concatenate([np.zeros(1, np.int64), ends]),
+        )
+
+    def expect_draws(self, count: int) -> None:
+        """Raises ValueError if the counts of a position do not sum to R.  count  R"""
+        if len(self) and (self.sums(self.counts) != count).any():
+            raise ValueError(f"column 'tail_counts': those of a position do not sum to {count}")
+
+    def draws(self, count: int) -> NDArray[Any]:
+        """[M, R] indices of entries: each as often as it was drawn. Raises ValueError as
+        `expect_draws`.  count  R"""
+        self.expect_draws(count)
+        return np.repeat(np.arange(len(self.ids)), self.counts).reshape(len(self), count)
+
+
+def count_type(draws: int) -> Any:
+    """The smallest integer type for the counts of R draws."""
+    return np.min_scalar_type(draws)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TargetFields(Generic[Array, Samples]):
     """The fields of the teacher's sparse distribution at M supervised positions.
 
     This is the only list of these fields. `Targets` holds them as numpy arrays (ids int32, the rest
-    float32), `stages.targets.tensors.TargetTensors` as tensors (ids int64).
+    float32), `stages.targets.tensors.TargetTensors` as tensors.
     """
 
     head_ids: Array
@@ -161,10 +279,8 @@ class TargetFields(Generic[Array]):
     """[M, K] log-probabilities of the head."""
     log_tail: Array
     """[M] log of the probability outside the head: a logsumexp of the complement, never 1 - sum."""
-    tail_ids: Array
-    """[M, R] ids drawn from outside the head by systematic sampling, increasing; repeats count."""
-    tail_logprobs: Array | None = None
-    """[M, R] log-probabilities of the tail samples; None if the capture does not keep them."""
+    tail: Samples
+    """R tokens at each position, drawn from outside the head by systematic sampling."""
     label_logprob: Array
     """[M] the teacher's log-probability of the token that follows in the corpus."""
     entropy: Array
@@ -174,7 +290,7 @@ class TargetFields(Generic[Array]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Targets(_Rows, TargetFields["NDArray[Any]"]):
+class Targets(_Rows, TargetFields["NDArray[Any]", Tail]):
     """The teacher's sparse distribution at M supervised positions, as numpy arrays."""
 
     def __len__(self) -> int:
@@ -184,16 +300,15 @@ class Targets(_Rows, TargetFields["NDArray[Any]"]):
     def empty(cls, positions: int) -> Targets:
         """The targets of a capture that keeps neither head nor tail; all numbers are zero."""
         shapes = target_shapes(Capture(tail=0), positions)
-        return cls(**{name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()})
+        zeros: dict[str, Any] = {name: np.zeros(*shape) for name, shape in shapes.items()}
+        return cls(**zeros, tail=Tail.empty(positions))
 
 
 def target_shapes(capture: Capture, positions: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shape and dtype of each field that `Targets` has under this capture."""
+    """Shape and dtype of each field of `Targets` under this capture, besides the tail samples."""
     widths = {
         "head_ids": capture.head,
         "head_logprobs": capture.head,
-        "tail_ids": capture.tail,
-        "tail_logprobs": capture.tail,
         "log_norm": len(capture.temperatures),
     }
     return {
@@ -202,7 +317,7 @@ def target_shapes(capture: Capture, positions: int) -> dict[str, tuple[tuple[int
             np.int32 if f.name.endswith("_ids") else np.float32,
         )
         for f in fields(Targets)
-        if f.name != "tail_logprobs" or capture.keeps_tail_logprobs
+        if f.name != "tail"
     }
 
 
@@ -253,81 +368,10 @@ def sequence_hash(
 
 
 def _take(value: Any, rows: NDArray[np.int64]) -> Any:
-    if isinstance(value, Ragged):
-        return value.take(rows)
-    return None if value is None else value[rows]
+    return value.take(rows) if isinstance(value, Ragged | Tail) else value[rows]
 
 
 def _join(parts: list[Any]) -> Any:
-    if isinstance(parts[0], Ragged):
-        return Ragged.concatenate(parts)
+    if isinstance(parts[0], Ragged | Tail):
+        return type(parts[0]).concatenate(parts)
     return None if parts[0] is None else np.concatenate(parts)
-
-
-Columns = dict[str, "NDArray[Any] | Ragged"]
-"""Columns by name: one value per sequence `[N]`, or one list per sequence (`Ragged`)."""
-
-_SEQUENCE_COLUMNS = {
-    "sequence_id": "ids",
-    "token_ids": "tokens",
-    "document_starts": "document_starts",
-    "document_ids": "document_ids",
-    "positions": "positions",
-    "sequence_hash": "hashes",
-}
-
-
-def from_sequences(sequences: Sequences) -> Columns:
-    """The columns that describe the sequences themselves."""
-    return {column: getattr(sequences, name) for column, name in _SEQUENCE_COLUMNS.items()}
-
-
-def to_sequences(columns: Columns) -> Sequences:
-    """The sequences of a block. `check_hashes` compares them with what was written."""
-    values: dict[str, Any] = {name: columns[c] for c, name in _SEQUENCE_COLUMNS.items()}
-    return Sequences(**values)
-
-
-def check_hashes(sequences: Sequences) -> None:
-    """Compare each sequence with its stored hash. Raises ValueError if a sequence is not what was
-    written (which)."""
-    for row in range(len(sequences)):
-        expected = sequence_hash(
-            sequences.tokens[row], sequences.document_starts[row], sequences.positions[row]
-        )
-        if expected != int(sequences.hashes[row]):
-            raise ValueError(
-                f"sequence {int(sequences.ids[row])} is not what was written: its tokens, document "
-                "borders or positions do not match their hash"
-            )
-
-
-def from_positions(values: Mapping[str, NDArray[Any]], positions: Ragged) -> Columns:
-    """Per-position arrays `[M, ...]` as lists with the row borders of the supervised positions."""
-    return {name: Ragged(array, positions.offsets) for name, array in values.items()}
-
-
-def to_positions(columns: Columns, positions: Ragged) -> dict[str, NDArray[Any]]:
-    """The per-position arrays `[M, ...]`: the lists with the row borders of the positions."""
-    return {
-        name: column.values
-        for name, column in columns.items()
-        if isinstance(column, Ragged) and np.array_equal(column.offsets, positions.offsets)
-    }
-
-
-def expect_column(
-    arrays: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, ...], dtype: Any
-) -> NDArray[Any]:
-    """One per-position array. An array of width 0 is not stored and is made here. Raises ValueError
-    if the column is missing, or has another shape or dtype."""
-    if 0 in shape[1:]:
-        return np.zeros(shape, dtype)
-    array = arrays.get(name)
-    if array is None or array.shape != shape or array.dtype != dtype:
-        found = "nothing" if array is None else f"{array.dtype} {array.shape}"
-        raise ValueError(
-            f"column '{name}' should be {np.dtype(dtype).name} {shape}, an entry for each "
-            f"supervised position: {found}"
-        )
-    return array

@@ -28,7 +28,7 @@ from .store.manifest import (
     format_settings,
     parse_manifest,
 )
-from .store.writer import BLOCK_TOKENS, ShardWriter, with_error
+from .store.writer import BLOCK_TOKENS, ShardWriter, fitted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -289,8 +289,8 @@ class StoreWriter:
         block, self._waiting = Block.concatenate(self._waiting), []
         if self._shard == 0:
             first = block.take(np.arange(min(len(block), self.manifest.block_sequences)))
-            self.manifest = with_error(self.manifest, first)
-        self._writer.manifest = self.manifest
+            self.manifest = fitted(self.manifest, first)
+        self._writer.use(self.manifest)
         self._writer.write(self._shard, block)
         self._shard += 1
 

@@ -25,7 +25,7 @@ from .models.output_head import connect_head
 from .report import Report, Reporter, silent
 from .targets.losses.forward_kl import ForwardKL
 from .targets.softmax import softmax_in_place
-from .targets.tensors import TargetTensors
+from .targets.tensors import TargetTensors, summed, tempered
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -246,10 +246,10 @@ def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:
     is accepted.
     """
     exact = torch.minimum(target.head_logprobs, student.head_logprobs).exp().sum(1)
-    if target.tail_logprobs is None:
+    if target.tail.logprobs is None:
         return exact
-    ratio = (student.tail_logprobs - target.tail_logprobs).clamp_(max=0.0).exp()
-    accepted: torch.Tensor = exact + target.log_tail.exp() * ratio.mean(1)
+    ratio = (student.tail_logprobs - target.tail.logprobs).clamp_(max=0.0).exp()
+    accepted: torch.Tensor = exact + summed(target, tempered(target, 1.0).tail * ratio)
     return accepted
 
 

@@ -24,7 +24,7 @@ from ..data.schema import Block
 from ..data.store.layout import MANIFEST, MEASUREMENTS
 from ..data.store.manifest import read_manifest
 from ..data.store.reader import open_store
-from ..data.store.writer import ShardWriter, with_error
+from ..data.store.writer import ShardWriter, fitted
 from .capture.forward import ChunkedForward, TeacherForward, capture_batch, prepare
 from .capture.plan import CapturePlan, make_manifest
 from .capture.shards import capture_shards
@@ -113,7 +113,7 @@ def _capture_split(
     stage = f"{STAGE} {plan.split}"
     if not place_at(plan.folder).exists(MANIFEST) and len(plan.rows):
         report(Report(stage=stage, doing="measure the codec's error"))
-        manifest = with_error(manifest, _first_batch(plan, teacher))
+        manifest = fitted(manifest, _first_batch(plan, teacher))
     forward = TeacherForward(teacher, plan.capture, plan.batch_tokens, report, plan.split)
     writer = ShardWriter(
         plan.folder, manifest, shared=True, save_tokenizer=plan.tokenizer.save_pretrained

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from coldstill.stages.targets.softmax import StudentSoftmax
-from coldstill.stages.targets.tensors import TargetTensors
+from coldstill.stages.targets.tensors import TailTensors, TargetTensors
 
 if TYPE_CHECKING:
     from coldstill.data.schema import Capture, Sequences
@@ -34,8 +34,9 @@ def record(
         head_ids=head_ids,
         head_logprobs=logprobs_MV.gather(1, head_ids),
         log_tail=outside_MV.logsumexp(1),
-        tail_ids=tail_ids,
-        tail_logprobs=logprobs_MV.gather(1, tail_ids) if capture.keeps_tail_logprobs else None,
+        tail=TailTensors.from_draws(
+            tail_ids, logprobs_MV.gather(1, tail_ids) if capture.keeps_tail_logprobs else None
+        ),
         label_logprob=logprobs_MV.gather(1, labels_M[:, None])[:, 0],
         entropy=-(logprobs_MV.exp() * logprobs_MV).sum(1),
         log_norm=torch.stack(norms, 1) if norms else logprobs_MV[:, :0],
@@ -70,7 +71,8 @@ def softmax_of(logits_MV: torch.Tensor, target: TargetTensors) -> StudentSoftmax
     return StudentSoftmax(
         probs_MV=logprobs.exp(),
         head_logprobs=logprobs.gather(1, target.head_ids),
-        tail_logprobs=logprobs.gather(1, target.tail_ids),
+        tail_logprobs=logprobs[target.tail.rows(), target.tail.ids],
+        tail_places=target.tail.rows() * logits_MV.shape[1] + target.tail.ids,
         label_logprob=logprobs.gather(1, target.labels[:, None])[:, 0],
         top_logprob=logprobs.amax(1),
         entropy=-(logprobs.exp() * logprobs).sum(1),

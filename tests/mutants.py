@@ -135,8 +135,8 @@ MUTANTS = (
     Mutant(
         "samples are not reweighted to the temperature",
         "stages/targets/tensors.py",
-        "target.tail_logprobs * (1.0 / temperature - 1.0)",
-        "target.tail_logprobs * 0.0",
+        "tail.logprobs * (1.0 / temperature - 1.0)",
+        "tail.logprobs * 0.0",
         ("stages/test_losses.py",),
     ),
     Mutant(

@@ -16,7 +16,7 @@ from coldstill.data.codecs import CODECS
 from coldstill.data.files import tokens_sha256
 from coldstill.data.places.claims import claimed
 from coldstill.data.prepared import TokenizedDocument, build_sequences
-from coldstill.data.schema import Block, Capture, Ragged, Sequences, Targets
+from coldstill.data.schema import Block, Capture, Ragged, Sequences, Tail, Targets
 from coldstill.data.store.manifest import (
     CorpusIdentity,
     Manifest,
@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, models
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.schema import Columns
+    from coldstill.data.columns import Columns
     from numpy.typing import NDArray
 
 VOCABULARY = 40
@@ -71,18 +71,36 @@ def random_targets(seed: int, labels_M: NDArray[Any], capture: Capture) -> Targe
     with np.errstate(divide="ignore"):  # nothing is left outside a head of the whole vocabulary
         log_tail = np.log(np.exp(logprobs_MV[rows, outside]).sum(1))
     log_norm = [np.log(np.exp(logprobs_MV / t).sum(1)) for t in capture.temperatures]
+    known = logprobs_MV[rows, tail_ids].astype(np.float32)
     return Targets(
         head_ids=head_ids.astype(np.int32),
         head_logprobs=logprobs_MV[rows, head_ids].astype(np.float32),
         log_tail=log_tail.astype(np.float32),
-        tail_ids=tail_ids.astype(np.int32),
-        tail_logprobs=(
-            logprobs_MV[rows, tail_ids].astype(np.float32) if capture.keeps_tail_logprobs else None
+        tail=Tail.from_draws(
+            tail_ids.astype(np.int32), known if capture.keeps_tail_logprobs else None
         ),
         label_logprob=logprobs_MV[rows[:, 0], labels_M].astype(np.float32),
         entropy=-(np.exp(logprobs_MV) * logprobs_MV).sum(1).astype(np.float32),
         log_norm=np.array(log_norm, np.float32).reshape(-1, len(labels_M)).T.copy(),
     )
+
+
+def draws(tail: Tail) -> NDArray[np.int32]:
+    """[M, R] every draw of the samples, by increasing id."""
+    return np.sort(tail.ids[tail.draws(_count(tail))], axis=1)
+
+
+def known_draws(tail: Tail) -> NDArray[np.float32]:
+    """[M, R] their log-probabilities."""
+    assert tail.logprobs is not None
+    entries = tail.draws(_count(tail))
+    order = np.argsort(tail.ids[entries], axis=1, kind="stable")
+    return np.take_along_axis(tail.logprobs[entries], order, axis=1)
+
+
+def _count(tail: Tail) -> int:
+    """R."""
+    return int(tail.counts.sum(dtype=np.int64)) // max(1, len(tail))
 
 
 def random_block(seed: int, count: int, capture: Capture = FULL) -> Block:
@@ -186,8 +204,11 @@ def _arrays(column: Any) -> list[NDArray[Any]]:
 
 
 def numbers(part: Any) -> dict[str, Any]:
-    """Every array of sequences or targets, by name."""
+    """Every array of sequences or targets, by name. Of samples, every draw."""
     found = {f.name: getattr(part, f.name) for f in fields(part)}
+    if (tail := found.pop("tail", None)) is not None:
+        found["draws"] = draws(tail)
+        found["known_draws"] = None if tail.logprobs is None else known_draws(tail)
     ragged = {name: value for name, value in found.items() if isinstance(value, Ragged)}
     return found | {name: (value.values, value.offsets) for name, value in ragged.items()}
 

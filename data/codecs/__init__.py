@@ -1,4 +1,4 @@
-"""Codecs convert blocks to columns and back. Each codec is one file and one line in `CODECS`.
+"""Codecs convert blocks to columns and back. Each is one file or folder and one line in `CODECS`.
 
 A codec is a frozen dataclass. The manifest records exactly its fields.
 """
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 import numpy as np
 from pydantic import Field
 
-from .compact import CompactCodec
+from .compact.codec import CompactCodec
 from .plain import PlainCodec
+from .version2 import CompactVersion2, PlainVersion2
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..schema import Block, Capture, Columns, Targets
+    from ..columns import Columns
+    from ..schema import Block, Capture, Tail, Targets
 
 
 class Codec(Protocol):
@@ -34,11 +36,20 @@ class Codec(Protocol):
         """The codec for a store with this capture; `settings` come from the recipe. Raises
         TypeError, ValueError for an unknown setting, a wrong value, or too large a vocabulary."""
 
+    def learned(self, block: Block) -> Codec:
+        """The codec with settings that follow from the first block of a store."""
+
     def maximum_error(self, capture: Capture) -> float:
         """Upper bound of |sqrt(p stored) - sqrt(p captured)| over head entries at temperature 1."""
 
     def encode(self, block: Block) -> Columns:
         """The whole block as columns, one row per sequence."""
+
+    def rounds_as(self, other: Codec) -> bool:
+        """Whether both codecs round alike, so that `recode` loses nothing."""
+
+    def recode(self, columns: Columns, capture: Capture, other: Codec) -> Columns:
+        """Columns of another codec that rounds alike, as columns of this one."""
 
     def decode(self, columns: Columns, capture: Capture) -> Block:
         """The block. Raises ValueError or KeyError if the columns do not fit the capture."""
@@ -48,6 +59,11 @@ CODECS: dict[str, type[Codec]] = {
     "compact": CompactCodec,
     "plain": PlainCodec,
 }
+READABLE: dict[int, dict[str, type[Codec]]] = {
+    2: {"compact": CompactVersion2, "plain": PlainVersion2},
+    3: CODECS,
+}
+"""The codecs of every format version that is read; the last version is written."""
 
 
 _Error = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
@@ -80,10 +96,10 @@ class CodecError:
 
 def distortion(captured: Targets, stored: Targets) -> NDArray[np.float64]:
     """[M] KL(captured || stored) in nats, over the head tokens and one cell for all others. Raises
-    ValueError if an id differs from the captured one (at which position)."""
+    ValueError if an id or a count differs from the captured one (at which position)."""
     found, wanted = _sorted_head(stored), _sorted_head(captured)
-    _expect_same(found[0], wanted[0], "head")
-    _expect_same(stored.tail_ids, captured.tail_ids, "tail")
+    _expect_same((found[0] != wanted[0]).any(1), "head")
+    _expect_same(_differing(captured.tail, stored.tail), "tail")
     p_MK, q_MK = wanted[1], found[1]
     rest_M = captured.log_tail.astype(np.float64)
     kl_M = (np.exp(p_MK) * (p_MK - q_MK)).sum(1)
@@ -92,6 +108,17 @@ def distortion(captured: Targets, stored: Targets) -> NDArray[np.float64]:
     # float32 log-probabilities do not sum to exactly 1
     positive: NDArray[np.float64] = np.maximum(kl_M, 0.0)
     return positive
+
+
+def expect_rounded(captured: Targets, stored: Targets, rounding: float) -> None:
+    """Raise ValueError if a label's log-probability or an entropy is off by more than `rounding`
+    nats (at which position)."""
+    for name in ("label_logprob", "entropy"):
+        wanted_M = getattr(captured, name).astype(np.float64)
+        # 1e-6 for float32; a probability of 1 may be captured as slightly more, or an entropy of 0
+        # as slightly less
+        most_M = rounding + 1e-5 + 1e-6 * np.abs(wanted_M)
+        _expect_same(np.abs(getattr(stored, name) - wanted_M) > most_M, name)
 
 
 def largest_error(captured: Targets, stored: Targets) -> float:
@@ -118,8 +145,18 @@ def _sorted_head(targets: Targets) -> tuple[NDArray[np.int32], NDArray[np.float6
     return ids, logprobs.astype(np.float64)
 
 
-def _expect_same(found: NDArray[Any], wanted: NDArray[Any], what: str) -> None:
-    wrong_M = (found != wanted).any(1)
+def _differing(one: Tail, other: Tail) -> NDArray[np.bool_]:
+    """[M] whether the samples of a position differ, in whatever order they are."""
+    differ_M = one.lengths != other.lengths
+    if differ_M.any():
+        return np.asarray(differ_M)
+    first, second = (np.lexsort((tail.ids, tail.rows())) for tail in (one, other))
+    differ_J = (one.ids[first] != other.ids[second]) | (one.counts[first] != other.counts[second])
+    counts_M = one.sums(differ_J)
+    return np.not_equal(counts_M, 0.0)
+
+
+def _expect_same(wrong_M: NDArray[np.bool_], what: str) -> None:
     if wrong_M.any():
         place = int(np.flatnonzero(wrong_M)[0])
         raise ValueError(f"{what} ids of position {place} do not come back from the codec")

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..schema import (
-    Block,
-    Capture,
-    Targets,
+import numpy as np
+
+from ..columns import (
     expect_column,
+    expect_list,
     from_positions,
     from_sequences,
-    target_shapes,
+    list_offsets,
     to_positions,
     to_sequences,
 )
+from ..schema import Block, Capture, Ragged, Tail, Targets, target_shapes
 
 if TYPE_CHECKING:
-    from ..schema import Columns
+    from ..columns import Columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +34,53 @@ class PlainCodec:
     def fitting(cls, *, vocabulary: int, capture: Capture, **settings: Any) -> PlainCodec:
         return cls(**settings)
 
+    def learned(self, block: Block) -> PlainCodec:
+        return self
+
     def maximum_error(self, capture: Capture) -> float:
         return 0.0
 
     def encode(self, block: Block) -> Columns:
         """One column per field. A field of width 0 (K = 0, R = 0, no temperatures) has none."""
-        arrays = {f.name: getattr(block.targets, f.name) for f in fields(block.targets)}
-        wide = {n: a for n, a in arrays.items() if a is not None and 0 not in a.shape[1:]}
-        return from_sequences(block.sequences) | from_positions(wide, block.sequences.positions)
+        targets, positions = block.targets, block.sequences.positions
+        arrays = {name: getattr(targets, name) for name in target_shapes(block.capture, 0)}
+        wide = {name: array for name, array in arrays.items() if 0 not in array.shape[1:]}
+        columns = from_sequences(block.sequences) | from_positions(wide, positions)
+        if block.capture.tail:
+            tail, borders = targets.tail, targets.tail.offsets[positions.offsets]
+            columns["tail_sizes"] = Ragged(tail.lengths.astype(np.int32), positions.offsets)
+            columns["tail_ids"] = Ragged(tail.ids, borders)
+            columns["tail_counts"] = Ragged(tail.counts.astype(np.int32), borders)
+            if tail.logprobs is not None:
+                columns["tail_logprobs"] = Ragged(tail.logprobs, borders)
+        return columns
+
+    def rounds_as(self, other: object) -> bool:
+        return self == other
+
+    def recode(self, columns: Columns, capture: Capture, other: object) -> Columns:
+        return columns
 
     def decode(self, columns: Columns, capture: Capture) -> Block:
         """The block as views of the columns: no copy is made."""
         sequences = to_sequences(columns)
-        arrays = to_positions(columns, sequences.positions)
-        shapes = target_shapes(capture, len(sequences.positions.values))
-        targets = Targets(
-            **{name: expect_column(arrays, name, *shape) for name, shape in shapes.items()}
-        )
-        return Block(sequences=sequences, targets=targets, capture=capture)
+        positions = sequences.positions
+        arrays = to_positions(columns, positions)
+        shapes = target_shapes(capture, len(positions.values))
+        dense = {name: expect_column(arrays, name, *shape) for name, shape in shapes.items()}
+        tail = Tail.empty(len(positions.values), logprobs=capture.keeps_tail_logprobs)
+        if capture.tail:
+            shape = (len(positions.values),)
+            sizes = expect_column(arrays, "tail_sizes", shape, np.int32)
+            lists: dict[str, Any] = {"tail_ids": np.int32, "tail_counts": np.int32}
+            if capture.keeps_tail_logprobs:
+                lists["tail_logprobs"] = np.float32
+            offsets = list_offsets(sizes)
+            ids, counts, *logprobs = (
+                expect_list(columns, name, offsets[positions.offsets], dtype)
+                for name, dtype in lists.items()
+            )
+            known = logprobs[0] if logprobs else None
+            tail = Tail(ids=ids, counts=counts, logprobs=known, offsets=offsets)
+            tail.expect_draws(capture.tail)
+        return Block(sequences=sequences, targets=Targets(**dense, tail=tail), capture=capture)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from ..schema import Columns
+    from ..columns import Columns
 
 
 class Shard(Protocol):

@@ -6,13 +6,14 @@ Shapes and dtypes are checked first. If they are wrong, the other rules have no 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..alignment import labels
-from ..schema import Ragged, check_hashes, target_shapes
+from ..columns import check_hashes
+from ..schema import Ragged, target_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,12 +81,27 @@ def _shapes(block: Block, rows: int, rules: Rules) -> Iterator[Finding]:
             yield Finding(f"'{name}' should be {np.dtype(dtype).name}, is {array.dtype}")
         elif len(value) != rows:
             yield Finding(f"'{name}' has {len(value)} rows, expected {rows}")
-    shapes = target_shapes(rules.capture, len(block.sequences.positions.values))
+    count, tail = len(block.sequences.positions.values), block.targets.tail
+    arrays: dict[str, Any] = {}
+    shapes = target_shapes(rules.capture, count)
+    for name in shapes:
+        arrays[name] = getattr(block.targets, name)
+    drawn = (len(tail.ids),)
+    shapes |= {
+        "tail.offsets": ((count + 1,), np.int64),
+        "tail.ids": (drawn, np.int32),
+        "tail.counts": (drawn, tail.counts.dtype if tail.counts.dtype.kind in "iu" else np.uint8),
+    }
+    if rules.capture.keeps_tail_logprobs:
+        shapes["tail.logprobs"] = (drawn, np.float32)
+    arrays |= {f"tail.{f.name}": getattr(tail, f.name) for f in fields(tail)}
     for name, (shape, dtype) in shapes.items():
-        array = getattr(block.targets, name)
+        array = arrays[name]
         if array is None or array.shape != shape or array.dtype != dtype:
             is_ = "nothing" if array is None else f"{array.dtype} {array.shape}"
             yield Finding(f"'{name}' should be {np.dtype(dtype).name} {shape}, is {is_}")
+    if tail.offsets[:1] != 0 or tail.offsets[-1:] != len(tail.ids) or (tail.lengths < 0).any():
+        yield Finding("the borders of the tail samples do not fit their number")
 
 
 _MISPLACED = "supervised positions do not increase, or have no next token in their document"
@@ -203,18 +219,32 @@ def _head(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
 
 
 def _tail(targets: Targets, rules: Rules) -> dict[str, NDArray[np.bool_]]:
-    head_ids, ids, logprobs = targets.head_ids, targets.tail_ids, targets.tail_logprobs
-    row_M = np.arange(len(targets))[:, None] * _ROW
-    heads = (np.sort(head_ids, axis=1) + row_M).ravel()
+    head_ids, tail = targets.head_ids, targets.tail
+    heads = (np.sort(head_ids, axis=1) + np.arange(len(targets))[:, None] * _ROW).ravel()
+    row_J = tail.rows()
+    place_J = tail.ids + row_J * _ROW
+    order_J = np.argsort(place_J, kind="stable")
+    repeats_J = np.zeros(len(place_J), np.bool_)
+    repeats_J[order_J] = np.diff(place_J[order_J], prepend=-1) == 0
+    outside_J = (tail.ids < 0) | (tail.ids >= rules.vocabulary)
+    draws = rules.capture.tail
+
+    def any_of(bad_J: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.asarray(tail.sums(bad_J) > 0)
+
     bad = {
-        "tail ids outside the vocabulary": _outside(ids, rules),
-        "tail ids that do not increase": (np.diff(ids, axis=1) < 0).any(1),
-        "tail ids that are in the head": _among(ids + row_M, heads).any(1),
+        "tail ids outside the vocabulary": any_of(outside_J),
+        "tail ids that repeat": any_of(repeats_J),
+        f"samples that were not drawn {draws} times together": (
+            any_of(tail.counts < 1) | (tail.sums(tail.counts) != draws)
+        ),
+        "tail ids that are in the head": any_of(_among(place_J, heads)),
     }
-    if logprobs is not None:
-        bad["tail log-probabilities above 0, or not numbers"] = _no_logprob(logprobs).any(1)
-        least = _root(logprobs) - _slack(logprobs, rules) - rules.maximum
-        bad["tail samples above the head's last entry"] = (least > _last_root(targets)).any(1)
+    if tail.logprobs is not None:
+        bad["tail log-probabilities above 0, or not numbers"] = any_of(_no_logprob(tail.logprobs))
+        least_J = _root(tail.logprobs) - _slack(tail.logprobs, rules) - rules.maximum
+        last_J = _last_root(targets)[:, 0][row_J]
+        bad["tail samples above the head's last entry"] = any_of(least_J > last_J)
     return bad
 
 
@@ -248,11 +278,14 @@ def _label(
         "a label's log-probability is not its entry in the head": (is_label & (gap > slack)).any(1),
         "a label outside the head is above the head's last entry": above[:, 0] & ~is_label.any(1),
     }
-    if targets.tail_logprobs is not None:
-        is_sample = targets.tail_ids == labels_M[:, None]
-        off = np.abs(targets.tail_logprobs - label)
-        wrong = is_sample & (off > 2 * rules.rounding + _FLOAT * np.maximum(1.0, np.abs(label)))
-        bad["a label's log-probability is not that of its tail sample"] = wrong.any(1)
+    tail = targets.tail
+    if tail.logprobs is not None:
+        row_J = tail.rows()
+        label_J = targets.label_logprob[row_J]
+        off = np.abs(tail.logprobs - label_J)
+        wrong = off > 2 * rules.rounding + _FLOAT * np.maximum(1.0, np.abs(label_J))
+        wrong &= tail.ids == labels_M[row_J]
+        bad["a label's log-probability is not that of its tail sample"] = tail.sums(wrong) > 0
     return bad
 
 

@@ -18,9 +18,9 @@ from ..places.place import place_at
 from ..schema import Block, Ragged
 from ..store.commit import ShardStatistics, block_statistics, total
 from ..store.layout import MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
-from ..store.manifest import Manifest, Part, format_settings
+from ..store.manifest import FORMAT_VERSION, Manifest, Part, format_settings, settings_of
 from ..store.reader import StoreReader, open_store
-from ..store.writer import ShardWriter, blocks_of, with_error
+from ..store.writer import ShardWriter, blocks_of, fitted
 from . import Notify, no_progress
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..codecs import CodecError
-    from ..schema import Columns
+    from ..codecs import Codec, CodecError
+    from ..columns import Columns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,14 +45,14 @@ def block_of(pieces: Sequence[StoreRows]) -> Block:
     return Block.concatenate([piece.store.read(piece.rows) for piece in pieces])
 
 
-def columns_of(pieces: Sequence[StoreRows], size: int) -> list[Columns]:
-    """The encoded columns of all pieces, in blocks of `size` sequences.
+def columns_of(pieces: Sequence[StoreRows], size: int, codec: Codec) -> list[Columns]:
+    """The columns of all pieces under a codec, in blocks of `size` sequences.
 
-    Columns are copied, so that rounded numbers are not rounded again: each row of a codec's columns
-    is independent of the others. All pieces must have the same codec.
+    Rounded numbers are not rounded again: each row of a codec's columns is independent of the
+    others, and the codecs of all pieces must round as this one.
     """
-    like = _pattern(pieces[0])
-    parts = [part for piece in pieces for part in _stored(piece)]
+    like = codec.encode(pieces[0].store.read(pieces[0].rows[:1]))
+    parts = [part for piece in pieces for part in _stored(piece, codec)]
     lengths = [_count(part) for part in parts]
     ends = np.cumsum(lengths)
     blocks = []
@@ -95,9 +95,10 @@ def _runs(keys: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
         yield int(keys[places[0]]), places
 
 
-def _stored(piece: StoreRows) -> Iterator[Columns]:
-    """The wanted rows of each block that holds some of them, as columns."""
+def _stored(piece: StoreRows, codec: Codec) -> Iterator[Columns]:
+    """The wanted rows of each block that holds some of them, as columns of this codec."""
     manifest = piece.store.manifest
+    own = manifest.make_codec(piece.store.place)
     for shard, places in _runs(piece.rows // manifest.shard_sequences):
         within = piece.rows[places] % manifest.shard_sequences
         for number, inner in _runs(within // manifest.block_sequences):
@@ -105,7 +106,7 @@ def _stored(piece: StoreRows) -> Iterator[Columns]:
             rows = within[inner] % manifest.block_sequences
             if len(rows) < _count(columns):
                 columns = {name: _taken(column, rows) for name, column in columns.items()}
-            yield columns
+            yield codec.recode(columns, manifest.capture, own)
 
 
 def _rows(columns: Columns, start: int, end: int) -> Columns:
@@ -120,12 +121,6 @@ def _count(columns: Columns) -> int:
 
 def _taken(column: NDArray[Any] | Ragged, rows: NDArray[np.int64]) -> NDArray[Any] | Ragged:
     return column.take(rows) if isinstance(column, Ragged) else column[rows]
-
-
-def _pattern(piece: StoreRows) -> Columns:
-    """One sequence as the codec encodes it, for the order and the shared offsets of columns."""
-    codec = piece.store.manifest.make_codec(piece.store.place)
-    return codec.encode(piece.store.read(piece.rows[:1]))
 
 
 def _joined(parts: Sequence[Columns], like: Columns) -> Columns:
@@ -204,14 +199,17 @@ def reformatted(
 ) -> Manifest:
     """The manifest with another codec or format; unspecified settings are kept if compatible."""
     size, capture = manifest.tokenizer.size, manifest.capture
-    wanted = codec
-    if codec is None:
-        wanted = {k: v for k, v in manifest.codec.items() if k in ("name", "levels")}
-    kept_store: Settings | str = manifest.store["name"] if codec is not None else manifest.store
+    named = codec if isinstance(codec, dict) else {"name": codec or manifest.codec["name"]}
+    # the temperature and the vocabulary follow from the capture and the tokenizer
+    kept = {k: v for k, v in manifest.codec.items() if k in {"levels", "frequent"}}
+    wanted = {**kept, **named} if named["name"] == manifest.codec["name"] else named
+    kept_store: Settings | str = manifest.store
+    if codec is not None or (manifest.version, manifest.store.get("zstd")) == (2, 3):
+        kept_store = manifest.store["name"]  # with the level that suits the codec
     if isinstance(store, dict):
         store = {"name": manifest.store["name"], **store}
-    made = format_settings(wanted or {}, kept_store if store is None else store, size, capture)
-    return replace(manifest, codec=made["codec"], store=made["store"])
+    made = format_settings(wanted, kept_store if store is None else store, size, capture)
+    return replace(manifest, codec=made["codec"], store=made["store"], version=FORMAT_VERSION)
 
 
 def rewrite(
@@ -226,10 +224,13 @@ def rewrite(
 
     manifest  the new store's, with the error of its sources
     pieces    the source rows for a range of rows of the new store
-    changed   changes a block; without it, and with the same codec, columns are copied, so that
-              rounded numbers are not rounded again
+    changed   changes a block; without it, and with codecs that round alike, columns are copied, so
+              that rounded numbers are not rounded again
     """
-    copies = changed is None and all(s.manifest.codec == manifest.codec for s in sources)
+    codec = manifest.make_codec("manifest")
+    copies = changed is None and all(
+        codec.rounds_as(source.manifest.make_codec(source.place)) for source in sources
+    )
     size = manifest.block_sequences
 
     def read(rows: range) -> tuple[Block, ShardStatistics]:
@@ -243,19 +244,25 @@ def rewrite(
 
     # Before `to` is created, as this may find damage.
     first, _ = read(range(min(size, manifest.sequences)))
+    if copies and "frequent" not in sources[0].manifest.codec:
+        # of version 2, whose codec learns nothing
+        manifest = replace(manifest, codec=settings_of(codec.learned(first)))
     if not copies:
         # the error of the sources' codecs, and what this one adds
-        error = _stated(manifest.error, sources).plus(with_error(manifest, first).error)
-        manifest = replace(manifest, error=error)
+        made = fitted(manifest, first)
+        manifest = replace(made, error=_stated(manifest.error, sources).plus(made.error))
     with ShardWriter(to, manifest) as writer:
         _copy_beside(sources[0], writer)
+        # an interrupted rewrite is continued with the codec that began it
+        manifest = writer.manifest
+        codec = manifest.make_codec(writer.place)
         missing = writer.missing()
         total = sum(len(manifest.shard_rows(shard)) for shard in missing)
         done = 0
         for shard in missing:
             rows = manifest.shard_rows(shard)
             block, sums = read(rows)
-            encoded = columns_of(pieces(rows), size) if copies else None
+            encoded = columns_of(pieces(rows), size, codec) if copies else None
             writer.write(shard, block, encoded=encoded, statistics=sums)
             done += len(rows)
             notify("write", done, total)

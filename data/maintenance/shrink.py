@@ -8,21 +8,21 @@ bias, so samples of them do, too.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ColdstillError
 from ..files import json_sha256
 from ..order import uniform
-from ..schema import Block, Targets
+from ..schema import Block, Tail
 from . import Notify, no_progress
 from .rewrite import open_original, reformatted, rewrite, rows_from
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..schema import Capture
+    from ..schema import Capture, Targets
     from ..store.manifest import Manifest, Part
     from ..store.reader import StoreReader
 
@@ -35,7 +35,7 @@ def take(path: str, to: str, rows: NDArray[np.int64], *, notify: Notify = no_pro
         raise ColdstillError(f"{path}: no sequence was chosen")
     old = source.manifest
     manifest = replace(
-        old,
+        reformatted(old, None, None),
         sequences=len(rows),
         packing=replace(
             old.packing, fingerprint=json_sha256([old.packing.fingerprint, rows.tolist()])
@@ -152,49 +152,47 @@ def shrink_block(block: Block, capture: Capture) -> Block:
     ids_M = np.repeat(sequences.ids, sequences.positions.lengths)
     seed = capture.seed + _SEED + (capture.head << 40) + (capture.tail << 16)
     uniform_M = uniform(seed, ids_M, sequences.positions.values)
-    tail_ids, tail_logprobs = _resampled(targets, capture, uniform_M)
+    tail = _resampled(block, capture, uniform_M)
     smaller = replace(
         targets,
         head_ids=np.ascontiguousarray(targets.head_ids[:, kept]),
         head_logprobs=np.ascontiguousarray(targets.head_logprobs[:, kept]),
         log_tail=np.minimum(log_tail, np.float32(0.0)),
-        tail_ids=tail_ids,
-        tail_logprobs=tail_logprobs if capture.keeps_tail_logprobs else None,
+        tail=tail if capture.keeps_tail_logprobs else replace(tail, logprobs=None),
     )
     return Block(sequences=sequences, targets=smaller, capture=capture)
 
 
-def _resampled(
-    targets: Targets, capture: Capture, uniform_M: NDArray[np.float64]
-) -> tuple[NDArray[np.int32], NDArray[np.float32] | None]:
-    """[M, R] new samples, sorted by id, and their log-probabilities if they are known."""
-    count, samples = targets.tail_ids.shape
+def _resampled(block: Block, capture: Capture, uniform_M: NDArray[np.float64]) -> Tail:
+    """New samples, with their log-probabilities if they are known."""
+    targets, old = block.targets, block.capture
     if capture.tail == 0:
-        return np.zeros((count, 0), np.int32), None
-    unchanged = capture.head == targets.head_ids.shape[1] and capture.tail == samples
-    if unchanged:
-        return targets.tail_ids, targets.tail_logprobs
+        return Tail.empty(len(targets))
+    if (capture.head, capture.tail) == (old.head, old.tail):
+        return targets.tail
+    draws_MR, tail = targets.tail.draws(old.tail), targets.tail
     dropped = slice(capture.head, None)
-    ids = np.concatenate([targets.head_ids[:, dropped], targets.tail_ids], axis=1)
+    ids = np.concatenate([targets.head_ids[:, dropped], tail.ids[draws_MR]], axis=1)
     order = np.argsort(ids, axis=1, kind="stable")
     ids = np.take_along_axis(ids, order, axis=1)
-    weights = np.take_along_axis(_weights(targets, dropped), order, axis=1)
+    weights = np.take_along_axis(_weights(targets, dropped, old.tail), order, axis=1)
     places = _systematic(weights, uniform_M, capture.tail)
     logprobs = None
-    known = targets.tail_logprobs if samples else targets.head_logprobs[:, :0]
+    known: NDArray[Any] | None = targets.head_logprobs[:, :0]
+    if old.tail:
+        known = None if tail.logprobs is None else tail.logprobs[draws_MR]
     if known is not None:
         parts: list[NDArray[np.float32]] = [targets.head_logprobs[:, dropped], known]
         joined = np.take_along_axis(np.concatenate(parts, axis=1), order, axis=1)
         logprobs = np.take_along_axis(joined, places, axis=1)
-    return np.take_along_axis(ids, places, axis=1), logprobs
+    return Tail.from_draws(np.take_along_axis(ids, places, axis=1), logprobs)
 
 
-def _weights(targets: Targets, dropped: slice) -> NDArray[np.float64]:
+def _weights(targets: Targets, dropped: slice, samples: int) -> NDArray[np.float64]:
     """[M, D + R] the weight of each dropped token and each old sample, up to a factor per row.
 
     The largest weight of a row is 1, so that a tail too small for float64 is shared out, too.
     """
-    samples = targets.tail_ids.shape[1]
     logs = np.concatenate(
         [
             targets.head_logprobs[:, dropped].astype(np.float64),

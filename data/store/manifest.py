@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
-from ..codecs import CODECS, Codec, CodecError
+from ..codecs import CODECS, READABLE, Codec, CodecError
 from ..errors import ColdstillError
 from ..files import parse_json
 from ..formats import STORES, Store
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..places.place import Place
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = max(READABLE)
 MOST_SHARDS = 1 << 20
 """The most shards of a store; larger stores need larger shards."""
 MOST_TEMPERATURE = 100.0
@@ -147,6 +147,8 @@ class Manifest:
     """The parts of a merged store; empty in others."""
     generated: Generation | None = None
     """How the teacher answered prompts; None if it did not. `packing` is that of the prompts."""
+    version: int = FORMAT_VERSION
+    """The format version, one of `READABLE`."""
 
     @property
     def shards(self) -> int:
@@ -170,7 +172,7 @@ class Manifest:
         return [min(self.block_sequences, len(rows) - start) for start in starts]
 
     def make_codec(self, where: object) -> Codec:
-        codec: Codec = _registered(CODECS, self.codec, f"{where}: codec")
+        codec: Codec = _registered(READABLE[self.version], self.codec, f"{where}: codec")
         return codec
 
     def make_store(self, where: object) -> Store:
@@ -185,7 +187,8 @@ class Manifest:
         for name in ("trust_remote_code", "weights"):
             if not value["teacher"][name]:
                 del value["teacher"][name]
-        return sealed({"format": "coldstill", "version": FORMAT_VERSION, **value})
+        version = value.pop("version")
+        return sealed({"format": "coldstill", "version": version, **value})
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -222,12 +225,12 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     if not isinstance(value, dict) or value.get("format") != "coldstill":
         raise ColdstillError(f"{where}: not the manifest of a coldstill store")
     version = value.get("version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if type(version) is not int or version not in READABLE:
         raise ColdstillError(
             f"{where}: format version {version!r:.60}, this coldstill reads "
-            f"{FORMAT_VERSION}; use the version that wrote it"
+            f"{' and '.join(map(str, READABLE))}; use the version that wrote it"
         )
-    fields = {k: v for k, v in unsealed(value).items() if k not in ("format", "version")}
+    fields = {k: v for k, v in unsealed(value).items() if k != "format"}
     manifest = validated(_MANIFEST, fields, where)
     expect_seal(value, where)
     _expect_possible(manifest, where)
@@ -269,23 +272,33 @@ def format_settings(
     store_name, wanted = _named(store)
     fitting = _known(STORES, store_name, "store").fitting(compress=made.compress)
     stored = _made(lambda: replace(fitting, **wanted), f"store {store_name!r}")
-    return {"codec": _settings_of(made), "store": _settings_of(stored)}
+    return {"codec": settings_of(made), "store": settings_of(stored)}
 
 
-def _settings_of(made: Codec | Store) -> dict[str, Any]:
-    return {"name": made.name, **asdict(made)}  # type: ignore[call-overload]
+def settings_of(made: Codec | Store) -> dict[str, Any]:
+    """Name and settings of a codec or a store format."""
+    settings = asdict(made)  # type: ignore[call-overload]
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    return {"name": made.name, **plain}
 
 
 def difference(
     old: Manifest, new: Manifest, sides: tuple[str, str] = ("in the store", "now")
 ) -> str | None:
     """The first field that differs, as `field: old in the store, new now`; None if none does."""
+    if old.version != new.version:
+        # the store's format had other defaults, and its codec had no setting `frequent`
+        same_store = old.store["name"] == new.store["name"]
+        codec = {k: v for k, v in new.codec.items() if k in old.codec}
+        new = replace(
+            new, version=old.version, codec=codec, store=old.store if same_store else new.store
+        )
     flat_old, flat_new = _flat(old.to_json()), _flat(new.to_json())
     for key in sorted(flat_old | flat_new, key=_causes_first):
         before, now = flat_old.get(key), flat_new.get(key)
-        # A name or a measured error is not part of the identity.
-        named = key == "teacher.name" or key.startswith("error.") or key == "seal"
-        if before != now and not named:
+        # a name and what follows from the first block are not part of the identity
+        named = key in ("teacher.name", "seal", "codec.frequent")
+        if before != now and not (named or key.startswith("error.")):
             return f"{key}: {_short(before)} {sides[0]}, {_short(now)} {sides[1]}"
     return None
 

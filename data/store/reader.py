@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..columns import check_hashes
 from ..errors import ColdstillError
 from ..order import MIXED_BLOCKS, WINDOW, epoch_order
 from ..places.place import place_at
-from ..schema import Block, check_hashes
+from ..schema import Block
 from .commit import Commit, ShardStatistics, expect_size, parse_commit, total
 from .layout import SHARDS, TOKENIZER, commit_name, committed, shard_name
 from .manifest import Manifest, read_manifest
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..columns import Columns
     from ..formats import Shard
     from ..places.cache import CacheSettings
     from ..places.place import Place
-    from ..schema import Columns
 
 _KEPT_COMMITS = 1024
 """Commit records that are kept in memory, about a kilobyte each."""

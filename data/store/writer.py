@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..codecs import distortion, measure
+from ..codecs import distortion, expect_rounded, measure
+from ..columns import check_hashes
 from ..errors import ColdstillError
 from ..files import json_bytes
 from ..places.place import place_at
@@ -23,14 +24,15 @@ from .layout import (
     committed,
     shard_name,
 )
-from .manifest import Manifest, difference, read_manifest
+from .manifest import Manifest, difference, read_manifest, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from ..codecs import Codec
-    from ..schema import Block, Columns
+    from ..columns import Columns
+    from ..schema import Block
     from .commit import ShardStatistics
 
 BLOCK_TOKENS = 16_384
@@ -71,10 +73,13 @@ class ShardWriter:
         """
         self._shared, self._save_tokenizer = shared, save_tokenizer
         self.place = place_at(root)
-        self.manifest = manifest
-        self._codec = manifest.make_codec(root)
-        self._store = manifest.make_store(root)
+        self.use(manifest)
         self._held = contextlib.ExitStack()
+
+    def use(self, manifest: Manifest) -> None:
+        """Write with this manifest, its codec and its format."""
+        self.manifest = manifest
+        self._codec, self._store = manifest.make_codec(self.place), manifest.make_store(self.place)
 
     def check(self) -> None:
         """Refuse a store that was made differently. Writes nothing."""
@@ -111,6 +116,8 @@ class ShardWriter:
             self.place.clear()
         if not self.place.exists(MANIFEST):
             self.place.write(MANIFEST, json_bytes(self.manifest.to_json()))
+        # a store keeps its format version, and what its codec has learned from its first block
+        self.use(read_manifest(self.place))
         if self._save_tokenizer is not None and not self.place.exists(TOKENIZER_FILES):
             with self.place.scratch() as folder:
                 self._save_tokenizer(folder / TOKENIZER)
@@ -169,6 +176,8 @@ class ShardWriter:
         if columns is None:
             columns = self._codec.encode(part)
         kept = self._codec.decode(columns, self.manifest.capture)
+        check_hashes(kept.sequences)
+        expect_rounded(part.targets, kept.targets, self._codec.rounding)
         error_M = distortion(part.targets, kept.targets)
         return EncodedBlock(
             columns=columns,
@@ -226,9 +235,10 @@ def blocks_of(block: Block, size: int) -> Sequence[Block]:
     return [block.take(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def with_error(manifest: Manifest, block: Block) -> Manifest:
-    """The manifest with the error of its codec, measured on a block."""
-    codec: Codec = manifest.make_codec("manifest")
+def fitted(manifest: Manifest, block: Block) -> Manifest:
+    """The manifest of a new store with what follows from its first block: settings that the codec
+    learns, and the codec's error."""
+    codec: Codec = manifest.make_codec("manifest").learned(block)
     stored = codec.decode(codec.encode(block), block.capture)
     error = measure(block, stored, codec.maximum_error(block.capture), codec.rounding)
-    return replace(manifest, error=error)
+    return replace(manifest, codec=settings_of(codec), error=error)

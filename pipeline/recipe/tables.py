@@ -144,7 +144,8 @@ class LogitsTable(_Table):
 
     store: NamedFormat = "arrow"
     """File format of the shards: `arrow` or `zarr`, or a table. Both have the setting `zstd`, the
-    level of compression: 0 to 22, by default 3; Arrow with the codec `plain` has 0."""
+    level of compression: 0 to 22, by default 1; with the codec `plain`, 0 for Arrow and 3 for
+    Zarr."""
     codec: NamedFormat = "compact"
     """Codec that turns targets into columns: `compact` (few bytes) or `plain` (exact numbers), or a
     table. `compact` has the setting `levels`, the steps of a probability: 15 to 254, by default

@@ -162,7 +162,7 @@ def capture_facts(store: StoreReader) -> CaptureFacts:
         mass_histogram=mass_histogram(sums),
         measurements=Measurements.of(store),
         capture=manifest.capture,
-        codec=manifest.codec,
+        codec={key: value for key, value in manifest.codec.items() if key != "frequent"},
         store=manifest.store,
         error=manifest.error,
         vocabulary=size,

@@ -142,7 +142,8 @@ class ChunkedForward:
             self._buffer = None  # before the larger one is allocated
             self._buffer = head.buffer(len(hidden_MD), head.device)
         buffer = self._buffer
-        for start in range(0, len(hidden_MD), len(buffer)):
+        # a batch without any supervised position gives one empty chunk
+        for start in range(0, max(1, len(hidden_MD)), max(1, len(buffer))):
             rows = slice(start, start + len(buffer))
             logits = head.logits(hidden_MD[rows], buffer)
             yield Chunk(hidden_MD[rows], logits, labels_M[rows], uniform_M[rows])

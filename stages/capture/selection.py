@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..targets.tensors import TargetTensors
+from ..targets.tensors import TailTensors, TargetTensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ def select(
     rows = len(logits_MV)
     if logits_MV.device.type == "cpu":
         rows = max(1, _CACHE_ELEMENTS // logits_MV.shape[1])
-    for start in range(0, len(logits_MV), rows):
+    for start in range(0, max(1, len(logits_MV)), max(1, rows)):  # no row gives one empty part
         part = slice(start, start + rows)
         yield _select(logits_MV[part], labels_M[part], uniform_M[part], capture)
 
@@ -54,7 +54,7 @@ def _select(
     # relative to the largest logit, so that sums neither overflow nor lose precision
     logits_MNB -= top_M[:, None, None]
     maxima_MN -= top_M[:, None]
-    shifted = logits_MNB.view(len(logits_MV), -1)
+    shifted = logits_MNB.flatten(1)
     head_logits, head_ids = _largest(logits_MNB, maxima_MN, capture.head)
 
     # softmax is one fused pass and faster than exp; its value at the largest logit gives the
@@ -74,16 +74,17 @@ def _select(
         probs_MNB[lost] = outside.softmax(1).view_as(probs_MNB[lost])
         mass_MN[lost] = probs_MNB[lost].sum(2)
 
-    tail_ids = _systematic(probs_MNB, mass_MN, uniform_M, capture.tail)
-    tail_logprobs = shifted.gather(1, tail_ids) - log_sum_M[:, None]
+    tail_MR = _systematic(probs_MNB, mass_MN, uniform_M, capture.tail)
+    logprobs_MR = None
+    if capture.keeps_tail_logprobs:
+        logprobs_MR = shifted.gather(1, tail_MR) - log_sum_M[:, None]
     label_logits_M = shifted.gather(1, labels_M[:, None])[:, 0]
     return TargetTensors(
         labels=labels_M,
         head_ids=head_ids,
         head_logprobs=head_logits - log_sum_M[:, None],
         log_tail=log_tail_M.clamp_(max=0.0),
-        tail_ids=tail_ids,
-        tail_logprobs=tail_logprobs if capture.keeps_tail_logprobs else None,
+        tail=TailTensors.from_draws(tail_MR, logprobs_MR),
         label_logprob=label_logits_M - log_sum_M,
         entropy=(log_sum_M - dots_M).clamp_(min=0.0),
         log_norm=_log_norms(shifted, log_sum_M, capture.temperatures),
@@ -94,10 +95,11 @@ def _select(
 def _in_blocks(logits_MV: torch.Tensor) -> torch.Tensor:
     """[M, N, B] a copy, with -inf where the last block exceeds the vocabulary."""
     count, vocabulary = logits_MV.shape
-    padded = logits_MV.new_empty(count, -(-vocabulary // _BLOCK) * _BLOCK)
+    blocks = -(-vocabulary // _BLOCK)
+    padded = logits_MV.new_empty(count, blocks * _BLOCK)
     padded[:, :vocabulary] = logits_MV
     padded[:, vocabulary:] = -torch.inf
-    return padded.view(count, -1, _BLOCK)
+    return padded.view(count, blocks, _BLOCK)
 
 
 def _largest(
@@ -111,7 +113,7 @@ def _largest(
     chosen = min(k, blocks)
     winners = maxima_MN.topk(chosen, 1, sorted=False).indices
     candidates = blocks_MNB.gather(1, winners[:, :, None].expand(-1, -1, width))
-    values, places = candidates.view(count, -1).topk(k, 1)
+    values, places = candidates.flatten(1).topk(k, 1)
     ids = winners.gather(1, places // width) * width + places % width
     return values, ids
 

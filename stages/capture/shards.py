@@ -2,7 +2,7 @@
 
 One thread reads sequences ahead of the model; others encode and write its targets. Processes on any
 number of machines divide the shards by claims and never wait for one another. The bytes of a shard
-depend only on its sequences and the size of a batch.
+depend only on the manifest, its sequences and the size of a batch.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import torch
 
 from ...data.schema import Block, Capture
 from ...data.store.layout import shard_name
-from ...data.store.writer import ShardWriter
+from ...data.store.writer import ShardWriter, fitted
 from ..capture.forward import ChunkedForward, Pending, batches_of, prepare
 from ..capture.plan import make_manifest
 from ..capture.selection import select
@@ -221,8 +221,10 @@ class _CountingStore:
             self._write(sum(map(len, self._waiting)))
 
     def _write(self, count: int) -> None:
-        started = time.perf_counter()
         joined = Block.concatenate(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+        if self._shard == 0:  # as stage one does, which learns from a batch before the first shard
+            self.writer.use(fitted(self.manifest, joined.take(np.arange(count))))
+        started = time.perf_counter()
         commit = self.writer.write(self._shard, joined.take(np.arange(count)))
         rest = joined.take(np.arange(count, len(joined)))
         self._waiting = [rest] if len(rest) else []

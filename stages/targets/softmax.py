@@ -25,7 +25,9 @@ class StudentSoftmax:
     head_logprobs: torch.Tensor
     """[M, K] log-probabilities of the target's head."""
     tail_logprobs: torch.Tensor
-    """[M, R] log-probabilities of the target's tail samples."""
+    """[J] log-probabilities of the target's tail samples."""
+    tail_places: torch.Tensor
+    """[J] their places in the flattened `probs_MV`."""
     label_logprob: torch.Tensor
     """[M] log-probability of the label."""
     top_logprob: torch.Tensor
@@ -56,9 +58,11 @@ class SparseGradient:
     softmax_weight: torch.Tensor
     """[M] factor of the softmax."""
     ids: torch.Tensor
-    """[M, J] tokens at which entries are added; a token may occur twice."""
+    """[M, E] tokens at which entries are added; a token may occur twice."""
     entries: torch.Tensor
-    """[M, J] the values to add at `ids`."""
+    """[M, E] the values to add at `ids`."""
+    tail: torch.Tensor | None = None
+    """[J] the values to add at the target's tail samples; None for a loss that uses no sample."""
     head_gradient: torch.Tensor | None = None
     """[M, K] the whole gradient at the target's head, for a loss whose `softmax_weight` is valid
     only outside the head. It is given directly, since a subtraction could lose all digits."""
@@ -87,6 +91,7 @@ class GradientSum:
         self._linear = torch.zeros_like(self._weight)  # losses without a head gradient
         self._own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._entries: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._tails: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, source: int, factor: float, sparse: SparseGradient) -> None:
         """Add one loss against the targets of one source."""
@@ -101,6 +106,8 @@ class GradientSum:
                 gradient, weight = old_gradient + gradient, old_weight + weight
             self._own[source] = gradient, weight
         self._entries.append((sparse.ids, factor * sparse.entries))
+        if sparse.tail is not None:
+            self._tails.append((self._students[source].tail_places, factor * sparse.tail))
 
     def write(self) -> torch.Tensor:
         """[M, V] the sum, in the memory of the probabilities."""
@@ -116,6 +123,8 @@ class GradientSum:
             total.scatter_add_(1, self._heads[source], self._own[source][0])
         for ids, added in self._entries:
             total.scatter_add_(1, ids, added)
+        for places, added in self._tails:
+            total.view(-1).scatter_add_(0, places, added)
         return total
 
     def _of_others(self, source: int) -> torch.Tensor:
@@ -154,22 +163,27 @@ def softmaxes_in_place(
 ) -> dict[int, StudentSoftmax]:
     """Turn logits into probabilities, overwriting them; keep the log-probabilities that the targets
     need."""
-    wanted = [ids for target in targets.values() for ids in (target.head_ids, target.tail_ids)]
+    vocabulary = logits_MV.shape[1]
+    wanted = [target.head_ids for target in targets.values()]
     wanted.append(next(iter(targets.values())).labels[:, None])
+    rows = {source: target.tail.rows() for source, target in targets.items()}
+    places = {source: rows[source] * vocabulary + t.tail.ids for source, t in targets.items()}
     chosen = logits_MV.gather(1, torch.cat(wanted, 1))
+    tails = {source: logits_MV.view(-1)[at] for source, at in places.items()}
     top_M, log_norm_M, entropy_M = _softmax(logits_MV, overwrite=True)
     widths = [ids.shape[1] for ids in wanted]
-    *logprobs, label = torch.split_with_sizes(chosen - log_norm_M[:, None], widths, 1)
+    *heads, label = torch.split_with_sizes(chosen - log_norm_M[:, None], widths, 1)
     return {
         source: StudentSoftmax(
             probs_MV=logits_MV,
             head_logprobs=head,
-            tail_logprobs=tail,
+            tail_logprobs=tails[source] - log_norm_M[rows[source]],
+            tail_places=places[source],
             label_logprob=label[:, 0],
             top_logprob=top_M - log_norm_M,
             entropy=entropy_M,
         )
-        for source, head, tail in zip(targets, logprobs[::2], logprobs[1::2], strict=True)
+        for source, head in zip(targets, heads, strict=True)
     }
 
 

@@ -27,7 +27,7 @@ from coldstill.stages.capture.selection import select
 from coldstill.stages.models.isolation import flat_positions, model_inputs
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import OutputHead
-from coldstill.stages.targets.tensors import TargetTensors
+from coldstill.stages.targets.tensors import TargetTensors, tempered
 from measure import OUTPUT
 from real_teacher import REAL_RUN, teacher_weights
 
@@ -205,10 +205,9 @@ def _noise(
 
     squares_M  sums of the squared probabilities
     """
-    head_ids = torch.cat([part.head_ids for part in selected])
-    tail_ids = torch.cat([part.tail_ids for part in selected])
-    weight_M = torch.cat([part.log_tail for part in selected]).exp() / tail_ids.shape[1]
-    outside_M = squares_M - probs_MV.gather(1, head_ids).square().sum(1)
-    same_M = (tail_ids[:, :, None] == tail_ids[:, None, :]).sum((1, 2))
-    product_M = probs_MV.gather(1, tail_ids).sum(1)
-    return float((weight_M * (weight_M * same_M - 2 * product_M) + outside_M).double().sum())
+    target = TargetTensors.concatenate(selected)
+    tail = target.tail
+    weight_J = tempered(target, 1.0).tail
+    outside_M = squares_M - probs_MV.gather(1, target.head_ids).square().sum(1)
+    at_tail = weight_J * (weight_J - 2 * probs_MV[tail.rows(), tail.ids])
+    return float(outside_M.double().sum() + at_tail.double().sum())

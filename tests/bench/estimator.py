@@ -112,13 +112,15 @@ def _best(
 
 
 def _bytes(block: Block, vocabulary: int) -> float:
-    codec = CODECS["compact"].fitting(vocabulary=vocabulary, capture=block.capture)
-    store = STORES["arrow"].fitting(compress=codec.compress)
     length = int(block.sequences.tokens.lengths.max())
+    parts = blocks_of(block, max(1, BLOCK_TOKENS // length))
+    codec = CODECS["compact"].fitting(vocabulary=vocabulary, capture=block.capture)
+    codec = codec.learned(parts[0])
+    store = STORES["arrow"].fitting(compress=codec.compress)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"shard{store.suffix}"
         with store.create(path) as add:
-            for part in blocks_of(block, max(1, BLOCK_TOKENS // length)):
+            for part in parts:
                 add(codec.encode(part))
         return path.stat().st_size / len(block.targets)
 

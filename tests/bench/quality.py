@@ -26,7 +26,7 @@ import click
 import numpy as np
 import torch
 from coldstill.data.prepared import CorpusLayout
-from coldstill.data.schema import Block, Capture, Targets
+from coldstill.data.schema import Block, Capture, Tail, Targets
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.stages.capture.plan import CapturePlan, chosen_rows
@@ -126,8 +126,7 @@ def _whole(logits_MV: torch.Tensor) -> Targets:
         head_ids=ids.numpy(),
         head_logprobs=logprobs.numpy(),
         log_tail=np.full(count, -np.inf, np.float32),
-        tail_ids=nothing.astype(np.int32),
-        tail_logprobs=None,
+        tail=Tail.empty(count),
         label_logprob=np.zeros(count, np.float32),  # no loss reads it
         entropy=entropy.numpy(),
         log_norm=nothing,

@@ -69,10 +69,11 @@ def main() -> None:
 
 def _row(teacher: Measured, capture: Capture, codec_name: str, store_name: str) -> Row:
     block = teacher.blocks[capture]
-    codec = CODECS[codec_name].fitting(vocabulary=teacher.vocabulary, capture=capture)
-    store = STORES[store_name].fitting(compress=codec.compress)
     length = int(block.sequences.tokens.lengths.max())
     parts = blocks_of(block, max(1, BLOCK_TOKENS // length))
+    codec = CODECS[codec_name].fitting(vocabulary=teacher.vocabulary, capture=capture)
+    codec = codec.learned(parts[0])
+    store = STORES[store_name].fitting(compress=codec.compress)
     columns = [codec.encode(part) for part in parts]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"shard{store.suffix}"
@@ -102,7 +103,8 @@ def _half_and_word(teacher: Measured, capture: Capture) -> Row:
     """The usual record: float16 log-probabilities, 32-bit ids, and the tokens."""
     block = teacher.blocks[capture]
     targets = block.targets
-    ids = np.concatenate([targets.head_ids, targets.tail_ids], axis=1)
+    draws = targets.tail.ids[targets.tail.draws(capture.tail)]
+    ids = np.concatenate([targets.head_ids, draws], axis=1)
 
     def encode() -> tuple[Any, Any]:
         return ids.astype(np.uint32), targets.head_logprobs.astype(np.float16)

@@ -7,6 +7,7 @@ all count against the store.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from coldstill.data.formats import STORES
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
 from coldstill.stages.training.feed import StepBatches, StepShape, StoreDataset
@@ -63,20 +65,20 @@ class Ready(StoreDataset):
 
 
 def main() -> None:
-    """Measure both shapes with both captures."""
+    """Measure both shapes with both captures in both formats."""
     torch.set_num_threads(2)
     figures = []
     for shape in SHAPES:
-        for capture in CAPTURES:
+        for capture, store in itertools.product(CAPTURES, STORES):
             with tempfile.TemporaryDirectory() as folder:
-                figures.append(_figure(shape, capture, Path(folder)))
+                figures.append(_figure(shape, capture, store, Path(folder)))
     write("student_feed", figures)
 
 
-def _figure(shape: Shape, capture: Capture, folder: Path) -> Figure:
+def _figure(shape: Shape, capture: Capture, format_: str, folder: Path) -> Figure:
     count = 256 * 256 // shape.length
     block = make_block(shape.vocabulary, shape.length, count, capture)
-    store = make_store(folder / "store", block, shape.vocabulary, count // 4)
+    store = make_store(folder / "store", block, shape.vocabulary, count // 4, store=format_)
     ready = Ready(store, _read_before(store, shape))
     model = make_model(shape.vocabulary, shape.width, shape.layers, shape.length)
 
@@ -89,7 +91,9 @@ def _figure(shape: Shape, capture: Capture, folder: Path) -> Figure:
         )  # fmt: skip
         train(dataclasses.replace(job, dataset=ready) if from_memory else job)
 
-    name = f"train-student against memory, {shape.name}, ({capture.head}, {capture.tail})"
+    name = (
+        f"train-student against memory, {shape.name}, ({capture.head}, {capture.tail}), {format_}"
+    )
     return compare_times(name, lambda: run(False), lambda: run(True), repeats=3)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from coldstill.data.files import json_bytes
 from coldstill.data.prepared import TokenizedDocument, build_sequences
-from coldstill.data.schema import Block, Capture, Targets
+from coldstill.data.schema import Block, Capture, Tail, Targets
 from coldstill.data.store.commit import commit_json, parse_commit
 from coldstill.data.store.layout import MANIFEST, commit_name, shard_name
 from coldstill.data.store.manifest import TokenizerIdentity, format_settings
 from coldstill.data.store.reader import StoreReader, open_store
+from coldstill.data.store.writer import fitted
 from coldstill.stages.config import ObjectiveConfig, TrainConfig
 from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.training.feed import StoreDataset
@@ -25,6 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 
 def make_block(vocabulary: int, length: int, count: int, capture: Capture) -> Block:
@@ -46,15 +49,14 @@ def make_block(vocabulary: int, length: int, count: int, capture: Capture) -> Bl
     share = np.float32(0.8)
     logprobs = falling - np.log(np.exp(falling).sum(1, keepdims=True)) + np.log(share)
     first = random.integers(0, vocabulary - capture.head, (positions, 1))
-    tail_ids = np.sort(random.integers(0, vocabulary, (positions, capture.tail)), 1)
+    tail_ids = likely_draws(random, vocabulary, positions, capture.tail)
     head_ids = first + np.arange(capture.head)
     outside = np.log1p(-share) if capture.head else np.float32(0.0)
     targets = Targets(
         head_ids=head_ids.astype(np.int32),
         head_logprobs=logprobs[:, : capture.head].astype(np.float32),
         log_tail=np.full(positions, outside, np.float32),
-        tail_ids=tail_ids.astype(np.int32),
-        tail_logprobs=None,
+        tail=Tail.from_draws(tail_ids.astype(np.int32)),
         label_logprob=np.full(positions, -4.0, np.float32),
         entropy=np.full(positions, 3.0, np.float32),
         log_norm=np.zeros((positions, 0), np.float32),
@@ -62,14 +64,31 @@ def make_block(vocabulary: int, length: int, count: int, capture: Capture) -> Bl
     return Block(sequences=sequences, targets=targets, capture=capture)
 
 
+def likely_draws(
+    random: np.random.Generator, vocabulary: int, positions: int, draws: int
+) -> NDArray[np.int64]:
+    """[M, R] sorted draws of which most repeat, as those of a language model do: 15 different
+    tokens of 50 on average."""
+    # the rank of a draw is r or more with probability r^(-1 / 1.3)
+    rank_MR = np.exp(random.exponential(1.3, (positions, draws))).astype(np.int64) - 1
+    likeliest_M1 = random.integers(0, vocabulary, (positions, 1))
+    found: NDArray[np.int64] = np.sort((likeliest_M1 + 7919 * rank_MR) % vocabulary, axis=1)
+    return found
+
+
 def make_store(
-    folder: Path, block: Block, vocabulary: int, shard_sequences: int, codec: str = "compact"
+    folder: Path,
+    block: Block,
+    vocabulary: int,
+    shard_sequences: int,
+    codec: str = "compact",
+    store: str = "arrow",
 ) -> StoreReader:
     """Write a block as a store; all its sequences have the same length."""
     manifest = manifest_for(
         block, shard_sequences=shard_sequences, block_sequences=min(32, shard_sequences)
     )
-    settings = format_settings(codec, "arrow", vocabulary, block.capture)
+    settings = format_settings(codec, store, vocabulary, block.capture)
     manifest = dataclasses.replace(
         manifest,
         tokenizer=TokenizerIdentity(fingerprint="2" * 64, size=vocabulary),
@@ -79,7 +98,8 @@ def make_store(
         codec=settings["codec"],
         store=settings["store"],
     )
-    write_missing(folder, manifest, block)
+    first = block.take(np.arange(min(32, shard_sequences)))
+    write_missing(folder, fitted(manifest, first), block)
     return open_store(folder)
 
 

@@ -35,7 +35,7 @@ from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.models.device import best_device
 from coldstill.stages.models.isolation import model_inputs
 from coldstill.stages.models.output_head import OutputHead
-from coldstill.stages.report import silent
+from coldstill.stages.report import Reporter, silent
 from measure import Figure, compare_memory, compare_times, write
 from real_teacher import SIZES
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -85,11 +85,14 @@ def _llama(name: str, hidden: int, layers: int, heads: int, feed_forward: int) -
     return Shape(name, "llama", sizes, torch.bfloat16, 16, 12)
 
 
+ONE_BILLION = _llama("1B", 2048, 16, 32, 8192)
+
+
 def shapes() -> list[Shape]:
     """The shapes that this machine can run."""
     if not torch.cuda.is_available():
         return [GPT2_SMALL, GPT2_MEDIUM, SMOLLM2, SMOLLM2_BF16]
-    return [_llama("1B", 2048, 16, 32, 8192), _llama("8B", 4096, 32, 32, 14336)]
+    return [ONE_BILLION, _llama("8B", 4096, 32, 32, 14336)]
 
 
 class Side:
@@ -148,12 +151,12 @@ class Side:
         (self.store / SHARDS).mkdir(parents=True)
         (self.store / MANIFEST).write_bytes(json_bytes(manifest.to_json()))
 
-    def fill(self, capture: Capture) -> None:
+    def fill(self, capture: Capture, report: Reporter = silent) -> None:
         """Capture the missing shards."""
         plan, manifest = self._plan(capture)
-        forward = TeacherForward(self.teacher, capture, plan.batch_tokens)
+        forward = TeacherForward(self.teacher, capture, plan.batch_tokens, report)
         with ShardWriter(plan.folder, manifest, shared=True) as writer:
-            capture_shards(plan, self.teacher, writer, forward, silent, lambda: False)
+            capture_shards(plan, self.teacher, writer, forward, report, lambda: False)
 
     def _plan(self, capture: Capture) -> tuple[CapturePlan, Manifest]:
         shape, rows = self.shape, len(self.sequences)

@@ -9,7 +9,7 @@ import pytest
 from coldstill.data.alignment import labels
 from coldstill.data.maintenance.checks import Finding, Rules, check_block
 from coldstill.data.schema import Block, Capture, Ragged, Sequences, Targets, sequence_hash
-from oracles import FULL, LENGTH, VOCABULARY, random_block
+from oracles import FULL, LENGTH, VOCABULARY, draws, random_block
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,19 +32,32 @@ def place_of(block: Block, label: str) -> int:
     targets, labels_M = block.targets, labels(block.sequences)[:, None]
     found = {
         "head": (targets.head_ids == labels_M).any(1),
-        "tail": (targets.tail_ids == labels_M).any(1),
+        "tail": (draws(targets.tail) == labels_M).any(1),
     }
     found["neither"] = ~(found["head"] | found["tail"])
     later_M = np.arange(len(targets)) >= block.sequences.positions.offsets[1]
-    if targets.tail_ids.shape[1]:
-        later_M &= targets.tail_ids[:, 0] < targets.tail_ids[:, -1]
+    if block.capture.tail:
+        later_M &= targets.tail.lengths > 1
     return int(np.flatnonzero(found[label] & later_M)[0])
 
 
 def with_target(block: Block, field: str, place: int, change: Any) -> Block:
-    array = getattr(block.targets, field).copy()
-    array[place] = change(block.targets, place)
-    return replace(block, targets=replace(block.targets, **{field: array}))
+    """Another value at one position. A field of the samples is named `tail.ids` and so on."""
+    own, at = place_in(block.targets, field, place)
+    array = own.copy()
+    array[at] = change(block.targets, place)
+    changed: Any = {field: array}
+    if field.startswith("tail."):
+        changed = {"tail": replace(block.targets.tail, **{field[5:]: array})}
+    return replace(block, targets=replace(block.targets, **changed))
+
+
+def place_in(targets: Targets, field: str, place: int) -> tuple[NDArray[Any], Any]:
+    """The array of a field, and where its values of one position are."""
+    if field.startswith("tail."):
+        first, last = targets.tail.offsets[place : place + 2].tolist()
+        return getattr(targets.tail, field[5:]), slice(first, last)
+    return getattr(targets, field), place
 
 
 def where(block: Block, place: int) -> tuple[int, int]:
@@ -84,7 +97,8 @@ def entry(field: str, at: int, value: float) -> Any:
     """A row of the field with one entry replaced."""
 
     def change(targets: Targets, place: int) -> NDArray[Any]:
-        row: NDArray[Any] = getattr(targets, field)[place].copy()
+        array, where = place_in(targets, field, place)
+        row: NDArray[Any] = array[where].copy()
         row[at] = value
         return row
 
@@ -102,7 +116,12 @@ def always(value: float) -> Any:
 
 def of(field: str, at: Any = ..., by: float = 0.0) -> Any:
     """The value of another field at the position, or a number near it."""
-    return lambda targets, place: getattr(targets, field)[place][at] + by
+
+    def value(targets: Targets, place: int) -> Any:
+        array, where = place_in(targets, field, place)
+        return array[where][at] + by
+
+    return value
 
 
 HEAD_NUMBERS = "head log-probabilities above 0, or not numbers"
@@ -145,20 +164,36 @@ TARGETS: list[tuple[str, str, list[Any], set[str]]] = [
     ("neither", "log_tail", [of("log_tail", by=-0.1)], {SUM}),
     (
         "neither",
-        "tail_ids",
-        [entry("tail_ids", -1, 40), entry("tail_ids", 0, -1)],
+        "tail.ids",
+        [entry("tail.ids", -1, 40), entry("tail.ids", 0, -1)],
         {"tail ids outside the vocabulary"},
     ),
-    ("neither", "tail_ids", [order("tail_ids", 2, 1, 0)], {"tail ids that do not increase"}),
-    ("neither", "tail_ids", [of("head_ids", 3)], {"tail ids that are in the head"}),
+    ("neither", "tail.ids", [of("tail.ids", 0)], {"tail ids that repeat"}),
     (
         "neither",
-        "tail_logprobs",
-        [entry("tail_logprobs", 1, v) for v in (NAN, -INF, INF)],
+        "tail.ids",
+        [
+            lambda targets, place: [
+                targets.head_ids[place, 3],
+                *of("tail.ids", slice(1, None))(targets, place),
+            ]
+        ],
+        {"tail ids that are in the head"},
+    ),
+    (
+        "neither",
+        "tail.counts",
+        [entry("tail.counts", 0, 0), entry("tail.counts", 0, 9), of("tail.counts", by=1)],
+        {"samples that were not drawn 3 times together"},
+    ),
+    (
+        "neither",
+        "tail.logprobs",
+        [entry("tail.logprobs", 1, v) for v in (NAN, -INF, INF)],
         {TAIL_NUMBERS},
     ),
-    ("neither", "tail_logprobs", [entry("tail_logprobs", 1, 0.5)], {TAIL_NUMBERS, TAIL_ABOVE}),
-    ("neither", "tail_logprobs", [of("head_logprobs", 2)], {TAIL_ABOVE}),
+    ("neither", "tail.logprobs", [entry("tail.logprobs", 1, 0.5)], {TAIL_NUMBERS, TAIL_ABOVE}),
+    ("neither", "tail.logprobs", [of("head_logprobs", 2)], {TAIL_ABOVE}),
     ("neither", "entropy", [always(v) for v in (-1.0, LOG_V + 0.01, NAN, INF)], {ENTROPY}),
     ("neither", "label_logprob", [always(0.5)], {LABEL_NUMBER, LABEL_ABOVE}),
     ("neither", "label_logprob", [always(v) for v in (INF, -INF, NAN)], {LABEL_NUMBER}),
@@ -199,7 +234,8 @@ def test_a_label_and_its_entry_that_are_both_wrong_are_found() -> None:
     for label, numbers in (("head", HEAD_NUMBERS), ("tail", TAIL_NUMBERS)):
         for value in (INF, -INF, NAN):
             place = place_of(BLOCK, label)
-            broken = with_target(BLOCK, f"{label}_logprobs", place, always(value))
+            field = {"head": "head_logprobs", "tail": "tail.logprobs"}[label]
+            broken = with_target(BLOCK, field, place, always(value))
             broken = with_target(broken, "label_logprob", place, always(value))
             found = check_block(broken, len(BLOCK), rules_for(FULL))
             assert {(f.row, f.position) for f in found} == {where(BLOCK, place)}
@@ -317,8 +353,9 @@ TARGET_SHAPES: list[tuple[str, Any]] = [
     ("head_ids", lambda array: array[:, :-1]),
     ("head_logprobs", lambda array: array.astype(np.float64)),
     ("log_tail", lambda array: array[:-1]),
-    ("tail_ids", lambda array: array.astype(np.int64)),
-    ("tail_logprobs", lambda array: None),
+    ("tail.ids", lambda array: array.astype(np.int64)),
+    ("tail.counts", lambda array: array.astype(np.float32)),
+    ("tail.logprobs", lambda array: None),
     ("log_norm", lambda array: array[:, :1]),
 ]
 
@@ -327,6 +364,11 @@ TARGET_SHAPES: list[tuple[str, Any]] = [
 def test_only_a_wrong_shape_or_type_is_reported(field: str, change: Any) -> None:
     part = "targets" if (field, change) in TARGET_SHAPES else "sequences"
     whole: Any = getattr(BLOCK, part)
-    broken = replace(BLOCK, **{part: replace(whole, **{field: change(getattr(whole, field))})})
+    if field.startswith("tail."):
+        own: Any = whole.tail
+        changed: Any = {"tail": replace(own, **{field[5:]: change(getattr(own, field[5:]))})}
+    else:
+        changed = {field: change(getattr(whole, field))}
+    broken = replace(BLOCK, **{part: replace(whole, **changed)})
     (finding,) = check_block(broken, len(BLOCK), rules_for(FULL))
     assert finding.what.startswith(f"'{field}' ")

@@ -19,7 +19,7 @@ from coldstill.data.maintenance.shrink import shrink, take
 from coldstill.data.schema import Ragged
 from coldstill.data.store.commit import block_statistics, total
 from coldstill.data.store.reader import StoreReader, open_store
-from coldstill.data.store.writer import blocks_of, with_error
+from coldstill.data.store.writer import blocks_of, fitted
 from oracles import (
     assert_same,
     assert_same_columns,
@@ -32,7 +32,8 @@ from oracles import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coldstill.data.schema import Block, Columns
+    from coldstill.data.columns import Columns
+    from coldstill.data.schema import Block
     from coldstill.data.store.manifest import Manifest
 
 COUNT = 22
@@ -53,7 +54,7 @@ def make(root: Path, block: Block = BLOCK, *, store: str = "arrow", corpus: str 
     """A store of the compact codec, with its measured error."""
     manifest = manifest_for(block, codec="compact", store=store)
     manifest = replace(manifest, corpus=replace(manifest.corpus, fingerprint=corpus * 64))
-    write_missing(root, with_error(manifest, block), block)
+    write_missing(root, fitted(manifest, block), block)
     return str(root)
 
 
@@ -84,7 +85,7 @@ def test_columns_equal_those_of_a_capture(tmp_path: Path, store: str) -> None:
     reader = open_store(make(tmp_path, store=store))
     for rows in CHOICES:
         for size in (1, 3, 100):
-            found = columns_of([StoreRows(reader, rows)], size)
+            found = columns_of([StoreRows(reader, rows)], size, reader.manifest.make_codec("r"))
             assert_same_blocks(found, encoded(reader.manifest, BLOCK.take(rows), size))
 
 
@@ -99,7 +100,9 @@ def test_columns_of_several_stores_are_joined_into_blocks(tmp_path: Path) -> Non
     ]
     parts = [BLOCK.take(np.arange(3, 9)), OTHER.take(np.array([1, 4])), BLOCK.take(np.arange(2))]
     wanted = type(BLOCK).concatenate(parts)
-    assert_same_blocks(columns_of(pieces, 4), encoded(one.manifest, wanted, 4))
+    codec = one.manifest.make_codec("one")
+    assert other.manifest.codec["frequent"] != one.manifest.codec["frequent"]
+    assert_same_blocks(columns_of(pieces, 4, codec), encoded(one.manifest, wanted, 4))
     assert block_of(pieces).sequences.ids.tolist() == wanted.sequences.ids.tolist()
 
 

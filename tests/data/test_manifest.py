@@ -209,9 +209,9 @@ def test_a_field_that_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
 
 
 def test_another_version_of_the_format_is_refused(tmp_path: Path) -> None:
-    for version in (0, 1, 3, "2", None, True, 10**30):
+    for version in (0, 1, 4, "3", 3.0, [3], None, True, 10**30):
         message = read_refusal(tmp_path, changed("version", version))
-        assert f"format version {version!r}, this coldstill reads 2" in message
+        assert f"format version {version!r}, this coldstill reads 2 and 3" in message
 
 
 def test_content_that_is_not_a_manifest_is_refused(tmp_path: Path) -> None:
@@ -249,7 +249,8 @@ def test_a_name_becomes_the_settings_that_fit_the_capture() -> None:
     capture = Capture(temperatures=(0.5, 4.0))
     made = format_settings("compact", "arrow", 50_000, capture)
     codec = {"name": "compact", "vocabulary": 50_000, "levels": 127, "temperature": 4.0}
-    assert made == {"codec": codec, "store": {"name": "arrow", "zstd": 3}}
+    assert made["codec"] == {**codec, "frequent": []}
+    assert made["store"] == {"name": "arrow", "zstd": 1}
     plain = format_settings("plain", {"name": "arrow", "zstd": 9}, 50_000, capture)
     assert plain == {"codec": {"name": "plain"}, "store": {"name": "arrow", "zstd": 9}}
     fewer = format_settings({"name": "compact", "levels": 64}, "arrow", 9, Capture())

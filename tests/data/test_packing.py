@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from coldstill.data.alignment import labels
+from coldstill.data.columns import check_hashes
 from coldstill.data.prepared import OPEN_SEQUENCES, Packer, TokenizedDocument, build_sequences
-from coldstill.data.schema import check_hashes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

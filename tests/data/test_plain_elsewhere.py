@@ -96,7 +96,14 @@ def expected(*names: str) -> list[dict[str, Any]]:
     } | {
         f.name: [part.tolist() for part in np.split(getattr(targets, f.name), borders[1:-1])]
         for f in fields(Targets)
+        if f.name != "tail"
     }
+    tail = targets.tail
+    assert tail.logprobs is not None
+    columns["tail_sizes"] = [part.tolist() for part in np.split(tail.lengths, borders[1:-1])]
+    inside = tail.offsets[borders[1:-1]]
+    for name, values in (("ids", tail.ids), ("counts", tail.counts), ("logprobs", tail.logprobs)):
+        columns[f"tail_{name}"] = [part.tolist() for part in np.split(values, inside)]
     chosen = {name: columns[name] for name in names or columns}
     return [dict(zip(chosen, row, strict=True)) for row in zip(*chosen.values(), strict=True)]
 

@@ -17,7 +17,7 @@ from coldstill.data.order import WINDOW, epoch_order
 from coldstill.data.places.cache import CacheSettings
 from coldstill.data.places.objects import Objects
 from coldstill.data.store.reader import StoreReader, open_store
-from oracles import cached_bytes, manifest_for, random_block, write_missing
+from oracles import cached_bytes, draws, manifest_for, random_block, write_missing
 from refusals import refusal
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def write(distance: Distance, manifest: Any = MANIFEST) -> None:
 def assert_same(one: Block, other: Block) -> None:
     assert np.array_equal(one.sequences.ids, other.sequences.ids)
     assert np.array_equal(one.targets.head_logprobs, other.targets.head_logprobs)
-    assert np.array_equal(one.targets.tail_ids, other.targets.tail_ids)
+    assert np.array_equal(draws(one.targets.tail), draws(other.targets.tail))
 
 
 def settled(condition: Callable[[], bool]) -> bool:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from coldstill.data.columns import (
+    check_hashes,
+    expect_column,
+    from_positions,
+    from_sequences,
+    to_positions,
+    to_sequences,
+)
 from coldstill.data.schema import (
     Block,
     Capture,
     Ragged,
     Sequences,
+    Tail,
     Targets,
-    check_hashes,
-    expect_column,
-    from_positions,
-    from_sequences,
     sequence_hash,
     target_shapes,
-    to_positions,
-    to_sequences,
 )
 from oracles import random_block, random_sequences
 
@@ -30,9 +34,12 @@ def rows_of(block: Block) -> list[list[Any]]:
     found, place = [], 0
     for row, positions in enumerate(block.sequences.positions):
         values = [getattr(block.sequences, f.name)[row].tolist() for f in fields(Sequences)]
-        arrays = [getattr(block.targets, f.name) for f in fields(Targets)]
+        tail = block.targets.tail
+        arrays = [getattr(block.targets, f.name) for f in fields(Targets) if f.name != "tail"]
+        known = [] if tail.logprobs is None else [tail.logprobs]
+        arrays += [Ragged(values_J, tail.offsets) for values_J in (tail.ids, tail.counts, *known)]
         places = range(place, place + len(positions))
-        targets = [[a if a is None else a[m].tolist() for a in arrays] for m in places]
+        targets = [[a[m].tolist() for a in arrays] for m in places]
         found.append([values, targets])
         place += len(positions)
     assert place == len(block.targets)
@@ -59,10 +66,28 @@ def test_target_shapes_are_those_of_targets() -> None:
     for capture in (Capture(), Capture(head=3, tail=2, temperatures=(2.0, 0.5))):
         targets = random_block(0, 9, capture).targets
         shapes = target_shapes(capture, len(targets))
-        for f in fields(Targets):
-            value = getattr(targets, f.name)
-            assert (value is None) == (f.name not in shapes)
-            assert value is None or (value.shape, value.dtype) == shapes[f.name]
+        assert {f.name for f in fields(Targets)} == {*shapes, "tail"}
+        for name, shape in shapes.items():
+            value = getattr(targets, name)
+            assert (value.shape, value.dtype) == shape
+        assert (targets.tail.logprobs is None) != capture.keeps_tail_logprobs
+
+
+def test_draws_are_counted_and_given_back() -> None:
+    random = np.random.default_rng(0)
+    ids_MR = random.integers(0, 9, (200, 12)).astype(np.int32)
+    logprobs_MR = -np.arange(9, dtype=np.float32)[ids_MR]
+    tail = Tail.from_draws(ids_MR, logprobs_MR)
+    for row, ids_R in enumerate(ids_MR.tolist()):
+        own = tail.take(np.array([row]))
+        assert dict(zip(own.ids.tolist(), own.counts.tolist(), strict=True)) == Counter(ids_R)
+        assert own.logprobs is not None
+        assert (-own.logprobs == own.ids).all()
+    assert np.array_equal(tail.ids[tail.draws(12)], np.sort(ids_MR, axis=1))
+    with pytest.raises(ValueError, match="do not sum to 11"):
+        tail.draws(11)
+    assert len(Tail.from_draws(ids_MR[:, :0])) == 200
+    assert len(Tail.from_draws(ids_MR[:0])) == 0
 
 
 def test_tail_logprobs_are_kept_where_they_are_needed() -> None:

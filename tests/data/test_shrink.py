@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 import tracemalloc
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from coldstill.data.maintenance.shrink import shrink, shrink_block, smaller_capture
 from coldstill.data.prepared import TokenizedDocument, build_sequences
-from coldstill.data.schema import Block, Capture, Sequences, Targets
+from coldstill.data.schema import Block, Capture, Sequences, Tail, Targets
 from coldstill.data.store.reader import open_store
-from oracles import VOCABULARY, manifest_for, random_block, write_missing
+from oracles import VOCABULARY, draws, manifest_for, numbers, random_block, write_missing
 from refusals import refusal
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def shrunk(head: int, tail: int, old: Capture = LARGE) -> Block:
 
 
 def assert_same(found: Targets, wanted: Targets) -> None:
-    for f in fields(Targets):
-        one, other = getattr(found, f.name), getattr(wanted, f.name)
-        np.testing.assert_equal(one, other, err_msg=f.name)
-        assert one is other is None or one.dtype == other.dtype, f.name
+    ours, theirs = numbers(found), numbers(wanted)
+    np.testing.assert_equal(ours, theirs)
+    for name, array in theirs.items():
+        assert array is None or ours[name].dtype == array.dtype, name
 
 
 def test_a_smaller_head_equals_a_captured_one() -> None:
@@ -65,22 +65,22 @@ def test_mass_is_kept_and_samples_are_known_tokens_outside_the_head(head: int, t
     mass_M += np.exp(targets.log_tail.astype(np.float64))
     assert np.abs(mass_M - 1).max() < 1e-6
     assert (targets.log_tail <= 0).all()
-    assert targets.tail_ids.shape == (len(old), tail)
-    assert targets.tail_ids.dtype == np.int32
-    assert (np.diff(targets.tail_ids, axis=1) >= 0).all()
-    for row, ids in enumerate(targets.tail_ids):
+    assert targets.tail.ids.dtype == np.int32
+    tail_ids, old_ids = draws(targets.tail), draws(old.tail)
+    assert tail_ids.shape == (len(old), tail)
+    for row, ids in enumerate(tail_ids):
         assert not set(ids) & set(targets.head_ids[row])
-        assert set(ids) <= set(old.head_ids[row, head:]) | set(old.tail_ids[row])
+        assert set(ids) <= set(old.head_ids[row, head:]) | set(old_ids[row])
     assert_known(targets)
 
 
 def assert_known(targets: Targets) -> None:
     """The samples have the teacher's log-probabilities, if there are samples."""
-    expected = np.take_along_axis(dense_logprobs(), targets.tail_ids.astype(np.int64), axis=1)
-    if targets.tail_ids.shape[1]:
-        np.testing.assert_array_equal(targets.tail_logprobs, expected)
+    if len(targets.tail.ids):
+        expected = dense_logprobs()[targets.tail.rows(), targets.tail.ids]
+        np.testing.assert_array_equal(targets.tail.logprobs, expected)
     else:
-        assert targets.tail_logprobs is None
+        assert targets.tail.logprobs is None
 
 
 def test_a_token_that_leaves_the_head_is_drawn_by_its_probability() -> None:
@@ -90,10 +90,10 @@ def test_a_token_that_leaves_the_head_is_drawn_by_its_probability() -> None:
         head_ids=np.array([[0, 1]], np.int32),
         head_logprobs=np.log(np.array([[0.5, 0.3]])).astype(np.float32),
         log_tail=np.log(np.array([0.2])).astype(np.float32),
-        tail_ids=np.array([[2, 2]], np.int32),
+        tail=Tail.from_draws(np.array([[2, 2]], np.int32)),
     )
     block = Block(sequences=one_each(1), targets=targets, capture=Capture(head=2, tail=2))
-    ids = shrink_block(block, Capture(head=1, tail=100)).targets.tail_ids
+    ids = draws(shrink_block(block, Capture(head=1, tail=100)).targets.tail)
     assert 59 <= int((ids == 1).sum()) <= 61
 
 
@@ -132,7 +132,7 @@ def test_a_head_of_the_whole_vocabulary_may_get_samples() -> None:
     assert smaller_capture(manifest, 8, 30, "here") == replace(WHOLE, head=8, tail=30)
     assert_known(shrunk(8, 30, WHOLE).targets)
     without = Capture(head=16, tail=6, seed=7)  # samples without log-probabilities
-    assert shrunk(8, 4, without).targets.tail_logprobs is None
+    assert shrunk(8, 4, without).targets.tail.logprobs is None
 
 
 P = np.array([0.03, 0.2, 0.01, 0.3, 0.08, 0.002, 0.12, 0.05, 0.1, 0.06, 0.04, 0.008])
@@ -174,8 +174,7 @@ def repeated(
         head_ids=np.tile(head_ids.astype(np.int32), (count, 1)),
         head_logprobs=np.tile(np.log(p_V[head_ids]).astype(np.float32), (count, 1)),
         log_tail=log_tail.astype(np.float32),
-        tail_ids=tail_ids.astype(np.int32),
-        tail_logprobs=None,
+        tail=Tail.from_draws(tail_ids.astype(np.int32)),
         label_logprob=np.zeros(count, np.float32),
         entropy=np.zeros(count, np.float32),
         log_norm=np.zeros((count, 0), np.float32),
@@ -194,11 +193,11 @@ def smaller(block: Block, head: int, tail: int) -> Block:
 
 def farthest(targets: Targets) -> float:
     """The largest error of the mean record, in standard errors."""
-    samples = targets.tail_ids.shape[1]
-    weight_M = np.exp(targets.log_tail.astype(np.float64)) / samples
+    tail_ids = draws(targets.tail)
+    weight_M = np.exp(targets.log_tail.astype(np.float64)) / tail_ids.shape[1]
     worst = 0.0
     for token in set(range(len(P))) - set(targets.head_ids[0].tolist()):
-        found_M = (targets.tail_ids == token).sum(1) * weight_M
+        found_M = (tail_ids == token).sum(1) * weight_M
         error = float(found_M.std()) / np.sqrt(len(found_M)) + 1e-7
         worst = max(worst, abs(float(found_M.mean()) - P[token]) / error)
     return worst
@@ -234,7 +233,7 @@ def test_the_smaller_targets_represent_the_teacher_without_bias(
 def test_the_measure_detects_a_bias() -> None:
     block = drawn(3, 6, seed=0)
     targets = block.targets
-    first_two = replace(targets, tail_ids=targets.tail_ids[:, :2])
+    first_two = replace(targets, tail=Tail.from_draws(draws(targets.tail)[:, :2]))
     assert farthest(first_two) > 4 * FAR
     # the samples of the smaller tail alone, as if nothing had left the head
     mass_M = np.logaddexp.reduce(np.c_[targets.log_tail, targets.head_logprobs[:, 1:]], axis=1)
@@ -249,7 +248,7 @@ def test_a_tail_too_small_for_float64_is_shared_out() -> None:
     found = smaller(replace(block, targets=targets), 3, 2).targets
     assert np.array_equal(found.log_tail, lost)
     wanted = smaller(block, 3, 2).targets
-    assert np.array_equal(found.tail_ids, wanted.tail_ids)
+    assert np.array_equal(draws(found.tail), draws(wanted.tail))
 
 
 def test_shrinking_a_block_takes_little_memory() -> None:

@@ -11,7 +11,16 @@ import pytest
 from coldstill.data.alignment import labels
 from coldstill.data.maintenance.verify import verify
 from coldstill.data.schema import Block, Capture, Targets
-from oracles import FULL, LENGTH, VOCABULARY, assert_same, everything, random_block
+from oracles import (
+    FULL,
+    LENGTH,
+    VOCABULARY,
+    assert_same,
+    draws,
+    everything,
+    known_draws,
+    random_block,
+)
 from refusals import refusal
 
 if TYPE_CHECKING:
@@ -35,7 +44,11 @@ def arguments(block: Block, row: int, *, without: tuple[str, ...] = ()) -> dict[
     """What `add` takes for one sequence of a block."""
     one = block.take(np.array([row]))
     fields = {name: getattr(one.targets, name) for name in Targets.__dataclass_fields__}
-    kept = {n: v for n, v in fields.items() if v is not None and n not in without}
+    tail = fields.pop("tail")
+    fields["tail_ids"] = draws(tail)
+    if tail.logprobs is not None:
+        fields["tail_logprobs"] = known_draws(tail)
+    kept = {n: v for n, v in fields.items() if n not in without}
     sequences = one.sequences
     return kept | {
         "token_ids": sequences.tokens[0],
@@ -68,7 +81,7 @@ def test_added_sequences_are_read_and_pass_verify(codec: str, store: str, tmp_pa
         documents = replace(block.sequences, document_ids=found.sequences.document_ids)
         assert_same(found, replace(block, sequences=documents))
     else:
-        np.testing.assert_array_equal(found.targets.tail_ids, block.targets.tail_ids)
+        np.testing.assert_array_equal(draws(found.targets.tail), draws(block.targets.tail))
 
 
 def test_positions_and_numbers_that_were_left_out_follow_from_the_others(tmp_path: Path) -> None:
@@ -82,7 +95,7 @@ def test_positions_and_numbers_that_were_left_out_follow_from_the_others(tmp_pat
     found, wanted = everything(tmp_path / "a").targets, block.targets
     np.testing.assert_allclose(found.log_tail, wanted.log_tail, atol=1e-5)
     labels_M = labels(block.sequences)[:, None]
-    known = (wanted.head_ids == labels_M).any(1) | (wanted.tail_ids == labels_M).any(1)
+    known = (wanted.head_ids == labels_M).any(1) | (draws(wanted.tail) == labels_M).any(1)
     assert 0 < known.sum() < len(known)
     np.testing.assert_allclose(found.label_logprob[known], wanted.label_logprob[known], atol=1e-6)
     even = wanted.log_tail - np.log(VOCABULARY - FULL.head)
@@ -162,7 +175,7 @@ def test_samples_give_the_entropy_outside_the_head_or_nothing(tmp_path: Path) ->
     with writer(tmp_path / "b", Capture(head=0, tail=2)) as new:
         assert "entropy is missing" in refusal(new.add, **samples)
         new.add(**samples, label_logprob=[-1.0, -2.0], entropy=[1.0, 2.0])
-    assert everything(tmp_path / "b").targets.tail_ids.tolist() == [[2, 5], [9, 9]]
+    assert draws(everything(tmp_path / "b").targets.tail).tolist() == [[2, 5], [9, 9]]
     assert list(verify(str(tmp_path / "b"))) == []
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from coldstill.data.schema import Columns
+    from coldstill.data.columns import Columns
 
 
 def random_columns(seed: int, count: int, longest: int = 4) -> Columns:
@@ -104,9 +104,10 @@ class StoreTests:
         assert contents(path) == contents(twin)
         for compress in (False, True):
             fitting = path.with_name(f"{compress}{path.suffix}")
-            with STORES[self.name].fitting(compress=compress).create(fitting) as add:
+            store = STORES[self.name].fitting(compress=compress)
+            with store.create(fitting) as add:
                 add(blocks[0])
-            assert_same_columns(self.store.open(fitting).read(0), blocks[0])
+            assert_same_columns(store.open(fitting).read(0), blocks[0])
 
     def test_a_shard_with_a_damaged_or_missing_file_is_refused_by_name(self, path: Path) -> None:
         with pytest.raises(ColdstillError, match=r"shard\."):
@@ -359,6 +360,76 @@ class TestZarr(StoreTests):
 
 class TestZarrUncompressed(TestZarr):
     settings: ClassVar[dict[str, Any]] = {"zstd": 0}
+
+
+class TestZarrPacked(StoreTests):
+    name = "zarr"
+    settings: ClassVar[dict[str, Any]] = {"packed": True}
+
+    def test_two_arrays_hold_everything_and_say_what_they_hold(self, path: Path) -> None:
+        """Read with zarr alone, as `data/FORMAT.md` says."""
+        import zarr
+
+        blocks = any_columns(0)
+        self.write(path, blocks)
+        group = zarr.open(path, mode="r")
+        assert set(group.array_keys()) == {"bytes", "entries"}
+        assert len(contents(path)) == 5
+        for number, block in enumerate(blocks):
+            row, place, found = group["bytes"][number], 0, {}
+            for column, count in zip(
+                group.attrs["columns"], group["entries"][number].tolist(), strict=True
+            ):
+                name, dtype, width, _ = column
+                size = count * (1 if width is None else width) * np.dtype(dtype).itemsize
+                planes = row[place : place + size].reshape(np.dtype(dtype).itemsize, -1)
+                found[name] = np.ascontiguousarray(planes.T).view(dtype).ravel()
+                place += size
+            assert not row[place:].any()
+            for name, _, _, borders in group.attrs["columns"]:
+                if name not in block:
+                    continue
+                wanted: Any = block[name]
+                if borders is not None:
+                    assert np.array_equal(found[borders], wanted.lengths)
+                    wanted = wanted.values
+                assert found[name].tobytes() == np.ascontiguousarray(wanted).tobytes()
+
+    def test_missing_or_flipped_data_are_never_read(self, path: Path) -> None:
+        self.write(path, [random_columns(0, 20) | {"zeros": np.zeros(20)}])
+        random = np.random.default_rng(0)
+        for name, whole in contents(path).items():
+            if name.endswith("zarr.json"):
+                continue
+            for place in random.integers(0, len(whole), 8).tolist():
+                changed = bytearray(whole)
+                changed[place] ^= 1 << int(random.integers(8))
+                (path / name).write_bytes(changed)
+                self.refusal(path)
+            (path / name).write_bytes(whole)
+        shard = self.store.open(path)
+        (path / "bytes" / "c" / "0" / "0").unlink()
+        with pytest.raises(ColdstillError, match="block 0 is damaged: 'bytes' has 0 bytes"):
+            shard.read(0)
+
+    def test_wrong_sizes_are_refused(self, path: Path) -> None:
+        import zarr
+
+        self.write(path, [random_columns(0, 5)])
+        group = zarr.open(path, mode="r+")
+        whole = dict(group.attrs)
+        name, dtype, width, borders = whole["columns"][0]
+        for column in ([name, "float16", width, borders], [name, dtype, 2**40, borders], [name]):
+            group.attrs.put({**whole, "columns": [column, *whole["columns"][1:]]})
+            self.refusal(path)
+        changes: tuple[dict[str, Any], ...] = (
+            {"columns": whole["columns"][1:]},
+            {"columns": None},
+            {"bytes": {}},
+        )
+        for changed in changes:
+            group.attrs.put(whole | changed)
+            assert "not a whole Zarr group" in self.refusal(path)
 
 
 class TestZarrSmallest(StoreTests):

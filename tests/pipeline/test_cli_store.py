@@ -103,12 +103,12 @@ def test_a_command_prints_what_it_wrote_and_never_writes_it_twice(alone: Desk, n
 def test_unspecified_settings_are_kept(alone: Desk) -> None:
     compact = {"name": "compact", "levels": 127}
     cases: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
-        ("t", compact, {"name": "zarr", "zstd": 3}),
-        ("t --codec plain", {"name": "plain"}, {"name": "zarr", "zstd": 3}),
+        ("t", compact, {"name": "zarr", "zstd": 1, "packed": True}),
+        ("t --codec plain", {"name": "plain"}, {"name": "zarr", "zstd": 3, "packed": False}),
         ("t --store arrow", compact, {"name": "arrow"}),
         ("t --zstd 7", compact, {"name": "zarr", "zstd": 7}),
         ("s --zstd 7", {"name": "plain"}, {"name": "arrow", "zstd": 7}),
-        ("s --levels 31", {"name": "compact", "levels": 31}, {"name": "arrow", "zstd": 3}),
+        ("s --levels 31", {"name": "compact", "levels": 31}, {"name": "arrow", "zstd": 1}),
         ("s --store zarr --zstd 0", {"name": "plain"}, {"name": "zarr", "zstd": 0}),
     )
     for number, (options, codec, store) in enumerate(cases):

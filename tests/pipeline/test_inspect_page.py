@@ -19,6 +19,7 @@ from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.results.token_texts import token_texts
 from inspected import LONG, SEQUENCES, desk_at, shown, write_store
+from oracles import draws
 
 if TYPE_CHECKING:
     from coldstill.data.schema import Block
@@ -122,7 +123,7 @@ def test_the_data_are_those_of_the_store(alone: Desk, block: Block) -> None:
             label = sequence["tokens"][place]
             assert rank == (ids.index(label) + 1 if label in ids else 0)
             drawn = np.repeat(samples[::2], samples[1::2]).tolist()
-            assert sorted(drawn) == one.targets.tail_ids[i].tolist()
+            assert sorted(drawn) == draws(one.targets.tail)[i].tolist()
 
 
 def test_the_summary_is_that_of_the_store(alone: Desk) -> None:

@@ -17,7 +17,7 @@ from coldstill.data.store.reader import open_store
 from coldstill.pipeline.cli.commands import main
 from coldstill.pipeline.pages.inspect.text import clip, percent
 from inspected import LONG, SEQUENCES, TOKENS, desk_at, shown, write_store
-from oracles import FULL, VOCABULARY
+from oracles import FULL, VOCABULARY, draws, known_draws
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,11 +78,9 @@ def _compare(block: Block, row: int, entries: list[Any]) -> None:
         at = np.flatnonzero(targets.head_ids[place] == found["label"])
         assert (rank is None and not len(at)) or rank == at[0] + 1
         samples = {sample["token"]: sample["count"] for sample in found["samples"]}
-        assert samples == Counter(targets.tail_ids[place].tolist())
-        assert targets.tail_logprobs is not None
-        known = dict(
-            zip(targets.tail_ids[place].tolist(), targets.tail_logprobs[place], strict=True)
-        )
+        drawn_R = draws(targets.tail)[place].tolist()
+        assert samples == Counter(drawn_R)
+        known = dict(zip(drawn_R, known_draws(targets.tail)[place], strict=True))
         for sample in found["samples"]:
             assert sample["probability"] == pytest.approx(np.exp(known[sample["token"]]))
 

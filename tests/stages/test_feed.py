@@ -53,8 +53,10 @@ def test_labels_are_the_tokens_after_the_positions(store: StoreReader) -> None:
     assert (place_BT[batch.positions + 1] == place_BT[batch.positions] + 1).all()
     assert ids_BT.shape[1] == rows[0].sequences.tokens.lengths.max()
     assert len(target) == len(target.head_ids) == len(target.log_norm)
-    assert target.tail_logprobs is not None
-    assert target.tail_logprobs.shape == (len(target), 2)
+    assert target.tail.logprobs is not None
+    assert target.tail.logprobs.shape == target.tail.ids.shape == target.tail.counts.shape
+    drawn = torch.zeros(len(target)).index_add(0, target.tail.rows(), target.tail.counts.float())
+    assert (drawn == 2).all()
 
 
 def test_a_batch_holds_the_targets_of_its_rows_in_their_order(store: StoreReader) -> None:
@@ -80,7 +82,8 @@ def test_rows_of_a_corpus_come_without_targets(corpus: SmallCorpus, store: Store
     assert torch.equal(
         batch.targets.labels, batch.inputs["input_ids"].flatten()[batch.positions + 1]
     )
-    assert batch.targets.head_ids.shape == batch.targets.tail_ids.shape == (len(batch.positions), 0)
+    assert batch.targets.head_ids.shape == (len(batch.positions), 0)
+    assert len(batch.targets.tail.ids) == 0
 
 
 def test_positions_count_from_the_start_of_their_row(store: StoreReader) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.alignment import labels
+from coldstill.data.columns import check_hashes
 from coldstill.data.order import uniform
 from coldstill.data.prepared import Packer, TokenizedDocument, build_sequences
-from coldstill.data.schema import check_hashes
 from coldstill.stages.capture.generate import answer, end_tokens
 from coldstill.stages.config import GenerateConfig
 from coldstill.stages.continuations import (

@@ -19,7 +19,7 @@ from coldstill.stages.targets import losses
 from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.targets.losses.partition import PartitionLoss
 from coldstill.stages.targets.softmax import StudentSoftmax
-from coldstill.stages.targets.tensors import TargetTensors, tempered
+from coldstill.stages.targets.tensors import TailTensors, TargetTensors, tempered
 from formulas import PLAIN, divergence
 
 ROWS, VOCABULARY = 13, 40
@@ -68,7 +68,11 @@ def closed_form(
     whole = sparse.softmax_weight[:, None] * probs_MV
     if sparse.head_gradient is not None:
         whole = whole.scatter(1, target.head_ids, sparse.head_gradient)
-    return sparse.value, whole.scatter_add(1, sparse.ids, sparse.entries)
+    whole = whole.scatter_add(1, sparse.ids, sparse.entries)
+    if sparse.tail is not None:
+        places = target.tail.rows(), target.tail.ids
+        whole = whole.index_put(places, sparse.tail, accumulate=True)
+    return sparse.value, whole
 
 
 def test_every_loss_has_a_plain_formula() -> None:
@@ -401,9 +405,11 @@ def test_head_and_rest_are_exact_at_every_captured_temperature(temperature: floa
 
 
 def test_at_temperature_1_every_sample_stands_for_an_equal_share() -> None:
-    _, target = record(Capture(head=7, tail=5))
+    _, target = record(Capture(head=7, tail=50))
     found = tempered(target, 1.0)
-    torch.testing.assert_close(found.tail, (target.log_tail.exp() / 5)[:, None].expand(-1, 5))
+    share_J = (target.log_tail.exp() / 50)[target.tail.rows()]
+    assert target.tail.counts.max() > 1
+    torch.testing.assert_close(found.tail, share_J * target.tail.counts)
 
 
 def test_an_empty_tail_is_empty_at_every_temperature() -> None:
@@ -420,8 +426,7 @@ def test_a_tail_beyond_fp32_has_finite_samples() -> None:
         head_ids=torch.zeros(1, 1, dtype=torch.long),
         head_logprobs=torch.zeros(1, 1),
         log_tail=torch.tensor([-398.0]),
-        tail_ids=torch.tensor([[1, 2, 3]]),
-        tail_logprobs=log,
+        tail=TailTensors.from_draws(torch.tensor([[1, 2, 3]]), log),
         label_logprob=torch.zeros(1),
         entropy=torch.zeros(1),
         log_norm=torch.zeros(1, 2),
@@ -429,7 +434,7 @@ def test_a_tail_beyond_fp32_has_finite_samples() -> None:
     )
     assert not tempered(target, 2.0).tail.any()
     expected = torch.tensor(2.0 - 4.0).exp() / 3  # e^2 tokens' worth of e^-4 each
-    torch.testing.assert_close(tempered(target, 100.0).tail, expected.expand(1, 3))
+    torch.testing.assert_close(tempered(target, 100.0).tail, expected.expand(3))
 
 
 def test_rows_are_rows_of_every_part() -> None:
@@ -440,6 +445,10 @@ def test_rows_are_rows_of_every_part() -> None:
         value = getattr(target, field.name)
         if isinstance(value, torch.Tensor):
             assert torch.equal(getattr(part, field.name), value[2:5])
+    inside = (target.tail.rows() >= 2) & (target.tail.rows() < 5)
+    assert torch.equal(part.tail.rows(), target.tail.rows()[inside] - 2)
+    assert torch.equal(part.tail.ids, target.tail.ids[inside])
+    assert torch.equal(part.tail.counts, target.tail.counts[inside])
     assert part.capture == target.capture
     assert torch.equal(target.to(torch.device("cpu")).log_norm, target.log_norm)
 
@@ -451,8 +460,10 @@ def test_without_targets_only_the_labels_are_there() -> None:
     targets, capture = Targets.empty(2), Capture(tail=0)
     target = TargetTensors.from_block(Block(sequences=sequences, targets=targets, capture=capture))
     assert target.labels.tolist() == [7, 8]
-    assert target.head_ids.shape == target.tail_ids.shape == target.log_norm.shape == (2, 0)
-    assert target.tail_logprobs is None
+    assert target.head_ids.shape == target.log_norm.shape == (2, 0)
+    assert len(target.tail.ids) == 0
+    assert target.tail.lengths.tolist() == [0, 0]
+    assert target.tail.logprobs is None
 
 
 def test_the_mass_outside_the_head_is_a_sum_and_keeps_its_digits() -> None:
@@ -461,7 +472,8 @@ def test_the_mass_outside_the_head_is_a_sum_and_keeps_its_digits() -> None:
     student = StudentSoftmax(
         probs_MV=logits_MV.softmax(1),
         head_logprobs=nothing[:, None],
-        tail_logprobs=nothing[:, None],
+        tail_logprobs=nothing[:0],
+        tail_places=nothing[:0].long(),
         label_logprob=nothing,
         top_logprob=nothing,
         entropy=nothing,

@@ -113,7 +113,8 @@ def test_every_part_of_the_targets_changes_the_gradient() -> None:
     for change in (
         {"targets": replace(old, labels=old.labels.roll(1))},
         {"targets": replace(old, head_ids=old.head_ids.roll(1, 0))},
-        {"targets": replace(old, tail_ids=old.tail_ids.roll(1, 0))},
+        {"targets": replace(old, tail=replace(old.tail, ids=old.tail.ids.roll(1)))},
+        {"targets": replace(old, tail=replace(old.tail, counts=old.tail.counts + 1))},
         {"targets": replace(old, log_tail=old.log_tail - 0.1)},
         {"positions": batch.positions - 1},
     ):

@@ -229,8 +229,9 @@ def gradients_by_logits(
             ours[row, outside] *= 1.0 - rest / float(student[row, outside].sum())
         for token in head:
             ours[row, token] -= teacher[row, token]
-        for token in target.tail_ids[row].tolist():
-            ours[row, token] -= rest / capture.tail
+        own = target.tail.slice(row, row + 1)
+        for token, count in zip(own.ids.tolist(), own.counts.tolist(), strict=True):
+            ours[row, token] -= count * rest / capture.tail
     return ours, student - teacher
 
 

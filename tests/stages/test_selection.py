@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from coldstill.data.schema import Capture
 from coldstill.stages.capture.selection import select
 from coldstill.stages.targets.tensors import TargetTensors
 from dense import record
+from oracles import draws, numbers
 
 if TYPE_CHECKING:
     from coldstill.data.schema import Targets
@@ -62,15 +62,16 @@ def expect_dense(
     assert all(len(set(row)) == capture.head for row in head_ids.tolist())
     assert torch.equal(logits_MV.gather(1, head_ids), logits_MV.gather(1, dense.head_ids))
     expect_systematic(ours, logprobs_MV, uniform_M)
-    if ours.tail_logprobs is not None:
-        expected = logprobs_MV.gather(1, torch.from_numpy(ours.tail_ids).long())
-        np.testing.assert_allclose(ours.tail_logprobs, expected.numpy(), rtol=2e-6, atol=4e-6)
+    if ours.tail.logprobs is not None:
+        expected = logprobs_MV[ours.tail.rows(), ours.tail.ids]
+        np.testing.assert_allclose(ours.tail.logprobs, expected.numpy(), rtol=2e-6, atol=4e-6)
 
 
 def expect_systematic(ours: Targets, logprobs_MV: torch.Tensor, uniform_M: torch.Tensor) -> None:
     """Every sample lies where its point falls, up to the rounding of fp32 weights."""
-    samples = ours.tail_ids.shape[1]
-    for row, (ids, head) in enumerate(zip(ours.tail_ids, ours.head_ids, strict=True)):
+    tail_ids = draws(ours.tail)
+    samples = tail_ids.shape[1]
+    for row, (ids, head) in enumerate(zip(tail_ids, ours.head_ids, strict=True)):
         assert not set(ids.tolist()) & set(head.tolist())
         outside_V = logprobs_MV[row].scatter(0, torch.from_numpy(head).long(), -torch.inf)
         ends_V = outside_V.softmax(0).cumsum(0).numpy()
@@ -145,7 +146,8 @@ def test_samples_average_to_the_probabilities_and_vary_less_than_independent_dra
     rows_M1 = np.arange(trials)[:, None]
     np.add.at(weights_MV, (rows_M1, targets.head_ids), np.exp(targets.head_logprobs))
     each_M1 = np.exp(targets.log_tail)[:, None] / tail
-    np.add.at(weights_MV, (rows_M1, targets.tail_ids), np.broadcast_to(each_M1, (trials, tail)))
+    tail_ids = draws(targets.tail)
+    np.add.at(weights_MV, (rows_M1, tail_ids), np.broadcast_to(each_M1, (trials, tail)))
     np.testing.assert_allclose(weights_MV.sum(1), 1.0, rtol=1e-5)
     expected_V = logits_V.double().softmax(0).numpy()
     independent_V = expected_V * each_M1[0]
@@ -154,7 +156,7 @@ def test_samples_average_to_the_probabilities_and_vary_less_than_independent_dra
     assert (z**2).mean() < 1.3
     assert abs(weights_MV[0] - expected_V).sum() > 0.2  # a single record differs
     counts_MV = np.zeros((trials, vocabulary))
-    np.add.at(counts_MV, (rows_M1, targets.tail_ids), 1)
+    np.add.at(counts_MV, (rows_M1, tail_ids), 1)
     variance_V, counts_V = counts_MV.var(0), counts_MV.mean(0)
     independent_V = counts_V * (1 - counts_V / tail)
     assert not counts_MV[:, targets.head_ids[0]].any()
@@ -174,9 +176,7 @@ def test_the_sample_does_not_depend_on_how_rows_are_cut(vocabulary: int) -> None
         for part in select(logits_MV[rows], labels_M[rows], uniform_M[rows], capture)
     ]
     cut = TargetTensors.concatenate(parts).to_targets()
-    for field in fields(whole):
-        name = field.name
-        np.testing.assert_array_equal(getattr(whole, name), getattr(cut, name), err_msg=name)
+    np.testing.assert_equal(numbers(cut), numbers(whole))
 
 
 def test_logits_that_are_not_finite_give_an_entropy_that_is_not_finite() -> None:
@@ -187,3 +187,12 @@ def test_logits_that_are_not_finite_give_an_entropy_that_is_not_finite() -> None
     capture = Capture(head=3, tail=3, tail_logprobs=True)
     targets = selected(logits_MV[:, :300], capture, labels_M, uniform_M)
     assert np.isfinite(targets.entropy).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize(("head", "tail"), [(0, 5), (3, 0), (3, 5), (40, 0)])
+def test_a_batch_without_positions_has_no_targets(head: int, tail: int) -> None:
+    logits_MV, labels_M, uniform_M = (each[:0] for each in draw(1, 40))
+    capture = Capture(head=head, tail=tail)
+    parts = list(select(logits_MV, labels_M, uniform_M, capture))
+    targets = TargetTensors.concatenate(parts).to_targets()
+    assert (len(targets), targets.head_ids.shape, len(targets.tail)) == (0, (0, head), 0)

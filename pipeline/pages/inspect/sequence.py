@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -143,13 +142,15 @@ def _samples(block: Block, place: int) -> tuple[TailSample, ...]:
     # no probability is outside the head, so the samples have no weight
     if targets.log_tail[place] == -np.inf:
         return ()
-    ids = targets.tail_ids[place].tolist()
-    logprobs = None if targets.tail_logprobs is None else targets.tail_logprobs[place].tolist()
-    known = {} if logprobs is None else dict(zip(ids, logprobs, strict=True))
-    return tuple(
-        TailSample(token=token, count=count, probability=math.exp(known[token]) if known else None)
-        for token, count in Counter(ids).most_common()
+    own = targets.tail.take(np.array([place]))
+    known: Any = [None] * len(own.ids) if own.logprobs is None else np.exp(own.logprobs).tolist()
+    samples = (
+        TailSample(token=token, count=count, probability=probability)
+        for token, count, probability in zip(
+            own.ids.tolist(), own.counts.tolist(), known, strict=True
+        )
     )
+    return tuple(sorted(samples, key=lambda sample: (-sample.count, sample.token)))
 
 
 def to_json(sequence: ShownSequence, texts: TokenTexts, top: int) -> dict[str, Any]:

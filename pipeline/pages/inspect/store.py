@@ -213,9 +213,20 @@ def describe(subject: Subject) -> StoreFacts:
 
 
 def settings_in_words(value: Mapping[str, Any]) -> str:
-    """Return the settings of a codec or a format in words: `compact, levels 127`."""
-    others = [f"{key} {v:,}" if isinstance(v, int) else f"{key} {v}" for key, v in value.items()]
-    return ", ".join([value["name"], *(text for text in others if not text.startswith("name "))])
+    """Return the settings of a codec or a format in words: `compact, levels 127`. Of a list, only
+    its length is shown."""
+
+    def word(setting: Any) -> str:
+        if isinstance(setting, list):
+            return f"{len(setting):,}"
+        if isinstance(setting, bool):
+            return "yes" if setting else "no"
+        return f"{setting:,}" if isinstance(setting, int) else str(setting)
+
+    # lists last: they say least
+    others = sorted(value.items(), key=lambda item: isinstance(item[1], list))
+    words = [f"{key} {word(setting)}" for key, setting in others if key != "name"]
+    return ", ".join([value["name"], *words])
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -82,7 +82,7 @@ class LossFunction:
                 f"expected ({len(targets)}, V): one row per supervised position"
             )
         logprobs_MV = (student_logits.float() / self.temperature).log_softmax(1)
-        return self.loss.value(logprobs_MV, targets, self.temperature)
+        return self.loss.value(logprobs_MV, targets.rows(0, len(targets)), self.temperature)
 
 
 def loss(name: str, *, temperature: float = 1.0, **parameters: float) -> LossFunction:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from ..softmax import SparseGradient
-from ..tensors import tail_logprobs_at, tempered
+from ..tensors import summed, tail_logprobs_at, tempered
 from .loss import Loss
 
 if TYPE_CHECKING:
@@ -72,9 +72,10 @@ class ForwardKL(Loss):
         self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
     ) -> torch.Tensor:
         head = logprobs_MV.gather(1, target.head_ids)
-        tail = logprobs_MV.gather(1, target.tail_ids)
-        outside = logprobs_MV.scatter(1, target.head_ids, -torch.inf)
-        log_rest = torch.logsumexp(outside, 1) if target.tail_ids.shape[1] == 0 else None
+        tail = logprobs_MV[target.tail.rows(), target.tail.ids]
+        log_rest = None
+        if target.capture.tail == 0:
+            log_rest = logprobs_MV.scatter(1, target.head_ids, -torch.inf).logsumexp(1)
         return _forward_kl(target, temperature, head, tail, log_rest)
 
     def gradient(
@@ -87,11 +88,10 @@ class ForwardKL(Loss):
         """
         teacher = tempered(target, temperature)
         head, tail = student.head_logprobs, student.tail_logprobs
-        if target.tail_ids.shape[1]:
+        if target.capture.tail:
             value = _forward_kl(target, temperature, head, tail, None)
-            mass = teacher.head.sum(1) + teacher.tail.sum(1)
-            ids = torch.cat([target.head_ids, target.tail_ids], 1)
-            return SparseGradient(value, mass, ids, -torch.cat([teacher.head, teacher.tail], 1))
+            mass = teacher.head.sum(1) + summed(target, teacher.tail)
+            return SparseGradient(value, mass, target.head_ids, -teacher.head, tail=-teacher.tail)
         rest = student.rest(target)
         value = _forward_kl(target, temperature, head, tail, rest.log())
         # without teacher mass outside the head the gradient there is q itself
@@ -109,17 +109,17 @@ def _forward_kl(
     tail: torch.Tensor,
     log_rest: torch.Tensor | None,
 ) -> torch.Tensor:
-    """[M] the loss, from the student's log-probabilities of head [M, K], samples [M, R] and bucket
+    """[M] the loss, from the student's log-probabilities of head [M, K], samples [J] and bucket
     [M]."""
     teacher = tempered(target, temperature)
     if log_rest is None and temperature == 1.0:
         # the entropy is known exactly; samples only estimate it
-        cross = -(teacher.head * head).sum(1) - (teacher.tail * tail).sum(1)
+        cross = -(teacher.head * head).sum(1) - summed(target, teacher.tail * tail)
         return cross - target.entropy
     on_head = (teacher.head * (teacher.log_head - head)).sum(1)
     if log_rest is None:
         log_tail = tail_logprobs_at(target, temperature)
-        return on_head + (teacher.tail * (log_tail - tail)).sum(1)
+        return on_head + summed(target, teacher.tail * (log_tail - tail))
     bucket = teacher.rest * (teacher.rest.log() - log_rest)
     return on_head + torch.where(teacher.rest > 0, bucket, torch.zeros_like(bucket))
 

@@ -24,12 +24,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
 from ..softmax import SparseGradient
-from ..tensors import tail_logprobs_at, tempered
+from ..tensors import summed, tail_logprobs_at, tempered
 from .loss import Loss
 
 if TYPE_CHECKING:
@@ -270,10 +270,10 @@ class SkewKL(PartitionLoss):
     ) -> torch.Tensor:
         if not _has_known_samples(target):
             return PartitionLoss.value(self, logprobs_MV, target, temperature)
-        ids = torch.cat([target.head_ids, target.tail_ids], 1)
-        log_p, weights = _known(target, temperature)
-        log_m = log_mixture(log_p, logprobs_MV.gather(1, ids), self.skew)
-        return (weights * (log_p - log_m)).sum(1)
+        on_head, on_tail = _known(target, temperature)
+        value, _ = self._pull(on_head, logprobs_MV.gather(1, target.head_ids))
+        value_tail, _ = self._pull(on_tail, logprobs_MV[target.tail.rows(), target.tail.ids])
+        return value.sum(1) + summed(target, value_tail)
 
     def gradient(
         self, student: StudentSoftmax, target: TargetTensors, temperature: float
@@ -285,13 +285,21 @@ class SkewKL(PartitionLoss):
         """
         if not _has_known_samples(target):
             return PartitionLoss.gradient(self, student, target, temperature)
-        ids = torch.cat([target.head_ids, target.tail_ids], 1)
-        log_q = torch.cat([student.head_logprobs, student.tail_logprobs], 1)
-        log_p, weights = _known(target, temperature)
-        log_m = log_mixture(log_p, log_q, self.skew)
-        pull = weights * self._share(log_q, log_m)
-        value = (weights * (log_p - log_m)).sum(1)
-        return SparseGradient(value, pull.sum(1), ids, -pull)
+        on_head, on_tail = _known(target, temperature)
+        value, pull = self._pull(on_head, student.head_logprobs)
+        value_tail, pull_tail = self._pull(on_tail, student.tail_logprobs)
+        return SparseGradient(
+            value.sum(1) + summed(target, value_tail),
+            pull.sum(1) + summed(target, pull_tail),
+            target.head_ids,
+            -pull,
+            tail=-pull_tail,
+        )
+
+    def _pull(self, known: _Known, log_q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The part of the loss at each token, and the token's pull."""
+        log_m = log_mixture(known.log_p, log_q, self.skew)
+        return known.weight * (known.log_p - log_m), known.weight * self._share(log_q, log_m)
 
     def _share(self, log_q: torch.Tensor, log_m: torch.Tensor) -> torch.Tensor:
         """`(1 - s) q / m`, between 0 and 1."""
@@ -299,13 +307,23 @@ class SkewKL(PartitionLoss):
 
 
 def _has_known_samples(target: TargetTensors) -> bool:
-    return target.tail_logprobs is not None and target.tail_ids.shape[1] > 0
+    return target.tail.logprobs is not None and target.capture.tail > 0
 
 
-def _known(target: TargetTensors, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """[M, K + R] the teacher's log-probabilities of head and samples at a temperature, and their
-    weights."""
+class _Known(NamedTuple):
+    """Tokens whose probability under the teacher is known."""
+
+    log_p: torch.Tensor
+    """[M, K] or [J] their log-probabilities."""
+    weight: torch.Tensor
+    """What each stands for; the sum over all is 1 in expectation."""
+
+
+def _known(target: TargetTensors, temperature: float) -> tuple[_Known, _Known]:
+    """Head and samples at a temperature."""
     teacher = tempered(target, temperature)
     log_tail = tail_logprobs_at(target, temperature)
-    log_p = torch.cat([teacher.log_head, log_tail], 1).clamp(min=LOG_FLOOR)
-    return log_p, torch.cat([teacher.head, teacher.tail], 1)
+    return (
+        _Known(teacher.log_head.clamp(min=LOG_FLOOR), teacher.head),
+        _Known(log_tail.clamp(min=LOG_FLOOR), teacher.tail),
+    )
