@@ -5,6 +5,7 @@
 # make test            the fast tests;  make test TESTS=tests/data: all tests of one file or folder
 # make test-all        every test;  make check: lint and types;  make mutants: what the tests catch
 # make bench           the benchmarks;  make bench-quality: what each kind of record is worth
+# make gpu             what a GPU must prove, in 8 minutes: records, training, speed, memory
 # Variables: RECIPE= a recipe's name or file, or a run's folder;  SET="section.key=value ..."
 #   STUDENT="names" or ALL=1;  STORE= a store for inspect and verify;  GRID="key=1,2 ..." for sweep
 #   PILOT= and BUDGET= for plan;  TO="formats" for export;  TASKS= lm-eval task files for evaluate
@@ -21,11 +22,11 @@ STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
 STUDENTS = $(foreach name,$(STUDENT),--student '$(name)') $(if $(ALL),--all)
 GRIDS = $(foreach grid,$(GRID),--grid '$(grid)')
 
-.PHONY: help install demo demo-smollm2 run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export inspect verify test test-all mutants check lint types bench bench-quality clean
+.PHONY: help install demo demo-smollm2 run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export inspect verify test test-all mutants check lint types bench bench-quality gpu clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,10s/^# //p' Makefile
+	@sed -n '1,11s/^# //p' Makefile
 
 install: $(INSTALLED)
 
@@ -100,6 +101,9 @@ types: $(INSTALLED) .links/coldstill
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/bench/run.py
+
+gpu: $(INSTALLED)
+	$(BIN)/python tests/bench/gpu.py
 
 bench-quality: $(INSTALLED)
 	$(BIN)/python tests/bench/quality.py $(if $(TEACHER),--teacher '$(TEACHER)') $(TEXTS)

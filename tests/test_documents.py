@@ -49,6 +49,7 @@ NOT_RUN = {
     "make mutants": "takes minutes",
     "make demo-smollm2": "needs a model of 98 MB and an hour",
     "make bench": "takes half an hour",
+    "make gpu": "needs a GPU; test_gpu_script.py runs it at a small size",
     "make bench-quality": "takes half an hour",
     "make bench-quality TEACHER=smollm2 TEXTS=texts/": "needs a model of 98 MB and an hour",
     "torchrun --nproc-per-node 8 --no-python coldstill teacher-logits my-run": (
