@@ -98,8 +98,8 @@ def distortion(captured: Targets, stored: Targets) -> NDArray[np.float64]:
     """[M] KL(captured || stored) in nats, over the head tokens and one cell for all others. Raises
     ValueError if an id or a count differs from the captured one (at which position)."""
     found, wanted = _sorted_head(stored), _sorted_head(captured)
-    _expect_same((found[0] != wanted[0]).any(1), "head")
-    _expect_same(_differing(captured.tail, stored.tail), "tail")
+    _expect_same((found[0] != wanted[0]).any(1), "head ids")
+    _expect_same(_differing(captured.tail, stored.tail), "tail ids or counts")
     p_MK, q_MK = wanted[1], found[1]
     rest_M = captured.log_tail.astype(np.float64)
     kl_M = (np.exp(p_MK) * (p_MK - q_MK)).sum(1)
@@ -159,4 +159,4 @@ def _differing(one: Tail, other: Tail) -> NDArray[np.bool_]:
 def _expect_same(wrong_M: NDArray[np.bool_], what: str) -> None:
     if wrong_M.any():
         place = int(np.flatnonzero(wrong_M)[0])
-        raise ValueError(f"{what} ids of position {place} do not come back from the codec")
+        raise ValueError(f"the codec changes the {what} of position {place}")

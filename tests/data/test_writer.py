@@ -234,19 +234,37 @@ def test_the_commit_record_has_the_counts_of_the_shard(tmp_path: Path) -> None:
     assert set(record) == {f.name for f in fields(commit)} | {"seal"}
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("head_ids", r"the codec changes the head ids of position "),
+        ("tail", r"the codec changes the tail ids or counts of position "),
+        ("label_logprob", r"the codec changes the label_logprob of position "),
+        ("entropy", r"the codec changes the entropy of position "),
+        ("tokens", r"sequence \d+ is not what was written: its tokens, document borders or "),
+    ],
+)
 def test_a_shard_that_decodes_differently_is_never_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     decode = PlainCodec.decode
 
     def forgetful(self: PlainCodec, columns: Any, capture: Capture) -> Block:
         block = decode(self, columns, capture)
-        ids = block.targets.head_ids.copy()
-        ids[-1, 0] ^= 1
-        return replace(block, targets=replace(block.targets, head_ids=ids))
+        if name == "tokens":
+            tokens = block.sequences.tokens
+            wrong = replace(tokens, values=tokens.values + 1)
+            return replace(block, sequences=replace(block.sequences, tokens=wrong))
+        if name == "tail":
+            tail = block.targets.tail
+            wrong_tail = replace(tail, ids=tail.ids + 1)
+            return replace(block, targets=replace(block.targets, tail=wrong_tail))
+        array = getattr(block.targets, name).copy()
+        array[-1] += 1
+        return replace(block, targets=replace(block.targets, **{name: array}))
 
     monkeypatch.setattr(PlainCodec, "decode", forgetful)
-    with pytest.raises(ValueError, match=r"head ids of position .* do not come back"):
+    with pytest.raises(ValueError, match=message):
         write_missing(tmp_path, MANIFEST, BLOCK)
     assert list(tmp_path.glob("shards/*")) == []
     assert scratch_in(tmp_path) == []
