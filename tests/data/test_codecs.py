@@ -360,5 +360,5 @@ def test_a_changed_id_is_named_by_its_position() -> None:
         replace(targets, head_ids=head_ids),
         replace(targets, tail=Tail.from_draws(tail_ids)),
     ):
-        with pytest.raises(ValueError, match="the codec changes the .* of position 3"):
+        with pytest.raises(ValueError, match=r"the codec changes the .* of position 3"):
             distortion(targets, changed)
