@@ -64,7 +64,7 @@ class ZarrStore:
     zstd: int = 3
     """Compression level, 0 (none) to 22. Blosc has 1, 3, 5 ... 15, 22; others are rounded down."""
     packed: bool = False
-    """Whether all columns are in one array (`packed_zarr.py`), or each in an array of its own."""
+    """Whether all columns are in two arrays (`packed_zarr.py`), or each in an array of its own."""
 
     def __post_init__(self) -> None:
         if self.zstd not in range(23):
