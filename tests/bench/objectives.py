@@ -72,11 +72,12 @@ OBJECTIVES = {
 }
 MIXTURES = ("cross_entropy", "kl", "0.5", "0.9")
 PARTS = (
-    ("random", "fresh", 100, tuple(OBJECTIVES)),
-    ("pruned", "fresh", 100, MIXTURES[:3]),
+    ("random", "fresh", 100, tuple(OBJECTIVES)[:-1]),
     ("random", "fresh", 200, MIXTURES),
+    ("pruned", "fresh", 100, MIXTURES[:3]),
     ("layers", "fresh", 100, MIXTURES[:3]),
     ("random", "repeated", 200, MIXTURES),
+    ("random", "fresh", 100, ("T = 2",)),
     ("pruned", "fresh", 200, MIXTURES[:3]),
     ("layers", "fresh", 200, MIXTURES[:3]),
 )
