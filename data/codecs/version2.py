@@ -105,7 +105,7 @@ class CompactVersion2(CompactCodec):
         )
         targets = Targets(
             head_ids=ids,
-            head_logprobs=self._levels.logprobs(levels, log_head),
+            head_logprobs=self._levels.logprobs(levels, log_head, self._levels.sums(levels)),
             log_tail=log_tail,
             tail=_tail(arrays, capture, count, id_type, np.uint16),
             label_logprob=from_steps(column("label_logprob", np.uint16), -1),

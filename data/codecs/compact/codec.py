@@ -227,7 +227,7 @@ class CompactCodec:
         log_tail, log_head = log_masses(record.angle)
         targets = Targets(
             head_ids=ranks.ids(record.ranks),
-            head_logprobs=self._levels.logprobs(record.levels, log_head),
+            head_logprobs=self._levels.logprobs(record.levels, log_head, record.sums),
             log_tail=log_tail,
             tail=tail,
             label_logprob=from_steps(label_steps, -1),
@@ -285,11 +285,14 @@ class _Record:
         self.ranks = np.zeros((positions, 0), np.int32)
         """[M, K] the head, most probable first."""
         self.levels = np.zeros((positions, 0), np.uint8)
+        self.sums = np.zeros(positions, np.int64)
+        """[M] of the weights of the head, as `Levels.sums` has them."""
         self.angle = np.full(positions, widest_angle(0), np.uint16)
         self.drawn: Drawn | None = None
         self._rounding: Levels | None = None
-        self._column_M = np.full(positions, -1)
-        self._entry_M = np.full(positions, -1)
+        self._in_head = self._columns = self._in_tail = self._entries = np.zeros(0, np.int64)
+        """The positions whose labels are in the head, their columns there, those whose labels were
+        drawn, and their entries there."""
 
     def set_head(
         self,
@@ -299,6 +302,7 @@ class _Record:
         angle_M: NDArray[np.uint16],
     ) -> None:
         self.ranks, self.levels = rounding.most_probable_first(ranks_MK, levels_MK)
+        self.sums = rounding.sums(self.levels)
         self.angle, self._rounding = angle_M, rounding
 
     def codes(self, label_ranks_M: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -311,45 +315,44 @@ class _Record:
             code_M = np.where(is_label.any(1), is_label.argmax(1) + 1, 0)
         if self.drawn is not None:
             entry_M = self.drawn.find(label_ranks_M)
-            place_M = np.where(entry_M == self.drawn.tops(), 0, entry_M - self.drawn.starts + 1)
+            starts_M = self.drawn.offsets[:-1]
+            place_M = np.where(entry_M == self.drawn.tops(), 0, entry_M - starts_M + 1)
             code_M = np.where(entry_M >= 0, head + 1 + place_M, code_M)
         return np.where(code_M < 256, code_M, 0).astype(np.uint8)
 
     def set_labels(self, code_M: NDArray[np.uint8]) -> None:
         """The places of the labels from their codes. Raises ValueError for a code without one."""
         head = self.ranks.shape[1]
-        place_M = code_M.astype(np.int64) - 1
-        self._column_M = np.where(place_M < head, place_M, -1)
-        behind = np.where(place_M >= head, place_M - head, -1)
-        if self.drawn is None:
-            most: Any = 0
-        else:
-            most = self.drawn.sizes + 1
-            self._entry_M = np.where(behind == 0, self.drawn.tops(), self.drawn.starts + behind - 1)
-            self._entry_M[behind < 0] = -1
-        if (behind >= most).any():
+        self._in_head = np.flatnonzero((code_M > 0) & (code_M <= head))
+        self._columns = code_M[self._in_head].astype(np.int64) - 1
+        self._in_tail = rows = np.flatnonzero(code_M > head)
+        places = code_M[rows].astype(np.int64) - (head + 1)
+        if self.drawn is not None and (places <= self.drawn.sizes[rows]).all():
+            others = self.drawn.offsets[rows] + places - 1
+            self._entries = np.where(places == 0, self.drawn.tops()[rows], others)
+        elif len(rows):
             raise ValueError("column 'label_code' names an entry that its record does not have")
 
     def label_ranks(self) -> NDArray[np.int32]:
         """[M] the rank of each label with a code; 0 for the others."""
         ranks_M = np.zeros(len(self.angle), np.int32)
-        rows = np.flatnonzero(self._column_M >= 0)
-        ranks_M[rows] = self.ranks[rows, self._column_M[rows]]
+        ranks_M[self._in_head] = self.ranks[self._in_head, self._columns]
         if self.drawn is not None:
-            rows = np.flatnonzero(self._entry_M >= 0)
-            ranks_M[rows] = self.drawn.ranks[self._entry_M[rows]]
+            ranks_M[self._in_tail] = self.drawn.ranks[self._entries]
         return ranks_M
 
     def label_steps(self) -> NDArray[np.int64]:
         """[M] about -log p of each label, in steps."""
         steps_M = tail_steps(self.angle)
-        steps_M = steps_M + (
-            _BEHIND if self.drawn is None else self.drawn.label_steps(self._entry_M)
-        )
-        rows = np.flatnonzero(self._column_M >= 0)
+        if self.drawn is None:
+            steps_M += _BEHIND
+        else:
+            steps_M += self.drawn.unseen_steps
+            drawn = self.drawn.steps(self._entries)
+            steps_M[self._in_tail] += drawn - self.drawn.unseen_steps
         if self._rounding is not None:
-            levels = self.levels[rows, self._column_M[rows]]
-            steps_M[rows] = self._rounding.steps[levels]
+            levels = self.levels[self._in_head, self._columns]
+            steps_M[self._in_head] = self._rounding.steps[levels]
         return steps_M
 
     def entropy_steps(self) -> NDArray[np.int64]:
@@ -359,7 +362,7 @@ class _Record:
             return nothing if self.drawn is None else self.drawn.entropy_steps()
         tail_M = tail_mass(self.angle)
         inside = _SPREAD if self.drawn is None else self.drawn.entropy_steps() / STEPS
-        nats = self._rounding.entropy(self.levels, 1.0 - tail_M)
+        nats = self._rounding.entropy(self.sums, 1.0 - tail_M)
         nats += tail_M * (inside + tail_steps(self.angle) / STEPS)
         return np.rint(nats * STEPS).astype(np.int64)
 

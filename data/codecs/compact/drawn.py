@@ -6,7 +6,8 @@ That of the last one of a position is not: it follows from R.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +30,8 @@ tokens over R: 0.6 x + 2 x^2 is within 0.1 nats of the median up to x = 0.7 (syn
 V = 128,256, and a real one, V = 49,152)."""
 _FINE = 256
 """Parts of a step in which entropies are added up."""
+_REPEATS = (1 << 32) - 1
+"""The lower half of `_terms`."""
 
 
 class Drawn:
@@ -52,7 +55,6 @@ class Drawn:
         """
         self.draws, self.ranks, self.sizes = draws, ranks_J, sizes_M
         self.offsets = list_offsets(sizes_M)
-        self.starts = self.offsets[:-1]
         self.counts = np.ones(len(ranks_J), count_type(draws))
         """[J]"""
         self.logprobs: NDArray[np.uint16] | None = None
@@ -60,16 +62,19 @@ class Drawn:
         self._often_J = often_J
         self._often = np.flatnonzero(often_J)
         """The entries that were drawn more than once."""
-        ends_M = np.cumsum(often_J, dtype=np.int32)[self.offsets[1:] - 1]
-        self._rows = np.flatnonzero(np.diff(ends_M, prepend=0))
+        self._before = np.cumsum(np.append(np.False_, often_J), dtype=np.int32).take(self.offsets)
+        """[M + 1] how many of them are in the positions before."""
+        self._rows = np.flatnonzero(self._before[1:] > self._before[:-1])
         """The positions that have such entries."""
-        self._last = ends_M[self._rows] - 1
-        """Index in `_often` of the last one of each of these positions."""
-        self._first = np.append(0, self._last[:-1] + 1)[: len(self._rows)]
+        self._first = self._before.take(self._rows)
+        """Index in `_often` of the first one of each of these positions."""
+        self._last = self._before.take(self._rows + 1) - 1
         kept = np.ones(len(self._often), np.bool_)
         kept[self._last] = False
-        self._kept = self._often[kept]
-        """The entries whose counts are stored."""
+        self._kept = np.flatnonzero(kept)
+        """Indices in `_often` of the entries whose counts are stored."""
+        self._sums = np.zeros(0, np.int64)
+        """For each of `_rows`, `_terms` of its entries added up."""
 
     @classmethod
     def of(cls, tail: Tail, ranks_J: NDArray[np.int32], draws: int) -> Drawn:
@@ -78,6 +83,7 @@ class Drawn:
         counts = tail.counts[order]
         made = cls(draws, ranks_J[order], counts > 1, tail.lengths)
         made.counts = counts.astype(made.counts.dtype)
+        made._sums = made._added(_terms(draws).take(counts[made._often]))
         if tail.logprobs is not None:
             made.logprobs = to_steps(-tail.logprobs[order], "-tail_logprobs")
         return made
@@ -88,11 +94,10 @@ class Drawn:
         borders_N  [N + 1] the first position of each sequence
         """
         columns = _IDS.pack(Sets(self.ranks, self.sizes, self._often_J), borders_N)
-        first_N, kept = self.offsets[borders_N], self._kept
-        counts = (self.counts[kept] - 2).astype(self.counts.dtype)
-        columns["tail_counts"] = Ragged(counts, np.searchsorted(kept, first_N))
+        counts = (self.counts[self._often[self._kept]] - 2).astype(self.counts.dtype)
+        columns["tail_counts"] = Ragged(counts, self._kept_before(borders_N))
         if self.logprobs is not None:
-            columns["tail_logprobs"] = Ragged(self.logprobs, first_N)
+            columns["tail_logprobs"] = Ragged(self.logprobs, self.offsets[borders_N])
         return columns
 
     @classmethod
@@ -111,66 +116,105 @@ class Drawn:
         sets = _IDS.unpack(columns, sizes, borders_N)
         assert sets.flags is not None
         made = cls(draws, sets.ids, sets.flags, sizes)
-        first_N, counts, kept = made.offsets[borders_N], made.counts, made._kept
-        borders = np.searchsorted(kept, first_N)
-        stored = expect_list(columns, "tail_counts", borders, counts.dtype)
+        stored = expect_list(
+            columns, "tail_counts", made._kept_before(borders_N), made.counts.dtype
+        )
         if stored.max(initial=0) > max(0, draws - 2):
             raise ValueError(f"column 'tail_counts' reaches {stored.max()} of {draws} draws")
-        counts[kept] = stored + counts.dtype.type(2)
-        left_M = draws - sizes
-        left_M[made._rows] -= made._sums(counts[made._often].astype(np.int64) - 1)
-        if (left_M[made._rows] < 1).any() or np.count_nonzero(left_M) != len(made._rows):
-            raise ValueError(f"column 'tail_counts': those of a position do not sum to {draws}")
-        counts[made._often[made._last]] = 1 + left_M[made._rows]
+        made._set_counts(stored)
         if logprobs:
+            first_N = made.offsets[borders_N]
             made.logprobs = expect_list(columns, "tail_logprobs", first_N, np.uint16)
         return made
 
+    def _set_counts(self, stored: NDArray[Any]) -> None:
+        """The counts of all entries from the stored ones, which are less by 2."""
+        rows, draws, table = self._rows, self.draws, _terms(self.draws)
+        terms = np.zeros(len(self._often), np.int64)
+        terms[self._kept] = table[2:].take(stored)
+        self._sums = self._added(terms)
+        left = draws - self.sizes.take(rows) - (self._sums & _REPEATS)
+        if (left < 1).any() or np.count_nonzero(self.sizes < draws) != len(rows):
+            raise ValueError(f"column 'tail_counts': those of a position do not sum to {draws}")
+        self._sums += table.take(left + 1)
+        counts = np.empty(len(self._often), self.counts.dtype)
+        counts[self._kept] = stored + stored.dtype.type(2)
+        counts[self._last] = left + 1
+        self.counts[self._often] = counts
+
     def tops(self) -> NDArray[np.int64]:
         """[M] the entry that was drawn most often; of several, the first."""
-        counts = self.counts[self._often]
-        tops_M = self.starts.copy()
+        tops_M = self.offsets[:-1].copy()
         if len(self._rows):
-            most = np.maximum.reduceat(counts, self._first)
-            places = np.flatnonzero(counts == np.repeat(most, self._last - self._first + 1))
-            tops_M[self._rows] = self._often[places[np.searchsorted(places, self._first)]]
+            number = len(self._often)
+            keys = self.counts.take(self._often).astype(np.int64) << 32
+            keys |= np.arange(number, 0, -1)
+            most = np.maximum.reduceat(keys, self._first)
+            tops_M[self._rows] = self._often.take(number - (most & 0xFFFFFFFF))
         return tops_M
 
     def find(self, ranks_M: NDArray[np.int32]) -> NDArray[np.int64]:
         """[M] the entry of a token in each position's samples, or -1."""
         places = np.flatnonzero(self.ranks == np.repeat(ranks_M, self.sizes))
         found = np.full(len(self.sizes), -1)
-        found[np.searchsorted(self.starts, places, side="right") - 1] = places
+        found[np.searchsorted(self.offsets[:-1], places, side="right") - 1] = places
         return found
 
-    def label_steps(self, entry_M: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[M] -log of an entry's share of the samples, in steps; of an unseen token's at -1."""
+    def steps(self, entries: NDArray[np.int64]) -> NDArray[np.int64]:
+        """-log of the share of some entries in the samples, in steps."""
+        return self._steps.take(self.counts.take(entries))
+
+    @property
+    def unseen_steps(self) -> int:
+        """The same of a token that was not drawn."""
+        return int(self._steps[0])
+
+    @property
+    def _steps(self) -> NDArray[np.int64]:
         share = np.maximum(np.arange(self.draws + 1), _UNSEEN) / self.draws
-        table = np.rint(-np.log(share) * STEPS).astype(np.int64)
-        steps_M: NDArray[np.int64] = table[np.where(entry_M < 0, 0, self.counts[entry_M])]
-        return steps_M
+        table: NDArray[np.int64] = np.rint(-np.log(share) * STEPS).astype(np.int64)
+        return table
 
     def entropy_steps(self) -> NDArray[np.int64]:
         """[M] the entropy of the samples, in steps, and what such an entropy lacks."""
-        share = np.arange(self.draws + 1) / self.draws
-        terms = -share * np.log(np.maximum(share, 1e-9)) * STEPS * _FINE
-        table = np.rint(terms).astype(np.int64)
-        seen_M: NDArray[np.int64] = self.sizes * table[1]
-        seen_M[self._rows] += self._sums(table[self.counts[self._often]] - table[1])
-        kinds = np.arange(self.draws + 1) / self.draws
-        unseen = np.rint((_LINEAR * kinds + _SQUARE * kinds**2) * STEPS).astype(np.int64)
-        seen_M //= _FINE
-        seen_M += unseen[self.sizes]
-        return seen_M
+        kinds = np.arange(self.draws + 1)
+        share = kinds / self.draws
+        unseen = np.rint((_LINEAR * share + _SQUARE * share**2) * STEPS).astype(np.int64)
+        # as if all were drawn once, and what the others add to it
+        once = kinds * int(_entropies(self.draws)[1])
+        steps_M: NDArray[np.int64] = (once // _FINE + unseen).take(self.sizes)
+        sizes = self.sizes.take(self._rows)
+        seen = (once.take(sizes) + (self._sums >> 32)) // _FINE
+        steps_M[self._rows] = seen + unseen.take(sizes)
+        return steps_M
 
     def tail(self, ids_J: NDArray[np.int32]) -> Tail:
         """The samples, with these ids for their ranks."""
         logprobs = None if self.logprobs is None else from_steps(self.logprobs, -1)
         return Tail(ids=ids_J, counts=self.counts, logprobs=logprobs, offsets=self.offsets)
 
-    def _sums(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """For each of `_rows`, the sum of a value over its entries that were drawn often."""
-        if len(values) == 0:
-            return values
-        sums: NDArray[np.int64] = np.add.reduceat(values, self._first)
-        return sums
+    def _kept_before(self, borders_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[N + 1] how many entries before these positions have stored counts."""
+        return self._before[borders_N] - np.searchsorted(self._rows, borders_N)
+
+    def _added(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each of `_rows`, the sum of a value of its entries that were drawn often."""
+        sums = np.append(0, values.cumsum())
+        added: NDArray[np.int64] = sums.take(self._last + 1) - sums.take(self._first)
+        return added
+
+
+def _entropies(draws: int) -> NDArray[np.int64]:
+    """[R + 1] what a token that was drawn so often adds to the entropy of the samples."""
+    share = np.arange(draws + 1) / draws
+    parts: NDArray[np.int64] = np.rint(-share * np.log(np.maximum(share, 1e-9)) * STEPS * _FINE)
+    return parts.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _terms(draws: int) -> NDArray[np.int64]:
+    """[R + 1] for a token that was drawn so often, its draws after the first in the lower 32 bits,
+    and what they add to the entropy of the samples in the upper ones. Two sums at once."""
+    entropies = _entropies(draws)
+    terms: NDArray[np.int64] = entropies - entropies[1] << 32
+    return terms + np.arange(-1, draws)

@@ -14,11 +14,11 @@ range of ids.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...columns import expect_list
+from ...columns import expect_list, list_offsets
 from ...schema import Ragged
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ QUARTERS = 4
 LARGEST = 1 << 20
 """More ids than this cannot be packed."""
 _NARROW, _WIDE = 1 << 8, 1 << 16
+_CACHE_ENTRIES = 1 << 15
+"""Entries that are unpacked at a time, so that they stay in the cache of a core."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,9 +82,9 @@ class GapPacking:
         narrow = np.flatnonzero(classes >= self._direct)
         wide = np.flatnonzero(classes >= self._narrow_end)
         by_quarter = np.empty_like(symbols)
-        order_J, ends_QM = _by_quarter(sets.sizes)
-        by_quarter[order_J] = symbols
-        for name, first, last, offsets in self._lists(ends_QM, borders_N):
+        quarters = _Quarters(sets.sizes)
+        by_quarter[quarters.order()] = symbols
+        for name, first, last, offsets in self._lists(quarters.ends_MQ, borders_N):
             columns[name] = Ragged(by_quarter[first:last], offsets)
         for name, places, shift in ((self._low, narrow, 0), (self._high, wide, 8)):
             values = (rest[places] >> shift & 255).astype(np.uint8)
@@ -95,30 +97,46 @@ class GapPacking:
         """The sets of these sizes. Raises ValueError if the columns do not fit them."""
         if sizes.min(initial=1) < 1:
             raise ValueError(f"column '{self._name}_sizes' holds a set without ids")
-        ends = np.cumsum(sizes)
-        starts = ends - sizes
-        order_J, ends_QM = _by_quarter(sizes)
-        lists = [
-            expect_list(columns, name, offsets, np.uint8)
-            for name, _, _, offsets in self._lists(ends_QM, borders_N)
-        ]
-        symbols = np.concatenate(lists).take(order_J)
+        starts = list_offsets(sizes)
+        first_N = starts[borders_N]
+        symbols = self._in_order(columns, sizes, borders_N)
         flags = symbols >= 128 if self._flags else None
         classes = symbols & 127 if self._flags else symbols
-        gaps = classes.astype(np.uint32)  # right for the small ones, which are most
-        first_N = np.append(starts, len(gaps))[borders_N]
         narrow = np.flatnonzero(classes >= self._direct)
-        ranges = classes[narrow]
-        wide = narrow[ranges >= self._narrow_end]
-        gaps[narrow] = self._bases[ranges]
-        for name, places, shift in ((self._low, narrow, 0), (self._high, wide, 8)):
-            values = expect_list(columns, name, np.searchsorted(places, first_N), np.uint8)
-            gaps[places] += values.astype(np.uint32) << shift
-        gaps += 1
-        # one running sum over all sets; what came before a set is taken off again
-        ids = np.cumsum(gaps, dtype=np.uint32)
-        ids -= np.repeat(ids[starts] - gaps[starts] + 1, sizes)
+        ranges = classes.take(narrow)
+        values = self._bases.take(ranges)
+        values += expect_list(columns, self._low, np.searchsorted(narrow, first_N), np.uint8)
+        wide = np.flatnonzero(ranges >= self._narrow_end)
+        borders = np.searchsorted(narrow.take(wide), first_N)
+        high = expect_list(columns, self._high, borders, np.uint8)
+        values[wide] += high.astype(np.uint32) << 8
+        ids = np.empty(len(classes), np.uint32)
+        # some sets at a time, which stay in the cache of a core
+        for sets in _parts(starts):
+            first, last = starts[sets.start], starts[sets.stop]
+            gaps = classes[first:last].astype(np.uint32)  # right for the small ones, most of all
+            inside = slice(*np.searchsorted(narrow, (first, last)))
+            gaps[narrow[inside] - first] = values[inside]
+            gaps += 1
+            # one running sum over all sets; what came before a set is taken off again
+            ends = np.cumsum(gaps, dtype=np.uint32)
+            before = _before(ends).take(starts[sets] - first)
+            before += 1
+            np.subtract(ends, np.repeat(before, sizes[sets]), out=ids[first:last])
         return Sets(ids.view(np.int32), sizes, flags)
+
+    def _in_order(
+        self, columns: Columns, sizes: NDArray[np.int64], borders_N: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """[J] the bytes of all classes, one set after the other."""
+        quarters = _Quarters(sizes)
+        lists = [
+            expect_list(columns, name, offsets, np.uint8)
+            for name, _, _, offsets in self._lists(quarters.ends_MQ, borders_N)
+        ]
+        if len(sizes) and sizes.min() == sizes.max():  # the sets are the rows of a matrix
+            return np.concatenate([part.reshape(len(sizes), -1) for part in lists], axis=1).ravel()
+        return np.concatenate(lists).take(quarters.order())
 
     @property
     def _low(self) -> str:
@@ -129,30 +147,48 @@ class GapPacking:
         return f"{self._name}_high"
 
     def _lists(
-        self, ends_QM: NDArray[np.int64], borders_N: NDArray[np.int64]
+        self, ends_MQ: NDArray[np.int32], borders_N: NDArray[np.int64]
     ) -> Iterator[tuple[str, int, int, NDArray[np.int64]]]:
         """Name, first and last entry, and borders of the list of each quarter."""
         first = 0
-        for quarter, ends_M in enumerate(ends_QM):
-            offsets = np.append(0, ends_M)[borders_N]
+        for quarter, offsets in enumerate(_before(ends_MQ)[borders_N].T.astype(np.int64)):
             last = first + int(offsets[-1])
             yield f"{self._name}_{quarter}", first, last, offsets
             first = last
 
 
-def _by_quarter(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """[J] the place of each entry where the quarters of all sets follow one another, and [Q, M] how
-    many entries of a quarter are in a set and those before."""
-    sizes = sizes.astype(np.int32)
-    # borders of the quarters of a set of every size
-    table = -(-np.arange(QUARTERS + 1)[:, None] * np.arange(sizes.max(initial=0) + 1) // QUARTERS)
-    borders_QM = table.astype(np.int32)[:-1].take(sizes, axis=1)
-    lengths_QM = np.diff(table, axis=0).astype(np.int32).take(sizes, axis=1)
-    ends_QM = np.cumsum(lengths_QM, axis=1, dtype=np.int64)
-    # the first place of each part of a set, less its place in the set's own order
-    befores_Q = np.cumsum(ends_QM[:, -1:]) - ends_QM[:, -1] if len(sizes) else np.zeros(QUARTERS)
-    own_M = np.cumsum(sizes, dtype=np.int64) - sizes
-    shifts_QM = ends_QM - lengths_QM - borders_QM - own_M + befores_Q.astype(np.int64)[:, None]
-    order_J = np.repeat(shifts_QM.T.astype(np.int32).ravel(), lengths_QM.T.ravel())
-    order_J += np.arange(len(order_J), dtype=np.int32)
-    return order_J, ends_QM
+class _Quarters:
+    """How the entries of some sets are in lists by quarter."""
+
+    def __init__(self, sizes: NDArray[np.int64]) -> None:
+        places = np.arange(1, QUARTERS + 1) * np.arange(sizes.max(initial=0) + 1)[:, None]
+        ends = -(-places // QUARTERS).astype(np.int32)
+        """For a set of every size, where each quarter ends."""
+        self._lengths_MQ = np.diff(ends, axis=1, prepend=np.int32(0)).take(sizes, axis=0)
+        self._own_MQ = ends.take(sizes, axis=0)
+        self.ends_MQ = self._lengths_MQ.cumsum(axis=0, dtype=np.int32)
+        """[M, Q] how many entries of a quarter are in a set and those before."""
+        self._sizes = sizes
+
+    def order(self) -> NDArray[np.int32]:
+        """[J] the place of each entry where the quarters of all sets follow one another."""
+        # where each part of a set ends in that order, less where it ends in the sets' own
+        shifts_MQ = self.ends_MQ - self._own_MQ
+        shifts_MQ -= (np.cumsum(self._sizes) - self._sizes).astype(np.int32)[:, None]
+        wholes_Q = self._lengths_MQ.sum(axis=0, dtype=np.int32)
+        shifts_MQ += wholes_Q.cumsum(dtype=np.int32) - wholes_Q
+        order_J = np.repeat(shifts_MQ.ravel(), self._lengths_MQ.ravel())
+        order_J += np.arange(len(order_J), dtype=np.int32)
+        return order_J
+
+
+def _before(ends: NDArray[Any]) -> NDArray[Any]:
+    """Where parts begin, and the last one ends, from where each ends."""
+    return np.concatenate([np.zeros_like(ends, shape=(1, *ends.shape[1:])), ends])
+
+
+def _parts(starts: NDArray[np.int64]) -> Iterator[slice]:
+    """The sets whose entries begin at these places, some entries at a time."""
+    steps = np.arange(0, starts[-1], _CACHE_ENTRIES)
+    borders = np.unique(np.append(np.searchsorted(starts, steps), len(starts) - 1))
+    return map(slice, borders[:-1].tolist(), borders[1:].tolist())

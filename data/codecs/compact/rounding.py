@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 STEPS = 64
 """Steps per nat for log-probabilities of labels and samples, and for entropies."""
-_PARTS = 1 << 30
-"""Parts of a weight of 1 in which weights are added up."""
+_PARTS, _TERMS = 1 << 30, 1 << 24
+"""Parts of 1 in which weights w are added up, and w log w."""
 _ANGLES = 4095
 """Steps of a right angle. Tail mass is sin^2 and head mass cos^2, so that both keep precision."""
 ANGLE_ERROR = math.pi / 2 / _ANGLES
@@ -41,14 +41,15 @@ class Levels:
         self._levels, self._power = levels, 2.0 * temperature
         root = np.arange(256) / levels
         root[0] = 0.25 / levels  # values that round to level 0 are at most half a step
-        self._weights = (root**self._power).astype(np.float32)
-        """[256] the probability of each level before scaling."""
-        self.steps = np.rint(-self._power * np.log(root) * STEPS).astype(np.int64)
+        nats = -self._power * np.log(root)
+        self.steps = np.rint(nats * STEPS).astype(np.int64)
         """[256] -log p of each level before scaling, in steps."""
-        # no level is above `levels` by more than one; larger weights would not fit 64 bits
+        self._logs = (-nats).astype(np.float32)
+        # no level is above `levels` by more than one; larger weights would not fit 32 bits
         weights = np.minimum(root, root[min(255, levels + 1)]) ** self._power
-        self._parts = np.rint(weights * _PARTS).astype(np.int64)
-        self._terms = np.rint(weights * np.log(weights) * _PARTS).astype(np.int64)
+        parts = np.rint(weights * _PARTS).astype(np.int64)
+        terms = np.rint(weights * np.log(weights) * _TERMS).astype(np.int64)
+        self._sums = terms << 32 | parts
 
     def of(self, logprobs_MK: NDArray[np.float32]) -> NDArray[np.uint8]:
         """[M, K] the level of each head token, most probable first."""
@@ -87,31 +88,47 @@ class Levels:
             np.subtract(255, top_byte, out=levels[rows])
         return ids, levels
 
+    def sums(self, levels_MK: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """[M] the sum of a position's weights w before scaling, in parts, in the lower 32 bits, and
+        that of w log w, in terms, in the upper ones.
+
+        Sums of whole numbers are the same on every machine.
+        """
+        sums_M = np.empty(len(levels_MK), np.int64)
+        for rows in row_blocks(*levels_MK.shape):
+            np.sum(self._sums.take(levels_MK[rows]), axis=1, out=sums_M[rows])
+        return sums_M
+
     def logprobs(
-        self, levels_MK: NDArray[np.uint8], log_mass_M: NDArray[np.float32]
+        self,
+        levels_MK: NDArray[np.uint8],
+        log_mass_M: NDArray[np.float32],
+        sums_M: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         """[M, K] log-probabilities, scaled so that those of a position sum to its mass."""
         logprobs = np.empty(levels_MK.shape, np.float32)
+        shift_M = (log_mass_M - np.log(_weight(sums_M))).astype(np.float32)
         for rows in row_blocks(*levels_MK.shape):
-            part = logprobs[rows]
-            np.take(self._weights, levels_MK[rows], out=part)
-            np.multiply(part, (np.exp(log_mass_M[rows]) / part.sum(1))[:, None], out=part)
-            np.log(part, out=part)
+            np.add(self._logs.take(levels_MK[rows]), shift_M[rows, None], out=logprobs[rows])
         return logprobs
 
     def entropy(
-        self, levels_MK: NDArray[np.uint8], mass_M: NDArray[np.float64]
+        self, sums_M: NDArray[np.int64], mass_M: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """[M] the part of the entropy that is in the head, in nats: the sum of -p log p.
 
-        With weights w whose sum is S, p is `mass w / S`. Sums of whole numbers are the same on
-        every machine.
+        With weights w whose sum is S, p is `mass w / S`.
         """
-        sum_M = np.maximum(self._parts[levels_MK].sum(1), 1)
-        terms_M = self._terms[levels_MK].sum(1)
-        log_scale = np.log(np.maximum(mass_M, 1e-30) * _PARTS / sum_M)
-        nats_M: NDArray[np.float64] = -mass_M * (terms_M / sum_M + log_scale)
+        weight_M, terms_M = _weight(sums_M), (sums_M >> 32) / _TERMS
+        log_scale = np.log(np.maximum(mass_M, 1e-30) / weight_M)
+        nats_M: NDArray[np.float64] = -mass_M * (terms_M / weight_M + log_scale)
         return nats_M
+
+
+def _weight(sums_M: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[M] the sum of the weights."""
+    weight_M: NDArray[np.float64] = np.maximum(sums_M & 0xFFFFFFFF, 1) / _PARTS
+    return weight_M
 
 
 def row_blocks(rows: int, width: int) -> Iterator[slice]:
