@@ -71,7 +71,7 @@ def is_captured(plan: CapturePlan) -> bool:
     # the isolation follows from the teacher, whose fingerprint is compared
     isolation = read_manifest(place).packing.isolation
     manifest = make_manifest(plan, isolation)
-    ShardWriter(plan.folder, manifest).check()
+    ShardWriter(plan.folder, manifest, other_engine=plan.other_engine).check()
     store = open_store(plan.folder, incomplete=True)
     store.expect_sizes()
     return len(store.done) == manifest.shards
@@ -116,7 +116,11 @@ def _capture_split(
         manifest = fitted(manifest, _first_batch(plan, teacher))
     forward = TeacherForward(teacher, plan.capture, plan.batch_tokens, report, plan.split)
     writer = ShardWriter(
-        plan.folder, manifest, shared=True, save_tokenizer=plan.tokenizer.save_pretrained
+        plan.folder,
+        manifest,
+        shared=True,
+        save_tokenizer=plan.tokenizer.save_pretrained,
+        other_engine=plan.other_engine,
     )
     with writer:
         begin()
@@ -192,8 +196,7 @@ def _special_at_ends(plan: CapturePlan, teacher: Teacher, budget: int) -> dict[i
             break
         sequences = plan.sequences.read(plan.rows[start : start + rows])
         teacher.lead(sequences)
-        dtype = teacher.head.model.dtype
-        batch = prepare(sequences, teacher.isolation, dtype, plan.capture.seed, pin=False)
+        batch = prepare(teacher, sequences, plan.capture.seed, pin=False)
         for chunk in forward.chunks(batch):
             at_end = chunk.logits_MV[chunk.labels_M == plan.corpus.separator[0]]
             sums += at_end.double().softmax(1)[:, special].sum(0).cpu()
@@ -248,10 +251,10 @@ def _measure(
     """
     seconds = min(max(took / 10, _LEAST_SECONDS), _MOST_SECONDS)
     forward = usage = None
-    if not teacher.lockstep:
+    if teacher.is_whole:
         sample = plan.sequences.read(plan.rows[: max(1, budget // plan.sequence_length)])
         forward = forward_speed(teacher.head, sample, teacher.isolation, seconds)
-    if not teacher.lockstep and plan.split == "heldout":  # students are measured on these sequences
+    if teacher.is_whole and plan.split == "heldout":  # students are measured on these sequences
         stage = f"{STAGE} {plan.split}"
         usage = measure_usage(
             teacher.head.model,
@@ -263,7 +266,7 @@ def _measure(
         )
     return {
         "machine": describe_machine(),
-        "runtime": f"torch {torch.__version__}",
+        "runtime": teacher.engine.version if teacher.engine else f"torch {torch.__version__}",
         "processes": world_size(),
         "forward": None if forward is None else asdict(forward),
         "usage": None if usage is None else asdict(usage),

@@ -35,6 +35,17 @@ _STRICT: Any = {"extra": "forbid", "strict": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineIdentity:
+    """The program that ran the teacher, if that was not transformers."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+    name: str
+    version: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """Its options, as the recipe gives them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherIdentity:
     """The model whose outputs were captured."""
 
@@ -52,6 +63,15 @@ class TeacherIdentity:
     """Whether code of the model's repository has run; written only if true."""
     weights: str = ""
     """How a file stored the weights before they were dequantised; written only if not empty."""
+    engine: EngineIdentity | None = None
+    """Written only if it was not transformers."""
+    other_engines: tuple[EngineIdentity | None, ...] = ()
+    """Engines that continued the store; None is transformers. Written only if not empty."""
+
+    @property
+    def engines(self) -> tuple[EngineIdentity | None, ...]:
+        """All engines whose shards the store has."""
+        return (self.engine, *self.other_engines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +105,9 @@ class Packing:
     """T, the most tokens of a sequence."""
     together: bool
     """Whether a sequence may hold several documents."""
-    isolation: Literal["positions", "mask", "single"]
-    """How documents were kept apart: restarting positions, a 4-d mask, or one per sequence."""
+    isolation: Literal["positions", "mask", "single", "documents"]
+    """How documents were kept apart: restarting positions, a 4-d mask, one per sequence, or one per
+    request to an engine."""
     separator: tuple[_Count, ...]
     """The token ids added after each plain document."""
     fingerprint: str
@@ -184,7 +205,7 @@ class Manifest:
         value: dict[str, Any] = asdict(self)
         if self.generated is None:
             del value["generated"]
-        for name in ("trust_remote_code", "weights"):
+        for name in ("trust_remote_code", "weights", "engine", "other_engines"):
             if not value["teacher"][name]:
                 del value["teacher"][name]
         version = value.pop("version")
@@ -285,7 +306,10 @@ def settings_of(made: Codec | Store) -> dict[str, Any]:
 def difference(
     old: Manifest, new: Manifest, sides: tuple[str, str] = ("in the store", "now")
 ) -> str | None:
-    """The first field that differs, as `field: old in the store, new now`; None if none does."""
+    """The first field that differs, as `field: old in the store, new now`; None if none does. An
+    engine that has worked on the store is no difference."""
+    if new.teacher.engine in old.teacher.engines:
+        new = with_engine(new, old)
     if old.version != new.version:
         # the store's format had other defaults, and its codec had no setting `frequent`
         same_store = old.store["name"] == new.store["name"]
@@ -301,6 +325,14 @@ def difference(
         if before != now and not (named or key.startswith("error.")):
             return f"{key}: {_short(before)} {sides[0]}, {_short(now)} {sides[1]}"
     return None
+
+
+def with_engine(manifest: Manifest, of: Manifest) -> Manifest:
+    """A manifest with what another one says of the engines."""
+    theirs = of.teacher
+    teacher = replace(manifest.teacher, engine=theirs.engine, other_engines=theirs.other_engines)
+    packing = replace(manifest.packing, isolation=of.packing.isolation)
+    return replace(manifest, teacher=teacher, packing=packing)
 
 
 def _causes_first(key: str) -> tuple[int, str]:

@@ -24,7 +24,7 @@ from .layout import (
     committed,
     shard_name,
 )
-from .manifest import Manifest, difference, read_manifest, settings_of
+from .manifest import Manifest, difference, read_manifest, settings_of, with_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,14 +64,18 @@ class ShardWriter:
         *,
         shared: bool = False,
         save_tokenizer: Callable[[Path], object] | None = None,
+        other_engine: bool = False,
     ) -> None:
         """Name the store. Nothing is written before the context is entered.
 
         shared          several processes may write the store at the same time, each only the shards
                         that it has claimed (`claim`)
         save_tokenizer  saves the tokenizer to a folder; called if the store has none yet
+        other_engine    continue a store that differs in the teacher's engine alone; the manifest
+                        then names both
         """
         self._shared, self._save_tokenizer = shared, save_tokenizer
+        self._other_engine = other_engine
         self.place = place_at(root)
         self.use(manifest)
         self._held = contextlib.ExitStack()
@@ -89,11 +93,17 @@ class ShardWriter:
                     f"{self.place}: holds shards but no manifest.json; move it away"
                 )
             return
-        if changed := difference(read_manifest(self.place), self.manifest):
-            raise ColdstillError(
-                f"{self.place}: made differently: {changed}; give this run another name to "
-                "keep the store, or move the folder away to make a new one"
+        store = read_manifest(self.place)
+        if changed := difference(store, self.manifest):
+            remedy = (
+                "give this run another name to keep the store, or move the folder away to make "
             )
+            remedy += "a new one"
+            if not difference(store, with_engine(self.manifest, store)):
+                if self._other_engine:
+                    return
+                remedy = "to continue it all the same, add --other-engine"
+            raise ColdstillError(f"{self.place}: made differently: {changed}; {remedy}")
 
     def __enter__(self) -> ShardWriter:
         """Take the lock, write the manifest if it is missing, and delete leftovers of a crash."""
@@ -117,7 +127,12 @@ class ShardWriter:
         if not self.place.exists(MANIFEST):
             self.place.write(MANIFEST, json_bytes(self.manifest.to_json()))
         # a store keeps its format version, and what its codec has learned from its first block
-        self.use(read_manifest(self.place))
+        store, engine = read_manifest(self.place), self.manifest.teacher.engine
+        if engine not in store.teacher.engines:
+            others = (*store.teacher.other_engines, engine)
+            store = replace(store, teacher=replace(store.teacher, other_engines=others))
+            self.place.write(MANIFEST, json_bytes(store.to_json()))
+        self.use(store)
         if self._save_tokenizer is not None and not self.place.exists(TOKENIZER_FILES):
             with self.place.scratch() as folder:
                 self._save_tokenizer(folder / TOKENIZER)

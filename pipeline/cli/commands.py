@@ -155,6 +155,11 @@ def train_teacher(recipe: str, **options: Any) -> None:
 
 @main.command("teacher-logits")
 @recipe_options
+@click.option(
+    "--other-engine",
+    is_flag=True,
+    help="Continue a store that was begun with another teacher.engine.",
+)
 def teacher_logits(recipe: str, **options: Any) -> None:
     """Run the teacher over the corpus and store its logits.
 

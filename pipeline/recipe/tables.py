@@ -89,11 +89,33 @@ class TeacherTable(_Table):
     """Correct `model` with low-rank adapters on frozen weights instead of training all weights."""
     generate: GenerateConfig | None = None
     """Let the teacher answer the prompts of the corpus; students learn from these answers."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """The program that runs the teacher's layers. `vllm` captures the same record at serving speed,
+    from teachers on several devices or in quantised arithmetic, too."""
+    engine_options: dict[str, Any] = {}
+    """Options of the engine, passed on as they are, such as `{ tensor_parallel_size = 8 }`: the
+    arguments of `vllm.LLM`."""
 
     @property
     def is_trained_here(self) -> bool:
         """Whether this run trains the teacher, either from random weights or from `model`."""
         return self.train is not None
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> TeacherTable:
+        if self.engine == "transformers":
+            if self.engine_options:
+                raise ValueError(
+                    "has 'engine_options' without 'engine': set engine = \"vllm\", or remove them"
+                )
+            return self
+        for key in ("attention", "compile", "device_map", "tensor_parallel"):
+            if getattr(self, key):
+                raise ValueError(
+                    f"has both 'engine' and {key!r}, which is a setting of transformers: remove "
+                    "it, and give the engine's own in 'engine_options'"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_place(self) -> TeacherTable:

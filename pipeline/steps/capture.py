@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from ..recipe.work import Work
 
 
-def teacher_logits(work: Work) -> None:
+def teacher_logits(work: Work, *, other_engine: bool = False) -> None:
     """Run the teacher over both splits; trains it first if the recipe asks for it.
 
     Several processes can do this for one run at the same time; they share the work.
+
+    other_engine  continue stores that another engine of the teacher began
 
     Raises
         StoppedError: SIGTERM arrived; the current shard is finished or dropped
@@ -36,10 +39,10 @@ def teacher_logits(work: Work) -> None:
 
     interruption = Interruption()
     with interruption.listening():
-        _teacher_logits(work, interruption)
+        _teacher_logits(work, interruption, other_engine)
 
 
-def _teacher_logits(work: Work, interruption: Interruption) -> None:
+def _teacher_logits(work: Work, interruption: Interruption, other_engine: bool) -> None:
     recipe, run = work.recipe, work.run
     from ...stages.capture.teacher import expect_several_processes
     from ...stages.models.isolation import packs
@@ -59,7 +62,7 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
         # checked before the corpus is read, which can take long
         checked = _checked_teacher(work, tokenizer)
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
-    plans = capture_plans(work, tokenizer, record, checked)
+    plans = capture_plans(work, tokenizer, record, checked, other_engine=other_engine)
     if all(is_captured(plan) for plan in plans):
         stores = f"{place_at(run.logits)} and {place_at(run.heldout)}"
         work.note("teacher-logits", f"complete: {stores}")
@@ -70,15 +73,18 @@ def _teacher_logits(work: Work, interruption: Interruption) -> None:
     if record.together and not packs(teacher.isolation):
         with claimed(run.preparing, wait=True):
             record = prepared_apart(work, tokenizer, plans[0].teacher.family, "teacher-logits")
-        plans = capture_plans(work, tokenizer, record, checked)
-    # the small store first, so that a wrong teacher is found at little cost
-    for plan in reversed(plans):
-        if not teacher.follows and is_captured(plan):
-            work.note(f"teacher-logits {plan.split}", f"complete: {place_at(plan.folder)}")
-            teacher.lead(None)
-            continue
-        with interruption.postponed():
-            capture_split(plan, teacher, work.report, work.begin, stop=lambda: interruption.asked)
+        plans = capture_plans(work, tokenizer, record, checked, other_engine=other_engine)
+    with contextlib.closing(teacher):
+        # the small store first, so that a wrong teacher is found at little cost
+        for plan in reversed(plans):
+            if not teacher.follows and is_captured(plan):
+                work.note(f"teacher-logits {plan.split}", f"complete: {place_at(plan.folder)}")
+                teacher.lead(None)
+                continue
+            with interruption.postponed():
+                capture_split(
+                    plan, teacher, work.report, work.begin, stop=lambda: interruption.asked
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +122,12 @@ def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
     identity = teacher_identity(
         name, where, dtype=table.dtype, revision=table.revision, own_code=own_code
     )
+    if table.engine != "transformers":
+        from ...stages.models.engines import engine_identity
+
+        identity = dataclasses.replace(
+            identity, engine=engine_identity(table.engine, table.engine_options)
+        )
     if table.is_trained_here:  # its folder has the same name in every run
         identity = dataclasses.replace(identity, name=recipe.trained_teacher)
     context = context_length(load_config(name, where, table.revision, own_code=own_code))
@@ -127,7 +139,12 @@ def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
 
 
 def capture_plans(
-    work: Work, tokenizer: Any, record: CorpusRecord, checked: CheckedTeacher
+    work: Work,
+    tokenizer: Any,
+    record: CorpusRecord,
+    checked: CheckedTeacher,
+    *,
+    other_engine: bool = False,
 ) -> list[CapturePlan]:
     """Return the plans of both splits, `train` first."""
     from ...stages.capture.plan import CapturePlan, chosen_rows
@@ -157,6 +174,7 @@ def capture_plans(
                 store=logits.store,
                 folder=folders[split],
                 generate=recipe.teacher.generate,
+                other_engine=other_engine,
             )
         )
     return plans
@@ -177,6 +195,8 @@ def loaded_teacher(work: Work, tokenizer: Any, name: str, stage: str, *, togethe
         tensor_parallel=table.tensor_parallel,
         compiled=table.compile,
         own_code=table.trust_remote_code,
+        engine=table.engine,
+        engine_options=table.engine_options,
     )
     teacher = load_teacher(
         work.teacher_model,

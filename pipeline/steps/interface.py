@@ -104,10 +104,12 @@ def teacher_logits(
     settings: Sequence[str] = (),
     runs: str | Path = "runs",
     report: Reporter | None = None,
+    other_engine: bool = False,
 ) -> Stores:
     """Stage one: run the teacher over the corpus and store its logits; trains it first if needed.
 
-    `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`.
+    `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`. With `other_engine`,
+    stores that another engine of the teacher began are continued.
 
     Returns the two stores, of the training split and of the held-out split.
 
@@ -119,7 +121,7 @@ def teacher_logits(
     from .capture import teacher_logits as step
 
     with _work(recipe, settings, runs, report) as work:
-        step(work)
+        step(work, other_engine=other_engine)
         return Stores(logits=work.run.logits, heldout=work.run.heldout)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from dataclasses import asdict
@@ -77,7 +78,10 @@ def run_pilot(work: Work, count: int) -> PilotRecord:
     )
     if record.together and not packs(teacher.isolation):
         record = _prepared(work, tokenizer, count, together=False)
-    with tempfile.TemporaryDirectory(prefix="coldstill-pilot-") as scratch:
+    with (
+        contextlib.closing(teacher),
+        tempfile.TemporaryDirectory(prefix="coldstill-pilot-") as scratch,
+    ):
         plans = _plans(work, tokenizer, record, count, context)
         figures = stage.run_pilot(plans, teacher, Path(scratch), work.report)
     pilot = PilotRecord(

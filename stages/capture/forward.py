@@ -15,6 +15,7 @@ import torch
 from ...data.alignment import labels
 from ...data.errors import ColdstillError, first_line
 from ...data.order import uniform
+from ..models.engines.engine import states_of
 from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
 from ..targets.tensors import TargetTensors
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.schema import Capture, Sequences, Targets
-    from ..models.isolation import Isolation
     from ..models.output_head import OutputHead
     from .teacher import Teacher
 
@@ -82,27 +82,37 @@ class Prepared:
     """[M] int64."""
     uniform: torch.Tensor
     """[M] float64, one random number per position."""
+    tokens: int
+    """Of the batch, with padding."""
+    states: Callable[[], torch.Tensor] | None = None
+    """Waits for an engine's states at the supervised positions, `[M, D]`; then there are no
+    inputs."""
 
 
-def prepare(
-    sequences: Sequences, isolation: Isolation, dtype: torch.dtype, seed: int, *, pin: bool
-) -> Prepared:
-    """Make all tensors of a forward pass on the host.
+def prepare(teacher: Teacher, sequences: Sequences, seed: int, *, pin: bool) -> Prepared:
+    """Make all tensors of a forward pass on the host. An engine begins its own at once.
 
     pin  use pinned memory, from which an accelerator copies asynchronously
     """
-    inputs = model_inputs(sequences, isolation, dtype)
+    inputs: dict[str, torch.Tensor] = {}
+    width, states = 0, None
+    if teacher.engine is not None:
+        states = states_of(teacher.engine, sequences)
+    else:
+        inputs = model_inputs(sequences, teacher.isolation, teacher.head.model.dtype)
+        width = inputs["input_ids"].shape[1]
     ids_M = np.repeat(sequences.ids, sequences.positions.lengths)
     parts = {
         **inputs,
-        "positions": flat_positions(sequences, inputs["input_ids"].shape[1]),
+        "positions": flat_positions(sequences, width),
         "labels": torch.from_numpy(labels(sequences).astype(np.int64)),
         "uniform": torch.from_numpy(uniform(seed, ids_M, sequences.positions.values)),
     }
     if pin:
         parts = {name: tensor.pin_memory() for name, tensor in parts.items()}
     own = {name: parts.pop(name) for name in ("positions", "labels", "uniform")}
-    return Prepared(sequences, parts, **own)
+    tokens = len(sequences) * width or len(sequences.tokens.values)
+    return Prepared(sequences, parts, **own, tokens=tokens, states=states)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,11 +141,7 @@ class ChunkedForward:
     def chunks(self, batch: Prepared) -> Iterator[Chunk]:
         """All supervised positions of a batch, in order."""
         head = self._head
-        inputs = {n: t.to(head.input_device, non_blocking=True) for n, t in batch.inputs.items()}
-        states = head.hidden(inputs).flatten(0, 1)
-        positions = batch.positions.to(states.device, non_blocking=True)
-        hidden_MD = states[positions].to(head.device)
-        del states
+        hidden_MD = self._hidden(batch)
         labels_M = batch.labels.to(head.device, non_blocking=True)
         uniform_M = batch.uniform.to(head.device, non_blocking=True)
         if self._buffer is None or len(self._buffer) < min(head.chunk, len(hidden_MD)):
@@ -147,6 +153,19 @@ class ChunkedForward:
             rows = slice(start, start + len(buffer))
             logits = head.logits(hidden_MD[rows], buffer)
             yield Chunk(hidden_MD[rows], logits, labels_M[rows], uniform_M[rows])
+
+    def _hidden(self, batch: Prepared) -> torch.Tensor:
+        """[M, D] the states at the supervised positions, on the device of the head."""
+        head = self._head
+        if batch.states is not None:
+            hidden_MD = batch.states()
+            if not len(hidden_MD):  # an engine that was asked nothing does not know D
+                hidden_MD = hidden_MD.new_zeros(0, head.width)
+            return hidden_MD.to(head.device, head.model.dtype, non_blocking=True)
+        inputs = {n: t.to(head.input_device, non_blocking=True) for n, t in batch.inputs.items()}
+        states = head.hidden(inputs).flatten(0, 1)
+        positions = batch.positions.to(states.device, non_blocking=True)
+        return states[positions].to(head.device)
 
     def free(self) -> None:
         self._buffer = None
@@ -209,10 +228,7 @@ class TeacherForward:
 
     def prepare(self, sequences: Sequences) -> Prepared:
         """Prepare a batch; any thread may call this."""
-        model = self._teacher.head.model
-        return prepare(
-            sequences, self._teacher.isolation, model.dtype, self._capture.seed, pin=self.pin
-        )
+        return prepare(self._teacher, sequences, self._capture.seed, pin=self.pin)
 
     def capture(self, batch: Prepared) -> Iterator[Pending]:
         """Targets of a batch, in one part or in several if the batch does not fit into memory.
@@ -222,7 +238,7 @@ class TeacherForward:
         """
         yield from self._fitting(
             batch.sequences,
-            batch.inputs["input_ids"].numel(),
+            batch.tokens,
             lambda: self._capture_whole(batch),
             lambda part: self.capture(self.prepare(part)),
         )

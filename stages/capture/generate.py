@@ -30,6 +30,7 @@ from ...data.order import uniform
 from ...data.prepared import TokenizedDocument, build_sequences
 from ..libraries import asking
 from ..models.ends import own_ends
+from ..models.engines.engine import Asked
 from ..models.isolation import length_thresholds, relative_distance
 from ..report import Report, Reporter, silent
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from ...data.schema import Sequences
     from ..config import GenerateConfig
+    from ..models.engines.engine import Engine
     from ..models.output_head import OutputHead
 
 Answering = Literal["padded", "equal", "alone"]
@@ -239,6 +241,40 @@ def answer(
     answering        which prompts are answered together; tested now if not given
     stop             asked at every step; once it returns True, the answers stay incomplete
     """
+    lengths_N, room_N = prompts.tokens.lengths, _room(prompts, config, sequence_length)
+    if answering is None:
+        answering = choose_answering(head, sequence_length)
+    answers: list[list[int]] = [[] for _ in range(len(prompts))]
+    for rows in answered_together(lengths_N, answering):
+        _extend(head, prompts, answers, rows, room_N, config, seed, ends, stop)
+    return _with_answers(prompts, answers)
+
+
+def answer_by_engine(
+    engine: Engine,
+    prompts: Sequences,
+    config: GenerateConfig,
+    *,
+    seed: int,
+    ends: frozenset[int],
+    sequence_length: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Sequences:
+    """The same as `answer`, with the random numbers of the engine."""
+    room_N = _room(prompts, config, sequence_length)
+    draws_N = _draws(seed, prompts.ids, np.zeros(len(prompts), np.int64), 1)[:, 0]
+    asked = Asked(
+        config=config,
+        seeds=tuple((draws_N * (1 << 31)).astype(np.int64).tolist()),
+        ends=ends,
+        stop=stop,
+    )
+    texts = [prompts.tokens[row].tolist() for row in range(len(prompts))]
+    return _with_answers(prompts, engine.answers(texts, room_N.tolist(), asked))
+
+
+def _room(prompts: Sequences, config: GenerateConfig, sequence_length: int) -> NDArray[np.int64]:
+    """[N] the most tokens of each answer. Raises ValueError for a prompt that leaves no room."""
     lengths_N = prompts.tokens.lengths
     if len(prompts) and int(lengths_N.max()) >= sequence_length:
         row = int(lengths_N.argmax())
@@ -246,13 +282,7 @@ def answer(
             f"sequence {int(prompts.ids[row])}: a prompt of {int(lengths_N[row])} tokens leaves no "
             f"room in {sequence_length}"
         )
-    if answering is None:
-        answering = choose_answering(head, sequence_length)
-    room_N = np.minimum(config.max_new_tokens, sequence_length - lengths_N)
-    answers: list[list[int]] = [[] for _ in range(len(prompts))]
-    for rows in answered_together(lengths_N, answering):
-        _extend(head, prompts, answers, rows, room_N, config, seed, ends, stop)
-    return _with_answers(prompts, answers)
+    return np.minimum(config.max_new_tokens, sequence_length - lengths_N)
 
 
 def _extend(

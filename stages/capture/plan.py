@@ -50,6 +50,8 @@ class CapturePlan:
     """Path or address of the store."""
     generate: GenerateConfig | None = None
     """How the teacher answers; None if the sequences are not prompts."""
+    other_engine: bool = False
+    """Whether a store that another engine began is continued."""
 
     def most_tokens(self, sequences: Sequences) -> NDArray[np.int64]:
         """[N] tokens of each sequence, or of each prompt with its longest possible answer."""

@@ -7,7 +7,7 @@ slice). Quantised checkpoints load as `transformers` loads them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,18 +15,20 @@ from torch import distributed
 
 from ...data.errors import ColdstillError
 from ..models.device import best_device
+from ..models.engines import ENGINES
 from ..models.isolation import choose_isolation
-from ..models.loading import load_config, load_model
+from ..models.loading import load_config, load_head, load_model
 from ..models.output_head import connect_head
 from ..models.vocabulary import expect_rows
 from ..ranks import rank, world_size
 from ..report import Reporter, silent
-from .generate import answer, choose_answering, end_tokens
+from .generate import answer, answer_by_engine, choose_answering, end_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ...data.schema import Sequences
+    from ..models.engines.engine import Engine
     from ..models.isolation import Isolation
     from ..models.output_head import OutputHead
     from .generate import Answering
@@ -50,6 +52,18 @@ class Teacher:
     """For messages."""
     lockstep: bool = False
     """Whether all processes run this teacher together, each with a slice of every layer."""
+    engine: Engine | None = None
+    """Runs the layers in place of this process; `head` then has none."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process can run the whole model by itself, which its cost is measured on."""
+        return not self.lockstep and self.engine is None
+
+    def close(self) -> None:
+        """End the engine, if there is one."""
+        if self.engine is not None:
+            self.engine.close()
 
     @property
     def follows(self) -> bool:
@@ -64,12 +78,23 @@ class Teacher:
         stop  as for `generate.answer`
         """
         assert plan.generate is not None
+        ends = end_tokens(self.head.model, plan.tokenizer)
+        if self.engine is not None:
+            return answer_by_engine(
+                self.engine,
+                prompts,
+                plan.generate,
+                seed=plan.capture.seed,
+                ends=ends,
+                sequence_length=plan.sequence_length,
+                stop=stop,
+            )
         return answer(
             self.head,
             prompts,
             plan.generate,
             seed=plan.capture.seed,
-            ends=end_tokens(self.head.model, plan.tokenizer),
+            ends=ends,
             sequence_length=plan.sequence_length,
             answering=self.answering,
             stop=stop,
@@ -110,6 +135,10 @@ class Loading:
     tensor_parallel: bool = False
     compiled: bool = False
     own_code: bool = False
+    engine: str = "transformers"
+    """`transformers`, or another program that runs the model."""
+    engine_options: dict[str, Any] = field(default_factory=dict)
+    """Passed to that program as they are."""
 
 
 def load_teacher(
@@ -128,6 +157,10 @@ def load_teacher(
     together  whether documents share sequences
     generate  whether the teacher will answer prompts
     """
+    if loading.engine != "transformers":
+        return _engine_teacher(
+            name, where, loading, vocabulary, sequence_length, generate=generate, report=report
+        )
     options: dict[str, Any] = {}
     if loading.tensor_parallel:
         _expect_divisible(name, where, loading)
@@ -162,6 +195,46 @@ def load_teacher(
     return Teacher(
         head=head, isolation=isolation, answering=answering, lockstep=loading.tensor_parallel
     )
+
+
+def _engine_teacher(
+    name: str,
+    where: str,
+    loading: Loading,
+    vocabulary: int,
+    sequence_length: int,
+    *,
+    generate: bool,
+    report: Reporter,
+) -> Teacher:
+    """A teacher whose layers an engine runs; its head is on this process's device."""
+    model = load_head(
+        name,
+        where,
+        precision=loading.dtype,
+        revision=loading.revision,
+        own_code=loading.own_code,
+    )
+    expect_rows(model, vocabulary, where)
+    model.to(best_device())
+    head = connect_head(model, vocabulary, report)
+    if head.whole:
+        raise ColdstillError(
+            f"{where}: {name}: a {model.config.model_type!r} model changes its logits in a way "
+            "that is not known, and an engine gives states only; remove teacher.engine"
+        )
+    engine = ENGINES[loading.engine].VllmEngine(
+        name,
+        where,
+        dtype=str(model.dtype).removeprefix("torch."),
+        revision=loading.revision,
+        own_code=loading.own_code,
+        sequence_length=sequence_length,
+        head=head,
+        generate=generate,
+        options=loading.engine_options,
+    )
+    return Teacher(head=head, isolation="documents", engine=engine)
 
 
 def expect_several_processes() -> None:

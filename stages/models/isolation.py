@@ -35,20 +35,21 @@ if TYPE_CHECKING:
     States = list[list[torch.Tensor]]
     """`[T, D]` hidden states of each document of each sequence."""
 
-Isolation = Literal["positions", "mask", "single", "alone"]
+Isolation = Literal["positions", "mask", "single", "alone", "documents"]
 """How documents are kept apart.
 
 `positions` and `mask` isolate documents that share a sequence. `single` means one document per
-sequence, `alone` one document per forward pass.
+sequence, `alone` one document per forward pass. `documents` means that an engine takes each
+document by itself.
 """
 
 
 def packs(isolation: Isolation) -> bool:
     """Whether several documents may share a sequence."""
-    return isolation in ("positions", "mask")
+    return isolation in ("positions", "mask", "documents")
 
 
-def recorded(isolation: Isolation) -> Literal["positions", "mask", "single"]:
+def recorded(isolation: Isolation) -> Literal["positions", "mask", "single", "documents"]:
     """The isolation that a manifest stores: how batches were formed is not part of the record."""
     return "single" if isolation == "alone" else isolation
 

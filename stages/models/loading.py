@@ -138,6 +138,40 @@ def load_model(
     return model.eval()
 
 
+def load_head(
+    name: str, where: str, *, precision: str, revision: str = "main", own_code: bool = False
+) -> Any:
+    """The model without its layers: embeddings, final norm and output head, with its weights.
+
+    For engines that compute the layers themselves. The options are those of `load_model`.
+
+    Raises
+        ColdstillError: as `load_model`, or the model cannot be built without layers
+    """
+    config = load_config(name, where, revision, own_code=own_code)
+    _expect_files(name, where, revision, config)
+    text = config.get_text_config()
+    text.num_hidden_layers = 0
+    if getattr(text, "layer_types", None):
+        text.layer_types = []
+    # the engine reads quantised layers; heads and embeddings are stored as they are
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with _reading(f"cannot load the output head of {_searched(name)}", name, where):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype="auto" if precision == "auto" else DTYPES[precision],
+            revision=revision,
+            trust_remote_code=own_code,
+            **_CHECKED,
+        )
+    found = replace(_found(model, info, config), unexpected=())  # those of the layers
+    expect_whole(found, model, name, where)
+    expect_numbers(model, name, where)
+    return model.eval()
+
+
 def load_state(
     kind: type[Any], config: Any, state: Mapping[str, torch.Tensor], **options: Any
 ) -> Any:

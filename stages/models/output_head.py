@@ -54,6 +54,11 @@ class OutputHead:
         return None if self.whole else getattr(self.model.get_output_embeddings(), "bias", None)
 
     @property
+    def width(self) -> int:
+        """D, the size of the hidden states; V in the fallback."""
+        return self.vocabulary if self.weight is None else int(self.weight.shape[1])
+
+    @property
     def device(self) -> torch.device:
         """The device of the head; a model may be spread over several devices."""
         weight = self.weight

@@ -162,7 +162,7 @@ class _Measuring:
         watch = _Stopwatch(head.device)
         if self._own.generate is not None:
             sequences = self._teacher.answer(self._own, sequences)
-        batch = prepare(sequences, self._teacher.isolation, head.model.dtype, own.seed, pin=False)
+        batch = prepare(self._teacher, sequences, own.seed, pin=False)
         parts: dict[Capture, list[TargetTensors]] = {capture: [] for capture in self._captures}
         for chunk in self._forward.chunks(batch):
             kept = list(select(chunk.logits_MV, chunk.labels_M, chunk.uniform_M, own))

@@ -1,0 +1,164 @@
+"""Captures by vLLM, where it is installed: `make test-vllm` makes an environment for it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from coldstill.data.errors import ColdstillError
+from coldstill.data.schema import Capture
+from coldstill.data.store.reader import open_store
+from coldstill.stages.capture.teacher import Loading, Teacher
+from coldstill.stages.capture.teacher import load_teacher as load
+from coldstill.stages.config import GenerateConfig
+from coldstill.stages.models.engines import engine_identity
+from coldstill.stages.teacher_logits import capture_split
+from conftest import VOCABULARY, make_model
+from small_runs import LENGTH, SmallCorpus, capture_store, plan_capture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from coldstill.data.store.reader import StoreReader
+    from coldstill.stages.capture.plan import CapturePlan
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+CAPTURE = Capture(head=8, tail=8, temperatures=(2.0,))
+OPTIONS = {"enforce_eager": True}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_cache() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama whose padding rows would be chosen if they were not left out."""
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    model = make_model("llama", VOCABULARY + 16, 1, head_dim=32)  # vLLM's smallest on a CPU
+    weight = model.get_output_embeddings().weight.data
+    weight *= 6.0
+    weight[VOCABULARY:] = 1.5 * weight[:16]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _loaded(folder: Path, *, generate: bool = False, **options: Any) -> Teacher:
+    loading = Loading(dtype="fp32", engine="vllm", engine_options=OPTIONS | options)
+    return load(
+        str(folder),
+        "teacher.model",
+        loading,
+        vocabulary=VOCABULARY,
+        sequence_length=LENGTH,
+        generate=generate,
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(folder: Path) -> Iterator[Teacher]:
+    with contextlib.closing(_loaded(folder, generate=True)) as teacher:
+        yield teacher
+
+
+def _plan(corpus: SmallCorpus, folder: Path, store: Path, **changes: Any) -> CapturePlan:
+    plan = plan_capture(corpus, folder, store, CAPTURE, **changes)
+    engine = engine_identity("vllm", OPTIONS)
+    return dataclasses.replace(plan, teacher=dataclasses.replace(plan.teacher, engine=engine))
+
+
+@pytest.fixture(scope="module")
+def store(
+    corpus: SmallCorpus, folder: Path, teacher: Teacher, tmp_path_factory: pytest.TempPathFactory
+) -> StoreReader:
+    path = tmp_path_factory.mktemp("store") / "logits"
+    capture_split(_plan(corpus, folder, path), teacher)
+    return open_store(path)
+
+
+def test_the_record_is_that_of_transformers(
+    corpus: SmallCorpus, folder: Path, store: StoreReader, tmp_path: Path
+) -> None:
+    own = capture_store(corpus, folder, tmp_path / "own", CAPTURE)
+    ours, theirs = (each.read(np.arange(len(each))) for each in (own, store))
+    for name in ("tokens", "document_starts", "document_ids", "positions"):
+        a, b = getattr(ours.sequences, name), getattr(theirs.sequences, name)
+        assert np.array_equal(a.values, b.values)
+    mine, other = ours.targets, theirs.targets
+    same = mine.head_ids == other.head_ids
+    # where ids differ, two tokens are equally probable
+    assert np.abs(mine.head_logprobs - other.head_logprobs).max() < 1e-3
+    assert same.mean() > 0.99
+    head_M = np.exp(mine.head_logprobs) * (mine.head_logprobs - other.head_logprobs)
+    kl_M = np.where(same, head_M, 0.0).sum(1)
+    assert abs(kl_M.mean()) < 1e-6
+    for name in ("label_logprob", "entropy", "log_tail", "log_norm"):
+        assert np.abs(getattr(mine, name) - getattr(other, name)).max() < 1e-3
+
+
+def test_a_stopped_capture_resumes_with_the_same_bytes(
+    corpus: SmallCorpus, folder: Path, teacher: Teacher, store: StoreReader, tmp_path: Path
+) -> None:
+    plan, calls = _plan(corpus, folder, tmp_path / "again"), list[None]()
+
+    def stop() -> bool:
+        calls.append(None)
+        return len(calls) > 3
+
+    capture_split(plan, teacher, stop=stop)
+    assert 0 < len(open_store(tmp_path / "again", incomplete=True).done) < store.manifest.shards
+    capture_split(plan, teacher)
+    for shard in range(store.manifest.shards):
+        assert open_store(tmp_path / "again").commit(shard).files == store.commit(shard).files
+
+
+def test_answers_are_sampled_and_captured_in_one_pass(
+    corpus: SmallCorpus, folder: Path, teacher: Teacher, tmp_path: Path
+) -> None:
+    stores = []
+    for name in ("a", "b"):
+        generate = GenerateConfig(max_new_tokens=6)
+        plan = _plan(corpus, folder, tmp_path / name, generate=generate, sequence_length=LENGTH)
+        short = [
+            row
+            for row in plan.rows
+            if len(plan.sequences.read(np.array([row])).document_starts[0]) == 1
+            and plan.sequences.read(np.array([row])).tokens.lengths[0] < LENGTH - 6
+        ]
+        plan = dataclasses.replace(plan, rows=np.array(short[:8]))
+        capture_split(plan, teacher)
+        stores.append(open_store(tmp_path / name).read(np.arange(len(plan.rows))))
+    first, second = (each.sequences for each in stores)
+    assert np.array_equal(first.tokens.values, second.tokens.values)
+    assert (first.positions.lengths <= 6).all()
+    assert (first.positions.lengths >= 1).all()
+    assert first.tokens.values.max() < VOCABULARY
+
+
+def test_a_refused_option_is_one_line(folder: Path) -> None:
+    with pytest.raises(ColdstillError, match=r"^teacher\.model: vllm cannot start: .*no_such"):
+        _loaded(folder, no_such_option=1)
+    with pytest.raises(ColdstillError, match="max_model_len follows from other keys"):
+        _loaded(folder, max_model_len=7)
+
+
+def test_a_model_that_vllm_cannot_run_is_one_line(tokenizer: Any, tmp_path: Path) -> None:
+    make_model("llama", VOCABULARY).save_pretrained(tmp_path)  # heads of 16 on a CPU
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ColdstillError) as caught:
+        _loaded(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "head_dim" in str(caught.value)
+    assert os.path.exists(str(caught.value).rpartition("its log is ")[2])
