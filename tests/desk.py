@@ -132,13 +132,14 @@ class Desk:
 
 
 _DOOR = """
-import json, os, sys
+import gc, json, os, sys
 import torch
 import coldstill.pipeline.recipe.work
 import coldstill.stages.teacher_logits
 import coldstill.stages.train_student
 from coldstill.pipeline.cli import main
 torch.set_num_threads(1)  # as in the tests' own process: another number may round otherwise
+gc.freeze()  # what was imported is no garbage; every child would look through it again and again
 for line in sys.stdin:
     folder, output, arguments = json.loads(line)
     child = os.fork()
