@@ -123,8 +123,12 @@ def test_a_compiled_teacher_gives_the_same_targets(desk: Desk, tokenizer: Any) -
     few = (*SMALL, "--set", "logits.sequences=8", "--set", "evaluation.sequences=4")
     desk.done("teacher-logits", "r.toml", *few)
     expected = block_of(desk).targets.label_logprob
+    plain = desk.json("heldout", "measurements.json")["usage"]
     shutil.rmtree(desk.run)
     desk.done("teacher-logits", "r.toml", *few, "--set", "teacher.compile=true")
+    usage = desk.json("heldout", "measurements.json")["usage"]
+    assert usage["flops_per_token"] == plain["flops_per_token"] > 0
+    assert len(usage["generation"]) == len(plain["generation"]) > 0
     found = block_of(desk).targets.label_logprob
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
