@@ -256,14 +256,16 @@ def _measure(
         forward = forward_speed(teacher.head, sample, teacher.isolation, seconds)
     if teacher.is_whole and plan.split == "heldout":  # students are measured on these sequences
         stage = f"{STAGE} {plan.split}"
-        usage = measure_usage(
-            teacher.head.model,
-            _first_sequences(plan),
-            plan.sequence_length,
-            lambda note: report(Report(stage=stage, note=note, warning=True)),
-            seconds=seconds,
-            measured=lambda done: report(writing_progress(stage, done)),
-        )
+        # students are measured uncompiled, and graphs of a capture do not fit a growing cache
+        with torch.compiler.set_stance("force_eager"):
+            usage = measure_usage(
+                teacher.head.model,
+                _first_sequences(plan),
+                plan.sequence_length,
+                lambda note: report(Report(stage=stage, note=note, warning=True)),
+                seconds=seconds,
+                measured=lambda done: report(writing_progress(stage, done)),
+            )
     return {
         "machine": describe_machine(),
         "runtime": teacher.engine.version if teacher.engine else f"torch {torch.__version__}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files, so that no process works on alone at the end."""
     longest = ("test_documents.py", "_processes.py")
     items.sort(key=lambda item: not item.path.name.endswith(longest))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_no_garbage() -> None:
+    """Keep modules and other long-lived objects out of every garbage collection of a test file.
+
+    There are over a million, and training and measuring collect so often that looking through them
+    would take a large part of the time of all tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

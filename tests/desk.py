@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 from coldstill.pipeline.cli.commands import main
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from signal import Signals
 
@@ -132,28 +133,34 @@ class Desk:
 
 
 _DOOR = """
-import json, os, sys
+import gc, json, os, sys
 import torch
 import coldstill.pipeline.recipe.work
 import coldstill.stages.teacher_logits
 import coldstill.stages.train_student
 from coldstill.pipeline.cli import main
 torch.set_num_threads(1)  # as in the tests' own process: another number may round otherwise
+gc.freeze()  # what was imported is no garbage; every child would look through it again and again
 for line in sys.stdin:
-    folder, output, arguments = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        screen = os.open(output, os.O_RDWR | os.O_CREAT, 0o644)
-        for descriptor in (0, 1, 2):
-            os.dup2(screen, descriptor)
-        sys.argv = ["coldstill", *arguments]
-        main(arguments)
-        sys.exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    folder, output, arguments, environments = json.loads(line)
+    children = []
+    for environment in environments:
+        children.append(os.fork())
+        if not children[-1]:
+            os.environ |= environment
+            os.chdir(folder)
+            screen = os.open(output, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            for descriptor in (0, 1, 2):
+                os.dup2(screen, descriptor)
+            sys.argv = ["coldstill", *arguments]
+            main(arguments)
+            sys.exit(0)
+    print(children[0], flush=True)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(next((code for code in codes if code), 0), flush=True)
 """
-"""A process that starts one child per line it reads: torch, which takes seconds, loads once."""
+"""A process that starts children for each line it reads, one per environment: torch, which takes
+seconds, loads once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +169,20 @@ class Processes:
 
     door: subprocess.Popen[str]
 
-    def begin(self, desk: Desk, output: str, *arguments: str) -> int:
-        """Start a command in a folder; returns its process id."""
+    def begin(
+        self,
+        desk: Desk,
+        output: str,
+        *arguments: str,
+        environments: Sequence[dict[str, str]] = ({},),
+    ) -> int:
+        """Start a command in a folder; returns its process id, or that of the first of several.
+
+        environments  further variables of each of its processes
+        """
         assert self.door.stdin is not None
-        self.door.stdin.write(json.dumps([str(desk.root), output, arguments]) + "\n")
+        order = [str(desk.root), output, arguments, environments]
+        self.door.stdin.write(json.dumps(order) + "\n")
         self.door.stdin.flush()
         return self._answer()
 
@@ -184,6 +201,29 @@ class Processes:
             time.sleep(0.005)
         os.kill(process, how)
         return self.end(), output.read_text(encoding="utf-8").splitlines()
+
+    def together(self, desk: Desk, *arguments: str) -> tuple[int, str]:
+        """Run a command in two processes as `torchrun` does; returns exit code and output.
+
+        They have the variables that `torchrun` sets, but need not load torch.
+        """
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        output = desk.root.parent / f"{desk.root.name}.output"
+        environments = [
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            for rank in range(2)
+        ]
+        self.begin(desk, str(output), *arguments, environments=environments)
+        return self.end(), output.read_text(encoding="utf-8")
 
     def _answer(self) -> int:
         assert self.door.stdout is not None

@@ -38,9 +38,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Grouped key-value heads and windows shorter than `TOKENS`, so that their export matters."""
 
 
-def small_student(family: str, tokenizer: Any, folder: Path) -> LoadedStudent:
-    """A student saved with a padded vocabulary. Its norms are not 1, and padding is probable."""
-    model = make_model(family, PADDED, **SETTINGS[family])
+def small_student(family: str, tokenizer: Any, folder: Path, **settings: Any) -> LoadedStudent:
+    """A student saved with a padded vocabulary. Its norms are not 1, and padding is probable.
+
+    settings  override keys of its configuration
+    """
+    model = make_model(family, PADDED, **SETTINGS[family] | settings)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -18,12 +18,13 @@ from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.pipeline.recipe.run_folder import open_run, record_recipe, recorded_run
 from coldstill.stages.capture.teacher import Loading, load_teacher
+from conftest import VOCABULARY, make_model
 from oracles import cached_bytes, digests
 from small_runs import CLOCKS
 
 if TYPE_CHECKING:
     from coldstill.data.schema import Block
-    from desk import Desk
+    from desk import Desk, Processes
     from distance import Distance
 
 pytest_plugins = ("desk", "distance")
@@ -65,10 +66,12 @@ def test_torchrun_makes_the_store_that_one_process_makes(desk: Desk, whole: Desk
 
 
 @pytest.mark.slow
-def test_a_teacher_in_slices_gives_the_targets_of_the_whole_one(desk: Desk, whole: Desk) -> None:
+def test_a_teacher_in_slices_gives_the_targets_of_the_whole_one(
+    desk: Desk, whole: Desk, processes: Processes
+) -> None:
     sliced = (*SMALL, "--set", "teacher.tensor_parallel=true", "--set", "logits.codec=plain")
-    ended = desk.torchrun("teacher-logits", "r.toml", *sliced)
-    assert ended.returncode == 0, ended.stderr
+    code, output = processes.together(desk, "teacher-logits", "r.toml", *sliced)
+    assert code == 0, output
     ours, theirs = block_of(desk), block_of(whole)
     np.testing.assert_array_equal(ours.sequences.hashes, theirs.sequences.hashes)
     assert (ours.targets.head_ids == theirs.targets.head_ids).mean() > 0.999
@@ -112,12 +115,20 @@ def test_slices_need_several_processes(desk: Desk) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-def test_a_compiled_teacher_gives_the_same_targets(desk: Desk) -> None:
+def test_a_compiled_teacher_gives_the_same_targets(desk: Desk, tokenizer: Any) -> None:
+    # one layer: compiling takes seconds a layer
+    make_model("llama", VOCABULARY + 16, num_hidden_layers=1).save_pretrained(desk.root / "shallow")
+    tokenizer.save_pretrained(desk.root / "shallow")
+    desk.edit('model = "', 'model = "shallow" #')
     few = (*SMALL, "--set", "logits.sequences=8", "--set", "evaluation.sequences=4")
     desk.done("teacher-logits", "r.toml", *few)
     expected = block_of(desk).targets.label_logprob
+    plain = desk.json("heldout", "measurements.json")["usage"]
     shutil.rmtree(desk.run)
     desk.done("teacher-logits", "r.toml", *few, "--set", "teacher.compile=true")
+    usage = desk.json("heldout", "measurements.json")["usage"]
+    assert usage["flops_per_token"] == plain["flops_per_token"] > 0
+    assert len(usage["generation"]) == len(plain["generation"]) > 0
     found = block_of(desk).targets.label_logprob
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
@@ -148,17 +159,24 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
-def test_torchrun_trains_the_student_that_one_process_trains(finished: Desk, sharded: bool) -> None:
+def test_torchrun_trains_the_student_that_one_process_trains(
+    finished: Desk, processes: Processes, sharded: bool
+) -> None:
     settings = ["--set", "students.n.train.steps=5"]
     if sharded:
         settings += ["--set", 'students.n.train.trainer={ fsdp = "full_shard" }']
     finished.edit("[students.baseline]", '[students.n]\nlike = "small"\n[students.baseline]')
-    ended = finished.torchrun("train-student", "r.toml", "--student", "n", *settings)
-    assert ended.returncode == 0, ended.stderr
+    command = ("train-student", "r.toml", "--student", "n", *settings)
+    if sharded:  # how the processes start makes no difference to how they share the weights
+        code, output = processes.together(finished, *command)
+    else:
+        ended = finished.torchrun(*command)
+        code, output = ended.returncode, ended.stderr
+    assert code == 0, output
     # Only one of the processes reports; a slow machine repeats lines of progress.
     for sentence in ("kl unbiased with this record", "parameters trained"):
-        assert ended.stderr.count(sentence) == 1
-    assert "warning" not in ended.stderr.lower()
+        assert output.count(sentence) == 1
+    assert "warning" not in output.lower()
     finished.edit("[students.baseline]", '[students.alone]\nlike = "small"\n[students.baseline]')
     setting = ("--set", "students.alone.train.steps=5")
     finished.done("train-student", "r.toml", "--student", "alone", *setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +56,9 @@ def test_every_check_passes_at_a_small_size(gpu: Any, monkeypatch: pytest.Monkey
         setattr(module, part, head)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
+    # without the C++ compiler, which takes most of a minute: a GPU has another, and test_blocks.py
+    # and test_processes.py compile a training and a capture for CPUs
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     rows = gpu.run(gpu.TINY, 1e6)
     assert [row for row in rows if row.passed is False] == []
     assert {row.check for row in rows if row.passed} == {"record", "memory", "resume", "training"}
