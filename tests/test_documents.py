@@ -45,6 +45,7 @@ NOT_RUN = {
     "make test TESTS=tests/data/test_order.py": "would run tests inside a test",
     'make test TESTS=tests/data/test_order.py ARGS="-k seed"': "would run tests inside a test",
     "make test-all": "would run this test again",
+    "make test-vllm": "needs a package index and gigabytes",
     "make check": "takes minutes; .ci/run runs it",
     "make mutants": "takes minutes",
     "make demo-smollm2": "needs a model of 98 MB and an hour",
