@@ -308,7 +308,10 @@ def difference(
 ) -> str | None:
     """The first field that differs, as `field: old in the store, new now`; None if none does. An
     engine that has worked on the store is no difference."""
-    if new.teacher.engine in old.teacher.engines:
+    if new.teacher.engine == old.teacher.engine:
+        teacher = replace(new.teacher, other_engines=old.teacher.other_engines)
+        new = replace(new, teacher=teacher)
+    elif new.teacher.engine in old.teacher.other_engines:
         new = with_engine(new, old)
     if old.version != new.version:
         # the store's format had other defaults, and its codec had no setting `frequent`

@@ -263,12 +263,8 @@ def answer_by_engine(
     """The same as `answer`, with the random numbers of the engine."""
     room_N = _room(prompts, config, sequence_length)
     draws_N = _draws(seed, prompts.ids, np.zeros(len(prompts), np.int64), 1)[:, 0]
-    asked = Asked(
-        config=config,
-        seeds=tuple((draws_N * (1 << 31)).astype(np.int64).tolist()),
-        ends=ends,
-        stop=stop,
-    )
+    seeds = tuple((draws_N * (1 << 31)).astype(np.int64).tolist())
+    asked = Asked(config=config, seeds=seeds, ends=ends, stop=stop)
     texts = [prompts.tokens[row].tolist() for row in range(len(prompts))]
     return _with_answers(prompts, engine.answers(texts, room_N.tolist(), asked))
 
@@ -276,8 +272,7 @@ def answer_by_engine(
 def _room(prompts: Sequences, config: GenerateConfig, sequence_length: int) -> NDArray[np.int64]:
     """[N] the most tokens of each answer. Raises ValueError for a prompt that leaves no room."""
     lengths_N = prompts.tokens.lengths
-    if len(prompts) and int(lengths_N.max()) >= sequence_length:
-        row = int(lengths_N.argmax())
+    for row in np.flatnonzero(lengths_N >= sequence_length):
         raise ValueError(
             f"sequence {int(prompts.ids[row])}: a prompt of {int(lengths_N[row])} tokens leaves no "
             f"room in {sequence_length}"

@@ -115,9 +115,8 @@ class CompactCodec:
         found_V = np.bincount(targets.head_ids.ravel(), minlength=size).astype(np.float64)
         found_V += np.bincount(targets.tail.ids, minlength=size)
         found_V += np.bincount(tokens, minlength=size) / (2 * len(tokens) + 1)
-        order = np.argsort(-found_V, kind="stable")[
-            : min(_MOST_FREQUENT, np.count_nonzero(found_V))
-        ]
+        most = min(_MOST_FREQUENT, np.count_nonzero(found_V))
+        order = np.argsort(-found_V, kind="stable")[:most]
         return replace(self, frequent=tuple(order.tolist()))
 
     def maximum_error(self, capture: Capture) -> float:
