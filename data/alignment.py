@@ -14,7 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .schema import Ragged, Sequences
+    from .ragged import Ragged
+    from .schema import Sequences
 
 
 def supervised_positions(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .schema import Ragged, Sequences, sequence_hash
+from .ragged import Ragged
+from .schema import Sequences, sequence_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,7 +22,8 @@ from .corpus.document import REASONS
 from .errors import ColdstillError
 from .files import read_json
 from .formats.arrow import ArrowStore
-from .schema import Ragged, Sequences, sequence_hash
+from .ragged import Ragged
+from .schema import Sequences, sequence_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

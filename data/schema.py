@@ -19,69 +19,12 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 import numpy as np
 
+from .ragged import Ragged
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ragged:
-    """`len(offsets) - 1` rows; row `i` is `values[offsets[i]:offsets[i + 1]]`.
-
-    values  [S]      all rows, one after the other
-    offsets [N + 1]  int64, `offsets[0] == 0`, `offsets[-1] == S`
-    """
-
-    values: NDArray[Any]
-    offsets: NDArray[np.int64]
-
-    @classmethod
-    def from_rows(cls, rows: Sequence[Any], dtype: Any) -> Ragged:
-        """Lay out a list of array-likes. An empty list gives no rows."""
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        values = np.empty(int(offsets[-1]), dtype=dtype)
-        for row, start, end in zip(rows, offsets[:-1], offsets[1:], strict=True):
-            values[start:end] = row
-        return cls(values, offsets)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
-        """All rows of all parts, in order."""
-        lengths = np.concatenate([part.lengths for part in parts])
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-        return cls(np.concatenate([part.values for part in parts]), offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> NDArray[Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
-
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        return (self[index] for index in range(len(self)))
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """[N] length of each row."""
-        return np.diff(self.offsets)
-
-    def flat_indices(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Indices of the chosen rows in `values`, row after row."""
-        lengths = self.lengths[rows]
-        starts = self.offsets[:-1][rows]
-        ends = np.cumsum(lengths)
-        within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-        return np.repeat(starts, lengths) + within
-
-    def take(self, rows: NDArray[np.int64]) -> Ragged:
-        """The chosen rows in the order given. A row may be chosen more than once."""
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(self.lengths[rows], out=offsets[1:])
-        return Ragged(self.values[self.flat_indices(rows)], offsets)
 
 
 Array = TypeVar("Array")

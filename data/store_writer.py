@@ -16,7 +16,8 @@ from .errors import ColdstillError
 from .files import json_bytes, tokens_sha256
 from .given_targets import given_targets, numbers
 from .maintenance.checks import Rules, check_block
-from .schema import Block, Capture, Ragged, Sequences, sequence_hash
+from .ragged import Ragged
+from .schema import Block, Capture, Sequences, sequence_hash
 from .store.layout import MANIFEST, SHARDS, TOKENIZER
 from .store.manifest import (
     MOST_SHARDS,

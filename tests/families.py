@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from coldstill.data.alignment import labels
 from coldstill.data.errors import ColdstillError
-from coldstill.data.schema import Block, Capture, Ragged, Sequences, Targets
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Block, Capture, Sequences, Targets
 from coldstill.stages.capture.forward import capture_batch
 from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.config import (

@@ -16,7 +16,8 @@ from coldstill.data.codecs import CODECS
 from coldstill.data.files import tokens_sha256
 from coldstill.data.places.claims import claimed
 from coldstill.data.prepared import TokenizedDocument, build_sequences
-from coldstill.data.schema import Block, Capture, Ragged, Sequences, Tail, Targets
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Block, Capture, Sequences, Tail, Targets
 from coldstill.data.store.manifest import (
     CorpusIdentity,
     Manifest,

@@ -16,7 +16,8 @@ from ..columns import (
     to_positions,
     to_sequences,
 )
-from ..schema import Block, Capture, Ragged, Tail, Targets, target_shapes
+from ..ragged import Ragged
+from ..schema import Block, Capture, Tail, Targets, target_shapes
 
 if TYPE_CHECKING:
     from ..columns import Columns

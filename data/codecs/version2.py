@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..columns import expect_column, from_positions, from_sequences, to_positions, to_sequences
-from ..schema import Block, Capture, Ragged, Tail, Targets, target_shapes
+from ..ragged import Ragged
+from ..schema import Block, Capture, Tail, Targets, target_shapes
 from .compact.codec import CompactCodec
 from .compact.rounding import from_steps, log_masses, row_blocks, to_angle, to_steps, widest_angle
 from .compact.runs import from_runs, to_runs

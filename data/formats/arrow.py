@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import ColdstillError
-from ..schema import Ragged
+from ..ragged import Ragged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

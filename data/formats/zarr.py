@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..errors import ColdstillError
-from ..schema import Ragged
+from ..ragged import Ragged
 from .packed_zarr import PackedColumn, described, pack, unpack
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..alignment import labels
 from ..columns import check_hashes
-from ..schema import Ragged, target_shapes
+from ..ragged import Ragged
+from ..schema import target_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,8 @@ import numpy as np
 from ..errors import ColdstillError
 from ..places.local import LocalPlace
 from ..places.place import place_at
-from ..schema import Block, Ragged
+from ..ragged import Ragged
+from ..schema import Block
 from ..store.commit import ShardStatistics, block_statistics, total
 from ..store.layout import MEASUREMENTS, TOKENIZER, TOKENIZER_FILES
 from ..store.manifest import FORMAT_VERSION, Manifest, Part, format_settings, settings_of

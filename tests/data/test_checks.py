@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from coldstill.data.alignment import labels
 from coldstill.data.maintenance.checks import Finding, Rules, check_block
-from coldstill.data.schema import Block, Capture, Ragged, Sequences, Targets, sequence_hash
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Block, Capture, Sequences, Targets, sequence_hash
 from oracles import FULL, LENGTH, VOCABULARY, draws, random_block
 
 if TYPE_CHECKING:

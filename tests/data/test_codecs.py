@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from coldstill.data.codecs import CODECS, distortion, largest_error, measure
 from coldstill.data.prepared import TokenizedDocument, build_sequences
-from coldstill.data.schema import Block, Capture, Ragged, Sequences, Tail, Targets
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Block, Capture, Sequences, Tail, Targets
 from oracles import VOCABULARY, draws, known_draws, random_block
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from coldstill.data.maintenance.rewrite import (
     sums_of,
 )
 from coldstill.data.maintenance.shrink import shrink, take
-from coldstill.data.schema import Ragged
+from coldstill.data.ragged import Ragged
 from coldstill.data.store.commit import block_statistics, total
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.data.store.writer import blocks_of, fitted

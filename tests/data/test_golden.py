@@ -15,7 +15,8 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.formats import STORES
 from coldstill.data.maintenance.rewrite import convert
 from coldstill.data.maintenance.verify import verify
-from coldstill.data.schema import Ragged, Sequences
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Sequences
 from coldstill.data.store.manifest import FORMAT_VERSION
 from coldstill.data.store.reader import open_store
 from coldstill.data.store.writer import ShardWriter, fitted

@@ -16,10 +16,10 @@ from coldstill.data.columns import (
     to_positions,
     to_sequences,
 )
+from coldstill.data.ragged import Ragged
 from coldstill.data.schema import (
     Block,
     Capture,
-    Ragged,
     Sequences,
     Tail,
     Targets,

@@ -14,7 +14,7 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.files import whole_file, whole_folder
 from coldstill.data.formats import STORES
-from coldstill.data.schema import Ragged
+from coldstill.data.ragged import Ragged
 from oracles import assert_same_columns
 from refusals import refusal
 

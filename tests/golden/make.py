@@ -21,7 +21,8 @@ from coldstill.data.codecs import CODECS
 from coldstill.data.files import tokens_sha256
 from coldstill.data.formats import STORES
 from coldstill.data.prepared import TokenizedDocument, build_sequences
-from coldstill.data.schema import Block, Capture, Ragged, Sequences, Tail, Targets, count_type
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Block, Capture, Sequences, Tail, Targets, count_type
 from coldstill.data.store.manifest import (
     FORMAT_VERSION,
     Manifest,

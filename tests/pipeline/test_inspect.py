@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from coldstill.data.formats import STORES
-from coldstill.data.schema import Capture, Ragged
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
 from coldstill.data.token_bytes import TokenBytes
 from coldstill.pipeline.cli.commands import main

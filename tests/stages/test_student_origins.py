@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from coldstill.data.schema import Capture, Ragged, sequence_hash
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Capture, sequence_hash
 from coldstill.data.store.reader import open_store
 from coldstill.stages.config import ArchitectureConfig, LayersConfig, LoraConfig
 from coldstill.stages.models.loading import load_model

@@ -31,7 +31,8 @@ from ...columns import (
     to_positions,
     to_sequences,
 )
-from ...schema import Block, Capture, Ragged, Tail, Targets, count_type, target_shapes
+from ...ragged import Ragged
+from ...schema import Block, Capture, Tail, Targets, count_type, target_shapes
 from .drawn import Drawn
 from .gaps import LARGEST, GapPacking, Sets
 from .rounding import (

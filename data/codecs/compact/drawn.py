@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...columns import expect_list, list_offsets
-from ...schema import Ragged, Tail, count_type
+from ...ragged import Ragged
+from ...schema import Tail, count_type
 from .gaps import GapPacking, Sets
 from .rounding import STEPS, from_steps, to_steps
 

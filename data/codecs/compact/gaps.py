@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...columns import expect_list, list_offsets
-from ...schema import Ragged
+from ...ragged import Ragged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...schema import Ragged
+from ...ragged import Ragged
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

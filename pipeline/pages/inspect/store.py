@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from ....data.formats import STORES
-from ....data.schema import Ragged
+from ....data.ragged import Ragged
 from ....data.store.commit import total
 from ....data.store.layout import shard_name
 from ...results.facts import Measurements, entropy_histogram, mass_histogram
