@@ -41,6 +41,14 @@ class Ragged:
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
         return cls(np.concatenate([part.values for part in parts]), offsets)
 
+    @classmethod
+    def gather(cls, chosen: Sequence[tuple[Ragged, int]]) -> Ragged:
+        """Rows of several parts, each named by its part and its index there, in the order given."""
+        rows = [part[index] for part, index in chosen]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        return cls(np.concatenate(rows), offsets)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

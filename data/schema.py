@@ -146,6 +146,23 @@ class Tail(TailFields["NDArray[Any]"]):
         )
 
     @classmethod
+    def gather(cls, chosen: Sequence[tuple[Tail, slice]]) -> Tail:
+        """Consecutive positions of several parts, in the order given."""
+        borders = [part.offsets[own.start : own.stop + 1] for part, own in chosen]
+        lengths = np.concatenate([each[1:] - each[:-1] for each in borders])
+        entries = [
+            (part, slice(each[0], each[-1]))
+            for (part, _), each in zip(chosen, borders, strict=True)
+        ]
+        logprobs = [None if part.logprobs is None else part.logprobs[own] for part, own in entries]
+        return cls(
+            ids=np.concatenate([part.ids[own] for part, own in entries]),
+            counts=np.concatenate([part.counts[own] for part, own in entries]),
+            logprobs=_join(logprobs),
+            offsets=np.append(0, np.cumsum(lengths, dtype=np.int64)),
+        )
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Tail]) -> Tail:
         """All positions of all parts, in order."""
         ids = Ragged.concatenate([Ragged(part.ids, part.offsets) for part in parts])
@@ -284,6 +301,33 @@ class Block:
         )
 
     @classmethod
+    def gather(cls, chosen: Sequence[tuple[Block, int]]) -> Block:
+        """Sequences of several blocks, each named by its block and its index there, in the order
+        given. For a batch this takes half the time of `take` and `concatenate`."""
+        sequences: dict[str, Any] = {}
+        for name in _SEQUENCE_FIELDS:
+            values: list[Any] = [(getattr(block.sequences, name), row) for block, row in chosen]
+            if isinstance(values[0][0], Ragged):
+                sequences[name] = Ragged.gather(values)
+            else:
+                sequences[name] = np.stack([array[row] for array, row in values])
+        borders = [
+            (block, block.sequences.positions.offsets[row : row + 2]) for block, row in chosen
+        ]
+        positions = [(block.targets, slice(*each.tolist())) for block, each in borders]
+        targets: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name)[own] for part, own in positions])
+            for name in _TARGET_FIELDS
+        }
+        return cls(
+            sequences=Sequences(**sequences),
+            targets=Targets(
+                **targets, tail=Tail.gather([(part.tail, own) for part, own in positions])
+            ),
+            capture=chosen[0][0].capture,
+        )
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Block]) -> Block:
         """All sequences of all parts, in order; a single part is returned as it is."""
         if len(parts) == 1:
@@ -293,6 +337,10 @@ class Block:
             targets=Targets.concatenate([p.targets for p in parts]),
             capture=parts[0].capture,
         )
+
+
+_SEQUENCE_FIELDS = [each.name for each in fields(Sequences)]
+_TARGET_FIELDS = [each.name for each in fields(Targets) if each.name != "tail"]
 
 
 def sequence_hash(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from ..places.cache import CacheSettings
     from ..places.place import Place
 
+_KEPT_BLOCKS = MIXED_BLOCKS + 2
+"""Decoded blocks that are kept in memory: those that an epoch mixes, and the next ones."""
 _KEPT_COMMITS = 1024
 """Commit records that are kept in memory, about a kilobyte each."""
 _READS_AT_ONCE = 16
@@ -128,13 +130,17 @@ class StoreReader:
             raise IndexError(f"sequences {rows.tolist()}: expected some of 0 to {len(self) - 1}")
         shard_N, place_N = np.divmod(rows, self.manifest.shard_sequences)
         block_N, within_N = np.divmod(place_N, self.manifest.block_sequences)
-        parts, found = [], []
+        places = dict.fromkeys(zip(shard_N.tolist(), block_N.tolist(), strict=True))
+        found: dict[int, tuple[Block, int]] = {}
         # in the given order, so that a window of shards is finished before the next one begins
-        for shard, number in dict.fromkeys(zip(shard_N.tolist(), block_N.tolist(), strict=True)):
-            chosen = np.flatnonzero((shard_N == shard) & (block_N == number))
-            parts.append(self.block(shard, number).take(within_N[chosen]))
-            found.append(chosen)
-        return Block.concatenate(parts).take(np.argsort(np.concatenate(found), kind="stable"))
+        for shard, number in places:
+            block = self.block(shard, number)
+            chosen = np.flatnonzero((shard_N == shard) & (block_N == number)).tolist()
+            own = within_N[chosen].tolist()
+            if len(places) > _KEPT_BLOCKS:  # what is not kept in memory is not held as a whole
+                block, own = Block.gather([(block, row) for row in own]), range(len(own))
+            found |= {place: (block, row) for place, row in zip(chosen, own, strict=True)}
+        return Block.gather([found[place] for place in range(len(rows))])
 
     def batches(self, size: int, *, seed: int | None = None, epoch: int = 0) -> Iterator[Block]:
         """Every sequence once, in blocks of `size`: in store order, or shuffled with a seed.
@@ -203,7 +209,7 @@ class StoreReader:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ColdstillError(f"{where}: block {number}: {error}") from error
         self._blocks[key] = block
-        if len(self._blocks) > MIXED_BLOCKS + 2:
+        if len(self._blocks) > _KEPT_BLOCKS:
             self._blocks.popitem(last=False)
         return block
 
