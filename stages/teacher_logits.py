@@ -71,10 +71,12 @@ def is_captured(plan: CapturePlan) -> bool:
     # the isolation follows from the teacher, whose fingerprint is compared
     isolation = read_manifest(place).packing.isolation
     manifest = make_manifest(plan, isolation)
-    ShardWriter(plan.folder, manifest, other_engine=plan.other_engine).check()
     store = open_store(plan.folder, incomplete=True)
+    complete = len(store.done) == store.manifest.shards
+    # nothing is captured any more, by whichever engine
+    ShardWriter(plan.folder, manifest, other_engine=plan.other_engine or complete).check()
     store.expect_sizes()
-    return len(store.done) == manifest.shards
+    return complete
 
 
 def capture_split(

@@ -10,7 +10,7 @@ import numpy as np
 from ..codecs import CodecError
 from ..errors import ColdstillError
 from ..files import json_sha256
-from ..store.manifest import Manifest, difference
+from ..store.manifest import Manifest, difference, with_engine
 from . import Notify, no_progress
 from .rewrite import Settings, StoreRows, open_original, parts_of, reformatted, rewrite
 
@@ -40,8 +40,12 @@ def merge(
             )
     _expect_distinct(sources, notify)
     parts = tuple(part for source in sources for part in parts_of(source.manifest))
+    engines = [first.teacher.engine]
+    for source in sources:
+        engines += [e for e in source.manifest.teacher.engines if e not in engines]
     manifest = replace(
         first,
+        teacher=replace(first.teacher, other_engines=tuple(engines[1:])),
         corpus=replace(
             first.corpus,
             # Parts of one corpus count its documents once.
@@ -70,6 +74,7 @@ def merge(
 def _as_if(other: Manifest, first: Manifest) -> Manifest:
     """The other manifest, with the fields that may differ between merged stores taken from
     `first`."""
+    other = with_engine(other, first)
     return replace(
         other,
         corpus=replace(

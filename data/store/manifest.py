@@ -308,10 +308,7 @@ def difference(
 ) -> str | None:
     """The first field that differs, as `field: old in the store, new now`; None if none does. An
     engine that has worked on the store is no difference."""
-    if new.teacher.engine == old.teacher.engine:
-        teacher = replace(new.teacher, other_engines=old.teacher.other_engines)
-        new = replace(new, teacher=teacher)
-    elif new.teacher.engine in old.teacher.other_engines:
+    if new.teacher.engine in old.teacher.engines:
         new = with_engine(new, old)
     if old.version != new.version:
         # the store's format had other defaults, and its codec had no setting `frequent`
@@ -331,10 +328,12 @@ def difference(
 
 
 def with_engine(manifest: Manifest, of: Manifest) -> Manifest:
-    """A manifest with what another one says of the engines."""
-    theirs = of.teacher
+    """A manifest with what another one says of the engines. Another engine also has another way to
+    keep documents apart, which says nothing about the record."""
+    theirs, packing = of.teacher, manifest.packing
+    if manifest.teacher.engine != theirs.engine:
+        packing = replace(packing, isolation=of.packing.isolation)
     teacher = replace(manifest.teacher, engine=theirs.engine, other_engines=theirs.other_engines)
-    packing = replace(manifest.packing, isolation=of.packing.isolation)
     return replace(manifest, teacher=teacher, packing=packing)
 
 

@@ -109,6 +109,11 @@ class TeacherTable(_Table):
                     "has 'engine_options' without 'engine': set engine = \"vllm\", or remove them"
                 )
             return self
+        if self.generate is not None and 0.0 < self.generate.temperature < 0.01:
+            raise ValueError(
+                f"has generate.temperature = {self.generate.temperature:g}, which vLLM raises to "
+                "0.01: set it to 0 or to at least 0.01"
+            )
         for key in ("attention", "compile", "device_map", "tensor_parallel"):
             if getattr(self, key):
                 raise ValueError(

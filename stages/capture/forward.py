@@ -282,6 +282,10 @@ class TeacherForward:
 
     def _expect_divisible(self, error: Exception, rows: int, tokens: int) -> None:
         name, head = self._teacher.name, self._teacher.head
+        if self._teacher.engine is not None and not is_out_of_memory(error):
+            raise ColdstillError(
+                f"{name}: the states of {rows} sequences cannot be used: {first_line(error)}"
+            ) from error
         if not is_out_of_memory(error):
             raise ColdstillError(
                 f"{name}: transformers cannot run a {head.model.config.model_type!r} model on "

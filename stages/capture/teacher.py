@@ -208,6 +208,12 @@ def _engine_teacher(
     report: Reporter,
 ) -> Teacher:
     """A teacher whose layers an engine runs; its head is on this process's device."""
+    if world_size() > 1 and torch.cuda.is_available():
+        raise ColdstillError(
+            f"teacher.engine: {world_size()} processes of torchrun would start {loading.engine} on "
+            "the same GPU; start one process and divide the teacher by engine_options "
+            "(tensor_parallel_size), or start several by hand, each with its CUDA_VISIBLE_DEVICES"
+        )
     model = load_head(
         name,
         where,
@@ -223,7 +229,7 @@ def _engine_teacher(
             f"{where}: {name}: a {model.config.model_type!r} model changes its logits in a way "
             "that is not known, and an engine gives states only; remove teacher.engine"
         )
-    engine = ENGINES[loading.engine].VllmEngine(
+    engine = ENGINES[loading.engine].started(
         name,
         where,
         dtype=str(model.dtype).removeprefix("torch."),

@@ -128,11 +128,7 @@ def load_model(
             **own,
             **(options or {}),
         )
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise ColdstillError(
-            f"{where}: {name} is an adapter of another model; merge it into that model, and give "
-            "the path of the result"
-        )
+    _expect_no_loaded_adapter(model, name, where)
     expect_whole(_found(model, info, config), model, name, where)
     expect_numbers(model, name, where)
     return model.eval()
@@ -143,7 +139,8 @@ def load_head(
 ) -> Any:
     """The model without its layers: embeddings, final norm and output head, with its weights.
 
-    For engines that compute the layers themselves. The options are those of `load_model`.
+    For engines that compute the layers themselves. The options are those of `load_model`; the
+    weights of the layers are not looked at.
 
     Raises
         ColdstillError: as `load_model`, or the model cannot be built without layers
@@ -166,10 +163,19 @@ def load_head(
             trust_remote_code=own_code,
             **_CHECKED,
         )
+    _expect_no_loaded_adapter(model, name, where)
     found = replace(_found(model, info, config), unexpected=())  # those of the layers
     expect_whole(found, model, name, where)
     expect_numbers(model, name, where)
     return model.eval()
+
+
+def _expect_no_loaded_adapter(model: Any, name: str, where: str) -> None:
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ColdstillError(
+            f"{where}: {name} is an adapter of another model; merge it into that model, and give "
+            "the path of the result"
+        )
 
 
 def load_state(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
+from coldstill.data.maintenance.merge import merge
+from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Capture
 from coldstill.data.store.manifest import EngineIdentity
 from coldstill.data.store.reader import open_store
+from coldstill.stages.capture.forward import capture_batch
 from coldstill.stages.config import GenerateConfig
 from coldstill.stages.models.loading import load_head, load_model
 from coldstill.stages.teacher_logits import capture_split, is_captured
@@ -143,3 +148,69 @@ def test_a_store_is_not_continued_by_another_engine(
     different = dataclasses.replace(newer, fingerprint="0" * 64)
     with pytest.raises(ColdstillError, match="give this run another name"):
         is_captured(dataclasses.replace(agreed, teacher=different))
+
+
+def test_a_complete_store_needs_no_engine(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
+) -> None:
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "store", CAPTURE)
+    capture_split(plan, load_teacher(saved_teacher))
+    assert is_captured(_by_engine(plan))
+    assert open_store(tmp_path / "store").manifest.teacher.engines == (None,)
+
+
+def test_sequences_without_supervised_positions_ask_for_nothing(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
+) -> None:
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "store", CAPTURE)
+    teacher = engine_teacher(saved_teacher)
+    sequences = plan.sequences.read(plan.rows[:2])
+    nothing = Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64))
+    empty = dataclasses.replace(sequences, positions=nothing)
+    assert len(capture_batch(teacher, empty, CAPTURE)) == 0
+    assert isinstance(teacher.engine, OneByOne)
+    assert teacher.engine.documents == 0
+
+
+def test_a_merged_store_names_all_engines(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
+) -> None:
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "own", CAPTURE)
+    half = len(plan.rows) // 2
+    capture_split(dataclasses.replace(plan, rows=plan.rows[:half]), load_teacher(saved_teacher))
+    other = dataclasses.replace(_by_engine(plan), rows=plan.rows[half:], folder=tmp_path / "other")
+    capture_split(other, engine_teacher(saved_teacher))
+    for first, second, named in (
+        ("own", "other", (None, ENGINE)),
+        ("other", "own", (ENGINE, None)),
+    ):
+        merged = merge(
+            [str(tmp_path / first), str(tmp_path / second)],
+            str(tmp_path / f"{first}-first"),
+            None,
+            None,
+        )
+        assert merged.teacher.engines == named
+
+
+def test_an_error_of_the_engine_ends_the_capture_and_closes_it(
+    corpus: SmallCorpus, saved_teacher: Path, tmp_path: Path
+) -> None:
+    class Failing(OneByOne):
+        def submit(self, documents: Any) -> Any:
+            if self.documents < 8:
+                return super().submit(documents)
+            failed: Future[Any] = Future()
+            failed.set_exception(ColdstillError("the engine is gone"))
+            return failed
+
+    plan = plan_capture(corpus, saved_teacher, tmp_path / "store", CAPTURE)
+    engine = Failing(saved_teacher)
+    with (
+        pytest.raises(ColdstillError, match=r"^the engine is gone$"),
+        contextlib.closing(engine_teacher(saved_teacher, engine)) as teacher,
+    ):
+        capture_split(plan, teacher)
+    assert engine.closed
+    capture_split(plan, engine_teacher(saved_teacher))
+    assert is_captured(plan)

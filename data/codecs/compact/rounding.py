@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 STEPS = 64
 """Steps per nat for log-probabilities of labels and samples, and for entropies."""
-_PARTS, _TERMS = 1 << 30, 1 << 24
-"""Parts of 1 in which weights w are added up, and w log w."""
+_PARTS = 1 << 30
+"""Parts of 1 in which weights w, and w log w, are added up."""
 _ANGLES = 4095
 """Steps of a right angle. Tail mass is sin^2 and head mass cos^2, so that both keep precision."""
 ANGLE_ERROR = math.pi / 2 / _ANGLES
@@ -45,11 +45,12 @@ class Levels:
         self.steps = np.rint(nats * STEPS).astype(np.int64)
         """[256] -log p of each level before scaling, in steps."""
         self._logs = (-nats).astype(np.float32)
-        # no level is above `levels` by more than one; larger weights would not fit 32 bits
-        weights = np.minimum(root, root[min(255, levels + 1)]) ** self._power
-        parts = np.rint(weights * _PARTS).astype(np.int64)
-        terms = np.rint(weights * np.log(weights) * _TERMS).astype(np.int64)
-        self._sums = terms << 32 | parts
+        self.largest = min(255, levels + 1)
+        """The most probable token may be one level above 1."""
+        # larger weights would not fit 64 bits
+        weights = np.minimum(root, root[self.largest]) ** self._power
+        self._parts = np.rint(weights * _PARTS).astype(np.int64)
+        self._terms = np.rint(weights * np.log(weights) * _PARTS).astype(np.int64)
 
     def of(self, logprobs_MK: NDArray[np.float32]) -> NDArray[np.uint8]:
         """[M, K] the level of each head token, most probable first."""
@@ -89,45 +90,46 @@ class Levels:
         return ids, levels
 
     def sums(self, levels_MK: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """[M] the sum of a position's weights w before scaling, in parts, in the lower 32 bits, and
-        that of w log w, in terms, in the upper ones.
+        """[2, M] the sums of a position's weights w before scaling, and of w log w, in parts.
 
         Sums of whole numbers are the same on every machine.
         """
-        sums_M = np.empty(len(levels_MK), np.int64)
+        sums_2M = np.zeros((2, len(levels_MK)), np.int64)
         for rows in row_blocks(*levels_MK.shape):
-            np.sum(self._sums.take(levels_MK[rows]), axis=1, out=sums_M[rows])
-        return sums_M
+            levels = levels_MK[rows].astype(np.intp)
+            np.sum(self._parts.take(levels), axis=1, out=sums_2M[0, rows])
+            np.sum(self._terms.take(levels), axis=1, out=sums_2M[1, rows])
+        return sums_2M
 
     def logprobs(
         self,
         levels_MK: NDArray[np.uint8],
         log_mass_M: NDArray[np.float32],
-        sums_M: NDArray[np.int64],
+        sums_2M: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         """[M, K] log-probabilities, scaled so that those of a position sum to its mass."""
         logprobs = np.empty(levels_MK.shape, np.float32)
-        shift_M = (log_mass_M - np.log(_weight(sums_M))).astype(np.float32)
+        shift_M = (log_mass_M - np.log(_weight(sums_2M))).astype(np.float32)
         for rows in row_blocks(*levels_MK.shape):
             np.add(self._logs.take(levels_MK[rows]), shift_M[rows, None], out=logprobs[rows])
         return logprobs
 
     def entropy(
-        self, sums_M: NDArray[np.int64], mass_M: NDArray[np.float64]
+        self, sums_2M: NDArray[np.int64], mass_M: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """[M] the part of the entropy that is in the head, in nats: the sum of -p log p.
 
         With weights w whose sum is S, p is `mass w / S`.
         """
-        weight_M, terms_M = _weight(sums_M), (sums_M >> 32) / _TERMS
+        weight_M, terms_M = _weight(sums_2M), sums_2M[1] / _PARTS
         log_scale = np.log(np.maximum(mass_M, 1e-30) / weight_M)
         nats_M: NDArray[np.float64] = -mass_M * (terms_M / weight_M + log_scale)
         return nats_M
 
 
-def _weight(sums_M: NDArray[np.int64]) -> NDArray[np.float64]:
+def _weight(sums_2M: NDArray[np.int64]) -> NDArray[np.float64]:
     """[M] the sum of the weights."""
-    weight_M: NDArray[np.float64] = np.maximum(sums_M & 0xFFFFFFFF, 1) / _PARTS
+    weight_M: NDArray[np.float64] = np.maximum(sums_2M[0], 1) / _PARTS
     return weight_M
 
 

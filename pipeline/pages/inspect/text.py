@@ -13,6 +13,7 @@ from .store import column_lines, ranges, settings_in_words
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ....data.store.manifest import TeacherIdentity
     from ...results.token_texts import TokenTexts
     from .sequence import Prediction, ShownSequence
     from .store import LoneShardFacts, StoreFacts
@@ -169,12 +170,21 @@ def store_lines(facts: StoreFacts) -> list[tuple[str, str]]:
     return rows + _speed(facts)
 
 
+def _engines(teacher: TeacherIdentity) -> str:
+    """What ran the teacher, if that was not transformers alone."""
+    if teacher.engines == (None,):
+        return ""
+    names = ["transformers" if e is None else f"{e.name} {e.version}" for e in teacher.engines]
+    return f", run by {' and '.join(names)}"
+
+
 def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
     manifest = facts.manifest
     teacher, capture, packing = manifest.teacher, manifest.capture, manifest.packing
     tokenizer, corpus = manifest.tokenizer, manifest.corpus
+    apart = "one request each" if packing.isolation == "documents" else packing.isolation
     together = (
-        f"documents packed together, kept apart by {packing.isolation}"
+        f"documents packed together, kept apart by {apart}"
         if packing.together
         else "one document each"
     )
@@ -184,7 +194,7 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
         (
             "teacher",
             f"{teacher.name} ({teacher.family}, {teacher.parameters:,} parameters, "
-            f"{teacher.dtype}, {teacher.fingerprint[:12]})",
+            f"{teacher.dtype}, {teacher.fingerprint[:12]})" + _engines(teacher),
         ),
         ("tokenizer", f"{tokenizer.size:,} tokens ({tokenizer.fingerprint[:12]})"),
         ("corpus", f"{corpus.split}, {corpus.documents:,} documents ({corpus.fingerprint[:12]})"),

@@ -8,9 +8,11 @@ from ....data.store.manifest import EngineIdentity
 from . import vllm
 
 ENGINES = {vllm.NAME: vllm}
-"""One entry per engine, by the name in the recipe. No engine is imported before it is started."""
+"""One module per engine, by the name in the recipe: `installed_version` and the class `started`. No
+engine is imported before it is started."""
 
 
 def engine_identity(name: str, options: dict[str, Any]) -> EngineIdentity:
-    """What a manifest says of an engine. Raises ColdstillError if it is not installed."""
+    """What a manifest says of an engine; the version is empty if it is not installed, which is
+    refused when it starts."""
     return EngineIdentity(name=name, version=ENGINES[name].installed_version(), options=options)

@@ -56,7 +56,7 @@ class Asked:
     ends: frozenset[int]
     """Tokens that end an answer, which includes the first of them."""
     stop: Callable[[], bool]
-    """Once it returns True, answers may stay incomplete."""
+    """Once it returns True, answers may stay incomplete. An engine may also complete them."""
 
 
 def states_of(engine: Engine, sequences: Sequences) -> Callable[[], torch.Tensor]:

