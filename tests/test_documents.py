@@ -130,14 +130,13 @@ class Shell:
     """A folder in which the commands of the documents run, each of them once."""
 
     desk: Desk
-    teacher: Path
     finished: set[str] = field(default_factory=set)
 
     def recipe(self, name: str, seed: int) -> str:
         """A tiny recipe with its own texts and the students `small` and `baseline`."""
         for i, text in enumerate(sentences(60, seed)):
             self.desk.write(f"{name}-texts/{i:02d}.txt", text)
-        text = RECIPE.format(texts=f"{name}-texts", teacher=f'model = "{self.teacher}"')
+        text = RECIPE.format(texts=f"{name}-texts", teacher='model = "teacher"')
         return text.replace('name = "r"', f'name = "{name}"') + PRUNED
 
     def run(self, document: str) -> int:
@@ -182,8 +181,9 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path, teacher_folder: Path) -> Shell:
-    """A folder with a tiny recipe called `demo` and a task file for lm-eval."""
-    shell = Shell(Desk(tmp_path), teacher_folder)
+    """A folder with a tiny recipe called `demo`, its teacher, and a task file for lm-eval."""
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    shell = Shell(Desk(tmp_path))
     shell.desk.write("demo.toml", shell.recipe("demo", 0))
     write_task(tmp_path / "tasks", "quiz", QUIZ, quiz(4))
     return shell

@@ -16,6 +16,7 @@ import click
 from ... import __version__
 from ...data.errors import ColdstillError
 from .group import Group
+from .launch import launch
 from .options import json_option, print_next, recipe_options, run_options, student_option, work_of
 from .results import export, inspect, report
 from .store import store
@@ -360,5 +361,6 @@ def run(recipe: str, **options: Any) -> None:
 
 main.add_command(export)
 main.add_command(inspect)
+main.add_command(launch)
 main.add_command(report)
 main.add_command(store)
