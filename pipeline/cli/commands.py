@@ -17,7 +17,15 @@ from ... import __version__
 from ...data.errors import ColdstillError
 from .group import Group
 from .launch import launch
-from .options import json_option, print_next, recipe_options, run_options, student_option, work_of
+from .options import (
+    json_option,
+    print_next,
+    ray_options,
+    recipe_options,
+    run_options,
+    student_option,
+    work_of,
+)
 from .results import export, inspect, report
 from .store import store
 
@@ -156,10 +164,11 @@ def train_teacher(recipe: str, **options: Any) -> None:
 
 @main.command("teacher-logits")
 @recipe_options
+@ray_options
 def teacher_logits(recipe: str, **options: Any) -> None:
     """Run the teacher over the corpus and store its logits.
 
-    This is stage one. Several processes can share the work.
+    This is stage one. Several processes, or workers of a Ray cluster, can share the work.
 
     Example: coldstill teacher-logits demo
     """
@@ -269,6 +278,7 @@ def evaluate(
     help="Values of a student's key; several grids make their product.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show the points and their settings.")
+@ray_options
 @json_option("a JSON list")
 def sweep(
     recipe: str,
@@ -277,6 +287,7 @@ def sweep(
     report: Any,
     grids: tuple[str, ...],
     dry_run: bool,
+    pool: Any,
     as_json: bool,
 ) -> None:
     """Train a student for each point of a grid and compare them.
@@ -298,7 +309,7 @@ def sweep(
         click.echo(json.dumps(facts, indent=2) if as_json else step.points_text(listed))
         return
     with quiet():
-        rows, left_out = step.train_sweep(work, listed)
+        rows, left_out = step.train_sweep(work, listed, pool)
     if rows:
         click.echo(json.dumps(json_rows(rows), indent=2) if as_json else tables(rows))
     if left_out:
