@@ -58,6 +58,12 @@ NOT_RUN = {
     "torchrun --nproc-per-node 8 --no-python coldstill train-student my-run": (
         "needs eight processes; test_processes.py runs two"
     ),
+    "coldstill teacher-logits my-run --ray 10.0.0.1:6379 --workers 16 --gpus-per-worker 1": (
+        "needs a cluster; test_ray.py makes one"
+    ),
+    "coldstill sweep my-run --grid students.small.train.steps=2,3 --ray --workers 2": (
+        "needs ray; test_ray.py runs it"
+    ),
 }
 """Commands that do not run here, and why. For `make`, the dry run must still succeed."""
 ELSEWHERE = {"data/FORMAT.md": "tests/data/test_plain_elsewhere.py runs its python blocks"}

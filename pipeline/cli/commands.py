@@ -165,16 +165,21 @@ def train_teacher(recipe: str, **options: Any) -> None:
 @main.command("teacher-logits")
 @recipe_options
 @ray_options
-def teacher_logits(recipe: str, **options: Any) -> None:
+def teacher_logits(recipe: str, pool: Any, **options: Any) -> None:
     """Run the teacher over the corpus and store its logits.
 
     This is stage one. Several processes, or workers of a Ray cluster, can share the work.
 
     Example: coldstill teacher-logits demo
     """
-    from ..steps import interface
+    if pool is None:
+        from ..steps import interface
 
-    interface.teacher_logits(recipe, **options)
+        interface.teacher_logits(recipe, **options)
+    else:
+        from ..steps.on_ray.capture import teacher_logits as step
+
+        step(work_of(recipe, options["settings"], options["runs"], options["report"]), pool)
 
 
 @main.command("prune-student")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ...stages.report import Reporter
     from ..recipe.work import Work
     from ..results.figures import ModelFigures
-    from .on_ray.cluster import Pool
     from .pruning import Cut
 
 
@@ -105,11 +104,8 @@ def teacher_logits(
     settings: Sequence[str] = (),
     runs: str | Path = "runs",
     report: Reporter | None = None,
-    pool: Pool | None = None,
 ) -> Stores:
     """Stage one: run the teacher over the corpus and store its logits; trains it first if needed.
-
-    pool  workers of a Ray cluster that run the teacher; if None, this process runs it
 
     `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`.
 
@@ -120,15 +116,10 @@ def teacher_logits(
             settings
         StoppedError: the process received SIGTERM; finished shards are kept
     """
+    from .capture import teacher_logits as step
+
     with _work(recipe, settings, runs, report) as work:
-        if pool is None:
-            from .capture import teacher_logits as step
-
-            step(work)
-        else:
-            from .on_ray.capture import teacher_logits as step_on_ray
-
-            step_on_ray(work, pool)
+        step(work)
         return Stores(logits=work.run.logits, heldout=work.run.heldout)
 
 

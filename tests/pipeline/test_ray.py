@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import importlib.util
 import os
 import re
 import signal
@@ -11,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import psutil
 import pytest
@@ -26,8 +29,9 @@ if TYPE_CHECKING:
 
     from coldstill.stages.report import Report
     from desk import Desk
+    from distance import Distance
 
-pytest_plugins = ("desk",)
+pytest_plugins = ("desk", "distance")
 pytestmark = pytest.mark.timeout(900)
 
 SMALL = ("--set", "logits.shard_tokens=64", "--set", "logits.batch_tokens=64")
@@ -230,7 +234,7 @@ def test_a_shard_that_another_command_has_claimed_is_left_to_it(
         assert not (desk.run / "logits" / "shards" / "00003.json").exists()
     desk.done(*CAPTURE, "--ray", address, "--workers", "1")
     assert stores(desk) == whole
-    done = desk.done(*CAPTURE, "--ray", "no-address", "--workers", "1")
+    done = desk.done(*CAPTURE, "--ray", "--workers", "1")
     assert "complete: " in done.stderr  # no cluster is needed for that
 
 
@@ -251,21 +255,134 @@ def test_points_of_a_sweep_are_trained_side_by_side(
     alone = finished.done("sweep", "r.toml", *grid)
     assert alone.stderr.count("already trained: ") == 3
     assert digests(finished.run / "students" / one / "model") == together[one]
-    again = finished.done("sweep", "r.toml", *grid, "--ray", "no-address", "--workers", "2")
+    again = finished.done("sweep", "r.toml", *grid, "--ray", "--workers", "2")
     assert again.stderr.count("already trained: ") == 4
 
 
+@pytest.mark.slow
 def test_an_error_of_a_worker_is_the_error_of_the_command(
-    desk: Desk, nodes: Callable[..., Any]
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = nodes(1).address
-    desk.done(*CAPTURE, "--ray", address, "--workers", "1")
-    for path in (desk.run / "logits" / "shards").iterdir():
-        path.unlink()
-    (desk.run / "logits" / "manifest.json").unlink()
-    (desk.run / "logits" / "manifest.json").mkdir()
-    line = desk.refused(*CAPTURE, "--ray", address, "--workers", "1")
-    assert "manifest.json" in line
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # a new cluster, and not one of the user
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    done = desk.coldstill(*CAPTURE, "--set", "teacher.attention=none", "--ray", "--workers", "1")
+    assert done.exit_code == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: teacher.model: cannot load ")
+    assert workers() == []
+
+
+@pytest.mark.slow
+def test_workers_fill_stores_in_a_bucket(
+    desk: Desk, whole: dict[str, str], s3: Distance, nodes: Callable[..., Any]
+) -> None:
+    places = {"logits.path": "logits", "evaluation.path": "heldout"}
+    remote = [f"--set={key}={s3.url}/{name}" for key, name in places.items()]
+    desk.done(*CAPTURE, *remote, "--ray", nodes(2).address, "--workers", "2")
+    found = {
+        f"{store}/{name}": digest
+        for store in ("logits", "heldout")
+        for name, digest in s3.digests(store).items()
+        if name != "measurements.json"
+    }
+    assert found == whole
+
+
+def test_a_worker_captures_what_it_is_given(
+    desk: Desk, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from coldstill.pipeline.steps.capture import capture_base
+    from coldstill.pipeline.steps.on_ray.worker import Worker
+
+    with contextlib.chdir(desk.root):
+        work = open_work("r.toml", SMALL[1::2], "runs", lambda report: None)
+        checked = capture_base(work).checked
+        worker = Worker(work, str(desk.root), checked, 1)
+        assert worker.load().isolation == "positions"
+        committed = worker.turn("train", [5, 2], "").committed
+        while len(committed) < 2:
+            turn = worker.turn("train", [], "")
+            committed += turn.committed
+            assert not turn.ended
+        assert sorted(committed) == [2, 5]
+        while not worker.turn("train", [], "stop").ended:
+            pass
+        shards = {n: d for n, d in stores(desk).items() if n.startswith("logits/shards/")}
+        assert len(shards) == 4
+        assert shards.items() <= whole.items()
+        assert not (desk.run / "logits" / "measurements.json").exists()
+
+        def fails(*arguments: Any, **options: Any) -> None:
+            raise ColdstillError("the disk is full")
+
+        monkeypatch.setattr("coldstill.stages.teacher_logits.capture_split", fails)
+        with pytest.raises(ColdstillError, match="the disk is full"):
+            worker.turn("heldout", [], "")
+        other = dataclasses.replace(checked, context=1)
+        with pytest.raises(ColdstillError, match="another teacher on "):
+            Worker(work, str(desk.root), other, 1).load()
+        with pytest.raises(ColdstillError, match="/nowhere: not on "):
+            Worker(work, "/nowhere", checked, 1).load()
+
+
+class NoRay:
+    """Stands for the module `ray` of a cluster on which no worker lives long."""
+
+    def __init__(self, *, places: bool) -> None:
+        lost = type("RayError", (Exception,), {})
+        task = type("RayTaskError", (lost,), {})
+        self.exceptions = mock.Mock(RayError=lost, RayTaskError=task)
+        self.places, self.asked, self.killed = places, 0, 0
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 8.0, "GPU": 2.0}
+
+    def remote(self, made: type) -> Any:
+        return self
+
+    def options(self, **options: Any) -> Any:
+        assert options["num_gpus"] == 1
+        return mock.Mock()
+
+    def wait(self, calls: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        self.asked += 1
+        if self.asked == 50:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return (calls[:1] if self.places else []), calls
+
+    def get(self, call: Any) -> Any:
+        raise self.exceptions.RayError("the node is gone")
+
+    def kill(self, actor: Any) -> None:
+        self.killed += 1
+
+
+@pytest.mark.parametrize("places", [True, False])
+def test_a_cluster_without_a_place_for_workers_is_reported(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, places: bool
+) -> None:
+    from coldstill.pipeline.steps.on_ray import capture as step
+
+    ray = NoRay(places=places)
+    monkeypatch.setattr(step, "connected", lambda pool: contextlib.nullcontext(ray))
+    monkeypatch.setattr(step, "expect_reachable", lambda pool: None)
+    monkeypatch.setattr(step, "_PATIENCE", -1.0)
+    done = desk.coldstill(*CAPTURE, "--ray", "--workers", "2")
+    lines = done.stderr.splitlines()
+    assert ray.killed == 2
+    assert not (desk.run / "logits").exists()
+    if places:
+        assert done.exit_code == 1
+        assert lines[-1].startswith(
+            "error: --ray: 7 workers lost since the last shard: the node is"
+        )
+    else:
+        assert done.exit_code == 143
+        assert (
+            "teacher-logits: warning: waiting for the cluster: no place for a worker with 1 CPU, 1 "
+            "GPU; add nodes, or ask for less"
+        ) in lines
 
 
 def test_options_of_ray_need_it_and_one_another(desk: Desk) -> None:
@@ -285,13 +402,17 @@ def test_what_ray_cannot_do_is_refused(desk: Desk, monkeypatch: pytest.MonkeyPat
     on_ray = ("--ray", "auto", "--workers", "2")
     line = desk.refused(*CAPTURE, "--set", "teacher.tensor_parallel=true", *on_ray)
     assert line.startswith("error: teacher.tensor_parallel: its processes start together, which ")
-    from coldstill.pipeline.steps.on_ray.cluster import Pool, connected
-
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ColdstillError) as caught, connected(Pool(workers=1)):
-        pass
-    assert str(caught.value) == (
-        "--ray: needs the package ray; install it with pip install 'coldstill[ray]'"
+    if importlib.util.find_spec("ray") is not None:
+        for address, message in (
+            ("127.0.0.1:1", "nothing answers there ([Errno 111] Connection refused); start a "),
+            ("ray://127.0.0.1:99999", "nothing answers there ("),
+            ("nowhere", "expected HOST:PORT, the address of a Ray cluster"),
+        ):
+            line = desk.refused(*CAPTURE, "--ray", address, "--workers", "2")
+            assert line.startswith(f"error: --ray {address}: {message}")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert desk.refused(*CAPTURE, "--ray", "--workers", "2") == (
+        "error: --ray: needs the package ray; install it with pip install 'coldstill[ray]'"
     )
 
 

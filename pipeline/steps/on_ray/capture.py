@@ -20,7 +20,7 @@ from ....data.places.place import place_at
 from ....data.store.layout import MANIFEST
 from ....stages.report import Report, silent
 from ..capture import capture_base, plans_for
-from .cluster import Pool, cause, connected, needs_text
+from .cluster import Pool, cause, connected, expect_reachable, needs_text
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def teacher_logits(work: Work, pool: Pool) -> None:
     """Run the teacher over both splits in the workers of a Ray cluster.
 
     Raises
-        ColdstillError: the recipe splits its teacher across processes, there is no cluster, or
-            workers are lost again and again
+        ColdstillError: the recipe splits its teacher across processes, Ray is not installed, there
+            is no cluster, or workers are lost again and again
         StoppedError: SIGTERM arrived; finished shards are kept
     """
     from ....stages.interruption import Interruption
@@ -54,6 +54,7 @@ def teacher_logits(work: Work, pool: Pool) -> None:
             "teacher.tensor_parallel: its processes start together, which Ray does not do; start "
             'them with torchrun, or set teacher.device_map = "auto" and --gpus-per-worker'
         )
+    expect_reachable(pool)
     interruption = Interruption()
     with interruption.listening():
         base = capture_base(work)
@@ -142,6 +143,9 @@ class _Workers:
         writer = ShardWriter(plan.folder, make_manifest(plan, isolation), shared=True)
         self._split, self._shards = plan.split, _Shards(plan, writer)
         self._shown, self._measuring = 0, 0
+        count, missing = writer.manifest.shards, len(self._shards.waiting)
+        if missing < count:
+            self._work.note(stage, f"continuing: {count - missing} of {count} shards done")
         self._work.report(Report(stage=stage, total=self._shards.total))
         while not self._has_ended():
             for worker in self._look():

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
+import re
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ....data.errors import ColdstillError
+from ....data.errors import ColdstillError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ...recipe.work import Work
+
+
+_PATIENCE = 10.0
+"""Most seconds until a cluster answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,22 +55,18 @@ def connected(pool: Pool) -> Iterator[Any]:
     """Connect to the cluster, and yield the module `ray`. A connection of the caller is kept.
 
     Raises
-        ColdstillError: Ray is not installed, or there is no cluster at the address
+        ColdstillError: there is no cluster at the address
     """
+    import ray
+
     from ....stages.libraries import asking
 
-    # Ray would report its use, and would warn of a change that does not concern these workers.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ColdstillError(
-            "--ray: needs the package ray; install it with pip install 'coldstill[ray]'"
-        ) from error
     if ray.is_initialized():
         yield ray
         return
+    # Ray would report its use, and would warn of a change that does not concern these workers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         with asking("ray", "connect", where=f"--ray {pool.address}".rstrip()):
             ray.init(
@@ -75,6 +78,33 @@ def connected(pool: Pool) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def expect_reachable(pool: Pool) -> None:
+    """Refuse an address where nothing answers before any work: Ray would try it for ten minutes.
+
+    Raises
+        ColdstillError: Ray is not installed, the address is not one of Ray's, or nothing listens
+            there
+    """
+    # looked up, not imported: Ray takes seconds, and a finished step does not need it
+    if importlib.util.find_spec("ray") is None:
+        raise ColdstillError(
+            "--ray: needs the package ray; install it with pip install 'coldstill[ray]'"
+        )
+    address = pool.address
+    if address in ("", "auto", "local"):
+        return
+    found = re.fullmatch(r"(?:ray://)?([^/]+):(\d{1,5})", address)
+    if found is None:
+        raise ColdstillError(f"--ray {address}: expected HOST:PORT, the address of a Ray cluster")
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), _PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ColdstillError(
+            f"--ray {address}: nothing answers there ({first_line(error)}); start a cluster with "
+            "ray start --head, or leave the address out for one on this machine"
+        ) from error
 
 
 def at_worker(work: Work, folder: str, report: Callable[[Any], None], threads: int) -> Work:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ....data.errors import ColdstillError
 from ....stages.report import Report, silent
 from ..students import missing_students, train_students
-from .cluster import at_worker, cause, connected
+from .cluster import at_worker, cause, connected, expect_reachable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,10 +38,12 @@ def train_points(work: Work, names: Sequence[str], new_name: str, pool: Pool) ->
             f"--gpus-per-worker: {pool.gpus}, and a point of a sweep trains on one GPU; to train a "
             "student on several, start train-student with torchrun"
         )
+    expect_reachable(pool)
     missing = missing_students(work, names, new_name)
     if not missing:
         return {}
-    interruption, left_out = Interruption(), {}
+    interruption = Interruption()
+    left_out: dict[str, str] = {}
     with connected(pool) as ray, interruption.listening(), interruption.postponed():
         train = ray.remote(_train).options(**pool.needs(ray))
         sent = dataclasses.replace(work, report=silent)
