@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -80,12 +81,12 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
         yield made
 
 
-def workers() -> list[psutil.Process]:
-    """The processes of this test's clusters that hold a teacher."""
+def workers(kind: str = "ray::Worker") -> list[psutil.Process]:
+    """The processes of this test's clusters that hold a teacher, or another kind of them."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Worker"):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(kind):
                 found.append(process)
     return found
 
@@ -245,7 +246,19 @@ def test_points_of_a_sweep_are_trained_side_by_side(
     address = nodes(2).address
     grid = ("--grid", "students.small.train.seed=1,2", "--grid", "students.small.train.steps=2,3")
     names = [f"small-seed-{seed}-steps-{steps}" for seed in (1, 2) for steps in (2, 3)]
+    killed: list[psutil.Process] = []
+
+    def kill_one() -> None:
+        while not killed:
+            time.sleep(0.05)
+            for process in workers("ray::_train")[:1]:
+                process.kill()
+                killed.append(process)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
     done = finished.done("sweep", "r.toml", *grid, "--ray", address, "--workers", "2")
+    assert killed
     assert [name for name in names if name in done.stdout] == names
     for name in names:
         assert f"train-student {name}: kl " in done.stderr
@@ -422,6 +435,7 @@ def test_a_point_trains_on_one_gpu(finished: Desk) -> None:
     assert line.startswith("error: --gpus-per-worker: 2, and a point of a sweep trains on one GPU")
 
 
+@pytest.mark.slow
 def test_plain_commands_do_not_import_ray(desk: Desk) -> None:
     code = (
         "import sys\n"

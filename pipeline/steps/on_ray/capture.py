@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ....data.errors import ColdstillError, first_line
 from ....data.places.place import place_at
-from ....data.store.layout import MANIFEST
+from ....data.store.layout import MANIFEST, commit_name
 from ....stages.report import Report, silent
 from ..capture import capture_base, plans_for
 from .cluster import Pool, cause, connected, expect_reachable, needs_text
@@ -128,7 +128,8 @@ class _Workers:
         """End all workers, and give back their claims."""
         for worker in self._all:
             self._ray.kill(worker.actor)
-            self._take_back(worker)
+            for claim in worker.given.values():
+                claim.close()
 
     def capture(self, plan: CapturePlan, isolation: Any) -> None:
         """Capture the missing shards of a split, until SIGTERM."""
@@ -212,10 +213,13 @@ class _Workers:
 
     def _lose(self, worker: _Worker, error: Exception) -> None:
         """Take back the shards of a worker; Ray starts it again where it finds a place."""
-        count = self._take_back(worker)
-        taken = f"; {count} of its shards go to others" if count else ""
+        for shard, claim in worker.given.items():
+            claim.close()
+            self._shards.take_back(shard)
+        taken = "; its shards go to others" if worker.given else ""
         note = f"worker {worker.number} on {worker.node or 'no node'} lost{taken}"
         self._work.note(STAGE, note, warning=True)
+        worker.given, worker.tokens = {}, 0
         self._losses += 1
         if self._losses > _LOSSES * len(self._all):
             raise ColdstillError(
@@ -224,14 +228,6 @@ class _Workers:
             )
         worker.state, worker.node, worker.split = "placing", "", ""
         worker.pending = worker.actor.place.remote()
-
-    def _take_back(self, worker: _Worker) -> int:
-        count = len(worker.given)
-        for shard, claim in worker.given.items():
-            claim.close()
-            self._shards.put_back(shard)
-        worker.given, worker.tokens = {}, 0
-        return count
 
     def _next_turn(self, worker: _Worker) -> None:
         """Give the worker more shards, or let it leave the split."""
@@ -326,10 +322,13 @@ class _Shards:
         self.waiting.extend(sorted(again))
         return bool(again)
 
-    def put_back(self, shard: int) -> None:
-        """Make a shard free that a lost worker had."""
-        self._given -= 1
-        self.waiting.appendleft(shard)
+    def take_back(self, shard: int) -> None:
+        """Make a shard free that a lost worker had, unless it was written before the loss."""
+        if self._writer.place.exists(commit_name(shard)):
+            self.commit(shard)
+        else:
+            self._given -= 1
+            self.waiting.appendleft(shard)
 
     def commit(self, shard: int) -> int:
         """Count a shard that is in the store; returns its tokens."""

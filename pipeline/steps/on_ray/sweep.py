@@ -7,7 +7,7 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ....data.errors import ColdstillError
+from ....data.errors import ColdstillError, first_line
 from ....stages.report import Report, silent
 from ..students import missing_students, train_students
 from .cluster import at_worker, cause, connected, expect_reachable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _WAIT = 0.5
 """Seconds between two looks for SIGTERM."""
+_RETRIES = 10
+"""Most times that a point is trained again because its worker was lost."""
 
 
 def train_points(work: Work, names: Sequence[str], new_name: str, pool: Pool) -> dict[str, str]:
@@ -45,7 +47,7 @@ def train_points(work: Work, names: Sequence[str], new_name: str, pool: Pool) ->
     interruption = Interruption()
     left_out: dict[str, str] = {}
     with connected(pool) as ray, interruption.listening(), interruption.postponed():
-        train = ray.remote(_train).options(**pool.needs(ray))
+        train = ray.remote(_train).options(**pool.needs(ray), max_retries=_RETRIES)
         sent = dataclasses.replace(work, report=silent)
         waiting, running = deque(missing), dict[Any, str]()
         work.report(Report(stage="sweep", total=len(missing), unit="points"))
@@ -55,11 +57,16 @@ def train_points(work: Work, names: Sequence[str], new_name: str, pool: Pool) ->
                 call = train.remote(sent, os.getcwd(), name, new_name, pool.cpus)
                 running[call] = name
             for call in ray.wait([*running], timeout=_WAIT)[0]:
-                del running[call]
+                name = running.pop(call)
                 try:
                     found, reports = ray.get(call)
                 except ray.exceptions.RayTaskError as error:
                     raise cause(error) from error
+                except ray.exceptions.RayError as error:
+                    raise ColdstillError(
+                        f"--ray: the worker that trained {name} was lost again and again: "
+                        f"{first_line(error)}; see Ray's logs, then run the same command again"
+                    ) from error
                 left_out |= found
                 for report in reports:
                     work.report(report)
