@@ -101,7 +101,7 @@ def slurm(opened: Any, **options: Any) -> None:
 
     A job gets SIGTERM two minutes before its end, and is queued again until its work is done.
 
-    Example: coldstill launch slurm demo --nodes 2 --gpus 8 --partition gpu --time 4:00:00
+    Example: coldstill launch slurm demo --nodes 2 --gpus 8 --time 4:00:00
     """
     from ..launch.slurm import Job, write_slurm
 
@@ -124,7 +124,7 @@ def sky(opened: Any, **options: Any) -> None:
 
     The stores go to the bucket. So do the checkpoints of students, which a new machine continues.
 
-    Example: coldstill launch sky demo --gpus A100:8 --nodes 2 --bucket s3://my-bucket
+    Example: coldstill launch sky demo --gpus A100:8 --bucket s3://my-bucket
     """
     from ..launch.sky import Machines, gpus_of_a_node, write_sky
 
