@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from ..data.schema import Sequences
     from ..data.store.commit import ShardStatistics
+    from .capture.shards import ShardSource
     from .capture.teacher import Teacher
 
 STAGE = "teacher-logits"
@@ -85,21 +86,23 @@ def capture_split(
     report: Reporter = silent,
     begin: Callable[[], None] = lambda: None,
     stop: Callable[[], bool] = lambda: False,
+    source: ShardSource | None = None,
 ) -> None:
     """Capture the missing shards of one split, sharing them with other processes that do the same.
 
     If the teacher is split across processes, all but the first only compute their slices.
 
-    begin  called once, after every check
-    stop   called after each batch and, while the teacher answers prompts, after each token; True
-           leaves the rest for later
+    begin   called once, after every check
+    stop    called after each batch and, while the teacher answers prompts, after each token; True
+            leaves the rest for later
+    source  the shards that another process gives to this one; if None, this process claims them
     """
     if teacher.follows:
         forward = TeacherForward(teacher, plan.capture, plan.batch_tokens)
         teacher.follow(lambda sequences: forward.prepare(sequences).inputs)
         return
     try:
-        _capture_split(plan, teacher, report, begin, stop)
+        _capture_split(plan, teacher, report, begin, stop, source)
     finally:
         teacher.lead(None)
 
@@ -110,6 +113,7 @@ def _capture_split(
     report: Reporter,
     begin: Callable[[], None],
     stop: Callable[[], bool],
+    source: ShardSource | None,
 ) -> None:
     manifest = make_manifest(plan, teacher.isolation)
     stage = f"{STAGE} {plan.split}"
@@ -127,12 +131,12 @@ def _capture_split(
     with writer:
         begin()
         done = manifest.shards - len(writer.missing())
-        if done:
+        if done and source is None:  # whoever gives the shards knows what is done
             note = f"continuing: {done} of {manifest.shards} shards done"
             report(Report(stage=stage, note=note))
         started = time.perf_counter()
         with peak_memory(teacher.head.device) as memory:
-            tally = capture_shards(plan, teacher, writer, forward, report, stop)
+            tally = capture_shards(plan, teacher, writer, forward, report, stop, source)
         took = time.perf_counter() - started
         if tally.done and not stop():
             report(Report(stage=stage, doing="measure the teacher's speed"))

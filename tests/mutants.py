@@ -42,6 +42,27 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "a worker of a Ray cluster captures shards that it was not given",
+        "stages/capture/shards.py",
+        "in self._source or self._claims():",
+        "in self._claims():",
+        ("pipeline/test_ray.py",),
+    ),
+    Mutant(
+        "a worker that is told to stop measures the teacher first",
+        "pipeline/steps/on_ray/worker.py",
+        'stop=lambda: self._ending == "stop",',
+        "stop=lambda: False,",
+        ("pipeline/test_ray.py",),
+    ),
+    Mutant(
+        "each job of an array asks for all nodes",
+        "pipeline/launch/slurm.py",
+        "replace(task, nodes=1)",
+        "replace(task, nodes=task.nodes)",
+        ("pipeline/test_launch.py",),
+    ),
+    Mutant(
         "labels are shifted by one position",
         "data/alignment.py",
         "return sequences.positions.values + np.int32(1)",

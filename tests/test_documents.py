@@ -59,6 +59,12 @@ NOT_RUN = {
     "torchrun --nproc-per-node 8 --no-python coldstill train-student my-run": (
         "needs eight processes; test_processes.py runs two"
     ),
+    "coldstill teacher-logits my-run --ray 10.0.0.1:6379 --workers 16 --gpus-per-worker 1": (
+        "needs a cluster; test_ray.py makes one"
+    ),
+    "coldstill sweep my-run --grid students.small.train.steps=2,3 --ray --workers 2": (
+        "needs ray; test_ray.py runs it"
+    ),
 }
 """Commands that do not run here, and why. For `make`, the dry run must still succeed."""
 ELSEWHERE = {"data/FORMAT.md": "tests/data/test_plain_elsewhere.py runs its python blocks"}
@@ -131,14 +137,13 @@ class Shell:
     """A folder in which the commands of the documents run, each of them once."""
 
     desk: Desk
-    teacher: Path
     finished: set[str] = field(default_factory=set)
 
     def recipe(self, name: str, seed: int) -> str:
         """A tiny recipe with its own texts and the students `small` and `baseline`."""
         for i, text in enumerate(sentences(60, seed)):
             self.desk.write(f"{name}-texts/{i:02d}.txt", text)
-        text = RECIPE.format(texts=f"{name}-texts", teacher=f'model = "{self.teacher}"')
+        text = RECIPE.format(texts=f"{name}-texts", teacher='model = "teacher"')
         return text.replace('name = "r"', f'name = "{name}"') + PRUNED
 
     def run(self, document: str) -> int:
@@ -183,8 +188,9 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path, teacher_folder: Path) -> Shell:
-    """A folder with a tiny recipe called `demo` and a task file for lm-eval."""
-    shell = Shell(Desk(tmp_path), teacher_folder)
+    """A folder with a tiny recipe called `demo`, its teacher, and a task file for lm-eval."""
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    shell = Shell(Desk(tmp_path))
     shell.desk.write("demo.toml", shell.recipe("demo", 0))
     write_task(tmp_path / "tasks", "quiz", QUIZ, quiz(4))
     return shell

@@ -16,7 +16,16 @@ import click
 from ... import __version__
 from ...data.errors import ColdstillError
 from .group import Group
-from .options import json_option, print_next, recipe_options, run_options, student_option, work_of
+from .launch import launch
+from .options import (
+    json_option,
+    print_next,
+    ray_options,
+    recipe_options,
+    run_options,
+    student_option,
+    work_of,
+)
 from .results import export, inspect, report
 from .store import store
 
@@ -160,16 +169,23 @@ def train_teacher(recipe: str, **options: Any) -> None:
     is_flag=True,
     help="Continue a store that was begun with another teacher.engine.",
 )
-def teacher_logits(recipe: str, **options: Any) -> None:
+@ray_options
+def teacher_logits(recipe: str, pool: Any, **options: Any) -> None:
     """Run the teacher over the corpus and store its logits.
 
-    This is stage one. Several processes can share the work.
+    This is stage one. Several processes, or workers of a Ray cluster, can share the work.
 
     Example: coldstill teacher-logits demo
     """
-    from ..steps import interface
+    if pool is None:
+        from ..steps import interface
 
-    interface.teacher_logits(recipe, **options)
+        interface.teacher_logits(recipe, **options)
+    else:
+        from ..steps.on_ray.capture import teacher_logits as step
+
+        work = work_of(recipe, options["settings"], options["runs"], options["report"])
+        step(work, pool, other_engine=options["other_engine"])
 
 
 @main.command("prune-student")
@@ -273,6 +289,7 @@ def evaluate(
     help="Values of a student's key; several grids make their product.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show the points and their settings.")
+@ray_options
 @json_option("a JSON list")
 def sweep(
     recipe: str,
@@ -281,6 +298,7 @@ def sweep(
     report: Any,
     grids: tuple[str, ...],
     dry_run: bool,
+    pool: Any,
     as_json: bool,
 ) -> None:
     """Train a student for each point of a grid and compare them.
@@ -302,7 +320,7 @@ def sweep(
         click.echo(json.dumps(facts, indent=2) if as_json else step.points_text(listed))
         return
     with quiet():
-        rows, left_out = step.train_sweep(work, listed)
+        rows, left_out = step.train_sweep(work, listed, pool)
     if rows:
         click.echo(json.dumps(json_rows(rows), indent=2) if as_json else tables(rows))
     if left_out:
@@ -365,5 +383,6 @@ def run(recipe: str, **options: Any) -> None:
 
 main.add_command(export)
 main.add_command(inspect)
+main.add_command(launch)
 main.add_command(report)
 main.add_command(store)

@@ -25,6 +25,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     "Stage one: the teacher": ("train-teacher", "teacher-logits"),
     "Stage two: the students": ("prune-student", "train-student", "evaluate", "sweep"),
     "Both stages": ("run",),
+    "Run them on a cluster": ("launch",),
     "Look at results": ("compare", "report", "inspect"),
     "Use results elsewhere": ("export", "store"),
 }

@@ -110,6 +110,49 @@ def student_option(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def ray_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of steps that Ray can spread; the command gets a `Pool` or None as `pool`."""
+
+    @click.option(
+        "--ray",
+        "address",
+        is_flag=False,
+        flag_value="",
+        metavar="[ADDRESS]",
+        help="Use a Ray cluster; without an address the running one, or a new one here.",
+    )
+    @click.option("--workers", type=click.IntRange(min=1), help="With --ray: most workers.")
+    @click.option(
+        "--gpus-per-worker",
+        "gpus",
+        type=click.IntRange(min=0),
+        help="With --ray: GPUs of a worker; 1 if the cluster has any.",
+    )
+    @click.option(
+        "--cpus-per-worker",
+        "cpus",
+        type=click.IntRange(min=1),
+        help="With --ray: CPUs of a worker, and threads of a model on CPUs; 1 if unset.",
+    )
+    @functools.wraps(command)
+    def wrapped(
+        address: str | None, workers: int | None, gpus: int | None, cpus: int | None, **options: Any
+    ) -> None:
+        if address is None:
+            given = {"--workers": workers, "--gpus-per-worker": gpus, "--cpus-per-worker": cpus}
+            for option in (name for name, value in given.items() if value is not None):
+                raise click.UsageError(f"{option} needs --ray.")
+            command(pool=None, **options)
+            return
+        if workers is None:
+            raise click.UsageError("--ray needs --workers N.")
+        from ..steps.on_ray.cluster import Pool
+
+        command(pool=Pool(address=address, workers=workers, gpus=gpus, cpus=cpus or 1), **options)
+
+    return wrapped
+
+
 def json_option(
     what: str = "a JSON object",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ...stages.capture.plan import CapturePlan
     from ...stages.capture.teacher import Teacher
     from ...stages.interruption import Interruption
+    from ...stages.models.isolation import Isolation
     from ..recipe.work import Work
 
 
@@ -43,13 +44,67 @@ def teacher_logits(work: Work, *, other_engine: bool = False) -> None:
 
 
 def _teacher_logits(work: Work, interruption: Interruption, other_engine: bool) -> None:
-    recipe, run = work.recipe, work.run
-    from ...stages.capture.teacher import expect_several_processes
-    from ...stages.models.isolation import packs
     from ...stages.teacher_logits import capture_split, is_captured
 
-    if recipe.teacher.tensor_parallel:
+    if work.recipe.teacher.tensor_parallel:
+        from ...stages.capture.teacher import expect_several_processes
+
         expect_several_processes()
+    base = capture_base(work, other_engine=other_engine)
+    if base.is_complete(work):
+        return
+    teacher, plans = teacher_and_plans(work, base)
+    with contextlib.closing(teacher):
+        # the small store first, so that a wrong teacher is found at little cost
+        for plan in reversed(plans):
+            if not teacher.follows and is_captured(plan):
+                work.note(f"teacher-logits {plan.split}", f"complete: {place_at(plan.folder)}")
+                teacher.lead(None)
+                continue
+            with interruption.postponed():
+                capture_split(
+                    plan, teacher, work.report, work.begin, stop=lambda: interruption.asked
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureBase:
+    """What is known before the teacher is loaded."""
+
+    tokenizer: Any
+    checked: CheckedTeacher
+    record: CorpusRecord
+    other_engine: bool = False
+    """Whether stores that another engine began are continued."""
+
+    def plans(self, work: Work) -> list[CapturePlan]:
+        """The plans of both splits, `train` first."""
+        return capture_plans(
+            work, self.tokenizer, self.record, self.checked, other_engine=self.other_engine
+        )
+
+    def is_complete(self, work: Work) -> bool:
+        """Whether both stores are complete, which is reported; otherwise they must have room.
+
+        Raises
+            ColdstillError: a store was made differently, or the disk is too small
+        """
+        from ...stages.teacher_logits import is_captured
+
+        if all(is_captured(plan) for plan in self.plans(work)):
+            stores = f"{place_at(work.run.logits)} and {place_at(work.run.heldout)}"
+            work.note("teacher-logits", f"complete: {stores}")
+            return True
+        expect_room(store_sizes(work).values())
+        return False
+
+
+def capture_base(work: Work, *, other_engine: bool = False) -> CaptureBase:
+    """Prepare the corpus, after every check that needs no teacher in memory.
+
+    other_engine  as in `CaptureBase`
+    """
+    recipe, run = work.recipe, work.run
     for store in map(place_at, (run.logits, run.heldout)):
         if isinstance(store, LocalPlace):  # before time is spent on the corpus
             expect_writable(store.root)
@@ -62,29 +117,34 @@ def _teacher_logits(work: Work, interruption: Interruption, other_engine: bool) 
         # checked before the corpus is read, which can take long
         checked = _checked_teacher(work, tokenizer)
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
-    plans = capture_plans(work, tokenizer, record, checked, other_engine=other_engine)
-    if all(is_captured(plan) for plan in plans):
-        stores = f"{place_at(run.logits)} and {place_at(run.heldout)}"
-        work.note("teacher-logits", f"complete: {stores}")
-        return
-    expect_room(store_sizes(work).values())
-    name = f"teacher {checked.identity.name}"
-    teacher = loaded_teacher(work, tokenizer, name, "teacher-logits", together=record.together)
-    if record.together and not packs(teacher.isolation):
-        with claimed(run.preparing, wait=True):
-            record = prepared_apart(work, tokenizer, plans[0].teacher.family, "teacher-logits")
-        plans = capture_plans(work, tokenizer, record, checked, other_engine=other_engine)
-    with contextlib.closing(teacher):
-        # the small store first, so that a wrong teacher is found at little cost
-        for plan in reversed(plans):
-            if not teacher.follows and is_captured(plan):
-                work.note(f"teacher-logits {plan.split}", f"complete: {place_at(plan.folder)}")
-                teacher.lead(None)
-                continue
-            with interruption.postponed():
-                capture_split(
-                    plan, teacher, work.report, work.begin, stop=lambda: interruption.asked
-                )
+    return CaptureBase(
+        tokenizer=tokenizer, checked=checked, record=record, other_engine=other_engine
+    )
+
+
+def teacher_and_plans(work: Work, base: CaptureBase) -> tuple[Teacher, list[CapturePlan]]:
+    """Load the teacher, and return it with the plans of both splits, `train` first."""
+    name = f"teacher {base.checked.identity.name}"
+    together = base.record.together
+    teacher = loaded_teacher(work, base.tokenizer, name, "teacher-logits", together=together)
+    try:
+        return teacher, plans_for(work, base, teacher.isolation)
+    except BaseException:
+        teacher.close()
+        raise
+
+
+def plans_for(work: Work, base: CaptureBase, isolation: Isolation) -> list[CapturePlan]:
+    """Return the plans of both splits; the corpus is prepared again if this teacher cannot keep
+    packed documents apart."""
+    from ...stages.models.isolation import packs
+
+    if base.record.together and not packs(isolation):
+        with claimed(work.run.preparing, wait=True):
+            family = base.checked.identity.family
+            record = prepared_apart(work, base.tokenizer, family, "teacher-logits")
+        base = dataclasses.replace(base, record=record)
+    return base.plans(work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

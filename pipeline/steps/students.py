@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,19 @@ def train_students(
         return _train_students(work, names, new_name, go_on)
 
 
-def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """The students that a command names, after every check that needs no training."""
+
+    students: dict[str, StudentTable]
+    store: StoreReader
+    settings: dict[str, dict[str, Any]]
+    jobs: dict[str, StudentJob]
+    """The jobs of those that are not trained."""
+
+
+def _checked(work: Work, names: Sequence[str], new_name: str) -> _Checked:
     from ...stages.students.lesson import lesson
-    from ...stages.train_student import train_student
 
     chosen = list(names) or list(work.recipe.students)
     if not chosen:
@@ -76,6 +87,25 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
     jobs = {name: student_job(work, name, settings[name], others) for name in missing}
     for job in jobs.values():
         lesson(job, store)
+    return _Checked(students, store, settings, jobs)
+
+
+def missing_students(work: Work, names: Sequence[str], new_name: str) -> list[str]:
+    """Return the named students that are not trained, and report the others.
+
+    Parameters and errors are those of `train_students`.
+    """
+    checked = _checked(work, names, new_name)
+    for name in checked.students.keys() - checked.jobs.keys():
+        work.note(f"train-student {name}", f"already trained: {work.run.student(name).model}")
+    return [*checked.jobs]
+
+
+def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool) -> dict[str, str]:
+    from ...stages.train_student import train_student
+
+    checked = _checked(work, names, new_name)
+    students, settings, jobs = checked.students, checked.settings, checked.jobs
     left_out: dict[str, str] = {}
     for number, (name, student) in enumerate(students.items(), 1):
         folder = work.run.student(name)
@@ -88,7 +118,7 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
                 continue
             job = dataclasses.replace(jobs[name], teacher=teacher_weights(work, student, folder))
             try:
-                train_student(job, store, work.report)
+                train_student(job, checked.store, work.report)
             except DivergedError as error:
                 # only the first process has this error, so the others cannot continue
                 if not go_on or world_size() > 1:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..recipe.tables import StudentTable
     from ..recipe.work import Work
     from ..results.figures import ModelFigures
+    from .on_ray.cluster import Pool
 
 
 MOST = 1000
@@ -317,9 +318,11 @@ def points_text(listed: Sequence[ListedPoint]) -> str:
 
 
 def train_sweep(
-    work: Work, listed: Sequence[ListedPoint]
+    work: Work, listed: Sequence[ListedPoint], pool: Pool | None = None
 ) -> tuple[list[ModelFigures], dict[str, str]]:
     """Train missing points, measure all of them and compare.
+
+    pool  workers of a Ray cluster that train the points; if None, this process trains them
 
     Returns the rows of the teacher and of each point, the lowest loss first, and the points that
     were left out because their loss became NaN or infinite, each with the reason. With several
@@ -329,7 +332,12 @@ def train_sweep(
     from .students import train_students
 
     names = [one.point.name for one in listed]
-    left_out = train_students(work, names, new_name=NEW_NAME, go_on=True)
+    if pool is None:
+        left_out = train_students(work, names, new_name=NEW_NAME, go_on=True)
+    else:
+        from .on_ray.sweep import train_points
+
+        left_out = train_points(work, names, NEW_NAME, pool)
     settings = {one.point.name: one.settings for one in listed if one.point.name not in left_out}
     if rank() != 0 or not settings:
         return [], left_out

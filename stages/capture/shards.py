@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from ..report import Report
 from .forward import batches_of, consecutive_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from .teacher import Teacher
 
 _Item = TypeVar("_Item")
+ShardSource = Iterator[tuple[int, contextlib.ExitStack]]
+"""Shards to capture, each with what is closed once it is committed."""
 
 
 class Background:
@@ -178,8 +181,14 @@ class ShardQueue:
         tally: Tally,
         *,
         padded: bool,
+        source: ShardSource | None,
     ) -> None:
-        """padded  whether prompts of different lengths are answered together"""
+        """Name the shards.
+
+        padded  whether prompts of different lengths are answered together
+        source  the shards that another process gives to this one; if None, this process claims them
+        """
+        self._source = source
         self._batches = consecutive_batches if padded else batches_of
         self._plan, self._writer, self._forward, self._tally = plan, writer, forward, tally
         self._open = contextlib.ExitStack()
@@ -188,7 +197,7 @@ class ShardQueue:
     def batches(self) -> Iterator[tuple[ShardCapture, Sequences | Prepared]]:
         """Batches of one shard after the other: prepared sequences, or prompts without answers."""
         generate = self._plan.generate
-        for shard, held in self._claims():
+        for shard, held in self._source or self._claims():
             sequences = self._plan.sequences.read(self._rows(shard))
             current = ShardCapture(shard, self._writer, sequences, held)
             lengths_N = self._plan.most_tokens(sequences)
@@ -244,12 +253,16 @@ def capture_shards(
     forward: TeacherForward,
     report: Reporter,
     stop: Callable[[], bool],
+    source: ShardSource | None = None,
 ) -> Tally:
-    """Capture the missing shards that no other process has claimed, until `stop` returns True."""
+    """Capture the missing shards that no other process has claimed, until `stop` returns True.
+
+    source  as for `ShardQueue`
+    """
     count = sum(len(writer.manifest.shard_rows(i)) for i in writer.missing())
     tally = Tally(total=count * plan.sequence_length)
     padded = plan.generate is not None and teacher.answering == "padded"
-    shards = ShardQueue(plan, writer, forward, tally, padded=padded)
+    shards = ShardQueue(plan, writer, forward, tally, padded=padded, source=source)
     stage = f"teacher-logits {plan.split}"
     report(Report(stage=stage, total=tally.total))
     try:

@@ -288,6 +288,27 @@ class TestCompact(CodecTests):
         mass = np.exp(found.targets.head_logprobs.astype(float)).sum(1)
         assert np.allclose(mass, 1 - np.exp(found.targets.log_tail.astype(float)), atol=1e-6)
 
+    def test_a_wide_flat_head_on_few_levels_has_its_mass(self) -> None:
+        # rounded up, its weights add up to several times 1
+        capture = Capture(head=899, tail=0)
+        record = random_record(4096, 3, capture, spread=1e-6)
+        ids = np.tile(np.arange(899, dtype=np.int32), (3, 1))
+        block = with_targets(replace(record, head_ids=ids), capture)
+        codec = self.codec(capture, 4096, levels=15)
+        found = codec.decode(codec.encode(block), capture).targets
+        mass = np.exp(found.head_logprobs.astype(float)).sum(1)
+        assert np.allclose(mass, 1 - np.exp(found.log_tail.astype(float)), atol=1e-5)
+
+    def test_a_level_beyond_the_last_is_refused(self) -> None:
+        capture = Capture(head=4, tail=0)
+        codec = self.codec(capture, 64, levels=15)
+        columns = codec.encode(with_targets(random_record(64, 5, capture), capture))
+        levels = columns["head_levels"]
+        assert isinstance(levels, Ragged)
+        levels.values[2, 1] = 17
+        with pytest.raises(ValueError, match="'head_levels' reaches 17"):
+            codec.decode(columns, capture)
+
     def test_the_error_is_nearly_the_same_for_every_temperature(self) -> None:
         capture = Capture(head=30, tail=0, temperatures=(4.0,))
         targets = random_record(4096, 500, capture, spread=3.0)

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from coldstill.data.errors import ColdstillError
 from coldstill.pipeline.cli import commands as cli
 from coldstill.pipeline.cli.group import SECTIONS
+from coldstill.pipeline.cli.launch import launch
 from coldstill.pipeline.cli.options import NEXT
 from coldstill.pipeline.cli.store import store
 
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
 pytest_plugins = ("desk",)
 
 SOURCE = Path(coldstill.__file__).parent
-STORE: click.Group = store
-COMMANDS = {name: command for name, command in cli.main.commands.items() if command is not STORE}
-EVERY = COMMANDS | {f"store {name}": command for name, command in STORE.commands.items()}
+GROUPS: dict[str, click.Group] = {"store": store, "launch": launch}
+COMMANDS = {name: command for name, command in cli.main.commands.items() if name not in GROUPS}
+EVERY = COMMANDS | {
+    f"{group} {name}": command
+    for group, commands in GROUPS.items()
+    for name, command in commands.commands.items()
+}
 
 
 def invoke(*arguments: str) -> Result:
@@ -39,7 +44,8 @@ def test_the_list_of_commands_is_grouped_and_cuts_no_help() -> None:
     promised = "init plan recipe-help train-teacher teacher-logits prune-student train-student "
     promised += "evaluate sweep compare report export inspect run"
     assert set(COMMANDS) == {*promised.split()}
-    assert set(STORE.commands) == {"verify", "repair", "convert", "merge", "slice", "shrink"}
+    assert set(store.commands) == {"verify", "repair", "convert", "merge", "slice", "shrink"}
+    assert set(launch.commands) == {"slurm", "sky"}
     listed = [name for names in SECTIONS.values() for name in names]
     assert sorted(listed) == sorted(cli.main.commands)
     outputs = {invoke("-h").output, invoke("--help").output}
@@ -48,7 +54,7 @@ def test_the_list_of_commands_is_grouped_and_cuts_no_help() -> None:
     assert "Offline distillation" in text
     assert re.findall(r"^(\S.*):$", text, re.MULTILINE) == ["Options", *SECTIONS]
     assert re.findall(r"^  ([a-z][a-z-]+)  ", text, re.MULTILINE) == listed
-    for page in (text, invoke("store", "--help").output):
+    for page in (text, *(invoke(group, "--help").output for group in GROUPS)):
         assert "..." not in page.partition("\n")[2]
     assert invoke("--version").output.strip() == f"coldstill, version {coldstill.__version__}"
 

@@ -207,8 +207,6 @@ class CompactCodec:
             sets = _HEAD.unpack(columns, np.full(count, capture.head), positions.offsets)
             levels = column("head_levels", np.uint8, "head_ids")
             angle = column("tail_angle", np.uint16)
-            if levels.max(initial=0) > self._levels.largest:
-                raise ValueError(f"column 'head_levels' reaches {levels.max()}")
             if angle.max(initial=0) > widest_angle(capture.head):
                 raise ValueError(f"column 'tail_angle' reaches {angle.max()}, beyond a right angle")
             record.set_head(self._levels, sets.ids.reshape(levels.shape), levels, angle)
@@ -288,7 +286,6 @@ class _Record:
         """[M, K] the head, most probable first."""
         self.levels = np.zeros((positions, 0), np.uint8)
         self.sums = np.zeros((2, positions), np.int64)
-        """[2, M] of the weights of the head (`Levels.sums`)."""
         self.angle = np.full(positions, widest_angle(0), np.uint16)
         self.drawn: Drawn | None = None
         self._rounding: Levels | None = None

@@ -45,10 +45,10 @@ class Levels:
         self.steps = np.rint(nats * STEPS).astype(np.int64)
         """[256] -log p of each level before scaling, in steps."""
         self._logs = (-nats).astype(np.float32)
-        self.largest = min(255, levels + 1)
+        self._largest = min(255, levels + 1)
         """The most probable token may be one level above 1."""
         # larger weights would not fit 64 bits
-        weights = np.minimum(root, root[self.largest]) ** self._power
+        weights = np.minimum(root, root[self._largest]) ** self._power
         self._parts = np.rint(weights * _PARTS).astype(np.int64)
         self._terms = np.rint(weights * np.log(weights) * _PARTS).astype(np.int64)
 
@@ -92,8 +92,11 @@ class Levels:
     def sums(self, levels_MK: NDArray[np.uint8]) -> NDArray[np.int64]:
         """[2, M] the sums of a position's weights w before scaling, and of w log w, in parts.
 
-        Sums of whole numbers are the same on every machine.
+        Sums of whole numbers are the same on every machine. Raises ValueError for a level that no
+        probability has.
         """
+        if levels_MK.max(initial=0) > self._largest:
+            raise ValueError(f"column 'head_levels' reaches {levels_MK.max()}")
         sums_2M = np.zeros((2, len(levels_MK)), np.int64)
         for rows in row_blocks(*levels_MK.shape):
             levels = levels_MK[rows].astype(np.intp)

@@ -1,0 +1,1 @@
+"""Scripts that run a recipe on a cluster or on machines of a cloud."""
