@@ -219,6 +219,7 @@ class Processes:
                 "LOCAL_WORLD_SIZE": "2",
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
+                "OMP_NUM_THREADS": "1",
             }
             for rank in range(2)
         ]

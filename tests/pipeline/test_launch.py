@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,8 +16,6 @@ from coldstill.pipeline.launch import sky
 from oracles import digests
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from desk import Desk
     from distance import Distance
 
@@ -274,6 +273,7 @@ def test_machines_of_a_cloud_share_a_store_in_a_bucket(
     few = ("--gpus", "A100", "--nodes", "2", "--bucket", s3.url, *SMALL)
     task = written_task(packed, *few)
     nodes = {"SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1"}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for step, setting in (("teacher-logits", ()), ("train-student", ("--student", "small"))):
         task = written_task(packed, *few, "--step", step, *setting)
         machines = [
@@ -283,7 +283,7 @@ def test_machines_of_a_cloud_share_a_store_in_a_bucket(
                 env=os.environ
                 | nodes
                 | {"SKYPILOT_NODE_RANK": str(i), "OMP_NUM_THREADS": "1"}
-                | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                | {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": programs},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -181,6 +181,7 @@ def test_the_pool_grows_and_shrinks_with_the_nodes(
         if len(added) == 2 and max(most) == 2:
             added.append(None)
             cluster.remove_node(added[0], allow_graceful=False)
+            time.sleep(3.0)  # the driver hears of it before the other node has done the rest
         elif len(added) == 2:
             time.sleep(1.5)  # the other node needs time to start
 

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from coldstill.stages.capture.plan import CapturePlan
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    # vLLM leaves connections between its processes to the garbage collector
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 CAPTURE = Capture(head=8, tail=8, temperatures=(2.0,))
 OPTIONS = {"enforce_eager": True}
