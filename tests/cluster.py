@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Cluster:
     """Runs scripts for `sbatch` in a folder."""
 
     root: Path
+    first: int = field(default_factory=lambda: 10 * (os.getpid() % 1900))
+    """The number of a job, from which its port follows: other tests may run at the same time."""
 
     def __post_init__(self) -> None:
         for name, text in (("srun", _SRUN.format(python=sys.executable)), ("scontrol", _SCONTROL)):
@@ -54,8 +56,9 @@ class Cluster:
             path.write_text(text)
             path.chmod(0o755)
 
-    def start(self, script: str, number: int = 500, **more: str) -> subprocess.Popen[str]:
-        """Start a job with the nodes that the script asks for."""
+    def start(self, script: str, task: int = 0, **more: str) -> subprocess.Popen[str]:
+        """Start a job with the nodes that the script asks for; `task` is its place in an array."""
+        number = self.first + task
         text = (self.root / script).read_text(encoding="utf-8")
         asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", text, re.MULTILINE))
         step = self.root / f"step-{number}"
@@ -78,12 +81,12 @@ class Cluster:
             text=True,
         )
 
-    def stopped(self, job: subprocess.Popen[str], sign: Path, number: int = 500) -> str:
+    def stopped(self, job: subprocess.Popen[str], sign: Path) -> str:
         """Send SIGTERM to the tasks of a job once a file exists; returns what the job wrote."""
         deadline = time.monotonic() + 120
         while not sign.exists() and job.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.kill(int((self.root / f"step-{number}").read_text()), signal.SIGTERM)
+        os.kill(int((self.root / f"step-{self.first}").read_text()), signal.SIGTERM)
         return job.communicate(timeout=120)[0]
 
     @property
