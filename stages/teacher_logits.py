@@ -131,7 +131,7 @@ def _capture_split(
     with writer:
         begin()
         done = manifest.shards - len(writer.missing())
-        if done and source is None:  # whoever gives the shards knows what is done
+        if done and source is None:  # the driver of a cluster reports this itself
             note = f"continuing: {done} of {manifest.shards} shards done"
             report(Report(stage=stage, note=note))
         started = time.perf_counter()

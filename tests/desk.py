@@ -140,7 +140,7 @@ import coldstill.stages.teacher_logits
 import coldstill.stages.train_student
 from coldstill.pipeline.cli import main
 torch.set_num_threads(1)  # as in the tests' own process: another number may round otherwise
-gc.freeze()  # what was imported is no garbage; every child would look through it again and again
+gc.freeze()  # the collector of each child then leaves out what was imported here
 for line in sys.stdin:
     folder, output, arguments, environments = json.loads(line)
     children = []

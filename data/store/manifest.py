@@ -307,7 +307,7 @@ def difference(
     old: Manifest, new: Manifest, sides: tuple[str, str] = ("in the store", "now")
 ) -> str | None:
     """The first field that differs, as `field: old in the store, new now`; None if none does. An
-    engine that has worked on the store is no difference."""
+    engine does not count as different if shards of the store were made by it."""
     if new.teacher.engine in old.teacher.engines:
         new = with_engine(new, old)
     if old.version != new.version:

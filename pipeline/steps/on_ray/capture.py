@@ -47,7 +47,7 @@ def teacher_logits(work: Work, pool: Pool, *, other_engine: bool = False) -> Non
 
     Raises
         ColdstillError: the recipe splits its teacher across processes, Ray is not installed, there
-            is no cluster, or workers are lost again and again
+            is no cluster, or too many workers are lost
         StoppedError: SIGTERM arrived; finished shards are kept
     """
     from ....stages.interruption import Interruption
