@@ -11,6 +11,7 @@ from ...data.places.claims import claimed
 from ...data.places.local import LocalPlace
 from ...data.places.place import place_at
 from ...data.prepared import SPLITS, CorpusLayout, CorpusRecord
+from ...data.store.layout import MANIFEST
 from ..planning.sizes import captures, expect_room, expect_writable, store_sizes
 from ..recipe.work import READ_TEACHER
 from .teacher import prepared, prepared_apart, report_left_out, tokenizer_of, train_missing_teacher
@@ -183,8 +184,12 @@ def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
         name, where, dtype=table.dtype, revision=table.revision, own_code=own_code
     )
     if table.engine != "transformers":
-        from ...stages.models.engines import engine_identity
+        from ...stages.models.engines import ENGINES, engine_identity
 
+        # complete stores need no engine; whether they are is known after the corpus
+        stores = map(place_at, (work.run.logits, work.run.heldout))
+        if not all(store.exists(MANIFEST) for store in stores):
+            ENGINES[table.engine].expect_installed()
         identity = dataclasses.replace(
             identity, engine=engine_identity(table.engine, table.engine_options)
         )

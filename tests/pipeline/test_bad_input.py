@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -326,3 +327,14 @@ def test_a_full_disk_during_a_checkpoint_is_reported(
         assert "the disk is full" in line
         assert "run the same command again" in line
     finished.done(*STUDENT)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_an_engine_that_is_not_installed_is_refused_before_the_corpus_is_read(
+    desk: Desk,
+) -> None:
+    line = desk.refused(*LOGITS, "--set", 'teacher.engine="vllm"')
+    assert line.startswith("error: teacher.engine: vllm is not installed; install it with ")
+    assert not desk.run.exists()
+    line = desk.refused(*LOGITS, "--set", "teacher.engine_options={ block_size = 16 }")
+    assert "has 'engine_options' without 'engine'" in line

@@ -8,8 +8,8 @@ from ....data.store.manifest import EngineIdentity
 from . import vllm
 
 ENGINES = {vllm.NAME: vllm}
-"""One module per engine, by the name in the recipe: `installed_version` and the class `started`. No
-engine is imported before it is started."""
+"""One module per engine, by the name in the recipe: `installed_version`, `expect_installed` and the
+class `started`. No engine is imported before it is started."""
 
 
 def engine_identity(name: str, options: dict[str, Any]) -> EngineIdentity:

