@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+LONGEST_CHUNK = 255
+"""Most positions of a chunk (`TargetFields.chunk_sizes`)."""
+
 Array = TypeVar("Array")
 Samples = TypeVar("Samples")
 
@@ -46,6 +49,9 @@ class Capture:
     """Whether the log-probability of each tail sample is kept. Temperatures imply it."""
     seed: int = 0
     """Seed of the tail samples, together with the sequence id and the position."""
+    chunks: bool = False
+    """Whether the tokens of the store are not the teacher's, so that the store holds `chunk_sizes`:
+    the teacher's distribution is known only where a chunk begins. Written only if true."""
 
     @property
     def keeps_tail_logprobs(self) -> bool:
@@ -247,11 +253,22 @@ class TargetFields(Generic[Array, Samples]):
     """[M] the teacher's entropy, in nats."""
     log_norm: Array
     """[M, C] `logsumexp(log p / T)` over the whole vocabulary, per captured temperature T."""
+    chunk_sizes: Array = None  # type: ignore[assignment]  # an array of width 0 if not passed
+    """[M, 1] int32 if the tokens are not the teacher's, otherwise [M, 0]: the number of positions
+    of the chunk that begins here, 0 inside a chunk. A chunk is the shortest stretch of text between
+    two borders that the teacher's tokens share with these. Its first position has the teacher's
+    distribution, and in `label_logprob` the teacher's log-probability of the whole chunk. Inside a
+    chunk nothing is known: the record there says that the label is certain, and losses that compare
+    distributions leave it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Targets(_Rows, TargetFields["NDArray[Any]", Tail]):
     """The teacher's sparse distribution at M supervised positions, as numpy arrays."""
+
+    def __post_init__(self) -> None:
+        if self.chunk_sizes is None:
+            object.__setattr__(self, "chunk_sizes", np.zeros((len(self.log_tail), 0), np.int32))
 
     def __len__(self) -> int:
         return len(self.log_tail)
@@ -270,11 +287,12 @@ def target_shapes(capture: Capture, positions: int) -> dict[str, tuple[tuple[int
         "head_ids": capture.head,
         "head_logprobs": capture.head,
         "log_norm": len(capture.temperatures),
+        "chunk_sizes": int(capture.chunks),
     }
     return {
         f.name: (
             (positions, widths[f.name]) if f.name in widths else (positions,),
-            np.int32 if f.name.endswith("_ids") else np.float32,
+            np.int32 if f.name.endswith(("_ids", "_sizes")) else np.float32,
         )
         for f in fields(Targets)
         if f.name != "tail"
