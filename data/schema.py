@@ -267,7 +267,8 @@ class Targets(_Rows, TargetFields["NDArray[Any]", Tail]):
     """The teacher's sparse distribution at M supervised positions, as numpy arrays."""
 
     def __post_init__(self) -> None:
-        if self.chunk_sizes is None:
+        given: Any = self.chunk_sizes
+        if given is None:
             object.__setattr__(self, "chunk_sizes", np.zeros((len(self.log_tail), 0), np.int32))
 
     def __len__(self) -> int:

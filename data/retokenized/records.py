@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,8 +86,7 @@ class RecordMap:
         count = len(targets)
 
         def summed(chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
-            sums: NDArray[np.float64] = np.bincount(rows, masses * chosen, minlength=count)
-            return sums
+            return _sums(rows, masses * chosen, count)
 
         table = self._table
         return Masses(summed(table.ambiguous_V[ids]), summed(table.first_V[ids] < 0))
@@ -188,11 +187,11 @@ class RecordMap:
         rows, ids, masses, counts = _flat(targets, self._old)
         total = len(targets)
         kept = self._is_kept(ids)
-        lost_D = np.bincount(rows, masses * ~kept, minlength=total)
+        lost_D = _sums(rows, masses * ~kept, total)
         rows, ids, masses, counts = (part[kept] for part in (rows, ids, masses, counts))
         keys, inverse = np.unique(rows * self._size + self._table.first_V[ids], return_inverse=True)
         found = len(keys)
-        sums_E = np.bincount(inverse, masses, minlength=found)
+        sums_E = _sums(inverse, masses, found)
         with np.errstate(divide="ignore", invalid="ignore"):
             own = np.where(masses > 0, masses * np.log(masses), 0.0)
             joint_E = np.where(sums_E > 0, sums_E * np.log(sums_E), 0.0)
@@ -202,7 +201,7 @@ class RecordMap:
         left_D = np.zeros(total)
         if self._new.tail:
             # what is lost counts as if the mapped tokens had been drawn instead
-            shares = np.bincount(rows_E, sums_E, minlength=total)
+            shares = _sums(rows_E, sums_E, total)
             scales_D = np.where(lost_D > 0, (shares + lost_D) / np.maximum(shares, 1e-300), 1.0)
             sums_E = sums_E * scales_D[rows_E]
         else:
@@ -348,6 +347,14 @@ def _flat(
         ),
         np.concatenate([np.zeros(count * head, np.int64), tail.counts.astype(np.int64)]),
     )
+
+
+def _sums(
+    places: NDArray[np.int64], weights: NDArray[Any], count: int
+) -> NDArray[np.float64]:
+    """The sum of the weights at each of `count` places."""
+    sums: NDArray[Any] = np.bincount(places, weights, minlength=count)
+    return sums.astype(np.float64)
 
 
 def _places(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -135,7 +135,8 @@ class TargetTensors(TargetFields["torch.Tensor", TailTensors]):
     """The targets of further teachers at the same positions."""
 
     def __post_init__(self) -> None:
-        if self.chunk_sizes is None:
+        given: Any = self.chunk_sizes
+        if given is None:
             empty = torch.zeros(len(self.labels), 0, dtype=torch.int32, device=self.labels.device)
             object.__setattr__(self, "chunk_sizes", empty)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ....data.store.manifest import TeacherIdentity
+    from ....data.store.retokenized import Retokenized
     from ...results.token_texts import TokenTexts
     from .sequence import Prediction, ShownSequence
     from .store import LoneShardFacts, StoreFacts
@@ -204,6 +205,30 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
             f"head {capture.head}, tail {capture.tail}, temperatures {temperatures}{known}",
         ),
         ("codec", settings_in_words(manifest.codec)),
+        *_retokenized(manifest.retokenized),
+    ]
+
+
+def _retokenized(made: Retokenized | None) -> list[tuple[str, str]]:
+    """How a store got the tokens of a student."""
+    if made is None:
+        return []
+    counts, positions = made.counts, max(1, made.positions)
+    labels = max(1, counts.get("teacher_labels", 0))
+    ambiguous, unmapped = made.ambiguous_mass / positions, made.unmapped_mass / positions
+    return [
+        (
+            "retokenized",
+            f"from {made.size:,} tokens ({made.fingerprint[:12]}), {made.positions:,} positions "
+            "with the teacher's distribution, "
+            f"{counts.get('left_labels', 0) / labels:.2%} of its labels left out",
+        ),
+        (
+            "ambiguous",
+            f"{ambiguous:.2%} of the probability of such a position is of tokens that may begin a "
+            f"longer one, {'mapped' if made.ambiguous == 'map' else 'left in the bucket'}, "
+            f"{unmapped:.2%} of tokens that the student cannot spell",
+        ),
     ]
 
 
