@@ -266,6 +266,9 @@ class ObjectiveConfig(_Table):
     residual_to_label: ScheduledWeight = 0.0
     """Weight of the forward KL divergence from the head, with the probability outside the head put
     on the actual next token; needs a store with a head."""
+    chunk_likelihood: ScheduledWeight = 0.0
+    """Weight of the divergence between the probabilities of chunks of text, for students with other
+    tokens than the teacher (ALM, arXiv 2503.20083). With the same tokens a chunk is a token."""
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     """Temperature of teacher and student in every loss except cross-entropy. Temperatures other
     than 1 must be listed in `logits.temperatures`."""
@@ -274,17 +277,19 @@ class ObjectiveConfig(_Table):
     the reverse one."""
     skew: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Share that is mixed in for `skew_kl` and `skew_reverse_kl`; 0.1 if unset."""
+    tau: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """How much `chunk_likelihood` damps the logarithms of probabilities; 100 if unset."""
 
     @property
     def parameters(self) -> dict[str, float]:
         """Parameters of the losses that are set, by name."""
-        given = {"beta": self.beta, "skew": self.skew}
+        given = {"beta": self.beta, "skew": self.skew, "tau": self.tau}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
     def weights(self) -> dict[str, WeightConfig]:
         """Weights by loss name, without losses whose weight is always 0."""
-        others = {"temperature", "beta", "skew"}
+        others = {"temperature", "beta", "skew", "tau"}
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
         tables = {
             name: weight if isinstance(weight, WeightConfig) else WeightConfig(weight=weight)

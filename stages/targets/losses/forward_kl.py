@@ -27,6 +27,7 @@ class CrossEntropy(Loss):
 
     name: ClassVar[str] = "cross_entropy"
     needs_targets: ClassVar[bool] = False
+    needs_distribution: ClassVar[bool] = False
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         return None

@@ -22,11 +22,18 @@ class Loss(ABC):
     name: ClassVar[str]
     needs_targets: ClassVar[bool] = True
     """Whether the loss reads the teacher's targets."""
+    needs_distribution: ClassVar[bool] = True
+    """Whether it compares distributions. Inside a chunk (`data/schema.py`) the teacher's is not
+    known, and such a loss counts as 0."""
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         """The reason why this capture cannot support the loss at this temperature, or None."""
         if capture.head == 0 and capture.tail == 0:
             return "the store kept neither head nor tail, so there is no distribution to match"
+        return self.refuse_temperature(capture, temperature)
+
+    def refuse_temperature(self, capture: Capture, temperature: float) -> str | None:
+        """The reason why a temperature is refused, or None if it was captured."""
         if temperature != 1.0 and temperature not in capture.temperatures:
             kept = ", ".join(str(t) for t in (1.0, *capture.temperatures))
             return (
