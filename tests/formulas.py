@@ -67,6 +67,6 @@ PLAIN: dict[str, tuple[Any, Formula]] = {
     "skew_reverse_kl at 1": (SkewReverseKL(1.0), skewed_reverse(1.0)),
     "residual_to_label": (LOSSES["residual_to_label"], lambda p, q, _: divergence(p, q)),
     "chunk_likelihood": (LOSSES["chunk_likelihood"], binarised(100.0)),
-    "chunk_likelihood at 1": (ChunkLikelihood(1.0), binarised(1.0)),
+    "chunk_likelihood at 10": (ChunkLikelihood(10.0), binarised(10.0)),
 }
 """Each loss with its formula on full distributions."""

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from .loss import Support
 
 _CERTAIN = 1e-5
-"""A chunk of the student counts as at least this far from certain, in nats: the slope at a
-probability of 1 is infinite."""
+"""A chunk counts as at least this far from certain, in nats: the slope at a probability of 1 is
+infinite."""
+_IMPOSSIBLE = -1e4
+"""Least log-probability of a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,11 @@ class ChunkLikelihood(Loss):
     def _binarised(
         self, log_p: torch.Tensor, log_q: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        damped_p = log_p.clamp(max=0.0) / self.tau
-        damped_q = log_q.clamp(max=-_CERTAIN) / self.tau
-        p, other_p = damped_p.exp(), -torch.expm1(damped_p)
-        other_q = -torch.expm1(damped_q)
-        value = p * (damped_p - damped_q) + torch.xlogy(other_p, other_p) - other_p * other_q.log()
+        # in fp64, since the terms nearly cancel; no tensor here is larger than [M]
+        damped_p = log_p.double().clamp(min=_IMPOSSIBLE, max=-_CERTAIN) / self.tau
+        damped_q = log_q.double().clamp(min=_IMPOSSIBLE, max=-_CERTAIN) / self.tau
+        p, other_p, other_q = damped_p.exp(), -torch.expm1(damped_p), -torch.expm1(damped_q)
+        value = p * (damped_p - damped_q) + other_p * (other_p / other_q).log()
         # (p - q) / (1 - q), without the difference of two numbers near 1
-        return self.tau * value, ((other_q - other_p) / other_q).detach()
+        slope = (other_q - other_p) / other_q
+        return (self.tau * value).to(log_q.dtype), slope.detach().to(log_q.dtype)
