@@ -299,6 +299,23 @@ class ObjectiveConfig(_Table):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetokenizeConfig(_Table):
+    """What is decided where the tokens of a student's `model` and those of the teacher do not
+    agree. The student then learns from a store that is written again in its tokens."""
+
+    ambiguous: Literal["map", "bucket"] = "map"
+    """Probability of a teacher's token that may be the beginning of a longer token of the student:
+    `map` gives it to the student's token for its bytes, `bucket` leaves it outside the head, which
+    needs a store without samples."""
+    unaligned: Literal["refuse", "skip"] = "refuse"
+    """Texts that the student's tokenizer does not reproduce byte by byte: `refuse` ends the command
+    at the first one, `skip` learns nothing of them."""
+    special: dict[str, str] = field(default_factory=dict)
+    """What the student reads for special tokens of the teacher, by their names; by default its own
+    token for the same purpose or with the same name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerConfig(_Table):
     """A new byte-pair tokenizer, trained on the corpus."""
 

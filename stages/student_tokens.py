@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..data.errors import ColdstillError
 from ..data.maintenance import Notify, no_progress
 from ..data.maintenance.retokenize import Decisions, retokenize
+from ..data.retokenized.spelling import Speller
 from .models.loading import load_config, load_tokenizer
-from .models.vocabulary import vocabulary_rows, without_rowless
+from .models.vocabulary import tokenizer_identity, vocabulary_rows, without_rowless
 
 if TYPE_CHECKING:
     from ..data.store.manifest import Manifest
@@ -44,6 +45,22 @@ def retokenize_for(
     with tempfile.TemporaryDirectory(prefix="coldstill-") as folder:
         tokenizer.save_pretrained(folder)
         return retokenize(path, to, Path(folder), decisions, named=named, notify=notify)
+
+
+def expect_alignable(teacher: Any, student: Any, where: str) -> None:
+    """Refuse two tokenizers with other tokens if the bytes of their tokens cannot be known.
+
+    where  the student's key in messages
+
+    Raises
+        ColdstillError: which of them, and why
+    """
+    if tokenizer_identity(teacher).fingerprint == tokenizer_identity(student).fingerprint:
+        return
+    for tokenizer, named in ((teacher, "the teacher's tokenizer"), (student, "its tokenizer")):
+        with tempfile.TemporaryDirectory(prefix="coldstill-") as folder:
+            tokenizer.save_pretrained(folder)
+            Speller(Path(folder), f"{where}: {named}")
 
 
 def special_texts(pairs: tuple[str, ...], where: str) -> dict[str, str]:

@@ -188,7 +188,7 @@ class RecordMap:
         total = len(targets)
         kept = self._is_kept(ids)
         lost_D = _sums(rows, masses * ~kept, total)
-        rows, ids, masses, counts = (part[kept] for part in (rows, ids, masses, counts))
+        rows, ids, masses, counts = rows[kept], ids[kept], masses[kept], counts[kept]
         keys, inverse = np.unique(rows * self._size + self._table.first_V[ids], return_inverse=True)
         found = len(keys)
         sums_E = _sums(inverse, masses, found)
@@ -349,9 +349,7 @@ def _flat(
     )
 
 
-def _sums(
-    places: NDArray[np.int64], weights: NDArray[Any], count: int
-) -> NDArray[np.float64]:
+def _sums(places: NDArray[np.int64], weights: NDArray[Any], count: int) -> NDArray[np.float64]:
     """The sum of the weights at each of `count` places."""
     sums: NDArray[Any] = np.bincount(places, weights, minlength=count)
     return sums.astype(np.float64)

@@ -27,6 +27,7 @@ from ...stages.config import (
     LayersConfig,
     LoraConfig,
     ObjectiveConfig,
+    RetokenizeConfig,
     Size,
     TokenizerConfig,
     TrainConfig,
@@ -261,6 +262,8 @@ class StudentTable(_Table):
     trust_remote_code: bool = False
     """Whether Python code that comes with `model` may run on this machine. With `layers` or `prune`
     the teacher's key counts."""
+    retokenize: RetokenizeConfig | None = None
+    """What is decided if `model` has other tokens than the teacher."""
     layers: Annotated[
         LayersConfig | None, BeforeValidator(listed_layers), InRecipe("list of integers, or table")
     ] = None
@@ -314,9 +317,7 @@ class StudentTable(_Table):
                 "a negative weight; lower them, or list it too: { weight = ... } without logits"
             )
         if len(set(self.other_stores)) < len(self.other_stores):
-            raise ValueError(
-                "teachers: the same 'logits' is listed twice; give that store one weight"
-            )
+            raise ValueError("teachers: the same 'logits' is listed twice; give it one weight")
         return self
 
     @model_validator(mode="after")
@@ -325,11 +326,12 @@ class StudentTable(_Table):
         if len(given) != 1:
             has = f", not both {given[0]!r} and {given[1]!r}" if given else ""
             raise ValueError(f"needs one of 'architecture', 'model', 'layers' and 'prune'{has}")
-        if self.trust_remote_code and self.model is None:
-            raise ValueError(
-                "has 'trust_remote_code' without 'model', whose code it would allow; remove it "
-                "(with 'layers' and 'prune' the teacher's key counts)"
-            )
+        for key in ("trust_remote_code", "retokenize"):
+            if getattr(self, key) and self.model is None:
+                raise ValueError(
+                    f"has {key!r} without 'model', which alone it is about; remove it (with "
+                    "'layers' and 'prune' the teacher's key counts)"
+                )
         if self.lora is not None and self.architecture is not None:
             raise ValueError(
                 "has 'lora' with 'architecture': the weights of a new model are random, so "
@@ -359,9 +361,7 @@ class Recipe(_Table):
     @model_validator(mode="after")
     def _one_teacher(self) -> Recipe:
         if TEACHER in self.students:
-            raise ValueError(
-                f"students: '{TEACHER}' is reserved for the teacher; choose another name"
-            )
+            raise ValueError(f"students: '{TEACHER}' is the teacher; choose another name")
         return self
 
     @model_validator(mode="after")
@@ -378,8 +378,7 @@ class Recipe(_Table):
     @property
     def trained_teacher(self) -> str:
         """Name of a teacher that is trained in this run, as stores record it."""
-        base = self.teacher.model
-        if base is None:
+        if (base := self.teacher.model) is None:
             return f"teacher of {self.name}"
         return f"{Path(base).name or base} corrected on {self.name}"
 

@@ -9,6 +9,7 @@ size outlives its chunk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,7 +96,7 @@ def row_parts(target: TargetTensors, most: int) -> list[slice]:
         return [slice(at, min(at + most, count)) for at in range(0, count, most)]
     begins = [*torch.nonzero(target.known)[:, 0].tolist(), count]
     parts, start = [], 0
-    for at, following in zip(begins[:-1], begins[1:], strict=True):
+    for at, following in pairwise(begins):
         if following - start > most and at > start:
             parts.append(slice(start, at))
             start = at
