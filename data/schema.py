@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-LONGEST_CHUNK = 255
+LONGEST_CHUNK = 127
 """Most positions of a chunk (`TargetFields.chunk_sizes`)."""
 
 Array = TypeVar("Array")
@@ -257,9 +257,9 @@ class TargetFields(Generic[Array, Samples]):
     """[M, 1] int32 if the tokens are not the teacher's, otherwise [M, 0]: the number of positions
     of the chunk that begins here, 0 inside a chunk. A chunk is the shortest stretch of text between
     two borders that the teacher's tokens share with these. Its first position has the teacher's
-    distribution, and in `label_logprob` the teacher's log-probability of the whole chunk. Inside a
-    chunk nothing is known: the record there says that the label is certain, and losses that compare
-    distributions leave it out."""
+    distribution, and in `label_logprob` the teacher's log-probability of the whole chunk. The size
+    is negative if nothing of the distribution could be mapped. There and inside a chunk the record
+    says that the label is certain, and losses that compare distributions leave it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,7 @@ def text_store(
     *,
     end: str = END,
     seed: int = 0,
+    corpus: str = "3",
     **options: Any,
 ) -> Block:
     """Write a store of random records over texts, or of a block; returns what it holds."""
@@ -192,6 +194,7 @@ def text_store(
         manifest,
         tokenizer=TokenizerIdentity(fingerprint=tokens_sha256(table), size=size),
         packing=replace(manifest.packing, sequence_length=longest, separator=(table[end],)),
+        corpus=replace(manifest.corpus, fingerprint=corpus * 64),
         codec=settings["codec"],
         store=settings["store"],
     )
@@ -199,8 +202,6 @@ def text_store(
         for shard in writer.missing():
             writer.write(shard, block.take(np.array(manifest.shard_rows(shard))))
         with writer.place.scratch() as folder:
-            import shutil
-
             shutil.copytree(tokenizer, folder / "tokenizer")
             writer.add_tokenizer(folder / "tokenizer")
     return block

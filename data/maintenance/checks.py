@@ -270,7 +270,8 @@ def _scalars(targets: Targets, rules: Rules) -> dict[str, Any]:
 
 
 def _chunks(targets: Targets, sequences: Sequences, rules: Rules) -> dict[str, NDArray[np.bool_]]:
-    sizes_M = targets.chunk_sizes[:, 0]
+    signed_M = targets.chunk_sizes[:, 0]
+    sizes_M = np.abs(signed_M)
     begins = np.flatnonzero(sizes_M)
     places = sequences.positions.values + _ROW * np.repeat(
         np.arange(len(sequences)), sequences.positions.lengths
@@ -286,7 +287,6 @@ def _chunks(targets: Targets, sequences: Sequences, rules: Rules) -> dict[str, N
     slack = rules.rounding + _FLOAT
     return {
         "chunks that do not follow one another, or sizes that are not those": left_M
-        | (sizes_M < 0)
         | (sizes_M > LONGEST_CHUNK),
         "a label inside a chunk with a log-probability of its own": inside_M
         & ~(np.abs(targets.label_logprob) <= slack),

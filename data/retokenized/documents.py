@@ -35,9 +35,10 @@ class Rewritten:
 
     sequences: Sequences
     rows_M: NDArray[np.int64]
-    """[M] the teacher's position whose distribution each position has; -1 inside a chunk."""
+    """[M] the teacher's position whose distribution each position has; -1 where it has none."""
     sizes_M: NDArray[np.int32]
-    """[M] the size of the chunk that begins at each position; 0 inside a chunk."""
+    """[M] the size of the chunk that begins at each position; 0 inside a chunk, negative where the
+    chunk has no distribution."""
     logprobs_M: NDArray[np.float32]
     """[M] the teacher's log-probability of that chunk; 0 inside a chunk."""
     counts: Counter[str]
@@ -90,7 +91,7 @@ class Rewriter:
         """Write sequences again.
 
         logprobs_M  the teacher's log-probability of the label at each supervised position
-        lacking_M   whether nothing of its distribution can be mapped, so that no chunk begins there
+        lacking_M   whether nothing of its distribution can be mapped
 
         Raises
             ColdstillError: a special token has no counterpart, or a text is not reproduced
@@ -223,18 +224,21 @@ class Rewriter:
         student_C = found.student_C + len(self._prefix)
         learned_C &= found.whole_C & (found.student_counts_C <= LONGEST_CHUNK)
         learned_C &= (sums_C >= LEAST_LOGPROB) & (student_C > 0)
-        if len(lacking_M):
-            learned_C &= ~lacking_M[rows_T[found.teacher_C]]
-        learned_C &= ~np.isin(laid.starts_T[found.teacher_C], shifted)
         chosen = np.flatnonzero(learned_C)
         sizes_C, firsts_C = found.student_counts_C[chosen], student_C[chosen]
+        from_C = rows_T[found.teacher_C[chosen]]
+        # behind a space that one side alone has, the tokens of both have other bytes
+        known_C = ~np.isin(laid.starts_T[found.teacher_C[chosen]], shifted)
+        if len(lacking_M):
+            known_C &= ~lacking_M[from_C]
         offsets = np.cumsum(sizes_C) - sizes_C
         total = int(sizes_C.sum())
         document.learned_T[np.repeat(firsts_C - offsets, sizes_C) + np.arange(total)] = True
         rows, sizes = np.full(total, -1, np.int64), np.zeros(total, np.int32)
         logprobs = np.zeros(total, np.float32)
-        rows[offsets] = rows_T[found.teacher_C[chosen]]
-        sizes[offsets], logprobs[offsets] = sizes_C, np.minimum(sums_C[chosen], 0.0)
+        rows[offsets] = np.where(known_C, from_C, -1)
+        sizes[offsets] = np.where(known_C, sizes_C, -sizes_C)
+        logprobs[offsets] = np.minimum(sums_C[chosen], 0.0)
         counts["kept_labels"] += int(found.teacher_counts_C[chosen].sum())
         return document, (rows, sizes, logprobs)
 

@@ -107,13 +107,13 @@ class RecordMap:
     ) -> Targets:
         """The records of M positions of the student.
 
-        targets     the teacher's records where chunks begin, in order
+        targets     the teacher's records where chunks begin that have one, in order
         sequences   the student's, with M positions
         labels_M    the student's labels
-        sizes_M     sizes of chunks, 0 inside a chunk
+        sizes_M     sizes of chunks, 0 inside a chunk, negative where nothing can be mapped
         logprobs_M  log-probabilities of chunks, 0 inside a chunk
         """
-        begins = np.flatnonzero(sizes_M)
+        begins = np.flatnonzero(sizes_M > 0)
         ids_M = np.repeat(sequences.ids, sequences.positions.lengths)[begins]
         seed = self._old.seed + _SEED
         uniform_D = uniform(seed, ids_M, sequences.positions.values[begins])
@@ -121,7 +121,7 @@ class RecordMap:
         if len(begins) == len(sizes_M):
             made = mapped
         else:
-            inside = np.flatnonzero(sizes_M == 0)
+            inside = np.flatnonzero(sizes_M <= 0)
             both = Targets.concatenate([mapped, self._certain(labels_M[inside])])
             order = np.empty(len(sizes_M), np.int64)
             order[begins] = np.arange(len(begins))

@@ -149,6 +149,11 @@ class TargetTensors(TargetFields["torch.Tensor", TailTensors]):
         return self.chunk_sizes[:, 0] > 0 if self.capture.chunks else None
 
     @property
+    def begins(self) -> torch.Tensor | None:
+        """[M] whether a chunk begins; None if each position is a chunk."""
+        return self.chunk_sizes[:, 0] != 0 if self.capture.chunks else None
+
+    @property
     def sources(self) -> tuple[TargetTensors, ...]:
         """The targets of every teacher: the first teacher's, then `others`."""
         return (self, *self.others)

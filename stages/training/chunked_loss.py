@@ -92,9 +92,9 @@ def row_parts(target: TargetTensors, most: int) -> list[slice]:
     """Consecutive parts of at most `most` positions. None begins inside a chunk of text; a chunk
     that is longer is a part of its own."""
     count = len(target)
-    if target.known is None:
+    if target.begins is None:
         return [slice(at, min(at + most, count)) for at in range(0, count, most)]
-    begins = [*torch.nonzero(target.known)[:, 0].tolist(), count]
+    begins = [*torch.nonzero(target.begins)[:, 0].tolist(), count]
     parts, start = [], 0
     for at, following in pairwise(begins):
         if following - start > most and at > start:

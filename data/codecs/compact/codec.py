@@ -173,7 +173,7 @@ class CompactCodec:
         )
         arrays["entropy"] = _less(to_steps(targets.entropy, "entropy"), record.entropy_steps())
         arrays |= {"log_norm": targets.log_norm} if capture.temperatures else {}
-        arrays |= {"chunk_sizes": targets.chunk_sizes.astype(np.uint8)} if capture.chunks else {}
+        arrays |= {"chunk_sizes": targets.chunk_sizes.astype(np.int8)} if capture.chunks else {}
         starts, lengths = to_runs(positions)
         shown = np.ones(len(sequences.tokens.values), np.bool_)
         shown[label_indices(sequences.tokens.offsets, positions)[code_M > 0]] = False
@@ -233,7 +233,7 @@ class CompactCodec:
             label_logprob=from_steps(label_steps, -1),
             entropy=from_steps(entropy_steps, 1),
             log_norm=column("log_norm", np.float32, "log_norm"),
-            chunk_sizes=column("chunk_sizes", np.uint8, "chunk_sizes").astype(np.int32),
+            chunk_sizes=column("chunk_sizes", np.int8, "chunk_sizes").astype(np.int32),
         )
         tokens = _with_labels(
             stored["token_ids"], positions, code_M > 0, ranks.ids(record.label_ranks())

@@ -74,7 +74,7 @@ class ChunkLikelihood(Loss):
         theirs_M = target.label_logprob
         if temperature != 1.0:
             theirs_M = theirs_M / temperature - log_norm_at(target, temperature)
-        begins = target.known
+        begins = target.begins
         if begins is None:
             value, slope = self._binarised(theirs_M, own_M)
             return value, slope
