@@ -157,13 +157,9 @@ def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluatio
     for block in store.batches(256):
         done += len(block)
         report(Report(stage=stage, done=done, total=len(store), step=len(block), unit="sequences"))
-        targets, size = block.targets, len(block.targets)
-        # inside a chunk of a store with other tokens the record says that the label is certain
-        rows = (
-            np.flatnonzero(targets.chunk_sizes[:, 0] > 0)
-            if block.capture.chunks
-            else np.arange(size)
-        )
+        targets, rows = block.targets, np.arange(len(block.targets))
+        if block.capture.chunks:  # inside a chunk the record says that the label is certain
+            rows = np.flatnonzero(targets.chunk_sizes[:, 0] > 0)
         if block.capture.head:
             right = (targets.head_ids[:, 0] == labels(block.sequences))[rows]
             confidence = np.exp(targets.head_logprobs[rows, 0].astype(np.float64))

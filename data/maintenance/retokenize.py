@@ -98,7 +98,7 @@ def retokenize(
         work = _Mapping(teacher, student, old, decisions)
         if decisions.ambiguous == "bucket" and old.capture.tail:
             raise ColdstillError(
-                f"{path}: --ambiguous bucket needs a record without samples, which alone has a "
+                f"{path}: ambiguous = bucket: needs a record without samples, which alone has a "
                 "bucket; map the tokens, or take the samples out: coldstill store shrink --tail 0"
             )
     manifest = _manifest(source, student, work, _aligned(source, work, notify))

@@ -157,7 +157,7 @@ class Rewriter:
                 return _Run(at, [1])
             raise ColdstillError(
                 f"{piece.where}, token {at}: the special token {name!r} has no counterpart in "
-                f"{self._student.where}; say what to write for it, as in --special {name}=TEXT"
+                f"{self._student.where}; say what to write for it (special: {name} = TEXT)"
             )
         return _Run(at, [max(1, len(ids))], ids=ids)
 
@@ -201,8 +201,8 @@ class Rewriter:
         if unknown is not None:
             if not self._skip:
                 raise ColdstillError(
-                    f"{piece.where}: {unknown}; leave its text out of training with --unaligned "
-                    "skip, or use another tokenizer"
+                    f"{piece.where}: {unknown}; leave its text out of training (unaligned = skip), "
+                    "or use another tokenizer"
                 )
             counts["skipped_pieces"] += 1
             return document, nothing

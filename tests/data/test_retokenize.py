@@ -562,7 +562,7 @@ def test_what_cannot_be_aligned_is_refused_in_one_line(
         in line
     )
     assert "at byte 4, near 'the Cat'" in line
-    assert "--unaligned skip" in line
+    assert "(unaligned = skip)" in line
     unknown = byte_pairs(MERGES, order=5)
     unknown.decoder = None
     saved(tmp_path / "unknown", unknown)
