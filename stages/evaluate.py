@@ -119,7 +119,7 @@ def evaluate_student(
         parameters=model.num_parameters(),
         bytes=identity.bytes,
         **means,
-        bits_per_byte=_bits_per_byte(store, means["loss"]),
+        bits_per_byte=bits_per_byte(store, means["loss"]),
         ece=calibration.error(),
         calibration=calibration.bins(),
         flops_per_token=usage.flops_per_token,
@@ -178,7 +178,7 @@ def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluatio
         positions=count,
         loss=loss,
         perplexity=float(np.exp(loss)),
-        bits_per_byte=_bits_per_byte(store, loss),
+        bits_per_byte=bits_per_byte(store, loss),
         kl=0.0,
         agreement=1.0,
         accuracy=correct / known if store.manifest.capture.chunks else statistics.correct / count,
@@ -266,7 +266,7 @@ def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:
     return accepted
 
 
-def _bits_per_byte(store: StoreReader, loss: float) -> float | None:
+def bits_per_byte(store: StoreReader, loss: float) -> float | None:
     """A mean loss in nats over all labels, in bits per byte of the labels' text.
 
     Special tokens such as an end of text cost bits and add no byte.
