@@ -29,6 +29,7 @@ DATA_MAY_IMPORT = {"numpy", "pyarrow", "zarr", "filelock", "fsspec", "pydantic"}
 DATA_MAY_ASK = {
     ("datasets", "data.corpus.hub"),
     ("tokenizers", "data.maintenance.verify"),
+    ("tokenizers", "data.retokenized.spelling"),
     ("tokenizers", "data.store_writer"),
     ("tokenizers", "data.token_bytes"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,11 @@ def test_students_with_other_tokens_share_one_store_and_are_compared_by_bytes(
     note = "students.a has other tokens than the teacher; the store is written in its tokens to "
     assert f"{note}runs/r/tokens/{folder.name}/logits" in first
     assert "kl unbiased with this record" in first
+    assert re.search(r"warning: the teacher's distribution is known at \d+\.\d% of the pos", first)
+    assert "add cross_entropy or chunk_likelihood to the objective" in first
     second = finished.done(*STUDENT, "b").stderr
     assert "retokenize" not in second
+    assert "add cross_entropy" not in second
     assert "kl unbiased, chunk_likelihood exact with this record" in second
     finished.done("evaluate", "r.toml")
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["heldout", "logits"]

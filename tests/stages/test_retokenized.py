@@ -212,7 +212,7 @@ def test_a_student_is_measured_where_the_distribution_is_known(in_bytes: StoreRe
     top = logp_MV.argmax(1)
     assert means["agreement"] == pytest.approx(
         float((top == rows.head_ids[:, 0])[known].double().mean())
-    )  # noqa: E501
+    )
     assert means["accuracy"] == pytest.approx(float((top == labels_M).double().mean()))
     assert means["loss"] == pytest.approx(float(dense.cross_entropy(logits_MV, labels_M).mean()))
     assert 0 < int(known.sum()) < len(known)
