@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 STAGE, PRUNE = "train-student", "prune-student"
 _MOST_AMBIGUOUS = 0.1
-"""Share of the probability of ambiguous tokens above which a training on distributions is warned."""
+"""Share of the probability of ambiguous tokens above which there is a warning."""
 _MOST_KNOWN = 0.99
 """Share of positions with a distribution below which an objective without labels is warned of."""
 

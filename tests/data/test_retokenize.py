@@ -25,6 +25,7 @@ from coldstill.data.retokenized.spelling import Speller
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.layout import commit_name, shard_name
 from coldstill.data.store.reader import StoreReader, open_store
+from coldstill.data.store.retokenized import Ambiguous
 from oracles import digests, everything
 from refusals import refusal
 from spellings import (
@@ -404,12 +405,9 @@ def test_the_bias_of_the_mapped_distribution_is_at_most_the_ambiguous_mass(
     """Every text of a small teacher is enumerated and spelled by the student."""
     letters = ["1", "2"] if any("1" in pair[0] for pair in ours) else ["a", "b"]
     teacher, student = (byte_pairs(merges, alphabet=letters) for merges in (ours, theirs))
-    spellers = [
-        Speller(saved(tmp_path / name, tokenizer), name)
-        for name, tokenizer in (("teacher", teacher), ("student", student))
-    ]
-    table = map_tokens(*spellers, {})
-    names = [teacher.id_to_token(i) for i in range(spellers[0].size)]
+    own = Speller(saved(tmp_path / "teacher", teacher), "teacher")
+    table = map_tokens(own, Speller(saved(tmp_path / "student", student), "student"), {})
+    names = [teacher.id_to_token(i) for i in range(own.size)]
     random = np.random.default_rng(5)
     chain: dict[str, dict[str, float]] = {}
     for before in ["start", *names]:
@@ -623,11 +621,12 @@ def test_the_probability_of_ambiguous_tokens_can_stay_in_the_bucket(
     stores: Callable[..., str], folder: Path, tmp_path: Path
 ) -> None:
     made = {}
-    for ambiguous in ("map", "bucket"):
+    policies: tuple[Ambiguous, ...] = ("map", "bucket")
+    for ambiguous in policies:
         new = tmp_path / ambiguous
         manifest = retokenize(
             stores("head"), str(new), folder / "added",
-            Decisions(ambiguous=ambiguous),  # type: ignore[arg-type]
+            Decisions(ambiguous=ambiguous),
         )  # fmt: skip
         assert not list(verify(str(new)))
         made[ambiguous] = everything(new)

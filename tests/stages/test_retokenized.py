@@ -57,7 +57,8 @@ def slow_chunks(logits_MV: torch.Tensor, target: TargetTensors, tau: float) -> t
     total = logits_MV.new_zeros((), dtype=torch.float64)
     for row, size in enumerate(SIZES):
         if size:
-            b = sum(-logprobs_MV[i, target.labels[i]] for i in range(row, row + abs(size)))
+            rows = torch.arange(row, row + abs(size))
+            b = -logprobs_MV[rows, target.labels[rows]].sum()
             p, q = torch.exp(target.label_logprob[row].double() / tau), torch.exp(-b / tau)
             total = total + tau * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
     return total
