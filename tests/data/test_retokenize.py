@@ -25,7 +25,6 @@ from coldstill.data.retokenized.spelling import Speller
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.layout import commit_name, shard_name
 from coldstill.data.store.reader import StoreReader, open_store
-from coldstill.data.store.retokenized import Ambiguous
 from oracles import digests, everything
 from refusals import refusal
 from spellings import (
@@ -44,6 +43,7 @@ from tokenizers import Tokenizer, models, normalizers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from coldstill.data.store.retokenized import Ambiguous
     from numpy.typing import NDArray
 
 TEXTS = [
