@@ -303,10 +303,10 @@ class RetokenizeConfig(_Table):
     """What is decided where the tokens of a student's `model` and those of the teacher do not
     agree. The student then learns from a store that is written again in its tokens."""
 
-    ambiguous: Literal["map", "bucket"] = "map"
+    ambiguous: Literal["split", "map", "bucket"] = "split"
     """Probability of a teacher's token that may be the beginning of a longer token of the student:
-    `map` gives it to the student's token for its bytes, `bucket` leaves it outside the head, which
-    needs a store without samples."""
+    `split` shares it out as the texts of the store go on, `map` gives it to the student's token for
+    its bytes, `bucket` leaves it outside the head, which needs a store without samples."""
     unaligned: Literal["refuse", "skip"] = "refuse"
     """Texts that the student's tokenizer does not reproduce byte by byte: `refuse` ends the command
     at the first one, `skip` learns nothing of them."""

@@ -18,7 +18,8 @@ from ..errors import ColdstillError
 from ..files import json_sha256
 from ..ragged import Ragged
 from ..retokenized.documents import Rewriter
-from ..retokenized.mapping import map_tokens, relabelling
+from ..retokenized.known import KnownTokens
+from ..retokenized.mapping import Shares, map_tokens, relabelling
 from ..retokenized.records import RecordMap, mapped_capture, relabelled
 from ..retokenized.spelling import Speller
 from ..schema import Block, sequence_hash
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
 class Decisions:
     """What is decided where two tokenizers do not agree."""
 
-    ambiguous: Ambiguous = "map"
+    ambiguous: Ambiguous = "split"
     """What becomes of the probability of a teacher's token that may be the beginning of a longer
-    token of the student: it goes to the student's token for its bytes, or stays in the bucket."""
+    token of the student: it is split as the texts of the store go on, goes to the student's token
+    for its bytes, or stays in the bucket."""
     unaligned: Unaligned = "refuse"
     """What happens with a text that the student's tokenizer does not reproduce byte by byte: it is
     refused, or nothing is learned of it."""
@@ -146,11 +148,15 @@ class _Mapping:
         self._table = map_tokens(teacher, student, decisions.special)
         self._capture = mapped_capture(old.capture, teacher.size, student.size)
         self._rewriter = Rewriter(teacher, student, self._table, skip=decisions.unaligned == "skip")
-        bucket = decisions.ambiguous == "bucket"
-        self._records = RecordMap(self._table, old.capture, self._capture, bucket=bucket)
+        self._known = self._mapped_by(None)
+        self._pairs: Counter[tuple[int, int]] = Counter()
         self._counts: Counter[str] = Counter()
         self._positions, self._ambiguous, self._unmapped = 0, 0.0, 0.0
         self._bins = np.zeros(MASS_BINS, np.int64)
+
+    def _mapped_by(self, shares: Shares | None) -> KnownTokens:
+        bucket, old = self._decisions.ambiguous == "bucket", self._old.capture
+        return KnownTokens(self._table, old, self._capture, bucket=bucket, shares=shares)
 
     def capture(self, old: Manifest) -> Manifest:
         return replace(old, capture=self._capture)
@@ -174,18 +180,22 @@ class _Mapping:
                 f"sequence {int(block.sequences.ids[0])} and those after it: labels without a "
                 "log-probability, of which no chunk can be made; capture the store again"
             )
-        lacking = self._records.lacking(block.targets)
+        lacking = self._known.lacking(block.targets)
         found = self._rewriter(block.sequences, block.targets.label_logprob, lacking)
-        masses = self._records.masses(block.targets.take(found.rows_M[found.rows_M >= 0]))
+        masses = self._known.masses(block.targets.take(found.rows_M[found.rows_M >= 0]))
         places = (masses.ambiguous_D * MASS_BINS).astype(np.int64).clip(0, MASS_BINS - 1)
         self._bins += np.bincount(places, minlength=MASS_BINS)
         self._positions += len(places)
         self._ambiguous += float(masses.ambiguous_D.sum())
         self._unmapped += float(masses.unmapped_D.sum())
         self._counts.update(found.counts)
+        self._pairs.update(found.pairs)
         return found.sequences
 
     def measured(self) -> Retokenized:
+        """What was measured. Called after the last block was, and before one is mapped."""
+        if self._decisions.ambiguous == "split":
+            self._known = self._mapped_by(Shares.counted(self._table, self._pairs))
         return Retokenized(
             fingerprint=self._teacher.fingerprint,
             size=self._teacher.size,
@@ -199,14 +209,16 @@ class _Mapping:
         )
 
     def block(self, block: Block) -> Block:
-        lacking = self._records.lacking(block.targets)
+        lacking = self._known.lacking(block.targets)
         found = self._rewriter(block.sequences, block.targets.label_logprob, lacking)
-        targets = self._records(
+        records = RecordMap(self._known, self._table, self._old.capture, self._capture)
+        targets = records(
             block.targets.take(found.rows_M[found.rows_M >= 0]),
             found.sequences,
             labels(found.sequences),
             found.sizes_M,
             found.logprobs_M,
+            found.firsts_M,
         )
         return Block(sequences=found.sequences, targets=targets, capture=self._capture)
 

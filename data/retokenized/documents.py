@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +41,11 @@ class Rewritten:
     chunk has no distribution."""
     logprobs_M: NDArray[np.float32]
     """[M] the teacher's log-probability of that chunk; 0 inside a chunk."""
+    firsts_M: NDArray[np.int32]
+    """[M] the teacher's first token in the chunk that begins at each position; -1 inside a chunk,
+    and where the chunk is not several tokens of the teacher and one of the student."""
+    pairs: Counter[tuple[int, int]]
+    """How often the teacher has one token and the student another one at a shared border."""
     counts: Counter[str]
     """Counts of `store.retokenized.Retokenized`."""
 
@@ -102,8 +107,9 @@ class Rewriter:
         counts: Counter[str] = Counter({"teacher_labels": len(logprobs_M)})
         known = logprobs_M, lacking_M
         made, positions = [], []
+        pairs: Counter[tuple[int, int]] = Counter()
         for row, pieces in enumerate(packed):
-            written = [self._write(p, texts, spellings, known, counts) for p in pieces]
+            written = [self._write(p, texts, spellings, known, (counts, pairs)) for p in pieces]
             kept = [(document, own) for document, own in written if len(document.tokens_T)]
             counts["skipped_pieces"] += len(written) - len(kept)
             if not kept:
@@ -113,13 +119,16 @@ class Rewriter:
                 )
             made.append([document for document, _ in kept])
             positions += [own for _, own in kept]
-        rows, sizes, logprobs = (np.concatenate(parts) for parts in zip(*positions, strict=True))
+        joined = [np.concatenate(parts) for parts in zip(*positions, strict=True)]
+        rows, sizes, logprobs, firsts = joined
         counts["left_labels"] = len(logprobs_M) - counts.pop("kept_labels", 0)
         return Rewritten(
             sequences=replace(build_sequences(0, made), ids=sequences.ids),
             rows_M=rows,
             sizes_M=sizes,
             logprobs_M=logprobs,
+            firsts_M=firsts,
+            pairs=pairs,
             counts=counts,
         )
 
@@ -167,10 +176,11 @@ class Rewriter:
         texts: list[tuple[bytes, bool]],
         spellings: list[Spelling],
         known: tuple[NDArray[np.float32], NDArray[np.bool_]],
-        counts: Counter[str],
-    ) -> tuple[TokenizedDocument, tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]]:
+        counters: tuple[Counter[str], Counter[tuple[int, int]]],
+    ) -> tuple[TokenizedDocument, tuple[NDArray[Any], ...]]:
         """A piece in the student's tokens; of each learned token the teacher's position, the size
-        of its chunk and the log-probability."""
+        of its chunk, the log-probability and the teacher's first token, as in `Rewritten`."""
+        counts, pairs = counters
         place, lengths = 0, []
         ids, starts, ends = [np.array(self._prefix, np.int32)], [], []
         shifted: list[int] = []
@@ -197,7 +207,8 @@ class Rewriter:
             place += width
         tokens_T = np.concatenate(ids)
         document = TokenizedDocument(piece.document, tokens_T, np.zeros(len(tokens_T), np.bool_))
-        nothing = np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
+        none = np.zeros(0, np.int32)
+        nothing = none.astype(np.int64), none, none.astype(np.float32), none
         if unknown is not None:
             if not self._skip:
                 raise ColdstillError(
@@ -224,6 +235,13 @@ class Rewriter:
         student_C = found.student_C + len(self._prefix)
         learned_C &= found.whole_C & (found.student_counts_C <= LONGEST_CHUNK)
         learned_C &= (sums_C >= LEAST_LOGPROB) & (student_C > 0)
+        theirs_C, own_C = (
+            piece.tokens_T[found.teacher_C],
+            tokens_T[student_C.clip(max=len(tokens_T) - 1)],
+        )
+        pairs.update(
+            zip(theirs_C[found.whole_C].tolist(), own_C[found.whole_C].tolist(), strict=True)
+        )
         chosen = np.flatnonzero(learned_C)
         sizes_C, firsts_C = found.student_counts_C[chosen], student_C[chosen]
         from_C = rows_T[found.teacher_C[chosen]]
@@ -239,8 +257,11 @@ class Rewriter:
         rows[offsets] = np.where(known_C, from_C, -1)
         sizes[offsets] = np.where(known_C, sizes_C, -sizes_C)
         logprobs[offsets] = np.minimum(sums_C[chosen], 0.0)
+        spelled_C = (found.teacher_counts_C[chosen] > 1) & (sizes_C == 1)
+        firsts = np.full(total, -1, np.int32)
+        firsts[offsets] = np.where(spelled_C, theirs_C[chosen], -1)
         counts["kept_labels"] += int(found.teacher_counts_C[chosen].sum())
-        return document, (rows, sizes, logprobs)
+        return document, (rows, sizes, logprobs, firsts)
 
     def _misfit(self, text: bytes, at: int) -> str:
         shown = text[max(0, at - 12) : at + 12].decode("utf-8", errors="replace")

@@ -34,6 +34,42 @@ class TokenMap:
     that few map to."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shares:
+    """Which of the student's tokens an ambiguous token of the teacher begins, and how often.
+
+    Counted in the texts of a store, at the borders that both tokenisations share: of the places
+    where the teacher has this token, the share at which the student has each of its own. The
+    student's token for its bytes counts half a place more than it was found.
+    """
+
+    offsets_V: NDArray[np.int64]
+    """[V of the teacher + 1] token t has the entries `offsets[t]` to `offsets[t + 1]`; none if it
+    is not ambiguous."""
+    ids: NDArray[np.int64]
+    """The student's tokens."""
+    shares: NDArray[np.float64]
+    """Their shares; those of a token sum to 1."""
+
+    @classmethod
+    def counted(cls, table: TokenMap, counts: Mapping[tuple[int, int], int]) -> Shares:
+        """The shares of all ambiguous tokens that can be spelled.
+
+        counts  how often the teacher has one token and the student another one at a shared border
+        """
+        ambiguous = np.flatnonzero(table.ambiguous_V & (table.first_V >= 0))
+        found = {(int(t), int(table.first_V[t])): 0.5 for t in ambiguous}
+        for (t, s), count in counts.items():
+            if table.ambiguous_V[t] and table.first_V[t] >= 0:
+                found[t, s] = found.get((t, s), 0.0) + count
+        keys = np.array(sorted(found), np.int64).reshape(-1, 2)
+        weights = np.array([found[t, s] for t, s in keys.tolist()])
+        lengths = np.bincount(keys[:, 0], minlength=len(table.first_V))
+        sums = np.bincount(keys[:, 0], weights, minlength=len(table.first_V))
+        offsets = np.append(0, np.cumsum(lengths, dtype=np.int64))
+        return cls(offsets, keys[:, 1], weights / sums[keys[:, 0]])
+
+
 def map_tokens(teacher: Speller, student: Speller, given: Mapping[str, str]) -> TokenMap:
     """The tables of two tokenizers.
 

@@ -14,7 +14,7 @@ MASS_BINS = 20
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 _Sum = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
-Ambiguous = Literal["map", "bucket"]
+Ambiguous = Literal["split", "map", "bucket"]
 Unaligned = Literal["refuse", "skip"]
 
 
@@ -27,7 +27,7 @@ class Retokenized:
     """SHA-256 of the teacher's table of tokens and ids."""
     size: Annotated[int, Field(ge=1, le=2**31 - 1)]
     """Number of the teacher's tokens."""
-    ambiguous: Ambiguous = "map"
+    ambiguous: Ambiguous = "split"
     """What became of the probability of ambiguous tokens."""
     unaligned: Unaligned = "refuse"
     """What happened with texts that the student's tokenizer does not reproduce byte by byte."""

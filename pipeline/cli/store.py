@@ -184,11 +184,11 @@ def shrink(path: str, to: str, head: int, tail: int, as_json: bool) -> None:
 )
 @click.option(
     "--ambiguous",
-    type=click.Choice(["map", "bucket"]),
-    default="map",
+    type=click.Choice(["split", "map", "bucket"]),
+    default="split",
     show_default=True,
-    help="Teacher tokens that may begin a longer token of the student: map them, or leave their "
-    "probability in the bucket.",
+    help="Teacher tokens that may begin a longer token of the student: split their probability as "
+    "the texts go on, map them alone, or leave it in the bucket.",
 )
 @click.option(
     "--unaligned",

@@ -19,6 +19,7 @@ from coldstill.data.maintenance.rewrite import convert
 from coldstill.data.maintenance.shrink import shrink, take
 from coldstill.data.maintenance.verify import verify
 from coldstill.data.retokenized.chunks import Laid, chunks_of
+from coldstill.data.retokenized.known import KnownTokens
 from coldstill.data.retokenized.mapping import map_tokens, relabelling
 from coldstill.data.retokenized.records import RecordMap, mapped_capture
 from coldstill.data.retokenized.spelling import Speller
@@ -277,7 +278,8 @@ def test_a_whole_distribution_is_mapped_exactly(folder: Path, tmp_path: Path, na
     targets, p_MV = random_records(0, labels(sequences), Capture(head=size, tail=0), size)
     block = Block(sequences=sequences, targets=targets, capture=Capture(head=size, tail=0))
     text_store(tmp_path / "old", folder / "teacher", block, block.capture)
-    retokenize(str(tmp_path / "old"), str(tmp_path / "new"), folder / name)
+    alone = Decisions(ambiguous="map")
+    retokenize(str(tmp_path / "old"), str(tmp_path / "new"), folder / name, alone)
     new = everything(tmp_path / "new")
     mapped_MV = np.zeros((len(p_MV), student.get_vocab_size()))
     np.add.at(mapped_MV.T, first_tokens(teacher, student), p_MV.T)
@@ -333,9 +335,9 @@ def test_samples_and_records_with_samples_are_unbiased(folder: Path) -> None:
         old = records_of(np.log(np.tile(p_V, (rows, 1))), labels_M, capture, seed=1)
         # independent shifts: `records_of` draws each position on its own
         new = mapped_capture(capture, teacher.size, student.size)
-        made = RecordMap(table, capture, new, bucket=False)(
+        made = RecordMap(KnownTokens(table, capture, new), table, capture, new)(
             old, take_positions(sequences, rows), labels_M, np.ones(rows, np.int32),
-            old.label_logprob,
+            old.label_logprob, np.full(rows, -1, np.int32),
         )  # fmt: skip
         said_MV = np.zeros((rows, student.size))
         np.put_along_axis(said_MV, made.head_ids.astype(np.int64), np.exp(made.head_logprobs), 1)

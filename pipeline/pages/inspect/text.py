@@ -119,6 +119,11 @@ def _flow(items: Sequence[str], first: str = _INDENT) -> list[str]:
     return [*lines, line]
 
 
+_AMBIGUOUS = {
+    "split": "shared out as the texts go on",
+    "map": "mapped alone",
+    "bucket": "left in the bucket",
+}
 _NAMES = 11
 _HEIGHT = 4
 _GAP = 5
@@ -226,7 +231,7 @@ def _retokenized(made: Retokenized | None) -> list[tuple[str, str]]:
         (
             "ambiguous",
             f"{ambiguous:.2%} of the probability of such a position is of tokens that may begin a "
-            f"longer one, {'mapped' if made.ambiguous == 'map' else 'left in the bucket'}, "
+            f"longer one, {_AMBIGUOUS[made.ambiguous]}, "
             f"{unmapped:.2%} of tokens that the student cannot spell",
         ),
     ]
