@@ -38,12 +38,13 @@ def mapped_capture(old: Capture, teacher: int, student: int) -> Capture:
     """The capture of the new store.
 
     A mapped token has no probability at another temperature than 1, and samples that meet have none
-    of their own. The head is so small that it can always be filled with tokens that were not drawn.
+    of their own. A whole distribution stays whole; any other head is so small that it can always be
+    filled with tokens that were not drawn.
 
     teacher, student  V of both tokenizers
     """
     whole = old.head == teacher
-    head = min(old.head, student if whole else max(0, student - 1 - old.tail))
+    head = student if whole else min(old.head, max(0, student - 1 - old.tail))
     return Capture(head=head, tail=0 if whole else old.tail, seed=old.seed, chunks=True)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from coldstill.data.maintenance.retokenize import retokenize
+from coldstill.data.maintenance.retokenize import Decisions, retokenize
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.stages.config import (
@@ -38,6 +38,7 @@ from trials import trained
 
 if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
+    from coldstill.data.store.retokenized import Ambiguous
 
 SEEDS = (0, 1, 2)
 OBJECTIVES = {
@@ -87,6 +88,8 @@ class Bench:
     config: TrainConfig
     vocabulary: int
     """Tokens of the other student."""
+    ambiguous: Ambiguous
+    """What becomes of the probability of ambiguous tokens."""
 
     @property
     def folder(self) -> Path:
@@ -100,9 +103,11 @@ class Bench:
             table = TokenizerConfig(vocabulary=self.vocabulary)
             train_tokenizer(tokenizer, table, recipe.recipe.corpus, recipe.base)
         found = {}
+        made = self.folder / self.ambiguous
         for name in ("logits", "heldout"):
-            retokenize(str(self.run / name), str(self.folder / name), tokenizer)
-        for tokens, root in (("the teacher's", self.run), ("others", self.folder)):
+            decisions = Decisions(ambiguous=self.ambiguous)
+            retokenize(str(self.run / name), str(made / name), tokenizer, decisions)
+        for tokens, root in (("the teacher's", self.run), ("others", made)):
             found[tokens] = open_store(root / "logits"), open_store(root / "heldout")
         return found
 
@@ -133,7 +138,10 @@ class Bench:
         self, tokens: str, name: str, seed: int, store: StoreReader, heldout: StoreReader
     ) -> float:
         """Bits per byte of one student."""
-        key = f"{'own' if tokens != 'others' else 'other'}-{name.replace(' ', '-')}-{seed}"
+        key = "own" if tokens != "others" else "other"
+        if key == "other" and OBJECTIVES[name].kl:
+            key += f"-{self.ambiguous}"
+        key += f"-{name.replace(' ', '-')}-{seed}"
         job = StudentJob(
             name="bench",
             architecture=self.architecture,
@@ -182,8 +190,14 @@ def table(rows: list[Row]) -> str:
 @click.option("--name", default="retokenize-texts", help="Name of that teacher's run.")
 @click.option("--vocabulary", default=3000, help="Tokens of the other student.")
 @click.option("--steps", default=450, help="Steps of each student.")
+@click.option("--ambiguous", type=click.Choice(["split", "map"]), default="split")
 def main(
-    texts: tuple[str, ...], teacher: str | None, name: str, vocabulary: int, steps: int
+    texts: tuple[str, ...],
+    teacher: str | None,
+    name: str,
+    vocabulary: int,
+    steps: int,
+    ambiguous: Ambiguous,
 ) -> None:
     """Measure every case without a result and print the table."""
     if bool(texts) != (teacher is not None):
@@ -197,9 +211,10 @@ def main(
         architecture=replace(student.architecture, context=4096),
         config=replace(student.train, steps=steps),
         vocabulary=vocabulary,
+        ambiguous=ambiguous,
     )
     rows = bench.rows()
-    write_rows(f"retokenize-{run.name}-{vocabulary}", rows)
+    write_rows(f"retokenize-{run.name}-{vocabulary}-{ambiguous}", rows)
     print(table(rows), end="")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from coldstill.data.maintenance.shrink import shrink, take
 from coldstill.data.maintenance.verify import verify
 from coldstill.data.retokenized.chunks import Laid, chunks_of
 from coldstill.data.retokenized.known import KnownTokens
-from coldstill.data.retokenized.mapping import map_tokens, relabelling
+from coldstill.data.retokenized.mapping import Shares, map_tokens, relabelling
 from coldstill.data.retokenized.records import RecordMap, mapped_capture
 from coldstill.data.retokenized.spelling import Speller
 from coldstill.data.schema import Block, Capture
@@ -318,24 +319,36 @@ def matched(old: Block, new: Block, teacher: Any, student: Any) -> list[tuple[in
     return found
 
 
-def test_samples_and_records_with_samples_are_unbiased(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["bytes", "added"])
+def test_samples_and_records_with_samples_are_unbiased(folder: Path, name: str) -> None:
     """Over many draws of one distribution, the mean of what a record says is the mapped one."""
-    teacher, student = Speller(folder / "teacher", "a"), Speller(folder / "bytes", "b")
+    teacher, student = Speller(folder / "teacher", "a"), Speller(folder / name, "b")
     table = map_tokens(teacher, student, {})
     random = np.random.default_rng(3)
     logits_V = random.normal(0.0, 2.0, teacher.size)
+    shares = None
+    if name == "added":  # " un" may begin " unlikely"
+        ours, theirs = teacher.vocabulary["Ġun"], student.vocabulary
+        shares = Shares.counted(table, {(ours, theirs["Ġunlikely"]): 2, (ours, theirs["Ġun"]): 1})
+        assert shares.shares[shares.offsets_V[ours] :][:2].max() == 2 / 3.5
+        logits_V[ours] = logits_V.max()
     p_V = np.exp(logits_V) / np.exp(logits_V).sum()
     mapped_V = np.bincount(table.first_V, p_V, minlength=student.size)
-    assert np.count_nonzero(mapped_V) < teacher.size
+    if shares is None:
+        assert np.count_nonzero(mapped_V) < teacher.size
+    else:
+        mapped_V[theirs["Ġunlikely"]] += p_V[ours] * 2 / 3.5
+        mapped_V[theirs["Ġun"]] -= p_V[ours] * 2 / 3.5
     rows = 4000
-    loaded_student = loaded(folder / "bytes")
+    loaded_student = loaded(folder / name)
     sequences = packed(loaded_student, ["the " * 60] * (rows // 61 + 1), together=1)
     labels_M = labels(sequences)[:rows]
     for capture in (Capture(tail=6), Capture(head=5, tail=6), Capture(head=5, tail=2)):
         old = records_of(np.log(np.tile(p_V, (rows, 1))), labels_M, capture, seed=1)
         # independent shifts: `records_of` draws each position on its own
         new = mapped_capture(capture, teacher.size, student.size)
-        made = RecordMap(KnownTokens(table, capture, new), table, capture, new)(
+        known = KnownTokens(table, capture, new, shares=shares)
+        made = RecordMap(known, table, capture, new)(
             old, take_positions(sequences, rows), labels_M, np.ones(rows, np.int32),
             old.label_logprob, np.full(rows, -1, np.int32),
         )  # fmt: skip
@@ -363,7 +376,11 @@ def take_positions(sequences: Any, count: int) -> Any:
 
 
 def enumerated(
-    p: dict[str, dict[str, float]], end: str, depth: int, first: Callable[[str], str]
+    p: dict[str, dict[str, float]],
+    end: str,
+    depth: int,
+    first: Callable[[str], str],
+    joint: dict[tuple[str, str], float],
 ) -> tuple[dict[str, float], float]:
     """The true distribution of the student's first token after a text, under a teacher that is a
     chain over its tokens: every string of up to `depth` tokens, with its text spelled by the
@@ -371,23 +388,51 @@ def enumerated(
 
     p      probability of each token after each token
     first  the student's first token of a text, or the end token
+    joint  gets the probability of each pair of first tokens, the teacher's and the student's
     """
     true: dict[str, float] = {}
     left = 0.0
 
-    def walk(before: str, text: str, mass: float, steps: int) -> None:
+    def walk(tokens: tuple[str, ...], mass: float) -> None:
         nonlocal left
-        for token, share in p[before].items():
+        for token, share in p[tokens[-1] if tokens else "start"].items():
             if token == end:
-                name = first(text) if text else end
+                name = first("".join(tokens)) if tokens else end
                 true[name] = true.get(name, 0.0) + mass * share
-            elif steps == depth:
+                pair = (tokens or (end,))[0], name
+                joint[pair] = joint.get(pair, 0.0) + mass * share
+            elif len(tokens) + 1 == depth:
                 left += mass * share
             else:
-                walk(token, text + token, mass * share, steps + 1)
+                walk((*tokens, token), mass * share)
 
-    walk("start", "", 1.0, 1)
+    walk((), 1.0)
     return true, left
+
+
+def distance(one: dict[str, float], other: dict[str, float]) -> float:
+    """Total variation."""
+    return sum(abs(one.get(n, 0.0) - other.get(n, 0.0)) for n in one | other) / 2
+
+
+def shared_out(
+    p: dict[str, float], table: Any, joint: dict[tuple[str, str], float], ours: Any, theirs: Any
+) -> dict[str, float]:
+    """A distribution with ambiguous tokens shared out as a billion texts go on."""
+    counts = {
+        (ours.token_to_id(t), theirs.token_to_id(s)): round(1e9 * mass)
+        for (t, s), mass in joint.items()
+    }
+    shares = Shares.counted(table, counts)
+    made: dict[str, float] = {}
+    for name, mass in p.items():
+        index = ours.token_to_id(name)
+        first, last = shares.offsets_V[index : index + 2].tolist()
+        parts = zip(shares.ids[first:last], shares.shares[first:last], strict=True)
+        for target, share in [*parts] or [(table.first_V[index], 1.0)]:
+            token = theirs.id_to_token(int(target))
+            made[token] = made.get(token, 0.0) + mass * float(share)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -423,7 +468,8 @@ def test_the_bias_of_the_mapped_distribution_is_at_most_the_ambiguous_mass(
         ]
         weights = random.random(len(allowed)) * [1.0 + 4.0 * (name == END) for name in allowed]
         chain[before] = dict(zip(allowed, (weights / weights.sum()).tolist(), strict=True))
-    true, left = enumerated(chain, END, 10, lambda text: student.encode(text).tokens[0])
+    joint: dict[tuple[str, str], float] = {}
+    true, left = enumerated(chain, END, 10, lambda text: student.encode(text).tokens[0], joint)
     mapped: dict[str, float] = {}
     ambiguous = 0.0
     for name, share in chain["start"].items():
@@ -431,12 +477,15 @@ def test_the_bias_of_the_mapped_distribution_is_at_most_the_ambiguous_mass(
         target = student.id_to_token(int(table.first_V[index]))
         mapped[target] = mapped.get(target, 0.0) + share
         ambiguous += share * bool(table.ambiguous_V[index])
-    bias = sum(abs(true.get(n, 0.0) - mapped.get(n, 0.0)) for n in true | mapped) / 2
+    bias = distance(true, mapped)
     assert left < 0.006
     assert bias <= ambiguous + left
     if biased:
         assert ambiguous > 0.01
         assert bias > left / 2 + 0.003
+        # shared out as these texts go on, nothing of it is left
+        split = shared_out(chain["start"], table, joint, teacher, student)
+        assert distance(true, split) <= left / 2 + 1e-3 < bias
     else:
         assert ambiguous == 0
         assert bias <= left / 2 + 1e-9  # nothing but the texts that were not enumerated
@@ -617,6 +666,31 @@ def test_texts_that_are_not_reproduced_can_be_left_out_of_training(
     second = new.sequences.document_starts[0][1]
     assert (new.sequences.positions[0] < second).all()
     assert len(new.targets) > 3
+
+
+def test_the_next_token_has_its_probability_where_the_teacher_spells_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    """It is that of the chunk; what is left of the teacher's first token is shared out."""
+    teacher, student = loaded(folder / "teacher"), loaded(folder / "added")
+    size = teacher.get_vocab_size()
+    whole = Capture(head=size, tail=0)
+    old = text_store(tmp_path / "old", folder / "teacher", ["a unlikely un", "th unlikely"], whole)
+    retokenize(str(tmp_path / "old"), str(tmp_path / "new"), folder / "added")
+    new = everything(tmp_path / "new")
+    un, unlikely = student.token_to_id("Ġun"), student.token_to_id("Ġunlikely")
+    spelled = np.flatnonzero(labels(new.sequences) == unlikely)
+    assert len(spelled) == 2
+    for row in spelled.tolist():
+        head = dict(
+            zip(new.targets.head_ids[row].tolist(), new.targets.head_logprobs[row], strict=True)
+        )
+        assert head[unlikely] == pytest.approx(new.targets.label_logprob[row], abs=1e-5)
+        [place] = [at for at, other in matched(old, new, teacher, student) if other == row]
+        ids = old.targets.head_ids[place].tolist()
+        first = old.targets.head_logprobs[place][ids.index(teacher.token_to_id("Ġun"))]
+        both = math.exp(head[un]) + math.exp(head[unlikely])
+        assert both == pytest.approx(math.exp(first), rel=1e-4)
 
 
 def test_the_probability_of_ambiguous_tokens_can_stay_in_the_bucket(
