@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from .mapping import Shares, TokenMap
 
 
+_GOLDEN = 0.6180339887498949
+"""Its multiples are spread evenly between 0 and 1."""
+_Flat = tuple["NDArray[np.int64]", "NDArray[np.int64]", "NDArray[np.float64]", "NDArray[np.int64]"]
+"""The position, the token, the probability and the count of entries."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Entries:
     """Known tokens of D positions, each once a position: first by position, then by token."""
@@ -32,8 +38,6 @@ class Entries:
     """Whether a token of the teacher's head maps to it."""
     counts_E: NDArray[np.int64]
     """How often samples map to it."""
-    shared_E: NDArray[np.bool_]
-    """Whether a share of a sample maps to it."""
     merged_E: NDArray[np.float64]
     """The entropy that is lost where several tokens of the teacher meet, in nats."""
 
@@ -49,6 +53,11 @@ class Following:
     """[D] the student's token."""
     shares_D: NDArray[np.float64]
     """[D] its share of the probability of the teacher's first token."""
+
+    def part(self, start: int, end: int) -> Following:
+        """Some positions."""
+        own = slice(start, end)
+        return Following(self.firsts_D[own], self.labels_D[own], self.shares_D[own])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +113,7 @@ class KnownTokens:
         return kept & ~self._table.ambiguous_V[ids] if self._bucket else kept
 
     def entries(
-        self, targets: Targets, following: Following
+        self, targets: Targets, following: Following, uniform_D: NDArray[np.float64]
     ) -> tuple[Entries, NDArray[np.float64], NDArray[np.float64]]:
         """The known tokens, [D] the probability that is in the bucket, and [D] the entropy that is
         gained where a token is split."""
@@ -113,7 +122,7 @@ class KnownTokens:
         kept = self._is_kept(ids)
         lost_D = sums_at(rows, masses * ~kept, total)
         flat = rows[kept], ids[kept], masses[kept], counts[kept]
-        (rows, ids, masses, counts), gained_D = self._split(flat, following, total)
+        (rows, ids, masses, counts), gained_D = self._split(flat, following, uniform_D)
         keys, inverse = np.unique(rows * self.size + ids, return_inverse=True)
         found = len(keys)
         sums_E = sums_at(inverse, masses, found)
@@ -136,53 +145,132 @@ class KnownTokens:
             ids_E=keys % self.size,
             masses_E=sums_E,
             in_head_E=np.bincount(inverse, counts == 0, minlength=found) > 0,
-            counts_E=np.bincount(inverse, counts.clip(min=0), minlength=found).astype(np.int64),
-            shared_E=np.bincount(inverse, counts < 0, minlength=found) > 0,
+            counts_E=np.bincount(inverse, counts, minlength=found).astype(np.int64),
             merged_E=merged_E.clip(min=0.0),
         )
         return entries, left_D, gained_D
 
     def _split(
         self,
-        flat: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]],
+        flat: _Flat,
         following: Following,
-        total: int,
-    ) -> tuple[
-        tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]],
-        NDArray[np.float64],
-    ]:
-        """Known tokens with their mapped ids, ambiguous ones shared out, and [D] the entropy that
-        this adds. A share of a sample counts -1: it is no whole draw."""
+        uniform_D: NDArray[np.float64],
+    ) -> tuple[_Flat, NDArray[np.float64]]:
+        """Known tokens under the student's ids, ambiguous ones shared out: those of a head by their
+        shares, samples one draw at a time. Also [D] the entropy that this adds."""
         rows, ids, masses, counts = flat
-        shares = self._shares
-        if shares is None:
-            return (rows, self._table.first_V[ids].astype(np.int64), masses, counts), np.zeros(
-                total
+        mapped, none_D = self._table.first_V[ids].astype(np.int64), np.zeros(len(uniform_D))
+        if self._shares is None:
+            return (rows, mapped, masses, counts), none_D
+        several = np.diff(self._shares.offsets_V)[ids] > 0
+        in_head = counts == 0
+        parts = [
+            _Shared.of_head(self._shares, following, rows, ids, several & in_head),
+            _Shared.of_samples(
+                self._shares, following, rows, ids, several & ~in_head, counts, uniform_D
+            ),
+        ]
+        made = [(rows[~several], mapped[~several], masses[~several], counts[~several])]
+        gained_D = none_D
+        for part in parts:
+            made.append(
+                (
+                    rows[part.entries],
+                    part.ids,
+                    masses[part.entries] * part.shares,
+                    np.where(in_head[part.entries], 0, 1),
+                )
             )
-        lengths = np.diff(shares.offsets_V)[ids]
-        alone = lengths == 0
+            terms = -part.shares * np.log(np.maximum(part.shares, 1e-300))
+            # as if the other shares of a sample were as its draws
+            gained_D = gained_D + sums_at(
+                rows[part.entries], masses[part.entries] * terms, len(uniform_D)
+            )
+        joined = [np.concatenate(column) for column in zip(*made, strict=True)]
+        return (joined[0], joined[1], joined[2], joined[3]), gained_D
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shared:
+    """What ambiguous tokens become: the entries that are shared out, again and again."""
+
+    entries: NDArray[np.int64]
+    """Index of the entry."""
+    ids: NDArray[np.int64]
+    """The student's token."""
+    shares: NDArray[np.float64]
+    """Its share of the entry's probability."""
+
+    @classmethod
+    def of_head(
+        cls,
+        shares: Shares,
+        following: Following,
+        rows: NDArray[np.int64],
+        ids: NDArray[np.int64],
+        chosen: NDArray[np.bool_],
+    ) -> _Shared:
+        """Every share of the chosen entries."""
+        lengths = np.diff(shares.offsets_V)[ids] * chosen
         entry = np.repeat(np.arange(len(ids)), lengths)
         within = np.arange(len(entry)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         place = shares.offsets_V[ids][entry] + within
-        made, share = shares.ids[place], shares.shares[place]
+        share = shares.shares[place]
         # the share of the token that follows in the text is known, the others have the rest
-        own = ids[entry] == following.firsts_D[rows[entry]]
-        label = own & (made == following.labels_D[rows[entry]])
-        rest = np.bincount(entry, share * ~label, minlength=len(ids))[entry]
-        known = following.shares_D[rows[entry]]
-        exact = own & (np.bincount(entry, label, minlength=len(ids))[entry] > 0) & (rest > 0)
-        others = share * (1.0 - known) / np.maximum(rest, 1e-300)
-        share = np.where(exact, np.where(label, known, others), share)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            terms = np.where(share > 0, -share * np.log(share), 0.0)
-        gained_D = sums_at(rows[entry], masses[entry] * terms, total)
-        drawn = np.where(counts[entry] > 0, -1, 0)
-        return (
-            np.concatenate([rows[alone], rows[entry]]),
-            np.concatenate([self._table.first_V[ids[alone]].astype(np.int64), made]),
-            np.concatenate([masses[alone], masses[entry] * share]),
-            np.concatenate([counts[alone], drawn]),
-        ), gained_D
+        label_place, exact = _labels(shares, following, rows, ids)
+        is_label = place == label_place[entry]
+        known, own = following.shares_D[rows[entry]], shares.shares[label_place[entry]]
+        others = share * (1.0 - known) / np.maximum(1.0 - own, 1e-300)
+        share = np.where(exact[entry], np.where(is_label, known, others), share)
+        return cls(entry, shares.ids[place], share)
+
+    @classmethod
+    def of_samples(
+        cls,
+        shares: Shares,
+        following: Following,
+        rows: NDArray[np.int64],
+        ids: NDArray[np.int64],
+        chosen: NDArray[np.bool_],
+        counts: NDArray[np.int64],
+        uniform_D: NDArray[np.float64],
+    ) -> _Shared:
+        """One token for each draw of the chosen entries, by equally spaced points."""
+        drawn = counts * chosen
+        entry = np.repeat(np.arange(len(ids)), drawn)
+        within = np.arange(len(entry)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+        # a shift for each position and token
+        shift = (uniform_D[rows[entry]] + ids[entry] * _GOLDEN) % 1.0
+        points = (shift + within) / counts[entry]
+        label_place, exact = _labels(shares, following, rows, ids)
+        label_place, exact = label_place[entry], exact[entry]
+        known, own = following.shares_D[rows[entry]], shares.shares[label_place]
+        ends = np.cumsum(shares.shares)
+        starts = ends - shares.shares
+        base = starts[np.minimum(shares.offsets_V[ids[entry]], len(starts) - 1)]
+        # what is left of the points lies in the shares of the other tokens
+        left = (points - known) / np.maximum(1.0 - known, 1e-300) * (1.0 - own)
+        left = left + own * (left >= starts[label_place] - base)
+        place = np.searchsorted(ends, base + np.where(exact, left, points), side="right")
+        first, last = shares.offsets_V[ids[entry]], shares.offsets_V[ids[entry] + 1] - 1
+        place = np.where(exact & (points < known), label_place, place.clip(first, last))
+        return cls(entry, shares.ids[place], 1.0 / counts[entry])
+
+
+def _labels(
+    shares: Shares, following: Following, rows: NDArray[np.int64], ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """For each entry the place of the share of the token that follows in the text, and whether the
+    entry is its beginning and something else shares it."""
+    offsets, width = shares.offsets_V, int(shares.ids.max(initial=0)) + 1
+    keys = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * width + shares.ids
+    labels = following.labels_D[rows]
+    asked = ids * width + labels
+    place = np.searchsorted(keys, asked).clip(max=max(0, len(keys) - 1))
+    if len(keys) == 0:
+        return place, np.zeros(len(ids), np.bool_)
+    begins = (ids == following.firsts_D[rows]) & (labels < width)
+    return place, begins & (keys[place] == asked) & (shares.shares[place] < 1.0)
 
 
 def _flat(

@@ -34,13 +34,18 @@ class TokenMap:
     that few map to."""
 
 
+MOST_SHARES = 64
+"""Most tokens of the student that one token of the teacher is shared out among."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Shares:
     """Which of the student's tokens an ambiguous token of the teacher begins, and how often.
 
     Counted in the texts of a store, at the borders that both tokenisations share: of the places
     where the teacher has this token, the share at which the student has each of its own. The
-    student's token for its bytes counts half a place more than it was found.
+    student's token for its bytes counts half a place more than it was found. The 64 largest
+    shares are kept.
     """
 
     offsets_V: NDArray[np.int64]
@@ -64,6 +69,11 @@ class Shares:
                 found[t, s] = found.get((t, s), 0.0) + count
         keys = np.array(sorted(found), np.int64).reshape(-1, 2)
         weights = np.array([found[t, s] for t, s in keys.tolist()])
+        # the largest shares of each token
+        order = np.lexsort((-weights, keys[:, 0]))
+        firsts = np.searchsorted(keys[order, 0], keys[order, 0])
+        kept = np.sort(order[np.arange(len(order)) - firsts < MOST_SHARES])
+        keys, weights = keys[kept], weights[kept]
         lengths = np.bincount(keys[:, 0], minlength=len(table.first_V))
         sums = np.bincount(keys[:, 0], weights, minlength=len(table.first_V))
         offsets = np.append(0, np.cumsum(lengths, dtype=np.int64))

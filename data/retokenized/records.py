@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FLOOR = math.log(1e-30)
 """Log-probability of what fills a head or a tail."""
+_ROWS = 1024
+"""Positions that are mapped at a time."""
 _SEED = 0x5245_544F_4B45_4E
 """Added to the capture's seed: draws must be independent of those of the capture."""
 
@@ -83,7 +85,15 @@ class RecordMap:
             labels_M[begins].astype(np.int64),
             np.exp((logprobs_M[begins] - targets.label_logprob).astype(np.float64)).clip(max=1.0),
         )
-        mapped = self._mapped(targets, following, uniform_D)
+        parts = [
+            self._mapped(
+                targets.take(np.arange(start, min(start + _ROWS, len(begins)))),
+                following.part(start, start + _ROWS),
+                uniform_D[start : start + _ROWS],
+            )
+            for start in range(0, max(1, len(begins)), _ROWS)  # all at once would take gigabytes
+        ]
+        mapped = Targets.concatenate(parts)
         if len(begins) == len(sizes_M):
             made = mapped
         else:
@@ -107,7 +117,7 @@ class RecordMap:
     def _mapped(
         self, targets: Targets, following: Following, uniform_D: NDArray[np.float64]
     ) -> Targets:
-        entries, left_D, gained_D = self._known.entries(targets, following)
+        entries, left_D, gained_D = self._known.entries(targets, following, uniform_D)
         count, head = len(targets), self._new.head
         # the head: the most probable of the tokens that a head's token maps to
         order = np.lexsort((entries.ids_E, -entries.masses_E, ~entries.in_head_E, entries.rows_E))
@@ -170,7 +180,7 @@ class RecordMap:
             return np.zeros(len(rows), np.int64), log_tail.astype(np.float32)
         # positions that keep all of their draws, and nothing but them
         counts = entries.counts_E[outside]
-        exact = ~entries.in_head_E[outside] & ~entries.shared_E[outside]
+        exact = ~entries.in_head_E[outside]
         same_D = sums_at(rows, counts * exact, count) == draws
         same_D &= sums_at(rows, ~exact, count) == 0
         log_tail = np.where(same_D, targets.log_tail, log_tail)
