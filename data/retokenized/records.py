@@ -120,12 +120,12 @@ class RecordMap:
         entries, left_D, gained_D = self._known.entries(targets, following, uniform_D)
         count, head = len(targets), self._new.head
         # the head: the most probable of the tokens that a head's token maps to
-        order = np.lexsort((entries.ids_E, -entries.masses_E, ~entries.in_head_E, entries.rows_E))
+        order = np.flatnonzero(entries.in_head_E)
+        order = order[np.lexsort((-entries.masses_E[order], entries.rows_E[order]))]
         places = _places(entries.rows_E[order], count)
-        chosen_E = np.zeros(len(order), np.bool_)
-        chosen_E[order] = (places < head) & entries.in_head_E[order]
-        slots = places[chosen_E[order]]
-        ordered = order[chosen_E[order]]
+        ordered, slots = order[places < head], places[places < head]
+        chosen_E = np.zeros(len(entries.rows_E), np.bool_)
+        chosen_E[ordered] = True
         filled = np.bincount(entries.rows_E[chosen_E], minlength=count)
         head_ids = np.full((count, head), -1, np.int64)
         head_masses = np.zeros((count, head))
