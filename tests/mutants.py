@@ -42,6 +42,48 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "a loss on distributions reads what is inside a chunk of text",
+        "stages/training/chunked_loss.py",
+        "sparse = sparse.at(own.known, own)",
+        "sparse = sparse.at(own.known | True, own)",
+        ("stages/test_retokenized.py",),
+    ),
+    Mutant(
+        "the likelihood of a chunk of text is divided between two parts of the positions",
+        "stages/training/chunked_loss.py",
+        "if following - start > most and at > start:",
+        "if at - start >= most:",
+        ("stages/test_retokenized.py",),
+    ),
+    Mutant(
+        "a chunk of text has the log-probability of its first label alone",
+        "data/retokenized/documents.py",
+        "sums_C = np.add.reduceat(known_T, found.teacher_C)",
+        "sums_C = known_T[found.teacher_C]",
+        ("data/test_retokenize.py",),
+    ),
+    Mutant(
+        "a chunk of text that is learned in part counts as learned",
+        "data/retokenized/documents.py",
+        "learned_C = np.add.reduceat(rows_T >= 0, found.teacher_C) == found.teacher_counts_C",
+        "learned_C = np.add.reduceat(rows_T >= 0, found.teacher_C) > 0",
+        ("data/test_retokenize.py",),
+    ),
+    Mutant(
+        "samples that join a head are counted outside it, too",
+        "data/retokenized/records.py",
+        "same_D &= sums_at(rows, ~exact, count) == 0",
+        "same_D |= sums_at(rows, ~exact, count) == 0",
+        ("data/test_retokenize.py",),
+    ),
+    Mutant(
+        "names of special tokens in a text become special tokens of the student",
+        "data/retokenized/spelling.py",
+        "tokenizer.encode_special_tokens = True  #",
+        "tokenizer.encode_special_tokens = False  #",
+        ("data/test_retokenize.py",),
+    ),
+    Mutant(
         "a worker of a Ray cluster captures shards that it was not given",
         "stages/capture/shards.py",
         "in self._source or self._claims():",

@@ -19,6 +19,7 @@ from coldstill.data.maintenance.retokenize import Decisions, retokenize
 from coldstill.data.maintenance.rewrite import convert
 from coldstill.data.maintenance.shrink import shrink, take
 from coldstill.data.maintenance.verify import verify
+from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.retokenized.chunks import Laid, chunks_of
 from coldstill.data.retokenized.known import KnownTokens
 from coldstill.data.retokenized.mapping import Shares, map_tokens, relabelling
@@ -319,6 +320,47 @@ def matched(old: Block, new: Block, teacher: Any, student: Any) -> list[tuple[in
     return found
 
 
+def test_a_chunk_has_the_summed_log_probability_of_the_teachers_labels(
+    folder: Path, tmp_path: Path
+) -> None:
+    old = text_store(tmp_path / "old", folder / "bytes", TEXTS, Capture(tail=9))
+    retokenize(str(tmp_path / "old"), str(tmp_path / "new"), folder / "added")
+    new = everything(tmp_path / "new")
+    pairs = matched(old, new, loaded(folder / "bytes"), loaded(folder / "added"))
+    summed = 0
+    for (first, row), (after, following) in itertools.pairwise(pairs):
+        if following != row + 1:
+            continue  # labels between them are left out
+        inside = old.targets.label_logprob[first:after].astype(np.float64)
+        ends = labels(new.sequences)[row] == loaded(folder / "added").token_to_id(END)
+        wanted = inside[0] if ends else inside.sum()
+        assert new.targets.label_logprob[row] == np.float32(wanted)
+        summed += not ends and len(inside) > 1
+    assert summed > 15
+
+
+def test_a_token_that_is_learned_in_part_is_not_learned(folder: Path, tmp_path: Path) -> None:
+    """As where a prompt ends inside a token of the student."""
+    teacher, student = loaded(folder / "bytes"), loaded(folder / "added")
+    ids = np.array(teacher.encode("at the 12").ids, np.int32)
+    for begin, wanted in ((2, ["Ġthe", "Ġ", "12"]), (3, ["Ġ", "12"]), (8, [])):
+        learned = np.arange(len(ids)) >= begin
+        whole = TokenizedDocument(1, ids, np.ones(len(ids), np.bool_))
+        sequences = build_sequences(0, [[TokenizedDocument(0, ids, learned), whole]])
+        capture = Capture(tail=5)
+        targets, _ = random_records(0, labels(sequences), capture, teacher.get_vocab_size())
+        block = Block(sequences=sequences, targets=targets, capture=capture)
+        path = tmp_path / str(begin)
+        text_store(path, folder / "bytes", block, capture)
+        manifest = retokenize(str(path), f"{path}-new", folder / "added")
+        new = everything(f"{path}-new")
+        names = [student.id_to_token(int(i)) for i in labels(new.sequences)]
+        assert names == [*wanted, "t", "Ġthe", "Ġ", "12"]
+        assert manifest.retokenized is not None
+        lost = len(ids) - begin - sum(len(name) for name in wanted)
+        assert manifest.retokenized.counts["left_labels"] == lost
+
+
 @pytest.mark.parametrize("name", ["bytes", "added"])
 def test_samples_and_records_with_samples_are_unbiased(folder: Path, name: str) -> None:
     """Over many draws of one distribution, the mean of what a record says is the mapped one."""
@@ -541,8 +583,6 @@ def test_pieces_with_a_space_in_front_of_every_text_are_aligned_both_ways(
 def test_a_document_that_is_cut_inside_a_character_keeps_its_bytes(
     folder: Path, tmp_path: Path
 ) -> None:
-    from coldstill.data.prepared import TokenizedDocument, build_sequences
-
     teacher = loaded(folder / "bytes")
     ids = np.array(teacher.encode("at 東京").ids, np.int32)
     first, second = ids[:5], ids[4:]  # inside 東, with one token in common
