@@ -36,7 +36,7 @@ class CapturePlan:
     tokenizer: Any
     corpus: CorpusRecord
     sequences: SequenceFile
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64] | range
     """Indices of the captured sequences in `sequences`, increasing."""
     capture: Capture
     sequence_length: int
@@ -61,10 +61,10 @@ class CapturePlan:
         return np.minimum(lengths_N + self.generate.max_new_tokens, self.sequence_length)
 
 
-def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64]:
-    """Indices of the sequences to capture: all, or a seeded sample in corpus order."""
+def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64] | range:
+    """Indices of the sequences to capture: all, as a range, or a seeded sample in corpus order."""
     if wanted is None or wanted >= available:
-        return np.arange(available)
+        return range(available)
     random = np.random.Generator(np.random.PCG64([seed, 1]))
     return np.sort(random.choice(available, wanted, replace=False))
 

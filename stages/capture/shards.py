@@ -235,7 +235,7 @@ class ShardQueue:
             self._tally.total += tokens
             self._elsewhere.remove(shard)
 
-    def _rows(self, shard: int) -> NDArray[np.int64]:
+    def _rows(self, shard: int) -> NDArray[np.int64] | range:
         rows = self._writer.manifest.shard_rows(shard)
         return self._plan.rows[rows.start : rows.stop]
 
