@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from ..errors import ColdstillError
 from ..order import MIXED_BLOCKS, WINDOW, epoch_windows, joined, regrouped
 from ..places.place import place_at
 from ..schema import Block
-from .commit import Commit, ShardStatistics, expect_size, parse_commit, total
+from .commit import Commit, ShardStatistics, Totals, expect_size, parse_commit
 from .layout import SHARDS, TOKENIZER, commit_name, committed, shard_name
 from .manifest import Manifest, read_manifest
 
@@ -62,6 +61,7 @@ class StoreReader:
         self._codec = manifest.make_codec(place)
         self._store = manifest.make_store(place)
         self._commits: OrderedDict[int, Commit] = OrderedDict()
+        self._totals: Totals | None = None
         self._open: OrderedDict[int, tuple[Path, Shard]] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
 
@@ -74,6 +74,14 @@ class StoreReader:
 
     def commits(self) -> Iterator[Commit]:
         """The commit records of all existing shards, in order."""
+        totals = Totals()
+        for commit in self._all_commits():
+            totals.add(commit)
+            yield commit
+        # kept, because each pass over a large remote store takes minutes
+        self._totals = totals
+
+    def _all_commits(self) -> Iterator[Commit]:
         if self.place.room is None:
             yield from map(self.commit, self.done)
             return
@@ -81,15 +89,23 @@ class StoreReader:
             for start in range(0, len(self.done), 4 * _READS_AT_ONCE):
                 yield from pool.map(self.commit, self.done[start : start + 4 * _READS_AT_ONCE])
 
-    @functools.cached_property
-    def positions(self) -> int:
-        """Number of supervised positions. Reads every commit record."""
-        return sum(commit.positions for commit in self.commits())
+    @property
+    def totals(self) -> Totals:
+        """Counts, bytes and statistics of all existing shards. Reads every commit record, once."""
+        if self._totals is None:
+            deque(self.commits(), maxlen=0)
+        assert self._totals is not None
+        return self._totals
 
-    @functools.cached_property
+    @property
+    def positions(self) -> int:
+        """Number of supervised positions. Reads every commit record, once."""
+        return self.totals.positions
+
+    @property
     def statistics(self) -> ShardStatistics:
-        """Sums over all positions. Reads every commit record."""
-        return total(commit.statistics for commit in self.commits())
+        """Sums over all positions. Reads every commit record, once."""
+        return self.totals.statistics
 
     def tokenizer_folder(self) -> Path:
         """A local folder with the tokenizer. The folder may not exist if the store has none."""
@@ -203,7 +219,7 @@ class StoreReader:
         Raises ColdstillError if the cache is too small (the size it needs)."""
         if self.place.room is None:
             return
-        needed = sum(heapq.nlargest(WINDOW, (commit.bytes for commit in self.commits())))
+        needed = sum(heapq.nlargest(WINDOW, self.totals.shard_bytes))
         if self.place.room < needed:
             raise ColdstillError(
                 f"{self.place}: logits.cache: {self.place.room:,} bytes are too few: training "

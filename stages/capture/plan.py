@@ -9,7 +9,7 @@ import numpy as np
 
 from ...data.errors import ColdstillError
 from ...data.store.manifest import CorpusIdentity, Generation, Manifest, Packing, format_settings
-from ...data.store.writer import BLOCK_TOKENS
+from ...data.store.writer import BLOCK_TOKENS, shard_sequences
 from ..models.isolation import recorded
 from ..models.vocabulary import tokenizer_identity
 
@@ -74,7 +74,7 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
     tokenizer = tokenizer_identity(plan.tokenizer)
     expect_capturable(plan.capture, tokenizer.size, plan.sequence_length, plan.context)
     split = plan.corpus.splits[plan.split]
-    per_shard = max(1, plan.shard_tokens // plan.sequence_length)
+    per_shard = shard_sequences(len(plan.rows), plan.sequence_length, plan.shard_tokens)
     settings = format_settings(plan.codec, plan.store, tokenizer.size, plan.capture)
     return Manifest(
         teacher=plan.teacher,
