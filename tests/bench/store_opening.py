@@ -36,7 +36,7 @@ EPOCH, PART_OF_IT = 10**9, 10**8
 
 def main(large: int = LARGE) -> None:
     """Measure with the default codec, in both formats."""
-    figures = []
+    figures: list[Figure] = []
     for store in ("arrow", "zarr"):
         with tempfile.TemporaryDirectory() as folder:
             roots = Path(folder) / "large", Path(folder) / "small"
@@ -49,9 +49,9 @@ def main(large: int = LARGE) -> None:
 
 
 def _figures(large: Path, small: Path, sizes: str) -> Iterator[Figure]:
-    files = [len(place_at(root).sizes(SHARDS)) for root in (large, small)]
-    yield figure(f"files, {sizes}", *files, "")
-    calls = {
+    files, few = (len(place_at(root).sizes(SHARDS)) for root in (large, small))
+    yield figure(f"files, {sizes}", files, few, "")
+    calls: dict[str, Callable[[Path], object]] = {
         "open": open_store,
         "open and read a batch": _first_batch,
         "list the missing shards": _missing,
@@ -67,10 +67,18 @@ def _figures(large: Path, small: Path, sizes: str) -> Iterator[Figure]:
 def _both(
     name: str, call: Callable[[Any], object], large: Path | int, small: Path | int
 ) -> list[Figure]:
+    """Time and memory of one call each, after a warm-up."""
+    seconds: list[float] = []
+
+    def timed(size: Path | int) -> None:
+        started = time.perf_counter()
+        call(size)
+        seconds.append(time.perf_counter() - started)
+
     call(small)
-    seconds = [_seconds(call, size) for size in (large, small)]
-    memory = compare_memory(name, lambda: call(large), lambda: call(small))
-    return [figure(f"{name}, time", *seconds, "s"), memory]
+    memory = compare_memory(name, lambda: timed(large), lambda: timed(small))
+    ours, baseline = seconds
+    return [figure(f"{name}, time", ours, baseline, "s"), memory]
 
 
 def _make(root: Path, shards: int, store: str) -> None:
@@ -81,12 +89,6 @@ def _make(root: Path, shards: int, store: str) -> None:
     write_missing(root, manifest, block)
     repeat_shard(root, shards, linked=True)
     assert len(list((root / SHARDS).iterdir())) == 2 * shards
-
-
-def _seconds(call: Callable[[Any], object], size: Path | int) -> float:
-    started = time.perf_counter()
-    call(size)
-    return time.perf_counter() - started
 
 
 def _first_batch(root: Path) -> None:

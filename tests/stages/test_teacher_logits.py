@@ -271,7 +271,7 @@ def test_the_batch_size_does_not_change_the_targets(
 def test_a_sample_of_sequences_has_the_same_targets(
     corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tmp_path: Path
 ) -> None:
-    rows = chosen_rows(len(store), 7, seed=1)
+    rows = np.asarray(chosen_rows(len(store), 7, seed=1))
     assert len(rows) == 7
     assert (np.diff(rows) > 0).all()
     some = everything(capture_store(corpus, saved_teacher, tmp_path / "logits", CAPTURE, rows=rows))
@@ -430,10 +430,11 @@ def test_shards_that_others_have_finished_are_listed_and_not_claimed(
                 tallies[rank].total = shards - len(shelf.done)
             # the first process takes two shards while each other one takes one
             for _ in range(2 if rank == 0 else 1):
-                shard, held = next(claims[rank], (None, None))
-                if held is None:
+                given = next(claims[rank], None)
+                if given is None:
                     working.remove(rank)
                     break
+                shard, held = given
                 shelf.done.add(shard)
                 held.close()
                 captured[rank] += 1
