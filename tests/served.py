@@ -92,6 +92,10 @@ class Served:
             self.together -= 1
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # connections that may wait; the default is 5
+
+
 @contextlib.contextmanager
 def serving(served: Served, port: int = 0) -> Iterator[Served]:
     """Serve until the context is left."""
@@ -127,7 +131,7 @@ def serving(served: Served, port: int = 0) -> Iterator[Served]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+    with _Server(("127.0.0.1", port), Handler) as server:
         served.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
