@@ -50,6 +50,13 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         raise ColdstillError(
             f"{work.run.root}: no student is trained yet; run coldstill train-student"
         )
+    manifest = store.manifest
+    if manifest.capture.tail == 0 and manifest.capture.head < manifest.tokenizer.size:
+        note = (
+            f"{store.place} has no samples beside its head of {manifest.capture.head}: KL and "
+            "acceptance are lower bounds, all other figures are exact"
+        )
+        work.note("evaluate", note)
     # figures of another held-out store are measured again
     heldout = heldout_identity(store.manifest)
     if _measured(work.run.teacher_evaluation, heldout, *_NEWER) is None:
