@@ -1,6 +1,6 @@
 """What grows with the number of shards and sequences: opening, planning, reading, and the order.
 
-`make bench` takes stores of 10,000 shards, `--shards` any other number. The shards are names of
+`make bench` takes stores of 5,000 shards, `--shards` any other number. The shards are names of
 one, so that a store has as many files and commit records as a large one in little space. All
 files are in the page cache.
 """
@@ -27,8 +27,10 @@ from synthetic_store import repeat_shard
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-LARGE, SMALL = 10_000, 500
+LARGE, SMALL = 5_000, 500
 """Numbers of shards."""
+MOST_READ = 10_000
+"""Most shards that are all read, which takes milliseconds each."""
 BATCH = 8
 EPOCH, PART_OF_IT = 10**9, 10**8
 """Sequences of an epoch whose order is made, in shards of 10,000 and blocks of 16."""
@@ -59,7 +61,7 @@ def _figures(large: Path, small: Path, sizes: str) -> Iterator[Figure]:
     }
     for name, call in calls.items():
         yield from _both(f"{name}, {sizes}", call, large, small)
-    if "arrow" in sizes and len(open_store(large).done) <= LARGE:  # milliseconds for each shard
+    if "arrow" in sizes and len(open_store(large).done) <= MOST_READ:
         name = f"read every batch, {sizes}"
         yield compare_memory(name, lambda: _read_all(large), lambda: _read_all(small))
 
