@@ -52,6 +52,14 @@ def given_targets(
     return Targets(**arrays, tail=tail)
 
 
+def guesses_labels(targets: Targets, labels_M: NDArray[np.int32]) -> bool:
+    """Whether the record lacks the log-probability of some label that was not passed."""
+    known_M = (targets.head_ids == labels_M[:, None]).any(1)
+    if targets.tail.logprobs is not None:
+        known_M |= targets.tail.sums(targets.tail.ids == labels_M[targets.tail.rows()]) > 0
+    return bool((~known_M).any())
+
+
 def _expect_one_value(where: str, ids_MR: NDArray[Any], logprobs_MR: NDArray[Any] | None) -> None:
     """Raises ColdstillError if draws of one token have different log-probabilities, of which only
     one would be kept, or one that is not a number."""

@@ -52,6 +52,9 @@ class Capture:
     chunks: bool = False
     """Whether the tokens of the store are not the teacher's, so that the store holds `chunk_sizes`:
     the teacher's distribution is known only where a chunk begins. Written only if true."""
+    guessed_labels: bool = False
+    """Whether some labels were stored without their log-probability, and without an entry in the
+    record that has it, so that `label_logprob` is a guess. Written only if true."""
 
     @property
     def keeps_tail_logprobs(self) -> bool:

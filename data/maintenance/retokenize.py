@@ -82,6 +82,11 @@ def retokenize(
             f"{path}: holds the tokens of a student, not of its teacher; give the store that it "
             "was made from"
         )
+    if old.capture.guessed_labels:
+        raise ColdstillError(
+            f"{path}: was written without the log-probabilities of its labels, so no chunk of text "
+            "has one; write it again with label_logprob"
+        )
     if not source.place.exists(TOKENIZER):
         raise ColdstillError(f"{path}: has no tokenizer, so the bytes of its tokens are not known")
     teacher = Speller(source.tokenizer_folder(), f"the tokenizer of {path}")

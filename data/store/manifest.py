@@ -213,8 +213,9 @@ class Manifest:
         for name in ("generated", "retokenized"):
             if value[name] is None:
                 del value[name]
-        if not self.capture.chunks:
-            del value["capture"]["chunks"]
+        for name in ("chunks", "guessed_labels"):
+            if not value["capture"][name]:
+                del value["capture"][name]
         for name in ("trust_remote_code", "weights", "engine", "other_engines"):
             if not value["teacher"][name]:
                 del value["teacher"][name]

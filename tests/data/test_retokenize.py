@@ -28,6 +28,7 @@ from coldstill.data.retokenized.spelling import Speller
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.layout import commit_name, shard_name
 from coldstill.data.store.reader import StoreReader, open_store
+from coldstill.data.store_writer import StoreWriter
 from oracles import digests, everything
 from refusals import refusal
 from spellings import (
@@ -836,3 +837,26 @@ def test_every_script_is_aligned_with_bytes_pairs_and_characters(
         if student.name != "pieces":
             found = texts_of(block, loaded(student))
             assert found == [text + END for text in texts.values()]
+
+
+def test_a_store_without_label_log_probabilities_is_refused(folder: Path, tmp_path: Path) -> None:
+    size = loaded(folder / "teacher").get_vocab_size()
+    head_ids, head_logprobs = [[5, 6], [7, 8]], np.log([[0.5, 0.3], [0.6, 0.1]])
+    for name, tokens, given in (
+        ("guessed", [1, 5, 9], None),
+        ("known", [1, 5, 8], None),
+        ("given", [1, 5, 9], np.log([0.5, 0.01])),
+    ):
+        with StoreWriter(
+            tmp_path / name, teacher="t", tokenizer=str(folder / "teacher"),
+            capture=Capture(head=2, tail=0), sequence_length=4,
+        ) as writer:  # fmt: skip
+            writer.add(tokens, head_ids=head_ids, head_logprobs=head_logprobs, label_logprob=given)
+        assert writer.manifest.tokenizer.size == size
+        assert not list(verify(str(tmp_path / name)))
+        new = str(tmp_path / f"{name}-new")
+        if name == "guessed":
+            line = refusal(retokenize, str(tmp_path / name), new, folder / "bytes")
+            assert "was written without the log-probabilities of its labels" in line
+        else:
+            retokenize(str(tmp_path / name), new, folder / "bytes")

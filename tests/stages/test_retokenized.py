@@ -154,6 +154,9 @@ def test_what_such_a_record_gives_is_said() -> None:
     line = CHUNKS.refuse(chunked[0], 2.0)
     assert line is not None
     assert line.startswith("temperature 2.0 was not captured")
+    line = CHUNKS.refuse(replace(CAPTURES[0], guessed_labels=True), 1.0)
+    assert line is not None
+    assert line.startswith("the store was written without the log-probabilities of its labels")
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,13 @@ class ChunkLikelihood(Loss):
     """tau, above 0: how much the logarithms of the probabilities are damped."""
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        """The reason why a temperature is refused, or None; every capture is enough."""
+        """The reason why a capture is refused, or None: labels whose log-probability is a guess, or
+        a temperature."""
+        if capture.guessed_labels:
+            return (
+                "the store was written without the log-probabilities of its labels, which it "
+                "compares: write it again with label_logprob"
+            )
         return self.refuse_temperature(capture, temperature)
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
