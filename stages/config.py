@@ -277,19 +277,23 @@ class ObjectiveConfig(_Table):
     the reverse one."""
     skew: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Share that is mixed in for `skew_kl` and `skew_reverse_kl`; 0.1 if unset."""
+    labels_inside: bool = False
+    """Whether `cross_entropy` counts only inside chunks of text, where a student with other tokens
+    than the teacher has no distribution to learn from, and not at all positions."""
     tau: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """How much `chunk_likelihood` damps the logarithms of probabilities; 100 if unset."""
 
     @property
     def parameters(self) -> dict[str, float]:
         """Parameters of the losses that are set, by name."""
-        given = {"beta": self.beta, "skew": self.skew, "tau": self.tau}
+        inside = 1.0 if self.labels_inside else None
+        given = {"beta": self.beta, "skew": self.skew, "tau": self.tau, "inside": inside}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
     def weights(self) -> dict[str, WeightConfig]:
         """Weights by loss name, without losses whose weight is always 0."""
-        others = {"temperature", "beta", "skew", "tau"}
+        others = {"temperature", "beta", "skew", "tau", "labels_inside"}
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
         tables = {
             name: weight if isinstance(weight, WeightConfig) else WeightConfig(weight=weight)

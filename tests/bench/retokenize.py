@@ -46,7 +46,7 @@ OBJECTIVES = {
     "kl": ObjectiveConfig(),
     "chunk likelihood": ObjectiveConfig(kl=0.0, chunk_likelihood=1.0),
     "kl and chunk likelihood": ObjectiveConfig(chunk_likelihood=1.0),
-    "kl and cross-entropy": ObjectiveConfig(cross_entropy=0.2),
+    "kl, labels inside": ObjectiveConfig(cross_entropy=1.0, labels_inside=True),
 }
 OWN = ("cross-entropy", "kl")
 """Objectives of the student with the teacher's tokens."""
@@ -141,7 +141,7 @@ class Bench:
         key = "own" if tokens != "others" else "other"
         if key == "other" and OBJECTIVES[name].kl:
             key += f"-{self.ambiguous}"
-        key += f"-{name.replace(' ', '-')}-{seed}"
+        key += f"-{name.replace(',', '').replace(' ', '-')}-{seed}"
         job = StudentJob(
             name="bench",
             architecture=self.architecture,

@@ -12,6 +12,7 @@ import headed
 import numpy as np
 import pytest
 import torch
+from coldstill.data.errors import ColdstillError
 from coldstill.data.maintenance.retokenize import retokenize
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
@@ -139,6 +140,26 @@ def test_cross_entropy_reads_every_label() -> None:
     value, _, _ = run(hidden_MD, target, [Term(CE, 1.0)])
     logits_MV = whole(hidden_MD)[0].detach()
     assert value == pytest.approx(float(dense.cross_entropy(logits_MV, target.labels).sum()))
+
+
+def test_labels_can_count_only_where_no_distribution_is_known() -> None:
+    hidden_MD, target = draw(CAPTURES[0])
+    objective = ObjectiveConfig(kl=1.0, cross_entropy=0.5, labels_inside=True)
+    terms = terms_of(objective, target.capture, "test")
+    value, _, gradients = run(hidden_MD, target, terms)
+    logits_MV, leaves = whole(hidden_MD)
+    logprobs_MV = logits_MV.log_softmax(1)
+    known = torch.tensor(SIZES) > 0
+    own = -logprobs_MV.gather(1, target.labels[:, None])[:, 0]
+    expected = KL.value(logprobs_MV, target, 1.0)[known].sum() + 0.5 * own[~known].sum()
+    assert value == pytest.approx(float(expected.detach()), rel=1e-5)
+    expect_close(gradients, torch.autograd.grad(expected, leaves))
+    function = losses.loss("cross_entropy", inside=1.0)
+    found = function(logits_MV.detach().float(), dense.cast(target, torch.float32))
+    assert not found[known].any()
+    assert (found[~known] > 0).all()
+    with pytest.raises(ColdstillError, match="labels_inside is for stores with a student's"):
+        terms_of(objective, CAPTURES[0], "test")
 
 
 def test_what_such_a_record_gives_is_said() -> None:
