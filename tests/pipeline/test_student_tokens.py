@@ -106,7 +106,7 @@ def test_what_the_recipe_decides_makes_another_store(finished: Desk) -> None:
     assert "has 'retokenize' without 'model'" in line
     finished.done(*STUDENT, "b")
     record = finished.json("students", "b", "student.json")["tokens"]
-    assert record["decisions"] == {"ambiguous": "map", "special": {}, "unaligned": "skip"}
+    assert record["decisions"] == {"ambiguous": "split", "special": {}, "unaligned": "skip"}
     [place] = [path.parent for path in (finished.run / "tokens").glob("*/logits/manifest.json")]
     shutil.rmtree(place)
     line = finished.refused("evaluate", "r.toml", "--student", "b")
