@@ -28,6 +28,7 @@ from coldstill.stages.config import (
     ObjectiveConfig,
     TokenizerConfig,
     TrainConfig,
+    sequences_in,
 )
 from coldstill.stages.corpus.train_tokenizer import train_tokenizer
 from coldstill.stages.evaluate import bits_per_byte
@@ -142,12 +143,16 @@ class Bench:
         if key == "other" and OBJECTIVES[name].kl:
             key += f"-{self.ambiguous}"
         key += f"-{name.replace(',', '').replace(' ', '-')}-{seed}"
+        # as much text in a step, whatever the number of its tokens
+        base = open_store(self.run / "logits").manifest.packing.sequence_length
+        sequences = sequences_in(self.config.batch_tokens, base)
+        batch = sequences * store.manifest.packing.sequence_length
         job = StudentJob(
             name="bench",
             architecture=self.architecture,
             model=None,
             objective=OBJECTIVES[name],
-            config=self.config,
+            config=replace(self.config, batch_tokens=batch),
             seed=seed,
             folder=self.folder / "students" / key,
         )
