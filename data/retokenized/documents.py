@@ -235,18 +235,16 @@ class Rewriter:
         student_C = found.student_C + len(self._prefix)
         learned_C &= found.whole_C & (found.student_counts_C <= LONGEST_CHUNK)
         learned_C &= (sums_C >= LEAST_LOGPROB) & (student_C > 0)
-        theirs_C, own_C = (
-            piece.tokens_T[found.teacher_C],
-            tokens_T[student_C.clip(max=len(tokens_T) - 1)],
-        )
-        pairs.update(
-            zip(theirs_C[found.whole_C].tolist(), own_C[found.whole_C].tolist(), strict=True)
-        )
+        # behind a space that one side alone has, the tokens of both have other bytes
+        same_C = ~np.isin(laid.starts_T[found.teacher_C], shifted)
+        theirs_C = piece.tokens_T[found.teacher_C]
+        own_C = tokens_T[student_C.clip(max=len(tokens_T) - 1)]  # the last may have no token
+        both = np.flatnonzero(found.whole_C & same_C)
+        pairs.update(zip(theirs_C[both].tolist(), own_C[both].tolist(), strict=True))
         chosen = np.flatnonzero(learned_C)
         sizes_C, firsts_C = found.student_counts_C[chosen], student_C[chosen]
         from_C = rows_T[found.teacher_C[chosen]]
-        # behind a space that one side alone has, the tokens of both have other bytes
-        known_C = ~np.isin(laid.starts_T[found.teacher_C[chosen]], shifted)
+        known_C = same_C[chosen]
         if len(lacking_M):
             known_C &= ~lacking_M[from_C]
         offsets = np.cumsum(sizes_C) - sizes_C
