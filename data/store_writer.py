@@ -113,7 +113,7 @@ class StoreWriter:
                     f"StoreWriter: {name} = {value!r}: expected a whole number above 0"
                 )
         self._tokenizer = tokenizer
-        identity = _tokenizer_identity(tokenizer, vocabulary)
+        identity = tokenizer_identity(tokenizer, vocabulary)
         if isinstance(teacher, str):
             teacher = TeacherIdentity(
                 name=teacher, fingerprint="", family="", dtype="", parameters=0, bytes=0
@@ -317,12 +317,14 @@ class StoreWriter:
             self._write_shard()
         if self._tokenizer is not None:
             with place.scratch() as folder:
-                _save_tokenizer(self._tokenizer, folder / TOKENIZER)
+                save_tokenizer(self._tokenizer, folder / TOKENIZER)
                 self._writer.add_tokenizer(folder / TOKENIZER)
         place.write(MANIFEST, json_bytes(self.manifest.to_json()))
 
 
-def _tokenizer_identity(tokenizer: Any, vocabulary: int | None) -> TokenizerIdentity:
+def tokenizer_identity(tokenizer: Any, vocabulary: int | None) -> TokenizerIdentity:
+    """Fingerprint and size of a tokenizer: a folder, or one of transformers. Raises ColdstillError if
+    neither it nor the size is given, or it cannot be read."""
     if tokenizer is None:
         if vocabulary is None:
             raise ColdstillError("StoreWriter: pass a tokenizer, or vocabulary = the token count")
@@ -346,7 +348,8 @@ def _tokenizer_identity(tokenizer: Any, vocabulary: int | None) -> TokenizerIden
     return TokenizerIdentity(fingerprint=tokens_sha256(table), size=size)
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer, or copy its files, to a new folder."""
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
         return

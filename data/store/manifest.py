@@ -143,6 +143,35 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """Where the targets of an imported store come from, and what they lack."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+    format: str
+    """Name of the format, one of `data.imports.FORMATS`."""
+    source: tuple[str, ...]
+    """The files as the user named them."""
+    fingerprint: str
+    """SHA-256 over names and sizes of the files."""
+    settings: dict[str, Any]
+    """The parameters of the source's codec."""
+    alignment: Literal["own", "next"]
+    """Whether the source stores a row at the token that it is about, or at the one before."""
+    measured: dict[str, float]
+    """The mean of 1 / rank of the label in the first rows under each reading, 0 where the label is
+    not among them; `rows` is their number."""
+    values: Literal["logprobs", "renormalised", "logits", "full"]
+    """Log-probabilities of the vocabulary; the same renormalised over the kept tokens; logits whose
+    normaliser is not known; or the whole distribution."""
+    lost: tuple[str, ...]
+    """What the source does not hold, one sentence each."""
+    counts: dict[str, _Count] = field(default_factory=dict)
+    """Rows and records that were left out or changed, by what happened."""
+    estimated: tuple[str, ...] = ()
+    """Numbers of the store that are estimates where the source does not say them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything a reader needs besides the shards."""
 
@@ -168,6 +197,8 @@ class Manifest:
     """The parts of a merged store; empty in others."""
     generated: Generation | None = None
     """How the teacher answered prompts; None if it did not. `packing` is that of the prompts."""
+    imported: Imported | None = None
+    """Where the targets come from, if another program wrote them. Written only then."""
     version: int = FORMAT_VERSION
     """The format version, one of `READABLE`."""
 
@@ -203,8 +234,11 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The manifest as a sealed JSON value."""
         value: dict[str, Any] = asdict(self)
-        if self.generated is None:
-            del value["generated"]
+        for name in ("generated", "imported"):
+            if value[name] is None:
+                del value[name]
+        if self.capture.mass:
+            del value["capture"]["mass"]
         for name in ("trust_remote_code", "weights", "engine", "other_engines"):
             if not value["teacher"][name]:
                 del value["teacher"][name]

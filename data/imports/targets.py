@@ -1,0 +1,428 @@
+"""From records of a source to a block of a store: every row checked, its numbers made comparable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..alignment import READINGS, row_positions
+from ..errors import ColdstillError
+from ..order import uniform
+from ..ragged import Ragged
+from ..schema import Block, Sequences, Tail, Targets, sequence_hash
+from ..selection import select
+from .rows import NOTHING, rows_for_each_token
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from ..schema import Capture
+    from .rows import SourceRows
+
+SMALLEST = 1e-9
+"""Mass outside a head where the source says nothing of it, or its values sum to 1."""
+_SUM = 5e-5
+"""Excess of a sum over 1 that float32 explains."""
+_RENORMALISED = 5e-3
+"""Largest distance from 1 of the sum of a renormalised row."""
+_ORDER = 1e-3
+"""Largest rise between entries that a source stored in falling order: rounding of half precision."""
+DOCUMENTS = 16
+"""Bits of a document id for its number in the record; the others are the number of the record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How the rows of a source are read, as decided from the first ones."""
+
+    alignment: str
+    values: str
+    rounding: float
+    exact: int
+    capture: Capture
+    vocabulary: int
+    sequence_length: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened to the rows and records of a part of a source."""
+
+    skip: bool
+    """Whether bad ones are left out; otherwise the first is an error."""
+    counts: Counter[str] = field(default_factory=Counter)
+    documents: int = 0
+    longest: int = 0
+
+    def bad(self, where: str, what: str, count: int = 1) -> None:
+        """Count something bad, or raise ColdstillError."""
+        if not self.skip:
+            raise ColdstillError(
+                f"{where}: {what}; fetch the source again, or leave out what is bad with "
+                "--bad-rows skip"
+            )
+        self.counts[f"skipped: {what.partition(':')[0]}"] += count
+
+
+def block_of(rows: SourceRows, reading: Reading, first: int, tally: Tally) -> Block:
+    """The records as sequences with their targets.
+
+    first  number of the first record among all records of the source: sequence i of the store is
+           record i. A record that is skipped becomes a sequence of one token without a target.
+
+    Raises
+        ColdstillError: a row or a record breaks a rule, and bad ones are not skipped
+    """
+    rows, good_N = _usable_records(rows, reading, tally)
+    tokens, places, starts = _without_padding(rows)
+    position_S, label_S, has_S = row_positions(tokens, places, starts, READINGS[reading.alignment])
+    record_S = np.repeat(np.arange(len(rows)), places.lengths)
+    tally.counts["rows whose label is not in their record"] += int((~has_S).sum())
+    if rows.learned is not None:
+        real = _first_real(rows)
+        flat = rows.tokens.offsets[record_S] + real[record_S] + position_S + 1
+        learned_S = np.zeros(len(has_S), np.bool_)
+        learned_S[has_S] = rows.learned.values[flat[has_S]]
+        tally.counts["rows whose label is not to be learned"] += int((has_S & ~learned_S).sum())
+        has_S &= learned_S
+    if rows.full is None:
+        nothing_S = ~(rows.ids != NOTHING).any(1) if rows.ids.shape[1] else np.ones_like(has_S)
+        tally.counts["rows without an entry"] += int((has_S & nothing_S).sum())
+        has_S &= ~nothing_S
+    kept = np.flatnonzero(has_S)
+    kept = kept[_good_rows(rows, kept, record_S, places, reading, tally)]
+    sequences = _sequences(tokens, starts, record_S[kept], position_S[kept], first)
+    if rows.full is not None:
+        shift = uniform(
+            reading.capture.seed, first + record_S[kept], position_S[kept].astype(np.int32)
+        )
+        targets = select(rows.full[kept], label_S[kept], shift, reading.capture)
+    else:
+        own = None
+        if rows.own_logprob is not None and reading.alignment == "own":
+            own = rows.own_logprob[kept]
+        targets = _targets(rows.ids[kept], rows.values[kept], label_S[kept], own, reading, tally)
+    tally.documents += len(sequences.document_ids.values)
+    tally.longest = max(tally.longest, int(tokens.lengths.max(initial=0)))
+    tally.counts["records without a target"] += int(
+        (good_N & (sequences.positions.lengths == 0)).sum()
+    )
+    return Block(sequences=sequences, targets=targets, capture=reading.capture)
+
+
+def _usable_records(
+    rows: SourceRows, reading: Reading, tally: Tally
+) -> tuple[SourceRows, NDArray[np.bool_]]:
+    """The records with those left out that cannot be used, which get one token and no row."""
+    tokens = rows.tokens
+    faults = dict(rows.faults)
+    outside = (tokens.values < 0) | (tokens.values >= reading.vocabulary)
+    checks = {
+        f"token ids outside the tokenizer's vocabulary of {reading.vocabulary:,}": outside,
+    }
+    record = np.searchsorted(tokens.offsets, np.flatnonzero(outside), side="right") - 1
+    for what in checks:
+        for index in np.unique(record).tolist():
+            faults.setdefault(index, what)
+    for index in np.flatnonzero(tokens.lengths == 0).tolist():
+        faults.setdefault(index, "holds no token")
+    for index in np.flatnonzero(tokens.lengths > reading.sequence_length).tolist():
+        faults.setdefault(
+            index,
+            f"more tokens than the {reading.sequence_length:,} of --sequence-length: "
+            f"{tokens.lengths[index]:,}",
+        )
+    many = rows.places.lengths > tokens.lengths
+    for index in np.flatnonzero(many).tolist():
+        faults.setdefault(
+            index, f"more rows than tokens: {rows.places.lengths[index]} for {tokens.lengths[index]}"
+        )
+    good_N = np.ones(len(rows), np.bool_)
+    for index in sorted(faults):
+        tally.bad(rows.where(index), faults[index])
+        good_N[index] = False
+    if good_N.all():
+        return rows, good_N
+    lengths = np.where(good_N, tokens.lengths, 1)
+    new = Ragged(np.zeros(int(lengths.sum()), np.int64), _borders(lengths))
+    keep = np.flatnonzero(good_N)
+    new.values[new.flat_indices(keep)] = tokens.values[tokens.flat_indices(keep)]
+    own = rows.places.flat_indices(keep)
+    counts = np.where(good_N, rows.places.lengths, 0)
+
+    def masked(column: Ragged | None, fill: int) -> Ragged | None:
+        if column is None:
+            return None
+        made = np.full(len(new.values), fill, column.values.dtype)
+        made[new.flat_indices(keep)] = column.values[column.flat_indices(keep)]
+        return Ragged(made, new.offsets)
+
+    starts = rows.document_starts
+    if starts is not None:
+        parts = [starts[i] if good_N[i] else np.zeros(1, np.int64) for i in range(len(rows))]
+        starts = Ragged.from_rows(parts, np.int64)
+    return (
+        type(rows)(
+            name=rows.name,
+            first=rows.first,
+            tokens=new,
+            places=Ragged(rows.places.values[own], _borders(counts)),
+            ids=rows.ids[own],
+            values=rows.values[own],
+            own_logprob=None if rows.own_logprob is None else rows.own_logprob[own],
+            full=None if rows.full is None else rows.full[own],
+            learned=masked(rows.learned, 0),
+            real=masked(rows.real, 1),
+            document_starts=starts,
+        ),
+        good_N,
+    )
+
+
+def _borders(lengths: NDArray[Any]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def _first_real(rows: SourceRows) -> NDArray[np.int64]:
+    """[N] number of padding tokens before the first real one."""
+    if rows.real is None:
+        return np.zeros(len(rows), np.int64)
+    return np.array([int(r.argmax()) if r.any() else 0 for r in rows.real], np.int64)
+
+
+def _without_padding(rows: SourceRows) -> tuple[Ragged, Ragged, Ragged | None]:
+    """Tokens, places and document borders without the padding before and after the text."""
+    if rows.real is None:
+        return rows.tokens, rows.places, rows.document_starts
+    first = _first_real(rows)
+    last = np.array([len(r) - int(r[::-1].argmax()) if r.any() else 1 for r in rows.real])
+    tokens = Ragged.from_rows(
+        [t[a:b] for t, a, b in zip(rows.tokens, first, last, strict=True)], np.int64
+    )
+    # rows of padding keep places outside the text, where no label is
+    shifted = rows.places.values - np.repeat(first, rows.places.lengths)
+    places = Ragged(np.where(shifted < 0, -(1 << 40), shifted), rows.places.offsets)
+    starts = rows.document_starts
+    if starts is not None:
+        parts = [
+            np.unique(np.clip(s - a, 0, max(0, b - a - 1)))
+            for s, a, b in zip(starts, first, last, strict=True)
+        ]
+        starts = Ragged.from_rows(parts, np.int64)
+    return tokens, places, starts
+
+
+def _sequences(
+    tokens: Ragged,
+    starts: Ragged | None,
+    record_M: NDArray[np.int64],
+    position_M: NDArray[np.int64],
+    first: int,
+) -> Sequences:
+    count = len(tokens)
+    positions = Ragged(
+        position_M.astype(np.int32), _borders(np.bincount(record_M, minlength=count))
+    )
+    numbers = np.arange(first, first + count)
+    if starts is None:
+        starts = Ragged(np.zeros(count, np.int32), np.arange(count + 1))
+    within = rows_for_each_token(starts.lengths).values
+    documents = (np.repeat(numbers, starts.lengths) << DOCUMENTS) + within
+    starts = Ragged(starts.values.astype(np.int32), starts.offsets)
+    tokens = Ragged(tokens.values.astype(np.int32), tokens.offsets)
+    hashes = [sequence_hash(t, s, p) for t, s, p in zip(tokens, starts, positions, strict=True)]
+    return Sequences(
+        ids=numbers,
+        tokens=tokens,
+        document_starts=starts,
+        document_ids=Ragged(documents, starts.offsets),
+        positions=positions,
+        hashes=np.array(hashes, np.uint64),
+    )
+
+
+def _good_rows(
+    rows: SourceRows,
+    kept: NDArray[np.int64],
+    record_S: NDArray[np.int64],
+    places: Ragged,
+    reading: Reading,
+    tally: Tally,
+) -> NDArray[np.bool_]:
+    """Which of the kept rows break no rule."""
+    with np.errstate(all="ignore"):
+        if rows.full is not None:
+            bad = _bad_distributions(rows.full[kept], reading)
+        else:
+            bad = _bad_rows(rows.ids[kept], rows.values[kept], reading)
+        if rows.own_logprob is not None:
+            own = rows.own_logprob[kept]
+            bad["a label with a log-probability above 0, or none"] = ~(
+                (own <= 1e-5) & (own > -np.inf)
+            )
+    good = np.ones(len(kept), np.bool_)
+    for what, wrong in bad.items():
+        wrong = wrong & good
+        if not wrong.any():
+            continue
+        row = int(kept[int(wrong.argmax())])
+        place = int(places.values[row])
+        where = f"{rows.where(int(record_S[row]))}, row of token {place}"
+        tally.bad(where, what + _shown(what, rows, row), int(wrong.sum()))
+        good &= ~wrong
+    return good
+
+
+def _shown(what: str, rows: SourceRows, row: int) -> str:
+    if "sum to" not in what or rows.full is not None:
+        return ""
+    own = rows.ids[row] != NOTHING
+    return f": {np.exp(rows.values[row][own].astype(np.float64)).sum():.6g}"
+
+
+def _bad_rows(
+    ids: NDArray[Any], values: NDArray[Any], reading: Reading
+) -> Mapping[str, NDArray[np.bool_]]:
+    """Rows of entries that break a rule, by rule; the first rule that a row breaks counts."""
+    own = ids != NOTHING
+    finite = np.isfinite(values) | ~own
+    ordered = np.sort(ids, axis=1)
+    repeats = (np.diff(ordered, axis=1) == 0) & (ordered[:, 1:] != NOTHING)
+    bad = {
+        "numbers that are not finite": ~finite.all(1),
+        f"ids outside the tokenizer's vocabulary of {reading.vocabulary:,}": (
+            ((ids < 0) & own) | (ids >= reading.vocabulary)
+        ).any(1),
+        "an id twice in a row": repeats.any(1),
+    }
+    if reading.exact > 1:
+        rise = np.diff(values[:, : reading.exact], axis=1)
+        scale = 1.0 + np.abs(values[:, 1 : reading.exact])
+        bad["log-probabilities that rise where they were stored in falling order"] = (
+            (rise > _ORDER * scale).any(1)
+        )  # fmt: skip
+    if reading.values in ("logprobs", "renormalised"):
+        sums = np.exp(np.where(own, values, -np.inf).astype(np.float64)).sum(1)
+        if reading.values == "renormalised":
+            bad["probabilities that do not sum to 1 as those of the first rows do"] = ~(
+                np.abs(sums - 1.0) <= _RENORMALISED
+            )
+        else:
+            bad["probabilities that sum to more than 1"] = ~(sums <= 1.0 + reading.rounding)
+    return bad
+
+
+def _bad_distributions(full: NDArray[Any], reading: Reading) -> Mapping[str, NDArray[np.bool_]]:
+    sums = np.exp(full.astype(np.float64)).sum(1)
+    return {
+        "numbers that are not finite": (np.isnan(full) | np.isposinf(full)).any(1),
+        "probabilities that do not sum to 1": ~(np.abs(sums - 1.0) <= reading.rounding),
+    }
+
+
+def _targets(
+    ids: NDArray[Any],
+    values: NDArray[Any],
+    label_M: NDArray[np.int64],
+    own_M: NDArray[Any] | None,
+    reading: Reading,
+    tally: Tally,
+) -> Targets:
+    """The head of rows that break no rule."""
+    logp, ids = _log_probabilities(ids, values, reading)
+    count, head = len(logp), reading.capture.head
+    full = np.exp(logp.astype(np.float64))
+    mass = full.sum(1)
+    over = mass > 1.0 + _SUM
+    if over.any():
+        tally.counts["rows whose sum was above 1 and was rounded to 1"] += int(over.sum())
+        logp[over] -= np.log(mass[over, None]).astype(np.float32)
+        mass[over] = 1.0
+    left = np.maximum(1.0 - mass, SMALLEST)
+    entries = (ids != NOTHING).sum(1)
+    at_label = (ids == label_M[:, None]) & (ids != NOTHING)
+    known = at_label.any(1)
+    label = np.where(known, np.where(at_label, logp, 0.0).sum(1), np.nan)
+    wide = ids.shape[1]
+    if wide > head:
+        cut = entries > head
+        tally.counts["rows that were cut to the width of the head"] += int(cut.sum())
+        left += np.exp(logp[:, head:].astype(np.float64)).sum(1)
+        ids, logp = ids[:, :head], logp[:, :head]
+        entries = np.minimum(entries, head)
+    elif wide < head:
+        more = ((0, 0), (0, head - wide))
+        ids = np.pad(ids, more, constant_values=NOTHING)
+        logp = np.pad(logp, more, constant_values=-np.inf)
+    ids, logp = np.ascontiguousarray(ids, np.int32), np.ascontiguousarray(logp, np.float32)
+    log_left = np.log(left)
+    outside = np.maximum(1, reading.vocabulary - entries)
+    last = logp[np.arange(count), np.maximum(entries - 1, 0)] if head else np.zeros(count)
+    # a token outside the head is at most as probable as the last one inside
+    even = np.minimum(log_left - np.log(outside), last)
+    short = np.flatnonzero(entries < head)
+    if len(short):
+        tally.counts["rows with fewer entries than the head, filled up"] += len(short)
+        _fill(ids, logp, short, entries, even, reading.vocabulary)
+        filled = head - entries[short]
+        rest = np.exp(log_left[short]) - filled * np.exp(even[short])
+        log_left[short] = np.log(np.maximum(rest, SMALLEST))
+    if head >= reading.vocabulary:
+        log_left = np.full(count, -np.inf)
+    if own_M is not None:
+        label = np.where(known, label, np.minimum(own_M, last))
+    label = np.where(np.isnan(label), even, label)
+    p = np.exp(logp.astype(np.float64))
+    entropy = -(p * logp).sum(1) - np.where(log_left > -np.inf, np.exp(log_left) * even, 0.0)
+    return Targets(
+        head_ids=ids,
+        head_logprobs=np.minimum(logp, 0.0),
+        log_tail=np.minimum(log_left, 0.0).astype(np.float32),
+        tail=Tail.empty(count),
+        label_logprob=np.minimum(label, 0.0).astype(np.float32),
+        entropy=entropy.clip(0.0, np.log(reading.vocabulary)).astype(np.float32),
+        log_norm=np.zeros((count, 0), np.float32),
+    )
+
+
+def _log_probabilities(
+    ids: NDArray[Any], values: NDArray[Any], reading: Reading
+) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """[M, K] log-probabilities, most probable first, -inf where a row has no entry; and their ids."""
+    logp = np.where(ids != NOTHING, values, np.float32(-np.inf)).astype(np.float32)
+    if reading.values != "logprobs":
+        top = logp.max(axis=1, keepdims=True, initial=-np.inf).astype(np.float64)
+        sums = np.exp(logp - top).sum(1, keepdims=True)
+        logp = (logp - (top + np.log(sums))).astype(np.float32)
+    if logp.shape[1] > 1:
+        with np.errstate(invalid="ignore"):
+            unordered = np.flatnonzero(~(np.diff(logp, axis=1) <= 0).all(1))
+        if len(unordered):
+            order = np.argsort(-logp[unordered], axis=1, kind="stable")
+            ids = ids.copy()
+            ids[unordered] = np.take_along_axis(ids[unordered], order, 1)
+            logp[unordered] = np.take_along_axis(logp[unordered], order, 1)
+    return logp, ids
+
+
+def _fill(
+    ids: NDArray[np.int32],
+    logp: NDArray[np.float32],
+    short: NDArray[np.int64],
+    entries: NDArray[np.int64],
+    even: NDArray[np.float64],
+    vocabulary: int,
+) -> None:
+    """Fill rows with the last tokens of the vocabulary that they lack, each with the mean probability
+    outside."""
+    for row in short.tolist():
+        have, missing = int(entries[row]), ids.shape[1] - int(entries[row])
+        last = np.arange(vocabulary - 1, max(-1, vocabulary - 1 - ids.shape[1]), -1)
+        free = last[~np.isin(last, ids[row, :have])][:missing]
+        ids[row, have:] = free
+        logp[row, have:] = even[row]
