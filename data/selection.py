@@ -26,13 +26,14 @@ def select(
 ) -> Targets:
     """The targets at M positions.
 
-    logprobs_MV  log-probabilities over the vocabulary; -inf for tokens that cannot come. They are
-                 normalised first
+    logprobs_MV  log-probabilities over the vocabulary; -inf for tokens that cannot come. A sum
+                 above 1 is normalised
     labels_M     the token that follows
     uniform_M    one number in [0, 1) per position, the shift of its samples (`data.order.uniform`)
 
     Systematic sampling: the points (u + j) / R of the running sum outside the head draw every token
-    with its exact expected count. A label of probability 0 gets the smallest one of its row.
+    with its exact expected count. Tokens without probability share what is missing from 1,
+    at least 1e-9, since a store holds no logarithm of 0.
     """
     rows = [
         _row(logprobs_V.astype(np.float64), int(label), float(shift), capture)
@@ -40,15 +41,13 @@ def select(
     ]
     count, columns = len(rows), list(zip(*rows, strict=True))
     if not count:
-        columns = [()] * 7
-    ids, logprobs, log_tail, drawn, label, entropy, norms = columns
+        columns = [()] * 8
+    ids, logprobs, log_tail, drawn, known, label, entropy, norms = columns
     ids_MK = np.array(ids, np.int32).reshape(count, capture.head)
     drawn_MR = np.array(drawn, np.int64).reshape(count, capture.tail)
     known_MR = None
     if capture.keeps_tail_logprobs:
-        total_M = [_log_sum(row.astype(np.float64)) for row in logprobs_MV]
-        taken = np.take_along_axis(np.asarray(logprobs_MV), drawn_MR, 1).astype(np.float64)
-        known_MR = (taken - np.array(total_M).reshape(-1, 1)).astype(np.float32)
+        known_MR = np.array(known, np.float32).reshape(count, capture.tail)
     return Targets(
         head_ids=ids_MK,
         head_logprobs=np.array(logprobs, np.float32).reshape(count, capture.head),
@@ -60,9 +59,11 @@ def select(
     )
 
 
-def _row(logp_V: NDArray[np.float64], label: int, shift: float, capture: Capture) -> tuple[Any, ...]:
-    """Head ids and log-probabilities, log mass outside, samples, label, entropy, norms."""
-    logp_V = logp_V - _log_sum(logp_V)
+def _row(
+    logp_V: NDArray[np.float64], label: int, shift: float, capture: Capture
+) -> tuple[Any, ...]:
+    """Head ids and log-probabilities, log mass outside, samples with theirs, label, entropy, norms."""
+    logp_V = _positive(logp_V)
     k = capture.head
     head = np.zeros(0, np.int64)
     if k:
@@ -78,13 +79,29 @@ def _row(logp_V: NDArray[np.float64], label: int, shift: float, capture: Capture
         points = (shift + np.arange(capture.tail)) / capture.tail * ends_V[-1]
         last = np.flatnonzero(outside_V > -np.inf)[-1]
         drawn = np.minimum(np.searchsorted(ends_V, points, side="right"), last)
-    positive = logp_V > -np.inf
-    entropy = -float((np.exp(logp_V[positive]) * logp_V[positive]).sum())
-    own = logp_V[label]
-    if own == -np.inf:
-        own = logp_V[positive].min()
+    entropy = -float((np.exp(logp_V) * logp_V).sum())
     norms = [_log_sum(logp_V / temperature) for temperature in capture.temperatures]
-    return head, logp_V[head], min(log_tail, 0.0), drawn, own, max(entropy, 0.0), norms
+    found = head, logp_V[head], min(log_tail, 0.0), drawn, logp_V[drawn]
+    return (*found, logp_V[label], max(entropy, 0.0), norms)
+
+
+_SMALLEST, _MISSING = 1e-9, 0.01
+"""Least and most mass of the tokens without probability together."""
+
+
+def _positive(logp_V: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-probabilities that sum to 1, with no impossible token."""
+    none = logp_V == -np.inf
+    missing = 1.0 - np.exp(logp_V).sum()
+    count = int(none.sum())
+    if not count or missing < 0.0:
+        logp_V = logp_V - _log_sum(logp_V)
+    if count:
+        # what rounding or a floor took away belongs to the tokens that lost it
+        even = np.log(max(_SMALLEST, min(missing, _MISSING))) - np.log(count)
+        logp_V = np.where(none, min(even, logp_V[~none].min()), logp_V)
+        logp_V = logp_V - _log_sum(logp_V) if missing > _MISSING else logp_V
+    return logp_V
 
 
 def _log_sum(values: NDArray[np.float64]) -> float:

@@ -174,4 +174,3 @@ def _entries(column: Any, field: str, name: str) -> tuple[Ragged, Ragged, Ragged
         Ragged(np.asarray(ids.to_numpy(zero_copy_only=False), np.int64), borders),
         Ragged(values, borders),
     )
-

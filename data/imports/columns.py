@@ -200,9 +200,7 @@ def _starts(tokens: Ragged, beside: Mapping[str, Ragged]) -> Ragged | None:
     )
 
 
-def _learned(
-    tokens: Ragged, beside: Mapping[str, Ragged], faults: dict[int, str]
-) -> Ragged | None:
+def _learned(tokens: Ragged, beside: Mapping[str, Ragged], faults: dict[int, str]) -> Ragged | None:
     """Which tokens are learned, by labels and masks."""
     learned = np.ones(len(tokens.values), np.bool_)
     known = False

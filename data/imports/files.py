@@ -189,7 +189,9 @@ def batches(
             yield file, number, batch
         else:
             if not any_read and left == 0:
-                raise ColdstillError(f"{file.name}: holds no records; fetch it again or leave it out")
+                raise ColdstillError(
+                    f"{file.name}: holds no records; fetch it again or leave it out"
+                )
 
 
 def _json_batches(

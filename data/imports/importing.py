@@ -61,22 +61,20 @@ class _Stream:
         self._parts: Iterator[SourceRows] | None = None
         self._left: SourceRows | None = None
 
-    def read(self, start: int, count: int) -> list[SourceRows]:
+    def read(self, start: int, count: int) -> Iterator[SourceRows]:
         """Up to `count` records from number `start` on, in parts; fewer at the end."""
         if self._parts is None or self._position != start:
             self._parts, self._left = self._plan.kind.records(self._plan.files, start), None
             self._position = start
-        found: list[SourceRows] = []
         while count:
             part = self._left if self._left is not None else next(self._parts, None)
             if part is None:
-                break
+                return
             taken = min(count, len(part))
             self._left = part.part(taken, len(part)) if taken < len(part) else None
-            found.append(part.part(0, taken) if taken < len(part) else part)
             count -= taken
             self._position += taken
-        return found
+            yield part.part(0, taken) if taken < len(part) else part
 
 
 class Importer:
@@ -125,9 +123,7 @@ class Importer:
         except ColdstillError:
             _leave_nothing(place, is_new)
             raise
-        return Result(
-            manifest=made, positions=self._positions, seconds=time.monotonic() - begun
-        )
+        return Result(manifest=made, positions=self._positions, seconds=time.monotonic() - begun)
 
     def _expect_this(self, place: Place, manifest: Manifest, files: str) -> None:
         imported = manifest.imported
@@ -178,14 +174,14 @@ class Importer:
         digest, encoded, done = hashlib.sha256(), [], 0
         while done < manifest.shard_sequences:
             wanted = min(manifest.block_sequences, manifest.shard_sequences - done)
-            parts = stream.read(first + done, wanted)
-            if not parts:
-                break
             blocks, number = [], first + done
-            for part in parts:
-                expect_same_fit(part, plan.reading.alignment, plan.usual)
+            for part in stream.read(number, wanted):
+                if part.full is None:
+                    expect_same_fit(part, plan.reading.alignment, plan.usual)
                 blocks.append(block_of(part, plan.reading, number, tally))
                 number += len(part)
+            if not blocks:
+                break
             block = Block.concatenate(blocks)
             digest.update(block.sequences.hashes.astype("<u8").tobytes())
             encoded.append(writer.encode(block))

@@ -94,9 +94,13 @@ def _ordered(rows: SourceRows) -> tuple[NDArray[Any], NDArray[Any]]:
     """[S, K] ids and probabilities over the row, most probable first."""
     ids, values = rows.ids, rows.values
     if rows.full is not None:
-        width = min(_LOOKED, rows.full.shape[1])
-        ids = np.argpartition(-rows.full, width - 1, axis=1)[:, :width]
-        values = np.take_along_axis(rows.full, ids, 1)
+        tops = []
+        for _, full in rows.full.parts():
+            width = min(_LOOKED, full.shape[1])
+            top = np.argpartition(-full, width - 1, axis=1)[:, :width]
+            tops.append((top, np.take_along_axis(full, top, 1)))
+        ids = np.concatenate([top for top, _ in tops])
+        values = np.concatenate([value for _, value in tops])
     with np.errstate(all="ignore"):
         values = np.where(ids >= 0, values, -np.inf)
         order = np.argsort(-values, axis=1, kind="stable")

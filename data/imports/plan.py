@@ -22,7 +22,7 @@ from ..store.manifest import (
 from ..store.writer import BLOCK_TOKENS, fitted
 from ..store_writer import tokenizer_identity
 from . import FORMATS
-from .files import columns_of, source_files
+from .files import TABLES, columns_of, source_files
 from .measure import decided, fit_of, kind_of_values
 from .rows import NOTHING, Context
 from .targets import Reading, Tally, block_of
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _SAMPLE_ROWS, _SAMPLE_RECORDS = 16_384, 256
 """How much of a source decides: rows, or records if those come first."""
+_SAMPLE_DISTRIBUTIONS = 512
+"""How many rows of whole distributions decide."""
 _LONGEST = 1 << 30
 """Most tokens of a record unless the user names fewer."""
 _READ_AGAIN = 16
@@ -64,12 +66,15 @@ class Request:
     codec: str | dict[str, Any] = "plain"
     store_format: str | dict[str, Any] = "arrow"
     shard_tokens: int = 262_144
+    tokens: tuple[str, ...] = ()
+    """Files with the token ids of a source that has none."""
     load_pickled: Callable[[bytes, str], Any] | None = None
+    logits_of: Callable[[Any, bool], Any] | None = None
     render: Callable[[Any], list[int]] | None = None
 
     def identity(self, files: Sequence[SourceFile]) -> dict[str, Any]:
         """What must be the same when an import is continued."""
-        names = ("format", "alignment", "teacher", "head", "tail", "split", "sequence_length",
+        names = ("format", "alignment", "teacher", "tokens", "head", "tail", "split", "sequence_length",
                  "codec", "store_format", "shard_tokens")  # fmt: skip
         return {
             "files": fingerprint(files),
@@ -115,6 +120,8 @@ def opened(request: Request) -> tuple[Format, list[SourceFile]]:
         config=request.config,
         vocabulary=tokenizer_identity(request.tokenizer, None).size,
         load_pickled=request.load_pickled,
+        tokens=source_files(request.tokens, TABLES) if request.tokens else (),
+        logits_of=request.logits_of,
         render=request.render,
     )
     return FORMATS[name].configured(context), files
@@ -156,17 +163,16 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     )
     # faults of single rows and records come before figures over all of them
     trial = Tally(skip=request.bad_rows == "skip")
-    for rows in samples:
-        block_of(rows, reading, 0, trial)
+    blocks = [block_of(rows, reading, 0, trial) for rows in samples]
     share = expect_tokenizer(backend_of(request.tokenizer), _texts(samples, identity.size), where)
     fit = fit_of(samples)
     alignment = decided(fit, kind, request.alignment, where)
-    reading = replace(reading, alignment=alignment)
+    if alignment != reading.alignment:
+        reading = replace(reading, alignment=alignment)
+        blocks = [block_of(rows, reading, 0, Tally(skip=True)) for rows in samples]
     longest = max(int(rows.tokens.lengths.max(initial=1)) for rows in samples)
     per_shard = max(1, request.shard_tokens // longest)
-    settings = format_settings(
-        request.codec, request.store_format, identity.size, reading.capture
-    )
+    settings = format_settings(request.codec, request.store_format, identity.size, reading.capture)
     lost = _lost(kind, reading)
     manifest = Manifest(
         teacher=TeacherIdentity(
@@ -199,8 +205,7 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
             estimated=_estimated(kind, reading),
         ),
     )  # fmt: skip
-    first = [block_of(rows, reading, 0, Tally(skip=True)) for rows in samples]
-    block = Block.concatenate(first)
+    block = Block.concatenate(blocks)
     manifest = fitted(manifest, block.take(np.arange(min(len(block), manifest.block_sequences))))
     sentences = (
         f"format {kind.name}, {len(files)} files; {fit.text()}",
@@ -221,7 +226,8 @@ def _sample(kind: Format, files: Sequence[SourceFile]) -> Iterator[SourceRows]:
         yield part
         rows += len(part.ids)
         records += len(part)
-        if rows >= _SAMPLE_ROWS or records >= _SAMPLE_RECORDS:
+        enough = _SAMPLE_ROWS if part.full is None else _SAMPLE_DISTRIBUTIONS
+        if rows >= enough or records >= _SAMPLE_RECORDS:
             return
 
 
@@ -272,9 +278,7 @@ def _capture(
 
 def _lost(kind: Format, reading: Reading) -> tuple[str, ...]:
     lost = {
-        "renormalised": (
-            "no mass outside the head: the source renormalised over the kept tokens",
-        ),
+        "renormalised": ("no mass outside the head: the source renormalised over the kept tokens",),
         "logits": ("no mass outside the head: the source has logits without their normaliser",),
     }.get(reading.values, ())
     return (*lost, *kind.lost)

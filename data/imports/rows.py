@@ -25,6 +25,28 @@ NOTHING = -1
 """The id of an entry that a row does not have."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Distributions:
+    """Whole distributions that are computed when they are needed: all at once would be gigabytes."""
+
+    rows: NDArray[np.int64]
+    """[S] the row of each distribution in what `read` reads."""
+    read: Callable[[NDArray[np.int64]], NDArray[Any]]
+    """[n, V] float32 log-probabilities of some rows; -inf for tokens that cannot come."""
+
+    def take(self, chosen: NDArray[np.int64]) -> Distributions:
+        return Distributions(self.rows[chosen], self.read)
+
+    def parts(self) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """All distributions in order, a few at a time."""
+        for start in range(0, len(self.rows), _AT_ONCE):
+            part = slice(start, min(start + _AT_ONCE, len(self.rows)))
+            yield part, self.read(self.rows[part])
+
+
+_AT_ONCE = 64
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SourceRows:
     """N consecutive records with S rows of up to K entries."""
@@ -44,7 +66,7 @@ class SourceRows:
     own_logprob: NDArray[Any] | None = None
     """[S] log-probability of the row's own token, if the source states it; NaN where it does
     not."""
-    full: NDArray[Any] | None = None
+    full: Distributions | None = None
     """[S, V] log-probabilities of the whole vocabulary; then K is 0."""
     learned: Ragged | None = None
     """[N][T] whether a token is learned; None if all are."""
@@ -78,7 +100,7 @@ class SourceRows:
             ids=self.ids[own],
             values=self.values[own],
             own_logprob=None if self.own_logprob is None else self.own_logprob[own],
-            full=None if self.full is None else self.full[own],
+            full=None if self.full is None else self.full.take(np.arange(own.start, own.stop)),
             learned=cut(self.learned),
             real=cut(self.real),
             document_starts=cut(self.document_starts),
@@ -133,6 +155,11 @@ class Context:
     load_pickled: Callable[[bytes, str], Any]
     """Loads the bytes of a `torch.save` file without running code, with arrays for tensors; the
     second argument names the file."""
+    tokens: Sequence[SourceFile] = ()
+    """Files with the token ids of a source that has none."""
+    logits_of: Callable[[NDArray[Any], bool], NDArray[Any]] | None = None
+    """[n, V] float32 logits of hidden states [n, H] by the teacher's head; with true after its final
+    norm. None if the teacher's weights are not known."""
     render: Callable[[Any], list[int]] | None = None
     """The token ids of a chat by the tokenizer's template; None if it has none."""
 

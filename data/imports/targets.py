@@ -95,18 +95,10 @@ def block_of(rows: SourceRows, reading: Reading, first: int, tally: Tally) -> Bl
         tally.counts["rows without an entry"] += int((has_S & nothing_S).sum())
         has_S &= ~nothing_S
     kept = np.flatnonzero(has_S)
-    kept = kept[_good_rows(rows, kept, record_S, places, reading, tally)]
+    shift_S = uniform(reading.capture.seed, first + record_S, position_S.astype(np.int32))
+    good, targets = _converted(rows, kept, record_S, places, label_S, shift_S, reading, tally)
+    kept = kept[good]
     sequences = _sequences(tokens, starts, record_S[kept], position_S[kept], first)
-    if rows.full is not None:
-        shift = uniform(
-            reading.capture.seed, first + record_S[kept], position_S[kept].astype(np.int32)
-        )
-        targets = select(rows.full[kept], label_S[kept], shift, reading.capture)
-    else:
-        own = None
-        if rows.own_logprob is not None and reading.alignment == "own":
-            own = rows.own_logprob[kept]
-        targets = _targets(rows.ids[kept], rows.values[kept], label_S[kept], own, reading, tally)
     tally.documents += len(sequences.document_ids.values)
     tally.longest = max(tally.longest, int(tokens.lengths.max(initial=0)))
     tally.counts["records without a target"] += int(
@@ -140,7 +132,8 @@ def _usable_records(
     many = rows.places.lengths > tokens.lengths
     for index in np.flatnonzero(many).tolist():
         faults.setdefault(
-            index, f"more rows than tokens: {rows.places.lengths[index]} for {tokens.lengths[index]}"
+            index,
+            f"more rows than tokens: {rows.places.lengths[index]} for {tokens.lengths[index]}",
         )
     good_N = np.ones(len(rows), np.bool_)
     for index in sorted(faults):
@@ -175,7 +168,7 @@ def _usable_records(
             ids=rows.ids[own],
             values=rows.values[own],
             own_logprob=None if rows.own_logprob is None else rows.own_logprob[own],
-            full=None if rows.full is None else rows.full[own],
+            full=None if rows.full is None else rows.full.take(own),
             learned=masked(rows.learned, 0),
             real=masked(rows.real, 1),
             document_starts=starts,
@@ -246,36 +239,55 @@ def _sequences(
     )
 
 
-def _good_rows(
+def _converted(
     rows: SourceRows,
     kept: NDArray[np.int64],
     record_S: NDArray[np.int64],
     places: Ragged,
+    label_S: NDArray[np.int64],
+    shift_S: NDArray[np.float64],
     reading: Reading,
     tally: Tally,
-) -> NDArray[np.bool_]:
-    """Which of the kept rows break no rule."""
-    with np.errstate(all="ignore"):
-        if rows.full is not None:
-            bad = _bad_distributions(rows.full[kept], reading)
-        else:
+) -> tuple[NDArray[np.bool_], Targets]:
+    """Which of the kept rows break no rule, and the targets of those."""
+
+    def good_of(bad: Mapping[str, NDArray[np.bool_]], chosen: NDArray[np.int64]) -> Any:
+        good = np.ones(len(chosen), np.bool_)
+        for what, wrong in bad.items():
+            wrong = wrong & good
+            if not wrong.any():
+                continue
+            row = int(chosen[int(wrong.argmax())])
+            where = f"{rows.where(int(record_S[row]))}, row of token {int(places.values[row])}"
+            tally.bad(where, what + _shown(what, rows, row), int(wrong.sum()))
+            good &= ~wrong
+        return good
+
+    if rows.full is None:
+        own_S = rows.own_logprob
+        with np.errstate(all="ignore"):
             bad = _bad_rows(rows.ids[kept], rows.values[kept], reading)
-        if rows.own_logprob is not None:
-            own = rows.own_logprob[kept]
-            bad["a label with a log-probability above 0, or none"] = ~(
-                (own <= 1e-5) & (own > -np.inf)
-            )
-    good = np.ones(len(kept), np.bool_)
-    for what, wrong in bad.items():
-        wrong = wrong & good
-        if not wrong.any():
-            continue
-        row = int(kept[int(wrong.argmax())])
-        place = int(places.values[row])
-        where = f"{rows.where(int(record_S[row]))}, row of token {place}"
-        tally.bad(where, what + _shown(what, rows, row), int(wrong.sum()))
-        good &= ~wrong
-    return good
+            if own_S is not None:
+                bad["a label with a log-probability above 0, or none"] = ~(
+                    (own_S[kept] <= 1e-5) & (own_S[kept] > -np.inf)
+                )
+        good = good_of(bad, kept)
+        kept = kept[good]
+        own = own_S[kept] if own_S is not None and reading.alignment == "own" else None
+        return good, _targets(rows.ids[kept], rows.values[kept], label_S[kept], own, reading, tally)
+    goods, parts = [np.zeros(0, np.bool_)], [_no_targets(reading.capture)]
+    for part, full in rows.full.take(kept).parts():
+        chosen = kept[part]
+        with np.errstate(all="ignore"):
+            good = good_of(_bad_distributions(full, reading), chosen)
+        goods.append(good)
+        chosen = chosen[good]
+        parts.append(select(full[good], label_S[chosen], shift_S[chosen], reading.capture))
+    return np.concatenate(goods), Targets.concatenate(parts)
+
+
+def _no_targets(capture: Capture) -> Targets:
+    return select(np.zeros((0, 1)), np.zeros(0, np.int64), np.zeros(0), capture)
 
 
 def _shown(what: str, rows: SourceRows, row: int) -> str:
@@ -287,7 +299,7 @@ def _shown(what: str, rows: SourceRows, row: int) -> str:
 
 def _bad_rows(
     ids: NDArray[Any], values: NDArray[Any], reading: Reading
-) -> Mapping[str, NDArray[np.bool_]]:
+) -> dict[str, NDArray[np.bool_]]:
     """Rows of entries that break a rule, by rule; the first rule that a row breaks counts."""
     own = ids != NOTHING
     finite = np.isfinite(values) | ~own

@@ -16,29 +16,54 @@ from .options import json_option
 @click.argument("to", metavar="STORE")
 @click.option("--format", "kind", metavar="NAME", help="Format; told by the columns if left out.")
 @click.option(
-    "--tokenizer", required=True, metavar="NAME",
+    "--tokenizer",
+    required=True,
+    metavar="NAME",
     help="The teacher's tokenizer: a folder, a GGUF file, or a model's name.",
 )
 @click.option("--config", metavar="FILE", help="The codec's parameters, as YAML or JSON.")
-@click.option("--teacher", default="", metavar="NAME", help="The teacher's name, for the record.")
 @click.option(
-    "--alignment", type=click.Choice(["own", "next"]),
+    "--teacher",
+    default="",
+    metavar="NAME",
+    help="The teacher's name, for the record; for hidden states its folder.",
+)
+@click.option(
+    "--tokens",
+    multiple=True,
+    metavar="FILE",
+    help="The tokens of a source that has none, as a column input_ids; may be repeated.",
+)
+@click.option(
+    "--alignment",
+    type=click.Choice(["own", "next"]),
     help="Whether a row is about its own token or the next; needed only where it cannot be measured.",
 )
 @click.option(
-    "--bad-rows", type=click.Choice(["refuse", "skip"]), default="refuse", show_default=True,
+    "--bad-rows",
+    type=click.Choice(["refuse", "skip"]),
+    default="refuse",
+    show_default=True,
     help="What to do with rows that break a rule.",
 )
 @click.option("--head", type=click.IntRange(0), help="Most probable tokens to keep; all if unset.")
-@click.option("--tail", type=click.IntRange(0), help="Samples, from a source of whole distributions.")
 @click.option(
-    "--temperature", "temperatures", type=click.FloatRange(0, 100, min_open=True), multiple=True,
+    "--tail", type=click.IntRange(0), help="Samples, from a source of whole distributions."
+)
+@click.option(
+    "--temperature",
+    "temperatures",
+    type=click.FloatRange(0, 100, min_open=True),
+    multiple=True,
     help="Another temperature, from a source of whole distributions; may be repeated.",
 )
 @click.option("--heldout", is_flag=True, help="Make a store to evaluate on.")
 @click.option("--sequence-length", type=click.IntRange(2), help="Most tokens of a record.")
 @click.option(
-    "--codec", default="plain", show_default=True, metavar="NAME",
+    "--codec",
+    default="plain",
+    show_default=True,
+    metavar="NAME",
     help="plain (the numbers as they are) or compact.",
 )
 @click.option("--store", "store_format", default="arrow", show_default=True, help="arrow or zarr.")
@@ -61,6 +86,7 @@ def import_(
     Example: coldstill import logits/ store --tokenizer teacher/ --config compression_config.yaml
     """
     from ...data.imports.plan import Request
+    from ..quiet import quiet
     from ..steps.imports import import_cache, read_config
     from .progress import Progress
 
@@ -72,7 +98,7 @@ def import_(
         split="heldout" if heldout else "train",
         **options,
     )
-    with Progress("import") as progress:
+    with Progress("import") as progress, quiet():
         result = import_cache(request, progress)
     manifest = result.manifest
     if as_json:

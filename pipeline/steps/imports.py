@@ -52,6 +52,7 @@ def import_cache(request: Request, report: Reporter = silent) -> Result:
             tokenizer=tokenizer,
             config=request.config or _config_beside(request.source, say),
             load_pickled=_load_pickled,
+            logits_of=_head_of(request, tokenizer, report),
             render=_renderer(tokenizer),
         )
         return Importer(full, notify, say).run()
@@ -134,6 +135,19 @@ def _load_pickled(content: bytes, name: str) -> Any:
         raise ColdstillError(
             f"{name}: is no file of tensors alone: {first_line(error)}; fetch it again"
         ) from error
+
+
+def _head_of(
+    request: Request, tokenizer: Any, report: Reporter
+) -> Callable[[Any, bool], Any] | None:
+    """The teacher's final norm and head as a function of hidden states, if its folder is given."""
+    if request.format not in (None, "hidden-states") or not Path(request.teacher).is_dir():
+        return None
+    from ...data.store_writer import tokenizer_identity
+    from ...stages.models.final_head import FinalHead
+
+    where = "--teacher"
+    return FinalHead(request.teacher, where, tokenizer_identity(tokenizer, None).size, report)
 
 
 def _renderer(tokenizer: Any) -> Callable[[Any], list[int]] | None:
