@@ -62,7 +62,7 @@ def select(
 def _row(
     logp_V: NDArray[np.float64], label: int, shift: float, capture: Capture
 ) -> tuple[Any, ...]:
-    """Head ids and log-probabilities, log mass outside, samples with theirs, label, entropy, norms."""
+    """Head ids and log-probabilities, log mass outside, samples, label, entropy, norms."""
     logp_V = _positive(logp_V)
     k = capture.head
     head = np.zeros(0, np.int64)

@@ -323,8 +323,8 @@ class StoreWriter:
 
 
 def tokenizer_identity(tokenizer: Any, vocabulary: int | None) -> TokenizerIdentity:
-    """Fingerprint and size of a tokenizer: a folder, or one of transformers. Raises ColdstillError if
-    neither it nor the size is given, or it cannot be read."""
+    """Fingerprint and size of a tokenizer: a folder, or one of transformers. Raises ColdstillError
+    if neither it nor the size is given, or it cannot be read."""
     if tokenizer is None:
         if vocabulary is None:
             raise ColdstillError("StoreWriter: pass a tokenizer, or vocabulary = the token count")

@@ -42,9 +42,9 @@ def local_folder(entry: str, base: Path) -> Path | None:
 
 
 def load_hub(entry: str, folder: Path | None, *, streaming: bool = False) -> Any:
-    """The split that an entry names, as a `datasets.Dataset`; as a `datasets.IterableDataset`, which
-    downloads what is read, with `streaming`. Raises ColdstillError if it cannot be loaded, or there
-    are several splits and the entry names none."""
+    """The split that an entry names, as a `datasets.Dataset`; with `streaming` as an
+    `IterableDataset`, which downloads what is read. Raises ColdstillError if it cannot be loaded,
+    or there are several splits and the entry names none."""
     import datasets
 
     name, options = _parse(entry)

@@ -1,9 +1,9 @@
 """Reads the records of an ArrayRecord file (chunks of Riegeli's format, without transposition).
 
-Every 65,536 bytes begin with a block header of 24 bytes, which is skipped. A chunk has a header of 40
-bytes: hash, size, hash, type and number of records, decoded size. The data of a simple chunk: kind of
-compression, size of the packed record sizes as a varint, the packed sizes, the packed records. The
-last 64 KiB hold a postscript with the position of the footer, behind the last record.
+Every 65,536 bytes begin with a block header of 24 bytes, which is skipped. A chunk has a header of
+40 bytes: hash, size, hash, type and number of records, decoded size. The data of a simple chunk:
+kind of compression, size of the packed record sizes as a varint, the packed sizes, the packed
+records. The last 64 KiB hold a postscript with the position of the footer, behind the last record.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def array_records(stream: Any, size: int, name: str) -> Iterator[bytes]:
                 raise ValueError(f"chunks of the type {kind!r}, which are not read")
     except (ValueError, IndexError, OverflowError, pa.ArrowException, OSError) as error:
         raise ColdstillError(
-            f"{name}: is no ArrayRecord file, or cut short or damaged: {first_line(error)}; fetch it "
-            "again"
+            f"{name}: is no ArrayRecord file, or cut short or damaged: {first_line(error)}; fetch "
+            "it again"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Columns of Arrow, or of objects from JSON, as arrays; and the columns that sources keep beside."""
+"""Columns of Arrow, or of objects from JSON, as arrays; and what columns beside them tell."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def lists(column: Any, name: str, where: str, dtype: Any) -> Ragged:
 
 
 def rows_of(column: Any, name: str, where: str, dtype: Any) -> tuple[Ragged, Ragged]:
-    """[N][S] the index of each inner list, and [S][*] the inner lists of a column of lists of lists.
-    Raises ColdstillError for another type."""
+    """[N][S] the index of each inner list, and [S][*] the inner lists, of a column of lists of
+    lists. Raises ColdstillError for another type."""
     kind = column.type
     if not _is_list(kind) or not (_is_list(kind.value_type) or pa.types.is_null(kind.value_type)):
         raise ColdstillError(
@@ -100,7 +100,8 @@ def _numbers(values: Any, dtype: Any) -> NDArray[Any]:
         whole = np.isfinite(array) & (array == np.floor(array))
         array = np.where(whole, array, -1)
     with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(dtype, copy=False)
+        made: NDArray[Any] = array.astype(dtype, copy=False)
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +132,8 @@ def used_columns(names: Sequence[str], needed: Sequence[str], where: str) -> lis
 
 
 def read_records(batch: Any, needed: Sequence[str], where: str) -> Records:
-    """Tokens, borders and supervision of a batch. What they say together is checked: lengths, labels
-    that are not the tokens, masks that are not 0 and 1."""
+    """Tokens, borders and supervision of a batch. A record whose columns have different lengths, or
+    whose labels are not its tokens, has a fault."""
     names = _names(batch)
     name = next(each for each in TOKENS if each in names and each not in needed)
     tokens = lists(column_of(batch, name, where), name, where, np.int64)

@@ -1,4 +1,4 @@
-"""DistillKit: ids as one stream of bits, log-probabilities as a fitted curve with exact first values.
+"""DistillKit: ids as a stream of bits, log-probabilities as exact first values and a fitted curve.
 
 `compressed_logprobs` has, for each row: `exact_k` values in `exact_dtype`; a coefficient in
 `term_dtype` for each term; for each bin of residuals a scale and its levels. The other values are

@@ -35,8 +35,8 @@ class SourceFile:
     """As the user wrote it, or its path below a folder."""
     address: str
     """Path, fsspec address, or `hub:` entry."""
-    bytes: int = 0
-    """Size; 0 for a data set of a hub."""
+    size: int = 0
+    """Bytes; 0 for a data set of a hub."""
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Any]:
@@ -85,7 +85,7 @@ def source_files(entries: Sequence[str], suffixes: Sequence[str]) -> list[Source
             for file in _expand(entry, tuple(suffixes)):
                 found.setdefault(file.address, file)
     for file in found.values():
-        if file.bytes == 0 and not file.address.startswith("hub:"):
+        if file.size == 0 and not file.address.startswith("hub:"):
             raise ColdstillError(f"{file.name}: the file is empty; fetch it again or leave it out")
     return list(found.values())
 
@@ -115,7 +115,7 @@ def _expand(entry: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
         with each.open("rb") as stream:
             if stream.read(len(_POINTER)) == _POINTER:
                 raise ColdstillError(f"{name}: is a pointer of Git LFS; fetch it with git lfs pull")
-    return [SourceFile(name=n, address=str(p), bytes=p.stat().st_size) for n, p in files]
+    return [SourceFile(name=n, address=str(p), size=p.stat().st_size) for n, p in files]
 
 
 def _table_suffix(name: str, suffixes: tuple[str, ...]) -> str | None:
@@ -134,7 +134,7 @@ def _remote(entry: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
             paths = [path] if system.exists(path) else []
         found = [
             SourceFile(name=system.unstrip_protocol(p), address=system.unstrip_protocol(p),
-                       bytes=int(system.size(p) or 0))
+                       size=int(system.size(p) or 0))
             for p in paths
         ]  # fmt: skip
     except Exception as error:  # each protocol has its own exceptions

@@ -105,7 +105,8 @@ class HiddenStates:
             logits = self.logits_of(states[rows], before)[:, : self.vocabulary]
             top = logits.max(1, keepdims=True)
             sums = np.exp(logits - top).sum(1, keepdims=True, dtype=np.float64)
-            return (logits - (top + np.log(sums))).astype(np.float32)
+            logprobs: NDArray[Any] = (logits - (top + np.log(sums))).astype(np.float32)
+        return logprobs
 
     def _measured(self, files: Sequence[SourceFile]) -> str:
         """Whether the last state is before or after the final norm, by the label's probability."""
@@ -175,7 +176,7 @@ def _tensors(content: bytes, name: str) -> dict[str, NDArray[Any]]:
     from safetensors import deserialize
 
     try:
-        parts = deserialize(content)
+        parts = deserialize(content)  # type: ignore[no-untyped-call]
     except Exception as error:  # its exceptions have no common class
         raise ColdstillError(
             f"{name}: is no safetensors file, or cut short: {first_line(error)}; fetch it again"

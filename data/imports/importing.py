@@ -1,8 +1,8 @@
 """Turns a source into a store, shard by shard; several processes may share the work.
 
 Sequence i of the store is record i of the source, so a shard is a fixed range of records. Until all
-shards are there, the folder has no manifest and is no store: what was decided, and what was left out
-of each shard, is in the folder `import`.
+shards are there, the folder has no manifest and is no store: what was decided, and what was left
+out of each shard, is in the folder `import`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ..store.writer import ShardWriter
 from ..store_writer import save_tokenizer
 from .measure import expect_same_fit
 from .plan import Plan, fingerprint, make_plan, opened
-from .targets import Tally, block_of
+from .reading import Tally
+from .targets import block_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -99,8 +99,8 @@ class Kld:
             )
         rows, width = context - 1 - context // 2, 2 * ((vocabulary + 1) // 2) + 4
         size = 20 + chunks * (4 * context + 2 * rows * width)
-        if file.bytes != size:
-            raise _cut(file, f"{file.bytes:,} bytes, expected {size:,}")
+        if file.size != size:
+            raise _cut(file, f"{file.size:,} bytes, expected {size:,}")
         if vocabulary < self.vocabulary:
             raise ColdstillError(
                 f"{file.name}: has {vocabulary:,} tokens, but the tokenizer has "

@@ -1,9 +1,9 @@
 """MaxText's top-k logits: ArrayRecord files of `tf.train.Example`.
 
-An example has `inputs`, `targets`, `inputs_segmentation`, `targets_segmentation`, `inputs_position`,
-and `top_k_logits` and `top_k_indices`, k for each input. The row of input i is about `targets[i]`. The
-last target of each document is no input, so it is added behind the document's inputs. The values are
-logits whose normaliser is not stored.
+An example has `inputs`, `targets`, `inputs_segmentation`, `targets_segmentation` and
+`inputs_position`, and k `top_k_logits` and `top_k_indices` for each input. The row of input i is
+about `targets[i]`. The last target of each document is no input, so it is added behind the
+document's inputs. The values are logits whose normaliser is not stored.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class MaxText:
             with file.open() as stream:
                 number = 0
                 for number, content in enumerate(
-                    array_records(stream, file.bytes, file.name), start=1
+                    array_records(stream, file.size, file.name), start=1
                 ):
                     if number > start:
                         yield _record(file.name, number, content)
@@ -90,9 +90,10 @@ def _record(name: str, number: int, content: bytes) -> SourceRows:
         faults[0] = (
             f"{len(example[_VALUES])} logits and {len(example[_IDS])} ids for {count} inputs"
         )
-    if faults:
-        tokens, starts, places, rows = np.zeros(0, np.int64), [0], [], []
-    else:
+    tokens, starts = np.zeros(0, np.int64), [0]
+    places: list[int] = []
+    rows: list[int] = []
+    if not faults:
         tokens, starts, places, rows = _documents(inputs, targets, segment, goal, faults)
     ids, values = example[_IDS], example[_VALUES]
     chosen = np.array(rows, np.int64)
@@ -117,7 +118,7 @@ def _documents(
     goal: NDArray[Any],
     faults: dict[int, str],
 ) -> tuple[NDArray[Any], list[int], list[int], list[int]]:
-    """Tokens of all documents, their borders, the places of the rows, and the rows of the source."""
+    """Tokens of all documents, their borders, the places of the rows, and which rows they are."""
     tokens: list[int] = []
     starts: list[int] = []
     places: list[int] = []

@@ -33,7 +33,7 @@ class Fit:
     rows: int
     """Rows that were looked at."""
     scores: dict[str, float]
-    """Mean of 1 / rank of the label among a row's entries, 0 if it is not among them, by reading."""
+    """Mean of 1 / rank of the label among a row's entries, 0 where it is not, by reading."""
     hits: dict[str, float]
     """Share of rows with the label among their entries."""
     probability: dict[str, float]
@@ -113,8 +113,8 @@ def _ordered(rows: SourceRows) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def decided(fit: Fit, kind: Format, given: str | None, where: str) -> str:
-    """The reading of a source: as measured; as given or documented where too few rows decide. Raises
-    ColdstillError if no reading fits, or another one than was given."""
+    """The reading of a source: as measured; as given or documented where too few rows decide.
+    Raises ColdstillError if no reading fits, or another one than was given."""
     if fit.is_clear and fit.best in READINGS:
         if given not in (None, fit.best):
             raise ColdstillError(f"{where}: --alignment {given} does not fit: {fit.text()}")

@@ -172,8 +172,8 @@ def _entries(payload: dict[str, Any], name: str) -> tuple[NDArray[Any], NDArray[
     values, low, high = (np.asarray(payload[key]) for key in _KEYS)
     if values.ndim != 3 or values.shape != low.shape or values.shape != high.shape:
         raise ColdstillError(
-            f"{name}: values {values.shape}, indices_low {low.shape}, bit_17 {high.shape}: expected "
-            "three equal shapes [S, B, K]"
+            f"{name}: values {values.shape}, indices_low {low.shape}, bit_17 {high.shape}: "
+            "expected three equal shapes [S, B, K]"
         )
     values = values.astype(np.float32)
     ids = low.astype(np.int64) + (high.astype(np.int64) << 16)

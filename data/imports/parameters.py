@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def parameters(
     context: Context, name: str, section: str, needed: tuple[str, ...]
 ) -> Mapping[str, Any]:
-    """The table of a codec: the whole configuration, or its part `section`. Raises ColdstillError if
-    it lacks one of the `needed` keys."""
+    """The table of a codec: the whole configuration, or its part `section`. Raises ColdstillError
+    if it lacks one of the `needed` keys."""
     table = context.config
     if not table:
         raise ColdstillError(

@@ -24,8 +24,9 @@ from ..store_writer import tokenizer_identity
 from . import FORMATS
 from .files import TABLES, columns_of, source_files
 from .measure import decided, fit_of, kind_of_values
+from .reading import Reading, Tally
 from .rows import NOTHING, Context
-from .targets import Reading, Tally, block_of
+from .targets import block_of
 from .vocabulary_fit import backend_of, expect_tokenizer
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ _LONGEST = 1 << 30
 """Most tokens of a record unless the user names fewer."""
 _READ_AGAIN = 16
 """Records whose text is tokenised again."""
+
+
+def no_pickles(content: bytes, name: str) -> Any:
+    """Refuse a file of torch, for callers without torch."""
+    raise ColdstillError(f"{name}: is a file of torch, which this program does not read")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +74,14 @@ class Request:
     shard_tokens: int = 262_144
     tokens: tuple[str, ...] = ()
     """Files with the token ids of a source that has none."""
-    load_pickled: Callable[[bytes, str], Any] | None = None
+    load_pickled: Callable[[bytes, str], Any] = no_pickles
     logits_of: Callable[[Any, bool], Any] | None = None
     render: Callable[[Any], list[int]] | None = None
 
     def identity(self, files: Sequence[SourceFile]) -> dict[str, Any]:
         """What must be the same when an import is continued."""
-        names = ("format", "alignment", "teacher", "tokens", "head", "tail", "split", "sequence_length",
+        names = ("format", "alignment", "teacher", "tokens", "head", "tail", "split",
+                 "sequence_length",
                  "codec", "store_format", "shard_tokens")  # fmt: skip
         return {
             "files": fingerprint(files),
@@ -102,7 +109,7 @@ class Plan:
 
 def fingerprint(files: Sequence[SourceFile]) -> str:
     """SHA-256 over names and sizes of the files."""
-    return json_sha256([[file.name, file.bytes] for file in files])
+    return json_sha256([[file.name, file.size] for file in files])
 
 
 def opened(request: Request) -> tuple[Format, list[SourceFile]]:

@@ -104,4 +104,5 @@ def _normalised(values: NDArray[Any], probabilities: NDArray[Any]) -> NDArray[An
             norm[some] = np.nanmedian(gaps[some], axis=1)
         spread = np.nanmax(np.abs(gaps - norm[:, None]), axis=1, initial=0.0, where=known)
         norm[spread > _SAME] = np.nan
-        return (values - norm[:, None]).astype(np.float32)
+        made: NDArray[Any] = (values - norm[:, None]).astype(np.float32)
+    return made

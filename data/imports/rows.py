@@ -27,7 +27,7 @@ NOTHING = -1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Distributions:
-    """Whole distributions that are computed when they are needed: all at once would be gigabytes."""
+    """Whole distributions, computed when they are needed: all at once would be gigabytes."""
 
     rows: NDArray[np.int64]
     """[S] the row of each distribution in what `read` reads."""
@@ -158,8 +158,8 @@ class Context:
     tokens: Sequence[SourceFile] = ()
     """Files with the token ids of a source that has none."""
     logits_of: Callable[[NDArray[Any], bool], NDArray[Any]] | None = None
-    """[n, V] float32 logits of hidden states [n, H] by the teacher's head; with true after its final
-    norm. None if the teacher's weights are not known."""
+    """[n, V] float32 logits of hidden states [n, H] by the teacher's head; with true after its
+    final norm. None if the teacher's weights are not known."""
     render: Callable[[Any], list[int]] | None = None
     """The token ids of a chat by the tokenizer's template; None if it has none."""
 

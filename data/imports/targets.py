@@ -1,27 +1,26 @@
-"""From records of a source to a block of a store: every row checked, its numbers made comparable."""
+"""From records of a source to a block of a store: every row checked, its numbers normalised."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..alignment import READINGS, row_positions
-from ..errors import ColdstillError
 from ..order import uniform
-from ..ragged import Ragged
-from ..schema import Block, Sequences, Tail, Targets, sequence_hash
+from ..schema import Block, Tail, Targets
 from ..selection import select
-from .rows import NOTHING, rows_for_each_token
+from .records import first_real, sequences_of, usable_records, without_padding
+from .rows import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
+    from ..ragged import Ragged
     from ..schema import Capture
+    from .reading import Reading, Tally
     from .rows import SourceRows
 
 SMALLEST = 1e-9
@@ -31,42 +30,7 @@ _SUM = 5e-5
 _RENORMALISED = 5e-3
 """Largest distance from 1 of the sum of a renormalised row."""
 _ORDER = 1e-3
-"""Largest rise between entries that a source stored in falling order: rounding of half precision."""
-DOCUMENTS = 16
-"""Bits of a document id for its number in the record; the others are the number of the record."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """How the rows of a source are read, as decided from the first ones."""
-
-    alignment: str
-    values: str
-    rounding: float
-    exact: int
-    capture: Capture
-    vocabulary: int
-    sequence_length: int
-
-
-@dataclass(slots=True)
-class Tally:
-    """What happened to the rows and records of a part of a source."""
-
-    skip: bool
-    """Whether bad ones are left out; otherwise the first is an error."""
-    counts: Counter[str] = field(default_factory=Counter)
-    documents: int = 0
-    longest: int = 0
-
-    def bad(self, where: str, what: str, count: int = 1) -> None:
-        """Count something bad, or raise ColdstillError."""
-        if not self.skip:
-            raise ColdstillError(
-                f"{where}: {what}; fetch the source again, or leave out what is bad with "
-                "--bad-rows skip"
-            )
-        self.counts[f"skipped: {what.partition(':')[0]}"] += count
+"""Largest rise between entries that a source stored in falling order, relative."""
 
 
 def block_of(rows: SourceRows, reading: Reading, first: int, tally: Tally) -> Block:
@@ -78,13 +42,13 @@ def block_of(rows: SourceRows, reading: Reading, first: int, tally: Tally) -> Bl
     Raises
         ColdstillError: a row or a record breaks a rule, and bad ones are not skipped
     """
-    rows, good_N = _usable_records(rows, reading, tally)
-    tokens, places, starts = _without_padding(rows)
+    rows, good_N = usable_records(rows, reading, tally)
+    tokens, places, starts = without_padding(rows)
     position_S, label_S, has_S = row_positions(tokens, places, starts, READINGS[reading.alignment])
     record_S = np.repeat(np.arange(len(rows)), places.lengths)
     tally.counts["rows whose label is not in their record"] += int((~has_S).sum())
     if rows.learned is not None:
-        real = _first_real(rows)
+        real = first_real(rows)
         flat = rows.tokens.offsets[record_S] + real[record_S] + position_S + 1
         learned_S = np.zeros(len(has_S), np.bool_)
         learned_S[has_S] = rows.learned.values[flat[has_S]]
@@ -98,145 +62,13 @@ def block_of(rows: SourceRows, reading: Reading, first: int, tally: Tally) -> Bl
     shift_S = uniform(reading.capture.seed, first + record_S, position_S.astype(np.int32))
     good, targets = _converted(rows, kept, record_S, places, label_S, shift_S, reading, tally)
     kept = kept[good]
-    sequences = _sequences(tokens, starts, record_S[kept], position_S[kept], first)
+    sequences = sequences_of(tokens, starts, record_S[kept], position_S[kept], first)
     tally.documents += len(sequences.document_ids.values)
     tally.longest = max(tally.longest, int(tokens.lengths.max(initial=0)))
     tally.counts["records without a target"] += int(
         (good_N & (sequences.positions.lengths == 0)).sum()
     )
     return Block(sequences=sequences, targets=targets, capture=reading.capture)
-
-
-def _usable_records(
-    rows: SourceRows, reading: Reading, tally: Tally
-) -> tuple[SourceRows, NDArray[np.bool_]]:
-    """The records with those left out that cannot be used, which get one token and no row."""
-    tokens = rows.tokens
-    faults = dict(rows.faults)
-    outside = (tokens.values < 0) | (tokens.values >= reading.vocabulary)
-    checks = {
-        f"token ids outside the tokenizer's vocabulary of {reading.vocabulary:,}": outside,
-    }
-    record = np.searchsorted(tokens.offsets, np.flatnonzero(outside), side="right") - 1
-    for what in checks:
-        for index in np.unique(record).tolist():
-            faults.setdefault(index, what)
-    for index in np.flatnonzero(tokens.lengths == 0).tolist():
-        faults.setdefault(index, "holds no token")
-    for index in np.flatnonzero(tokens.lengths > reading.sequence_length).tolist():
-        faults.setdefault(
-            index,
-            f"more tokens than the {reading.sequence_length:,} of --sequence-length: "
-            f"{tokens.lengths[index]:,}",
-        )
-    many = rows.places.lengths > tokens.lengths
-    for index in np.flatnonzero(many).tolist():
-        faults.setdefault(
-            index,
-            f"more rows than tokens: {rows.places.lengths[index]} for {tokens.lengths[index]}",
-        )
-    good_N = np.ones(len(rows), np.bool_)
-    for index in sorted(faults):
-        tally.bad(rows.where(index), faults[index])
-        good_N[index] = False
-    if good_N.all():
-        return rows, good_N
-    lengths = np.where(good_N, tokens.lengths, 1)
-    new = Ragged(np.zeros(int(lengths.sum()), np.int64), _borders(lengths))
-    keep = np.flatnonzero(good_N)
-    new.values[new.flat_indices(keep)] = tokens.values[tokens.flat_indices(keep)]
-    own = rows.places.flat_indices(keep)
-    counts = np.where(good_N, rows.places.lengths, 0)
-
-    def masked(column: Ragged | None, fill: int) -> Ragged | None:
-        if column is None:
-            return None
-        made = np.full(len(new.values), fill, column.values.dtype)
-        made[new.flat_indices(keep)] = column.values[column.flat_indices(keep)]
-        return Ragged(made, new.offsets)
-
-    starts = rows.document_starts
-    if starts is not None:
-        parts = [starts[i] if good_N[i] else np.zeros(1, np.int64) for i in range(len(rows))]
-        starts = Ragged.from_rows(parts, np.int64)
-    return (
-        type(rows)(
-            name=rows.name,
-            first=rows.first,
-            tokens=new,
-            places=Ragged(rows.places.values[own], _borders(counts)),
-            ids=rows.ids[own],
-            values=rows.values[own],
-            own_logprob=None if rows.own_logprob is None else rows.own_logprob[own],
-            full=None if rows.full is None else rows.full.take(own),
-            learned=masked(rows.learned, 0),
-            real=masked(rows.real, 1),
-            document_starts=starts,
-        ),
-        good_N,
-    )
-
-
-def _borders(lengths: NDArray[Any]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def _first_real(rows: SourceRows) -> NDArray[np.int64]:
-    """[N] number of padding tokens before the first real one."""
-    if rows.real is None:
-        return np.zeros(len(rows), np.int64)
-    return np.array([int(r.argmax()) if r.any() else 0 for r in rows.real], np.int64)
-
-
-def _without_padding(rows: SourceRows) -> tuple[Ragged, Ragged, Ragged | None]:
-    """Tokens, places and document borders without the padding before and after the text."""
-    if rows.real is None:
-        return rows.tokens, rows.places, rows.document_starts
-    first = _first_real(rows)
-    last = np.array([len(r) - int(r[::-1].argmax()) if r.any() else 1 for r in rows.real])
-    tokens = Ragged.from_rows(
-        [t[a:b] for t, a, b in zip(rows.tokens, first, last, strict=True)], np.int64
-    )
-    # rows of padding keep places outside the text, where no label is
-    shifted = rows.places.values - np.repeat(first, rows.places.lengths)
-    places = Ragged(np.where(shifted < 0, -(1 << 40), shifted), rows.places.offsets)
-    starts = rows.document_starts
-    if starts is not None:
-        parts = [
-            np.unique(np.clip(s - a, 0, max(0, b - a - 1)))
-            for s, a, b in zip(starts, first, last, strict=True)
-        ]
-        starts = Ragged.from_rows(parts, np.int64)
-    return tokens, places, starts
-
-
-def _sequences(
-    tokens: Ragged,
-    starts: Ragged | None,
-    record_M: NDArray[np.int64],
-    position_M: NDArray[np.int64],
-    first: int,
-) -> Sequences:
-    count = len(tokens)
-    positions = Ragged(
-        position_M.astype(np.int32), _borders(np.bincount(record_M, minlength=count))
-    )
-    numbers = np.arange(first, first + count)
-    if starts is None:
-        starts = Ragged(np.zeros(count, np.int32), np.arange(count + 1))
-    within = rows_for_each_token(starts.lengths).values
-    documents = (np.repeat(numbers, starts.lengths) << DOCUMENTS) + within
-    starts = Ragged(starts.values.astype(np.int32), starts.offsets)
-    tokens = Ragged(tokens.values.astype(np.int32), tokens.offsets)
-    hashes = [sequence_hash(t, s, p) for t, s, p in zip(tokens, starts, positions, strict=True)]
-    return Sequences(
-        ids=numbers,
-        tokens=tokens,
-        document_starts=starts,
-        document_ids=Ragged(documents, starts.offsets),
-        positions=positions,
-        hashes=np.array(hashes, np.uint64),
-    )
 
 
 def _converted(
@@ -405,7 +237,7 @@ def _targets(
 def _log_probabilities(
     ids: NDArray[Any], values: NDArray[Any], reading: Reading
 ) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """[M, K] log-probabilities, most probable first, -inf where a row has no entry; and their ids."""
+    """[M, K] log-probabilities, most probable first, -inf where there is no entry; and the ids."""
     logp = np.where(ids != NOTHING, values, np.float32(-np.inf)).astype(np.float32)
     if reading.values != "logprobs":
         top = logp.max(axis=1, keepdims=True, initial=-np.inf).astype(np.float64)
@@ -430,8 +262,8 @@ def _fill(
     even: NDArray[np.float64],
     vocabulary: int,
 ) -> None:
-    """Fill rows with the last tokens of the vocabulary that they lack, each with the mean probability
-    outside."""
+    """Fill rows with the last tokens of the vocabulary that they lack, each with the mean
+    probability outside."""
     for row in short.tolist():
         have, missing = int(entries[row]), ids.shape[1] - int(entries[row])
         last = np.arange(vocabulary - 1, max(-1, vocabulary - 1 - ids.shape[1]), -1)

@@ -1,4 +1,4 @@
-"""Whether a tokenizer is the one that a source's token ids were made with, by the text that they give.
+"""Whether a source's token ids were made with a tokenizer, by the text that they give.
 
 Ids of another tokenizer decode to words in an impossible order, cut in other places than the
 tokenizer would cut them. So the text is tokenised again: the right tokenizer gives the ids back.

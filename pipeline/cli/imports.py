@@ -37,7 +37,7 @@ from .options import json_option
 @click.option(
     "--alignment",
     type=click.Choice(["own", "next"]),
-    help="Whether a row is about its own token or the next; needed only where it cannot be measured.",
+    help="Whether a row is about its own token or the next; for sources too short to measure it.",
 )
 @click.option(
     "--bad-rows",
@@ -79,9 +79,9 @@ def import_(
 ) -> None:
     """Make a store of another project's cache of teacher logits.
 
-    SOURCE is files, folders, globs, addresses such as s3://bucket/folder, or hub:ORG/NAME. Alignment,
-    mass and tokenizer are measured, not believed. The command can be interrupted and run again, and
-    several processes can share it.
+    SOURCE is files, folders, globs, addresses such as s3://bucket/folder, or hub:ORG/NAME. The
+    alignment, the mass and the tokenizer are measured, not believed. The command can be interrupted
+    and run again, and several processes can share it.
 
     Example: coldstill import logits/ store --tokenizer teacher/ --config compression_config.yaml
     """

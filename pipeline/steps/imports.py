@@ -59,8 +59,8 @@ def import_cache(request: Request, report: Reporter = silent) -> Result:
 
 
 def tokenizer_of(name: str, scratch: Path) -> Any:
-    """The tokenizer that a user names: a folder, its tokenizer.json, a GGUF file, a model on a hub, or
-    `package:NAME/PATH`. Raises ColdstillError if there is none."""
+    """The tokenizer that a user names: a folder, its tokenizer.json, a GGUF file, a model on a hub,
+    or `package:NAME/PATH`. Raises ColdstillError if there is none."""
     from ...data.packaged import packaged
 
     where = "--tokenizer"

@@ -1,4 +1,4 @@
-"""A teacher's final norm and output head alone, applied to hidden states that another program kept."""
+"""A teacher's final norm and output head alone, applied to stored hidden states."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class FinalHead:
         head = connect_head(model, self._vocabulary, self._report)
         if norm is None or head.whole:
             raise ColdstillError(
-                f"{self._where}: the final norm and head of {self._teacher} cannot be applied alone; "
-                "choose a model whose head is a matrix"
+                f"{self._where}: the final norm and head of {self._teacher} cannot be applied "
+                "alone; choose a model whose head is a matrix"
             )
         return head, norm
