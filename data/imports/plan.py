@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ColdstillError
-from ..files import json_sha256
+from ..files import json_bytes, json_sha256
 from ..schema import Block, Capture
 from ..store.manifest import (
     MOST_SHARDS,
@@ -83,13 +84,15 @@ class Request:
         names = ("format", "alignment", "teacher", "tokens", "head", "tail", "split",
                  "sequence_length",
                  "codec", "store_format", "shard_tokens")  # fmt: skip
-        return {
+        own: dict[str, Any] = {
             "files": fingerprint(files),
             "config": json_sha256(dict(self.config)),
             "tokenizer": tokenizer_identity(self.tokenizer, None).fingerprint,
             "temperatures": list(self.temperatures),
             **{name: getattr(self, name) for name in names},
         }
+        value: dict[str, Any] = json.loads(json_bytes(own))  # as it is read back
+        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

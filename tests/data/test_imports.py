@@ -1,0 +1,246 @@
+"""Caches of other projects as stores, against the dense distributions that they were made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from caches import WRITERS, K, Known, fitted, known
+from coldstill.data.alignment import labels
+from coldstill.data.imports import FORMATS
+from coldstill.data.imports.importing import Importer, Result
+from coldstill.data.imports.plan import Request
+from coldstill.data.maintenance.verify import verify
+from coldstill.data.store.reader import open_store
+from coldstill.pipeline.steps.imports import _load_pickled, read_config
+from conftest import VOCABULARY
+
+if TYPE_CHECKING:
+    from coldstill.data.schema import Block
+    from coldstill.data.store.manifest import Imported, Manifest
+
+
+@pytest.fixture(scope="module")
+def cache(tokenizer: Any) -> Known:
+    return known(tokenizer)
+
+
+@dataclass(frozen=True)
+class Made:
+    """An imported store."""
+
+    block: Block
+    manifest: Manifest
+    said: list[str]
+
+    @property
+    def imported(self) -> Imported:
+        assert self.manifest.imported is not None
+        return self.manifest.imported
+
+
+def request(source: Path, store: Path, tokenizer: Any, **changes: Any) -> Request:
+    """A request for a folder of `caches`, with the parameters and tokens beside it."""
+    given: dict[str, Any] = {"load_pickled": _load_pickled}
+    for config in sorted(source.glob("*.json")) if source.is_dir() else ():
+        given["config"] = read_config(str(config))
+    if (source.parent / "sequences.jsonl").is_file():
+        given["tokens"] = (str(source.parent / "sequences.jsonl"),)
+    return Request(source=(str(source),), store=str(store), tokenizer=tokenizer, **given | changes)
+
+
+def run(wanted: Request, said: list[str] | None = None) -> Result:
+    heard = [] if said is None else said
+    return Importer(wanted, lambda positions, records: None, heard.append).run()
+
+
+def imported(source: Path, store: Path, tokenizer: Any, **changes: Any) -> Made:
+    """Import a folder and read the store back."""
+    said: list[str] = []
+    result = run(request(source, store, tokenizer, **changes), said)
+    assert list(verify(str(store))) == []
+    reader = open_store(store)
+    assert reader.manifest == result.manifest
+    assert not (store / "import").exists()
+    return Made(reader.read(np.arange(len(reader))), reader.manifest, said)
+
+
+def written(kind: str, cache: Known, folder: Path) -> Path:
+    WRITERS[kind](folder / kind, cache)
+    return folder / kind
+
+
+EXPECTED: dict[str, tuple[str, str, str, bool]] = {
+    "distillkit": ("distillkit", "next", "logprobs", True),
+    "distillkit-delta": ("distillkit", "next", "logprobs", True),
+    "distillkit-normal": ("distillkit", "next", "logprobs", True),
+    "legacy": ("distillkit-legacy", "next", "logprobs", True),
+    "legacy-logits": ("distillkit-legacy", "next", "logits", False),
+    "raw": ("raw", "next", "logprobs", True),
+    "raw-kept": ("raw", "next", "renormalised", False),
+    "raw-whole": ("raw", "next", "logprobs", True),
+    "prepared-own": ("axolotl", "own", "renormalised", False),
+    "prepared-next": ("axolotl", "next", "renormalised", False),
+    "axolotl-raw": ("axolotl", "own", "logprobs", True),
+    "vllm": ("vllm", "own", "logprobs", True),
+    "maxtext": ("maxtext", "next", "logits", False),
+    "megatron": ("megatron", "next", "logprobs", True),
+}
+"""Format, alignment and kind of values that are found, and whether the mass is known."""
+LOSS = {"legacy": 0.02, "legacy-logits": 0.02, "megatron": 0.01}
+"""Largest error of a log-probability by the source's codec; else that of float32."""
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_every_row_is_the_teachers_head_after_its_token(
+    kind: str, cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Ids equal, log-probabilities within the codec's rounding, mass where the source has it; what
+    the source is was measured."""
+    made = imported(written(kind, cache, tmp_path), tmp_path / "store", tokenizer)
+    found = made.imported
+    assert (found.format, found.alignment, found.values, made.manifest.capture.mass) == EXPECTED[
+        kind
+    ]
+    assert found.measured[found.alignment] > 3 * max(
+        score for name, score in found.measured.items() if name not in (found.alignment, "rows")
+    )
+    targets, sequences = made.block.targets, made.block.sequences
+    by_text = {ids.tobytes(): number for number, ids in enumerate(cache.tokens)}
+    heads = made.manifest.capture.head
+    checked = 0
+    for row in range(len(made.block)):
+        tokens, starts = sequences.tokens[row], sequences.document_starts[row].tolist()
+        own = slice(*sequences.positions.offsets[row : row + 2].tolist())
+        for start, stop in zip(starts, [*starts[1:], len(tokens)], strict=True):
+            text = tokens[start:stop].astype(np.int64)
+            document = by_text.get(text.tobytes())
+            if document is None:  # Megatron's sequences are the first tokens of the documents
+                document = next(
+                    n for n, ids in enumerate(cache.tokens) if (ids[: len(text)] == text).all()
+                )
+            for index in range(own.start, own.stop):
+                position = int(sequences.positions.values[index])
+                if start <= position < stop:
+                    _expect_row(made, targets, index, cache, document, position - start, kind)
+                    checked += 1
+    answers = sum(len(ids) - 1 for ids in cache.tokens)
+    if kind.startswith(("prepared", "axolotl")):
+        answers = sum(len(ids) - 5 for ids in cache.tokens)
+    assert checked == len(targets) == (160 if kind == "megatron" else answers)
+    assert heads == (4 if kind == "vllm" else K)
+
+
+def _expect_row(
+    made: Made, targets: Any, index: int, cache: Known, document: int, row: int, kind: str
+) -> None:
+    head = made.manifest.capture.head
+    dense = cache.logprobs[document][row]
+    ids, values = cache.head(document, row, head)
+    entries = 9 if kind == "megatron" and row % 3 == 0 else head
+    if kind.startswith("distillkit"):
+        wanted = fitted(values, delta=kind.endswith("delta"), normal=kind.endswith("normal"))
+    else:
+        wanted = np.array(values)
+    found = targets.head_logprobs[index]
+    stored = dict(zip(targets.head_ids[index].tolist(), found.tolist(), strict=True))
+    assert set(targets.head_ids[index, :entries].tolist()) == set(ids[:entries])
+    if not made.manifest.capture.mass:
+        wanted = wanted - np.log(np.exp(wanted).sum())
+    for each, value in list(zip(ids, wanted, strict=True))[:entries]:
+        assert stored[each] == pytest.approx(value, abs=LOSS.get(kind, 2e-5) + 2e-5)
+    label = int(cache.tokens[document][row + 1])
+    if made.manifest.capture.mass:
+        mass = 1.0 - np.exp(np.array(list(stored.values()))).sum()
+        assert np.exp(targets.log_tail[index]) == pytest.approx(mass, abs=1e-5)
+        if kind == "vllm":
+            assert targets.label_logprob[index] == pytest.approx(dense[label], abs=1e-5)
+        elif label not in ids:
+            assert targets.label_logprob[index] <= found[-1] + 1e-6
+
+
+def test_whole_distributions_give_heads_samples_and_temperatures(
+    cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    """A .kld file: exact to half a level, and the samples average to the rest of the distribution."""
+    source = written("kld", cache, tmp_path)
+    options: dict[str, Any] = {"head": 3, "tail": 40, "temperatures": (2.0,)}
+    made = imported(source, tmp_path / "store", tokenizer, **options)
+    targets = made.block.targets
+    dense = np.concatenate([logp[10:19] for logp in cache.logprobs])
+    own = np.concatenate([ids[11:20] for ids in cache.tokens])
+    np.testing.assert_array_equal(labels(made.block.sequences), own)
+    level = 16.0 / 65535
+    ids = np.argsort(-dense, axis=1, kind="stable")[:, :3]
+    at_head = np.take_along_axis(dense, targets.head_ids.astype(int), 1)
+    np.testing.assert_allclose(targets.head_logprobs, at_head, atol=level)
+    assert (np.sort(targets.head_ids, 1) == np.sort(ids, 1)).mean() > 0.95
+    rest = dense.copy()
+    np.put_along_axis(rest, targets.head_ids.astype(int), -np.inf, 1)
+    np.testing.assert_allclose(np.exp(targets.log_tail), np.exp(rest).sum(1), atol=1e-4)
+    at_label = dense[np.arange(len(own)), own]
+    np.testing.assert_allclose(targets.label_logprob, at_label, atol=level)
+    np.testing.assert_allclose(targets.entropy, -(np.exp(dense) * dense).sum(1), atol=2e-3)
+    norm = np.log(np.exp(dense / 2).sum(1))
+    np.testing.assert_allclose(targets.log_norm[:, 0], norm, atol=3e-3)
+    drawn = np.zeros(dense.shape)
+    np.add.at(drawn, (targets.tail.rows(), targets.tail.ids), targets.tail.counts / 40)
+    expected = np.exp(rest) / np.exp(rest).sum(1, keepdims=True)
+    assert np.abs(drawn - expected).max() <= 1 / 40 + 1e-6  # systematic: never one draw off
+    np.testing.assert_allclose(drawn.mean(0), expected.mean(0), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "settings"),
+    [
+        ("raw", "raw", {}),
+        ("prepared-own", "axolotl", {}),
+        ("kld", "kld", {"tail": 8, "shard_tokens": 60}),
+    ],
+)
+def test_shards_and_a_restart_give_the_same_store(
+    source: str, kind: str, settings: Any, cache: Known, tokenizer: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Killed in the third shard and continued, byte for byte."""
+    folder = written(source, cache, tmp_path)
+    options: dict[str, Any] = {"shard_tokens": 200, "format": kind, **settings}
+    whole = imported(folder, tmp_path / "whole", tokenizer, **options)
+    assert whole.manifest.shards >= 3
+    wanted = request(folder, tmp_path / "cut", tokenizer, **options)
+    importer = Importer(wanted, _interrupted_after(2), [].append)
+    with pytest.raises(KeyboardInterrupt):
+        importer.run()
+    assert not (tmp_path / "cut/manifest.json").exists()
+    assert list((tmp_path / "cut/shards").glob("*.json"))
+    changed = replace(wanted, teacher="another")
+    with pytest.raises(Exception, match="holds an import with other settings: teacher = ''"):
+        run(changed)
+    run(wanted)
+    for file in (tmp_path / "whole").rglob("*"):
+        if file.is_file():
+            other = tmp_path / "cut" / file.relative_to(tmp_path / "whole")
+            assert other.read_bytes() == file.read_bytes(), file
+    said: list[str] = []
+    run(wanted, said)
+    assert said == [f"already done: {tmp_path / 'cut'}"]
+
+
+def _interrupted_after(blocks: int) -> Any:
+    calls = []
+
+    def notify(positions: int, records: int) -> None:
+        calls.append(positions)
+        if len(calls) > blocks:
+            raise KeyboardInterrupt
+
+    return notify
+
+
+def test_every_format_is_listed() -> None:
+    assert {kind for kind, *_ in EXPECTED.values()} | {"kld", "hidden-states"} == set(FORMATS)
+    assert all(FORMATS[name].name == name for name in FORMATS)
+    assert VOCABULARY < 512  # nine bits in `caches`
