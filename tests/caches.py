@@ -118,7 +118,7 @@ def _coded(values: NDArray[Any], delta: bool, normal: bool) -> tuple[bytes, NDAr
 def legacy(folder: Path, cache: Known, *, shift: float = 0.0) -> None:
     """Words of ids, exact values as float16, a polynomial; with `shift` the values are logits."""
     config = {"vocab_size": VOCABULARY, "k": K, "exact_k": 8, "polynomial_degree": 3,
-              "with_sqrt_term": True, "invert_polynomial": True, "term_dtype": "float32"}  # fmt: skip
+              "with_sqrt_term": True, "invert_polynomial": True}  # fmt: skip
     rows = []
     a = np.arange(1.0, K - 8 + 1)
     basis = np.stack([a**-i for i in range(4)] + [np.sqrt(a)])

@@ -23,7 +23,7 @@ from ..errors import ColdstillError
 from ..ragged import Ragged
 from .columns import Records, column_of, list_borders, read_records, rows_of, used_columns
 from .files import TABLES, batches
-from .matrices import expect_same_shape, padded
+from .matrices import expect_same_shape, id_matrix, padded
 from .rows import NOTHING, Context, SourceRows
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Axolotl:
             first=first,
             tokens=records.tokens,
             places=_at_the_end(places, records),
-            ids=np.where(np.isneginf(values), NOTHING, padded(ids, NOTHING)),
+            ids=np.where(np.isneginf(values), NOTHING, id_matrix(ids)),
             values=values,
             learned=records.learned,
             real=records.real,

@@ -23,6 +23,8 @@ BESIDE = ("attention_mask", "position_ids", "document_ids", "labels", "loss_mask
           "assistant_masks", "completion_mask", "assistant_mask")  # fmt: skip
 """Columns that tell document borders and supervision."""
 _MASKS = ("loss_mask", "assistant_masks", "completion_mask", "assistant_mask")
+NO_ID = -2
+"""What stands for a token id that is no number. (-1 stands for an entry that a row lacks.)"""
 _IGNORED = -100
 """The label of a token that is not learned, as in transformers."""
 
@@ -39,8 +41,8 @@ def column_of(batch: Any, name: str, where: str) -> Any:
 
 
 def lists(column: Any, name: str, where: str, dtype: Any) -> Ragged:
-    """[N][*] a column of lists of numbers; a missing list is empty. Missing whole numbers are -1,
-    missing floats NaN. Raises ColdstillError for another type."""
+    """[N][*] a column of lists of numbers; a missing list is empty. Whole numbers that are missing
+    or not whole are `NO_ID`, missing floats NaN. Raises ColdstillError for another type."""
     kind = column.type
     if not _is_list(kind) or not _is_number(kind.value_type):
         raise ColdstillError(f"{where}: column {name} has type {kind}, expected lists of numbers")
@@ -86,19 +88,19 @@ def _numbers(values: Any, dtype: Any) -> NDArray[Any]:
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8())
     if pa.types.is_null(values.type):
-        fill = -1 if np.dtype(dtype).kind in "iu" else np.nan
+        fill = NO_ID if np.dtype(dtype).kind in "iu" else np.nan
         return np.full(len(values), fill).astype(dtype)
     if values.null_count:
-        fill = -1 if pa.types.is_signed_integer(values.type) else 0
+        fill = NO_ID if pa.types.is_signed_integer(values.type) else 0
         if pa.types.is_floating(values.type):
             fill = np.nan
         elif pa.types.is_unsigned_integer(values.type):
-            values, fill = values.cast(pa.int64(), safe=False), -1
+            values, fill = values.cast(pa.int64(), safe=False), NO_ID
         values = pc.fill_null(values, pa.scalar(fill, values.type))
     array = values.to_numpy(zero_copy_only=False)
     if np.dtype(dtype).kind == "i" and array.dtype.kind == "f":
         whole = np.isfinite(array) & (array == np.floor(array))
-        array = np.where(whole, array, -1)
+        array = np.where(whole, array, NO_ID)
     with np.errstate(over="ignore", invalid="ignore"):
         made: NDArray[Any] = array.astype(dtype, copy=False)
     return made

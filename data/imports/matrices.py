@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ColdstillError
+from ..ragged import Ragged
+from .columns import NO_ID
+from .rows import NOTHING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..ragged import Ragged
+
+def id_matrix(inner: Ragged) -> NDArray[Any]:
+    """[S, K] rows of ids, filled up to the longest; ids below 0 are no ids."""
+    ids = Ragged(np.where(inner.values < 0, NO_ID, inner.values), inner.offsets)
+    return padded(ids, NOTHING)
 
 
 def padded(inner: Ragged, fill: float) -> NDArray[Any]:

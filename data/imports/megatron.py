@@ -8,6 +8,7 @@ order in which the trainer read them (iteration, micro-batch, data-parallel rank
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tarfile
 from collections import defaultdict
@@ -157,11 +158,14 @@ class Megatron:
 _KEYS = ("values", "indices_low", "bit_17")
 
 
-def _tar(file: SourceFile) -> Any:
-    with file_errors(file.name):
+@contextlib.contextmanager
+def _tar(file: SourceFile) -> Iterator[Any]:
+    """An open tar file; errors of reading it are one line."""
+    with file_errors(file.name), file.open() as stream:
         try:
-            return tarfile.open(file.address)
-        except tarfile.TarError as error:
+            with tarfile.open(fileobj=stream) as tar:
+                yield tar
+        except (tarfile.TarError, KeyError) as error:
             raise ColdstillError(
                 f"{file.name}: is no tar file, or cut short: {first_line(error)}; fetch it again"
             ) from error

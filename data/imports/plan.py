@@ -69,6 +69,8 @@ class Request:
     temperatures: tuple[float, ...] = ()
     split: str = "train"
     bad_rows: str = "refuse"
+    accept_text: bool = False
+    """Whether a tokenizer is accepted that does not give the ids of its text back."""
     sequence_length: int | None = None
     codec: str | dict[str, Any] = "plain"
     store_format: str | dict[str, Any] = "arrow"
@@ -174,7 +176,12 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     # faults of single rows and records come before figures over all of them
     trial = Tally(skip=request.bad_rows == "skip")
     blocks = [block_of(rows, reading, 0, trial) for rows in samples]
-    share = expect_tokenizer(backend_of(request.tokenizer), _texts(samples, identity.size), where)
+    share = expect_tokenizer(
+        backend_of(request.tokenizer),
+        _texts(samples, identity.size),
+        where,
+        accept=request.accept_text,
+    )
     fit = fit_of(samples)
     alignment = decided(fit, kind, request.alignment, where)
     if alignment != reading.alignment:
@@ -221,7 +228,7 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
         f"format {kind.name}, {len(files)} files; {fit.text()}",
         f"alignment: rows are about {'their own' if alignment == 'own' else 'the next'} token"
         + ("" if fit.is_clear else " (documented; too few rows to measure it)"),
-        f"tokenizer: tokenising the text gives {share:.1%} of the ids back",
+        f"tokenizer: tokenising the text gives {share:.1%} of the pairs of ids back",
         *lost,
     )
     return Plan(

@@ -14,8 +14,8 @@ import numpy as np
 
 from .columns import column_of, read_records, rows_of, used_columns
 from .files import TABLES, batches
-from .matrices import expect_same_shape, padded
-from .rows import NOTHING, Context, SourceRows, rows_for_each_token
+from .matrices import expect_same_shape, id_matrix, padded
+from .rows import Context, SourceRows, rows_for_each_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -67,7 +67,7 @@ class RawRows:
         needed = [c for c in (*_COLUMNS, _PROBABILITIES) if c in names]
         records = read_records(batch, needed, name)
         places, ids = rows_of(column_of(batch, _IDS, name), _IDS, name, np.int64)
-        matrices = [padded(ids, NOTHING)]
+        matrices = [id_matrix(ids)]
         for column in needed[1:]:
             other, inner = rows_of(column_of(batch, column, name), column, name, np.float32)
             expect_same_shape(name, first, (_IDS, places, ids), (column, other, inner))

@@ -46,6 +46,11 @@ from .options import json_option
     show_default=True,
     help="What to do with rows that break a rule.",
 )
+@click.option(
+    "--accept-text",
+    is_flag=True,
+    help="Accept tokens that the tokenizer would not make of their text.",
+)
 @click.option("--head", type=click.IntRange(0), help="Most probable tokens to keep; all if unset.")
 @click.option(
     "--tail", type=click.IntRange(0), help="Samples, from a source of whole distributions."

@@ -51,7 +51,7 @@ def import_cache(request: Request, report: Reporter = silent) -> Result:
             request,
             tokenizer=tokenizer,
             config=request.config or _config_beside(request.source, say),
-            load_pickled=_load_pickled,
+            load_pickled=load_pickled,
             logits_of=_head_of(request, tokenizer, report),
             render=_renderer(tokenizer),
         )
@@ -113,7 +113,7 @@ def _config_beside(source: tuple[str, ...], say: Callable[[str], None]) -> Mappi
     return {}
 
 
-def _load_pickled(content: bytes, name: str) -> Any:
+def load_pickled(content: bytes, name: str) -> Any:
     """The values of a `torch.save` file, with arrays for tensors; no code of the file runs."""
     import io
 
