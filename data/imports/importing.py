@@ -21,7 +21,7 @@ from ..schema import Block
 from ..store.layout import IMPORT, MANIFEST, SHARDS, TOKENIZER, claim_name, commit_name
 from ..store.manifest import parse_manifest, read_manifest
 from ..store.writer import ShardWriter
-from ..store_writer import save_tokenizer
+from ..tokenizer_files import save_tokenizer
 from .measure import expect_same_fit
 from .plan import Plan, fingerprint, make_plan, opened
 from .reading import Tally

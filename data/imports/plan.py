@@ -21,7 +21,7 @@ from ..store.manifest import (
     format_settings,
 )
 from ..store.writer import BLOCK_TOKENS, fitted
-from ..store_writer import tokenizer_identity
+from ..tokenizer_files import tokenizer_identity
 from . import FORMATS
 from .files import TABLES, columns_of, source_files
 from .measure import decided, fit_of, kind_of_values

@@ -130,7 +130,7 @@ def _shown(what: str, rows: SourceRows, row: int) -> str:
 
 
 def _bad_rows(
-    ids: NDArray[Any], values: NDArray[Any], reading: Reading
+    ids: NDArray[Any], values: NDArray[Any], reading: Reading, tally: Tally
 ) -> dict[str, NDArray[np.bool_]]:
     """Rows of entries that break a rule, by rule; the first rule that a row breaks counts."""
     own = ids != NOTHING
@@ -178,16 +178,9 @@ def _targets(
     tally: Tally,
 ) -> Targets:
     """The head of rows that break no rule."""
-    logp, ids = _log_probabilities(ids, values, reading)
+    logp, ids = _log_probabilities(ids, values, reading, tally)
     count, head = len(logp), reading.capture.head
-    full = np.exp(logp.astype(np.float64))
-    mass = full.sum(1)
-    over = mass > 1.0 + _SUM
-    if over.any():
-        tally.counts["rows whose sum was above 1 and was rounded to 1"] += int(over.sum())
-        logp[over] -= np.log(mass[over, None]).astype(np.float32)
-        mass[over] = 1.0
-    left = np.maximum(1.0 - mass, SMALLEST)
+    left = np.maximum(1.0 - np.exp(logp.astype(np.float64)).sum(1), SMALLEST)
     entries = (ids != NOTHING).sum(1)
     at_label = (ids == label_M[:, None]) & (ids != NOTHING)
     known = at_label.any(1)
@@ -235,7 +228,7 @@ def _targets(
 
 
 def _log_probabilities(
-    ids: NDArray[Any], values: NDArray[Any], reading: Reading
+    ids: NDArray[Any], values: NDArray[Any], reading: Reading, tally: Tally
 ) -> tuple[NDArray[np.float32], NDArray[Any]]:
     """[M, K] log-probabilities, most probable first, -inf where there is no entry; and the ids."""
     logp = np.where(ids != NOTHING, values, np.float32(-np.inf)).astype(np.float32)
@@ -243,6 +236,11 @@ def _log_probabilities(
         top = logp.max(axis=1, keepdims=True, initial=-np.inf).astype(np.float64)
         sums = np.exp(logp - top).sum(1, keepdims=True)
         logp = (logp - (top + np.log(sums))).astype(np.float32)
+    mass = np.exp(logp.astype(np.float64)).sum(1)
+    over = np.flatnonzero(mass > 1.0 + _SUM)
+    if len(over):
+        tally.counts["rows whose sum was above 1 and was rounded to 1"] += len(over)
+        logp[over] = _lowered(logp[over].astype(np.float64), mass[over], reading.exact)
     if logp.shape[1] > 1:
         with np.errstate(invalid="ignore"):
             unordered = np.flatnonzero(~(np.diff(logp, axis=1) <= 0).all(1))
@@ -252,6 +250,20 @@ def _log_probabilities(
             ids[unordered] = np.take_along_axis(ids[unordered], order, 1)
             logp[unordered] = np.take_along_axis(logp[unordered], order, 1)
     return logp, ids
+
+
+def _lowered(
+    logp: NDArray[np.float64], mass: NDArray[np.float64], exact: int
+) -> NDArray[np.float64]:
+    """Rows whose sum is 1: the first entries stay as they are if they are exact."""
+    p = np.exp(logp)
+    kept = np.minimum(p[:, :exact].sum(1), 1.0)
+    fitted = p[:, exact:].sum(1)
+    is_room = (kept < 1.0 - _SUM) & (fitted > 0) & (exact > 0)
+    behind = np.log(np.where(is_room, (1.0 - kept) / np.maximum(fitted, SMALLEST), 1.0 / mass))
+    first = np.where(is_room, 0.0, behind)
+    width = logp.shape[1]
+    return logp + np.where(np.arange(width) < exact, first[:, None], behind[:, None])
 
 
 def _fill(

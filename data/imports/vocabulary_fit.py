@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _SHARE = 0.95
 """The smallest share of pairs of ids that tokenising their text must give back. (Measured: 0.996 to
-1.000 with the right tokenizer; 0.90 with a random permutation of its ids, since most tokens are whole
-words; 0.56 to 0.90 with another one.)"""
+1.000 with the right tokenizer; 0.90 with a random permutation of its ids, since most tokens are
+whole words; 0.56 to 0.90 with another one.)"""
 _FEW = 64
 """The fewest pairs that decide."""
 
@@ -57,8 +57,8 @@ def expect_tokenizer(
     if total >= _FEW and share < _SHARE and not accept:
         raise ColdstillError(
             f"{where}: --tokenizer is not the one of these tokens: tokenising their text gives "
-            f"{share:.1%} of {total:,} pairs of ids back, expected {_SHARE:.0%}; name the teacher's "
-            "tokenizer, or accept the text with --accept-text"
+            f"{share:.1%} of {total:,} pairs of ids back, expected {_SHARE:.0%}; name the "
+            "teacher's tokenizer, or accept the text with --accept-text"
         )
     return share
 

@@ -143,7 +143,7 @@ def _head_of(
     """The teacher's final norm and head as a function of hidden states, if its folder is given."""
     if request.format not in (None, "hidden-states") or not Path(request.teacher).is_dir():
         return None
-    from ...data.store_writer import tokenizer_identity
+    from ...data.tokenizer_files import tokenizer_identity
     from ...stages.models.final_head import FinalHead
 
     where = "--teacher"
