@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.schema import Block
-    from coldstill.data.store.manifest import Imported, Manifest
+    from coldstill.data.store.manifest import Manifest
+    from coldstill.data.store.provenance import Imported
 
 
 @dataclass(frozen=True)

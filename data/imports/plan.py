@@ -14,12 +14,12 @@ from ..schema import Block, Capture
 from ..store.manifest import (
     MOST_SHARDS,
     CorpusIdentity,
-    Imported,
     Manifest,
     Packing,
     TeacherIdentity,
     format_settings,
 )
+from ..store.provenance import Imported
 from ..store.writer import BLOCK_TOKENS, fitted
 from ..tokenizer_files import tokenizer_identity
 from . import FORMATS

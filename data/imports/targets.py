@@ -130,7 +130,7 @@ def _shown(what: str, rows: SourceRows, row: int) -> str:
 
 
 def _bad_rows(
-    ids: NDArray[Any], values: NDArray[Any], reading: Reading, tally: Tally
+    ids: NDArray[Any], values: NDArray[Any], reading: Reading
 ) -> dict[str, NDArray[np.bool_]]:
     """Rows of entries that break a rule, by rule; the first rule that a row breaks counts."""
     own = ids != NOTHING

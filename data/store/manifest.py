@@ -18,6 +18,7 @@ from ..files import parse_json
 from ..formats import STORES, Store
 from ..schema import Capture
 from .layout import MANIFEST, MEASUREMENTS, expect_seal, sealed, unsealed, validated
+from .provenance import Imported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,35 +141,6 @@ class Part:
     """The fingerprint of its packing."""
     sequences: _Count
     """Number of its sequences in the merged store; those of the first part come first."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
-    """Where the targets of an imported store come from, and what they lack."""
-
-    __pydantic_config__: ClassVar[Any] = _STRICT
-    format: str
-    """Name of the format, one of `data.imports.FORMATS`."""
-    source: tuple[str, ...]
-    """The files as the user named them."""
-    fingerprint: str
-    """SHA-256 over names and sizes of the files."""
-    settings: dict[str, Any]
-    """The parameters of the source's codec."""
-    alignment: Literal["own", "next"]
-    """Whether the source stores a row at the token that it is about, or at the one before."""
-    measured: dict[str, float]
-    """The mean of 1 / rank of the label in the first rows under each reading, 0 where the label is
-    not among them; `rows` is their number."""
-    values: Literal["logprobs", "renormalised", "logits", "full"]
-    """Log-probabilities of the vocabulary; the same renormalised over the kept tokens; logits whose
-    normaliser is not known; or the whole distribution."""
-    lost: tuple[str, ...]
-    """What the source does not hold, one sentence each."""
-    counts: dict[str, _Count] = field(default_factory=dict)
-    """Rows and records that were left out or changed, by what happened."""
-    estimated: tuple[str, ...] = ()
-    """Numbers of the store that are estimates where the source does not say them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Whole distributions handed to `StoreWriter`: our selection in numpy, and a writer that resumes."""
+"""Whole distributions handed to `StoreWriter`: selection in numpy, and a writer that resumes."""
 
 from __future__ import annotations
 
