@@ -22,6 +22,16 @@ def big_endian(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.i
     bits    bits of a number, 1 to 25
     """
     numbers = np.empty((len(packed), count), np.int32)
+    for start in range(0, len(packed), _ROWS):  # few rows at a time stay in the cache
+        _unpack(packed[start : start + _ROWS], bits, numbers[start : start + _ROWS])
+    return numbers
+
+
+_ROWS = 1024
+
+
+def _unpack(packed: NDArray[np.uint8], bits: int, numbers: NDArray[np.int32]) -> None:
+    count = numbers.shape[1]
     # every eighth number begins at the same bit of a byte
     for phase in range(min(8, count)):
         places = np.arange(phase, count, 8)
@@ -33,7 +43,6 @@ def big_endian(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.i
             word |= packed[:, first + byte]
         word >>= np.uint32(8 * width - int(shift[0]) - bits)
         numbers[:, places] = word & np.uint32((1 << bits) - 1)
-    return numbers
 
 
 def in_words(words: NDArray[np.uint64], bits: int, count: int) -> NDArray[np.int64]:

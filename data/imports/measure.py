@@ -61,16 +61,21 @@ class Fit:
         return "; ".join(parts)
 
 
-def fit_of(samples: Sequence[SourceRows]) -> Fit:
-    """The label's rank and probability in some rows under each reading."""
+def fit_of(samples: Sequence[SourceRows], rows_of_each: int = 1 << 30) -> Fit:
+    """The label's rank and probability under each reading.
+
+    rows_of_each  most rows that are looked at in each of the samples, evenly spread
+    """
     sums = {reading: np.zeros(4) for reading in _DISTANCES}
     most = 0
     for rows in samples:
-        order_SK, probs_SK = _ordered(rows)
+        every = max(1, -(-len(rows.ids) // rows_of_each))
+        order_SK, probs_SK = _ordered(rows, every)
         for reading, distance in _DISTANCES.items():
             _, labels_S, has_S = row_positions(
                 rows.tokens, rows.places, rows.document_starts, distance
             )
+            labels_S, has_S = labels_S[::every], has_S[::every]
             has_S &= np.isfinite(probs_SK).all(1) & (probs_SK.sum(1) > 0)
             if not has_S.any():
                 continue
@@ -87,21 +92,24 @@ def fit_of(samples: Sequence[SourceRows]) -> Fit:
     return Fit(rows=most, scores=means(2), hits=means(1), probability=means(3))
 
 
+_LOOKED_AT = 1024
+"""Rows of each part of a source that are compared with the first ones."""
 _LOOKED = 64
 """Most probable tokens of a whole distribution that are looked at."""
 
 
-def _ordered(rows: SourceRows) -> tuple[NDArray[Any], NDArray[Any]]:
-    """[S, K] ids and probabilities over the row, most probable first."""
-    ids, values = rows.ids, rows.values
+def _ordered(rows: SourceRows, every: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """[S, K] ids and probabilities of every n-th row, most probable first."""
+    ids, values = rows.ids[::every], rows.values[::every]
     if rows.full is not None:
-        tops = []
-        for _, full in rows.full.parts():
+        tops = [(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32))]
+        chosen = rows.full.take(np.arange(0, len(rows.ids), every))
+        for _, full in chosen.parts():
             width = min(_LOOKED, full.shape[1])
             top = np.argpartition(-full, width - 1, axis=1)[:, :width]
             tops.append((top, np.take_along_axis(full, top, 1)))
-        ids = np.concatenate([top for top, _ in tops])
-        values = np.concatenate([value for _, value in tops])
+        ids = np.concatenate([top for top, _ in tops[1:] or tops])
+        values = np.concatenate([value for _, value in tops[1:] or tops])
     with np.errstate(all="ignore"):
         values = np.where(ids >= 0, values, -np.inf)
         order = np.argsort(-values, axis=1, kind="stable")
@@ -137,7 +145,7 @@ def decided(fit: Fit, kind: Format, given: str | None, where: str) -> str:
 def expect_same_fit(rows: SourceRows, reading: str, usual: float) -> None:
     """Refuse records that fit another reading than the first ones. Raises ColdstillError (the
     figures).  usual  the score of the reading in the first records"""
-    fit = fit_of([rows])
+    fit = fit_of([rows], _LOOKED_AT)
     if fit.rows >= _FEW and fit.is_clear and fit.best != reading:
         raise ColdstillError(
             f"{rows.where(0)}: from here the alignment is another one than in the first records "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from ..store.manifest import (
     Manifest,
     Packing,
     TeacherIdentity,
+    TokenizerIdentity,
     format_settings,
 )
 from ..store.provenance import Imported
@@ -81,6 +83,11 @@ class Request:
     logits_of: Callable[[Any, bool], Any] | None = None
     render: Callable[[Any], list[int]] | None = None
 
+    @property
+    def vocabulary(self) -> TokenizerIdentity:
+        """The tokenizer's fingerprint and size."""
+        return _identity(self.tokenizer)
+
     def identity(self, files: Sequence[SourceFile]) -> dict[str, Any]:
         """What must be the same when an import is continued."""
         names = ("format", "alignment", "teacher", "tokens", "head", "tail", "split",
@@ -89,7 +96,7 @@ class Request:
         own: dict[str, Any] = {
             "files": fingerprint(files),
             "config": json_sha256(dict(self.config)),
-            "tokenizer": tokenizer_identity(self.tokenizer, None).fingerprint,
+            "tokenizer": self.vocabulary.fingerprint,
             "temperatures": list(self.temperatures),
             **{name: getattr(self, name) for name in names},
         }
@@ -112,6 +119,11 @@ class Plan:
     """What was measured, for the user."""
 
 
+@functools.lru_cache(maxsize=1)
+def _identity(tokenizer: Any) -> TokenizerIdentity:
+    return tokenizer_identity(tokenizer, None)
+
+
 def fingerprint(files: Sequence[SourceFile]) -> str:
     """SHA-256 over names and sizes of the files."""
     return json_sha256([[file.name, file.size] for file in files])
@@ -130,7 +142,7 @@ def opened(request: Request) -> tuple[Format, list[SourceFile]]:
     files = source_files(request.source, FORMATS[name].suffixes)
     context = Context(
         config=request.config,
-        vocabulary=tokenizer_identity(request.tokenizer, None).size,
+        vocabulary=request.vocabulary.size,
         load_pickled=request.load_pickled,
         tokens=source_files(request.tokens, TABLES) if request.tokens else (),
         logits_of=request.logits_of,
@@ -159,7 +171,7 @@ def _told(file: SourceFile) -> str:
 def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     """Read the first records and decide. Raises ColdstillError if they break a rule, or fit neither
     the tokenizer nor any alignment."""
-    identity = tokenizer_identity(request.tokenizer, None)
+    identity = request.vocabulary
     where = files[0].name
     samples = list(_sample(kind, files))
     if not sum(map(len, samples)):

@@ -14,7 +14,7 @@ from .records import first_real, sequences_of, usable_records, without_padding
 from .rows import NOTHING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -95,27 +95,50 @@ def _converted(
             good &= ~wrong
         return good
 
-    if rows.full is None:
-        own_S = rows.own_logprob
-        with np.errstate(all="ignore"):
-            bad = _bad_rows(rows.ids[kept], rows.values[kept], reading)
-            if own_S is not None:
-                bad["a label with a log-probability above 0, or none"] = ~(
-                    (own_S[kept] <= 1e-5) & (own_S[kept] > -np.inf)
-                )
-        good = good_of(bad, kept)
-        kept = kept[good]
-        own = own_S[kept] if own_S is not None and reading.alignment == "own" else None
-        return good, _targets(rows.ids[kept], rows.values[kept], label_S[kept], own, reading, tally)
     goods, parts = [np.zeros(0, np.bool_)], [_no_targets(reading.capture)]
-    for part, full in rows.full.take(kept).parts():
-        chosen = kept[part]
+    for chosen, content in _parts(rows, kept):
         with np.errstate(all="ignore"):
-            good = good_of(_bad_distributions(full, reading), chosen)
+            good = good_of(_bad(content, chosen, rows, reading), chosen)
         goods.append(good)
         chosen = chosen[good]
-        parts.append(select(full[good], label_S[chosen], shift_S[chosen], reading.capture))
+        if isinstance(content, tuple):
+            ids, values = (each[good] for each in content)
+            own = rows.own_logprob if reading.alignment == "own" else None
+            own_M = None if own is None else own[chosen]
+            parts.append(_targets(ids, values, label_S[chosen], own_M, reading, tally))
+        else:
+            parts.append(select(content[good], label_S[chosen], shift_S[chosen], reading.capture))
     return np.concatenate(goods), Targets.concatenate(parts)
+
+
+_ELEMENTS = 1 << 17
+"""Entries that are converted at a time: their arrays stay in the processor's cache, which made the
+conversion of heads three times as fast."""
+
+
+def _parts(rows: SourceRows, kept: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """Some rows at a time: their numbers, and their ids and values or their distributions."""
+    if rows.full is not None:
+        for part, full in rows.full.take(kept).parts():
+            yield kept[part], full
+        return
+    size = max(1, _ELEMENTS // max(1, rows.ids.shape[1]))
+    for start in range(0, len(kept), size):
+        chosen = kept[start : start + size]
+        yield chosen, (rows.ids[chosen], rows.values[chosen])
+
+
+def _bad(
+    content: Any, chosen: NDArray[np.int64], rows: SourceRows, reading: Reading
+) -> Mapping[str, NDArray[np.bool_]]:
+    """The rules that rows break."""
+    if not isinstance(content, tuple):
+        return _bad_distributions(content, reading)
+    bad = _bad_rows(*content, reading)
+    if rows.own_logprob is not None:
+        own = rows.own_logprob[chosen]
+        bad["a label with a log-probability above 0, or none"] = ~((own <= 1e-5) & (own > -np.inf))
+    return bad
 
 
 def _no_targets(capture: Capture) -> Targets:

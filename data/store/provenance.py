@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
+
+if TYPE_CHECKING:
+    from ..schema import Capture
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 
@@ -37,3 +40,33 @@ class Imported:
     """Rows and records that were left out or changed, by what happened."""
     estimated: tuple[str, ...] = ()
     """Numbers of the store that are estimates where the source does not say them."""
+
+
+def origin_text(imported: Imported) -> str:
+    """Where a store comes from, in one line."""
+    files = ", ".join(imported.source[:3]) + (", ..." if len(imported.source) > 3 else "")
+    about = {"own": "their own token", "next": "the next token"}[imported.alignment]
+    return f"imported from {imported.format}: {files}, rows about {about} in the source"
+
+
+def caveats(imported: Imported, capture: Capture) -> list[str]:
+    """Which figures the targets cannot give, one sentence each."""
+    said = []
+    if not capture.mass:
+        said.append(
+            "kl, the teacher's loss and its entropy are of the head alone; acceptance cannot be "
+            "given"
+        )
+    elif capture.tail == 0:
+        said.append(
+            "kl and acceptance are lower bounds: the source has no samples of the tokens outside "
+            "the head"
+        )
+    if "label" in imported.estimated:
+        said.append(
+            "the teacher's loss is an estimate: outside the head a label has the mean probability "
+            "there"
+        )
+    if "entropy" in imported.estimated and capture.mass:
+        said.append("the teacher's entropy is an upper bound: an even one outside the head")
+    return said

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
 from ...data.files import json_sha256, read_json, whole_file, write_json
+from ...data.store.provenance import caveats
 from ...data.store.reader import open_store
 from ...stages.report import Report, Reporter
 from ..pages.compare.page import write_page
@@ -50,6 +51,9 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         raise ColdstillError(
             f"{work.run.root}: no student is trained yet; run coldstill train-student"
         )
+    if (imported := store.manifest.imported) is not None:
+        for sentence in caveats(imported, store.manifest.capture):
+            work.note("evaluate", sentence)
     # figures of another held-out store are measured again
     heldout = heldout_identity(store.manifest)
     if _measured(work.run.teacher_evaluation, heldout, *_NEWER) is None:

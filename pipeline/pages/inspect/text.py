@@ -7,13 +7,14 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ....data.store.provenance import caveats, origin_text
 from ...units import counted, display_width, size
 from .store import column_lines, ranges, settings_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ....data.store.manifest import TeacherIdentity
+    from ....data.store.manifest import Manifest, TeacherIdentity
     from ...results.token_texts import TokenTexts
     from .sequence import Prediction, ShownSequence
     from .store import LoneShardFacts, StoreFacts
@@ -194,8 +195,11 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
         (
             "teacher",
             f"{teacher.name} ({teacher.family}, {teacher.parameters:,} parameters, "
-            f"{teacher.dtype}, {teacher.fingerprint[:12]})" + _engines(teacher),
+            f"{teacher.dtype}, {teacher.fingerprint[:12]})" + _engines(teacher)
+            if teacher.fingerprint
+            else f"{teacher.name} (its weights are not known)",
         ),
+        *_provenance(manifest),
         ("tokenizer", f"{tokenizer.size:,} tokens ({tokenizer.fingerprint[:12]})"),
         ("corpus", f"{corpus.split}, {corpus.documents:,} documents ({corpus.fingerprint[:12]})"),
         ("packing", f"up to {packing.sequence_length} tokens, {together}"),
@@ -205,6 +209,19 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
         ),
         ("codec", settings_in_words(manifest.codec)),
     ]
+
+
+def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
+    """Where an imported store comes from, and what it lacks."""
+    imported = manifest.imported
+    if imported is None:
+        return []
+    score = imported.measured.get(imported.alignment, 0.0)
+    rows = [("from", f"{origin_text(imported)} (mean 1/rank of the label {score:.2f})")]
+    lacks = [*imported.lost, *caveats(imported, manifest.capture)]
+    rows += [("lacks" if place == 0 else "", sentence) for place, sentence in enumerate(lacks)]
+    counts = [f"{count:,} {what}" for what, count in imported.counts.items()]
+    return [*rows, *[("left out" if n == 0 else "", text) for n, text in enumerate(counts)]]
 
 
 def _figures(facts: StoreFacts) -> list[tuple[str, str]]:
