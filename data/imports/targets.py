@@ -263,7 +263,8 @@ def _log_probabilities(
     over = np.flatnonzero(mass > 1.0 + _SUM)
     if len(over):
         tally.counts["rows whose sum was above 1 and was rounded to 1"] += len(over)
-        logp[over] = _lowered(logp[over].astype(np.float64), mass[over], reading.exact)
+        # all entries alike, which changes none of them much
+        logp[over] -= np.log(mass[over, None]).astype(np.float32)
     if logp.shape[1] > 1:
         with np.errstate(invalid="ignore"):
             unordered = np.flatnonzero(~(np.diff(logp, axis=1) <= 0).all(1))
@@ -273,20 +274,6 @@ def _log_probabilities(
             ids[unordered] = np.take_along_axis(ids[unordered], order, 1)
             logp[unordered] = np.take_along_axis(logp[unordered], order, 1)
     return logp, ids
-
-
-def _lowered(
-    logp: NDArray[np.float64], mass: NDArray[np.float64], exact: int
-) -> NDArray[np.float64]:
-    """Rows whose sum is 1: the first entries stay as they are if they are exact."""
-    p = np.exp(logp)
-    kept = np.minimum(p[:, :exact].sum(1), 1.0)
-    fitted = p[:, exact:].sum(1)
-    is_room = (kept < 1.0 - _SUM) & (fitted > 0) & (exact > 0)
-    behind = np.log(np.where(is_room, (1.0 - kept) / np.maximum(fitted, SMALLEST), 1.0 / mass))
-    first = np.where(is_room, 0.0, behind)
-    width = logp.shape[1]
-    return logp + np.where(np.arange(width) < exact, first[:, None], behind[:, None])
 
 
 def _fill(
