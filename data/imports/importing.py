@@ -157,18 +157,19 @@ class Importer:
 
     def _write_shards(self, place: Place, plan: Plan) -> None:
         stream, shard = _Stream(plan), 0
-        while True:
+        while not place.exists(MANIFEST):  # else another process has finished the work
             end = _end(place)
             if end is not None and shard >= -(-end // plan.manifest.shard_sequences):
                 return
             if not place.exists(commit_name(shard)):
                 with place.claim(claim_name(shard)) as mine:
-                    if mine and not place.exists(commit_name(shard)):
-                        self._write_shard(place, plan, stream, shard)
+                    is_missing = mine and not place.exists(commit_name(shard))
+                    if is_missing and not self._write_shard(place, plan, stream, shard):
+                        return
             shard += 1
 
-    def _write_shard(self, place: Place, plan: Plan, stream: _Stream, shard: int) -> None:
-        """Write one shard, or note the end of the source."""
+    def _write_shard(self, place: Place, plan: Plan, stream: _Stream, shard: int) -> bool:
+        """Write one shard, and note the end of the source. False if the source ends before it."""
         manifest, tally = plan.manifest, Tally(skip=self._request.bad_rows == "skip")
         writer = ShardWriter(self._request.store, manifest)
         first = shard * manifest.shard_sequences
@@ -192,10 +193,14 @@ class Importer:
             self._notify(self._positions, self._records)
             if len(block) < wanted:
                 break
+        if not done:
+            # the source may end anywhere before: only a record just before tells that it ends here
+            if first and not any(True for _ in stream.read(first - 1, 1)):
+                return False
+            place.write(_END, json_bytes({"sequences": first}))
+            return False
         if done < manifest.shard_sequences:
             place.write(_END, json_bytes({"sequences": first + done}))
-        if not done:
-            return
         writer.use(replace(manifest, sequences=max(first + done, 1)))
         note = {
             "counts": dict(tally.counts),
@@ -205,9 +210,12 @@ class Importer:
         }
         place.write(_note_name(shard), json_bytes(note))
         writer.commit(shard, encoded)
+        return True
 
     def _finish(self, place: Place, plan: Plan) -> Manifest | None:
         """Write the manifest if all shards are there."""
+        if place.exists(MANIFEST):
+            return read_manifest(place)
         end = _end(place)
         shards = range(-(-(end or 0) // plan.manifest.shard_sequences))
         if not end or not all(place.exists(commit_name(shard)) for shard in shards):
@@ -260,10 +268,10 @@ def _final(
 
 def _end(place: Place) -> int | None:
     """The number of records of the source, once a process has reached its end."""
-    if not place.exists(_END):
+    try:
+        return int(parse_json(place.read(_END), place.path(_END))["sequences"])
+    except FileNotFoundError:
         return None
-    value = parse_json(place.read(_END), place.path(_END))["sequences"]
-    return int(value)
 
 
 def _writer_place(store: str) -> Place:

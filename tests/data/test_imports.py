@@ -11,8 +11,10 @@ from caches import K, Known, fitted, known
 from coldstill.data.alignment import labels
 from coldstill.data.imports import FORMATS
 from coldstill.data.imports.importing import Importer
+from coldstill.data.maintenance.foreign import export
 from conftest import VOCABULARY
 from imported import Made, imported, request, run, written
+from refusals import refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -188,6 +190,41 @@ def _interrupted_after(blocks: int) -> Any:
             raise KeyboardInterrupt
 
     return notify
+
+
+@pytest.mark.parametrize("kind", ["distillkit", "axolotl"])
+def test_a_store_written_for_another_trainer_comes_back_equal(
+    kind: str, cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Tokens, positions and heads, through the other project's format and our import of it."""
+    first = imported(written("raw", cache, tmp_path), tmp_path / "a", tokenizer)
+    assert export(str(tmp_path / "a"), str(tmp_path / kind), kind) == len(cache.tokens)
+    again = imported(tmp_path / kind, tmp_path / "b", tokenizer)
+    assert again.imported.format == kind
+    np.testing.assert_array_equal(again.block.sequences.hashes, first.block.sequences.hashes)
+    for name in ("head_ids", "head_logprobs", "log_tail", "label_logprob"):
+        found, wanted = (getattr(made.block.targets, name) for made in (again, first))
+        np.testing.assert_array_equal(found, wanted, err_msg=name)
+
+
+def test_a_format_that_loses_the_samples_is_refused_unless_asked_for(
+    cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    source = written("kld", cache, tmp_path)
+    imported(source, tmp_path / "both", tokenizer, head=3, tail=9)
+    imported(source, tmp_path / "samples", tokenizer, head=0, tail=9)
+    both, to = str(tmp_path / "both"), str(tmp_path / "to")
+    message = refusal(export, both, to, "axolotl")
+    assert "no place for its 9 samples of a position, which make the record unbiased" in message
+    assert "keeps no head" in refusal(export, str(tmp_path / "samples"), to, "axolotl", lossy=True)
+    message = refusal(export, both, to, "distillkit", lossy=True)
+    assert "distillkit has no mask, but a document of 20 tokens has 9 supervised" in message
+    assert not (tmp_path / "to").exists()
+    assert export(both, to, "axolotl", lossy=True) == len(cache.tokens)
+    assert "exists already" in refusal(export, both, to, "axolotl", lossy=True)
+    again = imported(tmp_path / "to", tmp_path / "again", tokenizer)
+    assert again.manifest.capture.head == 3
+    assert len(again.block.targets) == 9 * len(cache.tokens)
 
 
 def test_every_format_is_listed() -> None:

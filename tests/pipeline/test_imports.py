@@ -31,7 +31,7 @@ def cli(*arguments: object) -> Any:
 
 
 def learn(store: coldstill.StoreReader, cache: Known) -> list[tuple[float, float]]:
-    """Train a student by kl: its loss, and its KL to the dense teacher, at the start and the end."""
+    """Train a student by kl: its loss and its KL to the dense teacher, at the start and the end."""
     steps = 60
     model = make_model("llama", VOCABULARY, seed=3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
