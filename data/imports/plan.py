@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from .files import SourceFile
     from .rows import Format, SourceRows
 
-_SAMPLE_ROWS, _SAMPLE_RECORDS = 16_384, 256
+_SAMPLE_ROWS, _SAMPLE_RECORDS = 8_192, 256
 """How much of a source decides: rows, or records if those come first."""
+_FITTED = 2048
+"""Rows of each part of the sample that decide about the alignment."""
 _SAMPLE_DISTRIBUTIONS = 512
 """How many rows of whole distributions decide."""
 _LONGEST = 1 << 30
@@ -194,7 +196,7 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
         where,
         accept=request.accept_text,
     )
-    fit = fit_of(samples)
+    fit = fit_of(samples, _FITTED)
     alignment = decided(fit, kind, request.alignment, where)
     if alignment != reading.alignment:
         reading = replace(reading, alignment=alignment)
