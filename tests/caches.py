@@ -297,7 +297,8 @@ def array_record(path: Path, records: list[bytes], compressed: bool = True) -> N
     def pack(content: bytes) -> bytes:
         if not compressed:
             return content
-        return _varint(len(content)) + pa.compress(content, codec="zstd", asbytes=True)
+        packed: bytes = pa.compress(content, codec="zstd", asbytes=True)
+        return _varint(len(content)) + packed
 
     def chunk(kind: bytes, data: bytes, count: int) -> None:
         write(bytes(8) + struct.pack("<Q", len(data)) + bytes(8) + kind

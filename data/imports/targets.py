@@ -134,7 +134,8 @@ def _bad(
     """The rules that rows break."""
     if not isinstance(content, tuple):
         return _bad_distributions(content, reading)
-    bad = _bad_rows(*content, reading)
+    ids, values = content
+    bad = _bad_rows(ids, values, reading)
     if rows.own_logprob is not None:
         own = rows.own_logprob[chosen]
         bad["a label with a log-probability above 0, or none"] = ~((own <= 1e-5) & (own > -np.inf))

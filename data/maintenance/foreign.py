@@ -143,7 +143,7 @@ def _distillkit_config(manifest: Manifest) -> dict[str, Any]:
 def _axolotl(block: Block, manifest: Manifest) -> dict[str, Any]:
     """Prepared rows of axolotl's current code: the row of a token is about the next one."""
     head = manifest.capture.head
-    tokens, labels, values, ids, masks = [], [], [], [], []
+    columns: list[list[NDArray[Any]]] = [[] for _ in range(5)]
     for token_T, position_M, row_M in _documents(block):
         count = len(token_T)
         value = np.full((count, head), -np.inf, np.float32)
@@ -153,12 +153,10 @@ def _axolotl(block: Block, manifest: Manifest) -> dict[str, Any]:
         token[position_M] = block.targets.head_ids[row_M]
         mask[position_M] = 1
         label[position_M + 1] = token_T[position_M + 1]
-        for column, part in zip(
-            (tokens, labels, values, ids, masks),
-            (token_T.astype(np.int64), label, value, token, mask),
-            strict=True,
-        ):
+        parts: tuple[Any, ...] = (token_T.astype(np.int64), label, value, token, mask)
+        for column, part in zip(columns, parts, strict=True):
             column.append(part)
+    tokens, labels, values, ids, masks = columns
     return {
         "input_ids": pa.array(tokens, pa.list_(pa.int64())),
         "labels": pa.array(labels, pa.list_(pa.int64())),

@@ -222,7 +222,8 @@ def test_a_golden_kld_file_gives_whole_distributions(
                 truth["read_back"][position].tolist(), strict=True) if i in stored]  # fmt: skip
         # tokens at the floor are equal, and come in any order
         assert len(both) >= 16
-        np.testing.assert_allclose(*np.array(both).T, atol=2e-4)
+        found, wanted = np.array(both).T
+        np.testing.assert_allclose(found, wanted, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -246,4 +247,5 @@ def test_golden_hidden_states_give_the_teachers_distributions(
         both = [(stored[i], value) for i, value in zip(truth["ids"][row].tolist(),
                 truth["from_stored_state"][row].tolist(), strict=True) if i in stored]  # fmt: skip
         assert len(both) >= 55
-        np.testing.assert_allclose(*np.array(both).T, atol=1e-3)
+        found, wanted = np.array(both).T
+        np.testing.assert_allclose(found, wanted, atol=1e-3)

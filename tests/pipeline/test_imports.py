@@ -48,7 +48,7 @@ def learn(store: coldstill.StoreReader, cache: Known) -> list[tuple[float, float
                 (float(loss.detach()), float((dense.exp() * (dense - own)).sum(1).mean()))
             )
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     return figures
 
