@@ -88,7 +88,7 @@ def import_(
     alignment, the mass and the tokenizer are measured, not believed. The command can be interrupted
     and run again, and several processes can share it.
 
-    Example: coldstill import logits/ store --tokenizer teacher/ --config compression_config.yaml
+    Example: coldstill import logits/ store --tokenizer teacher/
     """
     from ...data.imports.plan import Request
     from ..quiet import quiet
