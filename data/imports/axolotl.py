@@ -42,6 +42,7 @@ class Axolotl:
     name: ClassVar[str] = "axolotl"
     suffixes: ClassVar[tuple[str, ...]] = TABLES
     told_by: ClassVar[tuple[tuple[str, ...], ...]] = ((_PREPARED, _IDS), (_RAW,))
+    more_columns: ClassVar[tuple[str, ...]] = (_IDS, _MESSAGES)
     names_label: ClassVar[bool] = False
     documented: ClassVar[None] = None
     values: ClassVar[str] = "unknown"

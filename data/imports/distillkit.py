@@ -52,6 +52,7 @@ class DistillKit:
     name: ClassVar[str] = "distillkit"
     suffixes: ClassVar[tuple[str, ...]] = TABLES
     told_by: ClassVar[tuple[tuple[str, ...], ...]] = ((_IDS, _VALUES),)
+    more_columns: ClassVar[tuple[str, ...]] = ()
     names_label: ClassVar[bool] = False
     documented: ClassVar[str] = "next"
     values: ClassVar[str] = "unknown"

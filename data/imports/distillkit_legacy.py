@@ -38,6 +38,7 @@ class DistillKitLegacy:
     name: ClassVar[str] = "distillkit-legacy"
     suffixes: ClassVar[tuple[str, ...]] = TABLES
     told_by: ClassVar[tuple[tuple[str, ...], ...]] = ((_IDS, _EXACT, _TERMS),)
+    more_columns: ClassVar[tuple[str, ...]] = ()
     names_label: ClassVar[bool] = False
     documented: ClassVar[str] = "next"
     values: ClassVar[str] = "unknown"

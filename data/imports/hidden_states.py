@@ -44,6 +44,7 @@ class HiddenStates:
     name: ClassVar[str] = "hidden-states"
     suffixes: ClassVar[tuple[str, ...]] = (".safetensors", ".pt", ".pth")
     told_by: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    more_columns: ClassVar[tuple[str, ...]] = ()
     names_label: ClassVar[bool] = True
     documented: ClassVar[str] = "next"
     values: ClassVar[str] = "full"

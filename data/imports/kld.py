@@ -37,6 +37,7 @@ class Kld:
     name: ClassVar[str] = "kld"
     suffixes: ClassVar[tuple[str, ...]] = (".kld",)
     told_by: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    more_columns: ClassVar[tuple[str, ...]] = ()
     names_label: ClassVar[bool] = True
     documented: ClassVar[str] = "next"
     values: ClassVar[str] = "full"

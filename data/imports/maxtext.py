@@ -35,6 +35,7 @@ class MaxText:
     name: ClassVar[str] = "maxtext"
     suffixes: ClassVar[tuple[str, ...]] = (".array_record", ".arrayrecord")
     told_by: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    more_columns: ClassVar[tuple[str, ...]] = ()
     names_label: ClassVar[bool] = False
     documented: ClassVar[str] = "next"
     values: ClassVar[str] = "logits"

@@ -44,6 +44,7 @@ class Megatron:
     name: ClassVar[str] = "megatron"
     suffixes: ClassVar[tuple[str, ...]] = (".tar",)
     told_by: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    more_columns: ClassVar[tuple[str, ...]] = ()
     names_label: ClassVar[bool] = False
     documented: ClassVar[str] = "next"
     values: ClassVar[str] = "unknown"

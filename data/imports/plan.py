@@ -25,6 +25,7 @@ from ..store.provenance import Imported
 from ..store.writer import BLOCK_TOKENS, fitted
 from ..tokenizer_files import tokenizer_identity
 from . import FORMATS
+from .columns import BESIDE, TOKENS
 from .files import TABLES, columns_of, source_files
 from .measure import decided, fit_of, kind_of_values
 from .reading import Reading, Tally
@@ -238,7 +239,9 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     )  # fmt: skip
     block = Block.concatenate(blocks)
     manifest = fitted(manifest, block.take(np.arange(min(len(block), manifest.block_sequences))))
+    unread = _unread(columns_of(files[0]), kind)
     sentences = (
+        *([f"columns that are not read: {', '.join(unread)}"] if unread else []),
         f"format {kind.name}, {len(files)} files; {fit.text()}",
         f"alignment: rows are about {'their own' if alignment == 'own' else 'the next'} token"
         + ("" if fit.is_clear else " (documented; too few rows to measure it)"),
@@ -305,6 +308,13 @@ def _capture(
             f"{samples[0].name}: {head:,} ids in a row, but the tokenizer has {vocabulary:,} tokens"
         )
     return Capture(head=head, tail=0, mass=kind_of_values(samples, kind) == "logprobs")
+
+
+def _unread(columns: Sequence[str], kind: Format) -> list[str]:
+    """The columns of a source that say nothing to its import."""
+    used = {*BESIDE, *(name for names in kind.told_by for name in names), *kind.more_columns}
+    tokens = next((name for name in TOKENS if name in columns), "")
+    return [name for name in columns if name not in used and name != tokens]
 
 
 def _lost(kind: Format, reading: Reading) -> tuple[str, ...]:

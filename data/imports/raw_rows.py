@@ -37,6 +37,7 @@ class RawRows:
     name: ClassVar[str] = "raw"
     suffixes: ClassVar[tuple[str, ...]] = TABLES
     told_by: ClassVar[tuple[tuple[str, ...], ...]] = ((_IDS, _VALUES),)
+    more_columns: ClassVar[tuple[str, ...]] = (_PROBABILITIES,)
     names_label: ClassVar[bool] = False
     documented: ClassVar[str] = "next"
     values: ClassVar[str] = "unknown"

@@ -117,6 +117,8 @@ class Format(Protocol):
     """The endings of its files."""
     told_by: ClassVar[tuple[tuple[str, ...], ...]]
     """Sets of columns that tell the format; none for files that are no tables."""
+    more_columns: ClassVar[tuple[str, ...]]
+    """Further columns that are read where they are there."""
     names_label: ClassVar[bool]
     """Whether the label's log-probability is in every row."""
     documented: ClassVar[str | None]

@@ -31,6 +31,7 @@ class Vllm:
     name: ClassVar[str] = "vllm"
     suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst")
     told_by: ClassVar[tuple[tuple[str, ...], ...]] = ((_ROWS,),)
+    more_columns: ClassVar[tuple[str, ...]] = (_TOKENS,)
     names_label: ClassVar[bool] = True
     documented: ClassVar[str] = "own"
     values: ClassVar[str] = "logprobs"

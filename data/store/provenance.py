@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ..files import json_sha256
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..schema import Capture
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -40,6 +45,25 @@ class Imported:
     """Rows and records that were left out or changed, by what happened."""
     estimated: tuple[str, ...] = ()
     """Numbers of the store that are estimates where the source does not say them."""
+
+
+def joined(parts: Sequence[Imported | None]) -> Imported | None:
+    """The provenance of stores that are merged; None unless all were imported. What is said of how
+    the source was read is that of the first."""
+    imported = [part for part in parts if part is not None]
+    if not imported or len(imported) < len(parts):
+        return None
+    counts: Counter[str] = Counter()
+    for part in imported:
+        counts.update(part.counts)
+    return replace(
+        imported[0],
+        source=tuple(dict.fromkeys(name for part in imported for name in part.source)),
+        fingerprint=json_sha256([part.fingerprint for part in imported]),
+        lost=tuple(dict.fromkeys(text for part in imported for text in part.lost)),
+        counts=dict(counts),
+        estimated=tuple(dict.fromkeys(name for part in imported for name in part.estimated)),
+    )
 
 
 def origin_text(imported: Imported) -> str:

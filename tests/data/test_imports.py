@@ -6,15 +6,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from caches import K, Known, fitted, known
 from coldstill.data.alignment import labels
 from coldstill.data.imports import FORMATS
 from coldstill.data.imports.importing import Importer
 from coldstill.data.maintenance.foreign import export
-from conftest import VOCABULARY
+from coldstill.data.maintenance.merge import merge
+from coldstill.data.store.reader import open_store
+from coldstill.stages.models.final_head import FinalHead
+from conftest import VOCABULARY, make_model
 from imported import Made, imported, request, run, written
 from refusals import refusal
+from safetensors.torch import save_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,6 +150,142 @@ def test_whole_distributions_give_heads_samples_and_temperatures(
     expected = np.exp(rest) / np.exp(rest).sum(1, keepdims=True)
     assert np.abs(drawn - expected).max() <= 1 / 40 + 1e-6  # systematic: never one draw off
     np.testing.assert_allclose(drawn.mean(0), expected.mean(0), atol=0.02)
+
+
+def test_columns_beside_give_borders_padding_and_supervision(
+    cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Two documents in a record by numbers in the attention mask or by positions; padding on both
+    sides; tokens that a mask leaves out. Rows keep their tokens through all of it."""
+    one, two = cache.tokens[0], cache.tokens[1]
+    left, right, hidden = 3, 2, 4
+    tokens = np.concatenate([one, two])
+    heads = [cache.head(0, row) for row in range(len(one))]
+    heads += [cache.head(1, row) for row in range(len(two))]
+    base = {
+        "input_ids": tokens.tolist(),
+        "token_ids": [ids for ids, _ in heads],
+        "top_values": [values for _, values in heads],
+        "title": "not read",
+    }
+    pad = ([0] * left, [0] * right)
+    filler = ([heads[0][0]] * left, [heads[0][0]] * right)
+    values = ([heads[0][1]] * left, [heads[0][1]] * right)
+    mask = [0] * hidden + [1] * (len(tokens) - hidden)
+    records = {
+        "numbers": base | {"attention_mask": [1] * len(one) + [2] * len(two)},
+        "positions": base | {"position_ids": [*range(len(one)), *range(len(two))]},
+        "padding": base
+        | {
+            "input_ids": pad[0] + base["input_ids"] + pad[1],
+            "token_ids": filler[0] + base["token_ids"] + filler[1],
+            "top_values": values[0] + base["top_values"] + values[1],
+            "attention_mask": pad[0] + [1] * len(tokens) + pad[1],
+        },
+        "loss mask": base | {"loss_mask": mask},
+    }
+    plain = base | {"attention_mask": [1] * len(tokens)}
+    for name, record in records.items():
+        folder = tmp_path / name.replace(" ", "-")
+        folder.mkdir()
+        pq.write_table(pa.Table.from_pylist([record] * 3), folder / "rows.parquet")
+        made = imported(folder, tmp_path / f"store-{folder.name}", tokenizer)
+        assert "columns that are not read: title" in made.said
+        sequences = made.block.sequences
+        assert sequences.tokens[0].tolist() == plain["input_ids"]
+        positions = sequences.positions[0].tolist()
+        if name in ("numbers", "positions"):
+            assert sequences.document_starts[0].tolist() == [0, len(one)]
+            assert len(one) - 1 not in positions
+            assert made.manifest.packing.together
+        else:
+            assert sequences.document_starts[0].tolist() == [0]
+        if name == "loss mask":
+            assert positions == list(range(hidden - 1, len(tokens) - 1))
+        for place, position in enumerate(positions):
+            assert made.block.targets.head_ids[place].tolist() == heads[position][0]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_hidden_states_give_the_distributions_of_the_teachers_own_head(
+    before: bool, suffix: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    """The head and norm of a saved model, applied to states that were taken before or after the
+    norm; the model's own logits are the truth. Rows past the vocabulary are left out."""
+    model = make_model("llama", VOCABULARY + 16, seed=5)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(6.0)  # a teacher that expects its own words
+    model.save_pretrained(tmp_path / "teacher")
+    folder = tmp_path / "states"
+    folder.mkdir()
+    random, truth, texts = torch.Generator().manual_seed(0), [], []
+    for number in range(3):
+        ids = torch.tensor([[7 + number]])
+        for _ in range(30):
+            logits = model(ids, use_cache=False).logits[0, -1, :VOCABULARY]
+            ids = torch.cat([ids, logits.softmax(0).multinomial(1, generator=random)[None]], 1)
+        last = []
+        hook = model.model.norm.register_forward_hook(
+            lambda _, given, out: last.append(given[0] if before else out)  # noqa: B023
+        )
+        logits = model(ids, use_cache=False).logits[0, :, :VOCABULARY].detach()
+        hook.remove()
+        truth.append(logits.double().log_softmax(1)[:-1].numpy())
+        texts.append(ids[0].numpy())
+        states = last[0][0].detach()
+        if suffix == "safetensors":
+            several = torch.stack([states * 0, states], 1).contiguous()
+            save_file({"token_ids": ids[0].contiguous(), "hidden_states": several},
+                      folder / f"hs_{number}.safetensors")  # fmt: skip
+        else:
+            torch.save({"input_ids": ids, "hidden_states": states[None],
+                        "loss_mask": torch.ones_like(ids)}, folder / f"{number}.pt")  # fmt: skip
+    head = FinalHead(str(tmp_path / "teacher"), "--teacher", VOCABULARY)
+    made = imported(
+        folder, tmp_path / "store", tokenizer, head=6, tail=10, logits_of=head, accept_text=True
+    )
+    when = "before" if before else "after"
+    assert made.imported.settings == {"last_state": f"{when} the final norm"}
+    dense = np.concatenate(truth)
+    own = np.concatenate([ids[1:] for ids in texts])
+    targets = made.block.targets
+    np.testing.assert_array_equal(labels(made.block.sequences), own)
+    np.testing.assert_allclose(
+        targets.head_logprobs, np.take_along_axis(dense, targets.head_ids.astype(int), 1), atol=1e-4
+    )
+    np.testing.assert_allclose(targets.head_logprobs[:, 0], dense.max(1), atol=1e-4)
+    np.testing.assert_allclose(targets.label_logprob, dense[np.arange(len(own)), own], atol=1e-4)
+    for damage, expected in ((b"x" * 50, ""), (b"", "the file is empty")):
+        next(folder.iterdir()).write_bytes(damage)
+        wanted = request(folder, tmp_path / "bad", tokenizer, logits_of=head)
+        assert expected in refusal(run, wanted)
+        assert not (tmp_path / "bad").exists()
+    message = refusal(run, request(folder, tmp_path / "bad", tokenizer, format="hidden-states"))
+    assert "mean nothing without the teacher's final norm and head" in message or "empty" in message
+
+
+def test_imports_of_one_teacher_can_be_merged(cache: Known, tokenizer: Any, tmp_path: Path) -> None:
+    """Their sources and counts are joined; another teacher, or a captured store, is refused."""
+    half = len(cache.tokens) // 2
+    parts = [Known(cache.tokens[:half], cache.logprobs[:half]),
+             Known(cache.tokens[half:], cache.logprobs[half:])]  # fmt: skip
+    for name, part in zip("ab", parts, strict=True):
+        imported(
+            written("raw", part, tmp_path / name),
+            tmp_path / f"s{name}",
+            tokenizer,
+            sequence_length=80,
+        )
+    stores = [str(tmp_path / "sa"), str(tmp_path / "sb")]
+    merge(stores, str(tmp_path / "both"), None, None)
+    found = open_store(tmp_path / "both")
+    assert len(found) == len(cache.tokens)
+    assert found.manifest.imported is not None
+    assert len(found.manifest.imported.source) == 2
+    imported(tmp_path / "b/raw", tmp_path / "sc", tokenizer, teacher="another", sequence_length=80)
+    message = refusal(merge, [stores[0], str(tmp_path / "sc")], str(tmp_path / "x"), None, None)
+    assert "only stores of one teacher can be merged" in message
 
 
 @pytest.mark.parametrize(
