@@ -147,8 +147,9 @@ def _arrays(where: str, given: Mapping[str, Any], capture: Capture, count: int) 
         if value is not None:
             shape, dtype = shapes[name]
             arrays[name] = numbers(where, name, value, dtype, shape)
-        elif name in shapes and 0 in shapes[name][0][1:]:
-            arrays[name] = np.zeros(*shapes[name])
+    for name, (shape, dtype) in shapes.items():
+        if 0 in shape[1:]:
+            arrays.setdefault(name, np.zeros(shape, dtype))
     return arrays
 
 

@@ -316,6 +316,18 @@ class GenerateConfig(_Table):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions(_Table):
+    """`teacher.engine_options` of a server."""
+
+    model: str = ""
+    """The name under which the server has the teacher; not needed if it serves one model."""
+    requests: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Most requests that are sent at the same time."""
+    timeout: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 600.0
+    """Longest time of one request, in seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusConfig(_Table):
     """The documents that are read, and how they are cut into sequences."""
 

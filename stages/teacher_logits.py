@@ -25,9 +25,11 @@ from ..data.store.layout import MANIFEST, MEASUREMENTS
 from ..data.store.manifest import read_manifest
 from ..data.store.reader import open_store
 from ..data.store.writer import ShardWriter, fitted
-from .capture.forward import ChunkedForward, TeacherForward, capture_batch, prepare
+from .capture.forward import ChunkedForward, TeacherForward, capture_batch, forward_of, prepare
 from .capture.plan import CapturePlan, make_manifest
+from .capture.served import ServedTeacher
 from .capture.shards import capture_shards
+from .capture.teacher import Teacher
 from .config import sequences_in
 from .evaluation.speed import forward_speed
 from .evaluation.usage import SEQUENCES, measure_usage, writing_progress
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from ..data.schema import Sequences
     from ..data.store.commit import ShardStatistics
     from .capture.shards import ShardSource
-    from .capture.teacher import Teacher
+    from .capture.teacher import AnyTeacher
 
 STAGE = "teacher-logits"
 _LEAST_SECONDS, _MOST_SECONDS = 2.0, 30.0
@@ -82,7 +84,7 @@ def is_captured(plan: CapturePlan) -> bool:
 
 def capture_split(
     plan: CapturePlan,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     report: Reporter = silent,
     begin: Callable[[], None] = lambda: None,
     stop: Callable[[], bool] = lambda: False,
@@ -97,7 +99,7 @@ def capture_split(
             leaves the rest for later
     source  the shards that another process gives to this one; if None, this process claims them
     """
-    if teacher.follows:
+    if isinstance(teacher, Teacher) and teacher.follows:
         forward = TeacherForward(teacher, plan.capture, plan.batch_tokens)
         teacher.follow(lambda sequences: forward.prepare(sequences).inputs)
         return
@@ -109,7 +111,7 @@ def capture_split(
 
 def _capture_split(
     plan: CapturePlan,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     report: Reporter,
     begin: Callable[[], None],
     stop: Callable[[], bool],
@@ -120,7 +122,7 @@ def _capture_split(
     if not place_at(plan.folder).exists(MANIFEST) and len(plan.rows):
         report(Report(stage=stage, doing="measure the codec's error"))
         manifest = fitted(manifest, _first_batch(plan, teacher))
-    forward = TeacherForward(teacher, plan.capture, plan.batch_tokens, report, plan.split)
+    forward = forward_of(teacher, plan.capture, plan.batch_tokens, report, plan.split)
     writer = ShardWriter(
         plan.folder,
         manifest,
@@ -130,12 +132,14 @@ def _capture_split(
     )
     with writer:
         begin()
+        if isinstance(teacher, ServedTeacher):
+            teacher.expect_that_of(open_store(plan.folder, incomplete=True))
         done = manifest.shards - len(writer.missing())
         if done and source is None:  # the driver of a cluster reports this itself
             note = f"continuing: {done} of {manifest.shards} shards done"
             report(Report(stage=stage, note=note))
         started = time.perf_counter()
-        with peak_memory(teacher.head.device) as memory:
+        with peak_memory(teacher.device) as memory:
             tally = capture_shards(plan, teacher, writer, forward, report, stop, source)
         took = time.perf_counter() - started
         if tally.done and not stop():
@@ -168,7 +172,7 @@ def _capture_split(
     report(Report(stage=stage, note=note, warning=bool(left)))
 
 
-def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
+def _first_batch(plan: CapturePlan, teacher: AnyTeacher) -> Block:
     """A captured batch, on which the codec's error is measured. Answers are few and cut short: they
     are made again for the store."""
     count = sequences_in(plan.batch_tokens, plan.sequence_length)
@@ -183,13 +187,14 @@ def _first_batch(plan: CapturePlan, teacher: Teacher) -> Block:
     return Block(sequences=sequences, targets=targets, capture=plan.capture)
 
 
-def _special_at_ends(plan: CapturePlan, teacher: Teacher, budget: int) -> dict[int, float]:
+def _special_at_ends(plan: CapturePlan, teacher: AnyTeacher, budget: int) -> dict[int, float]:
     """The teacher's mean probability of every special token where the separator is the label.
 
     Measured on the first sequences of the split, `_ENDS` such positions or a few more. `budget` is
-    the most tokens of a batch. Empty if the teacher answers prompts, which end by its own rule.
+    the most tokens of a batch. Empty if the teacher answers prompts, which end by its own
+    rule, and for a server, which does not say it.
     """
-    if plan.generate is not None:
+    if plan.generate is not None or isinstance(teacher, ServedTeacher):
         return {}
     vocabulary = teacher.head.vocabulary
     added = plan.tokenizer.added_tokens_decoder.items()
@@ -248,7 +253,7 @@ def _first_sequences(plan: CapturePlan) -> Sequences:
 
 
 def _measure(
-    plan: CapturePlan, teacher: Teacher, budget: int, took: float, report: Reporter
+    plan: CapturePlan, teacher: AnyTeacher, budget: int, took: float, report: Reporter
 ) -> dict[str, Any]:
     """Speed and cost of the teacher, for `measurements.json`.
 
@@ -257,24 +262,24 @@ def _measure(
     """
     seconds = min(max(took / 10, _LEAST_SECONDS), _MOST_SECONDS)
     forward = usage = None
-    if teacher.is_whole:
+    if isinstance(teacher, Teacher) and teacher.is_whole:
         sample = plan.sequences.read(plan.rows[: max(1, budget // plan.sequence_length)])
         forward = forward_speed(teacher.head, sample, teacher.isolation, seconds)
-    if teacher.is_whole and plan.split == "heldout":  # students are measured on these sequences
-        stage = f"{STAGE} {plan.split}"
-        # students are measured uncompiled, and graphs of a capture do not fit a growing cache
-        with torch.compiler.set_stance("force_eager"):
-            usage = measure_usage(
-                teacher.head.model,
-                _first_sequences(plan),
-                plan.sequence_length,
-                lambda note: report(Report(stage=stage, note=note, warning=True)),
-                seconds=seconds,
-                measured=lambda done: report(writing_progress(stage, done)),
-            )
+        if plan.split == "heldout":  # students are measured on these sequences
+            stage = f"{STAGE} {plan.split}"
+            # students are measured uncompiled, and graphs of a capture do not fit a growing cache
+            with torch.compiler.set_stance("force_eager"):
+                usage = measure_usage(
+                    teacher.head.model,
+                    _first_sequences(plan),
+                    plan.sequence_length,
+                    lambda note: report(Report(stage=stage, note=note, warning=True)),
+                    seconds=seconds,
+                    measured=lambda done: report(writing_progress(stage, done)),
+                )
     return {
         "machine": describe_machine(),
-        "runtime": teacher.engine.version if teacher.engine else f"torch {torch.__version__}",
+        "runtime": teacher.runtime,
         "processes": world_size(),
         "forward": None if forward is None else asdict(forward),
         "usage": None if usage is None else asdict(usage),

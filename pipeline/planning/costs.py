@@ -43,9 +43,10 @@ def stage_memory(
     found: dict[str, int | None] = {}
     if table.train is not None:
         found["train-teacher"] = _training(teacher, table.train, length, table.lora)
-    found["teacher-logits"] = (
-        None if teacher is None else capture_memory(teacher, table.dtype, batch_tokens, length)
-    )
+    if table.url is None:  # a server's memory is not this machine's
+        found["teacher-logits"] = (
+            None if teacher is None else capture_memory(teacher, table.dtype, batch_tokens, length)
+        )
     for name, sizes in students.items():
         student = recipe.students[name]
         if student.prune:

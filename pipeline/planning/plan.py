@@ -204,12 +204,13 @@ def _student(
 
 
 def _alternatives(work: Work, pilot: PilotRecord | None, positions: int) -> list[CaptureSize]:
-    """Four other ways of capturing the same positions: other heads and tails, and another codec."""
+    """Up to four other ways of capturing these positions: other heads and tails, another codec."""
     logits = work.recipe.logits
     own = captures(work.recipe)["train"]
-    ways = [(head, tail, "compact") for head, tail in _OTHERS]
+    samples = work.recipe.teacher.url is None  # which a server does not give
+    ways = [(head, tail, "compact") for head, tail in _OTHERS if samples or not tail]
     other = "compact" if logits.codec_name == "plain" else "plain"
-    ways.insert(3, (own.head, own.tail, other))
+    ways.insert(len(ways) - 1, (own.head, own.tail, other))
     current = (own.head, own.tail, logits.codec_name)
     found = []
     for head, tail, codec in [way for way in dict.fromkeys(ways) if way != current][:4]:

@@ -307,7 +307,7 @@ def _explain(error: ValidationError, where: str, table: dict[str, Any]) -> str:
     if first["type"] in ("missing", "missing_argument"):
         return f"{where}: {'.'.join(place)}: missing, and it has no default"
     if first["type"] == "value_error":
-        return f"{where}: {'.'.join(place)}: {first['ctx']['error']!s}"
+        return ": ".join(filter(None, (where, ".".join(place), str(first["ctx"]["error"]))))
     value = repr(first["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
     message = first["msg"][0].lower() + first["msg"][1:]

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 from ...data.codecs import CODECS
 from ...data.errors import ColdstillError
@@ -22,17 +27,16 @@ from ...data.store.manifest import format_settings
 from ...stages.config import (
     ArchitectureConfig,
     CorpusConfig,
-    GenerateConfig,
     InRecipe,
     LayersConfig,
     LoraConfig,
     ObjectiveConfig,
     Size,
-    TokenizerConfig,
     TrainConfig,
     listed_layers,
 )
 from ...stages.students.pruning.config import PruneConfig, listed_cuts, plain_cuts
+from .teacher_table import Table, TeacherTable
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Pattern for the names of runs and students, which are also folder names."""
@@ -52,121 +56,7 @@ ORIGINS = ("architecture", "model", "layers", "prune")
 """The keys that give a student its initial weights; each student has exactly one of them."""
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TeacherTable(_Table):
-    """The teacher: an existing model, or a new model that is trained in this run."""
-
-    model: str | None = None
-    """An existing model: a folder or GGUF file (relative to the recipe), `package:NAME/PATH` for
-    one inside an installed Python package, or a hub name."""
-    revision: str = "main"
-    """Branch, tag or commit of a hub model."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Data type of the loaded weights; `auto` is the data type of the checkpoint."""
-    attention: str | None = None
-    """The `attn_implementation` of transformers; transformers chooses it if unset."""
-    trust_remote_code: bool = False
-    """Whether Python code that comes with `model` (`auto_map` in its files) may run on this
-    machine. Read that code first. The store's manifest records this setting."""
-    compile: bool = False
-    """Run the teacher through `torch.compile`: a slower start, then faster forward passes."""
-    device_map: str | dict[str, int | str] | None = None
-    """Distribute the teacher over several devices as transformers does: `auto`, or a table of
-    module names and devices."""
-    tensor_parallel: bool = False
-    """Split every layer into slices, one for each process of `torchrun`."""
-    architecture: ArchitectureConfig | None = None
-    """Sizes of a new teacher; set instead of `model`."""
-    tokenizer: TokenizerConfig | None = None
-    """Tokenizer of a new teacher; set together with `architecture`."""
-    train: TrainConfig | None = None
-    """How a new teacher is trained. With `model`: how that model is corrected, that is, fine-tuned
-    on the corpus before its logits are captured."""
-    lora: LoraConfig | None = None
-    """Correct `model` with low-rank adapters on frozen weights instead of training all weights."""
-    generate: GenerateConfig | None = None
-    """Let the teacher answer the prompts of the corpus; students learn from these answers."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """The program that runs the teacher's layers. `vllm` captures the same record at serving speed,
-    from teachers on several devices or in quantised arithmetic, too."""
-    engine_options: dict[str, Any] = {}
-    """Options of the engine, passed on as they are, such as `{ tensor_parallel_size = 8 }`: the
-    arguments of `vllm.LLM`."""
-
-    @property
-    def is_trained_here(self) -> bool:
-        """Whether this run trains the teacher, either from random weights or from `model`."""
-        return self.train is not None
-
-    @model_validator(mode="after")
-    def _one_engine(self) -> TeacherTable:
-        if self.engine == "transformers":
-            if self.engine_options:
-                raise ValueError(
-                    "has 'engine_options' without 'engine': set engine = \"vllm\", or remove them"
-                )
-            return self
-        if self.generate is not None and 0.0 < self.generate.temperature < 0.01:
-            raise ValueError(
-                f"has generate.temperature = {self.generate.temperature:g}, which vLLM raises to "
-                "0.01: set it to 0 or to at least 0.01"
-            )
-        for key in ("attention", "compile", "device_map", "tensor_parallel"):
-            if getattr(self, key):
-                raise ValueError(
-                    f"has both 'engine' and {key!r}, which is a setting of transformers: remove "
-                    "it, and give the engine's own in 'engine_options'"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _one_place(self) -> TeacherTable:
-        if self.tensor_parallel and self.device_map is not None:
-            raise ValueError(
-                "has both 'tensor_parallel' and 'device_map'; keep the one that fits: "
-                "several processes in step, or one process with several devices"
-            )
-        if self.tensor_parallel and self.generate is not None:
-            raise ValueError(
-                "has both 'tensor_parallel' and 'generate'; distribute a teacher that answers "
-                "prompts with 'device_map'"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_or_the_other(self) -> TeacherTable:
-        made_here = (self.architecture, self.tokenizer)
-        if self.model is not None and any(part is not None for part in made_here):
-            raise ValueError(
-                "has both 'model' and a table for making one; keep either 'model' (and 'train', to "
-                "correct it) or 'architecture', 'tokenizer' and 'train'"
-            )
-        if self.model is None and self.trust_remote_code:
-            raise ValueError(
-                "has 'trust_remote_code' without 'model': a new model comes without code; remove "
-                "'trust_remote_code'"
-            )
-        if self.model is None and self.lora is not None:
-            raise ValueError(
-                "has 'lora' without 'model': the weights of a new model are random, so freezing "
-                "them is useless; remove 'lora'"
-            )
-        if self.model is None and any(part is None for part in (*made_here, self.train)):
-            raise ValueError(
-                "needs either 'model' or all of 'architecture', 'tokenizer' and 'train'"
-            )
-        if self.lora is not None and self.train is None:
-            raise ValueError(
-                "has 'lora' without 'train': set the length of the training, such as train = "
-                "{ steps = 100 }, or remove 'lora'"
-            )
-        return self
-
-
-class LogitsTable(_Table):
+class LogitsTable(Table):
     """The store of the teacher's logits: what is stored for each position, where and how."""
 
     store: NamedFormat = "arrow"
@@ -223,13 +113,14 @@ class LogitsTable(_Table):
         return str(self.codec["name"]) if isinstance(self.codec, dict) else self.codec
 
 
-class EvaluationTable(_Table):
+class EvaluationTable(Table):
     """The held-out store. It holds more of each distribution, so that figures are precise."""
 
     head: Size = 128
     """How many of the most probable tokens are stored exactly; at most the vocabulary size."""
-    tail: Size = 32
-    """How many tokens are sampled from the rest of the distribution."""
+    tail: Annotated[int, Field(ge=0)] = 32
+    """How many tokens are sampled from the rest of the distribution; 0 for a teacher on a server,
+    whose KL and acceptance are then lower bounds."""
     sequences: Size | None = None
     """Evaluate on this many held-out sequences, a seeded sample; all if unset."""
     path: Annotated[str, Field(min_length=1)] | None = None
@@ -237,7 +128,7 @@ class EvaluationTable(_Table):
     the folder `heldout` of the run."""
 
 
-class ShareTable(_Table):
+class ShareTable(Table):
     """One teacher of a student, and its weight in the objective."""
 
     logits: Annotated[str, Field(min_length=1)] | None = None
@@ -247,7 +138,7 @@ class ShareTable(_Table):
     """Weight of this teacher; its share of the objective is this weight over the sum of weights."""
 
 
-class StudentTable(_Table):
+class StudentTable(Table):
     """One student: its initial weights, its objective and its training."""
 
     like: str | None = None
@@ -338,7 +229,7 @@ class StudentTable(_Table):
         return self
 
 
-class Recipe(_Table):
+class Recipe(Table):
     """The whole recipe: everything that defines a run."""
 
     name: Name
@@ -361,6 +252,28 @@ class Recipe(_Table):
         if TEACHER in self.students:
             raise ValueError(
                 f"students: '{TEACHER}' is reserved for the teacher; choose another name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_samples_from_a_server(self) -> Recipe:
+        if self.teacher.engine != "server":
+            if not self.evaluation.tail:
+                raise ValueError(
+                    "evaluation.tail: samples make KL and acceptance exact; set it to at least 1"
+                )
+            return self
+        for name, table in (("logits", self.logits), ("evaluation", self.evaluation)):
+            if table.tail or not table.head:
+                raise ValueError(
+                    f"{name}: a server lists the most probable tokens and gives no samples: set "
+                    f"{name}.head to at most its --max-logprobs (20 unless it was started with "
+                    f"more), and {name}.tail = 0"
+                )
+        if self.logits.temperatures:
+            raise ValueError(
+                "logits.temperatures: a server gives probabilities at temperature 1 only; remove "
+                "them"
             )
         return self
 

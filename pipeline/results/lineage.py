@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from ...data.store.manifest import Manifest
     from ..recipe.run_folder import Run
-    from ..recipe.tables import Recipe, TeacherTable
+    from ..recipe.tables import Recipe
+    from ..recipe.teacher_table import TeacherTable
     from .figures import ModelFigures
 
 _TRAINING = ("objective", "teachers", "train", "like")

@@ -12,6 +12,9 @@ from ...data.places.local import LocalPlace
 from ...data.places.place import place_at
 from ...data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ...data.store.layout import MANIFEST
+from ...data.store.manifest import read_manifest
+from ...data.store.reader import finished_shards
+from ...stages.config import ServerOptions
 from ..planning.sizes import captures, expect_room, expect_writable, store_sizes
 from ..recipe.work import READ_TEACHER
 from .teacher import prepared, prepared_apart, report_left_out, tokenizer_of, train_missing_teacher
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from ...data.schema import Capture
     from ...data.store.manifest import TeacherIdentity
     from ...stages.capture.plan import CapturePlan
-    from ...stages.capture.teacher import Teacher
+    from ...stages.capture.teacher import AnyTeacher
     from ...stages.interruption import Interruption
     from ...stages.models.isolation import Isolation
     from ..recipe.work import Work
@@ -123,7 +126,7 @@ def capture_base(work: Work, *, other_engine: bool = False) -> CaptureBase:
     )
 
 
-def teacher_and_plans(work: Work, base: CaptureBase) -> tuple[Teacher, list[CapturePlan]]:
+def teacher_and_plans(work: Work, base: CaptureBase) -> tuple[AnyTeacher, list[CapturePlan]]:
     """Load the teacher, and return it with the plans of both splits, `train` first."""
     name = f"teacher {base.checked.identity.name}"
     together = base.record.together
@@ -175,15 +178,18 @@ def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
 
     recipe, table = work.recipe, work.recipe.teacher
     name, where, own_code = work.teacher_model, "teacher.model", table.trust_remote_code
-    found = expect_loadable(name, where, table.revision, own_code=own_code)
-    if found.other_parts:
-        note = f"{name}: {found.other_parts:,} tensors outside its text model are not used"
-        work.note("teacher-logits", note)
-    work.doing("teacher-logits", READ_TEACHER)
-    identity = teacher_identity(
-        name, where, dtype=table.dtype, revision=table.revision, own_code=own_code
-    )
-    if table.engine != "transformers":
+    if table.url is not None:
+        identity = _served_identity(work, table.url)
+    else:
+        found = expect_loadable(name, where, table.revision, own_code=own_code)
+        if found.other_parts:
+            note = f"{name}: {found.other_parts:,} tensors outside its text model are not used"
+            work.note("teacher-logits", note)
+        work.doing("teacher-logits", READ_TEACHER)
+        identity = teacher_identity(
+            name, where, dtype=table.dtype, revision=table.revision, own_code=own_code
+        )
+    if table.engine == "vllm":
         from ...stages.models.engines import ENGINES, engine_identity
 
         # complete stores need no engine; whether they are is known after the corpus
@@ -201,6 +207,35 @@ def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
     for capture in wanted.values():
         expect_capturable(capture, size, recipe.corpus.sequence_length, context)
     return CheckedTeacher(identity=identity, context=context, captures=wanted)
+
+
+def _served_identity(work: Work, url: str) -> TeacherIdentity:
+    """The identity of a served teacher; complete stores know it, and then no server is asked."""
+    from ...stages.capture.served import served_identity, what_is_served
+    from ...stages.models.engines.server import NAME, Served
+
+    engines = []
+    for store in map(place_at, (work.run.logits, work.run.heldout)):
+        if store.exists(MANIFEST):
+            manifest = read_manifest(store)
+            if len(finished_shards(store, manifest)) == manifest.shards:
+                engines.append(manifest.teacher.engine)
+    if len(engines) == len(SPLITS) and (engine := engines[0]) and engine.name == NAME:
+        served = Served(name=str(engine.options["model"]), version=engine.version)
+    else:
+        work.doing("teacher-logits", "ask the server")
+        options = ServerOptions(**work.recipe.teacher.engine_options)
+        served = what_is_served(url, options, "teacher-logits", work.report)
+    return served_identity(work.teacher_model, _described(work), served)
+
+
+def _described(work: Work) -> Any:
+    from ...stages.models.loading import described_model
+
+    table = work.recipe.teacher
+    return described_model(
+        work.teacher_model, "teacher.model", table.revision, own_code=table.trust_remote_code
+    )
 
 
 def capture_plans(
@@ -245,12 +280,27 @@ def capture_plans(
     return plans
 
 
-def loaded_teacher(work: Work, tokenizer: Any, name: str, stage: str, *, together: bool) -> Teacher:
-    """Load the recipe's teacher; `name` is for messages, `stage` for reports."""
+def loaded_teacher(
+    work: Work, tokenizer: Any, name: str, stage: str, *, together: bool
+) -> AnyTeacher:
+    """Load the recipe's teacher, or connect to it; `name` is for messages, `stage` for reports."""
+    from ...stages.capture.served import connect
     from ...stages.capture.teacher import Loading, load_teacher
     from ...stages.models.vocabulary import vocabulary_size
 
     table = work.recipe.teacher
+    if table.url is not None:
+        served = connect(
+            _described(work),
+            tokenizer,
+            url=table.url,
+            options=ServerOptions(**table.engine_options),
+            vocabulary=vocabulary_size(tokenizer),
+            sequence_length=work.recipe.corpus.sequence_length,
+            stage=stage,
+            report=work.report,
+        )
+        return dataclasses.replace(served, name=name)
     work.doing(stage, "load the teacher")
     loading = Loading(
         dtype=table.dtype,

@@ -51,9 +51,16 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         raise ColdstillError(
             f"{work.run.root}: no student is trained yet; run coldstill train-student"
         )
-    if (imported := store.manifest.imported) is not None:
-        for sentence in caveats(imported, store.manifest.capture):
-            work.note("evaluate", sentence)
+    manifest = store.manifest
+    if manifest.imported is not None:
+        for sentence in caveats(manifest.imported, manifest.capture):
+            work.note("evaluate", f"{store.place}: {sentence}")
+    elif manifest.capture.tail == 0 and manifest.capture.head < manifest.tokenizer.size:
+        note = (
+            f"{store.place} has no samples beside its head of {manifest.capture.head}: KL and "
+            "acceptance are lower bounds, all other figures are exact"
+        )
+        work.note("evaluate", note)
     # figures of another held-out store are measured again
     heldout = heldout_identity(store.manifest)
     if _measured(work.run.teacher_evaluation, heldout, *_NEWER) is None:
@@ -133,8 +140,7 @@ def _cached_bytes(work: Work, name: str) -> float | None:
                 digest = trained["others"][named] if named else trained["store"]
                 if json_sha256(store.manifest.to_json()) != digest:
                     raise ColdstillError(f"{store.place}: is another store now")
-                stored = sum(commit.bytes for commit in store.commits())
-                total += stored / max(1, store.positions)
+                total += store.totals.bytes / max(1, store.positions)
     except (ColdstillError, OSError) as error:
         reason = str(error)
     except (LookupError, TypeError, ValueError):

@@ -47,6 +47,7 @@ def run_pilot(work: Work, count: int) -> PilotRecord:
             loaded or is split across processes
     """
     from ...stages.capture.plan import expect_capturable
+    from ...stages.capture.teacher import Teacher
     from ...stages.models.isolation import packs
     from ...stages.models.loading import context_length, expect_loadable, load_config
     from ...stages.models.vocabulary import vocabulary_size
@@ -57,6 +58,11 @@ def run_pilot(work: Work, count: int) -> PilotRecord:
         raise ColdstillError(
             "teacher.tensor_parallel: a pilot is one process; run it with "
             "--set teacher.tensor_parallel=false --set teacher.device_map=auto"
+        )
+    if table.url is not None:
+        raise ColdstillError(
+            "teacher.url: a pilot compares records with whole distributions, which a server does "
+            "not send; plan without --pilot"
         )
     if table.is_trained_here and not run.teacher_model.exists():
         raise ColdstillError(
@@ -76,6 +82,7 @@ def run_pilot(work: Work, count: int) -> PilotRecord:
     teacher = loaded_teacher(
         work, tokenizer, f"teacher {name}", stage.STAGE, together=record.together
     )
+    assert isinstance(teacher, Teacher)
     if record.together and not packs(teacher.isolation):
         record = _prepared(work, tokenizer, count, together=False)
     with (
@@ -135,9 +142,10 @@ def _plans(
     )
     train = capture_plans(work, tokenizer, record, checked)[0]
     random = np.random.Generator(np.random.PCG64([recipe.seed, 2]))
+    chosen = random.choice(len(train.rows), count, replace=False)
     own = dataclasses.replace(
         train,
-        rows=np.sort(random.choice(train.rows, count, replace=False)),
+        rows=np.array([train.rows[i] for i in np.sort(chosen).tolist()], dtype=np.int64),
         shard_tokens=min(logits.shard_tokens, _SHARD_BLOCKS * BLOCK_TOKENS),
     )
     other = "compact" if logits.codec_name == "plain" else "plain"

@@ -7,7 +7,7 @@ copied to the host while the next batch is computed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,53 +20,16 @@ from ..models.isolation import flat_positions, model_inputs
 from ..report import Report, Reporter, silent
 from ..targets.tensors import TargetTensors
 from .selection import select
+from .served import ServedForward, ServedTeacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
-
     from ...data.schema import Capture, Sequences, Targets
     from ..models.output_head import OutputHead
-    from .teacher import Teacher
+    from .teacher import AnyTeacher, Teacher
 
 _Result = TypeVar("_Result")
-_STEPS = 8
-"""Lengths within a factor of 2^(1/8) share a batch: at most a twelfth of a batch is padding."""
-
-
-def batches_of(lengths_N: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """[B] row numbers of the sequences of each batch, increasing; every row comes once.
-
-    A batch costs its rows times its longest sequence, padding included, and at most `budget`
-    tokens, unless a single sequence is longer. Sequences of similar length keep their order, so
-    packed sequences (nearly all full) keep theirs. The result depends on the arguments only: a
-    shard that is captured again has the same batches.
-    """
-    lengths_N = np.maximum(lengths_N, 1)
-    longest = lengths_N.max(initial=1)
-    kinds_N = np.floor(_STEPS * np.log2(longest / lengths_N)).astype(np.int64)
-    for kind in np.unique(kinds_N):
-        similar = np.flatnonzero(kinds_N == kind)
-        rows = max(1, budget // int(lengths_N[similar].max()))
-        for start in range(0, len(similar), rows):
-            yield similar[start : start + rows]
-
-
-def consecutive_batches(lengths_N: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """[B] row numbers of the prompts of each batch, in their order; every row comes once.
-
-    The limit is that of `batches_of`. Lengths are mixed, since a generated token of a few prompts
-    takes about as long as one of many.
-    """
-    start, longest = 0, 1
-    for row, length in enumerate(lengths_N.tolist()):
-        longest = max(longest, length)
-        if row > start and longest * (row + 1 - start) > budget:
-            yield np.arange(start, row)
-            start, longest = row, length
-    if len(lengths_N):
-        yield np.arange(start, len(lengths_N))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,6 +167,48 @@ class Pending:
         return targets
 
 
+class Begun(Protocol):
+    """A batch whose work has begun."""
+
+    @property
+    def sequences(self) -> Sequences: ...
+
+
+class Waiting(Protocol):
+    """Targets that are still being computed."""
+
+    @property
+    def sequences(self) -> Sequences: ...
+
+    def targets(self) -> Targets:
+        """Wait for them. Raises ColdstillError if they cannot be had."""
+
+
+class Forward(Protocol):
+    """What captures batches of sequences."""
+
+    budget: int
+    """Most tokens of a batch."""
+
+    @property
+    def pin(self) -> bool:
+        """Whether the work is an accelerator's, so that this machine's cores are free."""
+
+    def prepare(self, sequences: Sequences) -> Begun:
+        """Begin a batch; any thread may call this."""
+
+    def capture(self, batch: Any) -> Iterator[Waiting]:
+        """Targets of a batch that `prepare` gave, in one part or in several."""
+
+    def answered(
+        self, prompts: Sequences, longest: int, ask: Callable[[Sequences], Sequences]
+    ) -> Iterator[Sequences]:
+        """Results of `ask` for all prompts, in one part or in several.
+
+        longest  most tokens of a prompt with its answer
+        """
+
+
 class TeacherForward:
     """Captures batches; continues with smaller batches when memory runs out."""
 
@@ -329,12 +334,25 @@ class TeacherForward:
         return Pending(batch.sequences, teacher.name, self._split, [on_host], copied)
 
 
+def forward_of(
+    teacher: AnyTeacher,
+    capture: Capture,
+    budget: int,
+    report: Reporter = silent,
+    split: str = "",
+) -> Forward:
+    """What captures batches of at most `budget` tokens; `split` is for messages."""
+    if isinstance(teacher, ServedTeacher):
+        return ServedForward(teacher.server, capture, budget, teacher.vocabulary)
+    return TeacherForward(teacher, capture, budget, report, split)
+
+
 def capture_batch(
-    teacher: Teacher, sequences: Sequences, capture: Capture, split: str = ""
+    teacher: AnyTeacher, sequences: Sequences, capture: Capture, split: str = ""
 ) -> Targets:
     """[M] targets of some sequences in one batch, without work in the background."""
     tokens = len(sequences) * int(sequences.tokens.lengths.max())
-    forward = TeacherForward(teacher, capture, tokens, split=split)
+    forward = forward_of(teacher, capture, tokens, split=split)
     parts = [part.targets() for part in forward.capture(forward.prepare(sequences))]
     return parts[0] if len(parts) == 1 else type(parts[0]).concatenate(parts)
 

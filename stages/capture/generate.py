@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from ...data.schema import Sequences
     from ..config import GenerateConfig
-    from ..models.engines.engine import Engine
+    from ..models.engines.engine import Answers
     from ..models.output_head import OutputHead
 
 Answering = Literal["padded", "equal", "alone"]
@@ -251,7 +251,7 @@ def answer(
 
 
 def answer_by_engine(
-    engine: Engine,
+    engine: Answers,
     prompts: Sequences,
     config: GenerateConfig,
     *,

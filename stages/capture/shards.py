@@ -22,7 +22,7 @@ import numpy as np
 from ...data.schema import Block, Sequences
 from ..ranks import rank, world_size
 from ..report import Report
-from .forward import batches_of, consecutive_batches
+from .batches import batches_of, consecutive_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from ...data.schema import Capture
     from ...data.store.writer import EncodedBlock, ShardWriter
     from ..report import Reporter
-    from .forward import Pending, Prepared, TeacherForward
+    from .forward import Begun, Forward, Waiting
     from .plan import CapturePlan
-    from .teacher import Teacher
+    from .teacher import AnyTeacher
 
 _Item = TypeVar("_Item")
 ShardSource = Iterator[tuple[int, contextlib.ExitStack]]
@@ -135,7 +135,7 @@ class ShardCapture:
         self._left = len(self._sizes)
         self._lock = threading.Lock()
 
-    def take(self, pending: Pending, capture: Capture) -> None:
+    def take(self, pending: Waiting, capture: Capture) -> None:
         """Add the targets of a batch. Encode blocks and commit the shard as they are completed.
 
         Several threads may call this at the same time.
@@ -177,7 +177,7 @@ class ShardQueue:
         self,
         plan: CapturePlan,
         writer: ShardWriter,
-        forward: TeacherForward,
+        forward: Forward,
         tally: Tally,
         *,
         padded: bool,
@@ -194,7 +194,7 @@ class ShardQueue:
         self._open = contextlib.ExitStack()
         self._elsewhere: set[int] = set()
 
-    def batches(self) -> Iterator[tuple[ShardCapture, Sequences | Prepared]]:
+    def batches(self) -> Iterator[tuple[ShardCapture, Sequences | Begun]]:
         """Batches of one shard after the other: prepared sequences, or prompts without answers."""
         generate = self._plan.generate
         for shard, held in self._source or self._claims():
@@ -212,7 +212,11 @@ class ShardQueue:
         taken: set[int] = set()
         while True:
             before = len(taken)
-            for shard in _order(set(self._writer.missing()) - taken):
+            missing, is_old = set(self._writer.missing()), False
+            for shard in _order(missing - taken):
+                if shard not in missing:
+                    self._count(shard, mine=False)
+                    continue
                 held = contextlib.ExitStack()
                 mine = held.enter_context(self._writer.claim(shard))
                 self._count(shard, mine=mine)
@@ -220,8 +224,12 @@ class ShardQueue:
                     taken.add(shard)
                     self._open.callback(held.close)  # closing twice is harmless
                     yield shard, held
-                else:  # another process has claimed or finished it
-                    held.close()
+                    is_old = True
+                    continue
+                # another process has claimed or finished it
+                held.close()
+                if is_old:  # one listing instead of a claim for each shard that others finished
+                    missing, is_old = set(self._writer.missing()), False
             # another process may have released a shard since
             if len(taken) == before:
                 return
@@ -235,7 +243,7 @@ class ShardQueue:
             self._tally.total += tokens
             self._elsewhere.remove(shard)
 
-    def _rows(self, shard: int) -> NDArray[np.int64]:
+    def _rows(self, shard: int) -> NDArray[np.int64] | range:
         rows = self._writer.manifest.shard_rows(shard)
         return self._plan.rows[rows.start : rows.stop]
 
@@ -248,9 +256,9 @@ def _order(missing: set[int]) -> list[int]:
 
 def capture_shards(
     plan: CapturePlan,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     writer: ShardWriter,
-    forward: TeacherForward,
+    forward: Forward,
     report: Reporter,
     stop: Callable[[], bool],
     source: ShardSource | None = None,
@@ -287,11 +295,11 @@ def capture_shards(
 
 def _prepared(
     plan: CapturePlan,
-    teacher: Teacher,
-    forward: TeacherForward,
-    batch: Sequences | Prepared,
+    teacher: AnyTeacher,
+    forward: Forward,
+    batch: Sequences | Begun,
     stop: Callable[[], bool],
-) -> Iterator[Prepared]:
+) -> Iterator[Begun]:
     """The batch, prepared. The teacher answers prompts first, which takes minutes on a CPU:
     answers that are not complete when `stop` returns True are dropped."""
     if not isinstance(batch, Sequences):
@@ -305,7 +313,7 @@ def _prepared(
         yield forward.prepare(sequences)
 
 
-def _workers(forward: TeacherForward) -> int:
+def _workers(forward: Forward) -> int:
     """Encoding threads: one on a CPU, which the model needs; several beside an accelerator."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(_MOST_WORKERS, max(1, (cores or 1) // 2)) if forward.pin else 1

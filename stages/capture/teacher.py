@@ -23,6 +23,7 @@ from ..models.vocabulary import expect_rows
 from ..ranks import rank, world_size
 from ..report import Reporter, silent
 from .generate import answer, answer_by_engine, choose_answering, end_tokens
+from .served import ServedTeacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,6 +60,16 @@ class Teacher:
     def is_whole(self) -> bool:
         """Whether this process can run the whole model by itself, which its cost is measured on."""
         return not self.lockstep and self.engine is None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the output head is."""
+        return self.head.device
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of the program that runs the layers."""
+        return self.engine.version if self.engine else f"torch {torch.__version__}"
 
     def close(self) -> None:
         """End the engine, if there is one."""
@@ -119,6 +130,9 @@ class Teacher:
             inputs = inputs_of(received[0])
             with torch.no_grad():
                 self.head.hidden({n: t.to(self.head.input_device) for n, t in inputs.items()})
+
+
+AnyTeacher = Teacher | ServedTeacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
@@ -263,6 +264,16 @@ def expect_loadable(
     return found
 
 
+def described_model(name: str, where: str, revision: str = "main", *, own_code: bool) -> Any:
+    """A model without weights, as its configuration and generation settings describe it."""
+    config = load_config(name, where, revision, own_code=own_code)
+    with _reading(f"cannot build {_searched(name)}", name, where), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=own_code)
+    with contextlib.suppress(OSError):  # a folder without such settings
+        model.generation_config = GenerationConfig.from_pretrained(name, revision=revision)
+    return model
+
+
 def _found(model: Any, info: Mapping[str, Any], config: Any) -> Found:
     return found_in(model, info, of_text_alone=type(model.config) is not type(config))
 
@@ -322,6 +333,11 @@ _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dt
 """Settings that do not change a model's output, or that are recorded separately."""
 
 
+def settings_of_model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a configuration that change a model's output."""
+    return {key: value for key, value in settings.items() if key not in _NOT_OF_THE_MODEL}
+
+
 def teacher_identity(
     name: str, where: str, *, dtype: str, revision: str, own_code: bool = False
 ) -> TeacherIdentity:
@@ -347,12 +363,11 @@ def teacher_identity(
     code = []
     if raw.get("auto_map") and (own_code or not readable):
         code = sorted(files[0].parent.glob("*.py"))
-    settings = {key: value for key, value in settings.items() if key not in _NOT_OF_THE_MODEL}
     own = raw.get("dtype") or raw.get("torch_dtype") if config is None else config.dtype
     kept = str(own or torch.float32) if dtype == "auto" else str(DTYPES[dtype])
     return TeacherIdentity(
         name=Path(name).name if Path(name).is_dir() else name,
-        fingerprint=json_sha256([files_sha256([*files, *code]), settings]),
+        fingerprint=json_sha256([files_sha256([*files, *code]), settings_of_model(settings)]),
         family=family if config is None else config.model_type,
         dtype=kept.removeprefix("torch."),
         parameters=count_parameters(files, where),

@@ -19,7 +19,8 @@ import torch
 from ...data.schema import Block, Capture
 from ...data.store.layout import shard_name
 from ...data.store.writer import ShardWriter, fitted
-from ..capture.forward import ChunkedForward, Pending, batches_of, prepare
+from ..capture.batches import batches_of
+from ..capture.forward import ChunkedForward, Pending, prepare
 from ..capture.plan import make_manifest
 from ..capture.selection import select
 from ..models.device import describe_machine

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import socket
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +16,12 @@ import pytest
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
+from coldstill.stages.capture.served import ServedTeacher, connect
 from coldstill.stages.capture.teacher import Loading, Teacher
 from coldstill.stages.capture.teacher import load_teacher as load
-from coldstill.stages.config import GenerateConfig
+from coldstill.stages.config import GenerateConfig, ServerOptions
 from coldstill.stages.models.engines import engine_identity
+from coldstill.stages.models.loading import described_model, load_tokenizer
 from coldstill.stages.teacher_logits import capture_split
 from conftest import VOCABULARY, make_model
 from small_runs import LENGTH, SmallCorpus, capture_store, plan_capture
@@ -36,6 +42,7 @@ pytestmark = [
 ]
 
 CAPTURE = Capture(head=8, tail=8, temperatures=(2.0,))
+SERVED = Capture(head=8, tail=0)
 OPTIONS = {"enforce_eager": True}
 
 
@@ -167,3 +174,80 @@ def test_a_model_that_vllm_cannot_run_is_one_line(tokenizer: Any, tmp_path: Path
     assert "\n" not in str(caught.value)
     assert "head_dim" in str(caught.value)
     assert os.path.exists(str(caught.value).rpartition("its log is ")[2])
+
+
+@contextlib.contextmanager
+def _serving(folder: Path, log: Path) -> Iterator[str]:
+    """The address of a server of vLLM on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder),
+        "--served-model-name", "teacher", "--host", "127.0.0.1", "--port", str(port),
+        "--dtype", "float32", "--enforce-eager", "--max-model-len", str(2 * LENGTH),
+    ]  # fmt: skip
+    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+        try:
+            for _ in range(600):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                assert process.poll() is None, log.read_text()[-2000:]
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _served(folder: Path, address: str) -> ServedTeacher:
+    return connect(
+        described_model(str(folder), "teacher.model", own_code=False),
+        load_tokenizer(str(folder), "teacher.model"),
+        url=address,
+        options=ServerOptions(requests=4),
+        vocabulary=VOCABULARY,
+        sequence_length=LENGTH,
+        stage="test",
+    )
+
+
+def test_a_server_that_counts_padding_rows_is_refused(
+    corpus: SmallCorpus, folder: Path, tmp_path: Path
+) -> None:
+    with (
+        _serving(folder, tmp_path / "log") as url,
+        contextlib.closing(_served(folder, url)) as teacher,
+        pytest.raises(ColdstillError, match=r"the tokenizer of teacher\.model has"),
+    ):
+        capture_split(plan_capture(corpus, folder, tmp_path / "store", SERVED), teacher)
+
+
+def test_a_server_lists_and_answers(corpus: SmallCorpus, tokenizer: Any, tmp_path: Path) -> None:
+    model = make_model("llama", VOCABULARY, 1, head_dim=32)
+    model.get_output_embeddings().weight.data *= 6.0
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    own = capture_store(corpus, folder, tmp_path / "own", SERVED)
+    with (
+        _serving(folder, tmp_path / "log") as url,
+        contextlib.closing(_served(folder, url)) as teacher,
+    ):
+        capture_split(plan_capture(corpus, folder, tmp_path / "served", SERVED), teacher)
+        generate = GenerateConfig(max_new_tokens=6)
+        plan = plan_capture(corpus, folder, tmp_path / "answers", SERVED, generate=generate)
+        read = plan.sequences.read
+        rows = [row for row in plan.rows if len(read(np.array([row])).document_starts[0]) == 1]
+        rows = [row for row in rows if read(np.array([row])).tokens.lengths[0] < LENGTH - 6]
+        capture_split(dataclasses.replace(plan, rows=np.array(rows[:4])), teacher)
+    ours, theirs = (
+        each.read(np.arange(len(each))).targets for each in (own, open_store(tmp_path / "served"))
+    )
+    same = ours.head_ids == theirs.head_ids
+    assert same.mean() > 0.99
+    for name in ("head_logprobs", "label_logprob"):
+        assert np.abs(getattr(ours, name) - getattr(theirs, name)).max() < 1e-3
+    assert np.abs(np.exp(ours.log_tail) - np.exp(theirs.log_tail)).max() < 1e-4
+    answers = open_store(tmp_path / "answers").read(np.arange(len(rows[:4]))).sequences
+    assert ((answers.positions.lengths >= 1) & (answers.positions.lengths <= 6)).all()

@@ -23,15 +23,8 @@ if TYPE_CHECKING:
     from ...config import GenerateConfig
 
 
-class Engine(Protocol):
-    """A running engine with a loaded teacher. Any thread may call its methods."""
-
-    version: str
-    """Name and version of the program, for reports."""
-
-    def submit(self, documents: Sequence[list[int]]) -> Future[list[torch.Tensor]]:
-        """Queue documents; the result is `[T, D]` for each: the state after the final norm of every
-        token. It raises ColdstillError if the engine fails."""
+class Answers(Protocol):
+    """A program that answers prompts. Any thread may call its methods."""
 
     def answers(
         self, prompts: Sequence[list[int]], room: Sequence[int], asked: Asked
@@ -44,6 +37,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End the engine, and free its memory."""
+
+
+class Engine(Answers, Protocol):
+    """A running engine with a loaded teacher."""
+
+    version: str
+    """Name and version of the program, for reports."""
+
+    def submit(self, documents: Sequence[list[int]]) -> Future[list[torch.Tensor]]:
+        """Queue documents; the result is `[T, D]` for each: the state after the final norm of every
+        token. It raises ColdstillError if the engine fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +65,26 @@ class Asked:
 
 def states_of(engine: Engine, sequences: Sequences) -> Callable[[], torch.Tensor]:
     """Queue the documents of some sequences. The result waits for the engine and gives the states
-    `[M, D]` at the supervised positions, in order.
+    `[M, D]` at the supervised positions, in order."""
+    documents, places = wanted_documents(sequences)
+    waiting = engine.submit(documents)
 
-    Only what the supervised positions need is computed: documents without one are left out, and the
-    others end at their last one.
+    def wait() -> torch.Tensor:
+        states = waiting.result()
+        if not states:
+            return torch.zeros(0, 0)
+        return torch.cat([state[place] for state, place in zip(states, places, strict=True)])
+
+    return wait
+
+
+def wanted_documents(
+    sequences: Sequences, beyond: int = 0
+) -> tuple[list[list[int]], list[NDArray[np.int64]]]:
+    """The documents of some sequences, and in each the supervised positions, `[M]`.
+
+    Documents without such a position are left out. The others end `beyond` tokens after their last
+    one.
     """
     documents: list[list[int]] = []
     places: list[NDArray[np.int64]] = []
@@ -75,14 +95,6 @@ def states_of(engine: Engine, sequences: Sequences) -> Callable[[], torch.Tensor
         for number in np.unique(numbers).tolist():
             start = int(starts_D[number])
             own = positions[numbers == number] - start
-            documents.append(tokens_T[start : start + int(own[-1]) + 1].tolist())
+            documents.append(tokens_T[start : start + int(own[-1]) + 1 + beyond].tolist())
             places.append(own)
-    waiting = engine.submit(documents)
-
-    def wait() -> torch.Tensor:
-        states = waiting.result()
-        if not states:
-            return torch.zeros(0, 0)
-        return torch.cat([state[place] for state, place in zip(states, places, strict=True)])
-
-    return wait
+    return documents, places
