@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .rows import Format, SourceRows
 
 _DISTANCES = {"the token before": -1, **READINGS, "two tokens on": 2}
-_FIT, _MARGIN, _FEW = 0.15, 2.0, 48
+_FIT, _MARGIN, _FEW = 0.08, 2.0, 48
 """The smallest mean of 1 / rank of the label that fits, how far the best reading must be ahead of
 the others, and the fewest rows that decide. (Measured on caches of twelve kinds: 0.60 to 0.74 under
 the right reading, 0.02 to 0.13 under the others.)"""
@@ -151,7 +151,7 @@ def expect_same_fit(rows: SourceRows, reading: str, usual: float) -> None:
             f"{rows.where(0)}: from here the alignment is another one than in the first records "
             f"({reading}): {fit.text()}; import such files one by one"
         )
-    if fit.rows >= 4 * _FEW and fit.scores[reading] < usual / 4:
+    if fit.rows >= 4 * _FEW and fit.scores[reading] < usual / 8:
         raise ColdstillError(
             f"{rows.where(0)}: from here the rows no longer fit the tokens: {fit.text()}; in the "
             f"first records the mean 1/rank was {usual:.2f}"

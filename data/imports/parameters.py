@@ -16,23 +16,31 @@ if TYPE_CHECKING:
 def parameters(
     context: Context, name: str, section: str, needed: tuple[str, ...]
 ) -> Mapping[str, Any]:
-    """The table of a codec: the whole configuration, or its part `section`. Raises ColdstillError
-    if it lacks one of the `needed` keys."""
+    """The table of a codec: the whole configuration, or its part `section` at any depth. Raises
+    ColdstillError if it lacks one of the `needed` keys."""
     table = context.config
     if not table:
         raise ColdstillError(
             f"--format {name}: the bytes mean nothing without the parameters of the codec; name "
             "their file with --config"
         )
-    for key in (section, "legacy_logit_compression"):
-        if isinstance(table.get(key), dict):
-            table = table[key]
-            break
+    table = _inside(table, (section, "legacy_logit_compression")) or table
     if missing := [key for key in needed if key not in table]:
         raise ColdstillError(
             f"--config: has no {missing[0]}; it has {', '.join(map(str, table)) or 'nothing'}"
         )
     return table
+
+
+def _inside(table: Mapping[str, Any], sections: tuple[str, ...]) -> Mapping[str, Any] | None:
+    """The first part of a configuration with one of these names, at any depth."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            if key in sections:
+                return value
+            if (found := _inside(value, sections)) is not None:
+                return found
+    return None
 
 
 def whole_number(table: Mapping[str, Any], key: str, least: int, most: int) -> int:

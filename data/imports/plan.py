@@ -257,10 +257,12 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
 def _sample(kind: Format, files: Sequence[SourceFile]) -> Iterator[SourceRows]:
     rows = records = 0
     for part in kind.records(files, 0):
-        yield part
-        rows += len(part.ids)
-        records += len(part)
         enough = _SAMPLE_ROWS if part.full is None else _SAMPLE_DISTRIBUTIONS
+        wanted = int(np.searchsorted(part.places.offsets, enough - rows))
+        taken = part.part(0, min(max(1, wanted), len(part)))
+        yield taken
+        rows += len(taken.ids)
+        records += len(taken)
         if rows >= enough or records >= _SAMPLE_RECORDS:
             return
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-V, RECORDS, LENGTH = 151_936, 16, 4096
-REPEATS = 3
+V, RECORDS, LENGTH = 151_936, 64, 4096
+REPEATS = 2
 
 
 def rows(k: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -60,7 +60,7 @@ def raw(folder: Path) -> dict[str, Any]:
     tokens, ids, values = rows(50)
     columns = {"input_ids": pa.array(list(tokens)), "token_ids": nested(ids),
                "top_values": nested(values)}  # fmt: skip
-    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    pq.write_table(pa.table(columns), folder / "rows.parquet", row_group_size=8)
     return {}
 
 
@@ -70,7 +70,7 @@ def prepared(folder: Path) -> dict[str, Any]:
     values = np.log(p / p.sum(1, keepdims=True))
     columns = {"input_ids": pa.array(list(tokens)), "labels": pa.array(list(tokens)),
                "target_token_ids": nested(ids), "target_logprobs": nested(values)}  # fmt: skip
-    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    pq.write_table(pa.table(columns), folder / "rows.parquet", row_group_size=8)
     return {}
 
 
@@ -85,7 +85,7 @@ def distillkit(folder: Path) -> dict[str, Any]:
     packed = np.packbits(bits.reshape(len(ids), -1).astype(np.uint8), axis=1)
     columns = {"input_ids": pa.array(list(tokens)), "compressed_logprobs": nested(coded),
                "bytepacked_indices": nested(packed)}  # fmt: skip
-    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    pq.write_table(pa.table(columns), folder / "rows.parquet", row_group_size=8)
     return {"d": V, "k": 128, "exact_k": 32, "exact_dtype": "float32",
             "polynomial_terms": [0, 1, 2], "term_dtype": "float32", "residual_bins": [],
             "delta_encoding": True}  # fmt: skip

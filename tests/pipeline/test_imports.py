@@ -132,7 +132,7 @@ def test_the_parameters_beside_the_data_are_found(
     assert done.exit_code == 0, done.output
     assert "parameters are those of" in done.stderr
     file = tmp_path / "source/compression_config.json"
-    (tmp_path / "c.yaml").write_text(f"logprob_compressor: {file.read_text()}")
+    (tmp_path / "c.yaml").write_text(f"teacher: {{logprob_compressor: {file.read_text()}}}")
     file.unlink()
     source = tmp_path / "source"
     arguments = ["import", source, tmp_path / "b", "--tokenizer", tokenizer_folder]
@@ -145,6 +145,7 @@ def test_the_parameters_beside_the_data_are_found(
     assert "error: --config" in missing.stderr
 
 
+@pytest.mark.slow
 def test_processes_share_an_import(cache: Known, tokenizer_folder: Path, tmp_path: Path) -> None:
     """Two at the same time make the store that one makes."""
     many = Known(cache.tokens * 30, cache.logprobs * 30)
