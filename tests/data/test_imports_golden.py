@@ -215,15 +215,18 @@ def test_a_golden_kld_file_gives_whole_distributions(
     assert manifest.imported is not None
     assert manifest.imported.values == "full"
     np.testing.assert_array_equal(labels(block.sequences), truth["label"])
+    compared = 0
     for position in range(len(block.targets)):
         stored = dict(zip(block.targets.head_ids[position].tolist(),
                           block.targets.head_logprobs[position].tolist(), strict=True))  # fmt: skip
         both = [(stored[i], value) for i, value in zip(truth["ids"][position].tolist(),
                 truth["read_back"][position].tolist(), strict=True) if i in stored]  # fmt: skip
-        # tokens at the floor are equal, and come in any order
-        assert len(both) >= 16
         found, wanted = np.array(both).T
-        np.testing.assert_allclose(found, wanted, atol=2e-4)
+        above = wanted > wanted.max() - 15.999  # at the floor the file says "at most"
+        compared += int(above.sum())
+        np.testing.assert_allclose(found[above], wanted[above], atol=2e-4)
+        assert (found[~above] <= wanted[~above] + 1e-4).all()
+    assert compared > 25 * len(block.targets)
 
 
 @pytest.mark.parametrize(
