@@ -55,6 +55,9 @@ class Capture:
     guessed_labels: bool = False
     """Whether some labels were stored without their log-probability, and without an entry in the
     record that has it, so that `label_logprob` is a guess. Written only if true."""
+    mass: bool = True
+    """Whether the mass outside the head is known. It is not where another program renormalised the
+    head over its own tokens: then `head_logprobs` sum to 1, and `log_tail` says nothing."""
 
     @property
     def keeps_tail_logprobs(self) -> bool:

@@ -31,6 +31,9 @@ DATA_MAY_ASK = {
     ("tokenizers", "data.maintenance.verify"),
     ("tokenizers", "data.retokenized.spelling"),
     ("tokenizers", "data.store_writer"),
+    ("safetensors", "data.imports.hidden_states"),
+    ("tokenizers", "data.imports.vocabulary_fit"),
+    ("tokenizers", "data.tokenizer_files"),
     ("tokenizers", "data.token_bytes"),
 }
 """Optional libraries that one file each imports inside a function."""

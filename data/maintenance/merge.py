@@ -12,6 +12,7 @@ from ..codecs import CodecError
 from ..errors import ColdstillError
 from ..files import json_sha256
 from ..store.manifest import Manifest, difference, with_engine
+from ..store.provenance import joined
 from ..store.retokenized import Retokenized
 from . import Notify, no_progress
 from .rewrite import Settings, StoreRows, open_original, parts_of, reformatted, rewrite
@@ -36,6 +37,7 @@ def merge(
     sources = [open_original(path, to) for path in paths]
     first = sources[0].manifest
     for source in sources[1:]:
+        _expect_one_origin(source, sources[0])
         if differing := difference(first, _as_if(source.manifest, first)):
             raise ColdstillError(
                 f"{source.place}: cannot be merged with {sources[0].place}: {differing}"
@@ -59,6 +61,7 @@ def merge(
         error=_worst([source.manifest.error for source in sources]),
         parts=parts if len(parts) > 1 else (),
         retokenized=_measured(sources),
+        imported=joined([source.manifest.imported for source in sources]),
     )
     ends = np.cumsum([len(source) for source in sources])
 
@@ -72,6 +75,22 @@ def merge(
         return found
 
     return rewrite(to, reformatted(manifest, codec, store), sources, pieces, notify)
+
+
+def _expect_one_origin(source: StoreReader, first: StoreReader) -> None:
+    """Refuse stores of teachers with different names where their weights are not known, and an
+    imported store beside one that was captured."""
+    one, other = first.manifest, source.manifest
+    if not one.teacher.fingerprint and one.teacher.name != other.teacher.name:
+        raise ColdstillError(
+            f"{source.place}: of the teacher {other.teacher.name!r:.60}, and {first.place} of "
+            f"{one.teacher.name!r:.60}; only stores of one teacher can be merged"
+        )
+    if (one.imported is None) != (other.imported is None):
+        raise ColdstillError(
+            f"{source.place} and {first.place}: one was imported and the other captured here; "
+            "their records are not of one kind"
+        )
 
 
 def _as_if(other: Manifest, first: Manifest) -> Manifest:
@@ -93,6 +112,7 @@ def _as_if(other: Manifest, first: Manifest) -> Manifest:
         store=first.store,
         parts=first.parts,
         retokenized=_as_measured(other.retokenized, first.retokenized),
+        imported=first.imported,
     )
 
 

@@ -82,7 +82,13 @@ def retokenize(
             f"{path}: holds the tokens of a student, not of its teacher; give the store that it "
             "was made from"
         )
-    if old.capture.guessed_labels:
+    if not old.capture.mass:
+        raise ColdstillError(
+            f"{path}: was imported without the mass outside the head, without which its head "
+            "cannot be mapped to other tokens"
+        )
+    estimated = () if old.imported is None else old.imported.estimated
+    if old.capture.guessed_labels or "label" in estimated:
         raise ColdstillError(
             f"{path}: was written without the log-probabilities of its labels, so no chunk of text "
             "has one; write it again with label_logprob"

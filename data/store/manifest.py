@@ -18,6 +18,7 @@ from ..files import parse_json
 from ..formats import STORES, Store
 from ..schema import Capture
 from .layout import MANIFEST, MEASUREMENTS, expect_seal, sealed, unsealed, validated
+from .provenance import Imported
 from .retokenized import Retokenized
 
 if TYPE_CHECKING:
@@ -170,7 +171,9 @@ class Manifest:
     generated: Generation | None = None
     """How the teacher answered prompts; None if it did not. `packing` is that of the prompts."""
     retokenized: Retokenized | None = None
-    """How the store was written in a student's tokens; None if its tokens are the teacher's."""
+    """How the store was written in a student's tokens, if it was."""
+    imported: Imported | None = None
+    """Where the targets come from, if another program wrote them. Written only then."""
     version: int = FORMAT_VERSION
     """The format version, one of `READABLE`."""
 
@@ -210,12 +213,11 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The manifest as a sealed JSON value."""
         value: dict[str, Any] = asdict(self)
-        for name in ("generated", "retokenized"):
+        for name in ("generated", "imported", "retokenized"):
             if value[name] is None:
                 del value[name]
-        for name in ("chunks", "guessed_labels"):
-            if not value["capture"][name]:
-                del value["capture"][name]
+        usual = {"chunks": False, "guessed_labels": False, "mass": True}
+        value["capture"] = {k: v for k, v in value["capture"].items() if usual.get(k) is not v}
         for name in ("trust_remote_code", "weights", "engine", "other_engines"):
             if not value["teacher"][name]:
                 del value["teacher"][name]

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...units import counted, display_width, size
-from .store import column_lines, ranges, settings_in_words
+from .store import column_lines, ranges, retokenized_lines, settings_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ....data.store.manifest import TeacherIdentity
-    from ....data.store.retokenized import Retokenized
     from ...results.token_texts import TokenTexts
     from .sequence import Prediction, ShownSequence
     from .store import LoneShardFacts, StoreFacts
@@ -119,11 +118,6 @@ def _flow(items: Sequence[str], first: str = _INDENT) -> list[str]:
     return [*lines, line]
 
 
-_AMBIGUOUS = {
-    "split": "shared out as the texts go on",
-    "map": "mapped alone",
-    "bucket": "left in the bucket",
-}
 _NAMES = 11
 _HEIGHT = 4
 _GAP = 5
@@ -200,8 +194,11 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
         (
             "teacher",
             f"{teacher.name} ({teacher.family}, {teacher.parameters:,} parameters, "
-            f"{teacher.dtype}, {teacher.fingerprint[:12]})" + _engines(teacher),
+            f"{teacher.dtype}, {teacher.fingerprint[:12]})" + _engines(teacher)
+            if teacher.fingerprint
+            else f"{teacher.name} (its weights are not known)",
         ),
+        *_provenance(manifest),
         ("tokenizer", f"{tokenizer.size:,} tokens ({tokenizer.fingerprint[:12]})"),
         ("corpus", f"{corpus.split}, {corpus.documents:,} documents ({corpus.fingerprint[:12]})"),
         ("packing", f"up to {packing.sequence_length} tokens, {together}"),
@@ -210,31 +207,22 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
             f"head {capture.head}, tail {capture.tail}, temperatures {temperatures}{known}",
         ),
         ("codec", settings_in_words(manifest.codec)),
-        *_retokenized(manifest.retokenized),
+        *retokenized_lines(manifest.retokenized),
     ]
 
 
-def _retokenized(made: Retokenized | None) -> list[tuple[str, str]]:
-    """How a store got the tokens of a student."""
-    if made is None:
-        return []
-    counts, positions = made.counts, max(1, made.positions)
-    labels = max(1, counts.get("teacher_labels", 0))
-    ambiguous, unmapped = made.ambiguous_mass / positions, made.unmapped_mass / positions
-    return [
-        (
-            "retokenized",
-            f"from {made.size:,} tokens ({made.fingerprint[:12]}), {made.positions:,} positions "
-            "with the teacher's distribution, "
-            f"{counts.get('left_labels', 0) / labels:.2%} of its labels left out",
-        ),
-        (
-            "ambiguous",
-            f"{ambiguous:.2%} of the probability of such a position is of tokens that may begin a "
-            f"longer one, {_AMBIGUOUS[made.ambiguous]}, "
-            f"{unmapped:.2%} of tokens that the student cannot spell",
-        ),
-    ]
+def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
+    """Where a store comes from that another program wrote, and what a store lacks."""
+    imported = manifest.imported
+    rows, lacks, counts = [], caveats(manifest), list[str]()
+    if imported is not None:
+        score = imported.measured.get(imported.alignment, 0.0)
+        rows = [("from", f"{origin_text(imported)} (mean 1/rank of the label {score:.2f})")]
+        lacks = [*imported.lost, *lacks]
+        counts = [f"{count:,} {what}" for what, count in imported.counts.items()]
+    for title, sentences in (("lacks", lacks), ("left out", counts)):
+        rows += [(title if n == 0 else "", sentence) for n, sentence in enumerate(sentences)]
+    return rows
 
 
 def _figures(facts: StoreFacts) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ....data.schema import Capture
     from ..tensors import TargetTensors
 
-Support = Literal["exact", "unbiased", "a lower bound", "biased"]
+Support = Literal["exact", "unbiased", "a lower bound", "biased", "on the head only"]
 """How the loss computed from a capture relates to the loss on the whole distribution."""
 
 
@@ -25,11 +25,20 @@ class Loss(ABC):
     needs_distribution: ClassVar[bool] = True
     """Whether it compares distributions. Inside a chunk (`data/schema.py`) the teacher's is not
     known, and such a loss counts as 0."""
+    needs_mass: ClassVar[bool] = True
+    """Whether the loss needs the mass outside the head."""
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         """The reason why this capture cannot support the loss at this temperature, or None."""
         if capture.head == 0 and capture.tail == 0:
             return "the store kept neither head nor tail, so there is no distribution to match"
+        if not capture.mass:
+            if not self.needs_mass:  # ratios on the head are exact at every temperature
+                return None
+            return (
+                "the store was imported without the mass outside the head, so what the teacher "
+                "thinks of other tokens is not known; use kl, which then compares the head only"
+            )
         return self.refuse_temperature(capture, temperature)
 
     def refuse_temperature(self, capture: Capture, temperature: float) -> str | None:
