@@ -7,13 +7,15 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ....data.store.caveats import caveats
+from ....data.store.provenance import origin_text
 from ...units import counted, display_width, size
 from .store import column_lines, ranges, retokenized_lines, settings_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ....data.store.manifest import TeacherIdentity
+    from ....data.store.manifest import Manifest, TeacherIdentity
     from ...results.token_texts import TokenTexts
     from .sequence import Prediction, ShownSequence
     from .store import LoneShardFacts, StoreFacts
