@@ -13,7 +13,6 @@ from ..files import json_sha256
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..schema import Capture
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 
@@ -71,26 +70,3 @@ def origin_text(imported: Imported) -> str:
     files = ", ".join(imported.source[:3]) + (", ..." if len(imported.source) > 3 else "")
     about = {"own": "their own token", "next": "the next token"}[imported.alignment]
     return f"imported from {imported.format}: {files}, rows about {about} in the source"
-
-
-def caveats(imported: Imported, capture: Capture) -> list[str]:
-    """Which figures the targets cannot give, one sentence each."""
-    said = []
-    if not capture.mass:
-        said.append(
-            "kl, the teacher's loss and its entropy are of the head alone; acceptance cannot be "
-            "given"
-        )
-    elif capture.tail == 0:
-        said.append(
-            "kl and acceptance are lower bounds: the source has no samples of the tokens outside "
-            "the head"
-        )
-    if "label" in imported.estimated:
-        said.append(
-            "the teacher's loss is an estimate: outside the head a label has the mean probability "
-            "there"
-        )
-    if "entropy" in imported.estimated and capture.mass:
-        said.append("the teacher's entropy is an upper bound: an even one outside the head")
-    return said

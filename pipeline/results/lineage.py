@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ...data.prepared import SPLITS, CorpusLayout
-from ...data.store.provenance import caveats, origin_text
+from ...data.store.caveats import caveats
+from ...data.store.provenance import origin_text
 from ..recipe.tables import StudentTable
 from ..units import counted
 from .curves import in_words, recorded_table
@@ -94,9 +95,8 @@ def teacher_facts(recipe: Recipe, manifest: Manifest | None) -> TeacherFacts:
     if manifest is None:
         return TeacherFacts(origin=origin)
     if manifest.imported is not None:
-        origin = "; ".join(
-            [origin_text(manifest.imported), *caveats(manifest.imported, manifest.capture)]
-        )
+        origin = origin_text(manifest.imported)
+    origin = "; ".join([origin, *caveats(manifest)])
     known = ("name", "family", "parameters", "dtype", "fingerprint")
     return TeacherFacts(origin=origin, **{key: getattr(manifest.teacher, key) for key in known})
 

@@ -7,7 +7,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ....data.store.provenance import caveats, origin_text
+from ....data.store.caveats import caveats
+from ....data.store.provenance import origin_text
 from ...units import counted, display_width, size
 from .store import column_lines, ranges, settings_in_words
 
@@ -212,16 +213,17 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
 
 
 def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
-    """Where an imported store comes from, and what it lacks."""
+    """Where a store comes from that another program wrote, and what a store lacks."""
     imported = manifest.imported
-    if imported is None:
-        return []
-    score = imported.measured.get(imported.alignment, 0.0)
-    rows = [("from", f"{origin_text(imported)} (mean 1/rank of the label {score:.2f})")]
-    lacks = [*imported.lost, *caveats(imported, manifest.capture)]
-    rows += [("lacks" if place == 0 else "", sentence) for place, sentence in enumerate(lacks)]
-    counts = [f"{count:,} {what}" for what, count in imported.counts.items()]
-    return [*rows, *[("left out" if n == 0 else "", text) for n, text in enumerate(counts)]]
+    rows, lacks, counts = [], caveats(manifest), list[str]()
+    if imported is not None:
+        score = imported.measured.get(imported.alignment, 0.0)
+        rows = [("from", f"{origin_text(imported)} (mean 1/rank of the label {score:.2f})")]
+        lacks = [*imported.lost, *lacks]
+        counts = [f"{count:,} {what}" for what, count in imported.counts.items()]
+    for title, sentences in (("lacks", lacks), ("left out", counts)):
+        rows += [(title if n == 0 else "", sentence) for n, sentence in enumerate(sentences)]
+    return rows
 
 
 def _figures(facts: StoreFacts) -> list[tuple[str, str]]:
