@@ -18,6 +18,7 @@ from ...data.errors import ColdstillError
 from ...data.files import SCRATCH_PREFIX, remove_scratch, whole_folder, write_errors
 from ..libraries import asking
 from ..models.device import describe_machine, short_dtype
+from ..models.grids import grid_record
 from ..models.loading import teacher_identity
 from ..report import Report, Reporter, silent
 from . import FORMATS
@@ -134,6 +135,23 @@ def export_student(
     return list(done.values())
 
 
+def grid_notes(name: str, form: Format, model: Path) -> list[str]:
+    """What a format does to weights that were trained on a grid, as a sentence; nothing for others.
+
+    model  folder of the student's model
+    """
+    record = grid_record(model)
+    if record is None:
+        return []
+    scheme, fitting = record["scheme"], record["formats"]
+    if name in fitting:
+        return [f"its weights were trained rounded as this format rounds them ({scheme})"]
+    does = "holds them unrounded" if form.base is None else "rounds them again, to other values"
+    return [
+        f"its weights were trained rounded ({scheme}) for {' and '.join(fitting)}; {name} {does}"
+    ]
+
+
 def _report_existing(record: ExportRecord, form: Format, job: ExportJob, report: Reporter) -> None:
     note = f"already exported: {job.folder / record.format}"
     if not record.checked_by_own_runtime:
@@ -168,6 +186,7 @@ class _Export:
         with self._writing("nothing was kept") as (scratch, base, base_check, notes):
             self.report(Report(stage=self._stage, doing="write the files"))
             notes += self.form.write(student, scratch, base)
+            notes += grid_notes(self.name, self.form, student.folder)
             notes += [student.ends.lack] if student.ends.lack else []
             record, figures = self._checked(scratch, notes, base_check)
         for note in (*notes, figures):

@@ -1,4 +1,4 @@
-"""GGUF for llama.cpp: one file with weights, settings and tokenizer, in f16 or q8_0."""
+"""GGUF for llama.cpp: one file with weights, settings and tokenizer, in f16, q8_0 or q4_0."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class Gguf(Format):
     Without llama.cpp transformers reads the file for the check, and the record states this.
     """
 
-    precision: Literal["f16", "q8_0"]
-    """Precision of matrices. Vectors and position embeddings stay in f32."""
+    precision: Literal["f16", "q8_0", "q4_0"]
+    """Precision of matrices. Vectors and position embeddings stay in f32. With q4_0 the output head,
+    and an embedding that is the same matrix, have q8_0."""
     library: ClassVar[str] = "gguf"
     packages: ClassVar[tuple[str, ...]] = ("gguf",)
     extra: ClassVar[str] = "gguf"
@@ -34,7 +35,7 @@ class Gguf(Format):
 
     @property
     def base(self) -> str | None:
-        return "gguf-f16" if self.precision == "q8_0" else None
+        return None if self.precision == "f16" else "gguf-f16"
 
     @property
     def missing_runtime(self) -> str | None:
@@ -85,15 +86,11 @@ class Gguf(Format):
     def write(
         self, student: LoadedStudent, folder: Path, base: Path | None = None
     ) -> Sequence[str]:
-        path = folder / _file(student.name, self.precision)
-        if self.precision == "f16":
-            from .writer import write_gguf
+        """Write it from the student's own weights: those of the base are rounded to f16, which
+        would change the scales of weights that were trained on a grid."""
+        from .writer import write_gguf
 
-            return write_gguf(student, path)
-        from .writer import quantise
-
-        assert base is not None
-        return quantise(base / _file(student.name, "f16"), path)
+        return write_gguf(student, folder / _file(student.name, self.precision), self.precision)
 
     def open(self, student: LoadedStudent, folder: Path) -> Runtime:
         (path,) = folder.glob(self.weights)
