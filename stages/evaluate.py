@@ -143,8 +143,8 @@ def _grid(model_folder: Path, stage: str, report: Reporter) -> str:
     scheme = str(record["scheme"])
     if record["activations"] is not None:
         note = (
-            f"weights rounded by {scheme}, inputs of layers not rounded: the figures of its exports "
-            "include both"
+            f"measured with the rounded weights of {scheme} and exact inputs of layers; the "
+            "figures of its exports include the rounding of both"
         )
         report(Report(stage=stage, note=note))
     return scheme

@@ -235,8 +235,8 @@ class StudentTable(Table):
             )
         if self.lora is not None and self.quantize is not None:
             raise ValueError(
-                "has both 'lora' and 'quantize': adapters are added to their weights after the last "
-                "step, so rounded weights cannot learn from it; remove one of them"
+                "has both 'lora' and 'quantize': adapters are added to the weights after the last "
+                "step, so they cannot learn from the rounding of the sum; remove one of them"
             )
         return self
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from ...data.store.reader import StoreReader
     from .checks import Comparison
-    from .contract import Format, Runtime
+    from .contract import Format, Limits, Runtime
     from .model_card import Facts
     from .reference import Reference
 
@@ -135,6 +135,12 @@ def export_student(
     return list(done.values())
 
 
+def is_on_grid(name: str, model: Path) -> bool:
+    """Whether the weights in a model's folder were trained for a format."""
+    record = grid_record(model)
+    return record is not None and name in record["formats"]
+
+
 def grid_notes(name: str, form: Format, model: Path) -> list[str]:
     """What a format does to weights that were trained on a grid, as a sentence; nothing for others.
 
@@ -144,12 +150,11 @@ def grid_notes(name: str, form: Format, model: Path) -> list[str]:
     if record is None:
         return []
     scheme, fitting = record["scheme"], record["formats"]
-    if name in fitting:
+    if is_on_grid(name, model):
         return [f"its weights were trained rounded as this format rounds them ({scheme})"]
     does = "holds them unrounded" if form.base is None else "rounds them again, to other values"
-    return [
-        f"its weights were trained rounded ({scheme}) for {' and '.join(fitting)}; {name} {does}"
-    ]
+    made_for = f"({scheme}) for {' and '.join(fitting)}"
+    return [f"its weights were trained rounded {made_for}; {name} {does}"]
 
 
 def _report_existing(record: ExportRecord, form: Format, job: ExportJob, report: Reporter) -> None:
@@ -180,6 +185,11 @@ class _Export:
     @property
     def _folder(self) -> Path:
         return self.job.folder / self.name
+
+    @property
+    def _limits(self) -> Limits:
+        on_grid = is_on_grid(self.name, self.reference.student.folder)
+        return self.form.limits_on_grid if on_grid else self.form.limits
 
     def write(self) -> ExportRecord:
         student = self.reference.student
@@ -299,7 +309,7 @@ class _Export:
             compared = compare(ours, runtime, documents, vocabulary, progress)
         except ColdstillError as error:
             raise _DiffersError(f"{stage}: {runtime.title} {error}") from error
-        excess = compared.fidelity.excess(self.form.limits)
+        excess = compared.fidelity.excess(self._limits)
         if excess is not None:
             raise _DiffersError(
                 f"{stage}: {runtime.title} does not reproduce the student on "
@@ -314,7 +324,7 @@ class _Export:
             "checked_by": runtime.title,
             "checked_by_own_runtime": runtime.is_own,
             "check": compared.fidelity,
-            "limits": self.form.limits,
+            "limits": self._limits,
         }
 
     def _sentence(self, record: ExportRecord) -> str:

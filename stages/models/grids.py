@@ -38,7 +38,7 @@ class Grid:
         magnitude over 127, stored in fp16. `row` is the same as `q8_0` with one scale in fp32. ggml
         rounds 8-bit ties away from zero, and to even is rounded here; rounded weights have no ties.
         """
-        blocks = weight.float().unflatten(-1, (-1, self.block or weight.shape[-1]))
+        blocks = weight.float().reshape(*weight.shape[:-1], -1, self.block or weight.shape[-1])
         if self.bits == 4:
             place = blocks.abs().argmax(-1, keepdim=True)
             scale = blocks.gather(-1, place) / -8

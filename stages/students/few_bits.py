@@ -53,7 +53,8 @@ class GridRounding(FakeQuantizerBase):  # type: ignore[misc]  # torchao is untyp
     def forward(self, exact: torch.Tensor) -> torch.Tensor:
         if not self.enabled:
             return exact
-        rounded: torch.Tensor = _StraightThrough.apply(exact, self.config.grid)
+        apply: Any = _StraightThrough.apply  # torch leaves it untyped
+        rounded: torch.Tensor = apply(exact, self.config.grid)
         return rounded
 
 

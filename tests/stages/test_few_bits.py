@@ -25,6 +25,7 @@ from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, make_model
 from exports import LENGTH as CONTEXT
 from exports import TEXTS, logprobs, student_logprobs, written
+from pydantic import TypeAdapter
 from small_students import (
     KilledError,
     expect_same_training,
@@ -35,7 +36,7 @@ from small_students import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from coldstill.data.store.reader import StoreReader
@@ -48,10 +49,15 @@ SMALL = ArchitectureConfig(layers=1, hidden=32, heads=2, feed_forward=64)
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+def quantize_config(scheme: str, start: float = 0.0) -> QuantizeConfig:
+    """The table of a recipe."""
+    return TypeAdapter(QuantizeConfig).validate_python({"scheme": scheme, "start": start})
+
+
 def rounding_of(model: Any, scheme: str, start: float = 0.0, steps: int = 4) -> Rounding:
     from coldstill.stages.students.few_bits import round_layers
 
-    return round_layers(model, QuantizeConfig(scheme=scheme, start=start), steps, "students.s")
+    return round_layers(model, quantize_config(scheme, start), steps, "students.s")
 
 
 def switch(rounding: Rounding, step: int = 0) -> None:
@@ -184,8 +190,8 @@ def model_of(model: Any) -> Any:
 
 
 def few_bits(folder: Path, scheme: str = "int4", start: float = 0.0, **changes: Any) -> Any:
-    quantize = QuantizeConfig(scheme=scheme, start=start)
-    return student_job(folder, **({"architecture": SMALL, "quantize": quantize} | changes))
+    settings = {"architecture": SMALL, "quantize": quantize_config(scheme, start)}
+    return student_job(folder, **(settings | changes))
 
 
 def test_a_trained_student_is_a_plain_checkpoint_on_the_grid(
@@ -400,7 +406,10 @@ def test_torchao_holds_the_rounded_weights_exactly(
 
 def test_an_export_says_what_it_does_to_the_grid(tokenizer: Any, tmp_path: Path) -> None:
     on_grid("llama", "int8", tokenizer, tmp_path / "model")
-    says: Callable[[str], list[str]] = lambda to: grid_notes(to, FORMATS[to], tmp_path / "model")
+
+    def says(to: str) -> list[str]:
+        return grid_notes(to, FORMATS[to], tmp_path / "model")
+
     same = ["its weights were trained rounded as this format rounds them (int8)"]
     assert says("gguf-q8_0") == says("onnx-int8") == same
     begun = "its weights were trained rounded (int8) for gguf-q8_0 and onnx-int8; "

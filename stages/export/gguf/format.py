@@ -18,6 +18,9 @@ READER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gemma2", "gemm
 """Those of `ARCHITECTURES` that transformers can read, for machines without llama.cpp."""
 
 
+_Q8_LIMITS = Limits(logprob=3.0, kl=4e-3, share=4e-3, cached=3.0, agreement=0.9)
+
+
 @dataclass(frozen=True)
 class Gguf(Format):
     """A GGUF file. Its own runtime is llama.cpp (`coldstill[llama]`, which compiles).
@@ -26,8 +29,8 @@ class Gguf(Format):
     """
 
     precision: Literal["f16", "q8_0", "q4_0"]
-    """Precision of matrices. Vectors and position embeddings stay in f32. With q4_0 the output head,
-    and an embedding that is the same matrix, have q8_0."""
+    """Precision of matrices. Vectors and position embeddings stay in f32. With q4_0 the output
+    head, and an embedding that is the same matrix, have q8_0."""
     library: ClassVar[str] = "gguf"
     packages: ClassVar[tuple[str, ...]] = ("gguf",)
     extra: ClassVar[str] = "gguf"
@@ -47,11 +50,18 @@ class Gguf(Format):
 
         measured: f16 differed by up to 0.11, KL 2e-6 or 1.2e-6 of the information, agreement 99.6%
         (a doubled rotary base: 8e-5 of the information and more); q8_0 by up to 0.75, 8e-4 or 1e-3,
-        94%.
+        94%; q4_0 by up to XXX.
         """
         if self.precision == "f16":
             return Limits(logprob=0.5, kl=1e-5, share=1e-5, cached=0.5, agreement=0.98)
-        return Limits(logprob=3.0, kl=4e-3, share=4e-3, cached=3.0, agreement=0.9)
+        if self.precision == "q4_0":
+            return Limits(logprob=12.0, kl=0.5, share=0.25, cached=3.0, agreement=0.5)
+        return _Q8_LIMITS
+
+    @property
+    def limits_on_grid(self) -> Limits:
+        """Those of q8_0, to which llama.cpp rounds activations."""
+        return self.limits if self.precision == "f16" else _Q8_LIMITS
 
     def usage(self, name: str) -> str:
         file = _file(name, self.precision)
