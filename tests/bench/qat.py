@@ -1,0 +1,225 @@
+"""What few bits cost a student: rounded after its training, and rounded while it is trained.
+
+By default the corpus, teacher and student are the demo's. `--teacher smollm2` takes a real teacher,
+SmolLM2-135M-Instruct, with the texts on the command line and a student of 6.7 million parameters.
+
+Every student has the same steps and order. `exact` is trained without rounding; `afterwards` is the
+same student with its weights rounded as an export rounds them. `while distilling` is trained with
+`quantize`, from its first step on or after a share of the steps. Loss and KL are those of the
+rounded weights on held-out documents. `of the loss` is the share of what rounding afterwards loses
+that rounding while distilling still loses. Rows are means over seeds of the student's weights and
+of the order. Results are kept, so an interrupted benchmark continues.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+from coldstill.data.files import write_json
+from coldstill.data.store.reader import open_store
+from coldstill.pipeline.recipe.reading import load_recipe
+from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, QuantizeConfig, TrainConfig
+from coldstill.stages.evaluate import measure_quality
+from coldstill.stages.models.device import describe_machine
+from coldstill.stages.models.isolation import student_isolation
+from coldstill.stages.models.loading import load_model
+from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.students.few_bits import round_layers
+from coldstill.stages.students.job import StudentJob
+from coldstill.stages.train_student import train_student
+from measure import OUTPUT, write_rows
+from quality import REAL
+from real_teacher import REAL_RUN, captured_run
+from trials import trained
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXACT, AFTERWARDS, WHILE = "exact", "afterwards", "while distilling"
+CASES = (
+    QuantizeConfig(scheme="int8"),
+    QuantizeConfig(scheme="int8-row"),
+    QuantizeConfig(scheme="int4"),
+    QuantizeConfig(scheme="int4", start=0.5),
+    QuantizeConfig(scheme="int4", start=0.8),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One way to train and round, with means over the seeds."""
+
+    scheme: str
+    way: str
+    start: float
+    bytes: int
+    """Size of the weights in the scheme's export, with its scales."""
+    loss: float
+    spread: float
+    """Standard deviation of the loss over the seeds."""
+    kl: float
+    of_the_loss: float | None
+    """Loss above the exact student's, as a share of that of rounding afterwards."""
+    machine: str
+
+
+def measured(model: Any, heldout: Any, where: str) -> dict[str, Any]:
+    """Held-out figures of a model."""
+    head = connect_head(model, heldout.manifest.tokenizer.size)
+    sums, _ = measure_quality(head, student_isolation(model, heldout, where), heldout)
+    return sums.means()
+
+
+def size(record: dict[str, Any]) -> int:
+    """Bytes of rounded weights with their scales (fp16 for blocks of 32), the rest in fp32."""
+    bits = sum(
+        each["parameters"] * (each["bits"] + (0 if each["block"] is None else 16 / each["block"]))
+        for each in record["grids"]
+    )
+    return round(bits / 8 + 4 * record["exact"]["parameters"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    run: Path
+    student: ArchitectureConfig
+    config: TrainConfig
+    seeds: tuple[int, ...]
+
+    def rows(self) -> list[Row]:
+        """A row for the exact student, and two for each scheme."""
+        found = [self._of(seed) for seed in self.seeds]
+        exact = statistics.fmean(one[EXACT]["loss"] for one in found)
+        rows = []
+        for case in found[0]:
+            losses = [one[case]["loss"] for one in found]
+            scheme, _, rest = case.partition(" ")
+            way, _, start = rest.partition("/")
+            lost = None
+            if way == WHILE:
+                after = statistics.fmean(one[f"{scheme} {AFTERWARDS}"]["loss"] for one in found)
+                lost = (statistics.fmean(losses) - exact) / (after - exact)
+            rows.append(
+                Row(
+                    scheme=scheme,
+                    way=way,
+                    start=float(start or 0),
+                    bytes=found[0][case]["bytes"],
+                    loss=statistics.fmean(losses),
+                    spread=statistics.stdev(losses) if len(losses) > 1 else 0.0,
+                    kl=statistics.fmean(one[case]["kl"] for one in found),
+                    of_the_loss=lost,
+                    machine=describe_machine(),
+                )
+            )
+        return rows
+
+    def _of(self, seed: int) -> dict[str, dict[str, Any]]:
+        """Figures of every case, by scheme, way and start."""
+        store, heldout = open_store(self.run / "logits"), open_store(self.run / "heldout")
+        folder = self.run / "qat"
+        job = StudentJob(
+            name=EXACT,
+            architecture=self.student,
+            model=None,
+            objective=ObjectiveConfig(),
+            config=self.config,
+            seed=seed,
+            folder=folder / f"{EXACT}-{seed}",
+        )
+        found = self._exact(job, store, heldout)
+        for case in CASES:
+            name = f"{case.scheme}/{case.start}".replace("/", "-")
+            own = replace(job, name=name, quantize=case, folder=folder / f"{name}-{seed}")
+            figures = trained(own, store, heldout)
+            key = f"{case.scheme} {WHILE}/{case.start}"
+            found[key] = {**figures, "bytes": found[f"{case.scheme} {AFTERWARDS}"]["bytes"]}
+            print(f"{key}, seed {seed}: loss {figures['loss']:.4f}, KL {figures['kl']:.4f}")
+        return found
+
+    def _exact(self, job: StudentJob, store: Any, heldout: Any) -> dict[str, dict[str, Any]]:
+        """The student without rounding, and rounded afterwards by each scheme."""
+        record = job.folder / "result.json"
+        if not record.exists():
+            shutil.rmtree(job.folder, ignore_errors=True)
+            job.folder.mkdir(parents=True)
+            train_student(job, store)
+            found: dict[str, dict[str, Any]] = {}
+            for case in (None, *dict.fromkeys(replace(case, start=0.0) for case in CASES)):
+                model = load_model(str(job.model_folder), EXACT, precision="fp32")
+                name, size_of = EXACT, 4 * model.num_parameters()
+                if case is not None:
+                    name = f"{case.scheme} {AFTERWARDS}"
+                    size_of = size(round_layers(model, case, 1, EXACT).finish())
+                found[name] = {**measured(model, heldout, EXACT), "bytes": size_of}
+                print(f"{name}, seed {job.seed}: loss {found[name]['loss']:.4f}", flush=True)
+            write_json(record, found)
+        figures: dict[str, dict[str, Any]] = json.loads(record.read_text())
+        return figures
+
+
+def demo_bench(seeds: int) -> Bench:
+    """The demo's corpus, teacher and student."""
+    command = [sys.executable, "-m", "coldstill.pipeline.cli", "teacher-logits", "demo"]
+    subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
+    student = load_recipe("demo").recipe.students["small"]
+    assert student.architecture is not None
+    return Bench(
+        run=OUTPUT / "demo",
+        student=student.architecture,
+        config=student.train,
+        seeds=tuple(range(seeds)),
+    )
+
+
+def real_bench(texts: list[str], seeds: int) -> Bench:
+    """A real teacher on the given texts, with the student of `quality.py`."""
+    return Bench(
+        run=captured_run(REAL_RUN, texts, REAL),
+        student=ArchitectureConfig(layers=2, hidden=128, heads=4),
+        config=TrainConfig(steps=120, batch_tokens=1024, learning_rate=4e-3, warmup=0.1),
+        seeds=tuple(range(seeds)),
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """The Markdown table of `tests/README.md`."""
+    lines = [
+        "| scheme | rounded | size | loss | KL | of the loss |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        way = f"{row.way}, after {row.start:.0%} of the steps" if row.start else row.way
+        lost = "" if row.of_the_loss is None else f"{row.of_the_loss:.0%}"
+        lines.append(
+            f"| {row.scheme} | {way} | {row.bytes / 1e6:.2f} MB | {row.loss:.4f} ± "
+            f"{row.spread:.4f} | {row.kl:.4f} | {lost} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.argument("texts", nargs=-1)
+@click.option("--teacher", type=click.Choice(["demo", "smollm2"]), default="demo")
+@click.option("--seeds", default=3, help="Number of seeds.")
+def main(texts: tuple[str, ...], teacher: str, seeds: int) -> None:
+    """Measure every case without a result and print the table."""
+    if texts and teacher == "demo":
+        raise click.UsageError("texts need --teacher smollm2; the demo has its own")
+    bench = demo_bench(seeds) if teacher == "demo" else real_bench(list(texts), seeds)
+    rows = bench.rows()
+    name = "qat" if teacher == "demo" else f"qat-{teacher}"
+    write_rows(name, rows)
+    (OUTPUT / f"{name}.md").write_text(table(rows))
+    print(table(rows), end="")
+
+
+if __name__ == "__main__":
+    main()
