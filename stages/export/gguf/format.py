@@ -50,12 +50,12 @@ class Gguf(Format):
 
         measured: f16 differed by up to 0.11, KL 2e-6 or 1.2e-6 of the information, agreement 99.6%
         (a doubled rotary base: 8e-5 of the information and more); q8_0 by up to 0.75, 8e-4 or 1e-3,
-        94%; q4_0 by up to XXX.
+        94%; q4_0 (SmolLM2-135M) by up to 15, 0.30 or 3.9e-2 (7e-2 of random students), 70%.
         """
         if self.precision == "f16":
             return Limits(logprob=0.5, kl=1e-5, share=1e-5, cached=0.5, agreement=0.98)
         if self.precision == "q4_0":
-            return Limits(logprob=12.0, kl=0.5, share=0.25, cached=3.0, agreement=0.5)
+            return Limits(logprob=50.0, kl=1.5, share=0.2, cached=3.0, agreement=0.4)
         return _Q8_LIMITS
 
     @property
