@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
 from ..data.files import read_json, whole_folder, write_json
+from .export import unable
 from .libraries import asking
 from .models.device import best_device
 from .models.ends import report_ends, store_ends, with_end
 from .models.grids import RECORD as GRID
+from .models.grids import SCHEMES
 from .models.isolation import student_isolation
 from .models.loading import load_tokenizer
 from .models.output_head import connect_head
@@ -106,8 +108,16 @@ def _rounding(job: StudentJob, model: Any, report: Reporter) -> Rounding | None:
         return None
     from .students.few_bits import round_layers  # imports torchao
 
+    scheme, stage = job.quantize.scheme, f"{STAGE} {job.stage}"
     rounding = round_layers(model, job.quantize, job.config.steps, f"students.{job.name}")
-    report(Report(stage=f"{STAGE} {job.stage}", note=f"{job.quantize.scheme}: {rounding.note()}"))
+    report(Report(stage=stage, note=f"{scheme}: {rounding.note()}"))
+    kind, fitting = model.config.model_type, SCHEMES[scheme].formats
+    if unable(kind, fitting) == list(fitting):
+        note = (
+            f"{scheme} is for {' and '.join(fitting)}, which cannot hold students of the family "
+            f"{kind!r}: no export will have the rounded weights"
+        )
+        report(Report(stage=stage, note=note, warning=True))
     return rounding
 
 

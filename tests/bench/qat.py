@@ -1,7 +1,8 @@
 """What few bits cost a student: rounded after its training, and rounded while it is trained.
 
 By default the corpus, teacher and student are the demo's. `--teacher smollm2` takes a real teacher,
-SmolLM2-135M-Instruct, with the texts on the command line and a student of 6.7 million parameters.
+SmolLM2-135M-Instruct, with the texts on the command line. It is its own student: `exact` is the
+teacher itself, and 40 steps on its own record teach the rounded weights.
 
 Every student has the same steps and order. `exact` is trained without rounding; `afterwards` is the
 same student with its weights rounded as an export rounds them. `while distilling` is trained with
@@ -35,8 +36,7 @@ from coldstill.stages.students.few_bits import round_layers
 from coldstill.stages.students.job import StudentJob
 from coldstill.stages.train_student import train_student
 from measure import OUTPUT, write_rows
-from quality import REAL
-from real_teacher import REAL_RUN, captured_run
+from real_teacher import captured_run, teacher_weights
 from trials import trained
 
 if TYPE_CHECKING:
@@ -50,6 +50,17 @@ CASES = (
     QuantizeConfig(scheme="int4", start=0.5),
     QuantizeConfig(scheme="int4", start=0.8),
 )
+REAL_CASES = (QuantizeConfig(scheme="int8"), QuantizeConfig(scheme="int4"))
+REAL = """\
+[corpus]
+sequence_length = 256
+holdout = 0.08
+[logits]
+sequences = 80
+shard_tokens = 16384
+[evaluation]
+sequences = 32
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +90,21 @@ def measured(model: Any, heldout: Any, where: str) -> dict[str, Any]:
 
 def size(record: dict[str, Any]) -> int:
     """Bytes of rounded weights with their scales (fp16 for blocks of 32), the rest in fp32."""
-    bits = sum(
+    bits: float = sum(
         each["parameters"] * (each["bits"] + (0 if each["block"] is None else 16 / each["block"]))
         for each in record["grids"]
     )
-    return round(bits / 8 + 4 * record["exact"]["parameters"])
+    exact: int = record["exact"]["parameters"]
+    return round(bits / 8 + 4 * exact)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     run: Path
-    student: ArchitectureConfig
+    architecture: ArchitectureConfig | None
+    model: str | None
+    """The teacher as its own student, if there is no architecture."""
+    cases: tuple[QuantizeConfig, ...]
     config: TrainConfig
     seeds: tuple[int, ...]
 
@@ -127,21 +142,21 @@ class Bench:
         folder = self.run / "qat"
         job = StudentJob(
             name=EXACT,
-            architecture=self.student,
-            model=None,
+            architecture=self.architecture,
+            model=self.model,
             objective=ObjectiveConfig(),
             config=self.config,
             seed=seed,
             folder=folder / f"{EXACT}-{seed}",
         )
         found = self._exact(job, store, heldout)
-        for case in CASES:
+        for case in self.cases:
             name = f"{case.scheme}/{case.start}".replace("/", "-")
             own = replace(job, name=name, quantize=case, folder=folder / f"{name}-{seed}")
             figures = trained(own, store, heldout)
             key = f"{case.scheme} {WHILE}/{case.start}"
             found[key] = {**figures, "bytes": found[f"{case.scheme} {AFTERWARDS}"]["bytes"]}
-            print(f"{key}, seed {seed}: loss {figures['loss']:.4f}, KL {figures['kl']:.4f}")
+            print(f"{key}, seed {seed}: loss {figures['loss']:.4f}", flush=True)
         return found
 
     def _exact(self, job: StudentJob, store: Any, heldout: Any) -> dict[str, dict[str, Any]]:
@@ -150,10 +165,12 @@ class Bench:
         if not record.exists():
             shutil.rmtree(job.folder, ignore_errors=True)
             job.folder.mkdir(parents=True)
-            train_student(job, store)
+            if self.model is None:
+                train_student(job, store)
+            folder = self.model or str(job.model_folder)
             found: dict[str, dict[str, Any]] = {}
-            for case in (None, *dict.fromkeys(replace(case, start=0.0) for case in CASES)):
-                model = load_model(str(job.model_folder), EXACT, precision="fp32")
+            for case in (None, *dict.fromkeys(replace(case, start=0.0) for case in self.cases)):
+                model = load_model(folder, EXACT, precision="fp32")
                 name, size_of = EXACT, 4 * model.num_parameters()
                 if case is not None:
                     name = f"{case.scheme} {AFTERWARDS}"
@@ -173,18 +190,22 @@ def demo_bench(seeds: int) -> Bench:
     assert student.architecture is not None
     return Bench(
         run=OUTPUT / "demo",
-        student=student.architecture,
+        architecture=student.architecture,
+        model=None,
+        cases=CASES,
         config=student.train,
         seeds=tuple(range(seeds)),
     )
 
 
 def real_bench(texts: list[str], seeds: int) -> Bench:
-    """A real teacher on the given texts, with the student of `quality.py`."""
+    """A real teacher on the given texts, as its own student."""
     return Bench(
-        run=captured_run(REAL_RUN, texts, REAL),
-        student=ArchitectureConfig(layers=2, hidden=128, heads=4),
-        config=TrainConfig(steps=120, batch_tokens=1024, learning_rate=4e-3, warmup=0.1),
+        run=captured_run("qat-smollm2", texts, REAL),
+        architecture=None,
+        model=teacher_weights().name,
+        cases=REAL_CASES,
+        config=TrainConfig(steps=40, batch_tokens=512, learning_rate=1e-4, warmup=0.1),
         seeds=tuple(range(seeds)),
     )
 

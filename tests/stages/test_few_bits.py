@@ -312,6 +312,22 @@ def test_a_width_is_refused_before_anything_is_written(store: StoreReader, tmp_p
     assert "down_proj has 72; choose sizes that are multiples of 32" in message
 
 
+@pytest.mark.parametrize(("scheme", "warned"), [("int4", True), ("int8", False)])
+def test_a_family_without_an_export_of_its_grid_is_reported(
+    scheme: str, warned: bool, store: StoreReader, tmp_path: Path
+) -> None:
+    """olmo has no GGUF, but int8 is for ONNX too."""
+    other = ArchitectureConfig(family="olmo", layers=1, hidden=32, heads=2, feed_forward=64)
+    warnings: list[str] = []
+    job = few_bits(tmp_path, scheme, architecture=other, train={"steps": 1})
+    train_student(job, store, lambda report: warnings.extend([report.note] * report.warning))
+    expected = (
+        "int4 is for gguf-q4_0, which cannot hold students of the family 'olmo': no export will "
+        "have the rounded weights"
+    )
+    assert (expected in warnings) is warned
+
+
 def test_a_missing_torchao_is_named_before_training(
     store: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
