@@ -62,6 +62,7 @@ def test_a_student_of_the_real_model_is_cut_and_trained(
             "logits.sequences=8",
             "evaluation.sequences=2",
             "students.small.train.steps=2",
+            "students.small.train.log_every=1",
         )
         for part in ("--set", setting)
     ]
