@@ -211,6 +211,9 @@ def test_a_plan_warns_of_models_and_refuses_a_corpus_that_cannot_be_prepared(des
     larger = facts(desk, "--set", "students.small.architecture.hidden=64")["memory"]
     assert larger["train-student small"] > memory["train-student small"]
     assert larger["teacher-logits"] == memory["teacher-logits"]
+    rounded = facts(desk, "--set", "students.small.quantize=int8")
+    more = rounded["memory"]["train-student small"] - memory["train-student small"]
+    assert more == 4 * rounded["students"]["small"]["parameters"]
     sizes = "layers = 1, hidden = 32, heads = 2, feed_forward = 64"
     desk.edit(
         "[students.baseline]",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.stages.config import ArchitectureConfig, QuantizeConfig
+from coldstill.stages.config import ArchitectureConfig, LayersConfig, QuantizeConfig
 from coldstill.stages.export import FORMATS
 from coldstill.stages.export.contract import LoadedStudent
 from coldstill.stages.export.export_student import grid_notes
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from coldstill.data.store.reader import StoreReader
     from coldstill.stages.students.few_bits import Rounding
+    from coldstill.stages.students.job import StudentJob
 
 pytest.importorskip("torchao")
 gguf = pytest.importorskip("gguf")
@@ -189,7 +190,8 @@ def model_of(model: Any) -> Any:
     return plain
 
 
-def few_bits(folder: Path, scheme: str = "int4", start: float = 0.0, **changes: Any) -> Any:
+def few_bits(folder: Path, scheme: str = "int4", start: float = 0.0, **changes: Any) -> StudentJob:
+    """Six steps of a student of few bits."""
     settings = {"architecture": SMALL, "quantize": quantize_config(scheme, start)}
     return student_job(folder, **(settings | changes))
 
@@ -247,9 +249,21 @@ def test_rounding_begins_after_its_share_of_the_steps(store: StoreReader, tmp_pa
     assert grid_record(tmp_path / "exact" / "model") is None
 
 
-def test_an_interrupted_training_continues_bit_for_bit(store: StoreReader, tmp_path: Path) -> None:
-    train = {"checkpoint_every": 2}
-    whole, cut = (few_bits(tmp_path / name, start=0.5, train=dict(train)) for name in "ab")
+@pytest.mark.parametrize("origin", ["new", "layers of the teacher"])
+def test_an_interrupted_training_continues_bit_for_bit(
+    origin: str, store: StoreReader, saved_teacher: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {}
+    if origin != "new":
+        changes = {
+            "architecture": None,
+            "layers": LayersConfig(only=(1,)),
+            "teacher": saved_teacher,
+        }
+    whole, cut = (
+        few_bits(tmp_path / name, start=0.5, train={"checkpoint_every": 2}, **changes)
+        for name in "ab"
+    )
     train_student(whole, store)
     with pytest.raises(KilledError):
         train_student(cut, store, killed_at(5))
