@@ -1,8 +1,7 @@
 """What few bits cost a student: rounded after its training, and rounded while it is trained.
 
-By default the corpus, teacher and student are the demo's. `--teacher smollm2` takes a real teacher,
-SmolLM2-135M-Instruct, with the texts on the command line. It is its own student: `exact` is the
-teacher itself, and 40 steps on its own record teach the rounded weights.
+The run is that of a recipe, by default the demo's, whose teacher is trained and captured first. The
+student is one of the recipe that starts from an `architecture` or a `model`.
 
 Every student has the same steps and order. `exact` is trained without rounding; `afterwards` is the
 same student with its weights rounded as an export rounds them. `while distilling` is trained with
@@ -26,7 +25,7 @@ import click
 from coldstill.data.files import write_json
 from coldstill.data.store.reader import open_store
 from coldstill.pipeline.recipe.reading import load_recipe
-from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, QuantizeConfig, TrainConfig
+from coldstill.stages.config import QuantizeConfig
 from coldstill.stages.evaluate import measure_quality
 from coldstill.stages.models.device import describe_machine
 from coldstill.stages.models.isolation import student_isolation
@@ -36,11 +35,12 @@ from coldstill.stages.students.few_bits import round_layers
 from coldstill.stages.students.job import StudentJob
 from coldstill.stages.train_student import train_student
 from measure import OUTPUT, write_rows
-from real_teacher import captured_run, teacher_weights
 from trials import trained
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from coldstill.pipeline.recipe.tables import StudentTable
 
 EXACT, AFTERWARDS, WHILE = "exact", "afterwards", "while distilling"
 CASES = (
@@ -50,17 +50,6 @@ CASES = (
     QuantizeConfig(scheme="int4", start=0.5),
     QuantizeConfig(scheme="int4", start=0.8),
 )
-REAL_CASES = (QuantizeConfig(scheme="int8"), QuantizeConfig(scheme="int4"))
-REAL = """\
-[corpus]
-sequence_length = 256
-holdout = 0.08
-[logits]
-sequences = 80
-shard_tokens = 16384
-[evaluation]
-sequences = 32
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +90,7 @@ def size(record: dict[str, Any]) -> int:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     run: Path
-    architecture: ArchitectureConfig | None
-    model: str | None
-    """The teacher as its own student, if there is no architecture."""
-    cases: tuple[QuantizeConfig, ...]
-    config: TrainConfig
+    student: StudentTable
     seeds: tuple[int, ...]
 
     def rows(self) -> list[Row]:
@@ -142,15 +127,15 @@ class Bench:
         folder = self.run / "qat"
         job = StudentJob(
             name=EXACT,
-            architecture=self.architecture,
-            model=self.model,
-            objective=ObjectiveConfig(),
-            config=self.config,
+            architecture=self.student.architecture,
+            model=self.student.model,
+            objective=self.student.objective,
+            config=self.student.train,
             seed=seed,
             folder=folder / f"{EXACT}-{seed}",
         )
         found = self._exact(job, store, heldout)
-        for case in self.cases:
+        for case in CASES:
             name = f"{case.scheme}/{case.start}".replace("/", "-")
             own = replace(job, name=name, quantize=case, folder=folder / f"{name}-{seed}")
             figures = trained(own, store, heldout)
@@ -165,12 +150,10 @@ class Bench:
         if not record.exists():
             shutil.rmtree(job.folder, ignore_errors=True)
             job.folder.mkdir(parents=True)
-            if self.model is None:
-                train_student(job, store)
-            folder = self.model or str(job.model_folder)
+            train_student(job, store)
             found: dict[str, dict[str, Any]] = {}
-            for case in (None, *dict.fromkeys(replace(case, start=0.0) for case in self.cases)):
-                model = load_model(folder, EXACT, precision="fp32")
+            for case in (None, *dict.fromkeys(replace(case, start=0.0) for case in CASES)):
+                model = load_model(str(job.model_folder), EXACT, precision="fp32")
                 name, size_of = EXACT, 4 * model.num_parameters()
                 if case is not None:
                     name = f"{case.scheme} {AFTERWARDS}"
@@ -180,34 +163,6 @@ class Bench:
             write_json(record, found)
         figures: dict[str, dict[str, Any]] = json.loads(record.read_text())
         return figures
-
-
-def demo_bench(seeds: int) -> Bench:
-    """The demo's corpus, teacher and student."""
-    command = [sys.executable, "-m", "coldstill.pipeline.cli", "teacher-logits", "demo"]
-    subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
-    student = load_recipe("demo").recipe.students["small"]
-    assert student.architecture is not None
-    return Bench(
-        run=OUTPUT / "demo",
-        architecture=student.architecture,
-        model=None,
-        cases=CASES,
-        config=student.train,
-        seeds=tuple(range(seeds)),
-    )
-
-
-def real_bench(texts: list[str], seeds: int) -> Bench:
-    """A real teacher on the given texts, as its own student."""
-    return Bench(
-        run=captured_run("qat-smollm2", texts, REAL),
-        architecture=None,
-        model=teacher_weights().name,
-        cases=REAL_CASES,
-        config=TrainConfig(steps=40, batch_tokens=512, learning_rate=1e-4, warmup=0.1),
-        seeds=tuple(range(seeds)),
-    )
 
 
 def table(rows: list[Row]) -> str:
@@ -227,16 +182,20 @@ def table(rows: list[Row]) -> str:
 
 
 @click.command(help=__doc__)
-@click.argument("texts", nargs=-1)
-@click.option("--teacher", type=click.Choice(["demo", "smollm2"]), default="demo")
+@click.argument("recipe", default="demo")
+@click.option("--student", default=None, help="A student of the recipe; by default its first.")
 @click.option("--seeds", default=3, help="Number of seeds.")
-def main(texts: tuple[str, ...], teacher: str, seeds: int) -> None:
+def main(recipe: str, student: str | None, seeds: int) -> None:
     """Measure every case without a result and print the table."""
-    if texts and teacher == "demo":
-        raise click.UsageError("texts need --teacher smollm2; the demo has its own")
-    bench = demo_bench(seeds) if teacher == "demo" else real_bench(list(texts), seeds)
+    command = [sys.executable, "-m", "coldstill.pipeline.cli", "teacher-logits", recipe]
+    subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
+    table_of = load_recipe(recipe).recipe
+    chosen = table_of.student(student or next(iter(table_of.students)))
+    if chosen.architecture is None and chosen.model is None:
+        raise click.UsageError("the student must start from an architecture or a model")
+    bench = Bench(run=OUTPUT / table_of.name, student=chosen, seeds=tuple(range(seeds)))
     rows = bench.rows()
-    name = "qat" if teacher == "demo" else f"qat-{teacher}"
+    name = f"qat-{table_of.name}"
     write_rows(name, rows)
     (OUTPUT / f"{name}.md").write_text(table(rows))
     print(table(rows), end="")
