@@ -1,7 +1,8 @@
 """What few bits cost a student: rounded after its training, and rounded while it is trained.
 
 The run is that of a recipe, by default the demo's, whose teacher is trained and captured first. The
-student is one of the recipe that starts from an `architecture` or a `model`.
+student is one of the recipe that starts from an `architecture` or a `model`. A model is not trained
+without rounding: it is compared as it is, so that a recipe may name the teacher itself.
 
 Every student has the same steps and order. `exact` is trained without rounding; `afterwards` is the
 same student with its weights rounded as an export rounds them. `while distilling` is trained with
@@ -24,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from coldstill.data.files import write_json
 from coldstill.data.store.reader import open_store
-from coldstill.pipeline.recipe.reading import load_recipe
+from coldstill.pipeline.recipe.work import open_work
 from coldstill.stages.config import QuantizeConfig
 from coldstill.stages.evaluate import measure_quality
 from coldstill.stages.models.device import describe_machine
 from coldstill.stages.models.isolation import student_isolation
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.report import silent
 from coldstill.stages.students.few_bits import round_layers
 from coldstill.stages.students.job import StudentJob
 from coldstill.stages.train_student import train_student
@@ -91,6 +93,9 @@ def size(record: dict[str, Any]) -> int:
 class Bench:
     run: Path
     student: StudentTable
+    model: str | None
+    """The model that the student starts from, if it is not new."""
+    cases: tuple[QuantizeConfig, ...]
     seeds: tuple[int, ...]
 
     def rows(self) -> list[Row]:
@@ -128,14 +133,14 @@ class Bench:
         job = StudentJob(
             name=EXACT,
             architecture=self.student.architecture,
-            model=self.student.model,
+            model=self.model,
             objective=self.student.objective,
             config=self.student.train,
             seed=seed,
             folder=folder / f"{EXACT}-{seed}",
         )
         found = self._exact(job, store, heldout)
-        for case in CASES:
+        for case in self.cases:
             name = f"{case.scheme}/{case.start}".replace("/", "-")
             own = replace(job, name=name, quantize=case, folder=folder / f"{name}-{seed}")
             figures = trained(own, store, heldout)
@@ -150,10 +155,12 @@ class Bench:
         if not record.exists():
             shutil.rmtree(job.folder, ignore_errors=True)
             job.folder.mkdir(parents=True)
-            train_student(job, store)
+            if job.model is None:
+                train_student(job, store)
+            start = job.model or str(job.model_folder)
             found: dict[str, dict[str, Any]] = {}
-            for case in (None, *dict.fromkeys(replace(case, start=0.0) for case in CASES)):
-                model = load_model(str(job.model_folder), EXACT, precision="fp32")
+            for case in (None, *dict.fromkeys(replace(case, start=0.0) for case in self.cases)):
+                model = load_model(start, EXACT, precision="fp32")
                 name, size_of = EXACT, 4 * model.num_parameters()
                 if case is not None:
                     name = f"{case.scheme} {AFTERWARDS}"
@@ -184,18 +191,25 @@ def table(rows: list[Row]) -> str:
 @click.command(help=__doc__)
 @click.argument("recipe", default="demo")
 @click.option("--student", default=None, help="A student of the recipe; by default its first.")
+@click.option("--scheme", multiple=True, help="Only these schemes.")
 @click.option("--seeds", default=3, help="Number of seeds.")
-def main(recipe: str, student: str | None, seeds: int) -> None:
+def main(recipe: str, student: str | None, scheme: tuple[str, ...], seeds: int) -> None:
     """Measure every case without a result and print the table."""
     command = [sys.executable, "-m", "coldstill.pipeline.cli", "teacher-logits", recipe]
     subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
-    table_of = load_recipe(recipe).recipe
-    chosen = table_of.student(student or next(iter(table_of.students)))
+    work = open_work(recipe, (), OUTPUT, silent)
+    chosen = work.recipe.student(student or next(iter(work.recipe.students)))
     if chosen.architecture is None and chosen.model is None:
         raise click.UsageError("the student must start from an architecture or a model")
-    bench = Bench(run=OUTPUT / table_of.name, student=chosen, seeds=tuple(range(seeds)))
+    bench = Bench(
+        run=work.run.root,
+        student=chosen,
+        model=None if chosen.model is None else work.local(chosen.model),
+        cases=tuple(case for case in CASES if not scheme or case.scheme in scheme),
+        seeds=tuple(range(seeds)),
+    )
     rows = bench.rows()
-    name = f"qat-{table_of.name}"
+    name = f"qat-{work.recipe.name}"
     write_rows(name, rows)
     (OUTPUT / f"{name}.md").write_text(table(rows))
     print(table(rows), end="")
