@@ -18,6 +18,7 @@ from ..files import parse_json
 from ..formats import STORES, Store
 from ..schema import Capture
 from .layout import MANIFEST, MEASUREMENTS, expect_seal, sealed, unsealed, validated
+from .provenance import Imported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,6 +169,8 @@ class Manifest:
     """The parts of a merged store; empty in others."""
     generated: Generation | None = None
     """How the teacher answered prompts; None if it did not. `packing` is that of the prompts."""
+    imported: Imported | None = None
+    """Where the targets come from, if another program wrote them. Written only then."""
     version: int = FORMAT_VERSION
     """The format version, one of `READABLE`."""
 
@@ -207,8 +210,11 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The manifest as a sealed JSON value."""
         value: dict[str, Any] = asdict(self)
-        if self.generated is None:
-            del value["generated"]
+        for name in ("generated", "imported"):
+            if value[name] is None:
+                del value[name]
+        if self.capture.mass:
+            del value["capture"]["mass"]
         for name in ("trust_remote_code", "weights", "engine", "other_engines"):
             if not value["teacher"][name]:
                 del value["teacher"][name]
