@@ -216,6 +216,9 @@ def origin_in_words(origin: Mapping[str, Any]) -> str:
             parts.append(f"pruned out of the teacher: {', then '.join(map(_cut, cuts))}")
         elif key == "lora" and isinstance(value, dict):
             parts.append(f"adapters of rank {value.get('rank')}, merged")
+        elif key == "quantize" and isinstance(value, dict):
+            begun = f" after {value['start']:.0%} of the steps" if value.get("start") else ""
+            parts.append(f"trained with {value.get('scheme')} weights{begun}")
         else:
             parts.append(f"{key} {_plain(value)}")
     return "; ".join(parts) or "of unknown origin"

@@ -121,7 +121,7 @@ class _ChunkedLoss(torch.autograd.Function):
         states, parts = hidden_MD.detach(), row_parts(target, head.chunk)
         least = max((part.stop - part.start for part in parts), default=0)
         buffer = head.buffer(len(hidden_MD), hidden_MD.device, least=least)
-        compute = head.real_weight(hidden_MD.dtype)  # cast once, not once per chunk
+        compute = head.real_weight(hidden_MD.dtype, weight)  # cast once, not once per chunk
         grads = None
         if any(wanted[:3]):
             grads = _Gradients(states, compute, weight, bias, head, wanted)
