@@ -116,7 +116,7 @@ class Packing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """How the teacher answered prompts, if its own answers were captured."""
+    """How a model answered prompts: the teacher, if its own answers were captured, or a student."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
     max_new_tokens: _Size
@@ -125,6 +125,19 @@ class Generation:
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
     top_k: _Count
     """Number of most probable tokens that are sampled from; 0 for all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """The student that wrote the sequences, if the teacher scores a student's own text."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+    fingerprint: str
+    """SHA-256 of the student's weights."""
+    round: _Size
+    """The number of the training, from 1, after which it wrote."""
+    sampling: Generation
+    """How it answered prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +181,8 @@ class Manifest:
     """The parts of a merged store; empty in others."""
     generated: Generation | None = None
     """How the teacher answered prompts; None if it did not. `packing` is that of the prompts."""
+    written: Writing | None = None
+    """Who wrote the sequences; None unless a student did. Each holds prompts with their answers."""
     version: int = FORMAT_VERSION
     """The format version, one of `READABLE`."""
 
@@ -202,9 +217,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a sealed JSON value."""
-        value: dict[str, Any] = asdict(self)
-        if self.generated is None:
-            del value["generated"]
+        value: dict[str, Any] = {k: v for k, v in asdict(self).items() if v is not None}
         for name in ("trust_remote_code", "weights", "engine", "other_engines"):
             if not value["teacher"][name]:
                 del value["teacher"][name]

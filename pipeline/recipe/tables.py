@@ -36,6 +36,7 @@ from ...stages.config import (
     listed_layers,
 )
 from ...stages.students.pruning.config import PruneConfig, listed_cuts, plain_cuts
+from ...stages.students.rounds.config import RoundsConfig, counted_rounds
 from .teacher_table import Table, TeacherTable
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -175,6 +176,13 @@ class StudentTable(Table):
     weight that is left of 1. If it is listed too (without `logits`), weights can have any sum."""
     train: TrainConfig
     """How the student is trained."""
+    rounds: Annotated[
+        RoundsConfig | None,
+        BeforeValidator(counted_rounds),
+        InRecipe("integer at least 2, or table"),
+    ] = None
+    """Train the student several times, each time but the first also on text that it wrote and that
+    the teacher scored. A number is the number of trainings."""
 
     @property
     def other_stores(self) -> tuple[str, ...]:
@@ -208,6 +216,17 @@ class StudentTable(Table):
             raise ValueError(
                 "teachers: the same 'logits' is listed twice; give that store one weight"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _teachable_rounds(self) -> StudentTable:
+        if self.rounds is not None:
+            self.rounds.learned_with(self.objective)
+            if self.other_stores:
+                raise ValueError(
+                    "rounds: a student of several teachers has none, because each of them would "
+                    "have to score its text; remove 'rounds' or 'teachers'"
+                )
         return self
 
     @model_validator(mode="after")
