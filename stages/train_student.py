@@ -21,7 +21,7 @@ from .students.adapters import adapt, expect_peft, merge_adapters
 from .students.job import PRUNING, NewStudent, StudentJob, make_student
 from .students.lesson import lesson
 from .training.checkpoints import full_disk_errors
-from .training.feed import StoreDataset
+from .training.feed import MixedDataset, StoreDataset
 from .training.loop import TrainingJob, train
 from .training.objective import supports
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..data.store.reader import StoreReader
+    from .students.lesson import Lesson
+    from .training.feed import Trainable
 
 STAGE, PRUNE = "train-student", "prune-student"
 
@@ -71,7 +73,7 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
         TrainingJob(
             stage=stage,
             head=head,
-            dataset=StoreDataset(*taught.stores),
+            dataset=_dataset(job, taught),
             isolation=isolation,
             capture=manifest.capture,
             terms=taught.terms,
@@ -93,6 +95,13 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     merged = f"{learned:,} adapter weights trained and merged into {size}"
     note = f"{size} trained" if job.lora is None else merged
     report(Report(stage=stage, note=note))
+
+
+def _dataset(job: StudentJob, taught: Lesson) -> Trainable:
+    """What a student reads: the stores of its teachers, or one store and text of its own."""
+    if job.training is None or job.training == 1:
+        return StoreDataset(*taught.stores)
+    return MixedDataset(taught.stores[0], job.own, job.own_share)
 
 
 def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:

@@ -211,6 +211,8 @@ def origin_in_words(origin: Mapping[str, Any]) -> str:
             parts.append(f"pruned out of the teacher: {', then '.join(map(_cut, cuts))}")
         elif key == "lora" and isinstance(value, dict):
             parts.append(f"adapters of rank {value.get('rank')}, merged")
+        elif key == "rounds" and isinstance(value, dict):
+            parts.append(f"{value.get('count')} rounds on its own text")
         else:
             parts.append(f"{key} {_plain(value)}")
     return "; ".join(parts) or "of unknown origin"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -167,6 +168,83 @@ def _expect_same_rows(first: StoreReader, own: Block, other: StoreReader, found:
             f"the same as sequence {int(theirs.ids[row])}, which the second has in its place: "
             "tokens, document borders or supervised positions differ; capture both over one corpus"
         )
+
+
+class MixedDataset(Trainable):
+    """The sequences of a store, mixed with those of further stores that are read as one.
+
+    A share of the items comes from the further stores, spread evenly: of the first `i` items
+    `floor(share * i)` are theirs. Each side is read in the seeded order of its own epochs, one
+    after another, so the order of all items follows from the seed and the number of an item. What
+    this dataset calls an epoch is as many items as there are sequences.
+    """
+
+    def __init__(self, store: StoreReader, further: Sequence[StoreReader], share: float) -> None:
+        """Read from open stores with equal captures.
+
+        share  share of the items that are from `further`; between 0 and 1
+
+        Raises
+            ColdstillError: there is a share without a sequence that it could be read from
+        """
+        self._stores = (store, *further)
+        self._starts = np.cumsum([0, *map(len, self._stores)])
+        self._share = Fraction(share).limit_denominator(1_000_000)
+        if self._share > 0 and self._starts[-1] == len(store):
+            raise ColdstillError(f"{store.place}: no further sequences to mix in")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
+        """[N - seen] one epoch without its first `seen` items. Sequences of the first store have
+        its own indices, those of the further stores follow."""
+        store, old = self._stores[0], len(self._stores[0])
+        first, end = epoch * len(self) + seen, (epoch + 1) * len(self)
+        theirs_N = np.arange(first, end + 1) * self._share.numerator // self._share.denominator
+        is_theirs_N = np.diff(theirs_N) > 0
+        before, after = int(theirs_N[0]), int(theirs_N[-1])
+        order = np.empty(end - first, np.int64)
+        old_N = _epochs(lambda e: store.order(seed, e), old, first - before, end - after)
+        order[~is_theirs_N] = old_N
+        if after > before:
+            sizes = self._stores[1].manifest
+            shape = (len(self) - old, sizes.shard_sequences, sizes.block_sequences)
+            new_N = _epochs(lambda e: epoch_order(seed, e, *shape), shape[0], before, after)
+            order[is_theirs_N] = old + new_N
+        store.will_read(old_N)
+        return order
+
+    def __getitems__(self, indices: list[int]) -> Rows:
+        """Several sequences in one block: first those of the first store, then the others.
+
+        Raises
+            ColdstillError: a store is damaged
+        """
+        rows = np.array(indices)
+        owner_N = np.searchsorted(self._starts, rows, side="right") - 1
+        parts = [
+            self._stores[number].read(rows[owner_N == number] - self._starts[number])
+            for number in np.unique(owner_N).tolist()
+        ]
+        return (Block.concatenate(parts),)
+
+
+def _epochs(
+    order: Callable[[int], NDArray[np.int64]], count: int, first: int, end: int
+) -> NDArray[np.int64]:
+    """[end - first] the sequences with these places in the orders of all epochs, one after
+    another.
+
+    order  the order of an epoch
+    count  sequences of an epoch
+    """
+    if first == end:
+        return np.zeros(0, np.int64)
+    epochs = range(first // count, (end - 1) // count + 1)
+    orders = np.concatenate([order(epoch) for epoch in epochs])
+    begin = first - epochs.start * count
+    return orders[begin : begin + end - first]
 
 
 class CorpusDataset(Trainable):

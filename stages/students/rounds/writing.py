@@ -11,6 +11,7 @@ record names the student, how it answered, and the teacher whose scores it waits
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ _MANUSCRIPT = TypeAdapter(Manuscript)
 def manuscript_of(record: CorpusRecord, where: Path) -> Manuscript:
     """What a text's record says of it; raises ColdstillError if it is damaged."""
     try:
-        return _MANUSCRIPT.validate_python(record.settings)
+        return _MANUSCRIPT.validate_json(json.dumps(record.settings))
     except ValidationError as error:
         raise ColdstillError(
             f"{where}: damaged ({error.error_count()} fields); delete its folder and write it "
@@ -155,6 +156,7 @@ def write_text(
     )
     if (record := CorpusLayout(job.folder).read_record()) is not None:
         _expect_same(manuscript_of(record, job.folder), manuscript, job.folder)
+        _forget_answers(job)
         report(Report(stage=job.stage, note=f"already written: {job.folder}"))
         return
     tokenizer = load_tokenizer(str(first.tokenizer_folder()), str(first.place))
@@ -168,8 +170,7 @@ def write_text(
     if stop():
         return
     _write(job, manuscript, tokenizer, prompts, kept)
-    for unfinished in job.folder.parent.glob(f".{job.folder.name}-*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    _forget_answers(job)
     count = sum(map(len, prompts.values()))
     report(Report(stage=job.stage, note=f"{count:,} answers in {job.folder}"))
 
@@ -245,9 +246,7 @@ def _answer_all(
     """Answer what is not answered yet; one file of answers for each batch."""
     length = manuscript.sequence_length
     size = max(_LEAST_BATCH, sequences_in(_BATCH_TOKENS, length))
-    batches = [
-        (split, start) for split in prompts for start in range(0, len(prompts[split]), size)
-    ]
+    batches = [(split, start) for split in prompts for start in range(0, len(prompts[split]), size)]
     total = sum(map(len, prompts.values()))
     missing = [(split, start) for split, start in batches if not _part(kept, split, start).exists()]
     done = total - sum(len(prompts[split][start : start + size]) for split, start in missing)
@@ -275,6 +274,11 @@ def _answer_all(
         write_json(_part(kept, split, start), texts)
         done += len(part)
         report(Report(stage=job.stage, done=done, total=total, step=len(part), unit="answers"))
+
+
+def _forget_answers(job: WritingJob) -> None:
+    for kept in job.folder.parent.glob(f".{job.folder.name}-*"):
+        shutil.rmtree(kept, ignore_errors=True)
 
 
 def _part(kept: Path, split: Split, start: int) -> Path:
