@@ -183,7 +183,7 @@ def _prompts(
     A document with tokens before its first learned one has those as its prompt. A plain document
     gives its first `prompt_tokens` tokens, at most half of it.
     """
-    length, found = store.manifest.packing.sequence_length, []
+    found = []
     order = store.order(seed, 0)
     for start in range(0, len(order), _READ):
         sequences = store.read(order[start : start + _READ]).sequences
@@ -201,16 +201,14 @@ def _prompts(
                 given = int(learned_M[0]) + 1 - begin
                 if given == 1:
                     given = max(1, min(prompt_tokens, (end - begin) // 2))
-                if given >= length:
-                    continue
                 prompt_T = tokens_T[begin : begin + given]
                 found.append(TokenizedDocument(document, prompt_T, np.zeros(given, np.bool_)))
                 if len(found) == wanted:
                     return found
     if not found:
         raise ColdstillError(
-            f"{where}: no document of {store.place} gives a prompt: none has a supervised position "
-            f"with room for an answer in {length} tokens; remove 'rounds'"
+            f"{where}: no document of {store.place} gives a prompt, because none has a supervised "
+            "position; remove 'rounds', or take a corpus with more documents"
         )
     return found
 
