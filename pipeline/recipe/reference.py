@@ -92,8 +92,13 @@ def table_kinds() -> tuple[TableKind, ...]:
 
 def _shortened(places: list[str]) -> tuple[str, ...]:
     """Return the places of a table; `PARENT.KEY` stands for many keys of one parent."""
-    parents = {place.rpartition(".")[0] for place in places}
-    return (f"{parents.pop()}.KEY",) if len(places) > 3 and len(parents) == 1 else tuple(places)
+    below: dict[str, list[str]] = {}
+    for place in places:
+        below.setdefault(place.rpartition(".")[0], []).append(place)
+    found: list[str] = []
+    for parent, own in below.items():
+        found += [f"{parent}.KEY"] if len(own) > 3 else own
+    return tuple(found)
 
 
 @functools.cache
