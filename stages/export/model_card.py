@@ -122,6 +122,7 @@ def _origin(facts: Facts) -> list[tuple[str, str]]:
         *rows,
         ("objective", _short(student.get("objective", {}))),
         ("training", _short(student.get("train", {}))),
+        *([("rounds on its own text", _short(student["rounds"]))] if student.get("rounds") else []),
         ("seed", str(facts.settings.get("seed"))),
         ("made with", f"coldstill {facts.version}"),
     ]

@@ -21,12 +21,14 @@ from coldstill.stages.students.rounds.writing import WritingJob, write_text
 from conftest import VOCABULARY
 from safetensors.torch import load_file
 from small_runs import save_teacher
+from small_students import KilledError
 from student_recipe import ORIGIN, fault, load
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.schema import Sequences
+    from coldstill.stages.report import Report
     from desk import Desk
 
 pytest_plugins = ("desk",)
@@ -240,8 +242,8 @@ def test_two_machines_take_turns(done: tuple[Desk, list[Any]]) -> None:
         ("evaluate", 2, "student"),
     ]  # fmt: skip
     for student in (0, 1):
-        found = [(each[student][key] for key in ("act", "round", "machine")) for each in acts]
-        assert list(map(tuple, found)) == expected
+        found = [each[student] for each in acts]
+        assert [(one["act"], one["round"], one["machine"]) for one in found] == expected
     assert not (desk.root / "teacher").exists()
     students = desk.run / "students"
     manifest = desk.json("students", "small", "written", "1", "logits", "manifest.json")
@@ -289,6 +291,36 @@ def test_figures_on_own_text_are_those_of_the_dense_distributions(
         assert one["positions"] == len(kl)
         assert one["kl"] == pytest.approx(np.mean(kl), rel=1e-4)
         assert one["acceptance"] == pytest.approx(np.mean(acceptance), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_killed_later_training_continues_bit_for_bit(
+    done: tuple[Desk, list[Any]], make_desk: type[Desk], tmp_path: Path
+) -> None:
+    from coldstill.pipeline.recipe.work import open_work
+    from coldstill.pipeline.steps.students import train_students
+
+    shutil.copytree(done[0].root, tmp_path, dirs_exist_ok=True)
+    desk = make_desk(tmp_path)
+    small = desk.run / "students" / "small"
+    for name in ("model", "checkpoints", "written/2"):
+        shutil.rmtree(small / name)
+    (small / "metrics.jsonl").unlink()
+
+    def killed(report: Report) -> None:
+        if report.stage == "train-student small round 2" and report.done >= 512:  # in step 2
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train_students(open_work(desk.root / "r.toml", (), desk.root / "runs", killed), ["small"])
+    assert not (small / "model").exists()
+    said = desk.done("train-student", "r.toml", "--student", "small").stderr
+    assert "resuming from step 1" in said
+    assert "next: coldstill evaluate r.toml --student small" in said
+    whole = done[0].run / "students" / "small"
+    weights, expected = (load_file(one / "model" / "model.safetensors") for one in (small, whole))
+    for key, weight in expected.items():
+        assert torch.equal(weight, weights[key])
 
 
 @pytest.mark.slow

@@ -127,10 +127,11 @@ def write_text(
     """
     where = f"students.{job.name}"
     report(Report(stage=job.stage, doing="read the prompts"))
+    wanted = {"train": job.config.prompts, "heldout": job.config.heldout}
     prompts = {
         split: _prompts(
             store,
-            job.config.prompts if split == "train" else job.config.heldout,
+            wanted[split],
             job.config.prompt_tokens,
             # held-out prompts stay the same in every round, so that its figures compare
             job.seed + (job.round if split == "train" else 0),
@@ -164,6 +165,13 @@ def write_text(
     model = load_model(str(job.model), where, precision="fp32", own_code=job.own_code)
     model.to(best_device())
     head = connect_head(model, first.manifest.tokenizer.size, report)
+    for split, found in prompts.items():
+        if len(found) < wanted[split]:
+            note = (
+                f"{job.sources[split].place} has {len(found):,} documents with a prompt, fewer "
+                f"than the {wanted[split]:,} that rounds asks for"
+            )
+            report(Report(stage=job.stage, note=note))
     job.begin()
     kept = job.folder.with_name(f".{job.folder.name}-{json_sha256(asdict(manuscript))[:16]}")
     _answer_all(job, manuscript, head, tokenizer, prompts, kept, report, stop)
