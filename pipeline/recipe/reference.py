@@ -136,7 +136,8 @@ def names_at(place: list[str]) -> list[str]:
 
 @functools.cache
 def student_keys() -> frozenset[tuple[str, ...]]:
-    """Return every key that a student's table and its plain tables may have."""
+    """Return every key of a student's table and its plain tables that a sweep can vary; it refuses
+    `rounds`."""
 
     def below(kind: type, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for key in keys_of(kind):
@@ -144,7 +145,7 @@ def student_keys() -> frozenset[tuple[str, ...]]:
             if key.table is not None and not key.is_list:
                 yield from below(key.table, (*above, key.name))
 
-    return frozenset(below(StudentTable, ()))
+    return frozenset(key for key in below(StudentTable, ()) if key[0] != "rounds")
 
 
 def _defaults(kind: type) -> dict[str, str]:

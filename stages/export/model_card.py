@@ -118,11 +118,12 @@ def _origin(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("adapters", _short(student["lora"])))
     if student.get("teachers"):
         rows.append(("further teachers", _short(student["teachers"])))
+    if student.get("rounds"):
+        rows.append(("rounds on its own text", _short(student["rounds"])))
     return [
         *rows,
         ("objective", _short(student.get("objective", {}))),
         ("training", _short(student.get("train", {}))),
-        *([("rounds on its own text", _short(student["rounds"]))] if student.get("rounds") else []),
         ("seed", str(facts.settings.get("seed"))),
         ("made with", f"coldstill {facts.version}"),
     ]

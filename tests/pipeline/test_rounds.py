@@ -132,6 +132,17 @@ def test_a_student_continues_documents_and_only_its_answers_are_learned(finished
             )
 
 
+def test_fewer_prompts_than_asked_are_said(finished: Desk) -> None:
+    notes: list[str | None] = []
+    config = RoundsConfig(count=2, prompts=1, heldout=500, max_new_tokens=1)
+    write_text(_job(finished, finished.root / "text", config), lambda r: notes.append(r.note))
+    count = len(_split(finished.root / "text", "heldout"))
+    said = f"has {count} documents with a prompt, fewer than the 500 that rounds asks for"
+    assert [note for note in notes if note and "fewer than" in note] == [
+        f"{open_store(finished.run / 'heldout').place} {said}"
+    ]
+
+
 def test_an_interrupted_writing_makes_the_same_text(
     finished: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
