@@ -13,7 +13,9 @@ from coldstill.data.places.local import LocalPlace
 from coldstill.data.schema import Capture
 from coldstill.data.store.layout import sealed
 from coldstill.data.store.manifest import (
+    Generation,
     Manifest,
+    Writing,
     difference,
     format_settings,
     parse_manifest,
@@ -279,3 +281,14 @@ def test_remote_code_is_recorded_only_if_it_ran() -> None:
         assert parse_manifest(json.dumps(manifest.to_json()).encode(), "m") == manifest
     expected = "teacher.trust_remote_code: None in the store, True now"
     assert str(difference(MANIFEST, ran)).startswith(expected)
+
+
+def test_who_wrote_the_text_is_sealed_and_absent_elsewhere() -> None:
+    assert "written" not in MANIFEST.to_json()
+    sampling = Generation(max_new_tokens=8, temperature=0.7, top_p=1.0, top_k=0)
+    own = replace(MANIFEST, written=Writing(fingerprint="ab", round=1, sampling=sampling))
+    content = json.loads(json.dumps(own.to_json()))
+    assert parse_manifest(json.dumps(content).encode(), "m") == own
+    assert difference(own, MANIFEST) is not None
+    content["written"]["round"] = 2
+    assert "seal" in refusal(lambda: parse_manifest(json.dumps(content).encode(), "m"))
