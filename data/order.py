@@ -5,11 +5,14 @@ Training can therefore resume in the middle of an epoch from two integers.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from numpy.typing import NDArray
 
 WINDOW = 8
@@ -18,6 +21,50 @@ cache, or in the local cache of a remote store."""
 MIXED_BLOCKS = 16
 """Blocks whose sequences are shuffled together. Each block is read and decoded once per epoch, and
 only these blocks must be in memory."""
+
+
+def epoch_windows(
+    seed: int,
+    epoch: int,
+    sequences: int,
+    shard_sequences: int,
+    block_sequences: int,
+    *,
+    window: int = WINDOW,
+    seen: int = 0,
+) -> Iterator[NDArray[np.int64]]:
+    """Every sequence exactly once, a window of shards at a time: shards are shuffled, then the
+    blocks of a window, then the sequences of a few blocks.
+
+    In memory are one window and the shuffled shards (8 bytes each), so an epoch may have any number
+    of sequences.
+
+    sequences        N, sequences of the store
+    shard_sequences  sequences of a shard; the last shard may hold fewer
+    block_sequences  sequences of a block; the last block of a shard may hold fewer
+    window           shards that are shuffled together
+    seen             sequences at the start of the order that are left out. Their windows are made
+                     and dropped, because each one continues the random numbers of the one before.
+    """
+    random = np.random.Generator(np.random.PCG64([seed, epoch]))
+    shards = random.permutation(-(-sequences // shard_sequences))
+    within_B = np.arange(0, shard_sequences, block_sequences)
+    for start in range(0, len(shards), window):
+        first_W1 = shards[start : start + window, None] * shard_sequences
+        end_W1 = np.minimum(first_W1 + shard_sequences, sequences)
+        first_WB = first_W1 + within_B
+        size_WB = np.minimum(first_WB + block_sequences, end_W1) - first_WB
+        exists_WB = size_WB > 0
+        mixed = random.permutation(np.count_nonzero(exists_WB))
+        firsts, sizes = first_WB[exists_WB][mixed], size_WB[exists_WB][mixed]
+        ends = np.cumsum(sizes)
+        order = np.repeat(firsts - (ends - sizes), sizes) + np.arange(ends[-1])
+        borders = [0, *ends[MIXED_BLOCKS - 1 : -1 : MIXED_BLOCKS].tolist(), len(order)]
+        for one, next_one in itertools.pairwise(borders):
+            random.shuffle(order[one:next_one])
+        if seen < len(order):
+            yield order[seen:]
+        seen = max(0, seen - len(order))
 
 
 def epoch_order(
@@ -29,30 +76,30 @@ def epoch_order(
     *,
     window: int = WINDOW,
 ) -> NDArray[np.int64]:
-    """[N] every sequence exactly once: shards are shuffled, then the blocks of a window of shards,
-    then the sequences of a few blocks.
+    """[N] all of `epoch_windows` in one array, 8 bytes a sequence."""
+    windows = epoch_windows(seed, epoch, sequences, shard_sequences, block_sequences, window=window)
+    return joined(windows)
 
-    sequences        N, sequences of the store
-    shard_sequences  sequences of a shard; the last shard may hold fewer
-    block_sequences  sequences of a block; the last block of a shard may hold fewer
-    window           shards that are shuffled together
-    """
-    random = np.random.Generator(np.random.PCG64([seed, epoch]))
-    shards = random.permutation(-(-sequences // shard_sequences))
-    order: list[NDArray[np.int64]] = []
-    for start in range(0, len(shards), window):
-        blocks = [
-            np.arange(first, min(first + block_sequences, end))
-            for shard in shards[start : start + window].tolist()
-            for end in (min((shard + 1) * shard_sequences, sequences),)
-            for first in range(shard * shard_sequences, end, block_sequences)
-        ]
-        mixed = [blocks[i] for i in random.permutation(len(blocks))]
-        order.extend(
-            random.permutation(np.concatenate(mixed[few : few + MIXED_BLOCKS]))
-            for few in range(0, len(mixed), MIXED_BLOCKS)
-        )
-    return np.concatenate(order) if order else np.zeros(0, np.int64)
+
+def joined(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """All parts in one array."""
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def regrouped(parts: Iterable[NDArray[np.int64]], size: int) -> Iterator[NDArray[np.int64]]:
+    """The same numbers in the same order, `size` at a time; the last part may hold fewer."""
+    waiting, count = [np.zeros(0, np.int64)], 0
+    for part in parts:
+        waiting.append(part)
+        count += len(part)
+        if count < size:
+            continue
+        whole = np.concatenate(waiting)
+        full = count - count % size
+        yield from (whole[start : start + size] for start in range(0, full, size))
+        waiting, count = [whole[full:]], count - full
+    if count:
+        yield np.concatenate(waiting)
 
 
 def uniform(seed: int, ids: NDArray[np.int64], positions: NDArray[np.int32]) -> NDArray[np.float64]:

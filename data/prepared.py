@@ -271,7 +271,7 @@ class SequenceFile:
     def __len__(self) -> int:
         return self._length
 
-    def read(self, rows: NDArray[np.int64]) -> Sequences:
+    def read(self, rows: NDArray[np.int64] | range) -> Sequences:
         """The sequences with these indices, in the given order.
 
         Raises

@@ -196,6 +196,20 @@ MUTANTS = (
         ("data/test_order.py",),
     ),
     Mutant(
+        "a training that resumes in the middle of an epoch skips too few sequences",
+        "data/order.py",
+        "seen = max(0, seen - len(order))",
+        "seen = 0",
+        ("data/test_order.py",),
+    ),
+    Mutant(
+        "a process claims every shard that others have finished",
+        "stages/capture/shards.py",
+        "if is_old:",
+        "if False:",
+        ("stages/test_teacher_logits.py",),
+    ),
+    Mutant(
         "all positions of a sequence are sampled at the same point",
         "data/order.py",
         "state ^ positions.astype(np.uint64)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -149,6 +149,32 @@ class Commit:
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
+
+
+@dataclass(slots=True)
+class Totals:
+    """What several commit records say together."""
+
+    sequences: int = 0
+    documents: int = 0
+    tokens: int = 0
+    positions: int = 0
+    shard_bytes: list[int] = field(default_factory=list)
+    """Bytes of each shard."""
+    statistics: ShardStatistics = field(default_factory=ShardStatistics)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.shard_bytes)
+
+    def add(self, commit: Commit) -> None:
+        """Add one record."""
+        self.sequences += commit.sequences
+        self.documents += commit.documents
+        self.tokens += commit.tokens
+        self.positions += commit.positions
+        self.shard_bytes.append(commit.bytes)
+        self.statistics = self.statistics.plus(commit.statistics)
 
 
 _COMMIT = TypeAdapter(Commit)

@@ -196,6 +196,10 @@ class Manifest:
         start = shard * self.shard_sequences
         return range(start, min(start + self.shard_sequences, self.sequences))
 
+    def blocks(self, shard: int) -> int:
+        """The number of blocks of one shard."""
+        return -(-len(self.shard_rows(shard)) // self.block_sequences)
+
     def block_rows(self, shard: int, block: int) -> range:
         """The range of sequences in one block of a shard."""
         start = block * self.block_sequences

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,15 @@ import numpy as np
 
 from ..columns import check_hashes
 from ..errors import ColdstillError
-from ..order import MIXED_BLOCKS, WINDOW, epoch_order
+from ..order import MIXED_BLOCKS, WINDOW, epoch_windows, joined, regrouped
 from ..places.place import place_at
 from ..schema import Block
-from .commit import Commit, ShardStatistics, expect_size, parse_commit, total
+from .commit import Commit, ShardStatistics, Totals, expect_size, parse_commit
 from .layout import SHARDS, TOKENIZER, commit_name, committed, shard_name
 from .manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -62,6 +61,7 @@ class StoreReader:
         self._codec = manifest.make_codec(place)
         self._store = manifest.make_store(place)
         self._commits: OrderedDict[int, Commit] = OrderedDict()
+        self._totals: Totals | None = None
         self._open: OrderedDict[int, tuple[Path, Shard]] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
 
@@ -74,6 +74,14 @@ class StoreReader:
 
     def commits(self) -> Iterator[Commit]:
         """The commit records of all existing shards, in order."""
+        totals = Totals()
+        for commit in self._all_commits():
+            totals.add(commit)
+            yield commit
+        # kept, because each pass over a large remote store takes minutes
+        self._totals = totals
+
+    def _all_commits(self) -> Iterator[Commit]:
         if self.place.room is None:
             yield from map(self.commit, self.done)
             return
@@ -81,15 +89,23 @@ class StoreReader:
             for start in range(0, len(self.done), 4 * _READS_AT_ONCE):
                 yield from pool.map(self.commit, self.done[start : start + 4 * _READS_AT_ONCE])
 
-    @functools.cached_property
-    def positions(self) -> int:
-        """Number of supervised positions. Reads every commit record."""
-        return sum(commit.positions for commit in self.commits())
+    @property
+    def totals(self) -> Totals:
+        """Counts, bytes and statistics of all existing shards. Reads every commit record, once."""
+        if self._totals is None:
+            deque(self.commits(), maxlen=0)
+        assert self._totals is not None
+        return self._totals
 
-    @functools.cached_property
+    @property
+    def positions(self) -> int:
+        """Number of supervised positions. Reads every commit record, once."""
+        return self.totals.positions
+
+    @property
     def statistics(self) -> ShardStatistics:
-        """Sums over all positions. Reads every commit record."""
-        return total(commit.statistics for commit in self.commits())
+        """Sums over all positions. Reads every commit record, once."""
+        return self.totals.statistics
 
     def tokenizer_folder(self) -> Path:
         """A local folder with the tokenizer. The folder may not exist if the store has none."""
@@ -152,37 +168,58 @@ class StoreReader:
         Raises
             ColdstillError: a shard is missing or damaged (which, and how)
         """
-        order = np.arange(len(self)) if seed is None else self.order(seed, epoch)
-        self.will_read(order)
-        for start in range(0, len(order), size):
-            yield self.read(order[start : start + size])
+
+        def parts() -> Iterator[NDArray[np.int64]]:
+            if seed is not None:
+                return self.windows(seed, epoch)
+            ranges = map(self.manifest.shard_rows, range(self.manifest.shards))
+            return (np.arange(rows.start, rows.stop) for rows in ranges)
+
+        self.will_read(parts())
+        for rows in regrouped(parts(), size):
+            yield self.read(rows)
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """[N] every sequence once, in the order of a training epoch (`data.order`)."""
-        return epoch_order(
-            seed, epoch, len(self), self.manifest.shard_sequences, self.manifest.block_sequences
-        )
+        """[N] every sequence once, in the order of a training epoch. It takes 8 bytes a sequence;
+        `windows` gives the same order in parts."""
+        return joined(self.windows(seed, epoch))
 
-    def will_read(self, rows: NDArray[np.int64]) -> None:
+    def windows(self, seed: int, epoch: int, seen: int = 0) -> Iterator[NDArray[np.int64]]:
+        """The order of a training epoch, a few shards at a time (`data.order.epoch_windows`).
+
+        seen  sequences at the start of the order that are left out
+        """
+        rows, block_rows = self.manifest.shard_sequences, self.manifest.block_sequences
+        return epoch_windows(seed, epoch, len(self), rows, block_rows, seen=seen)
+
+    def will_read(self, parts: Iterable[NDArray[np.int64]]) -> None:
         """Announce the next sequences, so that a remote store can fetch their shards ahead.
 
-        rows  [B] indices of sequences, in the order in which they will be read
+        parts  indices of sequences, in the order in which they will be read. A shard of one part
+               counts as in use until the part ends, and is not announced again for later parts.
+               Iterated in another thread if the store is remote, otherwise not at all.
         """
-        shards = rows // self.manifest.shard_sequences
-        first = np.sort(np.unique(shards, return_index=True)[1])
-        last = np.sort(len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1])
-        in_use = np.arange(1, len(first) + 1) - np.searchsorted(last, first)
-        self.place.prefetch(
-            (self.commit(i), shard_name(i, self._store.suffix), count)
-            for i, count in zip(shards[first].tolist(), in_use.tolist(), strict=True)
-        )
+
+        def wanted() -> Iterator[tuple[Commit, str, int]]:
+            announced = np.zeros(self.manifest.shards, np.bool_)
+            for rows in parts:
+                shards = rows // self.manifest.shard_sequences
+                first = np.sort(np.unique(shards, return_index=True)[1])
+                last = np.sort(len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1])
+                in_use = np.arange(1, len(first) + 1) - np.searchsorted(last, first)
+                for i, count in zip(shards[first].tolist(), in_use.tolist(), strict=True):
+                    if not announced[i]:
+                        announced[i] = True
+                        yield self.commit(i), shard_name(i, self._store.suffix), count
+
+        self.place.prefetch(wanted())
 
     def expect_room(self) -> None:
         """Refuse a cache in which a seeded order would fetch the same shards again and again.
         Raises ColdstillError if the cache is too small (the size it needs)."""
         if self.place.room is None:
             return
-        needed = sum(heapq.nlargest(WINDOW, (commit.bytes for commit in self.commits())))
+        needed = sum(heapq.nlargest(WINDOW, self.totals.shard_bytes))
         if self.place.room < needed:
             raise ColdstillError(
                 f"{self.place}: logits.cache: {self.place.room:,} bytes are too few: training "
@@ -229,9 +266,8 @@ class StoreReader:
         if index in self._open:
             self._open.move_to_end(index)
             return self._open[index][1]
-        commit, name = self.commit(index), shard_name(index, self._store.suffix)
+        name, blocks = shard_name(index, self._store.suffix), self.manifest.blocks(index)
         opened = self._store.open(path)
-        blocks = -(-commit.sequences // self.manifest.block_sequences)
         if opened.blocks != blocks:
             raise ColdstillError(
                 f"{self.place.path(name)}: has {opened.blocks} blocks, expected {blocks}"

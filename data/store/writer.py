@@ -24,7 +24,7 @@ from .layout import (
     committed,
     shard_name,
 )
-from .manifest import Manifest, difference, read_manifest, settings_of, with_engine
+from .manifest import MOST_SHARDS, Manifest, difference, read_manifest, settings_of, with_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -242,6 +242,25 @@ class ShardWriter:
         )
         self.place.write(commit_name(shard), commit_json(commit))
         return commit
+
+
+def shard_sequences(sequences: int, sequence_length: int, shard_tokens: int) -> int:
+    """Sequences per shard of a new store.
+
+    shard_tokens  tokens of a shard, `logits.shard_tokens` of the recipe
+
+    Raises
+        ColdstillError: that makes more shards than a store may have
+    """
+    each = max(1, shard_tokens // sequence_length)
+    shards = -(-sequences // each)
+    if shards > MOST_SHARDS:
+        least = -(-sequences // MOST_SHARDS) * sequence_length
+        raise ColdstillError(
+            f"logits.shard_tokens: {shard_tokens:,} make {shards:,} shards of {sequences:,} "
+            f"sequences, a store may have {MOST_SHARDS:,}; set it to at least {least:,}"
+        )
+    return each
 
 
 def blocks_of(block: Block, size: int) -> Sequence[Block]:

@@ -228,7 +228,7 @@ def _wrote(to: str, as_json: bool) -> None:
     from ...data.store.reader import open_store
 
     made = open_store(to)
-    size = sum(commit.bytes for commit in made.commits())
+    size = made.totals.bytes
     facts = {"wrote": to, "sequences": len(made), "positions": made.positions, "bytes": size}
     if as_json:
         click.echo(json.dumps(facts, indent=2))

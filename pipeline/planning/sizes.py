@@ -21,6 +21,7 @@ from ...data.schema import Capture
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
 from ...data.store.reader import finished_shards, read_commit
+from ...data.store.writer import shard_sequences
 from ..units import size
 from .models import folder_of
 from .pilot_record import read_pilot
@@ -228,7 +229,8 @@ def _store_size(split: Split, size: SplitSize, work: Work, pilot: PilotRecord | 
     wanted = logits.sequences if training else recipe.evaluation.sequences
     sequences = min(wanted or size.sequences, size.sequences)
     positions = round(size.positions * sequences / max(1, size.sequences))
-    shards = -(-sequences // max(1, logits.shard_tokens // recipe.corpus.sequence_length))
+    each = shard_sequences(sequences, recipe.corpus.sequence_length, logits.shard_tokens)
+    shards = -(-sequences // each)
     done = _done(place)
     complete = done.sequences == sequences > 0
     if complete:

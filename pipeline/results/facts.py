@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...data.errors import ColdstillError
-from ...data.store.commit import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS, total
+from ...data.store.commit import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS
 from ...data.store.manifest import read_measurements
 from ...data.store.reader import open_store
 from .curves import read_curves
@@ -134,11 +134,8 @@ class CaptureFacts:
 
 def capture_facts(store: StoreReader) -> CaptureFacts:
     """Facts from the manifest, the commit records and the measurements; no sequence is read."""
-    manifest, commits = store.manifest, list(store.commits())
-    sums = total(commit.statistics for commit in commits)
-    positions = sum(commit.positions for commit in commits)
-    stored = sum(commit.bytes for commit in commits)
-    size = manifest.tokenizer.size
+    manifest, totals = store.manifest, store.totals
+    sums, positions, size = totals.statistics, totals.positions, manifest.tokenizer.size
 
     def mean(value: float) -> float | None:
         return value / positions if positions else None
@@ -146,14 +143,14 @@ def capture_facts(store: StoreReader) -> CaptureFacts:
     return CaptureFacts(
         path=str(store.place),
         shards=manifest.shards,
-        shards_done=len(commits),
-        sequences=sum(commit.sequences for commit in commits),
+        shards_done=len(store.done),
+        sequences=totals.sequences,
         planned_sequences=manifest.sequences,
-        tokens=sum(commit.tokens for commit in commits),
+        tokens=totals.tokens,
         positions=positions,
-        bytes=stored,
+        bytes=totals.bytes,
         full_logits_bytes=positions * size * _LOGIT_BYTES,
-        bytes_per_position=mean(stored),
+        bytes_per_position=mean(totals.bytes),
         teacher_loss=mean(sums.loss),
         teacher_entropy=mean(sums.entropy),
         head_mass=mean(sums.head_mass),

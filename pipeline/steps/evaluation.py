@@ -155,8 +155,7 @@ def _cached_bytes(work: Work, name: str) -> float | None:
                 digest = trained["others"][named] if named else trained["store"]
                 if json_sha256(store.manifest.to_json()) != digest:
                     raise ColdstillError(f"{store.place}: is another store now")
-                stored = sum(commit.bytes for commit in store.commits())
-                total += stored / max(1, store.positions)
+                total += store.totals.bytes / max(1, store.positions)
     except (ColdstillError, OSError) as error:
         reason = str(error)
     except (LookupError, TypeError, ValueError):

@@ -142,9 +142,10 @@ def _plans(
     )
     train = capture_plans(work, tokenizer, record, checked)[0]
     random = np.random.Generator(np.random.PCG64([recipe.seed, 2]))
+    chosen = random.choice(len(train.rows), count, replace=False)
     own = dataclasses.replace(
         train,
-        rows=np.sort(random.choice(train.rows, count, replace=False)),
+        rows=np.array([train.rows[i] for i in np.sort(chosen).tolist()], dtype=np.int64),
         shard_tokens=min(logits.shard_tokens, _SHARD_BLOCKS * BLOCK_TOKENS),
     )
     other = "compact" if logits.codec_name == "plain" else "plain"

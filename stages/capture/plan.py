@@ -9,7 +9,7 @@ import numpy as np
 
 from ...data.errors import ColdstillError
 from ...data.store.manifest import CorpusIdentity, Generation, Manifest, Packing, format_settings
-from ...data.store.writer import BLOCK_TOKENS
+from ...data.store.writer import BLOCK_TOKENS, shard_sequences
 from ..models.isolation import recorded
 from ..models.vocabulary import tokenizer_identity
 
@@ -36,7 +36,7 @@ class CapturePlan:
     tokenizer: Any
     corpus: CorpusRecord
     sequences: SequenceFile
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64] | range
     """Indices of the captured sequences in `sequences`, increasing."""
     capture: Capture
     sequence_length: int
@@ -63,10 +63,10 @@ class CapturePlan:
         return np.minimum(lengths_N + self.generate.max_new_tokens, self.sequence_length)
 
 
-def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64]:
-    """Indices of the sequences to capture: all, or a seeded sample in corpus order."""
+def chosen_rows(available: int, wanted: int | None, seed: int) -> NDArray[np.int64] | range:
+    """Indices of the sequences to capture: all, as a range, or a seeded sample in corpus order."""
     if wanted is None or wanted >= available:
-        return np.arange(available)
+        return range(available)
     random = np.random.Generator(np.random.PCG64([seed, 1]))
     return np.sort(random.choice(available, wanted, replace=False))
 
@@ -76,7 +76,7 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
     tokenizer = tokenizer_identity(plan.tokenizer)
     expect_capturable(plan.capture, tokenizer.size, plan.sequence_length, plan.context)
     split = plan.corpus.splits[plan.split]
-    per_shard = max(1, plan.shard_tokens // plan.sequence_length)
+    per_shard = shard_sequences(len(plan.rows), plan.sequence_length, plan.shard_tokens)
     settings = format_settings(plan.codec, plan.store, tokenizer.size, plan.capture)
     return Manifest(
         teacher=plan.teacher,

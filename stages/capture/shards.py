@@ -212,7 +212,11 @@ class ShardQueue:
         taken: set[int] = set()
         while True:
             before = len(taken)
-            for shard in _order(set(self._writer.missing()) - taken):
+            missing, is_old = set(self._writer.missing()), False
+            for shard in _order(missing - taken):
+                if shard not in missing:
+                    self._count(shard, mine=False)
+                    continue
                 held = contextlib.ExitStack()
                 mine = held.enter_context(self._writer.claim(shard))
                 self._count(shard, mine=mine)
@@ -220,8 +224,12 @@ class ShardQueue:
                     taken.add(shard)
                     self._open.callback(held.close)  # closing twice is harmless
                     yield shard, held
-                else:  # another process has claimed or finished it
-                    held.close()
+                    is_old = True
+                    continue
+                # another process has claimed or finished it
+                held.close()
+                if is_old:  # one listing instead of a claim for each shard that others finished
+                    missing, is_old = set(self._writer.missing()), False
             # another process may have released a shard since
             if len(taken) == before:
                 return
@@ -235,7 +243,7 @@ class ShardQueue:
             self._tally.total += tokens
             self._elsewhere.remove(shard)
 
-    def _rows(self, shard: int) -> NDArray[np.int64]:
+    def _rows(self, shard: int) -> NDArray[np.int64] | range:
         rows = self._writer.manifest.shard_rows(shard)
         return self._plan.rows[rows.start : rows.stop]
 

@@ -75,7 +75,7 @@ class Heldout:
     """Held-out sequences to measure a model on."""
 
     sequences: SequenceFile
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64] | range
     """Indices of sequences in the file, increasing."""
     batch: int
     """Sequences per forward pass."""

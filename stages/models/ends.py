@@ -109,13 +109,14 @@ def corpus_ends(corpus: SequenceFile, tokenizer: Any, separator: Sequence[int]) 
 
 
 def _of_store(store: StoreReader) -> Iterator[Sequences]:
-    manifest = store.manifest
-    blocks = [
-        (shard, block) for shard in store.done for block in range(len(manifest.block_sizes(shard)))
-    ]
-    most = min(len(blocks), _BLOCKS if store.place.room is None else _DISTANT_BLOCKS)
-    for place in np.unique(np.linspace(0, len(blocks) - 1, most).astype(np.int64)).tolist():
-        yield store.block(*blocks[place]).sequences
+    ends_S = np.cumsum([store.manifest.blocks(shard) for shard in store.done], dtype=np.int64)
+    blocks = int(ends_S[-1]) if len(ends_S) else 0
+    most = min(blocks, _BLOCKS if store.place.room is None else _DISTANT_BLOCKS)
+    for place in np.unique(np.linspace(0, blocks - 1, most).astype(np.int64)).tolist():
+        index = int(np.searchsorted(ends_S, place, side="right"))
+        shard = store.done[index]
+        number = place - int(ends_S[index]) + store.manifest.blocks(shard)
+        yield store.block(shard, number).sequences
 
 
 def measured_ends(parts: Iterable[Sequences], tokenizer: Any, separator: Sequence[int]) -> Ends:

@@ -94,7 +94,7 @@ def expect_cache_room(stores: Sequence[StoreReader]) -> None:
     needed = 0
     for store in distant:
         count = WINDOW * _shards_beside(stores[0], store)
-        needed += sum(heapq.nlargest(count, (commit.bytes for commit in store.commits())))
+        needed += sum(heapq.nlargest(count, store.totals.shard_bytes))
     room = min(store.place.room or 0 for store in distant)
     if room < needed:
         names = " and ".join(str(store.place) for store in distant)

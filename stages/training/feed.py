@@ -5,6 +5,7 @@ This file never imports a teacher.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ...data.errors import ColdstillError
-from ...data.order import epoch_order
+from ...data.order import epoch_windows, joined, regrouped
 from ...data.prepared import BLOCK_SEQUENCES
 from ...data.schema import Block, Capture, Targets
 from ...data.store.reader import StoreReader
@@ -102,8 +103,14 @@ class Trainable(Dataset[Rows], ABC):
         """Number of sequences."""
 
     @abstractmethod
+    def windows(self, seed: int, epoch: int, seen: int = 0) -> Iterator[NDArray[np.int64]]:
+        """The sequences of one epoch in seeded order, without the first `seen`, in parts that fit
+        into memory (`data.order.epoch_windows`)."""
+
     def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
-        """[N - seen] the sequences of one epoch in seeded order, without the first `seen`."""
+        """[N - seen] the sequences of one epoch in seeded order, without the first `seen`. The
+        array takes 8 bytes a sequence; `windows` gives the same order in parts."""
+        return joined(self.windows(seed, epoch, seen))
 
     @abstractmethod
     def __getitems__(self, indices: list[int]) -> Rows:
@@ -135,15 +142,13 @@ class StoreDataset(Trainable):
     def __len__(self) -> int:
         return len(self._stores[0])
 
-    def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
-        """[N - seen] the sequences of one epoch in seeded order, without the first `seen`.
-
-        Shards of remote stores are fetched ahead in this order.
-        """
-        order = self._stores[0].order(seed, epoch)[seen:]
+    def windows(self, seed: int, epoch: int, seen: int = 0) -> Iterator[NDArray[np.int64]]:
+        """The sequences of one epoch in seeded order, without the first `seen`, a few shards at a
+        time. Shards of remote stores are fetched ahead in this order."""
+        first = self._stores[0]
         for store in self._stores:
-            store.will_read(order)
-        return order
+            store.will_read(first.windows(seed, epoch, seen))
+        return first.windows(seed, epoch, seen)
 
     def __getitems__(self, indices: list[int]) -> Rows:
         """Several sequences: one block per store.
@@ -256,8 +261,8 @@ class CorpusDataset(Trainable):
     def __len__(self) -> int:
         return len(self._sequences)
 
-    def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
-        return epoch_order(seed, epoch, len(self._sequences), 1024, BLOCK_SEQUENCES)[seen:]
+    def windows(self, seed: int, epoch: int, seen: int = 0) -> Iterator[NDArray[np.int64]]:
+        return epoch_windows(seed, epoch, len(self), 1024, BLOCK_SEQUENCES, seen=seen)
 
     def __getitems__(self, indices: list[int]) -> Rows:
         sequences = self._sequences.read(np.array(indices))
@@ -336,15 +341,12 @@ class StepBatches(Sampler[list[int]]):
             yield from (part[first : first + micro] for first in range(0, own, micro))
 
     def _in_steps(self) -> Iterator[NDArray[np.int64]]:
-        epoch = self._start.epoch
-        left_N = self._dataset.order(self._seed, epoch, self._start.sequences)
-        for _ in range(self._done, self._steps):
-            parts, missing = [], self._shape.sequences
-            while missing:
-                if len(left_N) == 0:
-                    epoch += 1
-                    left_N = self._dataset.order(self._seed, epoch)
-                parts.append(left_N[:missing])
-                left_N = left_N[missing:]
-                missing -= len(parts[-1])
-            yield np.concatenate(parts)
+        steps = self._steps - self._done
+        return itertools.islice(regrouped(self._parts(), self._shape.sequences), steps)
+
+    def _parts(self) -> Iterator[NDArray[np.int64]]:
+        """The order from the start on, epoch after epoch."""
+        seen = self._start.sequences
+        for epoch in itertools.count(self._start.epoch):
+            yield from self._dataset.windows(self._seed, epoch, seen)
+            seen = 0

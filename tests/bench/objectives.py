@@ -43,6 +43,8 @@ from real_teacher import captured_run, teacher_weights
 from trials import trained
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 BATCH = {"random": 1024, "layers": 512, "pruned": 512}
@@ -165,8 +167,8 @@ class _First(StoreReader):
     def __len__(self) -> int:
         return self._count
 
-    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([seed, epoch]).permutation(self._count)
+    def windows(self, seed: int, epoch: int, seen: int = 0) -> Iterator[NDArray[np.int64]]:
+        yield np.random.default_rng([seed, epoch]).permutation(self._count)[seen:]
 
 
 FIT = """\

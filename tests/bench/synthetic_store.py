@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+_LINKS = 30_000
+"""Names of one file; file systems allow a limited number."""
 
 
 def make_block(vocabulary: int, length: int, count: int, capture: Capture) -> Block:
@@ -103,14 +107,26 @@ def make_store(
     return open_store(folder)
 
 
-def repeat_shard(root: Path, shards: int) -> None:
-    """Copy the only shard of a store until the store has `shards` of them."""
+def repeat_shard(root: Path, shards: int, *, linked: bool = False) -> None:
+    """Copy the only shard of a store until the store has `shards` of them.
+
+    linked  name the same files again instead, which is faster
+    """
     manifest = open_store(root).manifest
     whole = dataclasses.replace(manifest, sequences=manifest.shard_sequences * shards)
     (root / MANIFEST).write_bytes(json_bytes(whole.to_json()))
     commit = parse_commit((root / commit_name(0)).read_bytes(), "commit")
+    suffix = manifest.make_store(root).suffix
+    source = root / shard_name(0, suffix)
     for index in range(1, shards):
-        shutil.copyfile(root / shard_name(0, ".arrow"), root / shard_name(index, ".arrow"))
+        target = root / shard_name(index, suffix)
+        copy: Any = os.link if linked and index % _LINKS else shutil.copyfile
+        if source.is_dir():
+            shutil.copytree(source, target, copy_function=copy)
+        else:
+            copy(source, target)
+        if index % _LINKS == 0:
+            source = target
         copied = dataclasses.replace(commit, shard=index)
         (root / commit_name(index)).write_bytes(commit_json(copied))
 

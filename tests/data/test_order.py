@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import itertools
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from coldstill.data.order import MIXED_BLOCKS, WINDOW, epoch_order, uniform
+from coldstill.data.order import (
+    MIXED_BLOCKS,
+    WINDOW,
+    epoch_order,
+    epoch_windows,
+    joined,
+    regrouped,
+    uniform,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +58,72 @@ def test_order_depends_only_on_seed_and_epoch() -> None:
     orders = {(s, e): tuple(epoch_order(s, e, 50, 8, 3)) for s in range(4) for e in range(4)}
     assert len(set(orders.values())) == len(orders)
     assert orders == {(s, e): tuple(epoch_order(s, e, 50, 8, 3)) for s, e in orders}
+
+
+def whole_order(
+    seed: int, epoch: int, sequences: int, shard: int, block: int, window: int
+) -> list[int]:
+    """The order as it was first written, with every index of the epoch in memory. Trainings whose
+    checkpoints were made with it continue in the same order."""
+    random = np.random.Generator(np.random.PCG64([seed, epoch]))
+    shards = random.permutation(-(-sequences // shard)).tolist()
+    order: list[int] = []
+    for start in range(0, len(shards), window):
+        blocks = [
+            np.arange(first, min(first + block, end))
+            for index in shards[start : start + window]
+            for end in (min((index + 1) * shard, sequences),)
+            for first in range(index * shard, end, block)
+        ]
+        mixed = [blocks[i] for i in random.permutation(len(blocks))]
+        for few in range(0, len(mixed), 16):
+            order += random.permutation(np.concatenate(mixed[few : few + 16])).tolist()
+    return order
+
+
+@pytest.mark.parametrize(("sequences", "shard", "block"), [*SIZES, (5000, 999, 16)])
+def test_windows_continue_the_order_from_any_sequence(
+    sequences: int, shard: int, block: int
+) -> None:
+    for seed, epoch, window in ((5, 0, WINDOW), (2**40, 3, 3)):
+        whole = whole_order(seed, epoch, sequences, shard, block, window)
+        for seen in {0, sequences // 3, sequences - 1, sequences} - {-1}:
+            windows = epoch_windows(seed, epoch, sequences, shard, block, window=window, seen=seen)
+            parts = list(windows)
+            assert joined(parts).tolist() == whole[seen:]
+            assert all(0 < len(part) <= window * shard for part in parts)
+
+
+def test_every_place_of_an_epoch_is_equally_likely_for_every_sequence() -> None:
+    """Over epochs, for the first, a middle and the last sequence: chi-squared of 19 degrees."""
+    orders = np.array([epoch_order(9, epoch, 20, 5, 2, window=2) for epoch in range(4000)])
+    places = np.argsort(orders, axis=1)
+    for sequence in (0, 7, 19):
+        counts = np.bincount(places[:, sequence], minlength=20)
+        assert 4 < ((counts - 200.0) ** 2 / 200.0).sum() < 50
+
+
+def test_a_billion_sequences_take_the_memory_of_a_window() -> None:
+    shard, block = 10_000, 16
+    tracemalloc.start()
+    try:
+        windows = epoch_windows(0, 0, 10**9, shard, block)
+        steps = list(itertools.islice(map(np.sum, regrouped(windows, 100)), 2400))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(set(steps)) > 2300  # three windows
+    assert peak < 8 * (10**9 // shard) + 6 * 8 * WINDOW * shard
+
+
+def test_regrouped_parts_keep_every_number_in_its_place() -> None:
+    parts = [np.arange(0, 3), np.arange(3, 3), np.arange(3, 20), np.arange(20, 21)]
+    for size in (1, 2, 3, 7, 21, 50):
+        groups = list(regrouped(parts, size))
+        assert joined(groups).tolist() == list(range(21))
+        assert {len(group) for group in groups[:-1]} <= {size}
+        assert 0 < len(groups[-1]) <= size
+    assert list(regrouped([], 4)) == []
 
 
 def grid(sequences: int, positions: int, first: int = 0) -> Grid:

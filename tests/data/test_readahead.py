@@ -100,7 +100,7 @@ def test_an_epoch_through_a_small_cache_is_the_same_and_fetches_each_shard_once(
     for epoch in range(2):
         fetched.clear()
         order = windowed(store, epoch, 2)
-        store.will_read(order)
+        store.will_read([order])
         for start in range(0, len(order), 5):
             rows = order[start : start + 5]
             assert_same(store.read(rows), near.read(rows))
@@ -158,14 +158,14 @@ def test_shards_are_fetched_before_they_are_read(
 ) -> None:
     write(memory)
     store = opened(memory, 10 * largest(near))
-    store.will_read(np.arange(len(store)))
+    store.will_read([np.arange(len(store))])
     assert settled(lambda: fetched.total() == 5)  # half of the cache, and no more
     time.sleep(0.2)
     assert list(fetched.elements()) == [f"{i:05d}.arrow" for i in range(5)]
     store.read(np.arange(2 * EACH))
     assert fetched["00001.arrow"] == 1
     assert settled(lambda: fetched.total() == 7)
-    store.will_read(np.arange(len(store))[::-1])  # replaces the old order
+    store.will_read([np.arange(len(store))[::-1]])  # replaces the old order
     assert settled(lambda: "00011.arrow" in fetched)
 
 
@@ -175,7 +175,7 @@ def test_entries_in_use_are_not_evicted_by_reading_ahead(
     write(memory)
     store = opened(memory, 3 * largest(near))
     order = windowed(store, 0, 3)
-    store.will_read(order)
+    store.will_read([order])
     store.read(order[: 3 * EACH])  # the first window, all of which may still be in use
     time.sleep(0.3)
     assert fetched.total() == 3
@@ -189,7 +189,7 @@ def test_reading_ahead_follows_other_processes(
     write(memory)
     limit = 4 * largest(near)
     sampler, worker = opened(memory, limit), opened(memory, limit)
-    sampler.will_read(np.arange(len(sampler)))
+    sampler.will_read([np.arange(len(sampler))])
     for shard in range(SHARDS):
         assert settled(lambda: fetched.total() >= min(shard + 2, SHARDS))  # noqa: B023
         worker.read(np.arange(EACH) + shard * EACH)
@@ -202,7 +202,7 @@ def test_an_error_while_reading_ahead_is_raised_when_the_shard_is_read(
     write(memory)
     memory.place().write("shards/00002.arrow", b"damaged")
     store = opened(memory, 10**9)
-    store.will_read(np.arange(len(store)))
+    store.will_read([np.arange(len(store))])
     assert_same(store.read(np.arange(2 * EACH)), near.read(np.arange(2 * EACH)))
     with pytest.raises(ColdstillError, match=r"shards/00002\.arrow: damaged: 7 bytes, expected"):
         store.read(np.array([2 * EACH]))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,15 @@ def test_batches_visit_every_sequence_once(tmp_path: Path) -> None:
 def test_size_and_statistics_are_known_without_reading_data(tmp_path: Path) -> None:
     reader = make(tmp_path)
     assert len(reader) == 10
+    commits = list(reader.commits())
+    shutil.rmtree(tmp_path / "shards")  # one pass over the records is enough
     assert reader.positions == len(BLOCK.targets)
+    totals = reader.totals
+    assert (totals.sequences, totals.positions) == (10, len(BLOCK.targets))
+    assert totals.tokens == len(BLOCK.sequences.tokens.values)
+    assert totals.documents == len(BLOCK.sequences.document_ids.values)
+    assert totals.shard_bytes == [commit.bytes for commit in commits]
+    assert totals.bytes == sum(totals.shard_bytes) > 0
     total = block_statistics(BLOCK, (0,), np.zeros(len(BLOCK.targets)))
     for f in fields(ShardStatistics):
         assert getattr(reader.statistics, f.name) == pytest.approx(getattr(total, f.name)), f.name

@@ -116,7 +116,7 @@ def test_answers_of_an_engine_are_captured(
     single = np.flatnonzero(
         [len(plan.sequences.read(np.array([r])).document_starts[0]) == 1 for r in plan.rows]
     )
-    plan = dataclasses.replace(plan, rows=plan.rows[single])
+    plan = dataclasses.replace(plan, rows=np.asarray(plan.rows)[single])
     capture_split(plan, engine_teacher(saved_teacher))
     sequences = open_store(tmp_path / "store").read(np.arange(len(single))).sequences
     for row in range(len(sequences)):

@@ -7,6 +7,7 @@ import dataclasses
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import coldstill.stages.models.ends
 import numpy as np
 import pytest
 import torch
@@ -24,9 +25,17 @@ from coldstill.stages.continuations import (
     first_sequences,
 )
 from coldstill.stages.export.gguf.writer import end_slots
-from coldstill.stages.models.ends import Ends, measured_ends, own_ends, stop_at, with_end
+from coldstill.stages.models.ends import (
+    Ends,
+    _of_store,
+    measured_ends,
+    own_ends,
+    stop_at,
+    with_end,
+)
 from coldstill.stages.models.output_head import OutputHead, connect_head
 from conftest import VOCABULARY, make_model
+from oracles import manifest_for, random_block
 from transformers import GenerationConfig, LlamaConfig
 
 if TYPE_CHECKING:
@@ -510,6 +519,25 @@ def test_end_tokens_are_measured_where_supervised_parts_end(
 ) -> None:
     sequences = packed(*documents) if documents else []
     assert measured_ends(sequences, chatty, separator) == Ends(tokens=expected)
+
+
+@pytest.mark.parametrize("read", [1, 5, 32, 10**6])
+def test_ends_are_measured_in_evenly_spaced_blocks_of_the_shards_that_exist(
+    read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 6 * 7 + 4  # six shards of three blocks, and one of two
+    manifest = manifest_for(random_block(0, rows), shard_sequences=7, block_sequences=3)
+    done = [0, 2, 3, 6]
+    store = SimpleNamespace(
+        manifest=manifest,
+        done=done,
+        place=SimpleNamespace(room=None),
+        block=lambda shard, number: SimpleNamespace(sequences=(shard, number)),
+    )
+    monkeypatch.setattr(coldstill.stages.models.ends, "_BLOCKS", read)
+    blocks = [(shard, block) for shard in done for block in range(2 if shard == 6 else 3)]
+    chosen = np.unique(np.linspace(0, len(blocks) - 1, min(read, len(blocks))).astype(int))
+    assert list(_of_store(store)) == [blocks[place] for place in chosen]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import coldstill.stages.capture.shards as capture_shards_module
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,7 @@ from coldstill.data.store.reader import open_store
 from coldstill.stages.capture.batches import batches_of, consecutive_batches
 from coldstill.stages.capture.forward import is_out_of_memory
 from coldstill.stages.capture.plan import chosen_rows, make_manifest
+from coldstill.stages.capture.shards import ShardQueue, Tally
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.teacher_logits import capture_split, is_captured
 from conftest import FAMILIES, VOCABULARY, make_model
@@ -25,7 +29,7 @@ from small_runs import LENGTH, SmallCorpus, capture_store, load_teacher, plan_ca
 from tokenizers import AddedToken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from coldstill.data.store.reader import StoreReader
     from coldstill.stages.report import Report
@@ -204,6 +208,11 @@ def test_an_impossible_capture_is_refused_before_anything_is_written(
     assert refused(Capture(head=VOCABULARY, tail=1)).startswith("logits.tail: a head of 320 is")
     long = refused(CAPTURE, sequence_length=129)
     assert long.startswith("corpus.sequence_length: 129 is more than the teacher's context of 128")
+    many = refused(CAPTURE, rows=range(2_000_000), shard_tokens=LENGTH)
+    assert many == (
+        f"logits.shard_tokens: {LENGTH} make 2,000,000 shards of 2,000,000 sequences, a store may "
+        f"have 1,048,576; set it to at least {2 * LENGTH}"
+    )
     assert not (tmp_path / "logits").exists()
 
 
@@ -263,7 +272,7 @@ def test_the_batch_size_does_not_change_the_targets(
 def test_a_sample_of_sequences_has_the_same_targets(
     corpus: SmallCorpus, saved_teacher: Path, store: StoreReader, tmp_path: Path
 ) -> None:
-    rows = chosen_rows(len(store), 7, seed=1)
+    rows = np.asarray(chosen_rows(len(store), 7, seed=1))
     assert len(rows) == 7
     assert (np.diff(rows) > 0).all()
     some = everything(capture_store(corpus, saved_teacher, tmp_path / "logits", CAPTURE, rows=rows))
@@ -374,6 +383,69 @@ def test_packed_sequences_keep_their_order() -> None:
 def test_a_sequence_longer_than_the_budget_has_its_own_batch() -> None:
     assert [b.tolist() for b in batches_of(np.array([100, 99]), 50)] == [[0], [1]]
     assert list(batches_of(np.zeros(0, np.int64), 50)) == []
+
+
+class _Shelf:
+    """A store in memory that several processes fill."""
+
+    def __init__(self, shards: int) -> None:
+        self.shards, self.claims, self.listings = shards, 0, 0
+        self.done: set[int] = set()
+        self.held: set[int] = set()
+        self.manifest = SimpleNamespace(shard_rows=lambda shard: range(shard, shard + 1))
+
+    def missing(self) -> list[int]:
+        self.listings += 1
+        return [shard for shard in range(self.shards) if shard not in self.done]
+
+    @contextlib.contextmanager
+    def claim(self, shard: int) -> Iterator[bool]:
+        self.claims += 1
+        if shard in self.held:
+            yield False
+            return
+        self.held.add(shard)
+        yield shard not in self.done
+        self.held.remove(shard)
+
+
+def test_shards_that_others_have_finished_are_listed_and_not_claimed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A claim in a bucket takes several requests, and each process meets every shard."""
+    shards, processes = 400, 8
+    shelf, plan = _Shelf(shards), SimpleNamespace(rows=range(shards), sequence_length=1)
+    monkeypatch.setattr(capture_shards_module, "world_size", lambda: processes)
+    tallies = [Tally() for _ in range(processes)]
+    queues = [
+        ShardQueue(plan, shelf, None, tally, padded=False, source=None)  # type: ignore[arg-type]
+        for tally in tallies
+    ]
+    claims = [queue._claims() for queue in queues]
+    captured = [0] * processes
+    working = list(range(processes))
+    while working:
+        for rank in list(working):
+            monkeypatch.setattr(capture_shards_module, "rank", lambda own=rank: own)
+            if not captured[rank]:
+                tallies[rank].total = shards - len(shelf.done)
+            # the first process takes two shards while each other one takes one
+            for _ in range(2 if rank == 0 else 1):
+                given = next(claims[rank], None)
+                if given is None:
+                    working.remove(rank)
+                    break
+                shard, held = given
+                shelf.done.add(shard)
+                held.close()
+                captured[rank] += 1
+    assert shelf.done == set(range(shards))
+    assert not shelf.held
+    assert sum(captured) == shards
+    assert captured[0] > shards // processes  # the faster process helped the others
+    assert [tally.total for tally in tallies] == captured
+    assert shelf.claims < shards + 4 * processes
+    assert shelf.listings < 16 * processes
 
 
 def test_prompts_of_all_lengths_share_a_batch() -> None:

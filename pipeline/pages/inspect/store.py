@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from ....data.formats import STORES
 from ....data.ragged import Ragged
-from ....data.store.commit import total
+from ....data.store.commit import Totals
 from ....data.store.layout import shard_name
 from ...results.facts import Measurements, entropy_histogram, mass_histogram
 
@@ -192,7 +192,9 @@ class StoreFacts:
 def describe(subject: Subject) -> StoreFacts:
     """Collect the facts of a store or of one shard."""
     store, manifest, shard = subject.store, subject.store.manifest, subject.shard
-    commits = [store.commit(index) for index in subject.shards]
+    totals = store.totals if shard is None else Totals()
+    if shard is not None:
+        totals.add(store.commit(shard))
     rows = None if shard is None else manifest.shard_rows(shard)
     return StoreFacts(
         path=subject.path,
@@ -202,12 +204,12 @@ def describe(subject: Subject) -> StoreFacts:
         shard=shard,
         rows=None if rows is None else (rows.start, rows.stop),
         columns=None if shard is None else columns_of_shard(subject),
-        sequences=sum(commit.sequences for commit in commits),
-        document_pieces=sum(commit.documents for commit in commits),
-        tokens=sum(commit.tokens for commit in commits),
-        positions=sum(commit.positions for commit in commits),
-        bytes=sum(commit.bytes for commit in commits),
-        sums=total(commit.statistics for commit in commits),
+        sequences=totals.sequences,
+        document_pieces=totals.documents,
+        tokens=totals.tokens,
+        positions=totals.positions,
+        bytes=totals.bytes,
+        sums=totals.statistics,
         measurements=Measurements.of(store),
     )
 

@@ -107,6 +107,7 @@ class VllmEngine:
         self.version = f"vllm {installed_version()}"
         self._where, self._log = where, _Log()
         self._settings = {
+            "use_tqdm_on_load": False,  # its progress would mix with ours
             **options,
             "model": name,
             "dtype": dtype,

@@ -31,6 +31,7 @@ Influence does not improve one after another, so it is measured in a single pass
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ....data.order import joined, regrouped
 from ...evaluation.quality import summed_loss
 from ...models.isolation import model_inputs
 from ...report import Report, Reporter, silent
@@ -93,8 +95,8 @@ def calibration_set(
     """A seeded sample of `count` sequences of a store, or all if there are fewer."""
     # the first sequences of a student's order lie in few shards, so that a remote store need not be
     # downloaded as a whole
-    rows = np.sort(store.order(seed, 0)[:count])
-    store.will_read(rows)
+    rows = np.sort(joined(itertools.islice(regrouped(store.windows(seed, 0), count), 1)))
+    store.will_read([rows])
     return CalibrationSet(store=store, rows=rows, isolation=isolation)
 
 
