@@ -1,7 +1,6 @@
 """The manifest of a store: never changed, and compared before shards are added.
 
-It names the teacher, the tokenizer, the corpus, the packing and the capture. It does not name
-students: any number of them read the same store.
+It names teacher, tokenizer, corpus, packing and capture. Any number of students read one store.
 """
 
 from __future__ import annotations
@@ -128,16 +127,13 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Writing:
+class Writing(Generation):
     """The student that wrote the sequences, if the teacher scores a student's own text."""
 
-    __pydantic_config__: ClassVar[Any] = _STRICT
     fingerprint: str
     """SHA-256 of the student's weights."""
     round: _Size
     """The number of the training, from 1, after which it wrote."""
-    sampling: Generation
-    """How it answered prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,12 @@ This file never imports a teacher.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from ...data.prepared import SequenceFile
 
+_MIXED_ITEMS = 8192
+"""Items of a part of a mixture's order."""
 Rows = tuple[Block, ...]
 """The same sequences with the targets of each teacher; the first teacher leads."""
 
@@ -201,24 +204,38 @@ class MixedDataset(Trainable):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def order(self, seed: int, epoch: int, seen: int = 0) -> NDArray[np.int64]:
-        """[N - seen] one epoch without its first `seen` items. Sequences of the first store have
-        its own indices, those of the further stores follow."""
+    def windows(self, seed: int, epoch: int, seen: int = 0) -> Iterator[NDArray[np.int64]]:
+        """One epoch without its first `seen` items, in parts. Sequences of the first store have its
+        own indices, those of the further stores follow."""
         store, old = self._stores[0], len(self._stores[0])
         first, end = epoch * len(self) + seen, (epoch + 1) * len(self)
-        theirs_N = np.arange(first, end + 1) * self._share.numerator // self._share.denominator
-        is_theirs_N = np.diff(theirs_N) > 0
-        before, after = int(theirs_N[0]), int(theirs_N[-1])
-        order = np.empty(end - first, np.int64)
-        old_N = _epochs(lambda e: store.order(seed, e), old, first - before, end - after)
-        order[~is_theirs_N] = old_N
-        if after > before:
-            sizes = self._stores[1].manifest
-            shape = (len(self) - old, sizes.shard_sequences, sizes.block_sequences)
-            new_N = _epochs(lambda e: epoch_order(seed, e, *shape), shape[0], before, after)
-            order[is_theirs_N] = old + new_N
-        store.will_read(old_N)
-        return order
+        before, after = self._theirs(first), self._theirs(end)
+
+        def ours() -> Iterator[NDArray[np.int64]]:
+            return _places(functools.partial(store.windows, seed), old, first - before, end - after)
+
+        def theirs() -> Iterator[NDArray[np.int64]]:
+            sizes = self._stores[-1].manifest
+            shape = len(self) - old, sizes.shard_sequences, sizes.block_sequences
+
+            def windows(epoch: int, seen: int) -> Iterator[NDArray[np.int64]]:
+                return epoch_windows(seed, epoch, *shape, seen=seen)
+
+            return (old + part for part in _places(windows, shape[0], before, after))
+
+        store.will_read(ours())
+        sides = _Taken(ours()), _Taken(theirs())
+        for start in range(first, end, _MIXED_ITEMS):
+            places_N = np.arange(start, min(start + _MIXED_ITEMS, end) + 1)
+            is_theirs_N = np.diff(self._theirs(places_N)) > 0
+            part = np.empty(len(is_theirs_N), np.int64)
+            for side, own_N in zip(sides, (~is_theirs_N, is_theirs_N), strict=True):
+                part[own_N] = side.take(int(own_N.sum()))
+            yield part
+
+    def _theirs(self, items: Any) -> Any:
+        """How many of the first `items` items are from the further stores."""
+        return items * self._share.numerator // self._share.denominator
 
     def __getitems__(self, indices: list[int]) -> Rows:
         """Several sequences in one block: first those of the first store, then the others.
@@ -235,21 +252,34 @@ class MixedDataset(Trainable):
         return (Block.concatenate(parts),)
 
 
-def _epochs(
-    order: Callable[[int], NDArray[np.int64]], count: int, first: int, end: int
-) -> NDArray[np.int64]:
-    """[end - first] the sequences with these places in the orders of all epochs, one after
-    another.
+def _places(
+    windows: Callable[[int, int], Iterator[NDArray[np.int64]]], count: int, first: int, end: int
+) -> Iterator[NDArray[np.int64]]:
+    """The sequences with these places in the orders of all epochs, one after another, in parts.
 
-    order  the order of an epoch
-    count  sequences of an epoch
+    windows  the order of an epoch without its first sequences, in parts; from both numbers
+    count    sequences of an epoch
     """
-    if first == end:
-        return np.zeros(0, np.int64)
-    epochs = range(first // count, (end - 1) // count + 1)
-    orders = np.concatenate([order(epoch) for epoch in epochs])
-    begin = first - epochs.start * count
-    return orders[begin : begin + end - first]
+    while first < end:
+        epoch, seen = divmod(first, count)
+        for part in windows(epoch, seen):
+            yield part[: end - first]
+            first += len(part)
+            if first >= end:
+                return
+
+
+class _Taken:
+    """Takes any number of values from an array that comes in parts."""
+
+    def __init__(self, parts: Iterator[NDArray[np.int64]]) -> None:
+        self._parts, self._waiting = parts, np.zeros(0, np.int64)
+
+    def take(self, count: int) -> NDArray[np.int64]:
+        while len(self._waiting) < count:
+            self._waiting = np.concatenate([self._waiting, next(self._parts)])
+        found, self._waiting = self._waiting[:count], self._waiting[count:]
+        return found
 
 
 class CorpusDataset(Trainable):

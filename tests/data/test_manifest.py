@@ -13,7 +13,6 @@ from coldstill.data.places.local import LocalPlace
 from coldstill.data.schema import Capture
 from coldstill.data.store.layout import sealed
 from coldstill.data.store.manifest import (
-    Generation,
     Manifest,
     Writing,
     difference,
@@ -285,8 +284,8 @@ def test_remote_code_is_recorded_only_if_it_ran() -> None:
 
 def test_who_wrote_the_text_is_sealed_and_absent_elsewhere() -> None:
     assert "written" not in MANIFEST.to_json()
-    sampling = Generation(max_new_tokens=8, temperature=0.7, top_p=1.0, top_k=0)
-    own = replace(MANIFEST, written=Writing(fingerprint="ab", round=1, sampling=sampling))
+    how: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0.7, "top_p": 1.0, "top_k": 0}
+    own = replace(MANIFEST, written=Writing(fingerprint="ab", round=1, **how))
     content = json.loads(json.dumps(own.to_json()))
     assert parse_manifest(json.dumps(content).encode(), "m") == own
     assert difference(own, MANIFEST) is not None

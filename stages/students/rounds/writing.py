@@ -33,7 +33,7 @@ from ....data.prepared import (
     build_sequences,
 )
 from ....data.schema import Capture
-from ....data.store.manifest import Generation, Writing
+from ....data.store.manifest import Writing
 from ...capture.generate import answer, choose_answering, end_tokens
 from ...config import sequences_in
 from ...models.device import best_device
@@ -146,7 +146,7 @@ def write_text(
         written=Writing(
             fingerprint=identity.fingerprint,
             round=job.round,
-            sampling=Generation(**asdict(job.config.sampling)),
+            **asdict(job.config.sampling),
         ),
         teacher=first.manifest.teacher.fingerprint,
         tokenizer=first.manifest.tokenizer.fingerprint,
