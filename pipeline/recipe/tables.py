@@ -179,10 +179,10 @@ class StudentTable(Table):
     rounds: Annotated[
         RoundsConfig | None,
         BeforeValidator(counted_rounds),
-        InRecipe("integer at least 2, or table"),
+        InRecipe("integer at least 1, or table"),
     ] = None
     """Train the student several times, each time but the first also on text that it wrote and that
-    the teacher scored. A number is the number of trainings."""
+    the teacher scored. A number is the number of trainings; 1 is the same as unset."""
 
     @property
     def other_stores(self) -> tuple[str, ...]:

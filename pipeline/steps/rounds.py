@@ -118,6 +118,10 @@ def _capture(work: Work, due: Sequence[Next], interruption: Interruption) -> Non
     from ...stages.students.rounds.writing import manuscript_of
     from ...stages.teacher_logits import capture_split, is_captured
 
+    if work.recipe.teacher.tensor_parallel:
+        from ...stages.capture.teacher import expect_several_processes
+
+        expect_several_processes()
     tokenizer = tokenizer_of(work)
     checked = checked_teacher(work, tokenizer)
     plans: list[CapturePlan] = []

@@ -49,15 +49,15 @@ def test_rounds_have_two_forms_that_survive_the_record_of_a_run(tmp_path: Path) 
         student = load(tmp_path, f"{ORIGIN}\n{line}\n")["small"]
         assert student.rounds == expected
         assert type(student).model_validate(json.loads(student.model_dump_json())) == student
-    plain = load(tmp_path, f"{ORIGIN}\n")["small"]
-    assert plain.rounds is None
+    text = f'{ORIGIN}\nrounds = 2\n[students.plain]\nlike = "small"\nrounds = 1\n'
+    assert load(tmp_path, text)["plain"].rounds is None
 
 
 def test_wrong_rounds_are_refused(tmp_path: Path) -> None:
     of_labels = "which would teach the student the tokens that it wrote itself"
     both = "objective = { cross_entropy = 0.5 }\n"
     for lines, message in (
-        ("rounds = 1", ".rounds.count: input should be greater than or equal to 2, not 1"),
+        ("rounds = 0", ".rounds.count: input should be greater than or equal to 2, not 0"),
         ("rounds = true", ".rounds: "),
         ("rounds = { share = 0.5 }", ".rounds.count: missing, and it has no default"),
         ("rounds = { count = 2, promts = 3 }", "unknown key 'promts'; did you mean 'prompts'?"),

@@ -91,5 +91,7 @@ class RoundsConfig:
 
 
 def counted_rounds(value: Any) -> Any:
-    """Return the table that a plain number of trainings stands for."""
-    return {"count": value} if isinstance(value, int) and not isinstance(value, bool) else value
+    """Return the table that a plain number of trainings stands for; one training has no rounds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    return None if value == 1 else {"count": value}
