@@ -96,6 +96,9 @@ def next_act(work: Work, name: str) -> Next:
     act, number = _state(folder, count)
     command = {"train": "train-student", "evaluate": "evaluate"}.get(act, f"rounds {act}")
     words = f"coldstill {command} {work.named} --student {shlex.quote(name)}"
+    runs = str(work.run.root.parent)
+    if work.run.root.name == work.recipe.name and runs != "runs":
+        words += f" --runs {shlex.quote(runs)}"
     text = folder.text(number - 1 if act == "train" else number)
     needs: dict[str, list[Path]] = {
         "train": [text.root] if number > 1 else [],
@@ -213,8 +216,9 @@ def scored_texts(folder: StudentFolder) -> dict[int, tuple[Path, Path]]:
     found = {}
     for number in numbers:
         store = folder.text(number).store("heldout")
-        own = folder.training(number, 0).model
-        model = own if own.exists() else folder.model
+        model = folder.training(number, 0).model  # count 0: a folder of its own
+        if number == numbers[-1] and not model.exists():
+            model = folder.model
         if is_scored(store) and model.exists():
             found[number] = (model, store)
     return found

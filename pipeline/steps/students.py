@@ -124,11 +124,13 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
             if name not in jobs or is_trained(work, name, settings[name], new_name):
                 work.note(f"train-student {name}", f"already trained: {folder.model}")
                 continue
-            job = dataclasses.replace(jobs[name], teacher=teacher_weights(work, student, folder))
             try:
-                for due in due_trainings(work, job):
+                for due in due_trainings(work, jobs[name]):
                     lesson(due, checked.store)
-                    train_student(due, checked.store, work.report)
+                    needs = due.starts_from_teacher  # later rounds do not
+                    teacher = teacher_weights(work, student, folder) if needs else None
+                    job = dataclasses.replace(due, teacher=teacher)
+                    train_student(job, checked.store, work.report)
             except DivergedError as error:
                 # only the first process has this error, so the others cannot continue
                 if not go_on or world_size() > 1:

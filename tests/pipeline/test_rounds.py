@@ -230,6 +230,7 @@ def done(
             desk.done(*command.split(), "r.toml")
         acts.append(json.loads(desk.done("rounds", "next", "r.toml", "--json").stdout))
         _carry(acts[-1], desk, there)
+        assert " --runs " not in acts[-1][0]["command"]
         there.done("rounds", "capture", "r.toml")
         _carry(json.loads(there.done("rounds", "next", "r.toml", "--json").stdout), there, desk)
     desk.done("evaluate", "r.toml")
@@ -332,6 +333,33 @@ def test_a_killed_later_training_continues_bit_for_bit(
     weights, expected = (load_file(one / "model" / "model.safetensors") for one in (small, whole))
     for key, weight in expected.items():
         assert torch.equal(weight, weights[key])
+
+
+@pytest.mark.slow
+def test_only_the_first_round_of_a_student_of_layers_needs_the_teacher(
+    done: tuple[Desk, list[Any]], make_desk: type[Desk], tmp_path: Path
+) -> None:
+    shutil.copytree(done[0].root, tmp_path, dirs_exist_ok=True)
+    desk, hidden = make_desk(tmp_path), tmp_path / "there" / "teacher"
+    teacher = tmp_path / "teacher"
+    text = (tmp_path / "r.toml").read_text(encoding="utf-8")
+    desk.write(
+        "r.toml", f'{text}[students.cut]\nlike = "small"\nlayers = [0]\nlora = {{ rank = 2 }}\n'
+    )
+    arguments = ("r.toml", "--student", "cut")
+    line = desk.refused("train-student", *arguments)
+    assert line == "error: students.cut.layers: no folder ./teacher"
+    hidden.rename(teacher)
+    desk.done("train-student", *arguments)
+    teacher.rename(hidden)
+    desk.done("rounds", "write", *arguments)
+    hidden.rename(teacher)
+    desk.done("rounds", "capture", *arguments)
+    teacher.rename(hidden)
+    desk.done("train-student", *arguments)
+    config = desk.json("students", "cut", "model", "config.json")
+    assert config["num_hidden_layers"] == 1
+    assert not (desk.run / "students" / "cut" / "written" / "1" / "start").exists()
 
 
 @pytest.mark.slow
