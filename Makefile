@@ -10,6 +10,7 @@
 # Variables: RECIPE= a recipe's name or file, or a run's folder;  SET="section.key=value ..."
 #   STUDENT="names" or ALL=1;  STORE= a store for inspect and verify;  GRID="key=1,2 ..." for sweep
 #   PILOT= and BUDGET= for plan;  TO="formats" for export;  TASKS= lm-eval task files for evaluate
+#   SOURCE="files", STORE=, TOKENIZER= and CONFIG= for import
 
 RECIPE ?= demo
 PYTHON ?= python3
@@ -23,11 +24,11 @@ STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
 STUDENTS = $(foreach name,$(STUDENT),--student '$(name)') $(if $(ALL),--all)
 GRIDS = $(foreach grid,$(GRID),--grid '$(grid)')
 
-.PHONY: help install demo demo-smollm2 run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export inspect verify test test-all test-vllm mutants check lint types bench bench-quality gpu clean
+.PHONY: help install demo demo-smollm2 run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export import inspect verify test test-all test-vllm mutants check lint types bench bench-quality gpu clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,12s/^# //p' Makefile
+	@sed -n '1,13s/^# //p' Makefile
 
 install: $(INSTALLED)
 
@@ -67,6 +68,9 @@ sweep: $(INSTALLED)
 
 export: $(INSTALLED)
 	$(COLDSTILL) export $(OPTIONS) $(STUDENT) $(foreach format,$(TO),--to '$(format)')
+
+import: $(INSTALLED)
+	$(COLDSTILL) import $(foreach source,$(SOURCE),'$(source)') '$(STORE)' --tokenizer '$(TOKENIZER)' $(if $(CONFIG),--config '$(CONFIG)')
 
 init: $(INSTALLED)
 	$(COLDSTILL) init $(RECIPE)

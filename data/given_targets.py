@@ -6,18 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .alignment import labels
 from .errors import ColdstillError
+from .order import uniform
 from .schema import Tail, Targets, target_shapes
+from .selection import select
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from .schema import Capture
+    from .schema import Capture, Sequences
 
 _SAME = 1e-4
 """Largest difference of two log-probabilities of one token."""
+_WHOLE = 1e-3
+"""Largest distance from 1 of the sum of a whole distribution."""
 _SMALLEST_TAIL = 1e-9
 """Smallest mass outside a head that is not the whole vocabulary. The mass is 1 minus the head's,
 and float32 log-probabilities of a head may sum to 1."""
@@ -50,6 +55,29 @@ def given_targets(
     _expect_one_value(where, ids, known)
     tail = Tail.from_draws(ids, known)
     return Targets(**arrays, tail=tail)
+
+
+def selected_targets(
+    where: str, logprobs: Any, sequences: Sequences, capture: Capture, vocabulary: int
+) -> Targets:
+    """The targets of one sequence from whole distributions, drawn as stage one draws them: a
+    function of seed, sequence and position. Raises ColdstillError for a wrong shape, a number above
+    0 or that is none, or a sum that is not 1."""
+    labels_M, positions_M = labels(sequences), sequences.positions.values
+    wanted = (len(labels_M), vocabulary)
+    logprobs_MV = numbers(where, "logprobs", logprobs, np.float64, wanted)
+    if not (logprobs_MV <= _SAME).all():  # NaN too
+        raise ColdstillError(f"{where}: logprobs: above 0, or not a number")
+    sums_M = np.exp(logprobs_MV).sum(1)
+    if (bad_M := np.abs(sums_M - 1.0) > _WHOLE).any():
+        place = int(bad_M.argmax())
+        raise ColdstillError(
+            f"{where}, position {positions_M[place]}: logprobs sum to {sums_M[place]:.6g} as "
+            "probabilities, expected 1; subtract their logsumexp"
+        )
+    ids_M = np.repeat(sequences.ids, len(labels_M))
+    shift_M = uniform(capture.seed, ids_M, positions_M)
+    return select(logprobs_MV, labels_M, shift_M, capture)
 
 
 def _expect_one_value(where: str, ids_MR: NDArray[Any], logprobs_MR: NDArray[Any] | None) -> None:

@@ -46,6 +46,9 @@ class Capture:
     """Whether the log-probability of each tail sample is kept. Temperatures imply it."""
     seed: int = 0
     """Seed of the tail samples, together with the sequence id and the position."""
+    mass: bool = True
+    """Whether the mass outside the head is known. It is not where another program renormalised the
+    head over its own tokens: then `head_logprobs` sum to 1, and `log_tail` says nothing."""
 
     @property
     def keeps_tail_logprobs(self) -> bool:

@@ -4,49 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .alignment import labels, supervised_positions
 from .errors import ColdstillError
-from .files import json_bytes, tokens_sha256
-from .given_targets import given_targets, numbers
+from .files import json_bytes
+from .given_targets import given_targets, numbers, selected_targets
 from .maintenance.checks import Rules, check_block
 from .ragged import Ragged
 from .schema import Block, Capture, Sequences, sequence_hash
-from .store.layout import MANIFEST, SHARDS, TOKENIZER
+from .store.layout import MANIFEST, SHARDS, TOKENIZER, UNFINISHED, commit_name, committed
 from .store.manifest import (
     MOST_SHARDS,
     CorpusIdentity,
     Manifest,
     Packing,
     TeacherIdentity,
-    TokenizerIdentity,
+    difference,
     format_settings,
     parse_manifest,
 )
+from .store.reader import StoreReader
 from .store.writer import BLOCK_TOKENS, ShardWriter, fitted
+from .tokenizer_files import save_tokenizer, tokenizer_identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import ArrayLike
-
-_TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-    "chat_template*",
-)  # fmt: skip
 
 
 class StoreWriter:
     """Writes a store sequence by sequence, from targets that you computed or received.
 
     Use it as a context manager. Shards are closed as they fill, and the manifest is written last:
-    if the block raises an error, the folder holds no store.
+    if the block raises an error, the folder holds no store. With `resume`, finished shards are kept
+    then, and the next run begins with `len(writer)` sequences: add those that follow.
 
     Example: the two most probable tokens at each of three positions.
 
@@ -84,6 +81,7 @@ class StoreWriter:
         codec: str | dict[str, Any] = "compact",
         store: str | dict[str, Any] = "arrow",
         shard_tokens: int = 262_144,
+        resume: bool = False,
     ) -> None:
         """Describe the store. Nothing is written before the context is entered.
 
@@ -99,6 +97,7 @@ class StoreWriter:
         codec            "compact" (few bytes) or "plain" (exact float32), or a table with settings
         store            "arrow" or "zarr", or a table with settings
         shard_tokens     most tokens in a shard, padding included; memory holds one shard
+        resume           keep finished shards if an error ends the block, and continue after them
 
         Raises
             ColdstillError: neither tokenizer nor vocabulary, or a value that no store can have
@@ -113,7 +112,7 @@ class StoreWriter:
                     f"StoreWriter: {name} = {value!r}: expected a whole number above 0"
                 )
         self._tokenizer = tokenizer
-        identity = _tokenizer_identity(tokenizer, vocabulary)
+        identity = tokenizer_identity(tokenizer, vocabulary)
         if isinstance(teacher, str):
             teacher = TeacherIdentity(
                 name=teacher, fingerprint="", family="", dtype="", parameters=0, bytes=0
@@ -148,6 +147,7 @@ class StoreWriter:
             maximum=0.0,
             rounding=0.0,
         )
+        self._resume = resume
         self._waiting: list[Block] = []
         self._sequences = self._shard = self._documents = 0
         self._digest = hashlib.sha256()
@@ -158,12 +158,15 @@ class StoreWriter:
         place = self._writer.place
         with contextlib.ExitStack() as held:
             held.enter_context(place.lock())
-            if place.exists(MANIFEST) or place.names(SHARDS):
+            begun = self._resume and place.exists(UNFINISHED)
+            if place.exists(MANIFEST) or (place.names(SHARDS) and not begun):
                 raise ColdstillError(
                     f"{place}: already holds a store, or a part of one whose writer was killed; "
                     "choose another folder, or delete this one"
                 )
             place.clear()
+            if begun:
+                self._continue()
             self._held = held.pop_all()
         self._entered = True
         return self
@@ -171,19 +174,48 @@ class StoreWriter:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._entered = False
         with self._held, contextlib.ExitStack() as undo:
-            undo.callback(self._writer.place.remove, SHARDS)
+            if not self._resume:
+                undo.callback(self._writer.place.remove, SHARDS)
             if error is None:
                 self._finish()
                 undo.pop_all()
 
+    def _continue(self) -> None:
+        """Count what the whole shards of an earlier run hold, and delete the others. Raises
+        ColdstillError if that run wrote another store."""
+        place = self._writer.place
+        kept = parse_manifest(place.read(UNFINISHED), place.path(UNFINISHED))
+        if changed := difference(kept, self.manifest):
+            raise ColdstillError(
+                f"{place}: begun differently: {changed}; choose another folder, or delete this one"
+            )
+        self.manifest = kept
+        numbers = committed(place.names(SHARDS))
+        store = StoreReader(place, kept, numbers)
+        for shard in numbers:
+            try:
+                commit = store.commit(shard) if shard == self._shard else None
+            except ColdstillError:  # the last shard of a store, which has fewer sequences
+                commit = None
+            if commit is None:
+                place.remove(commit_name(shard))
+                continue
+            for number in range(len(kept.block_sizes(shard))):
+                hashes = store.block(shard, number).sequences.hashes
+                self._digest.update(hashes.astype("<u8").tobytes())
+            self._shard += 1
+            self._sequences += commit.sequences
+            self._documents += commit.documents
+
     def __len__(self) -> int:
-        """Number of sequences added so far."""
+        """Number of sequences added so far, in earlier runs too."""
         return self._sequences
 
     def add(
         self,
         token_ids: ArrayLike,
         *,
+        logprobs: ArrayLike | None = None,
         head_ids: ArrayLike | None = None,
         head_logprobs: ArrayLike | None = None,
         tail_ids: ArrayLike | None = None,
@@ -201,6 +233,9 @@ class StoreWriter:
         natural logarithms over the whole vocabulary, at temperature 1.
 
         token_ids        [T] the token ids, 0 to V - 1
+        logprobs         [M, V] log-probabilities of the whole vocabulary, from which head, samples
+                         and all other targets are taken; -inf for a token that cannot come. Pass
+                         no other target with it
         head_ids         [M, K] the K most probable tokens, most probable first
         head_logprobs    [M, K] their log-probabilities
         tail_ids         [M, R] tokens sampled from outside the head, in any order; may repeat
@@ -241,7 +276,12 @@ class StoreWriter:
             "log_norm": log_norm,
         }
         capture, vocabulary = self.manifest.capture, self._rules.vocabulary
-        targets = given_targets(where, given, labels(sequences), capture, vocabulary)
+        if logprobs is None:
+            targets = given_targets(where, given, labels(sequences), capture, vocabulary)
+        else:
+            if beside := [name for name, value in given.items() if value is not None]:
+                raise ColdstillError(f"{where}: {beside[0]} was passed beside logprobs")
+            targets = selected_targets(where, logprobs, sequences, capture, vocabulary)
         block = Block(sequences=sequences, targets=targets, capture=capture)
         if found := check_block(block, 1, self._rules):
             at = "" if found[0].position is None else f", position {found[0].position}"
@@ -291,6 +331,8 @@ class StoreWriter:
         if self._shard == 0:
             first = block.take(np.arange(min(len(block), self.manifest.block_sequences)))
             self.manifest = fitted(self.manifest, first)
+            if self._resume:
+                self._writer.place.write(UNFINISHED, json_bytes(self.manifest.to_json()))
         self._writer.use(self.manifest)
         self._writer.write(self._shard, block)
         self._shard += 1
@@ -317,40 +359,7 @@ class StoreWriter:
             self._write_shard()
         if self._tokenizer is not None:
             with place.scratch() as folder:
-                _save_tokenizer(self._tokenizer, folder / TOKENIZER)
+                save_tokenizer(self._tokenizer, folder / TOKENIZER)
                 self._writer.add_tokenizer(folder / TOKENIZER)
         place.write(MANIFEST, json_bytes(self.manifest.to_json()))
-
-
-def _tokenizer_identity(tokenizer: Any, vocabulary: int | None) -> TokenizerIdentity:
-    if tokenizer is None:
-        if vocabulary is None:
-            raise ColdstillError("StoreWriter: pass a tokenizer, or vocabulary = the token count")
-        return TokenizerIdentity(fingerprint="", size=vocabulary)
-    if hasattr(tokenizer, "get_vocab"):
-        table = tokenizer.get_vocab()
-    else:
-        from tokenizers import Tokenizer
-
-        file = Path(tokenizer, "tokenizer.json")
-        try:
-            table = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-        except Exception as error:  # the library raises bare exceptions
-            raise ColdstillError(f"{file}: cannot be read as a tokenizer: {error}") from error
-    size = max(table.values()) + 1
-    if vocabulary not in (None, size):
-        raise ColdstillError(
-            f"StoreWriter: vocabulary = {vocabulary}, but the tokenizer has {size} tokens; leave "
-            "one of them out"
-        )
-    return TokenizerIdentity(fingerprint=tokens_sha256(table), size=size)
-
-
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    if hasattr(tokenizer, "save_pretrained"):
-        tokenizer.save_pretrained(folder)
-        return
-    folder.mkdir()
-    for pattern in _TOKENIZER_FILES:
-        for file in Path(tokenizer).glob(pattern):
-            shutil.copy2(file, folder)
+        place.remove(UNFINISHED)

@@ -29,7 +29,9 @@ DATA_MAY_IMPORT = {"numpy", "pyarrow", "zarr", "filelock", "fsspec", "pydantic"}
 DATA_MAY_ASK = {
     ("datasets", "data.corpus.hub"),
     ("tokenizers", "data.maintenance.verify"),
-    ("tokenizers", "data.store_writer"),
+    ("safetensors", "data.imports.hidden_states"),
+    ("tokenizers", "data.imports.vocabulary_fit"),
+    ("tokenizers", "data.tokenizer_files"),
     ("tokenizers", "data.token_bytes"),
 }
 """Optional libraries that one file each imports inside a function."""

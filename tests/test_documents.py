@@ -53,6 +53,17 @@ NOT_RUN = {
     "make gpu": "needs a GPU; test_gpu_script.py runs it at a small size",
     "make bench-quality": "takes half an hour",
     "make bench-quality TEACHER=smollm2 TEXTS=texts/": "needs a model of 98 MB and an hour",
+    **dict.fromkeys(
+        (
+            "coldstill import logits/ store --tokenizer teacher/",
+            "coldstill import logits/ store --tokenizer teacher/ --config compression_config.yaml",
+            "coldstill import answers.jsonl store --tokenizer ORG/NAME --teacher ORG/NAME",
+            "coldstill import states/ store --format hidden-states --tokenizer teacher/ "
+            "--teacher teacher/ --tail 50",
+            "coldstill import topk/ store --tokenizer teacher/ --tokens sequences.jsonl",
+        ),
+        "needs files of other projects; test_imports.py writes such files",
+    ),
     "torchrun --nproc-per-node 8 --no-python coldstill teacher-logits my-run": (
         "needs eight processes; test_processes.py runs two"
     ),

@@ -97,7 +97,7 @@ class CodecError:
 def distortion(captured: Targets, stored: Targets) -> NDArray[np.float64]:
     """[M] KL(captured || stored) in nats, over the head tokens and one cell for all others. Raises
     ValueError if an id or a count differs from the captured one (at which position)."""
-    found, wanted = _sorted_head(stored), _sorted_head(captured)
+    found, wanted = _heads(stored, captured)
     _expect_same((found[0] != wanted[0]).any(1), "head ids")
     _expect_same(_differing(captured.tail, stored.tail), "tail ids or counts")
     p_MK, q_MK = wanted[1], found[1]
@@ -123,7 +123,7 @@ def expect_rounded(captured: Targets, stored: Targets, rounding: float) -> None:
 
 def largest_error(captured: Targets, stored: Targets) -> float:
     """Largest |sqrt(p stored) - sqrt(p captured)| over all head entries."""
-    found, wanted = _sorted_head(stored)[1], _sorted_head(captured)[1]
+    found, wanted = (head[1] for head in _heads(stored, captured))
     return float(np.abs(np.exp(found / 2) - np.exp(wanted / 2)).max(initial=0.0))
 
 
@@ -136,6 +136,17 @@ def measure(captured: Block, stored: Block, maximum: float, rounding: float = 0.
         kl=float(kl_M.mean()) if len(kl_M) else 0.0,
         rounding=rounding,
     )
+
+
+_Head = tuple["NDArray[np.int32]", "NDArray[np.float64]"]
+
+
+def _heads(one: Targets, other: Targets) -> tuple[_Head, _Head]:
+    """Ids and log-probabilities of two heads, by id unless both have the same order."""
+    if np.array_equal(one.head_ids, other.head_ids):
+        first, second = (each.head_logprobs.astype(np.float64) for each in (one, other))
+        return (one.head_ids, first), (other.head_ids, second)
+    return _sorted_head(one), _sorted_head(other)
 
 
 def _sorted_head(targets: Targets) -> tuple[NDArray[np.int32], NDArray[np.float64]]:

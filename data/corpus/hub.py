@@ -41,15 +41,16 @@ def local_folder(entry: str, base: Path) -> Path | None:
     return base / Path(name).expanduser() if is_path else None
 
 
-def load_hub(entry: str, folder: Path | None) -> Any:
-    """The split that an entry names, as a `datasets.Dataset`. Raises ColdstillError if it cannot be
-    loaded, or there are several splits and the entry names none."""
+def load_hub(entry: str, folder: Path | None, *, streaming: bool = False) -> Any:
+    """The split that an entry names, as a `datasets.Dataset`; with `streaming` as an
+    `IterableDataset`, which downloads what is read. Raises ColdstillError if it cannot be loaded,
+    or there are several splits and the entry names none."""
     import datasets
 
     name, options = _parse(entry)
     try:
         with _quiet_without_a_terminal(datasets):
-            loaded = datasets.load_dataset(str(folder or name), **options)
+            loaded = datasets.load_dataset(str(folder or name), streaming=streaming, **options)
     # Any exception is possible: of the network, the hub, a damaged file, a wrong split.
     except Exception as error:
         raise ColdstillError(

@@ -11,6 +11,7 @@ from ..codecs import CodecError
 from ..errors import ColdstillError
 from ..files import json_sha256
 from ..store.manifest import Manifest, difference, with_engine
+from ..store.provenance import joined
 from . import Notify, no_progress
 from .rewrite import Settings, StoreRows, open_original, parts_of, reformatted, rewrite
 
@@ -34,6 +35,7 @@ def merge(
     sources = [open_original(path, to) for path in paths]
     first = sources[0].manifest
     for source in sources[1:]:
+        _expect_one_origin(source, sources[0])
         if differing := difference(first, _as_if(source.manifest, first)):
             raise ColdstillError(
                 f"{source.place}: cannot be merged with {sources[0].place}: {differing}"
@@ -56,6 +58,7 @@ def merge(
         sequences=sum(len(source) for source in sources),
         error=_worst([source.manifest.error for source in sources]),
         parts=parts if len(parts) > 1 else (),
+        imported=joined([source.manifest.imported for source in sources]),
     )
     ends = np.cumsum([len(source) for source in sources])
 
@@ -69,6 +72,22 @@ def merge(
         return found
 
     return rewrite(to, reformatted(manifest, codec, store), sources, pieces, notify)
+
+
+def _expect_one_origin(source: StoreReader, first: StoreReader) -> None:
+    """Refuse stores of teachers with different names where their weights are not known, and an
+    imported store beside one that was captured."""
+    one, other = first.manifest, source.manifest
+    if not one.teacher.fingerprint and one.teacher.name != other.teacher.name:
+        raise ColdstillError(
+            f"{source.place}: of the teacher {other.teacher.name!r:.60}, and {first.place} of "
+            f"{one.teacher.name!r:.60}; only stores of one teacher can be merged"
+        )
+    if (one.imported is None) != (other.imported is None):
+        raise ColdstillError(
+            f"{source.place} and {first.place}: one was imported and the other captured here; "
+            "their records are not of one kind"
+        )
 
 
 def _as_if(other: Manifest, first: Manifest) -> Manifest:
@@ -89,6 +108,7 @@ def _as_if(other: Manifest, first: Manifest) -> Manifest:
         codec=first.codec,
         store=first.store,
         parts=first.parts,
+        imported=first.imported,
     )
 
 

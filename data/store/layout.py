@@ -31,6 +31,11 @@ MEASUREMENTS = "measurements.json"
 """Speed and memory of the capturing run; informative only."""
 LOCK = ".lock"
 """The lock of a process that writes alone."""
+IMPORT = "import"
+"""The folder of an import that is not finished: what was decided, and what was left out of each
+shard. It is deleted once the manifest is written."""
+UNFINISHED = "unfinished.json"
+"""The promised manifest of a store that a program writes sequence by sequence and may continue."""
 CLAIMS = "claims"
 """The folder of the locks of several writers. The last one leaves it empty. Locks of killed
 processes mean nothing; the next process that is the only writer deletes them."""

@@ -1,6 +1,7 @@
 """The manifest of a store: never changed, and compared before shards are added.
 
-It names teacher, tokenizer, corpus, packing and capture. Any number of students read one store.
+It names the teacher, the tokenizer, the corpus, the packing and the capture. It does not name the
+students that read it, of which there can be any number.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..files import parse_json
 from ..formats import STORES, Store
 from ..schema import Capture
 from .layout import MANIFEST, MEASUREMENTS, expect_seal, sealed, unsealed, validated
+from .provenance import Generation, Imported, Writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,29 +116,6 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """How a model answered prompts: the teacher, if its own answers were captured, or a student."""
-
-    __pydantic_config__: ClassVar[Any] = _STRICT
-    max_new_tokens: _Size
-    temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-    """The sampling temperature; 0 takes the most probable token."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
-    top_k: _Count
-    """Number of most probable tokens that are sampled from; 0 for all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writing(Generation):
-    """The student that wrote the sequences, if the teacher scores a student's own text."""
-
-    fingerprint: str
-    """SHA-256 of the student's weights."""
-    round: _Size
-    """The number of the training, from 1, after which it wrote."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One of the stores that a merged store was made of."""
 
@@ -179,6 +158,8 @@ class Manifest:
     """How the teacher answered prompts; None if it did not. `packing` is that of the prompts."""
     written: Writing | None = None
     """Who wrote the sequences; None unless a student did. Each holds prompts with their answers."""
+    imported: Imported | None = None
+    """Where the targets come from, if another program wrote them. Written only then."""
     version: int = FORMAT_VERSION
     """The format version, one of `READABLE`."""
 
@@ -218,6 +199,8 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The manifest as a sealed JSON value."""
         value: dict[str, Any] = {k: v for k, v in asdict(self).items() if v is not None}
+        if self.capture.mass:
+            del value["capture"]["mass"]
         for name in ("trust_remote_code", "weights", "engine", "other_engines"):
             if not value["teacher"][name]:
                 del value["teacher"][name]

@@ -16,6 +16,7 @@ import click
 from ... import __version__
 from ...data.errors import ColdstillError
 from .group import Group
+from .imports import import_
 from .launch import launch
 from .options import (
     FOLLOWING,
@@ -387,6 +388,7 @@ def run(recipe: str, **options: Any) -> None:
 
 
 main.add_command(export)
+main.add_command(import_)
 main.add_command(inspect)
 main.add_command(launch)
 main.add_command(report)

@@ -22,7 +22,7 @@ TRACEBACK = "COLDSTILL_TRACEBACK"
 
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Prepare": ("init", "plan", "recipe-help"),
-    "Stage one: the teacher": ("train-teacher", "teacher-logits"),
+    "Stage one: the teacher": ("train-teacher", "teacher-logits", "import"),
     "Stage two: the students": ("prune-student", "train-student", "evaluate", "sweep"),
     "Both stages": ("run", "rounds"),
     "Run them on a cluster": ("launch",),

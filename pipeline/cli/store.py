@@ -101,12 +101,33 @@ def repair(path: str, dry_run: bool, as_json: bool) -> None:
 @click.argument("path")
 @click.argument("to")
 @_format_options
+@click.option(
+    "--to",
+    "foreign",
+    type=click.Choice(["distillkit", "axolotl"]),
+    help="Write a folder in the format of another project instead; it keeps the head alone.",
+)
+@click.option("--lossy", is_flag=True, help="With --to: drop the samples of the store.")
 @json_option()
-def convert(path: str, to: str, as_json: bool, **wanted: Any) -> None:
-    """Write a store with another codec or store format.
+def convert(
+    path: str, to: str, foreign: str | None, lossy: bool, as_json: bool, **wanted: Any
+) -> None:
+    """Write a store with another codec or store format, or in another project's format.
 
     Example: coldstill store convert runs/demo/logits plain-logits --codec plain
     """
+    if foreign is None and lossy:
+        raise click.UsageError("--lossy needs --to.")
+    if foreign is not None:
+        if any(value is not None for value in wanted.values()):
+            raise click.UsageError("--to excludes the options of codecs and store formats.")
+        from ...data.maintenance.foreign import export
+
+        with _progress() as progress:
+            rows = export(path, to, foreign, lossy=lossy, notify=_notify(progress, "convert"))
+        facts = {"wrote": to, "format": foreign, "rows": rows}
+        click.echo(json.dumps(facts, indent=2) if as_json else f"wrote {to}: {rows:,} documents")
+        return
     from ...data.maintenance.rewrite import convert as step
 
     with _progress() as progress:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ...data.prepared import SPLITS, CorpusLayout
+from ...data.store.caveats import caveats
+from ...data.store.provenance import origin_text
 from ..recipe.tables import StudentTable
 from ..units import counted
 from .curves import in_words, recorded_table
@@ -92,6 +94,9 @@ def teacher_facts(recipe: Recipe, manifest: Manifest | None) -> TeacherFacts:
     origin = _teacher_origin(recipe.teacher)
     if manifest is None:
         return TeacherFacts(origin=origin)
+    if manifest.imported is not None:
+        origin = origin_text(manifest.imported)
+    origin = "; ".join([origin, *caveats(manifest)])
     known = ("name", "family", "parameters", "dtype", "fingerprint")
     return TeacherFacts(origin=origin, **{key: getattr(manifest.teacher, key) for key in known})
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
 from ...data.files import json_sha256, read_json, whole_file, write_json
+from ...data.store.caveats import caveats
 from ...data.store.reader import open_store
 from ...stages.report import Report, Reporter
 from ..pages.compare.page import write_page
@@ -52,13 +53,8 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         raise ColdstillError(
             f"{work.run.root}: no student is trained yet; run coldstill train-student"
         )
-    manifest = store.manifest
-    if manifest.capture.tail == 0 and manifest.capture.head < manifest.tokenizer.size:
-        note = (
-            f"{store.place} has no samples beside its head of {manifest.capture.head}: KL and "
-            "acceptance are lower bounds, all other figures are exact"
-        )
-        work.note("evaluate", note)
+    for sentence in caveats(store.manifest):
+        work.note("evaluate", f"{store.place}: {sentence}")
     # figures of another held-out store are measured again
     heldout = heldout_identity(store.manifest)
     if _measured(work.run.teacher_evaluation, heldout, *_NEWER) is None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...data.errors import ColdstillError
-from ...data.store.manifest import CorpusIdentity, Generation, Manifest, Packing, format_settings
+from ...data.store.manifest import CorpusIdentity, Manifest, Packing, format_settings
+from ...data.store.provenance import Generation
 from ...data.store.writer import BLOCK_TOKENS, shard_sequences
 from ..models.isolation import recorded
 from ..models.vocabulary import tokenizer_identity
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from ...data.prepared import CorpusRecord, SequenceFile, Split
     from ...data.schema import Capture, Sequences
-    from ...data.store.manifest import TeacherIdentity, Writing
+    from ...data.store.manifest import TeacherIdentity
+    from ...data.store.provenance import Writing
     from ..config import GenerateConfig
     from ..models.isolation import Isolation
 

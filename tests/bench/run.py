@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import estimator
+import imports
 import large_store
 import online
 import pruning
@@ -19,6 +20,7 @@ if __name__ == "__main__":
         store_codecs,
         estimator,
         store_opening,
+        imports,
         student_step,
         student_feed,
         online,

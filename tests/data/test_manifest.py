@@ -14,12 +14,12 @@ from coldstill.data.schema import Capture
 from coldstill.data.store.layout import sealed
 from coldstill.data.store.manifest import (
     Manifest,
-    Writing,
     difference,
     format_settings,
     parse_manifest,
     read_manifest,
 )
+from coldstill.data.store.provenance import Writing
 from coldstill.data.store.writer import ShardWriter
 from oracles import digests, manifest_for, random_block, write_missing
 from refusals import refusal

@@ -43,7 +43,7 @@ def invoke(*arguments: str) -> Result:
 
 def test_the_list_of_commands_is_grouped_and_cuts_no_help() -> None:
     promised = "init plan recipe-help train-teacher teacher-logits prune-student train-student "
-    promised += "evaluate sweep compare report export inspect run"
+    promised += "evaluate sweep compare report export import inspect run"
     assert set(COMMANDS) == {*promised.split()}
     assert set(store.commands) == {"verify", "repair", "convert", "merge", "slice", "shrink"}
     assert set(launch.commands) == {"slurm", "sky"}
@@ -197,6 +197,10 @@ def test_make_targets_run_the_commands_of_the_same_words() -> None:
         (["plan", "RECIPE=x"], "plan x"),
         (["train-teacher", "RECIPE=x", "SET=seed=2"], "train-teacher x --set seed=2"),
         (["run", "RECIPE=x"], "run x"),
+        (
+            ["import", "SOURCE=a/ b/", "STORE=s", "TOKENIZER=t", "CONFIG=c.yaml"],
+            "import a/ b/ s --tokenizer t --config c.yaml",
+        ),
         (
             ["export", "RECIPE=x", "STUDENT=s", "TO=hf onnx-int8"],
             "export x s --to hf --to onnx-int8",

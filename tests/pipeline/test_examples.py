@@ -77,6 +77,28 @@ def test_a_store_written_by_hand_is_whole_and_trains_a_student(
     assert (tmp_path / "runs/own/students/small/model/config.json").is_file()
 
 
+def test_any_teacher_in_a_loop_makes_a_store(
+    tokenizer_folder: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of transformers, which must agree with its own logits, and pairs of tokens in numpy."""
+    left = run(
+        "store_from_transformers.py", teacher_folder, tmp_path / "t", monkeypatch=monkeypatch
+    )
+    store = coldstill.open_store(tmp_path / "t")
+    block = store.read(np.arange(3))
+    ids = torch.tensor([block.sequences.tokens[1].tolist()])
+    with torch.no_grad():
+        logits = left["teacher"](ids).logits[0, :-1, : store.manifest.tokenizer.size]
+    own = slice(*block.sequences.positions.offsets[1:3].tolist())
+    top = logits.log_softmax(1).topk(4, 1)
+    # the codec rounds probabilities, so that close ones may change places
+    np.testing.assert_array_equal(np.sort(block.targets.head_ids[own]), np.sort(top.indices))
+    run("store_from_ngrams.py", tokenizer_folder, tmp_path / "n", monkeypatch=monkeypatch)
+    for name in ("t", "n"):
+        assert list(verify(str(tmp_path / name))) == []
+        assert len(coldstill.open_store(tmp_path / name)) == 24
+
+
 def test_importing_coldstill_loads_no_torch_and_lists_the_lazy_names() -> None:
     code = (
         "import sys, coldstill; loaded = set(sys.modules); "

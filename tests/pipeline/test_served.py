@@ -60,7 +60,8 @@ def test_a_run_without_weights(desk: Desk, teacher_folder: Path, served: Served)
     for command in ("teacher-logits", "train-student", "evaluate", "plan", "report"):
         result = desk.done(command, "r.toml")
         if command == "evaluate":
-            assert "KL and acceptance are lower bounds" in result.stderr
+            assert "kl and acceptance are lower bounds" in result.stderr
+            assert "the teacher's entropy is an upper bound" in result.stderr
     manifest = desk.json("logits", "manifest.json")
     assert manifest["teacher"]["engine"]["options"] == {"model": "served"}
     inspected = desk.done("inspect", "runs/r/logits").stdout

@@ -5,7 +5,7 @@ A new loss needs a line in `formulas.PLAIN`; all tests of losses then include it
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +29,7 @@ WHOLE = Capture(head=VOCABULARY, tail=0, temperatures=TEMPERATURES)
 BUCKET = Capture(head=6, tail=0, temperatures=TEMPERATURES)
 BOTH = Capture(head=6, tail=9, temperatures=TEMPERATURES)
 SAMPLES = Capture(head=0, tail=12, temperatures=TEMPERATURES)
+HEAD_ONLY = Capture(head=6, tail=0, mass=False)
 CAPTURES = {"whole": WHOLE, "bucket": BUCKET, "head and tail": BOTH, "tail alone": SAMPLES}
 
 
@@ -481,3 +482,33 @@ def test_the_mass_outside_the_head_is_a_sum_and_keeps_its_digits() -> None:
     target: Any = SimpleNamespace(head_ids=torch.tensor([[0]]))
     exact = logits_MV.double().softmax(1)[0, 1:].sum().item()
     assert student.rest(target).item() == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_kl_on_the_head_is_that_of_both_sides_normalised_over_it(temperature: float) -> None:
+    """The dense formula on the head, its derivative, and no pull on any other token."""
+    teacher_MV, student_MV, labels_M, shifts_M = draw()
+    target = replace(dense.record(teacher_MV, labels_M, shifts_M, BUCKET), capture=HEAD_ONLY)
+    leaf = student_MV.clone().requires_grad_()
+    p = (teacher_MV.gather(1, target.head_ids) / temperature).softmax(1)
+    q = (leaf.gather(1, target.head_ids) / temperature).softmax(1)
+    expected = divergence(p, q)
+    (slope,) = torch.autograd.grad(expected.sum() * temperature, leaf)
+    found = value("kl", student_MV, target, temperature)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-11)
+    closed, gradient = closed_form("kl", student_MV, target, temperature)
+    torch.testing.assert_close(closed, expected.detach(), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-11)
+    assert float(expected.detach().min()) > 1e-3
+    outside = gradient.scatter(1, target.head_ids, 0.0)
+    assert float(outside.abs().max()) == 0.0
+
+
+def test_only_losses_that_need_no_mass_are_supported() -> None:
+    supported = {name for name, loss in LOSSES.items() if loss.refuse(HEAD_ONLY, 1.0) is None}
+    assert supported == {"kl", "cross_entropy"}
+    assert LOSSES["kl"].support(HEAD_ONLY, 1.0, 40) == "on the head only"
+    assert LOSSES["kl"].support(BUCKET, 1.0, 40) == "a lower bound"
+    reason = LOSSES["reverse_kl"].refuse(HEAD_ONLY, 1.0)
+    assert reason is not None
+    assert "imported without the mass outside the head" in reason

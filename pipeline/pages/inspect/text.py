@@ -7,13 +7,15 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ....data.store.caveats import caveats
+from ....data.store.provenance import origin_text
 from ...units import counted, display_width, size
 from .store import column_lines, ranges, settings_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ....data.store.manifest import TeacherIdentity
+    from ....data.store.manifest import Manifest, TeacherIdentity
     from ...results.token_texts import TokenTexts
     from .sequence import Prediction, ShownSequence
     from .store import LoneShardFacts, StoreFacts
@@ -194,8 +196,11 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
         (
             "teacher",
             f"{teacher.name} ({teacher.family}, {teacher.parameters:,} parameters, "
-            f"{teacher.dtype}, {teacher.fingerprint[:12]})" + _engines(teacher),
+            f"{teacher.dtype}, {teacher.fingerprint[:12]})" + _engines(teacher)
+            if teacher.fingerprint
+            else f"{teacher.name} (its weights are not known)",
         ),
+        *_provenance(manifest),
         ("tokenizer", f"{tokenizer.size:,} tokens ({tokenizer.fingerprint[:12]})"),
         ("corpus", f"{corpus.split}, {corpus.documents:,} documents ({corpus.fingerprint[:12]})"),
         ("packing", f"up to {packing.sequence_length} tokens, {together}"),
@@ -205,6 +210,20 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
         ),
         ("codec", settings_in_words(manifest.codec)),
     ]
+
+
+def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
+    """Where a store comes from that another program wrote, and what a store lacks."""
+    imported = manifest.imported
+    rows, lacks, counts = [], caveats(manifest), list[str]()
+    if imported is not None:
+        score = imported.measured.get(imported.alignment, 0.0)
+        rows = [("from", f"{origin_text(imported)} (mean 1/rank of the label {score:.2f})")]
+        lacks = [*imported.lost, *lacks]
+        counts = [f"{count:,} {what}" for what, count in imported.counts.items()]
+    for title, sentences in (("lacks", lacks), ("left out", counts)):
+        rows += [(title if n == 0 else "", sentence) for n, sentence in enumerate(sentences)]
+    return rows
 
 
 def _figures(facts: StoreFacts) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ....data.errors import ColdstillError
 from ....data.places.faults import Patience, passes, persistently
+from ....data.store.caveats import SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ...config import ServerOptions
     from .engine import Asked
 
-NAME = "server"
+NAME = SERVER
 KEY = "COLDSTILL_SERVER_KEY"
 """Environment variable with the key that a server may ask for."""
 _PATIENCE = Patience(tries=10, longest=60.0)

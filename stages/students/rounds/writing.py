@@ -33,7 +33,7 @@ from ....data.prepared import (
     build_sequences,
 )
 from ....data.schema import Capture
-from ....data.store.manifest import Writing
+from ....data.store.provenance import Writing
 from ...capture.generate import answer, choose_answering, end_tokens
 from ...config import sequences_in
 from ...models.device import best_device

@@ -22,6 +22,9 @@ What targets give for each loss (`support`; K is the head, R the number of tail 
     * if the log-probabilities of the samples are stored, as with captured temperatures; otherwise
       a lower bound with a head and refused without one
 
+A store that was imported without the mass outside the head supports `kl` on the head only, at every
+temperature, and refuses the other losses that read targets.
+
 The same holds at every captured temperature; other temperatures are refused. A lower bound is the
 divergence on the cells "each head token" and "everything else"; it is zero if the student agrees
 with the teacher on all cells. "biased" means that the target is not the teacher's distribution.

@@ -59,11 +59,17 @@ class ForwardKL(Loss):
     "everything else" (the bucket). This is a lower bound of the full divergence, and zero if the
     student agrees on the head and on the mass outside it. Plain truncation, which drops the bucket,
     is not a divergence: its minimum is a student without mass outside the head.
+
+    Without the mass (`capture.mass`) it is the divergence on the head only: both sides are
+    normalised over the head's tokens. It says nothing of the student's mass outside the head.
     """
 
     name: ClassVar[str] = "kl"
+    needs_mass: ClassVar[bool] = False
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
+        if not capture.mass:
+            return "on the head only"
         if capture.head >= vocabulary:
             return "exact"
         return "unbiased" if capture.tail else "a lower bound"
@@ -72,6 +78,8 @@ class ForwardKL(Loss):
         self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
     ) -> torch.Tensor:
         head = logprobs_MV.gather(1, target.head_ids)
+        if not target.capture.mass:
+            return _on_head(target, temperature, head)[0]
         tail = logprobs_MV[target.tail.rows(), target.tail.ids]
         log_rest = None
         if target.capture.tail == 0:
@@ -84,8 +92,15 @@ class ForwardKL(Loss):
         """The loss and its gradient by the logits.
 
         With samples, the gradient is `q * mass - p` at head and samples. With a bucket of teacher
-        mass m and student mass s, it is `q - p` on the head and `q (1 - m / s)` outside it.
+        mass m and student mass s, it is `q - p` on the head and `q (1 - m / s)` outside it. On the
+        head only, it is `q / s - p` there, with s the student's mass on the head, and 0 outside.
         """
+        if not target.capture.mass:
+            value, on_head = _on_head(target, temperature, student.head_logprobs)
+            nothing = target.head_ids[:, :0]
+            return SparseGradient(
+                value, torch.zeros_like(value), nothing, on_head[:, :0], head_gradient=on_head
+            )
         teacher = tempered(target, temperature)
         head, tail = student.head_logprobs, student.tail_logprobs
         if target.capture.tail:
@@ -122,6 +137,18 @@ def _forward_kl(
         return on_head + summed(target, teacher.tail * (log_tail - tail))
     bucket = teacher.rest * (teacher.rest.log() - log_rest)
     return on_head + torch.where(teacher.rest > 0, bucket, torch.zeros_like(bucket))
+
+
+def _on_head(
+    target: TargetTensors, temperature: float, head: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[M] forward KL with both sides normalised over the head, and its gradient [M, K] there.
+
+    head  [M, K] the student's log-probabilities at the temperature
+    """
+    log_p = (target.head_logprobs / temperature).log_softmax(1)
+    log_q = head.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1), log_q.exp() - log_p.exp()
 
 
 @dataclass(frozen=True, slots=True)

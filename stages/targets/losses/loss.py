@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ....data.schema import Capture
     from ..tensors import TargetTensors
 
-Support = Literal["exact", "unbiased", "a lower bound", "biased"]
+Support = Literal["exact", "unbiased", "a lower bound", "biased", "on the head only"]
 """How the loss computed from a capture relates to the loss on the whole distribution."""
 
 
@@ -22,11 +22,20 @@ class Loss(ABC):
     name: ClassVar[str]
     needs_targets: ClassVar[bool] = True
     """Whether the loss reads the teacher's targets."""
+    needs_mass: ClassVar[bool] = True
+    """Whether the loss needs the mass outside the head."""
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         """The reason why this capture cannot support the loss at this temperature, or None."""
         if capture.head == 0 and capture.tail == 0:
             return "the store kept neither head nor tail, so there is no distribution to match"
+        if not capture.mass:
+            if not self.needs_mass:  # ratios on the head are exact at every temperature
+                return None
+            return (
+                "the store was imported without the mass outside the head, so what the teacher "
+                "thinks of other tokens is not known; use kl, which then compares the head only"
+            )
         if temperature != 1.0 and temperature not in capture.temperatures:
             kept = ", ".join(str(t) for t in (1.0, *capture.temperatures))
             return (
