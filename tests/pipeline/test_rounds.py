@@ -132,6 +132,31 @@ def test_a_student_continues_documents_and_only_its_answers_are_learned(finished
             )
 
 
+def test_prompts_are_what_precedes_answers_or_the_beginnings_of_plain_documents() -> None:
+    from coldstill.stages.students.rounds.writing import _prompts
+
+    def document(index: int, length: int, first_learned: int) -> TokenizedDocument:
+        tokens = 100 * index + np.arange(length, dtype=np.int32)
+        return TokenizedDocument(index, tokens, np.arange(length) >= first_learned)
+
+    packed = [
+        [document(1, 20, 0), document(2, 9, 5)],  # plain; a prompt of 5 tokens
+        [document(3, 4, 0), document(4, 6, 6), document(5, 1, 0)],  # short; nothing learned twice
+        [document(6, 8, 7)],
+    ]
+    block = SimpleNamespace(sequences=build_sequences(0, packed))
+    store: Any = SimpleNamespace(order=lambda seed, epoch: np.arange(3), read=lambda rows: block)
+    found = _prompts(store, 99, 6, 0, "students.small.rounds")
+    assert [(one.index, one.tokens_T.tolist()) for one in found] == [
+        (1, [*range(100, 106)]),
+        (2, [*range(200, 205)]),
+        (3, [300, 301]),
+        (6, [*range(600, 607)]),
+    ]
+    assert not any(one.learned_T.any() for one in found)
+    assert len(_prompts(store, 2, 6, 0, "")) == 2
+
+
 def test_fewer_prompts_than_asked_are_said(finished: Desk) -> None:
     notes: list[str | None] = []
     config = RoundsConfig(count=2, prompts=1, heldout=500, max_new_tokens=1)
