@@ -217,7 +217,8 @@ def origin_in_words(origin: Mapping[str, Any]) -> str:
         elif key == "lora" and isinstance(value, dict):
             parts.append(f"adapters of rank {value.get('rank')}, merged")
         elif key == "rounds" and isinstance(value, dict):
-            parts.append(f"{value.get('count')} rounds on its own text")
+            own = "on its own text" if value.get("share") else "on the same text"
+            parts.append(f"{value.get('count')} rounds {own}")
         else:
             parts.append(f"{key} {_plain(value)}")
     return "; ".join(parts) or "of unknown origin"
