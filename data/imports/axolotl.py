@@ -29,6 +29,8 @@ from .rows import NOTHING, Context, SourceRows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from .files import SourceFile
 
 _RAW, _IDS, _PREPARED, _MESSAGES = "logprobs", "target_token_ids", "target_logprobs", "messages"
@@ -104,7 +106,7 @@ class Axolotl:
             places, ids, inner = _entries(column, field, name)
         values = padded(inner, -np.inf)
         if prepared and self.temperature != 1.0:
-            values = values * np.float32(self.temperature)
+            values = _normalised(values.astype(np.float64) * self.temperature)
         return SourceRows(
             name=name,
             first=first,
@@ -126,6 +128,14 @@ class Axolotl:
         rows = [self.render(chat) for chat in messages.to_pylist()]
         tokens = Ragged.from_rows(rows, np.int64)
         return Records(tokens=tokens, starts=None, learned=None, real=None, faults={})
+
+
+def _normalised(logits: NDArray[np.float64]) -> NDArray[np.float32]:
+    """[S, K] log-probabilities over each row; rows of -inf alone stay so."""
+    with np.errstate(all="ignore"):  # numbers that are not finite are found by the checks
+        top = logits.max(axis=1, keepdims=True, initial=-np.inf)
+        norm = top + np.log(np.exp(logits - top).sum(1, keepdims=True))
+        return np.where(np.isneginf(top), -np.inf, logits - norm).astype(np.float32)
 
 
 def _at_the_end(places: Ragged, records: Records) -> Ragged:

@@ -36,7 +36,7 @@ def column_of(batch: Any, name: str, where: str) -> Any:
         return batch.column(name)
     try:
         return pa.array([record.get(name) for record in batch])
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError, TypeError) as error:
         raise ColdstillError(f"{where}: column {name}: {first_line(error)}") from error
 
 

@@ -63,7 +63,7 @@ def file_errors(name: str) -> Iterator[None]:
         yield
     except ColdstillError:
         raise
-    except (OSError, EOFError, pa.ArrowException) as error:
+    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ColdstillError(
             f"{name}: cannot be read: {first_line(error)}; it is cut short or damaged, fetch it "
             "again"

@@ -152,6 +152,38 @@ def test_whole_distributions_give_heads_samples_and_temperatures(
     np.testing.assert_allclose(drawn.mean(0), expected.mean(0), atol=0.02)
 
 
+def test_settings_of_a_source_change_how_it_is_read(
+    cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Prepared values that were divided by a temperature, a raw column of another name, and the
+    token that llama.cpp read in place of the first one of a chunk."""
+    folder = written("prepared-own", cache, tmp_path)
+    plain = imported(folder, tmp_path / "plain", tokenizer)
+    table = pq.read_table(folder / "prepared.parquet").to_pylist()
+    for record in table:
+        for row in record["target_logprobs"]:
+            halved = np.array(row) / 2.0
+            if np.isfinite(halved).all():
+                row[:] = (halved - np.logaddexp.reduce(halved)).tolist()
+    pq.write_table(pa.Table.from_pylist(table), folder / "prepared.parquet")
+    made = imported(folder, tmp_path / "warm", tokenizer, config={"kd_temperature": 2.0})
+    np.testing.assert_allclose(
+        made.block.targets.head_logprobs, plain.block.targets.head_logprobs, atol=1e-5
+    )
+    folder = written("axolotl-raw", cache, tmp_path)
+    file = folder / "raw.jsonl"
+    file.write_text(file.read_text().replace('"logprobs"', '"of_server"'))
+    options: dict[str, Any] = {"format": "axolotl", "config": {"logprobs_field": "of_server"}}
+    assert len(imported(folder, tmp_path / "named", tokenizer, **options).block) == len(
+        cache.tokens
+    )
+    folder = written("kld", cache, tmp_path)
+    made = imported(folder, tmp_path / "bos", tokenizer, config={"bos": 1})
+    assert {int(tokens[0]) for tokens in made.block.sequences.tokens} == {1}
+    wanted = request(folder, tmp_path / "no", tokenizer, config={"bos": VOCABULARY})
+    assert "--config: bos = 320: expected a whole number from 0 to 319" in refusal(run, wanted)
+
+
 def test_columns_beside_give_borders_padding_and_supervision(
     cache: Known, tokenizer: Any, tmp_path: Path
 ) -> None:
