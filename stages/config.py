@@ -179,6 +179,24 @@ class LoraConfig(_Table):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeConfig(_Table):
+    """Training with rounded weights (quantisation-aware training), for a format of few bits. A
+    plain scheme in place of the table means the same."""
+
+    scheme: Literal["int4", "int4-dynamic", "int8", "int8-dynamic", "int8-row"]
+    """`int4` for the export `gguf-q4_0`: 4 bits, the output head 8. `int8` for `gguf-q8_0` and
+    `onnx-int8`. Both have a scale for every 32 inputs; `-dynamic` also rounds the inputs of layers
+    to 8 bits, as these runtimes do. `int8-row` for `torchao-int8`: a scale for each row."""
+    start: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the steps before rounding begins."""
+
+
+def named_scheme(value: Any) -> Any:
+    """Return the table that a plain name of a scheme stands for."""
+    return {"scheme": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightConfig(_Table):
     """A loss weight that changes during training."""
 

@@ -20,6 +20,7 @@ from ..data.token_bytes import token_bytes_of
 from .evaluation.quality import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
 from .models.device import best_device, describe_machine, short_dtype
+from .models.grids import grid_record
 from .models.isolation import flat_positions, model_inputs, student_isolation
 from .models.loading import load_model, teacher_identity
 from .models.output_head import connect_head
@@ -82,6 +83,8 @@ class Evaluation:
     """Name and version of the library that ran it."""
     weights: str
     """SHA-256 of the weights."""
+    grid: str = ""
+    """Scheme of few bits whose rounded values the weights are, such as `int4`; empty for others."""
 
 
 def evaluate_student(
@@ -129,7 +132,23 @@ def evaluate_student(
         machine=describe_machine(),
         runtime=f"torch {torch.__version__}",
         weights=identity.fingerprint,
+        grid=_grid(model_folder, stage, report),
     )
+
+
+def _grid(model_folder: Path, stage: str, report: Reporter) -> str:
+    """The scheme that a student was trained for; reports what its figures leave out."""
+    record = grid_record(model_folder)
+    if record is None:
+        return ""
+    scheme = str(record["scheme"])
+    if record["activations"] is not None:
+        note = (
+            f"measured with the rounded weights of {scheme} and exact inputs of layers; the "
+            "figures of its exports include the rounding of both"
+        )
+        report(Report(stage=stage, note=note))
+    return scheme
 
 
 def measure_quality(

@@ -8,10 +8,13 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from ..data.errors import ColdstillError
-from ..data.files import read_json, whole_folder
+from ..data.files import read_json, whole_folder, write_json
+from .export import unable
 from .libraries import asking
 from .models.device import best_device
 from .models.ends import report_ends, store_ends, with_end
+from .models.grids import RECORD as GRID
+from .models.grids import SCHEMES
 from .models.isolation import student_isolation
 from .models.loading import load_tokenizer
 from .models.output_head import connect_head
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..data.store.reader import StoreReader
+    from .students.few_bits import Rounding
     from .students.lesson import Lesson
     from .training.feed import Trainable
 
@@ -42,8 +46,8 @@ def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent
 
     Raises
         ColdstillError: as `make_student`; an objective that the store does not support, a store
-            without supervised positions, stores of different sequences, impossible adapters, or a
-            loss that is NaN or infinite
+            without supervised positions, stores of different sequences, impossible adapters, layers
+            that a format of few bits cannot hold, or a loss that is NaN or infinite
     """
     for each in job.remaining_rounds():
         if not each.model_folder.is_dir():
@@ -68,6 +72,7 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)
     begin = _beginning(job, made, judged, report)
     adapters = None if job.lora is None else adapt(model, job.lora, job.seed, f"{where}.lora")
+    rounding = _rounding(job, model, report)
     learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     train(
         TrainingJob(
@@ -83,6 +88,7 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
             folder=job.folder,
             begin=begin,
             settings=job.settings,
+            callbacks=() if rounding is None else (rounding,),
         ),
         report,
     )
@@ -90,7 +96,8 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
         merge_adapters(adapters)
     report(Report(stage=stage, doing="save the model"))
     report_ends(model, tokenizer, ends, stage, report)
-    _save(job, model, with_end(tokenizer, ends.tokens))
+    grid = None if rounding is None else rounding.finish()
+    _save(job, model, with_end(tokenizer, ends.tokens), grid)
     size = f"{model.num_parameters():,} parameters"
     merged = f"{learned:,} adapter weights trained and merged into {size}"
     note = f"{size} trained" if job.lora is None else merged
@@ -104,7 +111,30 @@ def _dataset(job: StudentJob, taught: Lesson) -> Trainable:
     return MixedDataset(taught.stores[0], job.own, job.own_share)
 
 
-def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:
+def _rounding(job: StudentJob, model: Any, report: Reporter) -> Rounding | None:
+    """Make the layers round if the student is to have few bits."""
+    if job.quantize is None:
+        return None
+    from .students.few_bits import round_layers  # imports torchao
+
+    scheme, stage = job.quantize.scheme, f"{STAGE} {job.stage}"
+    rounding = round_layers(model, job.quantize, job.config.steps, f"students.{job.name}")
+    report(Report(stage=stage, note=f"{scheme}: {rounding.note()}"))
+    kind, fitting = model.config.model_type, SCHEMES[scheme].formats
+    if unable(kind, fitting) == list(fitting):
+        note = (
+            f"{scheme} is for {' and '.join(fitting)}, which cannot hold students of the family "
+            f"{kind!r}: no export will have the rounded weights"
+        )
+        report(Report(stage=stage, note=note, warning=True))
+    return rounding
+
+
+def _save(job: StudentJob, model: Any, tokenizer: Any, grid: dict[str, Any] | None) -> None:
+    """Write the model.
+
+    grid  record of the grid that its weights lie on
+    """
     folder = job.model_folder
     if rank() == 0:
         job.delete_rounds()  # before the model exists: a later run would not delete them
@@ -112,6 +142,8 @@ def _save(job: StudentJob, model: Any, tokenizer: Any) -> None:
             with asking("transformers", "save the student", where=str(folder)):
                 model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
+            if grid is not None:
+                write_json(scratch / GRID, grid)
         shutil.rmtree(job.start, ignore_errors=True)
     wait_for_all()  # the next step reads the model
 

@@ -10,7 +10,7 @@ import gc
 import os
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path  # noqa: TC003  # a child reads the fields' types
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import transformers.models.llama.modeling_llama
 import transformers.models.llama.tokenization_llama  # noqa: F401  # likewise
 from coldstill.data.errors import ColdstillError, StoppedError
 from coldstill.data.store.reader import open_store
+from coldstill.stages.config import QuantizeConfig
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import train
 from small_trainings import Weights, small_job, spoiled, weights_of
@@ -50,6 +51,8 @@ class Task:
     """A sequence that cannot be read."""
     shards: bool = False
     """Whether the weights are sharded over the processes."""
+    few_bits: bool = False
+    """Whether layers round their weights to 8 bits."""
 
 
 def run(task: Task) -> Weights:
@@ -60,6 +63,12 @@ def run(task: Task) -> Weights:
     store = open_store(task.store)
     job = small_job(store, task.folder, family=task.family, tied=task.tied, **task.settings)
     model = job.head.model
+    if task.few_bits:
+        from coldstill.stages.students.few_bits import round_layers
+
+        config = QuantizeConfig(scheme="int8")
+        rounding = round_layers(model, config, job.config.steps, "students.test")
+        job = replace(job, callbacks=(rounding,))
     own_class, own_hooks = type(model), _hooks(model)
 
     def report(report: Report) -> None:

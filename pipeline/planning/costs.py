@@ -55,13 +55,22 @@ def stage_memory(
                 if teacher is None
                 else capture_memory(teacher, "auto", _PRUNING_TOKENS, length)
             )
+        # only the last of several trainings rounds
+        rounded = student.quantize is not None and len(student.prune or ()) < 2
         first = sizes[0] if sizes else None
-        found[f"train-student {name}"] = _training(first, student.train, length, student.lora)
+        found[f"train-student {name}"] = _training(
+            first, student.train, length, student.lora, rounded=rounded
+        )
     return found
 
 
 def _training(
-    sizes: ModelSizes | None, config: TrainConfig, length: int, lora: LoraConfig | None
+    sizes: ModelSizes | None,
+    config: TrainConfig,
+    length: int,
+    lora: LoraConfig | None,
+    *,
+    rounded: bool = False,
 ) -> int | None:
     if sizes is None:
         return None
@@ -73,6 +82,7 @@ def _training(
         frozen=lora is not None,
         adapters=0 if lora is None else adapter_parameters(sizes, lora.rank),
         checkpointing=config.gradient_checkpointing,
+        rounded=rounded,
     )
 
 

@@ -31,9 +31,11 @@ from ...stages.config import (
     LayersConfig,
     LoraConfig,
     ObjectiveConfig,
+    QuantizeConfig,
     Size,
     TrainConfig,
     listed_layers,
+    named_scheme,
 )
 from ...stages.students.pruning.config import PruneConfig, listed_cuts, plain_cuts
 from ...stages.students.rounds.config import RoundsConfig, counted_rounds
@@ -169,6 +171,11 @@ class StudentTable(Table):
     lora: LoraConfig | None = None
     """Train low-rank adapters on frozen weights instead of all weights; they are merged into the
     weights at the end."""
+    quantize: Annotated[
+        QuantizeConfig | None, BeforeValidator(named_scheme), InRecipe("scheme, or table")
+    ] = None
+    """Train with weights that are rounded to few bits, for exports of the same bits: `int4`,
+    `int8`, `int8-row`, or a table. Needs `coldstill[torchao]`."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Losses that the student is trained on, and their weights."""
     teachers: tuple[ShareTable, ...] = ()
@@ -244,6 +251,11 @@ class StudentTable(Table):
             raise ValueError(
                 "has 'lora' with 'architecture': the weights of a new model are random, so "
                 "freezing them is useless; remove 'lora', or use 'model', 'layers' or 'prune'"
+            )
+        if self.lora is not None and self.quantize is not None:
+            raise ValueError(
+                "has both 'lora' and 'quantize': adapters are added to the weights after the last "
+                "step, so they cannot learn from the rounding of the sum; remove one of them"
             )
         return self
 

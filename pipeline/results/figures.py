@@ -130,6 +130,8 @@ class ModelFigures(Quality):
     generation: tuple[Speed, ...] = ()
     dtype: str = ""
     """Precision of the weights on disk."""
+    grid: str = ""
+    """Scheme of few bits whose rounded values the weights are, such as `int4`."""
     machine: str = ""
     runtime: str = ""
     """Library that ran it."""

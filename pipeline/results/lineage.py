@@ -219,6 +219,9 @@ def origin_in_words(origin: Mapping[str, Any]) -> str:
         elif key == "rounds" and isinstance(value, dict):
             own = "on its own text" if value.get("share") else "on the same text"
             parts.append(f"{value.get('count')} rounds {own}")
+        elif key == "quantize" and isinstance(value, dict):
+            begun = f" after {value['start']:.0%} of the steps" if value.get("start") else ""
+            parts.append(f"trained with {value.get('scheme')} weights{begun}")
         else:
             parts.append(f"{key} {_plain(value)}")
     return "; ".join(parts) or "of unknown origin"

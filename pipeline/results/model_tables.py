@@ -44,6 +44,11 @@ def _measured(key: str) -> Callable[[ModelFigures], Any]:
     return lambda row: getattr(row, key) or None
 
 
+def _precision(row: ModelFigures) -> str | None:
+    """Precision on disk, and the few bits that it holds, such as "fp32 (int4 values)"."""
+    return f"{row.dtype} ({row.grid} values)" if row.grid else row.dtype or None
+
+
 def _speed(key: str, batch: int = 1) -> Callable[[ModelFigures], Any]:
     return lambda row: getattr(row.speed(batch), key, None) or None
 
@@ -141,7 +146,7 @@ def _timed(key: str, title: str, better: Literal["less", "more"], batch: int = 1
 
 
 COST = (
-    Column(key="dtype", title="precision", value=_measured("dtype"), text=str, missing=_OLD),
+    Column(key="dtype", title="precision", value=_precision, text=str, missing=_OLD),
     Column(key="bytes", title="size", value=_measured("bytes"), text=size, better="less",
            missing=_OLD),
     Column(key="flops_per_token", title="FLOPs", value=_measured("flops_per_token"),

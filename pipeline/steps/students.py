@@ -220,6 +220,7 @@ def student_job(
         layers=student.layers,
         prune=student.prune or (),
         lora=student.lora,
+        quantize=student.quantize,
         objective=student.objective,
         others=tuple(others[named] for named in student.other_stores),
         shares=student.shares,

@@ -23,6 +23,7 @@ FORMATS: dict[str, Format] = {
     "onnx-int8": Onnx(int8=True),
     "gguf-f16": Gguf("f16"),
     "gguf-q8_0": Gguf("q8_0"),
+    "gguf-q4_0": Gguf("q4_0"),
     "torchao-int8": TorchAo(),
 }
 """All formats by name."""

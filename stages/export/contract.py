@@ -131,6 +131,12 @@ class Format(ABC):
         """Largest difference from the student."""
 
     @property
+    def limits_on_grid(self) -> Limits:
+        """Largest difference from a student that was trained for this format (`models/grids.py`):
+        its weights are not rounded any further."""
+        return self.limits
+
+    @property
     def missing_runtime(self) -> str | None:
         """The extra that installs its own runtime, if that is missing and another one checks it."""
         return None

@@ -18,6 +18,7 @@ from ...data.errors import ColdstillError
 from ...data.files import SCRATCH_PREFIX, remove_scratch, whole_folder, write_errors
 from ..libraries import asking
 from ..models.device import describe_machine, short_dtype
+from ..models.grids import grid_record
 from ..models.loading import teacher_identity
 from ..report import Report, Reporter, silent
 from . import FORMATS
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from ...data.store.reader import StoreReader
     from .checks import Comparison
-    from .contract import Format, Runtime
+    from .contract import Format, Limits, Runtime
     from .model_card import Facts
     from .reference import Reference
 
@@ -134,6 +135,28 @@ def export_student(
     return list(done.values())
 
 
+def is_on_grid(name: str, model: Path) -> bool:
+    """Whether the weights in a model's folder were trained for a format."""
+    record = grid_record(model)
+    return record is not None and name in record["formats"]
+
+
+def grid_notes(name: str, form: Format, model: Path) -> list[str]:
+    """What a format does to weights that were trained on a grid, as a sentence; nothing for others.
+
+    model  folder of the student's model
+    """
+    record = grid_record(model)
+    if record is None:
+        return []
+    scheme, fitting = record["scheme"], record["formats"]
+    if is_on_grid(name, model):
+        return [f"its weights were trained rounded as this format rounds them ({scheme})"]
+    does = "holds them unrounded" if form.base is None else "rounds them again, to other values"
+    made_for = f"({scheme}) for {' and '.join(fitting)}"
+    return [f"its weights were trained rounded {made_for}; {name} {does}"]
+
+
 def _report_existing(record: ExportRecord, form: Format, job: ExportJob, report: Reporter) -> None:
     note = f"already exported: {job.folder / record.format}"
     if not record.checked_by_own_runtime:
@@ -163,11 +186,17 @@ class _Export:
     def _folder(self) -> Path:
         return self.job.folder / self.name
 
+    @property
+    def _limits(self) -> Limits:
+        on_grid = is_on_grid(self.name, self.reference.student.folder)
+        return self.form.limits_on_grid if on_grid else self.form.limits
+
     def write(self) -> ExportRecord:
         student = self.reference.student
         with self._writing("nothing was kept") as (scratch, base, base_check, notes):
             self.report(Report(stage=self._stage, doing="write the files"))
             notes += self.form.write(student, scratch, base)
+            notes += grid_notes(self.name, self.form, student.folder)
             notes += [student.ends.lack] if student.ends.lack else []
             record, figures = self._checked(scratch, notes, base_check)
         for note in (*notes, figures):
@@ -280,7 +309,7 @@ class _Export:
             compared = compare(ours, runtime, documents, vocabulary, progress)
         except ColdstillError as error:
             raise _DiffersError(f"{stage}: {runtime.title} {error}") from error
-        excess = compared.fidelity.excess(self.form.limits)
+        excess = compared.fidelity.excess(self._limits)
         if excess is not None:
             raise _DiffersError(
                 f"{stage}: {runtime.title} does not reproduce the student on "
@@ -295,7 +324,7 @@ class _Export:
             "checked_by": runtime.title,
             "checked_by_own_runtime": runtime.is_own,
             "check": compared.fidelity,
-            "limits": self.form.limits,
+            "limits": self._limits,
         }
 
     def _sentence(self, record: ExportRecord) -> str:

@@ -116,6 +116,8 @@ def _origin(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("initial weights", _initial_weights(begun, student[begun])))
     if student.get("lora"):
         rows.append(("adapters", _short(student["lora"])))
+    if student.get("quantize"):
+        rows.append(("trained with rounded weights", _short(student["quantize"])))
     if student.get("teachers"):
         rows.append(("further teachers", _short(student["teachers"])))
     if student.get("rounds"):

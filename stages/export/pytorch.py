@@ -64,7 +64,8 @@ class HuggingFace(Format):
 
 
 class TorchAo(Format):
-    """int8 weights of every linear layer, with one scale for each row. Activations stay in fp32.
+    """int8 weights of every linear layer, with one scale for each row: the row's largest magnitude
+    over 127. Activations stay in fp32.
 
     The output head is quantised too, and so is the embedding unless the two are tied.
 
@@ -110,6 +111,7 @@ class TorchAo(Format):
         where = f"students.{student.name}"
         with asking("torchao", action, where=where, remedy="use --to hf or --to onnx-int8"):
             model = _load(base, student, options={"quantization_config": settings})
+            _scale_to_127(model, student)
             model.save_pretrained(folder)
         student.tokenizer.save_pretrained(folder)
         return ()
@@ -119,6 +121,24 @@ class TorchAo(Format):
         from .reference import TorchRuntime
 
         return TorchRuntime(_load(folder, student), titled("torchao"))
+
+
+def _scale_to_127(model: Any, student: LoadedStudent) -> None:
+    """Give every quantised row the scale of the grid `row`: its largest magnitude over 127.
+
+    torchao divides by 127.5, which cuts the largest positive weight of each row by half a level,
+    again each time that the result is quantised.
+    """
+    from torchao.quantization import Int8Tensor
+
+    from ..models.grids import ROW
+
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Int8Tensor):
+            levels, scale = ROW.levels(student.model.get_submodule(name).weight.detach())
+            weight.qdata.copy_(levels.flatten(-2))
+            weight.scale.copy_(scale.flatten(-2))
 
 
 def _load(folder: Path, student: LoadedStudent, **options: Any) -> Any:

@@ -45,24 +45,35 @@ class OutputHead:
 
     @property
     def weight(self) -> torch.Tensor | None:
-        """[>= V, D] the output embedding; None in the fallback."""
-        return None if self.whole else self.model.get_output_embeddings().weight
+        """[>= V, D] the matrix that multiplies the hidden states; None in the fallback.
+
+        It is the output embedding, or its rounded form while a student of few bits is trained. The
+        gradient of the rounded form is that of the embedding.
+        """
+        if self.whole:
+            return None
+        matrix: torch.Tensor = self._module.weight
+        rounding = getattr(self._module, "weight_fake_quantizer", None)  # of torchao's layers
+        return matrix if rounding is None else rounding(matrix)
+
+    @property
+    def _module(self) -> Any:
+        return self.model.get_output_embeddings()
 
     @property
     def bias(self) -> torch.Tensor | None:
         """[>= V] the bias of the head; None if it has none, and in the fallback."""
-        return None if self.whole else getattr(self.model.get_output_embeddings(), "bias", None)
+        return None if self.whole else getattr(self._module, "bias", None)
 
     @property
     def width(self) -> int:
         """D, the size of the hidden states; V in the fallback."""
-        return self.vocabulary if self.weight is None else int(self.weight.shape[1])
+        return self.vocabulary if self.whole else int(self._module.weight.shape[1])
 
     @property
     def device(self) -> torch.device:
         """The device of the head; a model may be spread over several devices."""
-        weight = self.weight
-        return _real(self.model.device if weight is None else weight.device)
+        return _real(self.model.device if self.whole else self._module.weight.device)
 
     @property
     def input_device(self) -> torch.device:
@@ -84,7 +95,8 @@ class OutputHead:
             logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
             return logits[..., : self.vocabulary]
         states: torch.Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        return states
+        rounding = getattr(self._module, "activation_fake_quantizer", None)  # as for `weight`
+        return states if rounding is None else rounding(states)
 
     def _one_by_one(self, ids_BT: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         width = ids_BT.shape[1]
@@ -101,9 +113,15 @@ class OutputHead:
         """
         return torch.empty(min(self.chunk, positions), self.vocabulary, device=device)
 
-    def real_weight(self, dtype: torch.dtype) -> torch.Tensor | None:
-        """[V, D] the head without padding rows, detached, in the given dtype."""
-        return None if self.weight is None else self.weight.detach()[: self.vocabulary].to(dtype)
+    def real_weight(
+        self, dtype: torch.dtype, weight: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """[V, D] the head without padding rows, detached, in the given dtype.
+
+        weight  `weight`, if the caller already has it
+        """
+        weight = self.weight if weight is None else weight
+        return None if weight is None else weight.detach()[: self.vocabulary].to(dtype)
 
     def logits(
         self, hidden_MD: torch.Tensor, buffer: torch.Tensor, weight_VD: torch.Tensor | None = None

@@ -58,6 +58,7 @@ def training_memory(
     frozen: bool = False,
     adapters: int = 0,
     checkpointing: bool = False,
+    rounded: bool = False,
 ) -> int:
     """Bytes for training a model.
 
@@ -67,6 +68,7 @@ def training_memory(
     adapters       number of adapter weights, if known
     checkpointing  `train.gradient_checkpointing`: a layer keeps `5 D` numbers per token, and 1.75
                    times one layer's activations exist while it is recomputed
+    rounded        `quantize`: the backward pass needs a rounded copy of the weights, too
 
     The sum of: 16 bytes per parameter; the activations that every layer keeps for the backward
     pass, `10 D + 4 F + T` numbers per token, or `14 D + 2 F + T` with half-precision matrix
@@ -85,7 +87,7 @@ def training_memory(
     if frozen:
         held = sizes.parameters * WIDTHS.get(sizes.dtype, 4)
     else:
-        held = sizes.parameters * (_STATE_BYTES + (2 if half else 0))
+        held = sizes.parameters * (_STATE_BYTES + (2 if half else 0) + (4 if rounded else 0))
     return held + adapters * _STATE_BYTES + activations + 2 * _chunk_bytes(sizes, tokens)
 
 

@@ -38,7 +38,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...data.store.reader import StoreReader
-    from ..config import ArchitectureConfig, LayersConfig, LoraConfig, ObjectiveConfig, TrainConfig
+    from ..config import (
+        ArchitectureConfig,
+        LayersConfig,
+        LoraConfig,
+        ObjectiveConfig,
+        QuantizeConfig,
+        TrainConfig,
+    )
     from .pruning.config import PruneConfig
     from .pruning.layers import TeacherWeights
 
@@ -69,6 +76,8 @@ class StudentJob:
     """Weights of the store's teacher for `layers` and `prune`; not needed once `start` exists."""
     lora: LoraConfig | None = None
     """Adapters on frozen weights; None trains all weights."""
+    quantize: QuantizeConfig | None = None
+    """Train with rounded weights; None trains exact ones."""
     objective: ObjectiveConfig
     others: tuple[StoreReader, ...] = ()
     """Stores of further teachers with the same sequences."""
@@ -130,6 +139,8 @@ class StudentJob:
                     folder=self.folder if number == count else self.folder / _ROUNDS / str(number),
                     prune=self.prune[number - 1 :],  # later cuts must be possible too
                     recovered=found[-1].model_folder if found else None,
+                    # a model is cut between its rounds, which takes it off the grid
+                    quantize=self.quantize if number == count else None,
                 )
             )
         return found

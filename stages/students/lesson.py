@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ...data.errors import ColdstillError
@@ -130,9 +131,14 @@ def lesson(job: StudentJob, store: StoreReader) -> Lesson:
     Raises
         ColdstillError: an objective that the stores cannot support or whose weights are always 0, a
             store without supervised positions, stores of different sequences, sizes that do not
-            divide
+            divide, no `torchao` for a student of few bits
     """
     where = f"students.{job.name}"
+    if job.quantize is not None and find_spec("torchao") is None:
+        raise ColdstillError(
+            f"{where}.quantize: needs the package 'torchao', which is not installed; pip install "
+            "'coldstill[torchao]'"
+        )
     stores, shares = mixed_stores((store, *job.others), job.shares, f"{where}.teachers")
     captures = [(each.manifest.capture, str(each.place)) for each in stores]
     terms = mixed_terms(job.objective, captures, shares, f"{where}.objective")

@@ -102,7 +102,7 @@ class _ChunkedLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         sums = torch.zeros(len(terms) + len(COUNTS), dtype=torch.float64, device=hidden_MD.device)
         states, buffer = hidden_MD.detach(), head.buffer(len(hidden_MD), hidden_MD.device)
-        compute = head.real_weight(hidden_MD.dtype)  # cast once, not once per chunk
+        compute = head.real_weight(hidden_MD.dtype, weight)  # cast once, not once per chunk
         grads = None
         if any(wanted[:3]):
             grads = _Gradients(states, compute, weight, bias, head, wanted)

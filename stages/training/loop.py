@@ -90,6 +90,8 @@ class TrainingJob:
     settings: dict[str, Any] | None = None
     """All settings that decide the result, as JSON. Every checkpoint records them, and a checkpoint
     with other settings is refused."""
+    callbacks: Sequence[TrainerCallback] = ()
+    """Further callbacks of the Trainer."""
 
 
 def train(job: TrainingJob, report: Reporter = silent) -> None:
@@ -181,7 +183,8 @@ def _make_trainer(
             ),
             asked,
         )
-    trainer.add_callback(current)
+    for callback in (current, *job.callbacks):
+        trainer.add_callback(callback)
     return trainer
 
 

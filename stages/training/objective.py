@@ -43,8 +43,8 @@ def weight_at(weight: WeightConfig, step: int, steps: int) -> float:
         return weight.weight
     if weight.schedule == "linear":
         return _between(weight.start, weight.weight, step / (steps - 1) if steps > 1 else 1.0)
-    rising = _count(weight.warmup, steps)
-    falling = min(_count(weight.decay, steps), steps - rising)
+    rising = step_count(weight.warmup, steps)
+    falling = min(step_count(weight.decay, steps), steps - rising)
     if step < rising:
         return _between(weight.start, weight.weight, step / rising)
     if step >= steps - falling:
@@ -56,7 +56,7 @@ def _between(first: float, last: float, part: float) -> float:
     return (1.0 - part) * first + part * last
 
 
-def _count(share: float, steps: int) -> int:
+def step_count(share: float, steps: int) -> int:
     """Steps in a share of all steps, rounded up except for rounding errors of the product."""
     return math.ceil(share * steps - 1e-9)
 

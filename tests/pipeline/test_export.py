@@ -303,3 +303,49 @@ def test_a_failed_export_does_not_stop_the_others(
     line = finished.refused("export", "r.toml", "baseline", "--to", "hf")
     expected = "error: students.baseline: --to hf cannot be done: unexpected; use another format"
     assert line == expected
+
+
+@pytest.mark.slow
+def test_a_student_of_few_bits_is_named_everywhere_and_exported_on_its_grid(
+    finished: Desk,
+) -> None:
+    pytest.importorskip("torchao")
+    made = ("--student", "four", "--set", "students.small.quantize=int4")
+    result = finished.done("train-student", "r.toml", *made)
+    assert "train-student four: int4: rounds matrices, " in result.stderr
+    folder = ("students", "four")
+    assert finished.json(*folder, "model", "quantization.json")["scheme"] == "int4"
+    assert finished.json(*folder, "student.json")["student"]["quantize"]["scheme"] == "int4"
+    finished.done("evaluate", "r.toml", "--student", "four")
+    assert finished.json(*folder, "evaluation.json")["grid"] == "int4"
+    finished.done("export", "r.toml", "four", "--to", "gguf-q4_0", "--to", "gguf-q8_0")
+    same, other = (
+        finished.json(*folder, "exports", to, "export.json") for to in ("gguf-q4_0", "gguf-q8_0")
+    )
+    assert "its weights were trained rounded as this format rounds them (int4)" in same["notes"]
+    (note,) = other["notes"]
+    assert note.endswith("(int4) for gguf-q4_0; gguf-q8_0 rounds them again, to other values")
+    # read back without llama.cpp, the file gives the student's own logits
+    most = 1e-9 if same["checked_by"].startswith("transformers") else 1e-3
+    assert same["check"]["kl"] < most
+    assert same["limits"] == other["limits"]
+    assert same["costs"]["bytes"] < other["costs"]["bytes"]
+    assert same["costs"]["dtype"] == "q4_0"
+    page = finished.run.joinpath(*folder, "exports", "gguf-q4_0", "README.md")
+    assert "| trained with rounded weights | scheme = int4 |" in page.read_text(encoding="utf-8")
+    assert "fp32 (int4 values)" in finished.done("compare", "r.toml").stdout
+    # a student without rounding, in the same format
+    finished.done("export", "r.toml", "small", "--to", "gguf-q4_0")
+    plain = finished.json(*EXPORTS, "gguf-q4_0", "export.json")
+    assert plain["notes"] == []
+    assert plain["limits"]["kl"] > same["limits"]["kl"]
+    assert plain["check"]["kl"] > 10 * same["check"]["kl"]
+    line = finished.refused(
+        "train-student", "r.toml", "--student", "narrow", "--set", "students.small.quantize=int8",
+        "--set", "students.small.architecture.feed_forward=40",
+    )  # fmt: skip
+    assert line == (
+        "error: students.narrow.quantize: int8 has one scale for every 32 inputs of a layer, and "
+        "model.layers.0.mlp.down_proj has 40; choose sizes that are multiples of 32, or quantize = "
+        "'int8-row'"
+    )

@@ -211,17 +211,22 @@ def test_a_plan_warns_of_models_and_refuses_a_corpus_that_cannot_be_prepared(des
     larger = facts(desk, "--set", "students.small.architecture.hidden=64")["memory"]
     assert larger["train-student small"] > memory["train-student small"]
     assert larger["teacher-logits"] == memory["teacher-logits"]
+    rounded = facts(desk, "--set", "students.small.quantize=int8")
+    more = rounded["memory"]["train-student small"] - memory["train-student small"]
+    assert more == 4 * rounded["students"]["small"]["parameters"]
     sizes = "layers = 1, hidden = 32, heads = 2, feed_forward = 64"
     desk.edit(
         "[students.baseline]",
         f'[students.own]\narchitecture = {{ family = "falcon", {sizes} }}\n'
         "train = { steps = 1, batch_tokens = 256 }\n[students.baseline]",
     )
-    assert facts(desk)["students"]["own"]["not_exported_to"] == ["gguf-f16", "gguf-q8_0"]
+    assert facts(desk)["students"]["own"]["not_exported_to"] == [
+        "gguf-f16", "gguf-q8_0", "gguf-q4_0",
+    ]  # fmt: skip
     text = desk.done("plan", "r.toml").stdout
     assert text.count("cannot be exported") == 1
-    note = "students.own: a student of this family cannot be exported to gguf-f16, gguf-q8_0"
-    assert note in text
+    note = "students.own: a student of this family cannot be exported to gguf-f16, gguf-q8_0, gguf"
+    assert f"{note}-q4_0" in text
     desk.write("damaged.jsonl.zst", b"no such thing" * 99)
     chat = json.dumps({"messages": [{"role": "user", "content": "?"}, ANSWER]}) + "\n"
     desk.write("chats.jsonl", chat * 9)

@@ -242,6 +242,9 @@ def test_an_origin_is_described_in_words() -> None:
         ({"prune": several, "lora": {"rank": 8}},
          "pruned out of the teacher: 50% of its parameters, then 90,000 parameters; adapters of "
          "rank 8, merged"),
+        ({"model": "a", "quantize": {"scheme": "int4", "start": 0.5}},
+         "starts from a; trained with int4 weights after 50% of the steps"),
+        ({"quantize": {"scheme": "int8", "start": 0.0}}, "trained with int8 weights"),
         ({}, "of unknown origin"),
     ]  # fmt: skip
     for origin, words in origins:

@@ -59,6 +59,15 @@ def test_wrong_origins_are_refused(tmp_path: Path) -> None:
             "has 'lora' with 'architecture': the weights of a new",
         ),
         ('model = "x/y"\nlora = { rang = 4 }', ".lora: unknown key 'rang'; did you mean 'rank'?"),
+        (
+            'model = "x/y"\nlora = { rank = 4 }\nquantize = "int8"',
+            "has both 'lora' and 'quantize': adapters are added to the weights after the last step",
+        ),
+        (
+            f'{ORIGIN}\nquantize = "int5"',
+            ".quantize.scheme: input should be 'int4', 'int4-dynamic'",
+        ),
+        (f'{ORIGIN}\nquantize = {{ scheme = "int4", start = 1 }}', ".start: input should be less"),
     ):
         line = fault(tmp_path, f"{lines}\n")
         assert line.startswith("r.toml: students.small")

@@ -66,7 +66,7 @@ def test_llama_cpp_gives_the_student_s_logits(family: str, tokenizer: Any, tmp_p
     student = small_student(family, tokenizer, tmp_path / "model")
     tokens = TOKENS[: F16.context(student)]
     ours = student_logprobs(student, tokens)
-    for form, most in ((F16, 1e-5), (Q8, 1e-3)):
+    for form, most in ((F16, 1e-5), (Q8, 1e-3), (FORMATS["gguf-q4_0"], 3e-2)):
         folder = written(form, student, tmp_path / str(most))
         runtime = form.open(student, folder)
         assert runtime.is_own

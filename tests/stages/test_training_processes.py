@@ -203,6 +203,26 @@ def test_sharded_weights_take_the_steps_of_whole_ones(task: Any, tied: bool) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trainer", [SGD, SGD | FSDP], ids=["whole", "sharded"])
+def test_two_processes_round_weights_as_one_does(task: Any, trainer: dict[str, Any]) -> None:
+    """A difference in the last digit can round a weight to another level, which is a larger one."""
+    pytest.importorskip("torchao")
+    settings: dict[str, Any] = {"trainer": trainer, "micro_batch_tokens": 2 * LENGTH}
+    shards = trainer is not SGD
+    together = task("together", settings=settings, few_bits=True, shards=shards)
+    children = start(together, 2)
+    alone, exact = task("alone", few_bits=True), task("exact")
+    expected = run(alone)
+    finish(children)
+    for rank in range(2):
+        expect_same(weights(together.folder, rank), expected, 1e-4)
+    expect_same_lines(together.folder, alone.folder, 1e-4)
+    run(exact)
+    with pytest.raises(AssertionError):
+        expect_same_lines(exact.folder, alone.folder, 1e-4)
+
+
+@pytest.mark.slow
 def test_half_precision_leaves_targets_as_they_are_in_sharded_weights_too(task: Any) -> None:
     settings: dict[str, Any] = {"precision": "bf16", "learning_rate": 0.1, "steps": 2}
     sharded = task("sharded", settings=settings | {"trainer": SGD | FSDP}, shards=True)

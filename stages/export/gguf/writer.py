@@ -1,4 +1,4 @@
-"""Writes GGUF files with the `gguf` package: a model and its tokenizer in f16, or f16 as q8_0.
+"""Writes GGUF files with the `gguf` package: a model and its tokenizer in f16, q8_0 or q4_0.
 
 llama.cpp splits text before merging by built-in rules, which a file selects by name. A tokenizer
 with another rule is refused. If llama.cpp is installed, its tokens are compared with the
@@ -190,34 +190,6 @@ def _add_special(writer: Any, tokenizer: Any, ends: Sequence[int]) -> None:
 
 _BLOCK = 32
 """Consecutive weights of a row that share a scale."""
-_WRITTEN_ANYWAY = ("GGUF.", "general.architecture", "general.file_type")
-"""Keys that the writer sets itself, and the one that changes."""
-
-
-def quantise(whole: Path, path: Path) -> Sequence[str]:
-    """Write the q8_0 form of an f16 file with the same metadata, tokens and tensor names.
-
-    Returns a note about matrices that stay f16.
-    """
-    reader = gguf.GGUFReader(whole)
-    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    for key, field in reader.fields.items():
-        if not key.startswith(_WRITTEN_ANYWAY):
-            inner = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], inner)
-    kept = 0
-    f16, q8_0 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0
-    for tensor in reader.tensors:
-        content, kind = tensor.data, tensor.tensor_type
-        if kind == f16 and content.shape[-1] % _BLOCK == 0:
-            content, kind = gguf.quants.quantize(gguf.dequantize(content, f16), q8_0), q8_0
-        kept += kind == f16
-        writer.add_tensor(tensor.name, content, raw_dtype=kind)
-    _write_to_disk(writer)
-    if not kept:
-        return []
-    return [f"{kept} matrices stay f16: the length of their rows is not a multiple of {_BLOCK}"]
 
 
 def _write_to_disk(writer: gguf.GGUFWriter) -> None:
@@ -229,10 +201,19 @@ def _write_to_disk(writer: gguf.GGUFWriter) -> None:
 
 _ALWAYS_F32 = ("position_embd.weight",)
 """Matrices that stay in f32 in llama.cpp's own files."""
+_KINDS = gguf.GGMLQuantizationType
+_FILE_TYPES = {
+    _KINDS.F16: gguf.LlamaFileType.MOSTLY_F16,
+    _KINDS.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
+    _KINDS.Q4_0: gguf.LlamaFileType.MOSTLY_Q4_0,
+}
 
 
-def write_gguf(student: LoadedStudent, path: Path) -> Sequence[str]:
+def write_gguf(student: LoadedStudent, path: Path, precision: str = "f16") -> Sequence[str]:
     """Write the file, and return notes about what differs from the student.
+
+    precision  of matrices: `f16`, `q8_0` or `q4_0`. With `q4_0` the output head has q8_0, as nearly
+               in llama.cpp's own files (q6_K, or q8_0 where rows are no multiple of 256).
 
     Raises
         ColdstillError: llama.cpp has no name for a tensor
@@ -241,20 +222,30 @@ def write_gguf(student: LoadedStudent, path: Path) -> Sequence[str]:
     settings = architecture.settings(model.config)
     writer = gguf.GGUFWriter(path, architecture.name)
     writer.add_name(student.name)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    wanted = _KINDS[precision.upper()]
+    writer.add_file_type(_FILE_TYPES[wanted])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in {**settings, "vocab_size": student.vocabulary}.items():
         _add(writer, f"{architecture.name}.{key}", value)
     ends = end_slots(student.tokenizer, own_ends(model), student.ends.tokens)
     add_tokens(writer, student.tokenizer, student.vocabulary, ends[:END_SLOTS])
+    kept, of_head = 0, {"output.weight"}
+    if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        of_head.add("token_embd.weight")
     for name, tensor in _tensors(student, architecture):
-        kind = gguf.GGMLQuantizationType.F16
+        kind = _KINDS.Q8_0 if wanted == _KINDS.Q4_0 and name in of_head else wanted
         if tensor.ndim == 1 or name in _ALWAYS_F32:
-            kind = gguf.GGMLQuantizationType.F32
+            kind = _KINDS.F32
+        elif tensor.shape[-1] % _BLOCK and kind != _KINDS.F16:
+            kind, kept = _KINDS.F16, kept + 1
         content = gguf.quants.quantize(np.ascontiguousarray(tensor), kind)
         writer.add_tensor(name, content, raw_dtype=kind)
     _write_to_disk(writer)
     notes = []
+    if kept:
+        notes.append(
+            f"{kept} matrices stay f16: the length of their rows is not a multiple of {_BLOCK}"
+        )
     size = window(model.config)
     if "attention.sliding_window" not in settings and size == settings["context_length"]:
         notes.append(
