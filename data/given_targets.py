@@ -57,6 +57,14 @@ def given_targets(
     return Targets(**arrays, tail=tail)
 
 
+def guesses_labels(targets: Targets, labels_M: NDArray[np.int32]) -> bool:
+    """Whether the record lacks the log-probability of some label that was not passed."""
+    known_M = (targets.head_ids == labels_M[:, None]).any(1)
+    if targets.tail.logprobs is not None:
+        known_M |= targets.tail.sums(targets.tail.ids == labels_M[targets.tail.rows()]) > 0
+    return bool((~known_M).any())
+
+
 def selected_targets(
     where: str, logprobs: Any, sequences: Sequences, capture: Capture, vocabulary: int
 ) -> Targets:

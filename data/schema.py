@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+LONGEST_CHUNK = 127
+"""Most positions of a chunk (`TargetFields.chunk_sizes`)."""
+
 Array = TypeVar("Array")
 Samples = TypeVar("Samples")
 
@@ -46,6 +49,12 @@ class Capture:
     """Whether the log-probability of each tail sample is kept. Temperatures imply it."""
     seed: int = 0
     """Seed of the tail samples, together with the sequence id and the position."""
+    chunks: bool = False
+    """Whether the tokens of the store are not the teacher's, so that the store holds `chunk_sizes`:
+    the teacher's distribution is known only where a chunk begins. Written only if true."""
+    guessed_labels: bool = False
+    """Whether some labels were stored without their log-probability, and without an entry in the
+    record that has it, so that `label_logprob` is a guess. Written only if true."""
     mass: bool = True
     """Whether the mass outside the head is known. It is not where another program renormalised the
     head over its own tokens: then `head_logprobs` sum to 1, and `log_tail` says nothing."""
@@ -250,11 +259,23 @@ class TargetFields(Generic[Array, Samples]):
     """[M] the teacher's entropy, in nats."""
     log_norm: Array
     """[M, C] `logsumexp(log p / T)` over the whole vocabulary, per captured temperature T."""
+    chunk_sizes: Array = None  # type: ignore[assignment]  # an array of width 0 if not passed
+    """[M, 1] int32 if the tokens are not the teacher's, otherwise [M, 0]: the number of positions
+    of the chunk that begins here, 0 inside a chunk. A chunk is the shortest stretch of text between
+    two borders that the teacher's tokens share with these. Its first position has the teacher's
+    distribution, and in `label_logprob` the teacher's log-probability of the whole chunk. The size
+    is negative if nothing of the distribution could be mapped. There and inside a chunk the record
+    says that the label is certain, and losses that compare distributions leave it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Targets(_Rows, TargetFields["NDArray[Any]", Tail]):
     """The teacher's sparse distribution at M supervised positions, as numpy arrays."""
+
+    def __post_init__(self) -> None:
+        given: Any = self.chunk_sizes
+        if given is None:
+            object.__setattr__(self, "chunk_sizes", np.zeros((len(self.log_tail), 0), np.int32))
 
     def __len__(self) -> int:
         return len(self.log_tail)
@@ -273,11 +294,12 @@ def target_shapes(capture: Capture, positions: int) -> dict[str, tuple[tuple[int
         "head_ids": capture.head,
         "head_logprobs": capture.head,
         "log_norm": len(capture.temperatures),
+        "chunk_sizes": int(capture.chunks),
     }
     return {
         f.name: (
             (positions, widths[f.name]) if f.name in widths else (positions,),
-            np.int32 if f.name.endswith("_ids") else np.float32,
+            np.int32 if f.name.endswith(("_ids", "_sizes")) else np.float32,
         )
         for f in fields(Targets)
         if f.name != "tail"

@@ -12,7 +12,7 @@ import numpy as np
 from .alignment import labels, supervised_positions
 from .errors import ColdstillError
 from .files import json_bytes
-from .given_targets import given_targets, numbers, selected_targets
+from .given_targets import given_targets, guesses_labels, numbers, selected_targets
 from .maintenance.checks import Rules, check_block
 from .ragged import Ragged
 from .schema import Block, Capture, Sequences, sequence_hash
@@ -106,6 +106,11 @@ class StoreWriter:
             raise ColdstillError(
                 f"StoreWriter: capture = {capture!r}: expected coldstill.Capture(...)"
             )
+        if capture.chunks or capture.guessed_labels:
+            raise ColdstillError(
+                "StoreWriter: capture: chunks and guessed_labels are found out, not chosen; leave "
+                "them out (coldstill store retokenize writes stores with a student's tokens)"
+            )
         for name, value in (("sequence_length", sequence_length), ("shard_tokens", shard_tokens)):
             if not isinstance(value, int) or value < 1:
                 raise ColdstillError(
@@ -150,6 +155,7 @@ class StoreWriter:
         self._resume = resume
         self._waiting: list[Block] = []
         self._sequences = self._shard = self._documents = 0
+        self._guessed = False
         self._digest = hashlib.sha256()
         self._held = contextlib.ExitStack()
         self._entered = False
@@ -251,7 +257,9 @@ class StoreWriter:
                          next token belongs to the same document
         document_starts  [D] position of the first token of each document; the first is 0
 
-        The defaults of `label_logprob` and `entropy` only change reported values, not gradients.
+        The default of `entropy` only changes reported values, not gradients. If the default of
+        `label_logprob` is a guess for some label, the store says so, and the objective
+        `chunk_likelihood` and `coldstill store retokenize` refuse it.
         They exist only for a capture with a head, or with log-probabilities of its samples.
 
         Raises
@@ -278,6 +286,8 @@ class StoreWriter:
         capture, vocabulary = self.manifest.capture, self._rules.vocabulary
         if logprobs is None:
             targets = given_targets(where, given, labels(sequences), capture, vocabulary)
+            if label_logprob is None and guesses_labels(targets, labels(sequences)):
+                self._guessed = True
         else:
             if beside := [name for name, value in given.items() if value is not None]:
                 raise ColdstillError(f"{where}: {beside[0]} was passed beside logprobs")
@@ -346,6 +356,7 @@ class StoreWriter:
         digest = self._digest.hexdigest()
         self.manifest = replace(
             self.manifest,
+            capture=replace(self.manifest.capture, guessed_labels=self._guessed),
             sequences=self._sequences,
             corpus=replace(self.manifest.corpus, fingerprint=digest, documents=self._documents),
             packing=replace(

@@ -205,3 +205,9 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _ALPHABET = _byte_alphabet()
+
+
+def byte_letters() -> list[str]:
+    """The character of each of the 256 bytes in byte-level tokenizers."""
+    letters = {byte: letter for letter, byte in _ALPHABET.items()}
+    return [letters[byte] for byte in range(256)]

@@ -284,6 +284,9 @@ class ObjectiveConfig(_Table):
     residual_to_label: ScheduledWeight = 0.0
     """Weight of the forward KL divergence from the head, with the probability outside the head put
     on the actual next token; needs a store with a head."""
+    chunk_likelihood: ScheduledWeight = 0.0
+    """Weight of the divergence between the probabilities of chunks of text, for students with other
+    tokens than the teacher (ALM, arXiv 2503.20083). With the same tokens a chunk is a token."""
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     """Temperature of teacher and student in every loss except cross-entropy. Temperatures other
     than 1 must be listed in `logits.temperatures`."""
@@ -292,23 +295,46 @@ class ObjectiveConfig(_Table):
     the reverse one."""
     skew: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Share that is mixed in for `skew_kl` and `skew_reverse_kl`; 0.1 if unset."""
+    labels_inside: bool = False
+    """Whether `cross_entropy` counts only inside chunks of text, where a student with other tokens
+    than the teacher has no distribution to learn from, and not at all positions."""
+    tau: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """How much `chunk_likelihood` damps the logarithms of probabilities; 100 if unset."""
 
     @property
     def parameters(self) -> dict[str, float]:
         """Parameters of the losses that are set, by name."""
-        given = {"beta": self.beta, "skew": self.skew}
+        inside = 1.0 if self.labels_inside else None
+        given = {"beta": self.beta, "skew": self.skew, "tau": self.tau, "inside": inside}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
     def weights(self) -> dict[str, WeightConfig]:
         """Weights by loss name, without losses whose weight is always 0."""
-        others = {"temperature", "beta", "skew"}
+        others = {"temperature", "beta", "skew", "tau", "labels_inside"}
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
         tables = {
             name: weight if isinstance(weight, WeightConfig) else WeightConfig(weight=weight)
             for name, weight in given.items()
         }
         return {name: weight for name, weight in tables.items() if weight.largest > 0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetokenizeConfig(_Table):
+    """What is decided where the tokens of a student's `model` and those of the teacher do not
+    agree. The student then learns from a store that is written again in its tokens."""
+
+    ambiguous: Literal["split", "map", "bucket"] = "split"
+    """Probability of a teacher's token that may be the beginning of a longer token of the student:
+    `split` shares it out as the texts of the store go on, `map` gives it to the student's token for
+    its bytes, `bucket` leaves it outside the head, which needs a store without samples."""
+    unaligned: Literal["refuse", "skip"] = "refuse"
+    """Texts that the student's tokenizer does not reproduce byte by byte: `refuse` ends the command
+    at the first one, `skip` learns nothing of them."""
+    special: dict[str, str] = field(default_factory=dict)
+    """What the student reads for special tokens of the teacher, by their names; by default its own
+    token for the same purpose or with the same name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,7 +123,7 @@ def evaluate_student(
         parameters=model.num_parameters(),
         bytes=identity.bytes,
         **means,
-        bits_per_byte=_bits_per_byte(store, means["loss"]),
+        bits_per_byte=bits_per_byte(store, means["loss"]),
         ece=calibration.error(),
         calibration=calibration.bins(),
         flops_per_token=usage.flops_per_token,
@@ -217,14 +217,20 @@ def evaluate_own_text(
 def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluation:
     """Figures of the teacher, from what the store recorded."""
     calibration = Calibration()
+    correct, known = 0, 0
     stage, done = f"{STAGE} teacher", 0
     report(Report(stage=stage, total=len(store), unit="sequences"))
     for block in store.batches(256):
         done += len(block)
         report(Report(stage=stage, done=done, total=len(store), step=len(block), unit="sequences"))
+        targets, rows = block.targets, np.arange(len(block.targets))
+        if block.capture.chunks:  # inside a chunk the record says that the label is certain
+            rows = np.flatnonzero(targets.chunk_sizes[:, 0] > 0)
         if block.capture.head:
-            confidence = np.exp(block.targets.head_logprobs[:, 0].astype(np.float64))
-            calibration.add(confidence, block.targets.head_ids[:, 0] == labels(block.sequences))
+            right = (targets.head_ids[:, 0] == labels(block.sequences))[rows]
+            confidence = np.exp(targets.head_logprobs[rows, 0].astype(np.float64))
+            calibration.add(confidence, right)
+            correct, known = correct + int(right.sum()), known + len(right)
     statistics, count = store.statistics, store.positions
     measured = read_measurements(store.place)
     usage = Usage.of(measured.get("usage"))
@@ -238,10 +244,10 @@ def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluatio
         positions=count,
         loss=loss,
         perplexity=float(np.exp(loss)),
-        bits_per_byte=_bits_per_byte(store, loss),
+        bits_per_byte=bits_per_byte(store, loss),
         kl=0.0,
         agreement=1.0,
-        accuracy=statistics.correct / count,
+        accuracy=correct / known if store.manifest.capture.chunks else statistics.correct / count,
         acceptance=1.0,
         ece=calibration.error(),
         calibration=calibration.bins(),
@@ -259,6 +265,9 @@ class Sums:
     """Sums of figures over positions, in fp64."""
 
     positions: int = 0
+    known: int = 0
+    """Positions at which the teacher's distribution is known: fewer in a store with other tokens
+    than the teacher's. KL, agreement and acceptance are means over these."""
     loss: float = 0.0
     kl: float = 0.0
     agreement: float = 0.0
@@ -267,10 +276,10 @@ class Sums:
 
     def means(self) -> dict[str, Any]:
         """Means, by the fields of an `Evaluation`."""
-        count = self.positions
+        counts = {"loss": self.positions, "accuracy": self.positions}
         names = ("loss", "kl", "agreement", "accuracy", "acceptance")
-        means = {name: getattr(self, name) / count for name in names}
-        return {**means, "positions": count, "perplexity": float(np.exp(means["loss"]))}
+        means = {name: getattr(self, name) / counts.get(name, self.known) for name in names}
+        return {**means, "positions": self.positions, "perplexity": float(np.exp(means["loss"]))}
 
 
 @torch.no_grad()
@@ -296,13 +305,17 @@ def add_positions(
     student = softmax_in_place(logits_MV, target)
     right = student.label_logprob >= student.top_logprob
     calibration.add(student.top_logprob.exp().double().cpu().numpy(), right.cpu().numpy())
+    known_M = torch.ones_like(right) if target.known is None else target.known
     sums.positions += len(target)
+    sums.known += int(known_M.sum())
     sums.loss -= float(student.label_logprob.double().sum())
     sums.accuracy += float(right.sum())
-    sums.agreement += float((student.head_logprobs[:, 0] >= student.top_logprob).sum())
-    sums.acceptance += float(_acceptance(student, target).double().sum())
+    agrees = student.head_logprobs[:, 0] >= student.top_logprob
+    sums.agreement += float((agrees & known_M).sum())
+    sums.acceptance += float((_acceptance(student, target) * known_M).double().sum())
     # computed last, because it overwrites the probabilities
-    sums.kl += float(ForwardKL().gradient(student, target, 1.0).value.double().sum())
+    divergence = ForwardKL().gradient(student, target, 1.0).value
+    sums.kl += float((divergence * known_M).double().sum())
 
 
 def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:
@@ -319,7 +332,7 @@ def _acceptance(student: Any, target: TargetTensors) -> torch.Tensor:
     return accepted
 
 
-def _bits_per_byte(store: StoreReader, loss: float) -> float | None:
+def bits_per_byte(store: StoreReader, loss: float) -> float | None:
     """A mean loss in nats over all labels, in bits per byte of the labels' text.
 
     Special tokens such as an end of text cost bits and add no byte.

@@ -29,14 +29,19 @@ from .training.loop import TrainingJob, train
 from .training.objective import supports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..data.store.reader import StoreReader
     from .students.few_bits import Rounding
     from .students.lesson import Lesson
+    from .training.chunked_loss import Term
     from .training.feed import Trainable
 
 STAGE, PRUNE = "train-student", "prune-student"
+_MOST_AMBIGUOUS = 0.1
+"""Share of the probability of ambiguous tokens above which there is a warning."""
+_MOST_KNOWN = 0.99
+"""Share of positions with a distribution below which an objective without labels is warned of."""
 
 
 def train_student(job: StudentJob, store: StoreReader, report: Reporter = silent) -> None:
@@ -70,6 +75,8 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     report(Report(stage=stage, doing="find the tokens that end texts"))
     ends = store_ends(store, tokenizer)
     judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)
+    if manifest.retokenized is not None:
+        _report_chunks(taught.terms, store, stage, report)
     begin = _beginning(job, made, judged, report)
     adapters = None if job.lora is None else adapt(model, job.lora, job.seed, f"{where}.lora")
     rounding = _rounding(job, model, report)
@@ -109,6 +116,31 @@ def _dataset(job: StudentJob, taught: Lesson) -> Trainable:
     if job.training is None or job.training == 1:
         return StoreDataset(*taught.stores)
     return MixedDataset(taught.stores[0], job.own, job.own_share)
+
+
+def _report_chunks(terms: Sequence[Term], store: StoreReader, stage: str, report: Reporter) -> None:
+    """Report at how many positions of a store with a student's tokens nothing is learned."""
+    commits = list(store.commits())
+    made = store.manifest.retokenized
+    known = 0 if made is None else made.positions
+    share = min(1.0, known / max(1, sum(commit.positions for commit in commits)))
+    note = f"the teacher's distribution is known at {share:.1%} of the positions"
+    mapped = [term for term in terms if term.loss.needs_targets and term.loss.needs_distribution]
+    ambiguous = 0.0 if made is None else made.ambiguous_mass / max(1, made.positions)
+    if mapped and ambiguous > _MOST_AMBIGUOUS:
+        warning = (
+            f"{ambiguous:.0%} of the teacher's probability is of tokens that may begin a longer "
+            f"token of the student, so {mapped[0].loss.name} may aim at tokens that do not occur; "
+            "chunk_likelihood and cross_entropy do not depend on them"
+        )
+        report(Report(stage=stage, note=warning, warning=True))
+    alone = all(term.loss.needs_distribution for term in terms)
+    if alone and share < 1.0:
+        note += (
+            "; nothing is learned at the others, which lie inside a chunk: add cross_entropy or "
+            "chunk_likelihood to the objective"
+        )
+    report(Report(stage=stage, note=note, warning=alone and share < _MOST_KNOWN))
 
 
 def _rounding(job: StudentJob, model: Any, report: Reporter) -> Rounding | None:

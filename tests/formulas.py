@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from coldstill.stages.targets.losses import LOSSES
+from coldstill.stages.targets.losses.chunks import ChunkLikelihood
 from coldstill.stages.targets.losses.partition import JensenShannon, SkewKL, SkewReverseKL
 
 Formula = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -38,6 +39,15 @@ def jensen_shannon(beta: float) -> Formula:
     return formula
 
 
+def binarised(tau: float) -> Formula:
+    def formula(p: torch.Tensor, q: torch.Tensor, labels_M: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(q))
+        a, b = p[rows, labels_M] ** (1 / tau), q[rows, labels_M] ** (1 / tau)
+        return tau * (a * (a / b).log() + (1 - a) * ((1 - a) / (1 - b)).log())
+
+    return formula
+
+
 PLAIN: dict[str, tuple[Any, Formula]] = {
     "kl": (LOSSES["kl"], lambda p, q, _: divergence(p, q)),
     "cross_entropy": (LOSSES["cross_entropy"], cross_entropy),
@@ -56,5 +66,7 @@ PLAIN: dict[str, tuple[Any, Formula]] = {
     "skew_reverse_kl at 0.7": (SkewReverseKL(0.7), skewed_reverse(0.7)),
     "skew_reverse_kl at 1": (SkewReverseKL(1.0), skewed_reverse(1.0)),
     "residual_to_label": (LOSSES["residual_to_label"], lambda p, q, _: divergence(p, q)),
+    "chunk_likelihood": (LOSSES["chunk_likelihood"], binarised(100.0)),
+    "chunk_likelihood at 10": (ChunkLikelihood(10.0), binarised(10.0)),
 }
 """Each loss with its formula on full distributions."""

@@ -29,6 +29,8 @@ DATA_MAY_IMPORT = {"numpy", "pyarrow", "zarr", "filelock", "fsspec", "pydantic"}
 DATA_MAY_ASK = {
     ("datasets", "data.corpus.hub"),
     ("tokenizers", "data.maintenance.verify"),
+    ("tokenizers", "data.retokenized.spelling"),
+    ("tokenizers", "data.store_writer"),
     ("safetensors", "data.imports.hidden_states"),
     ("tokenizers", "data.imports.vocabulary_fit"),
     ("tokenizers", "data.tokenizer_files"),

@@ -48,6 +48,9 @@ NOT_RUN = {
     "make test-vllm": "needs a package index and gigabytes",
     "make check": "takes minutes; .ci/run runs it",
     "make mutants": "takes minutes",
+    "coldstill store retokenize runs/demo/logits other --tokenizer my-student": (
+        "needs a model with other tokens; test_student_tokens.py makes one"
+    ),
     "make demo-smollm2": "needs a model of 98 MB and an hour",
     "make bench": "takes half an hour",
     "make gpu": "needs a GPU; test_gpu_script.py runs it at a small size",

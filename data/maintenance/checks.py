@@ -14,7 +14,7 @@ import numpy as np
 from ..alignment import labels
 from ..columns import check_hashes
 from ..ragged import Ragged
-from ..schema import target_shapes
+from ..schema import LONGEST_CHUNK, target_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,7 +180,9 @@ def _targets(block: Block, aligned: bool, rules: Rules) -> Iterator[Finding]:
     targets, positions = block.targets, block.sequences.positions
     with np.errstate(over="ignore", invalid="ignore"):  # a NaN is a finding, not a warning
         bad = _head(targets, rules) | _tail(targets, rules) | _scalars(targets, rules)
-        if aligned:
+        if rules.capture.chunks:
+            bad |= _chunks(targets, block.sequences, rules)
+        elif aligned:  # of a chunk no single entry is known
             bad |= _label(targets, labels(block.sequences), rules)
     for what, bad_M in bad.items():
         if bad_M.any():
@@ -265,6 +267,30 @@ def _scalars(targets: Targets, rules: Rules) -> dict[str, Any]:
             (norm_M >= low) & (norm_M <= high)
         )
     return bad
+
+
+def _chunks(targets: Targets, sequences: Sequences, rules: Rules) -> dict[str, NDArray[np.bool_]]:
+    signed_M = targets.chunk_sizes[:, 0]
+    sizes_M = np.abs(signed_M)
+    begins = np.flatnonzero(sizes_M)
+    places = sequences.positions.values + _ROW * np.repeat(
+        np.arange(len(sequences)), sequences.positions.lengths
+    )
+    # the positions of a chunk follow one another, and all positions are in one
+    left_M, chunk_M = np.ones(len(sizes_M), np.bool_), np.cumsum(sizes_M > 0) - 1
+    if len(begins):
+        sizes, first = sizes_M[begins][chunk_M], places[begins][chunk_M]
+        offset_M = np.arange(len(sizes_M)) - begins[chunk_M]
+        counts = np.bincount(chunk_M.clip(min=0), minlength=len(begins))[chunk_M]
+        left_M = (chunk_M < 0) | (sizes != counts) | (places != first + offset_M)
+    inside_M = sizes_M == 0
+    slack = rules.rounding + _FLOAT
+    return {
+        "chunks that do not follow one another, or sizes that are not those": left_M
+        | (sizes_M > LONGEST_CHUNK),
+        "a label inside a chunk with a log-probability of its own": inside_M
+        & ~(np.abs(targets.label_logprob) <= slack),
+    }
 
 
 def _label(

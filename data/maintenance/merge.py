@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ..errors import ColdstillError
 from ..files import json_sha256
 from ..store.manifest import Manifest, difference, with_engine
 from ..store.provenance import joined
+from ..store.retokenized import Retokenized
 from . import Notify, no_progress
 from .rewrite import Settings, StoreRows, open_original, parts_of, reformatted, rewrite
 
@@ -58,6 +60,7 @@ def merge(
         sequences=sum(len(source) for source in sources),
         error=_worst([source.manifest.error for source in sources]),
         parts=parts if len(parts) > 1 else (),
+        retokenized=_measured(sources),
         imported=joined([source.manifest.imported for source in sources]),
     )
     ends = np.cumsum([len(source) for source in sources])
@@ -108,8 +111,23 @@ def _as_if(other: Manifest, first: Manifest) -> Manifest:
         codec=first.codec,
         store=first.store,
         parts=first.parts,
+        retokenized=_as_measured(other.retokenized, first.retokenized),
         imported=first.imported,
     )
+
+
+def _as_measured(other: Retokenized | None, first: Retokenized | None) -> Retokenized | None:
+    """What was decided for the other store, with what was measured in the first."""
+    if other is None or first is None:
+        return other
+    decided = ("fingerprint", "size", "ambiguous", "unaligned")
+    return replace(first, **{name: getattr(other, name) for name in decided})
+
+
+def _measured(sources: Sequence[StoreReader]) -> Retokenized | None:
+    """What was measured in all stores together."""
+    parts = [own for source in sources if (own := source.manifest.retokenized) is not None]
+    return functools.reduce(Retokenized.plus, parts) if parts else None
 
 
 def _expect_distinct(sources: Sequence[StoreReader], notify: Notify) -> None:

@@ -26,6 +26,7 @@ from . import Notify, no_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -220,6 +221,7 @@ def rewrite(
     pieces: Callable[[range], list[StoreRows]],
     notify: Notify,
     changed: Callable[[Block], Block] | None = None,
+    tokenizer: Path | None = None,
 ) -> Manifest:
     """Write the missing shards of `to`.
 
@@ -227,6 +229,7 @@ def rewrite(
     pieces    the source rows for a range of rows of the new store
     changed   changes a block; without it, and with codecs that round alike, columns are copied, so
               that rounded numbers are not rounded again
+    tokenizer  folder of the new store's tokenizer, if its tokens are others
     """
     codec = manifest.make_codec("manifest")
     copies = changed is None and all(
@@ -241,6 +244,9 @@ def rewrite(
         if changed is None:
             return block, sums
         block = Block.concatenate([changed(part) for part in blocks_of(block, size)])
+        if tokenizer is not None:
+            own = block_statistics(block, manifest.packing.separator, np.zeros(len(block.targets)))
+            return block, replace(own, distortion=sums.distortion)  # mapping never increases it
         return block, _with_head_of(block, sums, manifest)
 
     # Before `to` is created, as this may find damage.
@@ -253,7 +259,7 @@ def rewrite(
         made = fitted(manifest, first)
         manifest = replace(made, error=_stated(manifest.error, sources).plus(made.error))
     with ShardWriter(to, manifest) as writer:
-        _copy_beside(sources[0], writer)
+        _copy_beside(sources[0], writer, tokenizer)
         # an interrupted rewrite is continued with the codec that began it
         manifest = writer.manifest
         codec = manifest.make_codec(writer.place)
@@ -300,10 +306,12 @@ def _with_head_of(block: Block, sums: ShardStatistics, manifest: Manifest) -> Sh
     return replace(sums, head_mass=own.head_mass, mass_bins=own.mass_bins, correct=own.correct)
 
 
-def _copy_beside(source: StoreReader, writer: ShardWriter) -> None:
-    if source.place.exists(TOKENIZER) and not writer.place.exists(TOKENIZER_FILES):
+def _copy_beside(source: StoreReader, writer: ShardWriter, tokenizer: Path | None) -> None:
+    own = source.tokenizer_folder() if source.place.exists(TOKENIZER) else None
+    made = tokenizer or own
+    if made is not None and not writer.place.exists(TOKENIZER_FILES):
         with writer.place.scratch() as folder:
-            shutil.copytree(source.tokenizer_folder(), folder / TOKENIZER)
+            shutil.copytree(made, folder / TOKENIZER)
             writer.add_tokenizer(folder / TOKENIZER)
     if source.place.exists(MEASUREMENTS) and not writer.place.exists(MEASUREMENTS):
         writer.place.write(MEASUREMENTS, source.place.read(MEASUREMENTS))

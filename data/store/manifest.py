@@ -19,6 +19,7 @@ from ..formats import STORES, Store
 from ..schema import Capture
 from .layout import MANIFEST, MEASUREMENTS, expect_seal, sealed, unsealed, validated
 from .provenance import Generation, Imported, Writing
+from .retokenized import Retokenized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,6 +159,8 @@ class Manifest:
     """How the teacher answered prompts; None if it did not. `packing` is that of the prompts."""
     written: Writing | None = None
     """Who wrote the sequences; None unless a student did. Each holds prompts with their answers."""
+    retokenized: Retokenized | None = None
+    """How the store was written in a student's tokens, if it was."""
     imported: Imported | None = None
     """Where the targets come from, if another program wrote them. Written only then."""
     version: int = FORMAT_VERSION
@@ -199,8 +202,8 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The manifest as a sealed JSON value."""
         value: dict[str, Any] = {k: v for k, v in asdict(self).items() if v is not None}
-        if self.capture.mass:
-            del value["capture"]["mass"]
+        usual = {"chunks": False, "guessed_labels": False, "mass": True}
+        value["capture"] = {k: v for k, v in value["capture"].items() if usual.get(k) is not v}
         for name in ("trust_remote_code", "weights", "engine", "other_engines"):
             if not value["teacher"][name]:
                 del value["teacher"][name]

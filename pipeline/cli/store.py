@@ -24,7 +24,7 @@ _SHOWN = 20
 
 @click.group(cls=CommandList)
 def store() -> None:
-    """Verify, convert, merge, slice, shrink or repair a store of teacher logits.
+    """Verify, convert, merge, slice, shrink, retokenize or repair a store of teacher logits.
 
     PATH and TO are folders or addresses such as s3://bucket/store.
     """
@@ -194,6 +194,47 @@ def shrink(path: str, to: str, head: int, tail: int, as_json: bool) -> None:
 
     with _progress() as progress:
         step(path, to, head, tail, notify=_notify(progress, "shrink"))
+    _wrote(to, as_json)
+
+
+@store.command("retokenize")
+@click.argument("path")
+@click.argument("to")
+@click.option(
+    "--tokenizer", metavar="NAME", required=True, help="Folder or hub name of the student's model."
+)
+@click.option(
+    "--ambiguous",
+    type=click.Choice(["split", "map", "bucket"]),
+    default="split",
+    show_default=True,
+    help="Teacher tokens that may begin a longer token of the student: split their probability as "
+    "the texts go on, map them alone, or leave it in the bucket.",
+)
+@click.option(
+    "--unaligned",
+    type=click.Choice(["refuse", "skip"]),
+    default="refuse",
+    show_default=True,
+    help="Texts that the tokenizer does not reproduce: refuse them, or learn nothing of them.",
+)
+@click.option(
+    "--special",
+    multiple=True,
+    metavar="TOKEN=TEXT",
+    help="What the student reads for a special token of the teacher. May be repeated.",
+)
+@json_option()
+def retokenize_(path: str, to: str, as_json: bool, tokenizer: str, **wanted: Any) -> None:
+    """Write a store in the tokens of a student's tokenizer, without the teacher.
+
+    Example: coldstill store retokenize runs/demo/logits other --tokenizer my-student
+    """
+    from ..steps.retokenize import retokenized
+
+    with _progress() as progress:
+        notify = _notify(progress, "retokenize")
+        retokenized(path, to, tokenizer, wanted, "--tokenizer", notify)
     _wrote(to, as_json)
 
 

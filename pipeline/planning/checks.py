@@ -115,20 +115,21 @@ def expect_packable_students(work: Work) -> None:
 
 
 def expect_usable_students(work: Work) -> None:
-    """Refuse students that start from a model which cannot be loaded, or which has other tokens
-    than an existing teacher. Called before a whole run captures its teacher.
+    """Refuse students that start from a model which cannot be loaded, or whose tokens are others
+    than those of an existing teacher and cannot be aligned with them. Called before a whole run
+    captures its teacher.
 
     Raises
         ColdstillError: the first such student
     """
-    from ...stages.models.vocabulary import expect_same_tokens
+    from ...stages.student_tokens import expect_alignable
 
     teacher = named_teacher(work)
     for named in student_models(work):
         tokenizer = _expect_usable(work, named)
         if teacher is not None:
             own = tokenizer_of_model(work, teacher)
-            expect_same_tokens(own, tokenizer, named.key.removesuffix(".model"))
+            expect_alignable(own, tokenizer, named.key.removesuffix(".model"))
 
 
 def _expect_usable(work: Work, named: NamedModel) -> Any:

@@ -152,6 +152,9 @@ class Run:
         """The store that students are evaluated on."""
         return self.heldout_at or self.root / "heldout"
 
+    tokens = _Path("tokens")
+    """Stores in the tokens of students that have others than the teacher: a folder for each kind of
+    tokens, with `logits` and `heldout`."""
     pilot = _Path("pilot.json")
     """Measurements of a pilot before the capture."""
     students = _Path("students")

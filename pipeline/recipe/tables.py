@@ -32,6 +32,7 @@ from ...stages.config import (
     LoraConfig,
     ObjectiveConfig,
     QuantizeConfig,
+    RetokenizeConfig,
     Size,
     TrainConfig,
     listed_layers,
@@ -155,6 +156,8 @@ class StudentTable(Table):
     trust_remote_code: bool = False
     """Whether Python code that comes with `model` may run on this machine. With `layers` or `prune`
     the teacher's key counts."""
+    retokenize: RetokenizeConfig | None = None
+    """What is decided if `model` has other tokens than the teacher."""
     layers: Annotated[
         LayersConfig | None, BeforeValidator(listed_layers), InRecipe("list of integers, or table")
     ] = None
@@ -220,9 +223,7 @@ class StudentTable(Table):
                 "a negative weight; lower them, or list it too: { weight = ... } without logits"
             )
         if len(set(self.other_stores)) < len(self.other_stores):
-            raise ValueError(
-                "teachers: the same 'logits' is listed twice; give that store one weight"
-            )
+            raise ValueError("teachers: the same 'logits' is listed twice; give it one weight")
         return self
 
     @model_validator(mode="after")
@@ -242,11 +243,12 @@ class StudentTable(Table):
         if len(given) != 1:
             has = f", not both {given[0]!r} and {given[1]!r}" if given else ""
             raise ValueError(f"needs one of 'architecture', 'model', 'layers' and 'prune'{has}")
-        if self.trust_remote_code and self.model is None:
-            raise ValueError(
-                "has 'trust_remote_code' without 'model', whose code it would allow; remove it "
-                "(with 'layers' and 'prune' the teacher's key counts)"
-            )
+        for key in ("trust_remote_code", "retokenize"):
+            if getattr(self, key) and self.model is None:
+                raise ValueError(
+                    f"has {key!r} without 'model', which alone it is about; remove it (with "
+                    "'layers' and 'prune' the teacher's key counts)"
+                )
         if self.lora is not None and self.architecture is not None:
             raise ValueError(
                 "has 'lora' with 'architecture': the weights of a new model are random, so "
@@ -281,9 +283,7 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _one_teacher(self) -> Recipe:
         if TEACHER in self.students:
-            raise ValueError(
-                f"students: '{TEACHER}' is reserved for the teacher; choose another name"
-            )
+            raise ValueError(f"students: '{TEACHER}' is the teacher; choose another name")
         return self
 
     @model_validator(mode="after")
@@ -322,8 +322,7 @@ class Recipe(Table):
     @property
     def trained_teacher(self) -> str:
         """Name of a teacher that is trained in this run, as stores record it."""
-        base = self.teacher.model
-        if base is None:
+        if (base := self.teacher.model) is None:
             return f"teacher of {self.name}"
         return f"{Path(base).name or base} corrected on {self.name}"
 

@@ -20,7 +20,7 @@ from ...stages.models.model_files import weight_files_in
 from ...stages.report import Report
 from ..quiet import quiet_libraries
 from ..recipe.tables import TEACHER
-from .figures import Record
+from .figures import ModelFigures, Record
 from .token_texts import token_texts
 
 if TYPE_CHECKING:
@@ -183,6 +183,10 @@ def _authors(work: Work, students: Sequence[str]) -> tuple[list[_Author], dict[s
         folders = {TEACHER: Path(work.teacher_model), **folders}
     except ColdstillError as error:
         missing[TEACHER] = str(error)
+    for name in students:
+        if _has_other_tokens(work.run.student(name).evaluation):
+            missing[name] = "it has other tokens than the teacher, whose prompts these are"
+            del folders[name]
     for name, folder in folders.items():
         weights = weight_files_in(folder) if folder.is_dir() else []
         if weights:
@@ -191,6 +195,10 @@ def _authors(work: Work, students: Sequence[str]) -> tuple[list[_Author], dict[s
         else:
             missing[name] = "its folder is not on this machine"
     return found, missing
+
+
+def _has_other_tokens(evaluation: Path) -> bool:
+    return evaluation.exists() and ModelFigures.read(evaluation, "").tokens is not None
 
 
 def _written(

@@ -88,14 +88,16 @@ def in_words(objective: Any) -> str:
         return ""
     parts = []
     for name, weight in objective.items():
-        if name in ("temperature", "beta", "skew"):
+        if name in ("temperature", "beta", "skew", "tau", "labels_inside"):
             continue
         if isinstance(weight, dict):
             parts.append(f"{weight.get('weight')} {name} ({weight.get('schedule')})")
         elif isinstance(weight, int | float) and weight > 0:
             parts.append(name if weight == 1 else f"{weight:g} {name}")
-    shape = ("beta", "skew")
+    shape = ("beta", "skew", "tau")
     parts += [f"{key} {objective[key]}" for key in shape if objective.get(key) is not None]
+    if objective.get("labels_inside"):
+        parts.append("labels inside chunks alone")
     temperature = objective.get("temperature", 1.0)
     return ", ".join(parts) + ("" if temperature == 1.0 else f", at temperature {temperature}")
 

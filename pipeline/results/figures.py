@@ -139,6 +139,8 @@ class ModelFigures(Quality):
     """SHA-256 of the measured weights."""
     heldout: str | None = None
     """Identity of the held-out store."""
+    tokens: str | None = None
+    """SHA-256 of its tokens, if they are not the teacher's."""
     sample_positions: int | None = None
     """Positions on which an export was checked against its student."""
     kl_from_student: float | None = None

@@ -183,9 +183,11 @@ def warnings(rows: Sequence[ModelFigures]) -> list[str]:
     stores, machines = heldout_groups(rows), machine_groups(rows)
     if len(stores) > 1:
         models = " against ".join(_shortly(names, rows) for names in stores.values())
+        others = any(row.tokens for row in rows)
+        but = " (bits per byte do, across different tokens of one text)" if others else ""
         found.append(
             f"measured on {len(stores)} different held-out stores, so their figures do not "
-            f"compare: {models}"
+            f"compare{but}: {models}"
         )
     if len(machines) > 1:
         models = " against ".join(

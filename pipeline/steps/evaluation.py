@@ -16,6 +16,7 @@ from ..results.figures import ModelFigures, json_rows
 from ..results.model_tables import markdown, warnings, without_calibration
 from ..results.rows import compared_rows, is_older
 from .own_text import scored_texts
+from .retokenize import TOKENS, OwnTokens, folder_in_tokens, trained_store
 from .students import open_made, store_called
 
 if TYPE_CHECKING:
@@ -63,21 +64,25 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
     for name in list(names) or trained:
         folder = work.run.student(name)
         work.doing(f"evaluate {name}", "look for figures of these weights")
+        own = trained_store(work, name, store, "heldout")
+        heldout = heldout_identity(own.manifest)
         if is_evaluated(folder, heldout):
             if is_older(folder):  # the weights are the same, only the files' times changed
                 folder.evaluation.touch()
             work.note(f"evaluate {name}", f"already done: {folder.evaluation}")
             continue
         result = evaluate_student(
-            name, folder.model, store, work.report, own_code=work.recipe.trusts(name)
+            name, folder.model, own, work.report, own_code=work.recipe.trusts(name)
         )
         figures = dataclasses.asdict(result)
+        if own is not store:
+            figures[TOKENS] = own.manifest.tokenizer.fingerprint
         figures[_CACHED] = _cached_bytes(work, name)
-        if own := _own_text(work, name):
-            figures["own_text"] = [dataclasses.asdict(one) for one in own]
+        if texts := _own_text(work, name):
+            figures["own_text"] = [dataclasses.asdict(one) for one in texts]
         write_json(folder.evaluation, {**figures, "heldout": heldout})
         work.note(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:z.4f}")
-        for one in own:
+        for one in texts:
             note = f"KL {one.kl:z.4f}, acceptance {one.acceptance:.1%}"
             work.note(f"evaluate {name}", f"on its own text after round {one.round}: {note}")
 
@@ -149,6 +154,8 @@ def _cached_bytes(work: Work, name: str) -> float | None:
                 address = store_called(named, work, where) if named else work.run.logits
                 store = open_store(address, cache=work.run.cache)
                 digest = trained["others"][named] if named else trained["store"]
+                if OwnTokens.recorded(work.run.student(name)) is not None:
+                    store = trained_store(work, name, store, folder_in_tokens(store, named))
                 if json_sha256(store.manifest.to_json()) != digest:
                     raise ColdstillError(f"{store.place}: is another store now")
                 total += store.totals.bytes / max(1, store.positions)

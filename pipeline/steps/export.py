@@ -13,6 +13,7 @@ from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
 from ..results.figures import REMEASURE, ModelFigures
 from .evaluation import evaluate, heldout_identity, is_evaluated
+from .retokenize import trained_store
 from .students import open_made
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def export(
     chosen = chosen_formats(formats, FORMATS)
     student = work.run.student(name)
     _expect_trained(work, name)
-    heldout = open_made(work.run.heldout, work)
+    heldout = trained_store(work, name, open_made(work.run.heldout, work), "heldout")
     if not is_evaluated(student, heldout_identity(heldout.manifest)):
         evaluate(work, [name])  # for the model card
     logits = place_at(work.run.logits)

@@ -20,6 +20,7 @@ from ..planning.checks import expect_trainable
 from ..recipe.run_folder import recorded_run
 from ..recipe.work import beginning, is_done
 from .own_text import due_trainings, training_settings
+from .retokenize import TOKENS, folder_in_tokens, own_tokens, store_in_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..recipe.run_folder import StudentFolder
     from ..recipe.tables import StudentTable
     from ..recipe.work import Work
+    from .retokenize import OwnTokens
 
 
 VARIANT = "--student NEW"
@@ -64,7 +66,8 @@ class _Checked:
     """The students that a command names, after every check that needs no training."""
 
     students: dict[str, StudentTable]
-    store: StoreReader
+    stores: dict[str, StoreReader]
+    """The store of each student: the run's, or that in the student's own tokens."""
     settings: dict[str, dict[str, Any]]
     jobs: dict[str, StudentJob]
     """The jobs of those that are not trained."""
@@ -80,21 +83,21 @@ def _checked(work: Work, names: Sequence[str], new_name: str) -> _Checked:
     expect_trainable(work.recipe, chosen, teacher=False)
     store = open_made(work.run.logits, work)
     others = _open_others(work, students)
-    settings = {
-        name: student_settings(work, student, store, others) for name, student in students.items()
-    }
+    stores, settings, missing = {}, {}, {}
     # all students are checked before any is trained
-    missing = [name for name in chosen if not is_trained(work, name, settings[name], new_name)]
-    jobs = {name: student_job(work, name, settings[name], others) for name in missing}
-    for job in jobs.values():
-        lesson(job, store)
-        if (rounds := students[job.name].rounds) is not None:  # its later trainings
+    for name, student in students.items():
+        lessons = _lessons(work, name, student, store, others)
+        stores[name] = lessons.store
+        settings[name] = student_settings(work, student, lessons)
+        if not is_trained(work, name, settings[name], new_name):
+            missing[name] = student_job(work, name, settings[name], lessons.others)
+    for name, job in missing.items():
+        lesson(job, stores[name])
+        if (rounds := students[name].rounds) is not None:  # its later trainings
             objective = rounds.learned_with(job.objective)
-            later = dataclasses.replace(
-                job, objective=objective, config=rounds.training(job.config)
-            )
-            lesson(later, store)
-    return _Checked(students, store, settings, jobs)
+            config = rounds.training(job.config)
+            lesson(dataclasses.replace(job, objective=objective, config=config), stores[name])
+    return _Checked(students, stores, settings, missing)
 
 
 def missing_students(work: Work, names: Sequence[str], new_name: str) -> list[str]:
@@ -126,11 +129,11 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
                 continue
             try:
                 for due in due_trainings(work, jobs[name]):
-                    lesson(due, checked.store)
+                    lesson(due, checked.stores[name])
                     needs = due.starts_from_teacher  # later rounds do not
                     teacher = teacher_weights(work, student, folder) if needs else None
                     job = dataclasses.replace(due, teacher=teacher)
-                    train_student(job, checked.store, work.report)
+                    train_student(job, checked.stores[name], work.report)
             except DivergedError as error:
                 # only the first process has this error, so the others cannot continue
                 if not go_on or world_size() > 1:
@@ -140,10 +143,47 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
     return left_out
 
 
-def student_settings(
-    work: Work, student: StudentTable, store: StoreReader, others: Mapping[str, StoreReader]
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """The stores that a student learns from."""
+
+    store: StoreReader
+    others: dict[str, StoreReader]
+    """Stores of further teachers, by their names in the recipe."""
+    tokens: OwnTokens | None = None
+    """The student's tokens if they are not the teacher's; all stores are then written in them."""
+
+
+def _lessons(
+    work: Work,
+    name: str,
+    student: StudentTable,
+    store: StoreReader,
+    others: Mapping[str, StoreReader],
+) -> Lessons:
+    """The stores of a student; makes those in its own tokens if there are none."""
+    own_others = {named: others[named] for named in student.other_stores}
+    found = own_tokens(work, name, student, store)
+    if found is None:
+        return Lessons(store, own_others)
+    if student.rounds is not None:
+        raise ColdstillError(
+            f"students.{name}.rounds: its tokens are not the teacher's, so the teacher cannot "
+            "score its text; remove 'rounds', or take a student with the teacher's tokens"
+        )
+    own, tokenizer = found
+
+    def written(one: StoreReader, named: str = "") -> StoreReader:
+        folder = folder_in_tokens(one, named)
+        return store_in_tokens(work, own, one, folder, tokenizer, f"students.{name}")
+
+    own_others = {named: written(one, named) for named, one in own_others.items()}
+    return Lessons(written(store), own_others, own)
+
+
+def student_settings(work: Work, student: StudentTable, lessons: Lessons) -> dict[str, Any]:
     """Return everything that determines the trained weights."""
+    store, others = lessons.store, lessons.others
     seed = work.recipe.seed if student.train.seed is None else student.train.seed
     alone = {key for key in ("teachers", "rounds") if not getattr(student, key)}
     table = student.model_dump(mode="json", exclude={"like", "trust_remote_code", *alone})
@@ -153,6 +193,8 @@ def student_settings(
         settings["others"] = {
             named: json_sha256(others[named].manifest.to_json()) for named in student.other_stores
         }
+    if lessons.tokens is not None:
+        settings[TOKENS] = lessons.tokens.settings
     return settings
 
 
@@ -247,7 +289,7 @@ def job_as_trained(work: Work, name: str, store: StoreReader) -> StudentJob:
     """
     student = work.recipe.student(name)
     others = _open_others(work, {name: student})
-    settings = student_settings(work, student, store, others)
+    settings = student_settings(work, student, Lessons(store, others))
     is_trained(work, name, settings)
     return student_job(work, name, settings, others)
 

@@ -106,12 +106,15 @@ class OutputHead:
         )
         return torch.stack([functional.pad(row, (0, 0, 0, width - len(row))) for row in rows])
 
-    def buffer(self, positions: int, device: torch.device) -> torch.Tensor:
+    def buffer(self, positions: int, device: torch.device, *, least: int = 0) -> torch.Tensor:
         """[chunk, V] memory that `logits` writes into, one chunk after the other.
 
         On a CPU, allocating this size each time costs more than the arithmetic.
+
+        least  positions that must fit into a chunk
         """
-        return torch.empty(min(self.chunk, positions), self.vocabulary, device=device)
+        rows = min(max(self.chunk, least), positions)
+        return torch.empty(rows, self.vocabulary, device=device)
 
     def real_weight(
         self, dtype: torch.dtype, weight: torch.Tensor | None = None

@@ -114,6 +114,11 @@ def _shards_beside(first: StoreReader, other: StoreReader) -> int:
     return -(-ours // theirs) + 1
 
 
+def names_of(terms: Sequence[Term]) -> set[str]:
+    """Names of the losses."""
+    return {term.loss.name for term in terms}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
     """The stores and losses that a student is trained with."""
@@ -142,6 +147,13 @@ def lesson(job: StudentJob, store: StoreReader) -> Lesson:
     stores, shares = mixed_stores((store, *job.others), job.shares, f"{where}.teachers")
     captures = [(each.manifest.capture, str(each.place)) for each in stores]
     terms = mixed_terms(job.objective, captures, shares, f"{where}.objective")
+    for each in stores:
+        imported = each.manifest.imported
+        if imported and "label" in imported.estimated and "chunk_likelihood" in names_of(terms):
+            raise ColdstillError(
+                f"{where}.objective: chunk_likelihood: {each.place} was imported without the "
+                "log-probabilities of its labels, which it compares"
+            )
     expect_weight(terms, job.config.steps, f"{where}.objective")
     if store.positions == 0:
         raise ColdstillError(f"{store.place}: no supervised position, nothing to learn")

@@ -67,6 +67,18 @@ class SparseGradient:
     """[M, K] the whole gradient at the target's head, for a loss whose `softmax_weight` is valid
     only outside the head. It is given directly, since a subtraction could lose all digits."""
 
+    def at(self, known_M: torch.Tensor, target: TargetTensors) -> SparseGradient:
+        """The same at the chosen positions, and 0 at the others."""
+        tail, head = self.tail, self.head_gradient
+        return SparseGradient(
+            self.value * known_M,
+            self.softmax_weight * known_M,
+            self.ids,
+            self.entries * known_M[:, None],
+            tail=None if tail is None else tail * known_M[target.tail.rows()],
+            head_gradient=None if head is None else head * known_M[:, None],
+        )
+
 
 class GradientSum:
     """The weighted sum of sparse gradients that share a softmax, written over that softmax.

@@ -134,8 +134,24 @@ class TargetTensors(TargetFields["torch.Tensor", TailTensors]):
     others: tuple[TargetTensors, ...] = ()
     """The targets of further teachers at the same positions."""
 
+    def __post_init__(self) -> None:
+        given: Any = self.chunk_sizes
+        if given is None:
+            empty = torch.zeros(len(self.labels), 0, dtype=torch.int32, device=self.labels.device)
+            object.__setattr__(self, "chunk_sizes", empty)
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def known(self) -> torch.Tensor | None:
+        """[M] whether the teacher's distribution is known; None if it is at every position."""
+        return self.chunk_sizes[:, 0] > 0 if self.capture.chunks else None
+
+    @property
+    def begins(self) -> torch.Tensor | None:
+        """[M] whether a chunk begins; None if each position is a chunk."""
+        return self.chunk_sizes[:, 0] != 0 if self.capture.chunks else None
 
     @property
     def sources(self) -> tuple[TargetTensors, ...]:

@@ -9,6 +9,7 @@ size outlives its chunk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +35,8 @@ where teacher and student agree on the most probable token, positions where the 
 probable token is the label, both entropies and -log q(label) in nats. The last three are at
 temperature 1, so that students of different objectives can be compared; the others are at
 temperature 1 if a loss uses it, otherwise at the lowest temperature. All use the targets of the
-first teacher."""
+first teacher; inside a chunk of a store with a student's tokens, these say that the label is
+certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,21 @@ def _by_name(terms: Sequence[Term], values: Sequence[torch.Tensor]) -> dict[str,
     return named
 
 
+def row_parts(target: TargetTensors, most: int) -> list[slice]:
+    """Consecutive parts of at most `most` positions. None begins inside a chunk of text; a chunk
+    that is longer is a part of its own."""
+    count = len(target)
+    if target.begins is None:
+        return [slice(at, min(at + most, count)) for at in range(0, count, most)]
+    begins = [*torch.nonzero(target.begins)[:, 0].tolist(), count]
+    parts, start = [], 0
+    for at, following in pairwise(begins):
+        if following - start > most and at > start:
+            parts.append(slice(start, at))
+            start = at
+    return [*parts, slice(start, count)] if count else []
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Computes the gradient in the forward pass, where the logits are."""
 
@@ -101,15 +118,16 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = ctx.needs_input_grad
         sums = torch.zeros(len(terms) + len(COUNTS), dtype=torch.float64, device=hidden_MD.device)
-        states, buffer = hidden_MD.detach(), head.buffer(len(hidden_MD), hidden_MD.device)
+        states, parts = hidden_MD.detach(), row_parts(target, head.chunk)
+        least = max((part.stop - part.start for part in parts), default=0)
+        buffer = head.buffer(len(hidden_MD), hidden_MD.device, least=least)
         compute = head.real_weight(hidden_MD.dtype, weight)  # cast once, not once per chunk
         grads = None
         if any(wanted[:3]):
             grads = _Gradients(states, compute, weight, bias, head, wanted)
         # the dtype of the hidden states decides the precision; autocast must not cast again
         with torch.autocast(hidden_MD.device.type, enabled=False):
-            for start in range(0, len(hidden_MD), head.chunk):
-                rows = slice(start, min(start + head.chunk, len(hidden_MD)))
+            for rows in parts:
                 logits = head.logits(states[rows], buffer, compute)
                 finished = logits.clone() if grads and head.softcap is not None else None
                 part, gradient = _chunk(
@@ -230,7 +248,10 @@ def _group(
     for term, factor in zip(terms, factors, strict=True):
         closed_form = getattr(term.loss, "gradient", None)
         if closed_form is not None:
-            sparse = closed_form(students[term.source], targets[term.source], temperature)
+            own = targets[term.source]
+            sparse = closed_form(students[term.source], own, temperature)
+            if own.known is not None and term.loss.needs_distribution:
+                sparse = sparse.at(own.known, own)
             values[term] = sparse.value
             total.add(term.source, factor, sparse)
     if not want:
@@ -278,7 +299,10 @@ def _by_autograd(
         total = leaf.new_zeros(())
         for term, factor in zip(terms, factors, strict=True):
             if not hasattr(term.loss, "gradient"):
-                value = term.loss.value(logprobs, target.sources[term.source], temperature)
+                source = target.sources[term.source]
+                value = term.loss.value(logprobs, source, temperature)
+                if source.known is not None and term.loss.needs_distribution:
+                    value = value * source.known
                 values[term] = value.detach()
                 total = total + factor * value.sum()
         return torch.autograd.grad(total, leaf)[0] if want else None

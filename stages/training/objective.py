@@ -152,6 +152,8 @@ def supports(terms: Sequence[Term], captures: Sequence[Capture], vocabulary: int
         if term.loss.needs_targets:
             own = captures[term.source]
             word = term.loss.support(own, term.temperature, vocabulary)
+            if own.chunks and word == "a lower bound":
+                word = "biased"  # tokens outside the head may map to one inside
             if word not in words.setdefault(term.loss.name, []):
                 words[term.loss.name].append(word)
     return ", ".join(f"{name} {' or '.join(found)}" for name, found in words.items())

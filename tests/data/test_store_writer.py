@@ -44,6 +44,7 @@ def arguments(block: Block, row: int, *, without: tuple[str, ...] = ()) -> dict[
     """What `add` takes for one sequence of a block."""
     one = block.take(np.array([row]))
     fields = {name: getattr(one.targets, name) for name in Targets.__dataclass_fields__}
+    del fields["chunk_sizes"]  # of stores with a student's tokens
     tail = fields.pop("tail")
     fields["tail_ids"] = draws(tail)
     if tail.logprobs is not None:

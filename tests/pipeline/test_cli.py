@@ -45,7 +45,8 @@ def test_the_list_of_commands_is_grouped_and_cuts_no_help() -> None:
     promised = "init plan recipe-help train-teacher teacher-logits prune-student train-student "
     promised += "evaluate sweep compare report export import inspect run"
     assert set(COMMANDS) == {*promised.split()}
-    assert set(store.commands) == {"verify", "repair", "convert", "merge", "slice", "shrink"}
+    tools = "verify repair convert merge slice shrink retokenize"
+    assert set(store.commands) == {*tools.split()}
     assert set(launch.commands) == {"slurm", "sky"}
     listed = [name for names in SECTIONS.values() for name in names]
     assert sorted(listed) == sorted(cli.main.commands)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from coldstill.data.files import tokens_sha256
 from coldstill.data.maintenance.verify import verify
+from coldstill.data.schema import Capture
 from coldstill.data.store.layout import TOKENIZER
 from coldstill.data.store.reader import open_store
 from inspected import TOKENS, desk_at, write_tokenizer
 from oracles import FULL, manifest_for, random_block, write_missing
 from printed import sentences
+from spellings import byte_pairs, saved, text_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -249,3 +251,36 @@ def test_wrong_usage_ends_with_status_2_and_writes_nothing(alone: Desk) -> None:
         assert "Error: " in result.stderr
         assert "Traceback" not in result.output
     assert alone.snapshot() == before
+
+
+@pytest.mark.slow
+def test_a_store_is_written_in_the_tokens_of_a_student(tmp_path: Path) -> None:
+    desk = desk_at(tmp_path)
+    pairs = [("t", "h"), ("th", "e")]
+    saved(tmp_path / "teacher", byte_pairs([*pairs, ("1", "2")], extra=["<|user|>"]))
+    saved(tmp_path / "student", byte_pairs([*pairs, ("the", "n")], end="</s>"), end="</s>")
+    texts = ["<|user|>the 12", "a then the"]
+    text_store(tmp_path / "s", tmp_path / "teacher", texts, Capture(head=3, tail=4))
+    command = ("store", "retokenize", "s", "new", "--tokenizer", "./student")
+    line = desk.refused(*command)
+    assert "document 0, token 0: the special token '<|user|>' has no counterpart in the" in line
+    assert "tokenizer of ./student; say what to write for it (special: <|user|> = TEXT)" in line
+    assert desk.refused(*command, "--special", "user").endswith("such as '<|im_end|>=</s>'")
+    assert "no folder ./none" in desk.refused(*command[:4], "--tokenizer", "./none")
+    told = (*command, "--special", "<|user|>=</s>")
+    assert desk.coldstill(*told, "--ambiguous", "guess").exit_code == 2
+    result = desk.done(*told)
+    made = open_store(tmp_path / "new")
+    assert result.stdout.startswith(f"wrote new: 1 sequences, {made.positions} positions, ")
+    assert json.loads(desk.done(*told, "--json").stdout)["positions"] == made.positions
+    assert list(verify(str(tmp_path / "new"))) == []
+    shown = " ".join(desk.done("inspect", "new").stdout.split())
+    assert "retokenized from 261 tokens" in shown
+    assert "positions with the teacher's distribution, 0.00% of its labels left out" in shown
+    measured = made.manifest.retokenized
+    assert measured is not None
+    share = measured.ambiguous_mass / measured.positions
+    assert f"ambiguous {share:.2%} of the probability of such a position is of tokens" in shown
+    facts = json.loads(desk.done("inspect", "new", "--json").stdout)
+    assert facts["manifest"]["retokenized"]["counts"]["left_labels"] == 0
+    assert "retokenized" not in json.loads(desk.done("inspect", "s", "--json").stdout)["manifest"]

@@ -172,8 +172,8 @@ class CompactCodec:
             to_steps(-targets.label_logprob, "-label_logprob"), record.label_steps()
         )
         arrays["entropy"] = _less(to_steps(targets.entropy, "entropy"), record.entropy_steps())
-        if capture.temperatures:
-            arrays["log_norm"] = targets.log_norm
+        arrays |= {"log_norm": targets.log_norm} if capture.temperatures else {}
+        arrays |= {"chunk_sizes": targets.chunk_sizes.astype(np.int8)} if capture.chunks else {}
         starts, lengths = to_runs(positions)
         shown = np.ones(len(sequences.tokens.values), np.bool_)
         shown[label_indices(sequences.tokens.offsets, positions)[code_M > 0]] = False
@@ -233,13 +233,13 @@ class CompactCodec:
             label_logprob=from_steps(label_steps, -1),
             entropy=from_steps(entropy_steps, 1),
             log_norm=column("log_norm", np.float32, "log_norm"),
+            chunk_sizes=column("chunk_sizes", np.int8, "chunk_sizes").astype(np.int32),
         )
         tokens = _with_labels(
             stored["token_ids"], positions, code_M > 0, ranks.ids(record.label_ranks())
         )
         sequences = to_sequences(columns | {"token_ids": tokens, "positions": positions})
-        block = Block(sequences=sequences, targets=targets, capture=capture)
-        return block, record.levels
+        return Block(sequences=sequences, targets=targets, capture=capture), record.levels
 
     @property
     def _id_type(self) -> Any:

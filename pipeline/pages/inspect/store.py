@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ....data.store.commit import ShardStatistics
     from ....data.store.manifest import Manifest
+    from ....data.store.retokenized import Retokenized
     from ...results.facts import Histogram
     from .path import LoneShard, Subject
 
@@ -240,3 +241,33 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
+_AMBIGUOUS = {
+    "split": "shared out as the texts go on",
+    "map": "mapped alone",
+    "bucket": "left in the bucket",
+}
+
+
+def retokenized_lines(made: Retokenized | None) -> list[tuple[str, str]]:
+    """How a store got the tokens of a student."""
+    if made is None:
+        return []
+    counts, positions = made.counts, max(1, made.positions)
+    labels = max(1, counts.get("teacher_labels", 0))
+    ambiguous, unmapped = made.ambiguous_mass / positions, made.unmapped_mass / positions
+    return [
+        (
+            "retokenized",
+            f"from {made.size:,} tokens ({made.fingerprint[:12]}), {made.positions:,} positions "
+            "with the teacher's distribution, "
+            f"{counts.get('left_labels', 0) / labels:.2%} of its labels left out",
+        ),
+        (
+            "ambiguous",
+            f"{ambiguous:.2%} of the probability of such a position is of tokens that may begin a "
+            f"longer one, {_AMBIGUOUS[made.ambiguous]}, "
+            f"{unmapped:.2%} of tokens that the student cannot spell",
+        ),
+    ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ....data.store.caveats import caveats
 from ....data.store.provenance import origin_text
 from ...units import counted, display_width, size
-from .store import column_lines, ranges, settings_in_words
+from .store import column_lines, ranges, retokenized_lines, settings_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -209,6 +209,7 @@ def _identities(facts: StoreFacts) -> list[tuple[str, str]]:
             f"head {capture.head}, tail {capture.tail}, temperatures {temperatures}{known}",
         ),
         ("codec", settings_in_words(manifest.codec)),
+        *retokenized_lines(manifest.retokenized),
     ]
 
 

@@ -18,6 +18,7 @@ What targets give for each loss (`support`; K is the head, R the number of tail 
     skew_kl            exact   unbiased *   unbiased *    lower bound
     skew_reverse_kl    exact   lower bound  refused       lower bound
     residual_to_label  exact   biased       refused       biased
+    chunk_likelihood   exact   exact        exact         exact
 
     * if the log-probabilities of the samples are stored, as with captured temperatures; otherwise
       a lower bound with a head and refused without one
@@ -29,16 +30,22 @@ The same holds at every captured temperature; other temperatures are refused. A 
 divergence on the cells "each head token" and "everything else"; it is zero if the student agrees
 with the teacher on all cells. "biased" means that the target is not the teacher's distribution.
 
+In a store with a student's tokens (`data/retokenized`) the target is the teacher's distribution
+over the student's first tokens. Samples are unbiased there, too; the probabilities of a head are
+not all that is known of its tokens, so that "a lower bound" becomes "biased".
+
 The fields of a loss are its parameters. The recipe's objective sets them by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ....data.errors import ColdstillError
+from .chunks import ChunkLikelihood
 from .forward_kl import CrossEntropy, ForwardKL, ResidualToLabel
 from .partition import JensenShannon, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
 
@@ -58,6 +65,7 @@ LOSSES: dict[str, Loss] = {
     "skew_kl": SkewKL(),
     "skew_reverse_kl": SkewReverseKL(),
     "residual_to_label": ResidualToLabel(),
+    "chunk_likelihood": ChunkLikelihood(),
 }
 
 
@@ -69,7 +77,8 @@ class LossFunction:
     temperature: float
 
     def __call__(self, student_logits: torch.Tensor, targets: TargetTensors) -> torch.Tensor:
-        """[M] the loss in nats at each supervised position.
+        """[M] the loss in nats at each supervised position; 0 inside a chunk of a store with a
+        student's tokens, where the teacher's distribution is not known.
 
         student_logits  [M, V] logits at the positions of `targets`, without padding rows: V is
                         `store.manifest.tokenizer.size`
@@ -85,7 +94,11 @@ class LossFunction:
                 f"expected ({len(targets)}, V): one row per supervised position"
             )
         logprobs_MV = (student_logits.float() / self.temperature).log_softmax(1)
-        return self.loss.value(logprobs_MV, targets.rows(0, len(targets)), self.temperature)
+        rows = targets.rows(0, len(targets))
+        value = self.loss.value(logprobs_MV, rows, self.temperature)
+        if rows.known is not None and self.loss.needs_distribution:
+            value = value * rows.known
+        return value
 
 
 def loss(name: str, *, temperature: float = 1.0, **parameters: float) -> LossFunction:
@@ -98,10 +111,12 @@ def loss(name: str, *, temperature: float = 1.0, **parameters: float) -> LossFun
     does, multiply it by `temperature ** 2`.
 
     temperature  a temperature that the store captured, or 1
-    parameters   fields of the loss, such as `beta` of "jsd" and `skew` of "skew_kl"
+    parameters   fields of the loss, such as `beta` of "jsd", `skew` of "skew_kl" and `tau` of
+                 "chunk_likelihood"
 
     Raises
         ColdstillError: no loss has this name, it has no such parameter, or the value is not a share
+            (of `tau`: not above 0)
     """
     if name not in LOSSES:
         raise ColdstillError(f"losses: {name!r}: expected one of {', '.join(LOSSES)}")
@@ -112,6 +127,9 @@ def loss(name: str, *, temperature: float = 1.0, **parameters: float) -> LossFun
             f"losses: {name} has no parameter {min(unknown)!r}; it has {', '.join(known) or 'none'}"
         )
     for key, value in parameters.items():
-        if not 0.0 <= value <= 1.0:
+        if key == "tau":
+            if not 0.0 < value < math.inf:
+                raise ColdstillError(f"losses: {name}: tau = {value}: expected more than 0")
+        elif not 0.0 <= value <= 1.0:
             raise ColdstillError(f"losses: {name}: {key} = {value}: expected 0 to 1")
     return LossFunction(dataclasses.replace(kind, **parameters), temperature)

@@ -22,14 +22,24 @@ if TYPE_CHECKING:
 class CrossEntropy(Loss):
     """Cross-entropy with the next token of the corpus, `-log q(label)`: training without a teacher.
 
-    It reads no targets, so it is exact with any capture.
+    It reads no targets, so it is exact with any capture. With `inside` it counts only where a store
+    with a student's tokens has no distribution, beside a loss that counts everywhere else.
     """
 
     name: ClassVar[str] = "cross_entropy"
     needs_targets: ClassVar[bool] = False
+    needs_distribution: ClassVar[bool] = False
+    inside: float = 0.0
+    """1 to count only at positions without a distribution, 0 to count at all."""
 
     def refuse(self, capture: Capture, temperature: float) -> str | None:
-        return None
+        """The reason why `inside` is refused, or None."""
+        if not self.inside or capture.chunks:
+            return None
+        return (
+            "labels_inside is for stores with a student's tokens; in this one the teacher's "
+            "distribution is known at every position: leave it out"
+        )
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
         return "exact"
@@ -37,14 +47,19 @@ class CrossEntropy(Loss):
     def value(
         self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
     ) -> torch.Tensor:
-        return -logprobs_MV.gather(1, target.labels[:, None])[:, 0]
+        value = -logprobs_MV.gather(1, target.labels[:, None])[:, 0]
+        return value * ~target.known if self.inside and target.known is not None else value
 
     def gradient(
         self, student: StudentSoftmax, target: TargetTensors, temperature: float
     ) -> SparseGradient:
         """The loss and its gradient by the logits, `q - onehot(label)`."""
         ones = torch.ones_like(student.label_logprob)
-        return SparseGradient(-student.label_logprob, ones, target.labels[:, None], -ones[:, None])
+        ids, entries = target.labels[:, None], -ones[:, None]
+        sparse = SparseGradient(-student.label_logprob, ones, ids, entries)
+        return (
+            sparse.at(~target.known, target) if self.inside and target.known is not None else sparse
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ class Loss(ABC):
     name: ClassVar[str]
     needs_targets: ClassVar[bool] = True
     """Whether the loss reads the teacher's targets."""
+    needs_distribution: ClassVar[bool] = True
+    """Whether it compares distributions. Inside a chunk (`data/schema.py`) the teacher's is not
+    known, and such a loss counts as 0."""
     needs_mass: ClassVar[bool] = True
     """Whether the loss needs the mass outside the head."""
 
@@ -36,6 +39,10 @@ class Loss(ABC):
                 "the store was imported without the mass outside the head, so what the teacher "
                 "thinks of other tokens is not known; use kl, which then compares the head only"
             )
+        return self.refuse_temperature(capture, temperature)
+
+    def refuse_temperature(self, capture: Capture, temperature: float) -> str | None:
+        """The reason why a temperature is refused, or None if it was captured."""
         if temperature != 1.0 and temperature not in capture.temperatures:
             kept = ", ".join(str(t) for t in (1.0, *capture.temperatures))
             return (

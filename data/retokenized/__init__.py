@@ -1,0 +1,1 @@
+"""Two tokenizers over the same bytes: spelling, the table of first tokens, chunks, and records."""

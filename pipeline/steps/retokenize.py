@@ -1,0 +1,196 @@
+"""Makes the stores of students that have other tokens than the teacher, once for all of them.
+
+They are folders of the run, `tokens/KEY/logits` and `tokens/KEY/heldout`, on this machine even if
+the run's own stores are elsewhere. The key depends on the tokens and on what the recipe decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...data.errors import ColdstillError
+from ...data.files import json_sha256, read_json, write_json
+from ...data.places.claims import claimed
+from ...data.store.layout import TOKENIZER
+from ...data.store.reader import open_store
+from ...stages.report import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from ...data.maintenance import Notify
+    from ...data.maintenance.retokenize import Decisions
+    from ...data.store.manifest import Manifest
+    from ...data.store.reader import StoreReader
+    from ..recipe.run_folder import StudentFolder
+    from ..recipe.tables import StudentTable
+    from ..recipe.work import Work
+
+TOKENS = "tokens"
+"""Key of a student's settings; absent if it has the teacher's tokens."""
+_STAGE = "retokenize"
+
+
+def retokenized(
+    path: str, to: str, tokenizer: str, wanted: Mapping[str, Any], where: str, notify: Notify
+) -> Manifest:
+    """Write a store in the tokens of a tokenizer by name.
+
+    wanted  the options `ambiguous`, `unaligned` and `special`
+    where   name of the tokenizer's option in messages
+
+    Raises
+        ColdstillError: as `data.maintenance.retokenize.retokenize`; the tokenizer cannot be loaded
+    """
+    from ...data.maintenance.retokenize import Decisions
+    from ...stages.student_tokens import retokenize_for, special_texts, tokenizer_of
+
+    decisions = Decisions(
+        ambiguous=wanted["ambiguous"],
+        unaligned=wanted["unaligned"],
+        special=special_texts(tuple(wanted["special"]), "--special"),
+    )
+    loaded = tokenizer_of(tokenizer, where)
+    return retokenize_for(path, to, loaded, decisions, f"the tokenizer of {tokenizer}", notify)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTokens:
+    """The tokens of a student that has others than the teacher, and what its recipe decides."""
+
+    fingerprint: str
+    """SHA-256 of its table of tokens and ids."""
+    decisions: dict[str, Any]
+    """The fields of `Decisions`."""
+
+    @property
+    def key(self) -> str:
+        """Name of the folder of its stores."""
+        return json_sha256([self.fingerprint, self.decisions])[:12]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a student's settings record of it."""
+        return {"fingerprint": self.fingerprint, "decisions": self.decisions}
+
+    def made(self) -> Decisions:
+        from ...data.maintenance.retokenize import Decisions
+
+        return Decisions(**self.decisions)
+
+    @classmethod
+    def recorded(cls, folder: StudentFolder) -> OwnTokens | None:
+        """Those of a trained student; None if it has the teacher's tokens."""
+        match read_json(folder.settings).get(TOKENS):
+            case {"fingerprint": str(fingerprint), "decisions": dict() as decisions}:
+                return cls(fingerprint, decisions)
+        return None
+
+
+def own_tokens(
+    work: Work, name: str, student: StudentTable, store: StoreReader
+) -> tuple[OwnTokens, Any] | None:
+    """The tokens of a student whose `model` has others than the store, and its tokenizer; None for
+    other students.
+
+    Raises
+        ColdstillError: the tokenizer is missing, or a token that texts need has no row
+    """
+    if student.model is None:
+        return None
+    from ...stages.config import RetokenizeConfig
+    from ...stages.models.vocabulary import tokenizer_identity
+    from ...stages.student_tokens import tokenizer_of
+
+    where = f"students.{name}.model"
+    loaded = tokenizer_of(work.local(student.model), where, own_code=student.trust_remote_code)
+    fingerprint = tokenizer_identity(loaded).fingerprint
+    if fingerprint == store.manifest.tokenizer.fingerprint:
+        return None
+    decisions = asdict(student.retokenize or RetokenizeConfig())
+    return OwnTokens(fingerprint, decisions), loaded
+
+
+def folder_in_tokens(store: StoreReader, named: str) -> str:
+    """Name of the folder of a store in a student's tokens.
+
+    named  name of a further teacher's store in the recipe; empty for the run's own
+    """
+    return f"other-{json_sha256(store.manifest.to_json())[:12]}" if named else "logits"
+
+
+def store_in_tokens(
+    work: Work, own: OwnTokens, store: StoreReader, name: str, tokenizer: Any, named: str
+) -> StoreReader:
+    """A store in the tokens of a student: made now, or by an earlier student with these tokens.
+
+    name       of its folder, such as `logits`
+    tokenizer  a loaded tokenizer
+    named      the student's key in messages
+
+    Raises
+        ColdstillError: as `retokenize`, or the folder holds a store that was made from another one
+    """
+    from ...stages.student_tokens import retokenize_for
+
+    folder = work.run.tokens / own.key
+    record, place = folder / f"{name}.json", folder / name
+    made_from = {"store": json_sha256(store.manifest.to_json()), **own.settings}
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder / f".{name}.claim", wait=True):  # one of several processes makes it
+        if record.exists() and read_json(record) != made_from:
+            raise ColdstillError(
+                f"{place}: made from another store, or otherwise; delete {folder} to make it again"
+            )
+        if not record.exists() or not _is_whole(place):
+            work.note(
+                f"{_STAGE} {name}",
+                f"{named} has other tokens than the teacher; the store is written in its tokens "
+                f"to {place}",
+            )
+
+            def notify(what: str, done: int, total: int) -> None:
+                stage = f"{_STAGE} {name}" + ("" if what == "write" else f": {what}")
+                work.report(Report(stage=stage, done=done, total=total, unit="sequences"))
+
+            write_json(record, made_from)
+            retokenize_for(
+                str(store.place), str(place), tokenizer, own.made(), f"the tokenizer of {named}",
+                notify,
+            )  # fmt: skip
+    return open_store(place)
+
+
+def _is_whole(place: Path) -> bool:
+    try:
+        open_store(place)
+    except ColdstillError:
+        return False
+    return True
+
+
+def trained_store(work: Work, name: str, store: StoreReader, which: str) -> StoreReader:
+    """The held-out store, or the store, in the tokens of a trained student: `store` itself if it
+    has the teacher's tokens.
+
+    which  `heldout` or `logits`
+
+    Raises
+        ColdstillError: the store that the student was trained from is not there any more
+    """
+    own = OwnTokens.recorded(work.run.student(name))
+    if own is None:
+        return store
+    from ...stages.models.loading import load_tokenizer
+
+    folder = work.run.tokens / own.key / "logits" / TOKENIZER
+    if not folder.is_dir():
+        raise ColdstillError(
+            f"{folder}: missing; the student {name!r} has other tokens than the teacher and was "
+            f"trained from a store with them; run coldstill train-student {work.named} --student "
+            f"{name} to make it again"
+        )
+    tokenizer = load_tokenizer(str(folder), f"students.{name}")
+    return store_in_tokens(work, own, store, which, tokenizer, f"students.{name}")

@@ -1,0 +1,227 @@
+"""What a teacher is worth to a student with other tokens, in bits per byte of held-out text.
+
+Two students of the same shape learn from one store: one with the teacher's tokens, one with those
+of a byte-pair tokenizer that is trained on the same texts. Each is trained with cross-entropy and
+with what the teacher knows. The gap is what the teacher wins for the student with its own tokens;
+the other student wins a share of it. Every row is the mean of three seeds of the student's weights
+and the order. Results are kept, so an interrupted benchmark continues.
+
+By default the corpus, teacher and student are the demo's. `--teacher` takes the folder of another
+model, with the texts on the command line.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from coldstill.data.maintenance.retokenize import Decisions, retokenize
+from coldstill.data.store.reader import open_store
+from coldstill.pipeline.recipe.reading import load_recipe
+from coldstill.stages.config import (
+    ArchitectureConfig,
+    ObjectiveConfig,
+    TokenizerConfig,
+    TrainConfig,
+    sequences_in,
+)
+from coldstill.stages.corpus.train_tokenizer import train_tokenizer
+from coldstill.stages.evaluate import bits_per_byte
+from coldstill.stages.models.device import describe_machine
+from coldstill.stages.students.job import StudentJob
+from measure import OUTPUT, write_rows
+from trials import trained
+
+if TYPE_CHECKING:
+    from coldstill.data.store.reader import StoreReader
+    from coldstill.data.store.retokenized import Ambiguous
+
+SEEDS = (0, 1, 2)
+OBJECTIVES = {
+    "cross-entropy": ObjectiveConfig(kl=0.0, cross_entropy=1.0),
+    "kl, labels inside": ObjectiveConfig(cross_entropy=1.0, labels_inside=True),
+    "kl and chunk likelihood": ObjectiveConfig(chunk_likelihood=1.0),
+    "chunk likelihood": ObjectiveConfig(kl=0.0, chunk_likelihood=1.0),
+    "kl": ObjectiveConfig(),
+}
+OWN = ("cross-entropy", "kl")
+"""Objectives of the student with the teacher's tokens."""
+RECIPE = """\
+name = "{name}"
+[corpus]
+files = {files}
+sequence_length = 256
+holdout = 0.1
+[teacher]
+model = "{teacher}"
+[logits]
+shard_tokens = 16384
+[evaluation]
+sequences = 64
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One objective, with means over the seeds."""
+
+    tokens: str
+    objective: str
+    bits_per_byte: float
+    spread: float
+    """Standard deviation over the seeds."""
+    of_the_gap: float
+    """Share of what the teacher wins for the student with its own tokens."""
+    machine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """A captured run and the shape of its students."""
+
+    run: Path
+    architecture: ArchitectureConfig
+    config: TrainConfig
+    vocabulary: int
+    """Tokens of the other student."""
+    ambiguous: Ambiguous
+    """What becomes of the probability of ambiguous tokens."""
+
+    @property
+    def folder(self) -> Path:
+        return self.run.with_name(f"{self.run.name}-retokenize-{self.vocabulary}")
+
+    def stores(self) -> dict[str, tuple[StoreReader, StoreReader]]:
+        """The store and the held-out store in the teacher's tokens and in the others."""
+        recipe = load_recipe(str(self.run))
+        tokenizer = self.folder / "tokenizer"
+        if not tokenizer.is_dir():
+            table = TokenizerConfig(vocabulary=self.vocabulary)
+            train_tokenizer(tokenizer, table, recipe.recipe.corpus, recipe.base)
+        found = {}
+        made = self.folder / self.ambiguous
+        for name in ("logits", "heldout"):
+            decisions = Decisions(ambiguous=self.ambiguous)
+            retokenize(str(self.run / name), str(made / name), tokenizer, decisions)
+        for tokens, root in (("the teacher's", self.run), ("others", made)):
+            found[tokens] = open_store(root / "logits"), open_store(root / "heldout")
+        return found
+
+    def rows(self) -> list[Row]:
+        stores = self.stores()
+        print(stores["others"][0].manifest.retokenized)
+        figures: dict[tuple[str, str], list[float]] = {}
+        for seed in SEEDS:
+            for tokens, (store, heldout) in stores.items():
+                for name in OWN if tokens == "the teacher's" else OBJECTIVES:
+                    found = self._bits(tokens, name, seed, store, heldout)
+                    figures.setdefault((tokens, name), []).append(found)
+        means = {key: statistics.fmean(each) for key, each in figures.items()}
+        gap = means["the teacher's", OWN[0]] - means["the teacher's", OWN[1]]
+        return [
+            Row(
+                tokens=tokens,
+                objective=name,
+                bits_per_byte=means[tokens, name],
+                spread=statistics.stdev(figures[tokens, name]) if len(SEEDS) > 1 else 0.0,
+                of_the_gap=(means[tokens, OWN[0]] - means[tokens, name]) / gap,
+                machine=describe_machine(),
+            )
+            for tokens, name in figures
+        ]
+
+    def _bits(
+        self, tokens: str, name: str, seed: int, store: StoreReader, heldout: StoreReader
+    ) -> float:
+        """Bits per byte of one student."""
+        key = "own" if tokens != "others" else "other"
+        if key == "other" and OBJECTIVES[name].kl:
+            key += f"-{self.ambiguous}"
+        key += f"-{name.replace(',', '').replace(' ', '-')}-{seed}"
+        # as much text in a step, whatever the number of its tokens
+        base = open_store(self.run / "logits").manifest.packing.sequence_length
+        sequences = sequences_in(self.config.batch_tokens, base)
+        batch = sequences * store.manifest.packing.sequence_length
+        job = StudentJob(
+            name="bench",
+            architecture=self.architecture,
+            model=None,
+            objective=OBJECTIVES[name],
+            config=replace(self.config, batch_tokens=batch),
+            seed=seed,
+            folder=self.folder / "students" / key,
+        )
+        figures: dict[str, Any] = trained(job, store, heldout)
+        bits = bits_per_byte(heldout, figures["loss"])
+        assert bits is not None
+        print(f"{tokens} tokens, {name}, seed {seed}: {bits:.4f} bits per byte", flush=True)
+        return bits
+
+
+def captured(teacher: str | None, texts: tuple[str, ...], name: str) -> Path:
+    """The run of the demo, or of a teacher on texts."""
+    recipe = "demo"
+    if teacher is not None:
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        path = OUTPUT / f"{name}.toml"
+        files = [str(Path(text).resolve()) for text in texts]
+        text = RECIPE.format(name=name, files=files, teacher=Path(teacher).resolve())
+        path.write_text(text, encoding="utf-8")
+        recipe = str(path)
+    command = [sys.executable, "-m", "coldstill.pipeline.cli", "teacher-logits", recipe]
+    subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
+    return OUTPUT / (name if teacher is not None else "demo")
+
+
+def table(rows: list[Row]) -> str:
+    """The Markdown table of `tests/README.md`."""
+    lines = ["| tokens | objective | bits per byte | of the gap |", "|---|---|---:|---:|"]
+    lines += [
+        f"| {row.tokens} | {row.objective} | {row.bits_per_byte:.4f} ± {row.spread:.4f} | "
+        f"{row.of_the_gap:.1%} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.argument("texts", nargs=-1)
+@click.option("--teacher", metavar="FOLDER", help="Another teacher than the demo's.")
+@click.option("--name", default="retokenize-texts", help="Name of that teacher's run.")
+@click.option("--vocabulary", default=3000, help="Tokens of the other student.")
+@click.option("--steps", default=450, help="Steps of each student.")
+@click.option("--ambiguous", type=click.Choice(["split", "map"]), default="split")
+def main(
+    texts: tuple[str, ...],
+    teacher: str | None,
+    name: str,
+    vocabulary: int,
+    steps: int,
+    ambiguous: Ambiguous,
+) -> None:
+    """Measure every case without a result and print the table."""
+    if bool(texts) != (teacher is not None):
+        raise click.UsageError("texts and --teacher need each other")
+    student = load_recipe("demo").recipe.students["small"]
+    assert student.architecture is not None
+    run = captured(teacher, texts, name)
+    bench = Bench(
+        run=run,
+        # bytes take several times as many positions as the teacher's tokens
+        architecture=replace(student.architecture, context=4096),
+        config=replace(student.train, steps=steps),
+        vocabulary=vocabulary,
+        ambiguous=ambiguous,
+    )
+    rows = bench.rows()
+    write_rows(f"retokenize-{run.name}-{vocabulary}-{ambiguous}", rows)
+    print(table(rows), end="")
+
+
+if __name__ == "__main__":
+    main()

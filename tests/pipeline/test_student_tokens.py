@@ -1,0 +1,129 @@
+"""Students whose model has other tokens than the teacher: their stores are made on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from coldstill.data.maintenance.verify import verify
+from coldstill.data.store.reader import open_store
+from conftest import make_model
+from spellings import byte_pairs, saved
+from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from desk import Desk
+
+pytest_plugins = ("desk",)
+
+STUDENT = ("train-student", "r.toml", "--student")
+PAIRS = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("e", "r"), ("Ġ", "l"), ("l", "e"), ("Ġ", "a")]
+
+
+def add_students(desk: Desk, *tables: str) -> None:
+    """Add students `a`, `b`, ... to the recipe."""
+    texts = [f"[students.{name}]\n{table}" for name, table in zip("abcd", tables, strict=False)]
+    desk.edit("[students.baseline]", "\n".join([*texts, "[students.baseline]"]))
+
+
+def model_of(folder: Path, tokenizer: Any, end: str) -> None:
+    """A small random model with a tokenizer."""
+    saved(folder, tokenizer, end=end)
+    size = tokenizer.get_vocab_size()
+    ids = {"eos_token_id": tokenizer.token_to_id(end)}
+    make_model("llama", size, max_position_embeddings=512, **ids).save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_students_with_other_tokens_share_one_store_and_are_compared_by_bytes(
+    finished: Desk,
+) -> None:
+    model_of(finished.root / "other", byte_pairs(PAIRS, end="</s>"), "</s>")
+    both = "objective = { kl = 0.5, chunk_likelihood = 1.0, cross_entropy = 0.1 }"
+    add_students(
+        finished,
+        'like = "small"\nmodel = "./other"',
+        f'like = "small"\nmodel = "./other"\n{both}',
+    )
+    first = finished.done(*STUDENT, "a").stderr
+    [folder] = (finished.run / "tokens").iterdir()
+    note = "students.a has other tokens than the teacher; the store is written in its tokens to "
+    assert f"{note}runs/r/tokens/{folder.name}/logits" in first
+    assert "kl unbiased with this record" in first
+    assert re.search(r"warning: the teacher's distribution is known at \d+\.\d% of the pos", first)
+    assert "add cross_entropy or chunk_likelihood to the objective" in first
+    second = finished.done(*STUDENT, "b").stderr
+    assert "retokenize" not in second
+    assert "add cross_entropy" not in second
+    assert "kl unbiased, chunk_likelihood exact with this record" in second
+    finished.done("evaluate", "r.toml")
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["heldout", "logits"]
+    for name in ("logits", "heldout"):
+        assert not list(verify(str(folder / name)))
+    teacher = finished.json("teacher.evaluation.json")
+    figures = {name: finished.json("students", name, "evaluation.json") for name in "ab"}
+    heldout = open_store(folder / "heldout")
+    manifest = heldout.manifest
+    assert manifest.retokenized is not None
+    for name, found in figures.items():
+        assert found["tokens"] == manifest.tokenizer.fingerprint, name
+        assert found["positions"] == heldout.positions > teacher["positions"]
+        assert math.isfinite(found["kl"])
+        # random weights: every token is about as probable as any other
+        assert found["bits_per_byte"] > teacher["bits_per_byte"]
+        assert found["cached_bytes_per_position"] > 0
+    # all bytes of the text are predicted, so the teacher's figure is that of the run's own store
+    left = manifest.retokenized.counts["left_labels"]
+    assert left == 0
+    warnings = finished.done("compare", "r").stderr
+    assert "bits per byte do, across different tokens of one text" in warnings
+    assert finished.done(*STUDENT, "a").stderr.count("already trained") == 1
+    finished.done("export", "r", "a", "--to", "hf")
+    finished.done("report", "r")
+    metrics = (finished.run / "students" / "b" / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in metrics.splitlines()]
+    assert all(line["chunk_likelihood"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+def test_what_the_recipe_decides_makes_another_store(finished: Desk) -> None:
+    model_of(finished.root / "other", byte_pairs(PAIRS, end="</s>"), "</s>")
+    add_students(
+        finished,
+        'like = "small"\nmodel = "./other"\nretokenize = { ambiguous = "bucket" }',
+        'like = "small"\nmodel = "./other"\nretokenize = { unaligned = "skip" }',
+    )
+    line = finished.coldstill(*STUDENT, "a").stderr.splitlines()[-1]
+    assert "needs a record without samples, which alone has a bucket" in line
+    alone = ("--set", 'students.small.retokenize={ unaligned = "skip" }')
+    line = finished.refused("train-student", "r.toml", "--student", "n", *alone)
+    assert "has 'retokenize' without 'model'" in line
+    finished.done(*STUDENT, "b")
+    record = finished.json("students", "b", "student.json")["tokens"]
+    assert record["decisions"] == {"ambiguous": "split", "special": {}, "unaligned": "skip"}
+    [place] = [path.parent for path in (finished.run / "tokens").glob("*/logits/manifest.json")]
+    shutil.rmtree(place)
+    line = finished.refused("evaluate", "r.toml", "--student", "b")
+    assert "missing; the student 'b' has other tokens than the teacher" in line
+    finished.done(*STUDENT, "b")  # makes the store again, and finds the student trained
+    finished.done("evaluate", "r.toml", "--student", "b")
+
+
+@pytest.mark.slow
+def test_a_tokenizer_without_known_bytes_is_refused_before_anything_is_done(
+    finished: Desk,
+) -> None:
+    tokenizer: Any = byte_pairs(PAIRS, end="</s>")
+    tokenizer.decoder = None
+    model_of(finished.root / "other", tokenizer, "</s>")
+    assert Tokenizer.from_file(str(finished.root / "other" / "tokenizer.json")).decoder is None
+    add_students(finished, 'like = "small"\nmodel = "./other"')
+    line = finished.coldstill(*STUDENT, "a").stderr.splitlines()[-1]
+    assert line.startswith("error: the tokenizer of students.a: the bytes of its tokens cannot be")
+    assert not (finished.run / "students" / "a").exists()
