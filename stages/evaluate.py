@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..data.alignment import labels
+from ..data.errors import ColdstillError
 from ..data.store.manifest import read_measurements
 from ..data.token_bytes import token_bytes_of
 from .evaluation.quality import Calibration, CalibrationBin
@@ -165,6 +166,52 @@ def measure_quality(
         _add_block(head, block, isolation, sums, calibration)
         report(Report(stage=stage, done=sums.positions, total=store.positions, unit="positions"))
     return sums, calibration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnText:
+    """Figures of a student on text that it wrote, at the positions of its answers."""
+
+    round: int
+    """Number of the training that made the measured model, from 1."""
+    positions: int
+    kl: float
+    """Mean KL(teacher || student), in nats."""
+    agreement: float
+    acceptance: float
+
+
+def evaluate_own_text(
+    name: str,
+    model_folder: Path,
+    store: StoreReader,
+    report: Reporter = silent,
+    *,
+    own_code: bool = False,
+) -> OwnText:
+    """Measure a student on its own answers to held-out prompts, which the teacher has scored.
+
+    Raises
+        ColdstillError: another model wrote the answers, or it cannot be loaded
+    """
+    where, written = f"students.{name}", store.manifest.written
+    identity = teacher_identity(str(model_folder), where, dtype="auto", revision="main")
+    if written is None or written.fingerprint != identity.fingerprint:
+        raise ColdstillError(
+            f"{store.place}: another model wrote this text than {model_folder}; delete the folder "
+            f"{store.place} and the text beside it, then write and score it again"
+        )
+    stage = f"{STAGE} {name}"
+    report(Report(stage=stage, doing=f"load the model of round {written.round}"))
+    model = load_model(str(model_folder), where, precision="fp32", own_code=own_code)
+    model.to(best_device())
+    head = connect_head(model, store.manifest.tokenizer.size, report)
+    isolation = student_isolation(model, store, where, report)
+    means = measure_quality(head, isolation, store, stage, report)[0].means()
+    return OwnText(
+        round=written.round,
+        **{each: means[each] for each in ("positions", "kl", "agreement", "acceptance")},
+    )
 
 
 def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluation:

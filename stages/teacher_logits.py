@@ -142,7 +142,8 @@ def _capture_split(
         with peak_memory(teacher.device) as memory:
             tally = capture_shards(plan, teacher, writer, forward, report, stop, source)
         took = time.perf_counter() - started
-        if tally.done and not stop():
+        # the cost of the teacher is known from the corpus
+        if tally.done and not stop() and plan.written is None:
             report(Report(stage=stage, doing="measure the teacher's speed"))
             measured = {
                 **_measure(plan, teacher, forward.budget, took, report),

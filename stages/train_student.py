@@ -24,7 +24,7 @@ from .students.adapters import adapt, expect_peft, merge_adapters
 from .students.job import PRUNING, NewStudent, StudentJob, make_student
 from .students.lesson import lesson
 from .training.checkpoints import full_disk_errors
-from .training.feed import StoreDataset
+from .training.feed import MixedDataset, StoreDataset
 from .training.loop import TrainingJob, train
 from .training.objective import supports
 
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
     from ..data.store.reader import StoreReader
     from .students.few_bits import Rounding
+    from .students.lesson import Lesson
     from .training.chunked_loss import Term
+    from .training.feed import Trainable
 
 STAGE, PRUNE = "train-student", "prune-student"
 _MOST_AMBIGUOUS = 0.1
@@ -83,7 +85,7 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
         TrainingJob(
             stage=stage,
             head=head,
-            dataset=StoreDataset(*taught.stores),
+            dataset=_dataset(job, taught),
             isolation=isolation,
             capture=manifest.capture,
             terms=taught.terms,
@@ -107,6 +109,13 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     merged = f"{learned:,} adapter weights trained and merged into {size}"
     note = f"{size} trained" if job.lora is None else merged
     report(Report(stage=stage, note=note))
+
+
+def _dataset(job: StudentJob, taught: Lesson) -> Trainable:
+    """What a student reads: the stores of its teachers, or one store and text of its own."""
+    if job.training is None or job.training == 1:
+        return StoreDataset(*taught.stores)
+    return MixedDataset(taught.stores[0], job.own, job.own_share)
 
 
 def _report_chunks(terms: Sequence[Term], store: StoreReader, stage: str, report: Reporter) -> None:

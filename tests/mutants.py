@@ -42,6 +42,20 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "a mixture reads no text that the student wrote",
+        "stages/training/feed.py",
+        "is_theirs_N = np.diff(self._theirs(places_N)) > 0",
+        "is_theirs_N = np.diff(self._theirs(places_N)) < 0",
+        ("stages/test_feed.py",),
+    ),
+    Mutant(
+        "a student learns the prompts of its own text",
+        "stages/students/rounds/writing.py",
+        "np.arange(len(text)) >= len(prompt.tokens_T)",
+        "np.arange(len(text)) >= 0",
+        ("pipeline/test_rounds.py",),
+    ),
+    Mutant(
         "a loss on distributions reads what is inside a chunk of text",
         "stages/training/chunked_loss.py",
         "sparse = sparse.at(own.known, own)",

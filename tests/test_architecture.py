@@ -43,7 +43,7 @@ LIGHT_STAGES = {
     "stages.models.gguf_file", "stages.models.model_files",
     "stages.planning", "stages.planning.memory", "stages.planning.model_sizes",
     "stages.ranks", "stages.report", "stages.students.pruning", "stages.students.pruning.config",
-    "stages.students.pruning.shapes",
+    "stages.students.pruning.shapes", "stages.students.rounds", "stages.students.rounds.config",
 }  # fmt: skip
 
 

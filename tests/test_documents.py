@@ -73,6 +73,10 @@ NOT_RUN = {
     "torchrun --nproc-per-node 8 --no-python coldstill train-student my-run": (
         "needs eight processes; test_processes.py runs two"
     ),
+    **dict.fromkeys(
+        (f"coldstill rounds {name} my-run" for name in ("next", "write", "capture")),
+        "needs a student with rounds; test_rounds.py runs it",
+    ),
     "coldstill teacher-logits my-run --ray 10.0.0.1:6379 --workers 16 --gpus-per-worker 1": (
         "needs a cluster; test_ray.py makes one"
     ),

@@ -1,7 +1,7 @@
 """The manifest of a store: never changed, and compared before shards are added.
 
-It names the teacher, the tokenizer, the corpus, the packing and the capture. It does not name
-students: any number of them read the same store.
+It names the teacher, the tokenizer, the corpus, the packing and the capture. It does not name the
+students that read it, of which there can be any number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..files import parse_json
 from ..formats import STORES, Store
 from ..schema import Capture
 from .layout import MANIFEST, MEASUREMENTS, expect_seal, sealed, unsealed, validated
-from .provenance import Imported
+from .provenance import Generation, Imported, Writing
 from .retokenized import Retokenized
 
 if TYPE_CHECKING:
@@ -117,19 +117,6 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """How the teacher answered prompts, if its own answers were captured."""
-
-    __pydantic_config__: ClassVar[Any] = _STRICT
-    max_new_tokens: _Size
-    temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-    """The sampling temperature; 0 takes the most probable token."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
-    top_k: _Count
-    """Number of most probable tokens that are sampled from; 0 for all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One of the stores that a merged store was made of."""
 
@@ -170,6 +157,8 @@ class Manifest:
     """The parts of a merged store; empty in others."""
     generated: Generation | None = None
     """How the teacher answered prompts; None if it did not. `packing` is that of the prompts."""
+    written: Writing | None = None
+    """Who wrote the sequences; None unless a student did. Each holds prompts with their answers."""
     retokenized: Retokenized | None = None
     """How the store was written in a student's tokens, if it was."""
     imported: Imported | None = None
@@ -212,10 +201,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a sealed JSON value."""
-        value: dict[str, Any] = asdict(self)
-        for name in ("generated", "imported", "retokenized"):
-            if value[name] is None:
-                del value[name]
+        value: dict[str, Any] = {k: v for k, v in asdict(self).items() if v is not None}
         usual = {"chunks": False, "guessed_labels": False, "mass": True}
         value["capture"] = {k: v for k, v in value["capture"].items() if usual.get(k) is not v}
         for name in ("trust_remote_code", "weights", "engine", "other_engines"):

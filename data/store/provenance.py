@@ -1,4 +1,4 @@
-"""Where the targets of an imported store come from."""
+"""Where the text or the targets of a store come from, if not from its corpus and its capture."""
 
 from __future__ import annotations
 
@@ -15,13 +15,38 @@ if TYPE_CHECKING:
 
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
+_Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_STRICT: Any = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """How a model answered prompts: the teacher, if its own answers were captured, or a student."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+    max_new_tokens: _Size
+    temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    """The sampling temperature; 0 takes the most probable token."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    top_k: _Count
+    """Number of most probable tokens that are sampled from; 0 for all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing(Generation):
+    """The student that wrote the sequences, if the teacher scores a student's own text."""
+
+    fingerprint: str
+    """SHA-256 of the student's weights."""
+    round: _Size
+    """The number of the training, from 1, after which it wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
     """Where the targets of an imported store come from, and what they lack."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar[Any] = _STRICT
     format: str
     """Name of the format, one of `data.imports.FORMATS`."""
     source: tuple[str, ...]

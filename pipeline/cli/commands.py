@@ -19,6 +19,7 @@ from .group import Group
 from .imports import import_
 from .launch import launch
 from .options import (
+    FOLLOWING,
     json_option,
     print_next,
     ray_options,
@@ -28,6 +29,7 @@ from .options import (
     work_of,
 )
 from .results import export, inspect, report
+from .rounds import rounds
 from .store import store
 
 
@@ -216,13 +218,16 @@ def train_student(recipe: str, **options: Any) -> None:
     """Train students from the store, without the teacher.
 
     This is stage two. It trains all students of the recipe, or those named. A NAME that the recipe
-    lacks makes a variant of the one student that --set changes.
+    lacks makes a variant of the one student that --set changes. A student with rounds is trained
+    as far as its text is scored.
 
     Example: coldstill train-student demo --student small
     """
     from ..steps import interface
 
-    interface.train_students(recipe, **options)
+    models = interface.train_students(recipe, **options)
+    if not all(model.exists() for model in models.values()):
+        click.get_current_context().meta[FOLLOWING] = "rounds next"
 
 
 @main.command()
@@ -387,4 +392,5 @@ main.add_command(import_)
 main.add_command(inspect)
 main.add_command(launch)
 main.add_command(report)
+main.add_command(rounds)
 main.add_command(store)

@@ -24,7 +24,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     "Prepare": ("init", "plan", "recipe-help"),
     "Stage one: the teacher": ("train-teacher", "teacher-logits", "import"),
     "Stage two: the students": ("prune-student", "train-student", "evaluate", "sweep"),
-    "Both stages": ("run",),
+    "Both stages": ("run", "rounds"),
     "Run them on a cluster": ("launch",),
     "Look at results": ("compare", "report", "inspect"),
     "Use results elsewhere": ("export", "store"),

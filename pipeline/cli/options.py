@@ -30,11 +30,13 @@ NEXT: Mapping[str, str] = {
     "sweep": "report",
     "run": "report",
 }
+FOLLOWING = "coldstill.following"
+"""Key in the context's `meta` for a command that is useful next instead."""
 
 
 def print_next(context: click.Context) -> None:
     """Print the next useful command with the same run, to stderr; nothing with --json."""
-    following = NEXT.get(context.info_name or "")
+    following = context.meta.get(FOLLOWING) or NEXT.get(context.info_name or "")
     asked = context.params
     if following is None or asked.get("as_json") or asked.get("dry_run") or rank() != 0:
         return
@@ -43,12 +45,12 @@ def print_next(context: click.Context) -> None:
         if len(named) > 1:
             return
         [named] = named
-    words = ["coldstill", following, named]
+    words = ["coldstill", *following.split(), named]
     for setting in asked.get("settings", ()):
         words += ["--set", setting]
     if asked.get("runs", "runs") != "runs":
         words += ["--runs", asked["runs"]]
-    if following in ("train-student", "evaluate"):
+    if following in ("train-student", "evaluate", "rounds next"):
         for student in asked.get("students", ()):
             words += ["--student", student]
     click.echo(f"next: {shlex.join(words)}", err=True)

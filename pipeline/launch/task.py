@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.errors import ColdstillError
 from ...data.files import whole_file
 from ..recipe.work import open_work
+from ..steps.students import first_training
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,11 @@ def open_task(
     if untrained and step == "teacher-logits":
         first = f"coldstill train-teacher {shlex.quote(recipe)}{given}"
         work.note("launch", f"the teacher is not trained yet; first run {first}", warning=True)
-    cut = [n for n, table in tables.items() if table.prune and not work.run.student(n).is_begun(1)]
+    cut = [
+        name
+        for name, table in tables.items()
+        if table.prune and not first_training(work.run.student(name), table).is_begun(1)
+    ]
     if cut and sizes["nodes"] * sizes["processes"] > 1:
         named = " ".join(f"--student {name}" for name in cut)
         first = f"coldstill prune-student {shlex.quote(recipe)} {named}{given}"

@@ -192,6 +192,8 @@ def _student(
         where = f"students.{name}.prune"
         note = shortfall(student.prune[-1], parameters, teacher.parameters, where)
     steps = student.train.steps * max(1, len(student.prune or ()))
+    if student.rounds is not None:
+        steps += student.rounds.training(student.train).steps * (student.rounds.count - 1)
     family = student_family(work, student)
     return StudentPlan(
         steps=steps,
@@ -268,6 +270,7 @@ def _training_hours(work: Work) -> dict[str, float | None]:
         folder, stage = run.student(name), f"train-student {name}"
         if folder.model.exists():
             hours[stage] = 0.0
-        elif len(student.prune or ()) < 2:  # each round has a model and a speed of its own
+        elif len(student.prune or ()) < 2 and student.rounds is None:
+            # otherwise each round has a model and a speed of its own
             hours[stage] = training_hours(student.train, folder.root, length)
     return hours

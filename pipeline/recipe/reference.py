@@ -92,8 +92,13 @@ def table_kinds() -> tuple[TableKind, ...]:
 
 def _shortened(places: list[str]) -> tuple[str, ...]:
     """Return the places of a table; `PARENT.KEY` stands for many keys of one parent."""
-    parents = {place.rpartition(".")[0] for place in places}
-    return (f"{parents.pop()}.KEY",) if len(places) > 3 and len(parents) == 1 else tuple(places)
+    below: dict[str, list[str]] = {}
+    for place in places:
+        below.setdefault(place.rpartition(".")[0], []).append(place)
+    found: list[str] = []
+    for parent, own in below.items():
+        found += [f"{parent}.KEY"] if len(own) > 3 else own
+    return tuple(found)
 
 
 @functools.cache
@@ -131,7 +136,8 @@ def names_at(place: list[str]) -> list[str]:
 
 @functools.cache
 def student_keys() -> frozenset[tuple[str, ...]]:
-    """Return every key that a student's table and its plain tables may have."""
+    """Return every key of a student's table and its plain tables that a sweep can vary; it refuses
+    `rounds`."""
 
     def below(kind: type, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for key in keys_of(kind):
@@ -139,7 +145,7 @@ def student_keys() -> frozenset[tuple[str, ...]]:
             if key.table is not None and not key.is_list:
                 yield from below(key.table, (*above, key.name))
 
-    return frozenset(below(StudentTable, ()))
+    return frozenset(key for key in below(StudentTable, ()) if key[0] != "rounds")
 
 
 def _defaults(kind: type) -> dict[str, str]:

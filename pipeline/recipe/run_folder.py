@@ -28,6 +28,7 @@ from .reading import RESOLVED, VERBATIM, load_recipe
 from .tables import NAME_PATTERN, TEACHER, StudentTable
 
 if TYPE_CHECKING:
+    from ...data.prepared import Split
     from .reading import LoadedRecipe
 
 
@@ -40,7 +41,7 @@ class _Path:
     def __init__(self, *parts: str) -> None:
         self._parts = parts
 
-    def __get__(self, owner: StudentFolder | Run, kind: type) -> Path:
+    def __get__(self, owner: StudentFolder | TextFolder | Run, kind: type) -> Path:
         return owner.root.joinpath(*self._parts)
 
 
@@ -74,12 +75,41 @@ class StudentFolder:
         earlier = (first / "start", first / "model") if trainings > 1 else ()
         return any(path.is_dir() for path in (self.start, *earlier))
 
+    written = _Path("written")
+    """Text that the student wrote after each of its trainings, and the trainings but the last."""
+
+    def training(self, number: int, count: int) -> StudentFolder:
+        """Return the folder of one training of a student with rounds; the last one is its own.
+
+        number  number of the training, from 1
+        count   number of all its trainings; 1 without rounds
+        """
+        return self if number == count else StudentFolder(self.written / str(number))
+
+    def text(self, number: int) -> TextFolder:
+        """Return the folder of the text that it wrote after a training, counted from 1."""
+        return TextFolder(self.written / str(number))
+
     evaluation = _Path("evaluation.json")
     """Figures on the held-out store."""
     exports = _Path("exports")
     """Exports in other formats, a folder for each."""
     tasks = _Path("tasks.json")
     """Results of lm-eval tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextFolder:
+    """What a student wrote after one training, and the teacher's scores of it."""
+
+    root: Path
+
+    text = _Path("text")
+    """The text, as a prepared corpus; it exists once it is complete."""
+
+    def store(self, split: Split) -> Path:
+        """Return the folder of the store of a split of the text."""
+        return self.root / ("logits" if split == "train" else "heldout")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from ...stages.config import (
     named_scheme,
 )
 from ...stages.students.pruning.config import PruneConfig, listed_cuts, plain_cuts
+from ...stages.students.rounds.config import RoundsConfig, counted_rounds
 from .teacher_table import Table, TeacherTable
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -185,6 +186,13 @@ class StudentTable(Table):
     weight that is left of 1. If it is listed too (without `logits`), weights can have any sum."""
     train: TrainConfig
     """How the student is trained."""
+    rounds: Annotated[
+        RoundsConfig | None,
+        BeforeValidator(counted_rounds),
+        InRecipe("integer at least 1, or table"),
+    ] = None
+    """Train the student several times, each time but the first also on text that it wrote and that
+    the teacher scored. A number is the number of trainings; 1 is the same as unset."""
 
     @property
     def other_stores(self) -> tuple[str, ...]:
@@ -216,6 +224,17 @@ class StudentTable(Table):
             )
         if len(set(self.other_stores)) < len(self.other_stores):
             raise ValueError("teachers: the same 'logits' is listed twice; give it one weight")
+        return self
+
+    @model_validator(mode="after")
+    def _teachable_rounds(self) -> StudentTable:
+        if self.rounds is not None:
+            self.rounds.learned_with(self.objective)
+            if self.other_stores:
+                raise ValueError(
+                    "rounds: a student of several teachers has none, because each of them would "
+                    "have to score its text; remove 'rounds' or 'teachers'"
+                )
         return self
 
     @model_validator(mode="after")

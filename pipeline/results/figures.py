@@ -85,6 +85,17 @@ class Quality(Record):
     """Bins of equal width over the confidence; older versions wrote none."""
 
 
+class OwnText(Record):
+    """Figures of a student on its own answers to held-out prompts."""
+
+    round: int
+    """Number of the training that made the measured model, from 1."""
+    positions: int
+    kl: float
+    agreement: float
+    acceptance: float
+
+
 class ModelFigures(Quality):
     """All figures of a teacher, a student or an export.
 
@@ -109,6 +120,9 @@ class ModelFigures(Quality):
     """Held-out positions it was measured on."""
     bits_per_byte: float | None = None
     """Loss in bits for each byte of text; None where the bytes are not known."""
+    own_text: tuple[OwnText, ...] = ()
+    """Figures on its own text for each of its rounds that the teacher scored; the last one is that
+    of the student itself, if its last round is scored."""
     cached_bytes_per_position: float | None = None
     """Bytes for each position of the stores it was trained from: 0 without a teacher."""
     flops_per_token: int | None = None
@@ -146,6 +160,10 @@ class ModelFigures(Quality):
     def short_name(self) -> str:
         """Name for a place that shows the student already: the format of an export."""
         return self.format if self.is_export and self.format else self.name
+
+    def on_own_text(self, figure: str) -> float | None:
+        """A figure on the text that it wrote after its last scored round; None if there is none."""
+        return getattr(self.own_text[-1], figure) if self.own_text else None
 
     def speed(self, batch: int = 1) -> Speed | None:
         """Figures of generating that many texts at once; None if they were not measured."""

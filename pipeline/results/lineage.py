@@ -216,6 +216,9 @@ def origin_in_words(origin: Mapping[str, Any]) -> str:
             parts.append(f"pruned out of the teacher: {', then '.join(map(_cut, cuts))}")
         elif key == "lora" and isinstance(value, dict):
             parts.append(f"adapters of rank {value.get('rank')}, merged")
+        elif key == "rounds" and isinstance(value, dict):
+            own = "on its own text" if value.get("share") else "on the same text"
+            parts.append(f"{value.get('count')} rounds {own}")
         elif key == "quantize" and isinstance(value, dict):
             begun = f" after {value['start']:.0%} of the steps" if value.get("start") else ""
             parts.append(f"trained with {value.get('scheme')} weights{begun}")

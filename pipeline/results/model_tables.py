@@ -102,6 +102,29 @@ QUALITY = (
 """How good a model is; each table begins with a column of names."""
 
 
+def _own(
+    key: str, title: str, text: Callable[[Any], str], better: Literal["less", "more"]
+) -> Column:
+    return Column(
+        key=f"own_{key}",
+        title=title,
+        value=lambda row: row.on_own_text(key),
+        text=text,
+        group="own text",
+        better=better,
+        depends_on="text",
+        missing="only students with rounds write text that the teacher scores",
+    )
+
+
+_OWN_TEXT = (_own("kl", "KL", _nats, "less"), _own("acceptance", "acceptance", _share, "more"))
+
+
+def quality_columns(rows: Iterable[ModelFigures]) -> tuple[Column, ...]:
+    """The columns of quality; those on a student's own text only where a model has them."""
+    return (*QUALITY, *_OWN_TEXT) if any(row.own_text for row in rows) else QUALITY
+
+
 _OLD = "it was evaluated by an older version; delete evaluation.json and evaluate again"
 _UNTIMED = (
     "it was not timed at that batch size: it has no key-value cache, its texts are too short, or "
@@ -203,7 +226,7 @@ def notes(rows: Sequence[ModelFigures]) -> list[str]:
 def missing(rows: Sequence[ModelFigures]) -> list[str]:
     """A line for each reason why figures are not known, with the columns and the models."""
     found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for column in (*QUALITY, *COST):
+    for column in (*quality_columns(rows), *COST):
         names = tuple(row.name for row in rows if column.value(row) is None)
         if names:
             titles = found.setdefault((column.missing, names), [])
@@ -287,14 +310,15 @@ def cost_title(rows: Sequence[ModelFigures]) -> str:
 
 def tables(rows: Sequence[ModelFigures]) -> str:
     """Both tables for a terminal, numbers to the right, and notes below."""
-    parts = [_aligned(QUALITY, rows), f"{cost_title(rows)}\n{_aligned(COST, rows)}"]
+    parts = [_aligned(quality_columns(rows), rows), f"{cost_title(rows)}\n{_aligned(COST, rows)}"]
     wrapped = [textwrap.fill(note, _NOTE) for note in [*notes(rows), *missing(rows)]]
     return "\n\n".join([*parts, "\n".join(wrapped)] if wrapped else parts)
 
 
 def markdown(rows: Sequence[ModelFigures]) -> str:
     """Warnings, both tables and notes as a part of a Markdown document."""
-    parts = [*(f"**{warning}**\n" for warning in warnings(rows)), _marked_down(QUALITY, rows)]
+    parts = [f"**{warning}**\n" for warning in warnings(rows)]
+    parts.append(_marked_down(quality_columns(rows), rows))
     parts += [f"{cost_title(rows)}:\n", _marked_down(COST, rows)]
     return "\n".join([*parts, *(f"{note}\n" for note in [*notes(rows), *missing(rows)])])
 

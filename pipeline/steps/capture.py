@@ -119,7 +119,7 @@ def capture_base(work: Work, *, other_engine: bool = False) -> CaptureBase:
         tokenizer = tokenizer_of(work)
         report_left_out(work, tokenizer, "teacher-logits")
         # checked before the corpus is read, which can take long
-        checked = _checked_teacher(work, tokenizer)
+        checked = checked_teacher(work, tokenizer)
         record = prepared(work, tokenizer, together=recipe.corpus.pack)
     return CaptureBase(
         tokenizer=tokenizer, checked=checked, record=record, other_engine=other_engine
@@ -161,7 +161,7 @@ class CheckedTeacher:
     captures: dict[Split, Capture]
 
 
-def _checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
+def checked_teacher(work: Work, tokenizer: Any) -> CheckedTeacher:
     """Check what can be checked without the teacher's weights in memory.
 
     Raises

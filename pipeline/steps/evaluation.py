@@ -15,6 +15,7 @@ from ..pages.self_contained import expect_file
 from ..results.figures import ModelFigures, json_rows
 from ..results.model_tables import markdown, warnings, without_calibration
 from ..results.rows import compared_rows, is_older
+from .own_text import scored_texts
 from .retokenize import TOKENS, OwnTokens, folder_in_tokens, trained_store
 from .students import open_made, store_called
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...data.store.manifest import Manifest
+    from ...stages.evaluate import OwnText
     from ..recipe.run_folder import Run, StudentFolder
     from ..recipe.work import Work
 
@@ -76,8 +78,24 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         if own is not store:
             figures[TOKENS] = own.manifest.tokenizer.fingerprint
         figures[_CACHED] = _cached_bytes(work, name)
+        if texts := _own_text(work, name):
+            figures["own_text"] = [dataclasses.asdict(one) for one in texts]
         write_json(folder.evaluation, {**figures, "heldout": heldout})
         work.note(f"evaluate {name}", f"held-out loss {result.loss:.4f}, KL {result.kl:z.4f}")
+        for one in texts:
+            note = f"KL {one.kl:z.4f}, acceptance {one.acceptance:.1%}"
+            work.note(f"evaluate {name}", f"on its own text after round {one.round}: {note}")
+
+
+def _own_text(work: Work, name: str) -> list[OwnText]:
+    """Figures on the text of each round that the teacher scored, in order."""
+    from ...stages.evaluate import evaluate_own_text
+
+    own_code = work.recipe.trusts(name)
+    return [
+        evaluate_own_text(name, model, open_store(store), work.report, own_code=own_code)
+        for model, store in scored_texts(work.run.student(name)).values()
+    ]
 
 
 def heldout_identity(manifest: Manifest) -> str:
@@ -99,7 +117,8 @@ def is_evaluated(folder: StudentFolder, heldout: str) -> bool:
         return False
     where = f"students.{folder.root.name}"
     identity = teacher_identity(str(folder.model), where, dtype="auto", revision="main")
-    return figures.weights == identity.fingerprint
+    own = [one.round for one in figures.own_text]
+    return figures.weights == identity.fingerprint and own == [*scored_texts(folder)]
 
 
 def _measured(record: Path, heldout: str, *newer: str) -> ModelFigures | None:

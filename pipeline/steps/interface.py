@@ -43,7 +43,7 @@ def run(
     runs: str | Path = "runs",
     report: Reporter | None = None,
 ) -> list[ModelFigures]:
-    """Run a whole recipe: teacher, logits, students, evaluation and comparison.
+    """Run a whole recipe: teacher, logits, students with their rounds, evaluation and comparison.
 
     Finished steps are kept, so the function can be called again.
 
@@ -60,7 +60,7 @@ def run(
             settings of later steps are checked too
     """
     from ..planning.checks import expect_packable_students, expect_trainable, expect_usable_students
-    from . import capture, evaluation, students, teacher
+    from . import capture, evaluation, rounds, students, teacher
     from .evaluation import compare_runs
 
     with _work(recipe, settings, runs, report) as work:
@@ -70,6 +70,7 @@ def run(
         teacher.train_teacher(work)
         capture.teacher_logits(work)
         students.train_students(work, ())
+        rounds.finish_rounds(work)
         evaluation.evaluate(work, ())
         return compare_runs([work.run], None, work.report)
 
@@ -165,6 +166,8 @@ def train_students(
               the one student that `settings` change.
 
     `recipe`, `settings`, `runs` and `report` are those of `coldstill.run`.
+
+    A student with rounds makes the trainings that are due; its model exists after the last one.
 
     Returns the folder of each student's model.
 

@@ -19,6 +19,7 @@ from ...stages.report import Report
 from ..planning.checks import expect_trainable
 from ..recipe.run_folder import recorded_run
 from ..recipe.work import beginning, is_done
+from .own_text import due_trainings, training_settings
 from .retokenize import TOKENS, folder_in_tokens, own_tokens, store_in_tokens
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ def _checked(work: Work, names: Sequence[str], new_name: str) -> _Checked:
             missing[name] = student_job(work, name, settings[name], lessons.others)
     for name, job in missing.items():
         lesson(job, stores[name])
+        if (rounds := students[name].rounds) is not None:  # its later trainings
+            objective = rounds.learned_with(job.objective)
+            config = rounds.training(job.config)
+            lesson(dataclasses.replace(job, objective=objective, config=config), stores[name])
     return _Checked(students, stores, settings, missing)
 
 
@@ -107,6 +112,7 @@ def missing_students(work: Work, names: Sequence[str], new_name: str) -> list[st
 
 
 def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool) -> dict[str, str]:
+    from ...stages.students.lesson import lesson
     from ...stages.train_student import train_student
 
     checked = _checked(work, names, new_name)
@@ -121,9 +127,13 @@ def _train_students(work: Work, names: Sequence[str], new_name: str, go_on: bool
             if name not in jobs or is_trained(work, name, settings[name], new_name):
                 work.note(f"train-student {name}", f"already trained: {folder.model}")
                 continue
-            job = dataclasses.replace(jobs[name], teacher=teacher_weights(work, student, folder))
             try:
-                train_student(job, checked.stores[name], work.report)
+                for due in due_trainings(work, jobs[name]):
+                    lesson(due, checked.stores[name])
+                    needs = due.starts_from_teacher  # later rounds do not
+                    teacher = teacher_weights(work, student, folder) if needs else None
+                    job = dataclasses.replace(due, teacher=teacher)
+                    train_student(job, checked.stores[name], work.report)
             except DivergedError as error:
                 # only the first process has this error, so the others cannot continue
                 if not go_on or world_size() > 1:
@@ -156,6 +166,11 @@ def _lessons(
     found = own_tokens(work, name, student, store)
     if found is None:
         return Lessons(store, own_others)
+    if student.rounds is not None:
+        raise ColdstillError(
+            f"students.{name}.rounds: its tokens are not the teacher's, so the teacher cannot "
+            "score its text; remove 'rounds', or take a student with the teacher's tokens"
+        )
     own, tokenizer = found
 
     def written(one: StoreReader, named: str = "") -> StoreReader:
@@ -170,7 +185,7 @@ def student_settings(work: Work, student: StudentTable, lessons: Lessons) -> dic
     """Return everything that determines the trained weights."""
     store, others = lessons.store, lessons.others
     seed = work.recipe.seed if student.train.seed is None else student.train.seed
-    alone = set() if student.teachers else {"teachers"}
+    alone = {key for key in ("teachers", "rounds") if not getattr(student, key)}
     table = student.model_dump(mode="json", exclude={"like", "trust_remote_code", *alone})
     table["train"]["seed"] = seed  # whichever key of the recipe sets it
     settings = {"student": table, "seed": seed, "store": json_sha256(store.manifest.to_json())}
@@ -196,6 +211,8 @@ def is_trained(work: Work, name: str, settings: dict[str, Any], new_name: str = 
     where = f"students.{name}"
     done = is_done(folder.settings, folder.model, settings, where, new_name, _as_now)
     if not done:
+        if (rounds := work.recipe.student(name).rounds) is not None:
+            settings = training_settings(folder, rounds, settings, rounds.count)
         _expect_own(folder, settings, where)
     return done
 
@@ -218,7 +235,7 @@ def _expect_own(folder: StudentFolder, settings: dict[str, Any], where: str) -> 
         return
     # a cut's record names its own settings
     start = None if folder.pruning.exists() else folder.start
-    left = [folder.model] if last_is_own else [folder.model, last, start]
+    left = [folder.model, folder.written, *(() if last_is_own else (last, start))]
     unknown = next((path for path in left if path is not None and path.exists()), None)
     if unknown is not None:
         raise ColdstillError(
@@ -230,10 +247,14 @@ def _expect_own(folder: StudentFolder, settings: dict[str, Any], where: str) -> 
 def student_job(
     work: Work, name: str, settings: dict[str, Any], others: Mapping[str, StoreReader]
 ) -> StudentJob:
-    """Return the job of a student without the teacher's weights, which may be missing."""
+    """Return the job of a student without the teacher's weights, which may be missing; of a student
+    with rounds, that of its first training."""
     from ...stages.students.job import StudentJob
 
     student, folder = work.recipe.student(name), work.run.student(name)
+    rounds, own_settings = student.rounds, settings
+    if rounds is not None:
+        own_settings = training_settings(folder, rounds, settings, 1)
     return StudentJob(
         name=name,
         architecture=student.architecture,
@@ -247,11 +268,17 @@ def student_job(
         shares=student.shares,
         config=student.train,
         seed=settings["seed"],
-        folder=folder.root,
+        folder=first_training(folder, student).root,
         begin=beginning(work, folder.settings, settings, folder.evaluation),
-        settings=settings,
+        settings=own_settings,
+        training=None if rounds is None else 1,
         own_code=work.recipe.trusts(name),
     )
+
+
+def first_training(folder: StudentFolder, student: StudentTable) -> StudentFolder:
+    """Return the folder of a student's first training, which is its own without rounds."""
+    return folder.training(1, 1 if student.rounds is None else student.rounds.count)
 
 
 def job_as_trained(work: Work, name: str, store: StoreReader) -> StudentJob:
@@ -288,7 +315,8 @@ def teacher_weights(
 ) -> TeacherWeights | None:
     """Return the teacher weights to load; None once the student's initial weights exist."""
     starts_from_teacher = student.layers is not None or student.prune is not None
-    if not starts_from_teacher or folder.is_begun(max(1, len(student.prune or ()))):
+    first = first_training(folder, student)
+    if not starts_from_teacher or first.is_begun(max(1, len(student.prune or ()))):
         return None
     from ...stages.students.pruning.layers import TeacherWeights
 

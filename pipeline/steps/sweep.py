@@ -248,8 +248,8 @@ def plan_sweep(source: RecipeSource, texts: Sequence[str]) -> Sweep:
     A point that has the settings of a student in the recipe is that student.
 
     Raises
-        ColdstillError: a grid that cannot be read, wrong settings, or a point with the name of
-            another student
+        ColdstillError: a grid that cannot be read, wrong settings, a student with rounds, or a
+            point with the name of another student
     """
     plain = source.validated()
     own = plain.recipe.students
@@ -257,6 +257,11 @@ def plan_sweep(source: RecipeSource, texts: Sequence[str]) -> Sweep:
     made = _made(source, found)
     points: dict[str, Point] = {}
     for point in found:
+        if made[point.name].rounds is not None:
+            raise ColdstillError(
+                f"--grid: students.{point.student} has 'rounds', between which the teacher acts, "
+                "so a sweep cannot train it; name each student in the recipe and use coldstill run"
+            )
         seed = plain.recipe.seed
         if _difference(own[point.student], made[point.name], seed) is None:
             point = replace(point, name=point.student)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...data.errors import ColdstillError
-from ...data.store.manifest import CorpusIdentity, Generation, Manifest, Packing, format_settings
+from ...data.store.manifest import CorpusIdentity, Manifest, Packing, format_settings
+from ...data.store.provenance import Generation
 from ...data.store.writer import BLOCK_TOKENS, shard_sequences
 from ..models.isolation import recorded
 from ..models.vocabulary import tokenizer_identity
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ...data.prepared import CorpusRecord, SequenceFile, Split
     from ...data.schema import Capture, Sequences
     from ...data.store.manifest import TeacherIdentity
+    from ...data.store.provenance import Writing
     from ..config import GenerateConfig
     from ..models.isolation import Isolation
 
@@ -52,6 +54,8 @@ class CapturePlan:
     """How the teacher answers; None if the sequences are not prompts."""
     other_engine: bool = False
     """Whether a store that another engine began is continued."""
+    written: Writing | None = None
+    """The student that wrote the sequences; None if they are of the corpus."""
 
     def most_tokens(self, sequences: Sequences) -> NDArray[np.int64]:
         """[N] tokens of each sequence, or of each prompt with its longest possible answer."""
@@ -96,6 +100,7 @@ def make_manifest(plan: CapturePlan, isolation: Isolation) -> Manifest:
         codec=settings["codec"],
         store=settings["store"],
         generated=None if plan.generate is None else Generation(**asdict(plan.generate)),
+        written=plan.written,
     )
 
 

@@ -120,6 +120,8 @@ def _origin(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("trained with rounded weights", _short(student["quantize"])))
     if student.get("teachers"):
         rows.append(("further teachers", _short(student["teachers"])))
+    if student.get("rounds"):
+        rows.append(("rounds on its own text", _short(student["rounds"])))
     return [
         *rows,
         ("objective", _short(student.get("objective", {}))),

@@ -96,11 +96,19 @@ class StudentJob:
     """Number of this round of iterated pruning, from 1; None if there is only one."""
     recovered: Path | None = None
     """Model folder of the previous round, which this round cuts."""
+    training: int | None = None
+    """Number of this training of a student with `rounds`, from 1; None without them."""
+    own: tuple[StoreReader, ...] = ()
+    """Stores of the text that this student wrote after earlier trainings."""
+    own_share: float = 0.0
+    """Share of the sequences that are read from `own`."""
 
     @property
     def stage(self) -> str:
         """Name of the student and round in reports."""
-        return self.name if self.round is None else f"{self.name} round {self.round}"
+        own = "" if self.training is None else f" round {self.training}"
+        cut = "" if self.round is None else f" {'cut' if own else 'round'} {self.round}"
+        return f"{self.name}{own}{cut}"
 
     @property
     def start(self) -> Path:

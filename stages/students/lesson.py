@@ -65,6 +65,26 @@ def expect_same_sequences(first: StoreReader, other: StoreReader, where: str) ->
         )
 
 
+def expect_own_text(store: StoreReader, own: StoreReader, where: str) -> None:
+    """Compare the store of a student's own text with the store that it was first trained from.
+
+    Raises
+        ColdstillError: another teacher, tokenizer, sequence length or capture
+    """
+    ours, theirs = store.manifest, own.manifest
+    for what, first, now in (
+        ("teacher.fingerprint", ours.teacher.fingerprint, theirs.teacher.fingerprint),
+        ("tokenizer.fingerprint", ours.tokenizer.fingerprint, theirs.tokenizer.fingerprint),
+        ("packing.sequence_length", ours.packing.sequence_length, theirs.packing.sequence_length),
+        ("capture", ours.capture, theirs.capture),
+    ):
+        if first != now:
+            raise ColdstillError(
+                f"{where}: {own.place} has another {what} than {store.place}: {now!s:.60}, "
+                f"expected {first!s:.60}; delete it and score the text again with the first teacher"
+            )
+
+
 def expect_cache_room(stores: Sequence[StoreReader]) -> None:
     """Refuse a cache in which the order of the first store would fetch shards repeatedly."""
     for store in stores:
@@ -137,6 +157,8 @@ def lesson(job: StudentJob, store: StoreReader) -> Lesson:
     expect_weight(terms, job.config.steps, f"{where}.objective")
     if store.positions == 0:
         raise ColdstillError(f"{store.place}: no supervised position, nothing to learn")
+    for own in job.own:
+        expect_own_text(store, own, f"{where}.rounds")
     if job.architecture is not None:
         expect_sizes(job.architecture, f"{where}.architecture")
     step_shape(job.config, store.manifest.packing.sequence_length, f"train-student {job.name}")

@@ -5,10 +5,12 @@ This file never imports a teacher.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
     from ...data.prepared import SequenceFile
 
+_MIXED_ITEMS = 8192
+"""Items of a part of a mixture's order."""
 Rows = tuple[Block, ...]
 """The same sequences with the targets of each teacher; the first teacher leads."""
 
@@ -172,6 +176,110 @@ def _expect_same_rows(first: StoreReader, own: Block, other: StoreReader, found:
             f"the same as sequence {int(theirs.ids[row])}, which the second has in its place: "
             "tokens, document borders or supervised positions differ; capture both over one corpus"
         )
+
+
+class MixedDataset(Trainable):
+    """The sequences of a store, mixed with those of further stores that are read as one.
+
+    A share of the items comes from the further stores, spread evenly: of the first `i` items
+    `floor(share * i)` are theirs. Each side is read in the seeded order of its own epochs, one
+    after another, so the order of all items follows from the seed and the number of an item. What
+    this dataset calls an epoch is as many items as there are sequences.
+    """
+
+    def __init__(self, store: StoreReader, further: Sequence[StoreReader], share: float) -> None:
+        """Read from open stores with equal captures.
+
+        share  share of the items that are from `further`; between 0 and 1
+
+        Raises
+            ColdstillError: there is a share without a sequence that it could be read from
+        """
+        self._stores = (store, *further)
+        self._starts = np.cumsum([0, *map(len, self._stores)])
+        self._share = Fraction(share).limit_denominator(1_000_000)
+        if self._share > 0 and self._starts[-1] == len(store):
+            raise ColdstillError(f"{store.place}: no further sequences to mix in")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def windows(self, seed: int, epoch: int, seen: int = 0) -> Iterator[NDArray[np.int64]]:
+        """One epoch without its first `seen` items, in parts. Sequences of the first store have its
+        own indices, those of the further stores follow."""
+        store, old = self._stores[0], len(self._stores[0])
+        first, end = epoch * len(self) + seen, (epoch + 1) * len(self)
+        before, after = self._theirs(first), self._theirs(end)
+
+        def ours() -> Iterator[NDArray[np.int64]]:
+            return _places(functools.partial(store.windows, seed), old, first - before, end - after)
+
+        def theirs() -> Iterator[NDArray[np.int64]]:
+            sizes = self._stores[-1].manifest
+            shape = len(self) - old, sizes.shard_sequences, sizes.block_sequences
+
+            def windows(epoch: int, seen: int) -> Iterator[NDArray[np.int64]]:
+                return epoch_windows(seed, epoch, *shape, seen=seen)
+
+            return (old + part for part in _places(windows, shape[0], before, after))
+
+        store.will_read(ours())
+        sides = _Taken(ours()), _Taken(theirs())
+        for start in range(first, end, _MIXED_ITEMS):
+            places_N = np.arange(start, min(start + _MIXED_ITEMS, end) + 1)
+            is_theirs_N = np.diff(self._theirs(places_N)) > 0
+            part = np.empty(len(is_theirs_N), np.int64)
+            for side, own_N in zip(sides, (~is_theirs_N, is_theirs_N), strict=True):
+                part[own_N] = side.take(int(own_N.sum()))
+            yield part
+
+    def _theirs(self, items: Any) -> Any:
+        """How many of the first `items` items are from the further stores."""
+        return items * self._share.numerator // self._share.denominator
+
+    def __getitems__(self, indices: list[int]) -> Rows:
+        """Several sequences in one block: first those of the first store, then the others.
+
+        Raises
+            ColdstillError: a store is damaged
+        """
+        rows = np.array(indices)
+        owner_N = np.searchsorted(self._starts, rows, side="right") - 1
+        parts = [
+            self._stores[number].read(rows[owner_N == number] - self._starts[number])
+            for number in np.unique(owner_N).tolist()
+        ]
+        return (Block.concatenate(parts),)
+
+
+def _places(
+    windows: Callable[[int, int], Iterator[NDArray[np.int64]]], count: int, first: int, end: int
+) -> Iterator[NDArray[np.int64]]:
+    """The sequences with these places in the orders of all epochs, one after another, in parts.
+
+    windows  the order of an epoch without its first sequences, in parts; from both numbers
+    count    sequences of an epoch
+    """
+    while first < end:
+        epoch, seen = divmod(first, count)
+        for part in windows(epoch, seen):
+            yield part[: end - first]
+            first += len(part)
+            if first >= end:
+                return
+
+
+class _Taken:
+    """Takes any number of values from an array that comes in parts."""
+
+    def __init__(self, parts: Iterator[NDArray[np.int64]]) -> None:
+        self._parts, self._waiting = parts, np.zeros(0, np.int64)
+
+    def take(self, count: int) -> NDArray[np.int64]:
+        while len(self._waiting) < count:
+            self._waiting = np.concatenate([self._waiting, next(self._parts)])
+        found, self._waiting = self._waiting[:count], self._waiting[count:]
+        return found
 
 
 class CorpusDataset(Trainable):

@@ -19,6 +19,7 @@ from coldstill.data.store.manifest import (
     parse_manifest,
     read_manifest,
 )
+from coldstill.data.store.provenance import Writing
 from coldstill.data.store.writer import ShardWriter
 from oracles import digests, manifest_for, random_block, write_missing
 from refusals import refusal
@@ -279,3 +280,14 @@ def test_remote_code_is_recorded_only_if_it_ran() -> None:
         assert parse_manifest(json.dumps(manifest.to_json()).encode(), "m") == manifest
     expected = "teacher.trust_remote_code: None in the store, True now"
     assert str(difference(MANIFEST, ran)).startswith(expected)
+
+
+def test_who_wrote_the_text_is_sealed_and_absent_elsewhere() -> None:
+    assert "written" not in MANIFEST.to_json()
+    how: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0.7, "top_p": 1.0, "top_k": 0}
+    own = replace(MANIFEST, written=Writing(fingerprint="ab", round=1, **how))
+    content = json.loads(json.dumps(own.to_json()))
+    assert parse_manifest(json.dumps(content).encode(), "m") == own
+    assert difference(own, MANIFEST) is not None
+    content["written"]["round"] = 2
+    assert "seal" in refusal(lambda: parse_manifest(json.dumps(content).encode(), "m"))

@@ -18,6 +18,7 @@ from coldstill.pipeline.cli import commands as cli
 from coldstill.pipeline.cli.group import SECTIONS
 from coldstill.pipeline.cli.launch import launch
 from coldstill.pipeline.cli.options import NEXT
+from coldstill.pipeline.cli.rounds import rounds
 from coldstill.pipeline.cli.store import store
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("desk",)
 
 SOURCE = Path(coldstill.__file__).parent
-GROUPS: dict[str, click.Group] = {"store": store, "launch": launch}
+GROUPS: dict[str, click.Group] = {"store": store, "launch": launch, "rounds": rounds}
 COMMANDS = {name: command for name, command in cli.main.commands.items() if name not in GROUPS}
 EVERY = COMMANDS | {
     f"{group} {name}": command

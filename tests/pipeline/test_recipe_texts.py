@@ -185,7 +185,7 @@ def test_every_key_has_a_type_a_default_and_a_meaning_that_stands_alone() -> Non
     assert {name: (found[name].values, found[name].default) for name in kinds} == kinds
     places = [table.places for table in table_kinds()]
     assert ("teacher.train", "students.NAME.train") in places
-    assert ("students.NAME.objective.KEY",) in places
+    assert ("students.NAME.objective.KEY", "students.NAME.rounds.objective.KEY") in places
     assert names_at([]) == ["name", "seed", "corpus", "teacher", "logits", "evaluation", "students"]
     assert names_at(["students", "small", "prune", "0"])[0] == "layers"
 
@@ -194,7 +194,7 @@ def test_a_name_or_the_end_of_one_is_explained() -> None:
     for name, titles in (
         ("corpus.columns", ["corpus.columns", "corpus"]),
         ("students.small.train.steps", ["teacher.train, students.NAME.train"]),
-        ("objective.kl", ["students.NAME.objective"]),
+        ("objective.kl", ["students.NAME.objective, students.NAME.rounds.objective"]),
         ("seed", ["recipe", "teacher.train, students.NAME.train"]),
         ("recipe", ["recipe"]),
     ):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from coldstill.data.errors import ColdstillError
 from coldstill.data.order import epoch_order
 from coldstill.data.places.cache import CacheSettings
 from coldstill.data.prepared import CorpusLayout
@@ -15,10 +16,12 @@ from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.stages.models.isolation import flat_positions
 from coldstill.stages.training.feed import (
     CorpusDataset,
+    MixedDataset,
     OrderPosition,
     StepBatches,
     StepShape,
     StoreDataset,
+    Trainable,
     collate,
 )
 from oracles import manifest_for, random_block, write_missing
@@ -102,7 +105,7 @@ def numbered(folder: Path, sequences: int) -> StoreDataset:
 
 
 def steps_of(
-    dataset: StoreDataset,
+    dataset: Trainable,
     shape: StepShape,
     steps: int,
     begin: tuple[int, OrderPosition] | None = None,
@@ -160,6 +163,54 @@ def test_two_integers_are_enough_to_resume(tmp_path: Path) -> None:
         again = StepBatches(dataset, 4, shape, steps=15)
         again.resume(step, place)
         assert again.position_after(15) == straight.position_after(15)
+
+
+def slowly_mixed(
+    seed: int, sizes: tuple[int, int], share: float, count: int
+) -> list[tuple[bool, int]]:
+    """The first items of a mixture, one at a time: whether one is further text, and its index."""
+    sides = [
+        [row for epoch in range(40) for row in epoch_order(seed, epoch, size, 5, 2).tolist()]
+        for size in sizes
+    ]
+    found: list[tuple[bool, int]] = []
+    for place in range(count):
+        is_further = int((place + 1) * share) > int(place * share)
+        found.append((is_further, sides[is_further].pop(0)))
+    return found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_mixture_takes_its_share_of_each_side_and_resumes(tmp_path: Path, share: float) -> None:
+    stores = []
+    for name, sequences in (("old", 13), ("new", 4), ("newer", 3)):
+        block = random_block(sequences, sequences)
+        write_missing(
+            tmp_path / name, manifest_for(block, shard_sequences=5, block_sequences=2), block
+        )
+        stores.append(open_store(tmp_path / name))
+    dataset = MixedDataset(stores[0], stores[1:], share)
+    assert len(dataset) == 20
+    expected = [row + 13 * is_further for is_further, row in slowly_mixed(4, (13, 7), share, 60)]
+    order = np.concatenate([dataset.order(4, epoch) for epoch in range(3)]).tolist()
+    assert order == expected
+    for seen in (0, 1, 7, 20):
+        assert dataset.order(4, 1, seen).tolist() == expected[20 + seen : 40]
+    shape = StepShape(processes=2, passes=1, micro=2)
+    assert [row for step in steps_of(dataset, shape, 15) for row in step] == expected
+    [block] = dataset.__getitems__([14, 3, 19, 13])
+    rows = [(0, 3), (1, 1), (1, 0), (2, 2)]  # those of one store stay together
+    wanted = [stores[number].read(np.array([row])).sequences.hashes[0] for number, row in rows]
+    assert block.sequences.hashes.tolist() == wanted
+    assert len(block.targets) == len(block.sequences.positions.values)
+
+
+def test_a_mixture_without_further_text_is_refused(tmp_path: Path) -> None:
+    numbered(tmp_path, 4)
+    store = open_store(tmp_path)
+    assert MixedDataset(store, (), 0.0).order(0, 0).tolist() == store.order(0, 0).tolist()
+    with pytest.raises(ColdstillError, match="no further sequences to mix in"):
+        MixedDataset(store, (), 0.5)
 
 
 def test_an_epoch_reads_every_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

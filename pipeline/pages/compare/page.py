@@ -13,12 +13,12 @@ from ...results.curves import read_curves
 from ...results.figures import students_of, teachers_of
 from ...results.model_tables import (
     COST,
-    QUALITY,
     groups_of,
     heldout_groups,
     machine_groups,
     missing,
     notes,
+    quality_columns,
     warnings,
     without_calibration,
 )
@@ -44,7 +44,8 @@ _QUALITY = (
     "mean of -log q(next token) in nats, perplexity its exponential, bits/byte the same loss for "
     "each byte of text. KL (from teacher to model, in nats), agreement (same most probable token) "
     "and acceptance (share of tokens that speculative decoding accepts) compare with the teacher; "
-    "ECE is the calibration error."
+    "ECE is the calibration error. Own text: KL and acceptance on a student's own answers to "
+    "held-out prompts, which the teacher scored."
 )
 _COST = (
     "Size is that of the weights on disk; FLOPs are those of one token. One text at once (batch "
@@ -70,7 +71,7 @@ def table_values(rows: Sequence[ModelFigures]) -> dict[str, Any]:
     where = f" Measured on {machines}." if machines else ""
     cost = " ".join([_COST + where, *notes(rows), *missing(rows)])
     views = [
-        TableView("Figures", "Quality of all models", _QUALITY, QUALITY),
+        TableView("Figures", "Quality of all models", _QUALITY, quality_columns(rows)),
         TableView("What it costs to run", "Cost of all models", cost, COST),
     ]
     functions = {"best": best, "groups": groups_of, "looks": looks, "outlines": outlines}
