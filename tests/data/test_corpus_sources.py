@@ -383,7 +383,8 @@ def test_options_reach_load_dataset_and_its_errors_are_one_line(
 
     monkeypatch.setattr(hub, "load_dataset", load_dataset)
     from_hub("hub:org/name?split=train&name=en&revision=v1", Path("base"))
-    assert seen == [(("org/name",), {"split": "train", "name": "en", "revision": "v1"})]
+    options = {"split": "train", "name": "en", "revision": "v1", "streaming": False}
+    assert seen == [(("org/name",), options)]
     message = refusals.refusal(from_hub, "hub:org/name", Path("base"))
     assert message.startswith("hub:org/name: cannot be loaded: cannot reach it; check its name")
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -42,7 +42,7 @@ def test_every_figure_is_printed_as_json_and_written_beside_the_run(finished: De
     for row in rows:
         assert row.keys() - {CACHED} == MEASURED | {
             "name", "role", "calibration", "generation", "dtype", "machine", "runtime", "weights",
-            "heldout",
+            "heldout", "grid",
         }  # fmt: skip
         assert all(isinstance(row[key], (int, float)) for key in MEASURED)
         assert sum(one["count"] for one in row["calibration"]) == row["positions"]

@@ -99,7 +99,7 @@ def test_students_of_earlier_commands_stay_in_the_record(finished: Desk) -> None
     loaded = load_recipe(str(finished.run)).recipe
     for name in ("small", "baseline", "a", "b"):
         made = finished.json("students", name, "student.json")["student"]
-        beside = {"like", "teachers", "trust_remote_code"}  # not part of what it learns
+        beside = {"like", "teachers", "trust_remote_code", "rounds"}  # not part of what it learns
         table = loaded.student(name).model_dump(mode="json", exclude=beside)
         assert table | {"train": table["train"] | {"seed": 0}} == made
 
