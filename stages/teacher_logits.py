@@ -121,8 +121,8 @@ def _capture_split(
     stage = f"{STAGE} {plan.split}"
     if not place_at(plan.folder).exists(MANIFEST) and len(plan.rows):
         report(Report(stage=stage, doing="measure the codec's error"))
-        manifest = fitted(manifest, _first_batch(plan, teacher))
-    forward = forward_of(teacher, plan.capture, plan.batch_tokens, report, plan.split)
+        manifest = fitted(manifest, _first_batch(plan, teacher, stop))
+    forward = forward_of(teacher, plan.capture, plan.batch_tokens, report, plan.split, stop)
     writer = ShardWriter(
         plan.folder,
         manifest,
@@ -141,6 +141,8 @@ def _capture_split(
         started = time.perf_counter()
         with peak_memory(teacher.device) as memory:
             tally = capture_shards(plan, teacher, writer, forward, report, stop, source)
+        if isinstance(teacher, ServedTeacher) and not stop():
+            teacher.server.expect_same_model()
         took = time.perf_counter() - started
         # the cost of the teacher is known from the corpus
         if tally.done and not stop() and plan.written is None:
@@ -173,7 +175,7 @@ def _capture_split(
     report(Report(stage=stage, note=note, warning=bool(left)))
 
 
-def _first_batch(plan: CapturePlan, teacher: AnyTeacher) -> Block:
+def _first_batch(plan: CapturePlan, teacher: AnyTeacher, stop: Callable[[], bool]) -> Block:
     """A captured batch, on which the codec's error is measured. Answers are few and cut short: they
     are made again for the store."""
     count = sequences_in(plan.batch_tokens, plan.sequence_length)
@@ -184,7 +186,7 @@ def _first_batch(plan: CapturePlan, teacher: AnyTeacher) -> Block:
         sequences = teacher.answer(plan, sequences)
     else:
         sequences = plan.sequences.read(plan.rows[:count])
-    targets = capture_batch(teacher, sequences, plan.capture, plan.split)
+    targets = capture_batch(teacher, sequences, plan.capture, plan.split, stop)
     return Block(sequences=sequences, targets=targets, capture=plan.capture)
 
 

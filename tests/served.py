@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from coldstill.stages.models.loading import load_model, load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -28,6 +29,10 @@ class Served:
         """Other than 1: its log-probabilities are not those of the model."""
         self.failures: list[int] = []
         """Statuses of the next completions; 0 closes the connection without an answer."""
+        self.change: Callable[[list[Any]], object] = len
+        """Changes the list of an answer."""
+        self.hangs = threading.Event()
+        """While set, completions wait."""
         self.shifted = 0
         """Added to the ids of the text of every token, as another tokenizer would."""
         self.together = self.most_together = 0
@@ -78,6 +83,7 @@ class Served:
             value = float(logprobs[place, label])
             rank = int((logprobs[place] > value).sum()) + 1
             listed.append({str(label): {"logprob": value, "rank": rank}} | own)  # type: ignore[arg-type]
+        self.change(listed)
         return {**choice, "prompt_logprobs": listed}
 
     def begin(self) -> int | None:
@@ -112,6 +118,8 @@ def serving(served: Served, port: int = 0) -> Iterator[Served]:
             completes = path == "/v1/completions"
             failure = served.begin() if completes else None
             try:
+                while completes and served.hangs.is_set():
+                    time.sleep(0.02)
                 if failure == 0:
                     return
                 status, answer = 200, served.answer(path, body)
@@ -138,5 +146,6 @@ def serving(served: Served, port: int = 0) -> Iterator[Served]:
         try:
             yield served
         finally:
+            served.hangs.clear()
             server.shutdown()
             thread.join()

@@ -205,7 +205,7 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     longest = max(int(rows.tokens.lengths.max(initial=1)) for rows in samples)
     per_shard = max(1, request.shard_tokens // longest)
     settings = format_settings(request.codec, request.store_format, identity.size, reading.capture)
-    lost = _lost(kind, reading)
+    lost, estimated = _lost(kind, reading), _estimated(kind, reading)
     manifest = Manifest(
         teacher=TeacherIdentity(
             name=request.teacher or "unknown", fingerprint="", family="", dtype="", parameters=0,
@@ -219,7 +219,7 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
             sequence_length=_LONGEST, together=False, isolation="single", separator=(),
             fingerprint="",
         ),
-        capture=reading.capture,
+        capture=replace(reading.capture, guessed_labels="label" in estimated),
         sequences=per_shard * MOST_SHARDS,
         shard_sequences=per_shard,
         block_sequences=min(per_shard, max(1, BLOCK_TOKENS // longest)),
@@ -234,7 +234,7 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
             measured={**{k: round(v, 4) for k, v in fit.scores.items()}, "rows": float(fit.rows)},
             values=reading.values,  # type: ignore[arg-type]  # one of the four names
             lost=lost,
-            estimated=_estimated(kind, reading),
+            estimated=estimated,
         ),
     )  # fmt: skip
     block = Block.concatenate(blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
@@ -111,7 +112,19 @@ class TeacherTable(Table):
                 f"(a server's are {known})"
             ) from error
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url: {url!r} is no address; it begins with http:// or https://")
+            raise ValueError("url: it is no address; it begins with http:// or https://")
+        try:
+            parts = urlsplit(url)
+            fits = parts.hostname and parts.port != 0 and not set(url) & set(" \t\r\n")
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError("url: it is no address, which is http://HOST:PORT/v1")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError(
+                "url: it has a user or a query, which messages would show; give a key in the "
+                "environment variable COLDSTILL_SERVER_KEY"
+            )
         if self.dtype != "auto":
             raise ValueError("has both 'url' and 'dtype': the server decides the precision")
         if self.is_trained_here:

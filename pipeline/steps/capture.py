@@ -221,7 +221,8 @@ def _served_identity(work: Work, url: str) -> TeacherIdentity:
             if len(finished_shards(store, manifest)) == manifest.shards:
                 engines.append(manifest.teacher.engine)
     if len(engines) == len(SPLITS) and (engine := engines[0]) and engine.name == NAME:
-        served = Served(name=str(engine.options["model"]), version=engine.version)
+        name = work.recipe.teacher.engine_options.get("model") or engine.options["model"]
+        served = Served(name=str(name), version=engine.version)
     else:
         work.doing("teacher-logits", "ask the server")
         options = ServerOptions(**work.recipe.teacher.engine_options)

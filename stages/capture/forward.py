@@ -340,19 +340,25 @@ def forward_of(
     budget: int,
     report: Reporter = silent,
     split: str = "",
+    stop: Callable[[], bool] = lambda: False,
 ) -> Forward:
-    """What captures batches of at most `budget` tokens; `split` is for messages."""
+    """What captures batches of about `budget` tokens; `split` is for messages. Once `stop` returns
+    True, nobody waits long for a server."""
     if isinstance(teacher, ServedTeacher):
-        return ServedForward(teacher.server, capture, budget, teacher.vocabulary)
+        return ServedForward(teacher, capture, budget, stop)
     return TeacherForward(teacher, capture, budget, report, split)
 
 
 def capture_batch(
-    teacher: AnyTeacher, sequences: Sequences, capture: Capture, split: str = ""
+    teacher: AnyTeacher,
+    sequences: Sequences,
+    capture: Capture,
+    split: str = "",
+    stop: Callable[[], bool] = lambda: False,
 ) -> Targets:
     """[M] targets of some sequences in one batch, without work in the background."""
     tokens = len(sequences) * int(sequences.tokens.lengths.max())
-    forward = forward_of(teacher, capture, tokens, split=split)
+    forward = forward_of(teacher, capture, tokens, split=split, stop=stop)
     parts = [part.targets() for part in forward.capture(forward.prepare(sequences))]
     return parts[0] if len(parts) == 1 else type(parts[0]).concatenate(parts)
 

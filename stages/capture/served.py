@@ -7,6 +7,7 @@ targets on the thread that writes the shard.
 
 from __future__ import annotations
 
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,12 @@ import numpy as np
 import torch
 
 from ...data.alignment import labels
-from ...data.errors import ColdstillError
+from ...data.errors import ColdstillError, StoppedError
 from ...data.files import json_sha256
 from ...data.given_targets import given_targets
 from ...data.store.manifest import EngineIdentity, TeacherIdentity
 from ..models.engines.engine import wanted_documents
-from ..models.engines.server import NAME, Server
+from ..models.engines.server import NAME, SAME, Server, root_mean_square
 from ..models.loading import settings_of_model
 from ..report import Report, Reporter, silent
 from .generate import answer_by_engine, end_tokens
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
     from ..models.isolation import Isolation
     from .plan import CapturePlan
 
-_SAME = 0.25
-"""Root mean square of the differences of label log-probabilities, in nats, up to which a server has
-the model that began a store. Half precision in other batches differs by about 0.02."""
+_GRACE = 10.0
+"""Seconds that a batch may still take after the capture is to stop."""
+_POLL = 0.5
+_COMPARED = 4
+"""Sequences of a store that are asked again before it is continued."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,10 +53,23 @@ class PendingAnswers:
     waiting: list[Future[Listed]]
     capture: Capture
     vocabulary: int
+    stop: Callable[[], bool]
 
     def targets(self) -> Targets:
-        """Wait for the targets. Raises ColdstillError if the server fails."""
-        count = self.capture.head
+        """Wait for the targets.
+
+        Raises
+            ColdstillError: the server fails
+            StoppedError: the capture is to stop, and the server does not answer soon
+        """
+        count, left, late = self.capture.head, set(self.waiting), 0.0
+        while left:
+            _, left = wait(left, _POLL, FIRST_EXCEPTION)
+            late = late + _POLL if self.stop() else 0.0
+            if late > _GRACE or any(e.done() and e.exception() for e in self.waiting):
+                break
+        if left and late > _GRACE:
+            raise StoppedError
         found = [each.result() for each in self.waiting]
         fields = {
             "head_ids": np.concatenate([np.zeros((0, count), np.int32)] + [f.ids for f in found]),
@@ -72,15 +88,23 @@ class ServedForward:
 
     pin = False
 
-    def __init__(self, server: Server, capture: Capture, budget: int, vocabulary: int) -> None:
-        self._server, self._capture, self._vocabulary = server, capture, vocabulary
-        self.budget = budget
+    def __init__(
+        self,
+        teacher: ServedTeacher,
+        capture: Capture,
+        budget: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._server, self._vocabulary = teacher.server, teacher.vocabulary
+        self._capture, self._stop = capture, stop
+        # three batches are begun while one is waited for: together they keep all requests busy
+        self.budget = max(budget, teacher.enough_tokens)
 
     def prepare(self, sequences: Sequences) -> PendingAnswers:
         """Queue the requests of a batch; any thread may call this."""
         documents, places = wanted_documents(sequences, beyond=1)
         waiting = self._server.submit(documents, places, self._capture.head)
-        return PendingAnswers(sequences, waiting, self._capture, self._vocabulary)
+        return PendingAnswers(sequences, waiting, self._capture, self._vocabulary, self._stop)
 
     def capture(self, batch: PendingAnswers) -> Iterator[PendingAnswers]:
         """The batch itself: whoever takes its targets waits for them."""
@@ -101,6 +125,8 @@ class ServedTeacher:
     vocabulary: int
     ends: frozenset[int]
     """Ids that end an answer."""
+    enough_tokens: int = 0
+    """Tokens of a batch that keep a third of all requests busy."""
     name: str = "teacher"
     """For messages."""
     isolation: Isolation = "documents"
@@ -139,19 +165,18 @@ class ServedTeacher:
 
     def expect_that_of(self, store: StoreReader) -> None:
         """Raise ColdstillError unless the server still has the model that began a store. Its
-        weights cannot be read, so what it says of the first stored sequence is compared."""
+        weights cannot be read, so what it says of the first stored sequences is compared."""
         if not store.done:
             return
-        first = store.manifest.shard_rows(min(store.done)).start
-        block = store.read(np.array([first]))
-        forward = ServedForward(self.server, store.manifest.capture, 1, self.vocabulary)
+        rows = store.manifest.shard_rows(min(store.done))
+        block = store.read(np.arange(rows.start, min(rows.stop, rows.start + _COMPARED)))
+        forward = ServedForward(self, store.manifest.capture, 1)
         again = forward.prepare(block.sequences).targets()
-        difference = again.label_logprob - block.targets.label_logprob
-        rms = float(np.sqrt(np.square(difference, dtype=np.float64).mean())) if len(again) else 0.0
-        if not rms <= _SAME:
+        rms = root_mean_square(again.label_logprob - block.targets.label_logprob)
+        if not rms <= SAME:
             raise ColdstillError(
                 f"{store.place}: the server {self.runtime} now has another model than the one that "
-                f"began this store: log-probabilities of its first sequence differ by {rms:.2g} "
+                f"began this store: log-probabilities of its first sequences differ by {rms:.2g} "
                 "nats; serve that model again, or give this run another name"
             )
 
@@ -176,7 +201,15 @@ def connect(
     Raises
         ColdstillError: the server cannot be reached, or does not fit
     """
-    server = Server(url, options, vocabulary, partial(_warn, report, stage))
+    rows = int(getattr(model.config.get_text_config(), "vocab_size", 0) or 0)
+    note = partial(_warn, report, stage)
+    server = Server(url, options, vocabulary, note, rows)
+    if rows > vocabulary:
+        note(
+            f"the model has {rows - vocabulary:,} rows beyond the tokens of its tokenizer; a "
+            "server counts their probability, which is small in a trained model and is part of "
+            "that outside the head"
+        )
     try:
         longest = server.served.longest
         # the server wants room for one more token than a text has
@@ -191,7 +224,12 @@ def connect(
     except BaseException:
         server.close()
         raise
-    return ServedTeacher(server=server, vocabulary=vocabulary, ends=end_tokens(model, tokenizer))
+    return ServedTeacher(
+        server=server,
+        vocabulary=vocabulary,
+        ends=end_tokens(model, tokenizer),
+        enough_tokens=options.requests * sequence_length // 3,
+    )
 
 
 def what_is_served(url: str, options: ServerOptions, stage: str, report: Reporter) -> Served:

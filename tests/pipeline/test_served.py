@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from coldstill.data.places.faults import Patience
-from coldstill.stages.models.engines import server as engine
+from coldstill.stages.models.engines import http_client
 from served import Served, serving
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _with_server(desk: Desk, teacher_folder: Path, url: str) -> None:
 
 @pytest.fixture
 def served(desk: Desk, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
-    monkeypatch.setattr(engine, "_PATIENCE", Patience(tries=2, delay=0.01, longest=0.02))
+    monkeypatch.setattr(http_client, "PATIENCE", Patience(tries=2, delay=0.01, longest=0.02))
     return Served(teacher_folder)
 
 
@@ -74,7 +74,9 @@ def test_what_a_server_cannot_give_is_refused(desk: Desk, teacher_folder: Path) 
         "logits.tail=4": "logits: a server lists the most probable tokens and gives no samples",
         "evaluation.tail=4": "evaluation: a server lists",
         "logits.temperatures=[2.0]": "logits.temperatures: a server gives probabilities",
-        'teacher.url="ftp://x"': "'ftp://x' is no address",
+        'teacher.url="ftp://x"': "url: it is no address",
+        'teacher.url="http://joe:key@host/v1"': "it has a user or a query",
+        'teacher.url="http://host:80a/v1"': "http://HOST:PORT/v1",
         'teacher.dtype="bf16"': "has both 'url' and 'dtype'",
         'teacher.engine="vllm"': "has 'url' without engine",
         "teacher.train={ steps = 2 }": "a server's model cannot be trained",

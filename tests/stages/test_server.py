@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from coldstill.data.errors import ColdstillError
+from coldstill.data.errors import ColdstillError, StoppedError
 from coldstill.data.places.faults import Patience
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
+from coldstill.stages.capture import served as served_module
 from coldstill.stages.capture.served import ServedTeacher, connect, served_identity
 from coldstill.stages.config import GenerateConfig, ServerOptions
-from coldstill.stages.models.engines import server as engine
+from coldstill.stages.models.engines import http_client
 from coldstill.stages.models.loading import described_model, load_tokenizer
 from coldstill.stages.models.vocabulary import vocabulary_size
 from coldstill.stages.report import Report, silent
@@ -40,7 +42,7 @@ def served(saved_teacher: Path) -> Iterator[Served]:
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_PATIENCE", Patience(tries=4, delay=0.01, longest=0.02))
+    monkeypatch.setattr(http_client, "PATIENCE", Patience(tries=4, delay=0.01, longest=0.02))
 
 
 def _connected(
@@ -112,9 +114,10 @@ def test_failures_that_pass_are_tried_again_and_said_once(
     with _connected(served, saved_teacher, reports.append, requests=1) as teacher:
         served.failures = [503, 429, 0]
         capture_split(_plan(corpus, saved_teacher, teacher, tmp_path / "store"), teacher)
-    notes = [each.note for each in reports if each.warning]
-    assert len(notes) == 1
-    assert "does not answer; trying again" in str(notes[0])
+    padding, first, count = [str(each.note) for each in reports if each.warning]
+    assert "16 rows beyond the tokens of its tokenizer" in padding
+    assert "refused (503): it failed; trying again" in first
+    assert "3 requests were sent again" in count
 
 
 def test_a_capture_continues_after_a_server_that_failed(
@@ -223,6 +226,89 @@ def test_records_that_are_not_the_models_are_refused(
         with pytest.raises(ColdstillError, match=text):
             capture_split(plan, teacher)
     assert not (tmp_path / "store").exists() or not open_store(plan.folder, incomplete=True).done
+
+
+def _nothing(listed: list[Any]) -> None:
+    for entry in listed[-1].values():
+        entry["logprob"] = -9999.0
+
+
+def _low(listed: list[Any]) -> None:
+    for own in listed[1:]:
+        for entry in own.values():
+            entry["logprob"] -= 40.0
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_nothing, "it lists a token of probability 0"),
+        (_low, "no head of a distribution"),
+        (lambda listed: listed.append(listed.pop(1)), "its answer is about other tokens"),
+        (lambda listed: listed.__setitem__(-1, None), "its answer is not like one of vLLM"),
+        (lambda listed: listed.pop(), "it gives no prompt_logprobs for"),
+    ],
+)
+def test_answers_that_are_no_records_are_refused(
+    saved_teacher: Path, served: Served, change: Any, text: str
+) -> None:
+    document, places = [5, 9, 30, 2, 7], np.arange(4)
+    with _connected(served, saved_teacher) as teacher:
+        served.change = change
+        with pytest.raises(ColdstillError, match=text):
+            teacher.server.listed(document, places, 6)
+
+
+def test_a_model_that_changes_within_a_run_is_noticed(
+    corpus: SmallCorpus, saved_teacher: Path, served: Served, tmp_path: Path
+) -> None:
+    def other(listed: list[Any]) -> None:
+        for own in listed[1:]:
+            for entry in own.values():
+                entry["logprob"] = 0.8 * entry["logprob"] - 0.5
+
+    with _connected(served, saved_teacher, requests=1) as teacher:
+        plan = _plan(corpus, saved_teacher, teacher, tmp_path / "store")
+        capture_split(dataclasses.replace(plan, rows=plan.rows[:4]), teacher)
+        served.failures, served.change = [503], other
+        with pytest.raises(ColdstillError, match="it now has another model than before"):
+            teacher.server.submit([[5, 9, 30]], [np.arange(2)], 6)[0].result()
+
+
+def test_a_failure_ends_requests_that_wait(saved_teacher: Path, served: Served) -> None:
+    with _connected(served, saved_teacher, requests=2) as teacher:
+        served.hangs.set()
+        waiting = teacher.server.submit([[5, 9, 30]] * 2, [np.arange(2)] * 2, 6)
+        time.sleep(0.1)
+        begun = time.monotonic()
+        teacher.server._http.abort(ColdstillError("the first failure"))
+        for each in waiting:
+            with pytest.raises(ColdstillError, match="the first failure"):
+                each.result(10)
+        assert time.monotonic() - begun < 5
+
+
+def test_a_capture_that_is_to_stop_does_not_wait_for_a_server(
+    corpus: SmallCorpus, saved_teacher: Path, served: Served, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(served_module, "_GRACE", 0.1)
+    monkeypatch.setattr(served_module, "_POLL", 0.1)
+    with _connected(served, saved_teacher) as teacher:
+        plan = _plan(corpus, saved_teacher, teacher, tmp_path / "store")
+        served.hangs.set()
+        with pytest.raises(StoppedError):
+            capture_split(plan, teacher, stop=lambda: True)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown(
+    saved_teacher: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLDSTILL_SERVER_KEY", "sk-secret\x07part")
+    with pytest.raises(ColdstillError, match="COLDSTILL_SERVER_KEY: it has characters") as caught:
+        _connected(served, saved_teacher)
+    assert "secret" not in str(caught.value)
 
 
 def test_no_server_and_no_json_are_one_line(saved_teacher: Path, served: Served) -> None:

@@ -7,10 +7,7 @@ exact mass outside it, the label's log-probability, and no samples.
 
 from __future__ import annotations
 
-import json
-import os
-import urllib.error
-import urllib.request
+import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....data.errors import ColdstillError
-from ....data.places.faults import Patience, passes, persistently
 from ....data.store.caveats import SERVER
+from .http_client import Http
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,12 +28,15 @@ if TYPE_CHECKING:
     from .engine import Asked
 
 NAME = SERVER
-KEY = "COLDSTILL_SERVER_KEY"
-"""Environment variable with the key that a server may ask for."""
-_PATIENCE = Patience(tries=10, longest=60.0)
-"""About four minutes: a server that is started again needs some."""
 _CHUNK = 512
 """Tokens that are decoded by one request."""
+_NOTHING = -9000.0
+"""Log-probabilities from here on stand for a probability of 0, which JSON cannot say otherwise."""
+_MOST_BIASES = 300
+"""Most tokens that a server can leave out of an answer."""
+SAME = 0.25
+"""Root mean square of the differences of label log-probabilities, in nats, up to which two answers
+are of one model. Half precision in other batches differs by about 0.02."""
 _TOO_MUCH = 1e-3
 """Most by which the probabilities of a head may exceed 1 in the server's arithmetic."""
 _POLL = 0.5
@@ -83,27 +83,41 @@ class Server:
         options: ServerOptions,
         vocabulary: int,
         note: Callable[[str], None],
+        rows: int = 0,
     ) -> None:
         """Ask the server what it serves.
 
         vocabulary  V, the tokens of the teacher's tokenizer
         note        called with a warning
+        rows        rows of the model's head; those beyond V are padding
 
         Raises
             ColdstillError: there is no such server, or it does not serve the model
         """
         self._root = url.rstrip("/").removesuffix("/v1")
-        self._options, self._vocabulary, self._note = options, vocabulary, note
-        self._key, self._waiting = os.environ.get(KEY), False
+        self._vocabulary = vocabulary
+        self._rows = max(rows, vocabulary)
+        padding = range(vocabulary, self._rows)
+        few = len(padding) <= _MOST_BIASES
+        self._unused = {str(token): -100 for token in padding} if few else {}
+        self._http = Http(self._root, options.timeout, note)
+        self._lock = threading.Lock()
+        self._probe: tuple[list[int], NDArray[np.int64], int, NDArray[np.float32]] | None = None
         self._pool = ThreadPoolExecutor(options.requests, "coldstill server")
         self.served = self._find(options.model)
 
     def close(self) -> None:
+        """End all requests."""
+        self._http.abort(None)
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._http.report()
 
     def _find(self, name: str) -> Served:
-        models = self._ask("/v1/models")["data"]
-        names = [str(model["id"]) for model in models]
+        with self._http.parsing("/v1/models"):
+            models = self._ask("/v1/models")["data"]
+            names = [str(model["id"]) for model in models]
+        if not names:
+            raise ColdstillError(f"{self._root}: it serves no model")
         if not name and len(models) != 1:
             raise ColdstillError(
                 f"{self._root}: it serves {len(models)} models ({', '.join(names)}); name one in "
@@ -126,7 +140,7 @@ class Server:
         """Its program and version; vLLM tells them, others may have no such address."""
         try:
             return f"{owner} {self._ask('/version')['version']}".strip()
-        except ColdstillError:
+        except (ColdstillError, LookupError):
             return owner
 
     def expect_tokenizer(self, tokenizer: Any) -> None:
@@ -138,12 +152,18 @@ class Server:
         """
         size = self._vocabulary
         chunks = [list(range(at, min(at + _CHUNK, size))) for at in range(0, size, _CHUNK)]
-        for chunk, text in zip(chunks, self._pool.map(self._text_of, chunks), strict=True):
-            if text != tokenizer.decode(chunk):
+        # a letter between two tokens shows where each ends
+        between = tokenizer("a", add_special_tokens=False)["input_ids"]
+        apart = [[part for token in chunk for part in (token, *between)] for chunk in chunks]
+        for chunk, tokens, text in zip(
+            chunks, apart, self._pool.map(self._text_of, apart), strict=True
+        ):
+            if text != tokenizer.decode(tokens):
                 raise self._other_token(tokenizer, chunk)
         for text in _TEXTS:
             body = {"model": self.served.name, "prompt": text, "add_special_tokens": False}
-            theirs = self._ask("/tokenize", body)["tokens"]
+            with self._http.parsing("/tokenize"):
+                theirs = self._ask("/tokenize", body)["tokens"]
             ours = tokenizer(text, add_special_tokens=False)["input_ids"]
             if theirs != ours:
                 at = next(
@@ -157,7 +177,8 @@ class Server:
 
     def _text_of(self, tokens: list[int]) -> str:
         body = {"model": self.served.name, "tokens": tokens}
-        return str(self._ask("/detokenize", body)["prompt"])
+        with self._http.parsing("/detokenize"):
+            return str(self._ask("/detokenize", body)["prompt"])
 
     def _other_token(self, tokenizer: Any, chunk: list[int]) -> ColdstillError:
         while len(chunk) > 1:  # decoding a token may need those before it: then the last half
@@ -179,9 +200,38 @@ class Server:
         count   K, how many tokens are listed at each
         """
         return [
-            self._pool.submit(self.listed, document, own, count)
+            self._pool.submit(self._guarded, self._remembered, document, own, count)
             for document, own in zip(documents, places, strict=True)
         ]
+
+    def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a call; after an error all other requests fail with it, too."""
+        try:
+            return call(*arguments)
+        except BaseException as error:
+            self._http.abort(error)
+            raise
+
+    def _remembered(self, document: list[int], places: NDArray[np.int64], count: int) -> Listed:
+        found = self.listed(document, places, count)
+        with self._lock:
+            if self._probe is None and len(places):
+                self._probe = (document, places, count, found.label)
+        return found
+
+    def expect_same_model(self) -> None:
+        """Raise ColdstillError if the server now says something else of the first document that it
+        was asked: it serves another model."""
+        if self._probe is None:
+            return
+        document, places, count, label_M = self._probe
+        difference = self.listed(document, places, count).label - label_M
+        if not (rms := root_mean_square(difference)) <= SAME:
+            raise ColdstillError(
+                f"{self._root}: it now has another model than before: log-probabilities of the "
+                f"first document differ by {rms:.2g} nats; shards since then may be wrong: delete "
+                "the store, or serve that model again under another name of the run"
+            )
 
     def listed(self, document: list[int], places: NDArray[np.int64], count: int) -> Listed:
         """The distributions at some positions of a document, whose next tokens it contains."""
@@ -195,34 +245,51 @@ class Server:
         ids_MK = np.zeros((len(places), count), np.int32)
         logp_MK = np.zeros((len(places), count), np.float32)
         label_M = np.zeros(len(places), np.float32)
-        for row, place in enumerate(places.tolist()):
-            entries = {
-                int(token): float(entry["logprob"]) for token, entry in at[place + 1].items()
-            }
-            best = sorted(entries.items(), key=lambda pair: (-pair[1], pair[0]))[:count]
-            if len(best) < count:
-                raise ColdstillError(
-                    f"{self._root}: it lists {len(best)} tokens at a position, and not {count}; "
-                    "lower logits.head and evaluation.head, or start it with a larger "
-                    "--max-logprobs"
-                )
-            ids_MK[row], logp_MK[row] = zip(*best, strict=True)
-            label_M[row] = entries[document[place + 1]]
-        self._expect_possible(ids_MK, logp_MK)
+        with self._http.parsing("/v1/completions"):
+            if not all(str(token) in own for token, own in zip(document[1:], at[1:], strict=True)):
+                raise ColdstillError(f"{self._root}: its answer is about other tokens than asked")
+            for row, place in enumerate(places.tolist()):
+                entries = {
+                    int(token): float(entry["logprob"]) for token, entry in at[place + 1].items()
+                }
+                best = sorted(entries.items(), key=lambda pair: (-pair[1], pair[0]))[:count]
+                if len(best) < count:
+                    raise ColdstillError(
+                        f"{self._root}: it lists {len(best)} tokens at a position, and not "
+                        f"{count}; lower logits.head and evaluation.head, or start it with a "
+                        "larger --max-logprobs"
+                    )
+                ids_MK[row], logp_MK[row] = zip(*best, strict=True)
+                label_M[row] = entries[document[place + 1]]
+        self._expect_possible(ids_MK, logp_MK, label_M)
         return Listed(ids=ids_MK, logprobs=logp_MK, label=label_M)
 
-    def _expect_possible(self, ids_MK: NDArray[np.int32], logp_MK: NDArray[np.float32]) -> None:
+    def _expect_possible(
+        self,
+        ids_MK: NDArray[np.int32],
+        logp_MK: NDArray[np.float32],
+        label_M: NDArray[np.float32],
+    ) -> None:
+        """Raise ColdstillError for numbers that are not the head of a distribution."""
         if ids_MK.max(initial=0) >= self._vocabulary:
             raise ColdstillError(
                 f"{self._root}: it lists the token {ids_MK.max()}, and the tokenizer of "
                 f"teacher.model has {self._vocabulary:,} tokens; the probability of padding cannot "
                 "be taken out again: use another engine"
             )
+        if not ((logp_MK > _NOTHING).all() and (label_M > _NOTHING).all()):  # NaN too
+            raise ColdstillError(
+                f"{self._root}: it lists a token of probability 0, or one that is not a number, "
+                "which no record holds; start it with --dtype float32 or without a filter of tokens"
+            )
         mass_M = np.exp(logp_MK.astype(np.float64)).sum(1)
-        if not (mass_M <= 1.0 + _TOO_MUCH).all():
+        # no other token is likelier than the last one that is listed
+        most_M = (self._rows - logp_MK.shape[1]) * np.exp(logp_MK[:, -1].astype(np.float64))
+        if not ((mass_M <= 1.0 + _TOO_MUCH) & (mass_M + most_M >= 1.0 - _TOO_MUCH)).all():
             raise ColdstillError(
                 f"{self._root}: the probabilities of {ids_MK.shape[1]} tokens sum to "
-                f"{mass_M.max():.4g}; start it with --logprobs-mode raw_logprobs"
+                f"{mass_M.min():.3g} to {mass_M.max():.4g}, which is no head of a distribution; "
+                "start it with --logprobs-mode raw_logprobs"
             )
 
     def answers(
@@ -230,21 +297,18 @@ class Server:
     ) -> list[list[int]]:
         """As `Engine.answers`."""
         waiting = [
-            self._pool.submit(self._answer, prompt, most, seed, asked)
+            self._pool.submit(self._guarded, self._answer, prompt, most, seed, asked)
             for prompt, most, seed in zip(prompts, room, asked.seeds, strict=True)
         ]
         left = set(waiting)
         while left:
             done, left = wait(left, _POLL, FIRST_EXCEPTION)
-            if any(each.exception() for each in done) or asked.stop():
-                for each in left:
-                    each.cancel()
+            if any(each.exception() for each in done):
                 break
-        # what was not asked any more is dropped by the caller, and an answer has a token
-        return [
-            prompt[-1:] if each.cancelled() else each.result()
-            for prompt, each in zip(prompts, waiting, strict=True)
-        ]
+            if asked.stop():  # all are dropped by the caller, and an answer has a token
+                self._http.abort(None)
+                return [prompt[-1:] for prompt in prompts]
+        return [each.result() for each in waiting]
 
     def _answer(self, prompt: list[int], most: int, seed: int, asked: Asked) -> list[int]:
         config = asked.config
@@ -257,6 +321,12 @@ class Server:
             seed=seed,
             stop_token_ids=sorted(asked.ends),
             ignore_eos=True,  # the ends are given
+            # without these a server takes the model's own settings
+            repetition_penalty=1.0,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
+            min_p=0.0,
+            logit_bias=self._unused,
             return_token_ids=True,
         )
         tokens = answer.get("token_ids")
@@ -270,63 +340,27 @@ class Server:
                 f"{self._root}: it answered with the token {max(tokens)}, which the tokenizer of "
                 "teacher.model does not have; use another engine"
             )
+        if len(tokens) < most and tokens[-1] not in asked.ends:
+            raise ColdstillError(
+                f"{self._root}: an answer of {len(tokens)} tokens has no end, and {most} were "
+                "asked for; it adds tokens to stop at, which an answer must not have"
+            )
         return [int(token) for token in tokens]
 
     def _complete(self, prompt: list[int], **settings: Any) -> dict[str, Any]:
         body = {"model": self.served.name, "prompt": prompt, **settings}
-        answer: dict[str, Any] = self._ask("/v1/completions", body)["choices"][0]
+        with self._http.parsing("/v1/completions"):
+            answer: dict[str, Any] = dict(self._ask("/v1/completions", body)["choices"][0])
         return answer
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The server's answer. A request is sent again if its failure may be temporary.
-
-        Raises
-            ColdstillError: the server refuses, or still fails
-        """
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        data = None if body is None else json.dumps(body).encode()
-
-        def attempt() -> Any:
-            request = urllib.request.Request(self._root + path, data, headers)
-            try:
-                with urllib.request.urlopen(request, timeout=self._options.timeout) as answer:
-                    return json.load(answer)
-            except json.JSONDecodeError as error:
-                raise ColdstillError(
-                    f"{self._root}{path}: the answer is not JSON; is teacher.url the address of a "
-                    "server of vLLM?"
-                ) from error
-            except Exception as error:
-                if passes(error):
-                    self._say_once()
-                    raise
-                raise ColdstillError(f"{self._root}{path}: {_message(error)}") from error
-
-        answer = persistently(attempt, f"{self._root}{path}", _PATIENCE)
-        if not isinstance(answer, dict):
-            raise ColdstillError(f"{self._root}{path}: the answer is not a JSON object")
-        self._waiting = False
+        """As `Http.ask`. A server that was away may have come back with another model."""
+        answer, repeated = self._http.ask(path, body)
+        if repeated and body is not None:
+            self.expect_same_model()
         return answer
 
-    def _say_once(self) -> None:
-        if not self._waiting:
-            self._waiting = True
-            self._note(f"{self._root} does not answer; trying again")
 
-
-def _message(error: Exception) -> str:
-    """What a server says of an error."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, urllib.error.HTTPError):
-        return text
-    if error.code in (401, 403):
-        return f"access refused ({error.code}); set the environment variable {KEY}"
-    try:
-        said = json.loads(error.read())
-        said = said.get("error", said)
-        said = said.get("message") or said.get("detail") or text
-    except (ValueError, AttributeError):
-        said = text
-    return f"refused ({error.code}): " + " ".join(str(said).split())[:300]
+def root_mean_square(values: NDArray[Any]) -> float:
+    """Of any number of values; 0 if there are none."""
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean())) if values.size else 0.0

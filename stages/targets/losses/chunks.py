@@ -49,7 +49,7 @@ class ChunkLikelihood(Loss):
     def refuse(self, capture: Capture, temperature: float) -> str | None:
         """The reason why a capture is refused, or None: labels whose log-probability is a guess, or
         a temperature."""
-        if capture.guessed_labels:
+        if capture.guessed_labels or not capture.mass:
             return (
                 "the store was written without the log-probabilities of its labels, which it "
                 "compares: write it again with label_logprob"
