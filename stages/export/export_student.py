@@ -195,7 +195,8 @@ class _Export:
         student = self.reference.student
         with self._writing("nothing was kept") as (scratch, base, base_check, notes):
             self.report(Report(stage=self._stage, doing="write the files"))
-            notes += self.form.write(student, scratch, base)
+            # its base may have said the same
+            notes += [n for n in self.form.write(student, scratch, base) if n not in notes]
             notes += grid_notes(self.name, self.form, student.folder)
             notes += [student.ends.lack] if student.ends.lack else []
             record, figures = self._checked(scratch, notes, base_check)

@@ -171,8 +171,8 @@ def test_a_format_without_windows_is_checked_within_one_window(
     job = job_of(tmp_path, heldout, "hf", "gguf-f16", "gguf-q8_0")
     whole, f16, q8 = export_student(job, heldout, reports.append)
     for record in (f16, q8):
-        begin = "its context is 24 tokens, that of its sliding window, and it was"
-        (note,) = (each for each in record.notes if each.startswith(begin))
+        (note,) = record.notes
+        assert note.startswith("its context is 24 tokens, that of its sliding window, and it was")
         assert record.check.positions < whole.check.positions
         assert 0 < record.sample["export"]["positions"] < whole.sample["export"]["positions"]
         assert any(each.note == note for each in reports)
