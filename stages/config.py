@@ -17,6 +17,8 @@ from ..data.errors import ColdstillError
 Size = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+SERVER_KEY = "COLDSTILL_SERVER_KEY"
+"""Environment variable with the key that a server may ask for."""
 
 
 def sequences_in(batch_tokens: int, sequence_length: int) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ....data.errors import ColdstillError, first_line
 from ....data.places.place import place_at
 from ....data.store.layout import MANIFEST, commit_name
+from ....stages.config import SERVER_KEY
 from ....stages.report import Report, silent
 from ..capture import capture_base, plans_for
 from .cluster import Pool, cause, connected, expect_reachable, needs_text
@@ -105,11 +106,20 @@ class _Workers:
     ) -> None:
         self._work, self._ray, self._interruption = work, ray, interruption
         self._needs = pool.needs(ray)
+        options: dict[str, Any] = {}
+        if work.recipe.teacher.url is not None:  # the work is the server's
+            self._needs["num_gpus"] = pool.gpus or 0
+            kept = {name: os.environ[name] for name in (SERVER_KEY,) if name in os.environ}
+            options = {"runtime_env": {"env_vars": kept}}
         self._begun, self._losses, self._said = time.monotonic(), 0, False
         self._split = ""
         sent = dataclasses.replace(work, report=silent)
         made = ray.remote(Worker).options(
-            **self._needs, max_restarts=-1, max_task_retries=0, max_concurrency=1
+            **self._needs,
+            **options,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=1,
         )
         self._all = []
         for number in range(1, pool.workers + 1):

@@ -14,12 +14,11 @@ from urllib.parse import urlsplit
 
 from ....data.errors import ColdstillError, StoppedError
 from ....data.places.faults import Patience, passes, persistently, reason
+from ...config import SERVER_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-KEY = "COLDSTILL_SERVER_KEY"
-"""Environment variable with the key that a server may ask for."""
 PATIENCE = Patience(tries=10, longest=60.0)
 """About four minutes: a server that is started again needs some."""
 _CONNECTING = 30.0
@@ -41,9 +40,9 @@ class Http:
         """
         self._root, self._timeout, self._note = root, timeout, note
         self._headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY, "").strip():
+        if key := os.environ.get(SERVER_KEY, "").strip():
             if not key.isascii() or not key.isprintable():
-                raise ColdstillError(f"{KEY}: it has characters that a request cannot carry")
+                raise ColdstillError(f"{SERVER_KEY}: it has characters that a request cannot carry")
             self._headers["Authorization"] = f"Bearer {key}"
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._connections: set[HTTPConnection] = set()
@@ -131,7 +130,7 @@ class Http:
         if answer.status in (401, 403):
             raise ColdstillError(
                 f"{self._root}{path}: access refused ({answer.status}); set the environment "
-                f"variable {KEY}"
+                f"variable {SERVER_KEY}"
             )
         if answer.status != 200:
             refused = _StatusError(f"refused ({answer.status}): {_message(text, answer.reason)}")
