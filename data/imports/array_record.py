@@ -41,8 +41,8 @@ def array_records(stream: Any, size: int, name: str) -> Iterator[bytes]:
                 raise ValueError(f"chunks of the type {kind!r}, which are not read")
     except (ValueError, IndexError, OverflowError, pa.ArrowException, OSError) as error:
         raise ColdstillError(
-            f"{name}: is no ArrayRecord file, or cut short or damaged: {first_line(error)}; fetch "
-            "it again"
+            f"{name}: is not an ArrayRecord file, or it is cut short or damaged: "
+            f"{first_line(error)}; fetch it again"
         ) from error
 
 

@@ -24,7 +24,7 @@ BESIDE = ("attention_mask", "position_ids", "document_ids", "labels", "loss_mask
 """Columns that tell document borders and supervision."""
 _MASKS = ("loss_mask", "assistant_masks", "completion_mask", "assistant_mask")
 NO_ID = -2
-"""What stands for a token id that is no number. (-1 stands for an entry that a row lacks.)"""
+"""The id of a token whose id is not a number. An entry that a row lacks has the id -1."""
 _IGNORED = -100
 """The label of a token that is not learned, as in transformers."""
 

@@ -180,7 +180,8 @@ def _tensors(content: bytes, name: str) -> dict[str, NDArray[Any]]:
         parts = deserialize(content)  # type: ignore[no-untyped-call]
     except Exception as error:  # its exceptions have no common class
         raise ColdstillError(
-            f"{name}: is no safetensors file, or cut short: {first_line(error)}; fetch it again"
+            f"{name}: is not a safetensors file, or it is cut short: {first_line(error)}; fetch it "
+            "again"
         ) from error
     found = {}
     for key, part in parts:

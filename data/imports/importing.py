@@ -1,7 +1,7 @@
 """Turns a source into a store, shard by shard; several processes may share the work.
 
 Sequence i of the store is record i of the source, so a shard is a fixed range of records. Until all
-shards are there, the folder has no manifest and is no store: what was decided, and what was left
+shards are there, the folder has no manifest and is not a store. What was decided, and what was left
 out of each shard, is in the folder `import`.
 """
 

@@ -56,7 +56,8 @@ class Kld:
 
     @classmethod
     def configured(cls, context: Context) -> Kld:
-        """The vocabulary, and `bos` of the configuration. Raises ColdstillError if it is no id."""
+        """The vocabulary, and `bos` of the configuration, which must be an id. Raises
+        ColdstillError."""
         bos = None
         if "bos" in context.config:
             bos = whole_number(context.config, "bos", 0, context.vocabulary - 1)

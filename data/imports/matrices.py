@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def id_matrix(inner: Ragged) -> NDArray[Any]:
-    """[S, K] rows of ids, filled up to the longest; ids below 0 are no ids."""
+    """[S, K] rows of ids, filled up to the longest; an id below 0 marks a missing entry."""
     ids = Ragged(np.where(inner.values < 0, NO_ID, inner.values), inner.offsets)
     return padded(ids, NOTHING)
 

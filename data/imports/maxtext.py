@@ -2,7 +2,7 @@
 
 An example has `inputs`, `targets`, `inputs_segmentation`, `targets_segmentation` and
 `inputs_position`, and k `top_k_logits` and `top_k_indices` for each input. The row of input i is
-about `targets[i]`. The last target of each document is no input, so it is added behind the
+about `targets[i]`. The inputs lack the last target of each document, so it is added behind the
 document's inputs. The values are logits whose normaliser is not stored.
 """
 
@@ -73,7 +73,7 @@ def _record(name: str, number: int, content: bytes) -> SourceRows:
     try:
         example = _example(content)
     except (ValueError, IndexError) as error:
-        raise ColdstillError(f"{where}: is no tf.train.Example: {error}") from error
+        raise ColdstillError(f"{where}: is not a tf.train.Example: {error}") from error
     if missing := [key for key in (_TOKENS, _TARGETS, _IDS, _VALUES) if key not in example]:
         raise ColdstillError(
             f"{where}: has no feature {missing[0]}; it has {', '.join(sorted(example))}"

@@ -2,7 +2,7 @@
 
 `cp{C}_dp{D}__{last iteration}.tar` has a member `{iteration}.pt.zst` per iteration: the zstd of
 `torch.save({values, indices_low, bit_17})`, each a list of one tensor [S, B, K] per micro-batch.
-Entries of -1000 are none. There are no token ids: the user gives those of the sequences, in the
+An entry of -1000 is empty. There are no token ids: the user gives those of the sequences, in the
 order in which the trainer read them (iteration, micro-batch, data-parallel rank, row).
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _FILE = re.compile(r"cp(\d+)_dp(\d+)__(\d+)\.tar$")
 _MEMBER = re.compile(r"(\d+)\.pt\.zst$")
 _NONE = -999.0
-"""Values at most this are no entries."""
+"""A value of at most this means an empty entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +168,8 @@ def _tar(file: SourceFile) -> Iterator[Any]:
                 yield tar
         except (tarfile.TarError, KeyError) as error:
             raise ColdstillError(
-                f"{file.name}: is no tar file, or cut short: {first_line(error)}; fetch it again"
+                f"{file.name}: is not a tar file, or it is cut short: {first_line(error)}; fetch "
+                "it again"
             ) from error
 
 

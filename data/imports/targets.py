@@ -254,7 +254,7 @@ def _targets(
 def _log_probabilities(
     ids: NDArray[Any], values: NDArray[Any], reading: Reading, tally: Tally
 ) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """[M, K] log-probabilities, most probable first, -inf where there is no entry; and the ids."""
+    """[M, K] log-probabilities, most probable first, and the ids. A missing entry is -inf."""
     logp = np.where(ids != NOTHING, values, np.float32(-np.inf)).astype(np.float32)
     if reading.values != "logprobs":
         top = logp.max(axis=1, keepdims=True, initial=-np.inf).astype(np.float64)

@@ -118,7 +118,9 @@ def _row(row: dict[str, Any], own: int) -> tuple[list[int], list[float], list[in
             values.append(float(value["logprob"]))
             ranks.append(int(value["rank"]))
         except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"the entry {key!r:.30} is no id with a logprob and a rank") from error
+            raise ValueError(
+                f"the entry {key!r:.30} is not an id with a logprob and a rank"
+            ) from error
     if own not in ids:
         raise ValueError(f"a row about token {own} lacks that token, which vLLM always adds")
     return ids, values, ranks, values[ids.index(own)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import random
 import re
+import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +39,7 @@ _PASSING_ERRNO = {
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
     errno.EHOSTUNREACH, errno.EIO, errno.ENETUNREACH, errno.EPIPE, errno.ETIMEDOUT,
     getattr(errno, "EREMOTEIO", errno.EIO),
+    socket.EAI_AGAIN,  # a name that cannot be looked up just now; it is below 0, errors are above
 }  # fmt: skip
 _LASTING = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError)
 _OF_THIS_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}

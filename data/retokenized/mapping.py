@@ -86,7 +86,7 @@ def map_tokens(teacher: Speller, student: Speller, given: Mapping[str, str]) -> 
     given  what the student reads for special tokens of the teacher, by their names
 
     Raises
-        ColdstillError: a given name is no special token of the teacher
+        ColdstillError: a given name is not a special token of the teacher
     """
     specials = _specials(teacher, student, given)
     first_V = np.full(teacher.size, -1, np.int32)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROLES = ("eos_token", "bos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 """What a special token is for, by the keys of `tokenizer_config.json`."""
 _STRAY = re.compile("[\udc80-\udcff]+")
-"""Bytes that are no whole character, as Python decodes them with `surrogateescape`."""
+"""Bytes that are not a whole character, as Python decodes them with `surrogateescape`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +139,7 @@ class Speller:
         """[T] the bytes of consecutive text tokens of a document.
 
         first, last  whether no text is before or behind them, so that a space that the tokenizer
-                     has added there is no text
+                     has added there is not text
 
         Raises
             KeyError: an id without a token (which)
@@ -157,7 +157,7 @@ class Speller:
         return found
 
     def adds_space(self, index: int) -> bool:
-        """Whether the first byte of a token is a space that is no text where a text begins."""
+        """Whether the first byte of a token is a space that is not text where a text begins."""
         return bool(self._spaced_V[index])
 
     def spell(self, texts: Sequence[tuple[bytes, bool]]) -> list[Spelling]:
@@ -207,7 +207,7 @@ class Speller:
         return int(spelling.ids[0]) if fits else -1
 
     def stray(self, content: bytes) -> list[int]:
-        """The tokens of bytes that are no whole character; empty if some of them have none."""
+        """The tokens of bytes that are not a whole character; empty if some of them have none."""
         if self._letters is not None:
             found = self._whole.model.tokenize("".join(self._letters[byte] for byte in content))
             ids = [int(token.id) for token in found]
@@ -217,7 +217,7 @@ class Speller:
         return known if len(known) == len(named) else []
 
     def joined_bytes(self, ids: Sequence[int]) -> bytes | None:
-        """The bytes of tokens; None if one of them is no text."""
+        """The bytes of tokens; None if one of them is not text."""
         found = [self.bytes_V[index] for index in ids]
         return None if None in found else b"".join(content or b"" for content in found)
 
@@ -258,7 +258,7 @@ class Joined:
         self._at += len(content)
 
     def add_stray(self, content: bytes, ids: Sequence[int], lengths_V: NDArray[np.int64]) -> None:
-        """Add bytes that are no whole character, without tokens if there are none."""
+        """Add bytes that are not a whole character, without tokens if there are none."""
         lengths = lengths_V[np.array(ids, np.int64)]
         ends = self._at + np.cumsum(lengths, dtype=np.int64)
         self._put(ids, ends - lengths, ends)

@@ -248,37 +248,52 @@ def capture_plans(
     other_engine: bool = False,
 ) -> list[CapturePlan]:
     """Return the plans of both splits, `train` first."""
-    from ...stages.capture.plan import CapturePlan, chosen_rows
+    from ...stages.capture.plan import chosen_rows
 
     recipe, run = work.recipe, work.run
-    logits = recipe.logits
-    wanted = {"train": logits.sequences, "heldout": recipe.evaluation.sequences}
+    wanted = {"train": recipe.logits.sequences, "heldout": recipe.evaluation.sequences}
     folders = {"train": run.logits, "heldout": run.heldout}
     plans = []
     for split in SPLITS:
         sequences = CorpusLayout(run.corpus).open(split)
         plans.append(
-            CapturePlan(
+            plan_of(
+                work,
+                tokenizer,
+                checked,
+                record,
                 split=split,
-                teacher=checked.identity,
-                context=checked.context,
-                tokenizer=tokenizer,
-                corpus=record,
                 sequences=sequences,
                 rows=chosen_rows(len(sequences), wanted[split], recipe.seed),
                 capture=checked.captures[split],
                 sequence_length=recipe.corpus.sequence_length,
-                shard_tokens=logits.shard_tokens,
-                batch_tokens=logits.batch_tokens,
-                # the held-out store is small, so it is stored without loss
-                codec=logits.codec if split == "train" else "plain",
-                store=logits.store,
                 folder=folders[split],
                 generate=recipe.teacher.generate,
                 other_engine=other_engine,
             )
         )
     return plans
+
+
+def plan_of(
+    work: Work, tokenizer: Any, checked: CheckedTeacher, record: CorpusRecord, **own: Any
+) -> CapturePlan:
+    """Return the plan of one store of the recipe's teacher; `own` are its remaining fields."""
+    from ...stages.capture.plan import CapturePlan
+
+    logits = work.recipe.logits
+    return CapturePlan(
+        teacher=checked.identity,
+        context=checked.context,
+        tokenizer=tokenizer,
+        corpus=record,
+        shard_tokens=logits.shard_tokens,
+        batch_tokens=logits.batch_tokens,
+        # the held-out store is small, so it is stored without loss
+        codec=logits.codec if own["split"] == "train" else "plain",
+        store=logits.store,
+        **own,
+    )
 
 
 def loaded_teacher(

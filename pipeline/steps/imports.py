@@ -133,7 +133,7 @@ def load_pickled(content: bytes, name: str) -> Any:
         return plain(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:  # of unpickling, of the archive, of what is not allowed
         raise ColdstillError(
-            f"{name}: is no file of tensors alone: {first_line(error)}; fetch it again"
+            f"{name}: is not a file of tensors alone: {first_line(error)}; fetch it again"
         ) from error
 
 

@@ -10,12 +10,10 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ...data.errors import ColdstillError
 from ...data.prepared import CorpusLayout
 from ...stages.ranks import world_size
-from .capture import checked_teacher, loaded_teacher
+from .capture import checked_teacher, loaded_teacher, plan_of
 from .own_text import next_act, students_with_rounds, written_splits
 from .students import claimed_student, job_as_trained, open_made, train_students
 from .teacher import tokenizer_of
@@ -156,27 +154,22 @@ def _plans(
     manuscript: Manuscript,
 ) -> list[CapturePlan]:
     """The captures of one text, each like that of the first store; the small one first."""
-    from ...stages.capture.plan import CapturePlan
+    from ...stages.capture.plan import chosen_rows
 
-    logits = work.recipe.logits
     plans = []
     for split in sorted(record.splits):
         sequences = CorpusLayout(text.text).open(split)
         plans.append(
-            CapturePlan(
+            plan_of(
+                work,
+                tokenizer,
+                checked,
+                record,
                 split=split,
-                teacher=checked.identity,
-                context=checked.context,
-                tokenizer=tokenizer,
-                corpus=record,
                 sequences=sequences,
-                rows=np.arange(len(sequences)),
+                rows=chosen_rows(len(sequences), None, 0),
                 capture=manuscript.captures[split],
                 sequence_length=manuscript.sequence_length,
-                shard_tokens=logits.shard_tokens,
-                batch_tokens=logits.batch_tokens,
-                codec=logits.codec if split == "train" else "plain",
-                store=logits.store,
                 folder=text.store(split),
                 written=manuscript.written,
             )

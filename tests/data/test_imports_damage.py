@@ -181,7 +181,7 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "too few sequences": ("megatron", fewer_sequences, "sequence 6 has no tokens"),
     "pickle": ("maxtext", pickled_record, "is a pickle of an older script"),
     "features": ("maxtext", without_targets, "has no feature targets; it has inputs"),
-    "dangerous pickle": ("megatron", pickled_payload, "is no file of tensors alone"),
+    "dangerous pickle": ("megatron", pickled_payload, "is not a file of tensors alone"),
     "wrong k": ("distillkit", config(k=11), "but k = 11 and the other parameters of --config make"),
     "wrong bits": ("distillkit", config(d=1 << 16), "bytepacked_indices has 14 bytes at a token"),
     "wrong type": ("distillkit", config(exact_dtype="bfloat16"), "compressed_logprobs has 36 byte"),
@@ -227,7 +227,7 @@ CASES: dict[str, tuple[str, Any, str]] = {
     ),
     "vllm key": (
         "vllm", lines(lambda r: r[1]["prompt_logprobs"].__setitem__(5, {"x": -1.0}), "out.jsonl"),
-        "the entry 'x' is no id with a logprob and a rank",
+        "the entry 'x' is not an id with a logprob and a rank",
     ),
     "axolotl token": (
         "axolotl-raw", lines(lambda r: r[0]["logprobs"][3][1].__setitem__("token", " the"),

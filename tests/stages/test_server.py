@@ -243,7 +243,7 @@ def _low(listed: list[Any]) -> None:
     ("change", "text"),
     [
         (_nothing, "it lists a token of probability 0"),
-        (_low, "no head of a distribution"),
+        (_low, "not the head of a distribution"),
         (lambda listed: listed.append(listed.pop(1)), "its answer is about other tokens"),
         (lambda listed: listed.__setitem__(-1, None), "its answer is not like one of vLLM"),
         (lambda listed: listed.pop(), "it gives no prompt_logprobs for"),

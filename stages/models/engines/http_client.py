@@ -89,9 +89,7 @@ class Http:
             except Exception as error:
                 if self._closing.is_set():
                     raise self._end_error() from error
-                # a name that cannot be looked up just now is no error of the network's own kind
-                looked_up = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-                if not (looked_up or passes(error)):
+                if not passes(error):
                     raise ColdstillError(f"{where}: {reason(error)}") from error
                 repeated = True
                 self._say_once(error)

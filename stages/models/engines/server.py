@@ -288,8 +288,8 @@ class Server:
         if not ((mass_M <= 1.0 + _TOO_MUCH) & (mass_M + most_M >= 1.0 - _TOO_MUCH)).all():
             raise ColdstillError(
                 f"{self._root}: the probabilities of {ids_MK.shape[1]} tokens sum to "
-                f"{mass_M.min():.3g} to {mass_M.max():.4g}, which is no head of a distribution; "
-                "start it with --logprobs-mode raw_logprobs"
+                f"{mass_M.min():.3g} to {mass_M.max():.4g}: this is not the head of a "
+                "distribution; start it with --logprobs-mode raw_logprobs"
             )
 
     def answers(
