@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,6 +119,9 @@ class VllmEngine:
             "max_model_len": max(sequence_length, _TRIAL_LENGTHS[0] + 1),
         }
         self._thread = ThreadPoolExecutor(1, "coldstill vllm")
+        self._waiting: SimpleQueue[tuple[list[list[int]], Future[list[torch.Tensor]]]]
+        self._waiting = SimpleQueue()
+        self._numbers, self._closed = itertools.count(), False
         self._states: Any = None
         self._generator: Any = None
         self._vocabulary = head.vocabulary
@@ -146,23 +151,47 @@ class VllmEngine:
         _expect_same(self.submit(trial).result(), listed, head, self._where)
 
     def submit(self, documents: Sequence[list[int]]) -> Future[list[torch.Tensor]]:
-        """As `Engine.submit`: batches are computed one after the other, on a thread."""
-        return self._thread.submit(self._encode, list(documents))
+        """As `Engine.submit`. vLLM gets documents as they come and never waits for the end of a
+        batch."""
+        future: Future[list[torch.Tensor]] = Future()
+        self._waiting.put((list(documents), future))
+        self._thread.submit(self._run)
+        return future
 
-    def _encode(self, documents: list[list[int]]) -> list[torch.Tensor]:
-        if not documents:
-            return []
-        with self._asking("run the teacher"):
-            found = self._states.encode(
-                _prompts(documents), pooling_task="token_embed", use_tqdm=False
-            )
-        states = [each.outputs.data for each in found]
-        for document, state in zip(documents, states, strict=True):
-            if len(state) != len(document):
-                raise ColdstillError(
-                    f"{self._where}: vllm gave {len(state)} states for {len(document)} tokens"
-                )
-        return states
+    def _run(self) -> None:
+        """Run vLLM until no document is left, taking in those that are queued meanwhile."""
+        jobs: list[_Job] = []
+        try:
+            while True:
+                while not self._waiting.empty():
+                    documents, future = self._waiting.get()
+                    jobs.append(_Job(documents, future))
+                    with self._asking("run the teacher"):
+                        self._add(jobs[-1])
+                jobs = [job for job in jobs if not job.is_done()]
+                if not jobs:
+                    return
+                if self._closed:  # nobody waits for what is left
+                    raise ColdstillError(f"{self._where}: vllm was closed")
+                with self._asking("run the teacher"):
+                    found = self._states.llm_engine.step()
+                for each in found:
+                    for job in jobs:
+                        if each.finished and job.takes(each.request_id, each.outputs.data):
+                            break
+        except BaseException as error:  # an engine that failed gives nothing more
+            for job in jobs:
+                if not job.future.done():
+                    job.future.set_exception(error)
+
+    def _add(self, job: _Job) -> None:
+        from vllm import PoolingParams
+
+        params = PoolingParams(task="token_embed", use_activation=False)
+        for place, prompt in enumerate(_prompts(job.documents)):
+            name = f"coldstill-{next(self._numbers)}"
+            job.places[name] = place
+            self._states.llm_engine.add_request(name, prompt, params)
 
     def answers(
         self, prompts: Sequence[list[int]], room: Sequence[int], asked: Asked
@@ -196,6 +225,7 @@ class VllmEngine:
         return answers
 
     def close(self) -> None:
+        self._closed = True
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._end("_states")
         self._end("_generator")
@@ -244,6 +274,35 @@ class VllmEngine:
             [{token: entry.logprob for token, entry in listed.items()} for listed in each[1:]]
             for each in (output.prompt_logprobs for output in found)
         ]
+
+
+class _Job:
+    """Documents that were queued together, and their states as they come."""
+
+    def __init__(self, documents: list[list[int]], future: Future[list[torch.Tensor]]) -> None:
+        self.documents, self.future = documents, future
+        self.places: dict[str, int] = {}
+        """The document of each request that is not answered yet."""
+        self._states: list[Any] = [None] * len(documents)
+
+    def takes(self, request: str, state: torch.Tensor) -> bool:
+        """Keep the state of a request; returns False if it is not one of this job. Raises
+        ColdstillError if it does not have one row for each token."""
+        place = self.places.pop(request, None)
+        if place is None:
+            return False
+        if len(state) != len(self.documents[place]):
+            raise ColdstillError(
+                f"vllm gave {len(state)} states for {len(self.documents[place])} tokens"
+            )
+        self._states[place] = state
+        return True
+
+    def is_done(self) -> bool:
+        """Whether all states are there; then they are given to whoever waits."""
+        if not self.places and not self.future.done():
+            self.future.set_result(self._states)
+        return self.future.done()
 
 
 def _prompts(documents: Sequence[list[int]]) -> list[Any]:
