@@ -132,9 +132,9 @@ def fingerprint(files: Sequence[SourceFile]) -> str:
     return json_sha256([[file.name, file.size] for file in files])
 
 
-def opened(request: Request) -> tuple[Format, list[SourceFile]]:
-    """The format with its parameters, and the files. Raises ColdstillError if the source names
-    nothing, or its format is not known."""
+def found(request: Request) -> tuple[str, list[SourceFile]]:
+    """The name of the format, and the files. Raises ColdstillError if the source names nothing, or
+    its format is not known."""
     suffixes = sorted({suffix for kind in FORMATS.values() for suffix in kind.suffixes})
     name = request.format
     if name is None:
@@ -142,7 +142,13 @@ def opened(request: Request) -> tuple[Format, list[SourceFile]]:
         name = _told(files[0])
     if name not in FORMATS:
         raise ColdstillError(f"--format {name}: expected one of {', '.join(FORMATS)}")
-    files = source_files(request.source, FORMATS[name].suffixes)
+    return name, source_files(request.source, FORMATS[name].suffixes)
+
+
+def opened(request: Request) -> tuple[Format, list[SourceFile]]:
+    """The format with its parameters, and the files. Raises ColdstillError as `found`, or if a
+    parameter is missing."""
+    name, files = found(request)
     context = Context(
         config=request.config,
         vocabulary=request.vocabulary.size,

@@ -230,9 +230,10 @@ def retokenize_(path: str, to: str, as_json: bool, tokenizer: str, **wanted: Any
 
     Example: coldstill store retokenize runs/demo/logits other --tokenizer my-student
     """
+    from ..quiet import quiet
     from ..steps.retokenize import retokenized
 
-    with _progress() as progress:
+    with _progress() as progress, quiet():
         notify = _notify(progress, "retokenize")
         retokenized(path, to, tokenizer, wanted, "--tokenizer", notify)
     _wrote(to, as_json)

@@ -32,10 +32,12 @@ def import_cache(request: Request, report: Reporter = silent) -> Result:
         ColdstillError: the source breaks a rule, or fits neither the tokenizer nor any alignment
     """
     from ...data.imports.importing import Importer
+    from ...data.imports.plan import found
 
     def say(sentence: str) -> None:
         report(Report(stage=STAGE, note=sentence))
 
+    found(request)  # before a tokenizer is looked for on a hub
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = tokenizer_of(str(request.tokenizer), Path(scratch))
         done = 0

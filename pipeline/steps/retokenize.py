@@ -52,6 +52,7 @@ def retokenized(
         unaligned=wanted["unaligned"],
         special=special_texts(tuple(wanted["special"]), "--special"),
     )
+    open_store(path)  # before a tokenizer is looked for on a hub
     loaded = tokenizer_of(tokenizer, where)
     return retokenize_for(path, to, loaded, decisions, f"the tokenizer of {tokenizer}", notify)
 

@@ -197,3 +197,16 @@ def test_sources_in_other_places(cache: Known, tokenizer_folder: Path, tmp_path:
         assert hashes == wanted
     assert wanted is not None
     assert len(wanted) == len(cache.tokens)
+
+
+def test_a_source_that_is_not_there_is_refused_before_a_tokenizer_is_looked_for(
+    tmp_path: Path,
+) -> None:
+    for arguments in (
+        ("import", str(tmp_path / "no.parquet"), str(tmp_path / "store")),
+        ("store", "retokenize", str(tmp_path / "no"), str(tmp_path / "store")),
+    ):
+        result = CliRunner().invoke(main, [*arguments, "--tokenizer", "no/such-tokenizer"])
+        assert result.exit_code == 1
+        assert "tokenizer" not in result.stderr.splitlines()[-1]
+        assert not (tmp_path / "store").exists()
