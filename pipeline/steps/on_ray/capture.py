@@ -126,7 +126,7 @@ class _Workers:
             actor = made.remote(
                 sent, os.getcwd(), base.checked, pool.cpus, other_engine=base.other_engine
             )
-            self._all.append(_Worker(number, actor, actor.place.remote()))
+            self._all.append(_Worker(number, actor, _place(actor)))
         count = "1 worker" if pool.workers == 1 else f"{pool.workers} workers"
         work.doing(STAGE, f"start {count} with {needs_text(self._needs)} each")
 
@@ -243,7 +243,7 @@ class _Workers:
                 "see Ray's logs of these nodes, then run the same command again"
             )
         worker.state, worker.node, worker.split = "placing", "", ""
-        worker.pending = worker.actor.place.remote()
+        worker.pending = _place(worker.actor)
 
     def _next_turn(self, worker: _Worker) -> None:
         """Give the worker more shards, or let it leave the split."""
@@ -292,6 +292,11 @@ class _Workers:
                 "add nodes, or ask for less",
                 warning=True,
             )
+
+
+def _place(actor: Any) -> Any:
+    """Ask where a worker is. Ray asks again while the worker starts; other calls would fail."""
+    return actor.place.options(max_task_retries=-1).remote()
 
 
 class _Shards:
