@@ -56,9 +56,9 @@ def _task_options(ending: str) -> Callable[[Callable[..., None]], Callable[..., 
             output: Path | None,
             **options: Any,
         ) -> None:
-            def opened(processes: int) -> Any:
+            def opened(gpus: int | None) -> Any:
                 task = open_task(
-                    step, recipe, settings, runs, report, students, nodes=nodes, processes=processes
+                    step, recipe, settings, runs, report, students, nodes=nodes, gpus=gpus
                 )
                 return replace(task, file=output or Path(f"{task.name}{ending}"))
 
@@ -74,9 +74,8 @@ def _task_options(ending: str) -> Callable[[Callable[..., None]], Callable[..., 
 @click.option(
     "--gpus",
     type=click.IntRange(min=0),
-    default=1,
-    show_default=True,
-    help="GPUs of each node, a process for each; 0 for one process on CPUs.",
+    help="GPUs of each node, a process for each; 0 for one process on CPUs. 1 if not given, or 0 "
+    "if a server is the teacher.",
 )
 @click.option("--cpus", type=click.IntRange(min=1), help="CPUs of each node; 4 for each process.")
 @click.option("--partition", metavar="NAME", help="The partition.")
@@ -96,7 +95,7 @@ def _task_options(ending: str) -> Callable[[Callable[..., None]], Callable[..., 
 @click.option(
     "--sbatch", "more", multiple=True, metavar="KEY=VALUE", help="A further option of sbatch."
 )
-def slurm(opened: Any, **options: Any) -> None:
+def slurm(opened: Any, gpus: int | None, **options: Any) -> None:
     """Write a script for Slurm.
 
     A job gets SIGTERM two minutes before its end, and is queued again until its work is done.
@@ -106,14 +105,18 @@ def slurm(opened: Any, **options: Any) -> None:
     from ..launch.slurm import Job, write_slurm
 
     job = Job(**options)
-    task = opened(max(1, job.gpus))
+    task = opened(gpus)
     write_slurm(task, job)
     click.echo(f"wrote {task.file}; read it, then submit it with sbatch {task.file}")
 
 
 @launch.command()
 @_task_options(".sky.yaml")
-@click.option("--gpus", required=True, metavar="NAME:COUNT", help="GPUs of each node: A100:8.")
+@click.option(
+    "--gpus",
+    metavar="NAME:COUNT",
+    help="GPUs of each node: A100:8. Required, unless a server is the teacher.",
+)
 @click.option("--bucket", required=True, metavar="ADDRESS", help="Where results go: s3://BUCKET.")
 @click.option("--spot/--no-spot", default=True, help="Whether the cloud can take machines back.")
 @click.option(
@@ -129,6 +132,6 @@ def sky(opened: Any, **options: Any) -> None:
     from ..launch.sky import Machines, gpus_of_a_node, write_sky
 
     machines = Machines(**options)
-    task = opened(gpus_of_a_node(machines.gpus))
+    task = opened(machines.gpus and gpus_of_a_node(machines.gpus))
     write_sky(task, machines)
     click.echo(f"wrote {task.file}; read it, then start it with sky jobs launch {task.file}")

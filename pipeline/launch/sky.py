@@ -29,10 +29,10 @@ _EXTRAS = {"s3": "coldstill[s3]", "gs": "coldstill gcsfs"}
 class Machines:
     """What is rented, and where results go."""
 
-    gpus: str
-    """GPUs of each node, `NAME` or `NAME:COUNT`."""
     bucket: str
     """Folder of an existing bucket, such as `s3://bucket/folder`."""
+    gpus: str | None = None
+    """GPUs of each node, `NAME` or `NAME:COUNT`; None for machines without."""
     spot: bool = True
     """Whether machines are cheaper ones that the cloud can take back at any time."""
     install: str | None = None
@@ -49,9 +49,11 @@ def write_sky(task: Task, machines: Machines) -> None:
     """Write the task file.
 
     Raises
-        ColdstillError: the bucket is not an address, a file of the recipe would not be uploaded, or
-            the file exists
+        ColdstillError: the bucket is not an address, no GPUs are named for work that needs them, a
+            file of the recipe would not be uploaded, or the file exists
     """
+    if machines.gpus is None and task.gpus:
+        raise ColdstillError("--gpus: missing; name the GPUs of each node, such as A100:8")
     scheme = machines.bucket.partition("://")[0]
     folder = r"[a-z0-9][a-z0-9._-]+(/[\w.=-]+)*/?"
     expect_one_line("--bucket", machines.bucket, rf"(s3|gs)://{folder}", "s3://NAME or gs://NAME")

@@ -30,8 +30,6 @@ _TIME = rf"{_DAYS}|{_HOURS}"
 class Job:
     """What a job asks Slurm for, beside its nodes."""
 
-    gpus: int
-    """GPUs of each node; 0 for nodes without."""
     cpus: int | None = None
     """CPUs of each node; `CPUS` for each process if None."""
     partition: str | None = None

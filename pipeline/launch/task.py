@@ -42,10 +42,15 @@ class Task:
     settings: tuple[str, ...] = ()
     runs: str = "runs"
     nodes: int = 1
-    processes: int = 1
-    """Processes of each node: one for each GPU, or a single one without."""
+    gpus: int = 1
+    """GPUs of each node, with a process for each; 0 for one process without."""
     file: Path = field(default=Path())
     """The script."""
+
+    @property
+    def processes(self) -> int:
+        """Processes of each node."""
+        return max(1, self.gpus)
 
     @property
     def name(self) -> str:
@@ -71,9 +76,12 @@ def open_task(
     runs: str,
     report: Reporter,
     students: tuple[str, ...],
-    **sizes: Any,
+    nodes: int,
+    gpus: int | None,
 ) -> Task:
     """Read the recipe, and report what has to be done before the script is started.
+
+    gpus  GPUs of each node; None for one, or for none where a server is the teacher
 
     Raises
         ColdstillError: the recipe cannot be read, lacks a student, or has none to train
@@ -96,7 +104,11 @@ def open_task(
         for name, table in tables.items()
         if table.prune and not first_training(work.run.student(name), table).is_begun(1)
     ]
-    if cut and sizes["nodes"] * sizes["processes"] > 1:
+    served = step == "teacher-logits" and work.recipe.teacher.url is not None
+    if served and gpus:
+        work.note("launch", "a server is the teacher, so the GPUs would be idle", warning=True)
+    gpus = (0 if served else 1) if gpus is None else gpus
+    if cut and nodes * max(1, gpus) > 1:
         named = " ".join(f"--student {name}" for name in cut)
         first = f"coldstill prune-student {shlex.quote(recipe)} {named}{given}"
         work.note("launch", f"students are cut in one process; first run {first}", warning=True)
@@ -107,7 +119,8 @@ def open_task(
         students=students,
         settings=settings,
         runs=runs,
-        **sizes,
+        nodes=nodes,
+        gpus=gpus,
     )
 
 

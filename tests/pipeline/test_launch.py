@@ -127,6 +127,24 @@ def test_what_one_process_must_do_first_is_said(desk: Desk) -> None:
     )
 
 
+def test_a_server_is_the_teacher_without_gpus(packed: Desk) -> None:
+    packed.edit("[logits]", 'engine = "server"\nurl = "http://server:8000"\n[logits]')
+    packed.edit("tail = 4", "tail = 0")
+    packed.edit("tail = 8", "tail = 0")
+    found, _ = asked(packed)
+    assert "gpus-per-node" not in found
+    found, _ = asked(packed, "--step", "train-student")
+    assert found["gpus-per-node"] == "1"
+    said = packed.done(*SLURM, "--gpus", "2", "--output", "two").stderr
+    assert said == "launch: warning: a server is the teacher, so the GPUs would be idle\n"
+    sky = [word for word in SKY if word not in {"--gpus", "A100:8"}]
+    assert packed.done(*sky).stderr == ""
+    assert "accelerators" not in (packed.root / "r-teacher-logits.sky.yaml").read_text()
+    assert packed.refused(*sky, "--step", "train-student") == (
+        "error: --gpus: missing; name the GPUs of each node, such as A100:8"
+    )
+
+
 @pytest.fixture(scope="module")
 def whole(
     tmp_path_factory: pytest.TempPathFactory, texts: Path, teacher_folder: Path

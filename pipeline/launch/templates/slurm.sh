@@ -5,8 +5,8 @@
 #SBATCH --nodes={{ task.nodes }}
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task={{ cpus }}
-{% if job.gpus %}
-#SBATCH --gpus-per-node={{ job.gpus }}
+{% if task.gpus %}
+#SBATCH --gpus-per-node={{ task.gpus }}
 {% endif %}
 {% if job.partition %}
 #SBATCH --partition={{ job.partition }}
