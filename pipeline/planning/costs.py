@@ -113,17 +113,25 @@ def capture_hours(
 
 
 def pruning_hours(
-    cut: PruneConfig, before: ModelSizes, after: ModelSizes, tokens: int, speed: float | None
+    cut: PruneConfig,
+    before: ModelSizes,
+    after: ModelSizes,
+    tokens: int,
+    speed: float | None,
+    *,
+    known: bool = False,
 ) -> float | None:
     """Hours to make one cut; None without a measured speed.
 
     before, after  sizes of the model that is cut, and of the smaller one
     tokens         tokens of the store's sequences on which importance is measured
     speed          tokens per second of a forward pass of the model that is cut
+    known          whether another cut on the same sequences has measured importance
     """
     if speed is None:
         return None
-    passes = 1 + after.parameters / before.parameters  # importance, and the loss after the cut
+    # importance, and the loss after the cut
+    passes = (0 if known else 1) + after.parameters / before.parameters
     if cut.layers_by == "loss":
         # one layer after another is removed, each time after a pass without each layer that is left
         left = range(after.layers + 1, before.layers + 1)

@@ -242,6 +242,8 @@ def _pruning_hours(
     """Hours of the cut of each student; None for several, which have models and speeds of their
     own."""
     hours: dict[str, float | None] = {}
+    samples: set[tuple[int, int | None]] = set()
+    """Those on which importance is measured; a second cut from one of them uses its scores."""
     for name, student in work.recipe.students.items():
         sizes, folder = students[name], work.run.student(name)
         if not student.prune or teacher is None or not sizes:
@@ -251,7 +253,11 @@ def _pruning_hours(
         if folder.model.exists() or (not several and folder.is_begun(1)):
             left: float | None = 0.0
         else:
-            left = None if several else pruning_hours(cut, teacher, sizes[0], tokens, speed)
+            sample = (cut.sequences, student.train.seed)
+            known = sample in samples
+            samples.add(sample)
+            left = pruning_hours(cut, teacher, sizes[0], tokens, speed, known=known)
+            left = None if several else left
         hours[f"prune-student {name}"] = left
     return hours
 

@@ -157,6 +157,9 @@ class Run:
     tokens, with `logits` and `heldout`."""
     pilot = _Path("pilot.json")
     """Measurements of a pilot before the capture."""
+    importance = _Path("importance")
+    """Importance of the teacher's parts, which students with `prune` share: a file for each sample
+    of sequences."""
     students = _Path("students")
     """One folder per student."""
 

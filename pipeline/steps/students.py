@@ -261,6 +261,7 @@ def student_job(
         model=None if student.model is None else work.local(student.model),
         layers=student.layers,
         prune=student.prune or (),
+        importance=work.run.importance,
         lora=student.lora,
         quantize=student.quantize,
         objective=student.objective,

@@ -72,6 +72,8 @@ class StudentJob:
     """Layers of the teacher to start from."""
     prune: tuple[PruneConfig, ...] = ()
     """Cuts of the teacher, one after another."""
+    importance: Path | None = None
+    """Folder of the importance of the teacher's parts, which all students of a run share."""
     teacher: TeacherWeights | None = None
     """Weights of the store's teacher for `layers` and `prune`; not needed once `start` exists."""
     lora: LoraConfig | None = None
@@ -261,9 +263,19 @@ def _cut(job: StudentJob, store: StoreReader, report: Reporter, where: str) -> N
         seed=job.seed,
         stage=f"prune-student {job.stage}",
         where=where,
+        scores=_scores(job, store),
         report=report,
     )
     return NewStudent(model=pruned, pruning=record | {"of": _cause(job, store)})
+
+
+def _scores(job: StudentJob, store: StoreReader) -> Path | None:
+    """File of the importance of the teacher's parts. The sizes of a cut do not change it."""
+    if job.importance is None or job.recovered is not None:
+        return None
+    cause = _cause(job, store)
+    sample = {"sequences": job.prune[0].sequences, "seed": cause["seed"], "store": cause["store"]}
+    return job.importance / f"{json_sha256(sample)[:16]}.safetensors"
 
 
 def _cause(job: StudentJob, store: StoreReader) -> dict[str, Any]:

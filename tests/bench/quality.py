@@ -106,7 +106,7 @@ class LivingTeacher(StoreReader):
         inputs = model_inputs(sequences, self._teacher.isolation, head.model.dtype)
         positions = flat_positions(sequences, inputs["input_ids"].shape[1])
         hidden = head.hidden(inputs).flatten(0, 1)[positions]
-        logits = head.logits(hidden, head.buffer(len(hidden), hidden.device))
+        logits = head.logits(hidden, head.buffer(len(hidden), hidden.device, least=len(hidden)))
         return Block(sequences=sequences, targets=_whole(logits), capture=self._whole)
 
 

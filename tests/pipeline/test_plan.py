@@ -295,6 +295,8 @@ def test_the_time_of_a_cut_follows_from_its_passes_over_the_sample() -> None:
     assert pruning_hours(cut, before, after, 3600, None) is None
     # importance, and the loss of the smaller model
     assert pruning_hours(cut, before, after, 3600, 2.0) == pytest.approx(1.6 / 2)
+    known = pruning_hours(cut, before, after, 3600, 2.0, known=True)
+    assert known == pytest.approx(0.6 / 2)
     # by loss also 4 passes with 3 of the 4 layers, then 3 passes with 2
     by_loss = dataclasses.replace(cut, layers_by="loss")
     assert pruning_hours(by_loss, before, after, 3600, 2.0) == pytest.approx((1.6 + 3 + 1.5) / 2)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coldstill.data.store.reader import StoreReader
+    from coldstill.stages.report import Report
     from coldstill.stages.students.job import StudentJob
 
 WHERE = "students.small.prune"
@@ -105,6 +106,42 @@ def test_a_pruned_student_starts_with_the_recorded_loss_and_learns(
     pruned, _ = cut_once(whole, store, HALF)
     begun = sample_loss(connect_head(pruned, VOCABULARY), whole_sample(store), "test")
     assert begun == pytest.approx(recorded["loss"]["after"], rel=1e-6)
+
+
+def test_importance_is_measured_once_for_all_cuts_from_the_same_sequences(
+    store: StoreReader, teacher: Path, tmp_path: Path
+) -> None:
+    shared = {"importance": tmp_path / "importance"}
+    smaller = dataclasses.replace(HALF, parameters="40%")
+    other = dataclasses.replace(HALF, sequences=3)
+    for name, cut, measured in (
+        ("first", HALF, True), ("again", HALF, False), ("smaller", smaller, False),
+        ("other", other, True),
+    ):  # fmt: skip
+        stages: set[str] = set()
+        notes: list[str] = []
+
+        def report(each: Report, stages: set[str] = stages, notes: list[str] = notes) -> None:
+            stages.add(each.stage)
+            notes.append(each.note)
+
+        prune_student(job_of(tmp_path / name, teacher, cut, **shared), store, report)
+        prune_student(job_of(tmp_path / f"{name}-alone", teacher, cut), store)
+        assert any(stage.endswith(" importance") for stage in stages) == measured
+        assert any("known from another cut" in note for note in notes) != measured
+        assert record(tmp_path / name) == record(tmp_path / f"{name}-alone")
+        for file in ("config.json", "model.safetensors"):
+            made, alone = (tmp_path / n / "start" / file for n in (name, f"{name}-alone"))
+            assert made.read_bytes() == alone.read_bytes()
+    files = sorted((tmp_path / "importance").iterdir())
+    assert len(files) == 2
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-1])
+    warned: list[str] = []
+    job = job_of(tmp_path / "damaged", teacher, HALF, **shared)
+    prune_student(job, store, lambda each: warned.append(each.note if each.warning else ""))
+    assert next(note for note in warned if note).endswith(" is damaged")
+    assert record(tmp_path / "damaged") == record(tmp_path / "first")
 
 
 @pytest.mark.slow

@@ -27,15 +27,22 @@ from ...models.loading import load_state
 from ...models.output_head import connect_head
 from ...report import Report, Reporter, silent
 from .anatomy import Sizes, anatomy_of
-from .importance import calibration_set, judge_layers_by_loss, measure_importance, sample_loss
+from .importance import (
+    Importance,
+    calibration_set,
+    judge_layers_by_loss,
+    measure_importance,
+    sample_loss,
+)
 from .layers import cut_to_layers
 from .shapes import all_target_sizes, shortfall
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ....data.store.reader import StoreReader
     from .anatomy import Anatomy, Axis
     from .config import PruneConfig
-    from .importance import Importance
 
 _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps")
 
@@ -208,6 +215,7 @@ def make_cut(
     seed: int,
     stage: str,
     where: str,
+    scores: Path | None = None,
     report: Reporter = silent,
 ) -> tuple[Any, dict[str, Any]]:
     """Cut a model by the importance of its parts on sequences of the store.
@@ -217,6 +225,8 @@ def make_cut(
     teacher  parameters of the teacher, of which budgets are shares; None if `model` is the teacher
     seed     seed of the calibration set
     where    the recipe's table, for messages
+    scores   file of the importance on this sample, which other cuts of the model share: it is read
+             if it exists, and written otherwise; None always measures
 
     Returns the pruned model on the CPU in fp32, and its record as a JSON value: sizes, parameters
     and loss before and after, and the kept parts.
@@ -236,16 +246,27 @@ def make_cut(
     isolation = student_isolation(model, store, where)
     sample = calibration_set(store, config.sequences, seed, isolation)
     head = connect_head(model, vocabulary, report)
-    importance = measure_importance(
-        head, anatomy, sample, f"{stage} importance", report,
-        loss=sample.teacher_loss() if is_teacher else None,
-    )  # fmt: skip
+    importance = None if scores is None else Importance.read(scores)
+    known = importance is not None
+    if scores is not None and not known and scores.exists():
+        note = f"importance is measured again: {scores} is damaged"
+        report(Report(stage=stage, note=note, warning=True))
+    if importance is None:
+        importance = measure_importance(
+            head, anatomy, sample, f"{stage} importance", report,
+            loss=sample.teacher_loss() if is_teacher else None,
+        )  # fmt: skip
+    else:
+        note = f"importance is known from another cut of this model: {scores}"
+        report(Report(stage=stage, note=note))
     if not importance.finite:
         raise ColdstillError(
             f"{where}: the model's activations on the store's sequences are NaN or infinite; its "
             "weights are damaged, or overflow in their precision"
         )
     _expect_finite(importance.loss, "before", where)
+    if scores is not None and not known:
+        importance.write(scores)
     if config.layers_by == "loss" and sizes.layers < anatomy.sizes.layers:
         importance = judge_layers_by_loss(
             importance, head, anatomy, sample, sizes.layers, stage, report

@@ -38,7 +38,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from ....data.files import whole_file
 from ....data.order import joined, regrouped
 from ...evaluation.quality import summed_loss
 from ...models.isolation import model_inputs
@@ -47,6 +50,7 @@ from .layers import skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -113,10 +117,29 @@ class Importance:
     removed: tuple[int, ...] = ()
     """Layers in the order of their removal, if they were removed one after another."""
 
+    def write(self, path: Path) -> None:
+        """Write scores, from before any layer was removed, for other cuts of the same model."""
+        assert not self.removed
+        with whole_file(path) as scratch:
+            save_file(dict(self._tensors()), scratch, {"loss": repr(self.loss)})
+
+    @classmethod
+    def read(cls, path: Path) -> Importance | None:
+        """Scores that were written; None if the file is missing or damaged."""
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return cls(**tensors, loss=float(file.metadata()["loss"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in ("channels_D", "neurons_LF", "heads_LH", "layers_L"):
+            yield name, getattr(self, name).contiguous()
+
     @property
     def finite(self) -> bool:
-        scores = (self.channels_D, self.neurons_LF, self.heads_LH, self.layers_L)
-        return all(bool(each.isfinite().all()) for each in scores)
+        return all(bool(each.isfinite().all()) for _, each in self._tensors())
 
 
 @torch.no_grad()
