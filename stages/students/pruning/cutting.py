@@ -249,16 +249,16 @@ def make_cut(
     importance = None if scores is None else Importance.read(scores)
     known = importance is not None
     if scores is not None and not known and scores.exists():
-        note = f"importance is measured again: {scores} is damaged"
-        report(Report(stage=stage, note=note, warning=True))
+        again = f"importance is measured again: {scores} is damaged"
+        report(Report(stage=stage, note=again, warning=True))
     if importance is None:
         importance = measure_importance(
             head, anatomy, sample, f"{stage} importance", report,
             loss=sample.teacher_loss() if is_teacher else None,
         )  # fmt: skip
     else:
-        note = f"importance is known from another cut of this model: {scores}"
-        report(Report(stage=stage, note=note))
+        shared = f"importance is known from another cut of this model: {scores}"
+        report(Report(stage=stage, note=shared))
     if not importance.finite:
         raise ColdstillError(
             f"{where}: the model's activations on the store's sequences are NaN or infinite; its "
