@@ -159,6 +159,8 @@ class Bench:
     run: Path
     student: ArchitectureConfig
     config: TrainConfig
+    alone: TrainConfig
+    """For the student without a teacher, which may have another best learning rate."""
     teacher: Teacher
     records: tuple[tuple[int, int], ...]
     """Head and tail of each record."""
@@ -197,7 +199,7 @@ class Bench:
             architecture=self.student,
             model=None,
             objective=alone if case == NO_TEACHER else ObjectiveConfig(),
-            config=self.config,
+            config=self.alone if case == NO_TEACHER else self.config,
             seed=seed,
             folder=self.folder / f"{_file_name(case)}-{seed}",
         )
@@ -258,6 +260,7 @@ def demo_bench() -> Bench:
         run=run,
         student=student.architecture,
         config=student.train,
+        alone=student.train,
         teacher=_teacher(run, str(run / "teacher" / "model")),
         records=(
             (50, 0),
@@ -275,10 +278,12 @@ def demo_bench() -> Bench:
 def real_bench(texts: list[str]) -> Bench:
     """A real teacher on the given texts."""
     run = captured_run(REAL_RUN, texts, REAL)
+    config = TrainConfig(steps=120, batch_tokens=1024, learning_rate=4e-3, warmup=0.1)
     return Bench(
         run=run,
         student=ArchitectureConfig(layers=2, hidden=128, heads=4),
-        config=TrainConfig(steps=120, batch_tokens=1024, learning_rate=4e-3, warmup=0.1),
+        config=config,
+        alone=config.model_copy(update={"learning_rate": 2e-3}),  # the best of `objectives.py`
         teacher=_teacher(run, teacher_weights().name),
         records=((50, 0), (16, 16), (0, 12), (0, 24), (DEFAULT.head, DEFAULT.tail)),
         ordered=False,

@@ -53,7 +53,8 @@ def main(run: str, texts: tuple[Path, ...]) -> None:
     write_task(FOLDER, "cloze", QUIZ, cloze)
     write_task(FOLDER, "prose", PROSE, [{"text": text} for text in chosen])
     command = [sys.executable, "-m", "coldstill.pipeline.cli", "evaluate", run]
-    subprocess.run([*command, "--tasks", str(FOLDER)], check=True)
+    for models in (["--student", "teacher"], ["--all"]):
+        subprocess.run([*command, *models, "--tasks", str(FOLDER)], check=True)
 
 
 if __name__ == "__main__":
