@@ -107,12 +107,16 @@ class Axolotl:
         values = padded(inner, -np.inf)
         if prepared and self.temperature != 1.0:
             values = _normalised(values.astype(np.float64) * self.temperature)
+        found = id_matrix(ids)
+        missing = values == -np.inf
+        if missing.any():
+            found = np.where(missing, NOTHING, found)
         return SourceRows(
             name=name,
             first=first,
             tokens=records.tokens,
             places=_at_the_end(places, records),
-            ids=np.where(np.isneginf(values), NOTHING, id_matrix(ids)),
+            ids=found,
             values=values,
             learned=records.learned,
             real=records.real,

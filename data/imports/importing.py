@@ -59,18 +59,24 @@ class _Stream:
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._position = plan, 0
-        self._parts: Iterator[SourceRows] | None = None
+        self._parts: Iterator[SourceRows] = plan.opened
         self._left: SourceRows | None = None
+        self._any = False
+        self.end: int | None = None
+        """The number of records, once the end was seen behind a record."""
 
     def read(self, start: int, count: int) -> Iterator[SourceRows]:
         """Up to `count` records from number `start` on, in parts; fewer at the end."""
-        if self._parts is None or self._position != start:
+        if self._position != start:
             self._parts, self._left = self._plan.kind.records(self._plan.files, start), None
-            self._position = start
+            self._position, self._any = start, False
         while count:
             part = self._left if self._left is not None else next(self._parts, None)
             if part is None:
+                if self._any:
+                    self.end = self._position
                 return
+            self._any = True
             taken = min(count, len(part))
             self._left = part.part(taken, len(part)) if taken < len(part) else None
             count -= taken
@@ -195,7 +201,7 @@ class Importer:
                 break
         if not done:
             # the source may end anywhere before: only a record just before tells that it ends here
-            if first and not any(True for _ in stream.read(first - 1, 1)):
+            if first and stream.end != first and not any(True for _ in stream.read(first - 1, 1)):
                 return False
             place.write(_END, json_bytes({"sequences": first}))
             return False

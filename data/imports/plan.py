@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,8 @@ class Plan:
     reading: Reading
     usual: float
     """The label's mean 1 / rank in the first rows."""
+    opened: Iterator[SourceRows]
+    """All records of the source, once: those that were measured are not read again."""
     sentences: tuple[str, ...] = ()
     """What was measured, for the user."""
 
@@ -182,7 +185,7 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     the tokenizer nor any alignment."""
     identity = request.vocabulary
     where = files[0].name
-    samples = list(_sample(kind, files))
+    samples, records = _sample(kind, files)
     if not sum(map(len, samples)):
         raise ColdstillError(f"{where}: holds no records")
     reading = Reading(
@@ -256,21 +259,27 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     )
     return Plan(
         kind=kind, files=files, manifest=manifest, reading=reading,
-        usual=fit.scores[alignment], sentences=sentences,
+        usual=fit.scores[alignment], opened=records, sentences=sentences,
     )  # fmt: skip
 
 
-def _sample(kind: Format, files: Sequence[SourceFile]) -> Iterator[SourceRows]:
-    rows = records = 0
-    for part in kind.records(files, 0):
+def _sample(
+    kind: Format, files: Sequence[SourceFile]
+) -> tuple[list[SourceRows], Iterator[SourceRows]]:
+    """The first records, and all of them."""
+    records, samples, read = kind.records(files, 0), [], []
+    rows = count = 0
+    for part in records:
+        read.append(part)
         enough = _SAMPLE_ROWS if part.full is None else _SAMPLE_DISTRIBUTIONS
         wanted = int(np.searchsorted(part.places.offsets, enough - rows))
         taken = part.part(0, min(max(1, wanted), len(part)))
-        yield taken
+        samples.append(taken)
         rows += len(taken.ids)
-        records += len(taken)
-        if rows >= enough or records >= _SAMPLE_RECORDS:
-            return
+        count += len(taken)
+        if rows >= enough or count >= _SAMPLE_RECORDS:
+            break
+    return samples, itertools.chain(read, records)
 
 
 def _texts(samples: Sequence[SourceRows], vocabulary: int) -> list[Any]:
