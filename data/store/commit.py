@@ -97,7 +97,7 @@ def block_statistics(
 
 
 _AT_ONCE = 2048
-"""Positions whose probabilities are summed at a time, so that they stay in the processor's cache."""
+"""Positions that are summed at a time: their probabilities stay in the processor's cache."""
 
 
 def _sums_of_exp(logprobs_MK: NDArray[Any]) -> NDArray[np.float64]:
