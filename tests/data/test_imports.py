@@ -12,7 +12,7 @@ import pytest
 import torch
 from caches import K, Known, fitted, known
 from coldstill.data.alignment import labels
-from coldstill.data.imports import FORMATS
+from coldstill.data.imports import FORMATS, importing
 from coldstill.data.imports.importing import Importer
 from coldstill.data.maintenance.foreign import export
 from coldstill.data.maintenance.merge import merge
@@ -354,6 +354,28 @@ def test_shards_and_a_restart_give_the_same_store(
     said: list[str] = []
     run(wanted, said)
     assert said == [f"already done: {tmp_path / 'cut'}"]
+
+
+@pytest.mark.parametrize("searched", [1 << 24, 3])
+def test_records_that_repeat_others_are_counted_across_shards(
+    searched: int, cache: Known, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are compared at a time. Records that could not be used repeat nothing."""
+    monkeypatch.setattr(importing, "_SEARCHED", searched)
+    one, again = len(cache.tokens), 3
+    many = Known(cache.tokens + cache.tokens[:again], cache.logprobs + cache.logprobs[:again])
+    file = written("raw", many, tmp_path) / "rows.parquet"
+    records = pq.read_table(file).to_pylist()
+    for record in (1, 4, 5):  # the first of these is repeated
+        records[record]["input_ids"][3] = VOCABULARY + 1
+    pq.write_table(pa.Table.from_pylist(records), file)
+    options: dict[str, Any] = {"shard_tokens": 200, "bad_rows": "skip"}
+    made = imported(file.parent, tmp_path / "store", tokenizer, **options)
+    assert made.manifest.shards > 2
+    assert len(made.block) == one + again
+    what = "records that repeat another one, kept"
+    assert made.imported.counts[what] == again - 1
+    assert f"{again - 1} {what}" in made.said
 
 
 def _interrupted_after(blocks: int) -> Any:

@@ -222,7 +222,7 @@ def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
         rows = [("from", f"{origin_text(imported)} (mean 1/rank of the label {score:.2f})")]
         lacks = [*imported.lost, *lacks]
         counts = [f"{count:,} {what}" for what, count in imported.counts.items()]
-    for title, sentences in (("lacks", lacks), ("left out", counts)):
+    for title, sentences in (("lacks", lacks), ("counted", counts)):
         rows += [(title if n == 0 else "", sentence) for n, sentence in enumerate(sentences)]
     return rows
 
