@@ -52,6 +52,7 @@ class Axolotl:
     exact: ClassVar[int] = 0
     lost: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[int] = 16
+    options: ClassVar[tuple[str, ...]] = ("--config",)
 
     logprobs_field: str = _RAW
     temperature: float = 1.0

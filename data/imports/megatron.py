@@ -52,6 +52,7 @@ class Megatron:
     exact: ClassVar[int] = 0
     lost: ClassVar[tuple[str, ...]] = ("log-probabilities are rounded to float16",)
     rows: ClassVar[int] = 1
+    options: ClassVar[tuple[str, ...]] = ("--tokens",)
 
     tokens: Sequence[SourceFile]
     load: Callable[[bytes, str], Any]

@@ -152,6 +152,10 @@ def opened(request: Request) -> tuple[Format, list[SourceFile]]:
     """The format with its parameters, and the files. Raises ColdstillError as `found`, or if a
     parameter is missing."""
     name, files = found(request)
+    kind = FORMATS[name]
+    for option, given in (("--config", request.config), ("--tokens", request.tokens)):
+        if given and option not in kind.options:
+            raise ColdstillError(f"{option}: --format {name} does not read it; leave it out")
     context = Context(
         config=request.config,
         vocabulary=request.vocabulary.size,
@@ -160,7 +164,7 @@ def opened(request: Request) -> tuple[Format, list[SourceFile]]:
         logits_of=request.logits_of,
         render=request.render,
     )
-    return FORMATS[name].configured(context), files
+    return kind.configured(context), files
 
 
 def _told(file: SourceFile) -> str:
@@ -190,7 +194,7 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
         raise ColdstillError(f"{where}: holds no records")
     reading = Reading(
         alignment=kind.documented or "next",
-        values=kind_of_values(samples, kind),
+        values=kind_of_values(samples, kind, identity.size),
         rounding=kind.rounding,
         exact=kind.exact,
         capture=_capture(request, kind, samples, identity.size),
@@ -200,6 +204,9 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     # faults of single rows and records come before figures over all of them
     trial = Tally(skip=request.bad_rows == "skip")
     blocks = [block_of(rows, reading, 0, trial) for rows in samples]
+    if not any(len(block.targets) or rows.full is not None or (rows.ids != NOTHING).any()
+               for block, rows in zip(blocks, samples, strict=True)):  # fmt: skip
+        raise ColdstillError(f"{where}: no row of the first records has an entry")
     share = expect_tokenizer(
         backend_of(request.tokenizer),
         _texts(samples, identity.size),
@@ -305,9 +312,14 @@ def _capture(
 ) -> Capture:
     """What each position keeps. Raises ColdstillError if the source cannot give it."""
     if kind.values == "full":
-        head, tail = request.head or 0, request.tail
+        head, tail = min(request.head or 0, vocabulary), request.tail
+        if head == vocabulary and tail:
+            raise ColdstillError(
+                f"--tail {tail}: a head of the whole vocabulary leaves nothing to be sampled; "
+                "choose a smaller --head, or --tail 0"
+            )
         return Capture(
-            head=min(head, vocabulary),
+            head=head,
             tail=(50 if head < vocabulary else 0) if tail is None else tail,
             temperatures=request.temperatures,
             tail_logprobs=request.split == "heldout",
@@ -319,12 +331,13 @@ def _capture(
                 "distributions is needed"
             )
     widest = max(int((rows.ids != NOTHING).sum(1).max(initial=0)) for rows in samples)
-    head = request.head or widest
-    if not 0 < head <= vocabulary:
+    head = request.head or max(1, widest)
+    if head > vocabulary:
         raise ColdstillError(
-            f"{samples[0].name}: {head:,} ids in a row, but the tokenizer has {vocabulary:,} tokens"
+            f"{samples[0].name}: a head of {head:,} tokens, but the tokenizer has {vocabulary:,}"
         )
-    return Capture(head=head, tail=0, mass=kind_of_values(samples, kind) == "logprobs")
+    known = kind_of_values(samples, kind, vocabulary) == "logprobs"
+    return Capture(head=head, tail=0, mass=known)
 
 
 def _unread(columns: Sequence[str], kind: Format) -> list[str]:

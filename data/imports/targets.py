@@ -259,14 +259,25 @@ def _targets(
         logp = np.pad(logp, more, constant_values=-np.inf)
         p = np.pad(p, more)
     ids, logp = np.ascontiguousarray(ids, np.int32), np.ascontiguousarray(logp, np.float32)
+    short = np.flatnonzero(entries < head)
+    if len(short):
+        tally.counts["rows with fewer entries than the head, filled up"] += len(short)
+        if own_M is not None:  # the label is the first token to fill up with: it is known
+            chosen = short[~known[short]]
+            place = entries[chosen]
+            own = np.minimum(own_M[chosen], logp[chosen, place - 1])
+            ids[chosen, place], logp[chosen, place], p[chosen, place] = (
+                label_M[chosen], own, np.exp(own.astype(np.float64)))  # fmt: skip
+            left[chosen] = np.maximum(left[chosen] - p[chosen, place], SMALLEST)
+            label[chosen], known[chosen] = own, True
+            entries[chosen] += 1
+            short = np.flatnonzero(entries < head)
     log_left = np.log(left)
     outside = np.maximum(1, reading.vocabulary - entries)
     last = logp[rows_M, np.maximum(entries - 1, 0)] if head else np.zeros(count)
     # a token outside the head is at most as probable as the last one inside
     even = np.minimum(log_left - np.log(outside), last)
-    short = np.flatnonzero(entries < head)
     if len(short):
-        tally.counts["rows with fewer entries than the head, filled up"] += len(short)
         _fill(ids, logp, short, entries, even, reading.vocabulary)
         filled = head - entries[short]
         rest = np.exp(log_left[short]) - filled * np.exp(even[short])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from caches import K, Known, fitted, known
+from caches import K, Known, fitted, known, vllm
 from coldstill.data.alignment import labels
 from coldstill.data.imports import FORMATS, importing
 from coldstill.data.imports.importing import Importer
@@ -24,6 +25,7 @@ from refusals import refusal
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -378,6 +380,77 @@ def test_records_that_repeat_others_are_counted_across_shards(
     assert f"{again - 1} {what}" in made.said
 
 
+def _changed(file: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    change(records)
+    file.write_text("\n".join(map(json.dumps, records)) + "\n")
+
+
+def test_vllm_records_of_different_k_keep_their_heads(
+    cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Another record with a smaller k cuts no head, and an entry of -inf is none."""
+    wide, narrow = tmp_path / "wide", tmp_path / "narrow"
+    vllm(wide, cache, k=9)
+    vllm(narrow, cache, k=4)
+
+    def impossible(records: list[dict[str, Any]]) -> None:
+        row = records[0]["prompt_logprobs"][5]
+        [last] = [entry for entry in row.values() if entry["rank"] == 9]
+        last["logprob"] = -np.inf
+
+    _changed(wide / "out.jsonl", impossible)
+    both = (wide / "out.jsonl").read_text() + (narrow / "out.jsonl").read_text()
+    (wide / "out.jsonl").write_text(both)
+    made = imported(wide, tmp_path / "store", tokenizer)
+    assert made.manifest.capture.head == 9
+    targets, half = made.block.targets, len(made.block.targets) // 2
+    filled = "rows with fewer entries than the head, filled up"
+    assert made.imported.counts[filled] == half + 1
+    rows = [(n, row) for n, ids in enumerate(cache.tokens) for row in range(len(ids) - 1)]
+    for index, (document, row) in enumerate(rows):
+        head = set(cache.head(document, row, 9)[0])
+        assert len(head & set(targets.head_ids[index].tolist())) >= (9 if index != 4 else 8)
+        own = cache.head(document, row, 4)[0]
+        assert targets.head_ids[half + index, :4].tolist() == own
+
+
+@pytest.mark.parametrize("suffix", ["jsonl.gz", "ndjson.zst"])
+@pytest.mark.parametrize("kind", ["vllm", "axolotl-raw"])
+def test_json_lines_may_be_compressed(
+    kind: str, suffix: str, cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = written(kind, cache, tmp_path)
+    whole = imported(folder, tmp_path / "whole", tokenizer).block
+    [file] = folder.iterdir()
+    content = file.read_bytes()
+    file.unlink()
+    with pa.CompressedOutputStream(
+        str(folder / f"rows.{suffix}"), {"gz": "gzip", "zst": "zstd"}[suffix.rpartition(".")[2]]
+    ) as stream:
+        stream.write(content)
+    packed = imported(folder, tmp_path / "packed", tokenizer).block
+    np.testing.assert_array_equal(packed.sequences.hashes, whole.sequences.hashes)
+    np.testing.assert_array_equal(packed.targets.head_logprobs, whole.targets.head_logprobs)
+
+
+def test_rows_of_the_whole_vocabulary_lost_no_mass(
+    cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    records = [
+        {"input_ids": ids.tolist(),
+         "token_ids": cache.heads(n, VOCABULARY)[0], "top_values": cache.heads(n, VOCABULARY)[1]}
+        for n, ids in enumerate(cache.tokens)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(records), folder / "rows.parquet")
+    made = imported(folder, tmp_path / "store", tokenizer)
+    assert (made.imported.values, made.manifest.capture.mass) == ("logprobs", True)
+    assert made.imported.lost == ()
+    assert np.isneginf(made.block.targets.log_tail).all()
+
+
 def _interrupted_after(blocks: int) -> Any:
     calls = []
 
@@ -414,6 +487,9 @@ def test_a_format_that_loses_the_samples_is_refused_unless_asked_for(
     message = refusal(export, both, to, "axolotl")
     assert "no place for its 9 samples of a position, which make the record unbiased" in message
     assert "keeps no head" in refusal(export, str(tmp_path / "samples"), to, "axolotl", lossy=True)
+    imported(source, tmp_path / "warm", tokenizer, head=3, tail=0, temperatures=(2.0,))
+    message = refusal(export, str(tmp_path / "warm"), to, "axolotl")
+    assert "no place for what makes its temperatures exact (2.0)" in message
     message = refusal(export, both, to, "distillkit", lossy=True)
     assert "distillkit has no mask, but a document of 20 tokens has 9 supervised" in message
     assert not (tmp_path / "to").exists()

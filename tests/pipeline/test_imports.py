@@ -184,6 +184,12 @@ def test_the_parameters_beside_the_data_are_found(
                "--tokenizer", tokenizer_folder)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "parameters are those of" in done.stderr
+    address = f"file://{tmp_path}/source"
+    for number, entry in enumerate((address, f"{address}/*.parquet")):
+        to = tmp_path / f"remote{number}"
+        done = cli("import", entry, to, "--tokenizer", tokenizer_folder)
+        assert done.exit_code == 0, done.output
+        assert f"parameters are those of {address}/compression_config.json" in done.stderr
     file = tmp_path / "source/compression_config.json"
     (tmp_path / "c.yaml").write_text(f"teacher: {{logprob_compressor: {file.read_text()}}}")
     file.unlink()
