@@ -160,7 +160,7 @@ def opened(request: Request) -> tuple[Format, list[SourceFile]]:
         config=request.config,
         vocabulary=request.vocabulary.size,
         load_pickled=request.load_pickled,
-        tokens=source_files(request.tokens, TABLES) if request.tokens else (),
+        tokens=source_files(request.tokens, (*TABLES, ".idx")) if request.tokens else (),
         logits_of=request.logits_of,
         render=request.render,
     )

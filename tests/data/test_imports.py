@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -378,6 +380,46 @@ def test_records_that_repeat_others_are_counted_across_shards(
     what = "records that repeat another one, kept"
     assert made.imported.counts[what] == again - 1
     assert f"{again - 1} {what}" in made.said
+
+
+@pytest.mark.parametrize(("kind", "code"), [("<u2", 8), ("<i4", 4)])
+@pytest.mark.parametrize("whole", [True, False])
+def test_megatron_takes_the_tokens_from_its_own_data_set(
+    whole: bool, kind: str, code: int, cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Sequences as the trainer reads them, or documents of any length that it cuts; damage to
+    either file is one line."""
+    length = 20
+    texts = [ids[: length + 1].copy() for ids in cache.tokens]
+    for before, text in itertools.pairwise(texts):
+        text[0] = before[-1]  # pieces share a token
+    joined = Known(texts, cache.logprobs)
+    folder = written("megatron", joined, tmp_path)
+    expected = imported(folder, tmp_path / "expected", tokenizer, accept_text=True).block
+    stream = np.concatenate([texts[0], *(text[1:] for text in texts[1:]), [5, 6, 7]])
+    parts = texts if whole else np.split(stream, [9, 50, 51, 130])
+    lengths = np.array([len(part) for part in parts], "<i4")
+    size = np.dtype(kind).itemsize
+    firsts = ((np.cumsum(lengths) - lengths) * size).astype("<i8")
+    index = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, len(parts), len(parts) + 1)
+    index += lengths.tobytes() + firsts.tobytes() + np.arange(len(parts) + 1).tobytes()
+    (tmp_path / "set.idx").write_bytes(index)
+    (tmp_path / "set.bin").write_bytes(np.concatenate(parts).astype(kind).tobytes())
+    for ending in ("idx", "bin"):
+        options: dict[str, Any] = {"tokens": (str(tmp_path / f"set.{ending}"),)}
+        options["accept_text"] = True
+        found = imported(folder, tmp_path / f"by-{ending}", tokenizer, **options).block
+        np.testing.assert_array_equal(found.sequences.hashes, expected.sequences.hashes)
+        np.testing.assert_array_equal(found.targets.head_ids, expected.targets.head_ids)
+    for ending, content, message in (
+        ("bin", b"", "set.bin: is cut short"),
+        ("idx", index[:60], "set.idx: is cut short"),
+        ("idx", b"x" * 100, "set.idx: is no index of a data set"),
+    ):
+        (tmp_path / f"set.{ending}").write_bytes(content)
+        wanted = request(folder, tmp_path / "bad", tokenizer, **options)
+        assert message in refusal(run, replace(wanted, tokens=(str(tmp_path / "set.idx"),)))
+        assert not (tmp_path / "bad").exists()
 
 
 def _changed(file: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
