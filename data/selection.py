@@ -100,7 +100,7 @@ def _positive(logp_V: NDArray[np.float64]) -> NDArray[np.float64]:
         # what rounding or a floor took away belongs to the tokens that lost it
         even = np.log(max(_SMALLEST, min(missing, _MISSING))) - np.log(count)
         logp_V = np.where(none, min(even, logp_V[~none].min()), logp_V)
-        logp_V = logp_V - _log_sum(logp_V) if missing > _MISSING else logp_V
+        logp_V = logp_V - _log_sum(logp_V)  # they may not hold all that is missing
     return logp_V
 
 

@@ -15,6 +15,7 @@ import torch
 
 from ..data.alignment import labels
 from ..data.errors import ColdstillError
+from ..data.store.caveats import caveats, not_given
 from ..data.store.manifest import read_measurements
 from ..data.token_bytes import token_bytes_of
 from .evaluation.quality import Calibration, CalibrationBin
@@ -54,21 +55,23 @@ class Evaluation:
     bytes: int
     """Size of the weight files."""
     positions: int
-    loss: float
-    """Mean -log p(label), in nats."""
-    perplexity: float
+    loss: float | None
+    """Mean -log p(label), in nats; None for a teacher whose record cannot give it, as for its
+    other figures."""
+    perplexity: float | None
     bits_per_byte: float | None
     """The loss in bits per byte of the labels' text, which compares models with different tokens.
-    None if the store has no tokenizer, or one whose decoding is not known."""
+    None if the store has no tokenizer, or one whose decoding is not known, or without a loss."""
     kl: float
     """Mean KL(teacher || model), in nats."""
     agreement: float
     """Share of positions whose most probable token is the teacher's."""
     accuracy: float
     """Share of positions whose most probable token is the label."""
-    acceptance: float
-    """Expected acceptance in speculative decoding: mean of sum_i min(p_i, q_i)."""
-    ece: float
+    acceptance: float | None
+    """Expected acceptance in speculative decoding: mean of sum_i min(p_i, q_i). None without the
+    mass outside the head."""
+    ece: float | None
     """Expected calibration error of top-1 confidence."""
     calibration: tuple[CalibrationBin, ...]
     """`ECE_BINS` bins of confidence: [0, 1/21), [1/21, 2/21) and so on."""
@@ -83,6 +86,8 @@ class Evaluation:
     """Name and version of the library that ran it."""
     weights: str
     """SHA-256 of the weights."""
+    caveats: tuple[str, ...]
+    """What the figures cannot say because of what the store lacks, one sentence each."""
     grid: str = ""
     """Scheme of few bits whose rounded values the weights are, such as `int4`; empty for others."""
 
@@ -132,6 +137,7 @@ def evaluate_student(
         machine=describe_machine(),
         runtime=f"torch {torch.__version__}",
         weights=identity.fingerprint,
+        caveats=tuple(caveats(store.manifest)),
         grid=_grid(model_folder, stage, report),
     )
 
@@ -235,7 +241,9 @@ def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluatio
     measured = read_measurements(store.place)
     usage = Usage.of(measured.get("usage"))
     teacher = store.manifest.teacher
-    loss = statistics.loss / count
+    lacking = not_given(store.manifest.capture)
+    loss = None if "teacher_loss" in lacking else statistics.loss / count
+    is_calibrated = "teacher_calibration" not in lacking
     return Evaluation(
         name="teacher",
         role="teacher",
@@ -243,20 +251,21 @@ def evaluate_teacher(store: StoreReader, report: Reporter = silent) -> Evaluatio
         bytes=teacher.bytes,
         positions=count,
         loss=loss,
-        perplexity=float(np.exp(loss)),
-        bits_per_byte=bits_per_byte(store, loss),
+        perplexity=None if loss is None else float(np.exp(loss)),
+        bits_per_byte=None if loss is None else bits_per_byte(store, loss),
         kl=0.0,
         agreement=1.0,
         accuracy=correct / known if store.manifest.capture.chunks else statistics.correct / count,
-        acceptance=1.0,
-        ece=calibration.error(),
-        calibration=calibration.bins(),
+        acceptance=None if "acceptance" in lacking else 1.0,
+        ece=calibration.error() if is_calibrated else None,
+        calibration=calibration.bins() if is_calibrated else (),
         flops_per_token=usage.flops_per_token,
         generation=usage.generation,
         dtype=short_dtype(teacher.dtype),
         machine=str(measured.get("machine", "")),
         runtime=str(measured.get("runtime", "")),
         weights=teacher.fingerprint,
+        caveats=tuple(caveats(store.manifest)),
     )
 
 
@@ -273,13 +282,21 @@ class Sums:
     agreement: float = 0.0
     accuracy: float = 0.0
     acceptance: float = 0.0
+    lacking: frozenset[str] = frozenset()
+    """Figures that the record cannot give."""
 
     def means(self) -> dict[str, Any]:
         """Means, by the fields of an `Evaluation`."""
         counts = {"loss": self.positions, "accuracy": self.positions}
         names = ("loss", "kl", "agreement", "accuracy", "acceptance")
-        means = {name: getattr(self, name) / counts.get(name, self.known) for name in names}
-        return {**means, "positions": self.positions, "perplexity": float(np.exp(means["loss"]))}
+        means: dict[str, Any] = {
+            name: getattr(self, name) / counts.get(name, self.known)
+            for name in names
+            if name not in self.lacking
+        }
+        lacking: dict[str, Any] = dict.fromkeys(self.lacking.intersection(names))
+        perplexity = float(np.exp(means["loss"]))
+        return {**means, **lacking, "positions": self.positions, "perplexity": perplexity}
 
 
 @torch.no_grad()
@@ -305,6 +322,7 @@ def add_positions(
     student = softmax_in_place(logits_MV, target)
     right = student.label_logprob >= student.top_logprob
     calibration.add(student.top_logprob.exp().double().cpu().numpy(), right.cpu().numpy())
+    sums.lacking |= not_given(target.capture)
     known_M = torch.ones_like(right) if target.known is None else target.known
     sums.positions += len(target)
     sums.known += int(known_M.sum())

@@ -52,6 +52,7 @@ class Axolotl:
     exact: ClassVar[int] = 0
     lost: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[int] = 16
+    options: ClassVar[tuple[str, ...]] = ("--config",)
 
     logprobs_field: str = _RAW
     temperature: float = 1.0
@@ -107,12 +108,16 @@ class Axolotl:
         values = padded(inner, -np.inf)
         if prepared and self.temperature != 1.0:
             values = _normalised(values.astype(np.float64) * self.temperature)
+        found = id_matrix(ids)
+        missing = values == -np.inf
+        if missing.any():
+            found = np.where(missing, NOTHING, found)
         return SourceRows(
             name=name,
             first=first,
             tokens=records.tokens,
             places=_at_the_end(places, records),
-            ids=np.where(np.isneginf(values), NOTHING, id_matrix(ids)),
+            ids=found,
             values=values,
             learned=records.learned,
             real=records.real,

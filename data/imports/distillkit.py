@@ -55,12 +55,13 @@ class DistillKit:
     more_columns: ClassVar[tuple[str, ...]] = ()
     names_label: ClassVar[bool] = False
     documented: ClassVar[str] = "next"
-    values: ClassVar[str] = "unknown"
+    values: ClassVar[str] = "probabilities"
     rounding: ClassVar[float] = 0.05
     lost: ClassVar[tuple[str, ...]] = (
         "log-probabilities behind the exact first ones are those of a fitted curve",
     )
     rows: ClassVar[int] = 16
+    options: ClassVar[tuple[str, ...]] = ("--config",)
 
     d: int
     k: int

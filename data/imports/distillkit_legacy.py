@@ -47,6 +47,7 @@ class DistillKitLegacy:
         "exact values are rounded to float16; those behind them are of a fitted polynomial",
     )
     rows: ClassVar[int] = 16
+    options: ClassVar[tuple[str, ...]] = ("--config",)
 
     vocab_size: int
     k: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from ..errors import ColdstillError, first_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-TABLES = (".parquet", ".arrow", ".jsonl", ".ndjson")
-"""Endings of files of records; those of JSON lines may also be compressed."""
-_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
+LINES = tuple(f".{kind}{packed}" for kind in ("jsonl", "ndjson") for packed in ("", ".gz", ".zst"))
+"""Endings of files of JSON lines, which may be compressed."""
+TABLES = (".parquet", ".arrow", *LINES)
+"""Endings of files of records."""
 _POINTER = b"version https://git-lfs.github.com/"
 
 
@@ -53,7 +55,9 @@ class SourceFile:
         """The lines of the file, decompressed."""
         kind = {".gz": "gzip", ".zst": "zstd"}.get(os.path.splitext(self.address)[1])
         with self.open() as stream:
-            yield from stream if kind is None else pa.input_stream(stream, compression=kind)
+            if kind is not None:  # the stream of Arrow has no lines
+                stream = io.BufferedReader(pa.input_stream(stream, compression=kind))
+            yield from stream
 
 
 @contextlib.contextmanager
@@ -152,7 +156,7 @@ def columns_of(file: SourceFile) -> list[str]:
     """The names of the columns of a file of records; empty for other files."""
     if file.address.startswith("hub:"):
         return _hub_columns(_hub(file))
-    if file.address.lower().endswith(_LINES):
+    if file.address.lower().endswith(LINES):
         for line in file.lines():
             if line.strip():
                 record = _parsed(line, f"{file.name}: record 1")
@@ -176,7 +180,7 @@ def batches(
     """
     left = start
     for file in files:
-        if file.address.lower().endswith(_LINES):
+        if file.address.lower().endswith(LINES):
             reader = _json_batches(file, left, size, wanted)
         else:
             reader = _table_batches(file, left, size, wanted)

@@ -54,6 +54,7 @@ class HiddenStates:
         "the precision of the stored states, and of the head that this machine applied",
     )
     rows: ClassVar[int] = 1
+    options: ClassVar[tuple[str, ...]] = ()
 
     vocabulary: int
     logits_of: Callable[[NDArray[Any], bool], NDArray[Any]]

@@ -14,6 +14,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import ColdstillError
 from ..files import first_difference, json_bytes, parse_json
 from ..places.local import LocalPlace
@@ -39,8 +41,16 @@ _PLAN, _END, _FINISH = f"{IMPORT}/plan.json", f"{IMPORT}/end.json", "claims/fini
 _PAUSE = 0.2
 
 
+_SEARCHED = 1 << 24
+"""Hashes of records that are compared at a time: 128 MB."""
+
+
 def _note_name(shard: int) -> str:
     return f"{IMPORT}/{shard:05d}.json"
+
+
+def _hashes_name(shard: int) -> str:
+    return f"{IMPORT}/{shard:05d}.hashes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,18 +69,24 @@ class _Stream:
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._position = plan, 0
-        self._parts: Iterator[SourceRows] | None = None
+        self._parts: Iterator[SourceRows] = plan.opened
         self._left: SourceRows | None = None
+        self._any = False
+        self.end: int | None = None
+        """The number of records, once the end was seen behind a record."""
 
     def read(self, start: int, count: int) -> Iterator[SourceRows]:
         """Up to `count` records from number `start` on, in parts; fewer at the end."""
-        if self._parts is None or self._position != start:
+        if self._position != start:
             self._parts, self._left = self._plan.kind.records(self._plan.files, start), None
-            self._position = start
+            self._position, self._any = start, False
         while count:
             part = self._left if self._left is not None else next(self._parts, None)
             if part is None:
+                if self._any:
+                    self.end = self._position
                 return
+            self._any = True
             taken = min(count, len(part))
             self._left = part.part(taken, len(part)) if taken < len(part) else None
             count -= taken
@@ -174,6 +190,7 @@ class Importer:
         writer = ShardWriter(self._request.store, manifest)
         first = shard * manifest.shard_sequences
         digest, encoded, done = hashlib.sha256(), [], 0
+        useful: list[bytes] = []
         while done < manifest.shard_sequences:
             wanted = min(manifest.block_sequences, manifest.shard_sequences - done)
             blocks, number = [], first + done
@@ -185,7 +202,9 @@ class Importer:
             if not blocks:
                 break
             block = Block.concatenate(blocks)
-            digest.update(block.sequences.hashes.astype("<u8").tobytes())
+            hashes = block.sequences.hashes.astype("<u8")
+            digest.update(hashes.tobytes())
+            useful.append(hashes[block.sequences.positions.lengths > 0].tobytes())
             encoded.append(writer.encode(block))
             done += len(block)
             self._positions += len(block.targets)
@@ -195,7 +214,7 @@ class Importer:
                 break
         if not done:
             # the source may end anywhere before: only a record just before tells that it ends here
-            if first and not any(True for _ in stream.read(first - 1, 1)):
+            if first and stream.end != first and not any(True for _ in stream.read(first - 1, 1)):
                 return False
             place.write(_END, json_bytes({"sequences": first}))
             return False
@@ -208,6 +227,7 @@ class Importer:
             "longest": tally.longest,
             "digest": digest.hexdigest(),
         }
+        place.write(_hashes_name(shard), b"".join(useful))
         place.write(_note_name(shard), json_bytes(note))
         writer.commit(shard, encoded)
         return True
@@ -226,7 +246,8 @@ class Importer:
             if place.exists(MANIFEST):
                 return read_manifest(place)
             notes = [parse_json(place.read(_note_name(s)), _note_name(s)) for s in shards]
-            manifest = _final(plan.manifest, notes, end, self._request.sequence_length)
+            repeated = _repeated(place, shards, end)
+            manifest = _final(plan.manifest, notes, end, repeated, self._request.sequence_length)
             if not place.exists(TOKENIZER):
                 writer = ShardWriter(self._request.store, manifest)
                 with place.scratch() as folder:
@@ -240,10 +261,33 @@ class Importer:
         return manifest
 
 
+def _repeated(place: Place, shards: range, sequences: int) -> int:
+    """How many records repeat the tokens, borders and supervision of another one. The hashes are
+    compared in parts, so that memory does not grow with the source."""
+    found, parts = 0, -(-sequences // _SEARCHED)
+    for part in range(parts):
+        chosen = []
+        for shard in shards:
+            try:
+                hashes = np.frombuffer(place.read(_hashes_name(shard)), "<u8")
+            except FileNotFoundError:
+                raise ColdstillError(
+                    f"{place}: was begun by an older version; delete it and import again"
+                ) from None
+            chosen.append(hashes if parts == 1 else hashes[hashes % parts == part])
+        together = np.concatenate(chosen)
+        found += len(together) - len(np.unique(together))
+    return found
+
+
 def _final(
-    manifest: Manifest, notes: list[dict[str, Any]], sequences: int, length: int | None
+    manifest: Manifest,
+    notes: list[dict[str, Any]],
+    sequences: int,
+    repeated: int,
+    length: int | None,
 ) -> Manifest:
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter({"records that repeat another one, kept": repeated})
     digest = hashlib.sha256()
     for note in notes:
         counts.update(note["counts"])

@@ -49,6 +49,7 @@ class Kld:
         "first token of each chunk",
     )
     rows: ClassVar[int] = 1
+    options: ClassVar[tuple[str, ...]] = ("--config",)
 
     vocabulary: int
     bos: int | None = None

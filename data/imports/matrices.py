@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 def id_matrix(inner: Ragged) -> NDArray[Any]:
     """[S, K] rows of ids, filled up to the longest; an id below 0 marks a missing entry."""
-    ids = Ragged(np.where(inner.values < 0, NO_ID, inner.values), inner.offsets)
-    return padded(ids, NOTHING)
+    if inner.values.min(initial=0) < 0:
+        inner = Ragged(np.where(inner.values < 0, NO_ID, inner.values), inner.offsets)
+    return padded(inner, NOTHING)
 
 
 def padded(inner: Ragged, fill: float) -> NDArray[Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import ColdstillError
 from ..ragged import Ragged
 from .array_record import array_records, fields, varints
+from .columns import NO_ID
 from .rows import Context, SourceRows
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class MaxText:
     exact: ClassVar[int] = 0
     lost: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[int] = 1
+    options: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def configured(cls, context: Context) -> MaxText:
@@ -97,6 +99,7 @@ def _record(name: str, number: int, content: bytes) -> SourceRows:
     if not faults:
         tokens, starts, places, rows = _documents(inputs, targets, segment, goal, faults)
     ids, values = example[_IDS], example[_VALUES]
+    ids = np.where(ids < 0, NO_ID, ids)  # not an entry that is lacking
     chosen = np.array(rows, np.int64)
     return SourceRows(
         name=name,

@@ -158,10 +158,11 @@ def expect_same_fit(rows: SourceRows, reading: str, usual: float) -> None:
         )
 
 
-def kind_of_values(samples: Sequence[SourceRows], kind: Format) -> str:
+def kind_of_values(samples: Sequence[SourceRows], kind: Format, vocabulary: int) -> str:
     """What the numbers of a source are, by the sums of their exponentials: at most 1 for
-    log-probabilities, always 1 if they were renormalised, anything for logits."""
-    if kind.values != "unknown":
+    log-probabilities, always 1 if they were renormalised, anything for logits. Where the rows have
+    the whole vocabulary, nothing was lost by either."""
+    if kind.values not in ("unknown", "probabilities"):
         return kind.values
     with np.errstate(all="ignore"):
         sums = np.concatenate(
@@ -172,7 +173,9 @@ def kind_of_values(samples: Sequence[SourceRows], kind: Format) -> str:
         )
     sums = sums[np.isfinite(sums) & (sums > 0)]
     if len(sums) == 0 or np.mean(sums > 1 + kind.rounding) > 0.1:
-        return "logits"
+        return "logprobs" if kind.values == "probabilities" else "logits"
+    if all(((rows.ids >= 0).sum(1) >= vocabulary).all() for rows in samples):
+        return "logprobs"
     exact = np.mean(np.abs(sums - 1) <= _FLOAT)
     # in half precision the sums scatter around 1; sums of true probabilities are not above it
     rounded = np.mean(np.abs(sums - 1) <= _HALF) if np.mean(sums > 1 + _FLOAT) >= 0.1 else 0.0

@@ -22,6 +22,7 @@ from ..errors import ColdstillError, first_line
 from ..ragged import Ragged
 from .columns import read_records, used_columns
 from .files import batches, file_errors
+from .indexed_dataset import ENDINGS, token_sequences
 from .rows import NOTHING, Context, SourceRows, rows_for_each_token
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Megatron:
     exact: ClassVar[int] = 0
     lost: ClassVar[tuple[str, ...]] = ("log-probabilities are rounded to float16",)
     rows: ClassVar[int] = 1
+    options: ClassVar[tuple[str, ...]] = ("--tokens",)
 
     tokens: Sequence[SourceFile]
     load: Callable[[bytes, str], Any]
@@ -62,7 +64,8 @@ class Megatron:
         if not context.tokens:
             raise ColdstillError(
                 "--format megatron: the files have no token ids; name a file of the sequences that "
-                "the trainer read, in its order, with --tokens (a column input_ids)"
+                "the trainer read, in its order, with --tokens (a column input_ids, or the .idx of "
+                "a data set that was not shuffled)"
             )
         return cls(tokens=context.tokens, load=context.load_pickled)
 
@@ -70,14 +73,16 @@ class Megatron:
         return {"tokens": [file.name for file in self.tokens]}
 
     def records(self, files: Sequence[SourceFile], start: int) -> Iterator[SourceRows]:
-        tokens = self._token_rows(start)
-        number = 0
+        tokens: Iterator[NDArray[Any]] = iter(())
+        number, is_whole = 0, not self.tokens[0].address.endswith(ENDINGS)
         for name, payload in self._micro_batches(files):
             ids, values = _entries(payload, name)
             for row in range(ids.shape[1]):
                 number += 1
                 if number <= start:
                     continue
+                if number == start + 1:
+                    tokens = self._token_rows(start, len(ids))
                 own = next(tokens, None)
                 if own is None:
                     raise ColdstillError(
@@ -85,7 +90,7 @@ class Megatron:
                         "sequences"
                     )
                 yield self._record(name, number, own, ids[:, row], values[:, row])
-        if number > start and next(tokens, None) is not None:
+        if is_whole and number > start and next(tokens, None) is not None:
             raise ColdstillError(
                 f"--tokens has more than the {number} sequences of the source; give those that the "
                 "trainer read"
@@ -107,7 +112,13 @@ class Megatron:
             faults=faults,
         )
 
-    def _token_rows(self, start: int) -> Iterator[NDArray[Any]]:
+    def _token_rows(self, start: int, rows: int) -> Iterator[NDArray[Any]]:
+        """The tokens of the sequences from number `start` on, of so many rows."""
+        if self.tokens[0].address.endswith(ENDINGS):
+            if len(self.tokens) > 1:
+                raise ColdstillError("--tokens: more than one data set; name one")
+            yield from token_sequences(self.tokens[0], rows, start)
+            return
         where = self.tokens[0].name
 
         def wanted(names: list[str]) -> list[str]:

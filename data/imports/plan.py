@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,8 @@ class Plan:
     reading: Reading
     usual: float
     """The label's mean 1 / rank in the first rows."""
+    opened: Iterator[SourceRows]
+    """All records of the source, once: those that were measured are not read again."""
     sentences: tuple[str, ...] = ()
     """What was measured, for the user."""
 
@@ -149,15 +152,19 @@ def opened(request: Request) -> tuple[Format, list[SourceFile]]:
     """The format with its parameters, and the files. Raises ColdstillError as `found`, or if a
     parameter is missing."""
     name, files = found(request)
+    kind = FORMATS[name]
+    for option, given in (("--config", request.config), ("--tokens", request.tokens)):
+        if given and option not in kind.options:
+            raise ColdstillError(f"{option}: --format {name} does not read it; leave it out")
     context = Context(
         config=request.config,
         vocabulary=request.vocabulary.size,
         load_pickled=request.load_pickled,
-        tokens=source_files(request.tokens, TABLES) if request.tokens else (),
+        tokens=source_files(request.tokens, (*TABLES, ".idx")) if request.tokens else (),
         logits_of=request.logits_of,
         render=request.render,
     )
-    return FORMATS[name].configured(context), files
+    return kind.configured(context), files
 
 
 def _told(file: SourceFile) -> str:
@@ -182,12 +189,12 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     the tokenizer nor any alignment."""
     identity = request.vocabulary
     where = files[0].name
-    samples = list(_sample(kind, files))
+    samples, records = _sample(kind, files)
     if not sum(map(len, samples)):
         raise ColdstillError(f"{where}: holds no records")
     reading = Reading(
         alignment=kind.documented or "next",
-        values=kind_of_values(samples, kind),
+        values=kind_of_values(samples, kind, identity.size),
         rounding=kind.rounding,
         exact=kind.exact,
         capture=_capture(request, kind, samples, identity.size),
@@ -197,6 +204,9 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     # faults of single rows and records come before figures over all of them
     trial = Tally(skip=request.bad_rows == "skip")
     blocks = [block_of(rows, reading, 0, trial) for rows in samples]
+    if not any(len(block.targets) or rows.full is not None or (rows.ids != NOTHING).any()
+               for block, rows in zip(blocks, samples, strict=True)):  # fmt: skip
+        raise ColdstillError(f"{where}: no row of the first records has an entry")
     share = expect_tokenizer(
         backend_of(request.tokenizer),
         _texts(samples, identity.size),
@@ -256,21 +266,27 @@ def make_plan(request: Request, kind: Format, files: list[SourceFile]) -> Plan:
     )
     return Plan(
         kind=kind, files=files, manifest=manifest, reading=reading,
-        usual=fit.scores[alignment], sentences=sentences,
+        usual=fit.scores[alignment], opened=records, sentences=sentences,
     )  # fmt: skip
 
 
-def _sample(kind: Format, files: Sequence[SourceFile]) -> Iterator[SourceRows]:
-    rows = records = 0
-    for part in kind.records(files, 0):
+def _sample(
+    kind: Format, files: Sequence[SourceFile]
+) -> tuple[list[SourceRows], Iterator[SourceRows]]:
+    """The first records, and all of them."""
+    records, samples, read = kind.records(files, 0), [], []
+    rows = count = 0
+    for part in records:
+        read.append(part)
         enough = _SAMPLE_ROWS if part.full is None else _SAMPLE_DISTRIBUTIONS
         wanted = int(np.searchsorted(part.places.offsets, enough - rows))
         taken = part.part(0, min(max(1, wanted), len(part)))
-        yield taken
+        samples.append(taken)
         rows += len(taken.ids)
-        records += len(taken)
-        if rows >= enough or records >= _SAMPLE_RECORDS:
-            return
+        count += len(taken)
+        if rows >= enough or count >= _SAMPLE_RECORDS:
+            break
+    return samples, itertools.chain(read, records)
 
 
 def _texts(samples: Sequence[SourceRows], vocabulary: int) -> list[Any]:
@@ -296,9 +312,14 @@ def _capture(
 ) -> Capture:
     """What each position keeps. Raises ColdstillError if the source cannot give it."""
     if kind.values == "full":
-        head, tail = request.head or 0, request.tail
+        head, tail = min(request.head or 0, vocabulary), request.tail
+        if head == vocabulary and tail:
+            raise ColdstillError(
+                f"--tail {tail}: a head of the whole vocabulary leaves nothing to be sampled; "
+                "choose a smaller --head, or --tail 0"
+            )
         return Capture(
-            head=min(head, vocabulary),
+            head=head,
             tail=(50 if head < vocabulary else 0) if tail is None else tail,
             temperatures=request.temperatures,
             tail_logprobs=request.split == "heldout",
@@ -310,12 +331,13 @@ def _capture(
                 "distributions is needed"
             )
     widest = max(int((rows.ids != NOTHING).sum(1).max(initial=0)) for rows in samples)
-    head = request.head or widest
-    if not 0 < head <= vocabulary:
+    head = request.head or max(1, widest)
+    if head > vocabulary:
         raise ColdstillError(
-            f"{samples[0].name}: {head:,} ids in a row, but the tokenizer has {vocabulary:,} tokens"
+            f"{samples[0].name}: a head of {head:,} tokens, but the tokenizer has {vocabulary:,}"
         )
-    return Capture(head=head, tail=0, mass=kind_of_values(samples, kind) == "logprobs")
+    known = kind_of_values(samples, kind, vocabulary) == "logprobs"
+    return Capture(head=head, tail=0, mass=known)
 
 
 def _unread(columns: Sequence[str], kind: Format) -> list[str]:

@@ -45,6 +45,7 @@ class RawRows:
     exact: ClassVar[int] = 0
     lost: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[int] = 16
+    options: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def configured(cls, context: Context) -> RawRows:

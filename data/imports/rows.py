@@ -125,7 +125,8 @@ class Format(Protocol):
     """`next` if rows are said to be about the next token, `own` if about their own; None if its
     writers disagree. The measured reading counts."""
     values: ClassVar[str]
-    """`logprobs`, `logits` or `renormalised`, `full`; `unknown` if its writers disagree."""
+    """`logprobs`, `logits` or `renormalised`, `full`; `unknown` if its writers disagree, and
+    `probabilities` if they disagree but never store logits: then sums above 1 are faults."""
     rounding: ClassVar[float]
     """Largest excess of a row's sum of probabilities over 1 that its codec explains."""
     exact: int
@@ -134,6 +135,8 @@ class Format(Protocol):
     """What files of this kind never hold, besides the mass, one sentence each."""
     rows: ClassVar[int]
     """Records that are read at a time."""
+    options: ClassVar[tuple[str, ...]]
+    """Options of the command that only some formats read: `--config`, `--tokens`."""
 
     @classmethod
     def configured(cls, context: Context) -> Format:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,18 +97,18 @@ def _converted(
         return good
 
     goods, parts = [np.zeros(0, np.bool_)], [_no_targets(reading.capture)]
-    for chosen, content in _parts(rows, kept):
+    for chosen, content in _parts(rows, kept, reading):
         with np.errstate(all="ignore"):
             good = good_of(_bad(content, chosen, rows, reading), chosen)
         goods.append(good)
-        chosen = chosen[good]
-        if isinstance(content, tuple):
-            ids, values = (each[good] for each in content)
+        if not good.all():
+            chosen, content = chosen[good], content[good]
+        if isinstance(content, _Entries):
             own = rows.own_logprob if reading.alignment == "own" else None
             own_M = None if own is None else own[chosen]
-            parts.append(_targets(ids, values, label_S[chosen], own_M, reading, tally))
+            parts.append(_targets(content, label_S[chosen], own_M, reading, tally))
         else:
-            parts.append(select(content[good], label_S[chosen], shift_S[chosen], reading.capture))
+            parts.append(select(content, label_S[chosen], shift_S[chosen], reading.capture))
     return np.concatenate(goods), Targets.concatenate(parts)
 
 
@@ -116,8 +117,42 @@ _ELEMENTS = 1 << 17
 conversion of heads three times as fast."""
 
 
-def _parts(rows: SourceRows, kept: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
-    """Some rows at a time: their numbers, and their ids and values or their distributions."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entries:
+    """Some rows of entries. The exponentials are computed once, for the checks and the targets."""
+
+    ids: NDArray[Any]
+    """[M, K] token ids, `NOTHING` where a row has fewer entries."""
+    values: NDArray[np.float32]
+    """[M, K] as the source stores them; -inf where a row has fewer entries."""
+    top: NDArray[np.float64]
+    """[M] the largest value for logits, 0 for log-probabilities."""
+    p: NDArray[np.float64]
+    """[M, K] exponentials of the values after the top is taken off."""
+    sums: NDArray[np.float64]
+    """[M] their sums."""
+
+    @classmethod
+    def of(cls, ids: NDArray[Any], values: NDArray[Any], reading: Reading) -> _Entries:
+        if ids.min(initial=0) < 0:
+            values = np.where(ids != NOTHING, values, np.float32(-np.inf))
+        top = np.zeros(len(ids))
+        with np.errstate(all="ignore"):  # numbers that are not finite are found by the checks
+            if reading.values == "logits":
+                top = values.max(axis=1, initial=-np.inf).astype(np.float64)
+                p = np.exp(values - top[:, None])
+            else:
+                p = np.exp(values, dtype=np.float64)
+        return cls(ids, values, top, p, p.sum(1))
+
+    def __getitem__(self, chosen: NDArray[np.bool_]) -> _Entries:
+        return _Entries(*(getattr(self, each.name)[chosen] for each in fields(self)))
+
+
+def _parts(
+    rows: SourceRows, kept: NDArray[np.int64], reading: Reading
+) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """Some rows at a time: their numbers, and their entries or their distributions."""
     if rows.full is not None:
         for part, full in rows.full.take(kept).parts():
             yield kept[part], full
@@ -125,17 +160,19 @@ def _parts(rows: SourceRows, kept: NDArray[np.int64]) -> Iterator[tuple[NDArray[
     size = max(1, _ELEMENTS // max(1, rows.ids.shape[1]))
     for start in range(0, len(kept), size):
         chosen = kept[start : start + size]
-        yield chosen, (rows.ids[chosen], rows.values[chosen])
+        first, last = int(chosen[0]), int(chosen[-1])
+        # neighbours are not copied
+        own: Any = slice(first, last + 1) if last - first == len(chosen) - 1 else chosen
+        yield chosen, _Entries.of(rows.ids[own], rows.values[own], reading)
 
 
 def _bad(
     content: Any, chosen: NDArray[np.int64], rows: SourceRows, reading: Reading
 ) -> Mapping[str, NDArray[np.bool_]]:
     """The rules that rows break."""
-    if not isinstance(content, tuple):
+    if not isinstance(content, _Entries):
         return _bad_distributions(content, reading)
-    ids, values = content
-    bad = _bad_rows(ids, values, reading)
+    bad = _bad_rows(content, reading)
     if rows.own_logprob is not None:
         own = rows.own_logprob[chosen]
         bad["a label with a log-probability above 0, or none"] = ~((own <= 1e-5) & (own > -np.inf))
@@ -153,19 +190,20 @@ def _shown(what: str, rows: SourceRows, row: int) -> str:
     return f": {np.exp(rows.values[row][own].astype(np.float64)).sum():.6g}"
 
 
-def _bad_rows(
-    ids: NDArray[Any], values: NDArray[Any], reading: Reading
-) -> dict[str, NDArray[np.bool_]]:
+def _bad_rows(entries: _Entries, reading: Reading) -> dict[str, NDArray[np.bool_]]:
     """Rows of entries that break a rule, by rule; the first rule that a row breaks counts."""
-    own = ids != NOTHING
-    finite = np.isfinite(values) | ~own
-    ordered = np.sort(ids, axis=1)
-    repeats = (np.diff(ordered, axis=1) == 0) & (ordered[:, 1:] != NOTHING)
+    values, sums = entries.values, entries.sums
+    finite = np.isfinite(values)
+    ordered = np.sort(entries.ids, axis=1)
+    repeats = ordered[:, 1:] == ordered[:, :-1]
+    if ordered.min(initial=0) < 0:
+        finite |= entries.ids == NOTHING
+        repeats &= ordered[:, 1:] != NOTHING
     bad = {
         "numbers that are not finite": ~finite.all(1),
         f"ids outside the tokenizer's vocabulary of {reading.vocabulary:,}": (
-            ((ids < 0) & own) | (ids >= reading.vocabulary)
-        ).any(1),
+            (ordered[:, 0] < NOTHING) | (ordered[:, -1] >= reading.vocabulary)
+        ),
         "an id twice in a row": repeats.any(1),
     }
     if reading.exact > 1:
@@ -174,14 +212,12 @@ def _bad_rows(
         bad["log-probabilities that rise where they were stored in falling order"] = (
             (rise > _ORDER * scale).any(1)
         )  # fmt: skip
-    if reading.values in ("logprobs", "renormalised"):
-        sums = np.exp(np.where(own, values, -np.inf).astype(np.float64)).sum(1)
-        if reading.values == "renormalised":
-            bad["probabilities that do not sum to 1 as those of the first rows do"] = ~(
-                np.abs(sums - 1.0) <= _RENORMALISED
-            )
-        else:
-            bad["probabilities that sum to more than 1"] = ~(sums <= 1.0 + reading.rounding)
+    if reading.values == "renormalised":
+        bad["probabilities that do not sum to 1 as those of the first rows do"] = ~(
+            np.abs(sums - 1.0) <= _RENORMALISED
+        )
+    elif reading.values == "logprobs":
+        bad["probabilities that sum to more than 1"] = ~(sums <= 1.0 + reading.rounding)
     return bad
 
 
@@ -194,55 +230,71 @@ def _bad_distributions(full: NDArray[Any], reading: Reading) -> Mapping[str, NDA
 
 
 def _targets(
-    ids: NDArray[Any],
-    values: NDArray[Any],
+    content: _Entries,
     label_M: NDArray[np.int64],
     own_M: NDArray[Any] | None,
     reading: Reading,
     tally: Tally,
 ) -> Targets:
     """The head of rows that break no rule."""
-    logp, ids = _log_probabilities(ids, values, reading, tally)
-    count, head = len(logp), reading.capture.head
-    left = np.maximum(1.0 - np.exp(logp.astype(np.float64)).sum(1), SMALLEST)
-    entries = (ids != NOTHING).sum(1)
-    at_label = (ids == label_M[:, None]) & (ids != NOTHING)
-    known = at_label.any(1)
-    label = np.where(known, np.where(at_label, logp, 0.0).sum(1), np.nan)
+    ids, logp, p = _most_probable_first(content, reading, tally)
+    count, head, rows_M = len(logp), reading.capture.head, np.arange(len(logp))
+    left = np.maximum(1.0 - p.sum(1), SMALLEST)
+    is_whole = ids.min(initial=0) >= 0
+    entries = np.full(count, ids.shape[1]) if is_whole else (ids != NOTHING).sum(1)
+    at_label = ids == label_M[:, None]
+    place_M = at_label.argmax(1)
+    known = at_label[rows_M, place_M]
+    label = np.where(known, logp[rows_M, place_M], np.nan)
     wide = ids.shape[1]
     if wide > head:
         cut = entries > head
         tally.counts["rows that were cut to the width of the head"] += int(cut.sum())
-        left += np.exp(logp[:, head:].astype(np.float64)).sum(1)
-        ids, logp = ids[:, :head], logp[:, :head]
+        left += p[:, head:].sum(1)
+        ids, logp, p = ids[:, :head], logp[:, :head], p[:, :head]
         entries = np.minimum(entries, head)
     elif wide < head:
         more = ((0, 0), (0, head - wide))
         ids = np.pad(ids, more, constant_values=NOTHING)
         logp = np.pad(logp, more, constant_values=-np.inf)
+        p = np.pad(p, more)
     ids, logp = np.ascontiguousarray(ids, np.int32), np.ascontiguousarray(logp, np.float32)
-    log_left = np.log(left)
-    outside = np.maximum(1, reading.vocabulary - entries)
-    last = logp[np.arange(count), np.maximum(entries - 1, 0)] if head else np.zeros(count)
-    # a token outside the head is at most as probable as the last one inside
-    even = np.minimum(log_left - np.log(outside), last)
     short = np.flatnonzero(entries < head)
     if len(short):
         tally.counts["rows with fewer entries than the head, filled up"] += len(short)
+        if own_M is not None:  # the label is the first token to fill up with: it is known
+            chosen = short[~known[short]]
+            place = entries[chosen]
+            own = np.minimum(own_M[chosen], logp[chosen, place - 1])
+            ids[chosen, place], logp[chosen, place], p[chosen, place] = (
+                label_M[chosen], own, np.exp(own.astype(np.float64)))  # fmt: skip
+            left[chosen] = np.maximum(left[chosen] - p[chosen, place], SMALLEST)
+            label[chosen], known[chosen] = own, True
+            entries[chosen] += 1
+            short = np.flatnonzero(entries < head)
+    log_left = np.log(left)
+    outside = np.maximum(1, reading.vocabulary - entries)
+    last = logp[rows_M, np.maximum(entries - 1, 0)] if head else np.zeros(count)
+    # a token outside the head is at most as probable as the last one inside
+    even = np.minimum(log_left - np.log(outside), last)
+    if len(short):
         _fill(ids, logp, short, entries, even, reading.vocabulary)
         filled = head - entries[short]
         rest = np.exp(log_left[short]) - filled * np.exp(even[short])
         log_left[short] = np.log(np.maximum(rest, SMALLEST))
+        p[short] = np.exp(logp[short].astype(np.float64))
     if head >= reading.vocabulary:
         log_left = np.full(count, -np.inf)
     if own_M is not None:
         label = np.where(known, label, np.minimum(own_M, last))
     label = np.where(np.isnan(label), even, label)
-    p = np.exp(logp.astype(np.float64))
-    entropy = -(p * logp).sum(1) - np.where(log_left > -np.inf, np.exp(log_left) * even, 0.0)
+    entropy = -np.einsum("mk,mk->m", p, logp)
+    entropy -= np.where(log_left > -np.inf, np.exp(log_left) * even, 0.0)
+    if head and (logp[:, 0] > 0.0).any():
+        logp = np.minimum(logp, 0.0)
     return Targets(
         head_ids=ids,
-        head_logprobs=np.minimum(logp, 0.0),
+        head_logprobs=logp,
         log_tail=np.minimum(log_left, 0.0).astype(np.float32),
         tail=Tail.empty(count),
         label_logprob=np.minimum(label, 0.0).astype(np.float32),
@@ -251,30 +303,33 @@ def _targets(
     )
 
 
-def _log_probabilities(
-    ids: NDArray[Any], values: NDArray[Any], reading: Reading, tally: Tally
-) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """[M, K] log-probabilities, most probable first, and the ids. A missing entry is -inf."""
-    logp = np.where(ids != NOTHING, values, np.float32(-np.inf)).astype(np.float32)
-    if reading.values != "logprobs":
-        top = logp.max(axis=1, keepdims=True, initial=-np.inf).astype(np.float64)
-        sums = np.exp(logp - top).sum(1, keepdims=True)
-        logp = (logp - (top + np.log(sums))).astype(np.float32)
-    mass = np.exp(logp.astype(np.float64)).sum(1)
-    over = np.flatnonzero(mass > 1.0 + _SUM)
-    if len(over):
-        tally.counts["rows whose sum was above 1 and was rounded to 1"] += len(over)
-        # all entries alike, which changes none of them much
-        logp[over] -= np.log(mass[over, None]).astype(np.float32)
-    if logp.shape[1] > 1:
-        with np.errstate(invalid="ignore"):
-            unordered = np.flatnonzero(~(np.diff(logp, axis=1) <= 0).all(1))
-        if len(unordered):
-            order = np.argsort(-logp[unordered], axis=1, kind="stable")
-            ids = ids.copy()
-            ids[unordered] = np.take_along_axis(ids[unordered], order, 1)
-            logp[unordered] = np.take_along_axis(logp[unordered], order, 1)
-    return logp, ids
+def _most_probable_first(
+    content: _Entries, reading: Reading, tally: Tally
+) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float64]]:
+    """[M, K] ids, log-probabilities, most probable first, and probabilities. A missing entry has
+    the log-probability -inf."""
+    ids, logp, p, sums = content.ids, content.values, content.p, content.sums
+    if reading.values == "logprobs":
+        over = np.flatnonzero(sums > 1.0 + _SUM)
+        if len(over):
+            tally.counts["rows whose sum was above 1 and was rounded to 1"] += len(over)
+            # all entries alike, which changes none of them much
+            logp = logp.copy()
+            logp[over] -= np.log(sums[over, None]).astype(np.float32)
+            p[over] = np.exp(logp[over].astype(np.float64))
+    else:
+        norm = (content.top + np.log(sums))[:, None]
+        logp = np.subtract(
+            logp, norm, dtype=np.float64, out=np.empty_like(logp), casting="same_kind"
+        )
+        p /= sums[:, None]
+    unordered = np.flatnonzero(~(logp[:, 1:] <= logp[:, :-1]).all(1))
+    if len(unordered):
+        order = np.argsort(-logp[unordered], axis=1, kind="stable")
+        ids, logp = ids.copy(), logp.copy()
+        for column in (ids, logp, p):
+            column[unordered] = np.take_along_axis(column[unordered], order, 1)
+    return ids, logp, p
 
 
 def _fill(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..ragged import Ragged
-from .files import batches
+from .columns import NO_ID
+from .files import LINES, batches
 from .rows import NOTHING, Context, SourceRows
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Vllm:
     """`prompt_logprobs` of vLLM."""
 
     name: ClassVar[str] = "vllm"
-    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst")
+    suffixes: ClassVar[tuple[str, ...]] = LINES
     told_by: ClassVar[tuple[tuple[str, ...], ...]] = ((_ROWS,),)
     more_columns: ClassVar[tuple[str, ...]] = (_TOKENS,)
     names_label: ClassVar[bool] = True
@@ -39,6 +40,7 @@ class Vllm:
     exact: ClassVar[int] = 0
     lost: ClassVar[tuple[str, ...]] = ()
     rows: ClassVar[int] = 64
+    options: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def configured(cls, context: Context) -> Vllm:
@@ -71,12 +73,12 @@ class Vllm:
             places.append([place for place, _ in found])
             rows += [row for _, row in found]
         width = max((len(row[0]) for row in rows), default=0)
-        # where the token itself is not among the k most probable ones, a row has k + 1 entries
-        k = min((len(row[0]) for row in rows), default=0)
         ids_SK = np.full((len(rows), width), NOTHING, np.int64)
         values_SK = np.full((len(rows), width), -np.inf, np.float32)
-        for index, (ids, values, ranks, _) in enumerate(rows):
-            kept = [place for place, rank in enumerate(ranks) if rank <= k]
+        heads = _heads(places, rows)
+        for index, (k, (ids, values, ranks, _)) in enumerate(zip(heads, rows, strict=True)):
+            # an entry of -inf is a token that cannot come
+            kept = [n for n, rank in enumerate(ranks) if rank <= k and values[n] != -np.inf]
             ids_SK[index, : len(kept)] = [ids[place] for place in kept]
             values_SK[index, : len(kept)] = [values[place] for place in kept]
         return SourceRows(
@@ -89,6 +91,16 @@ class Vllm:
             own_logprob=np.array([row[3] for row in rows], np.float32),
             faults=faults,
         )
+
+
+def _heads(places: list[list[int]], rows: list[Any]) -> Iterator[int]:
+    """The k of each row. Where the token itself is not among the k most probable ones, a row has
+    k + 1 entries; the records of a file may have been made with different k."""
+    first = 0
+    for own in places:
+        part = rows[first : first + len(own)]
+        yield from [min((len(row[0]) for row in part), default=0)] * len(part)
+        first += len(own)
 
 
 def _token_ids(record: dict[str, Any]) -> list[int]:
@@ -114,7 +126,8 @@ def _row(row: dict[str, Any], own: int) -> tuple[list[int], list[float], list[in
     ids, values, ranks = [], [], []
     for key, value in row.items():
         try:
-            ids.append(int(key))
+            number = int(key)
+            ids.append(number if number >= 0 else NO_ID)  # not an entry that is lacking
             values.append(float(value["logprob"]))
             ranks.append(int(value["rank"]))
         except (TypeError, ValueError, KeyError) as error:

@@ -38,7 +38,7 @@ def export(
     path   the store
     to     a new folder
     kind   a name of `KINDS`
-    lossy  write the head of a store that also has samples, or of one without the mass
+    lossy  write the head of a store that also has samples, or further temperatures
 
     Returns the number of rows.
 
@@ -57,6 +57,12 @@ def export(
         raise ColdstillError(
             f"{path}: {kind} has no place for its {capture.tail} samples of a position, which make "
             "the record unbiased; to write the head alone, add --lossy"
+        )
+    if capture.temperatures and not lossy:
+        kept = ", ".join(map(str, capture.temperatures))
+        raise ColdstillError(
+            f"{path}: {kind} has no place for what makes its temperatures exact ({kept}); to write "
+            "the head alone, add --lossy"
         )
     if Path(to).exists():
         raise ColdstillError(f"{to}: exists already; choose another folder")

@@ -1,14 +1,26 @@
-"""What the targets of a store cannot say."""
+"""What the targets of a store cannot say: the only place that decides it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..schema import Capture
     from .manifest import Manifest
 
 SERVER = "server"
 """Name of the engine that lists probable tokens over the network, and gives no entropy."""
+
+
+_OF_MASS = frozenset(
+    {"acceptance", "teacher_loss", "teacher_calibration", "teacher_entropy", "head_mass"}
+)
+"""Figures that depend on how much of the probability the head holds."""
+
+
+def not_given(capture: Capture) -> frozenset[str]:
+    """Names of the figures that a record cannot give. Every command leaves them out."""
+    return frozenset() if capture.mass else _OF_MASS
 
 
 def caveats(manifest: Manifest) -> list[str]:
@@ -20,15 +32,15 @@ def caveats(manifest: Manifest) -> list[str]:
     said = []
     if not capture.mass:
         said.append(
-            "kl, the teacher's loss and its entropy are of the head alone; acceptance cannot be "
-            "given"
+            "kl is of the head alone; acceptance, and the teacher's loss, entropy and calibration, "
+            "are left out: they depend on the mass outside the head, which is not known"
         )
     elif capture.tail == 0 and capture.head < manifest.tokenizer.size:
         said.append(
             "kl and acceptance are lower bounds: there are no samples of the tokens outside the "
             "head"
         )
-    if "label" in estimated:
+    if "label" in estimated and capture.mass:
         said.append(
             "the teacher's loss is an estimate: outside the head a label has the mean probability "
             "there"

@@ -79,7 +79,7 @@ def block_statistics(
     distortion_M  KL(captured || stored) at each position (`data.codecs`)
     """
     targets, labels_M = block.targets, labels(block.sequences)
-    mass_M = np.exp(targets.head_logprobs.astype(np.float64)).sum(1)
+    mass_M = _sums_of_exp(targets.head_logprobs)
     has_head = targets.head_ids.shape[1] > 0
     correct = int((targets.head_ids[:, 0] == labels_M).sum()) if has_head else 0
     at_separator = labels_M == separator[0] if separator else np.zeros(len(labels_M), np.bool_)
@@ -94,6 +94,19 @@ def block_statistics(
         entropy_bins=_histogram(targets.entropy, ENTROPY_BIN_WIDTH, ENTROPY_BINS),
         mass_bins=_histogram(mass_M, 1 / MASS_BINS, MASS_BINS),
     )
+
+
+_AT_ONCE = 2048
+"""Positions that are summed at a time: their probabilities stay in the processor's cache."""
+
+
+def _sums_of_exp(logprobs_MK: NDArray[Any]) -> NDArray[np.float64]:
+    """[M] the sum of the probabilities of each position."""
+    sums_M = np.empty(len(logprobs_MK))
+    for start in range(0, len(sums_M), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        sums_M[part] = np.exp(logprobs_MK[part], dtype=np.float64).sum(1)
+    return sums_M
 
 
 def _histogram(values_M: NDArray[Any], width: float, bins: int) -> tuple[int, ...]:

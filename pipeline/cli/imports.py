@@ -32,7 +32,8 @@ from .options import json_option
     "--tokens",
     multiple=True,
     metavar="FILE",
-    help="The tokens of a source that has none, as a column input_ids; may be repeated.",
+    help="The tokens of a source that has none: files with a column input_ids (may be repeated), "
+    "or the .idx of a data set of Megatron-LM.",
 )
 @click.option(
     "--alignment",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...data.errors import ColdstillError
+from ...data.store.caveats import not_given
 from ...data.store.commit import ENTROPY_BIN_WIDTH, ENTROPY_BINS, MASS_BINS
 from ...data.store.manifest import read_measurements
 from ...data.store.reader import open_store
@@ -51,14 +52,17 @@ class Histogram:
         return {"from": [*self.starts], "positions": [*self.positions]}
 
 
-def entropy_histogram(sums: ShardStatistics) -> Histogram:
-    """Positions by the teacher's entropy in nats; the last bin has no upper end."""
-    return _histogram(sums.entropy_bins, ENTROPY_BINS, ENTROPY_BIN_WIDTH)
+def entropy_histogram(sums: ShardStatistics, capture: Capture) -> Histogram:
+    """Positions by the teacher's entropy in nats; the last bin has no upper end. Empty if the
+    record cannot give it."""
+    counts = () if "teacher_entropy" in not_given(capture) else sums.entropy_bins
+    return _histogram(counts, ENTROPY_BINS, ENTROPY_BIN_WIDTH)
 
 
-def mass_histogram(sums: ShardStatistics) -> Histogram:
-    """Positions by the probability inside the head."""
-    return _histogram(sums.mass_bins, MASS_BINS, 1 / MASS_BINS)
+def mass_histogram(sums: ShardStatistics, capture: Capture) -> Histogram:
+    """Positions by the probability inside the head; empty if the record cannot give it."""
+    counts = () if "head_mass" in not_given(capture) else sums.mass_bins
+    return _histogram(counts, MASS_BINS, 1 / MASS_BINS)
 
 
 class _Forward(BaseModel):
@@ -102,7 +106,8 @@ class CaptureFacts:
     """Size of all logits of these positions at 16 bits each."""
     bytes_per_position: float | None
     teacher_loss: float | None
-    """Mean -log p(label) of the teacher in nats."""
+    """Mean -log p(label) of the teacher in nats; None if the record cannot give it, as for the
+    next ones."""
     teacher_entropy: float | None
     head_mass: float | None
     """Mean probability inside the head."""
@@ -137,8 +142,10 @@ def capture_facts(store: StoreReader) -> CaptureFacts:
     manifest, totals = store.manifest, store.totals
     sums, positions, size = totals.statistics, totals.positions, manifest.tokenizer.size
 
-    def mean(value: float) -> float | None:
-        return value / positions if positions else None
+    lacking = not_given(manifest.capture)
+
+    def mean(value: float, name: str = "") -> float | None:
+        return value / positions if positions and name not in lacking else None
 
     return CaptureFacts(
         path=str(store.place),
@@ -151,12 +158,12 @@ def capture_facts(store: StoreReader) -> CaptureFacts:
         bytes=totals.bytes,
         full_logits_bytes=positions * size * _LOGIT_BYTES,
         bytes_per_position=mean(totals.bytes),
-        teacher_loss=mean(sums.loss),
-        teacher_entropy=mean(sums.entropy),
-        head_mass=mean(sums.head_mass),
+        teacher_loss=mean(sums.loss, "teacher_loss"),
+        teacher_entropy=mean(sums.entropy, "teacher_entropy"),
+        head_mass=mean(sums.head_mass, "head_mass"),
         codec_kl=mean(sums.distortion),
-        entropy_histogram=entropy_histogram(sums),
-        mass_histogram=mass_histogram(sums),
+        entropy_histogram=entropy_histogram(sums, manifest.capture),
+        mass_histogram=mass_histogram(sums, manifest.capture),
         measurements=Measurements.of(store),
         capture=manifest.capture,
         codec={key: value for key, value in manifest.codec.items() if key != "frequent"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...data.errors import ColdstillError
 
@@ -69,17 +69,19 @@ class CalibrationBin(Record):
 class Quality(Record):
     """Figures of a model on held-out text."""
 
-    loss: float
-    """Mean -log q(label) in nats."""
+    loss: float | None
+    """Mean -log q(label) in nats; None for a teacher whose record cannot give it, as for its other
+    figures."""
     kl: float
     """Mean KL(teacher || model) in nats."""
     agreement: float
     """Share of positions with the teacher's most probable token."""
     accuracy: float
     """Share of positions whose most probable token is the label."""
-    acceptance: float
-    """Expected share of tokens that speculative decoding accepts."""
-    ece: float
+    acceptance: float | None
+    """Expected share of tokens that speculative decoding accepts; None where the teacher's mass
+    outside the head is not known."""
+    ece: float | None
     """Expected calibration error."""
     calibration: tuple[CalibrationBin, ...] = ()
     """Bins of equal width over the confidence; older versions wrote none."""
@@ -115,7 +117,7 @@ class ModelFigures(Quality):
     parameters: int
     bytes: int = Field(ge=0)
     """Size of the weight files."""
-    perplexity: float
+    perplexity: float | None
     positions: int | None = None
     """Held-out positions it was measured on."""
     bits_per_byte: float | None = None
@@ -128,6 +130,8 @@ class ModelFigures(Quality):
     flops_per_token: int | None = None
     """Operations of a forward pass."""
     generation: tuple[Speed, ...] = ()
+    caveats: tuple[str, ...] = ()
+    """What the figures cannot say because of what the held-out store lacks."""
     dtype: str = ""
     """Precision of the weights on disk."""
     grid: str = ""
@@ -152,6 +156,16 @@ class ModelFigures(Quality):
     settings: dict[str, Any] | None = None
     """Values of a sweep's grid at this student."""
 
+    @model_validator(mode="after")
+    def _expect_known(self) -> Self:
+        """Figures are missing only where the held-out store lacks something, and says so."""
+        of_model = None in (self.loss, self.perplexity, self.ece)
+        if (of_model or self.acceptance is None) and not self.caveats:
+            raise ValueError("a figure is missing")
+        if of_model and self.role != "teacher":
+            raise ValueError("a figure of the student itself is missing")
+        return self
+
     @property
     def is_export(self) -> bool:
         return self.role == "export"
@@ -160,6 +174,12 @@ class ModelFigures(Quality):
     def short_name(self) -> str:
         """Name for a place that shows the student already: the format of an export."""
         return self.format if self.is_export and self.format else self.name
+
+    @property
+    def own_loss(self) -> float:
+        """The loss of a student or an export, which is always known."""
+        assert self.loss is not None
+        return self.loss
 
     def on_own_text(self, figure: str) -> float | None:
         """A figure on the text that it wrote after its last scored round; None if there is none."""

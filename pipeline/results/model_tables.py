@@ -83,6 +83,7 @@ def _figure(
     )
 
 
+_LACKS = "the held-out store lacks the mass outside the teacher's head"
 CACHED = _figure(
     "cached_bytes_per_position", "stored", _cached, depends_on="model",
     missing="only students that were trained from a store have this figure",
@@ -90,14 +91,14 @@ CACHED = _figure(
 QUALITY = (
     _figure("parameters", "parameters", _whole, depends_on="model"),
     CACHED,
-    _figure("loss", "loss", _nats),
-    _figure("perplexity", "perplexity", "{:.2f}".format),
+    _figure("loss", "loss", _nats, missing=_LACKS),
+    _figure("perplexity", "perplexity", "{:.2f}".format, missing=_LACKS),
     _figure("bits_per_byte", "bits/byte", _nats,
-            missing="the bytes of the held-out text are not known"),
+            missing="the bytes of the held-out text, or the loss, are not known"),
     _figure("kl", "KL", _nats),
     _figure("agreement", "agreement", _share, "more"),
-    _figure("acceptance", "acceptance", _share, "more"),
-    _figure("ece", "ECE", _share),
+    _figure("acceptance", "acceptance", _share, "more", missing=_LACKS),
+    _figure("ece", "ECE", _share, missing=_LACKS),
 )  # fmt: skip
 """How good a model is; each table begins with a column of names."""
 
@@ -210,6 +211,8 @@ def notes(rows: Sequence[ModelFigures]) -> list[str]:
             "An export's quality is its student's, plus the difference between both on "
             f"{counts} held-out positions."
         )
+    told = _grouped((sentence, row.name) for row in rows for sentence in row.caveats)
+    found += [f"{_shortly(names, rows)}: {sentence}." for sentence, names in told.items()]
     runtimes = _by_runtime(rows)
     if len(runtimes) > 1:
         models = ", ".join(f"{name} ({', '.join(models)})" for name, models in runtimes.items())

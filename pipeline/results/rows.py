@@ -57,7 +57,7 @@ def compared_rows(runs: Sequence[Run]) -> list[ModelFigures]:
         students += [_student(run.student(name), name, label) for name in names]
     if len(teachers) == 1:  # one teacher of all runs needs no run before its name
         teachers = [teachers[0].model_copy(update={"name": "teacher"})]
-    ordered = sorted(students, key=lambda pair: pair[0].loss)
+    ordered = sorted(students, key=lambda pair: pair[0].own_loss)
     return [*teachers, *(row for student, exports in ordered for row in (student, *exports))]
 
 
@@ -196,13 +196,15 @@ def _records(folder: StudentFolder) -> Iterator[tuple[str, Path]]:
 def _row(name: str, record: _Checked, student: ModelFigures) -> ModelFigures:
     ours, theirs = record.sample.student, record.sample.export
 
-    def moved(key: str, most: float = math.inf) -> float:
-        value: float = getattr(student, key) + getattr(theirs, key) - getattr(ours, key)
-        return min(most, max(0.0, value))
+    def moved(key: str, most: float = math.inf) -> Any:
+        values = getattr(student, key), getattr(theirs, key), getattr(ours, key)
+        if None in values:
+            return None
+        return min(most, max(0.0, values[0] + values[1] - values[2]))
 
-    loss = moved("loss")
+    loss: float = moved("loss")
     bits = student.bits_per_byte
-    same = ("parameters", "positions", "flops_per_token", "heldout", "weights")
+    same = ("parameters", "positions", "flops_per_token", "heldout", "weights", "caveats")
     labels: dict[str, Any] = {"run": student.run} if student.run else {}
     return ModelFigures(
         name=f"{student.name} ({name})",
@@ -211,7 +213,7 @@ def _row(name: str, record: _Checked, student: ModelFigures) -> ModelFigures:
         format=name,
         loss=loss,
         perplexity=math.exp(loss),
-        bits_per_byte=bits * loss / student.loss if bits else None,
+        bits_per_byte=bits * loss / student.own_loss if bits else None,
         kl=moved("kl"),
         agreement=moved("agreement", 1.0),
         accuracy=moved("accuracy", 1.0),

@@ -71,7 +71,7 @@ def baseline_of(
     ]
 
     def order(other: ModelFigures) -> tuple[bool, float]:
-        return trainings[other.name].settings != own.settings, other.loss
+        return trainings[other.name].settings != own.settings, other.own_loss
 
     return min(others, key=order, default=None)
 
@@ -125,10 +125,10 @@ def ahead_sentence(rows: Sequence[ModelFigures], trainings: Mapping[str, Trainin
     told = None if pair is None or pair.baseline is None else pair.compared.name
     found = [
         f"`{baseline.name}`{_settings(row, baseline, trainings)} ends "
-        f"{_nats(row.loss - baseline.loss)} below `{row.name}`"
+        f"{_nats(row.own_loss - baseline.own_loss)} below `{row.name}`"
         for row in _with_teacher(comparable, trainings)
         if row.name != told and (baseline := baseline_of(row, comparable, trainings)) is not None
-        if row.loss - baseline.loss >= _ALIKE
+        if row.own_loss - baseline.own_loss >= _ALIKE
     ]
     return f"Without a teacher, {_listed(found)} in held-out loss." if found else ""
 
@@ -186,7 +186,7 @@ def _takes(export: ModelFigures, student: ModelFigures) -> list[str]:
 
 
 def _loss(row: ModelFigures) -> float:
-    return row.loss
+    return row.own_loss
 
 
 def _compare(row: ModelFigures, other: ModelFigures) -> bool:
@@ -236,7 +236,9 @@ def _factor(row: ModelFigures, other: ModelFigures) -> float:
 
 
 def _quality(row: ModelFigures, teacher: ModelFigures) -> str:
-    above = row.loss - teacher.loss
+    if teacher.loss is None:
+        return f"has a held-out loss of {row.own_loss:.2f} nats, the teacher's own is not known"
+    above = row.own_loss - teacher.loss
     if abs(above) < _ALIKE:
         return f"matches its held-out loss of {teacher.loss:.2f} nats"
     if above < 0:
@@ -251,7 +253,7 @@ def _compared(
     row: ModelFigures, baseline: ModelFigures, teacher: ModelFigures, *, alike: bool
 ) -> str:
     """The end of the sentence: the loss of the same model without the teacher."""
-    gain, away = baseline.loss - row.loss, baseline.loss - teacher.loss
+    gain = baseline.own_loss - row.own_loss
     model = "the same model" if alike else "the same model, though trained with other settings,"
     if abs(gain) < _ALIKE:
         end = "reaches the same loss, so here the teacher did not help."
@@ -259,15 +261,17 @@ def _compared(
     if gain < 0:
         end = f"ends {_nats(-gain)} lower, so here the teacher did not help."
         return f"; but without the teacher {model} {end}"
-    if away >= _ALIKE and row.loss - teacher.loss > -_ALIKE:
-        return f"; without the teacher {model} ends {_nats(away)} away."
-    # the student is past the teacher, so a distance to the teacher would say little
+    if teacher.loss is not None and row.own_loss - teacher.loss > -_ALIKE:
+        away = baseline.own_loss - teacher.loss
+        if away >= _ALIKE:
+            return f"; without the teacher {model} ends {_nats(away)} away."
+    # the student is past the teacher, or nothing is known of the teacher's loss
     return f"; without the teacher {model} ends {_nats(gain)} higher."
 
 
 def _other_compared(row: ModelFigures, baseline: ModelFigures) -> str:
     """A sentence on another student than the best one, which has no baseline."""
-    gain, name = baseline.loss - row.loss, f"`{row.name}`"
+    gain, name = baseline.own_loss - row.own_loss, f"`{row.name}`"
     if gain >= _ALIKE:
         return (
             f"The teacher's effect is known for {name}: without the teacher the same model ends "

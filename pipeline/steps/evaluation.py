@@ -58,7 +58,8 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         work.note("evaluate", f"{store.place}: {sentence}")
     # figures of another held-out store are measured again
     heldout = heldout_identity(store.manifest)
-    if _measured(work.run.teacher_evaluation, heldout, *_NEWER) is None:
+    newer = (*_NEWER, *_of(store.manifest))
+    if _measured(work.run.teacher_evaluation, heldout, *newer) is None:
         figures = dataclasses.asdict(evaluate_teacher(store, work.report))
         write_json(work.run.teacher_evaluation, {**figures, "heldout": heldout})
     for name in list(names) or trained:
@@ -66,7 +67,7 @@ def evaluate(work: Work, names: Sequence[str]) -> None:
         work.doing(f"evaluate {name}", "look for figures of these weights")
         own = trained_store(work, name, store, "heldout")
         heldout = heldout_identity(own.manifest)
-        if is_evaluated(folder, heldout):
+        if is_evaluated(folder, heldout, *_of(own.manifest)):
             if is_older(folder):  # the weights are the same, only the files' times changed
                 folder.evaluation.touch()
             work.note(f"evaluate {name}", f"already done: {folder.evaluation}")
@@ -107,12 +108,18 @@ def heldout_identity(manifest: Manifest) -> str:
     return json_sha256(dataclasses.replace(manifest, teacher=nameless).to_json())
 
 
-def is_evaluated(folder: StudentFolder, heldout: str) -> bool:
+def _of(manifest: Manifest) -> tuple[str, ...]:
+    """Further keys that older versions did not write, for stores that lack something: their figures
+    held some that the store cannot give."""
+    return ("caveats",) if caveats(manifest) else ()
+
+
+def is_evaluated(folder: StudentFolder, heldout: str, *newer: str) -> bool:
     """Whether a student has figures of this held-out store and of its current weights, with all
-    keys of this version."""
+    keys of this version, and those in `newer`."""
     from ...stages.models.loading import teacher_identity
 
-    figures = _measured(folder.evaluation, heldout, *_NEWER, _CACHED)
+    figures = _measured(folder.evaluation, heldout, *_NEWER, _CACHED, *newer)
     if figures is None:
         return False
     where = f"students.{folder.root.name}"

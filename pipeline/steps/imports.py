@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +32,17 @@ def import_cache(request: Request, report: Reporter = silent) -> Result:
     Raises
         ColdstillError: the source breaks a rule, or fits neither the tokenizer nor any alignment
     """
+    from ...data.imports import FORMATS
     from ...data.imports.importing import Importer
     from ...data.imports.plan import found
 
     def say(sentence: str) -> None:
         report(Report(stage=STAGE, note=sentence))
 
-    found(request)  # before a tokenizer is looked for on a hub
+    name, _ = found(request)  # before a tokenizer is looked for on a hub
+    beside: Mapping[str, Any] = {}
+    if not request.config and "--config" in FORMATS[name].options:
+        beside = _config_beside(request.source, say)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = tokenizer_of(str(request.tokenizer), Path(scratch))
         done = 0
@@ -52,7 +57,7 @@ def import_cache(request: Request, report: Reporter = silent) -> Result:
         full = replace(
             request,
             tokenizer=tokenizer,
-            config=request.config or _config_beside(request.source, say),
+            config=request.config or beside,
             load_pickled=load_pickled,
             logits_of=_head_of(request, tokenizer, report),
             render=_renderer(tokenizer),
@@ -81,9 +86,16 @@ def tokenizer_of(name: str, scratch: Path) -> Any:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """A table from a YAML or JSON file. Raises ColdstillError if it is neither."""
+    """A table from a YAML or JSON file, or from one at an address. Raises ColdstillError if it is
+    neither."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        if "://" in path:
+            import fsspec
+
+            with fsspec.open(path, "r", encoding="utf-8") as stream:
+                text = stream.read()
+        else:
+            text = Path(path).expanduser().read_text(encoding="utf-8")
         if path.endswith(".json"):
             value = json.loads(text)
         elif importlib.util.find_spec("yaml") is None:
@@ -103,15 +115,25 @@ def read_config(path: str) -> dict[str, Any]:
 
 def _config_beside(source: tuple[str, ...], say: Callable[[str], None]) -> Mapping[str, Any]:
     """The parameters that a writer left beside its data; empty if there are none."""
+    import fsspec
+
     for entry in source:
-        path = Path(entry).expanduser()
-        folder = path if path.is_dir() else path.parent
+        if entry.startswith("hub:"):
+            continue
+        if "://" in entry:
+            system, path = fsspec.core.url_to_fs(entry)
+            folder = path if system.isdir(path) else path.rpartition("/")[0]
+            exists, named = system.isfile, system.unstrip_protocol
+        else:
+            path = os.path.expanduser(entry)
+            folder = path if os.path.isdir(path) else os.path.dirname(path)
+            exists, named = os.path.isfile, str
         for name in _BESIDE:
             for suffix in (".json", ".yaml", ".yml"):
-                file = folder / f"{name}{suffix}"
-                if "://" not in entry and file.is_file():
-                    say(f"the codec's parameters are those of {file}")
-                    return read_config(str(file))
+                file = os.path.join(folder, f"{name}{suffix}")
+                if exists(file):
+                    say(f"the codec's parameters are those of {named(file)}")
+                    return read_config(named(file))
     return {}
 
 

@@ -80,14 +80,18 @@ def model_card(name: str, model: Any, form: Format, facts: Facts, record: Export
         origin=[(title, _cell(text)) for title, text in origin],
         positions=ours.get("positions"),
         figures=[
-            (title, form.format(ours[key]), form.format(theirs[key]) if key in theirs else "")
+            (title, form.format(ours[key]), _known(form, theirs.get(key)))
             for key, title, form in _FIGURES
-            if key in ours
+            if ours.get(key) is not None
         ],
         files=[(title, _cell(text)) for title, text in _files(record)],
         usage=form.usage(name),
     )
     return str(card)
+
+
+def _known(form: str, value: float | None) -> str:
+    return "" if value is None else form.format(value)
 
 
 def _cell(text: str) -> str:

@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,14 +134,14 @@ class Case:
                     inner.to_numpy(zero_copy_only=False)
         return RECORDS * LENGTH
 
-    def store(self) -> int:
-        """The whole import, into a store of plain columns."""
-        with tempfile.TemporaryDirectory() as target:
-            wanted = Request(
-                source=(str(self.folder / "rows.parquet"),), store=f"{target}/store",
-                format=self.kind, tokenizer=str(self.folder), config=self.config, accept_text=True,
-            )  # fmt: skip
-            return Importer(wanted, lambda *_: None, lambda _: None).run().positions
+    def store(self, codec: str) -> int:
+        """The whole import into a new store, which stays until the folder is deleted."""
+        wanted = Request(
+            source=(str(self.folder / "rows.parquet"),), store=tempfile.mkdtemp(dir=self.folder),
+            format=self.kind, tokenizer=str(self.folder), config=self.config, accept_text=True,
+            codec=codec,
+        )  # fmt: skip
+        return Importer(wanted, lambda *_: None, lambda _: None).run().positions
 
 
 def speed(call: Callable[[], int]) -> float:
@@ -162,7 +163,11 @@ def main() -> None:
             case = Case(Path(scratch), kind, head, values, make(Path(scratch)))
             write_tokenizer(case.folder / "tokenizer.json")
             floor = speed(case.columns)
-            for what, call in (("read and check", case.read), ("into a store", case.store)):
+            for what, call in (
+                ("read and check", case.read),
+                ("into a plain store", partial(case.store, "plain")),
+                ("into a compact store", partial(case.store, "compact")),
+            ):
                 figures.append(figure(f"{name}: {what}", speed(call), floor, "positions/s"))
     write("imports", figures)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from caches import K, Known, fitted, known
+from caches import K, Known, fitted, known, vllm
 from coldstill.data.alignment import labels
-from coldstill.data.imports import FORMATS
+from coldstill.data.imports import FORMATS, importing
 from coldstill.data.imports.importing import Importer
 from coldstill.data.maintenance.foreign import export
 from coldstill.data.maintenance.merge import merge
@@ -24,6 +27,7 @@ from refusals import refusal
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -356,6 +360,139 @@ def test_shards_and_a_restart_give_the_same_store(
     assert said == [f"already done: {tmp_path / 'cut'}"]
 
 
+@pytest.mark.parametrize("searched", [1 << 24, 3])
+def test_records_that_repeat_others_are_counted_across_shards(
+    searched: int, cache: Known, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are compared at a time. Records that could not be used repeat nothing."""
+    monkeypatch.setattr(importing, "_SEARCHED", searched)
+    one, again = len(cache.tokens), 3
+    many = Known(cache.tokens + cache.tokens[:again], cache.logprobs + cache.logprobs[:again])
+    file = written("raw", many, tmp_path) / "rows.parquet"
+    records = pq.read_table(file).to_pylist()
+    for record in (1, 4, 5):  # the first of these is repeated
+        records[record]["input_ids"][3] = VOCABULARY + 1
+    pq.write_table(pa.Table.from_pylist(records), file)
+    options: dict[str, Any] = {"shard_tokens": 200, "bad_rows": "skip"}
+    made = imported(file.parent, tmp_path / "store", tokenizer, **options)
+    assert made.manifest.shards > 2
+    assert len(made.block) == one + again
+    what = "records that repeat another one, kept"
+    assert made.imported.counts[what] == again - 1
+    assert f"{again - 1} {what}" in made.said
+
+
+@pytest.mark.parametrize(("kind", "code"), [("<u2", 8), ("<i4", 4)])
+@pytest.mark.parametrize("whole", [True, False])
+def test_megatron_takes_the_tokens_from_its_own_data_set(
+    whole: bool, kind: str, code: int, cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Sequences as the trainer reads them, or documents of any length that it cuts; damage to
+    either file is one line."""
+    length = 20
+    texts = [ids[: length + 1].copy() for ids in cache.tokens]
+    for before, text in itertools.pairwise(texts):
+        text[0] = before[-1]  # pieces share a token
+    joined = Known(texts, cache.logprobs)
+    folder = written("megatron", joined, tmp_path)
+    expected = imported(folder, tmp_path / "expected", tokenizer, accept_text=True).block
+    stream = np.concatenate([texts[0], *(text[1:] for text in texts[1:]), [5, 6, 7]])
+    parts = texts if whole else np.split(stream, [9, 50, 51, 130])
+    lengths = np.array([len(part) for part in parts], "<i4")
+    size = np.dtype(kind).itemsize
+    firsts = ((np.cumsum(lengths) - lengths) * size).astype("<i8")
+    index = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, len(parts), len(parts) + 1)
+    index += lengths.tobytes() + firsts.tobytes() + np.arange(len(parts) + 1).tobytes()
+    (tmp_path / "set.idx").write_bytes(index)
+    (tmp_path / "set.bin").write_bytes(np.concatenate(parts).astype(kind).tobytes())
+    for ending in ("idx", "bin"):
+        options: dict[str, Any] = {"tokens": (str(tmp_path / f"set.{ending}"),)}
+        options["accept_text"] = True
+        found = imported(folder, tmp_path / f"by-{ending}", tokenizer, **options).block
+        np.testing.assert_array_equal(found.sequences.hashes, expected.sequences.hashes)
+        np.testing.assert_array_equal(found.targets.head_ids, expected.targets.head_ids)
+    for ending, content, message in (
+        ("bin", b"", "set.bin: is cut short"),
+        ("idx", index[:60], "set.idx: is cut short"),
+        ("idx", b"x" * 100, "set.idx: is no index of a data set"),
+    ):
+        (tmp_path / f"set.{ending}").write_bytes(content)
+        wanted = request(folder, tmp_path / "bad", tokenizer, **options)
+        assert message in refusal(run, replace(wanted, tokens=(str(tmp_path / "set.idx"),)))
+        assert not (tmp_path / "bad").exists()
+
+
+def _changed(file: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    change(records)
+    file.write_text("\n".join(map(json.dumps, records)) + "\n")
+
+
+def test_vllm_records_of_different_k_keep_their_heads(
+    cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Another record with a smaller k cuts no head, and an entry of -inf is none."""
+    wide, narrow = tmp_path / "wide", tmp_path / "narrow"
+    vllm(wide, cache, k=9)
+    vllm(narrow, cache, k=4)
+
+    def impossible(records: list[dict[str, Any]]) -> None:
+        row = records[0]["prompt_logprobs"][5]
+        [last] = [entry for entry in row.values() if entry["rank"] == 9]
+        last["logprob"] = -np.inf
+
+    _changed(wide / "out.jsonl", impossible)
+    both = (wide / "out.jsonl").read_text() + (narrow / "out.jsonl").read_text()
+    (wide / "out.jsonl").write_text(both)
+    made = imported(wide, tmp_path / "store", tokenizer)
+    assert made.manifest.capture.head == 9
+    targets, half = made.block.targets, len(made.block.targets) // 2
+    filled = "rows with fewer entries than the head, filled up"
+    assert made.imported.counts[filled] == half + 1
+    rows = [(n, row) for n, ids in enumerate(cache.tokens) for row in range(len(ids) - 1)]
+    for index, (document, row) in enumerate(rows):
+        head = set(cache.head(document, row, 9)[0])
+        assert len(head & set(targets.head_ids[index].tolist())) >= (9 if index != 4 else 8)
+        own = cache.head(document, row, 4)[0]
+        assert targets.head_ids[half + index, :4].tolist() == own
+
+
+@pytest.mark.parametrize("suffix", ["jsonl.gz", "ndjson.zst"])
+@pytest.mark.parametrize("kind", ["vllm", "axolotl-raw"])
+def test_json_lines_may_be_compressed(
+    kind: str, suffix: str, cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = written(kind, cache, tmp_path)
+    whole = imported(folder, tmp_path / "whole", tokenizer).block
+    [file] = folder.iterdir()
+    content = file.read_bytes()
+    file.unlink()
+    with pa.CompressedOutputStream(
+        str(folder / f"rows.{suffix}"), {"gz": "gzip", "zst": "zstd"}[suffix.rpartition(".")[2]]
+    ) as stream:
+        stream.write(content)
+    packed = imported(folder, tmp_path / "packed", tokenizer).block
+    np.testing.assert_array_equal(packed.sequences.hashes, whole.sequences.hashes)
+    np.testing.assert_array_equal(packed.targets.head_logprobs, whole.targets.head_logprobs)
+
+
+def test_rows_of_the_whole_vocabulary_lost_no_mass(
+    cache: Known, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    records = [
+        {"input_ids": ids.tolist(),
+         "token_ids": cache.heads(n, VOCABULARY)[0], "top_values": cache.heads(n, VOCABULARY)[1]}
+        for n, ids in enumerate(cache.tokens)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(records), folder / "rows.parquet")
+    made = imported(folder, tmp_path / "store", tokenizer)
+    assert (made.imported.values, made.manifest.capture.mass) == ("logprobs", True)
+    assert made.imported.lost == ()
+    assert np.isneginf(made.block.targets.log_tail).all()
+
+
 def _interrupted_after(blocks: int) -> Any:
     calls = []
 
@@ -392,6 +529,9 @@ def test_a_format_that_loses_the_samples_is_refused_unless_asked_for(
     message = refusal(export, both, to, "axolotl")
     assert "no place for its 9 samples of a position, which make the record unbiased" in message
     assert "keeps no head" in refusal(export, str(tmp_path / "samples"), to, "axolotl", lossy=True)
+    imported(source, tmp_path / "warm", tokenizer, head=3, tail=0, temperatures=(2.0,))
+    message = refusal(export, str(tmp_path / "warm"), to, "axolotl")
+    assert "no place for what makes its temperatures exact (2.0)" in message
     message = refusal(export, both, to, "distillkit", lossy=True)
     assert "distillkit has no mask, but a document of 20 tokens has 9 supervised" in message
     assert not (tmp_path / "to").exists()

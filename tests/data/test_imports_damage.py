@@ -229,6 +229,23 @@ CASES: dict[str, tuple[str, Any, str]] = {
         "vllm", lines(lambda r: r[1]["prompt_logprobs"].__setitem__(5, {"x": -1.0}), "out.jsonl"),
         "the entry 'x' is not an id with a logprob and a rank",
     ),
+    "vllm negative id": (
+        "vllm", lines(lambda r: r[1]["prompt_logprobs"][5].__setitem__("-1", {"logprob": -1.0,
+            "rank": 2}), "out.jsonl"), "ids outside the tokenizer's vocabulary of 320",
+    ),
+    "vllm impossible label": (
+        "vllm", lines(lambda r: r[1]["prompt_logprobs"][5][str(r[1]["prompt_token_ids"][5])]
+                      .__setitem__("logprob", float("-inf")), "out.jsonl"),
+        "record 2, row of token 5: a label with a log-probability above 0, or none",
+    ),
+    "vllm without ranks": (
+        "vllm", lines(lambda r: [e.pop("rank") for x in r for row in x["prompt_logprobs"][1:]
+                                 for e in row.values()], "out.jsonl"),
+        "record 1: the entry ",
+    ),
+    "wrong terms": (
+        "distillkit", config(polynomial_terms=[0, 1, 2]), "probabilities that sum to more than 1",
+    ),
     "axolotl token": (
         "axolotl-raw", lines(lambda r: r[0]["logprobs"][3][1].__setitem__("token", " the"),
                              "raw.jsonl"), "token ' the' is not an id such as token_id:123",
@@ -354,6 +371,11 @@ def test_what_a_request_cannot_have_is_refused(
         assert not (tmp_path / "store").exists()
         return message
 
+    for option, given in (
+        ("--config", {"config": {"k": 3}}),
+        ("--tokens", {"tokens": wanted.source}),
+    ):
+        assert f"{option}: --format raw does not read it" in refused(**given)
     assert "--format csv: expected one of distillkit, " in refused(format="csv")
     assert "names no file to import" in refused(source=(str(tmp_path / "none"),))
     assert "--tail: the source holds only the most probable" in refused(tail=4)

@@ -85,6 +85,18 @@ def write(path: Path, capture: Capture, stop: int | None = None, **settings: Any
             new.add(tokens, logprobs=logprobs(T - 1, number))
 
 
+def test_what_the_impossible_tokens_cannot_hold_is_shared_by_all() -> None:
+    """One token without probability is at most as probable as the least probable other one, and
+    0.9 % are missing: head and tail sum to 1 all the same."""
+    dense = logprobs(20) + np.log(0.991)
+    dense[:, 7] = -np.inf
+    shift_M = np.full(20, 0.5)
+    for capture in CAPTURES.values():
+        found = select(dense, np.full(20, 9), shift_M, capture)
+        sums_M = np.exp(found.head_logprobs.astype(float)).sum(1) + np.exp(found.log_tail)
+        np.testing.assert_allclose(sums_M, 1.0, atol=1e-6)
+
+
 def test_a_store_of_whole_distributions_passes_verification(tmp_path: Path) -> None:
     capture = CAPTURES["both"]
     write(tmp_path / "s", capture)

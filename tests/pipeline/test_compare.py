@@ -42,7 +42,7 @@ def test_every_figure_is_printed_as_json_and_written_beside_the_run(finished: De
     for row in rows:
         assert row.keys() - {CACHED} == MEASURED | {
             "name", "role", "calibration", "generation", "dtype", "machine", "runtime", "weights",
-            "heldout", "grid",
+            "heldout", "grid", "caveats",
         }  # fmt: skip
         assert all(isinstance(row[key], (int, float)) for key in MEASURED)
         assert sum(one["count"] for one in row["calibration"]) == row["positions"]
@@ -334,7 +334,7 @@ def test_the_tables_of_a_run_with_every_export_fit_a_terminal(tmp_path: Path) ->
     assert "| small (onnx-int8) | 926,336 " in "\n".join(lines)
     assert any(line.startswith("An export's quality") for line in lines)
     assert "stored: not known for teacher: only students that were trained from a store" in below
-    assert below.count("the bytes of the held-out text are not known") == 1
+    assert below.count("the bytes of the held-out text, or the loss, are not known") == 1
 
 
 def test_unknown_figures_are_dashes_with_a_reason_and_rounding_leaves_no_sign() -> None:

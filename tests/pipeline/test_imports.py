@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import coldstill
@@ -15,6 +17,11 @@ from caches import WRITERS, K, Known, known
 from click.testing import CliRunner
 from coldstill.data.maintenance.verify import verify
 from coldstill.pipeline.cli.commands import main
+from coldstill.pipeline.pages.compare.plots import make_plots
+from coldstill.pipeline.results.figures import ModelFigures
+from coldstill.pipeline.results.model_tables import tables
+from coldstill.pipeline.results.verdict import Training, verdict
+from coldstill.stages.evaluate import evaluate_student, evaluate_teacher
 from conftest import VOCABULARY, make_model
 
 if TYPE_CHECKING:
@@ -113,7 +120,7 @@ def test_the_command_says_what_it_found_and_inspect_where_a_store_came_from(
         "teacher     ORG/large (its weights are not known)",
         "from        imported from axolotl: ",
         "lacks       no mass outside the head",
-        "left out    ",
+        "counted     ",
     ):
         assert line in shown.output
     assert cli("store", "verify", store).exit_code == 0
@@ -121,6 +128,52 @@ def test_the_command_says_what_it_found_and_inspect_where_a_store_came_from(
     assert again.exit_code == 0
     assert "already done" in again.stderr
     assert coldstill.open_store(store).manifest.corpus.split == "heldout"
+
+
+def test_figures_that_need_a_mass_that_the_source_lost_are_left_out(
+    cache: Known, tokenizer: Any, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """By evaluate, compare, the verdict of a report, a model card, and inspect, with the reason.
+    The same head whose mass is known has all of them."""
+    model = make_model("llama", VOCABULARY, seed=3)
+    model.save_pretrained(tmp_path / "student")
+    tokenizer.save_pretrained(tmp_path / "student")
+    missing = {"acceptance"}, {"acceptance", "loss", "perplexity", "bits_per_byte", "ece"}
+    for kind, lost in (("raw-kept", True), ("raw", False)):
+        WRITERS[kind](tmp_path / kind, cache)
+        address = tmp_path / f"store-{kind}"
+        done = cli("import", tmp_path / kind, address, "--tokenizer", tokenizer_folder, "--heldout")
+        assert done.exit_code == 0, done.output
+        store = coldstill.open_store(address)
+        student = evaluate_student("student", tmp_path / "student", store)
+        rows = []
+        for found, absent in zip((student, evaluate_teacher(store)), missing, strict=True):
+            text = json.dumps(asdict(found))
+            row = ModelFigures.model_validate_json(text)
+            rows.append(row.model_copy(update={"generation": ()}))
+            unknown = {name for name, value in asdict(found).items() if value is None}
+            assert unknown & missing[1] == (absent if lost else set())
+            assert bool(found.calibration) == (found is student or not lost)
+        shown = tables(rows)
+        reason = "the held-out store lacks the mass outside the teacher's head"
+        assert ("kl is of the head alone; acceptance, and the teacher's" in shown) == lost
+        assert ("kl and acceptance are lower bounds" in shown) != lost
+        assert (
+            f"acceptance: not known for student, teacher: {reason}" in shown.replace("\n", " ")
+        ) == lost
+        known = {"student": Training(uses_teacher=True, origin="x", settings={})}
+        told = verdict([rows[1], rows[0]], known)
+        assert ("the teacher's own is not known" in told) == lost
+        assert make_plots(rows, {})
+        shown, page = cli("inspect", address).output, tmp_path / f"{kind}.html"
+        for text in ("perplexity", r"entropy \d", "head holds", "by probability inside the head"):
+            assert (re.search(text, shown) is None) == lost, text
+        assert "top-1 accuracy" in shown
+        facts = json.loads(cli("inspect", address, "--json").output)
+        assert (facts["teacher_loss"] is None) == (facts["head_mass"] is None) == lost
+        assert (sum(facts["histograms"]["entropy"]["positions"]) == 0) == lost
+        assert cli("inspect", address, "--sequence", 0, "--html", page).exit_code == 0
+        assert ("not known" in cli("inspect", address, "--sequence", 0).output) == lost
 
 
 def test_the_parameters_beside_the_data_are_found(
@@ -131,6 +184,12 @@ def test_the_parameters_beside_the_data_are_found(
                "--tokenizer", tokenizer_folder)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "parameters are those of" in done.stderr
+    address = f"file://{tmp_path}/source"
+    for number, entry in enumerate((address, f"{address}/*.parquet")):
+        to = tmp_path / f"remote{number}"
+        done = cli("import", entry, to, "--tokenizer", tokenizer_folder)
+        assert done.exit_code == 0, done.output
+        assert f"parameters are those of {address}/compression_config.json" in done.stderr
     file = tmp_path / "source/compression_config.json"
     (tmp_path / "c.yaml").write_text(f"teacher: {{logprob_compressor: {file.read_text()}}}")
     file.unlink()

@@ -112,7 +112,8 @@ class QualityFigure:
     """A figure of quality; less is better."""
 
     name: str
-    value: Callable[[ModelFigures], float]
+    value: Callable[[ModelFigures], float | None]
+    """The figure of a model; None where it is not known."""
     axis: Axis
 
 
@@ -199,7 +200,7 @@ def against(
     series = []
     for row in cost.rows(shown):
         x, y = cost.value(row), quality.value(row)
-        if x is not None:
+        if x is not None and y is not None:
             short = quality.name.removeprefix("Held-out ")
             series.append(
                 Series(

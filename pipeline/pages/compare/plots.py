@@ -154,7 +154,8 @@ def loss_against_bytes(rows: Sequence[ModelFigures]) -> Plot:
     chart = against(students, CACHED, LOSS, rows)
     alike: dict[float, list[str]] = {}
     for row in teachers_of(rows):
-        alike.setdefault(row.loss, []).append(row.name)
+        if row.loss is not None:
+            alike.setdefault(row.loss, []).append(row.name)
     levels = tuple(Level(", ".join(names), loss) for loss, names in alike.items())
     missing = [row.name for row in students if row.cached_bytes_per_position is None]
     caption = (

@@ -140,12 +140,16 @@ def _tokens(sequences: Iterable[dict[str, Any]]) -> set[int]:
 
 def _histograms(facts: StoreFacts) -> list[dict[str, Any]]:
     """Return titles, counts and names of bins; ticks and means are shares of the width."""
-    if not facts.positions:
-        return []
+    return [each for each in (_entropies(facts), _masses(facts)) if each is not None]
+
+
+def _entropies(facts: StoreFacts) -> dict[str, Any] | None:
+    mean_entropy = facts.teacher_entropy
+    if mean_entropy is None:
+        return None
     widest = ENTROPY_BINS * ENTROPY_BIN_WIDTH
     starts = facts.entropy.starts
-    mean_entropy = facts.sums.entropy / facts.positions
-    entropy = {
+    return {
         "title": ENTROPY_TITLE,
         "counts": facts.entropy.positions,
         "bins": [
@@ -156,11 +160,14 @@ def _histograms(facts: StoreFacts) -> list[dict[str, Any]]:
         "mean": min(1.0, mean_entropy / widest),
         "meanLabel": f"mean {mean_entropy:.2f}",
     }
-    if not facts.manifest.capture.head:
-        return [entropy]
+
+
+def _masses(facts: StoreFacts) -> dict[str, Any] | None:
+    mean_mass = facts.mean_head_mass
+    if mean_mass is None:
+        return None
     starts = facts.head_mass.starts
-    mean_mass = facts.sums.head_mass / facts.positions
-    mass = {
+    return {
         "title": MASS_TITLE,
         "counts": facts.head_mass.positions,
         "bins": [f"{start:.0%} to {start + 1 / len(starts):.0%}" for start in starts],
@@ -168,4 +175,3 @@ def _histograms(facts: StoreFacts) -> list[dict[str, Any]]:
         "mean": mean_mass,
         "meanLabel": f"mean {mean_mass:.1%}",
     }
-    return [entropy, mass]

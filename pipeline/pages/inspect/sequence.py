@@ -10,6 +10,7 @@ import numpy as np
 
 from ....data.alignment import label_places, labels
 from ....data.errors import ColdstillError
+from ....data.store.caveats import caveats
 
 if TYPE_CHECKING:
     from ....data.schema import Block
@@ -79,6 +80,8 @@ class ShownSequence:
     """Index of each document in the corpus, by the place where it starts."""
     predictions: dict[int, Prediction]
     """All predictions of the sequence, by position."""
+    note: str
+    """What the store cannot say, as one sentence; empty if there is nothing."""
 
 
 def read_sequence(subject: Subject, row: int, positions: range | None = None) -> ShownSequence:
@@ -108,6 +111,7 @@ def read_sequence(subject: Subject, row: int, positions: range | None = None) ->
         tokens=tuple(tokens),
         documents=dict(zip(starts, ids, strict=True)),
         predictions=_predictions(block),
+        note="; ".join(caveats(subject.store.manifest)),
     )
 
 
@@ -176,7 +180,7 @@ def to_json(sequence: ShownSequence, texts: TokenTexts, top: int) -> dict[str, A
         "sequence": sequence.row,
         "id": sequence.id,
         "tokens": sequence.length,
-        "note": texts.lack,
+        "note": "; ".join(filter(None, (texts.lack, sequence.note))),
         "positions": entries,
     }
 

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from ....data.formats import STORES
 from ....data.ragged import Ragged
+from ....data.store.caveats import not_given
 from ....data.store.commit import Totals
 from ....data.store.layout import shard_name
 from ...results.facts import Measurements, entropy_histogram, mass_histogram
@@ -131,8 +132,27 @@ class StoreFacts:
     measurements: Measurements
     """Speed and memory of the capture; empty if they are missing or damaged."""
 
-    def mean(self, value: float) -> float | None:
-        return value / self.positions if self.positions else None
+    def mean(self, value: float, name: str = "") -> float | None:
+        """The mean of a sum over positions; None without any, or if the record cannot give it.
+
+        name  the figure's name in `not_given`
+        """
+        lacking = not_given(self.manifest.capture)
+        return value / self.positions if self.positions and name not in lacking else None
+
+    @property
+    def teacher_loss(self) -> float | None:
+        """The teacher's mean -log p(label), in nats."""
+        return self.mean(self.sums.loss, "teacher_loss")
+
+    @property
+    def teacher_entropy(self) -> float | None:
+        return self.mean(self.sums.entropy, "teacher_entropy")
+
+    @property
+    def mean_head_mass(self) -> float | None:
+        """Mean probability inside the head; None without a head, too."""
+        return self.mean(self.sums.head_mass, "head_mass") if self.manifest.capture.head else None
 
     @property
     def shards_missing(self) -> list[int]:
@@ -146,15 +166,15 @@ class StoreFacts:
     @property
     def entropy(self) -> Histogram:
         """Positions by the teacher's entropy in nats."""
-        return entropy_histogram(self.sums)
+        return entropy_histogram(self.sums, self.manifest.capture)
 
     @property
     def head_mass(self) -> Histogram:
         """Positions by the probability inside the head."""
-        return mass_histogram(self.sums)
+        return mass_histogram(self.sums, self.manifest.capture)
 
     def to_json(self) -> dict[str, Any]:
-        loss = self.mean(self.sums.loss)
+        loss = self.teacher_loss
         facts: dict[str, Any] = {
             "path": self.path,
             "note": self.note,
@@ -171,9 +191,9 @@ class StoreFacts:
             "bytes_per_position": self.mean(self.bytes),
             "teacher_loss": loss,
             "teacher_perplexity": None if loss is None else math.exp(loss),
-            "teacher_entropy": self.mean(self.sums.entropy),
+            "teacher_entropy": self.teacher_entropy,
             "teacher_accuracy": self.teacher_accuracy,
-            "head_mass": self.mean(self.sums.head_mass),
+            "head_mass": self.mean(self.sums.head_mass, "head_mass"),
             "codec_kl": self.mean(self.sums.distortion),
             "histograms": {
                 "entropy": self.entropy.to_json(),

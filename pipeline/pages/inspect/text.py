@@ -222,15 +222,22 @@ def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
         rows = [("from", f"{origin_text(imported)} (mean 1/rank of the label {score:.2f})")]
         lacks = [*imported.lost, *lacks]
         counts = [f"{count:,} {what}" for what, count in imported.counts.items()]
-    for title, sentences in (("lacks", lacks), ("left out", counts)):
+    for title, sentences in (("lacks", lacks), ("counted", counts)):
         rows += [(title if n == 0 else "", sentence) for n, sentence in enumerate(sentences)]
     return rows
 
 
 def _figures(facts: StoreFacts) -> list[tuple[str, str]]:
     error, sums, positions = facts.manifest.error, facts.sums, facts.positions
-    accuracy, loss = facts.teacher_accuracy, sums.loss / positions
-    top = "" if accuracy is None else f", top-1 accuracy {accuracy:.1%}"
+    loss, entropy = facts.teacher_loss, facts.teacher_entropy
+    quality = []
+    if loss is not None:
+        quality += [f"loss {loss:.4f}", f"perplexity {math.exp(loss):,.2f}"]
+    if entropy is not None:
+        quality.append(f"entropy {entropy:.4f} nats")
+    if facts.teacher_accuracy is not None:
+        quality.append(f"top-1 accuracy {facts.teacher_accuracy:.1%}")
+    held = facts.mean(sums.head_mass, "head_mass")
     exact = (
         "none"
         if error.maximum == 0.0
@@ -238,12 +245,8 @@ def _figures(facts: StoreFacts) -> list[tuple[str, str]]:
     )
     return [
         ("error", f"{exact}, mean KL {sums.distortion / positions:.2g} nats a position"),
-        (
-            "quality",
-            f"loss {loss:.4f}, perplexity {math.exp(loss):,.2f}, "
-            f"entropy {sums.entropy / positions:.4f} nats{top}",
-        ),
-        ("head holds", f"{sums.head_mass / positions:.2%} of the probability"),
+        *([("quality", ", ".join(quality))] if quality else []),
+        *([] if held is None else [("head holds", f"{held:.2%} of the probability")]),
     ]
 
 
@@ -281,9 +284,11 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _histograms(facts: StoreFacts, glyphs: Glyphs) -> list[str]:
-    """Draw both histograms side by side; the second one only if the store has a head."""
-    drawn = [_drawn(ENTROPY_TITLE, facts.entropy.positions, _ENTROPY_TICKS, glyphs)]
-    if facts.manifest.capture.head:
+    """Draw the histograms that the record can give side by side."""
+    drawn = []
+    if facts.teacher_entropy is not None:
+        drawn.append(_drawn(ENTROPY_TITLE, facts.entropy.positions, _ENTROPY_TICKS, glyphs))
+    if facts.mean_head_mass is not None:
         drawn.append(_drawn(MASS_TITLE, facts.head_mass.positions, _MASS_TICKS, glyphs))
     widths = [max(len(line) for line in block) for block in drawn]
     return [
@@ -330,8 +335,8 @@ def _head(sequence: ShownSequence, texts: TokenTexts, glyphs: Glyphs, path: str)
         f"{glyphs.mark} marks the label among the best tokens. A dash means no target."
     )
     lines = [*textwrap.wrap(summary, COLUMNS), *textwrap.wrap(how, COLUMNS)]
-    if texts.lack:
-        lines += textwrap.wrap(texts.lack, COLUMNS)
+    for note in filter(None, (texts.lack, sequence.note)):
+        lines += textwrap.wrap(note, COLUMNS)
     return [*lines, "", f"{'pos':>6}  {'token':<{_WIDTH}}  {'label':<{_WIDTH}}  {_NUMBERS}"]
 
 

@@ -130,8 +130,18 @@ def record_lines(record: CaptureFacts, heldout: HeldoutFacts | None) -> Lines:
         ),
         ("codec", settings_in_words(record.codec)),
         ("codec costs", codec),
-        ("head holds", f"{record.head_mass:.1%} of the probability" if record.capture.head else ""),
-        ("teacher", f"loss {record.teacher_loss:.4f}, entropy {record.teacher_entropy:.4f} nats"),
+        (
+            "head holds",
+            ""
+            if record.head_mass is None or not record.capture.head
+            else f"{record.head_mass:.1%} of the probability",
+        ),
+        (
+            "teacher",
+            ""
+            if record.teacher_loss is None
+            else f"loss {record.teacher_loss:.4f}, entropy {record.teacher_entropy:.4f} nats",
+        ),
         *_speed(record.measurements),
         ("held out", _heldout(heldout)),
     ]
@@ -223,7 +233,9 @@ def page(facts: ReportFacts) -> str:
         no_record = facts.no_record or "it holds no position yet"
     else:
         numbers = record_lines(record, facts.heldout)
-        record_plots = [entropies(record), *([covered_mass(record)] if record.capture.head else [])]
+        record_plots = [] if record.teacher_entropy is None else [entropies(record)]
+        if record.capture.head and record.head_mass is not None:
+            record_plots.append(covered_mass(record))
     return rendered(
         "report.html",
         command="report",
