@@ -209,12 +209,10 @@ class Bench:
         formats = [name for name in wanted if FORMATS[name].missing_runtime is None]
         if lacking := set(wanted) - set(formats):
             print(f"no latency of {', '.join(sorted(lacking))}: the runtime is not installed")
-        return dict(
-            kept(
-                self._folder / "latency" / "result.json",
-                {"formats": formats, "machine": describe_machine()},
-                lambda: latencies(job, heldout, formats),
-            )
+        return kept(
+            self._folder / "latency" / "result.json",
+            {"formats": formats, "machine": describe_machine()},
+            lambda: latencies(job, heldout, formats),
         )
 
 

@@ -125,7 +125,7 @@ def measured(work: Work, name: str) -> dict[str, dict[str, float]]:
             }
         return found
 
-    return dict(kept(work.run.student(name).root / "bench.json", {}, measure))
+    return kept(work.run.student(name).root / "bench.json", {}, measure)
 
 
 def rows_of(found: Mapping[str, Sequence[dict[str, dict[str, float]]]]) -> list[Row]:

@@ -26,7 +26,9 @@ ASKED = ".asked.json"
 """End of the name of a file with the settings of a result, beside it."""
 
 
-def kept(record: Path, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> Any:
+def kept(
+    record: Path, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """The figures of one case and seed: those in `record`, or measured now and written there.
 
     asked  all settings that the figures depend on; what was begun with others is refused
@@ -44,7 +46,8 @@ def kept(record: Path, asked: dict[str, Any], measure: Callable[[], dict[str, An
         write_json(before, asked)
     if not record.exists():
         write_json(record, measure())
-    return read_json(record)
+    found: dict[str, Any] = read_json(record)
+    return found
 
 
 def settings_of(job: StudentJob, store: StoreReader, heldout: StoreReader) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def quality_of(model: Any, heldout: StoreReader, where: str) -> dict[str, Any]:
     return {**sums.means(), "ece": calibration.error()}
 
 
-def trained(job: StudentJob, store: StoreReader, heldout: StoreReader) -> Any:
+def trained(job: StudentJob, store: StoreReader, heldout: StoreReader) -> dict[str, Any]:
     """Held-out figures of a student; it is trained, from its last checkpoint on, unless its folder
     has a result."""
 
