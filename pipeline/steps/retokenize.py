@@ -6,7 +6,6 @@ the run's own stores are elsewhere. The key depends on the tokens and on what th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
@@ -15,21 +14,17 @@ from ...data.places.claims import claimed
 from ...data.store.layout import TOKENIZER
 from ...data.store.reader import open_store
 from ...stages.report import Report
+from ..recipe.own_tokens import OwnTokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from ...data.maintenance import Notify
-    from ...data.maintenance.retokenize import Decisions
     from ...data.store.manifest import Manifest
     from ...data.store.reader import StoreReader
-    from ..recipe.run_folder import StudentFolder
-    from ..recipe.tables import StudentTable
     from ..recipe.work import Work
 
-TOKENS = "tokens"
-"""Key of a student's settings; absent if it has the teacher's tokens."""
 _STAGE = "retokenize"
 
 
@@ -55,63 +50,6 @@ def retokenized(
     open_store(path)  # before a tokenizer is looked for on a hub
     loaded = tokenizer_of(tokenizer, where)
     return retokenize_for(path, to, loaded, decisions, f"the tokenizer of {tokenizer}", notify)
-
-
-@dataclass(frozen=True, slots=True)
-class OwnTokens:
-    """The tokens of a student that has others than the teacher, and what its recipe decides."""
-
-    fingerprint: str
-    """SHA-256 of its table of tokens and ids."""
-    decisions: dict[str, Any]
-    """The fields of `Decisions`."""
-
-    @property
-    def key(self) -> str:
-        """Name of the folder of its stores."""
-        return json_sha256([self.fingerprint, self.decisions])[:12]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a student's settings record of it."""
-        return {"fingerprint": self.fingerprint, "decisions": self.decisions}
-
-    def made(self) -> Decisions:
-        from ...data.maintenance.retokenize import Decisions
-
-        return Decisions(**self.decisions)
-
-    @classmethod
-    def recorded(cls, folder: StudentFolder) -> OwnTokens | None:
-        """Those of a trained student; None if it has the teacher's tokens."""
-        match read_json(folder.settings).get(TOKENS):
-            case {"fingerprint": str(fingerprint), "decisions": dict() as decisions}:
-                return cls(fingerprint, decisions)
-        return None
-
-
-def own_tokens(
-    work: Work, name: str, student: StudentTable, store: StoreReader
-) -> tuple[OwnTokens, Any] | None:
-    """The tokens of a student whose `model` has others than the store, and its tokenizer; None for
-    other students.
-
-    Raises
-        ColdstillError: the tokenizer is missing, or a token that texts need has no row
-    """
-    if student.model is None:
-        return None
-    from ...stages.config import RetokenizeConfig
-    from ...stages.models.vocabulary import tokenizer_identity
-    from ...stages.student_tokens import tokenizer_of
-
-    where = f"students.{name}.model"
-    loaded = tokenizer_of(work.local(student.model), where, own_code=student.trust_remote_code)
-    fingerprint = tokenizer_identity(loaded).fingerprint
-    if fingerprint == store.manifest.tokenizer.fingerprint:
-        return None
-    decisions = asdict(student.retokenize or RetokenizeConfig())
-    return OwnTokens(fingerprint, decisions), loaded
 
 
 def folder_in_tokens(store: StoreReader, named: str) -> str:

@@ -14,7 +14,7 @@ from ...data.errors import ColdstillError
 from ...data.prepared import CorpusLayout
 from ...stages.ranks import world_size
 from .capture import checked_teacher, loaded_teacher, plan_of
-from .own_text import next_act, students_with_rounds, written_splits
+from .own_text import next_act, students_with_rounds
 from .students import claimed_student, job_as_trained, open_made, train_students
 from .teacher import tokenizer_of
 
@@ -79,12 +79,10 @@ def _write(work: Work, name: str, number: int, interruption: Interruption) -> No
         model=folder.training(number, student.rounds.count).model,
         round=number,
         config=student.rounds,
-        sources={
-            split: open_made(stores[split], work)
-            for split in written_splits(student.rounds, number)
-        },
+        sources={split: open_made(stores[split], work) for split in student.rounds.written(number)},
         seed=trained.seed,
         folder=folder.text(number).text,
+        speed=folder.text(number).speed,
         own_code=work.recipe.trusts(name),
         begin=partial(work.begin, student=True),
     )

@@ -11,33 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.maintenance.verify import verify
 from coldstill.data.store.reader import open_store
-from conftest import make_model
-from spellings import byte_pairs, saved
+from other_tokens import PAIRS, add_students, model_of
+from spellings import byte_pairs
 from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from desk import Desk
 
 pytest_plugins = ("desk",)
 
 STUDENT = ("train-student", "r.toml", "--student")
-PAIRS = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("e", "r"), ("Ġ", "l"), ("l", "e"), ("Ġ", "a")]
-
-
-def add_students(desk: Desk, *tables: str) -> None:
-    """Add students `a`, `b`, ... to the recipe."""
-    texts = [f"[students.{name}]\n{table}" for name, table in zip("abcd", tables, strict=False)]
-    desk.edit("[students.baseline]", "\n".join([*texts, "[students.baseline]"]))
-
-
-def model_of(folder: Path, tokenizer: Any, end: str) -> None:
-    """A small random model with a tokenizer."""
-    saved(folder, tokenizer, end=end)
-    size = tokenizer.get_vocab_size()
-    ids = {"eos_token_id": tokenizer.token_to_id(end)}
-    make_model("llama", size, max_position_embeddings=512, **ids).save_pretrained(folder)
 
 
 @pytest.mark.slow
