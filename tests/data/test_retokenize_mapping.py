@@ -298,3 +298,46 @@ def test_the_probability_of_ambiguous_tokens_can_stay_in_the_bucket(
     known = made["bucket"].targets.head_logprobs[begins] > -60
     assert not (known & (head == student.token_to_id("Ġun"))).any()
     assert (made["map"].targets.head_ids[begins] == student.token_to_id("Ġun")).any()
+
+
+@pytest.mark.parametrize("split", ["split", "map"])
+@pytest.mark.parametrize(("head", "tail"), [(1, 2), (4, 4), (0, 5), (6, 0), (14, 2)])
+def test_probability_that_the_student_cannot_spell_is_left_out_of_whole_records(
+    tmp_path: Path, head: int, tail: int, split: Ambiguous
+) -> None:
+    """With samples the rest of a record counts for all of it; without, the bucket keeps it."""
+    texts = ["abc ab", "a bca c", "cc abcab a", "ab", "b abc abc c"] * 4
+    teacher = saved(
+        tmp_path / "t", byte_pairs([("a", "b"), ("ab", "c"), ("Ġ", "abc")], alphabet="abctuvwxyzĠ")
+    )
+    student = saved(tmp_path / "s", byte_pairs([("b", "c"), ("Ġ", "a")], alphabet="abcĠ"))
+    capture = Capture(head=head, tail=tail)
+    old = text_store(tmp_path / "old", teacher, texts, capture)
+    decisions = Decisions(ambiguous=split)
+    manifest = retokenize(str(tmp_path / "old"), str(tmp_path / "new"), student, decisions)
+    made = manifest.retokenized
+    assert made is not None
+    assert made.unmapped_mass > 1.0
+    assert not list(verify(str(tmp_path / "new")))
+    new = everything(tmp_path / "new")
+    pairs = [
+        (ours, theirs)
+        for ours, theirs in matched(old, new, loaded(teacher), loaded(student))
+        if new.targets.chunk_sizes[theirs, 0] > 0
+    ]
+    assert len(pairs) > 10
+    table = map_tokens(Speller(teacher, "t"), Speller(student, "s"), {})
+    lost = kept_samples = 0
+    for ours, theirs in pairs:
+        one, other = old.targets.take(np.array([ours])), new.targets.take(np.array([theirs]))
+        gone = table.first_V[one.head_ids[0]] < 0
+        spelled = not (table.first_V[one.tail.ids] < 0).any()
+        lost += bool(gone.any())
+        kept_samples += bool(gone.any() and spelled)
+        mass = np.exp(other.head_logprobs.astype(np.float64)).sum() + np.exp(other.log_tail[0])
+        assert mass == pytest.approx(1.0, abs=1e-5)
+        if not tail:
+            bucket = np.exp(one.log_tail[0]) + np.exp(one.head_logprobs[0][gone]).sum()
+            assert np.exp(other.log_tail[0]) >= bucket - 1e-5
+    assert not head or lost
+    assert not (head and tail) or kept_samples
