@@ -156,9 +156,10 @@ def _written(store: StoreSize, folder: Path) -> StoreSize:
 def _sampled(work: Work, own: OwnTokens, split: Split, folder: Path, where: str) -> Sampled:
     from ...data.maintenance.retokenize import sample
 
-    path = str(work.run.logits if split == "train" else work.run.heldout)
+    place = place_at(work.run.logits if split == "train" else work.run.heldout)
+    decisions = own.made(_FOLDERS[split], read_manifest(place).capture.tail)
     named = f"the tokenizer of {where}"
-    return sample(path, folder, own.made(), _SAMPLE_TOKENS, named=named)
+    return sample(str(place), folder, decisions, _SAMPLE_TOKENS, named=named)
 
 
 def _share(work: Work, split: Split, folder: Path, where: str) -> tuple[float, str | None]:

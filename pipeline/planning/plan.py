@@ -10,6 +10,7 @@ from ...data.schema import Capture
 from ...stages.planning.model_sizes import unused_size
 from ...stages.students.pruning.shapes import shortfall
 from .checks import (
+    expect_holding_formats,
     expect_loadable_models,
     expect_packable_students,
     expect_trainable,
@@ -145,6 +146,7 @@ def make_plan(work: Work) -> Plan:
     recipe, run = work.recipe, work.run
     expect_trainable(recipe, recipe.students, teacher=True)
     expect_packable_students(work)
+    expect_holding_formats(work)
     left_out = left_out_tokens(work)
     corpus = corpus_sizes(work)
     pilot = read_pilot(work)

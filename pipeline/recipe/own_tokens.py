@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ...data.errors import ColdstillError
 from ...data.files import json_sha256, read_json
 
 if TYPE_CHECKING:
@@ -36,10 +37,18 @@ class OwnTokens:
         """What a student's settings record of it."""
         return {"fingerprint": self.fingerprint, "decisions": self.decisions}
 
-    def made(self) -> Decisions:
+    def made(self, store: str, tail: int) -> Decisions:
+        """The decisions for one store. Held-out records have samples, and samples have no bucket:
+        there `split` takes its place.
+
+        store  name of the folder, `logits`, `heldout` or that of a further teacher
+        tail   samples of the store
+        """
         from ...data.maintenance.retokenize import Decisions
 
-        return Decisions(**self.decisions)
+        found = Decisions(**self.decisions)
+        in_bucket = found.ambiguous == "bucket" and tail and store == "heldout"
+        return replace(found, ambiguous="split") if in_bucket else found
 
     @classmethod
     def recorded(cls, folder: StudentFolder) -> OwnTokens | None:
@@ -59,7 +68,8 @@ def own_tokens(
     teacher  fingerprint of the teacher's tokens
 
     Raises
-        ColdstillError: the tokenizer is missing, or a token that texts need has no row
+        ColdstillError: the tokenizer is missing, a token that texts need has no row, or the recipe
+            asks for what such a student cannot have
     """
     if student.model is None:
         return None
@@ -72,5 +82,16 @@ def own_tokens(
     fingerprint = tokenizer_identity(loaded).fingerprint
     if fingerprint == teacher:
         return None
-    decisions = asdict(student.retokenize or RetokenizeConfig())
+    if student.rounds is not None:
+        raise ColdstillError(
+            f"students.{name}.rounds: its tokens are not the teacher's, so the teacher cannot "
+            "score its text; remove 'rounds', or take a student with the teacher's tokens"
+        )
+    config = student.retokenize or RetokenizeConfig()
+    if config.ambiguous == "bucket" and work.recipe.logits.tail:
+        raise ColdstillError(
+            f"students.{name}.retokenize: ambiguous = bucket needs a record without samples, which "
+            "alone has a bucket: set logits.tail = 0 and a head, or ambiguous = split"
+        )
+    decisions = asdict(config)
     return OwnTokens(fingerprint, decisions), loaded

@@ -76,7 +76,11 @@ def store_in_tokens(
 
     folder = work.run.tokens / own.key
     record, place = folder / f"{name}.json", folder / name
+    decisions = own.made(name, store.manifest.capture.tail)
     made_from = {"store": json_sha256(store.manifest.to_json()), **own.settings}
+    instead = decisions.ambiguous != own.decisions["ambiguous"]
+    if instead:
+        made_from["ambiguous"] = decisions.ambiguous
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder / f".{name}.claim", wait=True):  # one of several processes makes it
         if record.exists() and read_json(record) != made_from:
@@ -89,6 +93,9 @@ def store_in_tokens(
                 f"{named} has other tokens than the teacher; the store is written in its tokens "
                 f"to {place}",
             )
+            if instead:
+                note = f"samples have no bucket, so ambiguous = {decisions.ambiguous} here"
+                work.note(f"{_STAGE} {name}", note)
 
             def notify(what: str, done: int, total: int) -> None:
                 stage = f"{_STAGE} {name}" + ("" if what == "write" else f": {what}")
@@ -96,7 +103,7 @@ def store_in_tokens(
 
             write_json(record, made_from)
             retokenize_for(
-                str(store.place), str(place), tokenizer, own.made(), f"the tokenizer of {named}",
+                str(store.place), str(place), tokenizer, decisions, f"the tokenizer of {named}",
                 notify,
             )  # fmt: skip
     return open_store(place)

@@ -167,11 +167,6 @@ def _lessons(
     found = own_tokens(work, name, student, store.manifest.tokenizer.fingerprint)
     if found is None:
         return Lessons(store, own_others)
-    if student.rounds is not None:
-        raise ColdstillError(
-            f"students.{name}.rounds: its tokens are not the teacher's, so the teacher cannot "
-            "score its text; remove 'rounds', or take a student with the teacher's tokens"
-        )
     own, tokenizer = found
 
     def written(one: StoreReader, named: str = "") -> StoreReader:

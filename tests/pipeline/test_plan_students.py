@@ -153,3 +153,16 @@ def test_steps_that_round_take_longer(finished: Desk) -> None:
     assert rounded["students"]["small"]["slowdown"] == 1 + round(80 / 256, 3)
     assert ratio == pytest.approx((1 + 1 + 80 / 256) / 2)
     assert "a step that rounds takes about 1.31 times" in finished.done("plan", "r.toml").stdout
+
+
+def test_sizes_that_a_format_cannot_hold_are_refused_before_the_teacher_works(desk: Desk) -> None:
+    desk.edit("hidden = 32, heads = 2 }", 'hidden = 48, heads = 2 }\nquantize = "int4"')
+    message = "students.small.quantize: int4 has one scale for every 32 inputs of a layer, and"
+    for command in ("plan", "run"):
+        line = desk.refused(command, "r.toml")
+        assert line.startswith(f"error: {message} its layers have 48; choose sizes of architecture")
+    desk.edit('"int4"', '"int8-row"')
+    assert "int8-row" not in desk.done("plan", "r.toml").stderr
+    desk.edit("hidden = 48", "hidden = 64, feed_forward = 100")
+    desk.edit('"int8-row"', '"int8"')
+    assert "and its layers have 100" in desk.refused("plan", "r.toml")
