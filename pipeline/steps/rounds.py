@@ -111,7 +111,7 @@ def capture_texts(work: Work, names: Sequence[str]) -> None:
 
 
 def _capture(work: Work, due: Sequence[Next], interruption: Interruption) -> None:
-    from ...stages.students.rounds.writing import manuscript_of
+    from ...stages.students.rounds.writing import forget_answers, manuscript_of
     from ...stages.teacher_logits import capture_split, is_captured
 
     if work.recipe.teacher.tensor_parallel:
@@ -126,6 +126,7 @@ def _capture(work: Work, due: Sequence[Next], interruption: Interruption) -> Non
         layout = CorpusLayout(text.text)
         record = layout.read_record()
         assert record is not None  # it is captured next
+        forget_answers(text.text)  # of a writing that was killed at its very end
         manuscript = manuscript_of(record, layout.record)
         _expect_first_teacher(checked, manuscript, found.student)
         plans += _plans(work, tokenizer, checked, text, record, manuscript)

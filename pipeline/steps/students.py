@@ -231,7 +231,9 @@ def _expect_own(folder: StudentFolder, settings: dict[str, Any], where: str) -> 
         return
     # a cut's record names its own settings
     start = None if folder.pruning.exists() else folder.start
-    left = [folder.model, folder.written, *(() if last_is_own else (last, start))]
+    # a training that was killed before it wrote its settings leaves folders without a file
+    written = next((path for path in folder.written.rglob("*") if path.is_file()), None)
+    left = [folder.model, written and folder.written, *(() if last_is_own else (last, start))]
     unknown = next((path for path in left if path is not None and path.exists()), None)
     if unknown is not None:
         raise ColdstillError(

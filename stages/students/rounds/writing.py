@@ -161,7 +161,7 @@ def write_text(
     )
     if (record := CorpusLayout(job.folder).read_record()) is not None:
         _expect_same(manuscript_of(record, job.folder), manuscript, job.folder)
-        _forget_answers(job)
+        forget_answers(job.folder)
         report(Report(stage=job.stage, note=f"already written: {job.folder}"))
         return
     tokenizer = load_tokenizer(str(first.tokenizer_folder()), str(first.place))
@@ -182,7 +182,7 @@ def write_text(
     if stop():
         return
     _write(job, manuscript, tokenizer, prompts, kept)
-    _forget_answers(job)
+    forget_answers(job.folder)
     count = sum(map(len, prompts.values()))
     report(Report(stage=job.stage, note=f"{count:,} answers in {job.folder}"))
 
@@ -291,8 +291,12 @@ def _answer_all(
         report(Report(stage=job.stage, done=done, total=total, step=len(part), unit="answers"))
 
 
-def _forget_answers(job: WritingJob) -> None:
-    for kept in job.folder.parent.glob(f".{job.folder.name}-*"):
+def forget_answers(text: Path) -> None:
+    """Delete the answers that are kept for a text, once it is complete.
+
+    text  its folder
+    """
+    for kept in text.parent.glob(f".{text.name}-*"):
         shutil.rmtree(kept, ignore_errors=True)
 
 
