@@ -26,6 +26,8 @@ from coldstill.data.schema import Block, Capture
 from coldstill.data.store.layout import commit_name, shard_name
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.data.store_writer import StoreWriter
+from coldstill.pipeline.pages.inspect.path import Subject
+from coldstill.pipeline.pages.inspect.store import describe
 from oracles import digests, everything
 from refusals import refusal
 from retokenizing import ADDED, CAPTURES, MERGES, TEXTS, UDHR, loaded, matched
@@ -510,3 +512,28 @@ def test_a_store_without_label_log_probabilities_is_refused(folder: Path, tmp_pa
             assert "was written without the log-probabilities of its labels" in line
         else:
             retokenize(str(tmp_path / name), new, folder / "bytes")
+
+
+@pytest.mark.parametrize("codec", ["plain", "compact"])
+def test_figures_of_distributions_leave_out_what_is_inside_a_chunk(
+    stores: Callable[..., str], folder: Path, tmp_path: Path, codec: str
+) -> None:
+    """There the record says that the label is certain, which the teacher did not."""
+    new = str(tmp_path / "new")
+    manifest = retokenize(stores("head", codec), new, folder / "bytes")
+    store, block = open_store(new), everything(tmp_path / "new")
+    known_M = block.targets.chunk_sizes[:, 0] > 0
+    assert manifest.retokenized is not None
+    sums = store.statistics
+    assert sums.known == sum(sums.mass_bins) == known_M.sum() < len(known_M)
+    assert sums.known == manifest.retokenized.positions
+    masses = np.exp(block.targets.head_logprobs[known_M].astype(np.float64)).sum()
+    assert sums.head_mass == pytest.approx(masses, rel=1e-3)
+    facts = describe(Subject(store=store, path=new))
+    assert facts.known_mean(sums.entropy) == pytest.approx(
+        block.targets.entropy[known_M].mean(), rel=1e-3
+    )
+    right = block.targets.head_ids[:, 0] == labels(block.sequences)
+    assert facts.teacher_accuracy == pytest.approx(right[known_M].mean())
+    assert right[~known_M].all()
+    assert sum(facts.entropy.positions) == sums.known

@@ -144,7 +144,7 @@ def _histograms(facts: StoreFacts) -> list[dict[str, Any]]:
         return []
     widest = ENTROPY_BINS * ENTROPY_BIN_WIDTH
     starts = facts.entropy.starts
-    mean_entropy = facts.sums.entropy / facts.positions
+    mean_entropy = facts.known_mean(facts.sums.entropy) or 0.0
     entropy = {
         "title": ENTROPY_TITLE,
         "counts": facts.entropy.positions,
@@ -159,7 +159,7 @@ def _histograms(facts: StoreFacts) -> list[dict[str, Any]]:
     if not facts.manifest.capture.head:
         return [entropy]
     starts = facts.head_mass.starts
-    mean_mass = facts.sums.head_mass / facts.positions
+    mean_mass = facts.known_mean(facts.sums.head_mass) or 0.0
     mass = {
         "title": MASS_TITLE,
         "counts": facts.head_mass.positions,

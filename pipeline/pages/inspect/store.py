@@ -134,6 +134,11 @@ class StoreFacts:
     def mean(self, value: float) -> float | None:
         return value / self.positions if self.positions else None
 
+    def known_mean(self, value: float) -> float | None:
+        """The mean over the positions that have a distribution of the teacher."""
+        known = self.sums.known or self.positions
+        return value / known if known else None
+
     @property
     def shards_missing(self) -> list[int]:
         return sorted(set(range(self.manifest.shards)) - set(self.done))
@@ -141,7 +146,7 @@ class StoreFacts:
     @property
     def teacher_accuracy(self) -> float | None:
         """Share of positions whose most probable token is the next token; None without a head."""
-        return self.mean(self.sums.correct) if self.manifest.capture.head else None
+        return self.known_mean(self.sums.correct) if self.manifest.capture.head else None
 
     @property
     def entropy(self) -> Histogram:
@@ -171,9 +176,9 @@ class StoreFacts:
             "bytes_per_position": self.mean(self.bytes),
             "teacher_loss": loss,
             "teacher_perplexity": None if loss is None else math.exp(loss),
-            "teacher_entropy": self.mean(self.sums.entropy),
+            "teacher_entropy": self.known_mean(self.sums.entropy),
             "teacher_accuracy": self.teacher_accuracy,
-            "head_mass": self.mean(self.sums.head_mass),
+            "head_mass": self.known_mean(self.sums.head_mass),
             "codec_kl": self.mean(self.sums.distortion),
             "histograms": {
                 "entropy": self.entropy.to_json(),

@@ -241,9 +241,9 @@ def _figures(facts: StoreFacts) -> list[tuple[str, str]]:
         (
             "quality",
             f"loss {loss:.4f}, perplexity {math.exp(loss):,.2f}, "
-            f"entropy {sums.entropy / positions:.4f} nats{top}",
+            f"entropy {facts.known_mean(sums.entropy) or 0.0:.4f} nats{top}",
         ),
-        ("head holds", f"{sums.head_mass / positions:.2%} of the probability"),
+        ("head holds", f"{facts.known_mean(sums.head_mass) or 0.0:.2%} of the probability"),
     ]
 
 
