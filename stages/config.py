@@ -330,7 +330,7 @@ class RetokenizeConfig(_Table):
     ambiguous: Literal["split", "map", "bucket"] = "split"
     """Probability of a teacher's token that may be the beginning of a longer token of the student:
     `split` shares it out as the texts of the store go on, `map` gives it to the student's token for
-    its bytes, `bucket` leaves it outside the head, which needs a store without samples."""
+    its bytes, `bucket` leaves it in the bucket of a store without samples (`logits.tail = 0`)."""
     unaligned: Literal["refuse", "skip"] = "refuse"
     """Texts that the student's tokenizer does not reproduce byte by byte: `refuse` ends the command
     at the first one, `skip` learns nothing of them."""

@@ -88,7 +88,7 @@ MUTANTS = (
         "data/retokenized/records.py",
         "same_D &= sums_at(rows, ~exact, count) == 0",
         "same_D |= sums_at(rows, ~exact, count) == 0",
-        ("data/test_retokenize.py",),
+        ("data/test_retokenize_mapping.py",),
     ),
     Mutant(
         "names of special tokens in a text become special tokens of the student",

@@ -44,6 +44,7 @@ LIGHT_STAGES = {
     "stages.planning", "stages.planning.memory", "stages.planning.model_sizes",
     "stages.ranks", "stages.report", "stages.students.pruning", "stages.students.pruning.config",
     "stages.students.pruning.shapes", "stages.students.rounds", "stages.students.rounds.config",
+    "stages.planning.rounding", "stages.training", "stages.training.steps",
 }  # fmt: skip
 
 

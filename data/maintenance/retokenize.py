@@ -7,6 +7,8 @@ aligned, and once to write. Tokenizers that differ in nothing but their ids keep
 from __future__ import annotations
 
 import hashlib
+import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -25,12 +27,13 @@ from ..retokenized.spelling import Speller
 from ..schema import Block, sequence_hash
 from ..store.layout import TOKENIZER
 from ..store.manifest import TokenizerIdentity
+from ..store.reader import open_store
 from ..store.retokenized import MASS_BINS, Ambiguous, Retokenized, Unaligned
 from . import Notify, no_progress
 from .rewrite import open_original, reformatted, rewrite, rows_from
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -76,6 +79,62 @@ def retokenize(
     """
     decisions = decisions or Decisions()
     source = open_original(path, to)
+    teacher = _teacher_of(source, path)
+    student = Speller(tokenizer, named)
+    old = source.manifest
+    if student.fingerprint == teacher.fingerprint:
+        return rewrite(to, reformatted(old, None, None), [source], rows_from(source), notify)
+    work = _work(source, path, teacher, student, decisions)
+    blocks = source.batches(old.block_sequences)
+    manifest = _manifest(source, student, work, _aligned(source, blocks, work, notify))
+    return rewrite(to, manifest, [source], rows_from(source), notify, work.block, tokenizer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """What some sequences of a store become in the tokens of another tokenizer."""
+
+    positions: float
+    """Supervised positions for each one of the store."""
+    bytes_per_position: float
+    """Bytes of each of them."""
+    seconds: float
+    """Time for each position of the store."""
+
+
+def sample(
+    path: str, tokenizer: Path, decisions: Decisions, tokens: int, *, named: str = "the tokenizer"
+) -> Sampled:
+    """Write some sequences of a store in the tokens of another tokenizer, to a temporary folder.
+
+    tokens  tokens of the sample, about
+
+    Raises
+        ColdstillError: as `retokenize`
+    """
+    source = open_store(path)
+    teacher, student = _teacher_of(source, path), Speller(tokenizer, named)
+    work = _work(source, path, teacher, student, decisions)
+    old = source.manifest
+    count = max(1, min(len(source), tokens // old.packing.sequence_length))
+    rows = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64))
+    started = time.perf_counter()
+    block = source.read(rows)
+    made = _manifest(source, student, work, _aligned(source, [block], work, no_progress))
+    made = replace(made, sequences=len(rows))
+    with tempfile.TemporaryDirectory(prefix="coldstill-") as folder:
+        rewrite(folder, made, [source], rows_from(source, rows), no_progress, work.block, tokenizer)
+        new = open_store(folder).totals
+    before = max(1, len(block.targets))
+    return Sampled(
+        positions=new.positions / before,
+        bytes_per_position=new.bytes / max(1, new.positions),
+        seconds=(time.perf_counter() - started) / before,
+    )
+
+
+def _teacher_of(source: StoreReader, path: str) -> Speller:
+    """The tokenizer of a store; raises ColdstillError if its record cannot be mapped."""
     old = source.manifest
     if old.capture.chunks:
         raise ColdstillError(
@@ -101,21 +160,23 @@ def retokenize(
             f"{source.place.path(TOKENIZER)}: not the tokenizer that the manifest names; run "
             "coldstill store verify"
         )
-    student = Speller(tokenizer, named)
-    if student.fingerprint == teacher.fingerprint:
-        return rewrite(to, reformatted(old, None, None), [source], rows_from(source), notify)
+    return teacher
+
+
+def _work(
+    source: StoreReader, path: str, teacher: Speller, student: Speller, decisions: Decisions
+) -> _Relabelling | _Mapping:
+    """How the blocks of a store are written again."""
     ids_V = relabelling(teacher, student)
     if ids_V is not None:
-        work: _Relabelling | _Mapping = _Relabelling(ids_V)
-    else:
-        work = _Mapping(teacher, student, old, decisions)
-        if decisions.ambiguous == "bucket" and old.capture.tail:
-            raise ColdstillError(
-                f"{path}: ambiguous = bucket: needs a record without samples, which alone has a "
-                "bucket; map the tokens, or take the samples out: coldstill store shrink --tail 0"
-            )
-    manifest = _manifest(source, student, work, _aligned(source, work, notify))
-    return rewrite(to, manifest, [source], rows_from(source), notify, work.block, tokenizer)
+        return _Relabelling(ids_V)
+    work = _Mapping(teacher, student, source.manifest, decisions)
+    if decisions.ambiguous == "bucket" and source.manifest.capture.tail:
+        raise ColdstillError(
+            f"{path}: ambiguous = bucket: needs a record without samples, which alone has a "
+            "bucket; map the tokens, or take the samples out: coldstill store shrink --tail 0"
+        )
+    return work
 
 
 class _Relabelling:
@@ -242,10 +303,12 @@ class _Aligned:
     """SHA-256 over all sequences."""
 
 
-def _aligned(source: StoreReader, work: _Relabelling | _Mapping, notify: Notify) -> _Aligned:
-    """Align every document; writes nothing."""
+def _aligned(
+    source: StoreReader, blocks: Iterable[Block], work: _Relabelling | _Mapping, notify: Notify
+) -> _Aligned:
+    """Align every document of some blocks of a store; writes nothing."""
     digest, longest, done, positions = hashlib.sha256(), 2, 0, 0
-    for block in source.batches(source.manifest.block_sequences):
+    for block in blocks:
         try:
             sequences = work.measure(block)
         except ColdstillError as error:

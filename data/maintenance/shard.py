@@ -17,6 +17,7 @@ from ..store.commit import (
     ShardStatistics,
     block_statistics,
     commit_json,
+    known_positions,
     parse_commit,
 )
 from ..store.layout import commit_name, shard_name
@@ -57,8 +58,9 @@ class Account:
         self._counts["positions"] += len(block.targets)
         none = np.zeros(len(block.targets))
         self._sums = self._sums.plus(block_statistics(block, self._separator, none))
-        mass_M = np.exp(block.targets.head_logprobs.astype(np.float64)).sum(1)
-        self._count_below("entropy_bins", block.targets.entropy, self._rules.rounding)
+        known_M = known_positions(block)
+        mass_M = np.exp(block.targets.head_logprobs[known_M].astype(np.float64)).sum(1)
+        self._count_below("entropy_bins", block.targets.entropy[known_M], self._rules.rounding)
         # |p - q| is |sqrt p - sqrt q| times their sum, and K roots sum to sqrt K at most
         slack = 2.0 * self._rules.maximum * math.sqrt(self._rules.capture.head)
         self._count_below("mass_bins", mass_M, min(1.0, slack))
@@ -89,7 +91,7 @@ class Account:
     def _agree_on_bins(self, name: str, recorded: tuple[int, ...]) -> bool:
         """Rounded values may be in a neighbouring bin if they are near its border; none may be
         lost."""
-        if sum(recorded) != self._counts["positions"]:
+        if sum(recorded) != self._sums.known:
             return False
         least, most = self._below[name]
         bins = np.zeros(len(_EDGES[name]) + 1, np.int64)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FLOOR = math.log(1e-30)
 """Log-probability of what fills a head or a tail."""
+_ROUNDING = 1e-9
+"""Largest difference of two sums of the same probabilities."""
 _ROWS = 1024
 """Positions that are mapped at a time."""
 _SEED = 0x5245_544F_4B45_4E
@@ -183,7 +185,9 @@ class RecordMap:
         exact = ~entries.in_head_E[outside]
         same_D = sums_at(rows, counts * exact, count) == draws
         same_D &= sums_at(rows, ~exact, count) == 0
-        log_tail = np.where(same_D, targets.log_tail, log_tail)
+        # of a head that has lost tokens, the rest is scaled
+        whole_D = np.abs(sums_D - np.exp(targets.log_tail.astype(np.float64))) < _ROUNDING
+        log_tail = np.where(same_D & whole_D, targets.log_tail, log_tail)
         redrawn = np.flatnonzero(~same_D & ~none_D)
         if len(redrawn):
             place_D = np.zeros(count, np.int64)

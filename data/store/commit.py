@@ -35,7 +35,8 @@ _Sum = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardStatistics:
-    """Sums over supervised positions of the captured targets, before a codec rounds them."""
+    """Sums over supervised positions of the captured targets, before a codec rounds them. Those of
+    distributions are over the positions that have one (`known`)."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     loss: _Sum = 0.0
@@ -57,6 +58,11 @@ class ShardStatistics:
     mass_bins: Annotated[tuple[_Count, ...], Field(max_length=MASS_BINS)] = ()
     """Positions whose head holds [0, 5), [5, 10), ... percent of the probability."""
 
+    @property
+    def known(self) -> int:
+        """Positions with a distribution of the teacher; 0 if no histogram was kept."""
+        return sum(self.entropy_bins)
+
     def plus(self, other: ShardStatistics) -> ShardStatistics:
         return ShardStatistics(
             **{f.name: _sum(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
@@ -70,18 +76,28 @@ def total(statistics: Iterable[ShardStatistics]) -> ShardStatistics:
     return sums
 
 
+def known_positions(block: Block) -> NDArray[np.bool_] | slice:
+    """An index of the positions that have a distribution of the teacher; a slice of all copies
+    nothing."""
+    return block.targets.chunk_sizes[:, 0] > 0 if block.capture.chunks else slice(None)
+
+
 def block_statistics(
     block: Block, separator: tuple[int, ...], distortion_M: NDArray[np.float64]
 ) -> ShardStatistics:
     """Sum over a block, in float64.
 
+    In a student's tokens, only positions that have a distribution of the teacher count for what is
+    summed of distributions: at the others the record says that the label is certain.
+
     separator     ids between documents; the first one is counted
     distortion_M  KL(captured || stored) at each position (`data.codecs`)
     """
     targets, labels_M = block.targets, labels(block.sequences)
-    mass_M = _sums_of_exp(targets.head_logprobs)
+    known_M = known_positions(block)
+    mass_M = _sums_of_exp(targets.head_logprobs[known_M])
     has_head = targets.head_ids.shape[1] > 0
-    correct = int((targets.head_ids[:, 0] == labels_M).sum()) if has_head else 0
+    correct = int((targets.head_ids[known_M, 0] == labels_M[known_M]).sum()) if has_head else 0
     at_separator = labels_M == separator[0] if separator else np.zeros(len(labels_M), np.bool_)
     return ShardStatistics(
         loss=float(-targets.label_logprob.astype(np.float64).sum()),
@@ -91,7 +107,7 @@ def block_statistics(
         separator_mass=float(np.exp(targets.label_logprob[at_separator].astype(np.float64)).sum()),
         separators=int(at_separator.sum()),
         distortion=float(distortion_M.sum()),
-        entropy_bins=_histogram(targets.entropy, ENTROPY_BIN_WIDTH, ENTROPY_BINS),
+        entropy_bins=_histogram(targets.entropy[known_M], ENTROPY_BIN_WIDTH, ENTROPY_BINS),
         mass_bins=_histogram(mass_M, 1 / MASS_BINS, MASS_BINS),
     )
 

@@ -29,13 +29,16 @@ from ...stages.models.model_files import (
     weight_files_in,
 )
 from ...stages.planning.model_sizes import tensor_shapes
+from ..recipe.own_tokens import own_tokens
 from .models import (
     NamedModel,
     folder_of,
     named_teacher,
     student_family,
     student_models,
+    student_sizes,
     teacher_family,
+    teacher_sizes,
     tokenizer_of_model,
 )
 
@@ -114,22 +117,50 @@ def expect_packable_students(work: Work) -> None:
             )
 
 
-def expect_usable_students(work: Work) -> None:
-    """Refuse students that start from a model which cannot be loaded, or whose tokens are others
-    than those of an existing teacher and cannot be aligned with them. Called before a whole run
-    captures its teacher.
+def expect_holding_formats(work: Work) -> None:
+    """Refuse new students whose sizes the format of `quantize` cannot hold.
 
     Raises
         ColdstillError: the first such student
     """
+    students = {n: s for n, s in work.recipe.students.items() if s.quantize and s.architecture}
+    if not students:
+        return  # nothing to check, so torch is not loaded
+    from ...stages.models.grids import SCHEMES
+
+    sizes = student_sizes(work, teacher_sizes(work))
+    for name, student in students.items():
+        assert student.quantize is not None
+        block = SCHEMES[student.quantize.scheme].layers.block
+        widths = [w for one in sizes[name] for w in (one.hidden, one.feed_forward)]
+        wrong = [width for width in widths if block is not None and width % block]
+        if wrong and not work.run.student(name).model.exists():
+            raise ColdstillError(
+                f"students.{name}.quantize: {student.quantize.scheme} has one scale for every "
+                f"{block} inputs of a layer, and its layers have {wrong[0]:,}; choose sizes of "
+                f"architecture that are multiples of {block}, or quantize = 'int8-row'"
+            )
+
+
+def expect_usable_students(work: Work) -> None:
+    """Refuse students that start from a model which cannot be loaded, or whose tokens are others
+    than those of an existing teacher and cannot be aligned with them, or are not for what the
+    recipe asks. Called before a whole run captures its teacher.
+
+    Raises
+        ColdstillError: the first such student
+    """
+    from ...stages.models.vocabulary import tokenizer_identity
     from ...stages.student_tokens import expect_alignable
 
     teacher = named_teacher(work)
     for named in student_models(work):
         tokenizer = _expect_usable(work, named)
+        name = named.key.removeprefix("students.").removesuffix(".model")
         if teacher is not None:
             own = tokenizer_of_model(work, teacher)
-            expect_alignable(own, tokenizer, named.key.removesuffix(".model"))
+            expect_alignable(own, tokenizer, f"students.{name}")
+            own_tokens(work, name, work.recipe.student(name), tokenizer_identity(own).fingerprint)
 
 
 def _expect_usable(work: Work, named: NamedModel) -> Any:

@@ -11,17 +11,19 @@ from ...data.store.manifest import read_measurements
 from ...stages.config import sequences_in
 from ...stages.planning.memory import capture_memory, training_memory
 from ...stages.planning.model_sizes import adapter_parameters
+from ...stages.planning.rounding import RoundedSteps
+from ...stages.students.rounds.config import BATCH_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ...data.prepared import Split
-    from ...stages.config import LoraConfig, TrainConfig
+    from ...stages.config import LoraConfig, QuantizeConfig, TrainConfig
     from ...stages.planning.model_sizes import ModelSizes
     from ...stages.students.pruning.config import PruneConfig
-    from ..recipe.run_folder import Run
-    from ..recipe.tables import Recipe
+    from ..recipe.run_folder import Run, StudentFolder
+    from ..recipe.tables import Recipe, StudentTable
     from .pilot_record import PilotRecord
     from .sizes import StoreSize
 
@@ -61,6 +63,11 @@ def stage_memory(
         found[f"train-student {name}"] = _training(
             first, student.train, length, student.lora, rounded=rounded
         )
+        if student.rounds is not None:
+            found[f"rounds write {name}"] = (
+                capture_memory(sizes[-1], "float32", BATCH_TOKENS, length) if sizes else None
+            )
+            found[f"rounds capture {name}"] = found.get("teacher-logits")
     return found
 
 
@@ -151,15 +158,75 @@ def forward_speed(run: Run, pilot: PilotRecord | None) -> float | None:
     return None if pilot is None else pilot.tokens_per_second
 
 
-def training_hours(config: TrainConfig, folder: Path, sequence_length: int) -> float | None:
-    """Hours for the remaining steps at the speed of the last ones; None without metrics."""
-    lines = metrics_lines(folder / "metrics.jsonl")
-    speeds = [speed for line in lines[-_LINES:] if (speed := _speed(line.get("tokens_per_second")))]
+def training_hours(
+    config: TrainConfig,
+    folder: Path,
+    sequence_length: int,
+    quantize: QuantizeConfig | None = None,
+    measured: Path | None = None,
+) -> float | None:
+    """Hours for the remaining steps at the speed of the last ones; None without metrics.
+
+    quantize  how the last steps round; those before, whose speed may be all that is known, do not
+    measured  the folder whose metrics tell the speed, if not `folder`
+    """
+    own = metrics_lines(folder / "metrics.jsonl")
+    lines = own if measured is None else metrics_lines(measured / "metrics.jsonl")
+    steps = rounded_steps(config, sequence_length, quantize)
+    speeds = [
+        speed * steps.plain(int(line["step"]) - 1, int(line["step"]))
+        for line in lines[-_LINES:]
+        if (speed := _speed(line.get("tokens_per_second")))
+    ]
     if not speeds:
         return None
-    left = max(0, config.steps - int(lines[-1]["step"]))
+    left = steps.plain(int(own[-1]["step"]) if own else 0, config.steps)
     tokens = left * sequences_in(config.batch_tokens, sequence_length) * sequence_length
     return tokens / statistics.median(speeds) / 3600
+
+
+def rounded_steps(
+    config: TrainConfig, sequence_length: int, quantize: QuantizeConfig | None
+) -> RoundedSteps:
+    """The steps of a training on one process that round."""
+    most = min(config.batch_tokens, config.micro_batch_tokens or config.batch_tokens)
+    tokens = sequences_in(most, sequence_length) * sequence_length
+    return RoundedSteps.of(quantize, config.steps, tokens)
+
+
+def round_hours(student: StudentTable, folder: StudentFolder, sequence_length: int) -> float | None:
+    """Hours for the trainings of a student with rounds that are left; None without a speed, or with
+    several cuts, whose models have speeds of their own."""
+    rounds = student.rounds
+    assert rounds is not None
+    if len(student.prune or ()) > 1:
+        return None
+    trainings = [folder.training(number + 1, rounds.count) for number in range(rounds.count)]
+    begun = [each.root for each in trainings if metrics_lines(each.metrics)]
+    total = 0.0
+    for number, each in enumerate(trainings):
+        if each.model.exists():
+            continue
+        config = rounds.training(student.train) if number else student.train
+        own = each.root if each.root in begun else begun[-1] if begun else None
+        hours = training_hours(config, each.root, sequence_length, student.quantize, own)
+        if hours is None:
+            return None
+        total += hours
+    return total
+
+
+def writing_speed(folder: StudentFolder, count: int) -> float | None:
+    """Tokens per second at which a student with rounds wrote last; None if it never did."""
+    for number in range(count, 0, -1):
+        path = folder.text(number).speed
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and (speed := _speed(found.get("tokens_per_second"))):
+            return speed
+    return None
 
 
 def metrics_lines(path: Path) -> list[dict[str, Any]]:

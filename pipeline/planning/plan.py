@@ -10,6 +10,7 @@ from ...data.schema import Capture
 from ...stages.planning.model_sizes import unused_size
 from ...stages.students.pruning.shapes import shortfall
 from .checks import (
+    expect_holding_formats,
     expect_loadable_models,
     expect_packable_students,
     expect_trainable,
@@ -20,10 +21,13 @@ from .costs import (
     capture_speeds,
     forward_speed,
     pruning_hours,
+    rounded_steps,
     stage_memory,
     training_hours,
 )
 from .models import student_family, student_sizes, teacher_sizes
+from .own_text import plan_rounds
+from .own_tokens import plan_own_tokens
 from .pilot_record import read_pilot
 from .sizes import captures, corpus_sizes, expected_bytes, free_bytes, store_sizes
 
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from ...stages.planning.model_sizes import ModelSizes
     from ..recipe.tables import StudentTable
     from ..recipe.work import Work
+    from .own_text import RoundsPlan
+    from .own_tokens import TokensPlan
     from .pilot_record import PilotRecord
     from .sizes import StoreSize
 
@@ -71,6 +77,8 @@ class StudentPlan:
     """A remark on its sizes."""
     not_exported_to: list[str]
     """Export formats that do not support its family."""
+    slowdown: float | None
+    """Time of a step that rounds, relative to one that does not; None without `quantize`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +106,10 @@ class Plan:
     """Tokens of the tokenizer for which the model has no row."""
     teacher_done: bool
     students: dict[str, StudentPlan]
+    tokens: list[TokensPlan]
+    """Stores in the tokens of students that have others than the teacher."""
+    rounds: dict[str, RoundsPlan]
+    """The rounds of each student that has some."""
     memory: dict[str, int | None]
     """Bytes of each stage; None if its model is not on this machine."""
     tokens_per_second: float | None
@@ -111,6 +123,10 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         facts = asdict(self)
+        for own, planned in zip(facts["tokens"], self.tokens, strict=True):
+            own["folder"] = str(planned.stores["train"].folder)
+            for store in own["stores"].values():
+                del store["folder"]
         for split, store in self.stores.items():
             found = facts["stores"][split]
             del found["folder"]
@@ -130,6 +146,7 @@ def make_plan(work: Work) -> Plan:
     recipe, run = work.recipe, work.run
     expect_trainable(recipe, recipe.students, teacher=True)
     expect_packable_students(work)
+    expect_holding_formats(work)
     left_out = left_out_tokens(work)
     corpus = corpus_sizes(work)
     pilot = read_pilot(work)
@@ -144,6 +161,15 @@ def make_plan(work: Work) -> Plan:
     speed = forward_speed(run, pilot if recipe.teacher.generate is None else None)
     hours |= _pruning_hours(work, teacher, students, stores["train"], speed)
     hours["teacher-logits"] = capture_hours(stores, speeds, recipe.corpus.sequence_length)
+    rounds = {
+        name: plan_rounds(work, name, stores, speeds)
+        for name, student in recipe.students.items()
+        if student.rounds is not None
+    }
+    for name, one in rounds.items():
+        hours[f"train-student {name}"] = one.train_hours
+        hours[f"rounds write {name}"] = one.write_hours
+        hours[f"rounds capture {name}"] = one.capture_hours
     memory = stage_memory(recipe, teacher, students)
     return Plan(
         run=str(run.root),
@@ -167,6 +193,8 @@ def make_plan(work: Work) -> Plan:
             name: _student(work, name, student, students[name], teacher)
             for name, student in recipe.students.items()
         },
+        tokens=plan_own_tokens(work, stores),
+        rounds=rounds,
         memory=memory,
         tokens_per_second=speeds["train"],
         hours={stage: hours.get(stage) for stage in memory},
@@ -195,6 +223,7 @@ def _student(
     if student.rounds is not None:
         steps += student.rounds.training(student.train).steps * (student.rounds.count - 1)
     family = student_family(work, student)
+    rounded = rounded_steps(student.train, work.recipe.corpus.sequence_length, student.quantize)
     return StudentPlan(
         steps=steps,
         tokens=steps * student.train.batch_tokens,
@@ -202,6 +231,7 @@ def _student(
         done=work.run.student(name).model.exists(),
         note=note,
         not_exported_to=[] if family is None else unable(family, tuple(FORMATS)),
+        slowdown=None if student.quantize is None else round(rounded.slowdown, 3),
     )
 
 
@@ -276,7 +306,7 @@ def _training_hours(work: Work) -> dict[str, float | None]:
         folder, stage = run.student(name), f"train-student {name}"
         if folder.model.exists():
             hours[stage] = 0.0
-        elif len(student.prune or ()) < 2 and student.rounds is None:
+        elif len(student.prune or ()) < 2:
             # otherwise each round has a model and a speed of its own
-            hours[stage] = training_hours(student.train, folder.root, length)
+            hours[stage] = training_hours(student.train, folder.root, length, student.quantize)
     return hours

@@ -130,6 +130,23 @@ def _estimate(work: Work) -> tuple[Estimate, str]:
     return found, f"estimated with {BYTES_PER_TOKEN} bytes per token: {reason}{without}"
 
 
+def tokens_in(work: Work, split: Split, folder: Path | None) -> float:
+    """Tokens of a split, estimated with the tokenizer in a folder; None is the teacher's.
+
+    Raises
+        ColdstillError: the tokenizer or the corpus cannot be sampled, and why
+    """
+    from ...stages.corpus.estimate import estimate
+
+    config, prompts = work.recipe.corpus, work.recipe.teacher.generate is not None
+    if folder is None:
+        folder, reason = _tokenizer_folder(work)
+        if folder is None:
+            raise ColdstillError(reason)
+    sources = list_sources(config.files, work.loaded.base)
+    return estimate(config, sources, folder, prompts=prompts).tokens[split]
+
+
 def _tokenizer_folder(work: Work) -> tuple[Path | None, str]:
     """Folder of the tokenizer on this machine, or None and the reason."""
     teacher = work.recipe.teacher
@@ -231,7 +248,7 @@ def _store_size(split: Split, size: SplitSize, work: Work, pilot: PilotRecord | 
     positions = round(size.positions * sequences / max(1, size.sequences))
     each = shard_sequences(sequences, recipe.corpus.sequence_length, logits.shard_tokens)
     shards = -(-sequences // each)
-    done = _done(place)
+    done = done_of(place)
     complete = done.sequences == sequences > 0
     if complete:
         positions, shards = done.positions, done.shards
@@ -262,22 +279,25 @@ def _store_size(split: Split, size: SplitSize, work: Work, pilot: PilotRecord | 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Done:
+class Done:
+    """What exists of a store."""
+
     shards: int = 0
     sequences: int = 0
     positions: int = 0
     bytes: int = 0
 
 
-def _done(place: Place) -> _Done:
+def done_of(place: Place) -> Done:
+    """The finished shards of a store, which may not exist yet."""
     if not place.exists(MANIFEST):
-        return _Done()
+        return Done()
     manifest = read_manifest(place)
     done = finished_shards(place, manifest)
     chosen = done[:: -(-len(done) // _MOST_COMMITS) or 1]
     commits = [read_commit(place, manifest, index) for index in chosen]
     share = len(done) / max(1, len(commits))
-    return _Done(
+    return Done(
         shards=len(done),
         sequences=sum(len(manifest.shard_rows(index)) for index in done),
         positions=round(share * sum(commit.positions for commit in commits)),

@@ -23,6 +23,8 @@ def plan_text(plan: Plan) -> str:
             *_corpus_and_teacher(plan),
             *[_store(split, store) for split, store in plan.stores.items()],
             *_students(plan),
+            *_own_tokens(plan),
+            *_own_text(plan),
             *_stages(plan),
             *_captures(plan),
             _disk(plan),
@@ -80,10 +82,44 @@ def _students(plan: Plan) -> list[str]:
         )
         if student.note is not None:
             lines.append(f"note         {student.note}")
+        if student.slowdown is not None and not student.done:
+            lines.append(
+                f"note         students.{name}.quantize: a step that rounds takes about "
+                f"{student.slowdown:.2f} times as long on a CPU"
+            )
         if student.not_exported_to:
             lines.append(
                 f"note         students.{name}: a student of this family cannot be exported to "
                 f"{', '.join(student.not_exported_to)}"
+            )
+    return lines
+
+
+def _own_tokens(plan: Plan) -> list[str]:
+    """Stores that are written in the tokens of students."""
+    lines = []
+    for own in plan.tokens:
+        for split, store in own.stores.items():
+            lines.append(f"{_store('tokens', store)} ({split}, for {' and '.join(own.students)})")
+        if own.hours:
+            lines.append(f"note         tokens: {duration(3600 * own.hours)} to write")
+        if own.note is not None:
+            lines.append(f"note         {own.note}")
+    return lines
+
+
+def _own_text(plan: Plan) -> list[str]:
+    """Texts that students with rounds write."""
+    lines = []
+    for name, rounds in plan.rounds.items():
+        for text in rounds.texts:
+            most = "" if text.counted else "at most "
+            left = "done" if not text.positions_missing else "to score"
+            state = left if text.counted else "to write"
+            lines.append(
+                f"text         {name}, after training {text.round} ({text.split}): {most}"
+                f"{text.prompts:,} answers of {text.positions:,} tokens in all, "
+                f"{most}{size(text.bytes)} of scores, {state}"
             )
     return lines
 
@@ -132,6 +168,12 @@ def _disk(plan: Plan) -> str:
     here = [store.bytes_missing for store in stores if store.address is None]
     remote = sum(store.bytes for store in stores if store.address is not None)
     needed, what = sum(here), ["no store", "one store", "both stores"][len(here)]
+    for count, named in (
+        (sum(s.bytes_missing for own in plan.tokens for s in own.stores.values()), "tokens"),
+        (sum(t.bytes_missing for one in plan.rounds.values() for t in one.texts), "own text"),
+    ):
+        if count:
+            needed, what = needed + count, f"{what}, {named}"
     if len(here) < len(stores):
         needed += min(remote, plan.cache_bytes)
         what = f"{what} and the cache of the other" if here else "the cache"

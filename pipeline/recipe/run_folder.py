@@ -106,6 +106,8 @@ class TextFolder:
 
     text = _Path("text")
     """The text, as a prepared corpus; it exists once it is complete."""
+    speed = _Path("writing.json")
+    """How fast the student wrote it."""
 
     def store(self, split: Split) -> Path:
         """Return the folder of the store of a split of the text."""

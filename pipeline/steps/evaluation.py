@@ -12,11 +12,12 @@ from ...data.store.reader import open_store
 from ...stages.report import Report, Reporter
 from ..pages.compare.page import write_page
 from ..pages.self_contained import expect_file
+from ..recipe.own_tokens import TOKENS, OwnTokens
 from ..results.figures import ModelFigures, json_rows
 from ..results.model_tables import markdown, warnings, without_calibration
 from ..results.rows import compared_rows, is_older
 from .own_text import scored_texts
-from .retokenize import TOKENS, OwnTokens, folder_in_tokens, trained_store
+from .retokenize import folder_in_tokens, trained_store
 from .students import open_made, store_called
 
 if TYPE_CHECKING:

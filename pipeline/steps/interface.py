@@ -59,13 +59,19 @@ def run(
         ColdstillError: the recipe or its corpus is wrong, or a step fails; before the first step,
             settings of later steps are checked too
     """
-    from ..planning.checks import expect_packable_students, expect_trainable, expect_usable_students
+    from ..planning.checks import (
+        expect_holding_formats,
+        expect_packable_students,
+        expect_trainable,
+        expect_usable_students,
+    )
     from . import capture, evaluation, rounds, students, teacher
     from .evaluation import compare_runs
 
     with _work(recipe, settings, runs, report) as work:
         expect_trainable(work.recipe, work.recipe.students, teacher=True)
         expect_packable_students(work)
+        expect_holding_formats(work)
         expect_usable_students(work)
         teacher.train_teacher(work)
         capture.teacher_logits(work)

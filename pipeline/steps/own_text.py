@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from ...data.prepared import Split
     from ...data.store.reader import StoreReader
     from ...stages.students.job import StudentJob
     from ...stages.students.rounds.config import RoundsConfig
@@ -83,11 +82,6 @@ def students_with_rounds(work: Work, names: Sequence[str]) -> list[str]:
             f"{work.recipe.name}: no student of the recipe has 'rounds', such as rounds = 2"
         )
     return found
-
-
-def written_splits(rounds: RoundsConfig, number: int) -> tuple[Split, ...]:
-    """The splits of the text that is written after a training."""
-    return ("train", "heldout") if number < rounds.count and rounds.share > 0 else ("heldout",)
 
 
 def next_act(work: Work, name: str) -> Next:

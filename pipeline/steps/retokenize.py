@@ -6,7 +6,6 @@ the run's own stores are elsewhere. The key depends on the tokens and on what th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
@@ -15,21 +14,17 @@ from ...data.places.claims import claimed
 from ...data.store.layout import TOKENIZER
 from ...data.store.reader import open_store
 from ...stages.report import Report
+from ..recipe.own_tokens import OwnTokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from ...data.maintenance import Notify
-    from ...data.maintenance.retokenize import Decisions
     from ...data.store.manifest import Manifest
     from ...data.store.reader import StoreReader
-    from ..recipe.run_folder import StudentFolder
-    from ..recipe.tables import StudentTable
     from ..recipe.work import Work
 
-TOKENS = "tokens"
-"""Key of a student's settings; absent if it has the teacher's tokens."""
 _STAGE = "retokenize"
 
 
@@ -57,63 +52,6 @@ def retokenized(
     return retokenize_for(path, to, loaded, decisions, f"the tokenizer of {tokenizer}", notify)
 
 
-@dataclass(frozen=True, slots=True)
-class OwnTokens:
-    """The tokens of a student that has others than the teacher, and what its recipe decides."""
-
-    fingerprint: str
-    """SHA-256 of its table of tokens and ids."""
-    decisions: dict[str, Any]
-    """The fields of `Decisions`."""
-
-    @property
-    def key(self) -> str:
-        """Name of the folder of its stores."""
-        return json_sha256([self.fingerprint, self.decisions])[:12]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a student's settings record of it."""
-        return {"fingerprint": self.fingerprint, "decisions": self.decisions}
-
-    def made(self) -> Decisions:
-        from ...data.maintenance.retokenize import Decisions
-
-        return Decisions(**self.decisions)
-
-    @classmethod
-    def recorded(cls, folder: StudentFolder) -> OwnTokens | None:
-        """Those of a trained student; None if it has the teacher's tokens."""
-        match read_json(folder.settings).get(TOKENS):
-            case {"fingerprint": str(fingerprint), "decisions": dict() as decisions}:
-                return cls(fingerprint, decisions)
-        return None
-
-
-def own_tokens(
-    work: Work, name: str, student: StudentTable, store: StoreReader
-) -> tuple[OwnTokens, Any] | None:
-    """The tokens of a student whose `model` has others than the store, and its tokenizer; None for
-    other students.
-
-    Raises
-        ColdstillError: the tokenizer is missing, or a token that texts need has no row
-    """
-    if student.model is None:
-        return None
-    from ...stages.config import RetokenizeConfig
-    from ...stages.models.vocabulary import tokenizer_identity
-    from ...stages.student_tokens import tokenizer_of
-
-    where = f"students.{name}.model"
-    loaded = tokenizer_of(work.local(student.model), where, own_code=student.trust_remote_code)
-    fingerprint = tokenizer_identity(loaded).fingerprint
-    if fingerprint == store.manifest.tokenizer.fingerprint:
-        return None
-    decisions = asdict(student.retokenize or RetokenizeConfig())
-    return OwnTokens(fingerprint, decisions), loaded
-
-
 def folder_in_tokens(store: StoreReader, named: str) -> str:
     """Name of the folder of a store in a student's tokens.
 
@@ -138,7 +76,11 @@ def store_in_tokens(
 
     folder = work.run.tokens / own.key
     record, place = folder / f"{name}.json", folder / name
+    decisions = own.made(name, store.manifest.capture.tail)
     made_from = {"store": json_sha256(store.manifest.to_json()), **own.settings}
+    instead = decisions.ambiguous != own.decisions["ambiguous"]
+    if instead:
+        made_from["ambiguous"] = decisions.ambiguous
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder / f".{name}.claim", wait=True):  # one of several processes makes it
         if record.exists() and read_json(record) != made_from:
@@ -151,6 +93,9 @@ def store_in_tokens(
                 f"{named} has other tokens than the teacher; the store is written in its tokens "
                 f"to {place}",
             )
+            if instead:
+                note = f"samples have no bucket, so ambiguous = {decisions.ambiguous} here"
+                work.note(f"{_STAGE} {name}", note)
 
             def notify(what: str, done: int, total: int) -> None:
                 stage = f"{_STAGE} {name}" + ("" if what == "write" else f": {what}")
@@ -158,7 +103,7 @@ def store_in_tokens(
 
             write_json(record, made_from)
             retokenize_for(
-                str(store.place), str(place), tokenizer, own.made(), f"the tokenizer of {named}",
+                str(store.place), str(place), tokenizer, decisions, f"the tokenizer of {named}",
                 notify,
             )  # fmt: skip
     return open_store(place)

@@ -14,7 +14,7 @@ from ...data.errors import ColdstillError
 from ...data.prepared import CorpusLayout
 from ...stages.ranks import world_size
 from .capture import checked_teacher, loaded_teacher, plan_of
-from .own_text import next_act, students_with_rounds, written_splits
+from .own_text import next_act, students_with_rounds
 from .students import claimed_student, job_as_trained, open_made, train_students
 from .teacher import tokenizer_of
 
@@ -79,12 +79,10 @@ def _write(work: Work, name: str, number: int, interruption: Interruption) -> No
         model=folder.training(number, student.rounds.count).model,
         round=number,
         config=student.rounds,
-        sources={
-            split: open_made(stores[split], work)
-            for split in written_splits(student.rounds, number)
-        },
+        sources={split: open_made(stores[split], work) for split in student.rounds.written(number)},
         seed=trained.seed,
         folder=folder.text(number).text,
+        speed=folder.text(number).speed,
         own_code=work.recipe.trusts(name),
         begin=partial(work.begin, student=True),
     )
@@ -113,7 +111,7 @@ def capture_texts(work: Work, names: Sequence[str]) -> None:
 
 
 def _capture(work: Work, due: Sequence[Next], interruption: Interruption) -> None:
-    from ...stages.students.rounds.writing import manuscript_of
+    from ...stages.students.rounds.writing import forget_answers, manuscript_of
     from ...stages.teacher_logits import capture_split, is_captured
 
     if work.recipe.teacher.tensor_parallel:
@@ -128,6 +126,7 @@ def _capture(work: Work, due: Sequence[Next], interruption: Interruption) -> Non
         layout = CorpusLayout(text.text)
         record = layout.read_record()
         assert record is not None  # it is captured next
+        forget_answers(text.text)  # of a writing that was killed at its very end
         manuscript = manuscript_of(record, layout.record)
         _expect_first_teacher(checked, manuscript, found.student)
         plans += _plans(work, tokenizer, checked, text, record, manuscript)

@@ -17,10 +17,11 @@ from ...data.store.reader import open_store
 from ...stages.ranks import rank, world_size
 from ...stages.report import Report
 from ..planning.checks import expect_trainable
+from ..recipe.own_tokens import TOKENS, own_tokens
 from ..recipe.run_folder import recorded_run
 from ..recipe.work import beginning, is_done
 from .own_text import due_trainings, training_settings
-from .retokenize import TOKENS, folder_in_tokens, own_tokens, store_in_tokens
+from .retokenize import folder_in_tokens, store_in_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from ...data.store.reader import StoreReader
     from ...stages.students.job import StudentJob
     from ...stages.students.pruning.layers import TeacherWeights
+    from ..recipe.own_tokens import OwnTokens
     from ..recipe.run_folder import StudentFolder
     from ..recipe.tables import StudentTable
     from ..recipe.work import Work
-    from .retokenize import OwnTokens
 
 
 VARIANT = "--student NEW"
@@ -163,14 +164,9 @@ def _lessons(
 ) -> Lessons:
     """The stores of a student; makes those in its own tokens if there are none."""
     own_others = {named: others[named] for named in student.other_stores}
-    found = own_tokens(work, name, student, store)
+    found = own_tokens(work, name, student, store.manifest.tokenizer.fingerprint)
     if found is None:
         return Lessons(store, own_others)
-    if student.rounds is not None:
-        raise ColdstillError(
-            f"students.{name}.rounds: its tokens are not the teacher's, so the teacher cannot "
-            "score its text; remove 'rounds', or take a student with the teacher's tokens"
-        )
     own, tokenizer = found
 
     def written(one: StoreReader, named: str = "") -> StoreReader:
@@ -235,7 +231,9 @@ def _expect_own(folder: StudentFolder, settings: dict[str, Any], where: str) -> 
         return
     # a cut's record names its own settings
     start = None if folder.pruning.exists() else folder.start
-    left = [folder.model, folder.written, *(() if last_is_own else (last, start))]
+    # a training that was killed before it wrote its settings leaves folders without a file
+    written = next((path for path in folder.written.rglob("*") if path.is_file()), None)
+    left = [folder.model, written and folder.written, *(() if last_is_own else (last, start))]
     unknown = next((path for path in left if path is not None and path.exists()), None)
     if unknown is not None:
         raise ColdstillError(

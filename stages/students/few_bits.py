@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 
 from ...data.errors import ColdstillError
 from ..models.grids import SCHEMES, Grid
-from ..training.objective import step_count
+from ..training.steps import step_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

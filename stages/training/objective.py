@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from ...data.errors import ColdstillError
 from ..targets.losses import LOSSES
 from .chunked_loss import Term, chunked_loss
 from .feed import Batch
+from .steps import step_count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,11 +54,6 @@ def weight_at(weight: WeightConfig, step: int, steps: int) -> float:
 
 def _between(first: float, last: float, part: float) -> float:
     return (1.0 - part) * first + part * last
-
-
-def step_count(share: float, steps: int) -> int:
-    """Steps in a share of all steps, rounded up except for rounding errors of the product."""
-    return math.ceil(share * steps - 1e-9)
 
 
 class CurrentStep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped

@@ -9,42 +9,54 @@ same student with its weights rounded as an export rounds them. `while distillin
 `quantize`, from its first step on or after a share of the steps. Loss and KL are those of the
 rounded weights on held-out documents. `of the loss` is the share of what rounding afterwards loses
 that rounding while distilling still loses. Rows are means over seeds of the student's weights and
-of the order. Results are kept, so an interrupted benchmark continues.
+of the order. Results are kept for each case and seed, so an interrupted benchmark continues.
+
+Latency is that of a token after a prompt, in milliseconds, in the runtimes of the scheme's exports;
+they run in turn in one process, and the median of the rounds counts. It does not depend on how the
+weights were rounded. A runtime that is not installed has none.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import contextlib
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from coldstill.data.files import write_json
+from coldstill.data.errors import ColdstillError
 from coldstill.data.store.reader import open_store
+from coldstill.pipeline.quiet import quiet_libraries
 from coldstill.pipeline.recipe.work import open_work
 from coldstill.stages.config import QuantizeConfig
-from coldstill.stages.evaluate import measure_quality
+from coldstill.stages.export import FORMATS
+from coldstill.stages.export.checks import writing_speed
+from coldstill.stages.export.reference import load_reference
 from coldstill.stages.models.device import describe_machine
-from coldstill.stages.models.isolation import student_isolation
+from coldstill.stages.models.grids import SCHEMES
 from coldstill.stages.models.loading import load_model
-from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.report import silent
 from coldstill.stages.students.few_bits import round_layers
 from coldstill.stages.students.job import StudentJob
 from coldstill.stages.train_student import train_student
 from measure import OUTPUT, write_rows
-from trials import trained
+from trials import kept, quality_of, settings_of, spread, trained
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from coldstill.data.store.reader import StoreReader
     from coldstill.pipeline.recipe.tables import StudentTable
+    from coldstill.stages.export.contract import Runtime
 
 EXACT, AFTERWARDS, WHILE = "exact", "afterwards", "while distilling"
+FULL = ("PyTorch", "onnx")
+"""Runtimes of the exact student."""
+TURNS = 5
+"""How often the latency of every runtime is measured."""
 CASES = (
     QuantizeConfig(scheme="int8"),
     QuantizeConfig(scheme="int8-row"),
@@ -69,14 +81,11 @@ class Row:
     kl: float
     of_the_loss: float | None
     """Loss above the exact student's, as a share of that of rounding afterwards."""
+    seeds: tuple[float, ...]
+    """Loss of each seed."""
+    latency: dict[str, float]
+    """Milliseconds a token, by runtime."""
     machine: str
-
-
-def measured(model: Any, heldout: Any, where: str) -> dict[str, Any]:
-    """Held-out figures of a model."""
-    head = connect_head(model, heldout.manifest.tokenizer.size)
-    sums, _ = measure_quality(head, student_isolation(model, heldout, where), heldout)
-    return sums.means()
 
 
 def size(record: dict[str, Any]) -> int:
@@ -92,6 +101,8 @@ def size(record: dict[str, Any]) -> int:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
     run: Path
+    name: str
+    """The student's name in the recipe."""
     student: StudentTable
     model: str | None
     """The model that the student starts from, if it is not new."""
@@ -100,7 +111,14 @@ class Bench:
 
     def rows(self) -> list[Row]:
         """A row for the exact student, and two for each scheme."""
-        found = [self._of(seed) for seed in self.seeds]
+        found: list[dict[str, Any]] = []
+        for seed in self.seeds:
+            found.append(self._of(seed))
+            rows = self._rows(found, {})
+            print(f"{seed + 1} of {len(self.seeds)} seeds\n{table(rows)}", flush=True)
+        return self._rows(found, self._latencies())
+
+    def _rows(self, found: list[dict[str, Any]], latencies: dict[str, float]) -> list[Row]:
         exact = statistics.fmean(one[EXACT]["loss"] for one in found)
         rows = []
         for case in found[0]:
@@ -111,6 +129,7 @@ class Bench:
             if way == WHILE:
                 after = statistics.fmean(one[f"{scheme} {AFTERWARDS}"]["loss"] for one in found)
                 lost = (statistics.fmean(losses) - exact) / (after - exact)
+            formats = SCHEMES[scheme].formats if way else FULL
             rows.append(
                 Row(
                     scheme=scheme,
@@ -118,72 +137,130 @@ class Bench:
                     start=float(start or 0),
                     bytes=found[0][case]["bytes"],
                     loss=statistics.fmean(losses),
-                    spread=statistics.stdev(losses) if len(losses) > 1 else 0.0,
+                    spread=spread(losses),
                     kl=statistics.fmean(one[case]["kl"] for one in found),
                     of_the_loss=lost,
+                    seeds=tuple(losses),
+                    latency={name: latencies[name] for name in formats if name in latencies},
                     machine=describe_machine(),
                 )
             )
         return rows
 
-    def _of(self, seed: int) -> dict[str, dict[str, Any]]:
-        """Figures of every case, by scheme, way and start."""
-        store, heldout = open_store(self.run / "logits"), open_store(self.run / "heldout")
-        folder = self.run / "qat"
-        job = StudentJob(
+    @property
+    def _folder(self) -> Path:
+        return self.run / "qat" / self.name
+
+    @property
+    def _heldout(self) -> StoreReader:
+        return open_store(self.run / "heldout")
+
+    def _exact_job(self, seed: int) -> StudentJob:
+        return StudentJob(
             name=EXACT,
             architecture=self.student.architecture,
             model=self.model,
             objective=self.student.objective,
             config=self.student.train,
             seed=seed,
-            folder=folder / f"{EXACT}-{seed}",
+            folder=self._folder / f"{EXACT}-{seed}",
         )
-        found = self._exact(job, store, heldout)
+
+    def _of(self, seed: int) -> dict[str, dict[str, Any]]:
+        """Figures of every case, by scheme, way and start."""
+        store, heldout = open_store(self.run / "logits"), self._heldout
+        job = self._exact_job(seed)
+        asked = settings_of(job, store, heldout)
+        found: dict[str, dict[str, Any]] = {}
+        schemes = dict.fromkeys(replace(case, start=0.0) for case in self.cases)
+        for case in (None, *schemes):
+            name = EXACT if case is None else f"{case.scheme} {AFTERWARDS}"
+            record = job.folder / f"{name.replace(' ', '-')}.json"
+            measure = partial(self._measured, job, store, case)
+            found[name] = kept(record, {**asked, "rounded": case}, measure)
+            print(f"{name}, seed {seed}: loss {found[name]['loss']:.4f}", flush=True)
         for case in self.cases:
             name = f"{case.scheme}/{case.start}".replace("/", "-")
-            own = replace(job, name=name, quantize=case, folder=folder / f"{name}-{seed}")
+            own = replace(job, name=name, quantize=case, folder=self._folder / f"{name}-{seed}")
             figures = trained(own, store, heldout)
             key = f"{case.scheme} {WHILE}/{case.start}"
             found[key] = {**figures, "bytes": found[f"{case.scheme} {AFTERWARDS}"]["bytes"]}
             print(f"{key}, seed {seed}: loss {figures['loss']:.4f}", flush=True)
         return found
 
-    def _exact(self, job: StudentJob, store: Any, heldout: Any) -> dict[str, dict[str, Any]]:
-        """The student without rounding, and rounded afterwards by each scheme."""
-        record = job.folder / "result.json"
-        if not record.exists():
-            shutil.rmtree(job.folder, ignore_errors=True)
-            job.folder.mkdir(parents=True)
-            if job.model is None:
-                train_student(job, store)
-            start = job.model or str(job.model_folder)
-            found: dict[str, dict[str, Any]] = {}
-            for case in (None, *dict.fromkeys(replace(case, start=0.0) for case in self.cases)):
-                model = load_model(start, EXACT, precision="fp32")
-                name, size_of = EXACT, 4 * model.num_parameters()
-                if case is not None:
-                    name = f"{case.scheme} {AFTERWARDS}"
-                    size_of = size(round_layers(model, case, 1, EXACT).finish())
-                found[name] = {**measured(model, heldout, EXACT), "bytes": size_of}
-                print(f"{name}, seed {job.seed}: loss {found[name]['loss']:.4f}", flush=True)
-            write_json(record, found)
-        figures: dict[str, dict[str, Any]] = json.loads(record.read_text())
-        return figures
+    def _measured(
+        self, job: StudentJob, store: StoreReader, case: QuantizeConfig | None
+    ) -> dict[str, Any]:
+        """Figures of the student that is trained without rounding, rounded as a case says."""
+        if job.model is None:
+            train_student(job, store)
+        start = job.model or str(job.model_folder)
+        model = load_model(start, EXACT, precision="fp32")
+        size_of = 4 * model.num_parameters()
+        if case is not None:
+            size_of = size(round_layers(model, case, 1, EXACT).finish())
+        return {**quality_of(model, self._heldout, EXACT), "bytes": size_of}
+
+    def _latencies(self) -> dict[str, float]:
+        """Milliseconds a token, by runtime, of the exact student and its exports."""
+        job, heldout = self._exact_job(self.seeds[0]), self._heldout
+        schemes = dict.fromkeys(case.scheme for case in CASES)
+        wanted = (FULL[1], *(name for scheme in schemes for name in SCHEMES[scheme].formats))
+        formats = [name for name in wanted if FORMATS[name].missing_runtime is None]
+        if lacking := set(wanted) - set(formats):
+            print(f"no latency of {', '.join(sorted(lacking))}: the runtime is not installed")
+        return kept(
+            self._folder / "latency" / "result.json",
+            {"formats": formats, "machine": describe_machine()},
+            lambda: latencies(job, heldout, formats),
+        )
+
+
+def latencies(job: StudentJob, heldout: StoreReader, formats: list[str]) -> dict[str, Any]:
+    """Milliseconds a token of a student and its exports."""
+    reference = load_reference(EXACT, Path(job.model or job.model_folder), heldout)
+    prompt = reference.prompt
+    assert prompt is not None
+    runtimes: dict[str, Runtime] = {FULL[0]: reference.runtime}
+    seconds: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as held:
+        scratch = Path(held.enter_context(tempfile.TemporaryDirectory()))
+
+        def write(name: str) -> Path:
+            folder, form = scratch / name, FORMATS[name]
+            if not folder.exists():
+                base = None if form.base is None else write(form.base)
+                folder.mkdir()
+                form.write(reference.student, folder, base)
+            return folder
+
+        for name in formats:
+            try:
+                runtimes[name] = FORMATS[name].open(reference.student, write(name))
+            except ColdstillError as error:
+                print(f"{name}: no latency: {error}")
+            else:
+                held.callback(runtimes[name].close)
+        for _ in range(TURNS):
+            for name, runtime in runtimes.items():
+                if (speed := writing_speed(runtime, prompt, 0)) is not None:
+                    seconds.setdefault(name, []).append(speed.token_seconds)
+    return {name: 1e3 * statistics.median(each) for name, each in seconds.items()}
 
 
 def table(rows: list[Row]) -> str:
     """The Markdown table of `tests/README.md`."""
     lines = [
-        "| scheme | rounded | size | loss | KL | of the loss |",
-        "|---|---|---:|---:|---:|---:|",
+        "| scheme | rounded | size | loss | KL | of the loss | ms/token |",
+        "|---|---|---:|---:|---:|---:|---|",
     ]
     for row in rows:
         way = f"{row.way}, after {row.start:.0%} of the steps" if row.start else row.way
         lost = "" if row.of_the_loss is None else f"{row.of_the_loss:.0%}"
+        latency = ", ".join(f"{each:.2f} ({name})" for name, each in row.latency.items())
         lines.append(
             f"| {row.scheme} | {way} | {row.bytes / 1e6:.2f} MB | {row.loss:.4f} ± "
-            f"{row.spread:.4f} | {row.kl:.4f} | {lost} |"
+            f"{row.spread:.4f} | {row.kl:.4f} | {lost} | {latency} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -195,21 +272,24 @@ def table(rows: list[Row]) -> str:
 @click.option("--seeds", default=3, help="Number of seeds.")
 def main(recipe: str, student: str | None, scheme: tuple[str, ...], seeds: int) -> None:
     """Measure every case without a result and print the table."""
+    quiet_libraries()
     command = [sys.executable, "-m", "coldstill.pipeline.cli", "teacher-logits", recipe]
     subprocess.run([*command, "--runs", str(OUTPUT)], check=True)
     work = open_work(recipe, (), OUTPUT, silent)
-    chosen = work.recipe.student(student or next(iter(work.recipe.students)))
+    student = student or next(iter(work.recipe.students))
+    chosen = work.recipe.student(student)
     if chosen.architecture is None and chosen.model is None:
         raise click.UsageError("the student must start from an architecture or a model")
     bench = Bench(
         run=work.run.root,
+        name=student,
         student=chosen,
         model=None if chosen.model is None else work.local(chosen.model),
         cases=tuple(case for case in CASES if not scheme or case.scheme in scheme),
         seeds=tuple(range(seeds)),
     )
     rows = bench.rows()
-    name = f"qat-{work.recipe.name}"
+    name = f"qat-{work.recipe.name}-{student}"
     write_rows(name, rows)
     (OUTPUT / f"{name}.md").write_text(table(rows))
     print(table(rows), end="")

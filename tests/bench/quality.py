@@ -283,7 +283,7 @@ def real_bench(texts: list[str]) -> Bench:
         run=run,
         student=ArchitectureConfig(layers=2, hidden=128, heads=4),
         config=config,
-        alone=config.model_copy(update={"learning_rate": 2e-3}),  # the best of `objectives.py`
+        alone=replace(config, learning_rate=2e-3),  # the best of `objectives.py`
         teacher=_teacher(run, teacher_weights().name),
         records=((50, 0), (16, 16), (0, 12), (0, 24), (DEFAULT.head, DEFAULT.tail)),
         ordered=False,

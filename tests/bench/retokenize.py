@@ -17,11 +17,12 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from coldstill.data.maintenance.retokenize import Decisions, retokenize
 from coldstill.data.store.reader import open_store
+from coldstill.pipeline.quiet import quiet_libraries
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.stages.config import (
     ArchitectureConfig,
@@ -35,13 +36,14 @@ from coldstill.stages.evaluate import bits_per_byte
 from coldstill.stages.models.device import describe_machine
 from coldstill.stages.students.job import StudentJob
 from measure import OUTPUT, write_rows
-from trials import trained
+from trials import spread, trained
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from coldstill.data.store.reader import StoreReader
     from coldstill.data.store.retokenized import Ambiguous
 
-SEEDS = (0, 1, 2)
 OBJECTIVES = {
     "cross-entropy": ObjectiveConfig(kl=0.0, cross_entropy=1.0),
     "kl, labels inside": ObjectiveConfig(cross_entropy=1.0, labels_inside=True),
@@ -51,6 +53,7 @@ OBJECTIVES = {
 }
 OWN = ("cross-entropy", "kl")
 """Objectives of the student with the teacher's tokens."""
+TEACHERS = "the teacher's"
 RECIPE = """\
 name = "{name}"
 [corpus]
@@ -75,8 +78,12 @@ class Row:
     bits_per_byte: float
     spread: float
     """Standard deviation over the seeds."""
+    won: float
+    """Bits per byte below those of cross-entropy with the same tokens."""
     of_the_gap: float
-    """Share of what the teacher wins for the student with its own tokens."""
+    """Share of what the teacher wins for the student with the teacher's tokens."""
+    seeds: tuple[float, ...]
+    """Bits per byte of each seed."""
     machine: str
 
 
@@ -87,19 +94,23 @@ class Bench:
     run: Path
     architecture: ArchitectureConfig
     config: TrainConfig
+    tokenizer: Path | None
+    """Folder of the other student's tokenizer; None trains one."""
     vocabulary: int
-    """Tokens of the other student."""
+    """Tokens of a tokenizer that is trained."""
+    seeds: tuple[int, ...]
     ambiguous: Ambiguous
     """What becomes of the probability of ambiguous tokens."""
 
     @property
     def folder(self) -> Path:
-        return self.run.with_name(f"{self.run.name}-retokenize-{self.vocabulary}")
+        tokens = self.vocabulary if self.tokenizer is None else self.tokenizer.name
+        return OUTPUT / f"{self.run.name}-retokenize-{tokens}"
 
     def stores(self) -> dict[str, tuple[StoreReader, StoreReader]]:
         """The store and the held-out store in the teacher's tokens and in the others."""
         recipe = load_recipe(str(self.run))
-        tokenizer = self.folder / "tokenizer"
+        tokenizer = self.tokenizer or self.folder / "tokenizer"
         if not tokenizer.is_dir():
             table = TokenizerConfig(vocabulary=self.vocabulary)
             train_tokenizer(tokenizer, table, recipe.recipe.corpus, recipe.base)
@@ -108,7 +119,7 @@ class Bench:
         for name in ("logits", "heldout"):
             decisions = Decisions(ambiguous=self.ambiguous)
             retokenize(str(self.run / name), str(made / name), tokenizer, decisions)
-        for tokens, root in (("the teacher's", self.run), ("others", made)):
+        for tokens, root in ((TEACHERS, self.run), ("others", made)):
             found[tokens] = open_store(root / "logits"), open_store(root / "heldout")
         return found
 
@@ -116,33 +127,22 @@ class Bench:
         stores = self.stores()
         print(stores["others"][0].manifest.retokenized)
         figures: dict[tuple[str, str], list[float]] = {}
-        for seed in SEEDS:
+        for seed in self.seeds:
             for tokens, (store, heldout) in stores.items():
-                for name in OWN if tokens == "the teacher's" else OBJECTIVES:
+                for name in OWN if tokens == TEACHERS else OBJECTIVES:
                     found = self._bits(tokens, name, seed, store, heldout)
                     figures.setdefault((tokens, name), []).append(found)
-        means = {key: statistics.fmean(each) for key, each in figures.items()}
-        gap = means["the teacher's", OWN[0]] - means["the teacher's", OWN[1]]
-        return [
-            Row(
-                tokens=tokens,
-                objective=name,
-                bits_per_byte=means[tokens, name],
-                spread=statistics.stdev(figures[tokens, name]) if len(SEEDS) > 1 else 0.0,
-                of_the_gap=(means[tokens, OWN[0]] - means[tokens, name]) / gap,
-                machine=describe_machine(),
-            )
-            for tokens, name in figures
-        ]
+            print(f"{seed + 1} of {len(self.seeds)} seeds\n{table(_rows(figures))}", flush=True)
+        return _rows(figures)
 
     def _bits(
         self, tokens: str, name: str, seed: int, store: StoreReader, heldout: StoreReader
     ) -> float:
         """Bits per byte of one student."""
-        key = "own" if tokens != "others" else "other"
-        if key == "other" and OBJECTIVES[name].kl:
-            key += f"-{self.ambiguous}"
-        key += f"-{name.replace(',', '').replace(' ', '-')}-{seed}"
+        # those with the teacher's tokens are the same for every other tokenizer
+        own = OUTPUT / f"{self.run.name}-retokenize"
+        folder = own if tokens == TEACHERS else self.folder / self.ambiguous
+        key = f"{name.replace(',', '').replace(' ', '-')}-{self.config.steps}-{seed}"
         # as much text in a step, whatever the number of its tokens
         base = open_store(self.run / "logits").manifest.packing.sequence_length
         sequences = sequences_in(self.config.batch_tokens, base)
@@ -154,13 +154,30 @@ class Bench:
             objective=OBJECTIVES[name],
             config=replace(self.config, batch_tokens=batch),
             seed=seed,
-            folder=self.folder / "students" / key,
+            folder=folder / "students" / key,
         )
-        figures: dict[str, Any] = trained(job, store, heldout)
-        bits = bits_per_byte(heldout, figures["loss"])
+        bits = bits_per_byte(heldout, trained(job, store, heldout)["loss"])
         assert bits is not None
         print(f"{tokens} tokens, {name}, seed {seed}: {bits:.4f} bits per byte", flush=True)
         return bits
+
+
+def _rows(figures: Mapping[tuple[str, str], Sequence[float]]) -> list[Row]:
+    means = {key: statistics.fmean(each) for key, each in figures.items()}
+    won = {key: means[key[0], OWN[0]] - mean for key, mean in means.items()}
+    return [
+        Row(
+            tokens=tokens,
+            objective=name,
+            bits_per_byte=means[tokens, name],
+            spread=spread(each),
+            won=won[tokens, name],
+            of_the_gap=won[tokens, name] / won[TEACHERS, OWN[1]],
+            seeds=tuple(each),
+            machine=describe_machine(),
+        )
+        for (tokens, name), each in figures.items()
+    ]
 
 
 def captured(teacher: str | None, texts: tuple[str, ...], name: str) -> Path:
@@ -180,10 +197,13 @@ def captured(teacher: str | None, texts: tuple[str, ...], name: str) -> Path:
 
 def table(rows: list[Row]) -> str:
     """The Markdown table of `tests/README.md`."""
-    lines = ["| tokens | objective | bits per byte | of the gap |", "|---|---|---:|---:|"]
+    lines = [
+        "| tokens | objective | bits per byte | won | of the gap |",
+        "|---|---|---:|---:|---:|",
+    ]
     lines += [
         f"| {row.tokens} | {row.objective} | {row.bits_per_byte:.4f} ± {row.spread:.4f} | "
-        f"{row.of_the_gap:.1%} |"
+        f"{row.won:.4f} | {row.of_the_gap:.0%} |"
         for row in rows
     ]
     return "\n".join(lines) + "\n"
@@ -191,36 +211,45 @@ def table(rows: list[Row]) -> str:
 
 @click.command(help=__doc__)
 @click.argument("texts", nargs=-1)
+@click.option("--run", metavar="FOLDER", type=click.Path(exists=True, path_type=Path))
 @click.option("--teacher", metavar="FOLDER", help="Another teacher than the demo's.")
 @click.option("--name", default="retokenize-texts", help="Name of that teacher's run.")
-@click.option("--vocabulary", default=3000, help="Tokens of the other student.")
+@click.option("--tokenizer", metavar="FOLDER", type=click.Path(exists=True, path_type=Path))
+@click.option("--vocabulary", default=3000, help="Tokens of a tokenizer that is trained.")
 @click.option("--steps", default=450, help="Steps of each student.")
+@click.option("--seeds", default=3, help="Number of seeds.")
 @click.option("--ambiguous", type=click.Choice(["split", "map"]), default="split")
 def main(
     texts: tuple[str, ...],
+    run: Path | None,
     teacher: str | None,
     name: str,
+    tokenizer: Path | None,
     vocabulary: int,
     steps: int,
+    seeds: int,
     ambiguous: Ambiguous,
 ) -> None:
     """Measure every case without a result and print the table."""
-    if bool(texts) != (teacher is not None):
-        raise click.UsageError("texts and --teacher need each other")
+    if bool(texts) != (teacher is not None) or (run and teacher):
+        raise click.UsageError("texts and --teacher need each other, and --run neither")
+    quiet_libraries()
     student = load_recipe("demo").recipe.students["small"]
     assert student.architecture is not None
-    run = captured(teacher, texts, name)
     bench = Bench(
-        run=run,
+        run=run or captured(teacher, texts, name),
         # bytes take several times as many positions as the teacher's tokens
         architecture=replace(student.architecture, context=4096),
         config=replace(student.train, steps=steps),
+        tokenizer=tokenizer,
         vocabulary=vocabulary,
+        seeds=tuple(range(seeds)),
         ambiguous=ambiguous,
     )
     rows = bench.rows()
-    write_rows(f"retokenize-{run.name}-{vocabulary}-{ambiguous}", rows)
-    print(table(rows), end="")
+    found = f"{bench.folder.name}-{ambiguous}"
+    write_rows(found, rows)
+    (OUTPUT / f"{found}.md").write_text(table(rows))
 
 
 if __name__ == "__main__":

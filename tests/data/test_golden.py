@@ -37,7 +37,9 @@ def test_a_golden_store_is_whole_and_holds_the_same_values(root: Path) -> None:
     found["tail_ids"], found["tail_logprobs"] = found.pop("draws"), found.pop("known_draws")
     for name, wanted in expected.items():
         assert_same(found[name], wanted, name)
-    assert len(expected) == 14
+    chunks = {"chunk_sizes"} if store.manifest.capture.chunks else set()
+    assert expected.keys() - {"chunk_sizes"} | chunks == found.keys() - {"chunk_sizes"} | chunks
+    assert len(expected) == 14 + len(chunks)
     problems = [str(problem) for problem in verify(str(root))]
     if not (root / "tokenizer").exists():  # 300,000 tokens are too many for a golden store
         assert "tokenizer: missing" in problems.pop(0)
@@ -47,6 +49,7 @@ def test_a_golden_store_is_whole_and_holds_the_same_values(root: Path) -> None:
 def test_there_is_a_golden_store_of_each_codec_and_format() -> None:
     names = {root.name for root in STORED if root.parent.name == f"v{FORMAT_VERSION}"}
     every = {f"{codec}-{store}" for codec in CODECS for store in STORES}
+    every |= {f"chunks-{name}" for name in every}
     assert names == every | {f"compact-arrow-{head}-{tail}" for head, tail in WIDE}
 
 
@@ -65,6 +68,21 @@ def test_every_part_of_the_codec_is_used_by_a_golden_store(head: int, tail: int)
     assert {0, head} <= codes  # no place in the record, and the last of the head
     assert not tail or {head + 1, head + 2} <= codes  # the most frequent sample, and the first
     assert not tail or max(codes) > head + 2
+
+
+@pytest.mark.parametrize("store", sorted(STORES))
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_a_golden_store_in_other_tokens_has_every_kind_of_chunk(codec: str, store: str) -> None:
+    found = open_store(GOLDEN / f"v{FORMAT_VERSION}" / f"chunks-{codec}-{store}")
+    rows = np.arange(len(found))
+    sizes = found.read(rows).targets.chunk_sizes
+    assert {-1, 0, 1, 2} == set(sizes.ravel().tolist())
+    made = found.manifest.retokenized
+    assert made is not None
+    assert made.positions == (sizes > 0).sum() < len(sizes)
+    assert 0 < made.ambiguous_mass < made.positions
+    exact = open_store(GOLDEN / f"v{FORMAT_VERSION}" / "chunks-plain-arrow").read(rows)
+    assert np.array_equal(sizes, exact.targets.chunk_sizes)
 
 
 @pytest.mark.parametrize("store", sorted(STORES))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from coldstill import __version__
 from coldstill.data.codecs import CODECS
 from coldstill.data.files import tokens_sha256
 from coldstill.data.formats import STORES
+from coldstill.data.maintenance.retokenize import retokenize
 from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Block, Capture, Sequences, Tail, Targets, count_type
@@ -29,8 +31,10 @@ from coldstill.data.store.manifest import (
     TokenizerIdentity,
     format_settings,
 )
+from coldstill.data.store.reader import open_store
 from coldstill.data.store.writer import fitted
 from oracles import VOCABULARY, draws, known_draws, manifest_for, random_block, write_missing
+from spellings import byte_pairs, saved, text_store
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -67,6 +71,12 @@ def main() -> None:
         tokenizer = TokenizerIdentity(fingerprint="2" * 64, size=WIDE_VOCABULARY)
         manifest = replace(manifest, tokenizer=tokenizer, codec=settings["codec"])
         _write(folder / name, fitted(manifest, block.take(np.arange(1))), block, None)
+    for codec in CODECS:
+        for store in STORES:
+            root = folder / f"chunks-{codec}-{store}"
+            if not root.exists():
+                with tempfile.TemporaryDirectory() as scratch:
+                    _write_chunks(root, Path(scratch), codec, store)
     version = {"coldstill": __version__, "format": FORMAT_VERSION}
     if not (folder / "written_by.json").exists():
         (folder / "written_by.json").write_text(json.dumps(version) + "\n")
@@ -138,6 +148,35 @@ def _write(root: Path, manifest: Manifest, block: Block, table: dict[str, int] |
     expected = as_json(codec.decode(codec.encode(block), block.capture))
     (root.parent / f"{root.name}.json").write_text(json.dumps(expected, indent=0) + "\n")
     shutil.rmtree(root / "__pycache__", ignore_errors=True)
+
+
+def _write_chunks(root: Path, scratch: Path, codec: str, store: str) -> None:
+    """Write a store in the tokens of a student, and what reading it gives."""
+    # some letters of the teacher have no token of the student and occur in no text
+    letters, texts = (
+        ("abcstuvwxyzĠ", "abcĠ"),
+        ["abc ab", "a bca c", "cc abcab a", "ab", "b abc abc c"],
+    )
+    pairs = [("a", "b"), ("ab", "c"), ("Ġ", "abc")], [("b", "c"), ("Ġ", "a")]
+    teacher, student = (
+        saved(scratch / one, byte_pairs(merges, alphabet=one))
+        for one, merges in zip(letters, pairs, strict=True)
+    )
+    capture = Capture(head=1, tail=2, seed=7)
+    text_store(scratch / "teacher", teacher, texts, capture, shard_sequences=1)
+    manifest = retokenize(str(scratch / "teacher"), str(scratch / "exact"), student)
+    exact = open_store(scratch / "exact")
+    block = exact.read(np.arange(len(exact)))
+    # one token, several, inside, and nothing known
+    assert set(block.targets.chunk_sizes.ravel().tolist()) == {1, 2, 0, -1}
+    settings = format_settings(codec, store, manifest.tokenizer.size, block.capture)
+    shard = 1 if store == "arrow" else len(block)
+    manifest = replace(
+        manifest, shard_sequences=shard, codec=settings["codec"], store=settings["store"]
+    )
+    _write(root, fitted(manifest, block), block, None)
+    (root / "tokenizer").mkdir()
+    shutil.copy(student / "tokenizer.json", root / "tokenizer")
 
 
 def as_json(block: Block) -> dict[str, Any]:

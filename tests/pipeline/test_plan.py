@@ -65,7 +65,7 @@ def test_a_plan_before_any_step_estimates_and_writes_nothing(desk: Desk, texts: 
     assert plan["students"] == {
         name: {
             "steps": 3, "tokens": 768, "parameters": embeddings + layer + 32, "done": False,
-            "note": None, "not_exported_to": [],
+            "note": None, "not_exported_to": [], "slowdown": None,
         }
         for name in ("small", "baseline")
     }  # fmt: skip

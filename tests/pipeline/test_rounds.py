@@ -92,6 +92,7 @@ def _job(desk: Desk, folder: Path, config: RoundsConfig = CONFIG) -> WritingJob:
         },
         seed=3,
         folder=folder,
+        speed=desk.root / "writing.json",
     )
 
 
@@ -173,7 +174,7 @@ def test_an_interrupted_writing_makes_the_same_text(
 ) -> None:
     from coldstill.stages.students.rounds import writing
 
-    monkeypatch.setattr(writing, "_BATCH_TOKENS", 1)  # batches of 8 prompts
+    monkeypatch.setattr(writing, "BATCH_TOKENS", 1)  # batches of 8 prompts
     whole, parts = finished.root / "whole", finished.root / "parts" / "text"
     write_text(_job(finished, whole))
     asked = iter([*[False] * 12, *[True] * 1000])

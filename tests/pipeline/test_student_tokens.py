@@ -11,33 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from coldstill.data.maintenance.verify import verify
 from coldstill.data.store.reader import open_store
-from conftest import make_model
-from spellings import byte_pairs, saved
+from other_tokens import PAIRS, add_students, model_of
+from spellings import byte_pairs
 from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from desk import Desk
 
 pytest_plugins = ("desk",)
 
 STUDENT = ("train-student", "r.toml", "--student")
-PAIRS = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("e", "r"), ("Ġ", "l"), ("l", "e"), ("Ġ", "a")]
-
-
-def add_students(desk: Desk, *tables: str) -> None:
-    """Add students `a`, `b`, ... to the recipe."""
-    texts = [f"[students.{name}]\n{table}" for name, table in zip("abcd", tables, strict=False)]
-    desk.edit("[students.baseline]", "\n".join([*texts, "[students.baseline]"]))
-
-
-def model_of(folder: Path, tokenizer: Any, end: str) -> None:
-    """A small random model with a tokenizer."""
-    saved(folder, tokenizer, end=end)
-    size = tokenizer.get_vocab_size()
-    ids = {"eos_token_id": tokenizer.token_to_id(end)}
-    make_model("llama", size, max_position_embeddings=512, **ids).save_pretrained(folder)
 
 
 @pytest.mark.slow
@@ -99,8 +82,9 @@ def test_what_the_recipe_decides_makes_another_store(finished: Desk) -> None:
         'like = "small"\nmodel = "./other"\nretokenize = { ambiguous = "bucket" }',
         'like = "small"\nmodel = "./other"\nretokenize = { unaligned = "skip" }',
     )
-    line = finished.coldstill(*STUDENT, "a").stderr.splitlines()[-1]
-    assert "needs a record without samples, which alone has a bucket" in line
+    line = finished.refused(*STUDENT, "a")
+    assert "students.a.retokenize: ambiguous = bucket needs a record without samples" in line
+    assert "set logits.tail = 0 and a head, or ambiguous = split" in line
     alone = ("--set", 'students.small.retokenize={ unaligned = "skip" }')
     line = finished.refused("train-student", "r.toml", "--student", "n", *alone)
     assert "has 'retokenize' without 'model'" in line
@@ -126,4 +110,55 @@ def test_a_tokenizer_without_known_bytes_is_refused_before_anything_is_done(
     add_students(finished, 'like = "small"\nmodel = "./other"')
     line = finished.coldstill(*STUDENT, "a").stderr.splitlines()[-1]
     assert line.startswith("error: the tokenizer of students.a: the bytes of its tokens cannot be")
+    assert not (finished.run / "students" / "a").exists()
+
+
+def test_what_a_student_with_other_tokens_cannot_have_is_refused_before_the_teacher_works(
+    desk: Desk,
+) -> None:
+    model_of(desk.root / "other", byte_pairs(PAIRS, end="</s>"), "</s>")
+    desk.edit("[students.baseline]", '[students.a]\nmodel = "./other"\nKEY\n[students.baseline]')
+    train = "train = { steps = 3, batch_tokens = 256 }"
+    for key, message in (
+        (f"{train}\nrounds = 2", "students.a.rounds: its tokens are not the teacher's, so the"),
+        (
+            f'{train}\nretokenize = {{ ambiguous = "bucket" }}',
+            "students.a.retokenize: ambiguous = bucket needs a record without samples, which",
+        ),
+    ):
+        desk.edit("KEY", key)
+        for command in ("plan", "run"):
+            assert desk.refused(command, "r.toml").startswith(f"error: {message}")
+        desk.edit(key, "KEY")
+
+
+@pytest.mark.slow
+def test_a_bucket_keeps_ambiguous_probability_of_the_head_and_held_out_samples_are_split(
+    desk: Desk,
+) -> None:
+    model_of(desk.root / "other", byte_pairs(PAIRS, end="</s>"), "</s>")
+    desk.edit("head = 4\ntail = 4", "head = 4\ntail = 0")
+    add_students(desk, 'like = "small"\nmodel = "./other"\nretokenize = { ambiguous = "bucket" }')
+    desk.done("teacher-logits", "r.toml")
+    desk.done("plan", "r.toml")
+    said = desk.done(*STUDENT, "a").stderr
+    assert "samples have no bucket" not in said
+    for _ in range(2):
+        said += desk.done("evaluate", "r.toml", "--student", "a").stderr
+    note = "retokenize heldout: samples have no bucket, so ambiguous = split here"
+    assert said.count(note) == 1
+    [folder] = (desk.run / "tokens").iterdir()
+    found = [open_store(folder / name).manifest.retokenized for name in ("logits", "heldout")]
+    assert [one.ambiguous for one in found if one] == ["bucket", "split"]
+    assert math.isfinite(desk.json("students", "a", "evaluation.json")["kl"])
+
+
+@pytest.mark.slow
+def test_another_temperature_of_mapped_tokens_is_refused_with_what_helps(finished: Desk) -> None:
+    model_of(finished.root / "other", byte_pairs(PAIRS, end="</s>"), "</s>")
+    table = 'like = "small"\nmodel = "./other"\nobjective = { kl = 1.0, temperature = 2.0 }'
+    add_students(finished, table)
+    line = finished.coldstill(*STUDENT, "a").stderr.splitlines()[-1]
+    assert "temperature 2.0 is not known in a student's own tokens" in line
+    assert "capture again" not in line
     assert not (finished.run / "students" / "a").exists()

@@ -174,7 +174,7 @@ def test_what_such_a_record_gives_is_said() -> None:
     assert supports(terms[:2], [whole_head], 60) == "kl exact, reverse_kl exact"
     line = CHUNKS.refuse(chunked[0], 2.0)
     assert line is not None
-    assert line.startswith("temperature 2.0 was not captured")
+    assert line.startswith("temperature 2.0 is not known in a student's own tokens")
     line = CHUNKS.refuse(replace(CAPTURES[0], guessed_labels=True), 1.0)
     assert line is not None
     assert line.startswith("the store was written without the log-probabilities of its labels")

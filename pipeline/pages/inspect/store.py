@@ -147,12 +147,18 @@ class StoreFacts:
 
     @property
     def teacher_entropy(self) -> float | None:
-        return self.mean(self.sums.entropy, "teacher_entropy")
+        return self.known_mean(self.sums.entropy, "teacher_entropy")
 
     @property
     def mean_head_mass(self) -> float | None:
         """Mean probability inside the head; None without a head, too."""
-        return self.mean(self.sums.head_mass, "head_mass") if self.manifest.capture.head else None
+        has_head = self.manifest.capture.head > 0
+        return self.known_mean(self.sums.head_mass, "head_mass") if has_head else None
+
+    def known_mean(self, value: float, name: str = "") -> float | None:
+        """The mean over the positions that have a distribution of the teacher; as `mean`."""
+        known = self.sums.known or self.positions
+        return value / known if known and name not in not_given(self.manifest.capture) else None
 
     @property
     def shards_missing(self) -> list[int]:
@@ -161,7 +167,7 @@ class StoreFacts:
     @property
     def teacher_accuracy(self) -> float | None:
         """Share of positions whose most probable token is the next token; None without a head."""
-        return self.mean(self.sums.correct) if self.manifest.capture.head else None
+        return self.known_mean(self.sums.correct) if self.manifest.capture.head else None
 
     @property
     def entropy(self) -> Histogram:
@@ -193,7 +199,7 @@ class StoreFacts:
             "teacher_perplexity": None if loss is None else math.exp(loss),
             "teacher_entropy": self.teacher_entropy,
             "teacher_accuracy": self.teacher_accuracy,
-            "head_mass": self.mean(self.sums.head_mass, "head_mass"),
+            "head_mass": self.known_mean(self.sums.head_mass, "head_mass"),
             "codec_kl": self.mean(self.sums.distortion),
             "histograms": {
                 "entropy": self.entropy.to_json(),

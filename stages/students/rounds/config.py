@@ -10,11 +10,15 @@ from pydantic import Field
 from ...config import GenerateConfig, ObjectiveConfig, Share, Size, Weight
 
 if TYPE_CHECKING:
+    from ....data.prepared import Split
     from ...config import TrainConfig
 
 OF_LABELS = ("cross_entropy", "residual_to_label")
 """Losses that learn the token that comes next in the text. In a student's own text that token is
 the student's choice, not the teacher's."""
+
+BATCH_TOKENS = 16_384
+"""Most tokens of a batch of prompts with their answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,11 @@ class RoundsConfig:
             top_p=self.top_p,
             top_k=self.top_k,
         )
+
+    def written(self, number: int) -> tuple[Split, ...]:
+        """The splits of the text that the student writes after a training, counted from 1."""
+        both = number < self.count and self.share > 0
+        return ("train", "heldout") if both else ("heldout",)
 
     def training(self, first: TrainConfig) -> TrainConfig:
         """Settings of the later trainings, from those of the first."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ from ...models.loading import load_model, load_tokenizer, teacher_identity
 from ...models.output_head import connect_head
 from ...models.vocabulary import expect_same_tokens
 from ...report import Report, Reporter, silent
+from .config import BATCH_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +53,8 @@ if TYPE_CHECKING:
     from ...models.output_head import OutputHead
     from .config import RoundsConfig
 
-_BATCH_TOKENS, _LEAST_BATCH = 16_384, 8
-"""Most tokens of a batch of prompts with their answers, and the fewest prompts of a batch."""
+_LEAST_BATCH = 8
+"""Fewest prompts of a batch."""
 _READ = 64
 """Sequences that are read at a time."""
 
@@ -104,6 +106,8 @@ class WritingJob:
     seed: int
     folder: Path
     """The folder that is written."""
+    speed: Path
+    """The file that says how fast it was written."""
     own_code: bool = False
     begin: Callable[[], None] = lambda: None
     """Called after all checks, before the first file is written."""
@@ -157,7 +161,7 @@ def write_text(
     )
     if (record := CorpusLayout(job.folder).read_record()) is not None:
         _expect_same(manuscript_of(record, job.folder), manuscript, job.folder)
-        _forget_answers(job)
+        forget_answers(job.folder)
         report(Report(stage=job.stage, note=f"already written: {job.folder}"))
         return
     tokenizer = load_tokenizer(str(first.tokenizer_folder()), str(first.place))
@@ -178,7 +182,7 @@ def write_text(
     if stop():
         return
     _write(job, manuscript, tokenizer, prompts, kept)
-    _forget_answers(job)
+    forget_answers(job.folder)
     count = sum(map(len, prompts.values()))
     report(Report(stage=job.stage, note=f"{count:,} answers in {job.folder}"))
 
@@ -251,9 +255,10 @@ def _answer_all(
 ) -> None:
     """Answer what is not answered yet; one file of answers for each batch."""
     length = manuscript.sequence_length
-    size = max(_LEAST_BATCH, sequences_in(_BATCH_TOKENS, length))
+    size = max(_LEAST_BATCH, sequences_in(BATCH_TOKENS, length))
     batches = [(split, start) for split in prompts for start in range(0, len(prompts[split]), size)]
     total = sum(map(len, prompts.values()))
+    tokens, seconds = 0, 0.0
     missing = [(split, start) for split, start in batches if not _part(kept, split, start).exists()]
     done = total - sum(len(prompts[split][start : start + size]) for split, start in missing)
     if done and missing:
@@ -263,6 +268,7 @@ def _answer_all(
     report(Report(stage=job.stage, done=done, total=total, unit="answers"))
     for split, start in missing:
         part = prompts[split][start : start + size]
+        started = time.perf_counter()
         with torch.no_grad():
             found = answer(
                 head,
@@ -277,13 +283,20 @@ def _answer_all(
         if stop():
             return
         texts = [found.tokens[row].tolist() for row in range(len(part))]
+        seconds += time.perf_counter() - started
+        tokens += sum(map(len, texts)) - sum(len(prompt.tokens_T) for prompt in part)
+        write_json(job.speed, {"tokens_per_second": tokens / seconds})
         write_json(_part(kept, split, start), texts)
         done += len(part)
         report(Report(stage=job.stage, done=done, total=total, step=len(part), unit="answers"))
 
 
-def _forget_answers(job: WritingJob) -> None:
-    for kept in job.folder.parent.glob(f".{job.folder.name}-*"):
+def forget_answers(text: Path) -> None:
+    """Delete the answers that are kept for a text, once it is complete.
+
+    text  its folder
+    """
+    for kept in text.parent.glob(f".{text.name}-*"):
         shutil.rmtree(kept, ignore_errors=True)
 
 

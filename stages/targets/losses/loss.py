@@ -44,6 +44,12 @@ class Loss(ABC):
     def refuse_temperature(self, capture: Capture, temperature: float) -> str | None:
         """The reason why a temperature is refused, or None if it was captured."""
         if temperature != 1.0 and temperature not in capture.temperatures:
+            if capture.chunks:
+                return (
+                    f"temperature {temperature} is not known in a student's own tokens, in which "
+                    "probabilities that meet add up at temperature 1 only; set temperature = 1, or "
+                    "take a student with the teacher's tokens"
+                )
             kept = ", ".join(str(t) for t in (1.0, *capture.temperatures))
             return (
                 f"temperature {temperature} was not captured (captured: {kept}); use one of these, "
