@@ -40,6 +40,18 @@ VOCABULARY = 40
 LENGTH = 12
 FULL = Capture(head=4, tail=3, temperatures=(0.5, 2.0), tail_logprobs=True, seed=7)
 
+CAPTURES = {
+    "head and tail": Capture(head=4, tail=3),
+    "one of each": Capture(head=1, tail=1),
+    "head only": Capture(head=5, tail=0),
+    "tail only": Capture(head=0, tail=6),
+    "neither": Capture(head=0, tail=0),
+    "whole vocabulary": Capture(head=VOCABULARY, tail=0),
+    "tail log-probabilities": Capture(head=2, tail=3, tail_logprobs=True),
+    "temperatures": Capture(head=3, tail=2, temperatures=(0.5, 2.0, 4.0)),
+    "temperatures without a tail": Capture(head=3, tail=0, temperatures=(2.0,)),
+}
+
 
 def random_sequences(seed: int, count: int, length: int = LENGTH) -> Sequences:
     """Some packed sequences of 1 to 3 documents; some have nothing to learn."""
@@ -84,6 +96,41 @@ def random_targets(seed: int, labels_M: NDArray[Any], capture: Capture) -> Targe
         entropy=-(np.exp(logprobs_MV) * logprobs_MV).sum(1).astype(np.float32),
         log_norm=np.array(log_norm, np.float32).reshape(-1, len(labels_M)).T.copy(),
     )
+
+
+def random_record(
+    vocabulary: int, count: int, capture: Capture, *, spread: float = 3.0, seed: int = 0
+) -> Targets:
+    """Records of a large vocabulary, without its logits: the head's tokens and the samples are
+    anywhere in it, its first and last token among them."""
+    random = np.random.default_rng([seed, vocabulary])
+    width = capture.head + capture.tail
+    ids = np.stack([random.choice(vocabulary, width, replace=False) for _ in range(count)])
+    if width > 1:
+        ids[0, :2] = 0, vocabulary - 1
+        ids[1:3, 0] = vocabulary - 1, 0
+        for row in (0, 1, 2):  # still distinct
+            ids[row, 2:] = random.choice(np.arange(1, vocabulary - 1), width - 2, replace=False)
+    logits = np.sort(random.normal(0.0, spread, (count, capture.head)), axis=1)[:, ::-1]
+    rest = random.normal(0.0, spread, (count, 1))
+    norm = np.logaddexp.reduce(np.concatenate([logits, rest], axis=1), axis=1)[:, None]
+    return Targets(
+        head_ids=ids[:, : capture.head].astype(np.int32),
+        head_logprobs=(logits - norm).astype(np.float32),
+        log_tail=(rest - norm)[:, 0].astype(np.float32),
+        tail=Tail.from_draws(ids[:, capture.head :].astype(np.int32)),
+        label_logprob=(-random.exponential(3.0, count)).astype(np.float32),
+        entropy=random.exponential(2.0, count).astype(np.float32),
+        log_norm=np.zeros((count, 0), np.float32),
+    )
+
+
+def with_targets(targets: Targets, capture: Capture) -> Block:
+    """A block of one sequence in which every token but the first is learned."""
+    tokens = np.zeros(len(targets) + 1, np.int32)
+    document = TokenizedDocument(0, tokens, np.ones(len(tokens), np.bool_))
+    sequences = build_sequences(0, [[document]])
+    return Block(sequences=sequences, targets=targets, capture=capture)
 
 
 def draws(tail: Tail) -> NDArray[np.int32]:

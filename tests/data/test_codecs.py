@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pytest
 from coldstill.data.codecs import CODECS, distortion, largest_error, measure
-from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Block, Capture, Sequences, Tail, Targets
-from oracles import VOCABULARY, draws, known_draws, random_block
+from oracles import (
+    CAPTURES,
+    VOCABULARY,
+    draws,
+    known_draws,
+    random_block,
+    random_record,
+    with_targets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,53 +26,7 @@ if TYPE_CHECKING:
     from coldstill.data.codecs import Codec
     from numpy.typing import NDArray
 
-CAPTURES = {
-    "head and tail": Capture(head=4, tail=3),
-    "one of each": Capture(head=1, tail=1),
-    "head only": Capture(head=5, tail=0),
-    "tail only": Capture(head=0, tail=6),
-    "neither": Capture(head=0, tail=0),
-    "whole vocabulary": Capture(head=VOCABULARY, tail=0),
-    "tail log-probabilities": Capture(head=2, tail=3, tail_logprobs=True),
-    "temperatures": Capture(head=3, tail=2, temperatures=(0.5, 2.0, 4.0)),
-    "temperatures without a tail": Capture(head=3, tail=0, temperatures=(2.0,)),
-}
 captures = pytest.mark.parametrize("capture", CAPTURES.values(), ids=list(CAPTURES))
-
-
-def random_record(
-    vocabulary: int, count: int, capture: Capture, *, spread: float = 3.0, seed: int = 0
-) -> Targets:
-    """Records of a large vocabulary, without its logits: the head's tokens and the samples are
-    anywhere in it, its first and last token among them."""
-    random = np.random.default_rng([seed, vocabulary])
-    width = capture.head + capture.tail
-    ids = np.stack([random.choice(vocabulary, width, replace=False) for _ in range(count)])
-    if width > 1:
-        ids[0, :2] = 0, vocabulary - 1
-        ids[1:3, 0] = vocabulary - 1, 0
-        for row in (0, 1, 2):  # still distinct
-            ids[row, 2:] = random.choice(np.arange(1, vocabulary - 1), width - 2, replace=False)
-    logits = np.sort(random.normal(0.0, spread, (count, capture.head)), axis=1)[:, ::-1]
-    rest = random.normal(0.0, spread, (count, 1))
-    norm = np.logaddexp.reduce(np.concatenate([logits, rest], axis=1), axis=1)[:, None]
-    return Targets(
-        head_ids=ids[:, : capture.head].astype(np.int32),
-        head_logprobs=(logits - norm).astype(np.float32),
-        log_tail=(rest - norm)[:, 0].astype(np.float32),
-        tail=Tail.from_draws(ids[:, capture.head :].astype(np.int32)),
-        label_logprob=(-random.exponential(3.0, count)).astype(np.float32),
-        entropy=random.exponential(2.0, count).astype(np.float32),
-        log_norm=np.zeros((count, 0), np.float32),
-    )
-
-
-def with_targets(targets: Targets, capture: Capture) -> Block:
-    """A block of one sequence in which every token but the first is learned."""
-    tokens = np.zeros(len(targets) + 1, np.int32)
-    document = TokenizedDocument(0, tokens, np.ones(len(tokens), np.bool_))
-    sequences = build_sequences(0, [[document]])
-    return Block(sequences=sequences, targets=targets, capture=capture)
 
 
 CERTAIN = [[0.0, -103.0]]
