@@ -345,3 +345,51 @@ def test_a_changed_id_is_named_by_its_position() -> None:
     ):
         with pytest.raises(ValueError, match=r"the codec changes the .* of position 3"):
             distortion(targets, changed)
+
+
+def test_tokens_that_occur_together_get_ranks_side_by_side() -> None:
+    """Records of a few topics, whose tokens are anywhere in the vocabulary."""
+    random = np.random.default_rng(0)
+    vocabulary, capture = 6_000, Capture(head=0, tail=50)
+    topics = random.permutation(vocabulary)[:2_400].reshape(12, 200)
+
+    def block(seed: int) -> Block:
+        own = np.random.default_rng(seed)
+        ids = np.stack([own.choice(topics[own.integers(12)], 50) for _ in range(800)])
+        targets = replace(random_record(vocabulary, 800, capture), tail=Tail.from_draws(ids))
+        return with_targets(targets, capture)
+
+    plain = CODECS["compact"].fitting(vocabulary=vocabulary, capture=capture)
+    codec: Any = plain.learned(block(1))
+    again: Any = plain.learned(block(1))
+    assert codec.frequent == again.frequent
+    assert codec.learned(block(2)) == codec  # what is given stays
+    order = np.array(codec.frequent)
+    assert len(set(codec.frequent)) == len(order) == 2_400
+    topic_V = np.full(vocabulary, -1)
+    topic_V[topics] = np.arange(12)[:, None]
+    alike = np.diff(topic_V[order[16:]]) == 0
+    assert alike.mean() > 0.9  # a twelfth would be chance
+    other = block(2)
+    for one in (plain, codec):
+        found = one.decode(one.encode(other), capture)
+        assert np.array_equal(draws(found.targets.tail), draws(other.targets.tail))
+
+    def classes(columns: Any) -> float:
+        symbols = np.concatenate([columns[f"tail_ids_{i}"].values for i in range(4)]) & 127
+        shares = np.bincount(symbols) / len(symbols)
+        further = len(columns["tail_ids_low"].values) / len(symbols)
+        return float(-(shares * np.log2(np.maximum(shares, 1e-9))).sum() / 8 + further)
+
+    by_frequency = replace(codec, frequent=tuple(sorted(codec.frequent)))
+    assert classes(codec.encode(other)) < 0.8 * classes(by_frequency.encode(other))
+
+
+def test_a_block_without_records_or_with_one_token_is_ordered() -> None:
+    for capture in (Capture(head=0, tail=0), Capture(head=1, tail=1), Capture(head=0, tail=2)):
+        for count in (0, 1, 2):
+            targets = random_record(2, 3, capture).take(np.arange(count))
+            codec: Any = CODECS["compact"].fitting(vocabulary=2, capture=capture)
+            order = codec.learned(with_targets(targets, capture)).frequent
+            assert set(order) <= {0, 1}
+            assert len(order) >= 1

@@ -1,4 +1,4 @@
-"""The integers of a record of `compact`, in which labels are looked up, and tokens by frequency."""
+"""The integers of a record of `compact`, in which labels are looked up, and the ranks of tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SPREAD = 4.0
 
 
 class Ranks:
-    """Tokens by frequency: the frequent ones first, then the others by id."""
+    """The numbers of tokens: those in `frequent` come first, then the others by id."""
 
     def __init__(self, vocabulary: int, frequent: tuple[int, ...]) -> None:
         others = np.ones(vocabulary, np.bool_)
