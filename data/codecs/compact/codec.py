@@ -59,9 +59,9 @@ _LARGEST_POWER = 6.0
 """At a larger temperature, the weight of the lowest level would underflow float32."""
 _MOST_FREQUENT = 16_384
 """Most tokens that the manifest lists in their order; the others follow by id. Measured, bytes of
-the ids of a position: V = 49,152: 17.9 with none, 16.8 with 1,024, 15.9 with 4,096, 15.4 with all. At
-V = 128,256, 32,768 tokens save 0.4 bytes in the block that they were learned from, and 0.01 in the
-next one."""
+the ids of a position, V = 49,152: 17.9 with none, 16.8 with 1,024, 15.9 with 4,096, 15.4 with all.
+At V = 128,256, 32,768 tokens save 0.4 bytes in the block that they were learned from, and 0.01 in
+the next one."""
 
 
 @dataclass(frozen=True, slots=True)

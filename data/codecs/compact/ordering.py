@@ -38,14 +38,14 @@ def ordered(targets: Targets, tokens: NDArray[np.int32], vocabulary: int, most: 
     found_V = np.bincount(ids, minlength=vocabulary).astype(np.float64)
     # the text decides between tokens that records have equally often
     score_V = found_V + np.bincount(tokens, minlength=vocabulary) / (2 * len(tokens) + 1)
-    most = min(most, np.count_nonzero(score_V))
+    most = min(most, int(np.count_nonzero(score_V)))
     order = np.argsort(-score_V, kind="stable")[:most]
     axes = _axes(ids, rows, found_V, len(targets))
     start = _FIRST
     while start < most:
-        group = slice(start, start * _GROWTH)
-        order[group] = _near(order[group], axes, 0)
-        start = group.stop
+        end = start * _GROWTH
+        order[start:end] = _near(order[start:end], axes, 0)
+        start = end
     return [int(token) for token in order]
 
 
