@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from coldstill.data.alignment import labels
 from coldstill.data.codecs import CODECS
+from coldstill.data.codecs.compact import compiled
 from coldstill.data.files import tokens_sha256
 from coldstill.data.places.claims import claimed
 from coldstill.data.prepared import TokenizedDocument, build_sequences
@@ -266,6 +267,29 @@ def assert_same(found: Block, wanted: Block) -> None:
     assert found.capture == wanted.capture
     np.testing.assert_equal(numbers(found.sequences), numbers(wanted.sequences))
     np.testing.assert_equal(numbers(found.targets), numbers(wanted.targets))
+
+
+def as_bytes(block: Block) -> dict[str, Any]:
+    """Every array of a block: type, shape and bytes."""
+    parts = numbers(block.sequences) | numbers(block.targets)
+    tail = block.targets.tail
+    parts |= {"ids": tail.ids, "counts": tail.counts, "offsets": tail.offsets}
+    arrays = {name: part if isinstance(part, tuple) else (part,) for name, part in parts.items()}
+    return {
+        name: [None if a is None else (a.dtype, a.shape, a.tobytes()) for a in each]
+        for name, each in arrays.items()
+    }
+
+
+def compiled_at_once() -> None:
+    """For a process that inherits nothing."""
+    compiled.WORTHWHILE = 0
+    assert compiled.loops(0) is not None
+
+
+def digest(root: Path) -> str:
+    """Everything that a store holds, as text."""
+    return repr(as_bytes(everything(root)))
 
 
 def cached_bytes(folder: Path) -> int:

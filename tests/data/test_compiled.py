@@ -15,12 +15,14 @@ import pytest
 from coldstill.data.codecs import CODECS
 from coldstill.data.codecs.compact import compiled
 from coldstill.data.maintenance.verify import verify
-from coldstill.data.schema import Block, Capture, Tail
+from coldstill.data.schema import Capture, Tail
 from coldstill.data.store.reader import open_store
 from oracles import (
     CAPTURES,
+    as_bytes,
+    compiled_at_once,
+    digest,
     everything,
-    numbers,
     random_block,
     random_record,
     whole_store,
@@ -61,18 +63,6 @@ def decoders(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         assert (compiled.loops(0) is None) is (name == "numpy")
 
     return choose
-
-
-def as_bytes(block: Block) -> dict[str, Any]:
-    """Every array of a block: type, shape and bytes."""
-    parts = numbers(block.sequences) | numbers(block.targets)
-    tail = block.targets.tail
-    parts |= {"ids": tail.ids, "counts": tail.counts, "offsets": tail.offsets}
-    arrays = {name: part if isinstance(part, tuple) else (part,) for name, part in parts.items()}
-    return {
-        name: [None if a is None else (a.dtype, a.shape, a.tobytes()) for a in each]
-        for name, each in arrays.items()
-    }
 
 
 def assert_decoded_alike(
@@ -208,14 +198,3 @@ def test_threads_and_processes_decode_alike(
     context: Any = multiprocessing.get_context(start)
     with context.Pool(2, initializer=compiled_at_once) as processes:
         assert set(processes.map(digest, [tmp_path] * 4)) == {wanted}
-
-
-def compiled_at_once() -> None:
-    """For a process that inherits nothing."""
-    compiled.WORTHWHILE = 0
-    assert compiled.loops(0) is not None
-
-
-def digest(root: Path) -> str:
-    """Everything that a store holds, as text."""
-    return repr(as_bytes(everything(root)))
