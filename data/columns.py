@@ -59,11 +59,16 @@ def from_positions(values: Mapping[str, NDArray[Any]], positions: Ragged) -> Col
 
 def to_positions(columns: Columns, positions: Ragged) -> dict[str, NDArray[Any]]:
     """The per-position arrays `[M, ...]`: the lists with the row borders of the positions."""
-    return {
-        name: column.values
-        for name, column in columns.items()
-        if isinstance(column, Ragged) and np.array_equal(column.offsets, positions.offsets)
-    }
+    fitting: dict[int, bool] = {}  # by the identity of the borders, which columns share
+    arrays = {}
+    for name, column in columns.items():
+        if isinstance(column, Ragged):
+            borders = column.offsets
+            if id(borders) not in fitting:
+                fitting[id(borders)] = np.array_equal(borders, positions.offsets)
+            if fitting[id(borders)]:
+                arrays[name] = column.values
+    return arrays
 
 
 def expect_column(
@@ -80,7 +85,7 @@ def expect_column(
             f"column '{name}' should be {np.dtype(dtype).name} {shape}, an entry for each "
             f"supervised position: {found}"
         )
-    return array
+    return as_given(array)
 
 
 def list_offsets(sizes: NDArray[Any]) -> NDArray[np.int64]:
@@ -90,14 +95,26 @@ def list_offsets(sizes: NDArray[Any]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
 
 
+def expect_lists(columns: Columns, name: str, dtype: Any) -> Ragged:
+    """A column of lists of numbers. Raises ValueError if it is missing, or has another dtype."""
+    column = columns.get(name)
+    if not isinstance(column, Ragged) or column.values.dtype != dtype or column.values.ndim != 1:
+        raise ValueError(f"column '{name}' should be lists of {np.dtype(dtype).name}")
+    return Ragged(as_given(column.values), column.offsets)
+
+
 def expect_list(
     columns: Columns, name: str, offsets: NDArray[np.int64], dtype: Any
 ) -> NDArray[Any]:
     """The entries of a column of lists with these borders. Raises ValueError if the column is
     missing, or has other borders or another dtype."""
-    column = columns.get(name)
-    if not isinstance(column, Ragged) or column.values.dtype != dtype:
-        raise ValueError(f"column '{name}' should be lists of {np.dtype(dtype).name}")
-    if column.values.ndim != 1 or not np.array_equal(column.offsets, offsets):
+    column = expect_lists(columns, name, dtype)
+    if not np.array_equal(column.offsets, offsets):
         raise ValueError(f"column '{name}' should have {offsets[-1]} entries in its lists")
     return column.values
+
+
+def as_given(array: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers as compiled code takes them: without gaps. Mostly the array itself."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else array.copy()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from coldstill.data.alignment import labels
 from coldstill.data.codecs import CODECS
+from coldstill.data.codecs.compact import compiled
 from coldstill.data.files import tokens_sha256
 from coldstill.data.places.claims import claimed
 from coldstill.data.prepared import TokenizedDocument, build_sequences
@@ -39,6 +40,18 @@ if TYPE_CHECKING:
 VOCABULARY = 40
 LENGTH = 12
 FULL = Capture(head=4, tail=3, temperatures=(0.5, 2.0), tail_logprobs=True, seed=7)
+
+CAPTURES = {
+    "head and tail": Capture(head=4, tail=3),
+    "one of each": Capture(head=1, tail=1),
+    "head only": Capture(head=5, tail=0),
+    "tail only": Capture(head=0, tail=6),
+    "neither": Capture(head=0, tail=0),
+    "whole vocabulary": Capture(head=VOCABULARY, tail=0),
+    "tail log-probabilities": Capture(head=2, tail=3, tail_logprobs=True),
+    "temperatures": Capture(head=3, tail=2, temperatures=(0.5, 2.0, 4.0)),
+    "temperatures without a tail": Capture(head=3, tail=0, temperatures=(2.0,)),
+}
 
 
 def random_sequences(seed: int, count: int, length: int = LENGTH) -> Sequences:
@@ -84,6 +97,41 @@ def random_targets(seed: int, labels_M: NDArray[Any], capture: Capture) -> Targe
         entropy=-(np.exp(logprobs_MV) * logprobs_MV).sum(1).astype(np.float32),
         log_norm=np.array(log_norm, np.float32).reshape(-1, len(labels_M)).T.copy(),
     )
+
+
+def random_record(
+    vocabulary: int, count: int, capture: Capture, *, spread: float = 3.0, seed: int = 0
+) -> Targets:
+    """Records of a large vocabulary, without its logits: the head's tokens and the samples are
+    anywhere in it, its first and last token among them."""
+    random = np.random.default_rng([seed, vocabulary])
+    width = capture.head + capture.tail
+    ids = np.stack([random.choice(vocabulary, width, replace=False) for _ in range(count)])
+    if width > 1:
+        ids[0, :2] = 0, vocabulary - 1
+        ids[1:3, 0] = vocabulary - 1, 0
+        for row in (0, 1, 2):  # still distinct
+            ids[row, 2:] = random.choice(np.arange(1, vocabulary - 1), width - 2, replace=False)
+    logits = np.sort(random.normal(0.0, spread, (count, capture.head)), axis=1)[:, ::-1]
+    rest = random.normal(0.0, spread, (count, 1))
+    norm = np.logaddexp.reduce(np.concatenate([logits, rest], axis=1), axis=1)[:, None]
+    return Targets(
+        head_ids=ids[:, : capture.head].astype(np.int32),
+        head_logprobs=(logits - norm).astype(np.float32),
+        log_tail=(rest - norm)[:, 0].astype(np.float32),
+        tail=Tail.from_draws(ids[:, capture.head :].astype(np.int32)),
+        label_logprob=(-random.exponential(3.0, count)).astype(np.float32),
+        entropy=random.exponential(2.0, count).astype(np.float32),
+        log_norm=np.zeros((count, 0), np.float32),
+    )
+
+
+def with_targets(targets: Targets, capture: Capture) -> Block:
+    """A block of one sequence in which every token but the first is learned."""
+    tokens = np.zeros(len(targets) + 1, np.int32)
+    document = TokenizedDocument(0, tokens, np.ones(len(tokens), np.bool_))
+    sequences = build_sequences(0, [[document]])
+    return Block(sequences=sequences, targets=targets, capture=capture)
 
 
 def draws(tail: Tail) -> NDArray[np.int32]:
@@ -219,6 +267,29 @@ def assert_same(found: Block, wanted: Block) -> None:
     assert found.capture == wanted.capture
     np.testing.assert_equal(numbers(found.sequences), numbers(wanted.sequences))
     np.testing.assert_equal(numbers(found.targets), numbers(wanted.targets))
+
+
+def as_bytes(block: Block) -> dict[str, Any]:
+    """Every array of a block: type, shape and bytes."""
+    parts = numbers(block.sequences) | numbers(block.targets)
+    tail = block.targets.tail
+    parts |= {"ids": tail.ids, "counts": tail.counts, "offsets": tail.offsets}
+    arrays = {name: part if isinstance(part, tuple) else (part,) for name, part in parts.items()}
+    return {
+        name: [None if a is None else (a.dtype, a.shape, a.tobytes()) for a in each]
+        for name, each in arrays.items()
+    }
+
+
+def compiled_at_once() -> None:
+    """For a process that inherits nothing."""
+    compiled.WORTHWHILE = 0
+    assert compiled.loops(0) is not None
+
+
+def digest(root: Path) -> str:
+    """Everything that a store holds, as text."""
+    return repr(as_bytes(everything(root)))
 
 
 def cached_bytes(folder: Path) -> int:

@@ -37,6 +37,8 @@ DATA_MAY_ASK = {
     ("tokenizers", "data.token_bytes"),
 }
 """Optional libraries that one file each imports inside a function."""
+DATA_MAY_NEED = {("numba", "data.codecs.compact.loops")}
+"""Optional libraries that a file needs which no other file imports: it is loaded when it pays."""
 LIGHT_STAGES = {
     "stages", "stages.config", "stages.evaluation.lm_eval.results",
     "stages.export", "stages.libraries",
@@ -178,8 +180,11 @@ def test_data_imports_no_deep_learning() -> None:
         if not found.ours
         and top(found.module) not in allowed
         and not ((top(found.module), name) in DATA_MAY_ASK and found.in_function)
+        and (top(found.module), name) not in DATA_MAY_NEED
     ]
     assert wrong == []
+    needing = {name for _, name in DATA_MAY_NEED}
+    assert [name for name, found in imports_in(*ROOMS) if found.module in needing] == []
 
 
 def test_the_pipeline_imports_nothing_heavy_at_start() -> None:

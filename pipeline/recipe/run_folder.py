@@ -15,6 +15,7 @@ import re
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -289,7 +290,9 @@ def _recorded_seed(run: Run) -> int | None:
 
 
 def _environment() -> dict[str, str]:
-    packages = ("coldstill", "torch", "transformers", "pyarrow", "numpy", "tokenizers")
+    packages = ["coldstill", "torch", "transformers", "pyarrow", "numpy", "tokenizers"]
+    if find_spec("numba") is not None:  # it decodes stores
+        packages.append("numba")
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

@@ -1,4 +1,8 @@
-"""Bytes, distortion and speed of every codec in every format, on one core."""
+"""Bytes, distortion and speed of every codec in every format, on one core.
+
+Speeds are of the processor's time: others may use the machine. The codec `compact` is decoded by
+numpy and by compiled loops in turns; without numba, both columns are numpy's.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from coldstill.data.codecs import CODECS, distortion
+from coldstill.data.codecs.compact import compiled
 from coldstill.data.formats import STORES
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.writer import blocks_of
@@ -43,8 +48,11 @@ class Row:
     """Bytes of the whole shard: targets, tokens, borders, hashes."""
     kl: float
     encode: float
-    """Positions per second; `decode` is from columns in memory, `read` from the file."""
+    """Positions per second of the processor; `decode` is from columns in memory, `read` from the
+    file."""
+    decode_numpy: float
     decode: float
+    read_numpy: float
     read: float
     variance: float | None
     """Variance of the sampled gradient, as a share of that of 50 multinomial draws."""
@@ -94,9 +102,19 @@ def _row(teacher: Measured, capture: Capture, codec_name: str, store_name: str) 
             size,
             kl,
             encode=lambda: [codec.encode(part) for part in parts],
-            decode=lambda: [codec.decode(one, capture) for one in columns],
-            read=read,
+            **_both("decode", lambda: [codec.decode(one, capture) for one in columns]),
+            **_both("read", read),
         )
+
+
+def _both(name: str, call: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """The call with numpy's decoder, and with the compiled one."""
+
+    def by(worthwhile: int) -> Any:
+        compiled.WORTHWHILE = worthwhile
+        return call()
+
+    return {f"{name}_numpy": lambda: by(1 << 60), name: lambda: by(0)}
 
 
 def _half_and_word(teacher: Measured, capture: Capture) -> Row:
@@ -124,8 +142,8 @@ def _half_and_word(teacher: Measured, capture: Capture) -> Row:
         size,
         kl,
         encode=encode,
-        decode=decode,
-        read=decode,
+        **_both("decode", decode),
+        **_both("read", decode),
     )
 
 
@@ -146,20 +164,23 @@ def _timed(
         store=names[1],
         bytes_per_position=size / count,
         kl=abs(kl),
-        **{name: count / _median_seconds(call) for name, call in calls.items()},
+        **{name: count / seconds for name, seconds in _median_seconds(calls).items()},
         variance=teacher.variance.get(capture),
         machine=describe_machine(),
     )
 
 
-def _median_seconds(call: Callable[[], Any], repeats: int = 7) -> float:
-    call()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
+def _median_seconds(calls: dict[str, Callable[[], Any]], repeats: int = 9) -> dict[str, float]:
+    """Of the processor, for each of some calls that are made in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
         call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    for _ in range(repeats):
+        for name, call in calls.items():
+            started = time.thread_time()
+            call()
+            seconds[name].append(time.thread_time() - started)
+    return {name: statistics.median(each) for name, each in seconds.items()}
 
 
 def _print(rows: list[Row]) -> None:
@@ -170,7 +191,8 @@ def _print(rows: list[Row]) -> None:
         print(
             f"    {row.codec:<14} {row.store:<6} {row.bytes_per_position:>7.1f} B/position  "
             f"KL {row.kl:.6f}  million/s: encode {row.encode / 1e6:>6.2f} "
-            f"decode {row.decode / 1e6:>7.2f} read {row.read / 1e6:>7.2f}"
+            f"decode {row.decode_numpy / 1e6:>7.2f} {row.decode / 1e6:>7.2f} "
+            f"read {row.read_numpy / 1e6:>7.2f} {row.read / 1e6:>7.2f}"
         )
 
 

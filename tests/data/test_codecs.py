@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pytest
 from coldstill.data.codecs import CODECS, distortion, largest_error, measure
-from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Block, Capture, Sequences, Tail, Targets
-from oracles import VOCABULARY, draws, known_draws, random_block
+from oracles import (
+    CAPTURES,
+    VOCABULARY,
+    draws,
+    known_draws,
+    random_block,
+    random_record,
+    with_targets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,53 +26,7 @@ if TYPE_CHECKING:
     from coldstill.data.codecs import Codec
     from numpy.typing import NDArray
 
-CAPTURES = {
-    "head and tail": Capture(head=4, tail=3),
-    "one of each": Capture(head=1, tail=1),
-    "head only": Capture(head=5, tail=0),
-    "tail only": Capture(head=0, tail=6),
-    "neither": Capture(head=0, tail=0),
-    "whole vocabulary": Capture(head=VOCABULARY, tail=0),
-    "tail log-probabilities": Capture(head=2, tail=3, tail_logprobs=True),
-    "temperatures": Capture(head=3, tail=2, temperatures=(0.5, 2.0, 4.0)),
-    "temperatures without a tail": Capture(head=3, tail=0, temperatures=(2.0,)),
-}
 captures = pytest.mark.parametrize("capture", CAPTURES.values(), ids=list(CAPTURES))
-
-
-def random_record(
-    vocabulary: int, count: int, capture: Capture, *, spread: float = 3.0, seed: int = 0
-) -> Targets:
-    """Records of a large vocabulary, without its logits: the head's tokens and the samples are
-    anywhere in it, its first and last token among them."""
-    random = np.random.default_rng([seed, vocabulary])
-    width = capture.head + capture.tail
-    ids = np.stack([random.choice(vocabulary, width, replace=False) for _ in range(count)])
-    if width > 1:
-        ids[0, :2] = 0, vocabulary - 1
-        ids[1:3, 0] = vocabulary - 1, 0
-        for row in (0, 1, 2):  # still distinct
-            ids[row, 2:] = random.choice(np.arange(1, vocabulary - 1), width - 2, replace=False)
-    logits = np.sort(random.normal(0.0, spread, (count, capture.head)), axis=1)[:, ::-1]
-    rest = random.normal(0.0, spread, (count, 1))
-    norm = np.logaddexp.reduce(np.concatenate([logits, rest], axis=1), axis=1)[:, None]
-    return Targets(
-        head_ids=ids[:, : capture.head].astype(np.int32),
-        head_logprobs=(logits - norm).astype(np.float32),
-        log_tail=(rest - norm)[:, 0].astype(np.float32),
-        tail=Tail.from_draws(ids[:, capture.head :].astype(np.int32)),
-        label_logprob=(-random.exponential(3.0, count)).astype(np.float32),
-        entropy=random.exponential(2.0, count).astype(np.float32),
-        log_norm=np.zeros((count, 0), np.float32),
-    )
-
-
-def with_targets(targets: Targets, capture: Capture) -> Block:
-    """A block of one sequence in which every token but the first is learned."""
-    tokens = np.zeros(len(targets) + 1, np.int32)
-    document = TokenizedDocument(0, tokens, np.ones(len(tokens), np.bool_))
-    sequences = build_sequences(0, [[document]])
-    return Block(sequences=sequences, targets=targets, capture=capture)
 
 
 CERTAIN = [[0.0, -103.0]]
@@ -384,3 +345,51 @@ def test_a_changed_id_is_named_by_its_position() -> None:
     ):
         with pytest.raises(ValueError, match=r"the codec changes the .* of position 3"):
             distortion(targets, changed)
+
+
+def test_tokens_that_occur_together_get_ranks_side_by_side() -> None:
+    """Records of a few topics, whose tokens are anywhere in the vocabulary."""
+    random = np.random.default_rng(0)
+    vocabulary, capture = 6_000, Capture(head=0, tail=50)
+    topics = random.permutation(vocabulary)[:2_400].reshape(12, 200)
+
+    def block(seed: int) -> Block:
+        own = np.random.default_rng(seed)
+        ids = np.stack([own.choice(topics[own.integers(12)], 50) for _ in range(800)])
+        targets = replace(random_record(vocabulary, 800, capture), tail=Tail.from_draws(ids))
+        return with_targets(targets, capture)
+
+    plain = CODECS["compact"].fitting(vocabulary=vocabulary, capture=capture)
+    codec: Any = plain.learned(block(1))
+    again: Any = plain.learned(block(1))
+    assert codec.frequent == again.frequent
+    assert codec.learned(block(2)) == codec  # what is given stays
+    order = np.array(codec.frequent)
+    assert len(set(codec.frequent)) == len(order) == 2_400
+    topic_V = np.full(vocabulary, -1)
+    topic_V[topics] = np.arange(12)[:, None]
+    alike = np.diff(topic_V[order[16:]]) == 0
+    assert alike.mean() > 0.9  # a twelfth would be chance
+    other = block(2)
+    for one in (plain, codec):
+        found = one.decode(one.encode(other), capture)
+        assert np.array_equal(draws(found.targets.tail), draws(other.targets.tail))
+
+    def classes(columns: Any) -> float:
+        symbols = np.concatenate([columns[f"tail_ids_{i}"].values for i in range(4)]) & 127
+        shares = np.bincount(symbols) / len(symbols)
+        further = len(columns["tail_ids_low"].values) / len(symbols)
+        return float(-(shares * np.log2(np.maximum(shares, 1e-9))).sum() / 8 + further)
+
+    by_frequency = replace(codec, frequent=tuple(sorted(codec.frequent)))
+    assert classes(codec.encode(other)) < 0.8 * classes(by_frequency.encode(other))
+
+
+def test_a_block_without_records_or_with_one_token_is_ordered() -> None:
+    for capture in (Capture(head=0, tail=0), Capture(head=1, tail=1), Capture(head=0, tail=2)):
+        for count in (0, 1, 2):
+            targets = random_record(2, 3, capture).take(np.arange(count))
+            codec: Any = CODECS["compact"].fitting(vocabulary=2, capture=capture)
+            order = codec.learned(with_targets(targets, capture)).frequent
+            assert set(order) <= {0, 1}
+            assert len(order) >= 1

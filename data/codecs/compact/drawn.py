@@ -7,6 +7,7 @@ That of the last one of a position is not: it follows from R.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,68 +36,63 @@ _REPEATS = (1 << 32) - 1
 """The lower half of `_terms`."""
 
 
+_Decoded = tuple["NDArray[Any]", "NDArray[np.int64]", "NDArray[np.int64]"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Drawn:
-    """The samples of M positions, by rank in increasing order.
+    """The samples of M positions, by rank in increasing order."""
 
-    Most ids were drawn once. What concerns counts is computed on the others, which are few.
-    """
+    draws: int
+    """R."""
+    ids: NDArray[np.int32]
+    """[J] their tokens."""
+    counts: NDArray[Any]
+    """[J] how often each was drawn, at least once."""
+    logprobs: NDArray[np.uint16] | None
+    """[J] log-probabilities in steps."""
+    offsets: NDArray[np.int64]
+    """[M + 1] borders of the positions."""
+    tops: NDArray[np.int64]
+    """[M] the entry that was drawn most often; of several, the first."""
+    entropy_steps: NDArray[np.int64]
+    """[M] the entropy of the samples, in steps, and what such an entropy lacks."""
 
-    def __init__(
-        self,
-        draws: int,
-        ranks_J: NDArray[np.int32],
-        often_J: NDArray[np.bool_],
-        sizes_M: NDArray[np.int64],
-    ) -> None:
-        """The samples without their counts.
-
-        draws    R
-        often_J  whether an id was drawn more than once
-        sizes_M  the number of ids of each position, at least 1
-        """
-        self.draws, self.ranks, self.sizes = draws, ranks_J, sizes_M
-        self.offsets = list_offsets(sizes_M)
-        self.counts = np.ones(len(ranks_J), count_type(draws))
-        """[J]"""
-        self.logprobs: NDArray[np.uint16] | None = None
-        """[J] log-probabilities in steps."""
-        self._often_J = often_J
-        self._often = np.flatnonzero(often_J)
-        """The entries that were drawn more than once."""
-        self._before = np.cumsum(np.append(np.False_, often_J), dtype=np.int32).take(self.offsets)
-        """[M + 1] how many of them are in the positions before."""
-        self._rows = np.flatnonzero(self._before[1:] > self._before[:-1])
-        """The positions that have such entries."""
-        self._first = self._before.take(self._rows)
-        """Index in `_often` of the first one of each of these positions."""
-        self._last = self._before.take(self._rows + 1) - 1
-        kept = np.ones(len(self._often), np.bool_)
-        kept[self._last] = False
-        self._kept = np.flatnonzero(kept)
-        """Indices in `_often` of the entries whose counts are stored."""
-        self._sums = np.zeros(0, np.int64)
-        """For each of `_rows`, `_terms` of its entries added up."""
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """[M] the number of ids of each position, at least 1."""
+        return np.diff(self.offsets)
 
     @classmethod
     def of(cls, tail: Tail, ranks_J: NDArray[np.int32], draws: int) -> Drawn:
         """Samples whose ranks are in any order."""
         order = np.argsort(tail.rows() << 32 | ranks_J, kind="stable")
-        counts = tail.counts[order]
-        made = cls(draws, ranks_J[order], counts > 1, tail.lengths)
-        made.counts = counts.astype(made.counts.dtype)
-        made._sums = made._added(_terms(draws).take(counts[made._often]))
-        if tail.logprobs is not None:
-            made.logprobs = to_steps(-tail.logprobs[order], "-tail_logprobs")
-        return made
+        counts = tail.counts[order].astype(count_type(draws))
+        repeats = _Repeats(counts > 1, tail.offsets)
+        sums = repeats.added(_terms(draws).take(counts[repeats.entries]))
+        return cls(
+            draws=draws,
+            ids=tail.ids[order],
+            counts=counts,
+            logprobs=None
+            if tail.logprobs is None
+            else to_steps(-tail.logprobs[order], "-tail_logprobs"),
+            offsets=tail.offsets,
+            tops=repeats.tops(counts),
+            entropy_steps=repeats.entropy_steps(sums, draws),
+        )
 
-    def pack(self, borders_N: NDArray[np.int64]) -> Columns:
+    def pack(self, ranks_J: NDArray[np.int32], borders_N: NDArray[np.int64]) -> Columns:
         """The columns but for the sizes: one list per sequence.
 
+        ranks_J    the ranks of the ids
         borders_N  [N + 1] the first position of each sequence
         """
-        columns = _IDS.pack(Sets(self.ranks, self.sizes, self._often_J), borders_N)
-        counts = (self.counts[self._often[self._kept]] - 2).astype(self.counts.dtype)
-        columns["tail_counts"] = Ragged(counts, self._kept_before(borders_N))
+        often_J = self.counts > 1
+        repeats, sizes = _Repeats(often_J, self.offsets), self.sizes
+        columns = _IDS.pack(Sets(ranks_J, sizes, often_J), borders_N)
+        counts = (self.counts[repeats.entries[repeats.kept]] - 2).astype(self.counts.dtype)
+        columns["tail_counts"] = Ragged(counts, repeats.kept_before(borders_N))
         if self.logprobs is not None:
             columns["tail_logprobs"] = Ragged(self.logprobs, self.offsets[borders_N])
         return columns
@@ -110,101 +106,175 @@ class Drawn:
         *,
         draws: int,
         logprobs: bool,
+        tokens_V: NDArray[np.int32],
+        loops: Any,
     ) -> Drawn:
-        """The samples. Raises ValueError if the columns do not fit the sizes or R."""
+        """The samples. Raises ValueError if the columns do not fit the sizes or R.
+
+        tokens_V  the token of each rank
+        loops     compiled loops (`compiled.loops`), or None
+        """
         if sizes.max(initial=1) > draws:
             raise ValueError(f"column 'tail_sizes' holds {sizes.max()} ids of {draws} draws")
-        sets = _IDS.unpack(columns, sizes, borders_N)
+        sets = _IDS.unpack(columns, sizes, borders_N, tokens_V, loops=loops)
         assert sets.flags is not None
-        made = cls(draws, sets.ids, sets.flags, sizes)
-        stored = expect_list(
-            columns, "tail_counts", made._kept_before(borders_N), made.counts.dtype
+        offsets, dtype = list_offsets(sizes), np.dtype(count_type(draws))
+        known = (
+            expect_list(columns, "tail_logprobs", offsets[borders_N], np.uint16)
+            if logprobs
+            else None
         )
+        repeats = (
+            _Repeats(sets.flags, offsets)
+            if loops is None or dtype.itemsize > 2
+            else _CompiledRepeats(sets, loops)
+        )
+        stored = expect_list(columns, "tail_counts", repeats.kept_before(borders_N), dtype)
         if stored.max(initial=0) > max(0, draws - 2):
             raise ValueError(f"column 'tail_counts' reaches {stored.max()} of {draws} draws")
-        made._set_counts(stored)
-        if logprobs:
-            first_N = made.offsets[borders_N]
-            made.logprobs = expect_list(columns, "tail_logprobs", first_N, np.uint16)
-        return made
+        counts, tops, steps = repeats.decoded(stored, draws)
+        return cls(
+            draws=draws,
+            ids=sets.ids,
+            counts=counts,
+            logprobs=known,
+            offsets=offsets,
+            tops=tops,
+            entropy_steps=steps,
+        )
 
-    def _set_counts(self, stored: NDArray[Any]) -> None:
-        """The counts of all entries from the stored ones, which are less by 2."""
-        rows, draws, table = self._rows, self.draws, _terms(self.draws)
-        terms = np.zeros(len(self._often), np.int64)
-        terms[self._kept] = table[2:].take(stored)
-        self._sums = self._added(terms)
-        left = draws - self.sizes.take(rows) - (self._sums & _REPEATS)
-        if (left < 1).any() or np.count_nonzero(self.sizes < draws) != len(rows):
-            raise ValueError(f"column 'tail_counts': those of a position do not sum to {draws}")
-        self._sums += table.take(left + 1)
-        counts = np.empty(len(self._often), self.counts.dtype)
-        counts[self._kept] = stored + stored.dtype.type(2)
-        counts[self._last] = left + 1
-        self.counts[self._often] = counts
-
-    def tops(self) -> NDArray[np.int64]:
-        """[M] the entry that was drawn most often; of several, the first."""
-        tops_M = self.offsets[:-1].copy()
-        if len(self._rows):
-            number = len(self._often)
-            keys = self.counts.take(self._often).astype(np.int64) << 32
-            keys |= np.arange(number, 0, -1)
-            most = np.maximum.reduceat(keys, self._first)
-            tops_M[self._rows] = self._often.take(number - (most & 0xFFFFFFFF))
-        return tops_M
-
-    def find(self, ranks_M: NDArray[np.int32]) -> NDArray[np.int64]:
+    def find(self, ids_M: NDArray[np.int32]) -> NDArray[np.int64]:
         """[M] the entry of a token in each position's samples, or -1."""
-        places = np.flatnonzero(self.ranks == np.repeat(ranks_M, self.sizes))
+        places = np.flatnonzero(self.ids == np.repeat(ids_M, self.sizes))
         found = np.full(len(self.sizes), -1)
         found[np.searchsorted(self.offsets[:-1], places, side="right") - 1] = places
         return found
 
-    def steps(self, entries: NDArray[np.int64]) -> NDArray[np.int64]:
-        """-log of the share of some entries in the samples, in steps."""
-        return self._steps.take(self.counts.take(entries))
-
     @property
-    def unseen_steps(self) -> int:
-        """The same of a token that was not drawn."""
-        return int(self._steps[0])
+    def steps(self) -> NDArray[np.int64]:
+        """[R + 1] -log of the share of a token in the samples that was drawn so often, in steps."""
+        return _share_steps(self.draws)
 
-    @property
-    def _steps(self) -> NDArray[np.int64]:
-        share = np.maximum(np.arange(self.draws + 1), _UNSEEN) / self.draws
-        table: NDArray[np.int64] = np.rint(-np.log(share) * STEPS).astype(np.int64)
-        return table
-
-    def entropy_steps(self) -> NDArray[np.int64]:
-        """[M] the entropy of the samples, in steps, and what such an entropy lacks."""
-        kinds = np.arange(self.draws + 1)
-        share = kinds / self.draws
-        unseen = np.rint((_LINEAR * share + _SQUARE * share**2) * STEPS).astype(np.int64)
-        # as if all were drawn once, and what the others add to it
-        once = kinds * int(_entropies(self.draws)[1])
-        steps_M: NDArray[np.int64] = (once // _FINE + unseen).take(self.sizes)
-        sizes = self.sizes.take(self._rows)
-        seen = (once.take(sizes) + (self._sums >> 32)) // _FINE
-        steps_M[self._rows] = seen + unseen.take(sizes)
-        return steps_M
-
-    def tail(self, ids_J: NDArray[np.int32]) -> Tail:
-        """The samples, with these ids for their ranks."""
+    def tail(self) -> Tail:
+        """The samples."""
         logprobs = None if self.logprobs is None else from_steps(self.logprobs, -1)
-        return Tail(ids=ids_J, counts=self.counts, logprobs=logprobs, offsets=self.offsets)
+        return Tail(ids=self.ids, counts=self.counts, logprobs=logprobs, offsets=self.offsets)
 
-    def _kept_before(self, borders_N: NDArray[np.int64]) -> NDArray[np.int64]:
+
+class _Repeats:
+    """The entries that were drawn more than once, in numpy: most ids were drawn once, so that what
+    concerns counts is computed on few."""
+
+    def __init__(self, often_J: NDArray[np.bool_], offsets: NDArray[np.int64]) -> None:
+        """often_J  whether an id was drawn more than once
+        offsets  [M + 1] borders of the positions
+        """
+        self._offsets, self._sizes = offsets, np.diff(offsets)
+        self.entries = np.flatnonzero(often_J)
+        """Indices of these entries among all."""
+        self._before = np.cumsum(np.append(np.False_, often_J), dtype=np.int32).take(offsets)
+        """[M + 1] how many of them are in the positions before."""
+        self._rows = np.flatnonzero(self._before[1:] > self._before[:-1])
+        """The positions that have such entries."""
+        self._first = self._before.take(self._rows)
+        """Index in `entries` of the first one of each of these positions."""
+        self._last = self._before.take(self._rows + 1) - 1
+        kept = np.ones(len(self.entries), np.bool_)
+        kept[self._last] = False
+        self.kept = np.flatnonzero(kept)
+        """Indices in `entries` of those whose counts are stored."""
+
+    def kept_before(self, borders_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """[N + 1] how many entries before these positions have stored counts."""
         return self._before[borders_N] - np.searchsorted(self._rows, borders_N)
 
-    def _added(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """For each of `_rows`, the sum of a value of its entries that were drawn often."""
+    def added(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each position with such entries, the sum of a value of theirs."""
         sums = np.append(0, values.cumsum())
         added: NDArray[np.int64] = sums.take(self._last + 1) - sums.take(self._first)
         return added
 
+    def decoded(self, stored: NDArray[Any], draws: int) -> _Decoded:
+        """The counts of all entries from the stored ones, which are less by 2; `Drawn.tops` and
+        `Drawn.entropy_steps`. Raises ValueError if the counts do not sum to R."""
+        rows, table = self._rows, _terms(draws)
+        terms = np.zeros(len(self.entries), np.int64)
+        terms[self.kept] = table[2:].take(stored)
+        sums = self.added(terms)
+        left = draws - self._sizes.take(rows) - (sums & _REPEATS)
+        if (left < 1).any() or np.count_nonzero(self._sizes < draws) != len(rows):
+            raise _wrong_sum(draws)
+        counts = np.empty(len(self.entries), stored.dtype)
+        counts[self.kept] = stored + stored.dtype.type(2)
+        counts[self._last] = left + 1
+        counts_J = np.ones(self._offsets[-1], stored.dtype)
+        counts_J[self.entries] = counts
+        steps_M = self.entropy_steps(sums + table.take(left + 1), draws)
+        return counts_J, self.tops(counts_J), steps_M
 
+    def tops(self, counts_J: NDArray[Any]) -> NDArray[np.int64]:
+        """[M] the entry that was drawn most often; of several, the first."""
+        tops_M = self._offsets[:-1].copy()
+        if len(self._rows):
+            number = len(self.entries)
+            keys = counts_J.take(self.entries).astype(np.int64) << 32
+            keys |= np.arange(number, 0, -1)
+            most = np.maximum.reduceat(keys, self._first)
+            tops_M[self._rows] = self.entries.take(number - (most & 0xFFFFFFFF))
+        return tops_M
+
+    def entropy_steps(self, sums: NDArray[np.int64], draws: int) -> NDArray[np.int64]:
+        """[M] the entropy of the samples, in steps, and what such an entropy lacks.
+
+        sums  for each position with such entries, their `_terms` added up
+        """
+        # as if all were drawn once, and what the others add to it
+        once, unseen = np.arange(draws + 1) * _entropies(draws)[1], _unseen(draws)
+        steps_M: NDArray[np.int64] = (once // _FINE + unseen).take(self._sizes)
+        sizes = self._sizes.take(self._rows)
+        steps_M[self._rows] = (once.take(sizes) + (sums >> 32)) // _FINE + unseen.take(sizes)
+        return steps_M
+
+
+class _CompiledRepeats:
+    """The same with compiled loops, which pass over all entries."""
+
+    def __init__(self, sets: Sets, loops: Any) -> None:
+        self._sets, self._loops = sets, loops
+
+    def kept_before(self, borders_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        assert self._sets.flagged is not None  # the loops count them
+        return list_offsets(np.maximum(self._sets.flagged - 1, 0))[borders_N]
+
+    def decoded(self, stored: NDArray[Any], draws: int) -> _Decoded:
+        counts_J, tops_M, sums_M, fits = self._loops.counts(
+            self._sets.flags, self._sets.sizes, stored, draws, _entropies(draws)
+        )
+        if not fits:
+            raise _wrong_sum(draws)
+        return counts_J, tops_M, sums_M // _FINE + _unseen(draws).take(self._sets.sizes)
+
+
+def _wrong_sum(draws: int) -> ValueError:
+    return ValueError(f"column 'tail_counts': those of a position do not sum to {draws}")
+
+
+@functools.lru_cache(maxsize=8)
+def _share_steps(draws: int) -> NDArray[np.int64]:
+    share = np.maximum(np.arange(draws + 1), _UNSEEN) / draws
+    table: NDArray[np.int64] = np.rint(-np.log(share) * STEPS).astype(np.int64)
+    return table
+
+
+@functools.lru_cache(maxsize=8)
+def _unseen(draws: int) -> NDArray[np.int64]:
+    """[R + 1] what the entropy of so many different tokens lacks of the teacher's, in steps."""
+    share = np.arange(draws + 1) / draws
+    steps: NDArray[np.int64] = np.rint((_LINEAR * share + _SQUARE * share**2) * STEPS)
+    return steps.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=8)
 def _entropies(draws: int) -> NDArray[np.int64]:
     """[R + 1] what a token that was drawn so often adds to the entropy of the samples."""
     share = np.arange(draws + 1) / draws

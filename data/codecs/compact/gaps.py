@@ -13,7 +13,7 @@ range of ids.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +46,8 @@ class Sets:
     """[M] at least 1."""
     flags: NDArray[np.bool_] | None = None
     """[J] one further bit for each id, if the packing has room for it."""
+    flagged: NDArray[np.int64] | None = None
+    """[M] how many ids have that bit; None if nobody has counted them."""
 
 
 class GapPacking:
@@ -100,11 +102,63 @@ class GapPacking:
         return columns
 
     def unpack(
-        self, columns: Columns, sizes: NDArray[np.int64], borders_N: NDArray[np.int64]
+        self,
+        columns: Columns,
+        sizes: NDArray[np.int64],
+        borders_N: NDArray[np.int64],
+        tokens_V: NDArray[np.int32],
+        *,
+        ranks: bool = False,
+        loops: Any = None,
     ) -> Sets:
-        """The sets of these sizes. Raises ValueError if the columns do not fit them."""
+        """The sets of these sizes. Raises ValueError if the columns do not fit them, or if a rank
+        has no token.
+
+        tokens_V  the token of each rank
+        ranks     give the ranks themselves
+        loops     compiled loops (`compiled.loops`), or None
+        """
         if sizes.min(initial=1) < 1:
             raise ValueError(f"column '{self._name}_sizes' holds a set without ids")
+        given = tokens_V[:0] if ranks else tokens_V
+        sets, largest = (
+            self._by_numpy(columns, sizes, borders_N)
+            if loops is None
+            else self._by_loops(columns, sizes, borders_N, given, loops)
+        )
+        if largest >= len(tokens_V):
+            raise ValueError(
+                f"columns '{self._name}_0' to '_3' reach rank {largest}, not below {len(tokens_V)}"
+            )
+        if loops is None and not ranks:
+            return replace(sets, ids=tokens_V.take(sets.ids))
+        return sets
+
+    def _by_loops(
+        self,
+        columns: Columns,
+        sizes: NDArray[np.int64],
+        borders_N: NDArray[np.int64],
+        tokens_V: NDArray[np.int32],
+        loops: Any,
+    ) -> tuple[Sets, int]:
+        borders_QN = loops.quarter_borders(sizes, borders_N)
+        lists = tuple(
+            expect_list(columns, self._list(quarter), borders, np.uint8)
+            for quarter, borders in enumerate(borders_QN)
+        )
+        classes = 127 if self._flags else 255, self._direct, self._narrow_end
+        low_N, high_N = loops.wide_borders(lists, borders_QN, *classes)
+        low = expect_list(columns, self._low, low_N, np.uint8)
+        high = expect_list(columns, self._high, high_N, np.uint8)
+        ids, flags, flagged_M, largest = loops.unpack(
+            lists, low, high, sizes, self._bases, *classes, tokens_V
+        )
+        return Sets(ids, sizes, flags if self._flags else None, flagged_M), largest
+
+    def _by_numpy(
+        self, columns: Columns, sizes: NDArray[np.int64], borders_N: NDArray[np.int64]
+    ) -> tuple[Sets, int]:
         starts = list_offsets(sizes)
         first_N = starts[borders_N]
         symbols = self._in_order(columns, sizes, borders_N)
@@ -131,7 +185,8 @@ class GapPacking:
             before = _before(ends).take(starts[sets] - first)
             before += 1
             np.subtract(ends, np.repeat(before, sizes[sets]), out=ids[first:last])
-        return Sets(ids.view(np.int32), sizes, flags)
+        largest = int(ids.take(starts[1:] - 1).max(initial=0))
+        return Sets(ids.view(np.int32), sizes, flags), largest
 
     def _in_order(
         self, columns: Columns, sizes: NDArray[np.int64], borders_N: NDArray[np.int64]
@@ -145,6 +200,9 @@ class GapPacking:
         if len(sizes) and sizes.min() == sizes.max():  # the sets are the rows of a matrix
             return np.concatenate([part.reshape(len(sizes), -1) for part in lists], axis=1).ravel()
         return np.concatenate(lists).take(quarters.order())
+
+    def _list(self, quarter: int) -> str:
+        return f"{self._name}_{quarter}"
 
     @property
     def _low(self) -> str:
@@ -161,7 +219,7 @@ class GapPacking:
         first = 0
         for quarter, offsets in enumerate(_before(ends_MQ)[borders_N].T.astype(np.int64)):
             last = first + int(offsets[-1])
-            yield f"{self._name}_{quarter}", first, last, offsets
+            yield self._list(quarter), first, last, offsets
             first = last
 
 

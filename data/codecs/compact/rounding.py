@@ -8,6 +8,7 @@ to 1.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,12 @@ _ANGLES = 4095
 ANGLE_ERROR = math.pi / 2 / _ANGLES
 _CACHE_ELEMENTS = 1 << 15
 """Entries that are processed at a time, so that they stay in the cache of a core."""
+
+
+@functools.lru_cache(maxsize=8)
+def levels_of(levels: int, temperature: float) -> Levels:
+    """The levels of a codec."""
+    return Levels(levels, temperature)
 
 
 class Levels:
@@ -89,14 +96,40 @@ class Levels:
             np.subtract(255, top_byte, out=levels[rows])
         return ids, levels
 
+    def ordered(
+        self,
+        ids_MK: NDArray[np.int32],
+        levels_MK: NDArray[np.uint8],
+        tokens_V: NDArray[np.int32],
+        loops: Any,
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.int64]]:
+        """`most_probable_first` and `sums` with compiled loops: what `tokens_V` has for the ids,
+        the levels and their sums. The given ids are overwritten."""
+        self._expect(levels_MK)
+        keys = ids_MK.view(np.uint32)
+        tokens, levels = np.empty(keys.shape, np.int32), np.empty(keys.shape, np.uint8)
+        sums_2M = np.empty((2, len(keys)), np.int64)
+        for rows in row_blocks(*keys.shape):
+            loops.head_keys(keys[rows], levels_MK[rows])
+            keys[rows].sort(axis=1)
+            loops.head_rows(
+                keys[rows],
+                tokens_V,
+                self._parts,
+                self._terms,
+                tokens[rows],
+                levels[rows],
+                sums_2M[:, rows],
+            )
+        return tokens, levels, sums_2M
+
     def sums(self, levels_MK: NDArray[np.uint8]) -> NDArray[np.int64]:
         """[2, M] the sums of a position's weights w before scaling, and of w log w, in parts.
 
         Sums of whole numbers are the same on every machine. Raises ValueError for a level that no
         probability has.
         """
-        if levels_MK.max(initial=0) > self._largest:
-            raise ValueError(f"column 'head_levels' reaches {levels_MK.max()}")
+        self._expect(levels_MK)
         sums_2M = np.zeros((2, len(levels_MK)), np.int64)
         for rows in row_blocks(*levels_MK.shape):
             levels = levels_MK[rows].astype(np.intp)
@@ -104,15 +137,26 @@ class Levels:
             np.sum(self._terms.take(levels), axis=1, out=sums_2M[1, rows])
         return sums_2M
 
+    def _expect(self, levels_MK: NDArray[np.uint8]) -> None:
+        if levels_MK.max(initial=0) > self._largest:
+            raise ValueError(f"column 'head_levels' reaches {levels_MK.max()}")
+
     def logprobs(
         self,
         levels_MK: NDArray[np.uint8],
         log_mass_M: NDArray[np.float32],
         sums_2M: NDArray[np.int64],
+        loops: Any = None,
     ) -> NDArray[np.float32]:
-        """[M, K] log-probabilities, scaled so that those of a position sum to its mass."""
-        logprobs = np.empty(levels_MK.shape, np.float32)
+        """[M, K] log-probabilities, scaled so that those of a position sum to its mass.
+
+        loops  compiled loops (`compiled.loops`), or None
+        """
         shift_M = (log_mass_M - np.log(_weight(sums_2M))).astype(np.float32)
+        if loops is not None:
+            scaled: NDArray[np.float32] = loops.head_logprobs(levels_MK, self._logs, shift_M)
+            return scaled
+        logprobs = np.empty(levels_MK.shape, np.float32)
         for rows in row_blocks(*levels_MK.shape):
             np.add(self._logs.take(levels_MK[rows]), shift_M[rows, None], out=logprobs[rows])
         return logprobs
@@ -166,9 +210,9 @@ def tail_mass(angle_M: NDArray[np.uint16]) -> NDArray[np.float64]:
     return _sines[angle_M] ** 2
 
 
-def tail_steps(angle_M: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """[M] -log of the tail's mass in steps; 0 for an empty tail."""
-    return _TAIL_STEPS.take(angle_M)
+def angle_steps() -> NDArray[np.int64]:
+    """-log of the tail's mass at every angle, in steps; 0 for an empty tail."""
+    return _TAIL_STEPS
 
 
 def to_steps(values: NDArray[np.float32], what: str) -> NDArray[np.uint16]:
