@@ -130,8 +130,8 @@ def test_importance_is_measured_once_for_all_cuts_from_the_same_sequences(
         assert any(stage.endswith(" importance") for stage in stages) == measured
         assert any("known from another cut" in note for note in notes) != measured
         assert record(tmp_path / name) == record(tmp_path / f"{name}-alone")
-        for file in ("config.json", "model.safetensors"):
-            made, alone = (tmp_path / n / "start" / file for n in (name, f"{name}-alone"))
+        for part in ("config.json", "model.safetensors"):
+            made, alone = (tmp_path / n / "start" / part for n in (name, f"{name}-alone"))
             assert made.read_bytes() == alone.read_bytes()
     files = sorted((tmp_path / "importance").iterdir())
     assert len(files) == 2
