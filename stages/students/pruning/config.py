@@ -57,7 +57,7 @@ class PruneConfig:
     residual stream, `loss` is the loss without it. `loss` removes one layer after another and needs
     a pass over the sample for each remaining layer each time; it chooses better if several layers
     are removed."""
-    sequences: _Count = 1024
+    sequences: _Count = 128
     """Number of sequences of the store on which importance is measured: a seeded sample, or all."""
 
     def __post_init__(self) -> None:
