@@ -1,29 +1,40 @@
 """The cost of reading: `train-student` from its store against the same loop fed from memory.
 
 The other side has the rows of every micro-batch ready. Files, zstd, decoding and checks therefore
-all count against the store.
+all count against the store. A store is in a folder, or behind a server of the S3 protocol on this
+machine with an empty local cache, so that every byte is downloaded while the student trains.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from coldstill.data.formats import STORES
+from coldstill.data.places.cache import CacheSettings
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
 from coldstill.stages.training.feed import StepBatches, StepShape, StoreDataset
 from coldstill.stages.training.loop import train
+from distance import ENVIRONMENT, connect
 from measure import Figure, compare_times, write
 from synthetic_store import make_block, make_model, make_store, training_job
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from coldstill.data.store.reader import StoreReader
     from coldstill.stages.training.feed import Rows
 
@@ -72,28 +83,59 @@ def main() -> None:
         for capture, store in itertools.product(CAPTURES, STORES):
             with tempfile.TemporaryDirectory() as folder:
                 figures.append(_figure(shape, capture, store, Path(folder)))
+    with s3_server():
+        for shape, store in itertools.product(SHAPES, STORES):
+            with tempfile.TemporaryDirectory() as folder:
+                figures.append(_figure(shape, Capture(), store, Path(folder), far=True))
     write("student_feed", figures)
 
 
-def _figure(shape: Shape, capture: Capture, format_: str, folder: Path) -> Figure:
+@contextlib.contextmanager
+def s3_server() -> Iterator[None]:
+    """A server of the S3 protocol in a process of its own, which this process then uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        try:
+            while True:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.1)
+            os.environ |= {**ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+            yield
+        finally:
+            server.terminate()
+
+
+def _figure(
+    shape: Shape, capture: Capture, format_: str, folder: Path, *, far: bool = False
+) -> Figure:
     count = 256 * 256 // shape.length
     block = make_block(shape.vocabulary, shape.length, count, capture)
     store = make_store(folder / "store", block, shape.vocabulary, count // 4, store=format_)
     ready = Ready(store, _read_before(store, shape))
     model = make_model(shape.vocabulary, shape.width, shape.layers, shape.length)
+    address = str(folder / "store")
+    if far:
+        address = f"s3://bench{folder.name.lower().replace('_', '-')}/store"
+        connect().mkdir(address.removesuffix("/store"))
+        connect().put(str(folder / "store"), address, recursive=True)
 
     def run(from_memory: bool) -> None:
-        shutil.rmtree(folder / "run", ignore_errors=True)
-        fresh = open_store(folder / "store")  # keeps no decoded block from the last run
+        for used in ("run", "cache"):
+            shutil.rmtree(folder / used, ignore_errors=True)
+        cache = CacheSettings(folder=folder / "cache") if far else None
+        fresh = open_store(address, cache=cache)  # keeps no decoded block from the last run
         job = training_job(
             fresh, model, folder / "run", steps=shape.steps,
             batch_tokens=shape.batch * shape.length,
         )  # fmt: skip
         train(dataclasses.replace(job, dataset=ready) if from_memory else job)
 
-    name = (
-        f"train-student against memory, {shape.name}, ({capture.head}, {capture.tail}), {format_}"
-    )
+    where = f"{format_} from S3" if far else format_
+    name = f"train-student against memory, {shape.name}, ({capture.head}, {capture.tail}), {where}"
     return compare_times(name, lambda: run(False), lambda: run(True), repeats=3)
 
 
