@@ -74,7 +74,7 @@ def special_texts(pairs: tuple[str, ...], where: str) -> dict[str, str]:
         token, mark, text = pair.rpartition("=")
         if not mark or not token:
             raise ColdstillError(
-                f"{where}: {json.dumps(pair)} is no pair such as '<|im_end|>=</s>'"
+                f"{where}: {json.dumps(pair)}: expected a pair such as '<|im_end|>=</s>'"
             )
         found[token] = text
     return found

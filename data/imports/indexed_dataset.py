@@ -36,7 +36,7 @@ def token_sequences(file: SourceFile, rows: int, start: int) -> Iterator[NDArray
           more, each beginning with the last token of the piece before
 
     Raises
-        ColdstillError: the index is none, or one of the files is cut short
+        ColdstillError: the file is not an index, or one of the files is cut short
     """
     stem = file.address[: -len(ENDINGS[0])]
     index, tokens = (replace(file, name=stem + end, address=stem + end) for end in ENDINGS)
@@ -67,7 +67,7 @@ def _index(file: SourceFile) -> tuple[np.dtype, NDArray[np.int32], NDArray[np.in
     with file.open() as stream:
         head = stream.read(_HEAD.size)
         if len(head) < _HEAD.size or head[:9] != _MAGIC:
-            raise ColdstillError(f"{file.name}: is no index of a data set of Megatron-LM")
+            raise ColdstillError(f"{file.name}: is not the index of a data set of Megatron-LM")
         _, version, code, count, _ = _HEAD.unpack(head)
         if version != 1 or code not in _TYPES:
             raise ColdstillError(

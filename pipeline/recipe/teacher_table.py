@@ -112,14 +112,14 @@ class TeacherTable(Table):
                 f"(a server's are {known})"
             ) from error
         if not url.startswith(("http://", "https://")):
-            raise ValueError("url: it is no address; it begins with http:// or https://")
+            raise ValueError("url: expected an address that begins with http:// or https://")
         try:
             parts = urlsplit(url)
             fits = parts.hostname and parts.port != 0 and not set(url) & set(" \t\r\n")
         except ValueError:
             fits = False
         if not fits:
-            raise ValueError("url: it is no address, which is http://HOST:PORT/v1")
+            raise ValueError("url: expected an address such as http://HOST:PORT/v1")
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError(
                 "url: it has a user or a query, which messages would show; give a key in the "

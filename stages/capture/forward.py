@@ -343,7 +343,7 @@ def forward_of(
     stop: Callable[[], bool] = lambda: False,
 ) -> Forward:
     """What captures batches of about `budget` tokens; `split` is for messages. Once `stop` returns
-    True, nobody waits long for a server."""
+    True, requests to a server end early."""
     if isinstance(teacher, ServedTeacher):
         return ServedForward(teacher, capture, budget, stop)
     return TeacherForward(teacher, capture, budget, report, split)

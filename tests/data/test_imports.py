@@ -414,7 +414,7 @@ def test_megatron_takes_the_tokens_from_its_own_data_set(
     for ending, content, message in (
         ("bin", b"", "set.bin: is cut short"),
         ("idx", index[:60], "set.idx: is cut short"),
-        ("idx", b"x" * 100, "set.idx: is no index of a data set"),
+        ("idx", b"x" * 100, "set.idx: is not the index of a data set"),
     ):
         (tmp_path / f"set.{ending}").write_bytes(content)
         wanted = request(folder, tmp_path / "bad", tokenizer, **options)

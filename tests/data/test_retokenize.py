@@ -250,7 +250,7 @@ def test_numerals_of_one_token_are_chunks_of_digits(folder: Path, tmp_path: Path
         i for i in range(len(at_new) - 2)
         if at_new[i : i + 3] == ["1", "2", "3"] and new.targets.chunk_sizes[i, 0] == 3
     ]  # fmt: skip
-    assert len(numerals) == len(digits) == 2  # that which begins a document is no label
+    assert len(numerals) == len(digits) == 2  # the first token of a document is not a label
     for one, other in zip(numerals, digits, strict=True):
         assert new.targets.label_logprob[other] == old.targets.label_logprob[one]
         assert (new.targets.label_logprob[other + 1 : other + 3] == 0).all()

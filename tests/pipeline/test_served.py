@@ -74,7 +74,7 @@ def test_what_a_server_cannot_give_is_refused(desk: Desk, teacher_folder: Path) 
         "logits.tail=4": "logits: a server lists the most probable tokens and gives no samples",
         "evaluation.tail=4": "evaluation: a server lists",
         "logits.temperatures=[2.0]": "logits.temperatures: a server gives probabilities",
-        'teacher.url="ftp://x"': "url: it is no address",
+        'teacher.url="ftp://x"': "url: expected an address",
         'teacher.url="http://joe:key@host/v1"': "it has a user or a query",
         'teacher.url="http://host:80a/v1"': "http://HOST:PORT/v1",
         'teacher.dtype="bf16"': "has both 'url' and 'dtype'",

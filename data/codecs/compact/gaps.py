@@ -47,7 +47,7 @@ class Sets:
     flags: NDArray[np.bool_] | None = None
     """[J] one further bit for each id, if the packing has room for it."""
     flagged: NDArray[np.int64] | None = None
-    """[M] how many ids have that bit; None if nobody has counted them."""
+    """[M] how many ids have that bit; None if they were not counted."""
 
 
 class GapPacking:

@@ -171,7 +171,7 @@ class VllmEngine:
                 jobs = [job for job in jobs if not job.is_done()]
                 if not jobs:
                     return
-                if self._closed:  # nobody waits for what is left
+                if self._closed:  # the results that are left are not wanted
                     raise ColdstillError(f"{self._where}: vllm was closed")
                 with self._asking("run the teacher"):
                     found = self._states.llm_engine.step()
@@ -299,7 +299,7 @@ class _Job:
         return True
 
     def is_done(self) -> bool:
-        """Whether all states are there; then they are given to whoever waits."""
+        """Whether all states are there; if so, they become the result of `future`."""
         if not self.places and not self.future.done():
             self.future.set_result(self._states)
         return self.future.done()
