@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .verdict import Training
 
 
+_OF_DISTRIBUTIONS = {"teacher_entropy", "teacher_accuracy", "head_mass"}
 _LOGIT_BYTES = 2
 """Bytes of a logit in 16 bits, for the size of a store of all logits."""
 
@@ -137,15 +138,25 @@ class CaptureFacts:
         }
 
 
+def mean_figure(
+    value: float, name: str, sums: ShardStatistics, positions: int, capture: Capture
+) -> float | None:
+    """The mean of a sum over positions; None without any, or if the record cannot give it.
+
+    name  the figure's name in `not_given`. What is summed of distributions is a mean over the
+          positions that have one, which in a student's tokens are not all
+    """
+    count = (sums.known or positions) if name in _OF_DISTRIBUTIONS else positions
+    return value / count if count and name not in not_given(capture) else None
+
+
 def capture_facts(store: StoreReader) -> CaptureFacts:
     """Facts from the manifest, the commit records and the measurements; no sequence is read."""
     manifest, totals = store.manifest, store.totals
     sums, positions, size = totals.statistics, totals.positions, manifest.tokenizer.size
 
-    lacking = not_given(manifest.capture)
-
     def mean(value: float, name: str = "") -> float | None:
-        return value / positions if positions and name not in lacking else None
+        return mean_figure(value, name, sums, positions, manifest.capture)
 
     return CaptureFacts(
         path=str(store.place),

@@ -8,9 +8,11 @@ import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from coldstill.data.maintenance.verify import verify
 from coldstill.data.store.reader import open_store
+from coldstill.pipeline.results.facts import capture_facts
 from other_tokens import PAIRS, add_students, model_of
 from spellings import byte_pairs
 from tokenizers import Tokenizer
@@ -92,6 +94,15 @@ def test_what_the_recipe_decides_makes_another_store(finished: Desk) -> None:
     record = finished.json("students", "b", "student.json")["tokens"]
     assert record["decisions"] == {"ambiguous": "split", "special": {}, "unaligned": "skip"}
     [place] = [path.parent for path in (finished.run / "tokens").glob("*/logits/manifest.json")]
+    store = open_store(place)
+    reported = capture_facts(store)
+    shown = json.loads(finished.done("inspect", str(place), "--json").stdout)
+    for name in ("teacher_loss", "teacher_entropy", "head_mass"):
+        assert getattr(reported, name) == shown[name]
+    targets = store.read(np.arange(len(store))).targets
+    inside = targets.chunk_sizes[:, 0] == 0
+    assert inside.mean() > 0.01  # entropy is stored to within a thousandth
+    assert reported.teacher_entropy == pytest.approx(targets.entropy[~inside].mean(), rel=2e-3)
     shutil.rmtree(place)
     line = finished.refused("evaluate", "r.toml", "--student", "b")
     assert "missing; the student 'b' has other tokens than the teacher" in line

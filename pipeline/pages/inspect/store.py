@@ -10,10 +10,9 @@ from tabulate import tabulate
 
 from ....data.formats import STORES
 from ....data.ragged import Ragged
-from ....data.store.caveats import not_given
 from ....data.store.commit import Totals
 from ....data.store.layout import shard_name
-from ...results.facts import Measurements, entropy_histogram, mass_histogram
+from ...results.facts import Measurements, entropy_histogram, mass_histogram, mean_figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,12 +132,8 @@ class StoreFacts:
     """Speed and memory of the capture; empty if they are missing or damaged."""
 
     def mean(self, value: float, name: str = "") -> float | None:
-        """The mean of a sum over positions; None without any, or if the record cannot give it.
-
-        name  the figure's name in `not_given`
-        """
-        lacking = not_given(self.manifest.capture)
-        return value / self.positions if self.positions and name not in lacking else None
+        """As `mean_figure`."""
+        return mean_figure(value, name, self.sums, self.positions, self.manifest.capture)
 
     @property
     def teacher_loss(self) -> float | None:
@@ -147,18 +142,13 @@ class StoreFacts:
 
     @property
     def teacher_entropy(self) -> float | None:
-        return self.known_mean(self.sums.entropy, "teacher_entropy")
+        return self.mean(self.sums.entropy, "teacher_entropy")
 
     @property
     def mean_head_mass(self) -> float | None:
         """Mean probability inside the head; None without a head, too."""
         has_head = self.manifest.capture.head > 0
-        return self.known_mean(self.sums.head_mass, "head_mass") if has_head else None
-
-    def known_mean(self, value: float, name: str = "") -> float | None:
-        """The mean over the positions that have a distribution of the teacher; as `mean`."""
-        known = self.sums.known or self.positions
-        return value / known if known and name not in not_given(self.manifest.capture) else None
+        return self.mean(self.sums.head_mass, "head_mass") if has_head else None
 
     @property
     def shards_missing(self) -> list[int]:
@@ -167,7 +157,8 @@ class StoreFacts:
     @property
     def teacher_accuracy(self) -> float | None:
         """Share of positions whose most probable token is the next token; None without a head."""
-        return self.known_mean(self.sums.correct) if self.manifest.capture.head else None
+        has_head = self.manifest.capture.head > 0
+        return self.mean(self.sums.correct, "teacher_accuracy") if has_head else None
 
     @property
     def entropy(self) -> Histogram:
@@ -199,7 +190,7 @@ class StoreFacts:
             "teacher_perplexity": None if loss is None else math.exp(loss),
             "teacher_entropy": self.teacher_entropy,
             "teacher_accuracy": self.teacher_accuracy,
-            "head_mass": self.known_mean(self.sums.head_mass, "head_mass"),
+            "head_mass": self.mean(self.sums.head_mass, "head_mass"),
             "codec_kl": self.mean(self.sums.distortion),
             "histograms": {
                 "entropy": self.entropy.to_json(),

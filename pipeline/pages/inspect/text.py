@@ -237,7 +237,7 @@ def _figures(facts: StoreFacts) -> list[tuple[str, str]]:
         quality.append(f"entropy {entropy:.4f} nats")
     if facts.teacher_accuracy is not None:
         quality.append(f"top-1 accuracy {facts.teacher_accuracy:.1%}")
-    held = facts.known_mean(sums.head_mass, "head_mass")
+    held = facts.mean(sums.head_mass, "head_mass")
     exact = (
         "none"
         if error.maximum == 0.0
