@@ -530,9 +530,7 @@ def test_figures_of_distributions_leave_out_what_is_inside_a_chunk(
     masses = np.exp(block.targets.head_logprobs[known_M].astype(np.float64)).sum()
     assert sums.head_mass == pytest.approx(masses, rel=1e-3)
     facts = describe(Subject(store=store, path=new))
-    assert facts.known_mean(sums.entropy) == pytest.approx(
-        block.targets.entropy[known_M].mean(), rel=1e-3
-    )
+    assert facts.teacher_entropy == pytest.approx(block.targets.entropy[known_M].mean(), rel=1e-3)
     right = block.targets.head_ids[:, 0] == labels(block.sequences)
     assert facts.teacher_accuracy == pytest.approx(right[known_M].mean())
     assert right[~known_M].all()
