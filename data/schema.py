@@ -51,7 +51,8 @@ class Capture:
     """Seed of the tail samples, together with the sequence id and the position."""
     chunks: bool = False
     """Whether the tokens of the store are not the teacher's, so that the store holds `chunk_sizes`:
-    the teacher's distribution is known only where a chunk begins. Written only if true."""
+    the teacher's distribution is known where a chunk begins, and estimated inside. Written only if
+    true."""
     guessed_labels: bool = False
     """Whether some labels were stored without their log-probability, and without an entry in the
     record that has it, so that `label_logprob` is a guess. Written only if true."""
@@ -264,8 +265,10 @@ class TargetFields(Generic[Array, Samples]):
     of the chunk that begins here, 0 inside a chunk. A chunk is the shortest stretch of text between
     two borders that the teacher's tokens share with these. Its first position has the teacher's
     distribution, and in `label_logprob` the teacher's log-probability of the whole chunk. The size
-    is negative if nothing of the distribution could be mapped. There and inside a chunk the record
-    says that the label is certain, and losses that compare distributions leave it out."""
+    is negative if nothing of the distribution could be mapped: then the record says at all
+    positions of the chunk that the label is certain. Inside other chunks it holds an estimate of
+    the next token, which forward KL learns and other losses that compare distributions leave out;
+    in stores of earlier versions the label is certain there, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -298,8 +298,8 @@ class ObjectiveConfig(_Table):
     skew: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Share that is mixed in for `skew_kl` and `skew_reverse_kl`; 0.1 if unset."""
     labels_inside: bool = False
-    """Whether `cross_entropy` counts only inside chunks of text, where a student with other tokens
-    than the teacher has no distribution to learn from, and not at all positions."""
+    """Whether `cross_entropy` counts only inside chunks of text, where losses other than `kl` teach
+    nothing to a student with other tokens than the teacher, and not at all positions."""
     tau: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """How much `chunk_likelihood` damps the logarithms of probabilities; 100 if unset."""
 

@@ -23,6 +23,8 @@ from .report import Report, Reporter, silent
 from .students.adapters import adapt, expect_peft, merge_adapters
 from .students.job import PRUNING, NewStudent, StudentJob, make_student
 from .students.lesson import lesson
+from .targets.losses.chunks import ChunkLikelihood
+from .targets.losses.forward_kl import ForwardKL
 from .training.checkpoints import full_disk_errors
 from .training.feed import MixedDataset, StoreDataset
 from .training.loop import TrainingJob, train
@@ -119,13 +121,18 @@ def _dataset(job: StudentJob, taught: Lesson) -> Trainable:
 
 
 def _report_chunks(terms: Sequence[Term], store: StoreReader, stage: str, report: Reporter) -> None:
-    """Report at how many positions of a store with a student's tokens nothing is learned."""
+    """Report what a store with a student's tokens knows, and where nothing is learned."""
     commits = list(store.commits())
     made = store.manifest.retokenized
     known = 0 if made is None else made.positions
     share = min(1.0, known / max(1, sum(commit.positions for commit in commits)))
     note = f"the teacher's distribution is known at {share:.1%} of the positions"
-    mapped = [term for term in terms if term.loss.needs_targets and term.loss.needs_distribution]
+    if share < 1.0 and any(isinstance(term.loss, ForwardKL) for term in terms):
+        note += "; kl learns from an estimate at the others, which lie inside a chunk"
+    mapped = [
+        term for term in terms
+        if term.loss.needs_targets and not isinstance(term.loss, ChunkLikelihood)
+    ]  # fmt: skip
     ambiguous = 0.0 if made is None else made.ambiguous_mass / max(1, made.positions)
     if mapped and ambiguous > _MOST_AMBIGUOUS:
         warning = (
@@ -134,11 +141,11 @@ def _report_chunks(terms: Sequence[Term], store: StoreReader, stage: str, report
             "chunk_likelihood and cross_entropy do not depend on them"
         )
         report(Report(stage=stage, note=warning, warning=True))
-    alone = all(term.loss.needs_distribution for term in terms)
+    alone = not any(term.loss.inside_chunks for term in terms)
     if alone and share < 1.0:
         note += (
-            "; nothing is learned at the others, which lie inside a chunk: add cross_entropy or "
-            "chunk_likelihood to the objective"
+            "; nothing is learned at the others, which lie inside a chunk: add kl or cross_entropy "
+            "to the objective"
         )
     report(Report(stage=stage, note=note, warning=alone and share < _MOST_KNOWN))
 

@@ -19,6 +19,7 @@ from ..alignment import labels
 from ..errors import ColdstillError
 from ..files import json_sha256
 from ..ragged import Ragged
+from ..retokenized.continued import Continuations
 from ..retokenized.documents import Rewriter
 from ..retokenized.known import KnownTokens
 from ..retokenized.mapping import Shares, map_tokens, relabelling
@@ -224,6 +225,7 @@ class _Mapping:
         self._pairs: Counter[tuple[int, int]] = Counter()
         self._counts: Counter[str] = Counter()
         self._positions, self._ambiguous, self._unmapped = 0, 0.0, 0.0
+        self._masses_V = np.zeros(teacher.size)
         self._bins = np.zeros(MASS_BINS, np.int64)
 
     def _mapped_by(self, shares: Shares | None) -> KnownTokens:
@@ -260,6 +262,7 @@ class _Mapping:
         self._positions += len(places)
         self._ambiguous += float(masses.ambiguous_D.sum())
         self._unmapped += float(masses.unmapped_D.sum())
+        self._masses_V += self._known.sums(block.targets)
         self._counts.update(found.counts)
         self._pairs.update(found.pairs)
         return found.sequences
@@ -268,6 +271,8 @@ class _Mapping:
         """What was measured. Called after the last block was, and before one is mapped."""
         if self._decisions.ambiguous == "split":
             self._known = self._mapped_by(Shares.counted(self._table, self._pairs))
+        beginnings, size = self._table.beginnings, self._student.size
+        self._continuations = Continuations(beginnings, self._masses_V, size)
         return Retokenized(
             fingerprint=self._teacher.fingerprint,
             size=self._teacher.size,
@@ -283,14 +288,15 @@ class _Mapping:
     def block(self, block: Block) -> Block:
         lacking = self._known.lacking(block.targets)
         found = self._rewriter(block.sequences, block.targets.label_logprob, lacking)
-        records = RecordMap(self._known, self._table, self._old.capture, self._capture)
-        targets = records(
-            block.targets.take(found.rows_M[found.rows_M >= 0]),
+        table, old, rows_D = self._table, self._old.capture, found.rows_M[found.rows_M >= 0]
+        targets = RecordMap(self._known, self._continuations, table, old, self._capture)(
+            block.targets.take(rows_D),
             found.sequences,
             labels(found.sequences),
             found.sizes_M,
             found.logprobs_M,
             found.firsts_M,
+            labels(block.sequences)[rows_D],
         )
         return Block(sequences=found.sequences, targets=targets, capture=self._capture)
 

@@ -102,6 +102,11 @@ class KnownTokens:
         table = self._table
         return Masses(summed(table.ambiguous_V[ids]), summed(table.first_V[ids] < 0))
 
+    def sums(self, targets: Targets) -> NDArray[np.float64]:
+        """[V of the teacher] the probability of each token, summed over the records."""
+        _, ids, masses, _ = _flat(targets, self._old)
+        return sums_at(ids, masses, len(self._table.first_V))
+
     def lacking(self, targets: Targets) -> NDArray[np.bool_]:
         """[M] whether no known token of a position can be mapped, so that nothing is left."""
         rows, ids, _, _ = _flat(targets, self._old)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ColdstillError
+from .beginnings import Beginnings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,6 +33,8 @@ class TokenMap:
     unreached: NDArray[np.int32]
     """[V of the student] its tokens, those that no token of the teacher maps to first, then those
     that few map to."""
+    beginnings: Beginnings
+    """How the teacher's tokens begin that the student spells with several of its own."""
 
 
 MOST_SHARES = 64
@@ -89,12 +92,11 @@ def map_tokens(teacher: Speller, student: Speller, given: Mapping[str, str]) -> 
         ColdstillError: a given name is not a special token of the teacher
     """
     specials = _specials(teacher, student, given)
-    first_V = np.full(teacher.size, -1, np.int32)
-    for index, content in enumerate(teacher.bytes_V):
-        if content:
-            first_V[index] = student.first_token(content)
-        elif specials.get(index):
-            first_V[index] = specials[index][0]
+    pieces: list[Sequence[int]] = [
+        student.pieces(content) if content else specials.get(index, ())
+        for index, content in enumerate(teacher.bytes_V)
+    ]
+    first_V = np.array([own[0] if own else -1 for own in pieces], np.int32)
     ambiguous_V = np.zeros(teacher.size, np.bool_)
     for content in student.bytes_V:
         index = teacher.first_token(content) if content else -1
@@ -106,6 +108,7 @@ def map_tokens(teacher: Speller, student: Speller, given: Mapping[str, str]) -> 
         ambiguous_V=ambiguous_V,
         specials=specials,
         unreached=np.argsort(reached_V, kind="stable").astype(np.int32),
+        beginnings=Beginnings(pieces, student.size),
     )
 
 

@@ -6,6 +6,9 @@ distribution. So is the whole record with samples, head included. Without sample
 outside the head cannot be mapped: their probability stays in the bucket, though part of it belongs
 to tokens of the new head.
 
+Inside a chunk the record holds the next tokens that `continued` finds. Where nothing is known, it
+says that the label is certain.
+
 A head has K tokens at every position. Where fewer are known, it is filled with tokens that nothing
 is known of, those that no token of the teacher maps to first, at a probability of 1e-30.
 """
@@ -13,18 +16,20 @@ is known of, those that no token of the teacher maps to first, at a probability 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..order import uniform
 from ..schema import Capture, Tail, Targets, count_type
+from .continued import Inside
 from .known import Following, sums_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..schema import Sequences
+    from .continued import Continuations
     from .known import Entries, KnownTokens
     from .mapping import TokenMap
 
@@ -55,10 +60,17 @@ def mapped_capture(old: Capture, teacher: int, student: int) -> Capture:
 class RecordMap:
     """Maps records by one table."""
 
-    def __init__(self, known: KnownTokens, table: TokenMap, old: Capture, new: Capture) -> None:
+    def __init__(
+        self,
+        known: KnownTokens,
+        continuations: Continuations,
+        table: TokenMap,
+        old: Capture,
+        new: Capture,
+    ) -> None:
         """Use what finds the known tokens, and the captures of teacher and student."""
-        self._known, self._table, self._old, self._new = known, table, old, new
-        self._size = known.size
+        self._known, self._continuations, self._table = known, continuations, table
+        self._old, self._new, self._size = old, new, known.size
 
     def __call__(
         self,
@@ -68,6 +80,7 @@ class RecordMap:
         sizes_M: NDArray[np.int32],
         logprobs_M: NDArray[np.float32],
         firsts_M: NDArray[np.int32],
+        theirs_D: NDArray[np.int32],
     ) -> Targets:
         """The records of M positions of the student.
 
@@ -77,11 +90,12 @@ class RecordMap:
         sizes_M     sizes of chunks, 0 inside a chunk, negative where nothing can be mapped
         logprobs_M  log-probabilities of chunks, 0 inside a chunk
         firsts_M    the teacher's first tokens (`documents.Rewritten`)
+        theirs_D    the teacher's labels in these records
         """
         begins = np.flatnonzero(sizes_M > 0)
-        ids_M = np.repeat(sequences.ids, sequences.positions.lengths)[begins]
-        seed = self._old.seed + _SEED
-        uniform_D = uniform(seed, ids_M, sequences.positions.values[begins])
+        ids_M = np.repeat(sequences.ids, sequences.positions.lengths)
+        uniform_M = uniform(self._old.seed + _SEED, ids_M, sequences.positions.values)
+        uniform_D = uniform_M[begins]
         following = Following(
             firsts_M[begins].astype(np.int64),
             labels_M[begins].astype(np.int64),
@@ -95,16 +109,29 @@ class RecordMap:
             )
             for start in range(0, max(1, len(begins)), _ROWS)  # all at once would take gigabytes
         ]
-        mapped = Targets.concatenate(parts)
-        if len(begins) == len(sizes_M):
-            made = mapped
-        else:
-            inside = np.flatnonzero(sizes_M <= 0)
-            both = Targets.concatenate([mapped, self._certain(labels_M[inside])])
-            order = np.empty(len(sizes_M), np.int64)
-            order[begins] = np.arange(len(begins))
-            order[inside] = len(begins) + np.arange(len(inside))
-            made = both.take(order)
+        chunk_M = np.cumsum(sizes_M > 0) - 1
+        # the positions behind a chunk without a distribution are its own
+        lacks_M = np.cumsum(sizes_M != 0) - 1
+        signs = sizes_M[sizes_M != 0] > 0
+        inside = np.flatnonzero((sizes_M == 0) & signs[lacks_M])
+        nodes_M, depths_M = self._table.beginnings.of_chunks(sizes_M, labels_M)
+        for start in range(0, len(inside), _ROWS):
+            at = inside[start : start + _ROWS]
+            own = chunk_M[at]
+            found = Inside(
+                rows_I=own,
+                nodes_I=nodes_M[at],
+                depths_I=depths_M[at],
+                labels_I=labels_M[at].astype(np.int64),
+                firsts_I=theirs_D[own].astype(np.int64),
+                logprobs_I=logprobs_M[begins[own]],
+            )
+            parts.append(self._continued(targets, found, uniform_M[at]))
+        nothing = np.flatnonzero((sizes_M <= 0) & ~((sizes_M == 0) & signs[lacks_M]))
+        parts.append(self._certain(labels_M[nothing]))
+        order = np.empty(len(sizes_M), np.int64)
+        order[np.concatenate([begins, inside, nothing])] = np.arange(len(sizes_M))
+        made = Targets.concatenate(parts).take(order)
         return Targets(
             head_ids=made.head_ids,
             head_logprobs=made.head_logprobs,
@@ -120,7 +147,32 @@ class RecordMap:
         self, targets: Targets, following: Following, uniform_D: NDArray[np.float64]
     ) -> Targets:
         entries, left_D, gained_D = self._known.entries(targets, following, uniform_D)
-        count, head = len(targets), self._new.head
+        lost_D = np.bincount(entries.rows_E, entries.merged_E, minlength=len(targets))
+        entropy_D = (targets.entropy + gained_D - lost_D).clip(0.0, math.log(self._size))
+        return self._record(entries, left_D, entropy_D, targets.log_tail, uniform_D)
+
+    def _continued(
+        self, targets: Targets, inside: Inside, uniform_I: NDArray[np.float64]
+    ) -> Targets:
+        """The records of positions inside chunks."""
+        entries, entropy_I = self._continuations.entries(targets, self._old.tail, inside)
+        nothing = np.zeros(len(uniform_I))
+        return self._record(entries, nothing, entropy_I, nothing, uniform_I)
+
+    def _record(
+        self,
+        entries: Entries,
+        left_D: NDArray[np.float64],
+        entropy_D: NDArray[np.float64],
+        log_tail_D: NDArray[Any],
+        uniform_D: NDArray[np.float64],
+    ) -> Targets:
+        """Records of known tokens.
+
+        left_D      probability that is in the bucket
+        log_tail_D  of the teacher's records, which is kept where their samples are
+        """
+        count, head = len(uniform_D), self._new.head
         # the head: the most probable of the tokens that a head's token maps to
         order = np.flatnonzero(entries.in_head_E)
         order = order[np.lexsort((-entries.masses_E[order], entries.rows_E[order]))]
@@ -137,7 +189,7 @@ class RecordMap:
         none_D = np.bincount(entries.rows_E[outside], minlength=count) == 0
         needs_tail = self._new.tail > 0
         wanted_D = head - filled + (none_D & needs_tail)
-        counts, log_tail = self._drawn(targets, entries, outside, left_D, none_D, uniform_D)
+        counts, log_tail = self._drawn(log_tail_D, entries, outside, left_D, none_D, uniform_D)
         used_E = chosen_E.copy()
         used_E[outside] = counts > 0
         fill = self._fillers(entries.rows_E[used_E], entries.ids_E[used_E], wanted_D)
@@ -148,22 +200,21 @@ class RecordMap:
             logs = np.log(head_masses)
         head_logprobs = np.maximum(logs, FLOOR).clip(max=0.0).astype(np.float32)
         tail = self._tail(entries, outside, counts, none_D, fill)
-        lost_D = np.bincount(entries.rows_E, entries.merged_E, minlength=count)
-        entropy = (targets.entropy + gained_D - lost_D).clip(0.0, math.log(self._size))
+        zeros = np.zeros(count, np.float32)
         return Targets(
             head_ids=head_ids.astype(np.int32),
             head_logprobs=head_logprobs,
             log_tail=log_tail,
             tail=tail,
-            label_logprob=targets.label_logprob,
-            entropy=entropy.astype(np.float32),
+            label_logprob=zeros,
+            entropy=entropy_D.astype(np.float32),
             log_norm=np.zeros((count, 0), np.float32),
             chunk_sizes=np.zeros((count, 1), np.int32),
         )
 
     def _drawn(
         self,
-        targets: Targets,
+        log_tail_D: NDArray[Any],
         entries: Entries,
         outside: NDArray[np.int64],
         left_D: NDArray[np.float64],
@@ -171,7 +222,7 @@ class RecordMap:
         uniform_D: NDArray[np.float64],
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """How often each entry outside the head counts, and [D] log of the mass there."""
-        draws, count = self._new.tail, len(targets)
+        draws, count = self._new.tail, len(left_D)
         rows, masses = entries.rows_E[outside], entries.masses_E[outside]
         if self._new.head == self._size:
             return np.zeros(len(rows), np.int64), np.full(count, -np.inf, np.float32)
@@ -186,8 +237,8 @@ class RecordMap:
         same_D = sums_at(rows, counts * exact, count) == draws
         same_D &= sums_at(rows, ~exact, count) == 0
         # of a head that has lost tokens, the rest is scaled
-        whole_D = np.abs(sums_D - np.exp(targets.log_tail.astype(np.float64))) < _ROUNDING
-        log_tail = np.where(same_D & whole_D, targets.log_tail, log_tail)
+        whole_D = np.abs(sums_D - np.exp(log_tail_D.astype(np.float64))) < _ROUNDING
+        log_tail = np.where(same_D & whole_D, log_tail_D, log_tail)
         redrawn = np.flatnonzero(~same_D & ~none_D)
         if len(redrawn):
             place_D = np.zeros(count, np.int64)

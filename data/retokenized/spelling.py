@@ -199,12 +199,19 @@ class Speller:
 
     def first_token(self, content: bytes) -> int:
         """The first token of some bytes in the middle of a text; -1 if no token begins them."""
+        return next(iter(self.pieces(content)), -1)
+
+    def pieces(self, content: bytes) -> list[int]:
+        """The tokens of some bytes in the middle of a text, up to bytes that have none."""
         if self._letters is not None and _is_broken(content):
             found = self._whole.model.tokenize("".join(self._letters[byte] for byte in content))
-            return int(found[0].id) if found else -1
+            return [int(token.id) for token in found]
         spelling = self.spell([(content, False)])[0]
-        fits = spelling.misfit is None and len(spelling.ids) and spelling.starts[0] == 0
-        return int(spelling.ids[0]) if fits else -1
+        if spelling.misfit is not None:
+            return []
+        joined = np.cumprod(spelling.starts == np.append(0, spelling.ends[:-1]))
+        ids: list[int] = spelling.ids[: int(joined.sum())].tolist()
+        return ids
 
     def stray(self, content: bytes) -> list[int]:
         """The tokens of bytes that are not a whole character; empty if some of them have none."""

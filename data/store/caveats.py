@@ -40,6 +40,11 @@ def caveats(manifest: Manifest) -> list[str]:
             "kl and acceptance are lower bounds: there are no samples of the tokens outside the "
             "head"
         )
+    if capture.chunks and capture.tail:
+        said.append(
+            "kl is off by the same amount for every student: where several tokens of the teacher "
+            "become one of the student, the entropy that is lost is estimated from the samples"
+        )
     if "label" in estimated and capture.mass:
         said.append(
             "the teacher's loss is an estimate: outside the head a label has the mean probability "

@@ -88,7 +88,7 @@ def block_statistics(
     """Sum over a block, in float64.
 
     In a student's tokens, only positions that have a distribution of the teacher count for what is
-    summed of distributions: at the others the record says that the label is certain.
+    summed of distributions: at the others the record is an estimate, or the label alone.
 
     separator     ids between documents; the first one is counted
     distortion_M  KL(captured || stored) at each position (`data.codecs`)
@@ -101,7 +101,7 @@ def block_statistics(
     at_separator = labels_M == separator[0] if separator else np.zeros(len(labels_M), np.bool_)
     return ShardStatistics(
         loss=float(-targets.label_logprob.astype(np.float64).sum()),
-        entropy=float(targets.entropy.astype(np.float64).sum()),
+        entropy=float(targets.entropy[known_M].astype(np.float64).sum()),
         head_mass=float(mass_M.sum()),
         correct=correct,
         separator_mass=float(np.exp(targets.label_logprob[at_separator].astype(np.float64)).sum()),

@@ -250,7 +250,7 @@ def _group(
         if closed_form is not None:
             own = targets[term.source]
             sparse = closed_form(students[term.source], own, temperature)
-            if own.known is not None and term.loss.needs_distribution:
+            if own.known is not None and not term.loss.inside_chunks:
                 sparse = sparse.at(own.known, own)
             values[term] = sparse.value
             total.add(term.source, factor, sparse)
@@ -301,7 +301,7 @@ def _by_autograd(
             if not hasattr(term.loss, "gradient"):
                 source = target.sources[term.source]
                 value = term.loss.value(logprobs, source, temperature)
-                if source.known is not None and term.loss.needs_distribution:
+                if source.known is not None and not term.loss.inside_chunks:
                     value = value * source.known
                 values[term] = value.detach()
                 total = total + factor * value.sum()

@@ -13,7 +13,8 @@ other way, and `T = 2` is `kl` at temperature 2.
 `--corrected` first fits the teacher to the texts with adapters, and measures new students only.
 
 Results are kept, so an interrupted benchmark continues. `--minutes` stops before the next training
-once that time is over.
+once that time is over. `--only` and `--objective` measure some parts of the table, and
+`--rate` takes a learning rate as the best one, without a search.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ OBJECTIVES = {
     "T = 2": ObjectiveConfig(temperature=2.0),
 }
 MIXTURES = ("cross_entropy", "kl", "0.5", "0.9")
-PARTS = (
+Part = tuple[str, str, int, tuple[str, ...]]
+"""Start, text, steps and objectives."""
+PARTS: tuple[Part, ...] = (
     ("random", "fresh", 100, tuple(OBJECTIVES)[:-1]),
     ("random", "fresh", 200, MIXTURES),
     ("pruned", "fresh", 100, MIXTURES[:3]),
@@ -82,8 +85,11 @@ PARTS = (
     ("random", "fresh", 100, ("T = 2",)),
     ("pruned", "fresh", 200, MIXTURES[:3]),
     ("layers", "fresh", 200, MIXTURES[:3]),
+    ("random", "fresh", 300, MIXTURES[:3]),
 )
-"""Start, text, steps and objectives of each part of the table, in the order of measurement."""
+"""The parts of the table, in the order of measurement."""
+CORRECTED: tuple[Part, ...] = (("random", "fresh", 100, MIXTURES[:3]),)
+"""The parts with a teacher that was fitted to the texts."""
 FIGURES = ("loss", "kl", "acceptance")
 
 
@@ -124,10 +130,12 @@ class Row:
 class Bench:
     """The stores, and the trainings that were made from them."""
 
-    def __init__(self, texts: list[str], seconds: float, *, corrected: bool) -> None:
+    def __init__(
+        self, texts: list[str], seconds: float, rates: dict[str, float], *, corrected: bool
+    ) -> None:
         name, teacher = ("objectives-corrected", FIT) if corrected else ("objectives", "")
         run = captured_run(name, texts, RECIPE, teacher)
-        self.parts = [part for part in PARTS if not corrected or part[0] == "random"]
+        self._rates = rates
         self._folder = OUTPUT / f"{name}-trials"
         self.fresh, self._heldout = open_store(run / "logits"), open_store(run / "heldout")
         self._repeated = _First(self.fresh, REPEATED)
@@ -145,6 +153,8 @@ class Bench:
 
     def best_rate(self, start: str, objective: str) -> float:
         """The learning rate of the lowest held-out loss after `SEARCH` steps on fresh text."""
+        if objective in self._rates:
+            return self._rates[objective]
         case = Case(
             start=start, objective=objective, rate=0.0, steps=SEARCH, repeated=False, seed=0
         )
@@ -181,7 +191,7 @@ sequence_length = {SEQUENCE}
 holdout = 0.08
 [logits]
 temperatures = [2.0]
-sequences = 800
+sequences = 1200
 shard_tokens = 16384
 [evaluation]
 sequences = 64
@@ -209,11 +219,11 @@ def _job(case: Case, folder: Any) -> StudentJob:
     )  # fmt: skip
 
 
-def _rows(bench: Bench) -> list[Row]:
+def _rows(bench: Bench, parts: list[Part]) -> list[Row]:
     """All rows; ends early when the time is over."""
     rows: list[Row] = []
     try:
-        for start, text, steps, objectives in bench.parts:
+        for start, text, steps, objectives in parts:
             if text == "fresh" and steps * BATCH[start] > len(bench.fresh) * SEQUENCE:
                 print(f"{start}, {steps} steps: the texts are too few to be fresh")
                 continue
@@ -259,6 +269,8 @@ def figure(rows: list[Row], start: str) -> str:
     """An SVG: held-out loss of each objective less that of cross-entropy, against tokens seen."""
     own = [row for row in rows if row.start == start and row.text == "fresh"]
     alone = {row.steps: row.loss for row in own if row.objective == "cross_entropy"}
+    # the name of a line stands beside its end, for which there is room at the longest length only
+    longest = {row.objective for row in own if row.steps == max(alone)}
     series = [
         Series(
             name=objective,
@@ -271,7 +283,7 @@ def figure(rows: list[Row], start: str) -> str:
             line=True,
         )
         for number, objective in enumerate(OBJECTIVES)
-        if objective != "cross_entropy"
+        if objective in longest - {"cross_entropy"}
     ]
     return standalone(
         Chart(
@@ -288,9 +300,32 @@ def figure(rows: list[Row], start: str) -> str:
 @click.argument("texts", nargs=-1)
 @click.option("--minutes", default=24 * 60.0, help="Start no training after this many minutes.")
 @click.option("--corrected", is_flag=True, help="Fit the teacher to the texts first.")
-def main(texts: tuple[str, ...], minutes: float, *, corrected: bool) -> None:
+@click.option("--only", multiple=True, metavar="START,TEXT,STEPS", help="Such parts alone.")
+@click.option("--objective", "objectives", multiple=True, type=click.Choice(tuple(OBJECTIVES)))
+@click.option("--rate", "rates", multiple=True, type=(str, float), metavar="OBJECTIVE RATE")
+def main(
+    texts: tuple[str, ...],
+    minutes: float,
+    only: tuple[str, ...],
+    objectives: tuple[str, ...],
+    rates: tuple[tuple[str, float], ...],
+    *,
+    corrected: bool,
+) -> None:
     """Measure what is missing, and print the table."""
-    rows = _rows(Bench(list(texts), 60 * minutes, corrected=corrected))
+    if unknown := {name for name, _ in rates} - set(OBJECTIVES):
+        raise click.UsageError(f"--rate: {min(unknown)}: none of {', '.join(OBJECTIVES)}")
+    all_parts = CORRECTED if corrected else PARTS
+    named = {f"{start},{text},{steps}" for start, text, steps, _ in all_parts}
+    if unknown := set(only) - named:
+        raise click.UsageError(f"--only: {min(unknown)}: none of {'; '.join(sorted(named))}")
+    bench = Bench(list(texts), 60 * minutes, dict(rates), corrected=corrected)
+    parts = [
+        (*part[:3], tuple(each for each in part[3] if not objectives or each in objectives))
+        for part in all_parts
+        if not only or f"{part[0]},{part[1]},{part[2]}" in only
+    ]
+    rows = _rows(bench, parts)
     name = "objectives-corrected" if corrected else "objectives"
     write_rows(name, rows)
     (OUTPUT / f"{name}.md").write_text(table(rows))

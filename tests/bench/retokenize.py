@@ -46,10 +46,9 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "cross-entropy": ObjectiveConfig(kl=0.0, cross_entropy=1.0),
-    "kl, labels inside": ObjectiveConfig(cross_entropy=1.0, labels_inside=True),
+    "kl": ObjectiveConfig(),
     "kl and chunk likelihood": ObjectiveConfig(chunk_likelihood=1.0),
     "chunk likelihood": ObjectiveConfig(kl=0.0, chunk_likelihood=1.0),
-    "kl": ObjectiveConfig(),
 }
 OWN = ("cross-entropy", "kl")
 """Objectives of the student with the teacher's tokens."""

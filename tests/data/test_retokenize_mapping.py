@@ -11,6 +11,7 @@ import pytest
 from coldstill.data.alignment import labels
 from coldstill.data.maintenance.retokenize import Decisions, retokenize
 from coldstill.data.maintenance.verify import verify
+from coldstill.data.retokenized.continued import Continuations
 from coldstill.data.retokenized.known import KnownTokens
 from coldstill.data.retokenized.mapping import Shares, map_tokens
 from coldstill.data.retokenized.records import RecordMap, mapped_capture
@@ -105,9 +106,10 @@ def test_samples_and_records_with_samples_are_unbiased(folder: Path, name: str) 
         # independent shifts: `records_of` draws each position on its own
         new = mapped_capture(capture, teacher.size, student.size)
         known = KnownTokens(table, capture, new, shares=shares)
-        made = RecordMap(known, table, capture, new)(
+        alone = Continuations(table.beginnings, known.sums(old), student.size)
+        made = RecordMap(known, alone, table, capture, new)(
             old, take_positions(sequences, rows), labels_M, np.ones(rows, np.int32),
-            old.label_logprob, np.full(rows, -1, np.int32),
+            old.label_logprob, np.full(rows, -1, np.int32), labels_M,
         )  # fmt: skip
         said_MV = np.zeros((rows, student.size))
         np.put_along_axis(said_MV, made.head_ids.astype(np.int64), np.exp(made.head_logprobs), 1)

@@ -35,17 +35,21 @@ def test_students_with_other_tokens_share_one_store_and_are_compared_by_bytes(
         finished,
         'like = "small"\nmodel = "./other"',
         f'like = "small"\nmodel = "./other"\n{both}',
+        'like = "small"\nmodel = "./other"\nobjective = { kl = 0.0, skew_kl = 1.0 }',
     )
     first = finished.done(*STUDENT, "a").stderr
     [folder] = (finished.run / "tokens").iterdir()
     note = "students.a has other tokens than the teacher; the store is written in its tokens to "
     assert f"{note}runs/r/tokens/{folder.name}/logits" in first
     assert "kl unbiased with this record" in first
-    assert re.search(r"warning: the teacher's distribution is known at \d+\.\d% of the pos", first)
-    assert "add cross_entropy or chunk_likelihood to the objective" in first
+    known = r"the teacher's distribution is known at \d+\.\d% of the positions; "
+    assert re.search(f"(?<!warning: ){known}kl learns from an estimate at the others", first)
+    third = finished.done(*STUDENT, "c").stderr
+    assert re.search(f"warning: {known}nothing is learned at the others", third)
+    assert "add kl or cross_entropy to the objective" in third
     second = finished.done(*STUDENT, "b").stderr
     assert "retokenize" not in second
-    assert "add cross_entropy" not in second
+    assert "add kl" not in second
     assert "kl unbiased, chunk_likelihood exact with this record" in second
     finished.done("evaluate", "r.toml")
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["heldout", "logits"]

@@ -112,7 +112,7 @@ def test_parts_of_positions_never_divide_a_chunk(most: int) -> None:
 
 
 @pytest.mark.parametrize("capture", CAPTURES, ids=str)
-@pytest.mark.parametrize("name", [n for n, loss in LOSSES.items() if loss.needs_distribution])
+@pytest.mark.parametrize("name", [n for n, loss in LOSSES.items() if not loss.inside_chunks])
 def test_losses_on_distributions_leave_out_what_is_inside_a_chunk(
     name: str, capture: Capture
 ) -> None:
@@ -142,16 +142,29 @@ def test_cross_entropy_reads_every_label() -> None:
     assert value == pytest.approx(float(dense.cross_entropy(logits_MV, target.labels).sum()))
 
 
+@pytest.mark.parametrize("capture", CAPTURES, ids=str)
+def test_forward_kl_learns_at_every_position(capture: Capture) -> None:
+    """Inside a chunk the record has an estimate, and without a distribution the label."""
+    hidden_MD, target = draw(capture)
+    value, _, gradients = run(hidden_MD, target, [Term(KL, 1.0)])
+    logits_MV, leaves = whole(hidden_MD)
+    each = KL.value(logits_MV.log_softmax(1), target, 1.0)
+    assert value == pytest.approx(float(each.sum().detach()), rel=1e-5, abs=1e-5)
+    expect_close(gradients, torch.autograd.grad(each.sum(), leaves))
+    found = losses.loss("kl")(logits_MV.float().detach(), dense.cast(target, torch.float32))
+    assert found == pytest.approx(each.detach().float(), rel=1e-4, abs=1e-5)
+
+
 def test_labels_can_count_only_where_no_distribution_is_known() -> None:
     hidden_MD, target = draw(CAPTURES[0])
-    objective = ObjectiveConfig(kl=1.0, cross_entropy=0.5, labels_inside=True)
+    objective = ObjectiveConfig(kl=0.0, jsd=1.0, cross_entropy=0.5, labels_inside=True)
     terms = terms_of(objective, target.capture, "test")
     value, _, gradients = run(hidden_MD, target, terms)
     logits_MV, leaves = whole(hidden_MD)
     logprobs_MV = logits_MV.log_softmax(1)
     known = torch.tensor(SIZES) > 0
     own = -logprobs_MV.gather(1, target.labels[:, None])[:, 0]
-    expected = KL.value(logprobs_MV, target, 1.0)[known].sum() + 0.5 * own[~known].sum()
+    expected = LOSSES["jsd"].value(logprobs_MV, target, 1.0)[known].sum() + 0.5 * own[~known].sum()
     assert value == pytest.approx(float(expected.detach()), rel=1e-5)
     expect_close(gradients, torch.autograd.grad(expected, leaves))
     function = losses.loss("cross_entropy", inside=1.0)

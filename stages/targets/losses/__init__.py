@@ -77,8 +77,8 @@ class LossFunction:
     temperature: float
 
     def __call__(self, student_logits: torch.Tensor, targets: TargetTensors) -> torch.Tensor:
-        """[M] the loss in nats at each supervised position; 0 inside a chunk of a store with a
-        student's tokens, where the teacher's distribution is not known.
+        """[M] the loss in nats at each supervised position. In a store with a student's tokens it
+        is 0 inside a chunk, unless `loss.inside_chunks` holds.
 
         student_logits  [M, V] logits at the positions of `targets`, without padding rows: V is
                         `store.manifest.tokenizer.size`
@@ -96,7 +96,7 @@ class LossFunction:
         logprobs_MV = (student_logits.float() / self.temperature).log_softmax(1)
         rows = targets.rows(0, len(targets))
         value = self.loss.value(logprobs_MV, rows, self.temperature)
-        if rows.known is not None and self.loss.needs_distribution:
+        if rows.known is not None and not self.loss.inside_chunks:
             value = value * rows.known
         return value
 

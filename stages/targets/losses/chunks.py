@@ -42,7 +42,7 @@ class ChunkLikelihood(Loss):
     """
 
     name: ClassVar[str] = "chunk_likelihood"
-    needs_distribution: ClassVar[bool] = False
+    inside_chunks: ClassVar[bool] = True
     tau: float = 100.0
     """tau, above 0: how much the logarithms of the probabilities are damped."""
 

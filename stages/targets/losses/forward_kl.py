@@ -23,12 +23,12 @@ class CrossEntropy(Loss):
     """Cross-entropy with the next token of the corpus, `-log q(label)`: training without a teacher.
 
     It reads no targets, so it is exact with any capture. With `inside` it counts only where a store
-    with a student's tokens has no distribution, beside a loss that counts everywhere else.
+    with a student's tokens has no distribution, beside a loss that leaves these positions out.
     """
 
     name: ClassVar[str] = "cross_entropy"
     needs_targets: ClassVar[bool] = False
-    needs_distribution: ClassVar[bool] = False
+    inside_chunks: ClassVar[bool] = True
     inside: float = 0.0
     """1 to count only at positions without a distribution, 0 to count at all."""
 
@@ -80,6 +80,7 @@ class ForwardKL(Loss):
     """
 
     name: ClassVar[str] = "kl"
+    inside_chunks: ClassVar[bool] = True
     needs_mass: ClassVar[bool] = False
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:

@@ -22,9 +22,9 @@ class Loss(ABC):
     name: ClassVar[str]
     needs_targets: ClassVar[bool] = True
     """Whether the loss reads the teacher's targets."""
-    needs_distribution: ClassVar[bool] = True
-    """Whether it compares distributions. Inside a chunk (`data/schema.py`) the teacher's is not
-    known, and such a loss counts as 0."""
+    inside_chunks: ClassVar[bool] = False
+    """Whether it counts inside a chunk (`data/schema.py`), where the record estimates the teacher's
+    distribution. Other losses are 0 there."""
     needs_mass: ClassVar[bool] = True
     """Whether the loss needs the mass outside the head."""
 
