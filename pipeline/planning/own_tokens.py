@@ -96,11 +96,12 @@ def _planned(
     stores: dict[Split, StoreSize],
     teacher: Any,
 ) -> TokensPlan:
-    from ...stages.student_tokens import expect_alignable
+    from ...stages.student_tokens import expect_alignable, with_template_of
 
     where, note = f"students.{names[0]}", None
     if teacher is not None:
         expect_alignable(teacher, tokenizer, where)
+        tokenizer = with_template_of(teacher, tokenizer, own.made("logits", 0), where)
     sizes: dict[Split, StoreSize] = {}
     seconds: dict[Split, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="coldstill-") as scratch:
@@ -171,5 +172,9 @@ def _share(work: Work, split: Split, folder: Path, where: str) -> tuple[float, s
     try:
         ours, theirs = (tokens_in(work, split, one) for one in (folder, None))
     except ColdstillError as error:
-        return 1.0, f"{where}: as many tokens as the teacher has are assumed: {error}"
-    return ours / max(1, theirs), None
+        reason = str(error)
+    else:
+        if ours and theirs:
+            return ours / theirs, None
+        reason = "no document of the sample fits into a sequence in both tokenizers"
+    return 1.0, f"{where}: as many tokens as the teacher has are assumed: {reason}"

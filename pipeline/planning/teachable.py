@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
+from ...data.corpus.formats import read_documents
+from ...data.corpus.sources import list_sources
 from ...data.errors import ColdstillError
 from ...data.places.place import place_at
 from ...data.retokenized.records import mapped_capture
@@ -27,13 +30,17 @@ if TYPE_CHECKING:
 _ALWAYS = {"kl", "cross_entropy", "chunk_likelihood"}
 """Losses that every capture of a teacher supports at temperature 1."""
 
+_DOCUMENTS = 100
+"""Documents that are searched for a chat."""
+
 
 def expect_teachable_students(work: Work) -> None:
-    """Refuse students whose objective the store will not support, as far as the recipe shows it.
+    """Refuse students that the store will not teach, as far as the recipe shows it.
 
     Raises
         ColdstillError: a loss or a temperature that the store will not support, weights that are
-            always 0, or what a student with other tokens than the teacher cannot have
+            always 0, what a student with other tokens than the teacher cannot have, or tokens that
+            cannot be aligned
     """
     teacher = None
     for name, student in work.recipe.students.items():
@@ -41,13 +48,13 @@ def expect_teachable_students(work: Work) -> None:
             continue
         if student.model is not None and teacher is None:
             teacher = teacher_tokens(work)
-        kept = _captures(work, name, student, None if teacher is None else teacher[0])
+        kept = _captures(work, name, student, teacher)
         for objective, steps, where in _trainings(name, student):
             _expect_supported(objective, steps, kept, where)
 
 
 def _captures(
-    work: Work, name: str, student: StudentTable, teacher: TokenizerIdentity | None
+    work: Work, name: str, student: StudentTable, teacher: tuple[TokenizerIdentity, Any] | None
 ) -> list[Capture]:
     """What the store of a student holds; both possibilities if it is not known on this machine
     whether the student has the teacher's tokens."""
@@ -60,10 +67,29 @@ def _captures(
         # the sizes of the vocabularies do not matter
         return [kept, replace(kept, temperatures=(), tail_logprobs=False, chunks=True)]
     from ...stages.models.vocabulary import vocabulary_size
+    from ...stages.student_tokens import expect_alignable
 
-    if (own := own_tokens(work, name, student, teacher.fingerprint)) is None:
+    identity, tokenizer = teacher
+    if (found := own_tokens(work, name, student, identity.fingerprint)) is None:
         return [kept]
-    return [mapped_capture(kept, teacher.size, vocabulary_size(own[1]))]
+    own, loaded = found
+    if tokenizer is not None:  # nothing is captured yet
+        decisions = own.made("logits", kept.tail) if _has_chats(work) else None
+        expect_alignable(tokenizer, loaded, f"students.{name}", decisions)
+    return [mapped_capture(kept, identity.size, vocabulary_size(loaded))]
+
+
+def _has_chats(work: Work) -> bool:
+    """Whether the teacher's chat template writes one of the first documents."""
+    corpus = work.recipe.corpus
+    prompts = work.recipe.teacher.generate is not None
+    columns = corpus.columns.for_prompts() if prompts else corpus.columns
+    try:
+        sources = [s for s in list_sources(corpus.files, work.loaded.base) if s.format != "hub"]
+        documents = list(islice(read_documents(sources, columns, lambda bad: None), _DOCUMENTS))
+    except ColdstillError:
+        return False  # preparing the corpus reports it
+    return any(one.messages or (corpus.as_chat and one.prompt) for one in documents)
 
 
 def _trainings(name: str, student: StudentTable) -> Iterator[tuple[ObjectiveConfig, int, str]]:
