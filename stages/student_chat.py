@@ -94,7 +94,7 @@ def translated(
     names = {ours.name_of(one): "".join(map(theirs.name_of, ids)) for one, ids in specials.items()}
     begin = "" if ours.prefix() else "".join(map(theirs.name_of, theirs.prefix()))
     rewriter = Rewriter(ours, theirs, _only(specials), skip=True)
-    fault, template = None, None
+    faults: dict[str, Any] = {}
     try:
         for change in (_renamed, _replaced):
             templates = _by_name(teacher.chat_template)
@@ -108,8 +108,10 @@ def translated(
                     "with special tokens of its own"
                 )
                 return GivenTemplate(template, note)
+            faults.setdefault(fault, template)
     finally:
         tokenizer.chat_template = own
+    fault, template = list(faults.items())[-1]
     note = (
         f"the store has chats, so {named} now has the chat template of the teacher, but what it "
         f"writes is not quite what is learned: {fault}"
