@@ -63,7 +63,7 @@ def _captures(
     kept = read_manifest(place).capture if made else captures(work.recipe)["train"]
     if student.model is None:
         return [kept]
-    if teacher is None or folder_of(work, student.model) is None:
+    if teacher is None or not _is_here(work, name, student):
         # the sizes of the vocabularies do not matter
         return [kept, replace(kept, temperatures=(), tail_logprobs=False, chunks=True)]
     from ...stages.models.vocabulary import vocabulary_size
@@ -77,6 +77,21 @@ def _captures(
         decisions = own.made("logits", kept.tail) if _has_chats(work) else None
         expect_alignable(tokenizer, loaded, f"students.{name}", decisions)
     return [mapped_capture(kept, identity.size, vocabulary_size(loaded))]
+
+
+def _is_here(work: Work, name: str, student: StudentTable) -> bool:
+    """Whether the tokenizer of a student's model can be loaded here; training reports if not."""
+    from ...stages.student_tokens import tokenizer_of
+
+    assert student.model is not None
+    if folder_of(work, student.model) is None:
+        return False
+    where, own_code = f"students.{name}.model", student.trust_remote_code
+    try:
+        tokenizer_of(work.local(student.model), where, own_code=own_code)
+    except ColdstillError:
+        return False
+    return True
 
 
 def _has_chats(work: Work) -> bool:
