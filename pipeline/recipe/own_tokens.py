@@ -33,7 +33,8 @@ class OwnTokens:
     @property
     def key(self) -> str:
         """Name of the folder of its stores."""
-        return json_sha256([self.fingerprint, self.decisions, self.spelling])[:12]
+        known = [self.spelling] if self.spelling else []  # older records have none
+        return json_sha256([self.fingerprint, self.decisions, *known])[:12]
 
     @property
     def settings(self) -> dict[str, Any]:
