@@ -20,7 +20,7 @@ from .models.loading import load_tokenizer
 from .models.output_head import connect_head
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
-from .students.adapters import adapt, expect_peft, merge_adapters
+from .students.adapters import adapt, merge_adapters
 from .students.job import PRUNING, NewStudent, StudentJob, make_student
 from .students.lesson import lesson
 from .targets.losses.chunks import ChunkLikelihood
@@ -65,8 +65,6 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     where, stage = f"students.{job.name}", f"{STAGE} {job.stage}"
     manifest = store.manifest
     taught = lesson(job, store)
-    if job.lora is not None:
-        expect_peft(f"{where}.lora")
     tokenizer = load_tokenizer(str(store.tokenizer_folder()), str(store.place))
     report(Report(stage=stage, doing="make or load the model"))
     made = make_student(job, store, tokenizer, report)

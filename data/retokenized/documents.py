@@ -144,7 +144,8 @@ class Rewriter:
             if special_T[start]:
                 piece.runs += [self._special(piece, at) for at in range(start, end)]
                 continue
-            first, last = (start, end) == written[0], (start, end) == written[-1]
+            first, begins = self._begin_as_whole(piece, start)
+            last = (start, end) == written[-1]
             try:
                 found = teacher.text_of(tokens_T[start:end], first=first, last=last)
             except KeyError as error:
@@ -153,8 +154,22 @@ class Rewriter:
                 ) from error
             added = first and teacher.adds_space(int(tokens_T[start]))
             piece.runs.append(_Run(start, [*map(len, found)], text=len(texts), added=added))
-            texts.append((b"".join(found), first))
+            texts.append((b"".join(found), begins))
         return piece
+
+    def _begin_as_whole(self, piece: _Piece, at: int) -> tuple[bool, bool]:
+        """Whether a text begins as a whole text does, for the teacher's tokenizer and for the
+        student's: nothing is before it but a begin of text, or special tokens do not matter."""
+        first = not any(run.text is not None for run in piece.runs)
+        ends = piece.runs[-1].ids if piece.runs else ()
+        found = []
+        for speller, before, behind in (
+            (self._teacher, piece.tokens_T[:at].tolist(), at > 0),
+            (self._student, [i for run in piece.runs for i in run.ids], bool(ends)),
+        ):
+            alone = {*before} <= {speller.id_of(speller.roles.get("bos_token"))}
+            found.append((first and alone) or (behind and speller.spaced_after_special))
+        return found[0], found[1]
 
     def _special(self, piece: _Piece, at: int) -> _Run:
         index = int(piece.tokens_T[at])
@@ -199,7 +214,8 @@ class Rewriter:
                 ids.append(spelling.ids)
                 starts.append(place + spelling.starts)
                 ends.append(place + spelling.ends)
-                counts["lost_bytes"] += width - int((spelling.ends - spelling.starts).sum())
+                # a text that is not reproduced may also become longer
+                counts["lost_bytes"] += max(0, width - int((spelling.ends - spelling.starts).sum()))
                 if spelling.added is not run.added:
                     shifted.append(place)
                 if spelling.misfit is not None and unknown is None:

@@ -91,7 +91,7 @@ def map_tokens(teacher: Speller, student: Speller, given: Mapping[str, str]) -> 
     Raises
         ColdstillError: a given name is not a special token of the teacher
     """
-    specials = _specials(teacher, student, given)
+    specials = special_tokens(teacher, student, given)
     pieces: list[Sequence[int]] = [
         student.pieces(content) if content else specials.get(index, ())
         for index, content in enumerate(teacher.bytes_V)
@@ -124,12 +124,18 @@ def relabelling(teacher: Speller, student: Speller) -> NDArray[np.int32] | None:
     return ids_V
 
 
-def _specials(
+def special_tokens(
     teacher: Speller, student: Speller, given: Mapping[str, str]
 ) -> dict[int, tuple[int, ...]]:
-    """By the given names first; then an end of text becomes the student's, and so does a begin of
+    """`TokenMap.specials` of two tokenizers.
+
+    By the given names first; then an end of text becomes the student's, and so does a begin of
     text; then a token of the same name; then other roles. A begin of text that the student lacks is
-    left out."""
+    left out.
+
+    Raises
+        ColdstillError: as `map_tokens`
+    """
     found: dict[int, tuple[int, ...]] = {}
     for name in given:
         index = teacher.id_of(name)

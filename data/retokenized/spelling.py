@@ -92,6 +92,9 @@ class Speller:
         ids."""
         self._lengths_V = np.array([len(content or b"") for content in found], np.int64)
         self.roles = _roles(folder)
+        self.spaced_after_special = self._is_spaced_after_special()
+        """Whether a text behind a special token begins as a whole text does, with a space that is
+        not text."""
         self._letters = byte_letters() if self._is_byte_level() else None
 
     def id_of(self, token: str | None) -> int | None:
@@ -135,11 +138,21 @@ class Speller:
         self._middle.encode_special_tokens = True
         return tuple(ids)
 
+    def _is_spaced_after_special(self) -> bool:
+        whole = tuple(self._whole.encode("a", add_special_tokens=False).ids)
+        special = np.flatnonzero(self.special_V)
+        if not len(special) or not whole or not self.adds_space(whole[0]):
+            return False
+        self._whole.encode_special_tokens = False
+        behind = self._whole.encode(self.name_of(int(special[0])) + "a", add_special_tokens=False)
+        self._whole.encode_special_tokens = True
+        return tuple(behind.ids[1:]) == whole
+
     def text_of(self, tokens_T: NDArray[np.int32], *, first: bool, last: bool) -> list[bytes]:
         """[T] the bytes of consecutive text tokens of a document.
 
-        first, last  whether no text is before or behind them, so that a space that the tokenizer
-                     has added there is not text
+        first, last  whether they begin or end as a whole text does, so that a space that the
+                     tokenizer has added there is not text
 
         Raises
             KeyError: an id without a token (which)
@@ -161,7 +174,7 @@ class Speller:
         return bool(self._spaced_V[index])
 
     def spell(self, texts: Sequence[tuple[bytes, bool]]) -> list[Spelling]:
-        """The tokens of each text. Each comes with whether no text is before it."""
+        """The tokens of each text. Each comes with whether it begins as a whole text does."""
         parts: list[list[tuple[str, bytes]]] = []
         batches: dict[bool, list[str]] = {True: [], False: []}
         for content, begins in texts:

@@ -15,7 +15,7 @@ from ..order import MIXED_BLOCKS, WINDOW, epoch_windows, joined, regrouped
 from ..places.place import place_at
 from ..schema import Block
 from .commit import Commit, ShardStatistics, Totals, expect_size, parse_commit
-from .layout import SHARDS, TOKENIZER, commit_name, committed, shard_name
+from .layout import MANIFEST, SHARDS, TOKENIZER, commit_name, committed, shard_name
 from .manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -322,6 +322,14 @@ def finished_shards(place: Place, manifest: Manifest) -> list[int]:
                 "coldstill store repair, then teacher-logits again"
             )
     return done
+
+
+def is_complete(place: Place) -> bool:
+    """Whether a place has a store with all of its shards. Raises as `finished_shards`."""
+    if not place.exists(MANIFEST):
+        return False
+    manifest = read_manifest(place)
+    return len(finished_shards(place, manifest)) == manifest.shards
 
 
 def read_commit(place: Place, manifest: Manifest, index: int) -> Commit:

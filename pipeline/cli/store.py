@@ -235,7 +235,7 @@ def retokenize_(path: str, to: str, as_json: bool, tokenizer: str, **wanted: Any
 
     with _progress() as progress, quiet():
         notify = _notify(progress, "retokenize")
-        retokenized(path, to, tokenizer, wanted, "--tokenizer", notify)
+        retokenized(path, to, tokenizer, wanted, "--tokenizer", notify, progress)
     _wrote(to, as_json)
 
 

@@ -118,12 +118,16 @@ def expect_packable_students(work: Work) -> None:
 
 
 def expect_holding_formats(work: Work) -> None:
-    """Refuse new students whose sizes the format of `quantize` cannot hold.
+    """Refuse students whose sizes the format of `quantize` cannot hold, as far as they are known.
 
     Raises
         ColdstillError: the first such student
     """
-    students = {n: s for n, s in work.recipe.students.items() if s.quantize and s.architecture}
+    students = {
+        name: student
+        for name, student in work.recipe.students.items()
+        if student.quantize and not work.run.student(name).model.exists()
+    }
     if not students:
         return  # nothing to check, so torch is not loaded
     from ...stages.models.grids import SCHEMES
@@ -132,27 +136,38 @@ def expect_holding_formats(work: Work) -> None:
     for name, student in students.items():
         assert student.quantize is not None
         block = SCHEMES[student.quantize.scheme].layers.block
-        widths = [w for one in sizes[name] for w in (one.hidden, one.feed_forward)]
-        wrong = [width for width in widths if block is not None and width % block]
-        if wrong and not work.run.student(name).model.exists():
+        if block is None or not sizes[name]:
+            continue
+        last, chosen = sizes[name][-1], "architecture" if student.architecture else "prune"
+        widths, remedy = [last.hidden], f"choose sizes of {chosen} that are"
+        if student.model is not None or student.layers is not None:
+            remedy = "take a model with sizes that are"
+        else:  # the feed-forward layers of a model may have several sizes
+            widths.append(last.feed_forward)
+        if wrong := [width for width in widths if width % block]:
             raise ColdstillError(
                 f"students.{name}.quantize: {student.quantize.scheme} has one scale for every "
-                f"{block} inputs of a layer, and its layers have {wrong[0]:,}; choose sizes of "
-                f"architecture that are multiples of {block}, or quantize = 'int8-row'"
+                f"{block} inputs of a layer, and its layers have {wrong[0]:,}; {remedy} "
+                f"multiples of {block}, or quantize = 'int8-row'"
             )
 
 
 def expect_usable_students(work: Work) -> None:
     """Refuse students that start from a model which cannot be loaded, or whose tokens are others
     than those of an existing teacher and cannot be aligned with them, or are not for what the
-    recipe asks. Called before a whole run captures its teacher.
+    recipe asks, or that need a package which is not installed. Called before a whole run captures
+    its teacher.
 
     Raises
         ColdstillError: the first such student
     """
     from ...stages.models.vocabulary import tokenizer_identity
     from ...stages.student_tokens import expect_alignable
+    from ...stages.students.lesson import expect_packages
 
+    for name, student in work.recipe.students.items():
+        if not work.run.student(name).model.exists():
+            expect_packages(student.quantize, student.lora, f"students.{name}")
     teacher = named_teacher(work)
     for named in student_models(work):
         tokenizer = _expect_usable(work, named)

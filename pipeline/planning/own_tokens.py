@@ -22,6 +22,7 @@ from .sizes import done_of, tokens_in
 if TYPE_CHECKING:
     from ...data.maintenance.retokenize import Sampled
     from ...data.prepared import Split
+    from ...data.store.manifest import TokenizerIdentity
     from ..recipe.own_tokens import OwnTokens
     from ..recipe.work import Work
     from .sizes import StoreSize
@@ -55,8 +56,11 @@ def plan_own_tokens(work: Work, stores: dict[Split, StoreSize]) -> list[TokensPl
     for name, student in work.recipe.students.items():
         if student.model is None or folder_of(work, student.model) is None:
             continue
-        teacher = teacher or _teacher(work)
-        if teacher is not None and (own := own_tokens(work, name, student, teacher[0])) is not None:
+        teacher = teacher or teacher_tokens(work)
+        if teacher is None:
+            continue
+        own = own_tokens(work, name, student, teacher[0].fingerprint)
+        if own is not None:
             found.setdefault(own[0].key, (*own, []))[2].append(name)
     assert teacher is not None or not found
     return [
@@ -65,15 +69,15 @@ def plan_own_tokens(work: Work, stores: dict[Split, StoreSize]) -> list[TokensPl
     ]
 
 
-def _teacher(work: Work) -> tuple[str, Any] | None:
-    """Fingerprint of the teacher's tokens, and its tokenizer if it is not captured yet; None if its
-    tokenizer does not exist yet or is not on this machine."""
+def teacher_tokens(work: Work) -> tuple[TokenizerIdentity, Any] | None:
+    """The teacher's tokens, and its tokenizer if it is not captured yet; None if its tokenizer does
+    not exist yet or is not on this machine."""
     from ...stages.models.loading import load_tokenizer
     from ...stages.models.vocabulary import tokenizer_identity
 
     place = place_at(work.run.logits)
     if place.exists(MANIFEST):
-        return read_manifest(place).tokenizer.fingerprint, None
+        return read_manifest(place).tokenizer, None
     named = named_teacher(work)
     if named is not None and folder_of(work, named.model, named.revision) is not None:
         tokenizer = tokenizer_of_model(work, named)
@@ -81,7 +85,7 @@ def _teacher(work: Work) -> tuple[str, Any] | None:
         tokenizer = load_tokenizer(str(work.run.tokenizer), "teacher.tokenizer")
     else:
         return None
-    return tokenizer_identity(tokenizer).fingerprint, tokenizer
+    return tokenizer_identity(tokenizer), tokenizer
 
 
 def _planned(
@@ -92,11 +96,12 @@ def _planned(
     stores: dict[Split, StoreSize],
     teacher: Any,
 ) -> TokensPlan:
-    from ...stages.student_tokens import expect_alignable
+    from ...stages.student_tokens import expect_alignable, with_template_of
 
     where, note = f"students.{names[0]}", None
     if teacher is not None:
         expect_alignable(teacher, tokenizer, where)
+        tokenizer = with_template_of(teacher, tokenizer, own.made("logits", 0), where)
     sizes: dict[Split, StoreSize] = {}
     seconds: dict[Split, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="coldstill-") as scratch:
@@ -167,5 +172,9 @@ def _share(work: Work, split: Split, folder: Path, where: str) -> tuple[float, s
     try:
         ours, theirs = (tokens_in(work, split, one) for one in (folder, None))
     except ColdstillError as error:
-        return 1.0, f"{where}: as many tokens as the teacher has are assumed: {error}"
-    return ours / max(1, theirs), None
+        reason = str(error)
+    else:
+        if ours and theirs:
+            return ours / theirs, None
+        reason = "no document of the sample fits into a sequence in both tokenizers"
+    return 1.0, f"{where}: as many tokens as the teacher has are assumed: {reason}"

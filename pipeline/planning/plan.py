@@ -30,6 +30,7 @@ from .own_text import plan_rounds
 from .own_tokens import plan_own_tokens
 from .pilot_record import read_pilot
 from .sizes import captures, corpus_sizes, expected_bytes, free_bytes, store_sizes
+from .teachable import expect_teachable_students
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -147,6 +148,7 @@ def make_plan(work: Work) -> Plan:
     expect_trainable(recipe, recipe.students, teacher=True)
     expect_packable_students(work)
     expect_holding_formats(work)
+    expect_teachable_students(work)
     left_out = left_out_tokens(work)
     corpus = corpus_sizes(work)
     pilot = read_pilot(work)

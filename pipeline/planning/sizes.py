@@ -131,7 +131,8 @@ def _estimate(work: Work) -> tuple[Estimate, str]:
 
 
 def tokens_in(work: Work, split: Split, folder: Path | None) -> float:
-    """Tokens of a split, estimated with the tokenizer in a folder; None is the teacher's.
+    """Supervised tokens of a split, estimated with the tokenizer in a folder, or all tokens of
+    prompts that the teacher answers. None is the teacher's.
 
     Raises
         ColdstillError: the tokenizer or the corpus cannot be sampled, and why
@@ -144,7 +145,8 @@ def tokens_in(work: Work, split: Split, folder: Path | None) -> float:
         if folder is None:
             raise ColdstillError(reason)
     sources = list_sources(config.files, work.loaded.base)
-    return estimate(config, sources, folder, prompts=prompts).tokens[split]
+    found = estimate(config, sources, folder, prompts=prompts)
+    return (found.tokens if prompts else found.positions)[split]
 
 
 def _tokenizer_folder(work: Work) -> tuple[Path | None, str]:

@@ -26,16 +26,20 @@ class OwnTokens:
     """SHA-256 of its table of tokens and ids."""
     decisions: dict[str, Any]
     """The fields of `Decisions`."""
+    spelling: str
+    """SHA-256 of the rest of its tokenizer: how it splits texts, what its special tokens are for,
+    and its chat template. Models with the same tokens may differ in it."""
 
     @property
     def key(self) -> str:
         """Name of the folder of its stores."""
-        return json_sha256([self.fingerprint, self.decisions])[:12]
+        known = [self.spelling] if self.spelling else []  # older records have none
+        return json_sha256([self.fingerprint, self.decisions, *known])[:12]
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a student's settings record of it."""
-        return {"fingerprint": self.fingerprint, "decisions": self.decisions}
+        return asdict(self)
 
     def made(self, store: str, tail: int) -> Decisions:
         """The decisions for one store. Held-out records have samples, and samples have no bucket:
@@ -54,8 +58,8 @@ class OwnTokens:
     def recorded(cls, folder: StudentFolder) -> OwnTokens | None:
         """Those of a trained student; None if it has the teacher's tokens."""
         match read_json(folder.settings).get(TOKENS):
-            case {"fingerprint": str(fingerprint), "decisions": dict() as decisions}:
-                return cls(fingerprint, decisions)
+            case {"fingerprint": str(fingerprint), "decisions": dict() as decisions, **others}:
+                return cls(fingerprint, decisions, str(others.get("spelling", "")))
         return None
 
 
@@ -75,7 +79,7 @@ def own_tokens(
         return None
     from ...stages.config import RetokenizeConfig
     from ...stages.models.vocabulary import tokenizer_identity
-    from ...stages.student_tokens import tokenizer_of
+    from ...stages.student_tokens import spelling_sha256, tokenizer_of
 
     where = f"students.{name}.model"
     loaded = tokenizer_of(work.local(student.model), where, own_code=student.trust_remote_code)
@@ -93,5 +97,4 @@ def own_tokens(
             f"students.{name}.retokenize: ambiguous = bucket needs a record without samples, which "
             "alone has a bucket: set logits.tail = 0 and a head, or ambiguous = split"
         )
-    decisions = asdict(config)
-    return OwnTokens(fingerprint, decisions), loaded
+    return OwnTokens(fingerprint, asdict(config), spelling_sha256(loaded)), loaded

@@ -13,9 +13,10 @@ from ...data.places.place import place_at
 from ...data.prepared import SPLITS, CorpusLayout, CorpusRecord
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
-from ...data.store.reader import finished_shards
+from ...data.store.reader import is_complete
 from ...stages.config import ServerOptions
 from ..planning.sizes import captures, expect_room, expect_writable, store_sizes
+from ..planning.teachable import expect_teachable_students
 from ..recipe.work import READ_TEACHER
 from .teacher import prepared, prepared_apart, report_left_out, tokenizer_of, train_missing_teacher
 
@@ -109,9 +110,12 @@ def capture_base(work: Work, *, other_engine: bool = False) -> CaptureBase:
     other_engine  as in `CaptureBase`
     """
     recipe, run = work.recipe, work.run
-    for store in map(place_at, (run.logits, run.heldout)):
-        if isinstance(store, LocalPlace):  # before time is spent on the corpus
+    stores = [place_at(run.logits), place_at(run.heldout)]
+    for store in stores:  # before time is spent on the corpus
+        if isinstance(store, LocalPlace):
             expect_writable(store.root)
+    if not all(map(is_complete, stores)):
+        expect_teachable_students(work)
     # one process at a time, so that the corpus is prepared once
     with claimed(run.preparing, wait=True):
         if recipe.teacher.is_trained_here:
@@ -214,12 +218,8 @@ def _served_identity(work: Work, url: str) -> TeacherIdentity:
     from ...stages.capture.served import served_identity, what_is_served
     from ...stages.models.engines.server import NAME, Served
 
-    engines = []
-    for store in map(place_at, (work.run.logits, work.run.heldout)):
-        if store.exists(MANIFEST):
-            manifest = read_manifest(store)
-            if len(finished_shards(store, manifest)) == manifest.shards:
-                engines.append(manifest.teacher.engine)
+    stores = map(place_at, (work.run.logits, work.run.heldout))
+    engines = [read_manifest(store).teacher.engine for store in stores if is_complete(store)]
     if len(engines) == len(SPLITS) and (engine := engines[0]) and engine.name == NAME:
         name = work.recipe.teacher.engine_options.get("model") or engine.options["model"]
         served = Served(name=str(name), version=engine.version)

@@ -65,6 +65,7 @@ def run(
         expect_trainable,
         expect_usable_students,
     )
+    from ..planning.teachable import expect_teachable_students
     from . import capture, evaluation, rounds, students, teacher
     from .evaluation import compare_runs
 
@@ -73,6 +74,7 @@ def run(
         expect_packable_students(work)
         expect_holding_formats(work)
         expect_usable_students(work)
+        expect_teachable_students(work)
         teacher.train_teacher(work)
         capture.teacher_logits(work)
         students.train_students(work, ())

@@ -17,7 +17,7 @@ from ...data.places.place import place_at
 from ...data.prepared import CorpusLayout
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
-from ...data.store.reader import finished_shards, open_store
+from ...data.store.reader import is_complete, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -111,24 +111,20 @@ def next_act(work: Work, name: str) -> Next:
 
 
 def _state(folder: StudentFolder, count: int) -> tuple[Act, int]:
-    for number in range(1, count + 1):
+    for number in range(count, 0, -1):  # a machine may lack what earlier actions have made
         text = folder.text(number)
-        record = CorpusLayout(text.text).read_record()
-        if record is None:
-            made = folder.training(number, count).model.exists()
-            return ("write" if made else "train"), number
-        if not all(is_scored(text.store(split)) for split in record.splits):
-            return "capture", number
-    return "evaluate", count
+        if (record := CorpusLayout(text.text).read_record()) is not None:
+            if not all(is_scored(text.store(split)) for split in record.splits):
+                return "capture", number
+            return ("evaluate", count) if number == count else ("train", number + 1)
+        if folder.training(number, count).model.exists():
+            return "write", number
+    return "train", 1
 
 
 def is_scored(folder: Path) -> bool:
     """Whether a store of a student's text is complete."""
-    place = place_at(folder)
-    if not place.exists(MANIFEST):
-        return False
-    manifest = read_manifest(place)
-    return len(finished_shards(place, manifest)) == manifest.shards
+    return is_complete(place_at(folder))
 
 
 def training_settings(

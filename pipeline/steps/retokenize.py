@@ -6,6 +6,7 @@ the run's own stores are elsewhere. The key depends on the tokens and on what th
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from ...data.errors import ColdstillError
@@ -17,19 +18,27 @@ from ...stages.report import Report
 from ..recipe.own_tokens import OwnTokens
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from ...data.maintenance import Notify
     from ...data.store.manifest import Manifest
     from ...data.store.reader import StoreReader
+    from ...stages.report import Reporter
+    from ...stages.student_chat import GivenTemplate
     from ..recipe.work import Work
 
 _STAGE = "retokenize"
 
 
 def retokenized(
-    path: str, to: str, tokenizer: str, wanted: Mapping[str, Any], where: str, notify: Notify
+    path: str,
+    to: str,
+    tokenizer: str,
+    wanted: Mapping[str, Any],
+    where: str,
+    notify: Notify,
+    report: Reporter,
 ) -> Manifest:
     """Write a store in the tokens of a tokenizer by name.
 
@@ -49,7 +58,14 @@ def retokenized(
     )
     open_store(path)  # before a tokenizer is looked for on a hub
     loaded = tokenizer_of(tokenizer, where)
-    return retokenize_for(path, to, loaded, decisions, f"the tokenizer of {tokenizer}", notify)
+    named = f"the tokenizer of {tokenizer}"
+    tell = _telling(report, f"store {_STAGE}")
+    return retokenize_for(path, to, loaded, decisions, named, notify, tell)
+
+
+def _telling(report: Reporter, stage: str) -> Callable[[GivenTemplate], None]:
+    """Reports what becomes of a student's chat template."""
+    return lambda given: report(Report(stage=stage, note=given.note, warning=given.warning))
 
 
 def folder_in_tokens(store: StoreReader, named: str) -> str:
@@ -82,7 +98,10 @@ def store_in_tokens(
     if instead:
         made_from["ambiguous"] = decisions.ambiguous
     folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder / f".{name}.claim", wait=True):  # one of several processes makes it
+    with (
+        _nothing_left(folder),
+        claimed(folder / f".{name}.claim", wait=True),
+    ):  # one process makes it
         if record.exists() and read_json(record) != made_from:
             raise ColdstillError(
                 f"{place}: made from another store, or otherwise; delete {folder} to make it again"
@@ -102,11 +121,29 @@ def store_in_tokens(
                 work.report(Report(stage=stage, done=done, total=total, unit="sequences"))
 
             write_json(record, made_from)
-            retokenize_for(
-                str(store.place), str(place), tokenizer, decisions, f"the tokenizer of {named}",
-                notify,
-            )  # fmt: skip
+            tell = _telling(work.report, f"{_STAGE} {name}")
+            try:
+                retokenize_for(
+                    str(store.place), str(place), tokenizer, decisions, f"the tokenizer of {named}",
+                    notify, tell if name == "logits" else lambda given: None,
+                )  # fmt: skip
+            except ColdstillError:
+                if not place.exists():
+                    record.unlink()
+                raise
     return open_store(place)
+
+
+@contextlib.contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    """Delete a folder that an error leaves empty, and the folder of such folders."""
+    try:
+        yield
+    except ColdstillError:
+        with contextlib.suppress(OSError):  # they are not empty
+            folder.rmdir()
+            folder.parent.rmdir()
+        raise
 
 
 def _is_whole(place: Path) -> bool:

@@ -318,7 +318,9 @@ def context_length(config: Any) -> int | None:
 
 
 def _expect_present(name: str, where: str) -> None:
-    """Refuse a name that looks like a path if there is no such folder."""
+    """Refuse a file, and a name that looks like a path if there is no such folder."""
+    if Path(name).is_file():
+        raise ColdstillError(f"{where}: {name} is a file, expected a model's folder or GGUF file")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local and not Path(name).expanduser().is_dir() and "/" in name:
         raise ColdstillError(f"{where}: no folder {name}")

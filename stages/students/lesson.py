@@ -19,12 +19,14 @@ from ...data.store.manifest import difference
 from ..models.building import expect_sizes
 from ..training.arguments import step_shape
 from ..training.objective import expect_weight, mixed_terms
+from .adapters import expect_peft
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ...data.schema import Capture
     from ...data.store.reader import StoreReader
+    from ..config import LoraConfig, QuantizeConfig
     from ..training.chunked_loss import Term
     from .job import StudentJob
 
@@ -130,20 +132,30 @@ class Lesson:
     terms: list[Term]
 
 
+def expect_packages(quantize: QuantizeConfig | None, lora: LoraConfig | None, where: str) -> None:
+    """Refuse a student whose training needs a package that is not installed.
+
+    where  the student's key in messages
+    """
+    if quantize is not None and find_spec("torchao") is None:
+        raise ColdstillError(
+            f"{where}.quantize: needs the package 'torchao', which is not installed; pip install "
+            "'coldstill[torchao]'"
+        )
+    if lora is not None:
+        expect_peft(f"{where}.lora")
+
+
 def lesson(job: StudentJob, store: StoreReader) -> Lesson:
     """The stores and losses of one student.
 
     Raises
         ColdstillError: an objective that the stores cannot support or whose weights are always 0, a
             store without supervised positions, stores of different sequences, sizes that do not
-            divide, no `torchao` for a student of few bits
+            divide, or a package that is not installed
     """
     where = f"students.{job.name}"
-    if job.quantize is not None and find_spec("torchao") is None:
-        raise ColdstillError(
-            f"{where}.quantize: needs the package 'torchao', which is not installed; pip install "
-            "'coldstill[torchao]'"
-        )
+    expect_packages(job.quantize, job.lora, where)
     stores, shares = mixed_stores((store, *job.others), job.shares, f"{where}.teachers")
     captures = [(each.manifest.capture, str(each.place)) for each in stores]
     terms = mixed_terms(job.objective, captures, shares, f"{where}.objective")

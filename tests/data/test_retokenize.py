@@ -413,6 +413,21 @@ def test_texts_that_are_not_reproduced_can_be_left_out_of_training(
     assert len(new.targets) > 3
 
 
+def test_texts_that_become_longer_count_no_lost_bytes(folder: Path, tmp_path: Path) -> None:
+    longer = byte_pairs(MERGES, order=4)
+    longer.normalizer = normalizers.Replace("a", "aaaa")
+    saved(tmp_path / "longer", longer)
+    text_store(tmp_path / "old", folder / "teacher", ["the cat", "the tot"], Capture(tail=5))
+    manifest = retokenize(
+        str(tmp_path / "old"), str(tmp_path / "new"), tmp_path / "longer",
+        Decisions(unaligned="skip"),
+    )  # fmt: skip
+    assert not list(verify(str(tmp_path / "new")))
+    assert manifest.retokenized is not None
+    assert manifest.retokenized.counts["skipped_pieces"] == 1
+    assert manifest.retokenized.counts["lost_bytes"] == 0
+
+
 def test_other_operations_work_on_such_stores(
     stores: Callable[..., str], folder: Path, tmp_path: Path
 ) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from coldstill.data.store.reader import open_store
 from coldstill.stages.config import QuantizeConfig
 from coldstill.stages.planning.rounding import RoundedSteps
+from conftest import VOCABULARY, make_model
 from other_tokens import PAIRS, add_students, model_of
 from spellings import byte_pairs
 
@@ -17,6 +21,13 @@ if TYPE_CHECKING:
     from desk import Desk
 
 pytest_plugins = ("desk",)
+
+
+def teacher_of(desk: Desk) -> Path:
+    """The folder of the teacher."""
+    found = re.search('model = "(.*)"', (desk.root / "r.toml").read_text(encoding="utf-8"))
+    assert found is not None
+    return Path(found[1])
 
 
 def facts(desk: Desk) -> Any:
@@ -166,3 +177,42 @@ def test_sizes_that_a_format_cannot_hold_are_refused_before_the_teacher_works(de
     desk.edit("hidden = 48", "hidden = 64, feed_forward = 100")
     desk.edit('"int8-row"', '"int8"')
     assert "and its layers have 100" in desk.refused("plan", "r.toml")
+
+
+def test_a_model_or_a_cut_that_a_format_cannot_hold_is_refused_before_the_teacher_works(
+    desk: Desk,
+) -> None:
+    make_model("llama", VOCABULARY, hidden_size=48).save_pretrained(desk.root / "own")
+    for path in teacher_of(desk).glob("tokenizer*"):
+        shutil.copy(path, desk.root / "own")
+    add_students(desk, 'like = "small"\nORIGIN\nquantize = "int4"')
+    reason = "students.a.quantize: int4 has one scale for every 32 inputs of a layer, and its "
+    for origin, message in (
+        ('model = "./own"', "48; take a model with sizes that are multiples of 32, or"),
+        (
+            "prune = { feed_forward = 40 }",
+            "40; choose sizes of prune that are multiples of 32, or",
+        ),
+    ):
+        desk.edit("ORIGIN", origin)
+        for command in ("plan", "run"):
+            line = desk.refused(command, "r.toml")
+            assert line.startswith(f"error: {reason}layers have {message}")
+        desk.edit(origin, "ORIGIN")
+
+
+@pytest.mark.parametrize(("key", "package"), [("quantize", "torchao"), ("lora", "peft")])
+def test_a_missing_package_is_named_before_the_teacher_works(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, key: str, package: str
+) -> None:
+    value = {"quantize": '"int4"', "lora": "{ rank = 2 }"}[key]
+    add_students(desk, f'like = "small"\nlayers = [0]\n{key} = {value}')
+    real = importlib.util.find_spec
+
+    def without(name: str, *rest: Any) -> Any:
+        return None if name == package else real(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    monkeypatch.setattr("coldstill.stages.students.lesson.find_spec", without)
+    line = desk.refused("run", "r.toml")
+    assert line.startswith(f"error: students.a.{key}: needs the package '{package}'")
