@@ -81,9 +81,11 @@ def student_logprobs(student: LoadedStudent, tokens_T: NDArray[Any] = TOKENS) ->
     return logits.double().log_softmax(1)
 
 
-def logprobs(runtime: Runtime, tokens_T: NDArray[Any] = TOKENS) -> torch.Tensor:
+def logprobs(
+    runtime: Runtime, tokens_T: NDArray[Any] = TOKENS, vocabulary: int = VOCABULARY
+) -> torch.Tensor:
     """[T, V] of an export in one pass."""
-    return _normalised(runtime.step(tokens_T)[0])
+    return _normalised(runtime.step(tokens_T)[0], vocabulary)
 
 
 def stepped_logprobs(
@@ -98,8 +100,8 @@ def stepped_logprobs(
     return _normalised(np.concatenate(parts))
 
 
-def _normalised(logits_TV: NDArray[Any]) -> torch.Tensor:
-    assert logits_TV.shape[1] == VOCABULARY
+def _normalised(logits_TV: NDArray[Any], vocabulary: int = VOCABULARY) -> torch.Tensor:
+    assert logits_TV.shape[1] == vocabulary
     return torch.from_numpy(np.array(logits_TV)).double().log_softmax(1)
 
 
