@@ -89,7 +89,10 @@ def logprobs(
 
 
 def stepped_logprobs(
-    runtime: Runtime, tokens_T: NDArray[Any] = TOKENS, first: int = 13
+    runtime: Runtime,
+    tokens_T: NDArray[Any] = TOKENS,
+    first: int = 13,
+    vocabulary: int = VOCABULARY,
 ) -> torch.Tensor:
     """[T, V] of an export with its cache, token by token after the first tokens."""
     part, cache = runtime.step(tokens_T[:first])
@@ -97,10 +100,10 @@ def stepped_logprobs(
     for place in range(first, len(tokens_T)):
         part, cache = runtime.step(tokens_T[place : place + 1], cache)
         parts.append(np.array(part))
-    return _normalised(np.concatenate(parts))
+    return _normalised(np.concatenate(parts), vocabulary)
 
 
-def _normalised(logits_TV: NDArray[Any], vocabulary: int = VOCABULARY) -> torch.Tensor:
+def _normalised(logits_TV: NDArray[Any], vocabulary: int) -> torch.Tensor:
     assert logits_TV.shape[1] == vocabulary
     return torch.from_numpy(np.array(logits_TV)).double().log_softmax(1)
 
