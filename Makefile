@@ -5,6 +5,7 @@
 # make test            the fast tests;  make test TESTS=tests/data: all tests of one file or folder
 # make test-all        every test;  make check: lint and types;  make mutants: what the tests catch
 # make test-vllm       the tests of the engine vLLM, in an environment of its own (VLLM=vllm with a GPU)
+# make test-llama      the tests of GGUF files with llama.cpp, which it installs without compiling it
 # make bench           the benchmarks;  make bench-quality: what each kind of record is worth
 # make gpu             what a GPU must prove, in 8 minutes: records, training, speed, memory
 # Variables: RECIPE= a recipe's name or file, or a run's folder;  SET="section.key=value ..."
@@ -24,11 +25,11 @@ STORE_PATH = $(or $(STORE),runs/$(notdir $(basename $(RECIPE)))/logits)
 STUDENTS = $(foreach name,$(STUDENT),--student '$(name)') $(if $(ALL),--all)
 GRIDS = $(foreach grid,$(GRID),--grid '$(grid)')
 
-.PHONY: help install demo demo-smollm2 run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export import inspect verify test test-all test-vllm mutants check lint types bench bench-quality gpu clean
+.PHONY: help install demo demo-smollm2 run init plan train-teacher teacher-logits prune-student train-student evaluate sweep compare report export import inspect verify test test-all test-vllm test-llama mutants check lint types bench bench-quality gpu clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,13s/^# //p' Makefile
+	@sed -n '1,14s/^# //p' Makefile
 
 install: $(INSTALLED)
 
@@ -106,6 +107,12 @@ $(VLLM_VENV)/.installed: pyproject.toml
 test-vllm: $(VLLM_VENV)/.installed .links/coldstill
 	$(VLLM_VENV)/bin/python -m pytest --rootdir .links/coldstill -c .links/coldstill/pyproject.toml -n0 .links/coldstill/tests/stages/test_engines.py .links/coldstill/tests/stages/test_vllm.py
 
+# Not in $(VENV): the other tests show what an installation without llama.cpp does.
+LLAMA := .llama
+
+test-llama: $(INSTALLED) .links/coldstill
+	$(BIN)/python tests/with_llama_cpp.py $(LLAMA) $(PYTEST) -m llama_cpp $(addprefix .links/coldstill/,$(shell grep -rl 'mark\.llama_cpp' tests --include='test_*.py'))
+
 mutants: $(INSTALLED) .links/coldstill
 	$(BIN)/python tests/mutants.py $(MUTANT)
 
@@ -129,4 +136,4 @@ bench-quality: $(INSTALLED)
 	$(BIN)/python tests/bench/quality.py $(if $(TEACHER),--teacher '$(TEACHER)') $(TEXTS)
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .links build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(LLAMA) .links build *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files, so that no process works on alone at the end."""
     longest = ("test_documents.py", "_processes.py")
     items.sort(key=lambda item: not item.path.name.endswith(longest))
+    if importlib.util.find_spec("llama_cpp") is None:
+        skip = pytest.mark.skip(reason="needs llama.cpp: make test-llama")
+        for item in items:
+            if item.get_closest_marker("llama_cpp"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -81,13 +81,18 @@ def student_logprobs(student: LoadedStudent, tokens_T: NDArray[Any] = TOKENS) ->
     return logits.double().log_softmax(1)
 
 
-def logprobs(runtime: Runtime, tokens_T: NDArray[Any] = TOKENS) -> torch.Tensor:
+def logprobs(
+    runtime: Runtime, tokens_T: NDArray[Any] = TOKENS, vocabulary: int = VOCABULARY
+) -> torch.Tensor:
     """[T, V] of an export in one pass."""
-    return _normalised(runtime.step(tokens_T)[0])
+    return _normalised(runtime.step(tokens_T)[0], vocabulary)
 
 
 def stepped_logprobs(
-    runtime: Runtime, tokens_T: NDArray[Any] = TOKENS, first: int = 13
+    runtime: Runtime,
+    tokens_T: NDArray[Any] = TOKENS,
+    first: int = 13,
+    vocabulary: int = VOCABULARY,
 ) -> torch.Tensor:
     """[T, V] of an export with its cache, token by token after the first tokens."""
     part, cache = runtime.step(tokens_T[:first])
@@ -95,11 +100,11 @@ def stepped_logprobs(
     for place in range(first, len(tokens_T)):
         part, cache = runtime.step(tokens_T[place : place + 1], cache)
         parts.append(np.array(part))
-    return _normalised(np.concatenate(parts))
+    return _normalised(np.concatenate(parts), vocabulary)
 
 
-def _normalised(logits_TV: NDArray[Any]) -> torch.Tensor:
-    assert logits_TV.shape[1] == VOCABULARY
+def _normalised(logits_TV: NDArray[Any], vocabulary: int) -> torch.Tensor:
+    assert logits_TV.shape[1] == vocabulary
     return torch.from_numpy(np.array(logits_TV)).double().log_softmax(1)
 
 

@@ -46,6 +46,7 @@ NOT_RUN = {
     'make test TESTS=tests/data/test_order.py ARGS="-k seed"': "would run tests inside a test",
     "make test-all": "would run this test again",
     "make test-vllm": "needs a package index and gigabytes",
+    "make test-llama": "needs a package index; .ci/run runs it",
     "make check": "takes minutes; .ci/run runs it",
     "make mutants": "takes minutes",
     "coldstill store retokenize runs/demo/logits other --tokenizer my-student": (

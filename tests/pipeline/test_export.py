@@ -259,18 +259,24 @@ def test_a_wrong_graph_is_found(finished: Desk, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-def test_a_gguf_file_records_who_checked_it(finished: Desk) -> None:
+@pytest.mark.parametrize(
+    "checker",
+    [pytest.param("llama.cpp", marks=pytest.mark.llama_cpp), "the GGUF reader of transformers"],
+)
+def test_a_gguf_file_records_who_checked_it(
+    checker: str, finished: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("gguf")
+    from coldstill.stages.export.gguf import format as gguf_format
+
+    is_own = checker == "llama.cpp"
+    monkeypatch.setattr(gguf_format, "has_llama_cpp", lambda: is_own)
     result = finished.done("export", "r.toml", "small", "--to", "gguf-q8_0")
     record = finished.json(*EXPORTS, "gguf-q8_0", "export.json")
-    if importlib.util.find_spec("llama_cpp") is None:
-        assert record["checked_by"].startswith("the GGUF reader of transformers")
-        assert record["checked_by_own_runtime"] is False
-        assert "its own runtime is not installed" in result.stderr
-        assert record["costs"]["generation"] == []
-    else:
-        assert record["checked_by"].startswith("llama.cpp")
-        assert record["costs"]["generation"]
+    assert record["checked_by"].startswith(checker)
+    assert record["checked_by_own_runtime"] is is_own
+    assert ("its own runtime is not installed" in result.stderr) is not is_own
+    assert bool(record["costs"]["generation"]) is is_own
     assert finished.run.joinpath(*EXPORTS, "gguf-q8_0", "small-q8_0.gguf").is_file()
 
     path = finished.run / "students" / "small" / "model" / "config.json"

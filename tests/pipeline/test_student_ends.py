@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -135,6 +137,24 @@ def test_every_export_stops_at_the_end_token(
     # its template does not use the end of text, so that is no longer the first of them
     found = {name: fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("eos", "eot")}
     assert found == {"eos": VOCABULARY, "eot": 0}
+
+
+@pytest.mark.llama_cpp
+def test_llama_cpp_stops_at_the_end_token(stopping: tuple[Desk, str]) -> None:
+    folder = stopping[0].run / "students/small/exports/gguf-f16"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for ours, wanted in (
+        ('"Once"', '"a stu"'),
+        ("max_tokens=50", "max_tokens=50, temperature=0"),
+        ('["text"]', '["finish_reason"]'),
+    ):
+        assert ours in code
+        code = code.replace(ours, wanted)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "a stustop\n"
 
 
 ORIGINS = {

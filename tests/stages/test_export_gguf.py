@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from coldstill.stages.export.gguf import format as gguf_format
 from coldstill.stages.export.gguf.architectures import ARCHITECTURES, refusal
 from coldstill.stages.export.gguf.runtimes import read_back
 from coldstill.stages.export.gguf.writer import SPLITS, tokens_refusal
+from coldstill.stages.models.vocabulary import without_padding
 from conftest import VOCABULARY
 from exports import (
     TEXTS,
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 gguf = pytest.importorskip("gguf")
 
 F16, Q8 = FORMATS["gguf-f16"], FORMATS["gguf-q8_0"]
-needs_llama_cpp = pytest.mark.skipif(
-    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python compiles: an extra"
-)
 EVERY = ("llama-tied", *ARCHITECTURES)
 
 
@@ -60,7 +58,7 @@ def test_the_reader_gives_the_student_s_logits(
     assert 1e-9 < divergence(ours, theirs) < 1e-3
 
 
-@needs_llama_cpp
+@pytest.mark.llama_cpp
 @pytest.mark.parametrize("family", EVERY)
 def test_llama_cpp_gives_the_student_s_logits(family: str, tokenizer: Any, tmp_path: Path) -> None:
     student = small_student(family, tokenizer, tmp_path / "model")
@@ -76,7 +74,7 @@ def test_llama_cpp_gives_the_student_s_logits(family: str, tokenizer: Any, tmp_p
         runtime.close()
 
 
-@needs_llama_cpp
+@pytest.mark.llama_cpp
 def test_llama_cpp_gives_the_last_position_alone(tokenizer: Any, tmp_path: Path) -> None:
     student = small_student("llama", tokenizer, tmp_path / "model")
     runtime: Any = F16.open(student, written(F16, student, tmp_path / "f16"))
@@ -91,7 +89,7 @@ def test_llama_cpp_gives_the_last_position_alone(tokenizer: Any, tmp_path: Path)
     np.testing.assert_array_equal(again, whole)
 
 
-@needs_llama_cpp
+@pytest.mark.llama_cpp
 def test_other_tokens_and_an_aborted_llama_cpp_are_refused(tokenizer: Any, tmp_path: Path) -> None:
     student = small_student("llama", tokenizer, tmp_path / "model")
     runtime: Any = F16.open(student, written(F16, student, tmp_path / "f16"))
@@ -109,6 +107,23 @@ def test_other_tokens_and_an_aborted_llama_cpp_are_refused(tokenizer: Any, tmp_p
     with pytest.raises(ColdstillError, match=r"small-f16\.gguf: llama\.cpp was ended by SIGKILL"):
         logprobs(runtime)
     runtime.close()
+
+
+@pytest.mark.llama_cpp
+def test_a_library_that_does_not_fit_is_one_line(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = small_student("llama", tokenizer, tmp_path / "model")
+    folder = written(F16, student, tmp_path / "f16")
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    with pytest.raises(ColdstillError, match=r"llama\.cpp: Shared library .* not found$"):
+        F16.open(student, folder)
+    other = find_spec("numpy._core._multiarray_umath")
+    assert other is not None
+    assert other.origin is not None
+    (tmp_path / "libllama.so").symlink_to(other.origin)
+    with pytest.raises(ColdstillError, match=r"does not fit its library: .* symbol"):
+        F16.open(student, folder)
 
 
 def tensors(folder: Path) -> dict[str, Any]:
@@ -233,7 +248,8 @@ def test_tokenizers_that_llama_cpp_does_not_support_are_refused(
         assert expected in str(reason)
 
 
-def test_scaled_rotary_frequencies_are_written(tokenizer: Any, tmp_path: Path) -> None:
+def rotated(tokenizer: Any, folder: Path) -> Any:
+    """A student whose rotary frequencies are scaled as in Llama 3."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     scaled = {
@@ -244,11 +260,24 @@ def test_scaled_rotary_frequencies_are_written(tokenizer: Any, tmp_path: Path) -
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     }
-    student = small_student("llama", tokenizer, tmp_path / "model")
+    student = small_student("llama", tokenizer, folder)
     config = AutoConfig.from_pretrained(student.folder)
     config.rope_parameters = scaled
     torch.manual_seed(0)
-    student = replace(student, model=AutoModelForCausalLM.from_config(config).eval())
+    model = AutoModelForCausalLM.from_config(config).eval()
+    return replace(student, model=without_padding(model, VOCABULARY))
+
+
+@pytest.mark.llama_cpp
+def test_llama_cpp_scales_rotary_frequencies(tokenizer: Any, tmp_path: Path) -> None:
+    student = rotated(tokenizer, tmp_path / "model")
+    runtime = F16.open(student, written(F16, student, tmp_path / "f16"))
+    assert divergence(student_logprobs(student), logprobs(runtime)) < 1e-5
+    runtime.close()
+
+
+def test_scaled_rotary_frequencies_are_written(tokenizer: Any, tmp_path: Path) -> None:
+    student = rotated(tokenizer, tmp_path / "model")
     folder = written(F16, student, tmp_path / "f16")
     factors = tensors(folder)["rope_freqs.weight"].data
     plain = 10000.0 ** -(np.arange(4) / 4)

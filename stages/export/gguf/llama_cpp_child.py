@@ -51,8 +51,10 @@ def _resident() -> int:
 
 
 def _load(settings: dict[str, Any]) -> Any:
-    import llama_cpp
-
+    try:
+        import llama_cpp
+    except AttributeError as error:  # the bindings name a function that the library lacks
+        raise ImportError(f"llama-cpp-python does not fit its library: {error}") from error
     if not settings["rearranged"]:
         _without_rearranged_weights(llama_cpp)
     return llama_cpp.Llama(

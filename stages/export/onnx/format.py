@@ -75,11 +75,11 @@ class Onnx(Format):
     def limits(self) -> Limits:
         """fp32 differs by rounding only. int8 also rounds the inputs of every product.
 
-        measured: fp32 differed by up to 8e-5, KL 1e-11, agreement 100%; int8 (a student of
-        SmolLM2-135M) by up to 1.6 for very improbable tokens, KL 4e-3, 96.5%.
+        measured: fp32 differed by up to 8e-5, KL 1e-11, agreement 100%; int8 (students of
+        SmolLM2-135M) by up to 2.2 for very improbable tokens, KL 4e-3, just cut 1e-2, 96.5%.
         """
         if self.int8:
-            return Limits(logprob=8.0, kl=2e-2, share=1e-2, cached=8.0, agreement=0.88)
+            return Limits(logprob=8.0, kl=5e-2, share=1e-2, cached=8.0, agreement=0.88)
         return Limits(logprob=1e-3, kl=1e-6, share=1e-6, cached=1e-3, agreement=0.995)
 
     def usage(self, name: str) -> str:
