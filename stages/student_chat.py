@@ -16,6 +16,7 @@ import numpy as np
 
 from ..data.errors import ColdstillError
 from ..data.prepared import TokenizedDocument, build_sequences
+from ..data.retokenized.beginnings import Beginnings
 from ..data.retokenized.documents import Rewriter
 from ..data.retokenized.mapping import TokenMap, special_tokens
 from ..data.retokenized.spelling import Speller
@@ -197,7 +198,7 @@ def _opener(template: ChatTemplate) -> str:
 def _only(specials: dict[int, tuple[int, ...]]) -> TokenMap:
     """A table that maps special tokens only."""
     none = np.zeros(0, np.int32)
-    return TokenMap(none, none.astype(np.bool_), specials, none)
+    return TokenMap(none, none.astype(np.bool_), specials, none, Beginnings([], 0))
 
 
 def _renamed(text: str, names: Mapping[str, str], teacher: Any) -> str:
