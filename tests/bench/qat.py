@@ -80,7 +80,8 @@ class Row:
     """Standard deviation of the loss over the seeds."""
     kl: float
     of_the_loss: float | None
-    """Loss above the exact student's, as a share of that of rounding afterwards."""
+    """Loss above the exact student's, as a share of that of rounding afterwards. None if that is
+    less than the seeds differ."""
     seeds: tuple[float, ...]
     """Loss of each seed."""
     latency: dict[str, float]
@@ -119,7 +120,8 @@ class Bench:
         return self._rows(found, self._latencies())
 
     def _rows(self, found: list[dict[str, Any]], latencies: dict[str, float]) -> list[Row]:
-        exact = statistics.fmean(one[EXACT]["loss"] for one in found)
+        alone = [one[EXACT]["loss"] for one in found]
+        exact, noise = statistics.fmean(alone), spread(alone)
         rows = []
         for case in found[0]:
             losses = [one[case]["loss"] for one in found]
@@ -128,7 +130,8 @@ class Bench:
             lost = None
             if way == WHILE:
                 after = statistics.fmean(one[f"{scheme} {AFTERWARDS}"]["loss"] for one in found)
-                lost = (statistics.fmean(losses) - exact) / (after - exact)
+                if after - exact > noise:  # otherwise there is nothing to win
+                    lost = (statistics.fmean(losses) - exact) / (after - exact)
             formats = SCHEMES[scheme].formats if way else FULL
             rows.append(
                 Row(
