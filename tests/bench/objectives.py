@@ -182,7 +182,7 @@ class _First(StoreReader):
 
 
 FIT = """\
-train = { steps = 60, batch_tokens = 2048, learning_rate = 5e-4, warmup = 0.1 }
+train = { steps = 24, batch_tokens = 1024, learning_rate = 5e-4, warmup = 0.1 }
 lora = { rank = 16 }
 """
 RECIPE = f"""\
