@@ -62,6 +62,7 @@ def test_students_with_other_tokens_share_one_store_and_are_compared_by_bytes(
     assert manifest.retokenized is not None
     for name, found in figures.items():
         assert found["tokens"] == manifest.tokenizer.fingerprint, name
+        assert any(line.startswith("kl is off by the same amount") for line in found["caveats"])
         assert found["positions"] == heldout.positions > teacher["positions"]
         assert math.isfinite(found["kl"])
         # random weights: every token is about as probable as any other
