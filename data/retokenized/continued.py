@@ -42,8 +42,9 @@ class Inside:
     rows_I: NDArray[np.int64]
     """The teacher's record where the chunk begins, as a row of some targets."""
     nodes_I: NDArray[np.int64]
-    """The beginning, or -1."""
+    """What the student has read of the chunk, as a number of `Beginnings`, or -1."""
     depths_I: NDArray[np.int64]
+    """Its tokens."""
     labels_I: NDArray[np.int64]
     """The student's label."""
     firsts_I: NDArray[np.int64]
@@ -94,7 +95,7 @@ class Continuations:
             (
                 every,
                 np.where(spelled_I, ids, inside.labels_I),
-                np.exp(label_I.astype(np.float64))
+                np.exp(label_I.astype(np.float64)).clip(min=1e-300)  # it may be all that is known
                 - np.where(spelled_I, mean_V[inside.firsts_I] * scale_I, 0.0),
             ),
             self._prior(inside, scale_I),

@@ -9,11 +9,12 @@ import pytest
 from coldstill.data.alignment import labels
 from coldstill.data.maintenance.retokenize import Decisions, retokenize
 from coldstill.data.maintenance.verify import verify
-from coldstill.data.retokenized.continued import PRIOR_DRAWS, Continuations
+from coldstill.data.retokenized.beginnings import Beginnings
+from coldstill.data.retokenized.continued import PRIOR_DRAWS, Continuations, Inside
 from coldstill.data.schema import Block, Capture
 from oracles import everything
 from retokenizing import TEXTS, loaded, matched
-from spellings import END, packed, random_records, text_store
+from spellings import END, packed, random_records, records_of, text_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,3 +136,25 @@ def test_a_record_inside_a_chunk_says_how_the_teachers_tokens_go_on(
     if seen and capture.tail:
         # equally spaced draws are off by less than one at each token
         assert np.abs(np.array(said) - np.array(wanted)).max() < 1.01 / new.capture.tail
+
+
+def test_the_label_is_certain_where_nothing_else_is_known() -> None:
+    """However improbable its chunk is, and whatever a head or samples say of other chunks."""
+    beginnings = Beginnings([[1, 2, 3], [1], [4, 5]], 6)
+    known = Continuations(beginnings, np.array([1.0, 2.0, 1.0]), 6)
+    capture = Capture(head=1, tail=2)
+    logits = np.log(np.array([[0.5, 0.3, 0.2]] * 2))
+    records = records_of(logits, np.array([1, 1], np.int32), capture, seed=0)
+    for node in (-1, 0):
+        inside = Inside(
+            rows_I=np.array([0, 1]),
+            nodes_I=np.array([node, node]),
+            depths_I=np.array([1, 2]),
+            labels_I=np.array([5, 0]),
+            firsts_I=np.array([1, 1]),
+            logprobs_I=np.array([-900.0, -2.0], np.float32),
+        )
+        entries, entropy_I = known.entries(records, capture.tail, inside)
+        assert entries.ids_E.tolist() == [5, 0]
+        assert entries.masses_E.tolist() == [1.0, 1.0]
+        assert not entropy_I.any()
