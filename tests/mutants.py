@@ -91,6 +91,20 @@ MUTANTS = (
         ("data/test_retokenize_mapping.py",),
     ),
     Mutant(
+        "inside a chunk, the mean over the store counts beside the head, too",
+        "data/retokenized/continued.py",
+        "masses - mean_V[tokens] * scale_I[at]",
+        "masses",
+        ("data/test_retokenize_continued.py",),
+    ),
+    Mutant(
+        "inside a chunk, the token of the text counts twice",
+        "data/retokenized/continued.py",
+        "kept &= tokens != inside.firsts_I[at]",
+        "kept &= tokens >= 0",
+        ("data/test_retokenize_continued.py",),
+    ),
+    Mutant(
         "names of special tokens in a text become special tokens of the student",
         "data/retokenized/spelling.py",
         "tokenizer.encode_special_tokens = True  #",
