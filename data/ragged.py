@@ -67,14 +67,17 @@ class Ragged:
 
     def flat_indices(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices of the chosen rows in `values`, row after row."""
-        lengths = self.lengths[rows]
-        starts = self.offsets[:-1][rows]
-        ends = np.cumsum(lengths)
-        within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-        return np.repeat(starts, lengths) + within
+        which, within = places_in(self.lengths[rows])
+        return self.offsets[:-1][rows][which] + within
 
     def take(self, rows: NDArray[np.int64]) -> Ragged:
         """The chosen rows in the order given. A row may be chosen more than once."""
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(self.lengths[rows], out=offsets[1:])
         return Ragged(self.values[self.flat_indices(rows)], offsets)
+
+
+def places_in(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each entry of rows of these lengths, row after row: its row, and its place there."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..ragged import places_in
 from .known import Entries, sums_at
 
 if TYPE_CHECKING:
@@ -106,9 +107,7 @@ class Continuations:
         masses = np.exp(targets.head_logprobs[rows_I].ravel().astype(np.float64))
         found.append(self._known(inside, at, tokens, masses - mean_V[tokens] * scale_I[at]))
         tail = targets.tail
-        lengths_I = np.diff(tail.offsets)[rows_I]
-        at = np.repeat(every, lengths_I)
-        within = np.arange(len(at)) - np.repeat(np.cumsum(lengths_I) - lengths_I, lengths_I)
+        at, within = places_in(np.diff(tail.offsets)[rows_I])
         place = tail.offsets[rows_I][at] + within
         tokens = tail.ids[place].astype(np.int64)
         found.append(self._known(inside, at, tokens, each_I[at] * tail.counts[place]))
@@ -143,9 +142,8 @@ class Continuations:
         """The mean over the store."""
         nodes = inside.nodes_I.clip(min=0)  # nothing follows the empty beginning
         starts = self._offsets_N[nodes]
-        lengths = self._offsets_N[nodes + 1] - starts
-        at = np.repeat(np.arange(len(nodes)), lengths)
-        place = starts[at] + np.arange(len(at)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        at, within = places_in(self._offsets_N[nodes + 1] - starts)
+        place = starts[at] + within
         return at, self._next_P[place], self._prior_P[place] * scale_I[at]
 
     def _joined(self, parts: Sequence[_Part], count: int) -> tuple[Entries, NDArray[np.float64]]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..ragged import places_in
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -217,8 +219,7 @@ class _Shared:
     ) -> _Shared:
         """Every share of the chosen entries."""
         lengths = np.diff(shares.offsets_V)[ids] * chosen
-        entry = np.repeat(np.arange(len(ids)), lengths)
-        within = np.arange(len(entry)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        entry, within = places_in(lengths)
         place = shares.offsets_V[ids][entry] + within
         share = shares.shares[place]
         # the share of the token that follows in the text is known, the others have the rest
@@ -241,9 +242,7 @@ class _Shared:
         uniform_D: NDArray[np.float64],
     ) -> _Shared:
         """One token for each draw of the chosen entries, by equally spaced points."""
-        drawn = counts * chosen
-        entry = np.repeat(np.arange(len(ids)), drawn)
-        within = np.arange(len(entry)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+        entry, within = places_in(counts * chosen)
         # a shift for each position and token
         shift = (uniform_D[rows[entry]] + ids[entry] * _GOLDEN) % 1.0
         points = (shift + within) / counts[entry]

@@ -318,7 +318,7 @@ def context_length(config: Any) -> int | None:
 
 
 def _expect_present(name: str, where: str) -> None:
-    """Refuse a file, and a name that looks like a path if there is no such folder."""
+    """Refuse the name of a file, and a path to a folder that does not exist."""
     if Path(name).is_file():
         raise ColdstillError(f"{where}: {name} is a file, expected a model's folder or GGUF file")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
