@@ -67,8 +67,11 @@ class Ragged:
 
     def flat_indices(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices of the chosen rows in `values`, row after row."""
-        which, within = places_in(self.lengths[rows])
-        return self.offsets[:-1][rows][which] + within
+        lengths = self.lengths[rows]
+        ends = np.cumsum(lengths)
+        # one repetition, since every read of a store does this
+        shifts = self.offsets[:-1][rows] - (ends - lengths)
+        return np.repeat(shifts, lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
 
     def take(self, rows: NDArray[np.int64]) -> Ragged:
         """The chosen rows in the order given. A row may be chosen more than once."""
