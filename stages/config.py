@@ -6,10 +6,10 @@ that reading a recipe does not wait for torch.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field
 
 from ..data.corpus.columns import Columns
 from ..data.errors import ColdstillError
@@ -33,7 +33,7 @@ class InRecipe:
     text: str
 
 
-class _Table:
+class ConfigTable:
     """A table in which unknown keys are refused."""
 
     __slots__ = ()
@@ -41,7 +41,7 @@ class _Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArchitectureConfig(_Table):
+class ArchitectureConfig(ConfigTable):
     """Sizes of a new model."""
 
     family: str = "llama"
@@ -64,7 +64,7 @@ class ArchitectureConfig(_Table):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig(_Table):
+class TrainConfig(ConfigTable):
     """How a model is trained: steps, batches, learning rate, precision, checkpoints."""
 
     steps: Size
@@ -112,7 +112,7 @@ def _layer_names(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayersConfig(_Table):
+class LayersConfig(ConfigTable):
     """Which layers of the teacher a student keeps, counted from 0. Exactly one key is set."""
 
     every: Size | None = None
@@ -161,7 +161,7 @@ def listed_layers(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoraConfig(_Table):
+class LoraConfig(ConfigTable):
     """Low-rank adapters (LoRA, arXiv 2106.09685). Weights stay frozen; a product of two thin
     matrices is trained for each weight matrix and added to it at the end."""
 
@@ -181,7 +181,7 @@ class LoraConfig(_Table):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeConfig(_Table):
+class QuantizeConfig(ConfigTable):
     """Training with rounded weights (quantisation-aware training), for a format of few bits. A
     plain scheme in place of the table means the same."""
 
@@ -199,131 +199,7 @@ def named_scheme(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightConfig(_Table):
-    """A loss weight that changes during training."""
-
-    weight: Weight
-    """Target value: `linear` reaches it in the last step, `wsd` after its warm-up."""
-    schedule: Literal["constant", "linear", "wsd"] = "constant"
-    """`linear` goes from `start` to `weight` over all steps; `wsd` warms up, stays and decays."""
-    start: Weight = 0.0
-    """Value in the first step."""
-    end: Weight = 0.0
-    """Value in the last step of `wsd`."""
-    warmup: Share = 0.1
-    """Share of the steps in which `wsd` goes from `start` to `weight`."""
-    decay: Share = 0.01
-    """Share of the steps in which `wsd` goes from `weight` to `end`."""
-
-    def __post_init__(self) -> None:
-        of_wsd = ("end", "warmup", "decay")
-        unused = {"constant": ("start", *of_wsd), "linear": of_wsd, "wsd": ()}[self.schedule]
-        for key in unused:
-            if getattr(self, key) != type(self).__dataclass_fields__[key].default:
-                fitting = "'wsd'" if key in of_wsd else "'linear' or 'wsd'"
-                raise ValueError(f"{key} belongs to schedule {fitting}, not to '{self.schedule}'")
-        if self.warmup + self.decay > 1.0:
-            raise ValueError(
-                f"warmup = {self.warmup:g} and decay = {self.decay:g} are shares of the same "
-                "steps, together at most 1"
-            )
-
-    @property
-    def largest(self) -> float:
-        """Upper bound of the weight, reached if there are enough steps."""
-        of_wsd = self.schedule == "wsd"
-        begun = self.start if self.schedule == "linear" or (of_wsd and self.warmup) else 0.0
-        return max(self.weight, begun, self.end if of_wsd and self.decay else 0.0)
-
-
-def _weight_table(value: Any) -> Any:
-    """Return the table that a plain weight stands for."""
-    return value if isinstance(value, dict | WeightConfig) else {"weight": value}
-
-
-def _plain_weight(value: WeightConfig) -> float | WeightConfig:
-    """Turn a constant weight's table back into a number, so that it is a number everywhere."""
-    return value.weight if value.schedule == "constant" else value
-
-
-def _as_in_a_recipe(value: float | WeightConfig) -> Any:
-    return asdict(value) if isinstance(value, WeightConfig) else value
-
-
-if TYPE_CHECKING:
-    ScheduledWeight = float | WeightConfig
-else:  # a plain number goes through the table too, so that a bad weight has one message
-    ScheduledWeight = Annotated[
-        WeightConfig,
-        BeforeValidator(_weight_table),
-        AfterValidator(_plain_weight),
-        PlainSerializer(_as_in_a_recipe),
-        InRecipe("number at least 0, or table"),
-    ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectiveConfig(_Table):
-    """A student's objective: a weighted sum of losses. Each weight is a number, or a table such as
-    { weight = 0.9, schedule = "wsd" }."""
-
-    kl: ScheduledWeight = 1.0
-    """Weight of the forward KL divergence, KL(teacher || student)."""
-    cross_entropy: ScheduledWeight = 0.0
-    """Weight of the cross-entropy with the actual next token."""
-    reverse_kl: ScheduledWeight = 0.0
-    """Weight of the reverse KL divergence, KL(student || teacher); needs a store with a head."""
-    jsd: ScheduledWeight = 0.0
-    """Weight of the generalised Jensen-Shannon divergence; needs a store with a head."""
-    total_variation: ScheduledWeight = 0.0
-    """Weight of the total variation distance; needs a store with a head."""
-    skew_kl: ScheduledWeight = 0.0
-    """Weight of the forward KL divergence to a mixture of student and teacher; needs a store with a
-    head or with temperatures."""
-    skew_reverse_kl: ScheduledWeight = 0.0
-    """Weight of the reverse KL divergence to a mixture of teacher and student; needs a store with a
-    head."""
-    residual_to_label: ScheduledWeight = 0.0
-    """Weight of the forward KL divergence from the head, with the probability outside the head put
-    on the actual next token; needs a store with a head."""
-    chunk_likelihood: ScheduledWeight = 0.0
-    """Weight of the divergence between the probabilities of chunks of text, for students with other
-    tokens than the teacher (ALM, arXiv 2503.20083). With the same tokens a chunk is a token."""
-    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
-    """Temperature of teacher and student in every loss except cross-entropy. Temperatures other
-    than 1 must be listed in `logits.temperatures`."""
-    beta: Share | None = None
-    """Share of the teacher in the mixture of `jsd`; 1/2 if unset. 0 is the forward KL divergence, 1
-    the reverse one."""
-    skew: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """Share that is mixed in for `skew_kl` and `skew_reverse_kl`; 0.1 if unset."""
-    labels_inside: bool = False
-    """Whether `cross_entropy` counts only inside chunks of text, where losses other than `kl` teach
-    nothing to a student with other tokens than the teacher, and not at all positions."""
-    tau: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
-    """How much `chunk_likelihood` damps the logarithms of probabilities; 100 if unset."""
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        """Parameters of the losses that are set, by name."""
-        inside = 1.0 if self.labels_inside else None
-        given = {"beta": self.beta, "skew": self.skew, "tau": self.tau, "inside": inside}
-        return {name: value for name, value in given.items() if value is not None}
-
-    @property
-    def weights(self) -> dict[str, WeightConfig]:
-        """Weights by loss name, without losses whose weight is always 0."""
-        others = {"temperature", "beta", "skew", "tau", "labels_inside"}
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
-        tables = {
-            name: weight if isinstance(weight, WeightConfig) else WeightConfig(weight=weight)
-            for name, weight in given.items()
-        }
-        return {name: weight for name, weight in tables.items() if weight.largest > 0}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetokenizeConfig(_Table):
+class RetokenizeConfig(ConfigTable):
     """What is decided where the tokens of a student's `model` and those of the teacher do not
     agree. The student then learns from a store that is written again in its tokens."""
 
@@ -340,7 +216,7 @@ class RetokenizeConfig(_Table):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerConfig(_Table):
+class TokenizerConfig(ConfigTable):
     """A new byte-pair tokenizer, trained on the corpus."""
 
     vocabulary: Annotated[int, Field(ge=258)] = 8192
@@ -348,7 +224,7 @@ class TokenizerConfig(_Table):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateConfig(_Table):
+class GenerateConfig(ConfigTable):
     """How the teacher answers prompts; students learn from the answers."""
 
     max_new_tokens: Size = 256
@@ -362,7 +238,7 @@ class GenerateConfig(_Table):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions(_Table):
+class ServerOptions(ConfigTable):
     """`teacher.engine_options` of a server."""
 
     model: str = ""
@@ -374,7 +250,7 @@ class ServerOptions(_Table):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CorpusConfig(_Table):
+class CorpusConfig(ConfigTable):
     """The documents that are read, and how they are cut into sequences."""
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]

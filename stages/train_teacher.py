@@ -16,7 +16,6 @@ import torch
 from ..data.errors import ColdstillError
 from ..data.files import read_json, whole_folder, write_json
 from ..data.schema import Capture
-from .config import ObjectiveConfig
 from .evaluation.quality import heldout_loss
 from .libraries import asking
 from .models.building import build_model, unused_heads
@@ -25,6 +24,7 @@ from .models.ends import corpus_ends, repair_generation, report_ends, with_end
 from .models.isolation import choose_isolation, packs
 from .models.output_head import connect_head
 from .models.vocabulary import vocabulary_size
+from .objective_config import ObjectiveConfig
 from .ranks import rank, wait_for_all
 from .report import Report, Reporter, silent
 from .students.adapters import adapt, adapted_layers, merge_adapters

@@ -29,7 +29,6 @@ from coldstill.stages.config import (
     ArchitectureConfig,
     CorpusConfig,
     LoraConfig,
-    ObjectiveConfig,
     TokenizerConfig,
 )
 from coldstill.stages.corpus.train_tokenizer import train_tokenizer
@@ -39,6 +38,7 @@ from coldstill.stages.models.building import build_model
 from coldstill.stages.models.isolation import choose_isolation, packs
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.planning.model_sizes import sizes_of_table
 from coldstill.stages.students.adapters import adapt, merge_adapters
 from coldstill.stages.students.pruning.anatomy import anatomy_of

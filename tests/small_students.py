@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from coldstill.data.errors import ColdstillError
-from coldstill.stages.config import ObjectiveConfig, TrainConfig
+from coldstill.stages.config import TrainConfig
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.students.job import StudentJob
 from coldstill.stages.students.pruning.layers import TeacherWeights
 from safetensors.torch import load_file

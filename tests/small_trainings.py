@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from coldstill.data.errors import DamageError
-from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
+from coldstill.stages.config import ArchitectureConfig, TrainConfig
 from coldstill.stages.models.building import build_model
 from coldstill.stages.models.loading import load_tokenizer
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.report import Reporter, silent
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import TrainingJob, train

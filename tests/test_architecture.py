@@ -40,7 +40,7 @@ DATA_MAY_ASK = {
 DATA_MAY_NEED = {("numba", "data.codecs.compact.loops")}
 """Optional libraries that a file needs which no other file imports: it is loaded when it pays."""
 LIGHT_STAGES = {
-    "stages", "stages.config", "stages.evaluation.lm_eval.results",
+    "stages", "stages.config", "stages.objective_config", "stages.evaluation.lm_eval.results",
     "stages.export", "stages.libraries",
     "stages.models.gguf_file", "stages.models.model_files",
     "stages.planning", "stages.planning.memory", "stages.planning.model_sizes",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ...data.schema import Capture
     from ...data.store.manifest import TokenizerIdentity
-    from ...stages.config import ObjectiveConfig
+    from ...stages.objective_config import ObjectiveConfig
     from ..recipe.tables import StudentTable
     from ..recipe.work import Work
 

@@ -30,7 +30,6 @@ from ...stages.config import (
     InRecipe,
     LayersConfig,
     LoraConfig,
-    ObjectiveConfig,
     QuantizeConfig,
     RetokenizeConfig,
     Size,
@@ -38,6 +37,7 @@ from ...stages.config import (
     listed_layers,
     named_scheme,
 )
+from ...stages.objective_config import ObjectiveConfig
 from ...stages.students.pruning.config import PruneConfig, listed_cuts, plain_cuts
 from ...stages.students.rounds.config import RoundsConfig, counted_rounds
 from .teacher_table import Table, TeacherTable

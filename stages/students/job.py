@@ -42,10 +42,10 @@ if TYPE_CHECKING:
         ArchitectureConfig,
         LayersConfig,
         LoraConfig,
-        ObjectiveConfig,
         QuantizeConfig,
         TrainConfig,
     )
+    from ..objective_config import ObjectiveConfig
     from .pruning.config import PruneConfig
     from .pruning.layers import TeacherWeights
 

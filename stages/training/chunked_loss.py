@@ -20,8 +20,8 @@ from ..targets.tensors import tempered
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..config import WeightConfig
     from ..models.output_head import OutputHead
+    from ..objective_config import WeightConfig
     from ..targets.losses.loss import Loss
     from ..targets.softmax import StudentSoftmax
     from ..targets.tensors import TargetTensors

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ...data.schema import Capture
-    from ..config import ObjectiveConfig, WeightConfig
     from ..models.output_head import OutputHead
+    from ..objective_config import ObjectiveConfig, WeightConfig
     from ..targets.losses.loss import Loss
 
 

@@ -30,13 +30,8 @@ import numpy as np
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.pipeline.pages.plots.chart import Axis, Chart, Level, Series
 from coldstill.pipeline.pages.plots.drawing import standalone
-from coldstill.stages.config import (
-    ArchitectureConfig,
-    LayersConfig,
-    ObjectiveConfig,
-    TrainConfig,
-    WeightConfig,
-)
+from coldstill.stages.config import ArchitectureConfig, LayersConfig, TrainConfig
+from coldstill.stages.objective_config import ObjectiveConfig, WeightConfig
 from coldstill.stages.students.job import StudentJob
 from coldstill.stages.students.pruning.config import PruneConfig
 from measure import OUTPUT, write_rows

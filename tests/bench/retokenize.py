@@ -26,7 +26,6 @@ from coldstill.pipeline.quiet import quiet_libraries
 from coldstill.pipeline.recipe.reading import load_recipe
 from coldstill.stages.config import (
     ArchitectureConfig,
-    ObjectiveConfig,
     TokenizerConfig,
     TrainConfig,
     sequences_in,
@@ -34,6 +33,7 @@ from coldstill.stages.config import (
 from coldstill.stages.corpus.train_tokenizer import train_tokenizer
 from coldstill.stages.evaluate import bits_per_byte
 from coldstill.stages.models.device import describe_machine
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.students.job import StudentJob
 from measure import OUTPUT, write_rows
 from trials import spread, trained

@@ -17,8 +17,9 @@ from coldstill.data.store.layout import MANIFEST, commit_name, shard_name
 from coldstill.data.store.manifest import TokenizerIdentity, format_settings
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.data.store.writer import fitted
-from coldstill.stages.config import ObjectiveConfig, TrainConfig
+from coldstill.stages.config import TrainConfig
 from coldstill.stages.models.output_head import OutputHead
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.loop import TrainingJob
 from coldstill.stages.training.objective import terms_of

@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from coldstill.stages.config import WeightConfig
+from coldstill.stages.objective_config import WeightConfig
 from coldstill.stages.training.objective import weight_at
 from conftest import make_model
 

@@ -14,8 +14,8 @@ import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import CorpusLayout, TokenizedDocument, build_sequences
 from coldstill.data.store.reader import open_store
-from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.models.loading import load_model, teacher_identity
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.students.rounds.config import RoundsConfig
 from coldstill.stages.students.rounds.writing import WritingJob, write_text
 from conftest import VOCABULARY

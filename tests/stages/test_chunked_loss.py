@@ -13,9 +13,9 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
-from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.models import output_head
 from coldstill.stages.models.output_head import OutputHead
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.targets.tensors import TargetTensors, tempered
 from coldstill.stages.training.chunked_loss import COUNTS, Term, chunked_loss

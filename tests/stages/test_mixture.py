@@ -13,8 +13,9 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.places.cache import CacheSettings
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.reader import open_store
-from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig
+from coldstill.stages.config import ArchitectureConfig
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.students.lesson import mixed_stores
 from coldstill.stages.train_student import train_student
 from coldstill.stages.training.feed import Batch, StoreDataset, collate

@@ -12,9 +12,10 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
-from coldstill.stages.config import LoraConfig, ObjectiveConfig
+from coldstill.stages.config import LoraConfig
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.students.pruning import cutting
 from coldstill.stages.students.pruning.config import PruneConfig
 from coldstill.stages.students.pruning.cutting import make_cut

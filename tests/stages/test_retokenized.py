@@ -16,11 +16,11 @@ from coldstill.data.errors import ColdstillError
 from coldstill.data.maintenance.retokenize import retokenize
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import open_store
-from coldstill.stages.config import ObjectiveConfig
 from coldstill.stages.evaluate import evaluate_teacher, measure_quality
 from coldstill.stages.models import output_head
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.targets import losses
 from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.targets.tensors import TargetTensors

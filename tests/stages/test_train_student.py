@@ -12,10 +12,11 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError
 from coldstill.data.schema import Capture
-from coldstill.stages.config import ArchitectureConfig, ObjectiveConfig, TrainConfig
+from coldstill.stages.config import ArchitectureConfig, TrainConfig
 from coldstill.stages.models.isolation import choose_isolation, student_isolation
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.students.job import make_student
 from coldstill.stages.train_student import train_student
 from coldstill.stages.training.feed import StoreDataset, collate

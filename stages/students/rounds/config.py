@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from ...config import GenerateConfig, ObjectiveConfig, Share, Size, Weight
+from ...config import (
+    GenerateConfig,
+    Share,
+    Size,
+    Weight,
+)
+from ...objective_config import ObjectiveConfig
 
 if TYPE_CHECKING:
     from ....data.prepared import Split
