@@ -36,7 +36,8 @@ if TYPE_CHECKING:
         train_teacher,
     )
     from .stages.targets import losses
-    from .stages.training.feed import Batch, StoreDataset, collate
+    from .stages.training.batch import Batch, collate
+    from .stages.training.feed import StoreDataset
 
 __version__ = "0.2.0"
 
@@ -48,9 +49,9 @@ __all__ = [
 
 _STEPS = ".pipeline.steps.interface"
 _LAZY = {
-    "Batch": ".stages.training.feed",
+    "Batch": ".stages.training.batch",
     "StoreDataset": ".stages.training.feed",
-    "collate": ".stages.training.feed",
+    "collate": ".stages.training.batch",
     "losses": ".stages.targets",
     **dict.fromkeys(
         (

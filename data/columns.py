@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .branches import Branches
 from .ragged import Ragged
 from .schema import Sequences, sequence_hash
 
@@ -25,17 +27,42 @@ _SEQUENCE_COLUMNS = {
     "positions": "positions",
     "sequence_hash": "hashes",
 }
+_BRANCH_COLUMNS = {f"branch_{each.name}": each.name for each in fields(Branches)}
 
 
 def from_sequences(sequences: Sequences) -> Columns:
     """The columns that describe the sequences themselves."""
-    return {column: getattr(sequences, name) for column, name in _SEQUENCE_COLUMNS.items()}
+    own: Columns = {column: getattr(sequences, name) for column, name in _SEQUENCE_COLUMNS.items()}
+    if sequences.branches is not None:
+        own |= {f"branch_{name}": each for name, each in sequences.branches.columns().items()}
+    return own
 
 
 def to_sequences(columns: Columns) -> Sequences:
-    """The sequences of a block. `check_hashes` compares them with what was written."""
+    """The sequences of a block. `check_hashes` compares them with what was written. Raises
+    ValueError if there are branches that do not fit together."""
     values: dict[str, Any] = {name: columns[c] for c, name in _SEQUENCE_COLUMNS.items()}
-    return Sequences(**values)
+    return Sequences(**values, branches=_branches(columns))
+
+
+def _branches(columns: Columns) -> Branches | None:
+    if not columns.keys() & _BRANCH_COLUMNS.keys():
+        return None
+    found = Branches(
+        **{
+            name: expect_lists(columns, column, np.float32 if name == "weights" else np.int32)
+            for column, name in _BRANCH_COLUMNS.items()
+        }
+    )
+    borders = found.places.offsets
+    if any(not np.array_equal(each.offsets, borders) for each in (found.sizes, found.weights)):
+        raise ValueError("columns of branches have different numbers of entries")
+    if found.sizes.values.min(initial=2) < 2:
+        raise ValueError("column 'branch_sizes' has a branch of less than two tokens")
+    ends = list_offsets(found.sizes.values)[borders]
+    if not np.array_equal(found.tokens.offsets, ends):
+        raise ValueError("column 'branch_tokens' does not have as many tokens as its branches")
+    return found
 
 
 def check_hashes(sequences: Sequences) -> None:

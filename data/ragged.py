@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
@@ -84,3 +84,33 @@ def places_in(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
     """For each entry of rows of these lengths, row after row: its row, and its place there."""
     rows = np.repeat(np.arange(len(lengths)), lengths)
     return rows, np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+class Rows:
+    """Base of dataclasses whose fields all have one row per sequence, or per position."""
+
+    __slots__ = ()
+
+    def take(self, rows: NDArray[np.int64]) -> Self:
+        """The chosen rows in the order given."""
+        values = {f.name: getattr(self, f.name) for f in fields(cast("Any", self))}
+        return type(self)(**{name: _take(value, rows) for name, value in values.items()})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """All rows of all parts, in order."""
+        names = [f.name for f in fields(cast("Any", cls))]
+        return cls(**{name: join([getattr(part, name) for part in parts]) for name in names})
+
+
+def _take(value: Any, rows: NDArray[np.int64]) -> Any:
+    if value is None or isinstance(value, np.ndarray):
+        return value if value is None else value[rows]
+    return value.take(rows)
+
+
+def join(parts: list[Any]) -> Any:
+    """The rows of all parts, in order: of arrays or of what has rows; None if the first is."""
+    if parts[0] is None or isinstance(parts[0], np.ndarray):
+        return None if parts[0] is None else np.concatenate(parts)
+    return type(parts[0]).concatenate(parts)

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from .ragged import Ragged
+from .ragged import Ragged, Rows, join
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from .branches import Branches
 
 LONGEST_CHUNK = 127
 """Most positions of a chunk (`TargetFields.chunk_sizes`)."""
@@ -53,6 +54,9 @@ class Capture:
     """Whether the tokens of the store are not the teacher's, so that the store holds `chunk_sizes`:
     the teacher's distribution is known where a chunk begins, and estimated inside. Written only if
     true."""
+    branches: bool = False
+    """Whether the store has `Sequences.branches`; its tokens are a student's. Written only if
+    true."""
     guessed_labels: bool = False
     """Whether some labels were stored without their log-probability, and without an entry in the
     record that has it, so that `label_logprob` is a guess. Written only if true."""
@@ -67,25 +71,8 @@ class Capture:
         return self.tail > 0 and (self.tail_logprobs or bool(self.temperatures))
 
 
-class _Rows:
-    """Base of dataclasses whose fields all have one row per sequence, or per position."""
-
-    __slots__ = ()
-
-    def take(self, rows: NDArray[np.int64]) -> Self:
-        """The chosen rows in the order given."""
-        values = {f.name: getattr(self, f.name) for f in fields(cast("Any", self))}
-        return type(self)(**{name: _take(value, rows) for name, value in values.items()})
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """All rows of all parts, in order."""
-        names = [f.name for f in fields(cast("Any", cls))]
-        return cls(**{name: _join([getattr(part, name) for part in parts]) for name in names})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sequences(_Rows):
+class Sequences(Rows):
     """N packed token sequences, without targets."""
 
     ids: NDArray[np.int64]
@@ -100,6 +87,8 @@ class Sequences(_Rows):
     """[N][M] int32 supervised positions, increasing: the positions that have a target."""
     hashes: NDArray[np.uint64]
     """[N] `sequence_hash` of each sequence."""
+    branches: Branches | None = None
+    """Words of the teacher beside the text, or None (`Capture.branches`)."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -171,7 +160,7 @@ class Tail(TailFields["NDArray[Any]"]):
         return cls(
             ids=np.concatenate([part.ids[own] for part, own in entries]),
             counts=np.concatenate([part.counts[own] for part, own in entries]),
-            logprobs=_join(logprobs),
+            logprobs=join(logprobs),
             offsets=np.append(0, np.cumsum(lengths, dtype=np.int64)),
         )
 
@@ -182,7 +171,7 @@ class Tail(TailFields["NDArray[Any]"]):
         return cls(
             ids=ids.values,
             counts=np.concatenate([part.counts for part in parts]),
-            logprobs=_join([part.logprobs for part in parts]),
+            logprobs=join([part.logprobs for part in parts]),
             offsets=ids.offsets,
         )
 
@@ -272,7 +261,7 @@ class TargetFields(Generic[Array, Samples]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Targets(_Rows, TargetFields["NDArray[Any]", Tail]):
+class Targets(Rows, TargetFields["NDArray[Any]", Tail]):
     """The teacher's sparse distribution at M supervised positions, as numpy arrays."""
 
     def __post_init__(self) -> None:
@@ -335,10 +324,11 @@ class Block:
         sequences: dict[str, Any] = {}
         for name in _SEQUENCE_FIELDS:
             values: list[Any] = [(getattr(block.sequences, name), row) for block, row in chosen]
-            if isinstance(values[0][0], Ragged):
-                sequences[name] = Ragged.gather(values)
-            else:
+            first: Any = values[0][0]
+            if isinstance(first, np.ndarray):
                 sequences[name] = np.stack([array[row] for array, row in values])
+            elif first is not None:
+                sequences[name] = type(first).gather(values)
         borders = [
             (block, block.sequences.positions.offsets[row : row + 2]) for block, row in chosen
         ]
@@ -384,13 +374,3 @@ def sequence_hash(
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(np.ascontiguousarray(part, dtype="<i4").tobytes())
     return int.from_bytes(digest.digest(), "little")
-
-
-def _take(value: Any, rows: NDArray[np.int64]) -> Any:
-    return value.take(rows) if isinstance(value, Ragged | Tail) else value[rows]
-
-
-def _join(parts: list[Any]) -> Any:
-    if isinstance(parts[0], Ragged | Tail):
-        return type(parts[0]).concatenate(parts)
-    return None if parts[0] is None else np.concatenate(parts)

@@ -106,10 +106,11 @@ class StoreWriter:
             raise ColdstillError(
                 f"StoreWriter: capture = {capture!r}: expected coldstill.Capture(...)"
             )
-        if capture.chunks or capture.guessed_labels:
+        if capture.chunks or capture.branches or capture.guessed_labels:
             raise ColdstillError(
-                "StoreWriter: capture: chunks and guessed_labels are found out, not chosen; leave "
-                "them out (coldstill store retokenize writes stores with a student's tokens)"
+                "StoreWriter: capture: chunks, branches and guessed_labels are found out, not "
+                "chosen; leave them out (coldstill store retokenize writes stores with a "
+                "student's tokens)"
             )
         for name, value in (("sequence_length", sequence_length), ("shard_tokens", shard_tokens)):
             if not isinstance(value, int) or value < 1:

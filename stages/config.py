@@ -213,6 +213,9 @@ class RetokenizeConfig(ConfigTable):
     special: dict[str, str] = field(default_factory=dict)
     """What the student reads for special tokens of the teacher, by their names; by default its own
     token for the same purpose or with the same name."""
+    branches: Annotated[float, Field(ge=0.0, le=4.0)] = 0.25
+    """Most words beside the text, for each token of a sequence, that the store keeps for the loss
+    `branches`; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from ..data.errors import ColdstillError
 from ..data.files import read_json, whole_folder, write_json
 from .export import unable
 from .libraries import asking
+from .models.branching import expect_branching
 from .models.device import best_device
 from .models.ends import report_ends, store_ends, with_end
 from .models.grids import RECORD as GRID
@@ -72,6 +73,8 @@ def _train_student(job: StudentJob, store: StoreReader, report: Reporter) -> Non
     model.to(best_device())
     isolation = student_isolation(model, store, where, report)
     head = connect_head(model, manifest.tokenizer.size, report)
+    if any(term.loss.beside_text for term in taught.terms):
+        expect_branching(head, manifest.packing.sequence_length, f"{where}.objective")
     report(Report(stage=stage, doing="find the tokens that end texts"))
     ends = store_ends(store, tokenizer)
     judged = supports(taught.terms, taught.captures, manifest.tokenizer.size)

@@ -46,7 +46,7 @@ from coldstill.stages.students.pruning.config import PruneConfig
 from coldstill.stages.students.pruning.cutting import cut, kept_parts
 from coldstill.stages.students.pruning.layers import cut_to_layers
 from coldstill.stages.students.pruning.shapes import target_sizes
-from coldstill.stages.training.feed import collate
+from coldstill.stages.training.batch import collate
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, sentences
 from small_pruning import random_importance

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import torch
     from coldstill.data.store.reader import StoreReader
-    from coldstill.stages.training.feed import Rows
+    from coldstill.stages.training.batch import Rows
 
 Weights = dict[str, "torch.Tensor"]
 

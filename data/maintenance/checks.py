@@ -131,11 +131,41 @@ def _sequences(sequences: Sequences, rules: Rules) -> Iterator[Finding]:
     for what, bad_N in rows_N.items():
         if bad_N.any():
             yield Finding(what, row=int(bad_N.argmax()), count=int(bad_N.sum()))
+    yield from _branches(sequences, rules)
     for row in range(len(sequences)):
         try:
             check_hashes(sequences.take(np.array([row])))
         except ValueError as error:
             yield Finding(str(error), row=row)
+
+
+def _branches(sequences: Sequences, rules: Rules) -> Iterator[Finding]:
+    branches = sequences.branches
+    if (branches is not None) is not rules.capture.branches:
+        yield Finding("has branches, or none, against its manifest")
+    if branches is None:
+        return
+    places, tokens, weights = branches.places, branches.tokens, branches.weights
+    back = np.diff(places.values, prepend=0) < 0
+    firsts = places.offsets[:-1][places.lengths > 0]
+    back[firsts] = False  # the first of a sequence follows none
+    positions = sequences.positions
+    ours = positions.values + _ROW * np.repeat(np.arange(len(positions)), positions.lengths)
+    theirs = places.values + _ROW * np.repeat(np.arange(len(places)), places.lengths)
+    bad = {
+        "branches that are not in order, or leave at a place that is not learned": _rows(
+            back | ~_among(theirs, np.sort(ours)), places
+        ),
+        "tokens of branches outside the vocabulary": _rows(
+            (tokens.values < 0) | (tokens.values >= rules.vocabulary), tokens
+        ),
+        "branches with a weight that is not above 0": _rows(
+            ~((weights.values > 0) & (weights.values < np.inf)), weights
+        ),
+    }
+    for what, bad_N in bad.items():
+        if bad_N.any():
+            yield Finding(what, row=int(bad_N.argmax()), count=int(bad_N.sum()))
 
 
 def _rows(bad_S: NDArray[np.bool_], column: Ragged) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from ..files import json_sha256
 from ..ragged import Ragged
 from ..retokenized.continued import Continuations
 from ..retokenized.documents import Rewriter
+from ..retokenized.drawn import drawn_branches
 from ..retokenized.known import KnownTokens
 from ..retokenized.mapping import Shares, map_tokens, relabelling
 from ..retokenized.records import RecordMap, mapped_capture, relabelled
@@ -57,6 +58,9 @@ class Decisions:
     refused, or nothing is learned of it."""
     special: Mapping[str, str] = field(default_factory=dict)
     """What the student reads for special tokens of the teacher, by their names."""
+    branches: float = 0.25
+    """Most branches for each token of a sequence: words beside the text that the teacher drew and
+    that the student spells with several tokens (`data/branches.py`); 0 for none."""
 
 
 def retokenize(
@@ -219,7 +223,9 @@ class _Mapping:
         self._old, self._decisions = old, decisions
         self._teacher, self._student = teacher, student
         self._table = map_tokens(teacher, student, decisions.special)
-        self._capture = mapped_capture(old.capture, teacher.size, student.size)
+        self._capture = mapped_capture(
+            old.capture, teacher.size, student.size, branches=decisions.branches > 0
+        )
         self._rewriter = Rewriter(teacher, student, self._table, skip=decisions.unaligned == "skip")
         self._known = self._mapped_by(None)
         self._pairs: Counter[tuple[int, int]] = Counter()
@@ -289,16 +295,21 @@ class _Mapping:
         lacking = self._known.lacking(block.targets)
         found = self._rewriter(block.sequences, block.targets.label_logprob, lacking)
         table, old, rows_D = self._table, self._old.capture, found.rows_M[found.rows_M >= 0]
+        records, sequences = block.targets.take(rows_D), found.sequences
         targets = RecordMap(self._known, self._continuations, table, old, self._capture)(
-            block.targets.take(rows_D),
-            found.sequences,
-            labels(found.sequences),
+            records,
+            sequences,
+            labels(sequences),
             found.sizes_M,
             found.logprobs_M,
             found.firsts_M,
             labels(block.sequences)[rows_D],
         )
-        return Block(sequences=found.sequences, targets=targets, capture=self._capture)
+        if self._capture.branches:
+            begins, share = np.flatnonzero(found.rows_M >= 0), self._decisions.branches
+            branches = drawn_branches(records, old, table, sequences, begins, share)
+            sequences = replace(sequences, branches=branches)
+        return Block(sequences=sequences, targets=targets, capture=self._capture)
 
 
 @dataclass(frozen=True, slots=True)

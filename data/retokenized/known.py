@@ -95,7 +95,7 @@ class KnownTokens:
 
     def masses(self, targets: Targets) -> Masses:
         """Probability of ambiguous tokens, and of those that the student cannot spell."""
-        rows, ids, masses, _ = _flat(targets, self._old)
+        rows, ids, masses, _ = known_tokens(targets, self._old)
         count = len(targets)
 
         def summed(chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -106,12 +106,12 @@ class KnownTokens:
 
     def sums(self, targets: Targets) -> NDArray[np.float64]:
         """[V of the teacher] the probability of each token, summed over the records."""
-        _, ids, masses, _ = _flat(targets, self._old)
+        _, ids, masses, _ = known_tokens(targets, self._old)
         return sums_at(ids, masses, len(self._table.first_V))
 
     def lacking(self, targets: Targets) -> NDArray[np.bool_]:
         """[M] whether no known token of a position can be mapped, so that nothing is left."""
-        rows, ids, _, _ = _flat(targets, self._old)
+        rows, ids, _, _ = known_tokens(targets, self._old)
         kept = np.bincount(rows, self._is_kept(ids), minlength=len(targets))
         return np.asarray(kept == 0)
 
@@ -124,7 +124,7 @@ class KnownTokens:
     ) -> tuple[Entries, NDArray[np.float64], NDArray[np.float64]]:
         """The known tokens, [D] the probability that is in the bucket, and [D] the entropy that is
         gained where a token is split."""
-        rows, ids, masses, counts = _flat(targets, self._old)
+        rows, ids, masses, counts = known_tokens(targets, self._old)
         total = len(targets)
         kept = self._is_kept(ids)
         lost_D = sums_at(rows, masses * ~kept, total)
@@ -277,7 +277,7 @@ def _labels(
     return place, begins & (keys[place] == asked) & (shares.shares[place] < 1.0)
 
 
-def _flat(
+def known_tokens(
     targets: Targets, capture: Capture
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
     """The position, the token, the probability and the count of every known token; the head's have

@@ -43,7 +43,7 @@ _SEED = 0x5245_544F_4B45_4E
 """Added to the capture's seed: draws must be independent of those of the capture."""
 
 
-def mapped_capture(old: Capture, teacher: int, student: int) -> Capture:
+def mapped_capture(old: Capture, teacher: int, student: int, *, branches: bool = False) -> Capture:
     """The capture of the new store.
 
     A mapped token has no probability at another temperature than 1, and samples that meet have none
@@ -51,10 +51,12 @@ def mapped_capture(old: Capture, teacher: int, student: int) -> Capture:
     filled with tokens that were not drawn.
 
     teacher, student  V of both tokenizers
+    branches          whether it has branches
     """
     whole = old.head == teacher
     head = student if whole else min(old.head, max(0, student - 1 - old.tail))
-    return Capture(head=head, tail=0 if whole else old.tail, seed=old.seed, chunks=True)
+    tail = 0 if whole else old.tail
+    return Capture(head=head, tail=tail, seed=old.seed, chunks=True, branches=branches)
 
 
 class RecordMap:

@@ -202,7 +202,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The manifest as a sealed JSON value."""
         value: dict[str, Any] = {k: v for k, v in asdict(self).items() if v is not None}
-        usual = {"chunks": False, "guessed_labels": False, "mass": True}
+        usual = {"chunks": False, "branches": False, "guessed_labels": False, "mass": True}
         value["capture"] = {k: v for k, v in value["capture"].items() if usual.get(k) is not v}
         for name in ("trust_remote_code", "weights", "engine", "other_engines"):
             if not value["teacher"][name]:

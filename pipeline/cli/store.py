@@ -224,6 +224,13 @@ def shrink(path: str, to: str, head: int, tail: int, as_json: bool) -> None:
     metavar="TOKEN=TEXT",
     help="What the student reads for a special token of the teacher. May be repeated.",
 )
+@click.option(
+    "--branches",
+    type=click.FloatRange(0.0, 4.0),
+    default=0.25,
+    show_default=True,
+    help="Words beside the text, for each token of a sequence, for the loss branches.",
+)
 @json_option()
 def retokenize_(path: str, to: str, as_json: bool, tokenizer: str, **wanted: Any) -> None:
     """Write a store in the tokens of a student's tokenizer, without the teacher.

@@ -13,6 +13,7 @@ from ...data.places.place import place_at
 from ...data.retokenized.records import mapped_capture
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
+from ...stages.config import RetokenizeConfig
 from ..recipe.own_tokens import own_tokens
 from .models import folder_of
 from .own_tokens import teacher_tokens
@@ -65,7 +66,10 @@ def _captures(
         return [kept]
     if teacher is None or not _is_here(work, name, student):
         # the sizes of the vocabularies do not matter
-        return [kept, replace(kept, temperatures=(), tail_logprobs=False, chunks=True)]
+        table = student.retokenize or RetokenizeConfig()
+        drawn = table.branches > 0
+        mapped = replace(kept, temperatures=(), tail_logprobs=False, chunks=True, branches=drawn)
+        return [kept, mapped]
     from ...stages.models.vocabulary import vocabulary_size
     from ...stages.student_tokens import expect_alignable
 
@@ -76,7 +80,8 @@ def _captures(
     if tokenizer is not None:  # nothing is captured yet
         decisions = own.made("logits", kept.tail) if _has_chats(work) else None
         expect_alignable(tokenizer, loaded, f"students.{name}", decisions)
-    return [mapped_capture(kept, identity.size, vocabulary_size(loaded))]
+    size, drawn = vocabulary_size(loaded), own.made("logits", kept.tail).branches > 0
+    return [mapped_capture(kept, identity.size, size, branches=drawn)]
 
 
 def _is_here(work: Work, name: str, student: StudentTable) -> bool:

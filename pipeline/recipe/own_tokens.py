@@ -43,7 +43,7 @@ class OwnTokens:
 
     def made(self, store: str, tail: int) -> Decisions:
         """The decisions for one store. Held-out records have samples, and samples have no bucket:
-        there `split` takes its place.
+        there `split` takes its place. Nothing is learned from them, so they have no branches.
 
         store  name of the folder, `logits`, `heldout` or that of a further teacher
         tail   samples of the store
@@ -51,6 +51,8 @@ class OwnTokens:
         from ...data.maintenance.retokenize import Decisions
 
         found = Decisions(**self.decisions)
+        if store == "heldout":
+            found = replace(found, branches=0.0)
         in_bucket = found.ambiguous == "bucket" and tail and store == "heldout"
         return replace(found, ambiguous="split") if in_bucket else found
 

@@ -42,7 +42,7 @@ def retokenized(
 ) -> Manifest:
     """Write a store in the tokens of a tokenizer by name.
 
-    wanted  the options `ambiguous`, `unaligned` and `special`
+    wanted  the options `ambiguous`, `unaligned`, `special` and `branches`
     where   name of the tokenizer's option in messages
 
     Raises
@@ -55,6 +55,7 @@ def retokenized(
         ambiguous=wanted["ambiguous"],
         unaligned=wanted["unaligned"],
         special=special_texts(tuple(wanted["special"]), "--special"),
+        branches=wanted["branches"],
     )
     open_store(path)  # before a tokenizer is looked for on a hub
     loaded = tokenizer_of(tokenizer, where)

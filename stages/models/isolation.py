@@ -78,7 +78,9 @@ def model_inputs(sequences: Sequences, isolation: Isolation, dtype: torch.dtype)
         return inputs
     inputs["position_ids"] = torch.from_numpy(position_ids)
     if isolation == "mask":
-        inputs["attention_mask"] = _additive_mask(torch.from_numpy(document), dtype)
+        causal = np.tril(np.ones((length, length), dtype=bool))
+        same = document[:, None, :, None] == document[:, None, None, :]
+        inputs["attention_mask"] = additive_mask(torch.from_numpy(~(same & causal)), dtype)
     return inputs
 
 
@@ -88,11 +90,8 @@ def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
     return torch.from_numpy(row_M * length + sequences.positions.values.astype(np.int64))
 
 
-def _additive_mask(document_BT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    length = document_BT.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    same = document_BT[:, None, :, None] == document_BT[:, None, None, :]
-    blocked = ~(same & causal)
+def additive_mask(blocked: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask that is added to attention scores: the least number where it is blocked."""
     return torch.zeros(blocked.shape, dtype=dtype).masked_fill_(blocked, torch.finfo(dtype).min)
 
 
@@ -250,10 +249,8 @@ class _Trial:
 
     def holds(self, way: Isolation) -> bool:
         """Whether documents that are batched and packed in this way equal the documents alone."""
-        text = self._model.config.get_text_config()
-        windows = (getattr(text, n, None) for n in ("sliding_window", "attention_chunk_size"))
-        if way == "mask" and any((window or self._length) < self._length for window in windows):
-            return False  # an explicit mask would replace the model's own window or chunks
+        if way == "mask" and mask_replaces_window(self._model.config, self._length):
+            return False
         try:
             return self._holds_when_short(way) and all(
                 self._holds_across(way, long) for long in self._long
@@ -308,9 +305,7 @@ class _Trial:
         """Equal up to rounding. NaN at the same places is a fault that other checks report."""
         if torch.equal(alone.isfinite(), found.isfinite()) and not alone.isfinite().all():
             return True
-        if self._exact:
-            return relative_distance(found, alone) <= _ROUNDING
-        return float((found - alone).abs().max()) <= _HALF_ROUNDING * float(alone.abs().max())
+        return agree(found, alone, self._model.dtype)
 
     def _tolerance(self, noise: float) -> float:
         """The largest difference between batches of one shape that does not count as a leak."""
@@ -357,6 +352,21 @@ class _Trial:
         logits = getattr(output, "logits", None)
         found: torch.Tensor = output.hidden_states[-1] if logits is None else logits
         return found.float()
+
+
+def agree(found_TD: torch.Tensor, wanted_TD: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether the states of a model of this dtype differ by rounding alone."""
+    if dtype == torch.float32:
+        return relative_distance(found_TD, wanted_TD) <= _ROUNDING
+    largest = float((found_TD - wanted_TD).abs().max())
+    return largest <= _HALF_ROUNDING * float(wanted_TD.abs().max())
+
+
+def mask_replaces_window(config: Any, sequence_length: int) -> bool:
+    """Whether an explicit mask would replace a model's own window or chunks of attention."""
+    text = config.get_text_config()
+    windows = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return any((window or sequence_length) < sequence_length for window in windows)
 
 
 def relative_distance(found_TD: torch.Tensor, wanted_TD: torch.Tensor) -> float:

@@ -133,6 +133,8 @@ class TargetTensors(TargetFields["torch.Tensor", TailTensors]):
     """Which part of the distribution these targets hold."""
     others: tuple[TargetTensors, ...] = ()
     """The targets of further teachers at the same positions."""
+    weights: torch.Tensor | None = None
+    """[M] weight of each label, of branches; None if every label counts once."""
 
     def __post_init__(self) -> None:
         given: Any = self.chunk_sizes
@@ -199,6 +201,20 @@ class TargetTensors(TargetFields["torch.Tensor", TailTensors]):
             for name, array in arrays.items()
         }
         return cls(**tensors, tail=TailTensors.from_tail(targets.tail), capture=block.capture)
+
+    @classmethod
+    def of_labels(cls, labels_M: torch.Tensor, weights_M: torch.Tensor) -> TargetTensors:
+        """Weighted labels without a distribution."""
+        empty = Targets.empty(len(labels_M))
+        arrays = {f.name: getattr(empty, f.name) for f in fields(empty) if f.name != "tail"}
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return cls(
+            **tensors,
+            tail=TailTensors.from_tail(empty.tail),
+            labels=labels_M,
+            weights=weights_M,
+            capture=Capture(tail=0, branches=True),
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[TargetTensors]) -> TargetTensors:

@@ -1,4 +1,4 @@
-"""Datasets over a store or a corpus, the order in which training reads them, and batches.
+"""Datasets over a store or a corpus, and the order in which training reads them.
 
 This file never imports a teacher.
 """
@@ -8,12 +8,11 @@ from __future__ import annotations
 import functools
 import itertools
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from ...data.errors import ColdstillError
@@ -21,8 +20,7 @@ from ...data.order import epoch_windows, joined, regrouped
 from ...data.prepared import BLOCK_SEQUENCES
 from ...data.schema import Block, Capture, Targets
 from ...data.store.reader import StoreReader
-from ..models.isolation import Isolation, flat_positions, model_inputs
-from ..targets.tensors import TargetTensors
+from .batch import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,69 +31,6 @@ if TYPE_CHECKING:
 
 _MIXED_ITEMS = 8192
 """Items of a part of a mixture's order."""
-Rows = tuple[Block, ...]
-"""The same sequences with the targets of each teacher; the first teacher leads."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """B sequences of up to T tokens with their M supervised positions and targets."""
-
-    inputs: dict[str, torch.Tensor]
-    """The keyword arguments of the model's forward, besides `use_cache`: `input_ids` `[B, T]` and
-    what keeps documents apart (`position_ids`, `attention_mask`)."""
-    positions: torch.Tensor
-    """[M] indices of the supervised positions in the flattened `B * T`."""
-    targets: TargetTensors
-    """The targets at `positions`, in the same order."""
-    sequence_ids: tuple[int, ...]
-    """[B] the id of each sequence in its corpus split, for messages."""
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in pinned memory. torch's DataLoader calls this."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return replace(
-            self,
-            inputs={name: change(tensor) for name, tensor in self.inputs.items()},
-            positions=change(self.positions),
-            targets=self.targets.map(change),
-        )
-
-
-def collate(
-    rows: Rows | Sequence[Rows],
-    isolation: Isolation = "positions",
-    dtype: torch.dtype = torch.float32,
-) -> Batch:
-    """Make a batch of what `StoreDataset` returns; use it as a DataLoader's `collate_fn`.
-
-    Sequences are padded on the right to T, the length of the longest one.
-
-    rows       sequences that were read together, or a list of sequences that were read one by one
-    isolation  how the model keeps documents of one sequence apart: "positions" restarts the
-               position ids at each document, which most models of transformers follow if they are
-               called with `use_cache=False`; "mask" adds a 4-d attention mask; "single" is for
-               stores with one document per sequence
-    dtype      dtype of the model, for the additive mask `[B, 1, T, T]`
-    """
-    by_store = [rows] if isinstance(rows[0], Block) else rows
-    first, *others = (Block.concatenate(parts) for parts in zip(*by_store, strict=True))
-    inputs = model_inputs(first.sequences, isolation, dtype)
-    return Batch(
-        inputs=inputs,
-        positions=flat_positions(first.sequences, inputs["input_ids"].shape[1]),
-        targets=replace(
-            TargetTensors.from_block(first),
-            others=tuple(TargetTensors.from_block(other) for other in others),
-        ),
-        sequence_ids=tuple(first.sequences.ids.tolist()),
-    )
 
 
 class Trainable(Dataset[Rows], ABC):

@@ -29,6 +29,7 @@ from ..interruption import Interruption
 from ..ranks import gather_from_all, lost_process_errors, rank, sum_over_all, wait_for_all
 from ..report import Report, Reporter, silent
 from .arguments import step_shape, taking, training_arguments
+from .batch import collate
 from .checkpoints import (
     CheckpointState,
     checkpoint_state,
@@ -40,7 +41,7 @@ from .checkpoints import (
     last_whole_checkpoint,
 )
 from .execution import keep_inputs_exact, running_blocks, shard_on_cpu, whole_afterwards
-from .feed import StepBatches, collate
+from .feed import StepBatches
 from .metrics import Metrics
 from .objective import CurrentStep, attach_objective
 from .rehearsal import expect_parts
@@ -54,8 +55,9 @@ if TYPE_CHECKING:
     from ..config import TrainConfig
     from ..models.isolation import Isolation
     from ..models.output_head import OutputHead
+    from .batch import Batch
     from .chunked_loss import Term
-    from .feed import Batch, Trainable
+    from .feed import Trainable
 
 _REMEDY = (
     "lower train.micro_batch_tokens if memory is short; otherwise choose another model or other "
@@ -223,7 +225,12 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             model=model,
             args=arguments,
             train_dataset=job.dataset,
-            data_collator=functools.partial(collate, isolation=job.isolation, dtype=model.dtype),
+            data_collator=functools.partial(
+                collate,
+                isolation=job.isolation,
+                dtype=model.dtype,
+                branches=any(term.loss.beside_text for term in job.terms),
+            ),
             callbacks=[_Steps(self, len(job.dataset)), metrics],
         )
         self.remove_callback(PrinterCallback)

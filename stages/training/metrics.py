@@ -21,7 +21,7 @@ from ..report import Report, Reporter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .feed import Batch
+    from .batch import Batch
 
 _OF_A_HEAD = ("teacher_mass", "student_mass", "agreement")
 """Metrics that have no meaning without a head."""

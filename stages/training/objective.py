@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from ...data.errors import ColdstillError
 from ..targets.losses import LOSSES
+from .batch import Batch
 from .chunked_loss import Term, chunked_loss
-from .feed import Batch
 from .steps import step_count
 
 if TYPE_CHECKING:
@@ -83,6 +83,11 @@ def terms_of(objective: ObjectiveConfig, capture: Capture, where: str) -> list[T
             raise ColdstillError(f"{where}: {name}: {reason}")
         schedule = None if table.schedule == "constant" else table
         terms.append(Term(loss, table.weight, temperature, schedule=schedule))
+    if terms and all(term.loss.beside_text for term in terms):
+        raise ColdstillError(
+            f"{where}: {terms[0].loss.name} alone teaches nothing of the text; add another loss, "
+            "such as kl = 1.0"
+        )
     if not terms:
         raise ColdstillError(
             f"{where}: all weights are 0, so there is nothing to learn; give one, such as kl = 1.0"
@@ -116,6 +121,11 @@ def mixed_terms(
         if share == 0:
             continue
         for term in terms_of(objective, capture, where if source == 0 else f"{where}: {name}"):
+            if term.loss.beside_text and max(shares) < sum(shares):
+                raise ColdstillError(
+                    f"{where}: {term.loss.name} is of one teacher, and several are mixed: leave it "
+                    "out"
+                )
             if term.loss.needs_targets:
                 terms.append(dataclasses.replace(term, source=source, share=share))
             elif term not in terms:
@@ -187,11 +197,20 @@ def attach_objective(
         if not (args and isinstance(args[0], Batch)):
             return own_forward(*args, **inputs)
         batch = args[0]
-        hidden = head.hidden(batch.inputs).flatten(0, 1)[batch.positions]
-        if torch.is_autocast_enabled(hidden.device.type):  # a final norm returns fp32
-            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        states = head.hidden(batch.inputs).flatten(0, 1)
+        if torch.is_autocast_enabled(states.device.type):  # a final norm returns fp32
+            states = states.to(torch.get_autocast_dtype(states.device.type))
+        hidden = states[batch.positions]
         now = terms if current is None else terms_at(terms, current)
-        loss, sums = chunked_loss(head, hidden, batch.targets, now)
+        beside = [term for term in now if term.loss.beside_text]
+        of_text = [term for term in now if not term.loss.beside_text]
+        loss, sums = chunked_loss(head, hidden, batch.targets, of_text)
+        if beside:
+            assert batch.branches is not None  # their loss refuses a store without branches
+            read = states[batch.branches.positions]
+            more, parts = chunked_loss(head, read, batch.branches.targets, beside)
+            loss = loss + more
+            sums |= {term.loss.name: parts[term.loss.name] for term in beside}
         # times the positions, so that the mean per position is the weight
         changing = {
             f"weight_{term.loss.name}": loss.new_tensor(

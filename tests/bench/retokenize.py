@@ -33,7 +33,7 @@ from coldstill.stages.config import (
 from coldstill.stages.corpus.train_tokenizer import train_tokenizer
 from coldstill.stages.evaluate import bits_per_byte
 from coldstill.stages.models.device import describe_machine
-from coldstill.stages.objective_config import ObjectiveConfig
+from coldstill.stages.objective_config import ObjectiveConfig, WeightConfig
 from coldstill.stages.students.job import StudentJob
 from measure import OUTPUT, write_rows
 from trials import spread, trained
@@ -44,13 +44,18 @@ if TYPE_CHECKING:
     from coldstill.data.store.reader import StoreReader
     from coldstill.data.store.retokenized import Ambiguous
 
+FALLING = WeightConfig(weight=0.0, start=2.0, schedule="linear")
 OBJECTIVES = {
     "cross-entropy": ObjectiveConfig(kl=0.0, cross_entropy=1.0),
     "kl": ObjectiveConfig(),
-    "kl and chunk likelihood": ObjectiveConfig(chunk_likelihood=1.0),
+    "kl and cross-entropy": ObjectiveConfig(kl=0.5, cross_entropy=0.5),
     "chunk likelihood": ObjectiveConfig(kl=0.0, chunk_likelihood=1.0),
+    "kl and chunk likelihood": ObjectiveConfig(chunk_likelihood=1.0),
+    "kl and branches": ObjectiveConfig(branches=FALLING),
+    "kl, chunk likelihood and branches": ObjectiveConfig(chunk_likelihood=1.0, branches=FALLING),
+    "kl, cross-entropy and branches": ObjectiveConfig(kl=0.5, cross_entropy=0.5, branches=FALLING),
 }
-OWN = ("cross-entropy", "kl")
+OWN = ("cross-entropy", "kl", "kl and cross-entropy")
 """Objectives of the student with the teacher's tokens."""
 TEACHERS = "the teacher's"
 RECIPE = """\
@@ -80,7 +85,8 @@ class Row:
     won: float
     """Bits per byte below those of cross-entropy with the same tokens."""
     of_the_gap: float
-    """Share of what the teacher wins for the student with the teacher's tokens."""
+    """Share of what the teacher wins for the student with the teacher's tokens, with the better of
+    its objectives."""
     seeds: tuple[float, ...]
     """Bits per byte of each seed."""
     machine: str
@@ -100,6 +106,10 @@ class Bench:
     seeds: tuple[int, ...]
     ambiguous: Ambiguous
     """What becomes of the probability of ambiguous tokens."""
+    branches: float
+    """Most branches for each token."""
+    objectives: tuple[str, ...]
+    """Objectives of the student with other tokens."""
 
     @property
     def folder(self) -> Path:
@@ -116,7 +126,8 @@ class Bench:
         found = {}
         made = self.folder / self.ambiguous
         for name in ("logits", "heldout"):
-            decisions = Decisions(ambiguous=self.ambiguous)
+            branches = self.branches if name == "logits" else 0.0
+            decisions = Decisions(ambiguous=self.ambiguous, branches=branches)
             retokenize(str(self.run / name), str(made / name), tokenizer, decisions)
         for tokens, root in ((TEACHERS, self.run), ("others", made)):
             found[tokens] = open_store(root / "logits"), open_store(root / "heldout")
@@ -128,7 +139,7 @@ class Bench:
         figures: dict[tuple[str, str], list[float]] = {}
         for seed in self.seeds:
             for tokens, (store, heldout) in stores.items():
-                for name in OWN if tokens == TEACHERS else OBJECTIVES:
+                for name in OWN if tokens == TEACHERS else self.objectives:
                     found = self._bits(tokens, name, seed, store, heldout)
                     figures.setdefault((tokens, name), []).append(found)
             print(f"{seed + 1} of {len(self.seeds)} seeds\n{table(_rows(figures))}", flush=True)
@@ -164,6 +175,7 @@ class Bench:
 def _rows(figures: Mapping[tuple[str, str], Sequence[float]]) -> list[Row]:
     means = {key: statistics.fmean(each) for key, each in figures.items()}
     won = {key: means[key[0], OWN[0]] - mean for key, mean in means.items()}
+    gap = max(won.get((TEACHERS, name), 0.0) for name in OWN)
     return [
         Row(
             tokens=tokens,
@@ -171,7 +183,7 @@ def _rows(figures: Mapping[tuple[str, str], Sequence[float]]) -> list[Row]:
             bits_per_byte=means[tokens, name],
             spread=spread(each),
             won=won[tokens, name],
-            of_the_gap=won[tokens, name] / won[TEACHERS, OWN[1]],
+            of_the_gap=won[tokens, name] / gap,
             seeds=tuple(each),
             machine=describe_machine(),
         )
@@ -218,6 +230,8 @@ def table(rows: list[Row]) -> str:
 @click.option("--steps", default=450, help="Steps of each student.")
 @click.option("--seeds", default=3, help="Number of seeds.")
 @click.option("--ambiguous", type=click.Choice(["split", "map"]), default="split")
+@click.option("--branches", default=0.25, help="Most branches for each token of a sequence.")
+@click.option("--objective", "objectives", multiple=True, type=click.Choice([*OBJECTIVES]))
 def main(
     texts: tuple[str, ...],
     run: Path | None,
@@ -228,6 +242,8 @@ def main(
     steps: int,
     seeds: int,
     ambiguous: Ambiguous,
+    branches: float,
+    objectives: tuple[str, ...],
 ) -> None:
     """Measure every case without a result and print the table."""
     if bool(texts) != (teacher is not None) or (run and teacher):
@@ -244,6 +260,9 @@ def main(
         vocabulary=vocabulary,
         seeds=tuple(range(seeds)),
         ambiguous=ambiguous,
+        branches=branches,
+        # the first is what the others are compared with
+        objectives=tuple(n for n in OBJECTIVES if not objectives or n in (OWN[0], *objectives)),
     )
     rows = bench.rows()
     found = f"{bench.folder.name}-{ambiguous}"

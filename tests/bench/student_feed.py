@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from coldstill.data.store.reader import StoreReader
-    from coldstill.stages.training.feed import Rows
+    from coldstill.stages.training.batch import Rows
 
 CAPTURES = (Capture(), Capture(head=16, tail=16))
 

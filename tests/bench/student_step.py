@@ -17,8 +17,8 @@ from coldstill.stages.models.device import best_device
 from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.targets.tensors import TailTensors, TargetTensors
+from coldstill.stages.training.batch import Batch
 from coldstill.stages.training.chunked_loss import Term
-from coldstill.stages.training.feed import Batch
 from coldstill.stages.training.objective import attach_objective
 from measure import Figure, compare_memory, compare_times, write
 from real_teacher import SIZES

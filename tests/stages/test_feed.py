@@ -14,6 +14,7 @@ from coldstill.data.prepared import CorpusLayout
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import StoreReader, open_store
 from coldstill.stages.models.isolation import flat_positions
+from coldstill.stages.training.batch import collate
 from coldstill.stages.training.feed import (
     CorpusDataset,
     MixedDataset,
@@ -22,7 +23,6 @@ from coldstill.stages.training.feed import (
     StepShape,
     StoreDataset,
     Trainable,
-    collate,
 )
 from oracles import manifest_for, random_block, write_missing
 from small_runs import SmallCorpus, capture_store

@@ -20,7 +20,8 @@ from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.students.lesson import lesson
 from coldstill.stages.students.pruning.config import PruneConfig
 from coldstill.stages.train_student import train_student
-from coldstill.stages.training.feed import StoreDataset, collate
+from coldstill.stages.training.batch import collate
+from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, make_model
 from exports import LENGTH as CONTEXT

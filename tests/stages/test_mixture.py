@@ -18,7 +18,8 @@ from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.students.lesson import mixed_stores
 from coldstill.stages.train_student import train_student
-from coldstill.stages.training.feed import Batch, StoreDataset, collate
+from coldstill.stages.training.batch import Batch, collate
+from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.objective import attach_objective, mixed_terms, terms_of
 from conftest import VOCABULARY, make_model
 from oracles import manifest_for, random_block, random_targets, write_missing

@@ -14,8 +14,8 @@ from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Targets
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.objective_config import ObjectiveConfig, WeightConfig
+from coldstill.stages.training.batch import Batch, collate
 from coldstill.stages.training.chunked_loss import COUNTS
-from coldstill.stages.training.feed import Batch, collate
 from coldstill.stages.training.objective import (
     CurrentStep,
     attach_objective,

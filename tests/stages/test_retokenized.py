@@ -24,8 +24,9 @@ from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.targets import losses
 from coldstill.stages.targets.losses import LOSSES
 from coldstill.stages.targets.tensors import TargetTensors
+from coldstill.stages.training.batch import collate
 from coldstill.stages.training.chunked_loss import Term, chunked_loss, row_parts
-from coldstill.stages.training.feed import StoreDataset, collate
+from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.objective import supports, terms_of
 from conftest import VOCABULARY, make_model
 from headed import ROWS, expect_close, run, whole

@@ -19,7 +19,8 @@ from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.objective_config import ObjectiveConfig
 from coldstill.stages.students.job import make_student
 from coldstill.stages.train_student import train_student
-from coldstill.stages.training.feed import StoreDataset, collate
+from coldstill.stages.training.batch import collate
+from coldstill.stages.training.feed import StoreDataset
 from coldstill.stages.training.objective import attach_objective, terms_of
 from conftest import VOCABULARY, make_model
 from small_runs import LENGTH, SmallCorpus, capture_store

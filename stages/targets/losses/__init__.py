@@ -19,6 +19,7 @@ What targets give for each loss (`support`; K is the head, R the number of tail 
     skew_reverse_kl    exact   lower bound  refused       lower bound
     residual_to_label  exact   biased       refused       biased
     chunk_likelihood   exact   exact        exact         exact
+    branches                   unbiased     unbiased
 
     * if the log-probabilities of the samples are stored, as with captured temperatures; otherwise
       a lower bound with a head and refused without one
@@ -34,6 +35,9 @@ In a store with a student's tokens (`data/retokenized`) the target is the teache
 over the student's first tokens. Samples are unbiased there, too; the probabilities of a head are
 not all that is known of its tokens, so that "a lower bound" becomes "biased".
 
+`branches` reads words beside the text, which only such a store can have: its targets are those of
+`Batch.branches`.
+
 The fields of a loss are its parameters. The recipe's objective sets them by name.
 """
 
@@ -45,6 +49,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ....data.errors import ColdstillError
+from .branches import BranchLikelihood
 from .chunks import ChunkLikelihood
 from .forward_kl import CrossEntropy, ForwardKL, ResidualToLabel
 from .partition import JensenShannon, ReverseKL, SkewKL, SkewReverseKL, TotalVariation
@@ -66,6 +71,7 @@ LOSSES: dict[str, Loss] = {
     "skew_reverse_kl": SkewReverseKL(),
     "residual_to_label": ResidualToLabel(),
     "chunk_likelihood": ChunkLikelihood(),
+    "branches": BranchLikelihood(),
 }
 
 

@@ -25,6 +25,8 @@ class Loss(ABC):
     inside_chunks: ClassVar[bool] = False
     """Whether it counts inside a chunk (`data/schema.py`), where the record estimates the teacher's
     distribution. Other losses are 0 there."""
+    beside_text: ClassVar[bool] = False
+    """Whether it is of branches (`data/branches.py`) and not of the positions of the text."""
     needs_mass: ClassVar[bool] = True
     """Whether the loss needs the mass outside the head."""
 

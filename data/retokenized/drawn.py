@@ -1,0 +1,98 @@
+"""Draws the branches of a store: words beside the text that the student spells with several tokens.
+
+The records say how probable such words are at every position. Drawing them by equally spaced points
+over a whole sequence gives each word its share of the branches, without bias, and any number of
+branches that the training can pay for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..branches import Branches
+from ..order import uniform
+from ..ragged import Ragged, places_in
+from .known import known_tokens, sums_at
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..schema import Capture, Sequences, Targets
+    from .mapping import TokenMap
+
+DRAWS = 4.0
+"""Most branches of a sequence for each 1 of the probability that such words have there."""
+_SEED = 0x4252_414E_4348
+"""Added to the capture's seed: draws must be independent of those of the capture."""
+
+
+def drawn_branches(
+    targets: Targets,
+    old: Capture,
+    table: TokenMap,
+    sequences: Sequences,
+    begins: NDArray[np.int64],
+    share: float,
+) -> Branches:
+    """The branches of the student's sequences.
+
+    targets    the teacher's D records where chunks begin that have one, in order
+    old        their capture
+    sequences  the student's
+    begins     [D] the student's supervised positions that have these records
+    share      most branches of a sequence for each of its tokens
+    """
+    count = len(sequences)
+    rows, words, masses, _ = known_tokens(targets, old)
+    further_V = np.diff(table.beginnings.offsets_V)
+    # a word of one token is a sample of its position already
+    kept = (further_V[words] > 0) & (table.first_V[words] >= 0) & (masses > 0)
+    order = np.flatnonzero(kept)[np.argsort(rows[kept], kind="stable")]
+    at, words, masses = begins[rows[order]], words[order], masses[order]
+    sequence_E = np.searchsorted(sequences.positions.offsets, at, side="right") - 1
+    sums_N = sums_at(sequence_E, masses, count)
+    most_N = np.ceil(np.minimum(share * sequences.tokens.lengths, DRAWS * sums_N))
+    points_N = most_N.astype(np.int64)
+    drawn_E = _spaced(sequence_E, masses, sums_N, points_N, uniform(
+        old.seed + _SEED, sequences.ids, np.zeros(count, np.int32)
+    ))  # fmt: skip
+    found = np.flatnonzero(drawn_E)
+    words, sequence_B = words[found], sequence_E[found]
+    sizes_B = further_V[words] + 1
+    tokens = np.empty(int(sizes_B.sum()), np.int32)
+    branch, within = places_in(sizes_B)
+    further = table.beginnings.offsets_V[words][branch] + within - 1
+    tokens[within == 0] = table.first_V[words]
+    tokens[within > 0] = table.beginnings.nexts[further[within > 0]]
+    each_B = (sums_N / np.maximum(points_N, 1))[sequence_B]
+    borders = np.append(0, np.cumsum(np.bincount(sequence_B, minlength=count), dtype=np.int64))
+    ends = np.append(0, np.cumsum(sizes_B, dtype=np.int64))
+    return Branches(
+        places=Ragged(sequences.positions.values[at[found]].astype(np.int32), borders),
+        sizes=Ragged(sizes_B.astype(np.int32), borders),
+        tokens=Ragged(tokens, ends[borders]),
+        weights=Ragged((each_B * drawn_E[found]).astype(np.float32), borders),
+    )
+
+
+def _spaced(
+    rows_E: NDArray[np.int64],
+    weights_E: NDArray[np.float64],
+    sums_N: NDArray[np.float64],
+    points_N: NDArray[np.int64],
+    shift_N: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """How often each entry is drawn by equally spaced points over its row, `points_N` of them."""
+    before_E = np.cumsum(weights_E) - weights_E
+    firsts_N = np.searchsorted(rows_E, np.arange(len(sums_N)))
+    start_E = before_E - np.append(before_E, 0.0)[firsts_N][rows_E]
+    scale_E = (points_N / np.maximum(sums_N, 1e-300))[rows_E]
+    shift_E, most_E = shift_N[rows_E], points_N[rows_E]
+
+    def below(ends_E: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The points shift, shift + 1, ... that lie below an end."""
+        return np.ceil(ends_E * scale_E - shift_E).astype(np.int64).clip(0, most_E)
+
+    return below(start_E + weights_E) - below(start_E)

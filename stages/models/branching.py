@@ -1,0 +1,162 @@
+"""Model inputs in which words leave the text, and the test that a model reads them so.
+
+A branch (`data/branches.py`) is read behind the sequence. It has the positions that it would have
+in the text, and an attention mask lets it see the text up to the place where it leaves, and itself.
+The text does not see it. So a model with attention gives its tokens the states of a text that goes
+on with the branch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ...data.branches import Branches
+from ...data.errors import ColdstillError
+from ...data.prepared import TokenizedDocument, build_sequences
+from ...data.ragged import Ragged, places_in
+from .isolation import (
+    additive_mask,
+    agree,
+    length_thresholds,
+    mask_replaces_window,
+    model_inputs,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ...data.schema import Sequences
+    from .output_head import OutputHead
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BranchInputs:
+    """Sequences with their branches as a model reads them."""
+
+    inputs: dict[str, torch.Tensor]
+    """`input_ids` and `position_ids` `[B, T + X]`, `attention_mask` `[B, 1, T + X, T + X]`. The
+    text is in the first T columns, as in `model_inputs`."""
+    row_X: NDArray[np.int64]
+    """[X of all sequences] sequence of each token of a branch, except the last of each branch."""
+    column_X: NDArray[np.int64]
+    """[X] its column."""
+    labels_X: NDArray[np.int32]
+    """[X] the token that follows it in the branch."""
+    weights_X: NDArray[np.float32]
+    """[X] the weight of its branch."""
+
+    def flat_positions(self) -> torch.Tensor:
+        """[X] indices of these tokens in the flattened `[B * (T + X)]` batch."""
+        width = self.inputs["input_ids"].shape[1]
+        return torch.from_numpy(self.row_X * width + self.column_X)
+
+
+def branch_inputs(sequences: Sequences, branches: Branches, dtype: torch.dtype) -> BranchInputs:
+    """Keyword arguments of a model that reads sequences and their branches.
+
+    dtype  the model's, for the additive mask
+    """
+    text = model_inputs(sequences, "positions", dtype)
+    rows, length = text["input_ids"].shape
+    sizes_B = branches.sizes.values.astype(np.int64)
+    row_B = np.repeat(np.arange(rows), branches.places.lengths)
+    branch_X, within_X = places_in(sizes_B - 1)  # nothing follows the last token
+    token_X = (np.cumsum(sizes_B) - sizes_B)[branch_X] + within_X
+    row_X, place_X = row_B[branch_X], branches.places.values[branch_X]
+    counts = np.bincount(row_X, minlength=rows)
+    column_X = length + places_in(counts)[1]
+    width = length + int(counts.max(initial=0))
+    ids = torch.zeros(rows, width, dtype=torch.int64)
+    positions = torch.zeros(rows, width, dtype=torch.int64)
+    ids[:, :length], positions[:, :length] = text["input_ids"], text["position_ids"]
+    ids[row_X, column_X] = torch.from_numpy(branches.tokens.values[token_X].astype(np.int64))
+    within = torch.from_numpy(within_X)
+    positions[row_X, column_X] = text["position_ids"][row_X, place_X] + 1 + within
+    seen = torch.zeros(rows, width, width, dtype=torch.bool)
+    document = (text["position_ids"] == 0).cumsum(1)
+    same = document[:, :, None] == document[:, None, :]
+    seen[:, :length, :length] = same & torch.ones(length, length, dtype=torch.bool).tril()
+    seen[row_X, column_X, :length] = seen[row_X, place_X, :length]
+    for back in range(int(within_X.max(initial=-1)) + 1):
+        own = within_X >= back
+        seen[row_X[own], column_X[own], column_X[own] - back] = True
+    padding = torch.arange(width)
+    seen[:, padding, padding] = True  # a row that sees nothing would become NaN
+    return BranchInputs(
+        inputs={
+            "input_ids": ids,
+            "position_ids": positions,
+            "attention_mask": additive_mask(~seen[:, None], dtype),
+        },
+        row_X=row_X,
+        column_X=column_X,
+        labels_X=branches.tokens.values[token_X + 1].astype(np.int32),
+        weights_X=branches.weights.values[branch_X].astype(np.float32),
+    )
+
+
+_FIRST, _SECOND, _SIZE = 9, 7, 3
+"""Tokens of two short documents, and of a branch."""
+_BEYOND = 8
+"""Tokens by which a long document exceeds a length at which the model changes."""
+
+
+def expect_branching(head: OutputHead, sequence_length: int, where: str) -> None:
+    """Compare the states of branches with those of texts that go on with them.
+
+    Raises
+        ColdstillError: they differ, so the model cannot learn from branches
+    """
+    model = head.model
+    if not mask_replaces_window(model.config, sequence_length) and _same_states(
+        head, sequence_length
+    ):
+        return
+    raise ColdstillError(
+        f"{where}: a {model.config.model_type!r} model does not read branches as it reads a text, "
+        "so it cannot learn from them; take branches out of the objective"
+    )
+
+
+def _same_states(head: OutputHead, sequence_length: int) -> bool:
+    random = np.random.Generator(np.random.PCG64(0))
+    sizes = [min(size, max(2, sequence_length)) for size in (_FIRST, _SECOND)]
+    sizes += [t + _BEYOND for t in length_thresholds(head.model.config, sequence_length)]
+    documents = [random.integers(0, head.vocabulary, size).astype(np.int32) for size in sizes]
+    pieces = [TokenizedDocument(0, tokens, tokens >= 0) for tokens in documents]
+    packed = [pieces[:2], *([piece] for piece in pieces[2:])]
+    sequences = build_sequences(0, packed)
+    # two branches in the first sequence, one for each of its documents; in others one at the end
+    places = [[sizes[0] // 2, sizes[0] + 1], *([size - 1] for size in sizes[2:])]
+    count = sum(map(len, places))
+    words = random.integers(0, head.vocabulary, (count, _SIZE)).astype(np.int32)
+    branches = Branches(
+        places=Ragged.from_rows(places, np.int32),
+        sizes=Ragged.from_rows([[_SIZE] * len(each) for each in places], np.int32),
+        tokens=Ragged(words.ravel(), _SIZE * Ragged.from_rows(places, np.int32).offsets),
+        weights=Ragged.from_rows([[1.0] * len(each) for each in places], np.float32),
+    )
+    try:
+        found = branch_inputs(sequences, branches, head.model.dtype)
+        states = _states(head, found.inputs)[found.row_X, found.column_X]
+        owners = [documents[0], documents[1], *documents[2:]]
+        kept = [places[0][0] + 1, places[0][1] - sizes[0] + 1, *sizes[2:]]
+        for number, (document, end) in enumerate(zip(owners, kept, strict=True)):
+            alone = np.append(document[:end], words[number]).astype(np.int64)
+            ids = {"input_ids": torch.from_numpy(alone)[None]}
+            own = states[number * (_SIZE - 1) : (number + 1) * (_SIZE - 1)]
+            if not agree(own, _states(head, ids)[0, end : end + _SIZE - 1], head.model.dtype):
+                return False
+    except Exception:  # unsupported models raise any class
+        return False
+    return True
+
+
+@torch.no_grad()
+def _states(head: OutputHead, inputs: dict[str, Any]) -> torch.Tensor:
+    device = head.model.device
+    return head.hidden({name: each.to(device) for name, each in inputs.items()}).float()
