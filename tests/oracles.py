@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from coldstill.data.alignment import labels
+from coldstill.data.branches import Branches
 from coldstill.data.codecs import CODECS
 from coldstill.data.codecs.compact import compiled
 from coldstill.data.files import tokens_sha256
@@ -51,6 +52,7 @@ CAPTURES = {
     "tail log-probabilities": Capture(head=2, tail=3, tail_logprobs=True),
     "temperatures": Capture(head=3, tail=2, temperatures=(0.5, 2.0, 4.0)),
     "temperatures without a tail": Capture(head=3, tail=0, temperatures=(2.0,)),
+    "branches": Capture(head=0, tail=6, branches=True),
 }
 
 
@@ -70,6 +72,21 @@ def random_sequences(seed: int, count: int, length: int = LENGTH) -> Sequences:
         ]
         packed.append(pieces)
     return build_sequences(0, packed)
+
+
+def random_branches(seed: int, sequences: Sequences) -> Branches:
+    """Up to three branches at each supervised position."""
+    random = np.random.default_rng([seed, 2])
+    places = [np.repeat(own, random.integers(0, 4, len(own))) for own in sequences.positions]
+    sizes = [random.integers(2, 5, len(own)) for own in places]
+    tokens = [random.integers(0, VOCABULARY, own.sum()) for own in sizes]
+    weights = [random.random(len(own)) + 0.1 for own in places]
+    return Branches(
+        places=Ragged.from_rows(places, np.int32),
+        sizes=Ragged.from_rows(sizes, np.int32),
+        tokens=Ragged.from_rows(tokens, np.int32),
+        weights=Ragged.from_rows(weights, np.float32),
+    )
 
 
 def random_targets(seed: int, labels_M: NDArray[Any], capture: Capture) -> Targets:
@@ -156,6 +173,8 @@ def random_block(seed: int, count: int, capture: Capture = FULL) -> Block:
     """Sequences with their targets."""
     sequences = random_sequences(seed, count)
     targets = random_targets(seed, labels(sequences), capture)
+    if capture.branches:
+        sequences = replace(sequences, branches=random_branches(seed, sequences))
     return Block(sequences=sequences, targets=targets, capture=capture)
 
 
@@ -258,6 +277,8 @@ def numbers(part: Any) -> dict[str, Any]:
     if (tail := found.pop("tail", None)) is not None:
         found["draws"] = draws(tail)
         found["known_draws"] = None if tail.logprobs is None else known_draws(tail)
+    if (branches := found.pop("branches", None)) is not None:
+        found |= {f"branches.{name}": own for name, own in branches.columns().items()}
     ragged = {name: value for name, value in found.items() if isinstance(value, Ragged)}
     return found | {name: (value.values, value.offsets) for name, value in ragged.items()}
 

@@ -284,6 +284,7 @@ class _Mapping:
             size=self._teacher.size,
             ambiguous=self._decisions.ambiguous,
             unaligned=self._decisions.unaligned,
+            branches=self._decisions.branches,
             positions=self._positions,
             ambiguous_mass=self._ambiguous,
             ambiguous_bins=tuple(self._bins.tolist()),

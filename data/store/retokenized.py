@@ -31,6 +31,8 @@ class Retokenized:
     """What became of the probability of ambiguous tokens."""
     unaligned: Unaligned = "refuse"
     """What happened with texts that the student's tokenizer does not reproduce byte by byte."""
+    branches: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    """Most branches for each token of a sequence (`data/branches.py`)."""
     positions: _Count = 0
     """Positions with the teacher's distribution: the chunks."""
     ambiguous_mass: _Sum = 0.0

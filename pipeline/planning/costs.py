@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.places.place import place_at
 from ...data.store.manifest import read_measurements
-from ...stages.config import sequences_in
+from ...stages.config import RetokenizeConfig, sequences_in
 from ...stages.planning.memory import capture_memory, training_memory
 from ...stages.planning.model_sizes import adapter_parameters
 from ...stages.planning.rounding import RoundedSteps
@@ -60,8 +60,10 @@ def stage_memory(
         # only the last of several trainings rounds
         rounded = student.quantize is not None and len(student.prune or ()) < 2
         first = sizes[0] if sizes else None
+        decided = student.retokenize or RetokenizeConfig()
+        beside = decided.branches if "branches" in student.objective.weights else 0.0
         found[f"train-student {name}"] = _training(
-            first, student.train, length, student.lora, rounded=rounded
+            first, student.train, length, student.lora, rounded=rounded, branches=beside
         )
         if student.rounds is not None:
             found[f"rounds write {name}"] = (
@@ -78,13 +80,15 @@ def _training(
     lora: LoraConfig | None,
     *,
     rounded: bool = False,
+    branches: float = 0.0,
 ) -> int | None:
     if sizes is None:
         return None
+    tokens = min(config.batch_tokens, config.micro_batch_tokens or config.batch_tokens)
     return training_memory(
         sizes,
         config.precision,
-        min(config.batch_tokens, config.micro_batch_tokens or config.batch_tokens),
+        round(tokens * (1.0 + _READ * branches)),
         length,
         frozen=lora is not None,
         adapters=0 if lora is None else adapter_parameters(sizes, lora.rank),
@@ -93,6 +97,8 @@ def _training(
     )
 
 
+_READ = 2.0
+"""Tokens that are read of a branch, about."""
 _LINES = 10
 """The speed of a student is the median of this many last lines of its metrics."""
 

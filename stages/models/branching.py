@@ -48,6 +48,8 @@ class BranchInputs:
     """[X] the token that follows it in the branch."""
     weights_X: NDArray[np.float32]
     """[X] the weight of its branch."""
+    columns: int
+    """Columns behind the text."""
 
     def flat_positions(self) -> torch.Tensor:
         """[X] indices of these tokens in the flattened `[B * (T + X)]` batch."""
@@ -96,6 +98,7 @@ def branch_inputs(sequences: Sequences, branches: Branches, dtype: torch.dtype) 
         column_X=column_X,
         labels_X=branches.tokens.values[token_X + 1].astype(np.int32),
         weights_X=branches.weights.values[branch_X].astype(np.float32),
+        columns=width - length,
     )
 
 

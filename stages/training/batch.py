@@ -30,10 +30,12 @@ class BranchBatch:
     """[X] indices of the positions that predict them in the flattened `B * T`."""
     targets: TargetTensors
     """Their ids as `labels`, and the weights of their branches; no distribution."""
+    columns: int
+    """Last columns of the inputs, which hold branches and no text."""
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> BranchBatch:
         """Apply a function to every tensor."""
-        return BranchBatch(change(self.positions), self.targets.map(change))
+        return BranchBatch(change(self.positions), self.targets.map(change), self.columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +53,12 @@ class Batch:
     """[B] the id of each sequence in its corpus split, for messages."""
     branches: BranchBatch | None = None
     """The words beside the text, if they are read."""
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the text, with its padding."""
+        rows, width = self.inputs["input_ids"].shape
+        return rows * (width - (0 if self.branches is None else self.branches.columns))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
@@ -98,7 +106,7 @@ def collate(
         inputs = read.inputs
         labels_X, weights_X = map(torch.from_numpy, (read.labels_X, read.weights_X))
         targets = TargetTensors.of_labels(labels_X, weights_X)
-        beside = BranchBatch(read.flat_positions(), targets)
+        beside = BranchBatch(read.flat_positions(), targets, read.columns)
     else:
         inputs = model_inputs(first.sequences, isolation, dtype)
     return Batch(

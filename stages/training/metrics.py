@@ -59,7 +59,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
             "loss": loss.detach().double(),
             **sums,
             "positions": len(batch.targets),
-            "tokens": batch.inputs["input_ids"].numel(),
+            "tokens": batch.text_tokens,
         }
         for name, value in added.items():
             self._sums[name] = self._sums.get(name, 0.0) + value

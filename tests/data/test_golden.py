@@ -33,13 +33,15 @@ def test_a_golden_store_is_whole_and_holds_the_same_values(root: Path) -> None:
     store = open_store(root)
     block = store.read(np.arange(len(store)))
     found = {f.name: getattr(block.sequences, f.name) for f in fields(Sequences)}
+    if (branches := found.pop("branches")) is not None:
+        found |= {f"branches.{name}": own for name, own in branches.columns().items()}
     found |= numbers(block.targets)
     found["tail_ids"], found["tail_logprobs"] = found.pop("draws"), found.pop("known_draws")
     for name, wanted in expected.items():
         assert_same(found[name], wanted, name)
     chunks = {"chunk_sizes"} if store.manifest.capture.chunks else set()
     assert expected.keys() - {"chunk_sizes"} | chunks == found.keys() - {"chunk_sizes"} | chunks
-    assert len(expected) == 14 + len(chunks)
+    assert len(expected) == 14 + len(chunks) + 4 * store.manifest.capture.branches
     problems = [str(problem) for problem in verify(str(root))]
     if not (root / "tokenizer").exists():  # 300,000 tokens are too many for a golden store
         assert "tokenizer: missing" in problems.pop(0)
@@ -49,7 +51,7 @@ def test_a_golden_store_is_whole_and_holds_the_same_values(root: Path) -> None:
 def test_there_is_a_golden_store_of_each_codec_and_format() -> None:
     names = {root.name for root in STORED if root.parent.name == f"v{FORMAT_VERSION}"}
     every = {f"{codec}-{store}" for codec in CODECS for store in STORES}
-    every |= {f"chunks-{name}" for name in every}
+    every |= {f"{kind}-{name}" for kind in ("chunks", "branches") for name in every}
     assert names == every | {f"compact-arrow-{head}-{tail}" for head, tail in WIDE}
 
 

@@ -26,14 +26,17 @@ from coldstill.data.schema import (
     sequence_hash,
     target_shapes,
 )
-from oracles import random_block, random_sequences
+from oracles import random_block, random_branches, random_sequences
 
 
 def rows_of(block: Block) -> list[list[Any]]:
     """A block as one list per sequence, its positions as one list each: slow and obvious."""
     found, place = [], 0
     for row, positions in enumerate(block.sequences.positions):
-        values = [getattr(block.sequences, f.name)[row].tolist() for f in fields(Sequences)]
+        own = [getattr(block.sequences, f.name) for f in fields(Sequences) if f.name != "branches"]
+        if block.sequences.branches is not None:
+            own += block.sequences.branches.columns().values()
+        values = [array[row].tolist() for array in own]
         tail = block.targets.tail
         arrays = [getattr(block.targets, f.name) for f in fields(Targets) if f.name != "tail"]
         known = [] if tail.logprobs is None else [tail.logprobs]
@@ -46,7 +49,14 @@ def rows_of(block: Block) -> list[list[Any]]:
     return found
 
 
-@pytest.mark.parametrize("capture", [Capture(head=3, tail=2), Capture(head=2, temperatures=(2.0,))])
+@pytest.mark.parametrize(
+    "capture",
+    [
+        Capture(head=3, tail=2),
+        Capture(head=2, temperatures=(2.0,)),
+        Capture(tail=2, branches=True),
+    ],
+)
 def test_blocks_are_taken_and_joined_with_the_targets_of_their_sequences(capture: Capture) -> None:
     block = random_block(0, 9, capture)
     assert 0 in random_block(1, 8).sequences.positions.lengths  # one without any target
@@ -57,6 +67,7 @@ def test_blocks_are_taken_and_joined_with_the_targets_of_their_sequences(capture
         taken = block.take(chosen)
         assert rows_of(taken) == [rows[i] for i in chosen]
         assert taken.capture == capture
+        assert rows_of(Block.gather([(block, int(i)) for i in chosen])) == rows_of(taken)
     parts = [random_block(seed, count, capture) for seed, count in enumerate((3, 1, 5))]
     assert rows_of(Block.concatenate(parts)) == [row for part in parts for row in rows_of(part)]
     assert Block.concatenate(parts[:1]) is parts[0]
@@ -155,6 +166,29 @@ def test_sequences_are_converted_to_columns_and_back() -> None:
     back = to_sequences(columns)
     for f in fields(Sequences):
         assert getattr(back, f.name) is getattr(sequences, f.name)
+    beside = replace(sequences, branches=random_branches(0, sequences))
+    columns = from_sequences(beside)
+    found = to_sequences(columns).branches
+    assert beside.branches is not None
+    assert found is not None
+    for name, own in beside.branches.columns().items():
+        assert getattr(found, name).values is own.values
+        assert getattr(found, name).offsets is own.offsets
+    tokens = columns["branch_tokens"]
+    assert isinstance(tokens, Ragged)
+    for name, wrong, line in (
+        ("branch_sizes", Ragged(np.ones(len(found.sizes.values), np.int32), found.sizes.offsets),
+         "less than two tokens"),
+        ("branch_tokens", Ragged(tokens.values, np.minimum(tokens.offsets, 3)), "as many tokens"),
+        ("branch_weights", Ragged(found.weights.values, found.weights.offsets[::-1]), "numbers"),
+        ("branch_places", Ragged(found.places.values.astype(np.int64), found.places.offsets),
+         "lists of int32"),
+        ("branch_weights", np.zeros(7, np.float32), "lists of float32"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=line):
+            to_sequences(columns | {name: wrong})
+    with pytest.raises(ValueError, match="branch_places"):
+        to_sequences({n: each for n, each in columns.items() if n != "branch_places"})
 
 
 def test_position_columns_are_the_lists_with_the_borders_of_the_positions() -> None:

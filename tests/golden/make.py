@@ -21,7 +21,7 @@ from coldstill import __version__
 from coldstill.data.codecs import CODECS
 from coldstill.data.files import tokens_sha256
 from coldstill.data.formats import STORES
-from coldstill.data.maintenance.retokenize import retokenize
+from coldstill.data.maintenance.retokenize import Decisions, retokenize
 from coldstill.data.prepared import TokenizedDocument, build_sequences
 from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Block, Capture, Sequences, Tail, Targets, count_type
@@ -73,10 +73,11 @@ def main() -> None:
         _write(folder / name, fitted(manifest, block.take(np.arange(1))), block, None)
     for codec in CODECS:
         for store in STORES:
-            root = folder / f"chunks-{codec}-{store}"
-            if not root.exists():
-                with tempfile.TemporaryDirectory() as scratch:
-                    _write_chunks(root, Path(scratch), codec, store)
+            for name in ("chunks", "branches"):
+                root = folder / f"{name}-{codec}-{store}"
+                if not root.exists():
+                    with tempfile.TemporaryDirectory() as scratch:
+                        _write_chunks(root, Path(scratch), codec, store, name == "branches")
     version = {"coldstill": __version__, "format": FORMAT_VERSION}
     if not (folder / "written_by.json").exists():
         (folder / "written_by.json").write_text(json.dumps(version) + "\n")
@@ -150,7 +151,7 @@ def _write(root: Path, manifest: Manifest, block: Block, table: dict[str, int] |
     shutil.rmtree(root / "__pycache__", ignore_errors=True)
 
 
-def _write_chunks(root: Path, scratch: Path, codec: str, store: str) -> None:
+def _write_chunks(root: Path, scratch: Path, codec: str, store: str, branches: bool) -> None:
     """Write a store in the tokens of a student, and what reading it gives."""
     # some letters of the teacher have no token of the student and occur in no text
     letters, texts = (
@@ -164,7 +165,8 @@ def _write_chunks(root: Path, scratch: Path, codec: str, store: str) -> None:
     )
     capture = Capture(head=1, tail=2, seed=7)
     text_store(scratch / "teacher", teacher, texts, capture, shard_sequences=1)
-    manifest = retokenize(str(scratch / "teacher"), str(scratch / "exact"), student)
+    decisions = Decisions(branches=0.5 * branches)
+    manifest = retokenize(str(scratch / "teacher"), str(scratch / "exact"), student, decisions)
     exact = open_store(scratch / "exact")
     block = exact.read(np.arange(len(exact)))
     # one token, several, inside, and nothing known
@@ -183,6 +185,8 @@ def as_json(block: Block) -> dict[str, Any]:
     """Everything that a block holds, as lists; infinities as text. Of samples, every draw."""
     tail = block.targets.tail
     values = {f.name: getattr(block.sequences, f.name) for f in fields(Sequences)}
+    if (branches := values.pop("branches")) is not None:
+        values |= {f"branches.{name}": own for name, own in branches.columns().items()}
     values |= {f.name: getattr(block.targets, f.name) for f in fields(Targets)}
     del values["tail"]
     values["tail_ids"] = draws(tail)

@@ -279,8 +279,13 @@ def test_a_store_is_written_in_the_tokens_of_a_student(tmp_path: Path) -> None:
     assert "positions with the teacher's distribution, 0.00% of its labels left out" in shown
     measured = made.manifest.retokenized
     assert measured is not None
+    assert "branches at most 0.25 words beside the text for each token, which the loss" in shown
     share = measured.ambiguous_mass / measured.positions
     assert f"ambiguous {share:.2%} of the probability of such a position is of tokens" in shown
+    desk.done(*told[:2], "s", "none", *told[4:], "--branches", "0")
+    assert "words beside the text" not in desk.done("inspect", "none").stdout
+    assert desk.coldstill(*told, "--branches", "-1").exit_code == 2
+    assert "retokenized.branches" in desk.refused(*told, "--branches", "0.5")
     facts = json.loads(desk.done("inspect", "new", "--json").stdout)
     assert facts["manifest"]["retokenized"]["counts"]["left_labels"] == 0
     assert "retokenized" not in json.loads(desk.done("inspect", "s", "--json").stdout)["manifest"]

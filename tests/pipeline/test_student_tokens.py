@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ("desk",)
 
+FALLING = '{ weight = 0, start = 1.0, schedule = "linear" }'
 STUDENT = ("train-student", "r.toml", "--student")
 
 
@@ -36,6 +37,7 @@ def test_students_with_other_tokens_share_one_store_and_are_compared_by_bytes(
         'like = "small"\nmodel = "./other"',
         f'like = "small"\nmodel = "./other"\n{both}',
         'like = "small"\nmodel = "./other"\nobjective = { kl = 0.0, skew_kl = 1.0 }',
+        f'like = "small"\nmodel = "./other"\nobjective = {{ kl = 0.5, branches = {FALLING} }}',
     )
     first = finished.done(*STUDENT, "a").stderr
     [folder] = (finished.run / "tokens").iterdir()
@@ -79,6 +81,17 @@ def test_students_with_other_tokens_share_one_store_and_are_compared_by_bytes(
     metrics = (finished.run / "students" / "b" / "metrics.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in metrics.splitlines()]
     assert all(line["chunk_likelihood"] > 0 for line in lines)
+    assert "retokenize" not in finished.done(*STUDENT, "d").stderr
+    metrics = (finished.run / "students" / "d" / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in metrics.splitlines()]
+    assert all(line["branches"] > 0 for line in lines)
+    weights = [line["weight_branches"] for line in lines]
+    assert weights == sorted(weights, reverse=True)
+    assert weights[0] > weights[-1]
+    # nothing is learned from held-out text
+    kept = {name: open_store(folder / name).manifest.capture for name in ("logits", "heldout")}
+    assert kept["logits"].branches
+    assert not kept["heldout"].branches
 
 
 @pytest.mark.slow
@@ -97,7 +110,8 @@ def test_what_the_recipe_decides_makes_another_store(finished: Desk) -> None:
     assert "has 'retokenize' without 'model'" in line
     finished.done(*STUDENT, "b")
     record = finished.json("students", "b", "student.json")["tokens"]
-    assert record["decisions"] == {"ambiguous": "split", "special": {}, "unaligned": "skip"}
+    decided = {"ambiguous": "split", "special": {}, "unaligned": "skip", "branches": 0.25}
+    assert record["decisions"] == decided
     [place] = [path.parent for path in (finished.run / "tokens").glob("*/logits/manifest.json")]
     store = open_store(place)
     reported = capture_facts(store)
@@ -140,6 +154,10 @@ def test_what_a_student_with_other_tokens_cannot_have_is_refused_before_the_teac
         (
             f'{train}\nretokenize = {{ ambiguous = "bucket" }}',
             "students.a.retokenize: ambiguous = bucket needs a record without samples, which",
+        ),
+        (
+            f"{train}\nretokenize = {{ branches = 0 }}\nobjective = {{ branches = 1.0 }}",
+            "students.a.objective: branches: the store has no branches: set retokenize.branches",
         ),
     ):
         desk.edit("KEY", key)

@@ -287,4 +287,9 @@ def retokenized_lines(made: Retokenized | None) -> list[tuple[str, str]]:
             f"longer one, {_AMBIGUOUS[made.ambiguous]}, "
             f"{unmapped:.2%} of tokens that the student cannot spell",
         ),
-    ]
+        (
+            "branches",
+            f"at most {made.branches:g} words beside the text for each token, which the loss "
+            "branches learns",
+        ),
+    ][: 3 if made.branches else 2]

@@ -1,0 +1,232 @@
+"""Words beside the text of a store in a student's tokens, against slow loops over its record."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from coldstill.data.maintenance.checks import Rules, check_block
+from coldstill.data.maintenance.merge import merge
+from coldstill.data.maintenance.retokenize import Decisions, retokenize
+from coldstill.data.maintenance.rewrite import convert
+from coldstill.data.maintenance.shrink import shrink
+from coldstill.data.maintenance.verify import verify
+from coldstill.data.ragged import Ragged
+from coldstill.data.retokenized import drawn as drawing
+from coldstill.data.retokenized.drawn import DRAWS
+from coldstill.data.schema import Block, Capture
+from coldstill.data.store.reader import open_store
+from oracles import assert_same, everything
+from refusals import refusal
+from retokenizing import CAPTURES, TEXTS, loaded, matched
+from spellings import END, text_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytest_plugins = ("retokenized_stores",)
+Word = tuple[int, int, tuple[int, ...]]
+"""A sequence, a position in it and the tokens of a word."""
+
+
+def drawn(block: Block) -> Counter[Word]:
+    """The weights of all branches, by sequence, place and word."""
+    branches = block.sequences.branches
+    assert branches is not None
+    found: Counter[Word] = Counter()
+    for row in range(len(block)):
+        start = 0
+        for place, size, weight in zip(
+            branches.places[row], branches.sizes[row], branches.weights[row], strict=True
+        ):
+            word = tuple(branches.tokens[row][start : start + size].tolist())
+            assert len(word) == size
+            found[row, int(place), word] += float(weight)
+            start += size
+        assert start == len(branches.tokens[row])
+    return found
+
+
+def believed(old: Block, new: Block, folder: Path, name: str) -> Counter[Word]:
+    """What the records say of every word of several tokens, where a chunk begins."""
+    teacher, student = loaded(folder / "teacher"), loaded(folder / name)
+    pieces: dict[int, tuple[int, ...]] = {
+        index: tuple(piece.id for piece in student.model.tokenize(token))
+        for token, index in teacher.get_vocab().items()
+        if token != END  # which is one token for both
+    }
+    places = [
+        (row, position)
+        for row, positions in enumerate(new.sequences.positions)
+        for position in positions.tolist()
+    ]
+    found: Counter[Word] = Counter()
+    targets, draws = old.targets, max(1, old.capture.tail)
+    for theirs, ours in matched(old, new, teacher, student):
+        if new.targets.chunk_sizes[ours, 0] <= 0:
+            continue
+        said: Counter[int] = Counter()
+        for slot, index in enumerate(targets.head_ids[theirs].tolist()):
+            said[index] += math.exp(targets.head_logprobs[theirs, slot])
+        for entry in range(*targets.tail.offsets[theirs : theirs + 2].tolist()):
+            each = math.exp(targets.log_tail[theirs]) / draws
+            said[int(targets.tail.ids[entry])] += each * int(targets.tail.counts[entry])
+        for index, mass in said.items():
+            if len(pieces.get(index, ())) > 1:
+                found[*places[ours], pieces[index]] += mass
+    return found
+
+
+@pytest.mark.parametrize("kind", CAPTURES)
+@pytest.mark.parametrize("name", ["removed", "bytes"])
+def test_branches_stand_for_the_probability_of_their_words(
+    folder: Path, tmp_path: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over many seeds the mean weight of a word at a place is its probability in the record."""
+    total: Counter[Word] = Counter()
+    each_draw: Counter[int] = Counter()
+    seeds = 60
+    wanted: Counter[Word] = Counter()
+    old = text_store(tmp_path / "old", folder / "teacher", TEXTS, CAPTURES[kind])
+    for seed in range(seeds):
+        monkeypatch.setattr(drawing, "_SEED", seed)
+        path = tmp_path / f"{seed}"
+        retokenize(str(tmp_path / "old"), str(path), folder / name, Decisions(branches=0.3))
+        new = everything(path)
+        wanted = wanted or believed(old, new, folder, name)
+        found = drawn(new)
+        assert found.keys() <= wanted.keys()
+        for word, weight in found.items():
+            total[word] += weight
+            each_draw[word[0]] = max(each_draw[word[0]], weight)
+        for row, tokens in enumerate(new.sequences.tokens):
+            mass = sum(each for word, each in wanted.items() if word[0] == row)
+            kept = sum(word[0] == row for word in found)
+            assert kept <= math.ceil(min(0.3 * len(tokens), DRAWS * mass))
+            # equally spaced points leave nothing of the sum to chance
+            own = sum(each for word, each in found.items() if word[0] == row)
+            assert own == pytest.approx(mass, rel=1e-5)
+    assert len(wanted) > 5
+    for word, mass in wanted.items():
+        # at most the variance of independent draws
+        deviation = math.sqrt(each_draw[word[0]] * mass / seeds)
+        assert abs(total[word] / seeds - mass) < 5 * deviation
+
+
+def test_a_store_without_branches_is_the_same_in_every_other_number(
+    folder: Path, stores: Callable[..., str], tmp_path: Path
+) -> None:
+    for share in (0.0, 0.25):
+        decisions = Decisions(branches=share)
+        retokenize(stores("both"), str(tmp_path / f"{share}"), folder / "bytes", decisions)
+        assert not list(verify(str(tmp_path / f"{share}")))
+    without, beside = (everything(tmp_path / f"{share}") for share in (0.0, 0.25))
+    assert without.sequences.branches is None
+    assert beside.sequences.branches is not None
+    assert not without.capture.branches
+    assert beside.capture.branches
+    assert_same(
+        Block(
+            sequences=replace(beside.sequences, branches=None),
+            targets=beside.targets,
+            capture=without.capture,
+        ),
+        without,
+    )
+    manifest = open_store(tmp_path / "0.0").manifest.to_json()
+    assert "branches" not in manifest["capture"]
+
+
+def test_tokens_that_are_only_renumbered_need_no_branches(
+    folder: Path, stores: Callable[..., str], tmp_path: Path
+) -> None:
+    retokenize(stores(), str(tmp_path / "new"), folder / "permuted")
+    new = everything(tmp_path / "new")
+    assert new.sequences.branches is None
+    assert not new.capture.branches
+
+
+def test_every_operation_on_stores_keeps_the_branches(
+    folder: Path, stores: Callable[..., str], tmp_path: Path
+) -> None:
+    retokenize(stores("both"), str(tmp_path / "new"), folder / "bytes")
+    wanted = drawn(everything(tmp_path / "new"))
+    assert len(wanted) > 10
+    for codec, form in (("compact", "zarr"), ("plain", "arrow"), ("compact", "arrow")):
+        path = tmp_path / f"{codec}-{form}"
+        convert(str(tmp_path / "new"), str(path), codec, form)
+        assert not list(verify(str(path)))
+        assert drawn(everything(path)) == wanted
+    shrink(str(tmp_path / "new"), str(tmp_path / "small"), 2, 3)
+    assert drawn(everything(tmp_path / "small")) == wanted
+    # a store of other texts
+    text_store(tmp_path / "more", folder / "teacher", TEXTS[::-1], CAPTURES["both"], seed=4,
+               corpus="4", shard_sequences=2, block_sequences=1)  # fmt: skip
+    retokenize(str(tmp_path / "more"), str(tmp_path / "further"), folder / "bytes")
+    own = drawn(everything(tmp_path / "further"))
+    parts = [str(tmp_path / "new"), str(tmp_path / "further")]
+    merge(parts, str(tmp_path / "both"), None, None)
+    count = len(everything(tmp_path / "new"))
+    moved = {(row + count, place, word): each for (row, place, word), each in own.items()}
+    assert drawn(everything(tmp_path / "both")) == {**wanted, **moved}
+    retokenize(str(tmp_path / "more"), str(tmp_path / "none"), folder / "bytes",
+               Decisions(branches=0.0))  # fmt: skip
+    parts = [str(tmp_path / "new"), str(tmp_path / "none")]
+    line = refusal(merge, parts, str(tmp_path / "no"), None, None)
+    assert "capture" in line
+
+
+def test_damaged_branches_are_found(
+    folder: Path, stores: Callable[..., str], tmp_path: Path
+) -> None:
+    retokenize(stores(), str(tmp_path / "new"), folder / "bytes")
+    store = open_store(tmp_path / "new")
+    block, manifest = everything(tmp_path / "new"), store.manifest
+    rules = Rules(
+        capture=manifest.capture, vocabulary=manifest.tokenizer.size,
+        sequence_length=manifest.packing.sequence_length, rounding=0.0, maximum=0.0,
+    )  # fmt: skip
+    branches = block.sequences.branches
+    assert branches is not None
+
+    def findings(**changed: Ragged) -> set[str]:
+        sequences = replace(block.sequences, branches=replace(branches, **changed))
+        found = Block(sequences=sequences, targets=block.targets, capture=block.capture)
+        return {finding.what for finding in check_block(found, len(block), rules)}
+
+    assert findings() == set()
+    places, tokens, weights = branches.places, branches.tokens, branches.weights
+    order = "branches that are not in order, or leave at a place that is not learned"
+    last = int(block.sequences.tokens.lengths.max()) - 1
+    for values in (places.values[::-1], places.values * 0 - 1, np.full_like(places.values, last)):
+        assert findings(places=Ragged(values, places.offsets)) == {order}
+    wrong = np.full_like(tokens.values, rules.vocabulary)
+    assert findings(tokens=Ragged(wrong, tokens.offsets)) == {
+        "tokens of branches outside the vocabulary"
+    }
+    for number in (0.0, -1.0, math.nan, math.inf):
+        values = np.full_like(weights.values, number)
+        assert findings(weights=Ragged(values, weights.offsets)) == {
+            "branches with a weight that is not above 0"
+        }
+    none = Block(
+        sequences=replace(block.sequences, branches=None), targets=block.targets,
+        capture=block.capture,
+    )  # fmt: skip
+    [finding] = check_block(none, len(block), rules)
+    assert finding.what == "has branches, or none, against its manifest"
+
+
+def test_a_writer_of_stores_cannot_promise_branches(tmp_path: Path) -> None:
+    import coldstill
+
+    line = refusal(
+        coldstill.StoreWriter, tmp_path / "s", capture=Capture(tail=2, branches=True),
+        teacher="t", vocabulary=9, sequence_length=8,
+    )  # fmt: skip
+    assert "chunks, branches and guessed_labels are found out, not chosen" in line

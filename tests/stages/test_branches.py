@@ -1,0 +1,239 @@
+"""Words beside the text: models read them as a text that goes on, and students learn from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from coldstill.data.branches import Branches
+from coldstill.data.ragged import Ragged
+from coldstill.data.schema import Block, Capture
+from coldstill.stages.models import output_head
+from coldstill.stages.models.branching import branch_inputs, expect_branching
+from coldstill.stages.models.isolation import model_inputs
+from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.objective_config import ObjectiveConfig, WeightConfig
+from coldstill.stages.targets import losses
+from coldstill.stages.training.batch import collate
+from coldstill.stages.training.objective import attach_objective, mixed_terms, terms_of
+from conftest import FAMILIES, VOCABULARY, make_model
+from oracles import VOCABULARY as SMALL
+from oracles import random_block, random_branches
+from refusals import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from coldstill.data.schema import Sequences
+
+CAPTURE = Capture(head=4, tail=3, branches=True)
+LENGTH = 48
+
+
+def words(branches: Branches) -> Iterator[tuple[int, int, list[int], float]]:
+    """Sequence, place, tokens and weight of each branch."""
+    for row in range(len(branches)):
+        start = 0
+        for place, size, weight in zip(
+            branches.places[row], branches.sizes[row], branches.weights[row], strict=True
+        ):
+            yield (
+                row,
+                int(place),
+                branches.tokens[row][start : start + size].tolist(),
+                float(weight),
+            )
+            start += size
+
+
+def text_before(sequences: Sequences, row: int, place: int) -> list[int]:
+    """The tokens of a document up to a place."""
+    starts = sequences.document_starts[row]
+    return sequences.tokens[row][starts[starts <= place].max() : place + 1].tolist()
+
+
+def slow_loss(model: Any, block: Block) -> torch.Tensor:
+    """One text that goes on with a branch after the other, one token after the other."""
+    branches = block.sequences.branches
+    assert branches is not None
+    total = torch.zeros((), dtype=torch.float64)
+    for row, place, word, weight in words(branches):
+        for known in range(1, len(word)):
+            text = text_before(block.sequences, row, place) + word[:known]
+            logits_V = model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1, :SMALL]
+            total = total - weight * logits_V.double().log_softmax(0)[word[known]]
+    return total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_branch_has_the_states_of_a_text_that_goes_on_with_it(family: str) -> None:
+    model = make_model(family, VOCABULARY)
+    model.set_attn_implementation("eager")
+    head = connect_head(model, VOCABULARY)
+    sequences = random_block(3, 5, CAPTURE).sequences
+    branches = sequences.branches
+    assert branches is not None
+    found = branch_inputs(sequences, branches, model.dtype)
+    with torch.no_grad():
+        states = head.hidden(found.inputs)
+        text = head.hidden(model_inputs(sequences, "mask", model.dtype))
+    width = text.shape[1]
+    real = torch.arange(width) < torch.from_numpy(sequences.tokens.lengths)[:, None]
+    torch.testing.assert_close(states[:, :width][real], text[real], atol=1e-5, rtol=1e-4)
+    read = iter(states[found.row_X, found.column_X])
+    labels = iter(found.labels_X.tolist())
+    for row, place, word, _ in words(branches):
+        tokens = text_before(sequences, row, place) + word[:-1]
+        with torch.no_grad():
+            alone = head.hidden({"input_ids": torch.tensor([tokens])})[0]
+        for back in range(len(word) - 1, 0, -1):
+            torch.testing.assert_close(next(read), alone[-back], atol=1e-5, rtol=1e-4)
+            assert next(labels) == word[len(word) - back]
+    assert next(read, None) is None
+
+
+@pytest.mark.parametrize("chunk", [3, 10_000])
+def test_the_loss_and_its_gradient_are_those_of_a_slow_loop(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", chunk * SMALL)
+    block = random_block(5, 4, CAPTURE)
+    objective = ObjectiveConfig(kl=0.7, branches=0.3)
+    model = make_model("llama", VOCABULARY)
+    attach_objective(connect_head(model, SMALL), terms_of(objective, CAPTURE, "test"))
+    batch = collate((block,), branches=True)
+    found = model(batch)
+    found["loss"].backward()
+    gradients = {name: each.grad.clone() for name, each in model.named_parameters()}
+    other = make_model("llama", VOCABULARY)
+    attach_objective(connect_head(other, SMALL), terms_of(ObjectiveConfig(kl=0.7), CAPTURE, "t"))
+    plain = other(collate((block,)))
+    beside = slow_loss(other, block)
+    (plain["loss"] + 0.3 * beside).backward()
+    assert float(found["sums"]["branches"]) == pytest.approx(float(beside.detach()), rel=1e-5)
+    assert float(found["sums"]["kl"]) == pytest.approx(float(plain["sums"]["kl"]), rel=1e-5)
+    assert float(found["sums"]["label_loss"]) == pytest.approx(
+        float(plain["sums"]["label_loss"]), rel=1e-5
+    )
+    for name, each in other.named_parameters():
+        torch.testing.assert_close(gradients[name], each.grad, atol=2e-5, rtol=1e-3)
+
+
+def test_the_loss_is_a_function_of_logits_too() -> None:
+    block = random_block(5, 4, CAPTURE)
+    batch = collate((block,), branches=True)
+    assert batch.branches is not None
+    targets = batch.branches.targets
+    assert targets.weights is not None
+    logits_MV = torch.randn(len(targets), SMALL, dtype=torch.float64)
+    value = losses.loss("branches")(logits_MV, targets)
+    own = logits_MV.log_softmax(1)[torch.arange(len(targets)), targets.labels.long()]
+    torch.testing.assert_close(value.double(), -own * targets.weights, atol=1e-5, rtol=1e-5)
+    moved = batch.to("cpu")
+    assert moved.branches is not None
+    assert torch.equal(moved.branches.positions, batch.branches.positions)
+
+
+def test_sequences_without_any_branch_are_read_as_they_are() -> None:
+    block = random_block(5, 4, CAPTURE)
+    empty = Ragged(np.zeros(0, np.int32), np.zeros(5, np.int64))
+    weights = Ragged(np.zeros(0, np.float32), np.zeros(5, np.int64))
+    none = Branches(places=empty, sizes=empty, tokens=empty, weights=weights)
+    block = replace(block, sequences=replace(block.sequences, branches=none))
+    model = make_model("llama", VOCABULARY)
+    terms = terms_of(ObjectiveConfig(branches=1.0), CAPTURE, "test")
+    attach_objective(connect_head(model, SMALL), terms)
+    found = model(collate((block,), branches=True))
+    assert float(found["sums"]["branches"]) == 0.0
+    found["loss"].backward()
+    plain = collate((block,))
+    assert plain.branches is None
+    assert collate((random_block(5, 4, Capture()),), branches=True).branches is None
+
+
+def test_a_falling_weight_falls_for_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coldstill.stages.training.objective import CurrentStep
+
+    falling = WeightConfig(weight=0.0, start=2.0, schedule="linear")
+    current = CurrentStep(5)
+    block = random_block(5, 4, CAPTURE)
+    model = make_model("llama", VOCABULARY)
+    terms = terms_of(ObjectiveConfig(branches=falling), CAPTURE, "test")
+    attach_objective(connect_head(model, SMALL), terms, current)
+    batch = collate((block,), branches=True)
+    values = []
+    for current.step in range(5):
+        found = model(batch)
+        beside = float(found["loss"].detach()) - float(found["sums"]["kl"].detach())
+        values.append(beside / float(found["sums"]["branches"]))
+    np.testing.assert_allclose(values, [2.0, 1.5, 1.0, 0.5, 0.0], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_with_attention_read_branches(family: str, dtype: torch.dtype) -> None:
+    model = make_model(family, VOCABULARY)
+    if family == "gemma2":
+        model.set_attn_implementation("eager")  # capped scores
+    expect_branching(connect_head(model.to(dtype), VOCABULARY), LENGTH, "x")
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("mamba", {"state_size": 4, "expand": 2}),
+        ("mistral", {"sliding_window": 16}),  # the mask would replace the window
+    ],
+)
+def test_models_that_read_branches_otherwise_are_refused(
+    family: str, settings: dict[str, Any]
+) -> None:
+    model = make_model(family, VOCABULARY, **settings)
+    line = refusal(expect_branching, connect_head(model, VOCABULARY), LENGTH, "students.a")
+    assert line == (
+        f"students.a: a {family!r} model does not read branches as it reads a text, so it cannot "
+        "learn from them; take branches out of the objective"
+    )
+
+
+def test_objectives_that_branches_do_not_fit_are_refused() -> None:
+    objective = ObjectiveConfig(branches=1.0)
+    line = refusal(terms_of, objective, Capture(tail=3), "s")
+    assert "with the teacher's tokens every word is one token: leave it out" in line
+    line = refusal(terms_of, objective, Capture(tail=3, chunks=True), "s")
+    assert "the store has no branches: set retokenize.branches above 0" in line
+    alone = ObjectiveConfig(kl=0.0, branches=1.0)
+    line = refusal(terms_of, alone, CAPTURE, "s")
+    assert line == (
+        "s: branches alone teaches nothing of the text; add another loss, such as kl = 1.0"
+    )
+    both = [(CAPTURE, "one"), (CAPTURE, "two")]
+    line = refusal(mixed_terms, objective, both, [0.5, 0.5], "s")
+    assert line == "s: branches is of one teacher, and several are mixed: leave it out"
+    assert len(mixed_terms(objective, both, [1.0, 0.0], "s")) == 2
+
+
+def test_weights_sum_in_the_metrics_as_they_do_in_the_store() -> None:
+    block = random_block(5, 4, CAPTURE)
+    batch = collate((block,), branches=True)
+    assert batch.branches is not None
+    weights = batch.branches.targets.weights
+    branches = block.sequences.branches
+    assert weights is not None
+    assert branches is not None
+    expected = sum(weight * (len(word) - 1) for _, _, word, weight in words(branches))
+    assert math.isclose(float(weights.sum()), expected, rel_tol=1e-5)
+    assert random_branches(5, block.sequences).places.values.tolist() == (
+        branches.places.values.tolist()
+    )
+
+
+def test_the_speed_of_a_training_counts_the_tokens_of_the_text() -> None:
+    block = random_block(5, 4, CAPTURE)
+    plain, beside = collate((block,)), collate((block,), branches=True)
+    assert beside.inputs["input_ids"].numel() > plain.inputs["input_ids"].numel()
+    assert plain.text_tokens == beside.text_tokens == plain.inputs["input_ids"].numel()
