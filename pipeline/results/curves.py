@@ -91,7 +91,9 @@ def in_words(objective: Any) -> str:
         if name in ("temperature", "beta", "skew", "tau", "labels_inside"):
             continue
         if isinstance(weight, dict):
-            parts.append(f"{weight.get('weight')} {name} ({weight.get('schedule')})")
+            schedule, value = weight.get("schedule"), weight.get("weight")
+            change = f"{weight.get('start')} to " if schedule == "linear" else ""
+            parts.append(f"{change}{value} {name} ({schedule})")
         elif isinstance(weight, int | float) and weight > 0:
             parts.append(name if weight == 1 else f"{weight:g} {name}")
     shape = ("beta", "skew", "tau")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 
 pytest_plugins = ("retokenized_stores",)
 Word = tuple[int, int, tuple[int, ...]]
+Weights = defaultdict[Word, float]
 """A sequence, a position in it and the tokens of a word."""
 
 
-def drawn(block: Block) -> Counter[Word]:
+def drawn(block: Block) -> Weights:
     """The weights of all branches, by sequence, place and word."""
     branches = block.sequences.branches
     assert branches is not None
-    found: Counter[Word] = Counter()
+    found: Weights = defaultdict(float)
     for row in range(len(block)):
         start = 0
         for place, size, weight in zip(
@@ -52,7 +53,7 @@ def drawn(block: Block) -> Counter[Word]:
     return found
 
 
-def believed(old: Block, new: Block, folder: Path, name: str) -> Counter[Word]:
+def believed(old: Block, new: Block, folder: Path, name: str) -> Weights:
     """What the records say of every word of several tokens, where a chunk begins."""
     teacher, student = loaded(folder / "teacher"), loaded(folder / name)
     pieces: dict[int, tuple[int, ...]] = {
@@ -65,12 +66,12 @@ def believed(old: Block, new: Block, folder: Path, name: str) -> Counter[Word]:
         for row, positions in enumerate(new.sequences.positions)
         for position in positions.tolist()
     ]
-    found: Counter[Word] = Counter()
+    found: Weights = defaultdict(float)
     targets, draws = old.targets, max(1, old.capture.tail)
     for theirs, ours in matched(old, new, teacher, student):
         if new.targets.chunk_sizes[ours, 0] <= 0:
             continue
-        said: Counter[int] = Counter()
+        said: defaultdict[int, float] = defaultdict(float)
         for slot, index in enumerate(targets.head_ids[theirs].tolist()):
             said[index] += math.exp(targets.head_logprobs[theirs, slot])
         for entry in range(*targets.tail.offsets[theirs : theirs + 2].tolist()):
@@ -88,10 +89,10 @@ def test_branches_stand_for_the_probability_of_their_words(
     folder: Path, tmp_path: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over many seeds the mean weight of a word at a place is its probability in the record."""
-    total: Counter[Word] = Counter()
-    each_draw: Counter[int] = Counter()
+    total: Weights = defaultdict(float)
+    each_draw: defaultdict[int, float] = defaultdict(float)
     seeds = 60
-    wanted: Counter[Word] = Counter()
+    wanted: Weights = defaultdict(float)
     old = text_store(tmp_path / "old", folder / "teacher", TEXTS, CAPTURES[kind])
     for seed in range(seeds):
         monkeypatch.setattr(drawing, "_SEED", seed)

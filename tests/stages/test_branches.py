@@ -53,7 +53,8 @@ def words(branches: Branches) -> Iterator[tuple[int, int, list[int], float]]:
 def text_before(sequences: Sequences, row: int, place: int) -> list[int]:
     """The tokens of a document up to a place."""
     starts = sequences.document_starts[row]
-    return sequences.tokens[row][starts[starts <= place].max() : place + 1].tolist()
+    found: list[int] = sequences.tokens[row][starts[starts <= place].max() : place + 1].tolist()
+    return found
 
 
 def slow_loss(model: Any, block: Block) -> torch.Tensor:

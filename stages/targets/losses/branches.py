@@ -47,7 +47,8 @@ class BranchLikelihood(Loss):
         )
 
     def support(self, capture: Capture, temperature: float, vocabulary: int) -> Support:
-        return "unbiased"
+        # without samples the words outside the head are not known
+        return "unbiased" if capture.tail or capture.head >= vocabulary else "biased"
 
     def value(
         self, logprobs_MV: torch.Tensor, target: TargetTensors, temperature: float
