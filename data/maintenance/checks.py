@@ -152,7 +152,11 @@ def _branches(sequences: Sequences, rules: Rules) -> Iterator[Finding]:
     positions = sequences.positions
     ours = positions.values + _ROW * np.repeat(np.arange(len(positions)), positions.lengths)
     theirs = places.values + _ROW * np.repeat(np.arange(len(places)), places.lengths)
+    last = places.values.astype(np.int64) + branches.sizes.values - 1
     bad = {
+        "branches that are read beyond the sequence length": _rows(
+            last >= rules.sequence_length, places
+        ),
         "branches that are not in order, or leave at a place that is not learned": _rows(
             back | ~_among(theirs, np.sort(ours)), places
         ),

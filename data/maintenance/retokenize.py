@@ -233,6 +233,7 @@ class _Mapping:
         self._positions, self._ambiguous, self._unmapped = 0, 0.0, 0.0
         self._masses_V = np.zeros(teacher.size)
         self._bins = np.zeros(MASS_BINS, np.int64)
+        self._longest = 0
 
     def _mapped_by(self, shares: Shares | None) -> KnownTokens:
         bucket, old = self._decisions.ambiguous == "bucket", self._old.capture
@@ -263,6 +264,7 @@ class _Mapping:
         lacking = self._known.lacking(block.targets)
         found = self._rewriter(block.sequences, block.targets.label_logprob, lacking)
         masses = self._known.masses(block.targets.take(found.rows_M[found.rows_M >= 0]))
+        self._longest = max(self._longest, int(found.sequences.tokens.lengths.max()))
         places = (masses.ambiguous_D * MASS_BINS).astype(np.int64).clip(0, MASS_BINS - 1)
         self._bins += np.bincount(places, minlength=MASS_BINS)
         self._positions += len(places)
@@ -308,7 +310,7 @@ class _Mapping:
         )
         if self._capture.branches:
             begins, share = np.flatnonzero(found.rows_M >= 0), self._decisions.branches
-            branches = drawn_branches(records, old, table, sequences, begins, share)
+            branches = drawn_branches(records, old, table, sequences, begins, share, self._longest)
             sequences = replace(sequences, branches=branches)
         return Block(sequences=sequences, targets=targets, capture=self._capture)
 

@@ -35,6 +35,7 @@ def drawn_branches(
     sequences: Sequences,
     begins: NDArray[np.int64],
     share: float,
+    length: int,
 ) -> Branches:
     """The branches of the student's sequences.
 
@@ -43,12 +44,15 @@ def drawn_branches(
     sequences  the student's
     begins     [D] the student's supervised positions that have these records
     share      most branches of a sequence for each of its tokens
+    length     tokens of the longest sequence. A word that would be read beyond them is left out: a
+               student need not have more positions
     """
     count = len(sequences)
     rows, words, masses, _ = known_tokens(targets, old)
     further_V = np.diff(table.beginnings.offsets_V)
     # a word of one token is a sample of its position already
     kept = (further_V[words] > 0) & (table.first_V[words] >= 0) & (masses > 0)
+    kept &= sequences.positions.values[begins[rows]] + further_V[words] < length
     order = np.flatnonzero(kept)[np.argsort(rows[kept], kind="stable")]
     at, words, masses = begins[rows[order]], words[order], masses[order]
     sequence_E = np.searchsorted(sequences.positions.offsets, at, side="right") - 1

@@ -25,6 +25,7 @@ from .isolation import (
     mask_replaces_window,
     model_inputs,
 )
+from .loading import context_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,7 +106,9 @@ def branch_inputs(sequences: Sequences, branches: Branches, dtype: torch.dtype) 
 _FIRST, _SECOND, _SIZE = 9, 7, 3
 """Tokens of two short documents, and of a branch."""
 _BEYOND = 8
-"""Tokens by which a long document exceeds a length at which the model changes."""
+"""Tokens by which a long document, or the columns, exceed a length at which the model changes."""
+_WIDE = 2
+"""Sequence lengths up to which the columns of a batch are tested; most batches have fewer."""
 
 
 def expect_branching(head: OutputHead, sequence_length: int, where: str) -> None:
@@ -133,8 +136,18 @@ def _same_states(head: OutputHead, sequence_length: int) -> bool:
     pieces = [TokenizedDocument(0, tokens, tokens >= 0) for tokens in documents]
     packed = [pieces[:2], *([piece] for piece in pieces[2:])]
     sequences = build_sequences(0, packed)
-    # two branches in the first sequence, one for each of its documents; in others one at the end
-    places = [[sizes[0] // 2, sizes[0] + 1], *([size - 1] for size in sizes[2:])]
+    # some models count columns, and not positions, in windows and tables: the first two branches are
+    # behind so many others that they are beyond each such length
+    config, wide = head.model.config, _WIDE * sequence_length
+    columns = [*length_thresholds(config, wide), context_length(config) or 0]
+    columns = [each + _BEYOND for each in columns if sequence_length <= each < wide]
+    others = max([0, *columns]) // (_SIZE - 1)
+    # two branches in each sequence: of the first, one for each of its documents; of a long document,
+    # one that leaves before the model changes, and one at the end
+    places = [
+        [*([0] * others), sizes[0] // 2, sizes[0] + 1],
+        *([1, size - 1] for size in sizes[2:]),
+    ]
     count = sum(map(len, places))
     words = random.integers(0, head.vocabulary, (count, _SIZE)).astype(np.int32)
     branches = Branches(
@@ -146,9 +159,10 @@ def _same_states(head: OutputHead, sequence_length: int) -> bool:
     try:
         found = branch_inputs(sequences, branches, head.model.dtype)
         states = _states(head, found.inputs)[found.row_X, found.column_X]
-        owners = [documents[0], documents[1], *documents[2:]]
-        kept = [places[0][0] + 1, places[0][1] - sizes[0] + 1, *sizes[2:]]
-        for number, (document, end) in enumerate(zip(owners, kept, strict=True)):
+        owners = [*documents[:2], *(each for each in documents[2:] for _ in range(2))]
+        kept = [place + 1 for row in places for place in row][others:]
+        kept[1] -= sizes[0]
+        for number, (document, end) in enumerate(zip(owners, kept, strict=True), start=others):
             alone = np.append(document[:end], words[number]).astype(np.int64)
             ids = {"input_ids": torch.from_numpy(alone)[None]}
             own = states[number * (_SIZE - 1) : (number + 1) * (_SIZE - 1)]

@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 
 CAPTURE = Capture(head=4, tail=3, branches=True)
 LENGTH = 48
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 8,
+    "long_factor": [float(factor) for factor in range(4, 12)],
+    "rope_theta": 10_000.0,
+    "original_max_position_embeddings": 32,
+}
 
 
 def words(branches: Branches) -> Iterator[tuple[int, int, list[int], float]]:
@@ -188,6 +195,31 @@ def test_models_with_attention_read_branches(family: str, dtype: torch.dtype) ->
     [
         ("mamba", {"state_size": 4, "expand": 2}),
         ("mistral", {"sliding_window": 16}),  # the mask would replace the window
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+        ("falcon", {"alibi": True}),
+        # a branch would not have the frequencies of the long document that it leaves
+        ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
+        # windows and tables that count columns, and not positions
+        (
+            "gpt_neo",
+            {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "window_size": 16},
+        ),
+        (
+            "gpt_neo",
+            {
+                "attention_types": [[["global", "local"], 1]],
+                "num_layers": 2,
+                "window_size": LENGTH + 9,
+            },
+        ),
+        (
+            "gpt_neo",
+            {
+                "attention_types": [[["global"], 2]],
+                "num_layers": 2,
+                "max_position_embeddings": LENGTH,
+            },
+        ),
     ],
 )
 def test_models_that_read_branches_otherwise_are_refused(
@@ -199,6 +231,23 @@ def test_models_that_read_branches_otherwise_are_refused(
         f"students.a: a {family!r} model does not read branches as it reads a text, so it cannot "
         "learn from them; take branches out of the objective"
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("gpt2", {"n_positions": LENGTH}),
+        ("opt", {"max_position_embeddings": LENGTH}),
+        ("mistral", {"sliding_window": LENGTH + 4}),
+        ("phi3", {"rope_parameters": LONGROPE | {"original_max_position_embeddings": LENGTH},
+                  "original_max_position_embeddings": LENGTH}),
+    ],
+)  # fmt: skip
+def test_models_whose_context_is_the_sequence_length_read_branches(
+    family: str, settings: dict[str, Any]
+) -> None:
+    model = make_model(family, VOCABULARY, **settings)
+    expect_branching(connect_head(model, VOCABULARY), LENGTH, "x")
 
 
 def test_objectives_that_branches_do_not_fit_are_refused() -> None:
