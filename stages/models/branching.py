@@ -136,14 +136,14 @@ def _same_states(head: OutputHead, sequence_length: int) -> bool:
     pieces = [TokenizedDocument(0, tokens, tokens >= 0) for tokens in documents]
     packed = [pieces[:2], *([piece] for piece in pieces[2:])]
     sequences = build_sequences(0, packed)
-    # some models count columns, and not positions, in windows and tables: the first two branches are
-    # behind so many others that they are beyond each such length
+    # some models count columns, and not positions, in windows and tables: the first two branches
+    # are behind so many others that they are beyond each such length
     config, wide = head.model.config, _WIDE * sequence_length
     columns = [*length_thresholds(config, wide), context_length(config) or 0]
     columns = [each + _BEYOND for each in columns if sequence_length <= each < wide]
     others = max([0, *columns]) // (_SIZE - 1)
-    # two branches in each sequence: of the first, one for each of its documents; of a long document,
-    # one that leaves before the model changes, and one at the end
+    # two branches in each sequence: of the first, one for each of its documents; of a long
+    # document, one that leaves before the model changes, and one at the end
     places = [
         [*([0] * others), sizes[0] // 2, sizes[0] + 1],
         *([1, size - 1] for size in sizes[2:]),
