@@ -42,6 +42,34 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "a word that was drawn twice beside the text counts once",
+        "data/retokenized/drawn.py",
+        "(each_B * drawn_E[found])",
+        "(each_B)",
+        ("data/test_retokenize_branches.py",),
+    ),
+    Mutant(
+        "a word beside the text does not see its own earlier tokens",
+        "stages/models/branching.py",
+        "own = within_X >= back",
+        "own = within_X > back",
+        ("stages/test_branches.py",),
+    ),
+    Mutant(
+        "a word beside the text has the position of the token before it",
+        "stages/models/branching.py",
+        'text["position_ids"][row_X, place_X] + 1 + within',
+        'text["position_ids"][row_X, place_X] + within',
+        ("stages/test_branches.py",),
+    ),
+    Mutant(
+        "every word beside the text weighs the same",
+        "stages/targets/losses/branches.py",
+        "SparseGradient(-student.label_logprob * weights, weights, ids, entries)",
+        "SparseGradient(-student.label_logprob, weights, ids, entries)",
+        ("stages/test_branches.py",),
+    ),
+    Mutant(
         "a mixture reads no text that the student wrote",
         "stages/training/feed.py",
         "is_theirs_N = np.diff(self._theirs(places_N)) > 0",

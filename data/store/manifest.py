@@ -207,6 +207,8 @@ class Manifest:
         for name in ("trust_remote_code", "weights", "engine", "other_engines"):
             if not value["teacher"][name]:
                 del value["teacher"][name]
+        if "retokenized" in value and not value["retokenized"]["branches"]:
+            del value["retokenized"]["branches"]
         version = value.pop("version")
         return sealed({"format": "coldstill", "version": version, **value})
 
