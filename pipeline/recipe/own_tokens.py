@@ -25,7 +25,8 @@ class OwnTokens:
     fingerprint: str
     """SHA-256 of its table of tokens and ids."""
     decisions: dict[str, Any]
-    """The fields of `Decisions`."""
+    """The fields of `Decisions`; without `branches` if an earlier version recorded them, which drew
+    none."""
     spelling: str
     """SHA-256 of the rest of its tokenizer: how it splits texts, what its special tokens are for,
     and its chat template. Models with the same tokens may differ in it."""
@@ -50,7 +51,7 @@ class OwnTokens:
         """
         from ...data.maintenance.retokenize import Decisions
 
-        found = Decisions(**self.decisions)
+        found = Decisions(**{"branches": 0.0, **self.decisions})
         if store == "heldout":
             found = replace(found, branches=0.0)
         in_bucket = found.ambiguous == "bucket" and tail and store == "heldout"
@@ -99,4 +100,13 @@ def own_tokens(
             f"students.{name}.retokenize: ambiguous = bucket needs a record without samples, which "
             "alone has a bucket: set logits.tail = 0 and a head, or ambiguous = split"
         )
-    return OwnTokens(fingerprint, asdict(config), spelling_sha256(loaded)), loaded
+    decisions = asdict(config)
+    if "branches" not in student.objective.weights and _drew_none(work.run.student(name)):
+        del decisions["branches"]  # so that its store stays the one that it is trained from
+    return OwnTokens(fingerprint, decisions, spelling_sha256(loaded)), loaded
+
+
+def _drew_none(folder: StudentFolder) -> bool:
+    """Whether an earlier version, whose stores have no branches, began to train a student."""
+    recorded = OwnTokens.recorded(folder) if folder.settings.exists() else None
+    return recorded is not None and "branches" not in recorded.decisions

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from coldstill.data.maintenance.verify import verify
 from coldstill.data.store.reader import open_store
+from coldstill.pipeline.recipe.own_tokens import OwnTokens
 from coldstill.pipeline.results.facts import capture_facts
 from other_tokens import PAIRS, add_students, model_of
 from spellings import byte_pairs
@@ -92,6 +93,36 @@ def test_students_with_other_tokens_share_one_store_and_are_compared_by_bytes(
     kept = {name: open_store(folder / name).manifest.capture for name in ("logits", "heldout")}
     assert kept["logits"].branches
     assert not kept["heldout"].branches
+
+
+@pytest.mark.slow
+def test_a_student_of_an_earlier_version_keeps_its_store(finished: Desk) -> None:
+    model_of(finished.root / "other", byte_pairs(PAIRS, end="</s>"), "</s>")
+    add_students(finished, 'like = "small"\nmodel = "./other"\nretokenize = { branches = 0.0 }')
+    finished.done(*STUDENT, "a")
+    [folder] = (finished.run / "tokens").iterdir()
+    # as it was recorded before there were branches
+    path = finished.run / "students" / "a" / "student.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    del record["tokens"]["decisions"]["branches"], record["student"]["objective"]["branches"]
+    record["student"]["retokenize"] = None
+    path.write_text(json.dumps(record), encoding="utf-8")
+    for path in folder.glob("*.json"):
+        made = json.loads(path.read_text(encoding="utf-8"))
+        del made["decisions"]["branches"]
+        path.write_text(json.dumps(made), encoding="utf-8")
+    finished.edit("retokenize = { branches = 0.0 }\n", "")
+    key = OwnTokens(**record["tokens"]).key
+    folder.rename(folder.with_name(key))
+    assert "already trained" in finished.done(*STUDENT, "a").stderr
+    finished.done("evaluate", "r.toml", "--student", "a")
+    assert [each.name for each in (finished.run / "tokens").iterdir()] == [key]
+    shutil.rmtree(finished.run / "tokens" / key / "logits")
+    assert "already trained" in finished.done(*STUDENT, "a").stderr  # makes the same store again
+    finished.edit('model = "./other"\n', f'model = "./other"\nobjective.branches = {FALLING}\n')
+    line = finished.coldstill(*STUDENT, "a").stderr.splitlines()[-1]
+    assert "students.a was trained with" in line
+    assert "train another under a new name" in line
 
 
 @pytest.mark.slow
