@@ -154,7 +154,7 @@ def supports(terms: Sequence[Term], captures: Sequence[Capture], vocabulary: int
     """
     words: dict[str, list[str]] = {}
     for term in terms:
-        if term.loss.needs_targets:
+        if term.loss.needs_targets or term.loss.beside_text:
             own = captures[term.source]
             word = term.loss.support(own, term.temperature, vocabulary)
             if own.chunks and word == "a lower bound":
