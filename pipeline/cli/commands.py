@@ -20,6 +20,7 @@ from .imports import import_
 from .launch import launch
 from .options import (
     FOLLOWING,
+    Number,
     json_option,
     print_next,
     ray_options,
@@ -84,7 +85,7 @@ def recipe_help(key: str | None) -> None:
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(0, 1e9, min_open=True),
+    type=Number(0, 1e9, min_open=True),
     metavar="BYTES",
     help="Most bytes per position, for the recommendation of --pilot.",
 )

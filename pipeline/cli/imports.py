@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..units import counted
-from .options import json_option
+from .options import Number, json_option
 
 
 @click.command("import")
@@ -59,7 +59,7 @@ from .options import json_option
 @click.option(
     "--temperature",
     "temperatures",
-    type=click.FloatRange(0, 100, min_open=True),
+    type=Number(0, 100, min_open=True),
     multiple=True,
     help="Another temperature, from a source of whole distributions; may be repeated.",
 )

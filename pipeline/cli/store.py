@@ -11,7 +11,7 @@ import click
 
 from ..units import counted
 from .group import CommandList
-from .options import json_option
+from .options import Number, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -226,7 +226,7 @@ def shrink(path: str, to: str, head: int, tail: int, as_json: bool) -> None:
 )
 @click.option(
     "--branches",
-    type=click.FloatRange(0.0, 4.0),
+    type=Number(0.0, 4.0),
     default=0.25,
     show_default=True,
     help="Words beside the text, for each token of a sequence, for the loss branches.",

@@ -224,6 +224,11 @@ class StudentTable(Table):
             )
         if len(set(self.other_stores)) < len(self.other_stores):
             raise ValueError("teachers: the same 'logits' is listed twice; give it one weight")
+        if "branches" in self.objective.weights and self.shares[0] < 1:
+            raise ValueError(
+                "objective: branches is of the run's own teacher alone, and others have a share: "
+                "leave it out, or remove 'teachers'"
+            )
         return self
 
     @model_validator(mode="after")

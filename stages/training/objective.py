@@ -121,10 +121,10 @@ def mixed_terms(
         if share == 0:
             continue
         for term in terms_of(objective, capture, where if source == 0 else f"{where}: {name}"):
-            if term.loss.beside_text and max(shares) < sum(shares):
+            if term.loss.beside_text and shares[0] < sum(shares):
                 raise ColdstillError(
-                    f"{where}: {term.loss.name} is of one teacher, and several are mixed: leave it "
-                    "out"
+                    f"{where}: {term.loss.name} is of the first teacher alone, and others have a "
+                    "share: leave it out"
                 )
             if term.loss.needs_targets:
                 terms.append(dataclasses.replace(term, source=source, share=share))

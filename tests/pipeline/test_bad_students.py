@@ -141,6 +141,10 @@ def test_wrong_weights_of_teachers_are_refused_and_zero_weights_change_nothing(
         line = finished.refused(*NEW, f"students.small.teachers={teachers}")
         assert line.startswith("error: r.toml: students.n")
         assert message in line
+    for weight in (0.5, 1):
+        both = f'{{ teachers = [{{ logits = "o", weight = {weight} }}], objective.branches = 1 }}'
+        line = finished.refused(*NEW, f'students.n = {both[:-1]}, like = "small" }}')
+        assert "branches is of the run's own teacher alone, and others have a share" in line
     shutil.copytree(finished.run / "logits", finished.root / "o")
     finished.done(*NEW, 'students.small.teachers=[{ logits = "o", weight = 0 }]')
     metrics = [finished.run / "students" / name / "metrics.jsonl" for name in ("n", "small")]

@@ -284,7 +284,8 @@ def test_a_store_is_written_in_the_tokens_of_a_student(tmp_path: Path) -> None:
     assert f"ambiguous {share:.2%} of the probability of such a position is of tokens" in shown
     desk.done(*told[:2], "s", "none", *told[4:], "--branches", "0")
     assert "words beside the text" not in desk.done("inspect", "none").stdout
-    assert desk.coldstill(*told, "--branches", "-1").exit_code == 2
+    for wrong in ("-1", "nan"):
+        assert desk.coldstill(*told, "--branches", wrong).exit_code == 2
     assert "retokenized.branches" in desk.refused(*told, "--branches", "0.5")
     facts = json.loads(desk.done("inspect", "new", "--json").stdout)
     assert facts["manifest"]["retokenized"]["counts"]["left_labels"] == 0

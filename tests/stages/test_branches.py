@@ -262,8 +262,12 @@ def test_objectives_that_branches_do_not_fit_are_refused() -> None:
         "s: branches alone teaches nothing of the text; add another loss, such as kl = 1.0"
     )
     both = [(CAPTURE, "one"), (CAPTURE, "two")]
-    line = refusal(mixed_terms, objective, both, [0.5, 0.5], "s")
-    assert line == "s: branches is of one teacher, and several are mixed: leave it out"
+    for shares in ([0.5, 0.5], [0.0, 1.0]):  # a batch has the branches of the first store
+        line = refusal(mixed_terms, objective, both, shares, "s")
+        assert line.startswith("s")
+        assert line.endswith(
+            ": branches is of the first teacher alone, and others have a share: leave it out"
+        )
     assert len(mixed_terms(objective, both, [1.0, 0.0], "s")) == 2
 
 
