@@ -51,7 +51,8 @@ def drawn_branches(
     rows, words, masses, _ = known_tokens(targets, old)
     further_V = np.diff(table.beginnings.offsets_V)
     # a word of one token is a sample of its position already
-    kept = (further_V[words] > 0) & (table.first_V[words] >= 0) & (masses > 0)
+    kept = (further_V[words] > 0) & (table.first_V[words] >= 0)
+    kept &= masses >= np.finfo(np.float32).tiny  # a smaller weight would be 0 in the store
     kept &= sequences.positions.values[begins[rows]] + further_V[words] < length
     order = np.flatnonzero(kept)[np.argsort(rows[kept], kind="stable")]
     at, words, masses = begins[rows[order]], words[order], masses[order]

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from coldstill.data.maintenance.checks import Rules, check_block
 from coldstill.data.maintenance.merge import merge
-from coldstill.data.maintenance.retokenize import Decisions, retokenize
+from coldstill.data.maintenance.retokenize import Decisions, _Mapping, retokenize
 from coldstill.data.maintenance.rewrite import convert
 from coldstill.data.maintenance.shrink import shrink
 from coldstill.data.maintenance.verify import verify
 from coldstill.data.ragged import Ragged
 from coldstill.data.retokenized import drawn as drawing
 from coldstill.data.retokenized.drawn import DRAWS
+from coldstill.data.retokenized.spelling import Speller
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.reader import open_store
 from oracles import assert_same, everything
@@ -237,3 +238,21 @@ def test_a_writer_of_stores_cannot_promise_branches(tmp_path: Path) -> None:
         teacher="t", vocabulary=9, sequence_length=8,
     )  # fmt: skip
     assert "chunks, branches and guessed_labels are found out, not chosen" in line
+
+
+def test_words_whose_weight_would_round_to_0_are_not_drawn(
+    folder: Path, stores: Callable[..., str]
+) -> None:
+    """Verification would find such a weight."""
+    store, block = open_store(stores("head")), everything(stores("head"))
+    spellers = [Speller(folder / name, name) for name in ("teacher", "bytes")]
+    for lower, some in ((0.0, True), (80.0, True), (150.0, False)):
+        targets = replace(block.targets, head_logprobs=block.targets.head_logprobs - lower)
+        given = Block(sequences=block.sequences, targets=targets, capture=block.capture)
+        work = _Mapping(*spellers, store.manifest, Decisions())
+        work.measure(given)
+        work.measured()
+        branches = work.block(given).sequences.branches
+        assert branches is not None
+        assert (len(branches.weights.values) > 0) is some
+        assert (branches.weights.values > 0).all()
