@@ -177,8 +177,8 @@ MUTANTS = (
     Mutant(
         "the isolation mask shows the neighbouring documents",
         "stages/models/isolation.py",
-        "blocked = ~(same & causal)",
-        "blocked = ~(causal.expand_as(same))",
+        "additive_mask(torch.from_numpy(~(same & causal)), dtype)",
+        "additive_mask(torch.from_numpy(~(same | True) | ~causal), dtype)",
         ("stages/test_isolation.py",),
     ),
     Mutant(

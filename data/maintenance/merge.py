@@ -120,7 +120,7 @@ def _as_measured(other: Retokenized | None, first: Retokenized | None) -> Retoke
     """What was decided for the other store, with what was measured in the first."""
     if other is None or first is None:
         return other
-    decided = ("fingerprint", "size", "ambiguous", "unaligned")
+    decided = ("fingerprint", "size", "ambiguous", "unaligned", "branches")
     return replace(first, **{name: getattr(other, name) for name in decided})
 
 

@@ -178,11 +178,12 @@ def test_every_operation_on_stores_keeps_the_branches(
     count = len(everything(tmp_path / "new"))
     moved = {(row + count, place, word): each for (row, place, word), each in own.items()}
     assert drawn(everything(tmp_path / "both")) == {**wanted, **moved}
-    retokenize(str(tmp_path / "more"), str(tmp_path / "none"), folder / "bytes",
-               Decisions(branches=0.0))  # fmt: skip
-    parts = [str(tmp_path / "new"), str(tmp_path / "none")]
-    line = refusal(merge, parts, str(tmp_path / "no"), None, None)
-    assert "capture" in line
+    for share, named in ((0.0, "capture.branches"), (0.1, "retokenized.branches")):
+        other = str(tmp_path / f"{share}")
+        retokenize(str(tmp_path / "more"), other, folder / "bytes", Decisions(branches=share))
+        for parts in ([str(tmp_path / "new"), other], [other, str(tmp_path / "new")]):
+            line = refusal(merge, parts, str(tmp_path / "no"), None, None)
+            assert named in line
 
 
 def test_damaged_branches_are_found(
