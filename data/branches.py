@@ -29,7 +29,8 @@ class Branches(Rows):
     """[N][sum of sizes] int32 the tokens of all branches, one after the other."""
     weights: Ragged
     """[N][B] float32 probability that each branch stands for. The sum over a branch's position is
-    in expectation the teacher's probability of the word there."""
+    in expectation the teacher's probability of the word there; of a word that may begin a longer
+    token of the student, the share that is left to its own spelling."""
 
     def __len__(self) -> int:
         return len(self.places)

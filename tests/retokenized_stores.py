@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from retokenizing import ADDED, CAPTURES, MERGES, REMOVED, TEXTS
+from retokenizing import ADDED, CAPTURES, JOINED, MERGES, REMOVED, TEXTS
 from spellings import byte_pairs, characters, pieces, saved, text_store
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "added": byte_pairs(ADDED, order=2),
         "removed": byte_pairs(REMOVED),
         "bytes": byte_pairs([]),
+        "joined": byte_pairs(JOINED),
         "extra": byte_pairs(MERGES, extra=["<|more|>"]),
         "characters": characters("".join(TEXTS)),
     }.items():

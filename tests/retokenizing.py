@@ -18,6 +18,11 @@ MERGES = [
     ("1", "2"), ("12", "3"), ("t", "h"), ("th", "e"), ("Ġ", "the"),
 ]  # fmt: skip
 ADDED = [*MERGES, ("Ġun", "likely"), ("c", "a"), ("Ã", "©")]
+JOINED = [
+    ("u", "n"), ("l", "i"), ("k", "e"), ("ke", "l"), ("kel", "y"), ("li", "kely"),
+    ("un", "likely"), ("Ġ", "unlikely"),
+]  # fmt: skip
+"""Two tokens for the teacher's " un", and one for " unlikely", which the teacher begins with it."""
 REMOVED = [pair for pair in MERGES if pair not in (("1", "2"), ("12", "3"), ("Ġ", "the"))]
 CAPTURES = {
     "samples": Capture(head=0, tail=50),

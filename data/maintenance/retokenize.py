@@ -310,7 +310,9 @@ class _Mapping:
         )
         if self._capture.branches:
             begins, share = np.flatnonzero(found.rows_M >= 0), self._decisions.branches
-            branches = drawn_branches(records, old, table, sequences, begins, share, self._longest)
+            branches = drawn_branches(
+                records, old, table, self._known.spelled(), sequences, begins, share, self._longest
+            )
             sequences = replace(sequences, branches=branches)
         return Block(sequences=sequences, targets=targets, capture=self._capture)
 

@@ -32,6 +32,7 @@ def drawn_branches(
     targets: Targets,
     old: Capture,
     table: TokenMap,
+    spelled_V: NDArray[np.float64],
     sequences: Sequences,
     begins: NDArray[np.int64],
     share: float,
@@ -41,6 +42,8 @@ def drawn_branches(
 
     targets    the teacher's D records where chunks begin that have one, in order
     old        their capture
+    spelled_V  [V of the teacher] share of each token's probability that goes to the first token of
+               its spelling (`KnownTokens.spelled`). The rest is of longer tokens of the student
     sequences  the student's
     begins     [D] the student's supervised positions that have these records
     share      most branches of a sequence for each of its tokens
@@ -49,6 +52,7 @@ def drawn_branches(
     """
     count = len(sequences)
     rows, words, masses, _ = known_tokens(targets, old)
+    masses = masses * spelled_V[words]
     further_V = np.diff(table.beginnings.offsets_V)
     # a word of one token is a sample of its position already
     kept = (further_V[words] > 0) & (table.first_V[words] >= 0)

@@ -109,6 +109,19 @@ class KnownTokens:
         _, ids, masses, _ = known_tokens(targets, self._old)
         return sums_at(ids, masses, len(self._table.first_V))
 
+    def spelled(self) -> NDArray[np.float64]:
+        """[V of the teacher] the share of each token's probability that goes to the first token of
+        its own spelling: 1 unless it is ambiguous."""
+        table, found_V = self._table, np.ones(len(self._table.first_V))
+        if self._bucket:
+            found_V[table.ambiguous_V] = 0.0
+        elif (shares := self._shares) is not None:
+            words = np.repeat(np.arange(len(found_V)), np.diff(shares.offsets_V))
+            found_V[words] = 0.0
+            own = shares.ids == table.first_V[words]
+            found_V[words[own]] = shares.shares[own]
+        return found_V
+
     def lacking(self, targets: Targets) -> NDArray[np.bool_]:
         """[M] whether no known token of a position can be mapped, so that nothing is left."""
         rows, ids, _, _ = known_tokens(targets, self._old)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from coldstill.data.alignment import labels
 from coldstill.data.maintenance.checks import Rules, check_block
 from coldstill.data.maintenance.merge import merge
 from coldstill.data.maintenance.retokenize import Decisions, _Mapping, retokenize
@@ -54,7 +55,7 @@ def drawn(block: Block) -> Weights:
     return found
 
 
-def believed(old: Block, new: Block, folder: Path, name: str) -> Weights:
+def believed(old: Block, new: Block, folder: Path, name: str, ambiguous: str = "split") -> Weights:
     """What the records say of every word of several tokens, where a chunk begins."""
     teacher, student = loaded(folder / "teacher"), loaded(folder / name)
     pieces: dict[int, tuple[int, ...]] = {
@@ -69,6 +70,20 @@ def believed(old: Block, new: Block, folder: Path, name: str) -> Weights:
     ]
     found: Weights = defaultdict(float)
     targets, draws = old.targets, max(1, old.capture.tail)
+    begun = begun_longer(teacher, student) if ambiguous != "map" else set()
+    asked, theirs_first = labels(old.sequences), labels(new.sequences)
+    seen: defaultdict[int, list[int]] = defaultdict(list)
+    for theirs, ours in matched(old, new, teacher, student):
+        seen[int(asked[theirs])].append(int(theirs_first[ours]))
+    for rows in zip(old.sequences.tokens, new.sequences.tokens, old.sequences.document_starts,
+                    new.sequences.document_starts, strict=True):  # fmt: skip
+        for theirs, ours in zip(rows[2].tolist(), rows[3].tolist(), strict=True):
+            seen[int(rows[0][theirs])].append(int(rows[1][ours]))
+    spelled: defaultdict[int, float] = defaultdict(lambda: 1.0)
+    for index in begun & pieces.keys():
+        first = pieces[index][0]
+        share = (seen[index].count(first) + 0.5) / (len(seen[index]) + 0.5)
+        spelled[index] = share if ambiguous == "split" else 0.0
     for theirs, ours in matched(old, new, teacher, student):
         if new.targets.chunk_sizes[ours, 0] <= 0:
             continue
@@ -79,15 +94,25 @@ def believed(old: Block, new: Block, folder: Path, name: str) -> Weights:
             each = math.exp(targets.log_tail[theirs]) / draws
             said[int(targets.tail.ids[entry])] += each * int(targets.tail.counts[entry])
         for index, mass in said.items():
-            if len(pieces.get(index, ())) > 1:
+            if len(pieces.get(index, ())) > 1 and spelled[index] > 0:
                 row, position = places[ours]
                 if position + len(pieces[index]) - 1 < new.sequences.tokens.lengths.max():
-                    found[row, position, pieces[index]] += mass
+                    found[row, position, pieces[index]] += mass * spelled[index]
+    return found
+
+
+def begun_longer(teacher: Any, student: Any) -> set[int]:
+    """Tokens of the teacher with which it spells a longer token of the student first."""
+    found = set()
+    for token in student.get_vocab():
+        spelling = teacher.model.tokenize(token) if token != END else []
+        if len(spelling) > 1:
+            found.add(spelling[0].id)
     return found
 
 
 @pytest.mark.parametrize("kind", CAPTURES)
-@pytest.mark.parametrize("name", ["removed", "bytes"])
+@pytest.mark.parametrize("name", ["removed", "bytes", "joined"])
 def test_branches_stand_for_the_probability_of_their_words(
     folder: Path, tmp_path: Path, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,3 +282,29 @@ def test_words_whose_weight_would_round_to_0_are_not_drawn(
         assert branches is not None
         assert (len(branches.weights.values) > 0) is some
         assert (branches.weights.values > 0).all()
+
+
+@pytest.mark.parametrize("ambiguous", ["split", "map", "bucket"])
+def test_an_ambiguous_word_has_the_probability_that_its_first_token_has(
+    folder: Path, stores: Callable[..., str], tmp_path: Path, ambiguous: Any
+) -> None:
+    """The teacher begins " unlikely", one token of the student, with " un"."""
+    decisions = Decisions(ambiguous=ambiguous)
+    retokenize(stores("head"), str(tmp_path / "new"), folder / "joined", decisions)
+    old, new = everything(stores("head")), everything(tmp_path / "new")
+    un = tuple(loaded(folder / "joined").encode(" un").ids)
+    assert len(un) == 2
+
+    def total(weights: Weights, *, of_un: bool) -> float:
+        return sum(each for word, each in weights.items() if (word[2] == un) is of_un)
+
+    kept, found = believed(old, new, folder, "joined", ambiguous), drawn(new)
+    both = total(kept, of_un=True) + total(kept, of_un=False)
+    assert total(found, of_un=True) + total(found, of_un=False) == pytest.approx(both, rel=1e-5)
+    whole = total(believed(old, new, folder, "joined", "map"), of_un=True)
+    assert whole > 0
+    if ambiguous == "bucket":
+        assert total(found, of_un=True) == 0
+    expected = {"map": 1.0, "bucket": 0.0}.get(ambiguous)
+    share = total(kept, of_un=True) / whole
+    assert share == expected if expected is not None else 0.1 < share < 0.9
