@@ -271,11 +271,11 @@ def test_words_whose_weight_would_round_to_0_are_not_drawn(
 ) -> None:
     """Verification would find such a weight."""
     store, block = open_store(stores("head")), everything(stores("head"))
-    spellers = [Speller(folder / name, name) for name in ("teacher", "bytes")]
+    teacher, student = (Speller(folder / name, name) for name in ("teacher", "bytes"))
     for lower, some in ((0.0, True), (80.0, True), (150.0, False)):
         targets = replace(block.targets, head_logprobs=block.targets.head_logprobs - lower)
         given = Block(sequences=block.sequences, targets=targets, capture=block.capture)
-        work = _Mapping(*spellers, store.manifest, Decisions())
+        work = _Mapping(teacher, student, store.manifest, Decisions())
         work.measure(given)
         work.measured()
         branches = work.block(given).sequences.branches
