@@ -134,6 +134,12 @@ def _report_chunks(terms: Sequence[Term], store: StoreReader, stage: str, report
         term for term in terms
         if term.loss.needs_targets and not isinstance(term.loss, ChunkLikelihood)
     ]  # fmt: skip
+    if made is not None and not made.spelled_mass and any(t.loss.beside_text for t in terms):
+        nothing = (
+            "branches learns nothing: the student spells none of the teacher's words with several "
+            "tokens"
+        )
+        report(Report(stage=stage, note=nothing, warning=True))
     ambiguous = 0.0 if made is None else made.ambiguous_mass / max(1, made.positions)
     if mapped and ambiguous > _MOST_AMBIGUOUS:
         warning = (

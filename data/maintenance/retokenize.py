@@ -230,7 +230,7 @@ class _Mapping:
         self._known = self._mapped_by(None)
         self._pairs: Counter[tuple[int, int]] = Counter()
         self._counts: Counter[str] = Counter()
-        self._positions, self._ambiguous, self._unmapped = 0, 0.0, 0.0
+        self._positions, self._ambiguous, self._unmapped, self._spelled = 0, 0.0, 0.0, 0.0
         self._masses_V = np.zeros(teacher.size)
         self._bins = np.zeros(MASS_BINS, np.int64)
         self._longest = 0
@@ -270,6 +270,7 @@ class _Mapping:
         self._positions += len(places)
         self._ambiguous += float(masses.ambiguous_D.sum())
         self._unmapped += float(masses.unmapped_D.sum())
+        self._spelled += float(masses.spelled_D.sum())
         self._masses_V += self._known.sums(block.targets)
         self._counts.update(found.counts)
         self._pairs.update(found.pairs)
@@ -291,6 +292,7 @@ class _Mapping:
             ambiguous_mass=self._ambiguous,
             ambiguous_bins=tuple(self._bins.tolist()),
             unmapped_mass=self._unmapped,
+            spelled_mass=self._spelled if self._capture.branches else 0.0,
             counts=dict(sorted(self._counts.items())),
         )
 

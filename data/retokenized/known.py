@@ -68,6 +68,8 @@ class Masses:
 
     ambiguous_D: NDArray[np.float64]
     unmapped_D: NDArray[np.float64]
+    spelled_D: NDArray[np.float64]
+    """Of tokens that the student spells with several of its own."""
 
 
 class KnownTokens:
@@ -94,7 +96,8 @@ class KnownTokens:
         self._shares = shares
 
     def masses(self, targets: Targets) -> Masses:
-        """Probability of ambiguous tokens, and of those that the student cannot spell."""
+        """Probability of ambiguous tokens, of those that the student cannot spell, and of those
+        that it spells with several of its own."""
         rows, ids, masses, _ = known_tokens(targets, self._old)
         count = len(targets)
 
@@ -102,7 +105,12 @@ class KnownTokens:
             return sums_at(rows, masses * chosen, count)
 
         table = self._table
-        return Masses(summed(table.ambiguous_V[ids]), summed(table.first_V[ids] < 0))
+        several_V = np.diff(table.beginnings.offsets_V) > 0
+        return Masses(
+            summed(table.ambiguous_V[ids]),
+            summed(table.first_V[ids] < 0),
+            summed(several_V[ids]),
+        )
 
     def sums(self, targets: Targets) -> NDArray[np.float64]:
         """[V of the teacher] the probability of each token, summed over the records."""

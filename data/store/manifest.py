@@ -208,7 +208,7 @@ class Manifest:
             if not value["teacher"][name]:
                 del value["teacher"][name]
         if "retokenized" in value and not value["retokenized"]["branches"]:
-            del value["retokenized"]["branches"]
+            del value["retokenized"]["branches"], value["retokenized"]["spelled_mass"]
         version = value.pop("version")
         return sealed({"format": "coldstill", "version": version, **value})
 

@@ -42,6 +42,9 @@ class Retokenized:
     """Of these positions, those where it is in [0, 5), [5, 10), ... percent."""
     unmapped_mass: _Sum = 0.0
     """Sum over these positions of the probability of tokens that the student cannot spell."""
+    spelled_mass: _Sum = 0.0
+    """Sum over these positions of the probability of tokens that the student spells with several of
+    its own, and that its branches are drawn from; 0 in a store without branches."""
     counts: dict[str, _Count]
     """Counts: teacher_labels, left_labels (not in any chunk), lost_bytes, skipped_pieces,
     dropped_tokens."""
@@ -58,5 +61,6 @@ class Retokenized:
             ambiguous_mass=self.ambiguous_mass + other.ambiguous_mass,
             ambiguous_bins=tuple(bins.tolist()),
             unmapped_mass=self.unmapped_mass + other.unmapped_mass,
+            spelled_mass=self.spelled_mass + other.spelled_mass,
             counts={n: self.counts.get(n, 0) + other.counts.get(n, 0) for n in names},
         )

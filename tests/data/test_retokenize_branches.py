@@ -169,6 +169,18 @@ def test_a_store_without_branches_is_the_same_in_every_other_number(
     )
     manifest = open_store(tmp_path / "0.0").manifest.to_json()
     assert "branches" not in manifest["capture"]
+    assert not manifest["retokenized"].keys() & {"branches", "spelled_mass"}
+    made = open_store(tmp_path / "0.25").manifest.retokenized
+    assert made is not None
+    weights = sum(drawn(beside).values())
+    # words behind the longest sequence are not drawn
+    assert 0.8 * made.spelled_mass < weights <= made.spelled_mass * (1 + 1e-5)
+    text_store(tmp_path / "more", folder / "teacher", TEXTS[::-1], CAPTURES["both"], seed=4,
+               corpus="4", shard_sequences=2, block_sequences=1)  # fmt: skip
+    retokenize(str(tmp_path / "more"), str(tmp_path / "further"), folder / "bytes")
+    other = open_store(tmp_path / "further").manifest.retokenized
+    assert other is not None
+    assert made.plus(other).spelled_mass == made.spelled_mass + other.spelled_mass
 
 
 def test_tokens_that_are_only_renumbered_need_no_branches(

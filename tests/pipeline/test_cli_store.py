@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -279,11 +280,14 @@ def test_a_store_is_written_in_the_tokens_of_a_student(tmp_path: Path) -> None:
     assert "positions with the teacher's distribution, 0.00% of its labels left out" in shown
     measured = made.manifest.retokenized
     assert measured is not None
-    assert "branches at most 0.25 words beside the text for each token, which the loss" in shown
+    assert re.search(
+        r"branches \d+\.\d\d% of the probability is of words of several tokens;", shown
+    )
+    assert "at most 0.25 of them for each token are kept beside the text, for the loss" in shown
     share = measured.ambiguous_mass / measured.positions
     assert f"ambiguous {share:.2%} of the probability of such a position is of tokens" in shown
     desk.done(*told[:2], "s", "none", *told[4:], "--branches", "0")
-    assert "words beside the text" not in desk.done("inspect", "none").stdout
+    assert "beside the text" not in desk.done("inspect", "none").stdout
     for wrong in ("-1", "nan"):
         assert desk.coldstill(*told, "--branches", wrong).exit_code == 2
     assert "retokenized.branches" in desk.refused(*told, "--branches", "0.5")

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.branches import Branches
+from coldstill.data.maintenance.retokenize import retokenize
 from coldstill.data.ragged import Ragged
 from coldstill.data.schema import Block, Capture
+from coldstill.data.store.reader import open_store
 from coldstill.stages.models import output_head
 from coldstill.stages.models.branching import branch_inputs, expect_branching
 from coldstill.stages.models.isolation import model_inputs
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.objective_config import ObjectiveConfig, WeightConfig
 from coldstill.stages.targets import losses
+from coldstill.stages.train_student import _report_chunks
 from coldstill.stages.training.batch import collate
 from coldstill.stages.training.objective import attach_objective, mixed_terms, terms_of
 from conftest import FAMILIES, VOCABULARY, make_model
@@ -26,10 +29,13 @@ from oracles import random_block, random_branches
 from refusals import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from coldstill.data.schema import Sequences
+    from coldstill.stages.report import Report
 
+pytest_plugins = ("retokenized_stores",)
 CAPTURE = Capture(head=4, tail=3, branches=True)
 LENGTH = 48
 LONGROPE = {
@@ -269,6 +275,20 @@ def test_objectives_that_branches_do_not_fit_are_refused() -> None:
             ": branches is of the first teacher alone, and others have a share: leave it out"
         )
     assert len(mixed_terms(objective, both, [1.0, 0.0], "s")) == 2
+
+
+def test_a_student_that_spells_no_word_with_several_tokens_is_warned(
+    folder: Path, stores: Callable[..., str], tmp_path: Path
+) -> None:
+    said: list[Report] = []
+    for name, warned in (("added", True), ("bytes", False)):
+        retokenize(stores("samples"), str(tmp_path / name), folder / name)
+        store = open_store(tmp_path / name)
+        terms = terms_of(ObjectiveConfig(branches=1.0), store.manifest.capture, "s")
+        said.clear()
+        _report_chunks(terms, store, "s", said.append)
+        line = "branches learns nothing: the student spells none of the teacher's words with"
+        assert any(each.note.startswith(line) and each.warning for each in said) is warned
 
 
 def test_weights_sum_in_the_metrics_as_they_do_in_the_store() -> None:

@@ -289,7 +289,8 @@ def retokenized_lines(made: Retokenized | None) -> list[tuple[str, str]]:
         ),
         (
             "branches",
-            f"at most {made.branches:g} words beside the text for each token, which the loss "
-            "branches learns",
+            f"{made.spelled_mass / positions:.2%} of the probability is of words of several "
+            f"tokens; at most {made.branches:g} of them for each token are kept beside the text, "
+            "for the loss branches",
         ),
     ][: 3 if made.branches else 2]
