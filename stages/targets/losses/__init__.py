@@ -19,7 +19,7 @@ What targets give for each loss (`support`; K is the head, R the number of tail 
     skew_reverse_kl    exact   lower bound  refused       lower bound
     residual_to_label  exact   biased       refused       biased
     chunk_likelihood   exact   exact        exact         exact
-    branches           unbiased  unbiased   unbiased      biased
+    branches           unbiased unbiased    unbiased      biased
 
     * if the log-probabilities of the samples are stored, as with captured temperatures; otherwise
       a lower bound with a head and refused without one
