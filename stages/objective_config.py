@@ -105,9 +105,9 @@ class ObjectiveConfig(ConfigTable):
     """Weight of the divergence between the probabilities of chunks of text, for students with other
     tokens than the teacher (ALM, arXiv 2503.20083). With the same tokens a chunk is a token."""
     branches: ScheduledWeight = 0.0
-    """Weight of the cross-entropy with words beside the text that the teacher drew, of which a
-    student with other tokens needs several. A weight that falls to 0, such as { schedule =
-    "linear", start = 2, weight = 0 }, works best."""
+    """Weight of the cross-entropy with words beside the text: words that the teacher might say, and
+    that a student with other tokens spells with several tokens. A weight that falls to 0, such as
+    { schedule = "linear", start = 2, weight = 0 }, works best."""
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     """Temperature of teacher and student in every loss except cross-entropy. Temperatures other
     than 1 must be listed in `logits.temperatures`."""
