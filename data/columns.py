@@ -34,7 +34,8 @@ def from_sequences(sequences: Sequences) -> Columns:
     """The columns that describe the sequences themselves."""
     own: Columns = {column: getattr(sequences, name) for column, name in _SEQUENCE_COLUMNS.items()}
     if sequences.branches is not None:
-        own |= {f"branch_{name}": each for name, each in sequences.branches.columns().items()}
+        beside = sequences.branches
+        own |= {column: getattr(beside, name) for column, name in _BRANCH_COLUMNS.items()}
     return own
 
 

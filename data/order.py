@@ -120,3 +120,31 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
+
+
+def systematic(
+    rows: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    uniform_D: NDArray[np.float64],
+    draws: int | NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """How often each entry is drawn by equally spaced points with one random shift a position.
+
+    rows     the position of each entry, not decreasing; every position has some
+    weights  at least one is above 0 at each position
+    draws    points of each position, or [D] their numbers
+    """
+    count = len(uniform_D)
+    draws_D = np.broadcast_to(np.asarray(draws, np.int64), count)
+    totals = np.bincount(rows, weights, minlength=count)
+    before = np.cumsum(weights) - weights
+    firsts = np.searchsorted(rows, np.arange(count))
+    ends = before + weights - before[firsts][rows]
+    shares = ends / np.maximum(totals, 1e-300)[rows] * draws_D[rows]
+    # the points are shift, shift + 1, ...: those below the end of an entry
+    below = np.ceil(shares - uniform_D[rows]).astype(np.int64).clip(0, draws_D[rows])
+    lasts = np.append(firsts[1:], len(rows))[:count] - 1
+    below[lasts] = draws_D  # rounding must not lose the last point
+    drawn = np.diff(below, prepend=0)
+    drawn[firsts] = below[firsts]
+    return drawn.clip(min=0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..branches import Branches
-from ..order import uniform
+from ..order import systematic, uniform
 from ..ragged import Ragged, places_in
 from .known import known_tokens, sums_at
 
@@ -64,9 +64,9 @@ def drawn_branches(
     sums_N = sums_at(sequence_E, masses, count)
     most_N = np.ceil(np.minimum(share * sequences.tokens.lengths, DRAWS * sums_N))
     points_N = most_N.astype(np.int64)
-    drawn_E = _spaced(sequence_E, masses, sums_N, points_N, uniform(
-        old.seed + _SEED, sequences.ids, np.zeros(count, np.int32)
-    ))  # fmt: skip
+    shift_N = uniform(old.seed + _SEED, sequences.ids, np.zeros(count, np.int32))
+    some, place_E = np.unique(sequence_E, return_inverse=True)  # the sequences that have any
+    drawn_E = systematic(place_E, masses, shift_N[some], points_N[some])
     found = np.flatnonzero(drawn_E)
     words, sequence_B = words[found], sequence_E[found]
     sizes_B = further_V[words] + 1
@@ -84,24 +84,3 @@ def drawn_branches(
         tokens=Ragged(tokens, ends[borders]),
         weights=Ragged((each_B * drawn_E[found]).astype(np.float32), borders),
     )
-
-
-def _spaced(
-    rows_E: NDArray[np.int64],
-    weights_E: NDArray[np.float64],
-    sums_N: NDArray[np.float64],
-    points_N: NDArray[np.int64],
-    shift_N: NDArray[np.float64],
-) -> NDArray[np.int64]:
-    """How often each entry is drawn by equally spaced points over its row, `points_N` of them."""
-    before_E = np.cumsum(weights_E) - weights_E
-    firsts_N = np.searchsorted(rows_E, np.arange(len(sums_N)))
-    start_E = before_E - np.append(before_E, 0.0)[firsts_N][rows_E]
-    scale_E = (points_N / np.maximum(sums_N, 1e-300))[rows_E]
-    shift_E, most_E = shift_N[rows_E], points_N[rows_E]
-
-    def below(ends_E: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The points shift, shift + 1, ... that lie below an end."""
-        return np.ceil(ends_E * scale_E - shift_E).astype(np.int64).clip(0, most_E)
-
-    return below(start_E + weights_E) - below(start_E)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..order import uniform
+from ..order import systematic, uniform
 from ..schema import Capture, Tail, Targets, count_type
 from .continued import Inside
 from .known import Following, sums_at
@@ -246,7 +246,7 @@ class RecordMap:
             place_D = np.zeros(count, np.int64)
             place_D[redrawn] = np.arange(len(redrawn))
             own = np.flatnonzero(~same_D[rows])
-            counts[own] = _systematic(place_D[rows[own]], masses[own], uniform_D[redrawn], draws)
+            counts[own] = systematic(place_D[rows[own]], masses[own], uniform_D[redrawn], draws)
         return counts, log_tail.astype(np.float32)
 
     def _tail(
@@ -343,29 +343,3 @@ def _places(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """The place of each entry among those of its position; `rows` does not decrease."""
     lengths = np.bincount(rows, minlength=count)
     return np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-
-
-def _systematic(
-    rows: NDArray[np.int64],
-    weights: NDArray[np.float64],
-    uniform_D: NDArray[np.float64],
-    draws: int,
-) -> NDArray[np.int64]:
-    """How often each entry is drawn by equally spaced points with one random shift a position.
-
-    rows     the position of each entry, not decreasing; every position has some
-    weights  at least one is above 0 at each position
-    """
-    count = len(uniform_D)
-    totals = np.bincount(rows, weights, minlength=count)
-    before = np.cumsum(weights) - weights
-    firsts = np.searchsorted(rows, np.arange(count))
-    ends = before + weights - before[firsts][rows]
-    shares = ends / np.maximum(totals, 1e-300)[rows] * draws
-    # the points are shift, shift + 1, ...: those below the end of an entry
-    below = np.ceil(shares - uniform_D[rows]).astype(np.int64).clip(0, draws)
-    lasts = np.append(firsts[1:], len(rows)) - 1
-    below[lasts] = draws  # rounding must not lose the last point
-    drawn = np.diff(below, prepend=0)
-    drawn[firsts] = below[firsts]
-    return drawn.clip(min=0)

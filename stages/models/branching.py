@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ...data.branches import Branches
-from ...data.errors import ColdstillError
+from ...data.errors import ColdstillError, first_line
 from ...data.prepared import TokenizedDocument, build_sequences
 from ...data.ragged import Ragged, places_in
 from .isolation import (
@@ -63,7 +63,7 @@ def branch_inputs(sequences: Sequences, branches: Branches, dtype: torch.dtype) 
 
     dtype  the model's, for the additive mask
     """
-    text = model_inputs(sequences, "positions", dtype)
+    text = model_inputs(sequences, "mask", dtype)
     rows, length = text["input_ids"].shape
     sizes_B = branches.sizes.values.astype(np.int64)
     row_B = np.repeat(np.arange(rows), branches.places.lengths)
@@ -80,9 +80,7 @@ def branch_inputs(sequences: Sequences, branches: Branches, dtype: torch.dtype) 
     within = torch.from_numpy(within_X)
     positions[row_X, column_X] = text["position_ids"][row_X, place_X] + 1 + within
     seen = torch.zeros(rows, width, width, dtype=torch.bool)
-    document = (text["position_ids"] == 0).cumsum(1)
-    same = document[:, :, None] == document[:, None, :]
-    seen[:, :length, :length] = same & torch.ones(length, length, dtype=torch.bool).tril()
+    seen[:, :length, :length] = text["attention_mask"][:, 0] == 0
     seen[row_X, column_X, :length] = seen[row_X, place_X, :length]
     for back in range(int(within_X.max(initial=-1)) + 1):
         own = within_X >= back
@@ -117,14 +115,16 @@ def expect_branching(head: OutputHead, sequence_length: int, where: str) -> None
     Raises
         ColdstillError: they differ, so the model cannot learn from branches
     """
-    model = head.model
-    if not mask_replaces_window(model.config, sequence_length) and _same_states(
-        head, sequence_length
-    ):
-        return
+    model, why = head.model, ""
+    if not mask_replaces_window(model.config, sequence_length):
+        try:
+            if _same_states(head, sequence_length):
+                return
+        except Exception as error:  # unsupported models raise any class
+            why = f" ({first_line(error)})"
     raise ColdstillError(
         f"{where}: a {model.config.model_type!r} model does not read branches as it reads a text, "
-        "so it cannot learn from them; take branches out of the objective"
+        f"so it cannot learn from them{why}; take branches out of the objective"
     )
 
 
@@ -156,20 +156,17 @@ def _same_states(head: OutputHead, sequence_length: int) -> bool:
         tokens=Ragged(words.ravel(), _SIZE * Ragged.from_rows(places, np.int32).offsets),
         weights=Ragged.from_rows([[1.0] * len(each) for each in places], np.float32),
     )
-    try:
-        found = branch_inputs(sequences, branches, head.model.dtype)
-        states = _states(head, found.inputs)[found.row_X, found.column_X]
-        owners = [*documents[:2], *(each for each in documents[2:] for _ in range(2))]
-        kept = [place + 1 for row in places for place in row][others:]
-        kept[1] -= sizes[0]
-        for number, (document, end) in enumerate(zip(owners, kept, strict=True), start=others):
-            alone = np.append(document[:end], words[number]).astype(np.int64)
-            ids = {"input_ids": torch.from_numpy(alone)[None]}
-            own = states[number * (_SIZE - 1) : (number + 1) * (_SIZE - 1)]
-            if not agree(own, _states(head, ids)[0, end : end + _SIZE - 1], head.model.dtype):
-                return False
-    except Exception:  # unsupported models raise any class
-        return False
+    found = branch_inputs(sequences, branches, head.model.dtype)
+    states = _states(head, found.inputs)[found.row_X, found.column_X]
+    owners = [*documents[:2], *(each for each in documents[2:] for _ in range(2))]
+    kept = [place + 1 for row in places for place in row][others:]
+    kept[1] -= sizes[0]
+    for number, (document, end) in enumerate(zip(owners, kept, strict=True), start=others):
+        alone = np.append(document[:end], words[number]).astype(np.int64)
+        ids = {"input_ids": torch.from_numpy(alone)[None]}
+        own = states[number * (_SIZE - 1) : (number + 1) * (_SIZE - 1)]
+        if not agree(own, _states(head, ids)[0, end : end + _SIZE - 1], head.model.dtype):
+            return False
     return True
 
 

@@ -274,7 +274,7 @@ def retokenized_lines(made: Retokenized | None) -> list[tuple[str, str]]:
     counts, positions = made.counts, max(1, made.positions)
     labels = max(1, counts.get("teacher_labels", 0))
     ambiguous, unmapped = made.ambiguous_mass / positions, made.unmapped_mass / positions
-    return [
+    lines = [
         (
             "retokenized",
             f"from {made.size:,} tokens ({made.fingerprint[:12]}), {made.positions:,} positions "
@@ -287,10 +287,12 @@ def retokenized_lines(made: Retokenized | None) -> list[tuple[str, str]]:
             f"longer one, {_AMBIGUOUS[made.ambiguous]}, "
             f"{unmapped:.2%} of tokens that the student cannot spell",
         ),
-        (
-            "branches",
+    ]
+    if made.branches:
+        beside = (
             f"{made.spelled_mass / positions:.2%} of the probability is of words of several "
             f"tokens; at most {made.branches:g} of them for each token are kept beside the text, "
-            "for the loss branches",
-        ),
-    ][: 3 if made.branches else 2]
+            "for the loss branches"
+        )
+        lines.append(("branches", beside))
+    return lines

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
+from ....data.errors import ColdstillError
 from ..softmax import SparseGradient
 from .loss import Loss
 
 if TYPE_CHECKING:
+    import torch
+
     from ....data.schema import Capture
     from ..softmax import StudentSoftmax
     from ..tensors import TargetTensors
@@ -65,6 +66,9 @@ class BranchLikelihood(Loss):
 
 
 def _weights(target: TargetTensors) -> torch.Tensor:
-    if target.weights is None:  # of the text, where nothing is learned
-        return torch.zeros(len(target), device=target.labels.device)
+    if target.weights is None:
+        raise ColdstillError(
+            "branches: these are targets of the text; its own are those of batch.branches, which "
+            "collate(rows, branches=True) makes"
+        )
     return target.weights
