@@ -82,9 +82,10 @@ CAPTURES = {
 
 
 def draw(capture: Capture) -> tuple[torch.Tensor, TargetTensors]:
-    """Hidden states and targets."""
+    """Hidden states and targets, weighted as those of branches are."""
     hidden_MD, _, target = headed.draw(capture)
-    return hidden_MD, dense.cast(target, torch.float32)
+    weights_M = torch.rand(ROWS, generator=torch.Generator().manual_seed(1))
+    return hidden_MD, dataclasses.replace(dense.cast(target, torch.float32), weights=weights_M)
 
 
 def naive(
