@@ -22,7 +22,8 @@ from .evaluation.quality import Calibration, CalibrationBin
 from .evaluation.usage import SEQUENCES, Usage, measure_usage, writing_progress
 from .models.device import best_device, describe_machine, short_dtype
 from .models.grids import grid_record
-from .models.isolation import flat_positions, model_inputs, student_isolation
+from .models.inputs import flat_positions
+from .models.isolation import student_isolation
 from .models.loading import load_model, teacher_identity
 from .models.output_head import connect_head
 from .report import Report, Reporter, silent
@@ -304,10 +305,9 @@ def _add_block(
     head: OutputHead, block: Block, isolation: Isolation, sums: Sums, calibration: Calibration
 ) -> None:
     device, target = head.model.device, TargetTensors.from_block(block)
-    inputs = model_inputs(block.sequences, isolation, head.model.dtype)
-    positions = flat_positions(block.sequences, inputs["input_ids"].shape[1])
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    hidden_MD = head.hidden(inputs).flatten(0, 1)[positions.to(device)]
+    states_BTD = head.read(block.sequences, isolation)
+    positions = flat_positions(block.sequences, states_BTD.shape[1])
+    hidden_MD = states_BTD.flatten(0, 1)[positions.to(device)]
     buffer = head.buffer(len(hidden_MD), device)
     for start in range(0, len(hidden_MD), len(buffer)):
         rows = slice(start, start + len(buffer))

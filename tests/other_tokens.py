@@ -21,9 +21,9 @@ def add_students(desk: Desk, *tables: str) -> None:
     desk.edit("[students.baseline]", "\n".join([*texts, "[students.baseline]"]))
 
 
-def model_of(folder: Path, tokenizer: Any, end: str) -> None:
+def model_of(folder: Path, tokenizer: Any, end: str, family: str = "llama") -> None:
     """A small random model with a tokenizer."""
     saved(folder, tokenizer, end=end)
     size = tokenizer.get_vocab_size()
     ids = {"eos_token_id": tokenizer.token_to_id(end)}
-    make_model("llama", size, max_position_embeddings=512, **ids).save_pretrained(folder)
+    make_model(family, size, max_position_embeddings=512, **ids).save_pretrained(folder)

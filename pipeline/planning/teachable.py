@@ -14,8 +14,9 @@ from ...data.retokenized.records import mapped_capture
 from ...data.store.layout import MANIFEST
 from ...data.store.manifest import read_manifest
 from ...stages.config import RetokenizeConfig
+from ...stages.models.model_files import UNPACKED, without_branches
 from ..recipe.own_tokens import own_tokens
-from .models import folder_of
+from .models import folder_of, student_family
 from .own_tokens import teacher_tokens
 from .sizes import captures
 
@@ -40,8 +41,8 @@ def expect_teachable_students(work: Work) -> None:
 
     Raises
         ColdstillError: a loss or a temperature that the store will not support, weights that are
-            always 0, what a student with other tokens than the teacher cannot have, or tokens that
-            cannot be aligned
+            always 0, what a student with other tokens than the teacher cannot have, tokens that
+            cannot be aligned, or `branches` for a family that cannot read them
     """
     teacher = None
     for name, student in work.recipe.students.items():
@@ -50,7 +51,10 @@ def expect_teachable_students(work: Work) -> None:
         if student.model is not None and teacher is None:
             teacher = teacher_tokens(work)
         kept = _captures(work, name, student, teacher)
+        family = student_family(work, student)
         for objective, steps, where in _trainings(name, student):
+            if family in UNPACKED and "branches" in objective.weights:
+                raise without_branches(family, where)
             _expect_supported(objective, steps, kept, where)
 
 

@@ -15,8 +15,9 @@ import torch
 from ...data.alignment import labels
 from ...data.errors import ColdstillError, first_line
 from ...data.order import uniform
+from ..models.device import is_out_of_memory
 from ..models.engines.engine import states_of
-from ..models.isolation import flat_positions, model_inputs
+from ..models.inputs import flat_positions, map_inputs
 from ..report import Report, Reporter, silent
 from ..targets.tensors import TargetTensors
 from .selection import select
@@ -37,8 +38,8 @@ class Prepared:
     """Sequences and the tensors of their forward pass, on the host."""
 
     sequences: Sequences
-    inputs: dict[str, torch.Tensor]
-    """Inputs of the model's forward pass, `[B, T]`."""
+    inputs: dict[str, Any]
+    """Inputs of the model's forward pass, as `OutputHead.inputs`."""
     positions: torch.Tensor
     """[M] indices of the supervised positions in the flattened `B * T`."""
     labels: torch.Tensor
@@ -57,12 +58,12 @@ def prepare(teacher: Teacher, sequences: Sequences, seed: int, *, pin: bool) -> 
 
     pin  use pinned memory, from which an accelerator copies asynchronously
     """
-    inputs: dict[str, torch.Tensor] = {}
+    inputs: dict[str, Any] = {}
     width, states = 0, None
     if teacher.engine is not None:
         states = states_of(teacher.engine, sequences)
     else:
-        inputs = model_inputs(sequences, teacher.isolation, teacher.head.model.dtype)
+        inputs = teacher.head.inputs(sequences, teacher.isolation)
         width = inputs["input_ids"].shape[1]
     ids_M = np.repeat(sequences.ids, sequences.positions.lengths)
     parts = {
@@ -72,7 +73,7 @@ def prepare(teacher: Teacher, sequences: Sequences, seed: int, *, pin: bool) -> 
         "uniform": torch.from_numpy(uniform(seed, ids_M, sequences.positions.values)),
     }
     if pin:
-        parts = {name: tensor.pin_memory() for name, tensor in parts.items()}
+        parts = map_inputs(parts, lambda tensor: tensor.pin_memory())
     own = {name: parts.pop(name) for name in ("positions", "labels", "uniform")}
     tokens = len(sequences) * width or len(sequences.tokens.values)
     return Prepared(sequences, parts, **own, tokens=tokens, states=states)
@@ -125,7 +126,8 @@ class ChunkedForward:
             if not len(hidden_MD):  # an engine that was asked nothing does not know D
                 hidden_MD = hidden_MD.new_zeros(0, head.width)
             return hidden_MD.to(head.device, head.model.dtype, non_blocking=True)
-        inputs = {n: t.to(head.input_device, non_blocking=True) for n, t in batch.inputs.items()}
+        device = head.input_device
+        inputs = map_inputs(batch.inputs, lambda each: each.to(device, non_blocking=True))
         states = head.hidden(inputs).flatten(0, 1)
         positions = batch.positions.to(states.device, non_blocking=True)
         return states[positions].to(head.device)
@@ -373,13 +375,3 @@ def _to_host(parts: list[TargetTensors]) -> TargetTensors:
         return host.copy_(tensor.to(kind), non_blocking=True)
 
     return TargetTensors.concatenate(parts).map(copy)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; on the CPU torch has no class for it."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
-    )

@@ -29,9 +29,11 @@ from transformers import (
 from ...data.order import uniform
 from ...data.prepared import TokenizedDocument, build_sequences
 from ..libraries import asking
+from ..models.device import enough_memory
 from ..models.ends import own_ends
 from ..models.engines.engine import Asked
-from ..models.isolation import length_thresholds, relative_distance
+from ..models.isolation import length_thresholds
+from ..models.rounding import agree
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
@@ -57,10 +59,6 @@ _AROUND = (-2, 3)
 """Tested distances from a length at which the model changes its computation."""
 _STEPS = 6
 """Tokens of a tested answer, the first half in one call and the rest in another."""
-_ROUNDING = 1e-4
-"""Largest accepted difference between batch and single prompt, relative to the logits (fp32)."""
-_HALF_ROUNDING = 5e-2
-"""Largest accepted relative difference in half precision."""
 
 
 def answered_together(lengths_N: NDArray[np.int64], answering: Answering) -> Iterator[list[int]]:
@@ -85,10 +83,11 @@ def choose_answering(
         trial = _AnswerTrial(head, sequence_length)
     found: Answering = "alone"
     try:
-        if trial.difference_of_equal() <= trial.tolerance:
-            found = "equal"
-            if trial.difference_of_padded() <= trial.tolerance:
-                found = "padded"
+        with enough_memory(head.model, where):
+            if trial.holds_if_equal():
+                found = "equal"
+                if trial.holds_if_padded():
+                    found = "padded"
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
         pass  # the model cannot run such a batch
     if found != "padded":
@@ -107,7 +106,6 @@ class _AnswerTrial:
 
     def __init__(self, head: OutputHead, sequence_length: int) -> None:
         self._head = head
-        self.tolerance = _ROUNDING if head.model.dtype == torch.float32 else _HALF_ROUNDING
         self._steps = max(1, min(_STEPS, sequence_length - 1))
         room = sequence_length - self._steps
         thresholds = length_thresholds(head.model.config, sequence_length)
@@ -118,20 +116,17 @@ class _AnswerTrial:
             random.integers(0, head.vocabulary, (2, length + self._steps)).tolist()
             for length in self._lengths
         ]
-        self._alone = [
-            self._logits(pair[:1], [length])[0]
-            for pair, length in zip(self._texts, self._lengths, strict=True)
-        ]
+        self._alone = [self._compute_alone(row) for row in range(len(self._texts))]
 
-    def difference_of_equal(self) -> float:
-        """Largest difference between two prompts of equal length in a batch and one alone."""
-        return max(
-            _difference(self._logits(pair, [length] * 2)[0], alone)
-            for pair, length, alone in zip(self._texts, self._lengths, self._alone, strict=True)
+    def holds_if_equal(self) -> bool:
+        """Whether two prompts of equal length have the same logits in a batch as one alone."""
+        return all(
+            self._same(row, self._logits(self._texts[row], self._lengths[row : row + 1] * 2)[0])
+            for row in range(len(self._texts))
         )
 
-    def difference_of_padded(self) -> float:
-        """Largest difference between prompts of all lengths in a batch and each alone. They are
+    def holds_if_padded(self) -> bool:
+        """Whether prompts of all lengths have the same logits in a batch as each alone. They are
         answered in one call and again in two, as in a batch whose longest prompt runs out of
         room."""
         texts, first = [pair[0] for pair in self._texts], (self._steps + 1) // 2
@@ -140,8 +135,17 @@ class _AnswerTrial:
         if first < self._steps:
             halves = ways[0][:, :first], self._logits(texts, later, steps=self._steps - first)
             ways.append(torch.cat(halves, dim=1))
-        pairs = [pair for way in ways for pair in zip(way, self._alone, strict=True)]
-        return max(_difference(found, alone) for found, alone in pairs)
+        return all(self._same(row, found) for way in ways for row, found in enumerate(way))
+
+    def _same(self, row: int, found_SV: torch.Tensor) -> bool:
+        """Whether logits are those of a prompt alone, up to rounding and a constant shift."""
+        found, alone = _centred(found_SV), _centred(self._alone[row])
+        if not (found.isfinite().all() and alone.isfinite().all()):
+            return True  # the capture reports it
+        return agree(found, alone, self._head.model, lambda: _centred(self._compute_alone(row)))
+
+    def _compute_alone(self, row: int) -> torch.Tensor:
+        return self._logits(self._texts[row][:1], self._lengths[row : row + 1])[0]
 
     def _logits(
         self, texts: Sequence[list[int]], lengths: Sequence[int], steps: int | None = None
@@ -157,12 +161,8 @@ class _AnswerTrial:
         return torch.stack(forced.logits, dim=1)
 
 
-def _difference(found_SV: torch.Tensor, wanted_SV: torch.Tensor) -> float:
-    """Relative difference at the step that differs most. A constant shift of all logits counts as
-    no difference."""
-    centred = (each - each.mean(1, keepdim=True) for each in (found_SV, wanted_SV))
-    difference = relative_distance(*centred)
-    return difference if np.isfinite(difference) else 0.0  # the capture reports it
+def _centred(logits_SV: torch.Tensor) -> torch.Tensor:
+    return logits_SV - logits_SV.mean(1, keepdim=True)
 
 
 class _ForcedTokens(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped

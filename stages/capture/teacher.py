@@ -16,6 +16,7 @@ from torch import distributed
 from ...data.errors import ColdstillError
 from ..models.device import best_device
 from ..models.engines import ENGINES
+from ..models.inputs import map_inputs
 from ..models.isolation import choose_isolation
 from ..models.loading import load_config, load_head, load_model
 from ..models.output_head import connect_head
@@ -117,7 +118,7 @@ class Teacher:
         if self.lockstep:
             distributed.broadcast_object_list([sequences], src=0)
 
-    def follow(self, inputs_of: Callable[[Sequences], Mapping[str, torch.Tensor]]) -> None:
+    def follow(self, inputs_of: Callable[[Sequences], Mapping[str, Any]]) -> None:
         """Compute this process's slices until the first process sends None.
 
         inputs_of  makes the inputs of the model's forward pass, on the host
@@ -129,7 +130,7 @@ class Teacher:
                 return
             inputs = inputs_of(received[0])
             with torch.no_grad():
-                self.head.hidden({n: t.to(self.head.input_device) for n, t in inputs.items()})
+                self.head.hidden(map_inputs(inputs, lambda t: t.to(self.head.input_device)))
 
 
 AnyTeacher = Teacher | ServedTeacher

@@ -11,7 +11,7 @@ import torch
 
 from ...data.alignment import labels
 from ...data.errors import ColdstillError
-from ..models.isolation import flat_positions, model_inputs
+from ..models.inputs import flat_positions
 from ..report import Report, Reporter, silent
 
 if TYPE_CHECKING:
@@ -147,12 +147,11 @@ def label_logprobs(head: OutputHead, block: Sequences, isolation: Isolation) -> 
     Logits are computed for one chunk of positions at a time.
     """
     device = head.model.device
-    inputs = model_inputs(block, isolation, head.model.dtype)
-    positions = flat_positions(block, inputs["input_ids"].shape[1]).to(device)
-    if len(positions) == 0:
+    if not len(block.positions.values):
         return 0.0
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    hidden_MD = head.hidden(inputs).flatten(0, 1)[positions]
+    states_BTD = head.read(block, isolation)
+    positions = flat_positions(block, states_BTD.shape[1]).to(device)
+    hidden_MD = states_BTD.flatten(0, 1)[positions]
     labels_M = torch.from_numpy(labels(block).astype(np.int64)).to(device)
     buffer, weight_VD = head.buffer(len(hidden_MD), device), head.real_weight(hidden_MD.dtype)
     total = torch.zeros((), dtype=torch.float64, device=device)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..models.device import describe_machine, peak_memory
-from ..models.isolation import model_inputs
+from ..models.inputs import map_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,8 +61,7 @@ def forward_speed(
     limit  seconds after which no further pass starts
     """
     device = head.model.device
-    inputs = model_inputs(sequences, isolation, head.model.dtype)
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    inputs = map_inputs(head.inputs(sequences, isolation), lambda tensor: tensor.to(device))
     count = inputs["input_ids"].numel()
     seconds: list[float] = []
     with peak_memory(device) as memory:

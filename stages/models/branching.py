@@ -9,25 +9,25 @@ on with the branch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ...data.branches import Branches
-from ...data.errors import ColdstillError, first_line
+from ...data.errors import first_line
 from ...data.prepared import TokenizedDocument, build_sequences
 from ...data.ragged import Ragged, places_in
-from .isolation import (
-    additive_mask,
-    agree,
-    length_thresholds,
-    mask_replaces_window,
-    model_inputs,
-)
+from .inputs import NO_WINDOWS, Columns, attention_masks, attention_windows, map_inputs
+from .isolation import length_thresholds
 from .loading import context_length
+from .model_files import without_branches
+from .rounding import agree
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from ...data.schema import Sequences
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 class BranchInputs:
     """Sequences with their branches as a model reads them."""
 
-    inputs: dict[str, torch.Tensor]
-    """`input_ids` and `position_ids` `[B, T + X]`, `attention_mask` `[B, 1, T + X, T + X]`. The
-    text is in the first T columns, as in `model_inputs`."""
+    inputs: dict[str, Any]
+    """`input_ids` and `position_ids` `[B, T + X]`, `attention_mask` `[B, 1, T + X, T + X]`, or one
+    for each kind of layer, by its name. The text is in the first T columns, as in
+    `model_inputs`."""
     row_X: NDArray[np.int64]
     """[X of all sequences] sequence of each token of a branch, except the last of each branch."""
     column_X: NDArray[np.int64]
@@ -58,13 +59,19 @@ class BranchInputs:
         return torch.from_numpy(self.row_X * width + self.column_X)
 
 
-def branch_inputs(sequences: Sequences, branches: Branches, dtype: torch.dtype) -> BranchInputs:
+def branch_inputs(
+    sequences: Sequences,
+    branches: Branches,
+    dtype: torch.dtype,
+    windows: Mapping[str, int | None] = NO_WINDOWS,
+) -> BranchInputs:
     """Keyword arguments of a model that reads sequences and their branches.
 
-    dtype  the model's, for the additive mask
+    dtype    the model's, for the additive masks
+    windows  those of the model (`attention_windows`)
     """
-    text = model_inputs(sequences, "mask", dtype)
-    rows, length = text["input_ids"].shape
+    text = Columns.of(sequences)
+    rows, length = text.ids.shape
     sizes_B = branches.sizes.values.astype(np.int64)
     row_B = np.repeat(np.arange(rows), branches.places.lengths)
     branch_X, within_X = places_in(sizes_B - 1)  # nothing follows the last token
@@ -75,12 +82,12 @@ def branch_inputs(sequences: Sequences, branches: Branches, dtype: torch.dtype) 
     width = length + int(counts.max(initial=0))
     ids = torch.zeros(rows, width, dtype=torch.int64)
     positions = torch.zeros(rows, width, dtype=torch.int64)
-    ids[:, :length], positions[:, :length] = text["input_ids"], text["position_ids"]
+    ids[:, :length], positions[:, :length] = text.ids, text.positions
     ids[row_X, column_X] = torch.from_numpy(branches.tokens.values[token_X].astype(np.int64))
     within = torch.from_numpy(within_X)
-    positions[row_X, column_X] = text["position_ids"][row_X, place_X] + 1 + within
+    positions[row_X, column_X] = text.positions[row_X, place_X] + 1 + within
     seen = torch.zeros(rows, width, width, dtype=torch.bool)
-    seen[:, :length, :length] = text["attention_mask"][:, 0] == 0
+    seen[:, :length, :length] = text.seen()
     seen[row_X, column_X, :length] = seen[row_X, place_X, :length]
     for back in range(int(within_X.max(initial=-1)) + 1):
         own = within_X >= back
@@ -91,7 +98,7 @@ def branch_inputs(sequences: Sequences, branches: Branches, dtype: torch.dtype) 
         inputs={
             "input_ids": ids,
             "position_ids": positions,
-            "attention_mask": additive_mask(~seen[:, None], dtype),
+            "attention_mask": attention_masks(seen, positions, dtype, windows),
         },
         row_X=row_X,
         column_X=column_X,
@@ -116,16 +123,12 @@ def expect_branching(head: OutputHead, sequence_length: int, where: str) -> None
         ColdstillError: they differ, so the model cannot learn from branches
     """
     model, why = head.model, ""
-    if not mask_replaces_window(model.config, sequence_length):
-        try:
-            if _same_states(head, sequence_length):
-                return
-        except Exception as error:  # unsupported models raise any class
-            why = f" ({first_line(error)})"
-    raise ColdstillError(
-        f"{where}: a {model.config.model_type!r} model does not read branches as it reads a text, "
-        f"so it cannot learn from them{why}; take branches out of the objective"
-    )
+    try:
+        if _same_states(head, sequence_length):
+            return
+    except Exception as error:  # unsupported models raise any class
+        why = f" ({first_line(error)})"
+    raise without_branches(model.config.model_type, where, why)
 
 
 def _same_states(head: OutputHead, sequence_length: int) -> bool:
@@ -156,21 +159,26 @@ def _same_states(head: OutputHead, sequence_length: int) -> bool:
         tokens=Ragged(words.ravel(), _SIZE * Ragged.from_rows(places, np.int32).offsets),
         weights=Ragged.from_rows([[1.0] * len(each) for each in places], np.float32),
     )
-    found = branch_inputs(sequences, branches, head.model.dtype)
+    found = branch_inputs(sequences, branches, head.model.dtype, attention_windows(config))
     states = _states(head, found.inputs)[found.row_X, found.column_X]
     owners = [*documents[:2], *(each for each in documents[2:] for _ in range(2))]
     kept = [place + 1 for row in places for place in row][others:]
     kept[1] -= sizes[0]
     for number, (document, end) in enumerate(zip(owners, kept, strict=True), start=others):
         alone = np.append(document[:end], words[number]).astype(np.int64)
-        ids = {"input_ids": torch.from_numpy(alone)[None]}
         own = states[number * (_SIZE - 1) : (number + 1) * (_SIZE - 1)]
-        if not agree(own, _states(head, ids)[0, end : end + _SIZE - 1], head.model.dtype):
+        states_of = partial(_states_alone, head, alone, slice(end, end + _SIZE - 1))
+        if not agree(own, states_of(), head.model, states_of):
             return False
     return True
+
+
+def _states_alone(head: OutputHead, tokens_T: NDArray[np.int64], places: slice) -> torch.Tensor:
+    """States of a text at some places."""
+    return _states(head, {"input_ids": torch.from_numpy(tokens_T)[None]})[0, places]
 
 
 @torch.no_grad()
 def _states(head: OutputHead, inputs: dict[str, Any]) -> torch.Tensor:
     device = head.model.device
-    return head.hidden({name: each.to(device) for name, each in inputs.items()}).float()
+    return head.hidden(map_inputs(inputs, lambda tensor: tensor.to(device))).float()

@@ -10,10 +10,11 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...data.errors import ColdstillError
 from ..ranks import local_rank
 
 if TYPE_CHECKING:
@@ -108,3 +109,31 @@ def _resident(field: str) -> int:
     except (OSError, StopIteration):
         unit = 1 if sys.platform == "darwin" else 1024
         return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; on the CPU torch has no class for it."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
+    )
+
+
+@contextlib.contextmanager
+def enough_memory(model: Any, where: str) -> Iterator[None]:
+    """While a model is tested: a lack of memory is not a property of the model.
+
+    Raises
+        ColdstillError: memory ran out
+    """
+    try:
+        yield
+    except Exception as error:  # models raise any exception
+        if not is_out_of_memory(error):
+            raise
+        raise ColdstillError(
+            f"{where}: not enough memory on {model.device} to test how the model reads several "
+            "texts; lower corpus.sequence_length, or choose a smaller dtype or model"
+        ) from error

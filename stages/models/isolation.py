@@ -19,14 +19,16 @@ import torch
 from ...data.errors import ColdstillError
 from ...data.prepared import TokenizedDocument, build_sequences
 from ..report import Report, Reporter, silent
+from .device import enough_memory
+from .inputs import attention_windows, map_inputs, model_inputs
 from .rotary import scale_by_document
+from .rounding import HALF_ROUNDING, NOISE, ROUNDING, agree, relative_distance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from ...data.schema import Sequences
     from ...data.store.reader import StoreReader
 
     Document = NDArray[np.int64]
@@ -54,47 +56,6 @@ def recorded(isolation: Isolation) -> Literal["positions", "mask", "single", "do
     return "single" if isolation == "alone" else isolation
 
 
-def model_inputs(sequences: Sequences, isolation: Isolation, dtype: torch.dtype) -> dict[str, Any]:
-    """Keyword arguments of the model: `[B, T]` tensors, padded on the right with token 0.
-
-    Padding is a document by itself, so no real document sees it. `dtype` is the model's, for the
-    additive mask. With `alone` the result holds `lengths` `[B]`, which `OutputHead.hidden` reads.
-    """
-    rows, length = len(sequences), int(sequences.tokens.lengths.max())
-    input_ids = np.zeros((rows, length), dtype=np.int64)
-    position_ids = np.zeros((rows, length), dtype=np.int64)
-    document = np.zeros((rows, length), dtype=np.int64)
-    for row in range(rows):
-        tokens_T, starts_D = sequences.tokens[row], sequences.document_starts[row]
-        starts = np.append(starts_D, len(tokens_T)) if len(tokens_T) < length else starts_D
-        input_ids[row, : len(tokens_T)] = tokens_T
-        begins = np.zeros(length, dtype=np.int64)
-        begins[starts[1:]] = 1
-        document[row] = np.cumsum(begins)
-        position_ids[row] = np.arange(length) - starts[document[row]]
-    inputs: dict[str, Any] = {"input_ids": torch.from_numpy(input_ids)}
-    if isolation == "alone":
-        inputs["lengths"] = torch.from_numpy(sequences.tokens.lengths.astype(np.int64))
-        return inputs
-    inputs["position_ids"] = torch.from_numpy(position_ids)
-    if isolation == "mask":
-        causal = np.tril(np.ones((length, length), dtype=bool))
-        same = document[:, None, :, None] == document[:, None, None, :]
-        inputs["attention_mask"] = additive_mask(torch.from_numpy(~(same & causal)), dtype)
-    return inputs
-
-
-def flat_positions(sequences: Sequences, length: int) -> torch.Tensor:
-    """[M] indices of the supervised positions in a flattened `[B * length]` batch."""
-    row_M = np.repeat(np.arange(len(sequences)), sequences.positions.lengths)
-    return torch.from_numpy(row_M * length + sequences.positions.values.astype(np.int64))
-
-
-def additive_mask(blocked: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The mask that is added to attention scores: the least number where it is blocked."""
-    return torch.zeros(blocked.shape, dtype=dtype).masked_fill_(blocked, torch.finfo(dtype).min)
-
-
 _THRESHOLDS = frozenset(
     {
         "original_max_position_embeddings",  # rotary scaling: longrope, yarn, llama3
@@ -114,14 +75,6 @@ _BEYOND = 8
 _LEAK = 1e-6
 """Largest difference between two batches of one shape, relative to the norm of a position. A leak
 through attention always exceeds it, rounding never does."""
-_ROUNDING = 1e-4
-"""Largest difference between batches of different shapes, which may run other kernels."""
-_HALF_ROUNDING = 5e-2
-"""Largest difference between batches of different shapes in half precision, relative to the largest
-number of a document. Batches of one shape show the smaller effect of a neighbour's length."""
-_NOISE = 4
-"""Factor by which a leak must exceed the measured noise of a model whose arithmetic depends on the
-other tokens of the batch, such as a mixture of experts."""
 
 
 def length_thresholds(config: Any, sequence_length: int) -> list[int]:
@@ -220,6 +173,8 @@ class _Trial:
     def runs(self) -> bool:
         try:
             self._alone_states(self._first)
+        except ColdstillError:
+            raise
         except Exception:  # unsupported models raise any class
             return False
         return True
@@ -228,11 +183,12 @@ class _Trial:
         """Refuse a model whose states of a token depend on later tokens or on earlier calls."""
         kind = self._model.config.model_type
         end = len(self._first)
-        whole, other = (
-            self._compute_alone(np.append(self._first, rest))[:end]
+        longer, changed = (
+            np.append(self._first, rest)
             for rest in (self._second, self._document(len(self._second)))
         )
-        if not self._same(whole, other):
+        whole, other = self._compute_alone(longer)[:end], self._compute_alone(changed)[:end]
+        if not self._same(longer, whole, other):
             raise ColdstillError(
                 f"{self._where}: a {kind!r} model sees the tokens that it is to predict, so its "
                 "distributions are not predictions of the next token; choose a causal language "
@@ -241,7 +197,7 @@ class _Trial:
         for long in self._long:
             self._alone_states(long)
         before = self._alone_states(self._first)
-        if self._long and not self._same(before, self._compute_alone(self._first)):
+        if self._long and not self._same(self._first, before, self._compute_alone(self._first)):
             raise ColdstillError(
                 f"{self._where}: the output of a {kind!r} model depends on the texts of earlier "
                 "calls, so its record could not be reproduced; choose another model"
@@ -249,12 +205,12 @@ class _Trial:
 
     def holds(self, way: Isolation) -> bool:
         """Whether documents that are batched and packed in this way equal the documents alone."""
-        if way == "mask" and mask_replaces_window(self._model.config, self._length):
-            return False
         try:
             return self._holds_when_short(way) and all(
                 self._holds_across(way, long) for long in self._long
             )
+        except ColdstillError:
+            raise
         except Exception:  # unsupported models raise any class
             return False  # a model that rejects these arguments does not isolate with them
 
@@ -296,20 +252,22 @@ class _Trial:
 
     def _equal_alone(self, rows: Rows, states: States) -> bool:
         return all(
-            self._same(self._alone_states(document), found)
+            self._same(document, self._alone_states(document), found)
             for row, found_row in zip(rows, states, strict=True)
             for document, found in zip(row, found_row, strict=True)
         )
 
-    def _same(self, alone: torch.Tensor, found: torch.Tensor) -> bool:
-        """Equal up to rounding. NaN at the same places is a fault that other checks report."""
+    def _same(self, document: Document, alone: torch.Tensor, found: torch.Tensor) -> bool:
+        """Whether the states of a document, or of its begin, are equal up to rounding. NaN at the
+        same places is a fault that other checks report."""
         if torch.equal(alone.isfinite(), found.isfinite()) and not alone.isfinite().all():
             return True
-        return agree(found, alone, self._model.dtype)
+        again = self._compute_alone
+        return agree(found, alone, self._model, lambda: again(document)[: len(alone)])
 
     def _tolerance(self, noise: float) -> float:
         """The largest difference between batches of one shape that does not count as a leak."""
-        return min(max(_LEAK, _NOISE * noise), _ROUNDING if self._exact else _HALF_ROUNDING)
+        return min(max(_LEAK, NOISE * noise), ROUNDING if self._exact else HALF_ROUNDING)
 
     def _largest_distance(self, found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
         pairs = zip(found, wanted, strict=True)
@@ -332,17 +290,23 @@ class _Trial:
             [TokenizedDocument(0, tokens.astype(np.int32), tokens >= 0) for tokens in row]
             for row in rows
         ]
-        states_BTD = self._run(model_inputs(build_sequences(0, packed), way, self._model.dtype))
+        windows = attention_windows(self._model.config)
+        sequences = build_sequences(0, packed)
+        states_BTD = self._run(model_inputs(sequences, way, self._model.dtype, windows))
         return [
             list(states_TD[: sum(map(len, row))].split([len(tokens) for tokens in row]))
             for states_TD, row in zip(states_BTD, rows, strict=True)
         ]
 
     @torch.no_grad()
-    def _run(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _run(self, inputs: dict[str, Any]) -> torch.Tensor:
         """[B, T, D] inputs of the output head; [B, T, V] logits if the model has no base model."""
+        with enough_memory(self._model, self._where):
+            return self._states_of(inputs)
+
+    def _states_of(self, inputs: dict[str, Any]) -> torch.Tensor:
         model = self._model
-        inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        inputs = map_inputs(inputs, lambda tensor: tensor.to(model.device))
         base = getattr(model, "base_model", model)
         if base is not model:
             states = getattr(base(**inputs, use_cache=False), "last_hidden_state", None)
@@ -352,29 +316,6 @@ class _Trial:
         logits = getattr(output, "logits", None)
         found: torch.Tensor = output.hidden_states[-1] if logits is None else logits
         return found.float()
-
-
-def agree(found_TD: torch.Tensor, wanted_TD: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether the states of a model of this dtype differ by rounding alone."""
-    if dtype == torch.float32:
-        return relative_distance(found_TD, wanted_TD) <= _ROUNDING
-    largest = float((found_TD - wanted_TD).abs().max())
-    return largest <= _HALF_ROUNDING * float(wanted_TD.abs().max())
-
-
-def mask_replaces_window(config: Any, sequence_length: int) -> bool:
-    """Whether an explicit mask would replace a model's own window or chunks of attention."""
-    text = config.get_text_config()
-    windows = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return any((window or sequence_length) < sequence_length for window in windows)
-
-
-def relative_distance(found_TD: torch.Tensor, wanted_TD: torch.Tensor) -> float:
-    """Distance at the position that differs most, relative to the norm of that position."""
-    if torch.equal(found_TD, wanted_TD):
-        return 0.0
-    norms_T = wanted_TD.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    return float(((found_TD - wanted_TD).norm(dim=1) / norms_T).max())
 
 
 def _pieces(document: Document) -> Iterator[Document]:

@@ -27,7 +27,17 @@ UNPACKED = frozenset(
 )  # fmt: skip
 """Families that cannot isolate documents of one sequence: recurrent ones, and ones that count
 positions differently. The list warns before a teacher packs a store that no such student could
-use; training itself tests the model (`isolation.py`)."""
+use, or works for one that is to learn from branches; training itself tests the model
+(`isolation.py`, `branching.py`)."""
+
+
+def without_branches(family: str, where: str, why: str = "") -> ColdstillError:
+    """The refusal of a model that is to learn from branches and cannot read them."""
+    return ColdstillError(
+        f"{where}: a {family!r} model does not read branches as it reads a text, so it cannot "
+        f"learn from them{why}; take branches out of the objective"
+    )
+
 
 SIZE_NAMES: dict[str, tuple[str, ...]] = {
     "layers": (

@@ -20,9 +20,13 @@ from ...data.errors import ColdstillError
 from ..libraries import asking
 from ..report import Report, Reporter, silent
 from .chunk_size import CHUNK_ELEMENTS, chunk_rows
+from .inputs import attention_windows, map_inputs, model_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from ...data.schema import Sequences
+    from .isolation import Isolation
 
 _ANOTHER = "choose another model"
 _DEVICE_SHARE = 128
@@ -97,6 +101,17 @@ class OutputHead:
         states: torch.Tensor = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         rounding = getattr(self._module, "activation_fake_quantizer", None)  # as for `weight`
         return states if rounding is None else rounding(states)
+
+    def inputs(self, sequences: Sequences, isolation: Isolation) -> dict[str, Any]:
+        """What `hidden` takes for some sequences, on the host."""
+        model = self.model
+        return model_inputs(sequences, isolation, model.dtype, attention_windows(model.config))
+
+    def read(self, sequences: Sequences, isolation: Isolation) -> torch.Tensor:
+        """`hidden` of some sequences, on the model's device."""
+        device = self.model.device
+        inputs = self.inputs(sequences, isolation)
+        return self.hidden(map_inputs(inputs, lambda tensor: tensor.to(device)))
 
     def _one_by_one(self, ids_BT: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         width = ids_BT.shape[1]

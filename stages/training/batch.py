@@ -6,17 +6,19 @@ This file never imports a teacher.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...data.schema import Block
 from ..models.branching import branch_inputs
-from ..models.isolation import Isolation, flat_positions, model_inputs
+from ..models.inputs import NO_WINDOWS, flat_positions, map_inputs, model_inputs
 from ..targets.tensors import TargetTensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ..models.isolation import Isolation
 
 Rows = tuple[Block, ...]
 """The same sequences with the targets of each teacher; the first teacher leads."""
@@ -42,9 +44,10 @@ class BranchBatch:
 class Batch:
     """B sequences of up to T tokens with their M supervised positions and targets."""
 
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, Any]
     """The keyword arguments of the model's forward, besides `use_cache`: `input_ids` `[B, T]` and
-    what keeps documents apart (`position_ids`, `attention_mask`)."""
+    what keeps documents apart (`position_ids`, `attention_mask`). All are tensors, or tables of
+    tensors."""
     positions: torch.Tensor
     """[M] indices of the supervised positions in the flattened `B * T`."""
     targets: TargetTensors
@@ -57,7 +60,8 @@ class Batch:
     @property
     def text_tokens(self) -> int:
         """Tokens of the text, with its padding."""
-        rows, width = self.inputs["input_ids"].shape
+        ids: torch.Tensor = self.inputs["input_ids"]
+        rows, width = ids.shape
         return rows * (width - (0 if self.branches is None else self.branches.columns))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
@@ -71,7 +75,7 @@ class Batch:
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return replace(
             self,
-            inputs={name: change(tensor) for name, tensor in self.inputs.items()},
+            inputs=map_inputs(self.inputs, change),
             positions=change(self.positions),
             targets=self.targets.map(change),
             branches=self.branches and self.branches.map(change),
@@ -84,6 +88,7 @@ def collate(
     dtype: torch.dtype = torch.float32,
     *,
     branches: bool = False,
+    windows: Mapping[str, int | None] = NO_WINDOWS,
 ) -> Batch:
     """Make a batch of what `StoreDataset` returns; use it as a DataLoader's `collate_fn`.
 
@@ -97,18 +102,19 @@ def collate(
     dtype      dtype of the model, for the additive mask `[B, 1, T, T]`
     branches   whether the branches of the first store are read behind the sequences, in further
                columns of the inputs; `models.branching.expect_branching` tests whether a model can
+    windows    the sliding windows of the model (`models.inputs.attention_windows`), for masks
     """
     by_store = [rows] if isinstance(rows[0], Block) else rows
     first, *others = (Block.concatenate(parts) for parts in zip(*by_store, strict=True))
     beside = None
     if branches and (drawn := first.sequences.branches) is not None:
-        read = branch_inputs(first.sequences, drawn, dtype)
+        read = branch_inputs(first.sequences, drawn, dtype, windows)
         inputs = read.inputs
         labels_X, weights_X = map(torch.from_numpy, (read.labels_X, read.weights_X))
         targets = TargetTensors.of_labels(labels_X, weights_X)
         beside = BranchBatch(read.flat_positions(), targets, read.columns)
     else:
-        inputs = model_inputs(first.sequences, isolation, dtype)
+        inputs = model_inputs(first.sequences, isolation, dtype, windows)
     return Batch(
         inputs=inputs,
         positions=flat_positions(first.sequences, inputs["input_ids"].shape[1]),

@@ -26,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ...data.errors import ColdstillError, DivergedError, StoppedError, first_line
 from ..interruption import Interruption
+from ..models.inputs import attention_windows
 from ..ranks import gather_from_all, lost_process_errors, rank, sum_over_all, wait_for_all
 from ..report import Report, Reporter, silent
 from .arguments import step_shape, taking, training_arguments
@@ -230,6 +231,7 @@ class StoreTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
                 isolation=job.isolation,
                 dtype=model.dtype,
                 branches=any(term.loss.beside_text for term in job.terms),
+                windows=attention_windows(model.config),
             ),
             callbacks=[_Steps(self, len(job.dataset)), metrics],
         )

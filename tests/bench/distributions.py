@@ -24,7 +24,7 @@ from coldstill.data.order import uniform
 from coldstill.data.prepared import CorpusLayout, TokenizedDocument, build_sequences
 from coldstill.data.schema import Block, Capture, Sequences
 from coldstill.stages.capture.selection import select
-from coldstill.stages.models.isolation import flat_positions, model_inputs
+from coldstill.stages.models.inputs import flat_positions, model_inputs
 from coldstill.stages.models.loading import load_model
 from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.targets.tensors import TargetTensors, tempered

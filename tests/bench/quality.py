@@ -33,7 +33,7 @@ from coldstill.stages.capture.plan import CapturePlan, chosen_rows
 from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.config import ArchitectureConfig, TrainConfig
 from coldstill.stages.models.device import describe_machine
-from coldstill.stages.models.isolation import flat_positions, model_inputs
+from coldstill.stages.models.inputs import flat_positions, model_inputs
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.models.output_head import OutputHead, connect_head
 from coldstill.stages.objective_config import ObjectiveConfig

@@ -33,7 +33,7 @@ from coldstill.stages.capture.plan import CapturePlan
 from coldstill.stages.capture.shards import capture_shards
 from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.models.device import best_device
-from coldstill.stages.models.isolation import model_inputs
+from coldstill.stages.models.inputs import model_inputs
 from coldstill.stages.models.output_head import OutputHead
 from coldstill.stages.report import Reporter, silent
 from measure import Figure, compare_memory, compare_times, write

@@ -16,7 +16,7 @@ from coldstill.data.schema import Block, Capture
 from coldstill.data.store.reader import open_store
 from coldstill.stages.models import output_head
 from coldstill.stages.models.branching import branch_inputs, expect_branching
-from coldstill.stages.models.isolation import model_inputs
+from coldstill.stages.models.inputs import attention_windows, model_inputs
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.objective_config import ObjectiveConfig, WeightConfig
 from coldstill.stages.targets import losses
@@ -83,21 +83,62 @@ def slow_loss(model: Any, block: Block) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_branch_has_the_states_of_a_text_that_goes_on_with_it(family: str) -> None:
-    model = make_model(family, VOCABULARY)
+def window_of(size: int, *kinds: str) -> dict[str, Any]:
+    """Settings of a model with a sliding window in the layers of these kinds."""
+    found: dict[str, Any] = {"sliding_window": size}
+    if kinds:
+        found["layer_types"] = [f"{kind}_attention" for kind in kinds]
+    return found
+
+
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16}
+WINDOWED: list[tuple[str, dict[str, Any]]] = [
+    ("mistral", {}),
+    ("phi3", {}),
+    ("starcoder2", {}),
+    *(
+        (family, window_of(4, *kinds) | more)
+        for family, more in (
+            ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}),
+            ("qwen3", {"use_sliding_window": True, "max_window_layers": 1}),
+            ("gemma2", {}),
+            ("gemma3_text", {}),
+            ("gpt_oss", EXPERTS),
+            ("olmo3", {}),
+            ("cohere2", {}),
+            ("ministral", {"head_dim": 16}),
+        )
+        for kinds in (("sliding", "full"), ("sliding", "sliding"))
+    ),
+]
+"""Families whose layers see a part of the text, in all layers or in one of two."""
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [*((family, {}) for family in FAMILIES), *((f, window_of(4) | more) for f, more in WINDOWED)],
+)
+def test_a_branch_has_the_states_of_a_text_that_goes_on_with_it(
+    family: str, settings: dict[str, Any]
+) -> None:
+    model = make_model(family, VOCABULARY, **settings)
     model.set_attn_implementation("eager")
     head = connect_head(model, VOCABULARY)
     sequences = random_block(3, 5, CAPTURE).sequences
     branches = sequences.branches
     assert branches is not None
-    found = branch_inputs(sequences, branches, model.dtype)
+    windows = attention_windows(model.config)
+    found = branch_inputs(sequences, branches, model.dtype, windows)
     with torch.no_grad():
         states = head.hidden(found.inputs)
-        text = head.hidden(model_inputs(sequences, "mask", model.dtype))
+        text = head.hidden(model_inputs(sequences, "mask", model.dtype, windows))
     width = text.shape[1]
     real = torch.arange(width) < torch.from_numpy(sequences.tokens.lengths)[:, None]
     torch.testing.assert_close(states[:, :width][real], text[real], atol=1e-5, rtol=1e-4)
+    if settings:  # otherwise the window would make no difference
+        whole = head.hidden(branch_inputs(sequences, branches, model.dtype).inputs)
+        assert not torch.allclose(whole[found.row_X, found.column_X],
+                                  states[found.row_X, found.column_X], atol=1e-3)  # fmt: skip
     read = iter(states[found.row_X, found.column_X])
     labels = iter(found.labels_X.tolist())
     for row, place, word, _ in words(branches):
@@ -198,11 +239,18 @@ def test_models_with_attention_read_branches(family: str, dtype: torch.dtype) ->
     expect_branching(connect_head(model.to(dtype), VOCABULARY), LENGTH, "x")
 
 
+@pytest.mark.parametrize(("family", "settings"), WINDOWED)
+def test_models_with_sliding_windows_read_branches(family: str, settings: dict[str, Any]) -> None:
+    model = make_model(family, VOCABULARY, **(settings | {"sliding_window": 16}))
+    if family in ("gemma2", "gpt_oss"):
+        model.set_attn_implementation("eager")
+    expect_branching(connect_head(model, VOCABULARY), LENGTH, "x")
+
+
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
         ("mamba", {"state_size": 4, "expand": 2}),
-        ("mistral", {"sliding_window": 16}),  # the mask would replace the window
         ("lfm2", {"layer_types": ["conv", "full_attention"]}),
         ("falcon", {"alibi": True}),
         # a branch would not have the frequencies of the long document that it leaves

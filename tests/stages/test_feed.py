@@ -13,7 +13,7 @@ from coldstill.data.places.cache import CacheSettings
 from coldstill.data.prepared import CorpusLayout
 from coldstill.data.schema import Capture
 from coldstill.data.store.reader import StoreReader, open_store
-from coldstill.stages.models.isolation import flat_positions
+from coldstill.stages.models.inputs import flat_positions
 from coldstill.stages.training.batch import collate
 from coldstill.stages.training.feed import (
     CorpusDataset,

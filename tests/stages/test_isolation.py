@@ -17,17 +17,13 @@ from coldstill.data.schema import Capture
 from coldstill.stages.capture.forward import capture_batch
 from coldstill.stages.capture.teacher import Teacher
 from coldstill.stages.evaluation.quality import label_logprobs
-from coldstill.stages.models.isolation import (
-    choose_isolation,
-    length_thresholds,
-    model_inputs,
-    packs,
-    recorded,
-)
+from coldstill.stages.models.inputs import attention_windows, model_inputs
+from coldstill.stages.models.isolation import choose_isolation, length_thresholds, packs, recorded
 from coldstill.stages.models.output_head import OutputHead, connect_head
 from coldstill.stages.models.rotary import scale_by_document
 from conftest import FAMILIES, VOCABULARY, make_model
 from dense import documents
+from refusals import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +63,7 @@ def load(family: str, attention: str) -> Any:
 
 @torch.no_grad()
 def hidden(model: Any, sequences: Sequences, way: Isolation) -> torch.Tensor:
-    inputs = model_inputs(sequences, way, model.dtype)
+    inputs = model_inputs(sequences, way, model.dtype, attention_windows(model.config))
     states: torch.Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
     return states
 
@@ -117,10 +113,27 @@ def test_the_explicit_mask_isolates_too(family: str, attention: str) -> None:
     expect_isolated(load(family, attention), "mask", packed())
 
 
-def test_a_sliding_window_shorter_than_the_sequence_is_kept() -> None:
-    model = make_model("mistral", VOCABULARY, sliding_window=8)
+@pytest.mark.parametrize("way", ["positions", "mask"])
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
+def test_a_sliding_window_shorter_than_the_sequence_is_kept(family: str, way: Isolation) -> None:
+    model = make_model(family, VOCABULARY, sliding_window=8)
     assert choose_isolation(model, VOCABULARY, LENGTH) == "positions"
-    expect_isolated(model, "positions", packed())
+    expect_isolated(model, way, packed())
+
+
+@pytest.mark.parametrize("window", [8, LENGTH + 1])
+@pytest.mark.parametrize(
+    "layers",
+    [["sliding_attention"] * 2, ["sliding_attention", "full_attention"], ["full_attention"] * 2],
+)
+def test_a_model_that_needs_a_mask_keeps_its_windows(window: int, layers: list[str]) -> None:
+    """Positions do not isolate documents in GPT-OSS, and its window is 128 tokens."""
+    model = make_model("gpt_oss", VOCABULARY, sliding_window=window, layer_types=layers,
+                       num_local_experts=2, num_experts_per_tok=1, head_dim=16)  # fmt: skip
+    assert choose_isolation(model, VOCABULARY, LENGTH) == "mask"
+    expect_isolated(model, "mask", packed())
+    with pytest.raises(AssertionError):
+        expect_isolated(model, "positions", packed())
 
 
 class Wrapped(torch.nn.Module):
@@ -173,10 +186,10 @@ def test_the_model_decides_how_documents_are_isolated(change: Any, way: Isolatio
     assert choose_isolation(model, VOCABULARY, LENGTH) == way
 
 
-def test_a_mask_that_would_replace_a_sliding_window_is_not_used() -> None:
+def test_a_mask_that_replaces_a_sliding_window_has_it() -> None:
     model = Wrapped(make_model("mistral", VOCABULARY), mask_alone)
-    assert choose_isolation(model, VOCABULARY, 64) == "mask"
-    assert choose_isolation(model, VOCABULARY, 65) == "single"
+    for length in (64, 65, 100):
+        assert choose_isolation(model, VOCABULARY, length) == "mask"
 
 
 def test_a_leak_below_the_rounding_of_other_kernels_is_found() -> None:
@@ -189,6 +202,48 @@ def test_a_leak_below_the_rounding_of_other_kernels_is_found() -> None:
 
     model = Leaking(make_model("llama", VOCABULARY), without())
     assert choose_isolation(model, VOCABULARY, LENGTH) == "single"
+
+
+class Amplifying(Wrapped):
+    """Amplifies rounding ten thousand times at the given share of its tokens."""
+
+    share = 0.25
+
+    def get_input_embeddings(self) -> Any:
+        return self.model.get_input_embeddings()
+
+    def forward(self, **inputs: Any) -> Any:
+        states = super().forward(**inputs).hidden_states[-1]
+        chosen = inputs["input_ids"][..., None] % 100 < 100 * self.share
+        factor = 1e4 if self.dtype == torch.float32 else 1e2
+        return SimpleNamespace(hidden_states=[torch.where(chosen, (factor * states).sin(), states)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_that_amplify_rounding_tell_nothing(dtype: torch.dtype) -> None:
+    """As some do in a real model of a few bits."""
+    model = make_model("llama", VOCABULARY).to(dtype)
+    assert choose_isolation(Amplifying(model, without()), VOCABULARY, LENGTH) == "positions"
+    assert choose_isolation(Amplifying(model, mask_alone), VOCABULARY, LENGTH) == "mask"
+    ignoring = Amplifying(model, without("position_ids", "attention_mask"))
+    assert choose_isolation(ignoring, VOCABULARY, LENGTH) == "single"
+    everywhere = Amplifying(model, without())
+    everywhere.share = 1.0
+    assert choose_isolation(everywhere, VOCABULARY, LENGTH) == "single"
+
+
+def test_a_lack_of_memory_is_not_a_property_of_the_model() -> None:
+    def short(inputs: dict[str, Any]) -> dict[str, Any]:
+        if inputs["input_ids"].numel() > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return inputs
+
+    model = Wrapped(make_model("llama", VOCABULARY), short)
+    line = refusal(choose_isolation, model, VOCABULARY, LENGTH, where="teacher.model")
+    assert line == (
+        "teacher.model: not enough memory on cpu to test how the model reads several texts; lower "
+        "corpus.sequence_length, or choose a smaller dtype or model"
+    )
 
 
 def test_a_recurrent_state_is_found() -> None:

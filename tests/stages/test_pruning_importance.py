@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from coldstill.data.prepared import TokenizedDocument, build_sequences
-from coldstill.stages.models.isolation import model_inputs
+from coldstill.stages.models.inputs import model_inputs
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.students.pruning.cutting import cut, kept_parts
 from coldstill.stages.students.pruning.importance import (

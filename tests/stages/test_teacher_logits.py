@@ -17,9 +17,9 @@ from coldstill.data.order import uniform
 from coldstill.data.schema import Block, Capture
 from coldstill.data.store.reader import open_store
 from coldstill.stages.capture.batches import batches_of, consecutive_batches
-from coldstill.stages.capture.forward import is_out_of_memory
 from coldstill.stages.capture.plan import chosen_rows, make_manifest
 from coldstill.stages.capture.shards import ShardQueue, Tally
+from coldstill.stages.models.device import is_out_of_memory
 from coldstill.stages.models.loading import load_model, load_tokenizer
 from coldstill.stages.teacher_logits import capture_split, is_captured
 from conftest import FAMILIES, VOCABULARY, make_model

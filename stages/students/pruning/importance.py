@@ -44,7 +44,6 @@ from safetensors.torch import save_file
 from ....data.files import whole_file
 from ....data.order import joined, regrouped
 from ...evaluation.quality import summed_loss
-from ...models.isolation import model_inputs
 from ...report import Report, Reporter, silent
 from .layers import skipped
 
@@ -174,11 +173,10 @@ def _run_layers(
     report: Reporter,
 ) -> None:
     """Run the model without its output head."""
-    done, device = 0, head.model.device
+    done = 0
     report(Report(stage=stage, total=len(sample), unit="sequences"))
     for block in batches:
-        inputs = model_inputs(block, sample.isolation, head.model.dtype)
-        head.hidden({name: tensor.to(device) for name, tensor in inputs.items()})
+        head.read(block, sample.isolation)
         done += len(block)
         report(Report(stage=stage, done=done, total=len(sample), step=len(block), unit="sequences"))
 
