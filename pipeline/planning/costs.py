@@ -85,11 +85,12 @@ def _training(
     if sizes is None:
         return None
     tokens = min(config.batch_tokens, config.micro_batch_tokens or config.batch_tokens)
+    columns = round(length * (1.0 + _READ * branches))  # branches are read behind the text
     return training_memory(
         sizes,
         config.precision,
-        round(tokens * (1.0 + _READ * branches)),
-        length,
+        sequences_in(tokens, length) * columns,
+        columns,
         frozen=lora is not None,
         adapters=0 if lora is None else adapter_parameters(sizes, lora.rank),
         checkpointing=config.gradient_checkpointing,

@@ -87,6 +87,17 @@ def test_stores_in_a_students_tokens_are_estimated_then_sampled_then_counted(
     assert partly["stores"]["train"] == counted["stores"]["train"]
 
 
+def test_a_student_that_reads_branches_needs_the_memory_of_longer_sequences(desk: Desk) -> None:
+    model_of(desk.root / "other", byte_pairs(PAIRS, end="</s>"), "</s>")
+    tables = ("", "objective.branches = 1", "objective.branches = 1\nretokenize.branches = 1")
+    add_students(desk, *(f'like = "small"\nmodel = "./other"\n{table}' for table in tables))
+    memory = facts(desk)["memory"]
+    plain, some, many = (memory[f"train-student {name}"] for name in "abc")
+    assert plain < some < many
+    # four times as many further columns: attention grows with the square of the width
+    assert many - plain > 4 * (some - plain) > 0
+
+
 def test_tokens_that_cannot_be_aligned_are_refused_by_a_plan(desk: Desk) -> None:
     tokenizer: Any = byte_pairs(PAIRS, end="</s>")
     tokenizer.decoder = None
