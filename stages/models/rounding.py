@@ -77,7 +77,9 @@ def _rounded_otherwise(model: Any) -> Iterator[None]:
 
     try:
         embedding = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # nothing shows what the model amplifies
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    if embedding is None:  # nothing shows what the model amplifies
         yield
         return
     handle = embedding.register_forward_hook(change)
