@@ -203,6 +203,27 @@ MUTANTS = (
         ("stages/test_isolation.py", "stages/test_branches.py"),
     ),
     Mutant(
+        "the masks of a teacher have no windows",
+        "stages/models/output_head.py",
+        "model.dtype, attention_windows(model.config))",
+        "model.dtype)",
+        ("stages/test_isolation.py",),
+    ),
+    Mutant(
+        "the masks of a training have no windows",
+        "stages/training/loop.py",
+        "windows=attention_windows(model.config)",
+        "windows={}",
+        ("stages/test_training.py",),
+    ),
+    Mutant(
+        "models whose layers read across masks learn from branches",
+        "stages/models/branching.py",
+        "and follows_masks(",
+        "or follows_masks(",
+        ("stages/test_branches.py",),
+    ),
+    Mutant(
         "position ids continue over documents",
         "stages/models/inputs.py",
         "np.arange(length) - starts[documents[row]]",
