@@ -177,8 +177,8 @@ MUTANTS = (
     Mutant(
         "the isolation mask shows the neighbouring documents",
         "stages/models/inputs.py",
-        "return same & torch.ones",
-        "return (same | True) & torch.ones",
+        "return same.logical_and_(",
+        "return (same | True).logical_and_(",
         ("stages/test_isolation.py",),
     ),
     Mutant(
@@ -198,8 +198,8 @@ MUTANTS = (
     Mutant(
         "a sliding window is one token too long",
         "stages/models/inputs.py",
-        "positions_BT[:, :, None] >= positions_BT[:, None] + window",
-        "positions_BT[:, :, None] > positions_BT[:, None] + window",
+        "positions_BT[:, :, None] < positions_BT[:, None] + window",
+        "positions_BT[:, :, None] <= positions_BT[:, None] + window",
         ("stages/test_isolation.py", "stages/test_branches.py"),
     ),
     Mutant(
