@@ -58,8 +58,8 @@ MUTANTS = (
     Mutant(
         "a word beside the text has the position of the token before it",
         "stages/models/branching.py",
-        'text["position_ids"][row_X, place_X] + 1 + within',
-        'text["position_ids"][row_X, place_X] + within',
+        "text.positions[row_X, place_X] + 1 + within",
+        "text.positions[row_X, place_X] + within",
         ("stages/test_branches.py",),
     ),
     Mutant(
