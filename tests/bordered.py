@@ -47,6 +47,9 @@ BORDERED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "llama yarn": ("llama", {**_LLAMA, "rope_parameters": _YARN}),
     "gemma3 window": ("gemma3_text", _WINDOW),
+    "gpt_oss window": (
+        "gpt_oss", {**_WINDOW, "num_local_experts": 2, "num_experts_per_tok": 1}
+    ),
     "gemma3 longrope in half the layers": (
         "gemma3_text",
         {**_WINDOW, "rope_parameters": {"sliding_attention": _PLAIN, "full_attention": _LONGROPE}},

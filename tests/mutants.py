@@ -58,8 +58,8 @@ MUTANTS = (
     Mutant(
         "a word beside the text has the position of the token before it",
         "stages/models/branching.py",
-        'text["position_ids"][row_X, place_X] + 1 + within',
-        'text["position_ids"][row_X, place_X] + within',
+        "text.positions[row_X, place_X] + 1 + within",
+        "text.positions[row_X, place_X] + within",
         ("stages/test_branches.py",),
     ),
     Mutant(
@@ -177,8 +177,8 @@ MUTANTS = (
     Mutant(
         "the isolation mask shows the neighbouring documents",
         "stages/models/inputs.py",
-        "return same & torch.ones",
-        "return (same | True) & torch.ones",
+        "return same.logical_and_(",
+        "return (same | True).logical_and_(",
         ("stages/test_isolation.py",),
     ),
     Mutant(
@@ -198,9 +198,30 @@ MUTANTS = (
     Mutant(
         "a sliding window is one token too long",
         "stages/models/inputs.py",
-        "positions_BT[:, :, None] >= positions_BT[:, None] + window",
-        "positions_BT[:, :, None] > positions_BT[:, None] + window",
+        "positions_BT[:, :, None] < positions_BT[:, None] + window",
+        "positions_BT[:, :, None] <= positions_BT[:, None] + window",
         ("stages/test_isolation.py", "stages/test_branches.py"),
+    ),
+    Mutant(
+        "the masks of a teacher have no windows",
+        "stages/models/output_head.py",
+        "model.dtype, attention_windows(model.config))",
+        "model.dtype)",
+        ("stages/test_isolation.py",),
+    ),
+    Mutant(
+        "the masks of a training have no windows",
+        "stages/training/loop.py",
+        "windows=attention_windows(model.config)",
+        "windows={}",
+        ("stages/test_training.py",),
+    ),
+    Mutant(
+        "models whose layers read across masks learn from branches",
+        "stages/models/branching.py",
+        "and follows_masks(",
+        "or follows_masks(",
+        ("stages/test_branches.py",),
     ),
     Mutant(
         "position ids continue over documents",

@@ -12,6 +12,7 @@ logits at every step in a batch are compared with its logits for one prompt alon
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -139,10 +140,10 @@ class _AnswerTrial:
 
     def _same(self, row: int, found_SV: torch.Tensor) -> bool:
         """Whether logits are those of a prompt alone, up to rounding and a constant shift."""
-        found, alone = _centred(found_SV), _centred(self._alone[row])
-        if not (found.isfinite().all() and alone.isfinite().all()):
+        alone_SV, again = self._alone[row], partial(self._compute_alone, row)
+        if not (found_SV.isfinite().all() and alone_SV.isfinite().all()):
             return True  # the capture reports it
-        return agree(found, alone, self._head.model, lambda: _centred(self._compute_alone(row)))
+        return agree(found_SV, alone_SV, self._head.model, again, logits=True)
 
     def _compute_alone(self, row: int) -> torch.Tensor:
         return self._logits(self._texts[row][:1], self._lengths[row : row + 1])[0]
@@ -159,10 +160,6 @@ class _AnswerTrial:
         forced = _ForcedTokens(next_NS.to(self._head.model.device), self._head.vocabulary)
         generate_greedily(self._head.model, prompts, steps, [forced], StoppingCriteriaList())
         return torch.stack(forced.logits, dim=1)
-
-
-def _centred(logits_SV: torch.Tensor) -> torch.Tensor:
-    return logits_SV - logits_SV.mean(1, keepdim=True)
 
 
 class _ForcedTokens(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped

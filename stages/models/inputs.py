@@ -67,7 +67,7 @@ class Columns:
         """[B, T, T] whether a token (second axis) sees another (third axis): it is in the same
         document and does not follow."""
         same = self.documents[:, :, None] == self.documents[:, None]
-        return same & torch.ones(same.shape[1:], dtype=torch.bool).tril()
+        return same.logical_and_(torch.ones(same.shape[1:], dtype=torch.bool).tril())
 
 
 def model_inputs(
@@ -106,15 +106,15 @@ def attention_masks(
     One mask for all layers, or one for each kind of layer if a window makes them differ.
     """
     length = seen_BTT.shape[-1]
+    shown, hidden = torch.tensor([0.0, torch.finfo(dtype).min], dtype=dtype)
     masks: dict[int | None, torch.Tensor] = {}
     shorter = {kind: w if w and w < length else None for kind, w in windows.items()}
     for window in dict.fromkeys(shorter.values()) or (None,):
-        blocked = ~seen_BTT
+        near = seen_BTT
         if window is not None:
             # tokens that are seen are of the same document, so positions give their distance
-            blocked |= positions_BT[:, :, None] >= positions_BT[:, None] + window
-        mask = torch.zeros(blocked.shape, dtype=dtype)
-        masks[window] = mask.masked_fill_(blocked, torch.finfo(dtype).min)[:, None]
+            near = near & (positions_BT[:, :, None] < positions_BT[:, None] + window)
+        masks[window] = torch.where(near, shown, hidden)[:, None]
     if len(masks) == 1:
         return masks.popitem()[1]
     return {kind: masks[window] for kind, window in shorter.items()}

@@ -131,6 +131,12 @@ def choose_isolation(
     return "alone"
 
 
+def follows_masks(model: Any, vocabulary: int, sequence_length: int, where: str) -> bool:
+    """Whether explicit masks keep the documents of a sequence apart."""
+    trial = _Trial(model, vocabulary, sequence_length, where)
+    return trial.runs() and trial.holds("mask")
+
+
 def student_isolation(
     model: Any, store: StoreReader, where: str, report: Reporter = silent
 ) -> Isolation:

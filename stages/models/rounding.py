@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 ROUNDING = 1e-4
 """Usual difference between batches of different shapes, relative to the norm of a position."""
 HALF_ROUNDING = 5e-2
-"""Usual difference in half precision, relative to the largest number of a document."""
+"""Usual difference in half precision, relative to the largest number of a document; of logits,
+relative to the norm of a position."""
 NOISE = 4
 """Factor by which a real difference exceeds the measured effect of rounding."""
 
@@ -29,19 +30,31 @@ def agree(
     wanted_TD: torch.Tensor,
     model: Any,
     again: Callable[[], torch.Tensor],
+    *,
+    logits: bool = False,
 ) -> bool:
     """Whether states differ by rounding alone.
 
-    again  computes `wanted_TD` once more. It is called if the states differ by more than usual.
+    again   computes `wanted_TD` once more. It is called if the states differ by more than usual.
+    logits  whether they are logits: those of all positions have about one size, and a constant
+            shift is no difference
     """
     if torch.equal(found_TD, wanted_TD):
         return True
-    usual = ROUNDING if model.dtype == torch.float32 else HALF_ROUNDING
-    found_T = _distances(found_TD, wanted_TD, model.dtype)
+    exact = model.dtype == torch.float32
+    usual = ROUNDING if exact else HALF_ROUNDING
+
+    def distances(states_TD: torch.Tensor) -> torch.Tensor:
+        pair = [states_TD, wanted_TD]
+        if logits:
+            pair = [each - each.mean(1, keepdim=True) for each in pair]
+        return _distances(*pair, by_position=exact or logits)
+
+    found_T = distances(found_TD)
     if bool((found_T <= usual).all()):
         return True
     with _rounded_otherwise(model):
-        noise_T = _distances(again(), wanted_TD, model.dtype)
+        noise_T = distances(again())
     # a model that amplifies rounding everywhere cannot be tested
     tested = (noise_T <= usual).double().mean() >= 0.5
     return bool(tested and (found_T <= (NOISE * noise_T).clamp(min=usual)).all())
@@ -51,13 +64,15 @@ def relative_distance(found_TD: torch.Tensor, wanted_TD: torch.Tensor) -> float:
     """Distance at the position that differs most, relative to the norm of that position."""
     if torch.equal(found_TD, wanted_TD):
         return 0.0
-    return float(_distances(found_TD, wanted_TD, torch.float32).max())
+    return float(_distances(found_TD, wanted_TD, by_position=True).max())
 
 
-def _distances(found_TD: torch.Tensor, wanted_TD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[T] how far the states of a model of this dtype differ at each position."""
+def _distances(
+    found_TD: torch.Tensor, wanted_TD: torch.Tensor, *, by_position: bool
+) -> torch.Tensor:
+    """[T] how far states differ, relative to the position or to the whole document."""
     difference_TD = found_TD - wanted_TD
-    if dtype == torch.float32:
+    if by_position:
         norm = torch.linalg.vector_norm
         distance_T, size = norm(difference_TD, dim=1), norm(wanted_TD, dim=1)
     else:
@@ -77,7 +92,9 @@ def _rounded_otherwise(model: Any) -> Iterator[None]:
 
     try:
         embedding = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # nothing shows what the model amplifies
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    if embedding is None:  # nothing shows what the model amplifies
         yield
         return
     handle = embedding.register_forward_hook(change)

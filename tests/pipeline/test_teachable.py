@@ -59,14 +59,17 @@ def test_what_the_store_will_not_support_is_refused_before_it_is_made(
         assert line.startswith(f"error: students.a.{message}"), command
 
 
-def test_branches_for_a_recurrent_student_are_refused_before_the_teacher_works(desk: Desk) -> None:
-    model_of(desk.root / "other", byte_pairs(PAIRS, end="</s>"), "</s>", "mamba")
+@pytest.mark.parametrize("family", ["mamba", "lfm2"])
+def test_branches_for_a_recurrent_student_are_refused_before_the_teacher_works(
+    desk: Desk, family: str
+) -> None:
+    model_of(desk.root / "other", byte_pairs(PAIRS, end="</s>"), "</s>", family)
     table = "objective = { kl = 1.0, branches = 1.0 }"
     add_students(desk, f'like = "small"\nmodel = "./other"\n{table}')
     for command in COMMANDS:
         line = desk.refused(command, "r.toml", "--set", "corpus.pack=false")
         assert line == (
-            "error: students.a.objective: a 'mamba' model does not read branches as it reads a "
+            f"error: students.a.objective: a {family!r} model does not read branches as it reads a "
             "text, so it cannot learn from them; take branches out of the objective"
         )
     desk.edit(table, "objective = { kl = 1.0 }")

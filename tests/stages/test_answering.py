@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from bordered import VOCABULARY, bordered
 from coldstill.data.errors import ColdstillError
 from coldstill.data.prepared import TokenizedDocument, build_sequences
@@ -17,6 +19,7 @@ from coldstill.stages.capture.generate import answer, answered_together, choose_
 from coldstill.stages.config import CorpusConfig, GenerateConfig
 from coldstill.stages.models.output_head import connect_head
 from coldstill.stages.models.rotary import scale_by_document
+from coldstill.stages.models.rounding import agree
 from coldstill.stages.prepare_corpus import prepare_corpus
 from coldstill.stages.teacher_logits import capture_split
 from conftest import sentences
@@ -100,6 +103,20 @@ def test_a_model_that_cannot_generate_is_refused_in_one_line(
     message = r"^teacher\.model: transformers cannot generate answers: no cache of this kind; take "
     with pytest.raises(ColdstillError, match=message):
         choose_answering(connect_head(model, VOCABULARY), LENGTH, "teacher.model")
+
+
+def test_logits_of_half_precision_are_measured_at_each_position() -> None:
+    """A few may be rounded by more than the largest one allows, as in a deep Mamba; and where all
+    are small, a difference between them is no rounding of the large ones elsewhere."""
+    model = SimpleNamespace(dtype=torch.bfloat16)
+    wanted_SV = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    wanted_SV[0] *= 0.01
+    few_SV, other_SV = wanted_SV + 3.0, wanted_SV.clone()  # a shift changes no probability
+    few_SV[1:, 0] += 0.5
+    other_SV[0] = wanted_SV[0].flip(0)
+    for found_SV, same in ((few_SV, True), (other_SV, False)):
+        assert agree(found_SV, wanted_SV, model, wanted_SV.clone, logits=True) is same
+        assert agree(found_SV, wanted_SV, model, wanted_SV.clone) is not same
 
 
 def test_a_capture_that_stops_while_the_teacher_answers_loses_only_that_batch(

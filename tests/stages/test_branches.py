@@ -294,6 +294,29 @@ def test_models_that_read_branches_otherwise_are_refused(
     assert not said or (said.startswith(" (") and said.endswith(")") and len(said) > 5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_leak_that_could_be_rounding_is_found(dtype: torch.dtype) -> None:
+    """A new model may show little of what it will do after training."""
+    model = make_model("lfm2", VOCABULARY, layer_types=["conv", "full_attention"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(0.1 if dtype == torch.float32 else 0.5)
+    line = refusal(expect_branching, connect_head(model.to(dtype), VOCABULARY), LENGTH, "s")
+    assert line.startswith("s: a 'lfm2' model does not read branches as it reads a text")
+
+
+def test_a_lack_of_memory_says_nothing_of_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = connect_head(make_model("llama", VOCABULARY), VOCABULARY)
+
+    def short(*inputs: Any, **_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(output_head.OutputHead, "hidden", short)
+    line = refusal(expect_branching, head, LENGTH, "students.a.objective")
+    assert line.startswith("students.a.objective: not enough memory on cpu to test how the model")
+
+
 @pytest.mark.parametrize(
     ("family", "settings"),
     [

@@ -283,6 +283,7 @@ ACROSS = [[5, 30, 9], [20, 17, 11], [3], [48], [16, 15], [17, 2, 16], [2, 4], [4
 """Document lengths of each sequence, below, at and above the threshold."""
 CAPTURE = Capture(head=4, tail=0)
 EXPECTED = {
+    "gpt_oss window": "mask",
     "llama4 queries scaled by place": "single",  # by the position in the sequence
     "bloom": "single",  # its attention bias uses positions of the sequence
     "rwkv": "single",
@@ -409,6 +410,23 @@ def test_a_model_that_sees_the_future_is_refused() -> None:
 
     with pytest.raises(ColdstillError, match=r"^teacher\.model: a 'llama' model sees the tokens"):
         choose_isolation(Seeing(), BORDERED_VOCABULARY, LENGTH, where="teacher.model")
+
+
+def test_a_model_without_embeddings_of_tokens_that_sees_the_future_is_refused() -> None:
+    """Nothing shows what the model amplifies, so the usual limit holds."""
+
+    class Seeing(Wrapped):
+        def get_input_embeddings(self) -> None:
+            return None
+
+        def forward(self, **inputs: Any) -> Any:
+            output = super().forward(**inputs)
+            output.logits = output.logits + output.logits.mean(1, keepdim=True)
+            return output
+
+    model = Seeing(make_model("llama", VOCABULARY), without())
+    line = refusal(choose_isolation, model, VOCABULARY, LENGTH)
+    assert line.startswith("model: a 'llama' model sees the tokens that it is to predict")
 
 
 def test_a_model_that_remembers_long_texts_is_refused() -> None:

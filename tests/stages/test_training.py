@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,16 @@ import pytest
 import torch
 from coldstill.data.errors import ColdstillError, DamageError
 from coldstill.data.schema import Capture
+from coldstill.stages.models.output_head import connect_head
+from coldstill.stages.report import silent
 from coldstill.stages.training.checkpoints import last_whole_checkpoint
 from coldstill.stages.training.feed import StoreDataset
-from coldstill.stages.training.loop import StoreTrainer
+from coldstill.stages.training.loop import StoreTrainer, train
+from conftest import VOCABULARY, make_model
 from safetensors.torch import load_file, save_file
 from small_runs import CLOCKS, LENGTH, SmallCorpus, capture_store
 from small_students import KilledError, killed_at
-from small_trainings import lines, read_metrics, spoiled, train_small
+from small_trainings import lines, read_metrics, small_job, spoiled, train_small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,6 +173,23 @@ def test_every_sequence_is_seen_once_per_epoch_in_shuffled_order(
         assert sorted(epoch) == list(range(len(store)))
         assert epoch != sorted(epoch)
     assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_mask_gives_the_training_without_it_also_in_layers_with_a_window(
+    checkpointing: bool, store: StoreReader, tmp_path: Path
+) -> None:
+    found = []
+    for isolation in ("positions", "mask"):
+        model = make_model("gemma3_text", VOCABULARY, sliding_window=6,
+                           layer_types=["sliding_attention", "full_attention"])  # fmt: skip
+        job = small_job(store, tmp_path / isolation, steps=2, learning_rate=1e-3,
+                        gradient_checkpointing=checkpointing,
+                        trainer={"dataloader_num_workers": 1})  # fmt: skip
+        head = connect_head(model, VOCABULARY)
+        train(replace(job, head=head, isolation=isolation), silent)
+        found.append([line[name] for line in lines(job.folder) for name in ("kl", "grad_norm")])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_an_error_in_a_reading_process_is_one_line_too(
