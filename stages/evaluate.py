@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..data.schema import Block
     from ..data.store.reader import StoreReader
     from .evaluation.speed import GenerationSpeed
-    from .models.isolation import Isolation
+    from .models.inputs import Isolation
     from .models.output_head import OutputHead
 
 STAGE = "evaluate"

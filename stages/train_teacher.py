@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ..data.prepared import SequenceFile
     from .config import ArchitectureConfig, LoraConfig, TrainConfig
     from .evaluation.quality import Heldout
-    from .models.isolation import Isolation
+    from .models.inputs import Isolation
     from .models.output_head import OutputHead
 
 STAGE = "train-teacher"

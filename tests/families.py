@@ -55,7 +55,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coldstill.stages.models.isolation import Isolation
+    from coldstill.stages.models.inputs import Isolation
 
 FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 STEPS = ("plan", "build", "capture", "student", "lora", "layers", "prune", *FORMATS)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ...stages.capture.plan import CapturePlan
     from ...stages.capture.teacher import AnyTeacher
     from ...stages.interruption import Interruption
-    from ...stages.models.isolation import Isolation
+    from ...stages.models.inputs import Isolation
     from ..recipe.work import Work
 
 

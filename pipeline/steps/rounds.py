@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...data.prepared import CorpusRecord
     from ...stages.capture.plan import CapturePlan
     from ...stages.interruption import Interruption
-    from ...stages.models.isolation import Isolation
+    from ...stages.models.inputs import Isolation
     from ...stages.students.rounds.writing import Manuscript
     from ..recipe.run_folder import TextFolder
     from ..recipe.work import Work

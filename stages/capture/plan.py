@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...data.store.manifest import TeacherIdentity
     from ...data.store.provenance import Writing
     from ..config import GenerateConfig
-    from ..models.isolation import Isolation
+    from ..models.inputs import Isolation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ...data.store.reader import StoreReader
     from ..config import ServerOptions
     from ..models.engines.server import Listed, Served
-    from ..models.isolation import Isolation
+    from ..models.inputs import Isolation
     from .plan import CapturePlan
 
 _GRACE = 10.0

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ...data.schema import Sequences
     from ..models.engines.engine import Engine
-    from ..models.isolation import Isolation
+    from ..models.inputs import Isolation
     from ..models.output_head import OutputHead
     from .generate import Answering
     from .plan import CapturePlan

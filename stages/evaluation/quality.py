@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ...data.prepared import SequenceFile
     from ...data.schema import Sequences
-    from ..models.isolation import Isolation
+    from ..models.inputs import Isolation
     from ..models.output_head import OutputHead
 
 ECE_BINS = 21

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ...data.schema import Sequences
     from ..models.device import PeakMemory
-    from ..models.isolation import Isolation
+    from ..models.inputs import Isolation
     from ..models.output_head import OutputHead
 
     Step = Callable[[NDArray[np.int64], Any], Any]

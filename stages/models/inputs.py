@@ -7,7 +7,7 @@ window has the window, too. It is measured in positions, which restart at each d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.schema import Sequences
-    from .isolation import Isolation
+
+Isolation = Literal["positions", "mask", "single", "alone", "documents"]
+"""How documents are kept apart.
+
+`positions` and `mask` isolate documents that share a sequence. `single` means one document per
+sequence, `alone` one document per forward pass. `documents` means that an engine takes each
+document by itself.
+"""
 
 NO_WINDOWS: Mapping[str, int | None] = {}
 _SLIDING = "sliding_attention"

@@ -30,20 +30,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...data.store.reader import StoreReader
+    from .inputs import Isolation
 
     Document = NDArray[np.int64]
     Rows = list[list[Document]]
     """The documents of each sequence of a batch."""
     States = list[list[torch.Tensor]]
     """`[T, D]` hidden states of each document of each sequence."""
-
-Isolation = Literal["positions", "mask", "single", "alone", "documents"]
-"""How documents are kept apart.
-
-`positions` and `mask` isolate documents that share a sequence. `single` means one document per
-sequence, `alone` one document per forward pass. `documents` means that an engine takes each
-document by itself.
-"""
 
 
 def packs(isolation: Isolation) -> bool:

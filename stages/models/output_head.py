@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ...data.schema import Sequences
-    from .isolation import Isolation
+    from .inputs import Isolation
 
 _ANOTHER = "choose another model"
 _DEVICE_SHARE = 128

@@ -18,7 +18,7 @@ from ..targets.tensors import TargetTensors
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ..models.isolation import Isolation
+    from ..models.inputs import Isolation
 
 Rows = tuple[Block, ...]
 """The same sequences with the targets of each teacher; the first teacher leads."""

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from ...data.schema import Capture
     from ..config import TrainConfig
-    from ..models.isolation import Isolation
+    from ..models.inputs import Isolation
     from ..models.output_head import OutputHead
     from .batch import Batch
     from .chunked_loss import Term

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coldstill.data.schema import Sequences
-    from coldstill.stages.models.isolation import Isolation
+    from coldstill.stages.models.inputs import Isolation
     from coldstill.stages.report import Report
 
 LENGTH = 48

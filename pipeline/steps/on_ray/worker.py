@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ....data.prepared import Split
     from ....stages.capture.plan import CapturePlan
-    from ....stages.models.isolation import Isolation
+    from ....stages.models.inputs import Isolation
     from ....stages.report import Report
     from ...recipe.work import Work
     from ..capture import CheckedTeacher

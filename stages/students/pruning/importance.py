@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from ....data.schema import Block, Sequences
     from ....data.store.reader import StoreReader
-    from ...models.isolation import Isolation
+    from ...models.inputs import Isolation
     from ...models.output_head import OutputHead
     from .anatomy import Anatomy
 
