@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 UNPACKED = frozenset(
     {
         "bailing_hybrid", "bamba", "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small",
-        "bloom", "camembert", "data2vec-text", "deepseek_v4", "falcon_h1", "falcon_mamba",
-        "granitemoehybrid", "inkling2_loop_text", "inkling2_text", "inkling_text", "jamba",
-        "kimi_linear", "lara_mini", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "marian",
-        "mbart", "minimax", "mvp", "nemotron_h", "olmo_hybrid", "openai-gpt", "pegasus", "plbart",
-        "prophetnet", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "qwen4_exp_text",
-        "recurrent_gemma", "roberta", "roberta-prelayernorm", "rwkv", "trocr", "xlm", "xlm-roberta",
-        "xlm-roberta-xl", "xlstm", "xmod", "zamba2", "zaya",
+        "bloom", "camembert", "data2vec-text", "falcon_h1", "falcon_mamba", "granitemoehybrid",
+        "inkling2_loop_text", "inkling2_text", "inkling_text", "jamba", "kimi_linear", "lara_mini",
+        "lfm3", "mamba", "mamba2", "marian", "mbart", "minimax", "mvp", "nemotron_h", "olmo_hybrid",
+        "openai-gpt", "pegasus", "plbart", "prophetnet", "qwen3_5_moe_text", "qwen3_5_text",
+        "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "roberta", "roberta-prelayernorm",
+        "rwkv", "trocr", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlstm", "xmod", "zamba2", "zaya",
     }
 )  # fmt: skip
 """Families that cannot isolate documents of one sequence: recurrent ones, and ones that count
-positions differently. The list warns before a teacher packs a store that no such student could
-use, or works for one that is to learn from branches; training itself tests the model
-(`isolation.py`, `branching.py`)."""
+positions differently. Families of which some models can, such as LFM2 without convolutions, are not
+listed. The list warns before a teacher packs a store that no such student could use, or works for
+one that is to learn from branches; training itself tests the model (`isolation.py`,
+`branching.py`)."""
 
 
 def without_branches(family: str, where: str, why: str = "") -> ColdstillError:

@@ -59,7 +59,7 @@ def test_what_the_store_will_not_support_is_refused_before_it_is_made(
         assert line.startswith(f"error: students.a.{message}"), command
 
 
-@pytest.mark.parametrize("family", ["mamba", "lfm2"])
+@pytest.mark.parametrize("family", ["mamba", "lfm3"])
 def test_branches_for_a_recurrent_student_are_refused_before_the_teacher_works(
     desk: Desk, family: str
 ) -> None:
