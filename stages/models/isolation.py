@@ -97,8 +97,8 @@ def choose_isolation(
     together  whether documents share sequences; if not, only `single` and `alone` are tested
 
     Raises
-        ColdstillError: the model sees the tokens that it is to predict, or its output depends on
-            earlier calls
+        ColdstillError: the model sees the tokens that it is to predict, its output depends on
+            earlier calls, or memory runs out
     """
     kind = model.config.model_type
     for scaling, threshold in scale_by_document(model).items():
