@@ -36,8 +36,8 @@ def agree(
     """Whether states differ by rounding alone.
 
     again   computes `wanted_TD` once more. It is called if the states differ by more than usual.
-    logits  whether they are logits: those of all positions have about one size, and a constant
-            shift is no difference
+    logits  whether they are logits. Then each position is compared by its own size, and a constant
+            shift does not count
     """
     if torch.equal(found_TD, wanted_TD):
         return True

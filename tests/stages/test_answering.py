@@ -106,8 +106,8 @@ def test_a_model_that_cannot_generate_is_refused_in_one_line(
 
 
 def test_logits_of_half_precision_are_measured_at_each_position() -> None:
-    """A few may be rounded by more than the largest one allows, as in a deep Mamba; and where all
-    are small, a difference between them is no rounding of the large ones elsewhere."""
+    """A few logits may be rounded by more than a share of the largest one, as in a deep Mamba. A
+    position with small logits must not be judged by the large logits of another position."""
     model = SimpleNamespace(dtype=torch.bfloat16)
     wanted_SV = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
     wanted_SV[0] *= 0.01
