@@ -17,7 +17,7 @@ from ...data.errors import ColdstillError, first_line
 from ...data.order import uniform
 from ..models.device import is_out_of_memory
 from ..models.engines.engine import states_of
-from ..models.inputs import flat_positions, map_inputs
+from ..models.inputs import flat_positions, inputs_on, map_inputs
 from ..report import Report, Reporter, silent
 from ..targets.tensors import TargetTensors
 from .selection import select
@@ -126,8 +126,7 @@ class ChunkedForward:
             if not len(hidden_MD):  # an engine that was asked nothing does not know D
                 hidden_MD = hidden_MD.new_zeros(0, head.width)
             return hidden_MD.to(head.device, head.model.dtype, non_blocking=True)
-        device = head.input_device
-        inputs = map_inputs(batch.inputs, lambda each: each.to(device, non_blocking=True))
+        inputs = inputs_on(head.input_device, batch.inputs, non_blocking=True)
         states = head.hidden(inputs).flatten(0, 1)
         positions = batch.positions.to(states.device, non_blocking=True)
         return states[positions].to(head.device)

@@ -16,7 +16,7 @@ from torch import distributed
 from ...data.errors import ColdstillError
 from ..models.device import best_device
 from ..models.engines import ENGINES
-from ..models.inputs import map_inputs
+from ..models.inputs import inputs_on
 from ..models.isolation import choose_isolation
 from ..models.loading import load_config, load_head, load_model
 from ..models.output_head import connect_head
@@ -130,7 +130,7 @@ class Teacher:
                 return
             inputs = inputs_of(received[0])
             with torch.no_grad():
-                self.head.hidden(map_inputs(inputs, lambda t: t.to(self.head.input_device)))
+                self.head.hidden(inputs_on(self.head.input_device, inputs))
 
 
 AnyTeacher = Teacher | ServedTeacher

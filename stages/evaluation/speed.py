@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..models.device import describe_machine, peak_memory
-from ..models.inputs import map_inputs
+from ..models.inputs import inputs_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ def forward_speed(
     limit  seconds after which no further pass starts
     """
     device = head.model.device
-    inputs = map_inputs(head.inputs(sequences, isolation), lambda tensor: tensor.to(device))
+    inputs = inputs_on(device, head.inputs(sequences, isolation))
     count = inputs["input_ids"].numel()
     seconds: list[float] = []
     with peak_memory(device) as memory:

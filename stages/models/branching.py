@@ -20,7 +20,7 @@ from ...data.errors import ColdstillError, first_line
 from ...data.prepared import TokenizedDocument, build_sequences
 from ...data.ragged import Ragged, places_in
 from .device import enough_memory
-from .inputs import NO_WINDOWS, Columns, attention_masks, attention_windows, map_inputs
+from .inputs import NO_WINDOWS, Columns, attention_masks, attention_windows, inputs_on
 from .isolation import follows_masks, length_thresholds
 from .loading import context_length
 from .model_files import without_branches
@@ -189,5 +189,4 @@ def _states_alone(head: OutputHead, tokens_T: NDArray[np.int64], places: slice) 
 
 @torch.no_grad()
 def _states(head: OutputHead, inputs: dict[str, Any]) -> torch.Tensor:
-    device = head.model.device
-    return head.hidden(map_inputs(inputs, lambda tensor: tensor.to(device))).float()
+    return head.hidden(inputs_on(head.model.device, inputs)).float()

@@ -141,3 +141,10 @@ def map_inputs(
         name: map_inputs(each, change) if isinstance(each, dict) else change(each)
         for name, each in inputs.items()
     }
+
+
+def inputs_on(
+    device: torch.device, inputs: Mapping[str, Any], *, non_blocking: bool = False
+) -> dict[str, Any]:
+    """A model's inputs on a device."""
+    return map_inputs(inputs, lambda tensor: tensor.to(device, non_blocking=non_blocking))

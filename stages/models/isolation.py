@@ -1,12 +1,12 @@
-"""Model inputs that keep the documents of a sequence or a batch from influencing each other.
+"""Which inputs keep the documents of a sequence or a batch from influencing each other in a model.
 
 The record of a document must be what the teacher computes for that document alone. Position ids
 that restart at each document, without an attention mask, make transformers isolate packed documents
 by itself, but only with `use_cache=False`: with the cache on, the same call leaks silently. Some
 models follow only an explicit 4-d mask, recurrent models follow neither, and in a few models a long
-document changes all documents of its batch. So each model is tested: the
-hidden states of documents in a batch must equal those of each document alone, also for documents
-that cross a length at which the model changes (a sliding window, a scaled rotary embedding).
+document changes all documents of its batch. So each model is tested: the hidden states of documents
+in a batch must equal those of each document alone, also for documents that cross a length at which
+the model changes (a sliding window, a scaled rotary embedding).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...data.errors import ColdstillError
 from ...data.prepared import TokenizedDocument, build_sequences
 from ..report import Report, Reporter, silent
 from .device import enough_memory
-from .inputs import attention_windows, map_inputs, model_inputs
+from .inputs import attention_windows, inputs_on, model_inputs
 from .rotary import scale_by_document
 from .rounding import HALF_ROUNDING, NOISE, ROUNDING, agree, relative_distance
 
@@ -305,7 +305,7 @@ class _Trial:
 
     def _states_of(self, inputs: dict[str, Any]) -> torch.Tensor:
         model = self._model
-        inputs = map_inputs(inputs, lambda tensor: tensor.to(model.device))
+        inputs = inputs_on(model.device, inputs)
         base = getattr(model, "base_model", model)
         if base is not model:
             states = getattr(base(**inputs, use_cache=False), "last_hidden_state", None)

@@ -20,7 +20,7 @@ from ...data.errors import ColdstillError
 from ..libraries import asking
 from ..report import Report, Reporter, silent
 from .chunk_size import CHUNK_ELEMENTS, chunk_rows
-from .inputs import attention_windows, map_inputs, model_inputs
+from .inputs import attention_windows, inputs_on, model_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -109,9 +109,7 @@ class OutputHead:
 
     def read(self, sequences: Sequences, isolation: Isolation) -> torch.Tensor:
         """`hidden` of some sequences, on the model's device."""
-        device = self.model.device
-        inputs = self.inputs(sequences, isolation)
-        return self.hidden(map_inputs(inputs, lambda tensor: tensor.to(device)))
+        return self.hidden(inputs_on(self.model.device, self.inputs(sequences, isolation)))
 
     def _one_by_one(self, ids_BT: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         width = ids_BT.shape[1]
